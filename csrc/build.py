@@ -1,0 +1,36 @@
+"""Build instructions of the extension module `shardmem._native` for cffi's API mode.
+
+The text that cffi parses is the public header itself: a second copy would drift. cffi takes neither include
+guards nor other preprocessor lines except integer `#define`s, so those are all that is left out.
+"""
+import os
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).parent
+SOURCES = ["hash.c", "lease.c", "park.c", "points.c", "supervisor.c", "observer.c", "producer.c", "worker.c", "fastcall.c"]
+
+
+def declarations(header: str) -> str:
+    """The C declarations of `header`, with its integer constants."""
+    kept = []
+    for line in header.splitlines():
+        words = line.split()
+        if line.startswith("#") and not (len(words) == 3 and words[0] == "#define" and words[2].isdigit()):
+            continue
+        kept.append(line)
+    return "\n".join(kept)
+
+
+ffi = FFI()
+ffi.cdef(declarations((HERE / "shardmem.h").read_text()))
+ffi.set_source(
+    "shardmem._native",
+    '#include "shardmem.h"',
+    sources=[os.path.join("csrc", name) for name in SOURCES],
+    depends=[os.path.join("csrc", name) for name in ("shardmem.h", "layout.h", "internal.h", "points.h", "build.py")],
+    include_dirs=["csrc"],
+    extra_compile_args=["-std=gnu11", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter",
+                        "-Wno-missing-field-initializers"],
+)

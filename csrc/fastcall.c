@@ -1,0 +1,343 @@
+/* role: none
+ * The calls that a program makes once per event. cffi's call costs about 120 ns and gives up the interpreter's
+ * lock, which beside a busy thread costs microseconds; METH_FASTCALL costs a quarter of it and keeps the lock.
+ * These functions never wait and never run Python code between borrowing a pointer and the last use of it; all
+ * that is not the plain case (other types, a full lane, a fork, keywords) goes to a Python callable.
+ *
+ * They live in the same extension module as cffi's functions, and like those in CPython's limited API (3.10).
+ */
+#define Py_LIMITED_API 0x030a0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "internal.h"
+
+typedef struct {
+    PyObject_HEAD
+    sm_sender *sender; /* NULL: closed, everything takes the slow way */
+    PyObject *slow;    /* called with what push was called with */
+} Pusher;
+
+static void lock_sender(sm_sender *s)
+{
+    if (likely(sm_sender_trylock(s)))
+        return;
+    /* the holder may be a send that needs no interpreter's lock; but a push that waits for one must not hold it */
+    PyThreadState *state = PyEval_SaveThread();
+    sm_sender_lock(s);
+    PyEval_RestoreThread(state);
+}
+
+/* 1: e->key... filled. 0: not a plain key, or an error that the slow way will repeat and explain */
+static int plain_key(PyObject *key, sm_event *e)
+{
+    PyTypeObject *type = Py_TYPE(key);
+    if (type == &PyLong_Type) {
+        int overflow;
+        long long value = PyLong_AsLongLongAndOverflow(key, &overflow);
+        e->meta = (uint32_t)SM_KEY_INT << 30;
+        e->key = (uint64_t)value;
+        if (likely(!overflow))
+            return 1;
+        e->key = PyLong_AsUnsignedLongLong(key);
+        e->meta |= SM_META_UNSIGNED;
+        if (overflow > 0 && !PyErr_Occurred())
+            return 1;
+        PyErr_Clear();
+        return 0;
+    }
+    Py_ssize_t length;
+    uint32_t kind;
+    if (type == &PyUnicode_Type) {
+        kind = SM_KEY_STR;
+        e->key_bytes = (const uint8_t *)PyUnicode_AsUTF8AndSize(key, &length);
+        if (!e->key_bytes) {
+            PyErr_Clear();
+            return 0;
+        }
+    } else if (type == &PyBytes_Type) {
+        kind = SM_KEY_BYTES;
+        char *bytes;
+        PyBytes_AsStringAndSize(key, &bytes, &length);
+        e->key_bytes = (const uint8_t *)bytes;
+    } else {
+        e->meta = e->key = 0;
+        return key == Py_None;
+    }
+    if ((uint64_t)length >= SM_META_UNSIGNED)
+        return 0;
+    e->key = sm_hash_bytes(e->key_bytes, (uint64_t)length);
+    e->meta = kind << 30 | (uint32_t)length;
+    return 1;
+}
+
+static int plain_payload(PyObject *payload, sm_event *e)
+{
+    char *bytes;
+    Py_ssize_t length;
+    if (Py_TYPE(payload) == &PyBytes_Type) {
+        PyBytes_AsStringAndSize(payload, &bytes, &length);
+    } else if (Py_TYPE(payload) == &PyByteArray_Type) {
+        bytes = PyByteArray_AsString(payload);
+        length = PyByteArray_Size(payload);
+    } else {
+        return 0;
+    }
+    if ((uint64_t)length > UINT32_MAX / 2)
+        return 0;
+    e->payload = (const uint8_t *)bytes;
+    e->length = (uint32_t)length;
+    return 1;
+}
+
+static PyObject *call_slow(PyObject *callable, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    Py_ssize_t named = names ? PyTuple_Size(names) : 0;
+    PyObject *positional = PyTuple_New(n), *keywords = named ? PyDict_New() : NULL, *result = NULL;
+    if (!positional || (named && !keywords))
+        goto done;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        Py_INCREF(args[i]);
+        PyTuple_SetItem(positional, i, args[i]);
+    }
+    for (Py_ssize_t i = 0; i < named; i++)
+        if (PyDict_SetItem(keywords, PyTuple_GetItem(names, i), args[n + i]) < 0)
+            goto done;
+    result = PyObject_Call(callable, positional, keywords);
+done:
+    Py_XDECREF(positional);
+    Py_XDECREF(keywords);
+    return result;
+}
+
+static PyObject *pusher_push(Pusher *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    sm_event e;
+    uint32_t shard;
+    if (likely(n == 2 && !names && self->sender && plain_key(args[0], &e))) {
+        lock_sender(self->sender); /* may let other threads run: the payload is looked at after it */
+        int status = plain_payload(args[1], &e) ? sm_push_one(self->sender, &e, &shard) : SM_TOO_LARGE;
+        sm_sender_unlock(self->sender);
+        if (likely(status == SM_OK))
+            Py_RETURN_TRUE;
+    }
+    return call_slow(self->slow, args, n, names);
+}
+
+static PyObject *item_of(PyObject *list, Py_ssize_t i) { return PyList_GetItem(list, i); } /* borrowed */
+
+/* (status, chunk, next, pending as uint32 bytes, shard, accepted) */
+static PyObject *cursor_state(int status, const sm_cursor *c)
+{
+    return Py_BuildValue("iKKy#IK", status, (unsigned long long)c->chunk, (unsigned long long)c->next,
+                         (const char *)c->pending, (Py_ssize_t)(c->pending_count * sizeof *c->pending),
+                         (unsigned int)c->shard, (unsigned long long)c->accepted);
+}
+
+/*
+ * push_many(keys, payloads): two lists of equal length, checked by the caller. None when all is accepted, else
+ * the state above. SM_TOO_LARGE with next = the offending index means that some event is not plain (or too
+ * large); nothing was accepted then.
+ */
+static PyObject *pusher_push_many(Pusher *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    sm_cursor c;
+    c.chunk = c.next = c.accepted = c.pending_count = c.shard = 0;
+    if (nargs != 2 || !PyList_Check(args[0]) || !PyList_Check(args[1]))
+        return PyErr_Format(PyExc_TypeError, "push_many takes two lists");
+    if (!self->sender)
+        return cursor_state(SM_CLOSED, &c);
+    PyObject *keys = args[0], *payloads = args[1];
+    sm_sender *s = self->sender;
+    lock_sender(s);
+    sm_event *events = sm_sender_events(s), judged;
+    uint64_t n = (uint64_t)PyList_Size(keys), limit = sm_max_payload(s, 0);
+    int status = (uint64_t)PyList_Size(payloads) == n ? SM_OK : SM_TOO_LARGE;
+    for (uint64_t i = 0; status == SM_OK && n > SM_CHUNK && i < n; i++)
+        if (!plain_key(item_of(keys, i), &judged) || !plain_payload(item_of(payloads, i), &judged) ||
+            (uint64_t)SM_META_LENGTH(judged.meta) + judged.length > limit) {
+            c.next = i;
+            status = SM_TOO_LARGE;
+        }
+    while (status == SM_OK && c.next < n) {
+        uint64_t start = c.next;
+        uint32_t rows = (uint32_t)(n - start < SM_CHUNK ? n - start : SM_CHUNK);
+        for (uint32_t i = 0; i < rows; i++) {
+            sm_event *e = &events[i];
+            if (unlikely(!plain_key(item_of(keys, start + i), e) || !plain_payload(item_of(payloads, start + i), e) ||
+                         (uint64_t)SM_META_LENGTH(e->meta) + e->length > limit)) {
+                c.next = start + i;
+                status = SM_TOO_LARGE;
+                break;
+            }
+        }
+        if (status != SM_OK)
+            break;
+        status = sm_push_chunk(s, events, rows, &c);
+        if (status == SM_OK || c.pending_count) {
+            c.chunk = start;
+            c.next = start + rows;
+        }
+    }
+    sm_sender_unlock(s);
+    if (likely(status == SM_OK))
+        Py_RETURN_NONE;
+    return cursor_state(status, &c);
+}
+
+static PyObject *pusher_detach(Pusher *self, PyObject *ignored)
+{
+    (void)ignored;
+    self->sender = NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *pusher_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    unsigned long long address;
+    PyObject *slow;
+    (void)keywords;
+    if (!PyArg_ParseTuple(args, "KO", &address, &slow))
+        return NULL;
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    Pusher *self = (Pusher *)allocate(type, 0);
+    if (!self)
+        return NULL;
+    self->sender = (sm_sender *)(uintptr_t)address;
+    Py_INCREF(slow);
+    self->slow = slow;
+    return (PyObject *)self;
+}
+
+static int pusher_traverse(Pusher *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->slow);
+    return 0;
+}
+
+static int pusher_clear(Pusher *self)
+{
+    Py_CLEAR(self->slow);
+    return 0;
+}
+
+static void pusher_dealloc(Pusher *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    pusher_clear(self);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef pusher_methods[] = {
+    {"push", (PyCFunction)(void (*)(void))pusher_push, METH_FASTCALL | METH_KEYWORDS,
+     "push(key, payload): one event; True when accepted"},
+    {"push_many", (PyCFunction)(void (*)(void))pusher_push_many, METH_FASTCALL,
+     "push_many(keys, payloads): None, or what is left to do"},
+    {"detach", (PyCFunction)pusher_detach, METH_NOARGS, "from now on everything takes the slow way"},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot pusher_slots[] = {
+    {Py_tp_new, pusher_new},           {Py_tp_dealloc, pusher_dealloc}, {Py_tp_traverse, pusher_traverse},
+    {Py_tp_clear, pusher_clear},       {Py_tp_methods, pusher_methods}, {0, NULL},
+};
+
+static PyType_Spec pusher_spec = {"shardmem._native.Pusher", sizeof(Pusher), 0,
+                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, pusher_slots};
+
+/* ---- decoding ------------------------------------------------------------------------------------------------------ */
+
+static PyObject *key_object(const sm_index *index, const uint8_t *bytes)
+{
+    uint32_t length = SM_META_LENGTH(index->meta);
+    switch (SM_META_KIND(index->meta)) {
+    case SM_KEY_INT:
+        return index->meta & SM_META_UNSIGNED ? PyLong_FromUnsignedLongLong(index->key)
+                                              : PyLong_FromLongLong((long long)index->key);
+    case SM_KEY_BYTES: return PyBytes_FromStringAndSize((const char *)bytes, length);
+    case SM_KEY_STR: return PyUnicode_DecodeUTF8((const char *)bytes, length, "surrogateescape");
+    default: Py_RETURN_NONE;
+    }
+}
+
+enum { DECODE_PAIRS = 0, DECODE_KEYS = 1, DECODE_PAYLOADS = 2 };
+
+/* decode(address of a sm_batch, what): a list of (key, payload), of keys, or of payloads. Copies. */
+static PyObject *decode(PyObject *module, PyObject *const *args, Py_ssize_t n)
+{
+    (void)module;
+    if (n != 2)
+        return PyErr_Format(PyExc_TypeError, "decode takes the address of a batch and what to make of it");
+    const sm_batch *b = (const sm_batch *)(uintptr_t)PyLong_AsUnsignedLongLong(args[0]);
+    long what = PyLong_AsLong(args[1]);
+    if (PyErr_Occurred())
+        return NULL;
+    PyObject *list = PyList_New((Py_ssize_t)b->rows);
+    Py_ssize_t at = 0;
+    for (uint32_t s = 0; list && s < b->spans; s++) {
+        const sm_span *span = &b->span[s];
+        const sm_index *index = (const sm_index *)span->rows;
+        uint32_t from = span->first ? index[-1].end : 0;
+        for (uint32_t i = 0; i < span->count; i++, at++) {
+            sm_index entry = index[i]; /* one read: the check and the use must see the same values */
+            if (unlikely(entry.end < from || entry.end > span->bytes_length ||
+                         SM_META_LENGTH(entry.meta) > entry.end - from)) {
+                Py_DECREF(list);
+                return PyErr_Format(PyExc_BufferError, "frame at %llu of seat %u: entry %u ends at %u, after %u, of %u",
+                                    (unsigned long long)span->position, (unsigned)span->seat, (unsigned)i,
+                                    (unsigned)entry.end, (unsigned)from, (unsigned)span->bytes_length);
+            }
+            const uint8_t *bytes = span->bytes + from;
+            uint32_t key_length = SM_META_LENGTH(entry.meta);
+            PyObject *item = NULL, *key = NULL, *payload = NULL;
+            if (what != DECODE_PAYLOADS)
+                item = key = key_object(&entry, bytes);
+            if (what != DECODE_KEYS)
+                item = payload = PyBytes_FromStringAndSize((const char *)bytes + key_length,
+                                                           (Py_ssize_t)(entry.end - from - key_length));
+            if (what == DECODE_PAIRS) {
+                item = key && payload ? PyTuple_New(2) : NULL;
+                if (item) {
+                    PyTuple_SetItem(item, 0, key);
+                    PyTuple_SetItem(item, 1, payload);
+                } else {
+                    Py_XDECREF(key);
+                    Py_XDECREF(payload);
+                }
+            }
+            if (!item) {
+                Py_DECREF(list);
+                return NULL;
+            }
+            PyList_SetItem(list, at, item);
+            from = entry.end;
+        }
+    }
+    return list;
+}
+
+static PyMethodDef module_methods[] = {
+    {"decode", (PyCFunction)(void (*)(void))decode, METH_FASTCALL, "decode(batch, what) -> list"},
+    {NULL, NULL, 0, NULL},
+};
+
+/* called through cffi, so without the interpreter's lock */
+int sm_install_fastcalls(void)
+{
+    PyGILState_STATE state = PyGILState_Ensure();
+    PyObject *module = PyImport_AddModule("shardmem._native"); /* borrowed */
+    PyObject *type = module ? PyType_FromSpec(&pusher_spec) : NULL;
+    int status = type && PyModule_AddFunctions(module, module_methods) == 0 &&
+                         PyObject_SetAttrString(module, "Pusher", type) == 0
+                     ? SM_OK
+                     : SM_UNREADY;
+    if (status != SM_OK)
+        PyErr_Clear();
+    Py_XDECREF(type);
+    PyGILState_Release(state);
+    return status;
+}

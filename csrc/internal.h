@@ -1,0 +1,77 @@
+/* What the C sources share among themselves; nothing here is seen by Python. */
+#ifndef SHARDMEM_INTERNAL_H
+#define SHARDMEM_INTERNAL_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <stdint.h>
+#include <time.h>
+
+#include "layout.h"
+#include "points.h"
+
+#define SM_SEED UINT64_C(0x73686172646d656d) /* "shardmem", read as a big-endian number */
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+typedef struct sm_keying {
+    uint32_t kind, offset, bytes, is_signed, row_bytes, slots;
+} sm_keying;
+
+sm_keying sm_keying_of(const sm_geometry *geometry);
+void sm_slots_of(const sm_keying *keying, const uint8_t *rows, uint64_t n, uint32_t *slots);
+
+/* park.c */
+int sm_futex_wait(_Atomic uint32_t *word, uint32_t seen, int64_t timeout_ns);
+void sm_futex_wake(_Atomic uint32_t *word, int count);
+void sm_ring(sm_inbox *inbox);                          /* wake the worker if it sleeps */
+void sm_room(sm_lane *lane, uint64_t head);             /* wake a producer that waits for this head */
+
+/* How long to spin before sleeping: learnt from whether it would have paid, never more than the limit, and zero
+ * while more processes want to run than there are cores. */
+typedef struct sm_spin {
+    int64_t budget_ns, checked_ns;
+    int crowded;
+} sm_spin;
+
+int64_t sm_spin_begin(sm_spin *spin, int64_t limit_ns, int64_t now_ns);
+void sm_spin_paid(sm_spin *spin, int64_t limit_ns);
+void sm_spin_slept(sm_spin *spin, int64_t limit_ns, int64_t slept_ns);
+int sm_wait_head(sm_lane *lane, uint64_t target, sm_spin *spin, int64_t spin_ns, int64_t timeout_ns);
+
+/* the sender's lock, for the calls that hold the interpreter's lock already */
+int sm_sender_trylock(sm_sender *sender);
+void sm_sender_lock(sm_sender *sender);
+void sm_sender_unlock(sm_sender *sender);
+
+/* events of one chunk, gathered from wherever they lie */
+typedef struct sm_event {
+    uint64_t key;              /* SM_KEY_INT: the key; else its hash */
+    const uint8_t *key_bytes, *payload;
+    uint32_t meta, length;     /* of the payload */
+} sm_event;
+
+sm_event *sm_sender_events(sm_sender *sender);                                     /* room for SM_CHUNK */
+int sm_push_one(sm_sender *sender, const sm_event *event, uint32_t *shard);       /* locked by the caller */
+int sm_push_chunk(sm_sender *sender, const sm_event *events, uint32_t n, sm_cursor *cursor); /* likewise */
+
+static inline int64_t sm_clock(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static inline void sm_pause(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+#endif

@@ -1,0 +1,212 @@
+/*
+ * Every byte of shared memory, and for each atomic word its one writer: the comment `writer: ROLE` is read by
+ * tests/unit/test_csources.py, which looks up every store in the sources and fails if the role of the file
+ * that stores is not the writer. Words without _Atomic are written once, before the version word, or before
+ * the store that publishes them.
+ *
+ * Positions (tail, head) count bytes since the lane was made and never wrap; they are multiples of 16, so
+ * bit 0 is free. It says which of two copies of the counters belongs to this position: the writer fills the
+ * other copy first and then stores the word, so one store publishes bytes and counts together. A process
+ * killed between the two leaves the old position with the old counts, and the accounting stays exact.
+ */
+#ifndef SHARDMEM_LAYOUT_H
+#define SHARDMEM_LAYOUT_H
+
+#include <assert.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "shardmem.h"
+
+#define SM_MAGIC_CONTROL UINT64_C(0x314c5254434d4853) /* "SHMCTRL1" */
+#define SM_MAGIC_INBOX UINT64_C(0x31584f424e4d4853)   /* "SHMNBOX1" */
+#define SM_LINE 128 /* two cache lines: the adjacent-line prefetcher of x86 couples pairs */
+#define SM_PAGE 4096
+#define SM_ALIGN 16
+#define SM_NO_SHARD 0xffffu
+#define SM_SLOT_WORD(shard, epoch) ((uint64_t)(shard) | (uint64_t)(epoch) << 32)
+#define SM_SLOT_SHARD(word) ((uint32_t)(word) & 0xffffu)
+#define SM_SLOT_EPOCH(word) ((uint32_t)((word) >> 32))
+
+/* ---- control segment ---------------------------------------------------------------------------------- */
+
+typedef struct sm_control {
+    uint64_t magic;
+    _Atomic uint32_t version;          /* writer: supervisor (stored last: until then nothing here is valid) */
+    uint32_t header_bytes;
+    sm_geometry geometry;
+
+    _Alignas(SM_LINE) _Atomic uint32_t engine_state;  /* writer: supervisor */
+    _Atomic uint64_t topology;                        /* writer: supervisor (counts changes of shard states) */
+    _Atomic int64_t supervisor_pid;                   /* writer: supervisor */
+    _Atomic uint64_t supervisor_incarnation;          /* writer: supervisor */
+    _Atomic uint64_t supervisor_started_ns;           /* writer: supervisor */
+    _Atomic uint64_t supervisor_heartbeat_ns;         /* writer: supervisor */
+} sm_control;
+
+typedef struct sm_seat {
+    _Alignas(SM_LINE) _Atomic uint64_t mark;          /* writer: producer (odd: inside a send) */
+    _Atomic uint64_t next_sequence;                   /* writer: producer */
+    _Alignas(SM_LINE) _Atomic uint64_t seat_incarnation; /* writer: producer */
+    _Atomic int64_t seat_pid;                         /* writer: producer (0: left in good order) */
+    _Atomic uint64_t seat_entered_ns;                 /* writer: producer */
+    _Atomic uint64_t seat_refused[SM_REASONS];        /* writer: producer */
+    _Atomic uint64_t seat_blocked_ns;                 /* writer: producer */
+    _Atomic uint64_t seat_blocked_count;              /* writer: producer */
+} sm_seat;
+
+typedef struct sm_shard {
+    _Alignas(SM_LINE) _Atomic uint32_t shard_state;   /* writer: supervisor */
+    _Atomic uint32_t shard_weight;                    /* writer: supervisor */
+    _Atomic uint64_t shard_generation;                /* writer: supervisor (which inbox segment is its) */
+    _Alignas(SM_LINE) _Atomic uint32_t worker_phase;  /* writer: worker */
+    _Atomic uint32_t worker_error_bytes;              /* writer: worker (stored after the text) */
+    _Atomic int64_t worker_pid;                       /* writer: worker */
+    _Atomic uint64_t worker_incarnation;              /* writer: worker */
+    _Atomic uint64_t worker_entered_ns;               /* writer: worker */
+    _Atomic uint64_t worker_heartbeat_ns;             /* writer: worker */
+    _Atomic uint64_t worker_busy_ns;                  /* writer: worker */
+    _Atomic uint64_t worker_batch_since_ns;           /* writer: worker (0: between batches) */
+    _Atomic uint64_t worker_batches;                  /* writer: worker */
+    _Atomic uint64_t worker_rows;                     /* writer: worker */
+    _Alignas(SM_LINE) _Atomic uint64_t worker_latency[SM_HISTOGRAM]; /* writer: worker */
+    char worker_error[SM_ERROR_BYTES];
+} sm_shard;
+
+/* slot words: shard in bits 0-15, epoch in bits 32-63 */
+typedef struct sm_slot {
+    _Atomic uint64_t slot_word;                       /* writer: supervisor */
+} sm_slot;
+
+/* ---- inbox segment ------------------------------------------------------------------------------------ */
+
+typedef struct sm_inbox {
+    uint64_t magic;
+    _Atomic uint32_t inbox_version;                   /* writer: supervisor (stored last) */
+    uint32_t shard;
+    uint64_t engine_id, generation, lane_bytes;
+    uint32_t max_producers;
+
+    _Alignas(SM_LINE) _Atomic uint32_t doorbell;      /* writer: exception (any waker adds; futex word) */
+    _Atomic uint32_t sleeping;                        /* writer: exception (worker raises, a waker takes it down) */
+
+    _Alignas(1024) _Atomic uint32_t lane_open[SM_MAX_PRODUCERS]; /* writer: producer (each its own entry) */
+} sm_inbox;
+
+typedef struct sm_ledger {
+    _Atomic uint64_t ledger_handled;                  /* writer: worker */
+    _Atomic uint64_t ledger_quarantined;              /* writer: worker */
+    _Atomic uint64_t ledger_shed;                     /* writer: worker */
+} sm_ledger;
+
+typedef struct sm_lane {
+    _Alignas(SM_LINE) _Atomic uint64_t tail;          /* writer: producer */
+    _Atomic uint64_t accepted[2];                     /* writer: producer */
+    _Atomic uint64_t evict;                           /* writer: producer (drop the frames before this position) */
+    _Alignas(SM_LINE) _Atomic uint64_t head;          /* writer: worker */
+    sm_ledger ledger[2];
+    _Alignas(SM_LINE) _Atomic uint64_t waiting;       /* writer: exception (producer raises, the worker takes it down) */
+    _Atomic uint32_t space_bell;                      /* writer: exception (worker adds; futex word) */
+} sm_lane;
+
+/* ---- frames --------------------------------------------------------------------------------------------- */
+
+enum { SM_FRAME_DATA = 0x5d, SM_FRAME_PAD = 0x9a };
+
+typedef struct sm_frame {        /* then done bits, 16-aligned rows (records) or index and bytes (events) */
+    uint32_t length;             /* whole frame, a multiple of 16. A pad has this and kind only: the 16 bytes */
+    uint16_t kind;               /* that are always left at the end of a lane hold them */
+    uint16_t reserved;
+    uint32_t rows;
+    uint32_t bytes;              /* events: how many bytes follow the index */
+    uint64_t position;           /* where this frame was put: a stale or misread frame says so itself */
+    uint64_t sequence;
+    int64_t sent_ns;
+} sm_frame;
+
+typedef struct sm_index {        /* one event */
+    uint64_t key;                /* SM_KEY_INT: the key itself, no bytes. Otherwise its hash */
+    uint32_t meta;               /* kind in bits 30-31, bit 29: an int beyond int64; below: length of the key bytes */
+    uint32_t end;                /* its bytes are key then payload, up to here */
+} sm_index;
+
+#define SM_META_KIND(meta) ((meta) >> 30)
+#define SM_META_UNSIGNED (UINT32_C(1) << 29)
+#define SM_META_LENGTH(meta) ((meta) & 0x1fffffffu)
+
+/* ---- the bytes are where they are said to be ------------------------------------------------------------ */
+
+static_assert(sizeof(_Atomic uint64_t) == 8 && sizeof(_Atomic uint32_t) == 4, "atomics without a hidden lock");
+static_assert(offsetof(sm_control, version) == 8, "control: version");
+static_assert(offsetof(sm_control, geometry) == 16, "control: geometry");
+static_assert(offsetof(sm_control, engine_state) % SM_LINE == 0, "control: state on a line of its own");
+static_assert(sizeof(sm_control) <= SM_PAGE, "control: header fits its page");
+static_assert(offsetof(sm_seat, next_sequence) == 8, "seat: sequence beside the mark, both written per send");
+static_assert(offsetof(sm_seat, seat_incarnation) == SM_LINE, "seat: what others read is off the hot line");
+static_assert(sizeof(sm_seat) == 2 * SM_LINE, "seat: size");
+static_assert(offsetof(sm_shard, worker_phase) == SM_LINE, "shard: supervisor and worker on lines of their own");
+static_assert(offsetof(sm_shard, worker_latency) == 2 * SM_LINE, "shard: histogram");
+static_assert(sizeof(sm_shard) % SM_LINE == 0, "shard: size");
+static_assert(sizeof(sm_slot) == 8, "slot: one word");
+static_assert(offsetof(sm_inbox, doorbell) == SM_LINE, "inbox: doorbell");
+static_assert(offsetof(sm_inbox, lane_open) == 1024, "inbox: lane flags");
+static_assert(sizeof(sm_inbox) <= SM_PAGE, "inbox: header fits its page");
+static_assert(offsetof(sm_lane, tail) == 0, "lane: tail");
+static_assert(offsetof(sm_lane, head) == SM_LINE, "lane: head");
+static_assert(offsetof(sm_lane, waiting) == 2 * SM_LINE, "lane: waiting");
+static_assert(sizeof(sm_lane) <= SM_PAGE, "lane: header fits its page");
+static_assert(sizeof(sm_frame) == 40, "frame: size");
+static_assert(offsetof(sm_frame, kind) + 2 <= SM_ALIGN, "frame: a pad fits the smallest gap");
+static_assert(sizeof(sm_index) == 16, "index: size");
+
+/* ---- addresses -------------------------------------------------------------------------------------------
+ * Constants, so that no offset has to be read from memory that another process could have overwritten. Only
+ * the shards' part grows with the geometry; it comes last.
+ */
+
+#define SM_SEATS_OFFSET SM_PAGE
+#define SM_SLOTS_OFFSET (SM_SEATS_OFFSET + SM_MAX_PRODUCERS * sizeof(sm_seat))
+#define SM_SHARDS_OFFSET (SM_SLOTS_OFFSET + SM_MAX_SLOTS * sizeof(sm_slot))
+#define SM_LANES_OFFSET SM_PAGE
+
+static inline sm_seat *sm_seat_at(const void *control, uint32_t seat)
+{
+    return (sm_seat *)((uint8_t *)control + SM_SEATS_OFFSET) + seat;
+}
+
+static inline sm_slot *sm_slot_at(const void *control, uint32_t slot)
+{
+    return (sm_slot *)((uint8_t *)control + SM_SLOTS_OFFSET) + slot;
+}
+
+static inline sm_shard *sm_shard_at(const void *control, uint32_t shard)
+{
+    return (sm_shard *)((uint8_t *)control + SM_SHARDS_OFFSET) + shard;
+}
+
+static inline sm_lane *sm_lane_at(const void *inbox, uint64_t lane_bytes, uint32_t seat)
+{
+    return (sm_lane *)((uint8_t *)inbox + SM_LANES_OFFSET + (SM_PAGE + lane_bytes) * seat);
+}
+
+static inline uint8_t *sm_lane_data(const sm_lane *lane) { return (uint8_t *)lane + SM_PAGE; }
+
+/* ---- sizes ------------------------------------------------------------------------------------------------ */
+
+static inline uint64_t sm_round(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
+
+/* header and done bits; what follows is 16-aligned */
+static inline uint64_t sm_prefix(uint64_t rows)
+{
+    return sm_round(sizeof(sm_frame) + (rows + 63) / 64 * 8, SM_ALIGN);
+}
+
+static inline _Atomic uint64_t *sm_done_bits(const sm_frame *frame)
+{
+    return (_Atomic uint64_t *)((uint8_t *)frame + sizeof(sm_frame));
+}
+
+static inline uint64_t sm_position(uint64_t word) { return word & ~UINT64_C(15); }
+
+#endif

@@ -1,0 +1,145 @@
+/* role: none
+ * Reading only: attach checks and the views behind `status`. Nothing here needs the supervisor to be alive.
+ */
+#include <string.h>
+
+#include "internal.h"
+
+int sm_control_read(const void *control, uint64_t bytes, sm_geometry *out, uint32_t *version)
+{
+    const sm_control *c = control;
+    *version = 0;
+    if (bytes < sizeof(sm_control))
+        return SM_UNREADY;
+    /* V2: pairs with V1 in sm_control_format. */
+    *version = atomic_load_explicit(&c->version, memory_order_acquire);
+    if (*version == 0)
+        return SM_UNREADY;
+    if (c->magic != SM_MAGIC_CONTROL)
+        return SM_MAGIC;
+    if (*version != SM_LAYOUT_VERSION || c->header_bytes != sizeof(sm_control))
+        return SM_VERSION;
+    *out = c->geometry;
+    sm_geometry derived = *out;
+    if (sm_geometry_complete(&derived) != SM_OK || memcmp(&derived, out, sizeof derived) != 0 ||
+        bytes < derived.control_bytes)
+        return SM_GEOMETRY;
+    return SM_OK;
+}
+
+int sm_inbox_check(const void *inbox, uint64_t bytes, const sm_geometry *g, uint32_t shard, uint64_t generation)
+{
+    const sm_inbox *b = inbox;
+    if (bytes < g->inbox_bytes)
+        return SM_GEOMETRY;
+    uint32_t version = atomic_load_explicit(&b->inbox_version, memory_order_acquire); /* V2 */
+    if (version == 0)
+        return SM_UNREADY;
+    if (b->magic != SM_MAGIC_INBOX)
+        return SM_MAGIC;
+    if (version != SM_LAYOUT_VERSION)
+        return SM_VERSION;
+    if (b->engine_id != g->engine_id || b->lane_bytes != g->lane_bytes || b->max_producers != g->max_producers ||
+        b->shard != shard || b->generation != generation)
+        return SM_GEOMETRY;
+    return SM_OK;
+}
+
+#define GET(word) atomic_load_explicit(&(word), memory_order_acquire)
+
+void sm_view_engine(const void *control, sm_engine_view *out)
+{
+    const sm_control *c = control;
+    out->incarnation = GET(c->supervisor_incarnation);
+    out->heartbeat_ns = GET(c->supervisor_heartbeat_ns);
+    out->started_ns = GET(c->supervisor_started_ns);
+    out->topology = GET(c->topology);
+    out->pid = GET(c->supervisor_pid);
+    out->state = GET(c->engine_state);
+}
+
+void sm_view_seat(const void *control, uint32_t seat, sm_seat_view *out)
+{
+    const sm_seat *s = sm_seat_at(control, seat);
+    out->mark = GET(s->mark);
+    out->incarnation = GET(s->seat_incarnation);
+    out->entered_ns = GET(s->seat_entered_ns);
+    out->sequence = GET(s->next_sequence);
+    out->blocked_ns = GET(s->seat_blocked_ns);
+    out->blocked_count = GET(s->seat_blocked_count);
+    out->pid = GET(s->seat_pid);
+    for (int i = 0; i < SM_REASONS; i++)
+        out->refused[i] = GET(s->seat_refused[i]);
+}
+
+void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out)
+{
+    const sm_shard *s = sm_shard_at(control, shard);
+    out->generation = GET(s->shard_generation);
+    out->incarnation = GET(s->worker_incarnation);
+    out->entered_ns = GET(s->worker_entered_ns);
+    out->heartbeat_ns = GET(s->worker_heartbeat_ns);
+    out->busy_ns = GET(s->worker_busy_ns);
+    out->batch_since_ns = GET(s->worker_batch_since_ns);
+    out->batches = GET(s->worker_batches);
+    out->rows = GET(s->worker_rows);
+    out->pid = GET(s->worker_pid);
+    out->state = GET(s->shard_state);
+    out->phase = GET(s->worker_phase);
+    out->weight = GET(s->shard_weight);
+    for (int i = 0; i < SM_HISTOGRAM; i++)
+        out->latency[i] = GET(s->worker_latency[i]);
+    uint32_t bytes = GET(s->worker_error_bytes); /* X2: pairs with X1 in sm_worker_error */
+    out->error_bytes = bytes <= SM_ERROR_BYTES ? bytes : SM_ERROR_BYTES;
+    memcpy(out->error, s->worker_error, out->error_bytes);
+}
+
+/*
+ * The counts that belong to a position: read the word, the copy its bit 0 names, the word again. The writer
+ * fills the other copy before it stores the next word, so the copy can only change after the word has.
+ * The copy is read with acquire so that the second read of the word stays behind it.
+ */
+int sm_view_lane(const void *inbox, const sm_geometry *g, uint32_t seat, sm_lane_view *out)
+{
+    const sm_inbox *b = inbox;
+    memset(out, 0, sizeof *out);
+    out->open = GET(b->lane_open[seat]);
+    if (!out->open)
+        return SM_OK;
+    const sm_lane *lane = sm_lane_at(inbox, g->lane_bytes, seat);
+    uint64_t word, again = GET(lane->head);
+    do { /* head first: then what is handled can never exceed what is accepted */
+        word = again;
+        const sm_ledger *l = &lane->ledger[word & 1];
+        out->handled = GET(l->ledger_handled);
+        out->quarantined = GET(l->ledger_quarantined);
+        out->shed = GET(l->ledger_shed);
+        again = GET(lane->head);
+    } while (again != word);
+    out->head = sm_position(word);
+    again = GET(lane->tail);
+    do {
+        word = again;
+        out->accepted = GET(lane->accepted[word & 1]);
+        again = GET(lane->tail);
+    } while (again != word);
+    out->tail = sm_position(word);
+    return SM_OK;
+}
+
+void sm_view_slots(const void *control, const sm_geometry *g, uint32_t *shards, uint32_t *epochs)
+{
+    for (uint32_t s = 0; s < g->slots; s++) {
+        uint64_t word = GET(sm_slot_at(control, s)->slot_word);
+        shards[s] = SM_SLOT_SHARD(word);
+        epochs[s] = SM_SLOT_EPOCH(word);
+    }
+}
+
+/* four equal buckets an octave: a quantile read from them is at most a quarter too low */
+int64_t sm_histogram_floor_ns(uint32_t bucket)
+{
+    return bucket < 4 ? (int64_t)bucket : (int64_t)(4 + bucket % 4) << (bucket / 4 - 1);
+}
+
+int64_t sm_now_ns(void) { return sm_clock(); }

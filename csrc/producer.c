@@ -1,0 +1,841 @@
+/* role: producer
+ * One producer's end of all its lanes. The sender itself is ordinary memory of this process.
+ *
+ * A pass is: mark odd, read the slot words, claim, fill, publish, mark even, wake. It never waits: rows whose
+ * lane is full are left in the cursor, and so are later rows of that shard, so that order per key holds. The
+ * caller waits for room with the mark even and comes again, and the slot words are read again.
+ */
+#include "internal.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct sm_link {
+    sm_inbox *inbox;
+    sm_lane *lane;
+    uint8_t *data;
+    uint64_t tail, head_seen, accepted, generation;
+    uint32_t parity;
+} sm_link;
+
+typedef struct sm_group {       /* the rows of one pass that go to one shard */
+    uint32_t shard, rows, taken;
+    uint64_t bytes;             /* events: key and payload bytes of `rows` */
+    uint64_t room;              /* frame bytes this pass may write */
+    uint64_t pad;
+    sm_frame *frame;
+    uint8_t *out;               /* records: the next row */
+    sm_index *index;            /* events: the next entry */
+    uint8_t *bytes_out, *bytes_begin;
+    uint32_t blocked;
+} sm_group;
+
+struct sm_sender {
+    pthread_mutex_t lock;
+    uint64_t forks;
+    sm_control *control;
+    sm_seat *seat;
+    sm_keying keying;
+    uint64_t lane_bytes, half;
+    uint32_t max_shards, seat_number, closed;
+    uint64_t mark, sequence, random, topology, pass;
+    sm_spin spin;
+    uint32_t active_count, weight_sum;
+    uint32_t *active, *weights;          /* for keyless events */
+    uint64_t *pass_of;                   /* shard -> the pass its group belongs to */
+    uint32_t *group_of;
+    sm_link *links;
+    sm_group *groups;
+    uint32_t slots[SM_CHUNK];
+    uint16_t shard_of[SM_CHUNK];         /* row of the chunk -> group, this pass */
+    sm_event events[SM_CHUNK];
+};
+
+static uint64_t fork_count;
+static void forked(void) { fork_count++; }
+static void __attribute__((constructor)) watch_forks(void) { pthread_atfork(NULL, NULL, forked); }
+
+static uint64_t load_parity(_Atomic uint64_t *word, uint32_t *parity)
+{
+    uint64_t w = atomic_load_explicit(word, memory_order_acquire);
+    *parity = w & 1;
+    return sm_position(w);
+}
+
+/* ---- life -------------------------------------------------------------------------------------------------- */
+
+sm_sender *sm_sender_new(void *control, uint32_t seat)
+{
+    const sm_geometry *g = &((sm_control *)control)->geometry;
+    sm_sender *s = calloc(1, sizeof *s);
+    if (!s)
+        return NULL;
+    s->control = control;
+    s->seat = sm_seat_at(control, seat);
+    s->seat_number = seat;
+    s->keying = sm_keying_of(g);
+    s->lane_bytes = g->lane_bytes;
+    s->half = g->lane_bytes / 2;
+    s->max_shards = g->max_shards;
+    s->forks = fork_count;
+    s->mark = atomic_load_explicit(&s->seat->mark, memory_order_relaxed);
+    s->sequence = atomic_load_explicit(&s->seat->next_sequence, memory_order_relaxed);
+    s->random = sm_hash_int(g->engine_id ^ seat ^ (uint64_t)sm_clock()) | 1;
+    s->active = calloc(g->max_shards, sizeof *s->active);
+    s->weights = calloc(g->max_shards, sizeof *s->weights);
+    s->pass_of = calloc(g->max_shards, sizeof *s->pass_of);
+    s->group_of = calloc(g->max_shards, sizeof *s->group_of);
+    s->links = calloc(g->max_shards, sizeof *s->links);
+    s->groups = calloc(g->max_shards, sizeof *s->groups);
+    s->topology = UINT64_MAX;
+    if (!s->active || !s->weights || !s->pass_of || !s->group_of || !s->links || !s->groups) {
+        sm_sender_free(s);
+        return NULL;
+    }
+    pthread_mutex_init(&s->lock, NULL);
+    return s;
+}
+
+void sm_sender_free(sm_sender *s)
+{
+    free(s->active);
+    free(s->weights);
+    free(s->pass_of);
+    free(s->group_of);
+    free(s->links);
+    free(s->groups);
+    free(s);
+}
+
+sm_event *sm_sender_events(sm_sender *s) { return s->events; }
+int sm_sender_trylock(sm_sender *s) { return pthread_mutex_trylock(&s->lock) == 0; }
+void sm_sender_lock(sm_sender *s) { pthread_mutex_lock(&s->lock); }
+void sm_sender_unlock(sm_sender *s) { pthread_mutex_unlock(&s->lock); }
+
+void sm_sender_close(sm_sender *s)
+{
+    sm_sender_lock(s);
+    s->closed = 1;
+    sm_sender_unlock(s);
+}
+
+int sm_seat_enter(void *control, uint32_t seat, int64_t pid, uint64_t now_ns)
+{
+    sm_seat *s = sm_seat_at(control, seat);
+    uint64_t mark = atomic_load_explicit(&s->mark, memory_order_relaxed);
+    uint64_t lives = atomic_load_explicit(&s->seat_incarnation, memory_order_relaxed);
+    atomic_store_explicit(&s->seat_pid, pid, memory_order_relaxed);
+    atomic_store_explicit(&s->seat_entered_ns, now_ns, memory_order_relaxed);
+    atomic_store_explicit(&s->seat_incarnation, lives + 1, memory_order_relaxed);
+    if (mark & 1) /* the last holder died inside a send; it published all or nothing of each lane */
+        atomic_store_explicit(&s->mark, mark + 1, memory_order_seq_cst);
+    return SM_OK;
+}
+
+int sm_seat_leave(void *control, uint32_t seat)
+{
+    atomic_store_explicit(&sm_seat_at(control, seat)->seat_pid, 0, memory_order_relaxed);
+    return SM_OK;
+}
+
+int sm_sender_link(sm_sender *s, uint32_t shard, uint64_t generation, void *inbox)
+{
+    if (shard >= s->max_shards)
+        return SM_CORRUPT;
+    sm_lane *lane = sm_lane_at(inbox, s->lane_bytes, s->seat_number);
+    sm_link link = {.inbox = inbox, .lane = lane, .data = sm_lane_data(lane), .generation = generation};
+    uint32_t ignored;
+    link.tail = load_parity(&lane->tail, &link.parity);
+    link.head_seen = load_parity(&lane->head, &ignored);
+    if (link.head_seen > link.tail || link.tail - link.head_seen > s->lane_bytes)
+        return SM_CORRUPT;
+    link.accepted = atomic_load_explicit(&lane->accepted[link.parity], memory_order_relaxed);
+    sm_sender_lock(s);
+    s->links[shard] = link;
+    sm_sender_unlock(s);
+    /* O1: the lane is reserved. Pairs with O2 in the worker, which touches a lane only if it is open. */
+    atomic_store_explicit(&((sm_inbox *)inbox)->lane_open[s->seat_number], 1, memory_order_release);
+    return SM_OK;
+}
+
+uint64_t sm_sender_generation(sm_sender *s, uint32_t shard)
+{
+    return shard < s->max_shards
+               ? atomic_load_explicit(&sm_shard_at(s->control, shard)->shard_generation, memory_order_acquire)
+               : 0;
+}
+
+int sm_sender_position(sm_sender *s, uint32_t shard, uint64_t *tail, uint64_t *head)
+{
+    if (shard >= s->max_shards || !s->links[shard].lane)
+        return SM_NEED_LANE;
+    sm_sender_lock(s);
+    *tail = s->links[shard].tail;
+    *head = sm_position(atomic_load_explicit(&s->links[shard].lane->head, memory_order_acquire));
+    sm_sender_unlock(s);
+    return SM_OK;
+}
+
+uint64_t sm_max_payload(sm_sender *s, uint64_t key_bytes)
+{
+    return s->half - sm_prefix(1) - sizeof(sm_index) - key_bytes;
+}
+
+void sm_count_refused(sm_sender *s, uint32_t reason, uint64_t rows)
+{
+    sm_sender_lock(s);
+    _Atomic uint64_t *word = &s->seat->seat_refused[reason % SM_REASONS];
+    atomic_store_explicit(&s->seat->seat_refused[reason % SM_REASONS],
+                          atomic_load_explicit(word, memory_order_relaxed) + rows, memory_order_relaxed);
+    sm_sender_unlock(s);
+}
+
+void sm_count_blocked(sm_sender *s, uint64_t nanoseconds)
+{
+    sm_sender_lock(s);
+    uint64_t ns = atomic_load_explicit(&s->seat->seat_blocked_ns, memory_order_relaxed) + nanoseconds;
+    uint64_t count = atomic_load_explicit(&s->seat->seat_blocked_count, memory_order_relaxed) + 1;
+    atomic_store_explicit(&s->seat->seat_blocked_ns, ns, memory_order_relaxed);
+    atomic_store_explicit(&s->seat->seat_blocked_count, count, memory_order_relaxed);
+    sm_sender_unlock(s);
+}
+
+/* ---- entering and leaving a pass ------------------------------------------------------------------------------- */
+
+static int usable(const sm_sender *s)
+{
+    if (unlikely(s->forks != fork_count))
+        return SM_FORKED;
+    return unlikely(s->closed) ? SM_CLOSED : SM_OK;
+}
+
+static int enter_send(sm_sender *s)
+{
+    SM_POINT(SEND_LOCKED);
+    /* M1: seq_cst store, then seq_cst loads of the slot words and the engine's state. The supervisor stores
+     * those seq_cst and then loads the marks (M2): if it saw an even mark, this pass sees the new words. */
+    atomic_store_explicit(&s->seat->mark, ++s->mark, memory_order_seq_cst);
+    SM_POINT(SEND_MARKED);
+    uint32_t state = atomic_load_explicit(&s->control->engine_state, memory_order_seq_cst); /* E2 */
+    return likely(state == SM_ENGINE_RUNNING) ? SM_OK : SM_STOPPED;
+}
+
+static void leave_send(sm_sender *s)
+{
+    /* M3: release, after the tails: who sees the even mark (M2) sees all that this pass published. */
+    atomic_store_explicit(&s->seat->mark, ++s->mark, memory_order_release);
+    SM_POINT(SEND_UNMARKED);
+}
+
+static uint32_t shard_of_slot(sm_sender *s, uint32_t slot)
+{
+    return SM_SLOT_SHARD(atomic_load_explicit(&sm_slot_at(s->control, slot)->slot_word, memory_order_seq_cst));
+}
+
+/* ---- lanes -------------------------------------------------------------------------------------------------------- */
+
+static int linked(sm_sender *s, uint32_t shard)
+{
+    if (unlikely(shard >= s->max_shards))
+        return SM_UNROUTED;
+    /* G2: pairs with G1. Another generation is another segment: the lane in hand belongs to a shard that ended. */
+    uint64_t now = atomic_load_explicit(&sm_shard_at(s->control, shard)->shard_generation, memory_order_acquire);
+    return likely(s->links[shard].lane && s->links[shard].generation == now) ? SM_OK : SM_NEED_LANE;
+}
+
+static int refresh_head(sm_sender *s, sm_link *l)
+{
+    /* A1: acquire; pairs with R1's store in the worker: bytes before the head are ours to overwrite. */
+    uint64_t head = sm_position(atomic_load_explicit(&l->lane->head, memory_order_acquire));
+    if (unlikely(head > l->tail || l->tail - head > s->lane_bytes || head < l->head_seen))
+        return SM_CORRUPT;
+    l->head_seen = head;
+    return SM_OK;
+}
+
+/*
+ * How many frame bytes may be written now, and whether a pad comes first. Taking what is left at the end of the
+ * lane keeps frames large; skipping it is worth it only if the wish does not fit there and the start has more.
+ * With an empty lane one of the two is half a lane, the largest frame there is, so this cannot wedge.
+ */
+static int room_for(sm_sender *s, sm_link *l, uint64_t wish, uint64_t *pad, uint64_t *room)
+{
+    uint64_t offset = l->tail & (s->lane_bytes - 1), at_end = s->lane_bytes - offset;
+    for (int fresh = 0;; fresh = 1) {
+        uint64_t free_bytes = s->lane_bytes - (l->tail - l->head_seen);
+        uint64_t straight = free_bytes < at_end ? free_bytes : at_end;
+        uint64_t wrapped = free_bytes > at_end ? free_bytes - at_end : 0;
+        straight = straight < s->half ? straight : s->half;
+        wrapped = wrapped < s->half ? wrapped : s->half;
+        int skip = straight < wish && wrapped > straight;
+        *pad = skip ? at_end : 0;
+        *room = skip ? wrapped : straight;
+        if (*room >= wish || fresh)
+            return SM_OK;
+        int status = refresh_head(s, l); /* the cached head says too little: look at the shared one, once */
+        if (status != SM_OK)
+            return status;
+    }
+}
+
+/* Nothing before this writes; from here on the frame lies beyond the tail, where nobody looks. */
+static sm_frame *begin_frame(sm_sender *s, sm_link *l, uint64_t pad, uint64_t length, uint32_t rows, uint32_t bytes,
+                             int64_t now)
+{
+    uint64_t at = l->tail + pad;
+    if (pad) {
+        sm_frame *gap = (sm_frame *)(l->data + (l->tail & (s->lane_bytes - 1)));
+        gap->length = (uint32_t)pad;
+        gap->kind = SM_FRAME_PAD;
+    }
+    sm_frame *f = (sm_frame *)(l->data + (at & (s->lane_bytes - 1)));
+    f->length = (uint32_t)length;
+    f->kind = SM_FRAME_DATA;
+    f->reserved = 0;
+    f->rows = rows;
+    f->bytes = bytes;
+    f->position = at;
+    f->sequence = s->sequence;
+    f->sent_ns = now;
+    memset((uint8_t *)f + sizeof *f, 0, (rows + 63) / 64 * 8); /* the done bits, the worker's from publishing on */
+    SM_POINT(SEND_CLAIMED);
+    /* numbers are used up before anybody can see them, so the next holder of the seat never repeats one */
+    s->sequence += rows;
+    atomic_store_explicit(&s->seat->next_sequence, s->sequence, memory_order_relaxed);
+    return f;
+}
+
+static void publish(sm_link *l, const sm_frame *f, uint64_t pad)
+{
+    SM_POINT(SEND_COPIED);
+    uint32_t other = l->parity ^ 1;
+    l->accepted += f->rows;
+    atomic_store_explicit(&l->lane->accepted[other], l->accepted, memory_order_relaxed);
+    SM_POINT(SEND_COUNTED);
+    l->tail += pad + f->length;
+    l->parity = other;
+    /* P0: publishes frame and counts (pairs with A2 in the worker). seq_cst rather than release because the
+     * sleeping flag is read next: see P1 in park.c. */
+    atomic_store_explicit(&l->lane->tail, l->tail | other, memory_order_seq_cst);
+    SM_POINT(SEND_PUBLISHED);
+}
+
+/* ---- keyless events: weight, then the emptier of two of this producer's own lanes --------------------------------- */
+
+static void refresh_active(sm_sender *s)
+{
+    uint64_t topology = atomic_load_explicit(&s->control->topology, memory_order_seq_cst); /* T2 */
+    if (likely(topology == s->topology))
+        return;
+    s->topology = topology;
+    s->active_count = s->weight_sum = 0;
+    for (uint32_t i = 0; i < s->max_shards; i++) {
+        sm_shard *shard = sm_shard_at(s->control, i);
+        if (atomic_load_explicit(&shard->shard_state, memory_order_seq_cst) != SM_SHARD_ACTIVE)
+            continue;
+        uint32_t weight = atomic_load_explicit(&shard->shard_weight, memory_order_relaxed) & 0xfffff;
+        s->active[s->active_count] = i;
+        s->weights[s->active_count++] = weight;
+        s->weight_sum += weight;
+    }
+}
+
+static uint32_t draw(sm_sender *s)
+{
+    s->random ^= s->random << 13; /* xorshift64, Marsaglia 2003 */
+    s->random ^= s->random >> 7;
+    s->random ^= s->random << 17;
+    uint32_t ticket = s->weight_sum ? (uint32_t)((s->random >> 32) * s->weight_sum >> 32) : 0;
+    for (uint32_t i = 0; i + 1 < s->active_count; i++) {
+        if (ticket < s->weights[i])
+            return s->active[i];
+        ticket -= s->weights[i];
+    }
+    return s->active[s->active_count - 1];
+}
+
+static uint64_t backlog(sm_sender *s, uint32_t shard)
+{
+    sm_link *l = &s->links[shard];
+    if (!l->lane || refresh_head(s, l) != SM_OK)
+        return 0;
+    return l->tail - l->head_seen;
+}
+
+static uint32_t choose_shard(sm_sender *s)
+{
+    refresh_active(s);
+    if (s->active_count <= 1)
+        return s->active_count ? s->active[0] : SM_NO_SHARD;
+    uint32_t a = draw(s), b = draw(s);
+    return a == b || backlog(s, a) <= backlog(s, b) ? a : b;
+}
+
+/* ---- a pass over a chunk -------------------------------------------------------------------------------------------- */
+
+static sm_group *group_for(sm_sender *s, uint32_t shard, uint32_t *count)
+{
+    if (s->pass_of[shard] != s->pass) {
+        s->pass_of[shard] = s->pass;
+        s->group_of[shard] = *count;
+        sm_group *g = &s->groups[(*count)++];
+        memset(g, 0, sizeof *g);
+        g->shard = shard;
+    }
+    return &s->groups[s->group_of[shard]];
+}
+
+/* status of the first shard that cannot be written to, so that the caller can mend it before anything happens */
+static int open_groups(sm_sender *s, uint32_t count, uint32_t *shard)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        int status = linked(s, s->groups[i].shard);
+        if (unlikely(status != SM_OK)) {
+            *shard = s->groups[i].shard;
+            return status;
+        }
+    }
+    return SM_OK;
+}
+
+static uint64_t records_length(uint64_t rows, uint64_t row_bytes) { return sm_round(sm_prefix(rows) + rows * row_bytes, SM_ALIGN); }
+
+static uint64_t events_length(uint64_t rows, uint64_t bytes)
+{
+    return sm_round(sm_prefix(rows) + rows * sizeof(sm_index) + bytes, SM_ALIGN);
+}
+
+static uint32_t records_that_fit(uint64_t room, uint64_t row_bytes)
+{
+    if (room < records_length(1, row_bytes))
+        return 0;
+    uint64_t n = (room - sizeof(sm_frame)) * 64 / (row_bytes * 64 + 8);
+    n = n < SM_CHUNK ? n : SM_CHUNK;
+    while (n && records_length(n, row_bytes) > room)
+        n--;
+    return (uint32_t)n;
+}
+
+static void ring_groups(sm_sender *s, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (s->groups[i].frame)
+            sm_ring(s->links[s->groups[i].shard].inbox);
+}
+
+#define COPY_ROWS(BYTES)                                                                                          \
+    for (uint32_t i = 0; i < n; i++) {                                                                            \
+        sm_group *g = &s->groups[s->shard_of[i]];                                                                 \
+        const uint8_t *row = rows + (uint64_t)(pick ? pick[i] : i) * (BYTES);                                     \
+        if (likely(g->taken < g->rows)) {                                                                         \
+            g->taken++;                                                                                           \
+            memcpy(g->out, row, (BYTES));                                                                         \
+            g->out += (BYTES);                                                                                    \
+        } else {                                                                                                  \
+            pending[left++] = pick ? pick[i] : i;                                                                 \
+        }                                                                                                         \
+    }
+
+/* rows[pick[i]] or rows[i]; what stays behind is written to pending (which may be pick: it only shrinks) */
+static int pass_records(sm_sender *s, const uint8_t *rows, const uint32_t *pick, uint32_t n, uint32_t *pending,
+                        uint32_t *left_out, uint32_t *shard_out)
+{
+    const uint64_t row_bytes = s->keying.row_bytes;
+    uint32_t count = 0, left = 0;
+    s->pass++;
+    int status = enter_send(s);
+    if (unlikely(status != SM_OK))
+        goto leave;
+    if (s->keying.kind == SM_KEY_NONE) {
+        uint32_t shard = choose_shard(s);
+        if (unlikely(shard == SM_NO_SHARD)) {
+            status = SM_UNROUTED;
+            goto leave;
+        }
+        group_for(s, shard, &count)->rows = n;
+        memset(s->shard_of, 0, n * sizeof *s->shard_of);
+    } else {
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t shard = shard_of_slot(s, s->slots[pick ? pick[i] : i]);
+            if (unlikely(shard >= s->max_shards)) {
+                status = SM_UNROUTED;
+                goto leave;
+            }
+            if (unlikely(s->pass_of[shard] != s->pass))
+                group_for(s, shard, &count);
+            uint32_t g = s->group_of[shard];
+            s->groups[g].rows++;
+            s->shard_of[i] = (uint16_t)g;
+        }
+    }
+    SM_POINT(SEND_ROUTED);
+    status = open_groups(s, count, shard_out);
+    if (unlikely(status != SM_OK))
+        goto leave;
+    int64_t now = sm_clock();
+    int all = 1;
+    for (uint32_t i = 0; i < count; i++) {
+        sm_group *g = &s->groups[i];
+        sm_link *l = &s->links[g->shard];
+        status = room_for(s, l, records_length(g->rows, row_bytes), &g->pad, &g->room);
+        if (unlikely(status != SM_OK)) {
+            *shard_out = g->shard;
+            goto leave; /* nothing was published: begin_frame writes beyond the tail */
+        }
+        uint32_t fit = records_that_fit(g->room, row_bytes);
+        if (fit < g->rows) {
+            *shard_out = g->shard;
+            g->rows = fit;
+            all = 0;
+        }
+        if (!g->rows)
+            continue;
+        g->frame = begin_frame(s, l, g->pad, records_length(g->rows, row_bytes), g->rows, 0, now);
+        g->out = (uint8_t *)g->frame + sm_prefix(g->rows);
+    }
+    if (count == 1 && all && !pick) {
+        memcpy(s->groups[0].out, rows, n / 2 * row_bytes);
+        SM_POINT(SEND_COPYING);
+        memcpy(s->groups[0].out + n / 2 * row_bytes, rows + n / 2 * row_bytes, (n - n / 2) * row_bytes);
+    } else {
+        SM_POINT(SEND_COPYING);
+        switch (row_bytes) { /* sizes known to the compiler become moves instead of calls */
+        case 16: COPY_ROWS(16) break;
+        case 24: COPY_ROWS(24) break;
+        case 32: COPY_ROWS(32) break;
+        case 48: COPY_ROWS(48) break;
+        case 64: COPY_ROWS(64) break;
+        default: COPY_ROWS(row_bytes) break;
+        }
+    }
+    for (uint32_t i = 0; i < count; i++)
+        if (s->groups[i].frame)
+            publish(&s->links[s->groups[i].shard], s->groups[i].frame, s->groups[i].pad);
+leave:
+    leave_send(s);
+    if (status != SM_OK)
+        return status;
+    ring_groups(s, count);
+    *left_out = left;
+    return SM_OK;
+}
+
+/* the same for events, whose sizes differ: a group ends at the first event that its room does not hold */
+static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pick, uint32_t n, uint32_t *pending,
+                       uint32_t *left_out, uint32_t *shard_out)
+{
+    uint32_t count = 0, left = 0, keyless = SM_NO_SHARD;
+    s->pass++;
+    int status = enter_send(s);
+    if (unlikely(status != SM_OK))
+        goto leave;
+    for (uint32_t i = 0; i < n; i++) {
+        const sm_event *e = &events[pick ? pick[i] : i];
+        uint32_t shard;
+        if (SM_META_KIND(e->meta) == SM_KEY_NONE) {
+            if (keyless == SM_NO_SHARD)
+                keyless = choose_shard(s);
+            shard = keyless;
+        } else {
+            shard = shard_of_slot(s, s->slots[pick ? pick[i] : i]);
+        }
+        if (unlikely(shard >= s->max_shards)) {
+            status = SM_UNROUTED;
+            goto leave;
+        }
+        if (unlikely(s->pass_of[shard] != s->pass))
+            group_for(s, shard, &count);
+        uint32_t at = s->group_of[shard];
+        sm_group *g = &s->groups[at];
+        g->rows++;
+        g->bytes += SM_META_LENGTH(e->meta) + e->length;
+        s->shard_of[i] = (uint16_t)at;
+    }
+    SM_POINT(SEND_ROUTED);
+    status = open_groups(s, count, shard_out);
+    if (unlikely(status != SM_OK))
+        goto leave;
+    int64_t now = sm_clock();
+    for (uint32_t i = 0; i < count; i++) {
+        sm_group *g = &s->groups[i];
+        uint64_t wish = events_length(g->rows, g->bytes);
+        status = room_for(s, &s->links[g->shard], wish, &g->pad, &g->room);
+        if (unlikely(status != SM_OK)) {
+            *shard_out = g->shard;
+            goto leave;
+        }
+        g->blocked = wish > g->room; /* for now: it does not fit whole */
+        if (g->blocked)
+            g->rows = 0, g->bytes = 0;
+    }
+    /* what fits of the groups that do not fit whole: a prefix, counted before anything is laid out */
+    for (uint32_t i = 0; i < n; i++) {
+        sm_group *g = &s->groups[s->shard_of[i]];
+        if (likely(!g->blocked))
+            continue;
+        const sm_event *e = &events[pick ? pick[i] : i];
+        uint64_t bytes = g->bytes + SM_META_LENGTH(e->meta) + e->length;
+        if (g->blocked == 1 && events_length(g->rows + 1, bytes) <= g->room) {
+            g->rows++;
+            g->bytes = bytes;
+        } else {
+            g->blocked = 2; /* this one and all later ones of the shard wait */
+            *shard_out = g->shard;
+        }
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        sm_group *g = &s->groups[i];
+        if (!g->rows)
+            continue;
+        g->frame = begin_frame(s, &s->links[g->shard], g->pad, events_length(g->rows, g->bytes), g->rows,
+                               (uint32_t)g->bytes, now);
+        g->index = (sm_index *)((uint8_t *)g->frame + sm_prefix(g->rows));
+        g->bytes_out = g->bytes_begin = (uint8_t *)(g->index + g->rows);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        sm_group *g = &s->groups[s->shard_of[i]];
+        uint32_t from = pick ? pick[i] : i;
+        const sm_event *e = &events[from];
+        if (unlikely(g->taken == g->rows)) {
+            pending[left++] = from;
+            continue;
+        }
+        g->taken++;
+        uint32_t key_length = SM_META_LENGTH(e->meta);
+        if (key_length) {
+            memcpy(g->bytes_out, e->key_bytes, key_length);
+            g->bytes_out += key_length;
+        }
+        memcpy(g->bytes_out, e->payload, e->length);
+        g->bytes_out += e->length;
+        *g->index++ = (sm_index){e->key, e->meta, (uint32_t)(g->bytes_out - g->bytes_begin)};
+        SM_POINT(SEND_COPYING);
+    }
+    for (uint32_t i = 0; i < count; i++)
+        if (s->groups[i].frame)
+            publish(&s->links[s->groups[i].shard], s->groups[i].frame, s->groups[i].pad);
+leave:
+    leave_send(s);
+    if (status != SM_OK)
+        return status;
+    ring_groups(s, count);
+    *left_out = left;
+    return SM_OK;
+}
+
+/* ---- whole calls -------------------------------------------------------------------------------------------------------- */
+
+/* What a call still has to do starts at the chunk that left rows behind, or else at the next one. */
+static uint64_t resume(const sm_cursor *c, uint64_t n, uint32_t *rows)
+{
+    uint64_t start = c->pending_count ? c->chunk : c->next;
+    uint64_t end = c->pending_count ? c->next : (n - start < SM_CHUNK ? n : start + SM_CHUNK);
+    *rows = (uint32_t)(end - start);
+    return start;
+}
+
+static void advance(sm_cursor *c, uint64_t start, uint32_t rows, int status)
+{
+    if (status == SM_OK || c->pending_count) { /* otherwise not one row of it was taken */
+        c->chunk = start;
+        c->next = start + rows;
+    }
+}
+
+int sm_send(sm_sender *s, const void *rows, uint64_t n, sm_cursor *c)
+{
+    sm_sender_lock(s);
+    int status = usable(s);
+    while (status == SM_OK && (c->pending_count || c->next < n)) {
+        uint32_t chunk;
+        uint64_t start = resume(c, n, &chunk);
+        const uint8_t *at = (const uint8_t *)rows + start * s->keying.row_bytes;
+        if (s->keying.kind != SM_KEY_NONE)
+            sm_slots_of(&s->keying, at, chunk, s->slots);
+        do {
+            uint32_t before = c->pending_count ? c->pending_count : chunk, left = 0;
+            status = pass_records(s, at, c->pending_count ? c->pending : NULL, before, c->pending, &left, &c->shard);
+            if (status != SM_OK)
+                break;
+            c->accepted += before - left;
+            c->pending_count = left;
+            if (left == before)
+                status = SM_FULL;
+        } while (status == SM_OK && c->pending_count);
+        advance(c, start, chunk, status);
+    }
+    sm_sender_unlock(s);
+    return status;
+}
+
+static uint32_t slot_of_event(const sm_sender *s, const sm_event *e)
+{
+    uint64_t hash = SM_META_KIND(e->meta) == SM_KEY_INT ? sm_hash_int(e->key) : e->key;
+    return (uint32_t)hash & (s->keying.slots - 1);
+}
+
+int sm_push_chunk(sm_sender *s, const sm_event *events, uint32_t n, sm_cursor *c)
+{
+    int status = usable(s);
+    if (status != SM_OK)
+        return status;
+    for (uint32_t i = 0; i < n; i++)
+        s->slots[i] = slot_of_event(s, &events[i]);
+    do {
+        uint32_t before = c->pending_count ? c->pending_count : n, left = 0;
+        status = pass_events(s, events, c->pending_count ? c->pending : NULL, before, c->pending, &left, &c->shard);
+        if (status != SM_OK)
+            return status;
+        c->accepted += before - left;
+        c->pending_count = left;
+        if (left == before)
+            status = SM_FULL;
+    } while (status == SM_OK && c->pending_count);
+    return status;
+}
+
+int sm_check_columns(sm_sender *s, const sm_columns *in, uint64_t data_bytes, uint64_t key_bytes, uint64_t *bad)
+{
+    for (uint64_t i = 0; i < in->n; i++) {
+        *bad = i;
+        if (in->offsets[i] > in->offsets[i + 1] || in->offsets[i + 1] > data_bytes)
+            return SM_CORRUPT;
+        uint64_t key = 0;
+        if (in->key_kind > SM_KEY_INT) {
+            if (in->key_offsets[i] > in->key_offsets[i + 1] || in->key_offsets[i + 1] > key_bytes)
+                return SM_CORRUPT;
+            key = in->key_offsets[i + 1] - in->key_offsets[i];
+        }
+        if (key > s->half || in->offsets[i + 1] - in->offsets[i] > s->half - sm_prefix(1) - sizeof(sm_index) - key)
+            return SM_TOO_LARGE;
+    }
+    return SM_OK;
+}
+
+int sm_push_columns(sm_sender *s, const sm_columns *in, sm_cursor *c)
+{
+    sm_sender_lock(s);
+    int status = usable(s);
+    while (status == SM_OK && (c->pending_count || c->next < in->n)) {
+        uint32_t n;
+        uint64_t start = resume(c, in->n, &n);
+        for (uint32_t i = 0; i < n; i++) {
+            uint64_t at = start + i;
+            sm_event *e = &s->events[i];
+            e->payload = in->data + in->offsets[at];
+            e->length = (uint32_t)(in->offsets[at + 1] - in->offsets[at]);
+            e->meta = in->key_kind << 30;
+            e->key = 0;
+            if (in->key_kind == SM_KEY_INT) {
+                e->key = in->keys[at];
+                if (in->key_unsigned && e->key >> 63)
+                    e->meta |= SM_META_UNSIGNED;
+            } else if (in->key_kind != SM_KEY_NONE) {
+                uint32_t length = (uint32_t)(in->key_offsets[at + 1] - in->key_offsets[at]);
+                e->key_bytes = in->key_data + in->key_offsets[at];
+                e->key = sm_hash_bytes(e->key_bytes, length);
+                e->meta |= length;
+            }
+        }
+        status = sm_push_chunk(s, s->events, n, c);
+        advance(c, start, n, status);
+    }
+    sm_sender_unlock(s);
+    return status;
+}
+
+int sm_push_one(sm_sender *s, const sm_event *e, uint32_t *shard_out)
+{
+    int status = usable(s);
+    if (unlikely(status != SM_OK))
+        return status;
+    uint64_t bytes = (uint64_t)SM_META_LENGTH(e->meta) + e->length, length = events_length(1, bytes);
+    if (unlikely(bytes > s->half || length > s->half))
+        return SM_TOO_LARGE;
+    uint32_t slot = slot_of_event(s, e), shard;
+    sm_link *l = NULL;
+    status = enter_send(s);
+    if (unlikely(status != SM_OK))
+        goto leave;
+    shard = SM_META_KIND(e->meta) == SM_KEY_NONE ? choose_shard(s) : shard_of_slot(s, slot);
+    SM_POINT(SEND_ROUTED);
+    *shard_out = shard;
+    status = linked(s, shard);
+    if (unlikely(status != SM_OK))
+        goto leave;
+    l = &s->links[shard];
+    uint64_t pad, room;
+    status = room_for(s, l, length, &pad, &room);
+    if (unlikely(status != SM_OK))
+        goto leave;
+    if (unlikely(room < length)) {
+        status = SM_FULL;
+        goto leave;
+    }
+    sm_frame *f = begin_frame(s, l, pad, length, 1, (uint32_t)bytes, sm_clock());
+    sm_index *index = (sm_index *)((uint8_t *)f + sm_prefix(1));
+    uint8_t *out = (uint8_t *)(index + 1);
+    uint32_t key_length = SM_META_LENGTH(e->meta);
+    *index = (sm_index){e->key, e->meta, (uint32_t)bytes};
+    if (key_length)
+        memcpy(out, e->key_bytes, key_length);
+    SM_POINT(SEND_COPYING);
+    memcpy(out + key_length, e->payload, e->length);
+    publish(l, f, pad);
+leave:
+    leave_send(s);
+    if (likely(status == SM_OK))
+        sm_ring(l->inbox);
+    return status;
+}
+
+int sm_push(sm_sender *s, uint32_t key_kind, uint64_t key, uint32_t key_unsigned, const void *key_bytes,
+            uint32_t key_length, const void *payload, uint32_t payload_length, uint32_t *shard)
+{
+    sm_event e = {key, key_bytes, payload, key_kind << 30 | key_length, payload_length};
+    if (key_unsigned)
+        e.meta |= SM_META_UNSIGNED;
+    if (key_kind == SM_KEY_BYTES || key_kind == SM_KEY_STR)
+        e.key = sm_hash_bytes(key_bytes, key_length);
+    sm_sender_lock(s);
+    int status = sm_push_one(s, &e, shard);
+    sm_sender_unlock(s);
+    return status;
+}
+
+/* ---- waiting (mark even, lock released) ----------------------------------------------------------------------------------- */
+
+int sm_wait_room(sm_sender *s, uint32_t shard, int64_t spin_ns, int64_t timeout_ns)
+{
+    if (shard >= s->max_shards || !s->links[shard].lane)
+        return SM_NEED_LANE;
+    sm_sender_lock(s);
+    sm_lane *lane = s->links[shard].lane;
+    uint64_t tail = s->links[shard].tail;
+    sm_sender_unlock(s);
+    /* half a lane: room for the largest frame, and one wake for many frames instead of one for each */
+    return tail > s->half ? sm_wait_head(lane, tail - s->half, &s->spin, spin_ns, timeout_ns) : SM_OK;
+}
+
+int sm_wait_handled(sm_sender *s, uint32_t shard, uint64_t position, int64_t spin_ns, int64_t timeout_ns)
+{
+    if (shard >= s->max_shards || !s->links[shard].lane)
+        return SM_NEED_LANE;
+    return sm_wait_head(s->links[shard].lane, position, &s->spin, spin_ns, timeout_ns);
+}
+
+int sm_evict(sm_sender *s, uint32_t shard)
+{
+    if (shard >= s->max_shards || !s->links[shard].lane)
+        return SM_NEED_LANE;
+    sm_sender_lock(s);
+    sm_link *l = &s->links[shard];
+    if (l->tail > s->half) {
+        /* V3: relaxed would do, the worker compares it with positions it has read; it is shed at the next poll */
+        atomic_store_explicit(&l->lane->evict, l->tail - s->half, memory_order_release);
+        sm_ring(l->inbox);
+    }
+    sm_sender_unlock(s);
+    return SM_OK;
+}

@@ -1,0 +1,205 @@
+/*
+ * The C interface of shardmem, and word for word the text that cffi parses (build.py only drops the
+ * preprocessor lines). Everything behind it that touches shared memory uses C11 atomics; nothing in front
+ * of it does. Each function names the role that may call it: a word in shared memory has one writer, and
+ * layout.h says which role that is.
+ *
+ * All functions return a status (SM_OK or a negative reason) or what their comment says. None of them
+ * allocates after its *_new, none waits unless its name says so, and none trusts an offset, a count or a
+ * length that it read from shared memory before it has compared it with the geometry.
+ */
+#ifndef SHARDMEM_H
+#define SHARDMEM_H
+
+#include <stdint.h>
+
+#define SM_LAYOUT_VERSION 1
+#define SM_CHUNK 4096
+#define SM_MAX_SLOTS 65536
+#define SM_MAX_SHARDS 1024
+#define SM_MAX_PRODUCERS 512
+#define SM_SCHEMA_BYTES 2048
+#define SM_NAME_BYTES 96
+#define SM_ERROR_BYTES 1536
+#define SM_HISTOGRAM 160
+#define SM_REASONS 4
+
+enum sm_status {
+    SM_OK = 0,
+    SM_FULL = -1,        /* a lane had no room; what was refused is in the cursor, nothing of it was written */
+    SM_TIMEOUT = -2,
+    SM_NEED_LANE = -3,   /* no lane to that shard is open yet (or its inbox was replaced): open it, call again */
+    SM_STOPPED = -4,     /* the engine accepts nothing any more */
+    SM_FORKED = -5,      /* this sender belongs to the parent process */
+    SM_TOO_LARGE = -6,   /* a single event exceeds half a lane */
+    SM_CORRUPT = -7,     /* a word in shared memory contradicts the geometry */
+    SM_UNROUTED = -8,    /* a slot has no shard, or no shard is active */
+    SM_INTERRUPTED = -9, /* a signal arrived while waiting */
+    SM_CLOSED = -10,
+    SM_MAGIC = -11, SM_VERSION = -12, SM_GEOMETRY = -13, SM_UNREADY = -14 /* attach */
+};
+
+enum sm_key_kind { SM_KEY_NONE = 0, SM_KEY_INT = 1, SM_KEY_BYTES = 2, SM_KEY_STR = 3 };
+enum sm_engine_state { SM_ENGINE_STARTING = 0, SM_ENGINE_RUNNING = 1, SM_ENGINE_DRAINING = 2, SM_ENGINE_STOPPED = 3 };
+enum sm_shard_state { SM_SHARD_NONE = 0, SM_SHARD_PROVISIONING = 1, SM_SHARD_ACTIVE = 2, SM_SHARD_DRAINING = 3,
+                      SM_SHARD_STOPPED = 4, SM_SHARD_FAILED = 5 };
+enum sm_phase { SM_PHASE_NONE = 0, SM_PHASE_BOOTING = 1, SM_PHASE_READY = 2, SM_PHASE_STOPPED = 3, SM_PHASE_FAILED = 4 };
+enum sm_reason { SM_REASON_FULL = 0, SM_REASON_TIMEOUT = 1, SM_REASON_SAMPLED = 2, SM_REASON_OLDEST = 3 };
+
+typedef struct sm_geometry {
+    uint64_t engine_id, created_ns, lane_bytes, control_bytes, inbox_bytes, lane_stride, lanes_offset;
+    uint32_t slots, max_shards, max_producers;
+    uint32_t row_bytes;                      /* 0: an events engine */
+    uint32_t key_kind, key_offset, key_bytes; /* of a records engine */
+    uint32_t key_signed;
+    uint32_t schema_bytes, name_bytes;
+    char schema[2048];
+    char name[96];
+} sm_geometry;
+
+/* ---- segments: create [supervisor], check [any] ------------------------------------------------------- */
+int sm_geometry_complete(sm_geometry *geometry);   /* fills the derived sizes; SM_GEOMETRY if out of range */
+int sm_control_format(void *control, const sm_geometry *geometry);
+int sm_control_read(const void *control, uint64_t bytes, sm_geometry *out, uint32_t *version);
+int sm_inbox_format(void *inbox, const sm_geometry *geometry, uint32_t shard, uint64_t generation);
+int sm_inbox_check(const void *inbox, uint64_t bytes, const sm_geometry *geometry, uint32_t shard,
+                   uint64_t generation);
+
+/* ---- leases: who lives is the kernel's word [any] ----------------------------------------------------- */
+int sm_lease_take(int fd, uint64_t byte);          /* 0 taken, 1 somebody holds it, -errno */
+int sm_lease_held(int fd, uint64_t byte);          /* 0 free, 1 held by another description, -errno */
+
+/* ---- hash and routing [any] --------------------------------------------------------------------------- */
+uint64_t sm_xxh64(const void *data, uint64_t bytes, uint64_t seed);
+uint64_t sm_hash_int(uint64_t key);                /* sm_xxh64 of the 8 little-endian bytes, shardmem's seed */
+uint64_t sm_hash_bytes(const void *key, uint64_t bytes);
+int sm_slots_of_rows(const sm_geometry *geometry, const void *rows, uint64_t n, uint32_t *slots);
+int sm_slots_of_ints(const uint64_t *keys, uint64_t n, uint32_t slots_count, uint32_t *slots);
+
+/* ---- the sender: one producer's end of all its lanes [producer] --------------------------------------- */
+typedef struct sm_sender sm_sender;
+
+typedef struct sm_cursor {       /* how far one call has come; the caller keeps it between calls */
+    uint64_t chunk, next;        /* rows before chunk are accepted; those from next on were not looked at */
+    uint64_t accepted;
+    uint32_t pending_count;      /* between them, the ones not accepted, in order: rows[chunk + pending[i]] */
+    uint32_t shard;              /* whose lane was full or missing */
+    uint32_t pending[4096];
+} sm_cursor;
+
+typedef struct sm_columns {      /* n events as columns; ends are exclusive and monotonic */
+    uint64_t n;
+    uint32_t key_kind, key_unsigned;
+    const uint64_t *keys;        /* SM_KEY_INT */
+    const uint8_t *key_data;     /* SM_KEY_BYTES, SM_KEY_STR: key i = key_data[key_offsets[i]:key_offsets[i+1]] */
+    const uint64_t *key_offsets;
+    const uint8_t *data;         /* payload i = data[offsets[i]:offsets[i+1]] */
+    const uint64_t *offsets;
+} sm_columns;
+
+sm_sender *sm_sender_new(void *control, uint32_t seat);       /* NULL: out of memory */
+void sm_sender_free(sm_sender *sender);
+void sm_sender_close(sm_sender *sender);                      /* later calls return SM_CLOSED */
+int sm_sender_link(sm_sender *sender, uint32_t shard, uint64_t generation, void *inbox);
+uint64_t sm_sender_generation(sm_sender *sender, uint32_t shard);  /* of the inbox it should be linked to */
+int sm_sender_position(sm_sender *sender, uint32_t shard, uint64_t *tail, uint64_t *head);
+uint64_t sm_max_payload(sm_sender *sender, uint64_t key_bytes);
+int sm_send(sm_sender *sender, const void *rows, uint64_t n, sm_cursor *cursor);
+int sm_check_columns(sm_sender *sender, const sm_columns *columns, uint64_t data_bytes, uint64_t key_bytes,
+                     uint64_t *bad);                              /* before the first pass: all or nothing */
+int sm_push_columns(sm_sender *sender, const sm_columns *columns, sm_cursor *cursor);
+int sm_push(sm_sender *sender, uint32_t key_kind, uint64_t key, uint32_t key_unsigned, const void *key_bytes,
+            uint32_t key_length, const void *payload, uint32_t payload_length, uint32_t *shard);
+void sm_count_refused(sm_sender *sender, uint32_t reason, uint64_t rows);
+void sm_count_blocked(sm_sender *sender, uint64_t nanoseconds);
+int sm_evict(sm_sender *sender, uint32_t shard);              /* ask the worker to drop the oldest half of the lane */
+int sm_wait_room(sm_sender *sender, uint32_t shard, int64_t spin_ns, int64_t timeout_ns);
+int sm_wait_handled(sm_sender *sender, uint32_t shard, uint64_t position, int64_t spin_ns, int64_t timeout_ns);
+
+/* a seat: taken by its lease, then entered */
+int sm_seat_enter(void *control, uint32_t seat, int64_t pid, uint64_t now_ns);
+int sm_seat_leave(void *control, uint32_t seat);
+
+/* ---- the reader: one worker's end of its inbox [worker] ----------------------------------------------- */
+typedef struct sm_reader sm_reader;
+
+typedef struct sm_span {         /* contiguous rows of one frame */
+    const uint8_t *rows;         /* records: the first row. events: the first index entry */
+    const uint8_t *bytes;        /* events: where the frame's bytes begin */
+    uint64_t position;           /* of the frame in its lane */
+    uint64_t sequence;           /* of the first row */
+    int64_t sent_ns;
+    uint32_t count, first, frame_rows, frame_length, bytes_length, seat;
+} sm_span;
+
+typedef struct sm_batch {
+    uint64_t rows, bytes;        /* bytes: what gathering it takes */
+    uint32_t spans;
+    uint32_t broken_seat;        /* SM_CORRUPT: whose lane */
+    sm_span *span;
+} sm_batch;
+
+sm_reader *sm_reader_new(void *control, void *inbox, uint32_t shard, uint32_t max_rows);
+void sm_reader_free(sm_reader *reader);
+int sm_next(sm_reader *reader, int64_t spin_ns, int64_t timeout_ns, sm_batch *batch);  /* may wait */
+int sm_gather(const sm_batch *batch, uint32_t row_bytes, void *out, uint64_t out_bytes);
+int sm_commit(sm_reader *reader);
+int sm_worker_enter(void *control, uint32_t shard, int64_t pid, uint64_t now_ns);
+void sm_worker_phase(void *control, uint32_t shard, uint32_t phase);
+void sm_worker_error(void *control, uint32_t shard, const char *text, uint32_t bytes);
+uint32_t sm_worker_orders(const void *control, uint32_t shard); /* engine state, shard state << 8 */
+
+/* ---- what only the supervisor writes [supervisor] ------------------------------------------------------ */
+void sm_supervisor_enter(void *control, int64_t pid, uint64_t now_ns);
+void sm_supervisor_beat(void *control, uint64_t now_ns);
+void sm_set_engine_state(void *control, uint32_t state);
+void sm_set_shard_state(void *control, uint32_t shard, uint32_t state);
+void sm_set_shard_generation(void *control, uint32_t shard, uint64_t generation);
+void sm_set_shard_weight(void *control, uint32_t shard, uint32_t weight);
+void sm_set_slot(void *control, uint32_t slot, uint32_t shard);
+int sm_marks(const void *control, uint64_t *marks, uint32_t n);
+void sm_wake(void *inbox);
+
+/* ---- what anybody may read [any] ----------------------------------------------------------------------- */
+typedef struct sm_engine_view {
+    uint64_t incarnation, heartbeat_ns, started_ns, topology;
+    int64_t pid;
+    uint32_t state;
+} sm_engine_view;
+
+typedef struct sm_seat_view {
+    uint64_t mark, incarnation, entered_ns, sequence, blocked_ns, blocked_count;
+    uint64_t refused[4];
+    int64_t pid;
+} sm_seat_view;
+
+typedef struct sm_shard_view {
+    uint64_t generation, incarnation, entered_ns, heartbeat_ns, busy_ns, batch_since_ns, batches, rows;
+    int64_t pid;
+    uint32_t state, phase, weight, slots, error_bytes;
+    uint64_t latency[160];
+    char error[1536];
+} sm_shard_view;
+
+typedef struct sm_lane_view {
+    uint64_t tail, head, accepted, handled, quarantined, shed;
+    uint32_t open;
+} sm_lane_view;
+
+void sm_view_engine(const void *control, sm_engine_view *out);
+void sm_view_seat(const void *control, uint32_t seat, sm_seat_view *out);
+void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out);
+int sm_view_lane(const void *inbox, const sm_geometry *geometry, uint32_t seat, sm_lane_view *out);
+void sm_view_slots(const void *control, const sm_geometry *geometry, uint32_t *shards, uint32_t *epochs);
+int64_t sm_histogram_floor_ns(uint32_t bucket);
+int64_t sm_now_ns(void);
+
+/* ---- named points at which a test may kill, stop or break this process [tests] ------------------------- */
+int sm_point_count(void);
+const char *sm_point_name(int point);
+void sm_point_arm(int point, uint64_t passes, int signal_number);   /* fires on the passes-th time */
+
+/* adds the calls that are made once per event (push, push_many, decode) to the extension module */
+int sm_install_fastcalls(void);
+
+#endif

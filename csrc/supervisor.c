@@ -1,0 +1,132 @@
+/* role: supervisor */
+#include <string.h>
+
+#include "internal.h"
+
+static int power_of_two(uint64_t n) { return n && (n & (n - 1)) == 0; }
+
+int sm_geometry_complete(sm_geometry *g)
+{
+    if (!power_of_two(g->slots) || g->slots > SM_MAX_SLOTS || !g->max_shards || g->max_shards > SM_MAX_SHARDS ||
+        !g->max_producers || g->max_producers > SM_MAX_PRODUCERS || !power_of_two(g->lane_bytes) ||
+        g->lane_bytes < SM_PAGE || g->lane_bytes > UINT64_C(1) << 31 || g->schema_bytes > SM_SCHEMA_BYTES ||
+        g->name_bytes > SM_NAME_BYTES)
+        return SM_GEOMETRY;
+    if (g->row_bytes) {
+        if (sm_prefix(1) + g->row_bytes > g->lane_bytes / 2)
+            return SM_GEOMETRY;
+        if (g->key_kind != SM_KEY_NONE && (uint64_t)g->key_offset + g->key_bytes > g->row_bytes)
+            return SM_GEOMETRY;
+        if (g->key_kind == SM_KEY_INT && (!power_of_two(g->key_bytes) || g->key_bytes > 8))
+            return SM_GEOMETRY;
+        if (g->key_kind > SM_KEY_BYTES)
+            return SM_GEOMETRY;
+    } else if (g->key_kind != SM_KEY_NONE) {
+        return SM_GEOMETRY;
+    }
+    g->control_bytes = sm_round(SM_SHARDS_OFFSET + g->max_shards * sizeof(sm_shard), SM_PAGE);
+    g->lane_stride = SM_PAGE + g->lane_bytes;
+    g->lanes_offset = SM_LANES_OFFSET;
+    g->inbox_bytes = SM_LANES_OFFSET + g->lane_stride * g->max_producers;
+    return SM_OK;
+}
+
+/* The memory is fresh, so every word that is not named here is zero, and zero means "nothing yet". */
+int sm_control_format(void *control, const sm_geometry *geometry)
+{
+    sm_control *c = control;
+    c->magic = SM_MAGIC_CONTROL;
+    c->header_bytes = sizeof(sm_control);
+    c->geometry = *geometry;
+    for (uint32_t s = 0; s < geometry->slots; s++)
+        atomic_store_explicit(&sm_slot_at(c, s)->slot_word, SM_SLOT_WORD(SM_NO_SHARD, 0), memory_order_relaxed);
+    /* V1: everything above before the version. Pairs with V2 in sm_control_read. */
+    atomic_store_explicit(&c->version, SM_LAYOUT_VERSION, memory_order_release);
+    return SM_OK;
+}
+
+int sm_inbox_format(void *inbox, const sm_geometry *geometry, uint32_t shard, uint64_t generation)
+{
+    sm_inbox *b = inbox;
+    b->magic = SM_MAGIC_INBOX;
+    b->shard = shard;
+    b->engine_id = geometry->engine_id;
+    b->generation = generation;
+    b->lane_bytes = geometry->lane_bytes;
+    b->max_producers = geometry->max_producers;
+    /* V1 again. Pairs with V2 in sm_inbox_check. */
+    atomic_store_explicit(&b->inbox_version, SM_LAYOUT_VERSION, memory_order_release);
+    return SM_OK;
+}
+
+void sm_supervisor_enter(void *control, int64_t pid, uint64_t now_ns)
+{
+    sm_control *c = control;
+    uint64_t lives = atomic_load_explicit(&c->supervisor_incarnation, memory_order_relaxed);
+    atomic_store_explicit(&c->supervisor_pid, pid, memory_order_relaxed);
+    atomic_store_explicit(&c->supervisor_started_ns, now_ns, memory_order_relaxed);
+    atomic_store_explicit(&c->supervisor_heartbeat_ns, now_ns, memory_order_relaxed);
+    atomic_store_explicit(&c->supervisor_incarnation, lives + 1, memory_order_release);
+}
+
+void sm_supervisor_beat(void *control, uint64_t now_ns)
+{
+    atomic_store_explicit(&((sm_control *)control)->supervisor_heartbeat_ns, now_ns, memory_order_relaxed);
+}
+
+/* E1: seq_cst, because producers read it between their odd and even marks (E2 in enter_send), and the
+ * supervisor reads the marks after it: either the producer sees the new state, or the supervisor sees the odd
+ * mark and waits for it. */
+void sm_set_engine_state(void *control, uint32_t state)
+{
+    atomic_store_explicit(&((sm_control *)control)->engine_state, state, memory_order_seq_cst);
+}
+
+static void topology_changed(sm_control *c)
+{
+    uint64_t n = atomic_load_explicit(&c->topology, memory_order_relaxed);
+    /* T1: after the state or weight that changed. Pairs with T2 in refresh_active. */
+    atomic_store_explicit(&c->topology, n + 1, memory_order_seq_cst);
+}
+
+void sm_set_shard_state(void *control, uint32_t shard, uint32_t state)
+{
+    atomic_store_explicit(&sm_shard_at(control, shard)->shard_state, state, memory_order_seq_cst);
+    topology_changed(control);
+}
+
+void sm_set_shard_generation(void *control, uint32_t shard, uint64_t generation)
+{
+    /* G1: the inbox segment exists and is formatted. Pairs with G2 in linked. */
+    atomic_store_explicit(&sm_shard_at(control, shard)->shard_generation, generation, memory_order_release);
+}
+
+void sm_set_shard_weight(void *control, uint32_t shard, uint32_t weight)
+{
+    atomic_store_explicit(&sm_shard_at(control, shard)->shard_weight, weight, memory_order_relaxed);
+    topology_changed(control);
+}
+
+/* H1: seq_cst, the other half of the mark: see M1 in enter_send. */
+void sm_set_slot(void *control, uint32_t slot, uint32_t shard)
+{
+    _Atomic uint64_t *word = &sm_slot_at(control, slot)->slot_word;
+    uint32_t epoch = SM_SLOT_EPOCH(atomic_load_explicit(word, memory_order_relaxed)) + 1;
+    atomic_store_explicit(word, SM_SLOT_WORD(shard, epoch), memory_order_seq_cst);
+}
+
+/* M2: pairs with M1 and M3 in producer.c. seq_cst after the word that was changed. */
+int sm_marks(const void *control, uint64_t *marks, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        marks[i] = atomic_load_explicit(&sm_seat_at(control, i)->mark, memory_order_seq_cst);
+    return SM_OK;
+}
+
+/* Wakes the worker whatever its flag says: the supervisor changed something that is not in a lane. */
+void sm_wake(void *inbox)
+{
+    sm_inbox *b = inbox;
+    atomic_fetch_add_explicit(&b->doorbell, 1, memory_order_seq_cst);
+    sm_futex_wake(&b->doorbell, 1);
+}

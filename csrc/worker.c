@@ -1,0 +1,538 @@
+/* role: worker
+ * One worker's end of its inbox. A batch is a list of spans; a span is a run of rows of one frame that are not
+ * done yet. Committing sets done bits where a frame is not finished by its span, and moves the head over the
+ * frames that are all done. What is in front of the head is never looked at again; what is behind it and not
+ * done comes again after a crash.
+ *
+ * Everything read from a lane is compared with the geometry first, and frame headers are copied before they are
+ * judged, so that a producer gone mad can spoil its own lane and nothing else.
+ */
+#include "internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    GATHER_BYTES = 1 << 20, /* small frames are gathered up to this: it stays in the second-level cache */
+    SOLO_BYTES = 1 << 15    /* from here on a copy costs more than a batch does */
+};
+
+typedef struct sm_end {             /* one lane, seen from here */
+    sm_lane *lane;
+    uint8_t *data;
+    uint64_t head, cursor, tail;    /* head <= cursor <= tail */
+    uint64_t handled, quarantined, shed;
+    uint32_t row;                   /* of the frame at the cursor: rows before it have been taken */
+    uint32_t parity, moved;
+    uint8_t open, broken, reported;
+} sm_end;
+
+struct sm_reader {
+    sm_control *control;
+    sm_shard *shard;
+    sm_inbox *inbox;
+    uint64_t lane_bytes, row_bytes;
+    uint32_t max_producers, max_rows, solo_rows, turn, span_count, open_count;
+    uint64_t rows, batches, busy_ns, total_rows;
+    int64_t since_ns;
+    sm_spin spin;
+    sm_end *ends;                   /* by seat */
+    uint32_t *open;                 /* seats whose lanes are open */
+    sm_span *spans;
+};
+
+sm_reader *sm_reader_new(void *control, void *inbox, uint32_t shard, uint32_t max_rows)
+{
+    const sm_geometry *g = &((sm_control *)control)->geometry;
+    sm_reader *r = calloc(1, sizeof *r);
+    if (!r)
+        return NULL;
+    r->control = control;
+    r->shard = sm_shard_at(control, shard);
+    r->inbox = inbox;
+    r->lane_bytes = g->lane_bytes;
+    r->row_bytes = g->row_bytes;
+    r->max_producers = g->max_producers;
+    r->max_rows = max_rows;
+    r->solo_rows = max_rows / 4 ? max_rows / 4 : 1;
+    r->busy_ns = atomic_load_explicit(&r->shard->worker_busy_ns, memory_order_relaxed);
+    r->batches = atomic_load_explicit(&r->shard->worker_batches, memory_order_relaxed);
+    r->total_rows = atomic_load_explicit(&r->shard->worker_rows, memory_order_relaxed);
+    r->ends = calloc(g->max_producers, sizeof *r->ends);
+    r->open = calloc(g->max_producers, sizeof *r->open);
+    r->spans = calloc(max_rows, sizeof *r->spans);
+    if (!r->ends || !r->open || !r->spans) {
+        sm_reader_free(r);
+        return NULL;
+    }
+    return r;
+}
+
+void sm_reader_free(sm_reader *r)
+{
+    free(r->ends);
+    free(r->open);
+    free(r->spans);
+    free(r);
+}
+
+/* ---- lanes ------------------------------------------------------------------------------------------------------- */
+
+static void open_end(sm_reader *r, uint32_t seat)
+{
+    sm_end *e = &r->ends[seat];
+    sm_lane *lane = sm_lane_at(r->inbox, r->lane_bytes, seat);
+    uint64_t word = atomic_load_explicit(&lane->head, memory_order_acquire);
+    const sm_ledger *l = &lane->ledger[word & 1];
+    e->lane = lane;
+    e->data = sm_lane_data(lane);
+    e->parity = word & 1;
+    e->head = e->cursor = e->tail = sm_position(word);
+    e->handled = atomic_load_explicit(&l->ledger_handled, memory_order_relaxed);
+    e->quarantined = atomic_load_explicit(&l->ledger_quarantined, memory_order_relaxed);
+    e->shed = atomic_load_explicit(&l->ledger_shed, memory_order_relaxed);
+    e->open = 1;
+    r->open[r->open_count++] = seat;
+}
+
+static void find_open_lanes(sm_reader *r)
+{
+    for (uint32_t seat = 0; seat < r->max_producers; seat++)
+        if (!r->ends[seat].open &&
+            atomic_load_explicit(&r->inbox->lane_open[seat], memory_order_acquire)) /* O2: pairs with O1 */
+            open_end(r, seat);
+}
+
+static int refresh_tail(sm_reader *r, sm_end *e)
+{
+    /* A2: pairs with P0: the frames before this tail are complete. Also the read half of W1 when parking. */
+    uint64_t tail = sm_position(atomic_load_explicit(&e->lane->tail, memory_order_seq_cst));
+    if (unlikely(tail < e->tail || tail - e->head > r->lane_bytes))
+        return SM_CORRUPT;
+    e->tail = tail;
+    return SM_OK;
+}
+
+static sm_frame *frame_at(sm_reader *r, sm_end *e, uint64_t position)
+{
+    return (sm_frame *)(e->data + (position & (r->lane_bytes - 1)));
+}
+
+/* The header at `position`, copied and found possible. position < e->tail, both multiples of 16. */
+static int read_frame(sm_reader *r, sm_end *e, uint64_t position, sm_frame *out)
+{
+    uint64_t at_end = r->lane_bytes - (position & (r->lane_bytes - 1)), there = e->tail - position;
+    const sm_frame *f = frame_at(r, e, position);
+    memset(out, 0, sizeof *out);
+    out->length = f->length;
+    out->kind = f->kind;
+    if (out->length % SM_ALIGN || !out->length || out->length > at_end || out->length > there)
+        return SM_CORRUPT;
+    if (out->kind == SM_FRAME_PAD)
+        return out->length == at_end && there > at_end ? SM_OK : SM_CORRUPT;
+    if (out->kind != SM_FRAME_DATA || out->length < sizeof *out || out->length > r->lane_bytes / 2)
+        return SM_CORRUPT;
+    uint32_t length = out->length;
+    memcpy(out, f, sizeof *out);
+    out->length = length;
+    if (!out->rows || out->rows > SM_CHUNK || out->position != position)
+        return SM_CORRUPT;
+    uint64_t need = sm_prefix(out->rows) + (r->row_bytes ? out->rows * r->row_bytes
+                                                         : out->rows * sizeof(sm_index) + (uint64_t)out->bytes);
+    return need <= length ? SM_OK : SM_CORRUPT;
+}
+
+/* ---- done bits ------------------------------------------------------------------------------------------------------ */
+
+static int is_done(const sm_frame *shared, uint32_t row)
+{
+    return atomic_load_explicit(&sm_done_bits(shared)[row / 64], memory_order_relaxed) >> (row % 64) & 1;
+}
+
+static uint32_t next_with(const sm_frame *shared, uint32_t rows, uint32_t row, int done)
+{
+    while (row < rows) {
+        uint64_t word = atomic_load_explicit(&sm_done_bits(shared)[row / 64], memory_order_relaxed);
+        word = (done ? word : ~word) >> (row % 64);
+        if (word) {
+            row += (uint32_t)__builtin_ctzll(word);
+            return row < rows ? row : rows;
+        }
+        row += 64 - row % 64;
+    }
+    return rows;
+}
+
+static void set_done(sm_frame *shared, uint32_t first, uint32_t count)
+{
+    for (uint32_t row = first, end = first + count; row < end;) {
+        uint32_t shift = row % 64, n = end - row < 64 - shift ? end - row : 64 - shift;
+        uint64_t bits = (n == 64 ? ~UINT64_C(0) : (UINT64_C(1) << n) - 1) << shift;
+        _Atomic uint64_t *word = &sm_done_bits(shared)[row / 64];
+        atomic_store_explicit(word, atomic_load_explicit(word, memory_order_relaxed) | bits, memory_order_relaxed);
+        row += n;
+    }
+}
+
+/* ---- moving the head -------------------------------------------------------------------------------------------------- */
+
+static void release(sm_end *e)
+{
+    uint32_t other = e->parity ^ 1;
+    sm_ledger *l = &e->lane->ledger[other];
+    atomic_store_explicit(&l->ledger_handled, e->handled, memory_order_relaxed);
+    atomic_store_explicit(&l->ledger_quarantined, e->quarantined, memory_order_relaxed);
+    atomic_store_explicit(&l->ledger_shed, e->shed, memory_order_relaxed);
+    SM_POINT(COMMIT_COUNTED);
+    e->parity = other;
+    e->moved = 0;
+    /* R0: gives the bytes back (pairs with A1) and publishes the counts; seq_cst because `waiting` is read
+     * next: see R1 in park.c. */
+    atomic_store_explicit(&e->lane->head, e->head | other, memory_order_seq_cst);
+    SM_POINT(COMMIT_RELEASED);
+    sm_room(e->lane, e->head);
+}
+
+/* over pads, and over frames that are done to the last row */
+static int advance_head(sm_reader *r, sm_end *e)
+{
+    sm_frame f;
+    while (e->head < e->cursor || (e->head == e->cursor && e->row)) {
+        int status = read_frame(r, e, e->head, &f);
+        if (status != SM_OK)
+            return status;
+        if (f.kind == SM_FRAME_DATA) {
+            if (next_with(frame_at(r, e, e->head), f.rows, 0, 0) < f.rows)
+                return SM_OK;
+            e->handled += f.rows;
+        }
+        e->head += f.length;
+        e->moved = 1;
+        if (e->cursor < e->head) {
+            e->cursor = e->head;
+            e->row = 0;
+        }
+    }
+    return SM_OK;
+}
+
+/* The producer asked for the oldest frames to be dropped. Only from the head on, and only between batches. */
+static int shed(sm_reader *r, sm_end *e)
+{
+    uint64_t until = atomic_load_explicit(&e->lane->evict, memory_order_acquire);
+    sm_frame f;
+    if (likely(until <= e->head) || e->head != e->cursor)
+        return SM_OK;
+    while (e->head < until && e->head < e->tail) {
+        int status = read_frame(r, e, e->head, &f);
+        if (status != SM_OK)
+            return status;
+        if (f.kind == SM_FRAME_DATA) {
+            const sm_frame *shared = frame_at(r, e, e->head);
+            uint32_t done = 0;
+            for (uint32_t row = 0; row < f.rows; row++)
+                done += (uint32_t)is_done(shared, row);
+            e->handled += done;
+            e->shed += f.rows - done;
+        }
+        e->head += f.length;
+    }
+    e->cursor = e->head;
+    e->row = 0;
+    release(e);
+    return SM_OK;
+}
+
+/* ---- choosing a batch ---------------------------------------------------------------------------------------------------- */
+
+/* Every entry of the span ends where the next begins, within the frame, and its key fits. */
+static int entries_hold(const sm_span *span)
+{
+    const sm_index *index = (const sm_index *)span->rows;
+    uint32_t from = span->first ? index[-1].end : 0;
+    for (uint32_t i = 0; i < span->count; i++) {
+        uint32_t end = index[i].end;
+        if (end < from || end > span->bytes_length || SM_META_LENGTH(index[i].meta) > end - from)
+            return 0;
+        from = end;
+    }
+    return 1;
+}
+
+/* returns SM_OK when the lane or its quota is used up, SM_FULL when the batch is complete */
+static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
+{
+    sm_end *e = &r->ends[seat];
+    sm_frame f;
+    int status = SM_OK;
+    if (e->cursor == e->tail || e->head == e->cursor)
+        status = refresh_tail(r, e);
+    if (status == SM_OK && !e->row)
+        status = shed(r, e);
+    while (status == SM_OK && quota && e->cursor < e->tail) {
+        status = read_frame(r, e, e->cursor, &f);
+        if (status != SM_OK)
+            break;
+        if (f.kind == SM_FRAME_PAD) {
+            e->cursor += f.length;
+            continue;
+        }
+        sm_frame *shared = frame_at(r, e, e->cursor);
+        uint32_t first = next_with(shared, f.rows, e->row, 0);
+        if (first == f.rows) {
+            e->cursor += f.length;
+            e->row = 0;
+            continue;
+        }
+        uint32_t count = next_with(shared, f.rows, first, 1) - first;
+        /* A large frame travels alone, without a copy; so it waits for the next batch if this one has begun. */
+        int solo = count >= r->solo_rows || (f.length >= SOLO_BYTES && count == f.rows);
+        if (solo && r->span_count)
+            return SM_FULL;
+        uint32_t limit = solo ? r->max_rows : quota;
+        count = count < limit ? count : limit;
+        uint8_t *body = (uint8_t *)shared + sm_prefix(f.rows);
+        sm_span *span = &r->spans[r->span_count++];
+        *span = (sm_span){.position = e->cursor, .sequence = f.sequence + first, .sent_ns = f.sent_ns, .count = count,
+                          .first = first, .frame_rows = f.rows, .frame_length = f.length, .seat = seat};
+        if (r->row_bytes) {
+            span->rows = body + first * r->row_bytes;
+            b->bytes += count * r->row_bytes;
+        } else {
+            span->rows = body + first * sizeof(sm_index);
+            span->bytes = body + f.rows * sizeof(sm_index);
+            span->bytes_length = f.bytes;
+            if (unlikely(!entries_hold(span))) {
+                r->span_count--;
+                status = SM_CORRUPT;
+                break;
+            }
+            b->bytes += f.bytes;
+        }
+        b->rows += count;
+        e->row = first + count;
+        if (e->row == f.rows) {
+            e->cursor += f.length;
+            e->row = 0;
+        }
+        if (solo || b->rows >= r->max_rows || b->bytes >= GATHER_BYTES)
+            return SM_FULL;
+        quota -= count;
+    }
+    if (status != SM_OK)
+        e->broken = 1;
+    return SM_OK;
+}
+
+static int choose(sm_reader *r, sm_batch *b)
+{
+    r->span_count = 0;
+    *b = (sm_batch){.span = r->spans};
+    find_open_lanes(r);
+    uint32_t quota = r->open_count ? r->max_rows / r->open_count : 0;
+    int full = 0, progress = 1;
+    quota = quota ? quota : 1;
+    while (!full && progress) { /* each lane in turn, a quota at a time, so that none starves another */
+        uint64_t before = b->rows;
+        for (uint32_t i = 0; i < r->open_count && !full; i++) {
+            uint32_t turn = (r->turn + i) % r->open_count, left = r->max_rows - (uint32_t)b->rows;
+            if (r->ends[r->open[turn]].broken)
+                continue;
+            full = take(r, r->open[turn], quota < left ? quota : left, b) == SM_FULL;
+            if (full)
+                r->turn = turn + 1;
+        }
+        progress = b->rows > before;
+    }
+    b->spans = r->span_count;
+    for (uint32_t i = 0; i < r->open_count; i++) {
+        sm_end *e = &r->ends[r->open[i]];
+        if (unlikely(e->broken && !e->reported)) {
+            e->reported = 1;
+            b->broken_seat = r->open[i];
+            return SM_CORRUPT; /* said once; what was chosen from other lanes is valid all the same */
+        }
+    }
+    return SM_OK;
+}
+
+static int anything_new(sm_reader *r)
+{
+    find_open_lanes(r);
+    for (uint32_t i = 0; i < r->open_count; i++) {
+        sm_end *e = &r->ends[r->open[i]];
+        if (!e->broken && sm_position(atomic_load_explicit(&e->lane->tail, memory_order_seq_cst)) != e->cursor)
+            return 1;
+    }
+    return 0;
+}
+
+int sm_next(sm_reader *r, int64_t spin_ns, int64_t timeout_ns, sm_batch *b)
+{
+    sm_inbox *inbox = r->inbox;
+    uint32_t bell = atomic_load_explicit(&inbox->doorbell, memory_order_seq_cst); /* before the poll */
+    int status = choose(r, b);
+    int64_t now = sm_clock();
+    if (status == SM_OK && !b->rows && timeout_ns > 0) {
+        int64_t until = now + sm_spin_begin(&r->spin, spin_ns, now);
+        int found = 0;
+        while (!found && until > now && sm_clock() < until)
+            for (int i = 0; i < 16 && !found; i++) {
+                sm_pause();
+                found = anything_new(r);
+            }
+        if (found) {
+            sm_spin_paid(&r->spin, spin_ns);
+        } else {
+            /* W1: the flag, then the tails. Pairs with P1 in sm_ring. */
+            atomic_store_explicit(&inbox->sleeping, 1, memory_order_seq_cst);
+            SM_POINT(PARK_RAISED);
+            if (!anything_new(r)) {
+                int64_t asleep = sm_clock();
+                status = sm_futex_wait(&inbox->doorbell, bell, timeout_ns);
+                sm_spin_slept(&r->spin, spin_ns, sm_clock() - asleep);
+            }
+            atomic_store_explicit(&inbox->sleeping, 0, memory_order_seq_cst);
+        }
+        if (status != SM_INTERRUPTED)
+            status = choose(r, b);
+        now = sm_clock();
+    }
+    atomic_store_explicit(&r->shard->worker_heartbeat_ns, (uint64_t)now, memory_order_relaxed);
+    if (b->rows) {
+        r->since_ns = now;
+        atomic_store_explicit(&r->shard->worker_batch_since_ns, (uint64_t)now, memory_order_relaxed);
+        SM_POINT(POLL_TAKEN);
+    }
+    return status;
+}
+
+/* ---- the batch in hand ------------------------------------------------------------------------------------------------------ */
+
+/* Records: the rows, packed. Events: an index as in one frame, then the bytes; out_bytes bounds both. */
+int sm_gather(const sm_batch *b, uint32_t row_bytes, void *out, uint64_t out_bytes)
+{
+    if (row_bytes) {
+        uint8_t *to = out;
+        if (b->rows * row_bytes > out_bytes)
+            return SM_GEOMETRY;
+        for (uint32_t s = 0; s < b->spans; s++) {
+            uint64_t bytes = (uint64_t)b->span[s].count * row_bytes;
+            memcpy(to, b->span[s].rows, bytes);
+            to += bytes;
+        }
+        return SM_OK;
+    }
+    sm_index *to = out;
+    uint8_t *bytes = (uint8_t *)out + b->rows * sizeof(sm_index);
+    uint64_t used = 0, room = out_bytes - b->rows * sizeof(sm_index);
+    for (uint32_t s = 0; s < b->spans; s++) {
+        const sm_span *span = &b->span[s];
+        const sm_index *index = (const sm_index *)span->rows;
+        uint32_t from = span->first ? index[-1].end : 0, start = from;
+        for (uint32_t i = 0; i < span->count; i++) {
+            sm_index entry = index[i];
+            if (entry.end < from || entry.end > span->bytes_length || entry.end - start > room - used)
+                return SM_CORRUPT;
+            from = entry.end;
+            entry.end = (uint32_t)(used + entry.end - start);
+            *to++ = entry;
+        }
+        memcpy(bytes + used, span->bytes + start, from - start);
+        used += from - start;
+    }
+    return SM_OK;
+}
+
+static void count_latency(sm_reader *r, int64_t ns, uint64_t rows)
+{
+    uint32_t bucket = 0;
+    if (ns >= 4) {
+        uint32_t top = 63 - (uint32_t)__builtin_clzll((uint64_t)ns);
+        bucket = (top - 1) * 4 + ((uint64_t)ns >> (top - 2) & 3);
+    } else if (ns > 0) {
+        bucket = (uint32_t)ns;
+    }
+    if (bucket >= SM_HISTOGRAM)
+        bucket = SM_HISTOGRAM - 1;
+    _Atomic uint64_t *word = &r->shard->worker_latency[bucket];
+    atomic_store_explicit(&r->shard->worker_latency[bucket],
+                          atomic_load_explicit(word, memory_order_relaxed) + rows, memory_order_relaxed);
+}
+
+int sm_commit(sm_reader *r)
+{
+    int status = SM_OK;
+    int64_t now = sm_clock();
+    uint64_t rows = 0;
+    SM_POINT(COMMIT_ENTERED);
+    for (uint32_t s = 0; s < r->span_count; s++) {
+        sm_span *span = &r->spans[s];
+        sm_end *e = &r->ends[span->seat];
+        rows += span->count;
+        count_latency(r, now - span->sent_ns, span->count);
+        if (span->position == e->head && span->count == span->frame_rows) {
+            e->head += span->frame_length; /* the whole frame at the head: no bits needed to say so */
+            e->handled += span->frame_rows;
+            e->moved = 1;
+            continue;
+        }
+        set_done(frame_at(r, e, span->position), span->first, span->count);
+        SM_POINT(COMMIT_MARKED);
+        if (advance_head(r, e) != SM_OK)
+            status = SM_CORRUPT;
+    }
+    for (uint32_t s = 0; s < r->span_count; s++) {
+        sm_end *e = &r->ends[r->spans[s].seat];
+        if (!e->moved)
+            continue;
+        if (advance_head(r, e) != SM_OK) /* a pad behind the last frame, and frames done earlier */
+            status = SM_CORRUPT;
+        release(e);
+    }
+    r->span_count = 0;
+    r->busy_ns += (uint64_t)(now - r->since_ns);
+    r->batches++;
+    r->total_rows += rows;
+    atomic_store_explicit(&r->shard->worker_busy_ns, r->busy_ns, memory_order_relaxed);
+    atomic_store_explicit(&r->shard->worker_batches, r->batches, memory_order_relaxed);
+    atomic_store_explicit(&r->shard->worker_rows, r->total_rows, memory_order_relaxed);
+    atomic_store_explicit(&r->shard->worker_batch_since_ns, 0, memory_order_relaxed);
+    return status;
+}
+
+/* ---- what the worker says about itself ---------------------------------------------------------------------------------------- */
+
+int sm_worker_enter(void *control, uint32_t shard, int64_t pid, uint64_t now_ns)
+{
+    sm_shard *s = sm_shard_at(control, shard);
+    uint64_t lives = atomic_load_explicit(&s->worker_incarnation, memory_order_relaxed);
+    atomic_store_explicit(&s->worker_pid, pid, memory_order_relaxed);
+    atomic_store_explicit(&s->worker_entered_ns, now_ns, memory_order_relaxed);
+    atomic_store_explicit(&s->worker_heartbeat_ns, now_ns, memory_order_relaxed);
+    atomic_store_explicit(&s->worker_batch_since_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&s->worker_error_bytes, 0, memory_order_relaxed);
+    atomic_store_explicit(&s->worker_incarnation, lives + 1, memory_order_relaxed);
+    atomic_store_explicit(&s->worker_phase, SM_PHASE_BOOTING, memory_order_release);
+    return SM_OK;
+}
+
+void sm_worker_phase(void *control, uint32_t shard, uint32_t phase)
+{
+    atomic_store_explicit(&sm_shard_at(control, shard)->worker_phase, phase, memory_order_release);
+}
+
+void sm_worker_error(void *control, uint32_t shard, const char *text, uint32_t bytes)
+{
+    sm_shard *s = sm_shard_at(control, shard);
+    bytes = bytes < SM_ERROR_BYTES ? bytes : SM_ERROR_BYTES;
+    memcpy(s->worker_error, text, bytes);
+    /* X1: after the text. Pairs with X2 in sm_view_shard. */
+    atomic_store_explicit(&s->worker_error_bytes, bytes, memory_order_release);
+}
+
+uint32_t sm_worker_orders(const void *control, uint32_t shard)
+{
+    return atomic_load_explicit(&((const sm_control *)control)->engine_state, memory_order_acquire) |
+           atomic_load_explicit(&sm_shard_at(control, shard)->shard_state, memory_order_acquire) << 8;
+}

@@ -1,0 +1,53 @@
+"""shardmem: elastic, key-ordered ingestion on one host.
+
+Any process pushes events into shared memory; one worker process per shard runs a handler on batches of them.
+
+    with shardmem.Engine(handler=handle, shards=2) as engine, engine.producer() as producer:
+        producer.push("key", b"payload")
+        producer.flush()
+
+Names are imported at first use, so that a producer pays for what it uses and no more.
+"""
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AlreadyRunning": "errors", "Backpressure": "errors", "BatchEscaped": "errors", "ConfigError": "errors",
+    "HandlerError": "errors", "LayoutMismatch": "errors", "NotRunning": "errors", "OutOfMemory": "errors",
+    "SegmentCorrupt": "errors", "SegmentError": "errors", "ShardmemError": "errors",
+    "AsyncProducer": "runtime.aio",
+    "Batch": "runtime.batch", "Columns": "runtime.batch",
+    "Client": "control.client",
+    "Context": "runtime.handler", "Handler": "runtime.handler",
+    "Engine": "control.engine",
+    "Producer": "runtime.producer", "connect": "runtime.producer",
+}
+
+__all__ = sorted([*_HOME, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'shardmem' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"shardmem.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if TYPE_CHECKING:
+    from shardmem.control.client import Client
+    from shardmem.control.engine import Engine
+    from shardmem.errors import (AlreadyRunning, Backpressure, BatchEscaped, ConfigError, HandlerError, LayoutMismatch,
+                                 NotRunning, OutOfMemory, SegmentCorrupt, SegmentError, ShardmemError)
+    from shardmem.runtime.aio import AsyncProducer
+    from shardmem.runtime.batch import Batch, Columns
+    from shardmem.runtime.handler import Context, Handler
+    from shardmem.runtime.producer import Producer, connect

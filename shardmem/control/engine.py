@@ -1,0 +1,206 @@
+"""An engine inside a program: a supervisor process of its own that lives and ends with a block."""
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import subprocess
+import sys
+import time
+import weakref
+from dataclasses import asdict
+from typing import Any
+
+from shardmem import errors
+from shardmem.config import Config
+from shardmem.errors import ConfigError, NotRunning, ShardmemError
+from shardmem.memory.control import Control
+from shardmem.runtime.handler import HandlerRef, importing_main
+from shardmem.runtime.producer import Producer
+from shardmem.runtime.snapshot import Observer
+
+
+class Engine:
+    """Workers that run `handler` on what producers push.
+
+    handler: a function of one Batch, a Handler class or instance, or "module:name". It runs in worker processes, so it
+        must be importable there: top level of a module, or of the script itself under `if __name__ == "__main__":`.
+    name: for `shardmem.connect(name)` and `shardmem status`; made up if not given. Events that are not handled when a
+        named engine ends stay in shared memory for its next run; those of an unnamed one cannot be found again and go.
+    dtype, key: a numpy structured dtype and the name of its key field make a records engine; without a dtype it
+        carries events, whose keys come with each push.
+    slots: hash buckets of keys, a power of two. shards: how many workers; default min_shards. max_shards: how many
+        there is room for. lane_bytes: ring of each producer to each shard, a power of two; half of it is the largest
+        event. max_producers: seats. backpressure: "block", "fail", "drop_newest", "drop_oldest" or "sample".
+    batch_rows: the most events of a batch. spin_us: the longest spin before a process sleeps. boot_timeout,
+        drain_timeout: seconds; drain_timeout None waits until everything is handled.
+
+    Raises ConfigError (every fault in one), OutOfMemory, AlreadyRunning (name is taken), HandlerError.
+    """
+
+    def __init__(self, name: str | None = None, *, handler: Any, **settings: Any) -> None:
+        self._named = name is not None
+        self.name = name if name is not None else f"engine-{os.getpid()}-{secrets.token_hex(3)}"
+        self._config = Config.of(name=self.name, handler=handler, **settings)
+        self._handler = HandlerRef.of(handler)
+        self._process: subprocess.Popen | None = None
+        self._control: Control | None = None
+        self._last: dict[str, Any] | None = None
+
+    # ---- life ---------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> Engine:
+        """Returns when every worker is ready. `with Engine(...)` calls it."""
+        if importing_main():
+            raise RuntimeError("an Engine is being started while a worker process imports this script to find the handler "
+                               "in it; put the part that starts the engine under  if __name__ == \"__main__\":")
+        if self._process is not None:
+            raise ShardmemError(f"engine {self.name!r} was started already; make a new Engine to start again")
+        settings = asdict(self._config)
+        for key in ("handler", "dtype", "key"):
+            del settings[key]
+        read_end, write_end = os.pipe()
+        orders = {"settings": settings, "schema": self._config.schema.to_json(), "handler": asdict(self._handler),
+                  "keep_unfinished": self._named, "reports": write_end}
+        self._process = subprocess.Popen([sys.executable, "-m", "shardmem.control.main"], stdin=subprocess.PIPE,
+                                         pass_fds=(write_end,), start_new_session=True)
+        os.close(write_end)
+        self._reports = _ReportReader(read_end)
+        # Not collected before its end of the lifeline is closed: an engine that is forgotten drains and ends too.
+        weakref.finalize(self, _close_lifeline, self._process)
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(orders).encode() + b"\n")
+        self._process.stdin.flush()
+        report = self._reports.next(self._config.boot_timeout + 30)
+        if not report or "ready" not in report:
+            self._end(report)
+        self._control = Control.attach(self.name)
+        self._observer = Observer(self._control)
+        return self
+
+    def stop(self, now: bool = False) -> dict[str, Any]:
+        """Drain, stop, and return the last status. now: do not drain. Raises HandlerError if a shard had failed."""
+        if self._process is None:
+            raise NotRunning(f"engine {self.name!r} was never started")
+        if self._process.poll() is None:
+            if now:
+                self._process.send_signal(2)
+            _close_lifeline(self._process)
+        report = self._reports.last()
+        if self._process.wait() != 0 or (report and report.get("error")):
+            self._end(report)
+        if report and report.get("status"):
+            self._last = report["status"]
+        self._forget_memory()
+        assert self._last is not None
+        return self._last
+
+    def __enter__(self) -> Engine:
+        return self.start()
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if self._process is None or self._control is None:
+            return
+        if error is None:
+            self.stop()
+            return
+        try:
+            self.stop()
+        except ShardmemError as second:  # the block's own error matters more; do not hide it
+            if not isinstance(error, ShardmemError):
+                error.__notes__ = [*getattr(error, "__notes__", ()), f"and engine {self.name!r} ended badly: {second}"]
+
+    # ---- use ------------------------------------------------------------------------------------------------------------------
+
+    def producer(self, **options: Any) -> Producer:
+        """A producer of this engine; options as of Producer. Other processes use `shardmem.connect(engine.name)`."""
+        options.setdefault("backpressure", self._config.backpressure)
+        options.setdefault("spin_us", self._config.spin_us)
+        return Producer(self.name, **options)
+
+    def status(self) -> dict[str, Any]:
+        """What `shardmem status --json` prints. After the end of the engine: the last one."""
+        if self._control is None:
+            if self._last is None:
+                raise NotRunning(f"engine {self.name!r} is not running")
+            return self._last
+        return self._observer.status()
+
+    # ---- inside -----------------------------------------------------------------------------------------------------------------
+
+    def _forget_memory(self) -> None:
+        if self._control is not None:
+            self._observer.close()
+            self._control.close()
+            self._control = None
+
+    def _end(self, report: dict[str, Any] | None) -> None:
+        """The supervisor ended, or never got ready: raise why."""
+        assert self._process is not None
+        _close_lifeline(self._process)
+        try:
+            code = self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        self._forget_memory()
+        if report and report.get("status"):
+            self._last = report["status"]
+            self._last["supervisor"]["alive"] = False
+        if report and report.get("error"):
+            text = report["error"]
+            left = self._last["accounting"]["in_flight"] if self._last else 0
+            if left:
+                text += (f". {left:,} accepted events were not handled; "
+                         + (f"they stay in shared memory: start engine {self.name!r} again to handle them" if self._named
+                            else "they are gone with this engine, because it has no name to be found again by"))
+            kind = getattr(errors, report.get("kind") or "", ShardmemError)
+            if kind is ConfigError or not issubclass(kind, ShardmemError):
+                raise ConfigError(text)
+            if kind is errors.OutOfMemory:
+                raise _out_of_memory(text)
+            raise kind(text)
+        raise ShardmemError(f"the supervisor of engine {self.name!r} ended with code {code} and said nothing; its standard "
+                            f"error may say more")
+
+
+def _out_of_memory(text: str) -> errors.OutOfMemory:
+    error = errors.OutOfMemory.__new__(errors.OutOfMemory)
+    ShardmemError.__init__(error, text)
+    error.need = error.free = 0
+    return error
+
+
+def _close_lifeline(process: subprocess.Popen) -> None:
+    if process.stdin is not None and not process.stdin.closed:
+        try:
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+
+
+class _ReportReader:
+    """Lines of JSON from the supervisor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._file = os.fdopen(descriptor, "rb")
+
+    def next(self, timeout: float) -> dict[str, Any] | None:
+        """The next report; None when the supervisor has closed its end or the time is over."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if select.select([self._file], [], [], min(1.0, deadline - time.monotonic()))[0]:
+                line = self._file.readline()
+                return json.loads(line) if line else None
+        return None
+
+    def last(self) -> dict[str, Any] | None:
+        """The last report of all: reads until the supervisor has ended."""
+        found = None
+        for line in self._file:
+            found = json.loads(line)
+        self._file.close()
+        return found
+
+

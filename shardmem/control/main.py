@@ -1,0 +1,56 @@
+"""The supervisor process of an embedded engine: `python -m shardmem.control.main`.
+
+Its orders come on standard input, one line of JSON, and standard input stays open as long as the parent wants the
+engine: end of file means the parent has left its block, or was killed, and the engine drains and ends.
+"""
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+
+from shardmem.config import Config
+from shardmem.control.supervisor import Supervisor
+from shardmem.runtime.handler import HandlerRef
+from shardmem.runtime.worker import Reports
+from shardmem.schema import Schema
+
+
+def main() -> int:
+    orders = json.loads(sys.stdin.buffer.readline())
+    reports = Reports(orders["reports"])
+    os.set_inheritable(orders["reports"], False)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr,
+                        format=f"%(asctime)s shardmem[{orders['settings']['name']}] %(levelname)s %(message)s")
+    return asyncio.run(_run(orders, reports))
+
+
+async def _run(orders: dict[str, Any], reports: Reports) -> int:
+    schema = Schema.from_json(orders["schema"])
+    config = Config.of(handler=orders["handler"]["name"], dtype=schema.dtype, key=schema.key, **orders["settings"])
+    supervisor = Supervisor(config, HandlerRef(**orders["handler"]), keep_unfinished=orders["keep_unfinished"],
+                            on_ready=lambda status: reports.say(ready=True, status=status))
+    lifeline = sys.stdin.fileno()
+    loop = asyncio.get_running_loop()
+
+    def parent_said() -> None:
+        if not os.read(lifeline, 4096):
+            loop.remove_reader(lifeline)
+            supervisor.request_stop()
+
+    loop.add_reader(lifeline, parent_said)
+    code = await supervisor.run()
+    loop.remove_reader(lifeline)
+    error = supervisor.error
+    reports.say(ended=code, status=supervisor.outcome, error=str(error) if error else None,
+                kind=type(error).__name__ if error else None)
+    return code
+
+
+
+if __name__ == "__main__":
+    sys.exit(main())

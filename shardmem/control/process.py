@@ -1,0 +1,107 @@
+"""A worker as its supervisor sees it: spawned by exec, watched by pidfd, its reports read from a pipe."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from typing import Any, Callable
+
+from shardmem.runtime.handler import HandlerRef
+
+
+class WorkerProcess:
+    """One worker process. All callbacks come from the event loop that is passed in."""
+
+    def __init__(self, loop: Any, engine: str, shard: int, handler: HandlerRef, *, batch_rows: int, spin_us: int,
+                 on_report: Callable[[WorkerProcess, dict[str, Any]], None],
+                 on_exit: Callable[[WorkerProcess], None]) -> None:
+        self.shard = shard
+        self.spawned_at = time.monotonic()
+        self.exit_code: int | None = None
+        self.failure: str | None = None
+        self.ready = False
+        self._loop, self._on_report, self._on_exit, self._partial = loop, on_report, on_exit, b""
+        read_end, write_end = os.pipe()
+        orders = {"engine": engine, "shard": shard, "handler": asdict(handler), "batch_rows": batch_rows,
+                  "spin_us": spin_us, "reports": write_end}
+        # By exec, never by fork: a fork of a process with threads or open handles inherits their locks.
+        self._popen = subprocess.Popen([sys.executable, "-m", "shardmem.runtime.worker"], stdin=subprocess.PIPE,
+                                       pass_fds=(write_end,))
+        os.close(write_end)
+        assert self._popen.stdin is not None
+        try:
+            self._popen.stdin.write(json.dumps(orders).encode())
+            self._popen.stdin.close()
+        except BrokenPipeError:
+            pass  # it died already; the pidfd says so
+        self.pid = self._popen.pid
+        self._reports: int | None = read_end
+        os.set_blocking(read_end, False)
+        self._pidfd = os.pidfd_open(self.pid)
+        loop.add_reader(read_end, self._read)
+        loop.add_reader(self._pidfd, self._exited)
+
+    @property
+    def alive(self) -> bool:
+        return self.exit_code is None
+
+    def signal(self, number: int) -> None:
+        """Through the pidfd: a number that was reused by another process cannot be hit."""
+        if self.alive:
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                pass
+
+    def how_it_ended(self) -> str:
+        """For people: "exit code 1", or "killed by SIGKILL, perhaps out of memory"."""
+        assert self.exit_code is not None
+        if self.exit_code >= 0:
+            return f"exit code {self.exit_code}"
+        number = -self.exit_code
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        return f"killed by {name}" + (", perhaps out of memory" if number == signal.SIGKILL else "")
+
+    def _read(self) -> None:
+        assert self._reports is not None
+        try:
+            data = os.read(self._reports, 1 << 16)
+        except BlockingIOError:
+            return
+        if not data:
+            self._close_reports()
+            return
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            report = json.loads(line)
+            self.ready |= bool(report.get("ready"))
+            self.failure = report.get("failed") or report.get("boot_failed") or self.failure
+            self._on_report(self, report)
+
+    def _close_reports(self) -> None:
+        if self._reports is not None:
+            self._loop.remove_reader(self._reports)
+            os.close(self._reports)
+            self._reports = None
+
+    def _exited(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        self.exit_code = self._popen.wait()
+        os.close(self._pidfd)
+        while self._reports is not None:  # what it said last
+            before = self._reports
+            try:
+                self._read()
+            except OSError:
+                break
+            if self._reports == before:
+                break
+        self._close_reports()
+        self._on_exit(self)

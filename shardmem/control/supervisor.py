@@ -1,0 +1,287 @@
+"""The supervisor: creates the shared memory, spawns one worker per shard, watches them, drains and removes.
+
+One event loop, no threads. The data path never waits for it: it only writes words that producers and workers read.
+
+    starting ──▶ running ──TERM──▶ draining ──▶ stopped     everything handled, segments removed, exit 0
+                    └────INT, QUIT, second TERM────▶ stopped     events stay in shared memory for the next run
+"""
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from typing import Any, Callable
+
+from shardmem.config import Config
+from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, LayoutMismatch, NotRunning, ShardmemError
+from shardmem.control.process import WorkerProcess
+from shardmem.memory import lease
+from shardmem.memory.control import Control, Inbox
+from shardmem.memory.native import lib
+from shardmem.policy.placement import first_table
+from shardmem.runtime.handler import HandlerRef
+from shardmem.runtime.snapshot import Observer
+from shardmem.runtime.worker import EXIT_BOOT
+
+EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_WORKER_BOOT, EXIT_ALREADY = 0, 1, 2, 3, 4
+NO_SHARD = 0xffff
+TICK = 0.25
+DRAIN_POLL = 0.005
+STOP_GRACE = 5.0
+
+log = logging.getLogger("shardmem.supervisor")
+
+
+class Supervisor:
+    """Runs one engine. `run` returns when it has ended; `outcome` is then the last status document."""
+
+    def __init__(self, config: Config, handler: HandlerRef, *, keep_unfinished: bool = True,
+                 on_ready: Callable[[dict[str, Any]], None] = lambda status: None) -> None:
+        self.config, self._handler = config, handler
+        self._keep_unfinished, self._on_ready = keep_unfinished, on_ready
+        self.outcome: dict[str, Any] | None = None
+        self.error: ShardmemError | None = None
+        self._workers: dict[int, WorkerProcess] = {}
+        self._inboxes: dict[int, Inbox] = {}
+        self._changed = asyncio.Event()
+        self._stop_requested = self._stop_now = False
+
+    # ---- the whole life --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Exit code: 0 as asked, 1 failed, 2 configuration, 3 a worker cannot boot, 4 already running."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._open()
+        except AlreadyRunning as error:
+            return self._give_up(error, EXIT_ALREADY)
+        except (ConfigError, LayoutMismatch) as error:
+            return self._give_up(error, EXIT_CONFIG)
+        except ShardmemError as error:
+            return self._give_up(error, EXIT_FAILED)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            self._loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            booted = await self._boot()
+            if booted and not self._stop_now:
+                self.control.set_state("running")
+                log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)
+                self._on_ready(self._observer.status())
+                await self._watch()
+                if not self._stop_now:
+                    await self._drain()
+            await self._stop_workers(gently=not self._stop_now)
+            return self._finish(booted)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                self._loop.remove_signal_handler(number)
+            self._lease.release()
+
+    def request_stop(self, now: bool = False) -> None:
+        """Drain and stop; asked a second time, or with `now`, stop without draining."""
+        if self._stop_requested or now:
+            self._stop_now = True
+        self._stop_requested = True
+        self._changed.set()
+
+    # ---- opening -----------------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Create the segments, or take up those of a run that ended with events in them."""
+        config = self.config
+        try:
+            self.control = Control.create(config.name, config.schema, slots=config.slots, max_shards=config.most_shards,
+                                          max_producers=config.max_producers, lane_bytes=config.lane_bytes)
+            fresh = True
+        except FileExistsError:
+            self.control = Control.attach(config.name, wait=1.0)
+            fresh = False
+        held = lease.Lease.take(self.control.segment, lease.SUPERVISOR)
+        if held is None:
+            raise AlreadyRunning(f"engine {config.name!r} is already run by process {self.control.view_engine().pid}; "
+                                 f"choose another name, or stop it with 'shardmem stop {config.name}'")
+        self._lease = held
+        lib.sm_supervisor_enter(self.control.address, os.getpid(), lib.sm_now_ns())
+        self._observer = Observer(self.control)
+        try:
+            if fresh:
+                self._create_shards()
+            else:
+                self._take_up()
+        except BaseException:
+            if fresh:
+                self._remove_segments()
+            raise
+
+    def _create_shards(self) -> None:
+        shards = list(range(self.config.start_shards))
+        for shard in shards:
+            self._inboxes[shard] = Inbox.create(self.control, shard, 1)
+            lib.sm_set_shard_generation(self.control.address, shard, 1)
+            lib.sm_set_shard_weight(self.control.address, shard, 1000)
+            self.control.set_shard_state(shard, "provisioning")
+        for slot, shard in enumerate(first_table(self.control.slots, shards)):
+            lib.sm_set_slot(self.control.address, slot, shard)
+
+    def _take_up(self) -> None:
+        control, config = self.control, self.config
+        wanted = dict(schema=config.schema, slots=config.slots, lane_bytes=config.lane_bytes)
+        different = [f"{key} is {getattr(control, key)} there and {value} here"
+                     for key, value in wanted.items() if getattr(control, key) != value]
+        if different:
+            raise ConfigError(f"shared memory of engine {config.name!r} is left from an earlier run and does not fit: "
+                              f"{'; '.join(different)}. Run it once more with the old settings to drain it, or choose "
+                              f"another name")
+        in_use = [shard for shard in control.known_shards() if control.worker_alive(shard)]
+        if in_use:
+            pids = ", ".join(str(control.view_shard(shard).pid) for shard in in_use)
+            raise AlreadyRunning(f"engine {config.name!r} has lost its supervisor but still has live workers (pids {pids}); "
+                                 f"end them with kill, then start again: the events stay in shared memory")
+        shards = control.known_shards()
+        for shard in shards:
+            self._inboxes[shard] = control.open_inbox(shard)
+            control.set_shard_state(shard, "provisioning")
+        if not shards:  # killed between creating the control segment and its shards
+            self._create_shards()
+            return
+        owners, _ = control.slot_table()
+        for slot, shard in enumerate(first_table(control.slots, shards)):
+            if owners[slot] == NO_SHARD:
+                lib.sm_set_slot(control.address, slot, shard)
+        control.set_state("starting")
+        log.info("engine %s: took up shared memory of an earlier run, %d events in flight", config.name,
+                 sum(self._observer.in_flight().values()))
+
+    # ---- running -------------------------------------------------------------------------------------------------------------
+
+    async def _boot(self) -> bool:
+        """Spawn the workers and wait until each is ready. False: one is not; `error` says why."""
+        for shard in self._inboxes:
+            self._workers[shard] = WorkerProcess(
+                self._loop, self.config.name, shard, self._handler, batch_rows=self.config.batch_rows,
+                spin_us=self.config.spin_us, on_report=self._on_report, on_exit=self._on_exit)
+        deadline = time.monotonic() + self.config.boot_timeout
+        while not self._stop_now and not all(worker.ready for worker in self._workers.values()):
+            ended = [worker for worker in self._workers.values() if not worker.alive]
+            if ended:
+                reason = ended[0].failure or ended[0].how_it_ended()
+                self.error = HandlerError(f"shard {ended[0].shard} cannot start: {reason}")
+                return False
+            if time.monotonic() > deadline:
+                slow = [worker for worker in self._workers.values() if not worker.ready]
+                self.error = HandlerError(f"shard {slow[0].shard} (pid {slow[0].pid}) was not ready within boot_timeout="
+                                          f"{self.config.boot_timeout:g} s; its handler may hang in import or in open()")
+                return False
+            await self._wait_for_change(min(TICK, max(0.0, deadline - time.monotonic())))
+        for shard in self._inboxes:
+            self.control.set_shard_state(shard, "active")
+        return not self._stop_now
+
+    async def _watch(self) -> None:
+        while not self._stop_requested:
+            lib.sm_supervisor_beat(self.control.address, lib.sm_now_ns())
+            await self._wait_for_change(TICK)
+
+    async def _wait_for_change(self, timeout: float) -> None:
+        try:
+            await asyncio.wait_for(self._changed.wait(), timeout)
+        except asyncio.TimeoutError:
+            pass
+        self._changed.clear()
+
+    def _on_signal(self, number: int) -> None:
+        self.request_stop(now=number != signal.SIGTERM)
+
+    def _on_report(self, worker: WorkerProcess, report: dict[str, Any]) -> None:
+        self._changed.set()
+
+    def _on_exit(self, worker: WorkerProcess) -> None:
+        self._changed.set()
+        orderly = self.control.shard_state(worker.shard) == "stopped" or self._stop_now
+        if orderly and worker.exit_code == 0:
+            return
+        if worker.ready:
+            reason = worker.failure or f"its worker (pid {worker.pid}) ended: {worker.how_it_ended()}"
+            log.error("shard %d stopped: %s", worker.shard, reason)
+            self.error = self.error or HandlerError(f"shard {worker.shard} stopped: {reason}")
+            if not worker.failure:
+                text = f"worker pid {worker.pid} ended: {worker.how_it_ended()}".encode()
+                lib.sm_worker_error(self.control.address, worker.shard, text, len(text))
+        self.control.set_shard_state(worker.shard, "failed")
+
+    # ---- ending ----------------------------------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        """Refuse new events, wait for the sends in progress, then for empty lanes."""
+        self.control.set_state("draining")
+        started = time.monotonic()
+        marks = self.control.marks()
+        while not self._stop_now:
+            # E1/E2: a producer that saw "running" had its mark odd by then, and it changes once that send is over.
+            now = self.control.marks()
+            inside = [seat for seat in range(len(marks)) if marks[seat] & 1 and now[seat] == marks[seat]
+                      and self.control.seat_alive(seat)]
+            if not inside:
+                break
+            await self._wait_for_change(DRAIN_POLL)
+        limit = self.config.drain_timeout
+        while not self._stop_now:
+            in_flight = self._observer.in_flight()
+            waiting = {shard: count for shard, count in in_flight.items()
+                       if count and self.control.shard_state(shard) != "failed"}
+            if not waiting:
+                return
+            if limit is not None and time.monotonic() - started > limit:
+                self.error = self.error or ShardmemError(f"drain_timeout={limit:g} s is over and shards still hold events: "
+                                                         f"{waiting}")
+                self._stop_now = True
+                return
+            lib.sm_supervisor_beat(self.control.address, lib.sm_now_ns())
+            await self._wait_for_change(DRAIN_POLL)
+
+    async def _stop_workers(self, gently: bool) -> None:
+        """Told to end after the batch in hand; killed if they have not within the grace. Then reaped."""
+        if not gently:
+            self.control.set_state("stopped")
+        for shard, worker in self._workers.items():
+            if self.control.shard_state(shard) != "failed":
+                self.control.set_shard_state(shard, "stopped")
+            self._inboxes[shard].wake()
+            if not gently:
+                worker.signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_GRACE
+        while any(worker.alive for worker in self._workers.values()):
+            if time.monotonic() > deadline:
+                for worker in self._workers.values():
+                    if worker.alive:
+                        log.warning("shard %d (pid %d) did not end within %g s: killed", worker.shard, worker.pid, STOP_GRACE)
+                        worker.signal(signal.SIGKILL)
+            await self._wait_for_change(0.05)
+
+    def _finish(self, booted: bool) -> int:
+        self.outcome = self._observer.status()
+        left = self.outcome["accounting"]["in_flight"]
+        self.control.set_state("stopped")
+        if left and self._keep_unfinished:
+            log.warning("engine %s stopped with %d events not handled; they stay in shared memory for the next run",
+                        self.config.name, left)
+        else:
+            self._remove_segments()
+        self._observer.close()
+        if self.error is not None:
+            log.error("%s", self.error)
+            boot = not booted and any(w.exit_code == EXIT_BOOT for w in self._workers.values())
+            return EXIT_WORKER_BOOT if boot or not booted else EXIT_FAILED
+        return EXIT_OK
+
+    def _remove_segments(self) -> None:
+        for inbox in self._inboxes.values():
+            inbox.segment.unlink()
+        self.control.segment.unlink()
+
+    def _give_up(self, error: ShardmemError, code: int) -> int:
+        self.error = error
+        log.error("%s", error)
+        return code

@@ -1,0 +1,68 @@
+"""Leases: who holds a seat, a shard or the supervisor's role is the kernel's word.
+
+A lease is an open-file-description lock on a byte of the control segment's file, far past its end. The kernel drops
+it when the holder dies, whatever kills it. A forked child shares the description and would keep the lock alive, so
+its copies of the descriptors are closed at fork.
+"""
+from __future__ import annotations
+
+import os
+import weakref
+
+from shardmem.errors import SegmentError
+from shardmem.memory.native import lib
+from shardmem.memory.segment import Segment
+
+_BASE = 1 << 40
+SUPERVISOR = _BASE
+
+_held: weakref.WeakSet[Lease] = weakref.WeakSet()
+
+
+def seat_byte(seat: int) -> int:
+    return _BASE + (1 << 16) + seat
+
+
+def shard_byte(shard: int) -> int:
+    return _BASE + (2 << 16) + shard
+
+
+class Lease:
+    """A held lease. `release` gives it up; so does the death of the process."""
+
+    def __init__(self, descriptor: int, byte: int) -> None:
+        self._descriptor, self.byte = descriptor, byte
+        _held.add(self)
+
+    @classmethod
+    def take(cls, segment: Segment, byte: int) -> Lease | None:
+        """The lease, or None when somebody holds it."""
+        descriptor = segment.reopen()
+        status = lib.sm_lease_take(descriptor, byte)
+        if status == 0:
+            return cls(descriptor, byte)
+        os.close(descriptor)
+        if status < 0:
+            raise SegmentError(f"cannot lock byte {byte} of {segment.name}: {os.strerror(-status)}")
+        return None
+
+    def release(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def is_held(segment: Segment, byte: int) -> bool:
+    """Whether any process, this one included, holds the lease."""
+    status = lib.sm_lease_held(segment.descriptor, byte)
+    if status < 0:
+        raise SegmentError(f"cannot query the lock at byte {byte} of {segment.name}: {os.strerror(-status)}")
+    return bool(status)
+
+
+def _forget_in_child() -> None:
+    for lease in list(_held):
+        lease.release()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,272 @@
+"""A batch: what the handler gets. Zero-copy views into the lane where the events lie, valid until it returns."""
+from __future__ import annotations
+
+import gc
+import weakref
+from operator import length_hint
+from typing import Any, Iterator, NamedTuple
+
+import numpy as np
+
+from shardmem.errors import BatchEscaped
+from shardmem.memory.native import DECODE_KEYS, DECODE_PAIRS, DECODE_PAYLOADS, decode, ffi, lib
+from shardmem.schema import KEY_INT, Schema
+
+_INDEX = np.dtype([("key", "u8"), ("meta", "u4"), ("end", "u4")])  # sm_index in csrc/layout.h
+_LENGTH, _UNSIGNED = np.uint32((1 << 29) - 1), np.uint32(1 << 29)
+
+
+class Columns(NamedTuple):
+    """Events as columns. Payload i is `data[starts[i]:ends[i]]`.
+
+    keys: int64 (uint64 if one exceeds it) array when every key is an int, else a list of the keys.
+    data: uint8 array. starts, ends: int64 arrays.
+    """
+
+    keys: Any
+    data: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+
+class Batch:
+    """Events of one shard, in order per producer and key.
+
+    All arrays are read-only. They, and every view made of them, end with the handler's return: one that is kept is
+    found and raises BatchEscaped. `copy()` makes a batch that may be kept.
+    """
+
+    __slots__ = ("shard", "_schema", "_slots", "_c", "_address", "_length", "_over", "_roots", "_records", "_events",
+                 "_iterator", "_scratch", "_numbers", "__weakref__")
+
+    def __init__(self, schema: Schema, slots: int, shard: int, batch: Any, scratch: Any = None) -> None:
+        self.shard: int = shard
+        self._schema, self._slots, self._c, self._scratch = schema, slots, batch, scratch
+        self._address = int(ffi.cast("uintptr_t", batch))
+        self._length: int = batch.rows
+        self._over = False
+        self._roots: list[weakref.ref] = []
+        self._records: np.ndarray | None = None
+        self._events: tuple[np.ndarray, np.ndarray] | None = None
+        self._iterator: Any = None
+        self._numbers: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __repr__(self) -> str:
+        return f"<Batch of {self._length} {'records' if self._schema.is_records else 'events'}, shard {self.shard}>"
+
+    # ---- records ------------------------------------------------------------------------------------------------------
+
+    @property
+    def records(self) -> np.ndarray:
+        """Read-only array of the engine's dtype, shape (len,). Records engines only."""
+        if self._records is None:
+            self._check(records=True)
+            dtype = self._schema.dtype
+            assert dtype is not None
+            if self._c.spans == 1:
+                memory = ffi.buffer(self._c.span[0].rows, self._length * dtype.itemsize)
+            else:
+                memory = self._gather(self._length * dtype.itemsize, dtype.itemsize)
+            self._records = self._root(np.frombuffer(memoryview(memory).toreadonly(), dtype, self._length))
+        return self._records
+
+    # ---- events ---------------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:
+        """Over `(key, payload)` of an events engine (copies: int, str, bytes or None, and bytes), or over the rows."""
+        if self._schema.is_records:
+            return iter(self.records)
+        self._check(records=False)
+        self._iterator = iter(decode(self._address, DECODE_PAIRS))
+        return self._iterator
+
+    @property
+    def payloads(self) -> list[bytes]:
+        """The payloads, copied. Events engines only."""
+        self._check(records=False)
+        return decode(self._address, DECODE_PAYLOADS)
+
+    def columns(self) -> Columns:
+        """The events as columns, without a Python object per event. Events engines only."""
+        index, data = self._index_and_data()
+        ends = index["end"].astype("i8")
+        key_bytes = (index["meta"] & _LENGTH).astype("i8")
+        starts = np.empty_like(ends)
+        starts[:1] = self._first_byte()
+        starts[1:] = ends[:-1]
+        starts += key_bytes
+        return Columns(self._int_keys(index), data, starts, ends)
+
+    # ---- both -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def keys(self) -> Any:
+        """records: the key field, a view (None without a key). events: a list of int, str, bytes or None."""
+        if self._schema.is_records:
+            return self.records[self._schema.key] if self._schema.key is not None else None
+        self._check(records=False)
+        return decode(self._address, DECODE_KEYS)
+
+    @property
+    def slots(self) -> np.ndarray:
+        """uint32 array: the slot of each event's key. Keyless events have none and count as slot 0."""
+        slots = np.zeros(self._length, "u4")
+        pointer = ffi.cast("uint32_t *", slots.ctypes.data)
+        if self._schema.is_records:
+            if self._schema.key is not None:
+                keys = np.ascontiguousarray(self.keys)
+                if keys.dtype.kind == "S":
+                    for i, key in enumerate(keys.tolist()):
+                        slots[i] = lib.sm_hash_bytes(key, len(key)) & (self._slots - 1)
+                else:
+                    wide = keys.astype("i8" if keys.dtype.kind == "i" else "u8").view("u8")
+                    lib.sm_slots_of_ints(ffi.cast("uint64_t *", wide.ctypes.data), len(wide), self._slots, pointer)
+            return slots
+        index, _ = self._index_and_data()
+        keys = np.ascontiguousarray(index["key"])
+        lib.sm_slots_of_ints(ffi.cast("uint64_t *", keys.ctypes.data), len(keys), self._slots, pointer)
+        hashed = index["meta"] >> 30 != KEY_INT
+        slots[hashed] = (keys[hashed] & np.uint64(self._slots - 1)).astype("u4")  # keyless: the key word is zero
+        return slots
+
+    @property
+    def sequences(self) -> np.ndarray:
+        """uint64 array: number of each event at its producer; rises with push order per producer and key."""
+        return self._numbering()[0]
+
+    @property
+    def producers(self) -> np.ndarray:
+        """uint32 array: the seat of each event's producer."""
+        return self._numbering()[1]
+
+    def copy(self) -> Batch:
+        """The same batch in memory of its own: it may be kept after the handler has returned."""
+        numbers = self._numbering()
+        span, batch = ffi.new("sm_span *"), ffi.new("sm_batch *")
+        kept: list[Any] = [span, batch]
+        if self._schema.is_records:
+            rows = self.records.copy()
+            span.rows = ffi.cast("uint8_t *", rows.ctypes.data)
+            kept.append(rows)
+        else:
+            index, data = (part.copy() for part in self._index_and_data())
+            first = self._first_byte()
+            index["end"] -= first
+            data = data[first:]
+            span.rows, span.bytes = (ffi.cast("uint8_t *", part.ctypes.data) for part in (index, data))
+            span.bytes_length = len(data)
+            kept += [index, data]
+        span.count = span.frame_rows = self._length
+        batch.rows, batch.spans, batch.span = self._length, 1, span
+        batch.bytes = self._c.bytes
+        twin = Batch(self._schema, self._slots, self.shard, batch)
+        twin._numbers = numbers
+        twin._scratch = kept
+        return twin
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        """The Arrow stream protocol: pl.DataFrame(batch), pa.table(batch), duckdb. Needs `shardmem[arrow]`.
+
+        Columns are copied: rows are packed, so a column is strided and Arrow cannot borrow it.
+        """
+        from shardmem.runtime.arrow import stream_of
+
+        return stream_of(self).__arrow_c_stream__(requested_schema)
+
+    # ---- inside -------------------------------------------------------------------------------------------------------------
+
+    def _check(self, *, records: bool) -> None:
+        if self._over:
+            raise BatchEscaped(f"this batch of shard {self.shard} ended when its handler returned; its memory is in use "
+                               f"again. Keep batch.copy() instead")
+        if records != self._schema.is_records:
+            raise TypeError("this engine carries events: use iteration, payloads or columns()" if records else
+                            "this engine carries records: use batch.records")
+
+    def _root(self, array: np.ndarray) -> np.ndarray:
+        """Every view of ours hangs on one of these arrays, so a weak reference to it finds them all."""
+        self._roots.append(weakref.ref(array))
+        return array
+
+    def _gather(self, need: int, row_bytes: int) -> memoryview:
+        scratch = self._scratch.take(need)
+        if lib.sm_gather(self._c, row_bytes, ffi.from_buffer(scratch), len(scratch)) != lib.SM_OK:
+            raise BufferError(f"a frame in an inbox of shard {self.shard} changed while it was read")
+        return memoryview(scratch)
+
+    def _index_and_data(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._events is None:
+            self._check(records=False)
+            head = self._length * _INDEX.itemsize
+            if self._c.spans == 1:
+                span = self._c.span[0]
+                index_memory = memoryview(ffi.buffer(span.rows, head)).toreadonly()
+                data_memory = memoryview(ffi.buffer(span.bytes, span.bytes_length)).toreadonly()
+            else:
+                memory = self._gather(head + self._c.bytes, 0).toreadonly()
+                index_memory, data_memory = memory[:head], memory[head:]
+            index = np.frombuffer(index_memory, _INDEX, self._length)
+            data = np.frombuffer(data_memory, "u1") if len(data_memory) else np.empty(0, "u1")
+            self._events = self._root(index), self._root(data)
+        return self._events
+
+    def _first_byte(self) -> int:
+        """Where the first event's bytes begin: a batch can start in the middle of a frame."""
+        span = self._c.span[0]
+        if self._c.spans > 1 or span.first == 0:
+            return 0
+        return ffi.cast("uint32_t *", span.rows)[-1]
+
+    def _int_keys(self, index: np.ndarray) -> Any:
+        meta = index["meta"]
+        if (meta >> 30 == KEY_INT).all():
+            return index["key"] if (meta & _UNSIGNED).any() else index["key"].view("i8")
+        return decode(self._address, DECODE_KEYS)
+
+    def _numbering(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._numbers is None:
+            if self._over:
+                self._check(records=self._schema.is_records)
+            sequences, producers, at = np.empty(self._length, "u8"), np.empty(self._length, "u4"), 0
+            for span in (self._c.span[i] for i in range(self._c.spans)):
+                sequences[at:at + span.count] = np.arange(span.sequence, span.sequence + span.count, dtype="u8")
+                producers[at:at + span.count] = span.seat
+                at += span.count
+            self._numbers = sequences, producers
+        return self._numbers
+
+    def _position(self) -> int | None:
+        """Which event an iteration had reached, for error reports; None without an iteration."""
+        if self._length == 1:
+            return 0
+        if self._iterator is None:
+            return None
+        return max(0, self._length - length_hint(self._iterator) - 1)
+
+    def _end(self) -> None:
+        """The handler has returned. Raises BatchEscaped if something of the batch is still referred to."""
+        self._over = True
+        self._records = self._events = self._iterator = None
+        if not any(root() is not None for root in self._roots):
+            return
+        gc.collect()  # a view in a dead reference cycle is not kept, only not collected yet
+        if any(root() is not None for root in self._roots):
+            raise BatchEscaped(f"the handler of shard {self.shard} returned but something still refers to the memory of "
+                               f"its batch (a slice, a field, a row or a memoryview of it); keep a copy instead: "
+                               f"batch.copy(), or .copy() of the array")
+
+
+class Scratch:
+    """Memory for gathering, kept between batches of one worker."""
+
+    def __init__(self) -> None:
+        self._memory = bytearray()
+
+    def take(self, need: int) -> memoryview:
+        if len(self._memory) < need:
+            self._memory = bytearray(max(need, 2 * len(self._memory)))
+        return memoryview(self._memory)[:need]
+

@@ -1,0 +1,145 @@
+"""The user's code: how it is written, how it is named, and how a worker process gets hold of it."""
+from __future__ import annotations
+
+import base64
+import importlib
+import inspect
+import logging
+import multiprocessing
+import os
+import pickle
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+from shardmem.errors import ConfigError, HandlerError
+from shardmem.runtime.batch import Batch
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a handler is told when it is opened, once per life of its worker process."""
+
+    engine: str
+    shard: int
+    incarnation: int
+    slots: int
+    log: logging.Logger
+
+
+class Handler:
+    """Base class of handlers. Only `handle` must be written.
+
+    One instance lives in each worker process. `handle` is called with one batch at a time; when it returns, the
+    events are handled for good; when it raises, they are not.
+    """
+
+    def open(self, context: Context) -> None:
+        """Before the first batch. An exception here is a boot failure: the worker is not started again."""
+
+    def handle(self, batch: Batch) -> None:
+        """One batch. Its memory is valid until this returns."""
+        raise NotImplementedError(f"{type(self).__name__} has no handle(batch)")
+
+    def close(self) -> None:
+        """After the last batch, when the worker ends in good order."""
+
+
+class _Function(Handler):
+    def __init__(self, function: Callable[[Batch], Any]) -> None:
+        self.handle = function  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class HandlerRef:
+    """A handler that can be sent to a process that is started by exec: "module:name", or a pickle of a reference.
+
+    main: how to import the caller's main module there, for handlers that are defined in it.
+    """
+
+    name: str
+    pickled: str | None = None
+    main: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, handler: Any) -> HandlerRef:
+        """From "module:name", a function, a Handler class or instance. Raises ConfigError if no worker could load it."""
+        if isinstance(handler, str):
+            module, colon, name = handler.partition(":")
+            if not colon or not module or not name:
+                raise ConfigError(f"handler={handler!r} is not of the form 'module:name'")
+            return cls(handler, main={"sys_path": [entry or os.getcwd() for entry in sys.path]})
+        shape = handler if inspect.isclass(handler) else type(handler)
+        name = getattr(handler, "__qualname__", None) or shape.__qualname__
+        if not callable(handler) and not hasattr(handler, "handle"):
+            raise ConfigError(f"handler={handler!r} is neither a function nor a Handler nor 'module:name'")
+        module = getattr(handler, "__module__", None)
+        main = sys.modules["__main__"]
+        if module == "__main__" and not getattr(main, "__file__", None) and getattr(main, "__spec__", None) is None:
+            raise ConfigError(f"handler {name} is defined in an interactive session, which worker processes cannot "
+                              f"import; put it into a file and pass 'module:{name}', or run that file")
+        try:
+            pickled = pickle.dumps(handler)
+        except Exception as error:
+            raise ConfigError(f"handler {name} cannot be found by worker processes ({error}); use a function or class at "
+                              f"the top level of a module, or 'module:name'") from None
+        return cls(f"{module}:{name}", base64.b64encode(pickled).decode(), _main_of_this_process())
+
+    def load(self) -> Handler:
+        """In the worker: import and build it. Raises HandlerError with the reason."""
+        try:
+            found = self._find()
+            if inspect.isclass(found):
+                found = found()
+        except Exception as error:
+            raise HandlerError(f"handler {self.name!r} cannot be loaded: {type(error).__name__}: {error}") from error
+        if callable(getattr(found, "handle", None)):
+            return found
+        if not callable(found):
+            raise HandlerError(f"handler {self.name!r} is a {type(found).__name__}: neither a function nor a Handler")
+        return _Function(found)
+
+    def _find(self) -> Any:
+        if self.pickled is None:
+            for entry in reversed(self.main.get("sys_path", [])):
+                if entry not in sys.path:
+                    sys.path.insert(0, entry)
+            module, _, name = self.name.partition(":")
+            found: Any = importlib.import_module(module)
+            for part in name.split("."):
+                found = getattr(found, part)
+            return found
+        if self.main:
+            from multiprocessing import spawn
+
+            # Importing the main module again would start its engine again if it has no __main__ guard. With this mark
+            # Engine notices and explains, as multiprocessing itself does.
+            process: Any = multiprocessing.current_process()
+            process._inheriting = True
+            try:
+                spawn.prepare(dict(self.main))
+            finally:
+                process._inheriting = False
+        return pickle.loads(base64.b64decode(self.pickled))
+
+
+def importing_main() -> bool:
+    """Whether this process is a worker that is importing the user's main module to find the handler in it."""
+    return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
+
+
+def _main_of_this_process() -> dict[str, Any]:
+    """What multiprocessing's spawn sends to a child so that it can import the parent's main module."""
+    from multiprocessing import spawn
+
+    wanted = ("sys_path", "sys_argv", "dir", "orig_dir", "init_main_from_name", "init_main_from_path")
+    data = spawn.get_preparation_data("shardmem")
+    return {key: data[key] for key in wanted if data.get(key) is not None}
+
+
+def own_methods(handler: Handler) -> tuple[Callable[[Context], None], Callable[[Batch], Any], Callable[[], None]]:
+    """open, handle and close of a handler; the first and last may be missing on classes that do not derive from ours."""
+    nothing: Any = lambda *_: None
+    return getattr(handler, "open", nothing), handler.handle, getattr(handler, "close", nothing)
+
+

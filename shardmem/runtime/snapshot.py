@@ -1,0 +1,125 @@
+"""One document about an engine, read from shared memory. Reading it changes nothing and needs nobody alive."""
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from shardmem.errors import NotRunning
+from shardmem.memory.control import Control, Inbox, refused_by_reason
+from shardmem.memory.native import PHASES, ffi, lib
+from shardmem.memory.control import name_of
+
+_FLOORS = [lib.sm_histogram_floor_ns(bucket) for bucket in range(lib.SM_HISTOGRAM)]
+
+
+def quantile_us(histogram: Any, share: float) -> float | None:
+    """A quantile of a latency histogram in microseconds, at most a quarter too low; None when nothing was counted."""
+    counts = np.array(ffi.unpack(histogram, lib.SM_HISTOGRAM), "u8")
+    total = int(counts.sum())
+    if not total:
+        return None
+    return _FLOORS[int(np.searchsorted(np.cumsum(counts), max(1, share * total)))] / 1000
+
+
+class Observer:
+    """Reads an engine again and again; keeps its inboxes mapped and remembers the last reading for rates."""
+
+    def __init__(self, control: Control) -> None:
+        self.control = control
+        self._inboxes: dict[tuple[int, int], Inbox] = {}
+        self._last: tuple[float, dict[int, tuple[int, int]]] = (time.monotonic(), {})
+
+    def close(self) -> None:
+        for inbox in self._inboxes.values():
+            inbox.close()
+        self._inboxes = {}
+
+    def inbox(self, shard: int, generation: int) -> Inbox | None:
+        """The mapped inbox, or None when it is gone."""
+        found = self._inboxes.get((shard, generation))
+        if found is None:
+            try:
+                found = self._inboxes[shard, generation] = self.control.open_inbox(shard, generation)
+            except NotRunning:
+                return None
+        return found
+
+    def in_flight(self) -> dict[int, int]:
+        """Accepted and not yet handled events of each shard."""
+        found = {}
+        for shard in self.control.known_shards():
+            inbox = self.inbox(shard, self.control.view_shard(shard).generation)
+            found[shard] = sum(lane.in_flight for lane in inbox.lanes()) if inbox else 0
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """The document that `status()`, `shardmem status --json` and everything else shows."""
+        control, view = self.control, self.control.view_engine()
+        now, (before, last) = time.monotonic(), self._last
+        slot_owner, _ = control.slot_table()
+        owned = np.bincount(slot_owner[slot_owner < control.max_shards], minlength=control.max_shards)
+        shards, by_seat, counts = [], {}, {}
+        for shard in control.known_shards():
+            entry, lanes = self._shard(shard, int(owned[shard]), now - before, last.get(shard))
+            counts[shard] = (entry["handled"], entry["busy_ns"])
+            del entry["busy_ns"]
+            shards.append(entry)
+            for lane in lanes:
+                by_seat[lane.seat] = by_seat.get(lane.seat, 0) + lane.accepted
+        self._last = (now, counts)
+        producers, refused = [], {}
+        for seat, seat_view in control.known_seats():
+            reasons = refused_by_reason(seat_view)
+            for reason, count in reasons.items():
+                refused[reason] = refused.get(reason, 0) + count
+            producers.append({"seat": seat, "pid": seat_view.pid, "alive": control.seat_alive(seat),
+                              "incarnation": seat_view.incarnation, "accepted": by_seat.get(seat, 0),
+                              "refused": reasons, "blocked_s": seat_view.blocked_ns / 1e9,
+                              "blocked_count": seat_view.blocked_count})
+        accepted = sum(shard["accepted"] for shard in shards)
+        shed = sum(shard["shed"] for shard in shards)
+        return {
+            "engine": {"name": control.engine, "state": control.state, "slots": control.slots,
+                       "schema": control.schema.describe(), "lane_bytes": control.lane_bytes,
+                       "max_shards": control.max_shards, "max_producers": control.max_producers},
+            "supervisor": {"pid": view.pid, "incarnation": view.incarnation, "alive": control.supervisor_alive(),
+                           "uptime_s": max(0.0, (lib.sm_now_ns() - view.started_ns) / 1e9) if view.started_ns else 0.0},
+            "shards": shards,
+            "producers": producers,
+            "accounting": {
+                "offered": accepted + sum(refused.values()),
+                "accepted": accepted,
+                "refused": refused,
+                "handled": sum(shard["handled"] for shard in shards),
+                "quarantined": sum(shard["quarantined"] for shard in shards),
+                "shed": {"oldest": shed} if shed else {},
+                "in_flight": sum(shard["in_flight"] for shard in shards),
+            },
+        }
+
+    def _shard(self, shard: int, slots: int, elapsed: float, last: tuple[int, int] | None) -> tuple[dict[str, Any], list]:
+        control, view = self.control, self.control.view_shard(shard)
+        inbox = self.inbox(shard, view.generation)
+        lanes = inbox.lanes() if inbox else []
+        handled = sum(lane.handled for lane in lanes)
+        now = lib.sm_now_ns()
+        # The batch in hand counts as busy up to now, or a long batch would look like an idle worker.
+        busy_ns = view.busy_ns + (now - view.batch_since_ns if view.batch_since_ns else 0)
+        if last is None or elapsed <= 0:
+            since = max(1, now - view.entered_ns) / 1e9
+            rate, busy = 0.0, min(1.0, busy_ns / 1e9 / since)
+        else:
+            rate, busy = (handled - last[0]) / elapsed, min(1.0, max(0.0, (busy_ns - last[1]) / 1e9 / elapsed))
+        return {
+            "id": shard, "state": control.shard_state(shard), "pid": view.pid, "alive": control.worker_alive(shard),
+            "incarnation": view.incarnation, "phase": name_of(PHASES, view.phase), "slots": slots,
+            "accepted": sum(lane.accepted for lane in lanes), "handled": handled,
+            "quarantined": sum(lane.quarantined for lane in lanes), "shed": sum(lane.shed for lane in lanes),
+            "in_flight": sum(lane.in_flight for lane in lanes),
+            "fill_ratio": max((lane.tail - lane.head for lane in lanes), default=0) / control.lane_bytes,
+            "busy": round(busy, 4), "busy_ns": busy_ns, "rate": rate, "batches": view.batches, "lanes": len(lanes),
+            "latency_p50_us": quantile_us(view.latency, 0.50), "latency_p99_us": quantile_us(view.latency, 0.99),
+            "error": control.shard_error(shard),
+        }, lanes

@@ -1,0 +1,186 @@
+"""The worker process of one shard: `python -m shardmem.runtime.worker`, its orders on standard input.
+
+It takes the lease of its shard, loads the handler, says ready, and then: choose a batch, call the handler, commit.
+It goes on when the supervisor dies. It ends when the supervisor says stop (shard state or engine state in the
+control segment), at SIGTERM after the batch in hand, or when the handler fails.
+"""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from typing import Any
+
+from shardmem.errors import AlreadyRunning, BatchEscaped, HandlerError, ShardmemError
+from shardmem.memory import lease
+from shardmem.memory.control import Control
+from shardmem.memory.native import ENGINE_STATES, SHARD_STATES, ffi, lib
+from shardmem.runtime.batch import Batch, Scratch
+from shardmem.runtime.handler import Context, HandlerRef, own_methods
+
+EXIT_STOPPED, EXIT_FAILED, EXIT_BOOT = 0, 1, 3
+PARK_NS = 100_000_000  # the longest sleep: signals and orders are looked at in between
+
+log = logging.getLogger("shardmem.worker")
+
+
+class Worker:
+    """One life of one shard."""
+
+    def __init__(self, control: Control, shard: int, *, batch_rows: int, spin_us: int) -> None:
+        self.control, self.shard = control, shard
+        self._spin_ns = spin_us * 1000
+        held = lease.Lease.take(control.segment, lease.shard_byte(shard))
+        if held is None:
+            raise AlreadyRunning(f"shard {shard} of engine {control.engine!r} has a live worker "
+                                 f"(pid {control.view_shard(shard).pid})")
+        self._lease = held
+        lib.sm_worker_enter(control.address, shard, os.getpid(), lib.sm_now_ns())
+        self._inbox = control.open_inbox(shard)
+        self._reader = lib.sm_reader_new(control.address, self._inbox.address, shard, batch_rows)
+        if self._reader == ffi.NULL:
+            raise MemoryError("no memory for the reader of the inbox")
+        self._batch = ffi.new("sm_batch *")
+        self._scratch = Scratch()
+        self.stop_now = False
+
+    @property
+    def incarnation(self) -> int:
+        return self.control.view_shard(self.shard).incarnation
+
+    def set_phase(self, phase: str) -> None:
+        from shardmem.memory.native import PHASES
+
+        lib.sm_worker_phase(self.control.address, self.shard, PHASES.index(phase))
+
+    def say_error(self, text: str) -> None:
+        """Leave the reason where `status` finds it, whoever is alive by then."""
+        encoded = text.encode()[:lib.SM_ERROR_BYTES]
+        lib.sm_worker_error(self.control.address, self.shard, encoded, len(encoded))
+
+    def ordered_to_stop(self) -> bool:
+        orders = lib.sm_worker_orders(self.control.address, self.shard)
+        return (self.stop_now or orders & 0xff == ENGINE_STATES.index("stopped")
+                or orders >> 8 == SHARD_STATES.index("stopped"))
+
+    def run(self, handle: Any) -> None:
+        """Until told to stop. Raises HandlerError, with the event, when the handler fails."""
+        next_batch, commit, reader, batch, spin = lib.sm_next, lib.sm_commit, self._reader, self._batch, self._spin_ns
+        schema, slots, shard, scratch = self.control.schema, self.control.slots, self.shard, self._scratch
+        while not self.ordered_to_stop():
+            status = next_batch(reader, spin, PARK_NS, batch)
+            if status == lib.SM_CORRUPT:
+                self._report_lane(batch.broken_seat)
+            if not batch.rows:
+                continue
+            work = Batch(schema, slots, shard, batch, scratch)
+            try:
+                handle(work)
+            except Exception as error:
+                raise HandlerError(self._explain(work, error)) from error
+            work._end()
+            if commit(reader) == lib.SM_CORRUPT:
+                log.error("shard %d: a frame changed under the batch in hand; its lane moves no further", shard)
+
+    def _report_lane(self, seat: int) -> None:
+        view = self.control.view_seat(seat)
+        text = (f"the lane of producer {seat} (pid {view.pid}) to shard {self.shard} is corrupt; it is left alone, other "
+                f"lanes go on")
+        log.error("%s", text)
+        self.say_error(text)
+
+    def _explain(self, batch: Batch, error: Exception) -> str:
+        """Which event, as exactly as can be known; the batch is still valid."""
+        at = batch._position()
+        sequences, producers = batch.sequences, batch.producers
+        keys = batch.keys
+        if at is not None:
+            key = keys[at] if keys is not None else None
+            where = f"event with key {key!r}, sequence {sequences[at]} of producer {producers[at]}"
+            if not batch._schema.is_records:
+                where += f", payload {_short(batch.payloads[at])}"
+        else:
+            first, last = (keys[0], keys[-1]) if keys is not None else (None, None)
+            where = (f"batch of {len(batch)} events, keys {first!r} to {last!r}, sequences {sequences[0]} of producer "
+                     f"{producers[0]} to {sequences[-1]} of producer {producers[-1]}")
+        return (f"the handler of shard {self.shard} raised {type(error).__name__}: {error} at the {where}. The events of "
+                f"this batch stay in shared memory and will be handed out again")
+
+
+def _short(payload: bytes) -> str:
+    return repr(payload) if len(payload) <= 80 else f"{payload[:77]!r}... ({len(payload)} bytes)"
+
+
+class Reports:
+    """Lines of JSON to the supervisor. It may be gone: then nobody needs them."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def say(self, **what: Any) -> None:
+        try:
+            os.write(self._descriptor, json.dumps(what).encode() + b"\n")
+        except OSError:
+            pass
+
+
+def main() -> int:
+    orders = json.loads(sys.stdin.buffer.read())
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    reports = Reports(orders["reports"])
+    os.set_inheritable(orders["reports"], False)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s shardmem[{orders['engine']}] shard "
+                                                                      f"{orders['shard']} %(levelname)s %(message)s")
+    worker = None
+    # A terminal's Ctrl-C goes to the whole process group; the supervisor decides what it means for workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        worker = Worker(Control.attach(orders["engine"]), orders["shard"], batch_rows=orders["batch_rows"],
+                        spin_us=orders["spin_us"])
+        handler = HandlerRef(**orders["handler"]).load()
+        opened, handle, closed = own_methods(handler)
+        opened(Context(orders["engine"], orders["shard"], worker.incarnation, worker.control.slots,
+                       logging.getLogger(f"shardmem.handler.{orders['shard']}")))
+    except Exception as error:
+        return _boot_failure(worker, reports, error)
+
+    def finish(*_: Any) -> None:
+        worker.stop_now = True
+
+    signal.signal(signal.SIGTERM, finish)
+    worker.set_phase("ready")
+    reports.say(ready=True, pid=os.getpid(), at=time.monotonic_ns())
+    try:
+        worker.run(handle)
+        closed()
+    except Exception as error:
+        text = str(error) if isinstance(error, (HandlerError, BatchEscaped)) else f"{type(error).__name__}: {error}"
+        worker.say_error(text)
+        worker.set_phase("failed")
+        cause = error.__cause__ or error
+        log.error("%s\n%s", text, "".join(traceback.format_exception(type(cause), cause, cause.__traceback__)).rstrip())
+        reports.say(failed=text)
+        return EXIT_FAILED
+    worker.set_phase("stopped")
+    return EXIT_STOPPED
+
+
+def _boot_failure(worker: Worker | None, reports: Reports, error: Exception) -> int:
+    text = str(error) if isinstance(error, ShardmemError) else f"{type(error).__name__}: {error}"
+    cause = error.__cause__ or error
+    trace = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
+    log.error("cannot start: %s\n%s", text, trace.rstrip())
+    if worker is not None:
+        worker.say_error(text)
+        worker.set_phase("failed")
+    reports.say(boot_failed=text, traceback=trace)
+    return EXIT_BOOT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
