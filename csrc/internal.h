@@ -40,7 +40,8 @@ typedef struct sm_spin {
 int64_t sm_spin_begin(sm_spin *spin, int64_t limit_ns, int64_t now_ns);
 void sm_spin_paid(sm_spin *spin, int64_t limit_ns);
 void sm_spin_slept(sm_spin *spin, int64_t limit_ns, int64_t slept_ns);
-int sm_wait_head(sm_lane *lane, uint64_t target, sm_spin *spin, int64_t spin_ns, int64_t timeout_ns);
+/* returns when the head has reached `near` if that happens while spinning, else when it has reached `target` */
+int sm_wait_head(sm_lane *lane, uint64_t near, uint64_t target, sm_spin *spin, int64_t spin_ns, int64_t timeout_ns);
 
 /* the sender's lock, for the calls that hold the interpreter's lock already */
 int sm_sender_trylock(sm_sender *sender);

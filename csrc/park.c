@@ -94,7 +94,7 @@ void sm_spin_slept(sm_spin *spin, int64_t limit_ns, int64_t slept_ns)
         spin->budget_ns += limit_ns / 4 + 1;
 }
 
-int sm_wait_head(sm_lane *lane, uint64_t target, sm_spin *spin, int64_t spin_ns, int64_t timeout_ns)
+int sm_wait_head(sm_lane *lane, uint64_t near, uint64_t target, sm_spin *spin, int64_t spin_ns, int64_t timeout_ns)
 {
     if (head_of(lane) >= target)
         return SM_OK;
@@ -102,7 +102,7 @@ int sm_wait_head(sm_lane *lane, uint64_t target, sm_spin *spin, int64_t spin_ns,
     while (until > start && sm_clock() < until)
         for (int i = 0; i < 32; i++) {
             sm_pause();
-            if (head_of(lane) >= target) {
+            if (head_of(lane) >= near) {
                 sm_spin_paid(spin, spin_ns);
                 return SM_OK;
             }

@@ -21,7 +21,7 @@ typedef struct sm_link {
 
 typedef struct sm_group {       /* the rows of one pass that go to one shard */
     uint32_t shard, rows, taken;
-    uint64_t bytes;             /* events: key and payload bytes of `rows` */
+    uint64_t bytes, first;      /* events: key and payload bytes of `rows`, and of the first of them */
     uint64_t room;              /* frame bytes this pass may write */
     uint64_t pad;
     sm_frame *frame;
@@ -37,8 +37,8 @@ struct sm_sender {
     sm_control *control;
     sm_seat *seat;
     sm_keying keying;
-    uint64_t lane_bytes, half;
-    uint32_t max_shards, seat_number, closed;
+    uint64_t lane_bytes, half, eighth;
+    uint32_t max_shards, seat_number, closed, linked_count;
     uint64_t mark, sequence, random, topology, pass;
     sm_spin spin;
     uint32_t active_count, weight_sum;
@@ -77,6 +77,7 @@ sm_sender *sm_sender_new(void *control, uint32_t seat)
     s->keying = sm_keying_of(g);
     s->lane_bytes = g->lane_bytes;
     s->half = g->lane_bytes / 2;
+    s->eighth = g->lane_bytes / 8;
     s->max_shards = g->max_shards;
     s->forks = fork_count;
     s->mark = atomic_load_explicit(&s->seat->mark, memory_order_relaxed);
@@ -152,6 +153,7 @@ int sm_sender_link(sm_sender *s, uint32_t shard, uint64_t generation, void *inbo
         return SM_CORRUPT;
     link.accepted = atomic_load_explicit(&lane->accepted[link.parity], memory_order_relaxed);
     sm_sender_lock(s);
+    s->linked_count += s->links[shard].lane == NULL;
     s->links[shard] = link;
     sm_sender_unlock(s);
     /* O1: the lane is reserved. Pairs with O2 in the worker, which touches a lane only if it is open. */
@@ -255,19 +257,22 @@ static int refresh_head(sm_sender *s, sm_link *l)
 }
 
 /*
- * How many frame bytes may be written now, and whether a pad comes first. Taking what is left at the end of the
- * lane keeps frames large; skipping it is worth it only if the wish does not fit there and the start has more.
- * With an empty lane one of the two is half a lane, the largest frame there is, so this cannot wedge.
+ * How many frame bytes may be written now, and whether a pad comes first. A frame is at most an eighth of the lane,
+ * so that one side fills while the other empties, unless its first row alone is larger; half a lane is the limit.
+ * Taking what is left at the end of the lane keeps frames large; skipping it is worth it only if the wish does not
+ * fit there and the start has more. With an empty lane one of the two is half a lane, so this cannot wedge.
  */
-static int room_for(sm_sender *s, sm_link *l, uint64_t wish, uint64_t *pad, uint64_t *room)
+static int room_for(sm_sender *s, sm_link *l, uint64_t wish, uint64_t first, uint64_t *pad, uint64_t *room)
 {
     uint64_t offset = l->tail & (s->lane_bytes - 1), at_end = s->lane_bytes - offset;
+    uint64_t most = first > s->eighth ? first : s->eighth;
+    wish = wish < most ? wish : most;
     for (int fresh = 0;; fresh = 1) {
         uint64_t free_bytes = s->lane_bytes - (l->tail - l->head_seen);
         uint64_t straight = free_bytes < at_end ? free_bytes : at_end;
         uint64_t wrapped = free_bytes > at_end ? free_bytes - at_end : 0;
-        straight = straight < s->half ? straight : s->half;
-        wrapped = wrapped < s->half ? wrapped : s->half;
+        straight = straight < most ? straight : most;
+        wrapped = wrapped < most ? wrapped : most;
         int skip = straight < wish && wrapped > straight;
         *pad = skip ? at_end : 0;
         *room = skip ? wrapped : straight;
@@ -478,7 +483,7 @@ static int pass_records(sm_sender *s, const uint8_t *rows, const uint32_t *pick,
     for (uint32_t i = 0; i < count; i++) {
         sm_group *g = &s->groups[i];
         sm_link *l = &s->links[g->shard];
-        status = room_for(s, l, records_length(g->rows, row_bytes), &g->pad, &g->room);
+        status = room_for(s, l, records_length(g->rows, row_bytes), records_length(1, row_bytes), &g->pad, &g->room);
         if (unlikely(status != SM_OK)) {
             *shard_out = g->shard;
             goto leave; /* nothing was published: begin_frame writes beyond the tail */
@@ -548,7 +553,8 @@ static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pic
             group_for(s, shard, &count);
         uint32_t at = s->group_of[shard];
         sm_group *g = &s->groups[at];
-        g->rows++;
+        if (!g->rows++)
+            g->first = SM_META_LENGTH(e->meta) + e->length;
         g->bytes += SM_META_LENGTH(e->meta) + e->length;
         s->shard_of[i] = (uint16_t)at;
     }
@@ -560,7 +566,7 @@ static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pic
     for (uint32_t i = 0; i < count; i++) {
         sm_group *g = &s->groups[i];
         uint64_t wish = events_length(g->rows, g->bytes);
-        status = room_for(s, &s->links[g->shard], wish, &g->pad, &g->room);
+        status = room_for(s, &s->links[g->shard], wish, events_length(1, g->first), &g->pad, &g->room);
         if (unlikely(status != SM_OK)) {
             *shard_out = g->shard;
             goto leave;
@@ -627,10 +633,10 @@ leave:
 /* ---- whole calls -------------------------------------------------------------------------------------------------------- */
 
 /* What a call still has to do starts at the chunk that left rows behind, or else at the next one. */
-static uint64_t resume(const sm_cursor *c, uint64_t n, uint32_t *rows)
+static uint64_t resume(const sm_cursor *c, uint64_t n, uint32_t limit, uint32_t *rows)
 {
     uint64_t start = c->pending_count ? c->chunk : c->next;
-    uint64_t end = c->pending_count ? c->next : (n - start < SM_CHUNK ? n : start + SM_CHUNK);
+    uint64_t end = c->pending_count ? c->next : (n - start < limit ? n : start + limit);
     *rows = (uint32_t)(end - start);
     return start;
 }
@@ -643,13 +649,21 @@ static void advance(sm_cursor *c, uint64_t start, uint32_t rows, int status)
     }
 }
 
+/* as many rows as one frame for each shard holds, if they spread evenly: larger chunks would be gone over twice */
+static uint32_t chunk_rows(const sm_sender *s)
+{
+    uint64_t rows = (uint64_t)records_that_fit(s->eighth, s->keying.row_bytes) * (s->linked_count ? s->linked_count : 1);
+    return rows < 64 ? 64 : rows < SM_CHUNK ? (uint32_t)rows : SM_CHUNK;
+}
+
 int sm_send(sm_sender *s, const void *rows, uint64_t n, sm_cursor *c)
 {
     sm_sender_lock(s);
+    const uint32_t limit = chunk_rows(s);
     int status = usable(s);
     while (status == SM_OK && (c->pending_count || c->next < n)) {
         uint32_t chunk;
-        uint64_t start = resume(c, n, &chunk);
+        uint64_t start = resume(c, n, limit, &chunk);
         const uint8_t *at = (const uint8_t *)rows + start * s->keying.row_bytes;
         if (s->keying.kind != SM_KEY_NONE)
             sm_slots_of(&s->keying, at, chunk, s->slots);
@@ -719,7 +733,7 @@ int sm_push_columns(sm_sender *s, const sm_columns *in, sm_cursor *c)
     int status = usable(s);
     while (status == SM_OK && (c->pending_count || c->next < in->n)) {
         uint32_t n;
-        uint64_t start = resume(c, in->n, &n);
+        uint64_t start = resume(c, in->n, SM_CHUNK, &n);
         for (uint32_t i = 0; i < n; i++) {
             uint64_t at = start + i;
             sm_event *e = &s->events[i];
@@ -766,7 +780,7 @@ int sm_push_one(sm_sender *s, const sm_event *e, uint32_t *shard_out)
         goto leave;
     l = &s->links[shard];
     uint64_t pad, room;
-    status = room_for(s, l, length, &pad, &room);
+    status = room_for(s, l, length, length, &pad, &room);
     if (unlikely(status != SM_OK))
         goto leave;
     if (unlikely(room < length)) {
@@ -814,15 +828,16 @@ int sm_wait_room(sm_sender *s, uint32_t shard, int64_t spin_ns, int64_t timeout_
     sm_lane *lane = s->links[shard].lane;
     uint64_t tail = s->links[shard].tail;
     sm_sender_unlock(s);
-    /* half a lane: room for the largest frame, and one wake for many frames instead of one for each */
-    return tail > s->half ? sm_wait_head(lane, tail - s->half, &s->spin, spin_ns, timeout_ns) : SM_OK;
+    /* Awake, a little room is worth going back for. Asleep, half a lane: one wake for many frames, not one for each. */
+    uint64_t near = tail > s->lane_bytes - s->eighth ? tail - (s->lane_bytes - s->eighth) : 0;
+    return tail > s->half ? sm_wait_head(lane, near, tail - s->half, &s->spin, spin_ns, timeout_ns) : SM_OK;
 }
 
 int sm_wait_handled(sm_sender *s, uint32_t shard, uint64_t position, int64_t spin_ns, int64_t timeout_ns)
 {
     if (shard >= s->max_shards || !s->links[shard].lane)
         return SM_NEED_LANE;
-    return sm_wait_head(s->links[shard].lane, position, &s->spin, spin_ns, timeout_ns);
+    return sm_wait_head(s->links[shard].lane, position, position, &s->spin, spin_ns, timeout_ns);
 }
 
 int sm_evict(sm_sender *s, uint32_t shard)

@@ -63,7 +63,7 @@ class Config:
         values = {key: value for key, value in values.items() if key in known}
         for key in ("slots", "shards", "min_shards", "max_shards", "lane_bytes", "max_producers", "batch_rows", "spin_us"):
             if values.get(key) is not None:
-                values[key] = _whole(key, values[key], faults)
+                values[key] = _whole(key, values[key], cls.__dataclass_fields__[key].default, faults)
         for key in ("boot_timeout", "drain_timeout"):
             if values.get(key) is not None:
                 values[key] = _duration(key, values[key], faults)
@@ -159,16 +159,17 @@ def _imported(spec: str) -> Any:
         raise ConfigError(f"dtype={spec!r} cannot be imported: {error}") from None
 
 
-def _whole(key: str, value: Any, faults: list[str]) -> int | None:
+def _whole(key: str, value: Any, default: int | None, faults: list[str]) -> int | None:
+    """The number, or the default beside a fault, so that one mistake is not reported twice."""
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         faults.append(f"{key}={value!r} is not a whole number")
-        return 1
+        return default
     if isinstance(value, int):
         return value
     match = re.fullmatch(r"\s*([0-9_]+)\s*([A-Za-z]*)\s*", value)
     if not match or match[2].upper() not in _UNITS:
         faults.append(f"{key}={value!r} is not a number (units: KiB, MiB, GiB, kB, MB, GB)")
-        return 1
+        return default
     return int(match[1].replace("_", "")) * _UNITS[match[2].upper()]
 
 

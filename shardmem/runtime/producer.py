@@ -18,6 +18,7 @@ from shardmem.schema import KEY_BYTES, KEY_INT, KEY_NONE, KEY_STR
 BACKPRESSURE = ("block", "fail", "drop_newest", "drop_oldest", "sample")
 SLICE = 0.1  # the longest single wait, so that signals, a stop and a failed shard are noticed
 DEFAULT: Any = type("default", (), {"__repr__": lambda self: "the engine's backpressure"})()
+PROBE: Any = type("probe", (), {"__repr__": lambda self: "one try that is not counted as refused"})()
 
 _producers: weakref.WeakSet[Producer] = weakref.WeakSet()
 
@@ -375,7 +376,8 @@ class _Call:
     def __init__(self, producer: Producer, timeout: float | None) -> None:
         self._producer = producer
         self._mode = producer.backpressure if timeout is DEFAULT else "block"
-        timeout = producer._timeout if timeout is DEFAULT else timeout
+        self._probe = timeout is PROBE
+        timeout = producer._timeout if timeout is DEFAULT else 0.0 if self._probe else timeout
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout={timeout!r}; None, or seconds from 0 on")
         self._timeout = timeout
@@ -442,7 +444,8 @@ class _Call:
         refused, waited = offered - accepted, time.monotonic() - self._started
         dropped = self._mode in ("drop_newest", "sample")
         reason = "sampled" if self._mode == "sample" else "full" if dropped or not self._timeout else "timeout"
-        lib.sm_count_refused(self._producer._sender, REASONS.index(reason), refused)
+        if not self._probe:
+            lib.sm_count_refused(self._producer._sender, REASONS.index(reason), refused)
         if dropped:
             return accepted
         raise Backpressure(rest, accepted, refused, shard, waited)

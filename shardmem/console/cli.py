@@ -1,0 +1,223 @@
+"""The command line. Exit codes: 0 as asked, 1 failed, 2 usage or configuration, 3 a worker cannot boot, 4 already running."""
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from typing import Any, Callable
+
+import click
+
+from shardmem import __version__
+from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
+
+EXIT_FAILED, EXIT_CONFIG, EXIT_ALREADY = 1, 2, 4
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
+
+
+class Commands(click.Group):
+    """Turns the errors of shardmem into one line on standard error and the exit code that belongs to it."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except ShardmemError as error:
+            click.echo(f"shardmem: {error}", err=True)
+            code = EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_ALREADY if isinstance(error, AlreadyRunning) else EXIT_FAILED
+            context.exit(code)
+        except TimeoutError as error:
+            click.echo(f"shardmem: {error}", err=True)
+            context.exit(EXIT_FAILED)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="shardmem")
+def main() -> None:
+    """Elastic, key-ordered ingestion on one host, through shared memory.
+
+    \b
+    Examples:
+      shardmem demo                                     see it work on 336,776 real flights
+      shardmem run app:handle --name ticks --shards 2   run handle(batch) of app.py
+      shardmem run engine.toml                          the same from a file
+      shardmem ingest --engine ticks --format csv --key symbol ticks.csv
+      shardmem status ticks
+      shardmem stop ticks
+    """
+
+
+def _settings(command: Callable) -> Callable:
+    options = [
+        click.option("--name", help="Name of the engine; default: the module's or the file's."),
+        click.option("--shards", help="How many worker processes."),
+        click.option("--min-shards", help="Shards to start with when --shards is not given."),
+        click.option("--max-shards", help="How many shards there is room for."),
+        click.option("--dtype", help="module:NAME of a numpy structured dtype: a records engine."),
+        click.option("--key", help="The dtype's field that is the key."),
+        click.option("--slots", help="Hash buckets of keys, a power of two."),
+        click.option("--lane-bytes", help="Ring of each producer to each shard, a power of two, e.g. 1MiB."),
+        click.option("--max-producers", help="How many producers can be connected at once."),
+        click.option("--batch-rows", help="The most events of a batch."),
+        click.option("--spin-us", help="The longest spin before sleeping, in microseconds."),
+        click.option("--boot-timeout", help="How long a worker may take to get ready."),
+        click.option("--drain-timeout", help="How long a stop waits for events to be handled."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("target")
+@_settings
+@as_json
+def run(target: str, as_json: bool, **flags: Any) -> None:
+    """Run an engine until it is stopped. TARGET is engine.toml or module:handler.
+
+    TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run.
+    """
+    from shardmem.config import load
+    from shardmem.control.supervisor import Supervisor
+    from shardmem.runtime.handler import HandlerRef
+
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    if target.endswith(".toml"):
+        config = load(target, flags)
+    elif ":" in target:
+        flags["name"] = flags["name"] or os.environ.get("SHARDMEM_NAME") or target.partition(":")[0].rpartition(".")[2]
+        config = load(None, {"handler": target, **flags})
+    else:
+        raise click.UsageError(f"{target!r} is neither a file that ends in .toml nor module:handler")
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr,
+                        format=f"%(asctime)s shardmem[{config.name}] %(levelname)s %(message)s")
+
+    def ready(document: dict[str, Any]) -> None:
+        if as_json:
+            click.echo(json.dumps({"event": "ready", "status": document}))
+        else:
+            click.echo(f"engine {config.name} is running: {len(document['shards'])} shards. Push with "
+                       f"shardmem.connect({config.name!r}); stop with 'shardmem stop {config.name}' or Ctrl-C", err=True)
+
+    supervisor = Supervisor(config, HandlerRef.of(config.handler), on_ready=ready)
+    code = asyncio.run(supervisor.run())
+    if as_json:
+        click.echo(json.dumps({"event": "ended", "code": code, "status": supervisor.outcome,
+                               "error": str(supervisor.error) if supervisor.error else None}))
+    elif supervisor.outcome is not None:
+        from shardmem.console.render import accounting_line
+
+        click.echo(accounting_line(supervisor.outcome["accounting"]), err=True)
+    sys.exit(code)
+
+
+@main.command()
+@click.argument("name", required=False)
+@as_json
+def status(name: str | None, as_json: bool) -> None:
+    """Show an engine: shards, producers, accounting. Works with its supervisor dead."""
+    from shardmem.control.client import Client, only_engine
+
+    with Client(name or only_engine()) as client:
+        document = client.status()
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        from rich.console import Console
+
+        from shardmem.console import render
+
+        Console(highlight=False).print(render.status(document))
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--now", is_flag=True, help="Do not drain: events stay in shared memory for the next run.")
+@click.option("--timeout", type=float, help="Seconds to wait for the end.")
+@as_json
+def stop(name: str | None, now: bool, timeout: float | None, as_json: bool) -> None:
+    """Drain an engine and stop it."""
+    from shardmem.control.client import Client, only_engine
+    from shardmem.console.render import accounting_line
+
+    name = name or only_engine()
+    shown = False
+
+    def progress(in_flight: int) -> None:
+        nonlocal shown
+        if sys.stderr.isatty():
+            shown = True
+            click.echo(f"\rdraining: {in_flight:,} events in flight   ", nl=False, err=True)
+
+    with Client(name) as client:
+        document = client.stop(now, timeout, progress)
+    if shown:
+        click.echo(err=True)
+    left = document["accounting"]["in_flight"]
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        click.echo(f"engine {name} has stopped: {accounting_line(document['accounting'])}")
+    if left and not now:
+        click.echo(f"shardmem: {left:,} events were not handled (see the engine's log); they stay in shared memory, "
+                   f"run the engine again to handle them", err=True)
+        sys.exit(EXIT_FAILED)
+
+
+@main.command()
+@click.argument("files", nargs=-1, type=click.Path(dir_okay=False, allow_dash=True))
+@click.option("--engine", help="Name of the engine; not needed if there is only one.")
+@click.option("--format", "form", type=click.Choice(["lines", "csv", "jsonl"]), default="lines", show_default=True)
+@click.option("--key", help="Field that is the key: a column of CSV, a member of JSON; of lines a field number from 1.")
+@click.option("--delimiter", help="Between fields; default ',' for csv, white space for lines.")
+@click.option("--skip-bad", is_flag=True, help="Leave out records that cannot be read, and count them.")
+@click.option("--wait/--no-wait", default=True, help="Return when everything has been handled (default), or pushed.")
+@as_json
+def ingest(files: tuple[str, ...], engine: str | None, form: str, key: str | None, delimiter: str | None, skip_bad: bool,
+           wait: bool, as_json: bool) -> None:
+    """Push records of FILES (default, or '-': standard input) into a running engine.
+
+    An events engine gets each record's own bytes as payload; a records engine gets the fields of its dtype by name.
+    """
+    from shardmem.console.ingest import Ingest
+    from shardmem.console.progress import Meter
+    from shardmem.control.client import only_engine
+    from shardmem.runtime.producer import connect
+
+    with connect(engine or only_engine()) as producer:
+        work = Ingest(producer, form, key=key, delimiter=delimiter, skip_bad=skip_bad)
+        with Meter(sum(os.path.getsize(name) for name in files if name != "-") if files and "-" not in files else None,
+                   quiet=as_json) as meter:
+            for name in files or ("-",):
+                work.file(name, meter)
+            meter.finish()
+        if wait:
+            producer.flush()
+        summary = {"engine": producer.engine, "events": work.events, "skipped": work.skipped, "bytes": meter.bytes,
+                   "seconds": round(meter.seconds, 3), "rate": round(work.events / max(meter.seconds, 1e-9))}
+    if as_json:
+        click.echo(json.dumps(summary))
+    else:
+        from shardmem.console.render import count
+
+        click.echo(f"{work.events:,} events in {meter.seconds:.2f} s ({count(summary['rate'])}/s)"
+                   + (f", {work.skipped:,} records skipped" if work.skipped else "")
+                   + (", all handled" if wait else ""))
+
+
+@main.command()
+@click.option("--shards", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--producers", type=click.IntRange(1, 32), default=2, show_default=True)
+@as_json
+def demo(shards: int, producers: int, as_json: bool) -> None:
+    """Ingest 336,776 real flights, keyed by aircraft, and print what each aircraft flew."""
+    from shardmem.console.demo import run_demo
+
+    run_demo(shards, producers, as_json)
+
+
+if __name__ == "__main__":
+    main(prog_name="shardmem")

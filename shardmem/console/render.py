@@ -1,0 +1,71 @@
+"""A status document as text for people. Pure: a document in, lines out."""
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+_COLORS = {"running": "green", "active": "green", "failed": "bold red", "stopped": "red", "draining": "yellow",
+           "starting": "yellow", "provisioning": "yellow"}
+
+
+def count(number: float) -> str:
+    """1234567 -> 1.23 M; exact below ten thousand."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if number >= size:
+            scale = 1e3 if unit == "k" else size
+            return f"{number / scale:.3g} {unit}" if number / scale < 1000 else f"{number / scale:,.0f} {unit}"
+    return f"{number:,.0f}"
+
+
+def microseconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f} us" if value < 1000 else f"{value / 1000:.1f} ms" if value < 1e6 else f"{value / 1e6:.1f} s"
+
+
+def accounting_line(accounting: dict[str, Any]) -> str:
+    """offered = accepted + refused; accepted = handled + quarantined + shed + in flight."""
+    parts = [f"offered {accounting['offered']:,}", f"accepted {accounting['accepted']:,}"]
+    parts += [f"refused ({reason}) {n:,}" for reason, n in sorted(accounting["refused"].items())] or ["refused 0"]
+    parts.append(f"handled {accounting['handled']:,}")
+    if accounting["quarantined"]:
+        parts.append(f"quarantined {accounting['quarantined']:,}")
+    parts += [f"shed ({reason}) {n:,}" for reason, n in sorted(accounting["shed"].items())]
+    parts.append(f"in flight {accounting['in_flight']:,}")
+    return " · ".join(parts)
+
+
+def status(document: dict[str, Any]) -> Group:
+    """The whole document, legible in 80 columns."""
+    engine, supervisor = document["engine"], document["supervisor"]
+    head = Text()
+    head.append(engine["name"], "bold")
+    head.append("  ")
+    head.append(engine["state"], _COLORS.get(engine["state"], ""))
+    schema = engine["schema"]
+    head.append(f"  {schema['kind']}" + (f" by {schema['key']}" if schema.get("key") else "")
+                + f", {engine['slots']} slots")
+    if supervisor["alive"]:
+        head.append(f", supervisor pid {supervisor['pid']}")
+    else:
+        head.append(", no supervisor: read from shared memory", "bold red")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name, justify in (("shard", "right"), ("state", "left"), ("pid", "right"), ("slots", "right"), ("handled", "right"),
+                          ("in flight", "right"), ("fill", "right"), ("busy", "right"), ("p50", "right"), ("p99", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)
+    for shard in document["shards"]:
+        table.add_row(str(shard["id"]), Text(shard["state"], _COLORS.get(shard["state"], "")),
+                      str(shard["pid"]) if shard["alive"] else "-", str(shard["slots"]), count(shard["handled"]),
+                      count(shard["in_flight"]), f"{shard['fill_ratio']:.0%}", f"{shard['busy']:.0%}",
+                      microseconds(shard["latency_p50_us"]), microseconds(shard["latency_p99_us"]))
+    parts: list[Any] = [head, table]
+    parts += [Text(f"shard {shard['id']}: {shard['error']}", "red") for shard in document["shards"] if shard["error"]]
+    alive = [producer for producer in document["producers"] if producer["alive"]]
+    pids = ", ".join(str(producer["pid"]) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
+    parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
+    parts.append(Text(accounting_line(document["accounting"])))
+    return Group(*parts)
