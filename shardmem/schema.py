@@ -75,6 +75,13 @@ class Schema:
         described = json.loads(text)
         if described["kind"] == "events":
             return cls()
-        fields = [tuple(tuple(part) if isinstance(part, list) else part for part in field)
-                  for field in described["dtype"]]
-        return cls(np.lib.format.descr_to_dtype(fields), described["key"])
+        return cls(np.lib.format.descr_to_dtype(_fields(described["dtype"])), described["key"])
+
+
+def _fields(described: list) -> list:
+    """JSON has lists where a description of a dtype has tuples: around a field, a shape, a title and name."""
+    made = []
+    for name, form, *shape in described:
+        made.append((tuple(name) if isinstance(name, list) else name, _fields(form) if isinstance(form, list) else form,
+                     *(tuple(each) for each in shape)))
+    return made

@@ -6,7 +6,6 @@ import os
 import secrets
 import select
 import subprocess
-import sys
 import time
 import weakref
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import Any
 
 from shardmem import errors
 from shardmem.config import Config
+from shardmem.control.process import python_command
 from shardmem.errors import ConfigError, NotRunning, ShardmemError
 from shardmem.memory.control import Control
 from shardmem.runtime.handler import HandlerRef, importing_main
@@ -63,7 +63,7 @@ class Engine:
         read_end, write_end = os.pipe()
         orders = {"settings": settings, "schema": self._config.schema.to_json(), "handler": asdict(self._handler),
                   "keep_unfinished": self._named, "reports": write_end}
-        self._process = subprocess.Popen([sys.executable, "-m", "shardmem.control.main"], stdin=subprocess.PIPE,
+        self._process = subprocess.Popen(python_command("shardmem.control.main"), stdin=subprocess.PIPE,
                                          pass_fds=(write_end,), start_new_session=True)
         os.close(write_end)
         self._reports = _ReportReader(read_end)

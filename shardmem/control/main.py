@@ -1,4 +1,4 @@
-"""The supervisor process of an embedded engine: `python -m shardmem.control.main`.
+"""The supervisor process of an embedded engine.
 
 Its orders come on standard input, one line of JSON, and standard input stays open as long as the parent wants the
 engine: end of file means the parent has left its block, or was killed, and the engine drains and ends.
@@ -49,8 +49,3 @@ async def _run(orders: dict[str, Any], reports: Reports) -> int:
     reports.say(ended=code, status=supervisor.outcome, error=str(error) if error else None,
                 kind=type(error).__name__ if error else None)
     return code
-
-
-
-if __name__ == "__main__":
-    sys.exit(main())

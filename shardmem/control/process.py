@@ -13,6 +13,16 @@ from typing import Any, Callable
 from shardmem.runtime.handler import HandlerRef
 
 
+def python_command(module: str) -> list[str]:
+    """Runs `main()` of a module of ours in a fresh interpreter.
+
+    Not `python -m`: that puts the current directory first on the path, and there may be a `shardmem` folder in it that is
+    not this package (a source tree without the compiled extension, for one).
+    """
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return [sys.executable, "-c", f"import sys; sys.path[0] = {root!r}; from {module} import main; sys.exit(main())"]
+
+
 class WorkerProcess:
     """One worker process. All callbacks come from the event loop that is passed in."""
 
@@ -29,7 +39,7 @@ class WorkerProcess:
         orders = {"engine": engine, "shard": shard, "handler": asdict(handler), "batch_rows": batch_rows,
                   "spin_us": spin_us, "reports": write_end}
         # By exec, never by fork: a fork of a process with threads or open handles inherits their locks.
-        self._popen = subprocess.Popen([sys.executable, "-m", "shardmem.runtime.worker"], stdin=subprocess.PIPE,
+        self._popen = subprocess.Popen(python_command("shardmem.runtime.worker"), stdin=subprocess.PIPE,
                                        pass_fds=(write_end,))
         os.close(write_end)
         assert self._popen.stdin is not None

@@ -1,4 +1,4 @@
-"""The worker process of one shard: `python -m shardmem.runtime.worker`, its orders on standard input.
+"""The worker process of one shard: its orders come on standard input.
 
 It takes the lease of its shard, loads the handler, says ready, and then: choose a batch, call the handler, commit.
 It goes on when the supervisor dies. It ends when the supervisor says stop (shard state or engine state in the
@@ -180,7 +180,3 @@ def _boot_failure(worker: Worker | None, reports: Reports, error: Exception) -> 
         worker.set_phase("failed")
     reports.say(boot_failed=text, traceback=trace)
     return EXIT_BOOT
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,194 @@
+"""The command line as a person uses it: a daemon in one terminal, other programs beside it."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+
+import numpy as np
+import pytest
+
+import shardmem
+
+APP = '''
+import os, numpy as np
+TICK = np.dtype([("symbol", "S4"), ("price", "f8"), ("size", "i4")])
+def handle(batch):
+    with open(os.environ["OUT"], "a") as out:
+        for key, payload in batch:
+            out.write(f"{key!r} {payload!r}\\n")
+def ticks(batch):
+    with open(os.environ["OUT"], "a") as out:
+        for row in batch.records.tolist():
+            out.write(f"{row!r}\\n")
+'''
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """`shell(...)` runs a command to its end, `shell.daemon(...)` starts an engine and waits until it is ready."""
+    (tmp_path / "app.py").write_text(APP)
+    environment = dict(os.environ, OUT=str(tmp_path / "out.txt"))
+    started = []
+
+    class Shell:
+        name = f"cli-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        out = tmp_path / "out.txt"
+        directory = tmp_path
+
+        def __call__(self, *arguments, given=None, code=0):
+            done = subprocess.run([sys.executable, "-m", "shardmem", *arguments], cwd=tmp_path, env=environment, text=True,
+                                  input=given, capture_output=True, timeout=60)
+            assert code == done.returncode, (done.returncode, done.stdout, done.stderr)
+            return done
+
+        def daemon(self, target, *arguments):
+            process = subprocess.Popen([sys.executable, "-m", "shardmem", "run", target, "--name", self.name, "--json",
+                                        *arguments], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+            started.append(process)
+            ready = json.loads(process.stdout.readline())
+            assert "ready" == ready["event"]
+            return process
+
+        def lines(self):
+            return self.out.read_text().splitlines() if self.out.exists() else []
+
+    yield Shell()
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_run_push_from_several_processes_status_and_stop(shell):
+    daemon = shell.daemon("app:handle", "--shards", "2")
+    push = f"import shardmem\nwith shardmem.connect({shell.name!r}) as p: p.push_many(list(range(100)), [b'x'] * 100)"
+    pushers = [subprocess.Popen([sys.executable, "-c", push], cwd=shell.directory) for _ in range(3)]
+    assert [0, 0, 0] == [pusher.wait(30) for pusher in pushers]
+
+    document = json.loads(shell("status", shell.name, "--json").stdout)
+    stopped = shell("stop", shell.name)
+
+    assert {"engine", "supervisor", "shards", "producers", "accounting"} <= document.keys()
+    assert shell.name == document["engine"]["name"] and document["supervisor"]["alive"]
+    assert daemon.pid == document["supervisor"]["pid"]
+    assert {"id", "state", "pid", "incarnation", "slots", "accepted", "handled", "in_flight", "fill_ratio",
+            "busy"} <= document["shards"][0].keys()
+    assert "handled 300" in stopped.stdout and "in flight 0" in stopped.stdout
+    assert 0 == daemon.wait(10)
+    ended = json.loads(daemon.stdout.readline())
+    assert 300 == ended["status"]["accounting"]["handled"] and 0 == ended["code"]
+    assert 300 == len(shell.lines())
+    assert not [entry for entry in os.listdir("/dev/shm") if shell.name in entry]
+
+
+def test_status_for_people_fits_80_columns_and_names_the_essentials(shell):
+    shell.daemon("app:handle", "--shards", "2")
+    with shardmem.connect(shell.name) as producer:
+        producer.push("k", b"v")
+        producer.flush(10)
+        text = shell("status", shell.name).stdout
+
+    assert max(map(len, text.splitlines())) <= 80
+    for word in (shell.name, "running", "active", "accepted 1", "handled 1", f"pid {os.getpid()}"):
+        assert word in text
+    shell("stop", shell.name)
+
+
+def test_an_engine_from_a_toml_file(shell):
+    (shell.directory / "engine.toml").write_text(
+        'handler = "app:ticks"\ndtype = "app:TICK"\nkey = "symbol"\nshards = 3\nlane_bytes = "64KiB"\n')
+    shell.daemon("engine.toml")
+    tick = np.dtype([("symbol", "S4"), ("price", "f8"), ("size", "i4")])
+    with shardmem.connect(shell.name) as producer:
+        producer.send(np.array([(b"ABCD", 1.5, 3), (b"EF", 2.5, 4)], tick))
+        producer.flush(10)
+        assert 3 == len(json.loads(shell("status", shell.name, "--json").stdout)["shards"])
+    shell("stop", shell.name)
+    assert ["(b'ABCD', 1.5, 3)", "(b'EF', 2.5, 4)"] == sorted(shell.lines())
+
+
+@pytest.mark.parametrize("form, arguments, given, expected", [
+    ("lines", [], "one\ntwo\n", ["None b'one'", "None b'two'"]),
+    ("lines", ["--key", "2"], "a b\nc d e\n", ["'b' b'a b'", "'d' b'c d e'"]),
+    ("csv", ["--key", "who"], 'who,what\nx,1\n"y ""z""","a\nb"\n', ["'x' b'x,1'", "'y \"z\"' b'\"y \"\"z\"\"\",\"a\\nb\"'"]),
+    ("jsonl", ["--key", "k"], '{"k": 5}\n\n{"k": "five", "n": [1]}\n', ["5 b'{\"k\": 5}'", "'five' b'{\"k\": \"five\", \"n\": [1]}'"]),
+])
+def test_ingest_from_standard_input(shell, form, arguments, given, expected):
+    shell.daemon("app:handle")
+    done = shell("ingest", "--engine", shell.name, "--format", form, *arguments, "--json", given=given)
+    assert len(expected) == json.loads(done.stdout)["events"]
+    shell("stop", shell.name)
+    assert sorted(expected) == sorted(shell.lines())
+
+
+def test_ingest_of_files_into_a_records_engine_takes_fields_by_name(shell):
+    (shell.directory / "a.csv").write_text("size,junk,symbol,price\n7,x,ABC,1.25\n8,y,DEF,NA\n")
+    (shell.directory / "b.jsonl").write_text('{"symbol": "GH", "price": 2, "size": 9, "more": null}\n')
+    shell.daemon("app:ticks", "--dtype", "app:TICK", "--key", "symbol")
+    shell("ingest", "--engine", shell.name, "--format", "csv", "a.csv")
+    shell("ingest", "--engine", shell.name, "--format", "jsonl", "b.jsonl")
+    shell("stop", shell.name)
+    assert ["(b'ABC', 1.25, 7)", "(b'DEF', nan, 8)", "(b'GH', 2.0, 9)"] == sorted(shell.lines())
+
+
+@pytest.mark.parametrize("line, part", [
+    ("AB,x,3", "line 3: field price: 'x'"), ("AB,1.0,2.5", "line 3: field size: '2.5'"),
+    ("TOOLONG,1.0,2", "line 3: field symbol: 'TOOLONG' is no |S4 (7 bytes, the field holds 4)"),
+    ("AB,1.0,99999999999", "line 3: field size"), ("AB,1.0", "line 3: has 2 fields, the header 3"),
+])
+def test_a_bad_record_stops_ingest_with_file_line_field_and_value_or_is_skipped_and_counted(shell, line, part):
+    (shell.directory / "bad.csv").write_text(f"symbol,price,size\nOK,1.0,2\n{line}\nOK,3.0,4\n")
+    shell.daemon("app:ticks", "--dtype", "app:TICK", "--key", "symbol")
+
+    refused = shell("ingest", "--engine", shell.name, "--format", "csv", "bad.csv", code=1)
+    skipped = json.loads(shell("ingest", "--engine", shell.name, "--format", "csv", "--skip-bad", "--json", "bad.csv").stdout)
+
+    assert "bad.csv, " + part in refused.stderr and "--skip-bad" in refused.stderr
+    assert (2, 1) == (skipped["events"], skipped["skipped"])
+    shell("stop", shell.name)
+
+
+@pytest.mark.parametrize("arguments, code, part", [
+    (["run", "app:handle", "--slots", "3", "--shards", "x"], 2, "slots=3 is not a power of two"),
+    (["run", "nonsense"], 2, "neither a file that ends in .toml nor module:handler"),
+    (["run", "missing.toml"], 2, "there is no file missing.toml"),
+    (["run", "app:nothing"], 3, "has no attribute 'nothing'"),
+    (["run", "nomodule:handle"], 3, "No module named 'nomodule'"),
+    (["status", "no-such-engine"], 1, "no engine named 'no-such-engine'"),
+    (["stop", "no-such-engine"], 1, "no engine named 'no-such-engine'"),
+    (["ingest", "--engine", "no-such-engine"], 1, "no engine named 'no-such-engine'"),
+    (["ingest", "--format", "xml"], 2, "'xml' is not one of"),
+])
+def test_mistakes_have_their_exit_code_and_say_what_is_wrong(shell, arguments, code, part):
+    if arguments[0] == "run":
+        arguments = [*arguments, "--name", shell.name]
+    assert part in shell(*arguments, code=code).stderr
+    assert not [entry for entry in os.listdir("/dev/shm") if shell.name in entry]
+
+
+def test_a_second_daemon_of_the_same_name_exits_4_and_harms_nothing(shell):
+    shell.daemon("app:handle")
+    second = shell("run", "app:handle", "--name", shell.name, code=4)
+    assert "already run by process" in second.stderr
+    with shardmem.connect(shell.name) as producer:
+        producer.push(1, b"still here")
+        producer.flush(10)
+    shell("stop", shell.name)
+    assert ["1 b'still here'"] == shell.lines()
+
+
+def test_the_demo_counts_every_flight_and_leaves_nothing_behind(shell):
+    before = set(os.listdir("/dev/shm"))
+    result = json.loads(shell("demo", "--json").stdout)
+    assert (336776, 336776, 0) == tuple(result["accounting"][key] for key in ("accepted", "handled", "in_flight"))
+    assert 4043 == result["aircraft"] and {"flights": 575, "miles": 321198} == result["busiest"]["N725MQ"]
+    assert not [entry for entry in set(os.listdir("/dev/shm")) - before if entry.startswith("shardmem.engine-")]
+
+
+def test_the_demo_for_people_prints_the_accounting_line(shell):
+    text = shell("demo", "--shards", "1", "--producers", "1").stdout
+    assert "offered 336,776 · accepted 336,776 · refused 0 · handled 336,776 · in flight 0" in text
+    assert "N725MQ" in text

@@ -1,0 +1,222 @@
+"""Handlers for process tests, and the events that they check. Imported by workers, so it imports little.
+
+A worker writes what it handled to files in $RECORD_DIR, which the checker reads. Before each batch it passes a gate: a
+lock on a file that a test may hold, so that a test decides when a batch goes on, and nobody polls.
+"""
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardmem import Batch, Context, Handler
+
+from checker import HANDLED
+
+RECORD = np.dtype([("key", "u8"), ("number", "u8"), ("producer", "u4"), ("check", "u4"), ("filler", "u8", (2,))])
+WIDE = np.dtype([*((name, RECORD.fields[name][0]) for name in RECORD.names[:4]), ("filler", "u8", (40,))])
+_HEAD = struct.Struct("<IIQQ")  # check, producer, key, number; then bytes that follow from the number
+
+
+def payload(producer: int, key: int, number: int, filler: int = 0) -> bytes:
+    body = _HEAD.pack(0, producer, key, number)[4:] + (number & 0xff).to_bytes(1, "little") * filler
+    return zlib.crc32(body).to_bytes(4, "little") + body
+
+
+def parse(data: bytes) -> tuple[int, int, int, bool]:
+    """(producer, key, number, is it whole)."""
+    if len(data) < _HEAD.size:
+        return 0, 0, 0, False
+    check, producer, key, number = _HEAD.unpack_from(data)
+    return producer, key, number, zlib.crc32(data[4:]) == check
+
+
+def records(producer: int, keys: Any, numbers: Any, dtype: np.dtype = RECORD) -> np.ndarray:
+    rows = np.empty(len(keys), dtype)
+    rows["key"], rows["number"], rows["producer"] = keys, numbers, producer
+    rows["filler"] = rows["number"][:, None] * np.arange(1, dtype["filler"].shape[0] + 1, dtype="u8")
+    rows["check"] = _check_of(rows)
+    return rows
+
+
+def _check_of(rows: np.ndarray) -> np.ndarray:
+    mixed = rows["key"] * np.uint64(0x9e3779b97f4a7c15) + rows["number"] * np.uint64(31) + rows["producer"]
+    return ((mixed ^ rows["filler"].sum(axis=1)) >> np.uint64(7)).astype("u4")
+
+
+def whole(rows: np.ndarray) -> np.ndarray:
+    return rows["check"] == _check_of(rows)
+
+
+class Recorder(Handler):
+    """Writes down every event of the batch before it returns."""
+
+    def open(self, context: Context) -> None:
+        self.context = context
+        self.directory = Path(os.environ["RECORD_DIR"])
+        self._log = os.open(self.directory / f"handled-{context.shard}-{context.incarnation}-{os.getpid()}",
+                            os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._gates = [os.open(self.directory / name, os.O_RDWR | os.O_CREAT, 0o600)
+                       for name in ("gate", f"gate-{context.shard}")]
+
+    def handle(self, batch: Batch) -> None:
+        start = time.monotonic_ns()
+        self.pass_gate(batch)
+        rows = self.rows_of(batch)
+        rows["start"], rows["end"] = start, time.monotonic_ns()
+        os.write(self._log, rows.tobytes())
+
+    def pass_gate(self, batch: Batch) -> None:
+        for gate in self._gates:
+            try:
+                fcntl.flock(gate, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                (self.directory / f"waits-{self.context.shard}").touch()
+                fcntl.flock(gate, fcntl.LOCK_SH)
+                (self.directory / f"waits-{self.context.shard}").unlink()
+            fcntl.flock(gate, fcntl.LOCK_UN)
+
+    def rows_of(self, batch: Batch) -> np.ndarray:
+        rows = np.zeros(len(batch), HANDLED)
+        rows["shard"], rows["incarnation"], rows["slot"] = self.context.shard, self.context.incarnation, batch.slots
+        try:
+            events = batch.records
+        except TypeError:
+            parsed = []
+            for key, data in batch:
+                producer, inner, number, good = parse(data)
+                parsed.append((producer, inner, number, good and key in (inner, None, str(inner), b"%d" % inner)))
+            rows["producer"], rows["key"], rows["number"], rows["good"] = np.array(parsed, "u8").T
+        else:
+            for name in ("producer", "key", "number"):
+                rows[name] = events[name]
+            rows["good"] = whole(events)
+        return rows
+
+    def close(self) -> None:
+        for descriptor in (self._log, *self._gates):
+            os.close(descriptor)
+
+
+class Failing(Recorder):
+    """Raises ValueError at the event whose number is in the file `poison`, until that file is removed."""
+
+    def handle(self, batch: Batch) -> None:
+        poison = self.directory / "poison"
+        if poison.exists():
+            wanted = int(poison.read_text())
+            for _, data in batch:
+                if parse(data)[2] == wanted:
+                    raise ValueError(f"cannot stand number {wanted}")
+        super().handle(batch)
+
+
+class FailingToOpen(Handler):
+    def open(self, context: Context) -> None:
+        raise OSError("the warehouse is closed")
+
+    def handle(self, batch: Batch) -> None: ...
+
+
+class FailingToBuild(Handler):
+    def __init__(self) -> None:
+        raise RuntimeError("no blueprint")
+
+
+class FailingToClose(Recorder):
+    def close(self) -> None:
+        super().close()
+        raise OSError("the last page cannot be written")
+
+
+class Leaving(Handler):
+    def handle(self, batch: Batch) -> None:
+        raise SystemExit(0)
+
+
+class Hanging(Handler):
+    """Does not come back from open()."""
+
+    def open(self, context: Context) -> None:
+        while True:
+            time.sleep(3600)
+
+    def handle(self, batch: Batch) -> None: ...
+
+
+NOT_A_HANDLER = 42
+
+
+def nothing(batch: Batch) -> None: ...
+
+
+class Keeper(Recorder):
+    """Keeps a view of its first batch, made as the file `keep` says."""
+
+    kept: Any = None
+
+    def handle(self, batch: Batch) -> None:
+        super().handle(batch)
+        how = self.directory / "keep"
+        if how.exists():
+            self.kept = KEEP[how.read_text()](batch)
+
+
+class LateUser(Recorder):
+    """Keeps its first batch and uses it, as the file `keep` says, when the next one comes."""
+
+    first: Any = None
+
+    def handle(self, batch: Batch) -> None:
+        how = self.directory / "keep"
+        if how.exists():
+            if self.first is not None:
+                KEEP[how.read_text()](self.first)
+            self.first = batch
+        super().handle(batch)
+
+
+KEEP = {
+    # records
+    "array": lambda batch: batch.records,
+    "slice": lambda batch: batch.records[1:3],
+    "field": lambda batch: batch.records["key"],
+    "keys": lambda batch: batch.keys,
+    "row": lambda batch: batch.records[0],
+    "memoryview": lambda batch: memoryview(batch.records),
+    "asarray": lambda batch: np.asarray(batch.records),
+    "reshape": lambda batch: batch.records["filler"].reshape(-1),
+    "view": lambda batch: batch.records.view("u1"),
+    "iterator": lambda batch: iter(batch),
+    "array copy": lambda batch: batch.records.copy(),
+    "fancy": lambda batch: batch.records[[0]],
+    "sum": lambda batch: batch.records["key"].sum(),
+    # events
+    "columns": lambda batch: batch.columns(),
+    "data": lambda batch: batch.columns().data[3:],
+    "int keys": lambda batch: batch.columns().keys,
+    "starts": lambda batch: batch.columns().starts,
+    "pairs": lambda batch: list(batch),
+    "payloads": lambda batch: batch.payloads,
+    # both
+    "batch": lambda batch: batch,
+    "copy": lambda batch: batch.copy(),
+    "slots": lambda batch: batch.slots,
+    "sequences": lambda batch: batch.sequences,
+    "producers": lambda batch: batch.producers,
+    "len": len,
+}
+
+
+class FlushCounter(Recorder):
+    """Slow, so that a flush that does not wait is caught."""
+
+    def handle(self, batch: Batch) -> None:
+        time.sleep(0.02)
+        super().handle(batch)

@@ -1,0 +1,75 @@
+"""Settings: every fault in one error, each with the value and the limit."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shardmem.config import Config, load
+from shardmem.errors import ConfigError
+
+
+def faults_of(**values) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        Config.of(**{"name": "e", "handler": "m:f", **values})
+    return caught.value.faults
+
+
+def test_one_error_lists_every_fault():
+    faults = faults_of(slots=100, lane_bytes="5 parsecs", shardz=3, backpressure="maybe", max_producers=0)
+
+    assert 5 == len(faults)
+    text = "\n".join(faults)
+    assert "shardz is not a setting; did you mean shards?" in text
+    assert "slots=100 is not a power of two; the next is 128" in text
+    assert "5 parsecs" in text and "maybe" in text and "max_producers=0" in text
+
+
+@pytest.mark.parametrize("text, expected", [("64KiB", 65536), ("1 MiB", 1 << 20), ("65_536", 65536), (65536, 65536)])
+def test_sizes_take_units(text, expected):
+    assert expected == Config.of(name="e", handler="m:f", lane_bytes=text).lane_bytes
+
+
+@pytest.mark.parametrize("text, expected", [("250ms", 0.25), ("2m", 120.0), (3, 3.0), ("1.5", 1.5)])
+def test_durations_take_units(text, expected):
+    assert expected == Config.of(name="e", handler="m:f", drain_timeout=text).drain_timeout
+
+
+@pytest.mark.parametrize("values, part", [
+    (dict(shards=4, max_shards=2), "max_shards=2 is less than the 4 to start with (shards)"),
+    (dict(slots=2, shards=4), "slots=2 is less than the 4 shards"),
+    (dict(key="x"), "dtype is not given"),
+    (dict(dtype=[("a", "u8")], key="b"), "is not a field of the dtype; its fields are a"),
+    (dict(dtype=[("a", "f8")], key="a"), "a key is a native integer"),
+    (dict(dtype=[("a", "O")]), "Python objects"),
+    (dict(dtype="f8"), "has no fields"),
+    (dict(dtype=[("a", "V9000")], lane_bytes=4096), "too small for rows of 9,000 bytes"),
+    (dict(name="no/slash"), "name='no/slash' is not usable"),
+    (dict(shards=True), "shards=True is not a whole number"),
+])
+def test_a_fault_says_what_and_why(values, part):
+    assert any(part in fault for fault in faults_of(**values)), faults_of(**values)
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path):
+    file = tmp_path / "ticks.toml"
+    file.write_text('handler = "m:f"\nslots = 64\nshards = 2\nlane_bytes = "64KiB"\n')
+
+    config = load(str(file), {"shards": "5", "name": None}, {"SHARDMEM_SLOTS": "128", "SHARDMEM_SHARDS": "3", "HOME": "x"})
+
+    assert ("ticks", 128, 5, 65536) == (config.name, config.slots, config.shards, config.lane_bytes)
+
+
+def test_a_dtype_in_a_file_is_a_list_of_fields(tmp_path):
+    file = tmp_path / "e.toml"
+    file.write_text('handler = "m:f"\ndtype = [["symbol", "u8"], ["price", "f8"]]\nkey = "symbol"\n')
+
+    assert np.dtype([("symbol", "u8"), ("price", "f8")]) == load(str(file), {}, {}).schema.dtype
+
+
+def test_a_missing_or_broken_file_is_a_clear_error(tmp_path):
+    with pytest.raises(ConfigError, match="there is no file"):
+        load(str(tmp_path / "nothing.toml"), {}, {})
+    broken = tmp_path / "broken.toml"
+    broken.write_text("slots = = 3")
+    with pytest.raises(ConfigError, match="not valid TOML.*line 1"):
+        load(str(broken), {}, {})
