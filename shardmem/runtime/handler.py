@@ -137,9 +137,6 @@ def _main_of_this_process() -> dict[str, Any]:
     return {key: data[key] for key in wanted if data.get(key) is not None}
 
 
-def own_methods(handler: Handler) -> tuple[Callable[[Context], None], Callable[[Batch], Any], Callable[[], None]]:
-    """open, handle and close of a handler; the first and last may be missing on classes that do not derive from ours."""
-    nothing: Any = lambda *_: None
-    return getattr(handler, "open", nothing), handler.handle, getattr(handler, "close", nothing)
-
-
+def optional(handler: Handler, method: str) -> Callable[..., Any]:
+    """A method that classes which do not derive from ours may lack."""
+    return getattr(handler, method, lambda *_: None)

@@ -20,7 +20,7 @@ from shardmem.memory import lease
 from shardmem.memory.control import Control
 from shardmem.memory.native import ENGINE_STATES, SHARD_STATES, ffi, lib
 from shardmem.runtime.batch import Batch, Scratch
-from shardmem.runtime.handler import Context, HandlerRef, own_methods
+from shardmem.runtime.handler import Context, HandlerRef, optional
 
 EXIT_STOPPED, EXIT_FAILED, EXIT_BOOT = 0, 1, 3
 PARK_NS = 100_000_000  # the longest sleep: signals and orders are looked at in between
@@ -97,7 +97,7 @@ class Worker:
         """Which event, as exactly as can be known; the batch is still valid."""
         at = batch._position()
         sequences, producers = batch.sequences, batch.producers
-        keys = batch.keys
+        keys = batch.keys.tolist() if batch._schema.is_records and batch.keys is not None else batch.keys
         if at is not None:
             key = keys[at] if keys is not None else None
             where = f"event with key {key!r}, sequence {sequences[at]} of producer {producers[at]}"
@@ -143,8 +143,7 @@ def main() -> int:
         worker = Worker(Control.attach(orders["engine"]), orders["shard"], batch_rows=orders["batch_rows"],
                         spin_us=orders["spin_us"])
         handler = HandlerRef(**orders["handler"]).load()
-        opened, handle, closed = own_methods(handler)
-        opened(Context(orders["engine"], orders["shard"], worker.incarnation, worker.control.slots,
+        optional(handler, "open")(Context(orders["engine"], orders["shard"], worker.incarnation, worker.control.slots,
                        logging.getLogger(f"shardmem.handler.{orders['shard']}")))
     except Exception as error:
         return _boot_failure(worker, reports, error)
@@ -156,8 +155,8 @@ def main() -> int:
     worker.set_phase("ready")
     reports.say(ready=True, pid=os.getpid(), at=time.monotonic_ns())
     try:
-        worker.run(handle)
-        closed()
+        worker.run(handler.handle)
+        optional(handler, "close")()
     except Exception as error:
         text = str(error) if isinstance(error, (HandlerError, BatchEscaped)) else f"{type(error).__name__}: {error}"
         worker.say_error(text)

@@ -1,0 +1,307 @@
+"""The benchmark: one table of ratios against named rivals, all measured in this one run.
+
+    python bench/run.py [--quick] [--only NAME...] [--repeat N] [--json FILE]
+
+What a figure means is written in `harness.py`, what the floor is in `floor.c`. A ratio is between the
+medians of this run: absolute figures belong to the machine in the first line and to nothing else. For
+events/s more is better, for us less. --only takes names of cases and of contenders; the references of a
+case always run with it. Ends with 1 if a contender failed.
+
+Look at min and max of the C floor before believing a ratio to it: on a virtual machine the cost of
+moving a cache line between two cpus can change fivefold within minutes, when the host moves them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+# One name per module, whether this file is run or a worker process imports its handler.
+sys.path[0] = str(ROOT)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+from bench import floor, rivals  # noqa: E402
+from bench.harness import DEADLINE, Contender, Failed, Trial  # noqa: E402
+
+Place = tuple[str, int]  # where a contender is found: its module, and which of its CONTENDERS
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question, asked of every contender that has a form for its kind."""
+
+    name: str
+    kind: str
+    size: int
+    references: tuple[str, ...]
+    processes: int  # producers, and as many consumers
+
+
+QUEUE, PIPE = "multiprocessing.Queue", "multiprocessing.Pipe"
+QUESTIONS = (
+    ("records-64", "records", 64, ("C floor",)),
+    ("records-1024", "records", 1024, ("C floor",)),
+    # What carries events one by one today, and at best.
+    ("lists-64", "lists", 64, (QUEUE,)),
+    ("lists-1024", "lists", 1024, (QUEUE,)),
+    # Against the same lists, and against the cheapest thing that carries a column: joined bytes.
+    ("columns-64", "columns", 64, (QUEUE, PIPE)),
+    ("push-64", "push", 64, (QUEUE, "hyperq")),
+    ("push-1024", "push", 1024, (QUEUE, "hyperq")),
+    ("latency", "latency", 64, ("C floor",)),
+)
+LENGTHS = {False: (1.0, 0.2), True: (3.0, 1.0)}  # seconds of a round: latency or not, in full or quick
+CASES = [Case(*q, 1) for q in QUESTIONS] + [Case(f"{q[0]}-2x2", *q[1:], 2) for q in QUESTIONS]
+
+
+@dataclass
+class Row:
+    """One line of the table: a contender's figures in a case, one per repetition that did not fail."""
+
+    case: str
+    contender: str
+    label: str
+    unit: str  # events/s, or us
+    pinning: str
+    references: tuple[str, ...]
+    values: list[float]
+    failures: list[str]
+    absent: str | None = None
+    ratios: dict[str, float] | None = None
+
+
+def machine() -> dict[str, Any]:
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    names = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
+    try:
+        version = subprocess.run([os.environ.get("CC", "cc"), "--version"], capture_output=True, text=True).stdout
+        compiler = version.splitlines()[0]
+    except (OSError, IndexError):
+        compiler = "none"
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "gcc": compiler,
+        # A shared machine explains more outliers than any of the above.
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def attempt(contender: Place, trial: dict[str, Any]) -> dict[str, Any]:
+    """One measurement in a process of its own, which becomes the parent of all others."""
+    with tempfile.TemporaryDirectory(prefix="smb") as scratch:
+        text = json.dumps({"contender": contender, "trial": {**trial, "scratch": scratch}})
+        command = [sys.executable, __file__, "--trial", text]
+        # A session of its own: whatever it leaves behind when it is stuck dies with it.
+        host = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        try:
+            out, err = host.communicate(timeout=6 * DEADLINE)
+        except BaseException as error:  # Ctrl-C too: it does not reach another session
+            os.killpg(host.pid, signal.SIGKILL)
+            host.communicate()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            return {"failed": f"stuck for {6 * DEADLINE:.0f} s"}
+    try:
+        return json.loads(out.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = err.strip().splitlines()[-1:] or [f"ended with {host.returncode}"]
+        return {"failed": last[0]}
+
+
+def one_trial(text: str) -> None:
+    """What the process of `attempt` does."""
+    order = json.loads(text)
+    module, number = order["contender"]
+    try:
+        result = rivals.load(module)[number].measure(Trial(**order["trial"]))
+    except Failed as error:
+        result = {"failed": str(error)}
+    except Exception as error:
+        result = {"failed": f"{type(error).__name__}: {error}"}
+    print("\n" + json.dumps(result), flush=True)
+
+
+def chosen(names: list[str], contenders: dict[Place, Contender]) -> Iterator[tuple[Case, list[Place]]]:
+    """The cases and their contenders. Names are patterns for either; references always run."""
+    cases = [case for case in CASES if any(fnmatchcase(case.name, name) for name in names)]
+    wanted = {i for i, c in contenders.items() if any(fnmatchcase(c.name, name) for name in names)}
+    known = dict.fromkeys(named.name for named in [*CASES, *contenders.values()])
+    for name in names:
+        if not any(fnmatchcase(one, name) for one in known):
+            raise SystemExit(f"run.py: --only {name}: no such case or contender; there are: {', '.join(known)}")
+    for case in cases or CASES:
+        able = [i for i, c in contenders.items() if case.kind in c.forms]
+        if wanted:
+            able = [i for i in able if i in wanted or contenders[i].name in case.references]
+        yield case, able
+
+
+def progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def measure(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]]]:
+    contenders = {(module, i): c for module in rivals.MODULES for i, c in enumerate(rivals.load(module))}
+    absent = {i: why for i, c in contenders.items() if (why := c.missing())}
+    cpus = sorted(os.sched_getaffinity(0))
+    rows: list[Row] = []
+    raw: list[dict[str, Any]] = []
+    for case, able in chosen(options.only, contenders):
+        seconds = LENGTHS[case.kind == "latency"][options.quick]
+        orders: dict[Place, dict[str, Any]] = {}
+        figures: dict[Place, list[dict[str, Any]]] = {}
+        for i in able:
+            orders[i] = {
+                "case": case.name,
+                "kind": case.kind,
+                "form": contenders[i].forms[case.kind],
+                "size": case.size,
+                "producers": case.processes,
+                "consumers": case.processes,
+                "seconds": seconds,
+                "cpus": cpus,
+                "floor": {"ring": options.floor_ring, "publish": options.floor_publish},
+            }
+            figures[i] = []
+        for repetition in range(options.repeat):
+            for i in able:
+                if i in absent:
+                    continue
+                progress(f"{case.name} {repetition + 1}/{options.repeat}: {contenders[i].name}")
+                found = attempt(i, orders[i])
+                figures[i].append(found)
+                label = contenders[i].label(case.kind)
+                raw.append({"case": case.name, "contender": label, "repetition": repetition, **found})
+        parts = (("p50", "us"), ("p99", "us")) if case.kind == "latency" else (("value", "events/s"),)
+        for key, unit in parts:
+            for i in able:
+                pinning = Trial(scratch="", **orders[i]).pinning
+                good = [f[key] for f in figures[i] if key in f]
+                bad = [f["failed"] for f in figures[i] if "failed" in f]
+                name = f"{case.name} {key}" if unit == "us" else case.name
+                label, contender = contenders[i].label(case.kind), contenders[i]
+                row = Row(name, contender.name, label, unit, pinning, case.references, good, bad)
+                if i in absent:
+                    hint = f" (pip install {contender.pip})" if contender.pip else ""
+                    row.absent = f"not installed{hint}"
+                    if not (hint and absent[i].startswith("ModuleNotFoundError")):  # there, but broken
+                        row.absent += f": {absent[i]}"
+                rows.append(row)
+    progress("")
+    for row in rows:
+        row.ratios = {}
+        for name in row.references:
+            # The first of that name: the floor's second row has a ratio to the first, too.
+            base = next((r for r in rows if r.case == row.case and r.contender == name), None)
+            if base and base is not row and base.values and row.values:
+                row.ratios[name] = statistics.median(row.values) / statistics.median(base.values)
+    return rows, raw
+
+
+def human(value: float, unit: str) -> str:
+    if unit == "us":
+        return f"{value:,.1f} us"
+    for scale, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:.3g}{letter}/s" if value < 999.5 * scale else f"{value / scale:.0f}{letter}/s"
+    return f"{value:.0f}/s"
+
+
+def cells(row: Row) -> list[str]:
+    figures = ["", "", ""]
+    if row.values:
+        figures = [human(f(row.values), row.unit) for f in (min, statistics.median, max)]
+    ratios = (row.ratios or {}).items()
+    says = [f"{ratio:,.0f} x {name}" if ratio >= 100 else f"{ratio:.3g} x {name}" for name, ratio in ratios]
+    if not says and row.contender in row.references and row.values:
+        says = ["reference"]
+    if row.failures:
+        total = len(row.failures) + len(row.values)
+        says.append(f"FAILED {len(row.failures)} of {total}: {row.failures[0]}")
+    return [row.case, row.pinning, row.label, *figures, row.absent or ", ".join(says)]
+
+
+HEAD = ["case", "cpus", "contender", "min", "median", "max", "ratio of medians"]
+
+
+def show(rows: list[Row]) -> None:
+    lines = [cells(row) for row in rows]
+    breaks = {i for i in range(1, len(lines)) if lines[i][0] != lines[i - 1][0]}
+    if sys.stdout.isatty():
+        try:
+            from rich.console import Console
+            from rich.table import Table
+        except ImportError:
+            pass
+        else:
+            console, table = Console(), Table(header_style="bold")
+            for i, head in enumerate(HEAD):
+                table.add_column(head, justify="right" if 3 <= i <= 5 else "left", no_wrap=i != 6)
+            for i, line in enumerate(lines):
+                if i in breaks:
+                    table.add_section()
+                table.add_row(*line)
+            if console.width >= 120:  # a narrower one would squeeze the ratios out
+                console.print(table)
+                return
+    widths = [max(len(line[i]) for line in [HEAD, *lines]) for i in range(len(HEAD))]
+    for i, line in enumerate([HEAD, *lines]):
+        if i - 1 in breaks or i == 1:
+            print("-" * (sum(widths) + 2 * len(widths)))
+        padded = (t.rjust(w) if 3 <= k <= 5 else t.ljust(w) for k, (t, w) in enumerate(zip(line, widths)))
+        print("  ".join(padded).rstrip())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Ratios of shardmem to named rivals, in one run on one machine.")
+    parser.add_argument("--quick", action="store_true", help="short rounds and 2 repetitions: proves, does not measure")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="cases and contenders, * allowed")
+    parser.add_argument("--repeat", type=int, metavar="N", help="repetitions (default 5; 2 with --quick)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.add_argument("--floor-ring", type=int, default=1 << 20, metavar="BYTES", help="ring of the C floor (1 MiB)")
+    parser.add_argument("--floor-publish", type=int, default=256, metavar="N", help="its publishing period (256)")
+    parser.add_argument("--trial", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.trial:
+        one_trial(options.trial)
+        return 0
+    options.repeat = options.repeat or (2 if options.quick else 5)
+    host = machine()
+    print(", ".join(f"{name} {value}" for name, value in host.items()), flush=True)
+    started = time.time()
+    with tempfile.TemporaryDirectory(prefix="smb") as directory:
+        os.environ[floor.DIRECTORY] = directory
+        rows, raw = measure(options)
+    show(rows)
+    if options.json:
+        settings = {k: getattr(options, k) for k in ("quick", "repeat", "only", "floor_ring", "floor_publish")}
+        document = {"machine": host, "settings": settings, "seconds": round(time.time() - started, 1)}
+        document["rows"] = [asdict(row) for row in rows]
+        document["measurements"] = raw
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    # Figures may be low; a contender that lost events is news that a script must notice.
+    return 1 if any(row.failures for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
