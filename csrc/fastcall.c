@@ -18,14 +18,18 @@ typedef struct {
     PyObject *slow;    /* called with what push was called with */
 } Pusher;
 
-static void lock_sender(sm_sender *s)
+/* 0: this process is a fork of the sender's; its mutex must not be touched */
+static int lock_sender(sm_sender *s)
 {
+    if (unlikely(sm_sender_forked(s)))
+        return 0;
     if (likely(sm_sender_trylock(s)))
-        return;
+        return 1;
     /* the holder may be a send that needs no interpreter's lock; but a push that waits for one must not hold it */
     PyThreadState *state = PyEval_SaveThread();
     sm_sender_lock(s);
     PyEval_RestoreThread(state);
+    return 1;
 }
 
 /* 1: e->key... filled. 0: not a plain key, or an error that the slow way will repeat and explain */
@@ -92,6 +96,8 @@ static int plain_payload(PyObject *payload, sm_event *e)
 
 static PyObject *call_slow(PyObject *callable, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
+    if (!callable)
+        return PyErr_Format(PyExc_RuntimeError, "this producer has been collected");
     Py_ssize_t named = names ? PyTuple_Size(names) : 0;
     PyObject *positional = PyTuple_New(n), *keywords = named ? PyDict_New() : NULL, *result = NULL;
     if (!positional || (named && !keywords))
@@ -114,10 +120,11 @@ static PyObject *pusher_push(Pusher *self, PyObject *const *args, Py_ssize_t n, 
 {
     sm_event e;
     uint32_t shard;
-    if (likely(n == 2 && !names && self->sender && plain_key(args[0], &e))) {
-        lock_sender(self->sender); /* may let other threads run: the payload is looked at after it */
-        int status = plain_payload(args[1], &e) ? sm_push_one(self->sender, &e, &shard) : SM_TOO_LARGE;
-        sm_sender_unlock(self->sender);
+    sm_sender *s = self->sender; /* read once: detach may come while the lock is waited for; the memory outlives us */
+    if (likely(n == 2 && !names && s && plain_key(args[0], &e) && lock_sender(s))) {
+        /* the payload is looked at only now: waiting for the lock let other threads run */
+        int status = plain_payload(args[1], &e) ? sm_push_one(s, &e, &shard) : SM_TOO_LARGE;
+        sm_sender_unlock(s);
         if (likely(status == SM_OK))
             Py_RETURN_TRUE;
     }
@@ -149,7 +156,9 @@ static PyObject *pusher_push_many(Pusher *self, PyObject *const *args, Py_ssize_
         return cursor_state(SM_CLOSED, &c);
     PyObject *keys = args[0], *payloads = args[1];
     sm_sender *s = self->sender;
-    lock_sender(s);
+    if (!lock_sender(s))
+        return cursor_state(SM_FORKED, &c);
+    int collecting = PyGC_Disable(); /* a finaliser that pushes would wait for the lock that this thread holds */
     sm_event *events = sm_sender_events(s), judged;
     uint64_t n = (uint64_t)PyList_Size(keys), limit = sm_max_payload(s, 0);
     int status = (uint64_t)PyList_Size(payloads) == n ? SM_OK : SM_TOO_LARGE;
@@ -179,6 +188,8 @@ static PyObject *pusher_push_many(Pusher *self, PyObject *const *args, Py_ssize_
             c.next = start + rows;
         }
     }
+    if (collecting)
+        PyGC_Enable();
     sm_sender_unlock(s);
     if (likely(status == SM_OK))
         Py_RETURN_NONE;

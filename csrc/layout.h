@@ -106,6 +106,7 @@ typedef struct sm_lane {
     _Atomic uint64_t evict;                           /* writer: producer (drop the frames before this position) */
     _Alignas(SM_LINE) _Atomic uint64_t head;          /* writer: worker */
     sm_ledger ledger[2];
+    _Atomic uint32_t broken;                          /* writer: worker (it found a contradiction and reads no more) */
     _Alignas(SM_LINE) _Atomic uint64_t waiting;       /* writer: exception (producer raises, the worker takes it down) */
     _Atomic uint32_t space_bell;                      /* writer: exception (worker adds; futex word) */
 } sm_lane;

@@ -97,7 +97,8 @@ void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out)
 /*
  * The counts that belong to a position: read the word, the copy its bit 0 names, the word again. The writer
  * fills the other copy before it stores the next word, so the copy can only change after the word has.
- * The copy is read with acquire so that the second read of the word stays behind it.
+ * L2: the copies are stored with release and read with acquire, so a count from beyond the word that was read
+ * brings the newer word with it, and the second read differs.
  */
 int sm_view_lane(const void *inbox, const sm_geometry *g, uint32_t seat, sm_lane_view *out)
 {
@@ -124,6 +125,7 @@ int sm_view_lane(const void *inbox, const sm_geometry *g, uint32_t seat, sm_lane
         again = GET(lane->tail);
     } while (again != word);
     out->tail = sm_position(word);
+    out->broken = GET(lane->broken);
     return SM_OK;
 }
 

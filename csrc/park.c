@@ -54,13 +54,13 @@ static uint64_t head_of(sm_lane *lane) { return sm_position(atomic_load_explicit
 /* The fourth field of /proc/loadavg is "runnable/all". Read at most every 50 ms: it costs some microseconds. */
 static int crowded(void)
 {
-    static int file = -1;
     char text[96];
     unsigned runnable = 0;
     cpu_set_t cpus;
-    if (file < 0)
-        file = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
-    ssize_t n = file < 0 ? -1 : pread(file, text, sizeof text - 1, 0);
+    int file = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+    ssize_t n = file < 0 ? -1 : read(file, text, sizeof text - 1);
+    if (file >= 0)
+        close(file);
     if (n <= 0 || sched_getaffinity(0, sizeof cpus, &cpus) != 0)
         return 1; /* unknown: do not burn what may be somebody else's */
     text[n] = 0;

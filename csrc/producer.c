@@ -40,7 +40,6 @@ struct sm_sender {
     uint64_t lane_bytes, half, eighth;
     uint32_t max_shards, seat_number, closed, linked_count;
     uint64_t mark, sequence, random, topology, pass;
-    sm_spin spin;
     uint32_t active_count, weight_sum;
     uint32_t *active, *weights;          /* for keyless events */
     uint64_t *pass_of;                   /* shard -> the pass its group belongs to */
@@ -52,7 +51,7 @@ struct sm_sender {
     sm_event events[SM_CHUNK];
 };
 
-static uint64_t fork_count;
+static uint64_t fork_count; /* changes only in a child that has one thread yet */
 static void forked(void) { fork_count++; }
 static void __attribute__((constructor)) watch_forks(void) { pthread_atfork(NULL, NULL, forked); }
 
@@ -113,10 +112,21 @@ sm_event *sm_sender_events(sm_sender *s) { return s->events; }
 int sm_sender_trylock(sm_sender *s) { return pthread_mutex_trylock(&s->lock) == 0; }
 void sm_sender_lock(sm_sender *s) { pthread_mutex_lock(&s->lock); }
 void sm_sender_unlock(sm_sender *s) { pthread_mutex_unlock(&s->lock); }
+int sm_sender_forked(const sm_sender *s) { return s->forks != fork_count; }
+
+/* Before every lock: in a forked child the thread that held the mutex may not exist, and nobody would unlock it. */
+static int lock(sm_sender *s)
+{
+    if (sm_sender_forked(s))
+        return SM_FORKED;
+    sm_sender_lock(s);
+    return SM_OK;
+}
 
 void sm_sender_close(sm_sender *s)
 {
-    sm_sender_lock(s);
+    if (lock(s) != SM_OK)
+        return;
     s->closed = 1;
     sm_sender_unlock(s);
 }
@@ -140,25 +150,55 @@ int sm_seat_leave(void *control, uint32_t seat)
     return SM_OK;
 }
 
+/* All of it under the lock: another thread may link the same lane at the same time, and push through it at once. */
 int sm_sender_link(sm_sender *s, uint32_t shard, uint64_t generation, void *inbox)
 {
     if (shard >= s->max_shards)
         return SM_CORRUPT;
+    int status = lock(s);
+    if (status != SM_OK)
+        return status;
+    sm_link *l = &s->links[shard];
+    if (l->lane && l->generation == generation) {
+        sm_sender_unlock(s);
+        return 1;
+    }
     sm_lane *lane = sm_lane_at(inbox, s->lane_bytes, s->seat_number);
     sm_link link = {.inbox = inbox, .lane = lane, .data = sm_lane_data(lane), .generation = generation};
     uint32_t ignored;
     link.tail = load_parity(&lane->tail, &link.parity);
     link.head_seen = load_parity(&lane->head, &ignored);
-    if (link.head_seen > link.tail || link.tail - link.head_seen > s->lane_bytes)
-        return SM_CORRUPT;
     link.accepted = atomic_load_explicit(&lane->accepted[link.parity], memory_order_relaxed);
-    sm_sender_lock(s);
-    s->linked_count += s->links[shard].lane == NULL;
-    s->links[shard] = link;
+    if (link.head_seen > link.tail || link.tail - link.head_seen > s->lane_bytes) {
+        status = SM_CORRUPT;
+    } else {
+        /* O1: the lane is reserved, and open before anything is published in it. Pairs with O2 in the worker, which
+         * touches a lane only if it is open; seq_cst, because a lane that opens is news to a worker that parks. */
+        atomic_store_explicit(&((sm_inbox *)inbox)->lane_open[s->seat_number], 1, memory_order_seq_cst);
+        s->linked_count += l->lane == NULL;
+        *l = link;
+    }
     sm_sender_unlock(s);
-    /* O1: the lane is reserved. Pairs with O2 in the worker, which touches a lane only if it is open. */
-    atomic_store_explicit(&((sm_inbox *)inbox)->lane_open[s->seat_number], 1, memory_order_release);
-    return SM_OK;
+    return status;
+}
+
+static sm_lane *lane_to(sm_sender *s, uint32_t shard, uint64_t *tail, uint64_t *head_seen)
+{
+    if (shard >= s->max_shards || lock(s) != SM_OK)
+        return NULL;
+    sm_link *l = &s->links[shard];
+    sm_lane *lane = l->lane;
+    *tail = l->tail;
+    *head_seen = l->head_seen;
+    sm_sender_unlock(s);
+    return lane;
+}
+
+int sm_sender_broken(sm_sender *s, uint32_t shard)
+{
+    uint64_t ignored;
+    sm_lane *lane = lane_to(s, shard, &ignored, &ignored);
+    return lane && atomic_load_explicit(&lane->broken, memory_order_acquire);
 }
 
 uint64_t sm_sender_generation(sm_sender *s, uint32_t shard)
@@ -170,12 +210,11 @@ uint64_t sm_sender_generation(sm_sender *s, uint32_t shard)
 
 int sm_sender_position(sm_sender *s, uint32_t shard, uint64_t *tail, uint64_t *head)
 {
-    if (shard >= s->max_shards || !s->links[shard].lane)
+    uint64_t ignored;
+    sm_lane *lane = lane_to(s, shard, tail, &ignored);
+    if (!lane)
         return SM_NEED_LANE;
-    sm_sender_lock(s);
-    *tail = s->links[shard].tail;
-    *head = sm_position(atomic_load_explicit(&s->links[shard].lane->head, memory_order_acquire));
-    sm_sender_unlock(s);
+    *head = sm_position(atomic_load_explicit(&lane->head, memory_order_acquire));
     return SM_OK;
 }
 
@@ -186,7 +225,8 @@ uint64_t sm_max_payload(sm_sender *s, uint64_t key_bytes)
 
 void sm_count_refused(sm_sender *s, uint32_t reason, uint64_t rows)
 {
-    sm_sender_lock(s);
+    if (lock(s) != SM_OK)
+        return;
     _Atomic uint64_t *word = &s->seat->seat_refused[reason % SM_REASONS];
     atomic_store_explicit(&s->seat->seat_refused[reason % SM_REASONS],
                           atomic_load_explicit(word, memory_order_relaxed) + rows, memory_order_relaxed);
@@ -195,7 +235,8 @@ void sm_count_refused(sm_sender *s, uint32_t reason, uint64_t rows)
 
 void sm_count_blocked(sm_sender *s, uint64_t nanoseconds)
 {
-    sm_sender_lock(s);
+    if (lock(s) != SM_OK)
+        return;
     uint64_t ns = atomic_load_explicit(&s->seat->seat_blocked_ns, memory_order_relaxed) + nanoseconds;
     uint64_t count = atomic_load_explicit(&s->seat->seat_blocked_count, memory_order_relaxed) + 1;
     atomic_store_explicit(&s->seat->seat_blocked_ns, ns, memory_order_relaxed);
@@ -316,7 +357,8 @@ static void publish(sm_link *l, const sm_frame *f, uint64_t pad)
     SM_POINT(SEND_COPIED);
     uint32_t other = l->parity ^ 1;
     l->accepted += f->rows;
-    atomic_store_explicit(&l->lane->accepted[other], l->accepted, memory_order_relaxed);
+    /* L1: release, for observers: see the worker's ledger */
+    atomic_store_explicit(&l->lane->accepted[other], l->accepted, memory_order_release);
     SM_POINT(SEND_COUNTED);
     l->tail += pad + f->length;
     l->parity = other;
@@ -658,9 +700,11 @@ static uint32_t chunk_rows(const sm_sender *s)
 
 int sm_send(sm_sender *s, const void *rows, uint64_t n, sm_cursor *c)
 {
-    sm_sender_lock(s);
+    int status = lock(s);
+    if (status != SM_OK)
+        return status;
     const uint32_t limit = chunk_rows(s);
-    int status = usable(s);
+    status = usable(s);
     while (status == SM_OK && (c->pending_count || c->next < n)) {
         uint32_t chunk;
         uint64_t start = resume(c, n, limit, &chunk);
@@ -721,7 +765,7 @@ int sm_check_columns(sm_sender *s, const sm_columns *in, uint64_t data_bytes, ui
                 return SM_CORRUPT;
             key = in->key_offsets[i + 1] - in->key_offsets[i];
         }
-        if (key > s->half || in->offsets[i + 1] - in->offsets[i] > s->half - sm_prefix(1) - sizeof(sm_index) - key)
+        if (key > s->half || key >= SM_META_UNSIGNED || in->offsets[i + 1] - in->offsets[i] > s->half - sm_prefix(1) - sizeof(sm_index) - key)
             return SM_TOO_LARGE;
     }
     return SM_OK;
@@ -729,8 +773,10 @@ int sm_check_columns(sm_sender *s, const sm_columns *in, uint64_t data_bytes, ui
 
 int sm_push_columns(sm_sender *s, const sm_columns *in, sm_cursor *c)
 {
-    sm_sender_lock(s);
-    int status = usable(s);
+    int status = lock(s);
+    if (status != SM_OK)
+        return status;
+    status = usable(s);
     while (status == SM_OK && (c->pending_count || c->next < in->n)) {
         uint32_t n;
         uint64_t start = resume(c, in->n, SM_CHUNK, &n);
@@ -812,42 +858,50 @@ int sm_push(sm_sender *s, uint32_t key_kind, uint64_t key, uint32_t key_unsigned
         e.meta |= SM_META_UNSIGNED;
     if (key_kind == SM_KEY_BYTES || key_kind == SM_KEY_STR)
         e.key = sm_hash_bytes(key_bytes, key_length);
-    sm_sender_lock(s);
-    int status = sm_push_one(s, &e, shard);
+    int status = lock(s);
+    if (status != SM_OK)
+        return status;
+    status = sm_push_one(s, &e, shard);
     sm_sender_unlock(s);
     return status;
 }
 
 /* ---- waiting (mark even, lock released) ----------------------------------------------------------------------------------- */
 
+static _Thread_local sm_spin spin; /* of the waiting thread: two threads of one producer learn apart */
+
 int sm_wait_room(sm_sender *s, uint32_t shard, int64_t spin_ns, int64_t timeout_ns)
 {
-    if (shard >= s->max_shards || !s->links[shard].lane)
+    uint64_t tail, head;
+    sm_lane *lane = lane_to(s, shard, &tail, &head);
+    if (!lane)
         return SM_NEED_LANE;
-    sm_sender_lock(s);
-    sm_lane *lane = s->links[shard].lane;
-    uint64_t tail = s->links[shard].tail;
-    sm_sender_unlock(s);
-    /* Awake, a little room is worth going back for. Asleep, half a lane: one wake for many frames, not one for each. */
+    /* Awake, a little room is worth going back for. Asleep, half a lane: one wake for many frames, not one for each.
+     * In any case more than there was when it was found too little, or waiting would return at once. */
     uint64_t near = tail > s->lane_bytes - s->eighth ? tail - (s->lane_bytes - s->eighth) : 0;
-    return tail > s->half ? sm_wait_head(lane, near, tail - s->half, &s->spin, spin_ns, timeout_ns) : SM_OK;
+    uint64_t target = tail > s->half ? tail - s->half : 0;
+    near = near > head ? near : head + 1;
+    target = target > near ? target : near;
+    return sm_wait_head(lane, near, target, &spin, spin_ns, timeout_ns);
 }
 
 int sm_wait_handled(sm_sender *s, uint32_t shard, uint64_t position, int64_t spin_ns, int64_t timeout_ns)
 {
-    if (shard >= s->max_shards || !s->links[shard].lane)
-        return SM_NEED_LANE;
-    return sm_wait_head(s->links[shard].lane, position, position, &s->spin, spin_ns, timeout_ns);
+    uint64_t ignored;
+    sm_lane *lane = lane_to(s, shard, &ignored, &ignored);
+    return lane ? sm_wait_head(lane, position, position, &spin, spin_ns, timeout_ns) : SM_NEED_LANE;
 }
 
 int sm_evict(sm_sender *s, uint32_t shard)
 {
-    if (shard >= s->max_shards || !s->links[shard].lane)
+    if (shard >= s->max_shards)
         return SM_NEED_LANE;
-    sm_sender_lock(s);
+    int status = lock(s);
+    if (status != SM_OK)
+        return status;
     sm_link *l = &s->links[shard];
-    if (l->tail > s->half) {
-        /* V3: relaxed would do, the worker compares it with positions it has read; it is shed at the next poll */
+    if (l->lane && l->tail > s->half) {
+        /* relaxed would do, the worker compares it with positions it has read; it is shed at the next poll */
         atomic_store_explicit(&l->lane->evict, l->tail - s->half, memory_order_release);
         sm_ring(l->inbox);
     }

@@ -44,7 +44,7 @@ enum sm_engine_state { SM_ENGINE_STARTING = 0, SM_ENGINE_RUNNING = 1, SM_ENGINE_
 enum sm_shard_state { SM_SHARD_NONE = 0, SM_SHARD_PROVISIONING = 1, SM_SHARD_ACTIVE = 2, SM_SHARD_DRAINING = 3,
                       SM_SHARD_STOPPED = 4, SM_SHARD_FAILED = 5 };
 enum sm_phase { SM_PHASE_NONE = 0, SM_PHASE_BOOTING = 1, SM_PHASE_READY = 2, SM_PHASE_STOPPED = 3, SM_PHASE_FAILED = 4 };
-enum sm_reason { SM_REASON_FULL = 0, SM_REASON_TIMEOUT = 1, SM_REASON_SAMPLED = 2, SM_REASON_OLDEST = 3 };
+enum sm_reason { SM_REASON_FULL = 0, SM_REASON_TIMEOUT = 1, SM_REASON_SAMPLED = 2, SM_REASON_STOPPED = 3 };
 
 typedef struct sm_geometry {
     uint64_t engine_id, created_ns, lane_bytes, control_bytes, inbox_bytes, lane_stride, lanes_offset;
@@ -100,7 +100,8 @@ typedef struct sm_columns {      /* n events as columns; ends are exclusive and 
 sm_sender *sm_sender_new(void *control, uint32_t seat);       /* NULL: out of memory */
 void sm_sender_free(sm_sender *sender);
 void sm_sender_close(sm_sender *sender);                      /* later calls return SM_CLOSED */
-int sm_sender_link(sm_sender *sender, uint32_t shard, uint64_t generation, void *inbox);
+int sm_sender_link(sm_sender *sender, uint32_t shard, uint64_t generation, void *inbox); /* 1: was linked already */
+int sm_sender_broken(sm_sender *sender, uint32_t shard);      /* 1: the worker reads this lane no more */
 uint64_t sm_sender_generation(sm_sender *sender, uint32_t shard);  /* of the inbox it should be linked to */
 int sm_sender_position(sm_sender *sender, uint32_t shard, uint64_t *tail, uint64_t *head);
 uint64_t sm_max_payload(sm_sender *sender, uint64_t key_bytes);
@@ -183,7 +184,7 @@ typedef struct sm_shard_view {
 
 typedef struct sm_lane_view {
     uint64_t tail, head, accepted, handled, quarantined, shed;
-    uint32_t open;
+    uint32_t open, broken;
 } sm_lane_view;
 
 void sm_view_engine(const void *control, sm_engine_view *out);

@@ -82,6 +82,8 @@ void sm_set_engine_state(void *control, uint32_t state)
     atomic_store_explicit(&((sm_control *)control)->engine_state, state, memory_order_seq_cst);
 }
 
+static int has_shard(const void *control, uint32_t shard) { return shard < ((const sm_control *)control)->geometry.max_shards; }
+
 static void topology_changed(sm_control *c)
 {
     uint64_t n = atomic_load_explicit(&c->topology, memory_order_relaxed);
@@ -91,18 +93,24 @@ static void topology_changed(sm_control *c)
 
 void sm_set_shard_state(void *control, uint32_t shard, uint32_t state)
 {
+    if (!has_shard(control, shard))
+        return;
     atomic_store_explicit(&sm_shard_at(control, shard)->shard_state, state, memory_order_seq_cst);
     topology_changed(control);
 }
 
 void sm_set_shard_generation(void *control, uint32_t shard, uint64_t generation)
 {
+    if (!has_shard(control, shard))
+        return;
     /* G1: the inbox segment exists and is formatted. Pairs with G2 in linked. */
     atomic_store_explicit(&sm_shard_at(control, shard)->shard_generation, generation, memory_order_release);
 }
 
 void sm_set_shard_weight(void *control, uint32_t shard, uint32_t weight)
 {
+    if (!has_shard(control, shard))
+        return;
     atomic_store_explicit(&sm_shard_at(control, shard)->shard_weight, weight, memory_order_relaxed);
     topology_changed(control);
 }
@@ -110,6 +118,8 @@ void sm_set_shard_weight(void *control, uint32_t shard, uint32_t weight)
 /* H1: seq_cst, the other half of the mark: see M1 in enter_send. */
 void sm_set_slot(void *control, uint32_t slot, uint32_t shard)
 {
+    if (slot >= ((sm_control *)control)->geometry.slots || !has_shard(control, shard))
+        return;
     _Atomic uint64_t *word = &sm_slot_at(control, slot)->slot_word;
     uint32_t epoch = SM_SLOT_EPOCH(atomic_load_explicit(word, memory_order_relaxed)) + 1;
     atomic_store_explicit(word, SM_SLOT_WORD(shard, epoch), memory_order_seq_cst);

@@ -24,7 +24,7 @@ typedef struct sm_end {             /* one lane, seen from here */
     uint64_t handled, quarantined, shed;
     uint32_t row;                   /* of the frame at the cursor: rows before it have been taken */
     uint32_t parity, moved;
-    uint8_t open, broken, reported;
+    uint8_t open, fresh, broken, reported;
 } sm_end;
 
 struct sm_reader {
@@ -91,7 +91,8 @@ static void open_end(sm_reader *r, uint32_t seat)
     e->handled = atomic_load_explicit(&l->ledger_handled, memory_order_relaxed);
     e->quarantined = atomic_load_explicit(&l->ledger_quarantined, memory_order_relaxed);
     e->shed = atomic_load_explicit(&l->ledger_shed, memory_order_relaxed);
-    e->open = 1;
+    e->open = e->fresh = 1;
+    atomic_store_explicit(&lane->broken, 0, memory_order_relaxed); /* a new life looks for itself */
     r->open[r->open_count++] = seat;
 }
 
@@ -99,7 +100,7 @@ static void find_open_lanes(sm_reader *r)
 {
     for (uint32_t seat = 0; seat < r->max_producers; seat++)
         if (!r->ends[seat].open &&
-            atomic_load_explicit(&r->inbox->lane_open[seat], memory_order_acquire)) /* O2: pairs with O1 */
+            atomic_load_explicit(&r->inbox->lane_open[seat], memory_order_seq_cst)) /* O2: pairs with O1 */
             open_end(r, seat);
 }
 
@@ -180,9 +181,11 @@ static void release(sm_end *e)
 {
     uint32_t other = e->parity ^ 1;
     sm_ledger *l = &e->lane->ledger[other];
-    atomic_store_explicit(&l->ledger_handled, e->handled, memory_order_relaxed);
-    atomic_store_explicit(&l->ledger_quarantined, e->quarantined, memory_order_relaxed);
-    atomic_store_explicit(&l->ledger_shed, e->shed, memory_order_relaxed);
+    /* L1: release, so that an observer who sees one of these also sees the head that made the other copy current,
+     * and notices on its second look that it had read a copy in the making (L2 in sm_view_lane) */
+    atomic_store_explicit(&l->ledger_handled, e->handled, memory_order_release);
+    atomic_store_explicit(&l->ledger_quarantined, e->quarantined, memory_order_release);
+    atomic_store_explicit(&l->ledger_shed, e->shed, memory_order_release);
     SM_POINT(COMMIT_COUNTED);
     e->parity = other;
     e->moved = 0;
@@ -213,6 +216,28 @@ static int advance_head(sm_reader *r, sm_end *e)
             e->row = 0;
         }
     }
+    return SM_OK;
+}
+
+/* What an earlier life had done to the last row when it was killed before it moved the head: nothing else would. */
+static int settle(sm_reader *r, sm_end *e)
+{
+    sm_frame f;
+    e->fresh = 0;
+    while (e->head < e->tail) {
+        int status = read_frame(r, e, e->head, &f);
+        if (status != SM_OK)
+            return status;
+        if (f.kind == SM_FRAME_DATA) {
+            if (next_with(frame_at(r, e, e->head), f.rows, 0, 0) < f.rows)
+                break;
+            e->handled += f.rows;
+        }
+        e->head = e->cursor = e->head + f.length;
+        e->moved = 1;
+    }
+    if (e->moved)
+        release(e);
     return SM_OK;
 }
 
@@ -259,7 +284,8 @@ static int entries_hold(const sm_span *span)
     return 1;
 }
 
-/* returns SM_OK when the lane or its quota is used up, SM_FULL when the batch is complete */
+enum { MORE, COMPLETE, DEFERRED }; /* what take says: the batch can take more; is complete; and this lane is next */
+
 static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
 {
     sm_end *e = &r->ends[seat];
@@ -267,6 +293,8 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
     int status = SM_OK;
     if (e->cursor == e->tail || e->head == e->cursor)
         status = refresh_tail(r, e);
+    if (status == SM_OK && e->fresh && e->head < e->tail)
+        status = settle(r, e);
     if (status == SM_OK && !e->row)
         status = shed(r, e);
     while (status == SM_OK && quota && e->cursor < e->tail) {
@@ -288,7 +316,7 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
         /* A large frame travels alone, without a copy; so it waits for the next batch if this one has begun. */
         int solo = count >= r->solo_rows || (f.length >= SOLO_BYTES && count == f.rows);
         if (solo && r->span_count)
-            return SM_FULL;
+            return DEFERRED;
         uint32_t limit = solo ? r->max_rows : quota;
         count = count < limit ? count : limit;
         uint8_t *body = (uint8_t *)shared + sm_prefix(f.rows);
@@ -316,12 +344,14 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
             e->row = 0;
         }
         if (solo || b->rows >= r->max_rows || b->bytes >= GATHER_BYTES)
-            return SM_FULL;
+            return COMPLETE;
         quota -= count;
     }
-    if (status != SM_OK)
+    if (status != SM_OK) {
         e->broken = 1;
-    return SM_OK;
+        atomic_store_explicit(&e->lane->broken, 1, memory_order_release);
+    }
+    return MORE;
 }
 
 static int choose(sm_reader *r, sm_batch *b)
@@ -338,9 +368,10 @@ static int choose(sm_reader *r, sm_batch *b)
             uint32_t turn = (r->turn + i) % r->open_count, left = r->max_rows - (uint32_t)b->rows;
             if (r->ends[r->open[turn]].broken)
                 continue;
-            full = take(r, r->open[turn], quota < left ? quota : left, b) == SM_FULL;
-            if (full)
-                r->turn = turn + 1;
+            int said = take(r, r->open[turn], quota < left ? quota : left, b);
+            full = said != MORE;
+            if (full) /* a frame that was put off comes first next time, or busy neighbours would put it off for ever */
+                r->turn = said == DEFERRED ? turn : turn + 1;
         }
         progress = b->rows > before;
     }

@@ -166,7 +166,7 @@ def _whole(key: str, value: Any, default: int | None, faults: list[str]) -> int 
         return default
     if isinstance(value, int):
         return value
-    match = re.fullmatch(r"\s*([0-9_]+)\s*([A-Za-z]*)\s*", value)
+    match = re.fullmatch(r"\s*([0-9]+(?:_[0-9]+)*)\s*([A-Za-z]*)\s*", value)
     if not match or match[2].upper() not in _UNITS:
         faults.append(f"{key}={value!r} is not a number (units: KiB, MiB, GiB, kB, MB, GB)")
         return default
@@ -174,9 +174,9 @@ def _whole(key: str, value: Any, default: int | None, faults: list[str]) -> int 
 
 
 def _duration(key: str, value: Any, faults: list[str]) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
         return float(value)
-    match = re.fullmatch(r"\s*([0-9.]+)\s*(ms|s|m|h)?\s*", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*(ms|s|m|h)?\s*", value) if isinstance(value, str) else None
     if not match:
         faults.append(f"{key}={value!r} is not a duration (seconds, or a number with ms, s, m, h)")
         return 0.0

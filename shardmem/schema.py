@@ -34,6 +34,8 @@ class Schema:
         if dtype.names is None:
             raise ConfigError(f"dtype={dtype!r} has no fields; a records engine takes a structured dtype, "
                               f"for example np.dtype([('symbol', 'u8'), ('price', 'f8')])")
+        if not dtype.itemsize:
+            raise ConfigError(f"dtype={dtype!r} has rows of 0 bytes")
         if dtype.hasobject:
             raise ConfigError(f"dtype={dtype!r} holds Python objects, which cannot live in shared memory; "
                               f"use fixed-width fields (numbers, 'S' bytes), or an events engine for other payloads")
@@ -42,9 +44,16 @@ class Schema:
                 raise ConfigError(f"key={key!r} is not a field of the dtype; its fields are {', '.join(dtype.names)}")
             field = dtype.fields[key][0]
             whole = field.kind in "iu" and field.isnative
-            if not (whole or field.kind == "S") or field.subdtype is not None:
+            if not (whole or field.kind == "S" and field.itemsize) or field.subdtype is not None:
                 raise ConfigError(f"key={key!r} has dtype {field}; a key is a native integer of 1 to 8 bytes or "
                                   f"bytes ('S' with a length)")
+        try:
+            same = cls.from_json(cls(dtype, key).to_json()).dtype == dtype
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"dtype={dtype!r} has no portable description ({error}); fields must not overlap and must lie "
+                              f"in order") from None
+        if not same:
+            raise ConfigError(f"dtype={dtype!r} does not survive being written down; use plain fields")
         return cls(dtype, key)
 
     @property

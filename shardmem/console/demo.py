@@ -106,7 +106,7 @@ def _report(status: dict[str, Any], totals: dict[str, list[int]], seconds: float
     busiest = sorted(known.items(), key=lambda item: (-item[1][0], item[0]))[:10]
     accounting = status["accounting"]
     if as_json:
-        click.echo(json.dumps({"seconds": round(seconds, 3), "aircraft": len(known), "accounting": accounting,
+        click.echo(json.dumps({"engine": status["engine"]["name"], "seconds": round(seconds, 3), "aircraft": len(known), "accounting": accounting,
                                "busiest": {key: {"flights": f, "miles": m} for key, (f, m) in busiest}}))
         return
     click.echo(f"\n{len(known):,} aircraft; the ten that flew most:")

@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import select
+import signal
 import subprocess
 import time
 import weakref
@@ -69,6 +70,7 @@ class Engine:
         self._reports = _ReportReader(read_end)
         # Not collected before its end of the lifeline is closed: an engine that is forgotten drains and ends too.
         weakref.finalize(self, _close_lifeline, self._process)
+        _running.add(self)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(orders).encode() + b"\n")
         self._process.stdin.flush()
@@ -83,9 +85,11 @@ class Engine:
         """Drain, stop, and return the last status. now: do not drain. Raises HandlerError if a shard had failed."""
         if self._process is None:
             raise NotRunning(f"engine {self.name!r} was never started")
+        if self._control is None:  # stopped before
+            return self.status()
         if self._process.poll() is None:
             if now:
-                self._process.send_signal(2)
+                self._process.send_signal(signal.SIGINT)
             _close_lifeline(self._process)
         report = self._reports.last()
         if self._process.wait() != 0 or (report and report.get("error")):
@@ -135,6 +139,27 @@ class Engine:
             self._control.close()
             self._control = None
 
+    def _clean_up(self) -> None:
+        """The supervisor was killed: end its workers, who would go on without it, and an engine that nobody can name."""
+        if self._control is None:
+            return
+        control = self._control
+        for shard in control.known_shards():
+            if control.worker_alive(shard):
+                pidfd = os.pidfd_open(control.view_shard(shard).pid)
+                if control.worker_alive(shard):  # so the number was still its own when it was opened
+                    signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+                    if not select.select([pidfd], [], [], 10)[0]:
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                os.close(pidfd)
+        self._last = self._observer.status()
+        if not self._named:
+            for shard in control.known_shards():
+                inbox = self._observer.inbox(shard, control.view_shard(shard).generation)
+                if inbox is not None:
+                    inbox.segment.unlink()
+            control.segment.unlink()
+
     def _end(self, report: dict[str, Any] | None) -> None:
         """The supervisor ended, or never got ready: raise why."""
         assert self._process is not None
@@ -144,6 +169,8 @@ class Engine:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
+        if code < 0:
+            self._clean_up()
         self._forget_memory()
         if report and report.get("status"):
             self._last = report["status"]
@@ -161,8 +188,8 @@ class Engine:
             if kind is errors.OutOfMemory:
                 raise _out_of_memory(text)
             raise kind(text)
-        raise ShardmemError(f"the supervisor of engine {self.name!r} ended with code {code} and said nothing; its standard "
-                            f"error may say more")
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code} and said nothing"
+        raise ShardmemError(f"the supervisor of engine {self.name!r} {how}; its standard error may say more")
 
 
 def _out_of_memory(text: str) -> errors.OutOfMemory:
@@ -175,9 +202,21 @@ def _out_of_memory(text: str) -> errors.OutOfMemory:
 def _close_lifeline(process: subprocess.Popen) -> None:
     if process.stdin is not None and not process.stdin.closed:
         try:
+            process.stdin.write(b"stop\n")  # the end of the file alone waits for copies in other processes
             process.stdin.close()
-        except BrokenPipeError:
+        except (BrokenPipeError, OSError):
             pass
+
+
+def _forget_in_child() -> None:
+    """A forked child is not the parent: its copy of the lifeline must neither keep the engine alive nor end it."""
+    for engine in list(_running):
+        if engine._process is not None and engine._process.stdin is not None and not engine._process.stdin.closed:
+            engine._process.stdin.close()
+
+
+_running: weakref.WeakSet[Engine] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 class _ReportReader:
@@ -190,7 +229,7 @@ class _ReportReader:
         """The next report; None when the supervisor has closed its end or the time is over."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            if select.select([self._file], [], [], min(1.0, deadline - time.monotonic()))[0]:
+            if select.select([self._file], [], [], max(0.0, min(1.0, deadline - time.monotonic())))[0]:
                 line = self._file.readline()
                 return json.loads(line) if line else None
         return None

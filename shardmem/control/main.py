@@ -36,14 +36,24 @@ async def _run(orders: dict[str, Any], reports: Reports) -> int:
                             on_ready=lambda status: reports.say(ready=True, status=status))
     lifeline = sys.stdin.fileno()
     loop = asyncio.get_running_loop()
+    asked: list[bool] = []
 
     def parent_said() -> None:
+        # A line asks for the stop. The end of the file says the same, but comes only when every copy of the other end is
+        # closed, and a program that the parent started without closing it may hold one for long.
         if not os.read(lifeline, 4096):
             loop.remove_reader(lifeline)
-            supervisor.request_stop()
+            if asked:
+                return
+        asked.append(True)
+        supervisor.request_stop()
 
     loop.add_reader(lifeline, parent_said)
-    code = await supervisor.run()
+    try:
+        code = await supervisor.run()
+    except Exception as error:
+        reports.say(ended=1, status=None, error=f"the supervisor failed: {type(error).__name__}: {error}", kind=None)
+        raise
     loop.remove_reader(lifeline)
     error = supervisor.error
     reports.say(ended=code, status=supervisor.outcome, error=str(error) if error else None,

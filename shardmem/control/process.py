@@ -33,7 +33,7 @@ class WorkerProcess:
         self.spawned_at = time.monotonic()
         self.exit_code: int | None = None
         self.failure: str | None = None
-        self.ready = False
+        self.ready = self.killed = False
         self._loop, self._on_report, self._on_exit, self._partial = loop, on_report, on_exit, b""
         read_end, write_end = os.pipe()
         orders = {"engine": engine, "shard": shard, "handler": asdict(handler), "batch_rows": batch_rows,
@@ -67,11 +67,17 @@ class WorkerProcess:
             except ProcessLookupError:
                 pass
 
+    def kill(self) -> None:
+        self.killed = True
+        self.signal(signal.SIGKILL)
+
     def how_it_ended(self) -> str:
         """For people: "exit code 1", or "killed by SIGKILL, perhaps out of memory"."""
         assert self.exit_code is not None
         if self.exit_code >= 0:
             return f"exit code {self.exit_code}"
+        if self.killed:
+            return "killed by the supervisor"
         number = -self.exit_code
         try:
             name = signal.Signals(number).name

@@ -15,11 +15,12 @@ import time
 from typing import Any, Callable
 
 from shardmem.config import Config
-from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, LayoutMismatch, NotRunning, ShardmemError
+from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, LayoutMismatch, NotRunning, SegmentCorrupt, ShardmemError
 from shardmem.control.process import WorkerProcess
 from shardmem.memory import lease
 from shardmem.memory.control import Control, Inbox
 from shardmem.memory.native import lib
+from shardmem.memory.segment import control_name, path_of
 from shardmem.policy.placement import first_table
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.snapshot import Observer
@@ -61,6 +62,8 @@ class Supervisor:
             return self._give_up(error, EXIT_CONFIG)
         except ShardmemError as error:
             return self._give_up(error, EXIT_FAILED)
+        except OSError as error:
+            return self._give_up(ShardmemError(f"cannot open engine {self.config.name!r}: {error}"), EXIT_FAILED)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._loop.add_signal_handler(number, self._on_signal, number)
         try:
@@ -90,46 +93,82 @@ class Supervisor:
 
     def _open(self) -> None:
         """Create the segments, or take up those of a run that ended with events in them."""
-        config = self.config
-        try:
-            self.control = Control.create(config.name, config.schema, slots=config.slots, max_shards=config.most_shards,
-                                          max_producers=config.max_producers, lane_bytes=config.lane_bytes)
-            fresh = True
-        except FileExistsError:
-            self.control = Control.attach(config.name, wait=1.0)
-            fresh = False
-        held = lease.Lease.take(self.control.segment, lease.SUPERVISOR)
-        if held is None:
-            raise AlreadyRunning(f"engine {config.name!r} is already run by process {self.control.view_engine().pid}; "
-                                 f"choose another name, or stop it with 'shardmem stop {config.name}'")
-        self._lease = held
+        fresh = self._take_role()
         lib.sm_supervisor_enter(self.control.address, os.getpid(), lib.sm_now_ns())
         self._observer = Observer(self.control)
         try:
-            if fresh:
-                self._create_shards()
-            else:
-                self._take_up()
+            if not fresh:
+                self._check_fit()
+            self._complete_shards()
         except BaseException:
             if fresh:
                 self._remove_segments()
+            self._lease.release()
             raise
 
-    def _create_shards(self) -> None:
-        shards = list(range(self.config.start_shards))
-        for shard in shards:
-            self._inboxes[shard] = Inbox.create(self.control, shard, 1)
-            lib.sm_set_shard_generation(self.control.address, shard, 1)
-            lib.sm_set_shard_weight(self.control.address, shard, 1000)
-            self.control.set_shard_state(shard, "provisioning")
-        for slot, shard in enumerate(first_table(self.control.slots, shards)):
-            lib.sm_set_slot(self.control.address, slot, shard)
+    def _take_role(self) -> bool:
+        """The supervisor's lease on the control segment of this name; True if the segment is fresh."""
+        config = self.config
+        while True:
+            fresh = False
+            try:
+                self.control = Control.create(config.name, config.schema, slots=config.slots, max_shards=config.most_shards,
+                                              max_producers=config.max_producers, lane_bytes=config.lane_bytes)
+                fresh = True
+            except FileExistsError:
+                try:
+                    self.control = Control.attach(config.name, wait=1.0)
+                except NotRunning:
+                    # A second without a format: whoever began it was killed in the act, or is slower than that; then it
+                    # finds below that the name is no longer its own.
+                    if lease.is_free(control_name(config.name), lease.SUPERVISOR):
+                        try:
+                            os.unlink(path_of(control_name(config.name)))
+                        except FileNotFoundError:
+                            pass
+                    continue
+            held = lease.Lease.take(self.control.segment, lease.SUPERVISOR)
+            if held is None:
+                pid = self.control.view_engine().pid
+                self.control.close()
+                raise AlreadyRunning(f"engine {config.name!r} is already run by process {pid}; choose another name, or stop "
+                                     f"it with 'shardmem stop {config.name}'")
+            if self.control.segment.is_current():
+                self._lease = held
+                return fresh
+            held.release()
+            self.control.close()
 
-    def _take_up(self) -> None:
+    def _complete_shards(self) -> None:
+        """Every shard has an inbox and every slot a shard. Also finishes what a killed supervisor had begun."""
+        control = self.control
+        known = control.known_shards()
+        for shard in known:
+            self._inboxes[shard] = control.open_inbox(shard)
+            control.set_shard_state(shard, "provisioning")
+        owners, _ = control.slot_table()
+        unowned = [slot for slot in range(control.slots) if owners[slot] == NO_SHARD]
+        if unowned:  # the table is written last, so as long as it has gaps the shards may have too
+            for shard in set(range(self.config.start_shards)) - set(known):
+                self._inboxes[shard] = Inbox.create(control, shard, 1)
+                lib.sm_set_shard_generation(control.address, shard, 1)
+                lib.sm_set_shard_weight(control.address, shard, 1000)
+                control.set_shard_state(shard, "provisioning")
+            table = first_table(control.slots, sorted(self._inboxes))
+            for slot in unowned:
+                lib.sm_set_slot(control.address, slot, table[slot])
+        elif len(known) != self.config.start_shards:
+            log.warning("engine %s: %d shards were asked for; shared memory of an earlier run has %d and keeps them",
+                        self.config.name, self.config.start_shards, len(known))
+
+    def _check_fit(self) -> None:
         control, config = self.control, self.config
-        wanted = dict(schema=config.schema, slots=config.slots, lane_bytes=config.lane_bytes)
+        wanted = dict(schema=config.schema, slots=config.slots, lane_bytes=config.lane_bytes,
+                      max_producers=config.max_producers)
         different = [f"{key} is {getattr(control, key)} there and {value} here"
                      for key, value in wanted.items() if getattr(control, key) != value]
+        if control.max_shards < config.start_shards:
+            different.append(f"max_shards is {control.max_shards} there and {config.start_shards} shards are to start here")
         if different:
             raise ConfigError(f"shared memory of engine {config.name!r} is left from an earlier run and does not fit: "
                               f"{'; '.join(different)}. Run it once more with the old settings to drain it, or choose "
@@ -139,17 +178,6 @@ class Supervisor:
             pids = ", ".join(str(control.view_shard(shard).pid) for shard in in_use)
             raise AlreadyRunning(f"engine {config.name!r} has lost its supervisor but still has live workers (pids {pids}); "
                                  f"end them with kill, then start again: the events stay in shared memory")
-        shards = control.known_shards()
-        for shard in shards:
-            self._inboxes[shard] = control.open_inbox(shard)
-            control.set_shard_state(shard, "provisioning")
-        if not shards:  # killed between creating the control segment and its shards
-            self._create_shards()
-            return
-        owners, _ = control.slot_table()
-        for slot, shard in enumerate(first_table(control.slots, shards)):
-            if owners[slot] == NO_SHARD:
-                lib.sm_set_slot(control.address, slot, shard)
         control.set_state("starting")
         log.info("engine %s: took up shared memory of an earlier run, %d events in flight", config.name,
                  sum(self._observer.in_flight().values()))
@@ -242,28 +270,35 @@ class Supervisor:
             await self._wait_for_change(DRAIN_POLL)
 
     async def _stop_workers(self, gently: bool) -> None:
-        """Told to end after the batch in hand; killed if they have not within the grace. Then reaped."""
+        """Told to end after the batch in hand, and given the time that takes; killed after a grace if stopping now."""
         if not gently:
             self.control.set_state("stopped")
         for shard, worker in self._workers.items():
             if self.control.shard_state(shard) != "failed":
                 self.control.set_shard_state(shard, "stopped")
             self._inboxes[shard].wake()
-            if not gently:
-                worker.signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_GRACE
+        deadline = None
         while any(worker.alive for worker in self._workers.values()):
-            if time.monotonic() > deadline:
+            if self._stop_now and deadline is None:
+                deadline = time.monotonic() + STOP_GRACE
                 for worker in self._workers.values():
-                    if worker.alive:
-                        log.warning("shard %d (pid %d) did not end within %g s: killed", worker.shard, worker.pid, STOP_GRACE)
-                        worker.signal(signal.SIGKILL)
+                    worker.signal(signal.SIGTERM)
+            if deadline is not None and time.monotonic() > deadline:
+                for worker in self._workers.values():
+                    if worker.alive and not worker.killed:
+                        log.warning("shard %d (pid %d) did not end within %g s of being told to stop now: killed",
+                                    worker.shard, worker.pid, STOP_GRACE)
+                        worker.kill()
             await self._wait_for_change(0.05)
 
     def _finish(self, booted: bool) -> int:
         self.outcome = self._observer.status()
         left = self.outcome["accounting"]["in_flight"]
         self.control.set_state("stopped")
+        broken = {shard["id"]: shard["broken_lanes"] for shard in self.outcome["shards"] if shard["broken_lanes"]}
+        if broken and self.error is None:
+            self.error = SegmentCorrupt(f"lanes were found corrupt and not read to their end (shard: seats of their producers) "
+                                        f"{broken}; {left} events in flight")
         if left and self._keep_unfinished:
             log.warning("engine %s stopped with %d events not handled; they stay in shared memory for the next run",
                         self.config.name, left)

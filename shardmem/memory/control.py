@@ -12,7 +12,7 @@ import numpy as np
 from shardmem.errors import ConfigError, LayoutMismatch, NotRunning, SegmentCorrupt
 from shardmem.memory import lease
 from shardmem.memory.native import ENGINE_STATES, PHASES, REASONS, SHARD_STATES, ffi, lib
-from shardmem.memory.segment import Segment, control_name, engine_names, inbox_name
+from shardmem.memory.segment import Segment, control_name, engine_names, inbox_name, path_of
 from shardmem.schema import Schema
 
 PAGE = 4096
@@ -30,6 +30,7 @@ class LaneView:
     handled: int
     quarantined: int
     shed: int
+    broken: bool
 
     @property
     def in_flight(self) -> int:
@@ -215,9 +216,14 @@ class Inbox:
     @classmethod
     def create(cls, control: Control, shard: int, generation: int) -> Inbox:
         """A fresh inbox. Only its header is reserved: a lane is when its seat first opens it."""
-        geometry = control.geometry
-        segment = Segment.create(inbox_name(control.engine, shard, generation), geometry.inbox_bytes, PAGE,
-                                 f"the inbox of shard {shard}")
+        geometry, name = control.geometry, inbox_name(control.engine, shard, generation)
+        try:
+            segment = Segment.create(name, geometry.inbox_bytes, PAGE, f"the inbox of shard {shard}")
+        except FileExistsError:
+            # Left by a supervisor that was killed before it told anybody of it, or by an engine whose control segment is
+            # gone. The caller holds the supervisor's lease, so nobody else is creating it now.
+            os.unlink(path_of(name))
+            segment = Segment.create(name, geometry.inbox_bytes, PAGE, f"the inbox of shard {shard}")
         lib.sm_inbox_format(segment.address, geometry, shard, generation)
         return cls(control, segment, shard, generation)
 
@@ -234,7 +240,7 @@ class Inbox:
             lib.sm_view_lane(self.address, self.control.geometry, seat, view)
             if view.open:
                 found.append(LaneView(seat, view.tail, view.head, view.accepted, view.handled, view.quarantined,
-                                      view.shed))
+                                      view.shed, bool(view.broken)))
         return found
 
     def wake(self) -> None:

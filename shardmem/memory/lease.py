@@ -11,7 +11,7 @@ import weakref
 
 from shardmem.errors import SegmentError
 from shardmem.memory.native import lib
-from shardmem.memory.segment import Segment
+from shardmem.memory.segment import Segment, path_of
 
 _BASE = 1 << 40
 SUPERVISOR = _BASE
@@ -25,6 +25,18 @@ def seat_byte(seat: int) -> int:
 
 def shard_byte(shard: int) -> int:
     return _BASE + (2 << 16) + shard
+
+
+def is_free(name: str, byte: int) -> bool:
+    """Whether nobody holds the lease on the file of that name, which may not be a segment yet. Takes nothing."""
+    try:
+        descriptor = os.open(path_of(name), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        return lib.sm_lease_held(descriptor, byte) == 0
+    finally:
+        os.close(descriptor)
 
 
 class Lease:
@@ -45,6 +57,11 @@ class Lease:
         if status < 0:
             raise SegmentError(f"cannot lock byte {byte} of {segment.name}: {os.strerror(-status)}")
         return None
+
+    @property
+    def held(self) -> bool:
+        """False after `release`, and in a forked child."""
+        return self._descriptor >= 0
 
     def release(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1

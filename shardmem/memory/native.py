@@ -14,7 +14,7 @@ DECODE_PAIRS, DECODE_KEYS, DECODE_PAYLOADS = 0, 1, 2
 ENGINE_STATES = ("starting", "running", "draining", "stopped")
 SHARD_STATES = ("none", "provisioning", "active", "draining", "stopped", "failed")
 PHASES = ("none", "booting", "ready", "stopped", "failed")
-REASONS = ("full", "timeout", "sampled", "oldest")
+REASONS = ("full", "timeout", "sampled", "stopped")
 
 
 def points() -> dict[str, int]:

@@ -25,6 +25,14 @@ PREFIX = "shardmem."
 _untracked_lock = threading.Lock()
 
 
+def _fresh_lock() -> None:
+    global _untracked_lock
+    _untracked_lock = threading.Lock()  # another thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_fresh_lock)
+
+
 class _NoTracker:
     """Stands in for multiprocessing's resource_tracker module while one of our segments is opened."""
 
@@ -123,14 +131,18 @@ class Segment:
         """A new open file description of the same file, whoever owns the name by now. The caller closes it."""
         return os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDWR | os.O_CLOEXEC)
 
-    def unlink(self) -> None:
-        """Remove the name; mappings live on. Not an error when it is gone, or when somebody else took it since."""
+    def is_current(self) -> bool:
+        """Whether the name still means this segment."""
         try:
             ours, theirs = os.fstat(self.descriptor), os.stat(path_of(self.name))
-            if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
-                os.unlink(path_of(self.name))
         except FileNotFoundError:
-            pass
+            return False
+        return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+
+    def unlink(self) -> None:
+        """Remove the name; mappings live on. Not an error when it is gone, or when somebody else took it since."""
+        if self.is_current():
+            os.unlink(path_of(self.name))
 
     def close(self) -> None:
         """Unmap. The caller knows that nobody in this process uses an address or a view of it any more."""

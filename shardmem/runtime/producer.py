@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import weakref
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 
@@ -45,38 +46,37 @@ class Producer:
         self._sample_every, self._sampled = sample_every, 0
         self._wait = wait
         self._closed = False
-        self._sender: Any = ffi.NULL
+        self._retired: list[Any] = []
+        self._mending = threading.RLock()
         self._attach()
         _producers.add(self)
 
     def _attach(self) -> None:
-        self._control = Control.attach(self.engine, self._wait)
-        state = self._control.state
-        if state in ("draining", "stopped"):
-            self._control.close()
-            raise NotRunning(f"engine {self.engine!r} is {state}; it accepts nothing any more")
-        self.schema = self._control.schema
+        """Take a seat. The lease is stored last: whoever finds it held finds the rest of it too."""
+        control = Control.attach(self.engine, self._wait)
+        try:
+            state = control.state
+            if state in ("draining", "stopped"):
+                raise NotRunning(f"engine {self.engine!r} is {state}; it accepts nothing any more")
+            seat, held = _take_seat(control)
+        except BaseException:
+            control.close()
+            raise
+        lib.sm_seat_enter(control.address, seat, os.getpid(), lib.sm_now_ns())
+        sender = lib.sm_sender_new(control.address, seat)
+        if sender == ffi.NULL:
+            held.release()
+            control.close()
+            raise MemoryError("no memory for a sender")
+        self._control, self.seat, self._sender, self.schema = control, seat, sender, control.schema
         self.backpressure = self._chosen or "block"
         self._timeout = 0.0 if self.backpressure == "fail" else None
         self._inboxes: dict[int, Inbox] = {}
-        self._lease = self._take_seat()
-        lib.sm_seat_enter(self._control.address, self.seat, os.getpid(), lib.sm_now_ns())
-        self._sender = lib.sm_sender_new(self._control.address, self.seat)
-        if self._sender == ffi.NULL:
-            raise MemoryError("no memory for a sender")
-        self._fast = Pusher(int(ffi.cast("uintptr_t", self._sender)), self._push_slow)
+        self._fast = Pusher(int(ffi.cast("uintptr_t", sender)), self._push_slow)
         if not self.schema.is_records and self.backpressure in ("block", "fail"):
             # the same call without a Python frame: see csrc/fastcall.c
             self.push = self._fast.push  # type: ignore[method-assign]
-
-    def _take_seat(self) -> lease.Lease:
-        for seat in range(self._control.max_producers):
-            held = lease.Lease.take(self._control.segment, lease.seat_byte(seat))
-            if held is not None:
-                self.seat = seat
-                return held
-        raise AlreadyRunning(f"engine {self.engine!r} has {self._control.max_producers} producers, all alive; close one or "
-                             f"raise max_producers")
+        self._lease = held
 
     # ---- events engines ---------------------------------------------------------------------------------------------------
 
@@ -101,10 +101,14 @@ class Producer:
                                  len(key_bytes), data, len(memory), shard)
             if status == lib.SM_OK:
                 return call.done(1) == 1
-            if not call.mend(status, shard[0]):
-                if call.sampled(1):
-                    return self._push_slow(key, payload, None)
+            if call.mend(status, shard[0], lambda: ((key, payload), 1)):
+                continue
+            if not call.drops:
                 return call.give_up(1, 0, (key, payload), shard[0]) == 1
+            if call.sampled(1):
+                return self._push_slow(key, payload, None)
+            call.dropped(1)
+            return False
 
     def push_many(self, keys: Sequence[Any], payloads: Sequence[Any], timeout: float | None = DEFAULT) -> int:
         """Many events: `payloads[i]` under `keys[i]`. Returns how many were accepted.
@@ -119,25 +123,39 @@ class Producer:
         if len(keys) != len(payloads):
             raise ValueError(f"{len(keys)} keys and {len(payloads)} payloads; there must be one key for each payload")
         self._usable(records=False)
-        state = self._fast.push_many(keys, payloads)
-        if state is None:
-            return len(keys)
-        offered, call = len(keys), _Call(self, timeout)
-        while state is not None:
-            status, chunk, ahead, pending, shard, _ = state
-            if status == lib.SM_TOO_LARGE:
-                keys, payloads = self._plain_lists(keys, payloads)
-            else:
-                left = np.frombuffer(pending, "u4").tolist()
-                if left or ahead:
-                    keys = [keys[chunk + i] for i in left] + keys[ahead:]
-                    payloads = [payloads[chunk + i] for i in left] + payloads[ahead:]
-                if not call.mend(status, shard):
-                    kept = call.sampled(len(keys))
-                    if kept:
-                        self.push_many([keys[i] for i in kept], [payloads[i] for i in kept], timeout=None)
-                    return call.give_up(offered, offered - len(keys) + len(kept), (keys, payloads), shard)
+        offered, call = len(keys), None
+        while True:
             state = self._fast.push_many(keys, payloads)
+            if state is None:
+                return offered if call is None else call.done(offered)
+            if call is None:
+                call = _Call(self, timeout)
+            status, chunk, ahead, pending, shard, _ = state
+            if status == lib.SM_TOO_LARGE:  # something that is not plain; nothing was accepted
+                keys, payloads = self._plain_lists(keys, payloads)
+                if any(isinstance(key, str) and not _encodable(key) for key in keys):
+                    return self._push_each(call, keys, payloads, offered)
+                continue
+            left = np.frombuffer(pending, "u4").tolist()
+            full = ([keys[chunk + i] for i in left], [payloads[chunk + i] for i in left])
+            if left or ahead:
+                keys, payloads = full[0] + keys[ahead:], full[1] + payloads[ahead:]
+            if call.mend(status, shard, lambda: ((keys, payloads), len(keys))):
+                continue
+            if not call.drops:
+                return call.give_up(offered, offered - len(keys), (keys, payloads), shard)
+            kept = call.sampled(len(left))  # the others of the full shard are dropped; other shards may have room
+            call.dropped(len(left) - len(kept))
+            self.push_many([full[0][i] for i in kept], [full[1][i] for i in kept], timeout=None)
+            keys, payloads = keys[len(left):], payloads[len(left):]
+
+    def _push_each(self, call: _Call, keys: list, payloads: list, offered: int) -> int:
+        """Keys with surrogates (names of files that are not UTF-8) have no plain form in C."""
+        for i, (key, payload) in enumerate(zip(keys, payloads)):
+            try:
+                self._push_slow(key, payload, DEFAULT if call.drops else call.left())
+            except ShardmemError as error:
+                raise call.explained(error, (keys[i:], payloads[i:]), offered - i, already=1) from None
         return call.done(offered)
 
     def push_columns(self, keys: np.ndarray | None, data: Any, offsets: np.ndarray,
@@ -162,8 +180,16 @@ class Producer:
             status = lib.sm_push_columns(self._sender, columns, cursor)
             if status == lib.SM_OK:
                 return call.done(offered)
-            if not call.mend(status, cursor.shard):
-                return self._leave_columns(call, cursor, keep, offered)
+            if call.mend(status, cursor.shard, lambda: keep.rest(_left(cursor, offered))):
+                continue
+            if not call.drops:
+                rest, _ = keep.rest(_left(cursor, offered))
+                return call.give_up(offered, int(cursor.accepted), rest, cursor.shard)
+            full = int(cursor.chunk) + _pending(cursor)
+            kept = call.sampled(len(full))
+            call.dropped(len(full) - len(kept))
+            self.push_columns(*keep.rest(full[kept])[0], timeout=None)
+            cursor.pending_count = 0
 
     # ---- records engines --------------------------------------------------------------------------------------------------
 
@@ -181,13 +207,16 @@ class Producer:
             status = lib.sm_send(self._sender, pointer, len(rows), cursor)
             if status == lib.SM_OK:
                 return call.done(len(rows))
-            if not call.mend(status, cursor.shard):
-                break
-        rest = np.concatenate([rows[cursor.chunk + _pending(cursor)], rows[cursor.next:]])
-        kept = call.sampled(len(rest))
-        if kept:
-            self.send(rest[kept], timeout=None)
-        return call.give_up(len(rows), int(cursor.accepted) + len(kept), rest, cursor.shard)
+            if call.mend(status, cursor.shard, lambda: _rest_of(rows, cursor)):
+                continue
+            if not call.drops:
+                rest, count = _rest_of(rows, cursor)
+                return call.give_up(len(rows), len(rows) - count, rest, cursor.shard)
+            full = rows[int(cursor.chunk) + _pending(cursor)]
+            kept = call.sampled(len(full))
+            call.dropped(len(full) - len(kept))
+            self.send(full[kept], timeout=None)
+            cursor.pending_count = 0
 
     # ---- both ---------------------------------------------------------------------------------------------------------------
 
@@ -197,33 +226,41 @@ class Producer:
         Raises TimeoutError after `timeout` seconds, HandlerError when a shard has given up.
         """
         self._usable()
+        sender = self._sender
         deadline = None if timeout is None else time.monotonic() + timeout
         tail, head = ffi.new("uint64_t *"), ffi.new("uint64_t *")
         for shard in list(self._inboxes):
-            if lib.sm_sender_position(self._sender, shard, tail, head) != lib.SM_OK:
+            if lib.sm_sender_position(sender, shard, tail, head) != lib.SM_OK:
                 continue
             target = tail[0]
             while True:
                 left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
-                status = lib.sm_wait_handled(self._sender, shard, target, self._spin_ns, max(0, int(left * 1e9)))
+                status = lib.sm_wait_handled(sender, shard, target, self._spin_ns, max(0, int(left * 1e9)))
                 if status == lib.SM_OK:
                     break
+                if self._closed:
+                    raise NotRunning("this producer was closed by another thread")
                 self._still_handled(shard)
                 if deadline is not None and time.monotonic() >= deadline:
-                    lib.sm_sender_position(self._sender, shard, tail, head)
+                    lib.sm_sender_position(sender, shard, tail, head)
                     raise TimeoutError(f"after {timeout:.3g} s shard {shard} has not handled everything that was pushed: "
                                        f"{target - head[0]:,} bytes of its lane are left")
 
     def close(self) -> None:
-        """Give up the seat. What was pushed is in shared memory and will be handled; flush first to wait for it."""
-        if self._closed:
-            return
-        self._closed = True
-        self._detach()
-        if not self._lease_lost():
-            lib.sm_seat_leave(self._control.address, self.seat)
-        self._lease.release()
-        self._free()
+        """Give up the seat. What was pushed is in shared memory and will be handled; flush first to wait for it.
+
+        Another thread may be inside a call: it gets NotRunning. The memory is unmapped when the last reference to the
+        producer is gone, because only then is nobody inside it.
+        """
+        with self._mending:
+            if self._closed:
+                return
+            self._closed = True
+            self._detach()
+            lib.sm_sender_close(self._sender)
+            if self._lease.held:  # last: the next holder of the seat must find nobody writing
+                lib.sm_seat_leave(self._control.address, self.seat)
+                self._lease.release()
 
     def __enter__(self) -> Producer:
         return self
@@ -232,58 +269,73 @@ class Producer:
         self.close()
 
     def __del__(self) -> None:
-        # The seat is given up, the mapping is kept: another thread's last call may still be inside it.
-        held = getattr(self, "_lease", None)
-        if held is not None:
-            held.release()
+        if getattr(self, "_lease", None) is None or lib is None:
+            return
+        try:
+            if not self._closed:
+                lib.sm_sender_close(self._sender)
+            self._lease.release()
+            lib.sm_sender_free(self._sender)
+            for inbox in [*self._inboxes.values(), *self._retired]:
+                inbox.close()
+            self._control.close()
+        except (TypeError, AttributeError):
+            pass  # at the interpreter's end, when modules are being taken apart
 
     # ---- inside -----------------------------------------------------------------------------------------------------------------
 
     def _usable(self, records: bool | None = None) -> None:
         if self._closed:
             raise NotRunning("this producer is closed")
-        if self._lease_lost():
+        if not self._lease.held:
             self._reattach()
         if records is not None and records != self.schema.is_records:
-            raise TypeError(f"engine {self.engine!r} carries {'records: use send' if self.schema.is_records else 'events: use push, push_many or push_columns'}")
-
-    def _lease_lost(self) -> bool:
-        return self._lease._descriptor < 0
+            raise TypeError(f"engine {self.engine!r} carries "
+                            f"{'records: use send' if self.schema.is_records else 'events: use push, push_many or push_columns'}")
 
     def _detach(self) -> None:
         self._fast.detach()
         self.__dict__.pop("push", None)
 
-    def _free(self) -> None:
-        sender, self._sender = self._sender, ffi.NULL
-        if sender != ffi.NULL:
-            lib.sm_sender_close(sender)
-            lib.sm_sender_free(sender)
-        for inbox in self._inboxes.values():
-            inbox.close()
-        self._inboxes = {}
-        self._control.close()
-
     def _reattach(self) -> None:
-        """In a forked child: the parent keeps its seat, this process takes its own. The old sender is left as it is: its
-        mutex may have been held by a thread that does not exist here."""
-        self._detach()
-        self._attach()
+        """In a forked child: the parent keeps its seat, this process takes its own. What was the parent's is kept mapped
+        and never locked or freed: a thread that does not exist here may have been in the middle of it."""
+        with self._mending:
+            if not self._closed and not self._lease.held:
+                self._detach()
+                self._retired += [*self._inboxes.values(), self._control]
+                self._attach()
 
     def _open_lane(self, shard: int) -> None:
-        generation = lib.sm_sender_generation(self._sender, shard)
-        inbox = self._control.open_inbox(shard, generation)
-        inbox.reserve_lane(self.seat)
-        if lib.sm_sender_link(self._sender, shard, generation, inbox.address) != lib.SM_OK:
-            raise SegmentCorrupt(f"the lane of producer {self.seat} to shard {shard} contradicts itself: its head and tail "
-                                 f"are further apart than the lane is long; choose another seat or remove the inbox")
-        self._inboxes[shard] = inbox
+        with self._mending:  # one thread at a time: the loser of a race would unmap what the winner has linked
+            generation = lib.sm_sender_generation(self._sender, shard)
+            known = self._inboxes.get(shard)
+            if known is not None and known.generation == generation:
+                return
+            inbox = self._control.open_inbox(shard, generation)
+            try:
+                inbox.reserve_lane(self.seat)
+                status = lib.sm_sender_link(self._sender, shard, generation, inbox.address)
+            except BaseException:
+                inbox.close()
+                raise
+            if status == lib.SM_CORRUPT:
+                inbox.close()
+                raise SegmentCorrupt(f"the lane of producer {self.seat} to shard {shard} contradicts itself: its head and "
+                                     f"tail are further apart than the lane is long; connect again to get another seat")
+            if known is not None:
+                self._retired.append(known)  # a thread may still wait in it
+            self._inboxes[shard] = inbox
 
     def _still_handled(self, shard: int) -> None:
         """Raises when nobody will ever make room in this lane."""
         if self._control.shard_state(shard) == "failed":
             raise HandlerError(f"shard {shard} of engine {self.engine!r} has given up: "
                                f"{self._control.shard_error(shard) or 'no reason recorded'}")
+        if lib.sm_sender_broken(self._sender, shard):
+            raise SegmentCorrupt(f"the worker of shard {shard} found the lane of producer {self.seat} (this one) corrupt and "
+                                 f"reads it no more; what it had accepted is lost to that worker: close, connect again, and "
+                                 f"look for a program that writes into memory that is not its own")
         if self._control.state == "stopped":
             raise NotRunning(f"engine {self.engine!r} was stopped; what it had accepted but not handled is in shared memory")
 
@@ -306,10 +358,11 @@ class Producer:
                 kind, number, key_bytes = _plain_key(key)
                 memory = bytes(_bytes_of(payload))
             except (TypeError, ValueError) as error:
-                raise type(error)(f"event {i}: {error}") from None
+                raise (TypeError if isinstance(error, TypeError) else ValueError)(f"event {i}: {error}") from None
             if len(memory) + len(key_bytes) > lib.sm_max_payload(self._sender, 0):
                 raise ValueError(f"event {i}: {self._too_large(len(memory), len(key_bytes))}")
-            plain_keys.append({KEY_NONE: None, KEY_INT: number, KEY_BYTES: key_bytes, KEY_STR: key}[kind])
+            plain_keys.append(None if kind == KEY_NONE else number if kind == KEY_INT else key_bytes if kind == KEY_BYTES
+                              else key_bytes.decode("utf-8", "surrogateescape"))
             plain_payloads.append(memory)
         return plain_keys, plain_payloads
 
@@ -345,29 +398,21 @@ class Producer:
         columns.offsets = ffi.cast("uint64_t *", wide.ctypes.data)
         held, key_held = ffi.from_buffer("uint8_t[]", memory), ffi.from_buffer("uint8_t[]", key_data)
         columns.data, columns.key_data = held, key_held
-        return columns, _Keep(keys, memory, wide, key_data, (held, key_held, key_offsets), numbers)
-
-    def _leave_columns(self, call: _Call, cursor: Any, keep: _Keep, offered: int) -> int:
-        left = np.concatenate([int(cursor.chunk) + _pending(cursor), np.arange(cursor.next, offered)]).astype("i8")
-        lengths = np.diff(keep.offsets.astype("i8"))[left]
-        memory = memoryview(keep.data)
-        data = b"".join(memory[keep.offsets[i]:keep.offsets[i + 1]] for i in left.tolist())
-        rest = (None if keep.columns is None else keep.columns[left], data,
-                np.concatenate([[0], np.cumsum(lengths)]).astype("i8"))
-        kept = call.sampled(len(left))
-        if kept:
-            pieces = [memory[keep.offsets[i]:keep.offsets[i + 1]] for i in left[kept].tolist()]
-            self.push_columns(None if keep.columns is None else keep.columns[left[kept]], b"".join(pieces),
-                              np.cumsum([0] + [len(piece) for piece in pieces]), timeout=None)
-        return call.give_up(offered, int(cursor.accepted) + len(kept), rest, cursor.shard)
+        return columns, _Keep(keys, memory, wide, key_data, held, key_held, key_offsets, numbers)
 
 
 class _Keep:
-    """What a C call points into, for as long as it may be repeated."""
+    """The columns of a call: what C points into, for as long as the call may be repeated."""
 
-    def __init__(self, columns: Any, data: Any, offsets: Any, key_data: Any, held: Any, numbers: Any) -> None:
-        self.columns, self.data, self.offsets = columns, data, offsets
-        self.key_data, self.held, self.numbers = key_data, held, numbers
+    def __init__(self, keys: np.ndarray | None, data: Any, offsets: np.ndarray, key_data: bytes, *held: Any) -> None:
+        self.keys, self.data, self.offsets, self.key_data, self.held = keys, data, offsets, key_data, held
+
+    def rest(self, events: np.ndarray) -> tuple[tuple, int]:
+        """((keys, data, offsets) of some of the events, how many)."""
+        memory, bounds = memoryview(self.data), self.offsets.tolist()
+        pieces = [memory[bounds[i]:bounds[i + 1]] for i in events.tolist()]
+        offsets = np.cumsum([0] + [len(piece) for piece in pieces]).astype("i8")
+        return (None if self.keys is None else self.keys[events], b"".join(pieces), offsets), len(events)
 
 
 class _Call:
@@ -377,6 +422,7 @@ class _Call:
         self._producer = producer
         self._mode = producer.backpressure if timeout is DEFAULT else "block"
         self._probe = timeout is PROBE
+        self._lost = 0
         timeout = producer._timeout if timeout is DEFAULT else 0.0 if self._probe else timeout
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout={timeout!r}; None, or seconds from 0 on")
@@ -384,8 +430,29 @@ class _Call:
         self._started = time.monotonic()
         self._blocked = False
 
-    def mend(self, status: int, shard: int) -> bool:
-        """Remove the obstacle, waiting if need be. True: call again. False: the time is over."""
+    @property
+    def drops(self) -> bool:
+        """Whether what finds no room is dropped and counted instead of waited for."""
+        return self._mode in ("drop_newest", "sample")
+
+    def mend(self, status: int, shard: int, rest: Callable[[], tuple[Any, int]]) -> bool:
+        """Remove the obstacle, waiting if need be. True: call again. False: the time is over.
+
+        rest: what is not accepted yet and how much that is; an error that ends the call carries it as `.rest`.
+        """
+        try:
+            return self._mend(status, shard)
+        except ShardmemError as error:
+            left, count = rest()
+            raise self.explained(error, left, count)
+
+    def explained(self, error: ShardmemError, rest: Any, count: int, already: int = 0) -> ShardmemError:
+        """The error of a call that ends early, with what was not accepted, which counts as refused."""
+        error.rest = rest  # type: ignore[attr-defined]
+        lib.sm_count_refused(self._producer._sender, REASONS.index("stopped"), count - already)
+        return error
+
+    def _mend(self, status: int, shard: int) -> bool:
         producer = self._producer
         if status == lib.SM_NEED_LANE:
             producer._open_lane(shard)
@@ -399,7 +466,7 @@ class _Call:
         elif status == lib.SM_STOPPED and producer._control.state != "starting":
             raise NotRunning(f"engine {producer.engine!r} is {producer._control.state}; it accepts nothing any more")
         elif status in (lib.SM_STOPPED, lib.SM_UNROUTED):  # about to start: no shard, or no slot table yet
-            if self._left() <= 0:
+            if self.left() == 0:
                 return False
             time.sleep(0.005)
         elif status == lib.SM_CORRUPT:
@@ -410,20 +477,24 @@ class _Call:
         return True
 
     def _make_room(self, shard: int) -> bool:
-        producer, left = self._producer, self._left()
-        if self._mode in ("drop_newest", "sample"):
+        producer, left = self._producer, self.left()
+        if self.drops:
             return False
         if self._mode == "drop_oldest":
             lib.sm_evict(producer._sender, shard)
-        elif left <= 0:
+        elif left == 0:
             return False
         self._blocked = True
-        lib.sm_wait_room(producer._sender, shard, producer._spin_ns, int(min(SLICE, max(left, 0.001)) * 1e9))
+        slice_ns = int(1e9 * (SLICE if left is None else min(SLICE, left)))
+        lib.sm_wait_room(producer._sender, shard, producer._spin_ns, slice_ns)
+        if producer._closed:
+            raise NotRunning("this producer was closed by another thread")
         producer._still_handled(shard)
         return True
 
-    def _left(self) -> float:
-        return float("inf") if self._timeout is None else self._timeout - (time.monotonic() - self._started)
+    def left(self) -> float | None:
+        """Seconds; None without a limit."""
+        return None if self._timeout is None else max(0.0, self._timeout - (time.monotonic() - self._started))
 
     def sampled(self, refused: int) -> list[int]:
         """In mode "sample": which of so many refused events are kept all the same, every n-th over all calls."""
@@ -434,25 +505,32 @@ class _Call:
         producer._sampled += refused
         return list(range(start, refused, producer._sample_every))
 
+    def dropped(self, count: int) -> None:
+        self._lost += count
+        lib.sm_count_refused(self._producer._sender, REASONS.index("sampled" if self._mode == "sample" else "full"), count)
+
     def done(self, offered: int) -> int:
-        self._count_blocked()
-        return offered
-
-    def give_up(self, offered: int, accepted: int, rest: Any, shard: int) -> int:
-        """Count what is refused; raise, or in a mode that drops say how much was accepted."""
-        self._count_blocked()
-        refused, waited = offered - accepted, time.monotonic() - self._started
-        dropped = self._mode in ("drop_newest", "sample")
-        reason = "sampled" if self._mode == "sample" else "full" if dropped or not self._timeout else "timeout"
-        if not self._probe:
-            lib.sm_count_refused(self._producer._sender, REASONS.index(reason), refused)
-        if dropped:
-            return accepted
-        raise Backpressure(rest, accepted, refused, shard, waited)
-
-    def _count_blocked(self) -> None:
+        """How many were accepted."""
         if self._blocked:
             lib.sm_count_blocked(self._producer._sender, int((time.monotonic() - self._started) * 1e9))
+        return offered - self._lost
+
+    def give_up(self, offered: int, accepted: int, rest: Any, shard: int) -> int:
+        """The time is over: count what is refused, and raise."""
+        self.done(offered)
+        refused = offered - accepted
+        if not self._probe:
+            lib.sm_count_refused(self._producer._sender, REASONS.index("timeout" if self._timeout else "full"), refused)
+        raise Backpressure(rest, accepted, refused, shard, time.monotonic() - self._started)
+
+
+def _take_seat(control: Control) -> tuple[int, lease.Lease]:
+    for seat in range(control.max_producers):
+        held = lease.Lease.take(control.segment, lease.seat_byte(seat))
+        if held is not None:
+            return seat, held
+    raise AlreadyRunning(f"engine {control.engine!r} has {control.max_producers} producers, all alive; close one or raise "
+                         f"max_producers")
 
 
 def _plain_key(key: Any) -> tuple[int, int, bytes]:
@@ -483,8 +561,34 @@ def _bytes_of(payload: Any) -> Any:
     return memory.cast("B") if memory.c_contiguous else memory.tobytes()
 
 
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _pending(cursor: Any) -> np.ndarray:
     return np.array(ffi.unpack(cursor.pending, cursor.pending_count), "i8")
+
+
+def _left(cursor: Any, offered: int) -> np.ndarray:
+    """Numbers of the events of a call that are not accepted, in order."""
+    return np.concatenate([int(cursor.chunk) + _pending(cursor), np.arange(cursor.next, offered)]).astype("i8")
+
+
+def _rest_of(rows: np.ndarray, cursor: Any) -> tuple[np.ndarray, int]:
+    rest = rows[_left(cursor, len(rows))]
+    return rest, len(rest)
+
+
+def _new_locks() -> None:
+    for producer in list(_producers):
+        producer._mending = threading.RLock()  # a thread that does not exist here may have held it
+
+
+os.register_at_fork(after_in_child=_new_locks)
 
 
 def connect(engine: str, **options: Any) -> Producer:

@@ -47,11 +47,11 @@ class Observer:
         return found
 
     def in_flight(self) -> dict[int, int]:
-        """Accepted and not yet handled events of each shard."""
+        """Accepted and not yet handled events of each shard, in lanes that its worker still reads."""
         found = {}
         for shard in self.control.known_shards():
             inbox = self.inbox(shard, self.control.view_shard(shard).generation)
-            found[shard] = sum(lane.in_flight for lane in inbox.lanes()) if inbox else 0
+            found[shard] = sum(lane.in_flight for lane in inbox.lanes() if not lane.broken) if inbox else 0
         return found
 
     def status(self) -> dict[str, Any]:
@@ -120,6 +120,7 @@ class Observer:
             "in_flight": sum(lane.in_flight for lane in lanes),
             "fill_ratio": max((lane.tail - lane.head for lane in lanes), default=0) / control.lane_bytes,
             "busy": round(busy, 4), "busy_ns": busy_ns, "rate": rate, "batches": view.batches, "lanes": len(lanes),
+            "broken_lanes": [lane.seat for lane in lanes if lane.broken],
             "latency_p50_us": quantile_us(view.latency, 0.50), "latency_p99_us": quantile_us(view.latency, 0.99),
             "error": control.shard_error(shard),
         }, lanes
