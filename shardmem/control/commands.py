@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Iterable
 
 from shardmem.control.handoffs import Move, Round
 from shardmem.errors import ConfigError
-from shardmem.policy.placement import even_out
+from shardmem.policy.even import even_out
 
 if TYPE_CHECKING:
     from shardmem.control.api import Command
