@@ -20,7 +20,7 @@ setup(
     packages=find_packages(include=["shardmem", "shardmem.*"]),
     package_data={"shardmem": ["py.typed"]},
     cffi_modules=["csrc/build.py:ffi"],
-    install_requires=["numpy>=1.24", "cffi>=1.17", "psutil>=5.9", "click>=8.1", "rich>=13", "tomli>=2; python_version<'3.11'"],
+    install_requires=["numpy>=1.24", "cffi>=1.17", "psutil>=5.9", "click>=8.1", "rich>=13", "aiohttp>=3.9", "tomli>=2; python_version<'3.11'"],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["shardmem = shardmem.console.cli:main"]},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

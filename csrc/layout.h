@@ -28,6 +28,10 @@
 #define SM_SLOT_WORD(shard, epoch) ((uint64_t)(shard) | (uint64_t)(epoch) << 32)
 #define SM_SLOT_SHARD(word) ((uint32_t)(word) & 0xffffu)
 #define SM_SLOT_EPOCH(word) ((uint32_t)((word) >> 32))
+#define SM_HOLD_WORD(phase, source, target) ((uint64_t)(phase) | (uint64_t)(source) << 16 | (uint64_t)(target) << 32)
+#define SM_HOLD_PHASE(word) ((uint32_t)(word) & 0xffu)
+#define SM_HOLD_SOURCE(word) ((uint32_t)((word) >> 16) & 0xffffu)
+#define SM_HOLD_TARGET(word) ((uint32_t)((word) >> 32) & 0xffffu)
 
 /* ---- control segment ---------------------------------------------------------------------------------- */
 
@@ -60,6 +64,13 @@ typedef struct sm_shard {
     _Alignas(SM_LINE) _Atomic uint32_t shard_state;   /* writer: supervisor */
     _Atomic uint32_t shard_weight;                    /* writer: supervisor */
     _Atomic uint64_t shard_generation;                /* writer: supervisor (which inbox segment is its) */
+    _Atomic uint32_t shard_holds;                     /* writer: supervisor (slots on their way here: rows of them wait) */
+    _Atomic uint32_t shard_orders;                    /* writer: supervisor (counts what the worker is to look at) */
+    _Atomic uint64_t retired_generation;              /* writer: supervisor (stored after the counts up to it) */
+    _Atomic uint64_t retired_accepted[2];             /* writer: supervisor (copy of generation g: g & 1) */
+    _Atomic uint64_t retired_handled[2];              /* writer: supervisor */
+    _Atomic uint64_t retired_quarantined[2];          /* writer: supervisor */
+    _Atomic uint64_t retired_shed[2];                 /* writer: supervisor */
     _Alignas(SM_LINE) _Atomic uint32_t worker_phase;  /* writer: worker */
     _Atomic uint32_t worker_error_bytes;              /* writer: worker (stored after the text) */
     _Atomic int64_t worker_pid;                       /* writer: worker */
@@ -74,10 +85,25 @@ typedef struct sm_shard {
     char worker_error[SM_ERROR_BYTES];
 } sm_shard;
 
-/* slot words: shard in bits 0-15, epoch in bits 32-63 */
+/* slot words: shard in bits 0-15, epoch in bits 32-63. Dense, because every send reads them. */
 typedef struct sm_slot {
     _Atomic uint64_t slot_word;                       /* writer: supervisor */
 } sm_slot;
+
+/* The hold: phase in bits 0-7, source in 16-31, target in 32-47. As long as the phase is not SM_MOVE_NONE, rows of
+ * the slot wait in the target's lanes. Dense too: a target reads one for each row while it holds any. */
+typedef struct sm_hold {
+    _Atomic uint64_t hold_word;                       /* writer: supervisor */
+} sm_hold;
+
+typedef struct sm_move {         /* the handoff table: one entry per slot, of its last handoff */
+    _Atomic uint64_t move_number;                     /* writer: supervisor (counts the handoffs of this slot) */
+    _Atomic uint64_t move_since_ns;                   /* writer: supervisor (when its phase began) */
+    _Atomic uint64_t move_deadline_ns;                /* writer: supervisor (when that phase is late) */
+    _Atomic uint64_t drained_number;                  /* writer: worker (the source's: this handoff is drained) */
+    _Atomic uint64_t restored_number;                 /* writer: worker (the target's: its state is restored) */
+    _Atomic uint64_t slot_rows;                       /* writer: worker (the owner's: rows handled, sampled) */
+} sm_move;
 
 /* ---- inbox segment ------------------------------------------------------------------------------------ */
 
@@ -146,6 +172,7 @@ static_assert(sizeof(sm_control) <= SM_PAGE, "control: header fits its page");
 static_assert(offsetof(sm_seat, next_sequence) == 8, "seat: sequence beside the mark, both written per send");
 static_assert(offsetof(sm_seat, seat_incarnation) == SM_LINE, "seat: what others read is off the hot line");
 static_assert(sizeof(sm_seat) == 2 * SM_LINE, "seat: size");
+static_assert(sizeof(sm_hold) == 8 && sizeof(sm_move) == 48, "holds and moves: sizes");
 static_assert(offsetof(sm_shard, worker_phase) == SM_LINE, "shard: supervisor and worker on lines of their own");
 static_assert(offsetof(sm_shard, worker_latency) == 2 * SM_LINE, "shard: histogram");
 static_assert(sizeof(sm_shard) % SM_LINE == 0, "shard: size");
@@ -168,7 +195,9 @@ static_assert(sizeof(sm_index) == 16, "index: size");
 
 #define SM_SEATS_OFFSET SM_PAGE
 #define SM_SLOTS_OFFSET (SM_SEATS_OFFSET + SM_MAX_PRODUCERS * sizeof(sm_seat))
-#define SM_SHARDS_OFFSET (SM_SLOTS_OFFSET + SM_MAX_SLOTS * sizeof(sm_slot))
+#define SM_HOLDS_OFFSET (SM_SLOTS_OFFSET + SM_MAX_SLOTS * sizeof(sm_slot))
+#define SM_MOVES_OFFSET (SM_HOLDS_OFFSET + SM_MAX_SLOTS * sizeof(sm_hold))
+#define SM_SHARDS_OFFSET (SM_MOVES_OFFSET + SM_MAX_SLOTS * sizeof(sm_move))
 #define SM_LANES_OFFSET SM_PAGE
 
 static inline sm_seat *sm_seat_at(const void *control, uint32_t seat)
@@ -179,6 +208,16 @@ static inline sm_seat *sm_seat_at(const void *control, uint32_t seat)
 static inline sm_slot *sm_slot_at(const void *control, uint32_t slot)
 {
     return (sm_slot *)((uint8_t *)control + SM_SLOTS_OFFSET) + slot;
+}
+
+static inline sm_hold *sm_hold_at(const void *control, uint32_t slot)
+{
+    return (sm_hold *)((uint8_t *)control + SM_HOLDS_OFFSET) + slot;
+}
+
+static inline sm_move *sm_move_at(const void *control, uint32_t slot)
+{
+    return (sm_move *)((uint8_t *)control + SM_MOVES_OFFSET) + slot;
 }
 
 static inline sm_shard *sm_shard_at(const void *control, uint32_t shard)

@@ -87,6 +87,12 @@ void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out)
     out->state = GET(s->shard_state);
     out->phase = GET(s->worker_phase);
     out->weight = GET(s->shard_weight);
+    out->holds = GET(s->shard_holds);
+    uint64_t g = out->retired_generation = GET(s->retired_generation);
+    out->retired_accepted = GET(s->retired_accepted[g & 1]);
+    out->retired_handled = GET(s->retired_handled[g & 1]);
+    out->retired_quarantined = GET(s->retired_quarantined[g & 1]);
+    out->retired_shed = GET(s->retired_shed[g & 1]);
     for (int i = 0; i < SM_HISTOGRAM; i++)
         out->latency[i] = GET(s->worker_latency[i]);
     uint32_t bytes = GET(s->worker_error_bytes); /* X2: pairs with X1 in sm_worker_error */
@@ -127,6 +133,36 @@ int sm_view_lane(const void *inbox, const sm_geometry *g, uint32_t seat, sm_lane
     out->tail = sm_position(word);
     out->broken = GET(lane->broken);
     return SM_OK;
+}
+
+void sm_view_move(const void *control, uint32_t slot, sm_move_view *out)
+{
+    const sm_move *m = sm_move_at(control, slot);
+    uint64_t word = GET(sm_hold_at(control, slot)->hold_word);
+    out->phase = SM_HOLD_PHASE(word);
+    out->source = SM_HOLD_SOURCE(word);
+    out->target = SM_HOLD_TARGET(word);
+    out->number = GET(m->move_number);
+    out->since_ns = GET(m->move_since_ns);
+    out->deadline_ns = GET(m->move_deadline_ns);
+    out->drained = GET(m->drained_number);
+    out->restored = GET(m->restored_number);
+    out->rows = GET(m->slot_rows);
+}
+
+uint32_t sm_view_moving(const void *control, const sm_geometry *g, uint32_t *slots, uint32_t limit)
+{
+    uint32_t n = 0;
+    for (uint32_t s = 0; s < g->slots && n < limit; s++)
+        if (SM_HOLD_PHASE(GET(sm_hold_at(control, s)->hold_word)) != SM_MOVE_NONE)
+            slots[n++] = s;
+    return n;
+}
+
+void sm_view_rows(const void *control, const sm_geometry *g, uint64_t *rows)
+{
+    for (uint32_t s = 0; s < g->slots; s++)
+        rows[s] = GET(sm_move_at(control, s)->slot_rows);
 }
 
 void sm_view_slots(const void *control, const sm_geometry *g, uint32_t *shards, uint32_t *epochs)

@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define SM_LAYOUT_VERSION 1
+#define SM_LAYOUT_VERSION 2
 #define SM_CHUNK 4096
 #define SM_MAX_SLOTS 65536
 #define SM_MAX_SHARDS 1024
@@ -44,6 +44,8 @@ enum sm_engine_state { SM_ENGINE_STARTING = 0, SM_ENGINE_RUNNING = 1, SM_ENGINE_
 enum sm_shard_state { SM_SHARD_NONE = 0, SM_SHARD_PROVISIONING = 1, SM_SHARD_ACTIVE = 2, SM_SHARD_DRAINING = 3,
                       SM_SHARD_STOPPED = 4, SM_SHARD_FAILED = 5 };
 enum sm_phase { SM_PHASE_NONE = 0, SM_PHASE_BOOTING = 1, SM_PHASE_READY = 2, SM_PHASE_STOPPED = 3, SM_PHASE_FAILED = 4 };
+/* of a slot's handoff; in between, HandoffState of shardmem/policy says the same in words */
+enum sm_move_phase { SM_MOVE_NONE = 0, SM_MOVE_REROUTING = 1, SM_MOVE_DRAINING = 2, SM_MOVE_RELEASING = 3 };
 enum sm_reason { SM_REASON_FULL = 0, SM_REASON_TIMEOUT = 1, SM_REASON_SAMPLED = 2, SM_REASON_STOPPED = 3 };
 
 typedef struct sm_geometry {
@@ -59,6 +61,7 @@ typedef struct sm_geometry {
 
 /* ---- segments: create [supervisor], check [any] ------------------------------------------------------- */
 int sm_geometry_complete(sm_geometry *geometry);   /* fills the derived sizes; SM_GEOMETRY if out of range */
+uint32_t sm_control_ranges(const sm_geometry *geometry, uint64_t *offsets, uint64_t *lengths); /* what it uses */
 int sm_control_format(void *control, const sm_geometry *geometry);
 int sm_control_read(const void *control, uint64_t bytes, sm_geometry *out, uint32_t *version);
 int sm_inbox_format(void *inbox, const sm_geometry *geometry, uint32_t shard, uint64_t generation);
@@ -161,6 +164,23 @@ void sm_set_slot(void *control, uint32_t slot, uint32_t shard);
 int sm_marks(const void *control, uint64_t *marks, uint32_t n);
 void sm_wake(void *inbox);
 
+/* handoff. begin: the hold, then the slot word; the caller then waits for the marks and goes through the phases. */
+uint64_t sm_move_begin(void *control, uint32_t slot, uint32_t source, uint32_t target, uint64_t deadline_ns);
+void sm_move_phase(void *control, uint32_t slot, uint32_t phase, uint64_t deadline_ns);
+void sm_set_holds(void *control, uint32_t shard, uint32_t holds);
+void sm_give_orders(void *control, uint32_t shard, void *inbox);  /* the worker looks at its handoffs; inbox: woken */
+void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t accepted, uint64_t handled,
+               uint64_t quarantined, uint64_t shed);
+
+/* ---- the worker's side of a handoff [worker] ------------------------------------------------------------ */
+uint32_t sm_orders(const void *control, uint32_t shard);
+uint32_t sm_moves_at(const void *control, uint32_t shard, uint32_t phase, uint32_t *slots, uint64_t *numbers,
+                     uint32_t limit);             /* handoffs of this shard: as source in DRAINING, else as target */
+int sm_undone(sm_reader *reader, const uint32_t *slots, uint32_t n, uint8_t *present); /* rows of a slot left here? */
+void sm_rescan(sm_reader *reader);                /* from the heads: a hold has fallen */
+void sm_move_drained(void *control, uint32_t slot, uint64_t number);
+void sm_move_restored(void *control, uint32_t slot, uint64_t number);
+
 /* ---- what anybody may read [any] ----------------------------------------------------------------------- */
 typedef struct sm_engine_view {
     uint64_t incarnation, heartbeat_ns, started_ns, topology;
@@ -177,7 +197,8 @@ typedef struct sm_seat_view {
 typedef struct sm_shard_view {
     uint64_t generation, incarnation, entered_ns, heartbeat_ns, busy_ns, batch_since_ns, batches, rows;
     int64_t pid;
-    uint32_t state, phase, weight, slots, error_bytes;
+    uint64_t retired_generation, retired_accepted, retired_handled, retired_quarantined, retired_shed;
+    uint32_t state, phase, weight, holds, error_bytes;
     uint64_t latency[160];
     char error[1536];
 } sm_shard_view;
@@ -191,6 +212,14 @@ void sm_view_engine(const void *control, sm_engine_view *out);
 void sm_view_seat(const void *control, uint32_t seat, sm_seat_view *out);
 void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out);
 int sm_view_lane(const void *inbox, const sm_geometry *geometry, uint32_t seat, sm_lane_view *out);
+typedef struct sm_move_view {
+    uint64_t number, since_ns, deadline_ns, drained, restored, rows;
+    uint32_t phase, source, target;
+} sm_move_view;
+
+void sm_view_move(const void *control, uint32_t slot, sm_move_view *out);
+uint32_t sm_view_moving(const void *control, const sm_geometry *geometry, uint32_t *slots, uint32_t limit);
+void sm_view_rows(const void *control, const sm_geometry *geometry, uint64_t *rows);
 void sm_view_slots(const void *control, const sm_geometry *geometry, uint32_t *shards, uint32_t *epochs);
 int64_t sm_histogram_floor_ns(uint32_t bucket);
 int64_t sm_now_ns(void);

@@ -31,6 +31,23 @@ int sm_geometry_complete(sm_geometry *g)
     return SM_OK;
 }
 
+uint32_t sm_control_ranges(const sm_geometry *g, uint64_t *offsets, uint64_t *lengths)
+{
+    const uint64_t used[][2] = {
+        {0, SM_SEATS_OFFSET + g->max_producers * sizeof(sm_seat)},
+        {SM_SLOTS_OFFSET, g->slots * sizeof(sm_slot)},
+        {SM_HOLDS_OFFSET, g->slots * sizeof(sm_hold)},
+        {SM_MOVES_OFFSET, g->slots * sizeof(sm_move)},
+        {SM_SHARDS_OFFSET, g->max_shards * sizeof(sm_shard)},
+    };
+    const uint32_t n = sizeof used / sizeof *used;
+    for (uint32_t i = 0; i < n; i++) {
+        offsets[i] = used[i][0];
+        lengths[i] = used[i][1];
+    }
+    return n;
+}
+
 /* The memory is fresh, so every word that is not named here is zero, and zero means "nothing yet". */
 int sm_control_format(void *control, const sm_geometry *geometry)
 {
@@ -123,6 +140,82 @@ void sm_set_slot(void *control, uint32_t slot, uint32_t shard)
     _Atomic uint64_t *word = &sm_slot_at(control, slot)->slot_word;
     uint32_t epoch = SM_SLOT_EPOCH(atomic_load_explicit(word, memory_order_relaxed)) + 1;
     atomic_store_explicit(word, SM_SLOT_WORD(shard, epoch), memory_order_seq_cst);
+}
+
+/*
+ * The order of these three stores is the handoff's first half. The table's entry, so that a supervisor that takes over
+ * finds it; the hold, so that the target keeps rows of the slot back; then the slot word, after which producers send
+ * them there. A target that sees such a row has seen the tail that was stored after the word was read, so it sees the
+ * hold (K1 pairs with K2 in the worker). The word before the hold would let it handle rows that the source still has
+ * elders of.
+ */
+uint64_t sm_move_begin(void *control, uint32_t slot, uint32_t source, uint32_t target, uint64_t deadline_ns)
+{
+    if (slot >= ((sm_control *)control)->geometry.slots || !has_shard(control, target))
+        return 0;
+    sm_move *m = sm_move_at(control, slot);
+    uint64_t number = atomic_load_explicit(&m->move_number, memory_order_relaxed) + 1;
+    atomic_store_explicit(&m->move_number, number, memory_order_relaxed);
+    atomic_store_explicit(&m->move_since_ns, (uint64_t)sm_clock(), memory_order_relaxed);
+    atomic_store_explicit(&m->move_deadline_ns, deadline_ns, memory_order_relaxed);
+    atomic_store_explicit(&sm_hold_at(control, slot)->hold_word, SM_HOLD_WORD(SM_MOVE_REROUTING, source, target),
+                          memory_order_seq_cst); /* K1 */
+    sm_set_slot(control, slot, target);
+    return number;
+}
+
+void sm_move_phase(void *control, uint32_t slot, uint32_t phase, uint64_t deadline_ns)
+{
+    if (slot >= ((sm_control *)control)->geometry.slots)
+        return;
+    sm_move *m = sm_move_at(control, slot);
+    _Atomic uint64_t *word = &sm_hold_at(control, slot)->hold_word;
+    uint64_t now = atomic_load_explicit(word, memory_order_relaxed);
+    atomic_store_explicit(&m->move_since_ns, (uint64_t)sm_clock(), memory_order_relaxed);
+    atomic_store_explicit(&m->move_deadline_ns, deadline_ns, memory_order_relaxed);
+    atomic_store_explicit(&sm_hold_at(control, slot)->hold_word,
+                          SM_HOLD_WORD(phase, SM_HOLD_SOURCE(now), SM_HOLD_TARGET(now)), memory_order_seq_cst);
+}
+
+void sm_set_holds(void *control, uint32_t shard, uint32_t holds)
+{
+    if (has_shard(control, shard))
+        atomic_store_explicit(&sm_shard_at(control, shard)->shard_holds, holds, memory_order_seq_cst);
+}
+
+/* D1: after the words that the orders are about. Pairs with D2 in sm_orders. */
+void sm_give_orders(void *control, uint32_t shard, void *inbox)
+{
+    if (!has_shard(control, shard))
+        return;
+    _Atomic uint32_t *word = &sm_shard_at(control, shard)->shard_orders;
+    uint32_t n = atomic_load_explicit(word, memory_order_relaxed);
+    atomic_store_explicit(&sm_shard_at(control, shard)->shard_orders, n + 1, memory_order_seq_cst);
+    if (inbox)
+        sm_wake(inbox);
+}
+
+/* Counts of inboxes that are gone. The copy of this generation first, then the generation: once it is stored, observers
+ * leave the lanes of that inbox out, so nothing is counted twice or not at all, whenever this process is killed. */
+void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t accepted, uint64_t handled,
+               uint64_t quarantined, uint64_t shed)
+{
+    if (!has_shard(control, shard))
+        return;
+    sm_shard *s = sm_shard_at(control, shard);
+    uint64_t last = atomic_load_explicit(&s->retired_generation, memory_order_relaxed);
+    uint32_t from = last & 1, to = generation & 1;
+    if (generation <= last)
+        return;
+    accepted += atomic_load_explicit(&s->retired_accepted[from], memory_order_relaxed);
+    handled += atomic_load_explicit(&s->retired_handled[from], memory_order_relaxed);
+    quarantined += atomic_load_explicit(&s->retired_quarantined[from], memory_order_relaxed);
+    shed += atomic_load_explicit(&s->retired_shed[from], memory_order_relaxed);
+    atomic_store_explicit(&s->retired_accepted[to], accepted, memory_order_release);
+    atomic_store_explicit(&s->retired_handled[to], handled, memory_order_release);
+    atomic_store_explicit(&s->retired_quarantined[to], quarantined, memory_order_release);
+    atomic_store_explicit(&s->retired_shed[to], shed, memory_order_release);
+    atomic_store_explicit(&s->retired_generation, generation, memory_order_seq_cst);
 }
 
 /* M2: pairs with M1 and M3 in producer.c. seq_cst after the word that was changed. */

@@ -32,6 +32,9 @@ struct sm_reader {
     sm_shard *shard;
     sm_inbox *inbox;
     uint64_t lane_bytes, row_bytes;
+    sm_keying keying;
+    uint32_t number, sampled, skipping;
+    uint8_t *skipped;               /* by slot: a row of it was passed over since the last rescan */
     uint32_t max_producers, max_rows, solo_rows, turn, span_count, open_count;
     uint64_t rows, batches, busy_ns, total_rows;
     int64_t since_ns;
@@ -39,6 +42,7 @@ struct sm_reader {
     sm_end *ends;                   /* by seat */
     uint32_t *open;                 /* seats whose lanes are open */
     sm_span *spans;
+    uint32_t slots[SM_CHUNK];       /* of the rows of one frame, when somebody asks */
 };
 
 sm_reader *sm_reader_new(void *control, void *inbox, uint32_t shard, uint32_t max_rows)
@@ -52,6 +56,8 @@ sm_reader *sm_reader_new(void *control, void *inbox, uint32_t shard, uint32_t ma
     r->inbox = inbox;
     r->lane_bytes = g->lane_bytes;
     r->row_bytes = g->row_bytes;
+    r->keying = sm_keying_of(g);
+    r->number = shard;
     r->max_producers = g->max_producers;
     r->max_rows = max_rows;
     r->solo_rows = max_rows / 4 ? max_rows / 4 : 1;
@@ -60,8 +66,9 @@ sm_reader *sm_reader_new(void *control, void *inbox, uint32_t shard, uint32_t ma
     r->total_rows = atomic_load_explicit(&r->shard->worker_rows, memory_order_relaxed);
     r->ends = calloc(g->max_producers, sizeof *r->ends);
     r->open = calloc(g->max_producers, sizeof *r->open);
+    r->skipped = calloc(g->slots, sizeof *r->skipped);
     r->spans = calloc(max_rows, sizeof *r->spans);
-    if (!r->ends || !r->open || !r->spans) {
+    if (!r->ends || !r->open || !r->skipped || !r->spans) {
         sm_reader_free(r);
         return NULL;
     }
@@ -72,6 +79,7 @@ void sm_reader_free(sm_reader *r)
 {
     free(r->ends);
     free(r->open);
+    free(r->skipped);
     free(r->spans);
     free(r);
 }
@@ -270,6 +278,68 @@ static int shed(sm_reader *r, sm_end *e)
 
 /* ---- choosing a batch ---------------------------------------------------------------------------------------------------- */
 
+enum { NO_SLOT = UINT32_MAX };
+
+/* slots[i] of row first + i; NO_SLOT for keyless events, which are never held and never drained by slot */
+static void slots_of_rows(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count)
+{
+    const uint8_t *body = (const uint8_t *)shared + sm_prefix(f->rows);
+    if (r->row_bytes && r->keying.kind != SM_KEY_NONE) {
+        sm_slots_of(&r->keying, body + first * r->row_bytes, count, r->slots);
+        return;
+    }
+    const sm_index *index = (const sm_index *)body + first;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t kind = r->row_bytes ? SM_KEY_NONE : SM_META_KIND(index[i].meta);
+        uint64_t hash = kind == SM_KEY_NONE ? 0 : kind == SM_KEY_INT ? sm_hash_int(index[i].key) : index[i].key;
+        r->slots[i] = kind == SM_KEY_NONE ? NO_SLOT : (uint32_t)hash & (r->keying.slots - 1);
+    }
+}
+
+/*
+ * K2: pairs with K1: read after the tail that showed the row. A slot of which a row was passed over stays held here until
+ * the lanes are gone over again from their heads, even if the hold falls meanwhile: a row that came later must not be
+ * handled before the one that was passed over.
+ */
+static int is_held(sm_reader *r, uint32_t slot)
+{
+    if (slot == NO_SLOT)
+        return 0;
+    if (r->skipped[slot])
+        return 1;
+    uint64_t word = atomic_load_explicit(&sm_hold_at(r->control, slot)->hold_word, memory_order_seq_cst);
+    if (SM_HOLD_PHASE(word) == SM_MOVE_NONE || SM_HOLD_TARGET(word) != r->number)
+        return 0;
+    r->skipped[slot] = 1;
+    r->skipping++;
+    return 1;
+}
+
+/* The first run, from `first` on, of rows that are not done and not held; *count 0: none is left in this frame. */
+static uint32_t next_run(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t holds,
+                         uint32_t *count)
+{
+    first = next_with(shared, f->rows, first, 0);
+    while (first < f->rows) {
+        *count = next_with(shared, f->rows, first, 1) - first;
+        if (likely(!holds))
+            return first;
+        slots_of_rows(r, f, shared, first, *count);
+        uint32_t skip = 0, run = 0;
+        while (skip < *count && is_held(r, r->slots[skip]))
+            skip++;
+        while (skip + run < *count && !is_held(r, r->slots[skip + run]))
+            run++;
+        if (run) {
+            *count = run;
+            return first + skip;
+        }
+        first = next_with(shared, f->rows, first + skip, 0);
+    }
+    *count = 0;
+    return f->rows;
+}
+
 /* Every entry of the span ends where the next begins, within the frame, and its key fits. */
 static int entries_hold(const sm_span *span)
 {
@@ -297,7 +367,11 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
         status = settle(r, e);
     if (status == SM_OK && !e->row)
         status = shed(r, e);
+    /* after the tail: a row of a held slot was published after its hold was set */
+    uint32_t holds = atomic_load_explicit(&r->shard->shard_holds, memory_order_seq_cst);
     while (status == SM_OK && quota && e->cursor < e->tail) {
+        if (r->span_count == r->max_rows)
+            return COMPLETE;
         status = read_frame(r, e, e->cursor, &f);
         if (status != SM_OK)
             break;
@@ -306,13 +380,12 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
             continue;
         }
         sm_frame *shared = frame_at(r, e, e->cursor);
-        uint32_t first = next_with(shared, f.rows, e->row, 0);
-        if (first == f.rows) {
+        uint32_t count, first = next_run(r, &f, shared, e->row, holds || r->skipping, &count);
+        if (!count) {
             e->cursor += f.length;
             e->row = 0;
             continue;
         }
-        uint32_t count = next_with(shared, f.rows, first, 1) - first;
         /* A large frame travels alone, without a copy; so it waits for the next batch if this one has begun. */
         int solo = count >= r->solo_rows || (f.length >= SOLO_BYTES && count == f.rows);
         if (solo && r->span_count)
@@ -491,6 +564,25 @@ static void count_latency(sm_reader *r, int64_t ns, uint64_t rows)
                           atomic_load_explicit(word, memory_order_relaxed) + rows, memory_order_relaxed);
 }
 
+/*
+ * How many rows of each slot are handled, for placement by load. One span in eight is counted, eight-fold: hashing keys
+ * again costs 3 ns a row. A slot's word has one writer at a time, its owner; ownership changes hands by handoff.
+ */
+static void count_slots(sm_reader *r, const sm_span *span, const sm_frame *shared)
+{
+    enum { EVERY = 8 };
+    if (++r->sampled % EVERY)
+        return;
+    sm_frame f = {.rows = span->frame_rows};
+    slots_of_rows(r, &f, shared, span->first, span->count);
+    for (uint32_t i = 0; i < span->count; i++)
+        if (r->slots[i] != NO_SLOT) {
+            _Atomic uint64_t *word = &sm_move_at(r->control, r->slots[i])->slot_rows;
+            atomic_store_explicit(&sm_move_at(r->control, r->slots[i])->slot_rows,
+                                  atomic_load_explicit(word, memory_order_relaxed) + EVERY, memory_order_relaxed);
+        }
+}
+
 int sm_commit(sm_reader *r)
 {
     int status = SM_OK;
@@ -502,6 +594,7 @@ int sm_commit(sm_reader *r)
         sm_end *e = &r->ends[span->seat];
         rows += span->count;
         count_latency(r, now - span->sent_ns, span->count);
+        count_slots(r, span, frame_at(r, e, span->position));
         if (span->position == e->head && span->count == span->frame_rows) {
             e->head += span->frame_length; /* the whole frame at the head: no bits needed to say so */
             e->handled += span->frame_rows;
@@ -530,6 +623,94 @@ int sm_commit(sm_reader *r)
     atomic_store_explicit(&r->shard->worker_rows, r->total_rows, memory_order_relaxed);
     atomic_store_explicit(&r->shard->worker_batch_since_ns, 0, memory_order_relaxed);
     return status;
+}
+
+/* ---- handoff ------------------------------------------------------------------------------------------------------------------- */
+
+uint32_t sm_orders(const void *control, uint32_t shard)
+{
+    return atomic_load_explicit(&sm_shard_at(control, shard)->shard_orders, memory_order_seq_cst); /* D2: pairs with D1 */
+}
+
+uint32_t sm_moves_at(const void *control, uint32_t shard, uint32_t phase, uint32_t *slots, uint64_t *numbers,
+                     uint32_t limit)
+{
+    uint32_t n = 0, all = ((const sm_control *)control)->geometry.slots;
+    for (uint32_t s = 0; s < all && n < limit; s++) {
+        uint64_t word = atomic_load_explicit(&sm_hold_at(control, s)->hold_word, memory_order_seq_cst);
+        uint32_t mine = phase == SM_MOVE_DRAINING ? SM_HOLD_SOURCE(word) : SM_HOLD_TARGET(word);
+        if (SM_HOLD_PHASE(word) != phase || mine != shard)
+            continue;
+        numbers[n] = atomic_load_explicit(&sm_move_at(control, s)->move_number, memory_order_acquire);
+        slots[n++] = s;
+    }
+    return n;
+}
+
+/*
+ * Which of the slots still have rows here that are not done. Once the marks have settled no further row of them can come,
+ * so a slot without rows is drained for good. Looks at rows, not at heads: with two shards giving slots to each other,
+ * each head waits behind rows that the other's hold keeps back.
+ */
+int sm_undone(sm_reader *r, const uint32_t *slots, uint32_t n, uint8_t *present)
+{
+    int left = 0;
+    sm_frame f;
+    memset(present, 0, n);
+    uint32_t all = r->keying.slots;
+    uint16_t *where = calloc(all, sizeof *where); /* slot -> its place in the list, from 1 */
+    if (!where)
+        return SM_TIMEOUT;
+    for (uint32_t i = 0; i < n; i++)
+        where[slots[i]] = (uint16_t)(i + 1);
+    find_open_lanes(r);
+    for (uint32_t i = 0; i < r->open_count; i++) {
+        sm_end *e = &r->ends[r->open[i]];
+        if (e->broken || refresh_tail(r, e) != SM_OK)
+            continue;
+        for (uint64_t at = e->head; at < e->tail; at += f.length) {
+            if (read_frame(r, e, at, &f) != SM_OK)
+                break;
+            if (f.kind != SM_FRAME_DATA)
+                continue;
+            const sm_frame *shared = frame_at(r, e, at);
+            for (uint32_t row = next_with(shared, f.rows, 0, 0); row < f.rows;) {
+                uint32_t count = next_with(shared, f.rows, row, 1) - row;
+                slots_of_rows(r, &f, shared, row, count);
+                for (uint32_t k = 0; k < count; k++)
+                    if (r->slots[k] != NO_SLOT && where[r->slots[k]] && !present[where[r->slots[k]] - 1]) {
+                        present[where[r->slots[k]] - 1] = 1;
+                        left++;
+                    }
+                row = next_with(shared, f.rows, row + count, 0);
+            }
+        }
+    }
+    free(where);
+    return left;
+}
+
+void sm_rescan(sm_reader *r)
+{
+    for (uint32_t i = 0; i < r->open_count; i++) {
+        sm_end *e = &r->ends[r->open[i]];
+        e->cursor = e->head; /* rows that are done say so by their bits */
+        e->row = 0;
+    }
+    if (r->skipping)
+        memset(r->skipped, 0, r->keying.slots);
+    r->skipping = 0;
+}
+
+/* Y1: after the last row was handled and the state handed over. Pairs with the acquire in sm_view_move. */
+void sm_move_drained(void *control, uint32_t slot, uint64_t number)
+{
+    atomic_store_explicit(&sm_move_at(control, slot)->drained_number, number, memory_order_release);
+}
+
+void sm_move_restored(void *control, uint32_t slot, uint64_t number)
+{
+    atomic_store_explicit(&sm_move_at(control, slot)->restored_number, number, memory_order_release);
 }
 
 /* ---- what the worker says about itself ---------------------------------------------------------------------------------------- */

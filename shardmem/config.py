@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import sys
+import tempfile
 from dataclasses import dataclass, fields
 from typing import Any, Mapping
 
@@ -37,6 +38,13 @@ class Config:
     spin_us: int = 50
     boot_timeout: float = 30.0
     drain_timeout: float | None = None
+    state_dir: str | None = None
+
+    @property
+    def state_file(self) -> str:
+        """Where the state of slots of a stateful handler is kept."""
+        directory = self.state_dir or os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}")
+        return os.path.join(directory, f"{self.name}.state")
 
     @property
     def schema(self) -> Schema:

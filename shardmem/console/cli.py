@@ -45,6 +45,7 @@ def main() -> None:
       shardmem run engine.toml                          the same from a file
       shardmem ingest --engine ticks --format csv --key symbol ticks.csv
       shardmem status ticks
+      shardmem scale 3; shardmem move 17,40-60 --to 1   while events flow
       shardmem stop ticks
     """
 
@@ -165,6 +166,56 @@ def stop(name: str | None, now: bool, timeout: float | None, as_json: bool) -> N
         click.echo(f"shardmem: {left:,} events were not handled (see the engine's log); they stay in shared memory, "
                    f"run the engine again to handle them", err=True)
         sys.exit(EXIT_FAILED)
+
+
+def _ask(name: str | None, as_json: bool, command: str, **wanted: Any) -> None:
+    """One command of the control API, its answer for people or programs."""
+    from shardmem.console.render import answer
+    from shardmem.control.client import Client, only_engine
+
+    name = name or only_engine()
+    with Client(name) as client:
+        done = client.command(command, **wanted)
+    click.echo(json.dumps(done, indent=2) if as_json else answer(name, command, done))
+
+
+engine_option = click.option("--engine", "name", help="Name of the engine; not needed if there is only one.")
+
+
+@main.command()
+@click.argument("shards", type=click.IntRange(1))
+@engine_option
+@as_json
+def scale(shards: int, name: str | None, as_json: bool) -> None:
+    """Run SHARDS workers: start more, or drain and remove some; slots are evened out while events flow."""
+    _ask(name, as_json, "scale", shards=shards)
+
+
+@main.command()
+@click.argument("shard", type=click.IntRange(0))
+@engine_option
+@as_json
+def drain(shard: int, name: str | None, as_json: bool) -> None:
+    """Hand the slots of SHARD to the others, then stop and remove it."""
+    _ask(name, as_json, "drain", shard=shard)
+
+
+@main.command()
+@click.argument("slots")
+@click.option("--to", "to", type=click.IntRange(0), required=True, help="The shard that is to own them.")
+@engine_option
+@as_json
+def move(slots: str, to: int, name: str | None, as_json: bool) -> None:
+    """Move SLOTS (for example 17,40-60) to a shard; nothing is lost, repeated or reordered on the way."""
+    _ask(name, as_json, "move", slots=slots, to=to)
+
+
+@main.command()
+@engine_option
+@as_json
+def rebalance(name: str | None, as_json: bool) -> None:
+    """Even out the slots over the shards, with the fewest moves."""
+    _ask(name, as_json, "rebalance")
 
 
 @main.command()

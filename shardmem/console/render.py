@@ -39,6 +39,31 @@ def accounting_line(accounting: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def answer(engine: str, command: str, done: dict[str, Any]) -> str:
+    """What a command did and how long each phase took, in a few lines."""
+    moved, seconds = done["moved"], done["seconds"]
+    lines = []
+    if command == "scale":
+        lines.append(f"engine {engine} runs {len(done['shards'])} shards: {', '.join(map(str, done['shards']))}"
+                     + (f"; added {', '.join(map(str, done['added']))}" if done["added"] else "")
+                     + (f"; removed {', '.join(map(str, done['removed']))}" if done["removed"] else ""))
+    elif command == "drain":
+        lines.append(f"engine {engine}: shard {done['drained']} is drained and removed")
+    to: dict[tuple[int, int], int] = {}
+    for each in moved:
+        to[each["from"], each["to"]] = to.get((each["from"], each["to"]), 0) + 1
+    lines += [f"  {number} slots from shard {source} to shard {target}" for (source, target), number in sorted(to.items())]
+    if not moved:
+        lines.append("  no slot had to move")
+    lines.append("  " + ", ".join(f"{phase} {milliseconds(value)}" for phase, value in seconds.items()))
+    lines += [f"  late: {text}" for text in done["late"]]
+    return "\n".join(lines)
+
+
 def status(document: dict[str, Any]) -> Group:
     """The whole document, legible in 80 columns."""
     engine, supervisor = document["engine"], document["supervisor"]
@@ -64,6 +89,12 @@ def status(document: dict[str, Any]) -> Group:
                       microseconds(shard["latency_p50_us"]), microseconds(shard["latency_p99_us"]))
     parts: list[Any] = [head, table]
     parts += [Text(f"shard {shard['id']}: {shard['error']}", "red") for shard in document["shards"] if shard["error"]]
+    moving = document["handoffs"]
+    if moving:
+        slow = [f"slot {each['slot']} from {each['from']} to {each['to']}, {each['phase']} for {each['age_s']:.1f} s"
+                for each in moving if each["late"]]
+        parts.append(Text(f"slots in motion: {len(moving)}" + (f"; late: {'; '.join(slow[:3])}" if slow else ""),
+                          "bold red" if slow else "yellow"))
     alive = [producer for producer in document["producers"] if producer["alive"]]
     pids = ", ".join(str(producer["pid"]) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
     parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))

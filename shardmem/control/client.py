@@ -1,13 +1,18 @@
 """Reaching an engine that some other process runs: its status from shared memory, its supervisor by signal."""
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import select
 import signal
+import socket
+import tempfile
 import time
 from typing import Any, Callable
 
-from shardmem.errors import NotRunning
+from shardmem import errors
+from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory.control import Control
 from shardmem.memory.segment import engine_names
 from shardmem.runtime.snapshot import Observer
@@ -54,6 +59,39 @@ class Client:
         finally:
             os.close(pidfd)
 
+    def scale_to(self, shards: int) -> dict[str, Any]:
+        """More or fewer shards; slots evened out. Returns what was done and how long each phase took."""
+        return self.command("scale", shards=shards)
+
+    def drain(self, shard: int) -> dict[str, Any]:
+        """Hand its slots to the others, then stop and remove the shard."""
+        return self.command("drain", shard=shard)
+
+    def move(self, slots: Any, to: int) -> dict[str, Any]:
+        """Slots ("17,40-60", a number or a list of numbers) to a shard."""
+        return self.command("move", slots=slots if isinstance(slots, (str, int)) else [int(slot) for slot in slots], to=to)
+
+    def rebalance(self) -> dict[str, Any]:
+        """Even out the slots, with the fewest moves."""
+        return self.command("rebalance")
+
+    def command(self, name: str, **wanted: Any) -> dict[str, Any]:
+        """One call of the control API. Raises what the supervisor says, NotRunning without one."""
+        connection = _UnixConnection(socket_path(self.name))
+        try:
+            connection.request("POST", f"/{name}", json.dumps(wanted), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        except (OSError, http.client.HTTPException) as error:
+            raise NotRunning(f"the supervisor of engine {self.name!r} does not answer ({error}); 'shardmem status "
+                             f"{self.name}' works without it") from None
+        finally:
+            connection.close()
+        if response.status == 200:
+            return answer
+        kind = getattr(errors, answer.get("kind", ""), ShardmemError)
+        raise kind(answer["error"]) if kind not in (errors.OutOfMemory, errors.Backpressure) else ShardmemError(answer["error"])
+
     def close(self) -> None:
         self._observer.close()
         self._control.close()
@@ -63,6 +101,21 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(self._path)
+
+
+def socket_path(engine: str) -> str:
+    """Where the supervisor of an engine listens."""
+    return os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}", f"{engine}.sock")
 
 
 def only_engine() -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from shardmem import errors
 from shardmem.config import Config
+from shardmem.control.client import Client
 from shardmem.control.process import python_command
 from shardmem.errors import ConfigError, NotRunning, ShardmemError
 from shardmem.memory.control import Control
@@ -48,6 +49,7 @@ class Engine:
         self._process: subprocess.Popen | None = None
         self._control: Control | None = None
         self._last: dict[str, Any] | None = None
+        self._commands: Client | None = None
 
     # ---- life ---------------------------------------------------------------------------------------------------------------
 
@@ -131,9 +133,35 @@ class Engine:
             return self._last
         return self._observer.status()
 
+    def scale_to(self, shards: int) -> dict[str, Any]:
+        """More or fewer shards while events flow. Returns what was done and the seconds of each phase."""
+        return self._client().scale_to(shards)
+
+    def drain(self, shard: int) -> dict[str, Any]:
+        """Hand the shard's slots to the others, stop and remove it."""
+        return self._client().drain(shard)
+
+    def move(self, slots: Any, to: int) -> dict[str, Any]:
+        """Slots ("17,40-60", a number or a list) to a shard; nothing is lost, repeated or reordered on the way."""
+        return self._client().move(slots, to)
+
+    def rebalance(self) -> dict[str, Any]:
+        """Even out the slots, with the fewest moves."""
+        return self._client().rebalance()
+
     # ---- inside -----------------------------------------------------------------------------------------------------------------
 
+    def _client(self) -> Client:
+        if self._control is None:
+            raise NotRunning(f"engine {self.name!r} is not running")
+        if self._commands is None:
+            self._commands = Client(self.name)
+        return self._commands
+
     def _forget_memory(self) -> None:
+        if self._commands is not None:
+            self._commands.close()
+            self._commands = None
         if self._control is not None:
             self._observer.close()
             self._control.close()

@@ -16,6 +16,9 @@ from typing import Any, Callable
 
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, LayoutMismatch, NotRunning, SegmentCorrupt, ShardmemError
+from shardmem.control.api import Api
+from shardmem.control.commands import commands_of
+from shardmem.control.handoffs import Handoffs
 from shardmem.control.process import WorkerProcess
 from shardmem.memory import lease
 from shardmem.memory.control import Control, Inbox
@@ -46,6 +49,7 @@ class Supervisor:
         self.error: ShardmemError | None = None
         self._workers: dict[int, WorkerProcess] = {}
         self._inboxes: dict[int, Inbox] = {}
+        self._busy = asyncio.Lock()  # scale, drain and rebalance, one at a time
         self._changed = asyncio.Event()
         self._stop_requested = self._stop_now = False
 
@@ -66,13 +70,18 @@ class Supervisor:
             return self._give_up(ShardmemError(f"cannot open engine {self.config.name!r}: {error}"), EXIT_FAILED)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._loop.add_signal_handler(number, self._on_signal, number)
+        self.handoffs = Handoffs(self.control, self._give_orders, lambda: any(w.stateful for w in self._workers.values()))
+        api = Api(self.config.name, commands_of(self))
         try:
             booted = await self._boot()
             if booted and not self._stop_now:
+                await self.handoffs.finish_what_was_begun()
+                await api.start()
                 self.control.set_state("running")
                 log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)
                 self._on_ready(self._observer.status())
                 await self._watch()
+                await api.stop()
                 if not self._stop_now:
                     await self._drain()
             await self._stop_workers(gently=not self._stop_now)
@@ -186,26 +195,103 @@ class Supervisor:
 
     async def _boot(self) -> bool:
         """Spawn the workers and wait until each is ready. False: one is not; `error` says why."""
-        for shard in self._inboxes:
+        try:
+            await self.spawn(list(self._inboxes))
+        except HandlerError as error:
+            self.error = error
+            return False
+        return not self._stop_now
+
+    async def spawn(self, shards: list[int]) -> None:
+        """Start the workers of these shards and wait until they are ready and active. Raises HandlerError."""
+        for shard in shards:
             self._workers[shard] = WorkerProcess(
                 self._loop, self.config.name, shard, self._handler, batch_rows=self.config.batch_rows,
-                spin_us=self.config.spin_us, on_report=self._on_report, on_exit=self._on_exit)
+                spin_us=self.config.spin_us, state_file=self.config.state_file, on_report=self._on_report,
+                on_exit=self._on_exit)
+        workers = [self._workers[shard] for shard in shards]
         deadline = time.monotonic() + self.config.boot_timeout
-        while not self._stop_now and not all(worker.ready for worker in self._workers.values()):
-            ended = [worker for worker in self._workers.values() if not worker.alive]
+        while not self._stop_now and not all(worker.ready for worker in workers):
+            ended = [worker for worker in workers if not worker.alive]
             if ended:
                 reason = ended[0].failure or ended[0].how_it_ended()
-                self.error = HandlerError(f"shard {ended[0].shard} cannot start: {reason}")
-                return False
+                raise HandlerError(f"shard {ended[0].shard} cannot start: {reason}")
             if time.monotonic() > deadline:
-                slow = [worker for worker in self._workers.values() if not worker.ready]
-                self.error = HandlerError(f"shard {slow[0].shard} (pid {slow[0].pid}) was not ready within boot_timeout="
-                                          f"{self.config.boot_timeout:g} s; its handler may hang in import or in open()")
-                return False
+                slow = [worker for worker in workers if not worker.ready]
+                raise HandlerError(f"shard {slow[0].shard} (pid {slow[0].pid}) was not ready within boot_timeout="
+                                   f"{self.config.boot_timeout:g} s; its handler may hang in import or in open()")
             await self._wait_for_change(min(TICK, max(0.0, deadline - time.monotonic())))
-        for shard in self._inboxes:
-            self.control.set_shard_state(shard, "active")
-        return not self._stop_now
+        for shard in shards:
+            if self._workers[shard].alive:
+                self.control.set_shard_state(shard, "active")
+
+    def _give_orders(self, shard: int) -> None:
+        inbox = self._inboxes.get(shard)
+        if inbox is not None:
+            lib.sm_give_orders(self.control.address, shard, inbox.address)
+
+    # ---- shards that come and go (see commands.py for who asks) --------------------------------------------------------------
+
+    def shards_in(self, *states: str) -> list[int]:
+        return [shard for shard in self.control.known_shards() if self.control.shard_state(shard) in states]
+
+    def create_shard(self) -> int:
+        """A new shard with the lowest free number, provisioning, without slots. Raises ConfigError, OutOfMemory."""
+        known = set(self.control.known_shards())
+        free = [shard for shard in range(self.control.max_shards) if shard not in known]
+        if not free:
+            raise ConfigError(f"engine {self.config.name!r} has room for {self.control.max_shards} shards (max_shards) and has "
+                              f"{len(known)}")
+        shard, address = free[0], self.control.address
+        generation = self.control.view_shard(shard).generation + 1
+        self._inboxes[shard] = Inbox.create(self.control, shard, generation)
+        lib.sm_set_shard_generation(address, shard, generation)
+        lib.sm_set_shard_weight(address, shard, 1000)
+        self.control.set_shard_state(shard, "provisioning")
+        return shard
+
+    def abandon_shard(self, shard: int) -> None:
+        """A new shard whose worker did not get ready: nothing was ever sent to it."""
+        worker, inbox = self._workers.pop(shard, None), self._inboxes.pop(shard)
+        if worker is not None and worker.alive:
+            worker.kill()
+        inbox.segment.unlink()
+        self._observer.forget(shard)
+        inbox.close()
+        lib.sm_retire(self.control.address, shard, inbox.generation, 0, 0, 0, 0)
+        self.control.set_shard_state(shard, "none")
+
+    def status(self) -> dict[str, Any]:
+        return self._observer.status()
+
+    def moving_at(self, shard: int) -> bool:
+        """Whether a slot is on its way to or from this shard."""
+        return any(shard in (handoff["from"], handoff["to"]) for handoff in self.status()["handoffs"])
+
+    async def pause(self) -> None:
+        await asyncio.sleep(DRAIN_POLL)
+
+    async def remove_shard(self, shard: int) -> None:
+        """A draining shard without slots: wait for its lanes, stop its worker, count it, remove its inbox."""
+        await self.handoffs.settle_marks()  # keyless events that saw it active are in its lanes now
+        inbox = self._inboxes[shard]
+        while any(lane.in_flight for lane in inbox.lanes() if not lane.broken):
+            if self.control.shard_state(shard) == "failed":
+                raise HandlerError(f"shard {shard} failed while it was being drained: {self.control.shard_error(shard)}")
+            await asyncio.sleep(DRAIN_POLL)
+        self.control.set_shard_state(shard, "stopped")
+        inbox.wake()
+        while self._workers[shard].alive:
+            await asyncio.sleep(DRAIN_POLL)
+        lanes = inbox.lanes()
+        lib.sm_retire(self.control.address, shard, inbox.generation, sum(lane.accepted for lane in lanes),
+                      sum(lane.handled for lane in lanes), sum(lane.quarantined for lane in lanes),
+                      sum(lane.shed for lane in lanes))
+        inbox.segment.unlink()
+        self._observer.forget(shard)
+        del self._inboxes[shard], self._workers[shard]
+        inbox.close()
+        self.control.set_shard_state(shard, "none")
 
     async def _watch(self) -> None:
         while not self._stop_requested:
@@ -224,6 +310,7 @@ class Supervisor:
 
     def _on_report(self, worker: WorkerProcess, report: dict[str, Any]) -> None:
         self._changed.set()
+        self.handoffs.news()
 
     def _on_exit(self, worker: WorkerProcess) -> None:
         self._changed.set()
@@ -243,17 +330,10 @@ class Supervisor:
 
     async def _drain(self) -> None:
         """Refuse new events, wait for the sends in progress, then for empty lanes."""
+        # E1/E2: a producer that saw "running" had its mark odd by then, and it changes once that send is over.
         self.control.set_state("draining")
         started = time.monotonic()
-        marks = self.control.marks()
-        while not self._stop_now:
-            # E1/E2: a producer that saw "running" had its mark odd by then, and it changes once that send is over.
-            now = self.control.marks()
-            inside = [seat for seat in range(len(marks)) if marks[seat] & 1 and now[seat] == marks[seat]
-                      and self.control.seat_alive(seat)]
-            if not inside:
-                break
-            await self._wait_for_change(DRAIN_POLL)
+        await self.handoffs.settle_marks()
         limit = self.config.drain_timeout
         while not self._stop_now:
             in_flight = self._observer.in_flight()

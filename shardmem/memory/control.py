@@ -73,8 +73,15 @@ class Control:
                               f"max_shards={max_shards} (1 to {lib.SM_MAX_SHARDS}), max_producers={max_producers} (1 to "
                               f"{lib.SM_MAX_PRODUCERS}), lane_bytes={lane_bytes} (a power of two from {PAGE} to 2 GiB), "
                               f"row of {geometry.row_bytes} bytes (half a lane holds at least one)")
-        segment = Segment.create(control_name(engine), geometry.control_bytes, geometry.control_bytes,
-                                 f"the control segment of engine {engine!r}")
+        what = f"the control segment of engine {engine!r}"
+        segment = Segment.create(control_name(engine), geometry.control_bytes, PAGE, what)
+        try:
+            for offset, length in _ranges(geometry):
+                segment.reserve(offset, length, what)
+        except BaseException:
+            segment.unlink()
+            segment.close()
+            raise
         lib.sm_control_format(segment.address, geometry)
         return cls(segment, geometry)
 
@@ -204,6 +211,12 @@ class Control:
         if status == lib.SM_UNREADY:
             raise NotRunning(f"{name} is not formatted yet")
         raise SegmentCorrupt(f"{name} is not the inbox of shard {shard}, generation {generation}, of this engine")
+
+
+def _ranges(geometry: Any) -> list[tuple[int, int]]:
+    """(offset, length) of what an engine of this geometry uses of its control segment; the rest is never touched."""
+    offsets, lengths = ffi.new("uint64_t[8]"), ffi.new("uint64_t[8]")
+    return [(offsets[i], lengths[i]) for i in range(lib.sm_control_ranges(geometry, offsets, lengths))]
 
 
 class Inbox:

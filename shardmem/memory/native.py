@@ -14,6 +14,7 @@ DECODE_PAIRS, DECODE_KEYS, DECODE_PAYLOADS = 0, 1, 2
 ENGINE_STATES = ("starting", "running", "draining", "stopped")
 SHARD_STATES = ("none", "provisioning", "active", "draining", "stopped", "failed")
 PHASES = ("none", "booting", "ready", "stopped", "failed")
+MOVE_PHASES = ("none", "rerouting", "draining", "releasing")
 REASONS = ("full", "timeout", "sampled", "stopped")
 
 
@@ -27,5 +28,5 @@ def arm_point(name: str, passes: int, signal_number: int) -> None:
     lib.sm_point_arm(points()[name], passes, signal_number)
 
 
-__all__ = ["DECODE_KEYS", "DECODE_PAIRS", "DECODE_PAYLOADS", "ENGINE_STATES", "PHASES", "REASONS", "SHARD_STATES",
+__all__ = ["DECODE_KEYS", "DECODE_PAIRS", "DECODE_PAYLOADS", "ENGINE_STATES", "MOVE_PHASES", "PHASES", "REASONS", "SHARD_STATES",
            "Pusher", "arm_point", "decode", "ffi", "lib", "points"]

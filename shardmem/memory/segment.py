@@ -14,7 +14,6 @@ import os
 import sys
 import threading
 from multiprocessing import shared_memory
-from typing import Any
 
 from shardmem.errors import NotRunning, OutOfMemory, SegmentError
 from shardmem.memory.native import ffi
@@ -72,9 +71,11 @@ class Segment:
         self._memory: _SharedMemory | None = memory
         self.name = memory.name
         self.size = memory.size
-        self._pin: Any = ffi.from_buffer(memory.buf)
-        self.address = ffi.cast("void *", self._pin)
-        self._pid = os.getpid()
+        # The address alone: a buffer export that is kept would be cleared by the cycle collector in any order, and the
+        # interpreter crashed on a memoryview that went before it.
+        pin = ffi.from_buffer(memory.buf)
+        self.address = ffi.cast("void *", int(ffi.cast("uintptr_t", pin)))
+        ffi.release(pin)
 
     @classmethod
     def create(cls, name: str, size: int, reserve: int, what: str) -> Segment:
@@ -149,7 +150,6 @@ class Segment:
         memory, self._memory = self._memory, None
         if memory is None:
             return
-        ffi.release(self._pin)
         self.address = ffi.NULL
         memory.close()
 

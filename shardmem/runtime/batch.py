@@ -259,6 +259,14 @@ class Batch:
                                f"batch.copy(), or .copy() of the array")
 
 
+def slot_of(key: int | str | bytes, slots: int) -> int:
+    """The slot of one key, as producers and workers compute it."""
+    if isinstance(key, (int, np.integer)):
+        return lib.sm_hash_int(int(key) & (1 << 64) - 1) & (slots - 1)
+    encoded = key.encode("utf-8", "surrogateescape") if isinstance(key, str) else bytes(key)
+    return lib.sm_hash_bytes(encoded, len(encoded)) & (slots - 1)
+
+
 class Scratch:
     """Memory for gathering, kept between batches of one worker."""
 

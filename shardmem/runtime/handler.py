@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from shardmem.errors import ConfigError, HandlerError
-from shardmem.runtime.batch import Batch
+from shardmem.runtime.batch import Batch, slot_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class Context:
     incarnation: int
     slots: int
     log: logging.Logger
+
+    def slot(self, key: int | str | bytes) -> int:
+        """The slot of a key, as the engine sees it: what snapshot, restore and drop are asked about."""
+        return slot_of(key, self.slots)
 
 
 class Handler:
@@ -43,6 +47,13 @@ class Handler:
 
     def close(self) -> None:
         """After the last batch, when the worker ends in good order."""
+
+    # A handler that keeps state per key defines snapshot and restore as well; then the state of a slot goes where the
+    # slot goes. `Context.slot(key)` tells the slot of a key.
+    #
+    #     def snapshot(self, slot: int) -> bytes: ...      the state of this slot's keys; changes nothing
+    #     def restore(self, slot: int, state: bytes): ...  before the first event of the slot is handled here
+    #     def drop(self, slot: int): ...                   the slot is somebody else's now
 
 
 class _Function(Handler):
@@ -135,6 +146,11 @@ def _main_of_this_process() -> dict[str, Any]:
     wanted = ("sys_path", "sys_argv", "dir", "orig_dir", "init_main_from_name", "init_main_from_path")
     data = spawn.get_preparation_data("shardmem")
     return {key: data[key] for key in wanted if data.get(key) is not None}
+
+
+def is_stateful(handler: Any) -> bool:
+    """Whether the state of its slots has to travel."""
+    return callable(getattr(handler, "snapshot", None)) and callable(getattr(handler, "restore", None))
 
 
 def optional(handler: Handler, method: str) -> Callable[..., Any]:

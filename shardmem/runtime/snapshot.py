@@ -8,7 +8,7 @@ import numpy as np
 
 from shardmem.errors import NotRunning
 from shardmem.memory.control import Control, Inbox, refused_by_reason
-from shardmem.memory.native import PHASES, ffi, lib
+from shardmem.memory.native import MOVE_PHASES, PHASES, ffi, lib
 from shardmem.memory.control import name_of
 
 _FLOORS = [lib.sm_histogram_floor_ns(bucket) for bucket in range(lib.SM_HISTOGRAM)]
@@ -46,6 +46,11 @@ class Observer:
                 return None
         return found
 
+    def forget(self, shard: int) -> None:
+        """The shard's inbox has been removed."""
+        for key in [key for key in self._inboxes if key[0] == shard]:
+            self._inboxes.pop(key).close()
+
     def in_flight(self) -> dict[int, int]:
         """Accepted and not yet handled events of each shard, in lanes that its worker still reads."""
         found = {}
@@ -80,6 +85,8 @@ class Observer:
                               "blocked_count": seat_view.blocked_count})
         accepted = sum(shard["accepted"] for shard in shards)
         shed = sum(shard["shed"] for shard in shards)
+        retired = self._retired()
+        accepted, shed = accepted + retired[0], shed + retired[3]
         return {
             "engine": {"name": control.engine, "state": control.state, "slots": control.slots,
                        "schema": control.schema.describe(), "lane_bytes": control.lane_bytes,
@@ -88,20 +95,40 @@ class Observer:
                            "uptime_s": max(0.0, (lib.sm_now_ns() - view.started_ns) / 1e9) if view.started_ns else 0.0},
             "shards": shards,
             "producers": producers,
+            "handoffs": self._handoffs(),
             "accounting": {
                 "offered": accepted + sum(refused.values()),
                 "accepted": accepted,
                 "refused": refused,
-                "handled": sum(shard["handled"] for shard in shards),
-                "quarantined": sum(shard["quarantined"] for shard in shards),
+                "handled": sum(shard["handled"] for shard in shards) + retired[1],
+                "quarantined": sum(shard["quarantined"] for shard in shards) + retired[2],
                 "shed": {"oldest": shed} if shed else {},
                 "in_flight": sum(shard["in_flight"] for shard in shards),
             },
         }
 
+    def _retired(self) -> tuple[int, int, int, int]:
+        """Accepted, handled, quarantined and shed in inboxes that are gone, of all shards that ever were."""
+        views = [self.control.view_shard(shard) for shard in range(self.control.max_shards)]
+        return (sum(view.retired_accepted for view in views), sum(view.retired_handled for view in views),
+                sum(view.retired_quarantined for view in views), sum(view.retired_shed for view in views))
+
+    def _handoffs(self) -> list[dict[str, Any]]:
+        """Slots in motion: where from and to, in which phase, for how long, and whether that is late."""
+        control, view, now = self.control, ffi.new("sm_move_view *"), lib.sm_now_ns()
+        slots = np.empty(control.slots, "u4")
+        count = lib.sm_view_moving(control.address, control.geometry, ffi.cast("uint32_t *", slots.ctypes.data), control.slots)
+        found = []
+        for slot in slots[:count].tolist():
+            lib.sm_view_move(control.address, slot, view)
+            if view.phase:
+                found.append({"slot": slot, "from": view.source, "to": view.target, "phase": MOVE_PHASES[view.phase],
+                              "age_s": (now - view.since_ns) / 1e9, "late": now > view.deadline_ns})
+        return found
+
     def _shard(self, shard: int, slots: int, elapsed: float, last: tuple[int, int] | None) -> tuple[dict[str, Any], list]:
         control, view = self.control, self.control.view_shard(shard)
-        inbox = self.inbox(shard, view.generation)
+        inbox = self.inbox(shard, view.generation) if view.generation > view.retired_generation else None
         lanes = inbox.lanes() if inbox else []
         handled = sum(lane.handled for lane in lanes)
         now = lib.sm_now_ns()

@@ -20,10 +20,11 @@ from shardmem.memory import lease
 from shardmem.memory.control import Control
 from shardmem.memory.native import ENGINE_STATES, SHARD_STATES, ffi, lib
 from shardmem.runtime.batch import Batch, Scratch
-from shardmem.runtime.handler import Context, HandlerRef, optional
+from shardmem.runtime.handler import Context, HandlerRef, is_stateful, optional
+from shardmem.runtime.moves import Moves
+from shardmem.runtime.state import StateStore
 
 EXIT_STOPPED, EXIT_FAILED, EXIT_BOOT = 0, 1, 3
-PARK_NS = 100_000_000  # the longest sleep: signals and orders are looked at in between
 
 log = logging.getLogger("shardmem.worker")
 
@@ -67,12 +68,13 @@ class Worker:
         return (self.stop_now or orders & 0xff == ENGINE_STATES.index("stopped")
                 or orders >> 8 == SHARD_STATES.index("stopped"))
 
-    def run(self, handle: Any) -> None:
+    def run(self, handle: Any, moves: Moves) -> None:
         """Until told to stop. Raises HandlerError, with the event, when the handler fails."""
         next_batch, commit, reader, batch, spin = lib.sm_next, lib.sm_commit, self._reader, self._batch, self._spin_ns
         schema, slots, shard, scratch = self.control.schema, self.control.slots, self.shard, self._scratch
         while not self.ordered_to_stop():
-            status = next_batch(reader, spin, PARK_NS, batch)
+            moves.step(idle=not batch.rows)
+            status = next_batch(reader, spin, moves.patience_ns, batch)
             if status == lib.SM_CORRUPT:
                 self._report_lane(batch.broken_seat)
             if not batch.rows:
@@ -143,19 +145,22 @@ def main() -> int:
         worker = Worker(Control.attach(orders["engine"]), orders["shard"], batch_rows=orders["batch_rows"],
                         spin_us=orders["spin_us"])
         handler = HandlerRef(**orders["handler"]).load()
+        store = StateStore(orders["state_file"]) if is_stateful(handler) else None
         optional(handler, "open")(Context(orders["engine"], orders["shard"], worker.incarnation, worker.control.slots,
                        logging.getLogger(f"shardmem.handler.{orders['shard']}")))
     except Exception as error:
         return _boot_failure(worker, reports, error)
+
+    moves = Moves(worker.control, worker.shard, worker._reader, handler, store, reports.say)
 
     def finish(*_: Any) -> None:
         worker.stop_now = True
 
     signal.signal(signal.SIGTERM, finish)
     worker.set_phase("ready")
-    reports.say(ready=True, pid=os.getpid(), at=time.monotonic_ns())
+    reports.say(ready=True, pid=os.getpid(), at=time.monotonic_ns(), stateful=is_stateful(handler))
     try:
-        worker.run(handler.handle)
+        worker.run(handler.handle, moves)
         optional(handler, "close")()
     except Exception as error:
         text = str(error) if isinstance(error, (HandlerError, BatchEscaped)) else f"{type(error).__name__}: {error}"

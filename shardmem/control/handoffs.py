@@ -1,0 +1,231 @@
+"""Carries out handoffs on shared memory: reroute, drain, release.
+
+    begin ──▶ rerouting ──marks settled──▶ draining ──source has none left──▶ releasing ──target restored──▶ done
+
+Every phase is in the handoff table, so a supervisor that takes over can go on with it. A handoff always runs forward; one
+that is late says whom it waits for. Slots of one round go through the phases one by one, as fast as each can.
+"""
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterable
+
+import numpy as np
+
+from shardmem.memory.control import Control
+from shardmem.memory.native import MOVE_PHASES, ffi, lib
+
+POLL = 0.02       # reports come over the workers' pipes; this is for workers that have none of ours
+REROUTE_LIMIT = 1.0
+DRAIN_LIMIT = 10.0
+RELEASE_LIMIT = 10.0
+
+log = logging.getLogger("shardmem.handoff")
+
+
+@dataclass(frozen=True)
+class Move:
+    """One slot from one shard to another."""
+
+    slot: int
+    source: int
+    target: int
+
+
+@dataclass
+class Round:
+    """What became of some moves that were begun together. Seconds."""
+
+    moves: list[Move]
+    reroute_s: float = 0.0
+    drain_s: float = 0.0    # until the last slot was drained
+    release_s: float = 0.0  # from then until the last was released
+    late: list[str] = field(default_factory=list)
+
+    def describe(self) -> dict[str, Any]:
+        return {"moved": [{"slot": move.slot, "from": move.source, "to": move.target} for move in self.moves],
+                "seconds": {"reroute": round(self.reroute_s, 6), "drain": round(self.drain_s, 6),
+                            "release": round(self.release_s, 6)}, "late": self.late}
+
+
+class Handoffs:
+    """All handoffs of one engine. `changed` is awaited between looks; the supervisor sets it when a worker reports."""
+
+    def __init__(self, control: Control, wake: Callable[[int], Any], stateful: Callable[[], bool]) -> None:
+        self._control, self._wake, self._stateful = control, wake, stateful
+        self._holds: dict[int, int] = {}
+        self._moving: set[int] = set()
+        self._news: set[asyncio.Event] = set()
+
+    @property
+    def moving(self) -> frozenset[int]:
+        """Slots in motion; none of them can be moved again before it has arrived."""
+        return frozenset(self._moving)
+
+    def news(self) -> None:
+        """A worker has said something: look again."""
+        for event in self._news:
+            event.set()
+
+    async def settle_marks(self, waiting: Callable[[str], None] = lambda text: None) -> None:
+        """Until every send that was in progress is over, or its process is dead."""
+        control = self._control
+        before = control.marks()
+        odd = [seat for seat in range(len(before)) if before[seat] & 1]
+        while odd:
+            now = control.marks()
+            odd = [seat for seat in odd if now[seat] == before[seat] and control.seat_alive(seat)]
+            if odd:
+                waiting(f"producer {odd[0]} (pid {control.view_seat(odd[0]).pid}) is inside a send")
+                await asyncio.sleep(0.0005)
+
+    async def run(self, moves: Iterable[Move]) -> Round:
+        """Move the slots. Slots that are there already are left out; one already in motion is a ValueError."""
+        control = self._control
+        owners, _ = control.slot_table()
+        moves = [move for move in moves if move.source != move.target and owners[move.slot] == move.source]
+        done = Round(moves)
+        twice = self._moving & {move.slot for move in moves}
+        if twice:
+            raise ValueError(f"slot {min(twice)} is in motion; wait until it has arrived")
+        if not moves:
+            return done
+        self._moving |= {move.slot for move in moves}
+        event = asyncio.Event()
+        self._news.add(event)
+        try:
+            await self._run(done, event)
+        finally:
+            self._news.discard(event)
+            self._moving -= {move.slot for move in moves}
+        return done
+
+    async def _run(self, done: Round, event: asyncio.Event) -> None:
+        address, started = self._control.address, time.monotonic()
+        for target, count in _counted(done.moves).items():
+            self._hold(target, count)  # before the first row can come: a target looks at holds only if it has some
+        numbers = {move.slot: lib.sm_move_begin(address, move.slot, move.source, move.target, _deadline(REROUTE_LIMIT))
+                   for move in done.moves}
+        late = _Late(done, REROUTE_LIMIT)
+        await self.settle_marks(late.waiting_for)
+        for move in done.moves:
+            lib.sm_move_phase(address, move.slot, lib.SM_MOVE_DRAINING, _deadline(DRAIN_LIMIT))
+        rerouted = time.monotonic()
+        for source in {move.source for move in done.moves}:
+            self._wake(source)
+        done.reroute_s = rerouted - started
+        late, view = _Late(done, DRAIN_LIMIT), ffi.new("sm_move_view *")
+        draining, releasing = {move.slot: move for move in done.moves}, {}
+        drained = rerouted
+        while draining or releasing:
+            event.clear()
+            arrived: list[Move] = []
+            for move in list(draining.values()):
+                lib.sm_view_move(address, move.slot, view)
+                if view.drained == numbers[move.slot]:
+                    del draining[move.slot]
+                    if self._stateful():
+                        lib.sm_move_phase(address, move.slot, lib.SM_MOVE_RELEASING, _deadline(RELEASE_LIMIT))
+                        releasing[move.slot] = move
+                    else:
+                        arrived.append(move)
+                    drained = time.monotonic()
+            for target in {move.target for move in releasing.values()}:
+                self._wake(target)
+            for move in list(releasing.values()):
+                lib.sm_view_move(address, move.slot, view)
+                if view.restored == numbers[move.slot]:
+                    del releasing[move.slot]
+                    arrived.append(move)
+            self._release(arrived)
+            if draining or releasing:
+                some = next(iter((draining or releasing).values()))
+                late.waiting_for(f"shard {some.source} has not drained slot {some.slot}" if draining else
+                                 f"shard {some.target} has not restored slot {some.slot}")
+                try:
+                    await asyncio.wait_for(event.wait(), POLL)
+                except asyncio.TimeoutError:
+                    pass
+        done.drain_s, done.release_s = drained - rerouted, time.monotonic() - drained
+
+    def _release(self, arrived: list[Move]) -> None:
+        for move in arrived:
+            lib.sm_move_phase(self._control.address, move.slot, lib.SM_MOVE_NONE, 0)
+        for target, count in _counted(arrived).items():
+            self._hold(target, -count)
+            self._wake(target)
+
+    def _hold(self, shard: int, change: int) -> None:
+        self._holds[shard] = self._holds.get(shard, 0) + change
+        lib.sm_set_holds(self._control.address, shard, self._holds[shard])
+
+    async def finish_what_was_begun(self) -> None:
+        """Handoffs that an earlier supervisor left in some phase: taken up there, and run forward."""
+        control, view = self._control, ffi.new("sm_move_view *")
+        slots = np.empty(control.slots, "u4")
+        count = lib.sm_view_moving(control.address, control.geometry, ffi.cast("uint32_t *", slots.ctypes.data), control.slots)
+        left = []
+        for slot in slots[:count].tolist():
+            lib.sm_view_move(control.address, slot, view)
+            left.append((Move(slot, view.source, view.target), MOVE_PHASES[view.phase], view.number))
+        if not left:
+            return
+        log.info("taking up %d handoffs of an earlier supervisor", len(left))
+        for target, held in _counted([move for move, _, _ in left]).items():
+            self._hold(target, held)
+        for move, phase, _ in left:
+            if phase == "rerouting":  # the slot word may not have been stored, or the marks not waited for
+                lib.sm_set_slot(control.address, move.slot, move.target)
+        await self.settle_marks()
+        for move, phase, _ in left:
+            if phase == "rerouting":
+                lib.sm_move_phase(control.address, move.slot, lib.SM_MOVE_DRAINING, _deadline(DRAIN_LIMIT))
+        waiting = {move.slot: (move, number) for move, _, number in left}
+        event = asyncio.Event()
+        self._news.add(event)
+        while waiting:
+            event.clear()
+            arrived = []
+            for slot, (move, number) in list(waiting.items()):
+                lib.sm_view_move(control.address, slot, view)
+                phase = MOVE_PHASES[view.phase]
+                if phase == "draining" and view.drained == number and self._stateful():
+                    lib.sm_move_phase(control.address, slot, lib.SM_MOVE_RELEASING, _deadline(RELEASE_LIMIT))
+                elif (phase == "draining" and view.drained == number) or (phase == "releasing" and view.restored == number):
+                    del waiting[slot]
+                    arrived.append(move)
+            self._release(arrived)
+            for shard in {shard for move, _ in waiting.values() for shard in (move.source, move.target)}:
+                self._wake(shard)
+            try:
+                await asyncio.wait_for(event.wait(), POLL)
+            except asyncio.TimeoutError:
+                pass
+        self._news.discard(event)
+
+
+class _Late:
+    """Says once whom a phase waits for when it has taken longer than its limit."""
+
+    def __init__(self, done: Round, limit: float) -> None:
+        self._done, self._at = done, time.monotonic() + limit
+
+    def waiting_for(self, text: str) -> None:
+        if time.monotonic() > self._at:
+            self._at = float("inf")
+            self._done.late.append(text)
+            log.warning("a handoff of %d slots is late: %s", len(self._done.moves), text)
+
+
+def _counted(moves: Iterable[Move]) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for move in moves:
+        counts[move.target] = counts.get(move.target, 0) + 1
+    return counts
+
+
+def _deadline(seconds: float) -> int:
+    return lib.sm_now_ns() + int(seconds * 1e9)
