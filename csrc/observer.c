@@ -159,6 +159,21 @@ uint32_t sm_view_moving(const void *control, const sm_geometry *g, uint32_t *slo
     return n;
 }
 
+uint32_t sm_view_board(const void *control, char *text)
+{
+    const sm_board *b = sm_board_at(control);
+    uint64_t count = atomic_load_explicit(&b->board_count, memory_order_seq_cst), again; /* B2: pairs with B1 */
+    uint32_t bytes;
+    do {
+        again = count;
+        bytes = GET(b->board_bytes[count & 1]);
+        bytes = count && bytes <= SM_BOARD_BYTES ? bytes : 0;
+        memcpy(text, b->text[count & 1], bytes);
+        count = atomic_load_explicit(&b->board_count, memory_order_seq_cst);
+    } while (count != again);
+    return bytes;
+}
+
 void sm_view_rows(const void *control, const sm_geometry *g, uint64_t *rows)
 {
     for (uint32_t s = 0; s < g->slots; s++)

@@ -197,6 +197,7 @@ class Engine:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
+        self._reports.close()
         if code < 0:
             self._clean_up()
         self._forget_memory()
@@ -261,6 +262,9 @@ class _ReportReader:
                 line = self._file.readline()
                 return json.loads(line) if line else None
         return None
+
+    def close(self) -> None:
+        self._file.close()
 
     def last(self) -> dict[str, Any] | None:
         """The last report of all: reads until the supervisor has ended."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from shardmem.memory.control import Control
 from shardmem.memory.native import MOVE_PHASES, ffi, lib
+from shardmem.policy import Move
 
 POLL = 0.02       # reports come over the workers' pipes; this is for workers that have none of ours
 REROUTE_LIMIT = 1.0
@@ -24,15 +25,6 @@ DRAIN_LIMIT = 10.0
 RELEASE_LIMIT = 10.0
 
 log = logging.getLogger("shardmem.handoff")
-
-
-@dataclass(frozen=True)
-class Move:
-    """One slot from one shard to another."""
-
-    slot: int
-    source: int
-    target: int
 
 
 @dataclass

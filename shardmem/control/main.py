@@ -30,6 +30,7 @@ def main() -> int:
 
 
 async def _run(orders: dict[str, Any], reports: Reports) -> int:
+    sys.path += [entry for entry in orders["handler"]["main"].get("sys_path", []) if entry not in sys.path]
     schema = Schema.from_json(orders["schema"])
     config = Config.of(handler=orders["handler"]["name"], dtype=schema.dtype, key=schema.key, **orders["settings"])
     supervisor = Supervisor(config, HandlerRef(**orders["handler"]), keep_unfinished=orders["keep_unfinished"],

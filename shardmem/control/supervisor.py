@@ -8,6 +8,7 @@ One event loop, no threads. The data path never waits for it: it only writes wor
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -17,14 +18,16 @@ from typing import Any, Callable
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, LayoutMismatch, NotRunning, SegmentCorrupt, ShardmemError
 from shardmem.control.api import Api
-from shardmem.control.commands import commands_of
+from shardmem.control.chosen import policy_of, strategy_of
+from shardmem.control.commands import Commands
 from shardmem.control.handoffs import Handoffs
+from shardmem.control.pilot import Pilot
 from shardmem.control.process import WorkerProcess
 from shardmem.memory import lease
 from shardmem.memory.control import Control, Inbox
 from shardmem.memory.native import lib
 from shardmem.memory.segment import control_name, path_of
-from shardmem.policy.placement import first_table
+from shardmem.policy import DecisionKind, first_table
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.snapshot import Observer
 from shardmem.runtime.worker import EXIT_BOOT
@@ -49,7 +52,8 @@ class Supervisor:
         self.error: ShardmemError | None = None
         self._workers: dict[int, WorkerProcess] = {}
         self._inboxes: dict[int, Inbox] = {}
-        self._busy = asyncio.Lock()  # scale, drain and rebalance, one at a time
+        self.busy = asyncio.Lock()  # scale, drain and rebalance, one at a time
+        self.pilot: Any = None  # from the moment that all workers are ready
         self._changed = asyncio.Event()
         self._stop_requested = self._stop_now = False
 
@@ -71,11 +75,13 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._loop.add_signal_handler(number, self._on_signal, number)
         self.handoffs = Handoffs(self.control, self._give_orders, lambda: any(w.stateful for w in self._workers.values()))
-        api = Api(self.config.name, commands_of(self))
+        self.commands = Commands(self)
+        api = Api(self.config.name, self.commands.by_name())
         try:
             booted = await self._boot()
             if booted and not self._stop_now:
                 await self.handoffs.finish_what_was_begun()
+                self.pilot = Pilot(self.control, self._observer, self._policy, self._strategy, self.shards_in("active"))
                 await api.start()
                 self.control.set_state("running")
                 log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)
@@ -106,6 +112,7 @@ class Supervisor:
         lib.sm_supervisor_enter(self.control.address, os.getpid(), lib.sm_now_ns())
         self._observer = Observer(self.control)
         try:
+            self._policy, self._strategy = policy_of(self.config), strategy_of(self.config)
             if not fresh:
                 self._check_fit()
             self._complete_shards()
@@ -224,6 +231,8 @@ class Supervisor:
         for shard in shards:
             if self._workers[shard].alive:
                 self.control.set_shard_state(shard, "active")
+                if self.pilot is not None:
+                    self.pilot.mapper.activate(shard, time.monotonic())
 
     def _give_orders(self, shard: int) -> None:
         inbox = self._inboxes.get(shard)
@@ -235,20 +244,35 @@ class Supervisor:
     def shards_in(self, *states: str) -> list[int]:
         return [shard for shard in self.control.known_shards() if self.control.shard_state(shard) in states]
 
-    def create_shard(self) -> int:
-        """A new shard with the lowest free number, provisioning, without slots. Raises ConfigError, OutOfMemory."""
-        known = set(self.control.known_shards())
-        free = [shard for shard in range(self.control.max_shards) if shard not in known]
-        if not free:
-            raise ConfigError(f"engine {self.config.name!r} has room for {self.control.max_shards} shards (max_shards) and has "
-                              f"{len(known)}")
-        shard, address = free[0], self.control.address
-        generation = self.control.view_shard(shard).generation + 1
-        self._inboxes[shard] = Inbox.create(self.control, shard, generation)
-        lib.sm_set_shard_generation(address, shard, generation)
-        lib.sm_set_shard_weight(address, shard, 1000)
-        self.control.set_shard_state(shard, "provisioning")
-        return shard
+    def create_shards(self, count: int) -> list[int]:
+        """New shards, provisioning, without slots; ids are the lowest free. Raises ScalingError, OutOfMemory: then none."""
+        address, now = self.control.address, time.monotonic()
+        added = self.pilot.mapper.scale_up_provisioning_force(count, now)
+        made = []
+        try:
+            for shard in added:
+                generation = self.control.view_shard(shard).generation + 1
+                self._inboxes[shard] = Inbox.create(self.control, shard, generation)
+                made.append(shard)
+                lib.sm_set_shard_generation(address, shard, generation)
+                lib.sm_set_shard_weight(address, shard, 1000)
+                self.control.set_shard_state(shard, "provisioning")
+        except BaseException:
+            for shard in made:
+                self.abandon_shard(shard)
+            for shard in added[len(made):]:
+                self._forget_shard(shard)
+            raise
+        return added
+
+    def _forget_shard(self, shard: int) -> None:
+        mapper, now = self.pilot.mapper, time.monotonic()
+        if mapper.shard_state(shard) == "provisioning":
+            mapper.abandon(shard, now)
+        else:
+            mapper.finalize_draining({shard: 0}, now)
+        mapper.remove_specific_stopped_shard(shard)
+        self.pilot.sampler.forget(shard)
 
     def abandon_shard(self, shard: int) -> None:
         """A new shard whose worker did not get ready: nothing was ever sent to it."""
@@ -260,6 +284,7 @@ class Supervisor:
         inbox.close()
         lib.sm_retire(self.control.address, shard, inbox.generation, 0, 0, 0, 0)
         self.control.set_shard_state(shard, "none")
+        self._forget_shard(shard)
 
     def status(self) -> dict[str, Any]:
         return self._observer.status()
@@ -292,11 +317,31 @@ class Supervisor:
         del self._inboxes[shard], self._workers[shard]
         inbox.close()
         self.control.set_shard_state(shard, "none")
+        self._forget_shard(shard)
 
     async def _watch(self) -> None:
+        following: asyncio.Task | None = None
+        due = 0.0
         while not self._stop_requested:
-            lib.sm_supervisor_beat(self.control.address, lib.sm_now_ns())
-            await self._wait_for_change(TICK)
+            now = time.monotonic()
+            if now >= due:
+                due = now + TICK
+                lib.sm_supervisor_beat(self.control.address, lib.sm_now_ns())
+                decision, moves = self.pilot.tick(self.handoffs.moving)
+                if self.config.elastic and (following is None or following.done()):
+                    if following is not None and following.exception() is not None:
+                        log.error("the policy's last decision failed: %s", following.exception())
+                        following = None
+                    if decision.kind is not DecisionKind.NONE or (moves and self.pilot.following):
+                        if decision.kind is not DecisionKind.NONE:
+                            log.info("%s %s: %s", decision.kind, decision.count or "", decision.reason)
+                        following = asyncio.create_task(self.commands.follow(decision, moves))
+                text = json.dumps(self.pilot.describe()).encode()
+                if len(text) <= lib.SM_BOARD_BYTES:
+                    lib.sm_post(self.control.address, text, len(text))
+            await self._wait_for_change(max(0.0, due - time.monotonic()))
+        if following is not None and not following.done():  # a handoff runs forward; it does not take long
+            await asyncio.wait([following], timeout=STOP_GRACE)
 
     async def _wait_for_change(self, timeout: float) -> None:
         try:

@@ -1,1 +1,28 @@
-"""Decisions: values in, values out. No clock, no I/O, no processes, no randomness."""
+"""Decisions: values in, values out. No clock, no I/O, no processes, no randomness.
+
+Times are given, in seconds of any clock that never goes back. So the same code runs in production, in tests that try
+everything, and in a simulation with thousands of shards.
+
+    signals    samples of shards, averaged over time
+    scaling    the policy, its decisions and refusals         mapper       shards and their lives
+    decide     how many shards a load needs                   coordinator  slots and their owners
+    placement  what a strategy is                             handoff      how a slot moves
+    least_slots, least_load, pinned: strategies               rebalance    which slots move now
+"""
+from shardmem.policy.coordinator import ShardCoordinator
+from shardmem.policy.handoff import (Deadlines, Drain, Finished, HandoffCoordinator, HandoffError, HandoffState, Late, Release,
+                                     Reroute, Respawn)
+from shardmem.policy.least_load import HotSlot, LeastLoad
+from shardmem.policy.least_slots import LeastSlots
+from shardmem.policy.mapper import ShardMapper, ShardState
+from shardmem.policy.pinned import Pinned
+from shardmem.policy.placement import NOBODY, Move, Strategy, View, first_table
+from shardmem.policy.rebalance import Allocate, BeginHandoff, RebalanceRunner
+from shardmem.policy.scaling import (DecisionHistory, DecisionKind, InvalidPolicy, ScalingDecision, ScalingError,
+                                     ScalingErrorKind, ScalingPolicy)
+from shardmem.policy.signals import ShardSample
+
+__all__ = ["Allocate", "BeginHandoff", "Deadlines", "DecisionHistory", "DecisionKind", "Drain", "Finished", "HandoffCoordinator",
+           "HandoffError", "HandoffState", "HotSlot", "InvalidPolicy", "Late", "LeastLoad", "LeastSlots", "Move", "NOBODY",
+           "Pinned", "RebalanceRunner", "Release", "Reroute", "Respawn", "ScalingDecision", "ScalingError", "ScalingErrorKind",
+           "ScalingPolicy", "ShardCoordinator", "ShardMapper", "ShardSample", "ShardState", "Strategy", "View", "first_table"]

@@ -1,7 +1,16 @@
-"""Which shard owns which slot."""
+"""Which shard owns which slot: what a strategy is given, what it answers, and what it has to be.
+
+[atomr-cluster-sharding: ShardAllocationStrategy. What is called a shard there is a slot here, and a region is a shard]
+"""
 from __future__ import annotations
 
-from typing import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Mapping, NamedTuple, Protocol, Sequence
+
+import numpy as np
+
+NOBODY = -1
 
 
 def first_table(slots: int, shards: Sequence[int]) -> list[int]:
@@ -12,3 +21,96 @@ def first_table(slots: int, shards: Sequence[int]) -> list[int]:
     if not shards:
         raise ValueError("a slot needs a shard to own it; got none")
     return [shards[slot % len(shards)] for slot in range(slots)]
+
+
+class Move(NamedTuple):
+    """One slot changes its owner."""
+
+    slot: int
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The slots as a strategy sees them.
+
+    owners: for each slot the shard that owns it, or will once the handoff that it is in is over; NOBODY if no shard does, or
+        if it is out of bounds for now.
+    shards: who may own slots, in ascending order; those that own none are here too. A slot whose owner is not among them
+        (it drains) has to leave.
+    locked: for each slot, whether it has to stay where it is: it is being moved.
+    rates: for each slot events per second, or None if they are not measured.
+    busy: for each shard the share of time that its worker is busy, as far as known. Gives the rates a scale.
+    eager: even out small differences too. Otherwise a strategy leaves alone what a little noise could bring about.
+    """
+
+    owners: np.ndarray
+    shards: tuple[int, ...]
+    locked: np.ndarray
+    rates: np.ndarray | None = None
+    busy: Mapping[int, float] = field(default_factory=dict)
+    eager: bool = False
+
+    @classmethod
+    def of(cls, owners: Sequence[int], shards: Sequence[int], *, rates: Sequence[float] | None = None,
+           locked: Sequence[int] = (), **others: object) -> View:
+        """A view from plain values; `locked` lists slots."""
+        mask = np.zeros(len(owners), bool)
+        mask[list(locked)] = True
+        return cls(np.asarray(owners, np.int64), tuple(sorted(shards)), mask,
+                   None if rates is None else np.asarray(rates, float), **others)  # type: ignore[arg-type]
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """For each slot the position of its owner in `shards`; -1 if it is not there."""
+        table = np.full(max(int(self.owners.max(initial=0)), max(self.shards, default=0)) + 2, -1)
+        table[list(self.shards)] = np.arange(len(self.shards))
+        return table[self.owners]  # NOBODY is the last entry, which is no shard's
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """For each of `shards` how many slots it owns."""
+        return np.bincount(self.places[self.places >= 0], minlength=len(self.shards))
+
+    @cached_property
+    def leaving(self) -> np.ndarray:
+        """Slots that have to leave a shard which is not among `shards`, and can."""
+        return np.flatnonzero((self.places < 0) & (self.owners >= 0) & ~self.locked)
+
+    def after(self, moves: Sequence[Move]) -> View:
+        """As if these had been made."""
+        if not moves:
+            return self
+        owners = self.owners.copy()
+        owners[[move.slot for move in moves]] = [move.target for move in moves]
+        return replace(self, owners=owners)
+
+
+class Strategy(Protocol):
+    """Two functions of a view; they keep nothing to themselves, so that the same view gives the same answer.
+
+    What a plan has to be, so that rebalancing comes to rest: it counts slots on their way as arrived (the view does), it
+    moves nothing to where it is, and applied to its own result it is empty. [atomr-cluster-sharding: allocate_shard and
+    rebalance, which answers with shards to stop; where they go is decided later, one at a time, by counts that do not know
+    of each other: 3/2 becomes 0/5]
+    """
+
+    def allocate(self, slot: int, view: View) -> int:
+        """The shard for a slot that nobody owns: one of `view.shards`, which are not empty."""
+
+    def rebalance(self, view: View) -> Sequence[Move]:
+        """The moves to make now, most urgent first; none if things are well as they are."""
+
+
+def limit_of(slots: int, absolute: int | None, relative: float) -> int:
+    """How many moves a round may have: at least one, at most `absolute` and that share of all slots."""
+    return max(1, min(slots if absolute is None else absolute, int(slots * relative)))
+
+
+def check_limits(absolute: int | None, relative: float) -> None:
+    """Raises ValueError."""
+    if absolute is not None and absolute < 1:
+        raise ValueError(f"absolute_limit is how many slots a round may move, at least 1, not {absolute}")
+    if not 0 < relative <= 1:
+        raise ValueError(f"relative_limit is a share of all slots, above 0 and at most 1, not {relative}")
