@@ -82,7 +82,8 @@ def _settings(command: Callable) -> Callable:
 def run(target: str, as_json: bool, **flags: Any) -> None:
     """Run an engine until it is stopped. TARGET is engine.toml or module:handler.
 
-    TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run.
+    TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; TTIN and
+    TTOU are one shard more and one fewer.
     """
     from shardmem.config import load
     from shardmem.control.supervisor import Supervisor

@@ -34,6 +34,7 @@ from shardmem.runtime.worker import EXIT_BOOT
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_WORKER_BOOT, EXIT_ALREADY = 0, 1, 2, 3, 4
 NO_SHARD = 0xffff
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU)
 TICK = 0.25
 DRAIN_POLL = 0.005
 STOP_GRACE = 5.0
@@ -72,7 +73,7 @@ class Supervisor:
             return self._give_up(error, EXIT_FAILED)
         except OSError as error:
             return self._give_up(ShardmemError(f"cannot open engine {self.config.name!r}: {error}"), EXIT_FAILED)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        for number in SIGNALS:
             self._loop.add_signal_handler(number, self._on_signal, number)
         self.handoffs = Handoffs(self.control, self._give_orders, lambda: any(w.stateful for w in self._workers.values()))
         self.commands = Commands(self)
@@ -93,7 +94,7 @@ class Supervisor:
             await self._stop_workers(gently=not self._stop_now)
             return self._finish(booted)
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            for number in SIGNALS:
                 self._loop.remove_signal_handler(number)
             self._lease.release()
 
@@ -351,7 +352,19 @@ class Supervisor:
         self._changed.clear()
 
     def _on_signal(self, number: int) -> None:
-        self.request_stop(now=number != signal.SIGTERM)
+        if number not in (signal.SIGTTIN, signal.SIGTTOU):
+            self.request_stop(now=number != signal.SIGTERM)
+        elif self.pilot is not None:
+            step = 1 if number == signal.SIGTTIN else -1
+            self._by_signal = asyncio.create_task(self._step(step))
+
+    async def _step(self, step: int) -> None:
+        """One shard more or fewer, asked for by signal: nobody waits for an answer, so the log gets it."""
+        try:
+            done = await self.commands.scale({"shards": self.pilot.mapper.active_shard_count() + step})
+            log.info("%s by signal: %d shards run", "one more" if step > 0 else "one fewer", len(done["shards"]))
+        except ShardmemError as error:
+            log.warning("%s by signal: %s", "one more" if step > 0 else "one fewer", error)
 
     def _on_report(self, worker: WorkerProcess, report: dict[str, Any]) -> None:
         self._changed.set()
