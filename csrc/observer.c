@@ -10,7 +10,7 @@ int sm_control_read(const void *control, uint64_t bytes, sm_geometry *out, uint3
     const sm_control *c = control;
     *version = 0;
     if (bytes < sizeof(sm_control))
-        return SM_UNREADY;
+        return SM_GEOMETRY; /* it is given its whole size in one step */
     /* V2: pairs with V1 in sm_control_format. */
     *version = atomic_load_explicit(&c->version, memory_order_acquire);
     if (*version == 0)

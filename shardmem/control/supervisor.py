@@ -91,6 +91,7 @@ class Supervisor:
                 await api.stop()
                 if not self._stop_now:
                     await self._drain()
+            self._stop_now |= not booted  # one that did not get ready may never listen
             await self._stop_workers(gently=not self._stop_now)
             return self._finish(booted)
         finally:
@@ -130,7 +131,8 @@ class Supervisor:
             fresh = False
             try:
                 self.control = Control.create(config.name, config.schema, slots=config.slots, max_shards=config.most_shards,
-                                              max_producers=config.max_producers, lane_bytes=config.lane_bytes)
+                                              max_producers=config.max_producers, lane_bytes=config.lane_bytes,
+                                              backpressure=config.backpressure)
                 fresh = True
             except FileExistsError:
                 try:
@@ -373,7 +375,7 @@ class Supervisor:
     def _on_exit(self, worker: WorkerProcess) -> None:
         self._changed.set()
         orderly = self.control.shard_state(worker.shard) == "stopped" or self._stop_now
-        if orderly and worker.exit_code == 0:
+        if orderly and (worker.exit_code == 0 or worker.killed):
             return
         if worker.ready:
             reason = worker.failure or f"its worker (pid {worker.pid}) ended: {worker.how_it_ended()}"
@@ -390,9 +392,16 @@ class Supervisor:
         """Refuse new events, wait for the sends in progress, then for empty lanes."""
         # E1/E2: a producer that saw "running" had its mark odd by then, and it changes once that send is over.
         self.control.set_state("draining")
-        started = time.monotonic()
-        await self.handoffs.settle_marks()
-        limit = self.config.drain_timeout
+        started, limit = time.monotonic(), self.config.drain_timeout
+
+        def give_up() -> bool:
+            return self._stop_now or limit is not None and time.monotonic() - started > limit
+
+        inside = await self.handoffs.settle_marks(give_up=give_up)
+        if inside and not self._stop_now:
+            self.error = ShardmemError(f"drain_timeout={limit:g} s is over and a producer (seat {inside[0]}, pid "
+                                       f"{self.control.view_seat(inside[0]).pid}) is still inside a send: it is stopped, or starved")
+            self._stop_now = True
         while not self._stop_now:
             in_flight = self._observer.in_flight()
             waiting = {shard: count for shard, count in in_flight.items()

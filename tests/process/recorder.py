@@ -117,6 +117,28 @@ class Failing(Recorder):
         super().handle(batch)
 
 
+class FailingAtOnce(Handler):
+    def handle(self, batch: Batch) -> None:
+        raise KeyError("at once")
+
+
+class FailingAfterList(Handler):
+    def handle(self, batch: Batch) -> None:
+        key, data = list(batch)[0]
+        raise ValueError(f"key {key} is too much")
+
+
+class FailingOnSecondLook(Handler):
+    def handle(self, batch: Batch) -> None:
+        total = sum(len(data) for _, data in batch)
+        raise ValueError(f"{total} bytes are too much")
+
+
+class FailingAtLength(Handler):
+    def handle(self, batch: Batch) -> None:
+        raise ValueError("é" * 3000)
+
+
 class FailingToOpen(Handler):
     def open(self, context: Context) -> None:
         raise OSError("the warehouse is closed")
@@ -164,8 +186,30 @@ class Keeper(Recorder):
     def handle(self, batch: Batch) -> None:
         super().handle(batch)
         how = self.directory / "keep"
-        if how.exists():
+        if how.exists() and int(self.rows_of(batch)["number"][0]) >= self.first():
             self.kept = KEEP[how.read_text()](batch)
+
+    def first(self) -> int:
+        path = self.directory / "keep-from"
+        return int(path.read_text()) if path.exists() else 0
+
+
+class KeepsCopies(Recorder):
+    """Keeps a copy of every batch, and at each later one looks whether the copies still say the same."""
+
+    def handle(self, batch: Batch) -> None:
+        if not hasattr(self, "copies"):
+            self.copies: list[tuple[Batch, list]] = []
+        for copy, said in self.copies:
+            if self.told_by(copy) != said:
+                raise AssertionError("a copy has changed")
+        self.copies.append((batch.copy(), self.told_by(batch)))
+        super().handle(batch)
+
+    @staticmethod
+    def told_by(batch: Batch) -> list:
+        events = [repr(event) for event in batch]  # of a record, tolist() would hold views of its inner arrays
+        return [len(batch), events, list(batch.keys), batch.slots.tolist(), batch.sequences.tolist(), batch.producers.tolist()]
 
 
 class LateUser(Recorder):
@@ -191,7 +235,7 @@ KEEP = {
     "row": lambda batch: batch.records[0],
     "memoryview": lambda batch: memoryview(batch.records),
     "asarray": lambda batch: np.asarray(batch.records),
-    "reshape": lambda batch: batch.records["filler"].reshape(-1),
+    "reshape": lambda batch: batch.records.reshape(2, -1)[::-1],
     "view": lambda batch: batch.records.view("u1"),
     "iterator": lambda batch: iter(batch),
     "array copy": lambda batch: batch.records.copy(),
@@ -214,9 +258,27 @@ KEEP = {
 }
 
 
-class FlushCounter(Recorder):
-    """Slow, so that a flush that does not wait is caught."""
+class Slow(Recorder):
+    """Slow, so that lanes fill and a flush that does not wait is caught."""
 
     def handle(self, batch: Batch) -> None:
-        time.sleep(0.02)
+        time.sleep(0.005)
         super().handle(batch)
+
+
+class Gated(Recorder):
+    """Looks at nothing; only the gate."""
+
+    def handle(self, batch: Batch) -> None:
+        self.pass_gate(batch)
+
+
+
+
+class Deaf(Recorder):
+    """Does not end for SIGTERM while it has a batch in hand; nothing but SIGKILL helps."""
+
+    def pass_gate(self, batch: Batch) -> None:
+        (self.directory / f"waits-{self.context.shard}").touch()
+        while True:
+            time.sleep(3600)

@@ -1,0 +1,510 @@
+/*
+ * A producer gone mad, on one thread and so the same run for the same seed: words and bytes of its lane change at
+ * every moment at which another process could change them between two of our calls. Claimed: nothing outside the
+ * lane is read or written (the lanes beside it are pages without access), nothing overflows, calls return OK or
+ * SM_CORRUPT, and the lane of an honest producer in the same inbox goes on undisturbed.
+ *
+ * Then single lies, each of which has to be found; the same for the words that a sender reads of the control segment;
+ * and for segments found at attach.
+ */
+#include "harness.h"
+
+enum { HONEST = 0, MAD = 2, SEATS = 4, ROUNDS = 6, MOST_ROWS = 100, LARGEST = 1900 };
+
+typedef struct row { uint64_t key, nth, filler[2]; } row;
+
+static engine e;
+static uint64_t rng, sink, reach, corrupt, batches, pushed, received;
+static sm_sender *honest, *mad;
+static sm_reader *reader;
+static sm_lane *lane;
+
+static uint64_t length_of(uint64_t nth) { return 8 + mix(nth) % 90; }
+
+/* ---- what the mad one does ------------------------------------------------------------------------------------------------ */
+
+static uint64_t strange(uint64_t now)
+{
+    uint64_t n = e.g.lane_bytes;
+    const uint64_t values[] = {0, 1, 15, 16, 17, 32, 40, 47, 48, 63, 64, n / 2 - 16, n / 2, n / 2 + 16, n - 16, n, n + 16,
+                               SM_CHUNK, SM_CHUNK + 1, INT32_MAX, UINT64_C(1) << 31, UINT32_MAX, INT64_MAX, UINT64_C(1) << 63, UINT64_MAX,
+                               now + 1, now - 1, now + 16, now - 16, now + n, now - n, now << 1, now | 1,
+                               draw(&rng), draw(&rng) >> 32, draw(&rng) >> 48, draw(&rng) >> 56};
+    return below(&rng, 4) ? values[below(&rng, sizeof values / sizeof *values)] : now ^ UINT64_C(1) << below(&rng, 64);
+}
+
+static void spoil64(_Atomic uint64_t *word)
+{
+    atomic_store_explicit(word, strange(atomic_load_explicit(word, memory_order_relaxed)), memory_order_relaxed);
+}
+
+static void spoil_word(void)
+{
+    _Atomic uint64_t *words[] = {&lane->tail, &lane->tail, &lane->tail, &lane->head, &lane->evict, &lane->waiting,
+                                 &lane->accepted[0], &lane->accepted[1], &lane->ledger[0].ledger_handled};
+    spoil64(words[below(&rng, sizeof words / sizeof *words)]);
+}
+
+/* mostly where a frame begins: at the head, or behind a frame that begins there */
+static sm_frame *some_frame(void)
+{
+    uint64_t mask = e.g.lane_bytes - 1, at = sm_position(atomic_load_explicit(&lane->head, memory_order_relaxed));
+    if (below(&rng, 8) == 0)
+        at = below(&rng, e.g.lane_bytes) & ~UINT64_C(15);
+    for (uint64_t hops = below(&rng, 6); hops; hops--) {
+        uint32_t length = ((sm_frame *)(sm_lane_data(lane) + (at & mask)))->length;
+        if (!length || length % 16 || length > e.g.lane_bytes - (at & mask))
+            break;
+        at += length;
+    }
+    return (sm_frame *)(sm_lane_data(lane) + (at & mask));
+}
+
+/* 16 bytes are always left behind a frame's address, its header may not be */
+static int whole(const sm_frame *f) { return (uint8_t *)f + sizeof *f <= sm_lane_data(lane) + e.g.lane_bytes; }
+
+static void spoil_frame(void)
+{
+    sm_frame *f = some_frame();
+    switch (below(&rng, whole(f) ? 8 : 2)) {
+    case 0: f->length = (uint32_t)strange(f->length); break;
+    case 1: f->kind = below(&rng, 3) ? (uint16_t)(below(&rng, 2) ? SM_FRAME_PAD : SM_FRAME_DATA) : (uint16_t)draw(&rng); break;
+    case 2: f->rows = (uint32_t)strange(f->rows); break;
+    case 3: f->bytes = (uint32_t)strange(f->bytes); break;
+    case 4: f->position = strange(f->position); break;
+    case 5: f->sequence = strange(f->sequence); break;
+    case 6: f->sent_ns = (int64_t)strange((uint64_t)f->sent_ns); break;
+    case 7: f->length = (uint32_t)(f->length - 16 + 32 * below(&rng, 2)); break;
+    }
+}
+
+static void spoil_entry(void)
+{
+    sm_frame *f = some_frame();
+    if (!whole(f) || f->rows > SM_CHUNK)
+        return;
+    sm_index *entry = (sm_index *)((uint8_t *)f + sm_prefix(f->rows)) + below(&rng, f->rows + 1);
+    if ((uint8_t *)(entry + 1) > sm_lane_data(lane) + e.g.lane_bytes)
+        return;
+    switch (below(&rng, 4)) {
+    case 0: entry->end = (uint32_t)strange(entry->end); break;
+    case 3: entry->end = f->bytes = (uint32_t)strange(f->bytes); break; /* a lie that agrees with itself */
+    case 1: entry->meta = (uint32_t)strange(entry->meta); break;
+    case 2: entry->key = strange(entry->key); break;
+    }
+}
+
+static void spoil_bytes(void)
+{
+    uint8_t *from = below(&rng, 2) ? (uint8_t *)lane : (uint8_t *)some_frame();
+    uint64_t room = (uint64_t)(sm_lane_data(lane) + e.g.lane_bytes - from), span = below(&rng, 2) ? 64 : 640;
+    for (uint64_t n = 1 + below(&rng, 4); n; n--)
+        from[below(&rng, span < room ? span : room)] ^= (uint8_t)(1 << below(&rng, 8));
+}
+
+static void spoil(void)
+{
+    for (uint64_t n = below(&rng, 3); n; n--)
+        switch (below(&rng, 8)) {
+        case 0: case 1: spoil_word(); break;
+        case 2: case 3: case 4: spoil_frame(); break;
+        case 5: case 6: spoil_entry(); break;
+        case 7: spoil_bytes(); break;
+        }
+}
+
+/* ---- what the others do ---------------------------------------------------------------------------------------------------- */
+
+static int push(sm_sender *s, uint64_t key, uint64_t nth, uint64_t length)
+{
+    static uint8_t payload[LARGEST + 8];
+    uint32_t shard = 0;
+    if (e.g.row_bytes) {
+        row rows[20] = {{key, nth, {mix(nth), 0}}};
+        static sm_cursor c;
+        memset(&c, 0, sizeof c);
+        return sm_send(s, rows, s == mad ? 1 + length % 20 : 1, &c);
+    }
+    memcpy(payload, &nth, 8);
+    memset(payload + 8, (int)(mix(nth) & 0xff), length < LARGEST ? length : LARGEST);
+    return sm_push(s, SM_KEY_INT, key, 0, NULL, 0, payload, (uint32_t)length, &shard);
+}
+
+static void push_honestly(void)
+{
+    for (uint64_t n = below(&rng, 4); n; n--) {
+        int status = push(honest, 1, pushed, length_of(pushed));
+        CHECK(status == SM_OK || status == SM_FULL, "the honest producer got %d", status);
+        if (status == SM_FULL)
+            return;
+        pushed++;
+    }
+}
+
+static void push_madly(void)
+{
+    for (uint64_t n = below(&rng, 6); n; n--) {
+        int status = push(mad, 2, 0, below(&rng, below(&rng, 8) ? 60 : LARGEST));
+        CHECK(status == SM_OK || status == SM_FULL || status == SM_CORRUPT, "the mad producer got %d", status);
+    }
+}
+
+static void touch(const uint8_t *p, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++)
+        sink += p[i];
+}
+
+/* As fastcall.c decodes: each entry is read once and judged, because the mad one writes on while it is read. */
+static void read_span(const sm_span *span, int is_honest)
+{
+    const sm_index *index = (const sm_index *)span->rows;
+    uint32_t from = !e.g.row_bytes && span->first ? index[-1].end : 0;
+    for (uint32_t i = 0; i < span->count; i++) {
+        row r = {0};
+        if (e.g.row_bytes) {
+            touch(span->rows + i * sizeof r, sizeof r);
+            memcpy(&r, span->rows + i * sizeof r, sizeof r);
+        } else {
+            sm_index entry = index[i];
+            if (entry.end < from || entry.end > span->bytes_length || SM_META_LENGTH(entry.meta) > entry.end - from) {
+                CHECK(!is_honest, "the honest producer's entry %u", i);
+                return;
+            }
+            touch(span->bytes + from, entry.end - from);
+            if (is_honest) {
+                memcpy(&r.nth, span->bytes + from, 8);
+                CHECK(entry.end - from == length_of(r.nth), "%u bytes", entry.end - from);
+            }
+            from = entry.end;
+        }
+        if (is_honest) {
+            CHECK(r.nth == received, "the honest producer's event %llu where %llu was due", (unsigned long long)r.nth, (unsigned long long)received);
+            received++;
+        }
+    }
+}
+
+static void gather(const sm_batch *b)
+{
+    uint64_t bytes = e.g.row_bytes ? b->rows * e.g.row_bytes : b->rows * sizeof(sm_index) + b->bytes;
+    uint8_t *out = malloc(bytes); /* exactly: AddressSanitizer watches its end */
+    int status = sm_gather(b, e.g.row_bytes, out, bytes);
+    CHECK(status == SM_OK || status == SM_CORRUPT, "gather: %d", status);
+    if (status == SM_OK && e.g.row_bytes)
+        touch(out, bytes);
+    free(out);
+    uint64_t less = below(&rng, bytes);
+    out = malloc(less);
+    CHECK(sm_gather(b, e.g.row_bytes, out, less) != SM_OK || !e.g.row_bytes, "%llu bytes gathered into %llu",
+          (unsigned long long)bytes, (unsigned long long)less);
+    free(out);
+}
+
+/* One turn of the worker; with a spoiler between any two steps of it. Returns 0 when there was nothing. */
+static int turn(int spoiled)
+{
+    sm_batch b;
+    uint64_t tail = sm_position(atomic_load_explicit(&lane->tail, memory_order_relaxed));
+    reach = tail > reach ? tail : reach;
+    int status = sm_next(reader, 0, 0, &b);
+    CHECK(status == SM_OK || (status == SM_CORRUPT && b.broken_seat == MAD), "sm_next: %d, seat %u", status, b.broken_seat);
+    CHECK(b.rows <= MOST_ROWS && b.spans <= b.rows, "%llu rows in %u spans", (unsigned long long)b.rows, b.spans);
+    for (uint32_t i = 0; i < b.spans; i++)
+        CHECK(b.span[i].seat == HONEST || b.span[i].position + b.span[i].frame_length <= reach, "a frame beyond all tails");
+    corrupt += status == SM_CORRUPT;
+    if (!b.rows)
+        return 0;
+    batches++;
+    if (spoiled)
+        spoil();
+    for (uint32_t i = 0; i < b.spans; i++)
+        read_span(&b.span[i], b.span[i].seat == HONEST);
+    if (spoiled)
+        spoil();
+    if (below(&rng, 2))
+        gather(&b);
+    if (spoiled)
+        spoil();
+    status = sm_commit(reader);
+    CHECK(status == SM_OK || status == SM_CORRUPT, "sm_commit: %d", status);
+    return 1;
+}
+
+static void new_reader(void)
+{
+    static const uint32_t sizes[] = {1, 7, 30, MOST_ROWS};
+    sm_reader_free(reader);
+    reader = take_shard(&e, 0, sizes[below(&rng, 4)]);
+}
+
+/* A fresh lane, somewhere along the endless positions; it is spoiled for some rounds; then it is left alone. */
+static void episode(void)
+{
+    memset((void *)lane, 0, SM_PAGE + e.g.lane_bytes);
+    uint64_t at = below(&rng, 4) ? below(&rng, 4 * e.g.lane_bytes) : UINT64_C(1) << (40 + below(&rng, 24));
+    at = sm_position(at - below(&rng, 2) * e.g.lane_bytes / 2);
+    atomic_store_explicit(&lane->tail, at, memory_order_relaxed);
+    atomic_store_explicit(&lane->head, at, memory_order_relaxed);
+    reach = at;
+    mad = take_seat(&e, MAD);
+    CHECK(sm_sender_link(mad, 0, 1, e.inbox[0]) >= 0, "link");
+    new_reader();
+    for (int i = 0; i < ROUNDS; i++) {
+        sm_lane_view v;
+        push_madly();
+        push_honestly();
+        spoil();
+        turn(1);
+        if (below(&rng, 8) == 0)
+            new_reader(); /* as after a death: what it starts from is spoiled, too */
+        sm_view_lane(e.inbox[0], &e.g, MAD, &v);
+    }
+    for (int i = 0; received < pushed || i < 3; i++) {
+        CHECK(i < 10000, "the honest producer waits for ever: %llu of %llu", (unsigned long long)received, (unsigned long long)pushed);
+        turn(0);
+    }
+    leave_seat(&e, mad, MAD);
+}
+
+static void lanes(uint32_t row_bytes, double share)
+{
+    e = engine_new(1, SEATS, 4096, row_bytes);
+    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD);
+    if (sysconf(_SC_PAGESIZE) == SM_PAGE)
+        for (uint32_t seat = 1; seat < SEATS; seat += 2)
+            CHECK(mprotect(sm_lane_at(e.inbox[0], e.g.lane_bytes, seat), e.g.lane_stride, PROT_NONE) == 0, "mprotect");
+    honest = take_seat(&e, HONEST);
+    CHECK(sm_sender_link(honest, 0, 1, e.inbox[0]) >= 0, "link");
+    reader = take_shard(&e, 0, MOST_ROWS);
+    pushed = received = corrupt = batches = 0;
+    uint64_t episodes = 0;
+    int64_t until = sm_now_ns() + (int64_t)(seconds * share * 1e9);
+    while (sm_now_ns() < until) {
+        rng = mix(seed ^ ++episodes << 20 ^ row_bytes); /* a failure is found again from this number on */
+        episode();
+    }
+    printf("rows of %2u: %llu episodes, %llu batches, %llu lanes found corrupt, %llu honest events\n", row_bytes,
+           (unsigned long long)episodes, (unsigned long long)batches, (unsigned long long)corrupt, (unsigned long long)received);
+    CHECK(corrupt > episodes / 20, "hardly any damage was found");
+    sm_reader_free(reader);
+    leave_seat(&e, honest, HONEST);
+    engine_free(&e);
+}
+
+/* ---- single lies --------------------------------------------------------------------------------------------------------------- */
+
+enum { NO_LIE, TAIL_TOO_FAR, TAIL_FELL, LENGTH_NONE, LENGTH_ODD, LENGTH_BEYOND_TAIL, LENGTH_TOO_SHORT, KIND_UNKNOWN, ROWS_NONE,
+       ROWS_TOO_MANY, ROWS_BEYOND_FRAME, BYTES_BEYOND_FRAME, BYTES_WRAP, POSITION_OF_ANOTHER, PAD_TOO_SHORT, PAD_AT_TAIL,
+       END_BEYOND_BYTES, END_FELL, KEY_BEYOND_EVENT, LIES };
+
+/* A lane with two frames, of one and of two events; the second has been told the lie. */
+static void lie(int which)
+{
+    uint32_t shard;
+    static uint8_t data[64];
+    static const uint64_t keys[] = {2, 2}, offsets[] = {0, 20, 50};
+    static sm_cursor c;
+    e = engine_new(1, SEATS, 4096, 0);
+    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD);
+    mad = take_seat(&e, MAD);
+    mend(&e, mad, SM_NEED_LANE, 0, NULL);
+    CHECK(sm_push(mad, SM_KEY_INT, 2, 0, NULL, 0, data, 10, &shard) == SM_OK, "push");
+    sm_columns columns = {.n = 2, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets};
+    memset(&c, 0, sizeof c);
+    CHECK(sm_push_columns(mad, &columns, &c) == SM_OK, "push");
+    uint64_t tail = sm_position(atomic_load_explicit(&lane->tail, memory_order_relaxed)), put = tail;
+    sm_frame *first = (sm_frame *)sm_lane_data(lane), *f = (sm_frame *)(sm_lane_data(lane) + first->length);
+    sm_index *index = (sm_index *)((uint8_t *)f + sm_prefix(2));
+    sm_reader *r = take_shard(&e, 0, 1); /* one row at a time: the first is in hand when the lie is told */
+    sm_batch b;
+    CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 1 && sm_commit(r) == SM_OK, "the first event");
+    switch (which) {
+    case TAIL_TOO_FAR: put = first->length + e.g.lane_bytes + 16; break;
+    case TAIL_FELL: put = 0; break;
+    case LENGTH_NONE: f->length = 0; break;
+    case LENGTH_ODD: f->length -= 8; break;
+    case LENGTH_BEYOND_TAIL: f->length += 16; break;
+    case LENGTH_TOO_SHORT: f->length = 32; break;
+    case KIND_UNKNOWN: f->kind = 7; break;
+    case ROWS_NONE: f->rows = 0; break;
+    case ROWS_TOO_MANY: f->rows = UINT32_MAX; break;
+    case ROWS_BEYOND_FRAME: f->rows = 6; break;
+    case BYTES_BEYOND_FRAME: f->bytes += 100; break;
+    case BYTES_WRAP: f->bytes = UINT32_MAX; break;
+    case POSITION_OF_ANOTHER: f->position -= e.g.lane_bytes; break;
+    case PAD_TOO_SHORT: f->kind = SM_FRAME_PAD; break;
+    case PAD_AT_TAIL: f->kind = SM_FRAME_PAD; f->length = (uint32_t)(e.g.lane_bytes - first->length); put = e.g.lane_bytes; break;
+    case END_BEYOND_BYTES: index[0].end = f->bytes + 1; break;
+    case END_FELL: index[1].end = index[0].end - 1; break;
+    case KEY_BEYOND_EVENT: index[0].meta = (uint32_t)SM_KEY_BYTES << 30 | 21; break;
+    }
+    atomic_store_explicit(&lane->tail, put, memory_order_relaxed);
+    int status = SM_OK;
+    for (int i = 0; i < 2 && status == SM_OK; i++) { /* a row that is true may come before the one that is not */
+        status = sm_next(r, 0, 0, &b);
+        CHECK((status == SM_OK && b.rows == 1) || (status == SM_CORRUPT && !b.rows && b.broken_seat == MAD),
+              "lie %d: status %d, %llu rows", which, status, (unsigned long long)b.rows);
+        if (b.rows)
+            sm_commit(r);
+    }
+    CHECK((status == SM_OK) == (which == NO_LIE), "lie %d was believed", which);
+    CHECK(sm_next(r, 0, 0, &b) == SM_OK && !b.rows, "lie %d is said once", which);
+    sm_reader_free(r);
+    leave_seat(&e, mad, MAD);
+    engine_free(&e);
+}
+
+/* The lie is told between choosing a batch of two frames and gathering it: the first now claims bytes of the second. */
+static void lie_while_gathering(void)
+{
+    uint32_t shard;
+    uint8_t data[64] = {0}, *out = malloc(2 * sizeof(sm_index) + 72);
+    e = engine_new(1, SEATS, 4096, 0);
+    mad = take_seat(&e, MAD);
+    mend(&e, mad, SM_NEED_LANE, 0, NULL);
+    for (uint32_t length = 8; length <= 64; length += 56)
+        CHECK(sm_push(mad, SM_KEY_INT, 2, 0, NULL, 0, data, length, &shard) == SM_OK, "push");
+    sm_reader *r = take_shard(&e, 0, 64);
+    sm_batch b;
+    CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 2 && b.spans == 2 && b.bytes == 72, "two frames");
+    CHECK(sm_gather(&b, 0, out, 2 * sizeof(sm_index) + 72) == SM_OK, "gather");
+    ((sm_index *)b.span[0].rows)->end = 70;
+    CHECK(sm_gather(&b, 0, out, 2 * sizeof(sm_index) + 72) == SM_CORRUPT, "an event that ends in the next frame was gathered");
+    free(out);
+    sm_reader_free(r);
+    leave_seat(&e, mad, MAD);
+    engine_free(&e);
+}
+
+/* A worker gone mad: the producer does not follow a head that cannot be. */
+static void lie_about_the_head(void)
+{
+    for (int which = 0; which < 3; which++) {
+        int status = SM_OK;
+        uint64_t tail = 0, head;
+        e = engine_new(1, SEATS, 4096, 0);
+        lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD);
+        mad = take_seat(&e, MAD);
+        mend(&e, mad, SM_NEED_LANE, 0, NULL);
+        while (push(mad, 2, 0, 500) == SM_OK)
+            ;
+        CHECK(sm_sender_position(mad, 0, &tail, &head) == SM_OK, "position");
+        atomic_store_explicit(&lane->head, 1024, memory_order_relaxed);
+        while (which == 2 && push(mad, 2, 0, 500) == SM_OK) /* it has now seen this head */
+            ;
+        atomic_store_explicit(&lane->head, which == 0 ? tail + 16 : which == 1 ? tail - e.g.lane_bytes - 16 : 512, memory_order_relaxed);
+        while ((status = push(mad, 2, 0, 500)) == SM_OK)
+            ;
+        CHECK(status == SM_CORRUPT, "head lie %d was believed: %d", which, status);
+        leave_seat(&e, mad, MAD);
+        engine_free(&e);
+    }
+}
+
+/* ---- the control segment ----------------------------------------------------------------------------------------------------- */
+
+/* A slot that names no shard, a shard that is not there, weights beyond all bounds: a push says so and writes nothing. */
+static void routes(double share)
+{
+    e = engine_new(2, 1, 4096, 0);
+    sm_sender *s = take_seat(&e, 0);
+    sm_reader *readers[] = {take_shard(&e, 0, 64), take_shard(&e, 1, 64)};
+    uint64_t attempts = 0, counts[16] = {0}, sum = 0;
+    for (uint32_t shard = 0; shard < 2; shard++)
+        mend(&e, s, SM_NEED_LANE, shard, NULL);
+    int64_t until = sm_now_ns() + (int64_t)(seconds * share * 1e9);
+    rng = mix(seed + 21);
+    for (; sm_now_ns() < until; attempts++) {
+        sm_shard *shard = sm_shard_at(e.control, (uint32_t)below(&rng, 2));
+        switch (below(&rng, 6)) {
+        case 0: spoil64(&sm_slot_at(e.control, (uint32_t)below(&rng, e.g.slots))->slot_word); break;
+        case 1: sm_set_slot(e.control, (uint32_t)below(&rng, e.g.slots), (uint32_t)below(&rng, 2)); break;
+        case 2: sm_set_shard_weight(e.control, (uint32_t)below(&rng, 2), (uint32_t)strange(1000)); break;
+        case 3: sm_set_shard_state(e.control, (uint32_t)below(&rng, 2), below(&rng, 2) ? SM_SHARD_ACTIVE : (uint32_t)draw(&rng)); break;
+        case 4: atomic_store_explicit(&shard->shard_generation, below(&rng, 4) ? 1 : draw(&rng), memory_order_relaxed); break;
+        case 5: sm_set_engine_state(e.control, below(&rng, 4) ? SM_ENGINE_RUNNING : (uint32_t)draw(&rng)); break;
+        }
+        uint32_t to = 0, kind = below(&rng, 2) ? SM_KEY_INT : SM_KEY_NONE;
+        int status = sm_push(s, kind, below(&rng, 64), 0, NULL, 0, &attempts, 8, &to);
+        CHECK(status == SM_OK || status == SM_STOPPED || status == SM_UNROUTED || status == SM_NEED_LANE || status == SM_FULL,
+              "push: %d", status);
+        counts[-status]++;
+        sm_lane_view v[2];
+        uint64_t now = 0;
+        for (uint32_t i = 0; i < 2; i++) {
+            sm_view_lane(e.inbox[i], &e.g, 0, &v[i]);
+            now += v[i].accepted;
+        }
+        CHECK(now == sum + (status == SM_OK), "status %d, and %llu events were accepted", status, (unsigned long long)(now - sum));
+        sum = now;
+        sm_batch b;
+        for (uint32_t i = 0; i < 2 && attempts % 16 == 0; i++)
+            while (sm_next(readers[i], 0, 0, &b) == SM_OK && b.rows)
+                sm_commit(readers[i]);
+    }
+    printf("routes: %llu pushes, %llu accepted, %llu without a route, %llu without a lane, %llu stopped\n", (unsigned long long)attempts,
+           (unsigned long long)counts[0], (unsigned long long)counts[-SM_UNROUTED], (unsigned long long)counts[-SM_NEED_LANE],
+           (unsigned long long)counts[-SM_STOPPED]);
+    for (int i = 0; i < 2; i++)
+        sm_reader_free(readers[i]);
+    leave_seat(&e, s, 0);
+    engine_free(&e);
+}
+
+/* What attach accepts follows from its geometry and fits the mapping, whatever was in the file. */
+static void attaching(double share)
+{
+    e = engine_new(1, 1, 4096, 24);
+    uint8_t *copy = map_guarded(SM_PAGE), *original = malloc(SM_PAGE);
+    uint64_t attempts = 0, accepted = 0;
+    memcpy(original, e.control, SM_PAGE);
+    int64_t until = sm_now_ns() + (int64_t)(seconds * share * 1e9);
+    rng = mix(seed + 22);
+    for (; sm_now_ns() < until; attempts++) {
+        memcpy(copy, original, SM_PAGE);
+        for (uint64_t n = below(&rng, 3); n; n--) {
+            uint64_t at = below(&rng, 2) ? below(&rng, offsetof(sm_control, geometry) + offsetof(sm_geometry, schema)) : below(&rng, SM_PAGE);
+            if (below(&rng, 2)) {
+                copy[at] ^= (uint8_t)(1 << below(&rng, 8));
+            } else {
+                uint32_t word;
+                memcpy(&word, copy + (at & ~UINT64_C(3)), 4);
+                word = (uint32_t)strange(word);
+                memcpy(copy + (at & ~UINT64_C(3)), &word, 4);
+            }
+        }
+        uint64_t bytes = below(&rng, 4) ? e.g.control_bytes : below(&rng, 2 * e.g.control_bytes);
+        sm_geometry g;
+        uint32_t version;
+        int status = sm_control_read(copy, bytes, &g, &version);
+        CHECK(status == SM_OK || (status <= SM_MAGIC && status >= SM_UNREADY), "sm_control_read: %d", status);
+        if (status == SM_OK) {
+            sm_geometry again = g;
+            CHECK(sm_geometry_complete(&again) == SM_OK && memcmp(&g, &again, sizeof g) == 0 && g.control_bytes <= bytes, "geometry");
+            accepted++;
+        }
+        bytes = below(&rng, 2) ? e.g.inbox_bytes : below(&rng, e.g.inbox_bytes);
+        status = sm_inbox_check(e.inbox[0], bytes, &e.g, (uint32_t)below(&rng, 2), below(&rng, 2));
+        CHECK(status == SM_OK || status == SM_GEOMETRY, "sm_inbox_check: %d", status);
+        CHECK(status != SM_OK || bytes == e.g.inbox_bytes, "an inbox cut short");
+    }
+    printf("attaching: %llu attempts, %llu accepted\n", (unsigned long long)attempts, (unsigned long long)accepted);
+    free(original);
+    unmap_guarded(copy, SM_PAGE);
+    engine_free(&e);
+}
+
+int main(int argc, char **argv)
+{
+    begin(argc, argv);
+    lanes(0, 0.4);
+    lanes(sizeof(row), 0.3);
+    for (int which = NO_LIE; which < LIES; which++)
+        lie(which);
+    lie_while_gathering();
+    lie_about_the_head();
+    routes(0.15);
+    attaching(0.15);
+    return sink == 42; /* so that nothing is read for nothing */
+}

@@ -1,0 +1,68 @@
+"""The C sources under sanitizers. The programs are C, with threads over one mapping: no sanitizer sees across processes.
+
+Each program's first comment says what it claims. They run with one seed, so that a red run is red again;
+SHARDMEM_NATIVE_SEED and SHARDMEM_NATIVE_SECONDS (2) make other and longer runs.
+"""
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+SOURCES = HERE.parents[1] / "csrc"
+PROGRAMS = sorted(path.stem for path in HERE.glob("*.c"))
+FLAGS = ["-std=gnu11", "-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-pthread"]
+OPTIONS = {"TSAN_OPTIONS": "halt_on_error=1:exitcode=66", "ASAN_OPTIONS": "halt_on_error=1:exitcode=67:detect_leaks=0",
+           "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+REPORTS = ("WARNING: ThreadSanitizer", "ERROR: AddressSanitizer", "runtime error:", "FATAL: ThreadSanitizer")
+
+
+def compiler() -> list[str]:
+    for command in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
+        words = shlex.split(command)
+        if words and shutil.which(words[0]):
+            return words
+    pytest.fail("no C compiler: none of $CC, cc, gcc and clang can be run. The C sources are tested by building them with "
+                "sanitizers; install gcc or clang", pytrace=False)
+
+
+def build(program: str, sanitizer: str, directory: Path) -> Path:
+    built = directory / program
+    # fastcall.c needs an interpreter around it; all else is what is shipped
+    sources = [path for path in sorted(SOURCES.glob("*.c")) if path.name != "fastcall.c"]
+    command = [*compiler(), *FLAGS, f"-fsanitize={sanitizer}", f"-I{SOURCES}", f"-I{HERE}", str(HERE / f"{program}.c"),
+               *map(str, sources), "-o", str(built)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    if done.returncode:
+        pytest.fail(f"{shlex.join(command)}\n{done.stdout}{done.stderr}", pytrace=False)
+    return built
+
+
+def run(command: list[str]) -> tuple[int, str]:
+    command = [*command, os.environ.get("SHARDMEM_NATIVE_SEED", "1"), os.environ.get("SHARDMEM_NATIVE_SECONDS", "2")]
+    done = subprocess.run(command, env={**os.environ, **OPTIONS}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          encoding="utf-8", errors="replace")  # each ends itself by an alarm
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_program_keeps_its_claims_and_the_sanitizer_has_nothing_to_report(program, sanitizer, tmp_path):
+    built = build(program, sanitizer, tmp_path)
+    status, output = run([str(built)])
+    if "unexpected memory mapping" in output:
+        # kernels with more bits of address randomisation than this ThreadSanitizer knows: run without
+        status, output = run(["setarch", platform.machine(), "-R", str(built)])
+    print(output)
+    if status or any(report in output for report in REPORTS):
+        pytest.fail(f"{program} under {sanitizer} ended with {status}:\n{output}", pytrace=False)
+
+
+def test_there_are_programs_to_run():
+    assert {"crash", "events", "hostile", "outcomes", "stream", "threads"} <= set(PROGRAMS)

@@ -1,0 +1,201 @@
+"""Shared memory that is short, foreign, damaged or abandoned: a clear error, never a SIGBUS, never a tracker's cleaning."""
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+import shardmem
+from checker import accounting, check
+from recorder import payload
+from rig import PATIENCE, Program, Rig, drained, run_program, segments_of
+
+SHM = Path("/dev/shm")
+
+
+# ---- too little of it -----------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def namespace() -> list[str]:
+    """The command that gives a program a mount namespace of its own."""
+    for command in (["unshare", "-m"], ["unshare", "-rm"]):
+        if shutil.which("unshare") and subprocess.run(
+                [*command, "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/dev/shm"], capture_output=True).returncode == 0:
+            return command
+    pytest.skip("this user may not mount a small /dev/shm of its own")
+
+
+@pytest.fixture(scope="module")
+def told(namespace: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What programs.in_small_memory went through, in 2 MB of shared memory."""
+    rig = Rig(tmp_path_factory.mktemp("small"))
+    told = run_program("in_small_memory", rig, prefix=namespace, timeout=40, stderr=None, size=2 << 20)
+    told["logs"] = rig.logs()
+    return told
+
+
+@pytest.mark.parametrize("step, what", [("second engine", "the control segment of engine 'second'"),
+                                        ("third engine", "the inbox of shard 0"),
+                                        ("lane 2", "the lane of producer 2 to shard 0"),
+                                        ("lane 2 again", "the lane of producer 2 to shard 0")])
+def test_too_little_memory_is_an_error_that_names_need_free_space_and_remedy(told: dict[str, Any], step: str,
+                                                                              what: str) -> None:
+    said = told[step]
+    assert said["error"] == "OutOfMemory"
+    assert said["text"].startswith(f"{what} needs {said['need']:,} bytes of shared memory and /dev/shm has {said['free']:,} free")
+    assert "--shm-size" in said["text"] and "lane_bytes" in said["text"]
+    assert said["need"] > said["free"] >= 0
+
+
+@pytest.mark.parametrize("step", ["second engine", "third engine", "lane 2", "lane 2 again"])
+def test_a_refusal_for_want_of_memory_leaves_nothing_behind(told: dict[str, Any], step: str) -> None:
+    before, after = told[step]["before"], told[step]["after"]
+    assert after["segments"] == before["segments"]
+    assert after["free"] == before["free"]
+
+
+def test_a_lane_refused_again_and_again_leaves_no_descriptor_behind(told: dict[str, Any]) -> None:
+    assert told["lane 2 again"]["after"]["descriptors"] == told["lane 2 again"]["before"]["descriptors"]
+
+
+def test_an_engine_that_runs_already_goes_on_while_memory_is_short(told: dict[str, Any]) -> None:
+    assert told["lane 1"]["error"] is None
+    assert accounting(told["status"], drained=True) == []
+    assert check(told["logs"]) == []
+    assert len(told["logs"].of([0]).handled) == 4
+
+
+def test_a_lane_that_was_refused_opens_when_there_is_room(told: dict[str, Any]) -> None:
+    assert told["lane 2 at last"]["error"] is None
+    assert told["status"]["accounting"]["handled"] == 4 + 1 + 1
+
+
+def test_the_end_of_the_engine_gives_all_memory_back(told: dict[str, Any]) -> None:
+    assert told["left"] == []
+
+
+# ---- not what it should be ------------------------------------------------------------------------------------------------
+
+def engine_left_behind(rig: Rig, name: str) -> Path:
+    """The control segment of an engine that nobody runs, with one event in it; the file."""
+    engine = rig.engine(name, handler="recorder:Leaving", shards=1)
+    with pytest.raises(shardmem.HandlerError), engine, engine.producer() as producer:
+        producer.push(1, payload(1, 1, 0))
+    return SHM / f"shardmem.{name}.control"
+
+
+def write(offset: int, data: bytes) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        with open(path, "r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
+    return damage
+
+
+def cut(size: int) -> Callable[[Path], None]:
+    return lambda path: os.truncate(path, size)
+
+
+DAMAGES = {
+    "a later version": (write(8, struct.pack("<I", 999)), shardmem.LayoutMismatch, "layout version 999.*this shardmem reads"),
+    "another header": (write(12, struct.pack("<I", 1)), shardmem.LayoutMismatch, "layout version"),
+    "another magic": (write(0, b"NOTSHMEM"), shardmem.LayoutMismatch, "not made by shardmem.*remove it or choose another name"),
+    "absurd geometry": (write(16 + 7 * 8, struct.pack("<I", 12345)), shardmem.SegmentCorrupt, "contradicts itself.*remove it"),
+    "cut in the table": (cut(8192), shardmem.SegmentCorrupt, "cut short.*remove it"),
+    "cut in the header": (cut(100), shardmem.SegmentCorrupt, "cut short.*remove it"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("who", ["connect", "Client", "Engine"])
+def test_a_control_segment_that_is_not_ours_or_damaged_is_a_clear_error(rig: Rig, engine_name: str, who: str,
+                                                                        damage: str) -> None:
+    harm, kind, text = DAMAGES[damage]
+    path = engine_left_behind(rig, engine_name)
+    harm(path)
+    try:
+        with pytest.raises(kind, match=f"{engine_name}.*{text}"):
+            if who == "Engine":
+                rig.engine(engine_name, shards=1).start()
+            else:
+                getattr(shardmem, who)(engine_name)
+        assert path.exists(), "what is not understood is not removed"
+    finally:
+        for entry in segments_of(engine_name):
+            os.unlink(SHM / entry)
+
+
+def test_a_control_segment_that_was_never_finished_is_no_engine_and_is_taken_over(rig: Rig, engine_name: str) -> None:
+    """Its creator was killed between two system calls: the file is there, and empty."""
+    (SHM / f"shardmem.{engine_name}.control").touch(0o600)
+    for who in (shardmem.connect, shardmem.Client):
+        with pytest.raises(shardmem.NotRunning, match=f"{engine_name}.*is empty.*killed in the act"):
+            who(engine_name)
+    with rig.engine(engine_name, shards=1) as engine, engine.producer() as producer:
+        producer.push(1, payload(1, 1, 0))
+        producer.flush(PATIENCE)
+
+
+@pytest.mark.parametrize("harm, text", [(write(0, b"NOTSHMEM"), "not the inbox"), (write(8, struct.pack("<I", 999)), "version|not the inbox"),
+                                        (cut(4096), "not the inbox"), (cut(0), "empty")],
+                         ids=["another magic", "a later version", "cut", "empty"])
+def test_an_inbox_that_is_damaged_is_a_clear_error(rig: Rig, engine_name: str, harm: Callable[[Path], None], text: str) -> None:
+    path = engine_left_behind(rig, engine_name)
+    inbox = path.with_name(path.name.replace(".control", ".inbox.0.1"))
+    harm(inbox)
+    try:
+        with pytest.raises(shardmem.ShardmemError, match=f"inbox.0.1.*({text})"):
+            rig.engine(engine_name, shards=1).start()
+    finally:
+        for entry in segments_of(engine_name):
+            os.unlink(SHM / entry)
+
+
+def test_segments_are_private_to_their_user(rig: Rig, engine_name: str) -> None:
+    with rig.engine(engine_name, shards=2):
+        names = segments_of(engine_name)
+        assert len(names) == 3
+        for name in names:
+            assert stat.S_IMODE(os.stat(SHM / name).st_mode) == 0o600
+
+
+# ---- the standard library's resource tracker ------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("how", ["close", "no close", "os._exit", "spawn"])
+def test_the_end_of_a_producer_process_removes_and_prints_nothing(rig: Rig, engine_name: str, how: str) -> None:
+    with rig.engine(engine_name, shards=2) as engine:
+        before = segments_of(engine_name)
+        reply = run_program("attach_and_end", rig, engine=engine_name, how=how, stderr="")
+        assert set(reply["codes"]) == {0}
+        assert segments_of(engine_name) == before
+        with engine.producer() as producer:
+            producer.push(1, payload(9, 1, 0))
+            producer.flush(PATIENCE)
+        assert accounting(drained(engine), drained=True) == []
+
+
+def test_a_killed_producer_process_removes_nothing(rig: Rig, engine_name: str) -> None:
+    with rig.engine(engine_name, shards=2) as engine:
+        before = segments_of(engine_name)
+        with Program("pusher", rig, engine=engine_name, producer=1) as program:
+            program.hear()
+            program.kill()
+            assert program.end(stderr="") == -9
+        assert segments_of(engine_name) == before
+        assert drained(engine)["accounting"]["handled"] == 10
+
+
+def test_a_process_that_uses_shared_memory_of_its_own_keeps_its_tracker(rig: Rig, engine_name: str) -> None:
+    """Ours is hidden from the tracker; theirs is not."""
+    with rig.engine(engine_name, shards=1):
+        reply = run_program("own_shared_memory", rig, engine=engine_name, stderr=None)
+        assert reply["tracked"] is True
+        assert len(segments_of(engine_name)) == 2
+    assert not (SHM / reply["name"]).exists(), "the tracker removed what its process forgot"
