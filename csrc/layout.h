@@ -105,6 +105,13 @@ typedef struct sm_move {         /* the handoff table: one entry per slot, of it
     _Atomic uint64_t slot_rows;                       /* writer: worker (the owner's: rows handled, sampled) */
 } sm_move;
 
+/* What the supervisor last said of its decisions, as text; two copies, so that readers never meet one half written. */
+typedef struct sm_board {
+    _Alignas(SM_LINE) _Atomic uint64_t board_count;   /* writer: supervisor (copy in force: count & 1; 0: none yet) */
+    _Atomic uint32_t board_bytes[2];                  /* writer: supervisor */
+    char text[2][SM_BOARD_BYTES];
+} sm_board;
+
 /* ---- inbox segment ------------------------------------------------------------------------------------ */
 
 typedef struct sm_inbox {
@@ -172,6 +179,7 @@ static_assert(sizeof(sm_control) <= SM_PAGE, "control: header fits its page");
 static_assert(offsetof(sm_seat, next_sequence) == 8, "seat: sequence beside the mark, both written per send");
 static_assert(offsetof(sm_seat, seat_incarnation) == SM_LINE, "seat: what others read is off the hot line");
 static_assert(sizeof(sm_seat) == 2 * SM_LINE, "seat: size");
+static_assert(sizeof(sm_board) % SM_LINE == 0, "board: what follows is aligned");
 static_assert(sizeof(sm_hold) == 8 && sizeof(sm_move) == 48, "holds and moves: sizes");
 static_assert(offsetof(sm_shard, worker_phase) == SM_LINE, "shard: supervisor and worker on lines of their own");
 static_assert(offsetof(sm_shard, worker_latency) == 2 * SM_LINE, "shard: histogram");
@@ -197,7 +205,8 @@ static_assert(sizeof(sm_index) == 16, "index: size");
 #define SM_SLOTS_OFFSET (SM_SEATS_OFFSET + SM_MAX_PRODUCERS * sizeof(sm_seat))
 #define SM_HOLDS_OFFSET (SM_SLOTS_OFFSET + SM_MAX_SLOTS * sizeof(sm_slot))
 #define SM_MOVES_OFFSET (SM_HOLDS_OFFSET + SM_MAX_SLOTS * sizeof(sm_hold))
-#define SM_SHARDS_OFFSET (SM_MOVES_OFFSET + SM_MAX_SLOTS * sizeof(sm_move))
+#define SM_BOARD_OFFSET (SM_MOVES_OFFSET + SM_MAX_SLOTS * sizeof(sm_move))
+#define SM_SHARDS_OFFSET (SM_BOARD_OFFSET + sizeof(sm_board))
 #define SM_LANES_OFFSET SM_PAGE
 
 static inline sm_seat *sm_seat_at(const void *control, uint32_t seat)
@@ -219,6 +228,8 @@ static inline sm_move *sm_move_at(const void *control, uint32_t slot)
 {
     return (sm_move *)((uint8_t *)control + SM_MOVES_OFFSET) + slot;
 }
+
+static inline sm_board *sm_board_at(const void *control) { return (sm_board *)((uint8_t *)control + SM_BOARD_OFFSET); }
 
 static inline sm_shard *sm_shard_at(const void *control, uint32_t shard)
 {

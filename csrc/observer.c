@@ -10,7 +10,7 @@ int sm_control_read(const void *control, uint64_t bytes, sm_geometry *out, uint3
     const sm_control *c = control;
     *version = 0;
     if (bytes < sizeof(sm_control))
-        return SM_UNREADY;
+        return SM_GEOMETRY; /* it is given its whole size in one step */
     /* V2: pairs with V1 in sm_control_format. */
     *version = atomic_load_explicit(&c->version, memory_order_acquire);
     if (*version == 0)
@@ -157,6 +157,21 @@ uint32_t sm_view_moving(const void *control, const sm_geometry *g, uint32_t *slo
         if (SM_HOLD_PHASE(GET(sm_hold_at(control, s)->hold_word)) != SM_MOVE_NONE)
             slots[n++] = s;
     return n;
+}
+
+uint32_t sm_view_board(const void *control, char *text)
+{
+    const sm_board *b = sm_board_at(control);
+    uint64_t count = atomic_load_explicit(&b->board_count, memory_order_seq_cst), again; /* B2: pairs with B1 */
+    uint32_t bytes;
+    do {
+        again = count;
+        bytes = GET(b->board_bytes[count & 1]);
+        bytes = count && bytes <= SM_BOARD_BYTES ? bytes : 0;
+        memcpy(text, b->text[count & 1], bytes);
+        count = atomic_load_explicit(&b->board_count, memory_order_seq_cst);
+    } while (count != again);
+    return bytes;
 }
 
 void sm_view_rows(const void *control, const sm_geometry *g, uint64_t *rows)

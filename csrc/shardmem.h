@@ -21,6 +21,7 @@
 #define SM_SCHEMA_BYTES 2048
 #define SM_NAME_BYTES 96
 #define SM_ERROR_BYTES 1536
+#define SM_BOARD_BYTES 16256
 #define SM_HISTOGRAM 160
 #define SM_REASONS 4
 
@@ -172,6 +173,8 @@ void sm_give_orders(void *control, uint32_t shard, void *inbox);  /* the worker 
 void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t accepted, uint64_t handled,
                uint64_t quarantined, uint64_t shed);
 
+void sm_post(void *control, const char *text, uint32_t bytes);    /* what the supervisor decided, for readers */
+
 /* ---- the worker's side of a handoff [worker] ------------------------------------------------------------ */
 uint32_t sm_orders(const void *control, uint32_t shard);
 uint32_t sm_moves_at(const void *control, uint32_t shard, uint32_t phase, uint32_t *slots, uint64_t *numbers,
@@ -219,6 +222,7 @@ typedef struct sm_move_view {
 
 void sm_view_move(const void *control, uint32_t slot, sm_move_view *out);
 uint32_t sm_view_moving(const void *control, const sm_geometry *geometry, uint32_t *slots, uint32_t limit);
+uint32_t sm_view_board(const void *control, char *text);          /* text: SM_BOARD_BYTES; returns how many are used */
 void sm_view_rows(const void *control, const sm_geometry *geometry, uint64_t *rows);
 void sm_view_slots(const void *control, const sm_geometry *geometry, uint32_t *shards, uint32_t *epochs);
 int64_t sm_histogram_floor_ns(uint32_t bucket);

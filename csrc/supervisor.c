@@ -38,6 +38,7 @@ uint32_t sm_control_ranges(const sm_geometry *g, uint64_t *offsets, uint64_t *le
         {SM_SLOTS_OFFSET, g->slots * sizeof(sm_slot)},
         {SM_HOLDS_OFFSET, g->slots * sizeof(sm_hold)},
         {SM_MOVES_OFFSET, g->slots * sizeof(sm_move)},
+        {SM_BOARD_OFFSET, sizeof(sm_board)},
         {SM_SHARDS_OFFSET, g->max_shards * sizeof(sm_shard)},
     };
     const uint32_t n = sizeof used / sizeof *used;
@@ -216,6 +217,17 @@ void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t acce
     atomic_store_explicit(&s->retired_quarantined[to], quarantined, memory_order_release);
     atomic_store_explicit(&s->retired_shed[to], shed, memory_order_release);
     atomic_store_explicit(&s->retired_generation, generation, memory_order_seq_cst);
+}
+
+/* B1: the copy that is not in force, then the count that makes it so. Pairs with B2 in sm_view_board. */
+void sm_post(void *control, const char *text, uint32_t bytes)
+{
+    sm_board *b = sm_board_at(control);
+    uint64_t count = atomic_load_explicit(&b->board_count, memory_order_relaxed) + 1;
+    bytes = bytes < SM_BOARD_BYTES ? bytes : SM_BOARD_BYTES;
+    memcpy(b->text[count & 1], text, bytes);
+    atomic_store_explicit(&b->board_bytes[count & 1], bytes, memory_order_release);
+    atomic_store_explicit(&b->board_count, count, memory_order_seq_cst);
 }
 
 /* M2: pairs with M1 and M3 in producer.c. seq_cst after the word that was changed. */

@@ -1,13 +1,15 @@
 """The settings of an engine: TOML, then SHARDMEM_* variables, then flags. One error lists all faults."""
 from __future__ import annotations
 
+import base64
 import difflib
 import importlib
 import os
+import pickle
 import re
 import sys
 import tempfile
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Mapping
 
 from shardmem.errors import ConfigError
@@ -16,6 +18,8 @@ from shardmem.schema import Schema
 _UNITS = {"": 1, "B": 1, "K": 1000, "KB": 1000, "KIB": 1 << 10, "M": 10**6, "MB": 10**6, "MIB": 1 << 20, "G": 10**9,
           "GB": 10**9, "GIB": 1 << 30}
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+PRESETS = ("default", "high_throughput", "conservative")
+STRATEGIES = ("least_load", "least_slots")
 BACKPRESSURE = ("block", "fail", "drop_newest", "drop_oldest", "sample")
 
 
@@ -39,6 +43,14 @@ class Config:
     boot_timeout: float = 30.0
     drain_timeout: float | None = None
     state_dir: str | None = None
+    auto_scale: bool = True
+    policy: Any = None
+    strategy: Any = None
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the policy may change the number of shards: not when `shards` fixes it, or there is room for no other."""
+        return self.auto_scale and self.shards is None and self.most_shards > self.min_shards
 
     @property
     def state_file(self) -> str:
@@ -60,6 +72,12 @@ class Config:
         """How many shards the control segment has room for."""
         return max(self.start_shards, self.max_shards or os.cpu_count() or 1)
 
+    def policy_settings(self) -> dict[str, Any]:
+        """The scaling policy by name and value, limits included: what ScalingPolicy is made of."""
+        chosen = dict(self.policy) if isinstance(self.policy, Mapping) else {"preset": self.policy} if self.policy else {}
+        return {**chosen, "min_shards": self.min_shards if self.elastic else 1, "max_shards": self.most_shards,
+                "auto_scale": self.elastic}
+
     @classmethod
     def of(cls, **values: Any) -> Config:
         """Checked. Raises ConfigError with every fault."""
@@ -72,6 +90,10 @@ class Config:
         for key in ("slots", "shards", "min_shards", "max_shards", "lane_bytes", "max_producers", "batch_rows", "spin_us"):
             if values.get(key) is not None:
                 values[key] = _whole(key, values[key], cls.__dataclass_fields__[key].default, faults)
+        _plain_policy(values)
+        if isinstance(values.get("auto_scale"), str):  # from the environment
+            values["auto_scale"] = {"true": True, "1": True, "false": False, "0": False}.get(values["auto_scale"].lower(),
+                                                                                             values["auto_scale"])
         for key in ("boot_timeout", "drain_timeout"):
             if values.get(key) is not None:
                 values[key] = _duration(key, values[key], faults)
@@ -110,6 +132,15 @@ class Config:
                          f"({'shards' if self.shards is not None else 'min_shards'})")
         if isinstance(self.slots, int) and self.slots < self.start_shards:
             found.append(f"slots={self.slots} is less than the {self.start_shards} shards that would own them")
+        if not isinstance(self.auto_scale, bool):
+            found.append(f"auto_scale={self.auto_scale!r} is neither true nor false")
+        if self.policy is not None and not isinstance(self.policy, (str, Mapping)):
+            found.append(f"policy={self.policy!r} is neither the name of a preset nor a table of settings")
+        if isinstance(self.policy, str) and self.policy not in PRESETS:
+            found.append(f"policy={self.policy!r} is not one of {', '.join(PRESETS)}")
+        if self.strategy is not None and self.strategy not in STRATEGIES and not (
+                isinstance(self.strategy, str) and re.fullmatch(r"[\w.]+:[\w.]+|pickle:.+", self.strategy)):
+            found.append(f"strategy={self.strategy!r} is not one of {', '.join(STRATEGIES)} and not module:Class")
         if self.backpressure not in BACKPRESSURE:
             found.append(f"backpressure={self.backpressure!r} is not one of {', '.join(BACKPRESSURE)}")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", str(self.name)):
@@ -122,6 +153,18 @@ class Config:
         except ConfigError as error:
             found += error.faults
         return found
+
+
+def _plain_policy(values: dict[str, Any]) -> None:
+    """A ScalingPolicy as a table, its limits as settings; a strategy that is an object as text that can be sent."""
+    policy, strategy = values.get("policy"), values.get("strategy")
+    if is_dataclass(policy) and not isinstance(policy, type):
+        table = asdict(policy)
+        for key in ("min_shards", "max_shards", "auto_scale"):
+            values.setdefault(key, table.pop(key))
+        values["policy"] = table
+    if strategy is not None and not isinstance(strategy, str):
+        values["strategy"] = "pickle:" + base64.b64encode(pickle.dumps(strategy)).decode()
 
 
 def load(path: str | None, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Config:

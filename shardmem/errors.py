@@ -53,6 +53,14 @@ class OutOfMemory(SegmentError):
         )
 
 
+    @classmethod
+    def told(cls, text: str, need: int, free: int) -> OutOfMemory:
+        """The error of another process, with its text."""
+        error = cls("", need, free, "")
+        error.args = (text,)
+        return error
+
+
 class Backpressure(ShardmemError):
     """Events were refused because a lane is full. Nothing of them was written.
 

@@ -63,6 +63,10 @@ def _settings(command: Callable) -> Callable:
         click.option("--max-producers", help="How many producers can be connected at once."),
         click.option("--batch-rows", help="The most events of a batch."),
         click.option("--spin-us", help="The longest spin before sleeping, in microseconds."),
+        click.option("--auto-scale/--no-auto-scale", default=None, help="Whether the policy may change the number of shards."),
+        click.option("--policy", help="Preset: default, high_throughput or conservative; settings of it go into a file."),
+        click.option("--strategy", help="Where slots go: least_load, least_slots, or module:Class of your own."),
+        click.option("--state-dir", help="Directory of the state of stateful handlers."),
         click.option("--boot-timeout", help="How long a worker may take to get ready."),
         click.option("--drain-timeout", help="How long a stop waits for events to be handled."),
     ]
@@ -78,7 +82,8 @@ def _settings(command: Callable) -> Callable:
 def run(target: str, as_json: bool, **flags: Any) -> None:
     """Run an engine until it is stopped. TARGET is engine.toml or module:handler.
 
-    TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run.
+    TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; TTIN and
+    TTOU are one shard more and one fewer.
     """
     from shardmem.config import load
     from shardmem.control.supervisor import Supervisor
@@ -183,12 +188,17 @@ engine_option = click.option("--engine", "name", help="Name of the engine; not n
 
 
 @main.command()
-@click.argument("shards", type=click.IntRange(1))
+@click.argument("shards")
 @engine_option
 @as_json
-def scale(shards: int, name: str | None, as_json: bool) -> None:
-    """Run SHARDS workers: start more, or drain and remove some; slots are evened out while events flow."""
-    _ask(name, as_json, "scale", shards=shards)
+def scale(shards: str, name: str | None, as_json: bool) -> None:
+    """Run SHARDS workers: start more, or drain and remove some; slots are evened out while events flow.
+
+    'auto' hands back to the policy.
+    """
+    if shards != "auto" and not shards.isdigit():
+        raise click.UsageError(f"{shards!r} is neither a number of shards nor 'auto'")
+    _ask(name, as_json, "scale", shards=shards if shards == "auto" else int(shards))
 
 
 @main.command()

@@ -5,20 +5,22 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, Iterable
 
-from shardmem.control.handoffs import Move, Round
+import numpy as np
+
+from shardmem.control.handoffs import Round
 from shardmem.errors import ConfigError
-from shardmem.policy.even import even_out
+from shardmem.policy import DecisionKind, Move, ScalingDecision
 
 if TYPE_CHECKING:
     from shardmem.control.api import Command
     from shardmem.control.supervisor import Supervisor
 
+ROUND = 256   # the most slots that the policy has in motion at a time
+ROUNDS = 100  # a strategy of the user's own may never come to rest
 SLOTS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
-def commands_of(supervisor: Supervisor) -> dict[str, Command]:
-    commands = Commands(supervisor)
-    return {name: getattr(commands, name) for name in ("status", "scale", "drain", "move", "rebalance", "stop")}
+NAMES = ("status", "scale", "drain", "move", "rebalance", "stop")
 
 
 class Commands:
@@ -26,6 +28,9 @@ class Commands:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+
+    def by_name(self) -> dict[str, Command]:
+        return {name: getattr(self, name) for name in NAMES}
 
     async def status(self, wanted: dict[str, Any]) -> dict[str, Any]:
         return self._supervisor.status()
@@ -35,43 +40,40 @@ class Commands:
         return {"stopping": True}
 
     async def scale(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """{"shards": n}: more or fewer shards, slots evened out."""
-        supervisor, count = self._supervisor, _whole(wanted, "shards")
-        most = supervisor.control.max_shards
+        """{"shards": n} or {"shards": "auto"}: more or fewer shards, slots evened out; or back to the policy."""
+        supervisor = self._supervisor
+        if wanted.get("shards") == "auto":
+            if not supervisor.config.elastic:
+                raise ConfigError("this engine does not scale by itself: start it with min_shards and max_shards, without shards "
+                                  "and with auto_scale = true")
+            supervisor.pilot.following = True
+            return {"auto_scale": True, "shards": supervisor.pilot.mapper.active_shard_ids(), "added": [], "removed": [],
+                    **_summary([], time.monotonic(), {})}
+        count, most = _whole(wanted, "shards"), supervisor.control.max_shards
         if not 1 <= count <= min(most, supervisor.control.slots):
             raise ConfigError(f"shards={count} is outside 1 to {min(most, supervisor.control.slots)}: the engine has room for "
                               f"{most} shards (max_shards) and {supervisor.control.slots} slots")
-        async with supervisor._busy:
-            started, active = time.monotonic(), supervisor.shards_in("active")
-            seconds: dict[str, float] = {}
-            added = [supervisor.create_shard() for _ in range(count - len(active))]
-            seconds["create"] = time.monotonic() - started
-            if added:
-                try:
-                    await supervisor.spawn(added)
-                except BaseException:
-                    for shard in added:
-                        supervisor.abandon_shard(shard)
-                    raise
-                seconds["spawn"] = time.monotonic() - started - seconds["create"]
-            removed = active[count:] if count < len(active) else []
-            rounds = [await self._drain(shard, [each for each in active if each not in removed]) for shard in removed]
-            if not removed:
-                rounds = [await self._even_out(supervisor.shards_in("active"))]
-        return {"shards": supervisor.shards_in("active"), "added": added, "removed": removed, **_summary(rounds, started, seconds)}
+        async with supervisor.busy:
+            supervisor.pilot.following = False
+            active = supervisor.pilot.mapper.active_shard_ids()
+            done = (await self._add(count - len(active)) if count >= len(active) else
+                    await self._remove([supervisor.pilot.mapper.drain_specific(shard, time.monotonic()) and shard
+                                        for shard in active[count:]]))
+        return {"auto_scale": False, **done}
 
     async def drain(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"shard": n}: its slots go to the others, it stops and is removed."""
-        supervisor, shard = self._supervisor, _whole(wanted, "shard")
-        async with supervisor._busy:
-            started, active = time.monotonic(), supervisor.shards_in("active")
+        mapper, shard = self._supervisor.pilot.mapper, _whole(wanted, "shard")
+        async with self._supervisor.busy:
+            active = mapper.active_shard_ids()
             if shard not in active:
                 raise ConfigError(f"shard {shard} is not active; active are {active}")
             if len(active) == 1:
                 raise ConfigError(f"shard {shard} is the only one; a draining shard's slots need another (stop the engine, or "
                                   f"scale up first)")
-            done = await self._drain(shard, [each for each in active if each != shard])
-        return {"drained": shard, **_summary([done], started, {})}
+            mapper.drain_specific(shard, time.monotonic())
+            done = await self._remove([shard])
+        return {"drained": shard, **done}
 
     async def move(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"slots": "17,40-60" or a list, "to": n}."""
@@ -81,41 +83,78 @@ class Commands:
         if target not in active:
             raise ConfigError(f"shard {target} is not active; active are {active}")
         owners, _ = supervisor.control.slot_table()
-        failed = sorted({int(owners[slot]) for slot in slots} - set(active))
+        failed = sorted({int(owners[slot]) for slot in slots} - set(supervisor.shards_in("active", "draining")))
         if failed:
             raise ConfigError(f"shards {failed} own some of these slots and are not active; they cannot hand them over")
         done = await supervisor.handoffs.run([Move(slot, int(owners[slot]), target) for slot in slots])
         return _summary([done], started, {})
 
     async def rebalance(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Even counts, with the fewest moves."""
-        async with self._supervisor._busy:
+        """As the strategy says, small differences included, until it has nothing more to say."""
+        async with self._supervisor.busy:
             started = time.monotonic()
-            done = await self._even_out(self._supervisor.shards_in("active"))
-        return _summary([done], started, {})
+            rounds = await self._even_out()
+        return _summary(rounds, started, {})
 
-    async def _even_out(self, shards: list[int]) -> Round:
-        supervisor = self._supervisor
-        owners, _ = supervisor.control.slot_table()
-        moves = [Move(slot, source, target) for slot, source, target in even_out(owners.tolist(), shards)
-                 if source in shards and slot not in supervisor.handoffs.moving]
-        return await supervisor.handoffs.run(moves)
+    # ---- what the policy asks for -------------------------------------------------------------------------------------------
 
-    async def _drain(self, shard: int, others: list[int]) -> Round:
-        """Draining, so that nothing new is sent there without a key; then every slot away; then the end of it."""
+    async def follow(self, decision: ScalingDecision, moves: list[Move]) -> None:
+        """Carry out a decision. One change at a time; what is not carried out now is decided again at the next tick."""
         supervisor = self._supervisor
-        supervisor.control.set_shard_state(shard, "draining")
-        while True:  # a move that was under way may still bring it a slot
+        if supervisor.busy.locked():
+            return
+        async with supervisor.busy:
+            if decision.kind is DecisionKind.UP:
+                await self._add(decision.count)
+            elif decision.kind is DecisionKind.DOWN:
+                await self._remove(supervisor.pilot.mapper.scale_down(decision.count, time.monotonic()))
+            elif moves:
+                await supervisor.handoffs.run(moves[:ROUND])
+
+    async def _add(self, count: int) -> dict[str, Any]:
+        supervisor, started, seconds = self._supervisor, time.monotonic(), {}
+        added = supervisor.create_shards(count)
+        seconds["create"] = time.monotonic() - started
+        if added:
+            try:
+                await supervisor.spawn(added)
+            except BaseException:
+                for shard in added:
+                    supervisor.abandon_shard(shard)
+                raise
+            seconds["spawn"] = time.monotonic() - started - seconds["create"]
+        rounds = await self._even_out()
+        return {"shards": supervisor.pilot.mapper.active_shard_ids(), "added": added, "removed": [],
+                **_summary(rounds, started, seconds)}
+
+    async def _remove(self, shards: list[int]) -> dict[str, Any]:
+        """Shards that the mapper has as draining: no keyless events any more, every slot away, then their end."""
+        supervisor, started = self._supervisor, time.monotonic()
+        for shard in shards:
+            supervisor.control.set_shard_state(shard, "draining")
+        rounds: list[Round] = []
+        while True:
+            done = await supervisor.handoffs.run(supervisor.pilot.plan(supervisor.handoffs.moving, eager=True))
+            rounds.append(done)
             owners, _ = supervisor.control.slot_table()
-            done = await supervisor.handoffs.run([Move(slot, source, target) for slot, source, target
-                                                  in even_out(owners.tolist(), others) if source == shard
-                                                  and slot not in supervisor.handoffs.moving])
-            owners, _ = supervisor.control.slot_table()
-            if not (owners == shard).any() and not supervisor.moving_at(shard):
+            leaving = np.isin(owners, shards).any() or any(supervisor.moving_at(shard) for shard in shards)
+            if not leaving:
                 break
-            await supervisor.pause()
-        await supervisor.remove_shard(shard)
-        return done
+            if not done.moves:  # a move by hand is still under way
+                await supervisor.pause()
+        for shard in shards:
+            await supervisor.remove_shard(shard)
+        return {"shards": supervisor.pilot.mapper.active_shard_ids(), "added": [], "removed": shards,
+                **_summary(rounds, started, {})}
+
+    async def _even_out(self) -> list[Round]:
+        supervisor, rounds = self._supervisor, []
+        while len(rounds) < ROUNDS:
+            moves = supervisor.pilot.plan(supervisor.handoffs.moving, eager=True)
+            if not moves:
+                break
+            rounds.append(await supervisor.handoffs.run(moves))
+        return rounds
 
 
 def parse_slots(text: Any, count: int) -> list[int]:

@@ -42,7 +42,10 @@ class Engine:
     """
 
     def __init__(self, name: str | None = None, *, handler: Any, **settings: Any) -> None:
-        self._named = name is not None
+        if importing_main():
+            raise RuntimeError("an Engine is being made while a worker process imports this script to find the handler in it; "
+                               "put the part that makes the engine under  if __name__ == \"__main__\":")
+        self._named, self._inherited = name is not None, False
         self.name = name if name is not None else f"engine-{os.getpid()}-{secrets.token_hex(3)}"
         self._config = Config.of(name=self.name, handler=handler, **settings)
         self._handler = HandlerRef.of(handler)
@@ -55,9 +58,6 @@ class Engine:
 
     def start(self) -> Engine:
         """Returns when every worker is ready. `with Engine(...)` calls it."""
-        if importing_main():
-            raise RuntimeError("an Engine is being started while a worker process imports this script to find the handler "
-                               "in it; put the part that starts the engine under  if __name__ == \"__main__\":")
         if self._process is not None:
             raise ShardmemError(f"engine {self.name!r} was started already; make a new Engine to start again")
         settings = asdict(self._config)
@@ -87,6 +87,8 @@ class Engine:
         """Drain, stop, and return the last status. now: do not drain. Raises HandlerError if a shard had failed."""
         if self._process is None:
             raise NotRunning(f"engine {self.name!r} was never started")
+        if self._inherited:
+            raise NotRunning(f"engine {self.name!r} belongs to the process that this one was forked from; it ends there")
         if self._control is None:  # stopped before
             return self.status()
         if self._process.poll() is None:
@@ -106,7 +108,7 @@ class Engine:
         return self.start()
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if self._process is None or self._control is None:
+        if self._process is None or self._control is None or self._inherited:
             return
         if error is None:
             self.stop()
@@ -197,6 +199,7 @@ class Engine:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
+        self._reports.close()
         if code < 0:
             self._clean_up()
         self._forget_memory()
@@ -214,17 +217,10 @@ class Engine:
             if kind is ConfigError or not issubclass(kind, ShardmemError):
                 raise ConfigError(text)
             if kind is errors.OutOfMemory:
-                raise _out_of_memory(text)
+                raise errors.OutOfMemory.told(text, *(report.get("memory") or (0, 0)))
             raise kind(text)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code} and said nothing"
         raise ShardmemError(f"the supervisor of engine {self.name!r} {how}; its standard error may say more")
-
-
-def _out_of_memory(text: str) -> errors.OutOfMemory:
-    error = errors.OutOfMemory.__new__(errors.OutOfMemory)
-    ShardmemError.__init__(error, text)
-    error.need = error.free = 0
-    return error
 
 
 def _close_lifeline(process: subprocess.Popen) -> None:
@@ -239,6 +235,7 @@ def _close_lifeline(process: subprocess.Popen) -> None:
 def _forget_in_child() -> None:
     """A forked child is not the parent: its copy of the lifeline must neither keep the engine alive nor end it."""
     for engine in list(_running):
+        engine._inherited = True
         if engine._process is not None and engine._process.stdin is not None and not engine._process.stdin.closed:
             engine._process.stdin.close()
 
@@ -261,6 +258,9 @@ class _ReportReader:
                 line = self._file.readline()
                 return json.loads(line) if line else None
         return None
+
+    def close(self) -> None:
+        self._file.close()
 
     def last(self) -> dict[str, Any] | None:
         """The last report of all: reads until the supervisor has ended."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from shardmem.memory.control import Control
 from shardmem.memory.native import MOVE_PHASES, ffi, lib
+from shardmem.policy import Move
 
 POLL = 0.02       # reports come over the workers' pipes; this is for workers that have none of ours
 REROUTE_LIMIT = 1.0
@@ -24,15 +25,6 @@ DRAIN_LIMIT = 10.0
 RELEASE_LIMIT = 10.0
 
 log = logging.getLogger("shardmem.handoff")
-
-
-@dataclass(frozen=True)
-class Move:
-    """One slot from one shard to another."""
-
-    slot: int
-    source: int
-    target: int
 
 
 @dataclass
@@ -70,17 +62,19 @@ class Handoffs:
         for event in self._news:
             event.set()
 
-    async def settle_marks(self, waiting: Callable[[str], None] = lambda text: None) -> None:
-        """Until every send that was in progress is over, or its process is dead."""
+    async def settle_marks(self, waiting: Callable[[str], None] = lambda text: None,
+                           give_up: Callable[[], bool] = lambda: False) -> list[int]:
+        """Until every send that was in progress is over, or its process is dead; the seats that were given up on."""
         control = self._control
         before = control.marks()
         odd = [seat for seat in range(len(before)) if before[seat] & 1]
-        while odd:
+        while odd and not give_up():
             now = control.marks()
             odd = [seat for seat in odd if now[seat] == before[seat] and control.seat_alive(seat)]
             if odd:
                 waiting(f"producer {odd[0]} (pid {control.view_seat(odd[0]).pid}) is inside a send")
                 await asyncio.sleep(0.0005)
+        return odd
 
     async def run(self, moves: Iterable[Move]) -> Round:
         """Move the slots. Slots that are there already are left out; one already in motion is a ValueError."""

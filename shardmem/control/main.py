@@ -14,6 +14,7 @@ from typing import Any
 
 
 from shardmem.config import Config
+from shardmem.errors import OutOfMemory
 from shardmem.control.supervisor import Supervisor
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.worker import Reports
@@ -30,6 +31,7 @@ def main() -> int:
 
 
 async def _run(orders: dict[str, Any], reports: Reports) -> int:
+    sys.path += [entry for entry in orders["handler"]["main"].get("sys_path", []) if entry not in sys.path]
     schema = Schema.from_json(orders["schema"])
     config = Config.of(handler=orders["handler"]["name"], dtype=schema.dtype, key=schema.key, **orders["settings"])
     supervisor = Supervisor(config, HandlerRef(**orders["handler"]), keep_unfinished=orders["keep_unfinished"],
@@ -57,5 +59,6 @@ async def _run(orders: dict[str, Any], reports: Reports) -> int:
     loop.remove_reader(lifeline)
     error = supervisor.error
     reports.say(ended=code, status=supervisor.outcome, error=str(error) if error else None,
-                kind=type(error).__name__ if error else None)
+                kind=type(error).__name__ if error else None,
+                memory=(error.need, error.free) if isinstance(error, OutOfMemory) else None)
     return code

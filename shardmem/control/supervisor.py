@@ -8,6 +8,7 @@ One event loop, no threads. The data path never waits for it: it only writes wor
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -17,20 +18,23 @@ from typing import Any, Callable
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, LayoutMismatch, NotRunning, SegmentCorrupt, ShardmemError
 from shardmem.control.api import Api
-from shardmem.control.commands import commands_of
+from shardmem.control.chosen import policy_of, strategy_of
+from shardmem.control.commands import Commands
 from shardmem.control.handoffs import Handoffs
+from shardmem.control.pilot import Pilot
 from shardmem.control.process import WorkerProcess
 from shardmem.memory import lease
 from shardmem.memory.control import Control, Inbox
 from shardmem.memory.native import lib
 from shardmem.memory.segment import control_name, path_of
-from shardmem.policy.placement import first_table
+from shardmem.policy import DecisionKind, first_table
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.snapshot import Observer
 from shardmem.runtime.worker import EXIT_BOOT
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_WORKER_BOOT, EXIT_ALREADY = 0, 1, 2, 3, 4
 NO_SHARD = 0xffff
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU)
 TICK = 0.25
 DRAIN_POLL = 0.005
 STOP_GRACE = 5.0
@@ -49,7 +53,8 @@ class Supervisor:
         self.error: ShardmemError | None = None
         self._workers: dict[int, WorkerProcess] = {}
         self._inboxes: dict[int, Inbox] = {}
-        self._busy = asyncio.Lock()  # scale, drain and rebalance, one at a time
+        self.busy = asyncio.Lock()  # scale, drain and rebalance, one at a time
+        self.pilot: Any = None  # from the moment that all workers are ready
         self._changed = asyncio.Event()
         self._stop_requested = self._stop_now = False
 
@@ -68,14 +73,16 @@ class Supervisor:
             return self._give_up(error, EXIT_FAILED)
         except OSError as error:
             return self._give_up(ShardmemError(f"cannot open engine {self.config.name!r}: {error}"), EXIT_FAILED)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        for number in SIGNALS:
             self._loop.add_signal_handler(number, self._on_signal, number)
         self.handoffs = Handoffs(self.control, self._give_orders, lambda: any(w.stateful for w in self._workers.values()))
-        api = Api(self.config.name, commands_of(self))
+        self.commands = Commands(self)
+        api = Api(self.config.name, self.commands.by_name())
         try:
             booted = await self._boot()
             if booted and not self._stop_now:
                 await self.handoffs.finish_what_was_begun()
+                self.pilot = Pilot(self.control, self._observer, self._policy, self._strategy, self.shards_in("active"))
                 await api.start()
                 self.control.set_state("running")
                 log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)
@@ -84,10 +91,11 @@ class Supervisor:
                 await api.stop()
                 if not self._stop_now:
                     await self._drain()
+            self._stop_now |= not booted  # one that did not get ready may never listen
             await self._stop_workers(gently=not self._stop_now)
             return self._finish(booted)
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            for number in SIGNALS:
                 self._loop.remove_signal_handler(number)
             self._lease.release()
 
@@ -106,6 +114,7 @@ class Supervisor:
         lib.sm_supervisor_enter(self.control.address, os.getpid(), lib.sm_now_ns())
         self._observer = Observer(self.control)
         try:
+            self._policy, self._strategy = policy_of(self.config), strategy_of(self.config)
             if not fresh:
                 self._check_fit()
             self._complete_shards()
@@ -122,7 +131,8 @@ class Supervisor:
             fresh = False
             try:
                 self.control = Control.create(config.name, config.schema, slots=config.slots, max_shards=config.most_shards,
-                                              max_producers=config.max_producers, lane_bytes=config.lane_bytes)
+                                              max_producers=config.max_producers, lane_bytes=config.lane_bytes,
+                                              backpressure=config.backpressure)
                 fresh = True
             except FileExistsError:
                 try:
@@ -224,6 +234,8 @@ class Supervisor:
         for shard in shards:
             if self._workers[shard].alive:
                 self.control.set_shard_state(shard, "active")
+                if self.pilot is not None:
+                    self.pilot.mapper.activate(shard, time.monotonic())
 
     def _give_orders(self, shard: int) -> None:
         inbox = self._inboxes.get(shard)
@@ -235,20 +247,35 @@ class Supervisor:
     def shards_in(self, *states: str) -> list[int]:
         return [shard for shard in self.control.known_shards() if self.control.shard_state(shard) in states]
 
-    def create_shard(self) -> int:
-        """A new shard with the lowest free number, provisioning, without slots. Raises ConfigError, OutOfMemory."""
-        known = set(self.control.known_shards())
-        free = [shard for shard in range(self.control.max_shards) if shard not in known]
-        if not free:
-            raise ConfigError(f"engine {self.config.name!r} has room for {self.control.max_shards} shards (max_shards) and has "
-                              f"{len(known)}")
-        shard, address = free[0], self.control.address
-        generation = self.control.view_shard(shard).generation + 1
-        self._inboxes[shard] = Inbox.create(self.control, shard, generation)
-        lib.sm_set_shard_generation(address, shard, generation)
-        lib.sm_set_shard_weight(address, shard, 1000)
-        self.control.set_shard_state(shard, "provisioning")
-        return shard
+    def create_shards(self, count: int) -> list[int]:
+        """New shards, provisioning, without slots; ids are the lowest free. Raises ScalingError, OutOfMemory: then none."""
+        address, now = self.control.address, time.monotonic()
+        added = self.pilot.mapper.scale_up_provisioning_force(count, now)
+        made = []
+        try:
+            for shard in added:
+                generation = self.control.view_shard(shard).generation + 1
+                self._inboxes[shard] = Inbox.create(self.control, shard, generation)
+                made.append(shard)
+                lib.sm_set_shard_generation(address, shard, generation)
+                lib.sm_set_shard_weight(address, shard, 1000)
+                self.control.set_shard_state(shard, "provisioning")
+        except BaseException:
+            for shard in made:
+                self.abandon_shard(shard)
+            for shard in added[len(made):]:
+                self._forget_shard(shard)
+            raise
+        return added
+
+    def _forget_shard(self, shard: int) -> None:
+        mapper, now = self.pilot.mapper, time.monotonic()
+        if mapper.shard_state(shard) == "provisioning":
+            mapper.abandon(shard, now)
+        else:
+            mapper.finalize_draining({shard: 0}, now)
+        mapper.remove_specific_stopped_shard(shard)
+        self.pilot.sampler.forget(shard)
 
     def abandon_shard(self, shard: int) -> None:
         """A new shard whose worker did not get ready: nothing was ever sent to it."""
@@ -260,6 +287,7 @@ class Supervisor:
         inbox.close()
         lib.sm_retire(self.control.address, shard, inbox.generation, 0, 0, 0, 0)
         self.control.set_shard_state(shard, "none")
+        self._forget_shard(shard)
 
     def status(self) -> dict[str, Any]:
         return self._observer.status()
@@ -292,11 +320,31 @@ class Supervisor:
         del self._inboxes[shard], self._workers[shard]
         inbox.close()
         self.control.set_shard_state(shard, "none")
+        self._forget_shard(shard)
 
     async def _watch(self) -> None:
+        following: asyncio.Task | None = None
+        due = 0.0
         while not self._stop_requested:
-            lib.sm_supervisor_beat(self.control.address, lib.sm_now_ns())
-            await self._wait_for_change(TICK)
+            now = time.monotonic()
+            if now >= due:
+                due = now + TICK
+                lib.sm_supervisor_beat(self.control.address, lib.sm_now_ns())
+                decision, moves = self.pilot.tick(self.handoffs.moving)
+                if self.config.elastic and (following is None or following.done()):
+                    if following is not None and following.exception() is not None:
+                        log.error("the policy's last decision failed: %s", following.exception())
+                        following = None
+                    if decision.kind is not DecisionKind.NONE or (moves and self.pilot.following):
+                        if decision.kind is not DecisionKind.NONE:
+                            log.info("%s %s: %s", decision.kind, decision.count or "", decision.reason)
+                        following = asyncio.create_task(self.commands.follow(decision, moves))
+                text = json.dumps(self.pilot.describe()).encode()
+                if len(text) <= lib.SM_BOARD_BYTES:
+                    lib.sm_post(self.control.address, text, len(text))
+            await self._wait_for_change(max(0.0, due - time.monotonic()))
+        if following is not None and not following.done():  # a handoff runs forward; it does not take long
+            await asyncio.wait([following], timeout=STOP_GRACE)
 
     async def _wait_for_change(self, timeout: float) -> None:
         try:
@@ -306,7 +354,19 @@ class Supervisor:
         self._changed.clear()
 
     def _on_signal(self, number: int) -> None:
-        self.request_stop(now=number != signal.SIGTERM)
+        if number not in (signal.SIGTTIN, signal.SIGTTOU):
+            self.request_stop(now=number != signal.SIGTERM)
+        elif self.pilot is not None:
+            step = 1 if number == signal.SIGTTIN else -1
+            self._by_signal = asyncio.create_task(self._step(step))
+
+    async def _step(self, step: int) -> None:
+        """One shard more or fewer, asked for by signal: nobody waits for an answer, so the log gets it."""
+        try:
+            done = await self.commands.scale({"shards": self.pilot.mapper.active_shard_count() + step})
+            log.info("%s by signal: %d shards run", "one more" if step > 0 else "one fewer", len(done["shards"]))
+        except ShardmemError as error:
+            log.warning("%s by signal: %s", "one more" if step > 0 else "one fewer", error)
 
     def _on_report(self, worker: WorkerProcess, report: dict[str, Any]) -> None:
         self._changed.set()
@@ -315,7 +375,7 @@ class Supervisor:
     def _on_exit(self, worker: WorkerProcess) -> None:
         self._changed.set()
         orderly = self.control.shard_state(worker.shard) == "stopped" or self._stop_now
-        if orderly and worker.exit_code == 0:
+        if orderly and (worker.exit_code == 0 or worker.killed):
             return
         if worker.ready:
             reason = worker.failure or f"its worker (pid {worker.pid}) ended: {worker.how_it_ended()}"
@@ -332,9 +392,16 @@ class Supervisor:
         """Refuse new events, wait for the sends in progress, then for empty lanes."""
         # E1/E2: a producer that saw "running" had its mark odd by then, and it changes once that send is over.
         self.control.set_state("draining")
-        started = time.monotonic()
-        await self.handoffs.settle_marks()
-        limit = self.config.drain_timeout
+        started, limit = time.monotonic(), self.config.drain_timeout
+
+        def give_up() -> bool:
+            return self._stop_now or limit is not None and time.monotonic() - started > limit
+
+        inside = await self.handoffs.settle_marks(give_up=give_up)
+        if inside and not self._stop_now:
+            self.error = ShardmemError(f"drain_timeout={limit:g} s is over and a producer (seat {inside[0]}, pid "
+                                       f"{self.control.view_seat(inside[0]).pid}) is still inside a send: it is stopped, or starved")
+            self._stop_now = True
         while not self._stop_now:
             in_flight = self._observer.in_flight()
             waiting = {shard: count for shard, count in in_flight.items()

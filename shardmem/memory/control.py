@@ -1,6 +1,7 @@
 """The control segment and the inbox segments, typed. Words are named and owned in csrc/layout.h."""
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -45,7 +46,8 @@ class Control:
         self.geometry = geometry
         self.address = segment.address
         self.engine = ffi.string(geometry.name).decode()
-        self.schema = Schema.from_json(ffi.string(geometry.schema, geometry.schema_bytes).decode())
+        self._text = ffi.string(geometry.schema, geometry.schema_bytes).decode()
+        self.schema = Schema.from_json(self._text)
         self.slots: int = geometry.slots
         self.max_shards: int = geometry.max_shards
         self.max_producers: int = geometry.max_producers
@@ -53,12 +55,18 @@ class Control:
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
+    @property
+    def backpressure(self) -> str:
+        """What producers do on a full lane, unless they say otherwise."""
+        return json.loads(self._text).get("backpressure", "block")
+
     @classmethod
     def create(cls, engine: str, schema: Schema, *, slots: int, max_shards: int, max_producers: int,
-               lane_bytes: int) -> Control:
+               lane_bytes: int, backpressure: str = "block") -> Control:
         """A fresh control segment. Raises FileExistsError, OutOfMemory, ConfigError."""
         check_name(engine)
-        text, name = schema.to_json().encode(), engine.encode()
+        text = json.dumps({**schema.describe(), "backpressure": backpressure}, separators=(",", ":")).encode()
+        name = engine.encode()
         if len(text) > lib.SM_SCHEMA_BYTES:
             raise ConfigError(f"the description of the dtype takes {len(text):,} bytes, the limit is "
                               f"{lib.SM_SCHEMA_BYTES:,}; use fewer or shorter field names")

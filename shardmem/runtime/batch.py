@@ -242,8 +242,8 @@ class Batch:
         """Which event an iteration had reached, for error reports; None without an iteration."""
         if self._length == 1:
             return 0
-        if self._iterator is None:
-            return None
+        if self._iterator is None or len(self._iterator.__reduce__()) < 3:
+            return None  # never begun, or gone through to its end: then it may have been any of them
         return max(0, self._length - length_hint(self._iterator) - 1)
 
     def _end(self) -> None:

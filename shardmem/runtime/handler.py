@@ -86,7 +86,8 @@ class HandlerRef:
             raise ConfigError(f"handler={handler!r} is neither a function nor a Handler nor 'module:name'")
         module = getattr(handler, "__module__", None)
         main = sys.modules["__main__"]
-        if module == "__main__" and not getattr(main, "__file__", None) and getattr(main, "__spec__", None) is None:
+        file = getattr(main, "__file__", None)
+        if module == "__main__" and getattr(main, "__spec__", None) is None and not (file and os.path.exists(file)):
             raise ConfigError(f"handler {name} is defined in an interactive session, which worker processes cannot "
                               f"import; put it into a file and pass 'module:{name}', or run that file")
         try:
@@ -94,7 +95,9 @@ class HandlerRef:
         except Exception as error:
             raise ConfigError(f"handler {name} cannot be found by worker processes ({error}); use a function or class at "
                               f"the top level of a module, or 'module:name'") from None
-        return cls(f"{module}:{name}", base64.b64encode(pickled).decode(), _main_of_this_process())
+        # The main module is imported in workers only if something of it is needed: a script that takes its handler from
+        # elsewhere needs no __main__ guard then.
+        return cls(f"{module}:{name}", base64.b64encode(pickled).decode(), _main_of_this_process(b"__main__" in pickled))
 
     def load(self) -> Handler:
         """In the worker: import and build it. Raises HandlerError with the reason."""
@@ -129,6 +132,8 @@ class HandlerRef:
             process._inheriting = True
             try:
                 spawn.prepare(dict(self.main))
+                if self.main.get("init_main_from_name", "").endswith(".__main__"):
+                    _import_main_of_package(self.main["init_main_from_name"])
             finally:
                 process._inheriting = False
         return pickle.loads(base64.b64decode(self.pickled))
@@ -139,13 +144,23 @@ def importing_main() -> bool:
     return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
 
 
-def _main_of_this_process() -> dict[str, Any]:
-    """What multiprocessing's spawn sends to a child so that it can import the parent's main module."""
+def _main_of_this_process(needed: bool) -> dict[str, Any]:
+    """What multiprocessing's spawn sends to a child so that it can import what the parent can, its main module if needed."""
     from multiprocessing import spawn
 
-    wanted = ("sys_path", "sys_argv", "dir", "orig_dir", "init_main_from_name", "init_main_from_path")
+    wanted = ["sys_path", "sys_argv", "dir", "orig_dir"] + ["init_main_from_name", "init_main_from_path"] * needed
     data = spawn.get_preparation_data("shardmem")
     return {key: data[key] for key in wanted if data.get(key) is not None}
+
+
+def _import_main_of_package(name: str) -> None:
+    """`python -m package` runs package/__main__.py, which spawn leaves out: it takes every __main__ for a mere starter."""
+    import runpy
+    import types
+
+    main = types.ModuleType("__mp_main__")
+    main.__dict__.update(runpy.run_module(name, run_name="__mp_main__", alter_sys=True))
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main
 
 
 def is_stateful(handler: Any) -> bool:

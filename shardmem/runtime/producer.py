@@ -35,7 +35,7 @@ class Producer:
 
     def __init__(self, engine: str, *, backpressure: str | None = None, spin_us: int | None = None,
                  sample_every: int = 10, wait: float = 0.0) -> None:
-        """wait: seconds to wait for the engine to exist. spin_us: spin budget before sleeping on a full lane."""
+        """backpressure: the engine's if not given. wait: seconds to wait for the engine to exist. spin_us: spin budget before sleeping on a full lane."""
         if backpressure is not None and backpressure not in BACKPRESSURE:
             raise ConfigError(f"backpressure={backpressure!r}; one of {', '.join(BACKPRESSURE)}")
         if sample_every < 1:
@@ -69,7 +69,7 @@ class Producer:
             control.close()
             raise MemoryError("no memory for a sender")
         self._control, self.seat, self._sender, self.schema = control, seat, sender, control.schema
-        self.backpressure = self._chosen or "block"
+        self.backpressure = self._chosen or control.backpressure
         self._timeout = 0.0 if self.backpressure == "fail" else None
         self._inboxes: dict[int, Inbox] = {}
         self._fast = Pusher(int(ffi.cast("uintptr_t", sender)), self._push_slow)

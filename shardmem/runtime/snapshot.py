@@ -1,6 +1,7 @@
 """One document about an engine, read from shared memory. Reading it changes nothing and needs nobody alive."""
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from shardmem.memory.control import Control, Inbox, refused_by_reason
 from shardmem.memory.native import MOVE_PHASES, PHASES, ffi, lib
 from shardmem.memory.control import name_of
 
-_FLOORS = [lib.sm_histogram_floor_ns(bucket) for bucket in range(lib.SM_HISTOGRAM)]
+FLOORS_NS = [lib.sm_histogram_floor_ns(bucket) for bucket in range(lib.SM_HISTOGRAM)]
 
 
 def quantile_us(histogram: Any, share: float) -> float | None:
@@ -20,7 +21,7 @@ def quantile_us(histogram: Any, share: float) -> float | None:
     total = int(counts.sum())
     if not total:
         return None
-    return _FLOORS[int(np.searchsorted(np.cumsum(counts), max(1, share * total)))] / 1000
+    return FLOORS_NS[int(np.searchsorted(np.cumsum(counts), max(1, share * total)))] / 1000
 
 
 class Observer:
@@ -96,6 +97,7 @@ class Observer:
             "shards": shards,
             "producers": producers,
             "handoffs": self._handoffs(),
+            **self._board(),
             "accounting": {
                 "offered": accepted + sum(refused.values()),
                 "accepted": accepted,
@@ -112,6 +114,13 @@ class Observer:
         views = [self.control.view_shard(shard) for shard in range(self.control.max_shards)]
         return (sum(view.retired_accepted for view in views), sum(view.retired_handled for view in views),
                 sum(view.retired_quarantined for view in views), sum(view.retired_shed for view in views))
+
+    def _board(self) -> dict[str, Any]:
+        """What the supervisor last decided, and why; it may be dead by now."""
+        text = ffi.new("char[]", lib.SM_BOARD_BYTES)
+        used = lib.sm_view_board(self.control.address, text)
+        empty = {"auto_scale": False, "decisions": [], "hot_slots": []}
+        return {**empty, **json.loads(bytes(ffi.buffer(text, used)))} if used else empty
 
     def _handoffs(self) -> list[dict[str, Any]]:
         """Slots in motion: where from and to, in which phase, for how long, and whether that is late."""

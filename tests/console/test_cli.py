@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import uuid
 
 import numpy as np
@@ -178,6 +180,27 @@ def test_a_second_daemon_of_the_same_name_exits_4_and_harms_nothing(shell):
         producer.flush(10)
     shell("stop", shell.name)
     assert ["1 b'still here'"] == shell.lines()
+
+
+def test_scale_move_drain_and_rebalance_answer_with_what_they_did(shell):
+    daemon = shell.daemon("app:handle", "--shards", "1", "--max-shards", "3", "--slots", "64")
+    scaled = json.loads(shell("scale", "3", "--engine", shell.name, "--json").stdout)
+    assert [0, 1, 2] == scaled["shards"] and [1, 2] == scaled["added"] and len(scaled["moved"]) <= 43
+    assert {"spawn", "reroute", "drain", "release", "total"} <= scaled["seconds"].keys()
+
+    assert "slots from shard" in shell("move", "0-9,20", "--to", "2", "--engine", shell.name).stdout
+    text = shell("drain", "1", "--engine", shell.name).stdout
+    assert "shard 1 is drained and removed" in text and "ms" in text
+    assert "total" in shell("rebalance", "--engine", shell.name).stdout
+    assert "only one" in shell("drain", "0", "--engine", shell.name).stdout + shell("drain", "2", "--engine", shell.name, code=2).stderr
+    assert "does not scale by itself" in shell("scale", "auto", "--engine", shell.name, code=2).stderr
+
+    daemon.send_signal(signal.SIGTTIN)
+    deadline = time.monotonic() + 20
+    while 2 != len([s for s in json.loads(shell("status", shell.name, "--json").stdout)["shards"] if s["state"] == "active"]):
+        assert time.monotonic() < deadline
+    shell("stop", shell.name)
+    assert 0 == daemon.wait(10)
 
 
 def test_the_demo_counts_every_flight_and_leaves_nothing_behind(shell):

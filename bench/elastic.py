@@ -1,0 +1,224 @@
+"""What moving slots costs those who push, those who do not move, and a new worker.
+
+    python bench/elastic.py [--seconds 4] [--repeat 5] [--json FILE]
+
+Every figure comes with its counterpart from the same run: one `push` at a time and blocks of 256, without any handoff,
+during continuous handoffs, and with the way that most systems do it (freeze the slots, drain, flip the table: producers
+wait meanwhile), built here from the same parts. Then the rate of keys whose slots stay, and the way of a new worker from
+the command to its first event, split by phase. Medians of the repetitions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import shardmem  # noqa: E402
+from bench.run import machine  # noqa: E402
+
+SLOTS, KEYS, MOVED = 256, 4096, 64
+ROW = np.dtype([("key", "u8"), ("number", "u8")])
+spawn = multiprocessing.get_context("spawn")
+
+
+class Look(shardmem.Handler):
+    """Notes when its first event came, and how many events of keys that stay it handled."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def open(self, context: Any) -> None:
+        self.path, self.first = os.path.join(self.directory, f"first-{context.shard}"), True
+
+    def handle(self, batch: Any) -> None:
+        if self.first:
+            self.first = False
+            with open(self.path, "w") as file:
+                file.write(str(time.monotonic_ns()))
+        batch.records["number"].sum()
+
+
+def mover(engine: str, freeze: Any, stop: Any, done: Any, pause: float = 0.0) -> None:
+    """Moves slots 0 to MOVED - 1 there and back; freeze: a flag that producers obey, or None; pause: seconds in between."""
+    chance = random.Random(1)
+    with shardmem.connect(engine) as producer, shardmem.Client(engine) as client:
+        del producer
+        while not stop.value:
+            slots, target = chance.sample(range(MOVED), 16), chance.randrange(2)
+            if freeze is not None:
+                freeze.value = 1
+                while client.status()["accounting"]["in_flight"]:
+                    pass
+            client.move(slots, target)
+            done.value += 1
+            if freeze is not None:
+                freeze.value = 0
+            time.sleep(pause)
+
+
+def timed(engine: Any, kind: str, seconds: float, how: str) -> tuple[np.ndarray, float, int]:
+    """(seconds of each call, events/s, handoff commands) of one producer; how: "none", "handoff" or "freeze"."""
+    freeze, stop, done = spawn.Value("b", 0, lock=False), spawn.Value("b", 0, lock=False), spawn.Value("q", 0, lock=False)
+    child = None
+    if how != "none":
+        child = spawn.Process(target=mover, args=(engine.name, freeze if how == "freeze" else None, stop, done))
+        child.start()
+        while not done.value:
+            time.sleep(0.001)
+    rows = np.zeros(256 if kind == "send" else 1, ROW)
+    chance = np.random.default_rng(2)
+    blocks = []
+    for _ in range(64):
+        rows["key"] = chance.integers(0, KEYS, len(rows))
+        blocks.append(rows.copy())
+    took, clock = np.empty(4_000_000), time.perf_counter
+    with engine.producer() as producer:
+        send, n = producer.send, 0
+        until = clock() + seconds
+        started = clock()
+        while (before := clock()) < until and n < len(took):
+            while freeze.value:
+                pass
+            send(blocks[n & 63])
+            took[n] = clock() - before
+            n += 1
+            if kind == "push" and n % 64 == 0:
+                time.sleep(0.0005)  # below what the worker takes: what is timed is the push, not a full lane
+            elif kind == "send":
+                time.sleep(0.0002)
+        rate = n * len(rows) / (clock() - started)
+        producer.flush()
+    if child is not None:
+        stop.value = 1
+        child.join()
+    return took[:n], rate, done.value
+
+
+def stall(seconds: float, kind: str) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for how in ("none", "handoff", "freeze"):
+        with tempfile.TemporaryDirectory() as directory, \
+                shardmem.Engine(handler=Look(directory), dtype=ROW, key="key", shards=2, slots=SLOTS) as engine:
+            timed(engine, kind, 0.2, "none")
+            took, rate, commands = timed(engine, kind, seconds, how)
+        result[how] = {"p50": float(np.quantile(took, 0.5)), "p99.9": float(np.quantile(took, 0.999)), "worst": float(took.max()),
+                       "commands": commands}
+    return result
+
+
+def staying(seconds: float) -> dict[str, float]:
+    """Events/s of keys whose slots never move, as fast as one producer can, without and during handoffs of other slots.
+
+    Some forty commands of 16 slots a second: without a pause the mover, a process like others, takes its share of two cores.
+    """
+    from shardmem.runtime.batch import slot_of
+
+    stay = np.array([key for key in range(KEYS) if slot_of(key, SLOTS) >= MOVED], "u8")
+    rates = {}
+    for how in ("none", "handoff"):
+        with tempfile.TemporaryDirectory() as directory, \
+                shardmem.Engine(handler=Look(directory), dtype=ROW, key="key", shards=2, slots=SLOTS) as engine:
+            stop, done = spawn.Value("b", 0, lock=False), spawn.Value("q", 0, lock=False)
+            child = spawn.Process(target=mover, args=(engine.name, None, stop, done, 0.02)) if how == "handoff" else None
+            if child is not None:
+                child.start()
+                while not done.value:
+                    time.sleep(0.001)
+            rows = np.zeros(4096, ROW)
+            rows["key"] = np.resize(stay, 4096)
+            with engine.producer() as producer:
+                for _ in range(20):
+                    producer.send(rows)
+                producer.flush()
+                started, n = time.perf_counter(), 0
+                while time.perf_counter() - started < seconds:
+                    producer.send(rows)
+                    n += len(rows)
+                producer.flush()
+                rates[how] = n / (time.perf_counter() - started)
+            if child is not None:
+                stop.value = 1
+                child.join()
+    return rates
+
+
+def scale_up() -> dict[str, float]:
+    """Seconds from the command to the first event in the new worker, by phase."""
+    with tempfile.TemporaryDirectory() as directory, \
+            shardmem.Engine(handler=Look(directory), dtype=ROW, key="key", shards=1, max_shards=2, slots=SLOTS) as engine, \
+            engine.producer() as producer:
+        rows = np.zeros(256, ROW)
+        rows["key"] = np.arange(256)
+        stop = spawn.Value("b", 0, lock=False)
+        child = spawn.Process(target=trickle, args=(engine.name, stop))
+        child.start()
+        producer.send(rows)
+        producer.flush()
+        time.sleep(0.5)
+        started = time.monotonic_ns()
+        answer = engine.scale_to(2)
+        path = os.path.join(directory, "first-1")
+        while not os.path.exists(path) or not os.path.getsize(path):
+            time.sleep(0.0005)
+        with open(path) as file:
+            total = (int(file.read()) - started) / 1e9
+        stop.value = 1
+        child.join()
+        assert len(answer["moved"]) <= -(-SLOTS // 2)
+        return {**answer["seconds"], "first event": total}
+
+
+def trickle(engine: str, stop: Any) -> None:
+    rows = np.zeros(256, ROW)
+    rows["key"] = np.arange(256)
+    with shardmem.connect(engine) as producer:
+        while not stop.value:
+            producer.send(rows)
+            time.sleep(0.001)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--json")
+    wanted = parser.parse_args()
+    print(", ".join(f"{key} {value}" for key, value in machine().items()))
+    raw: dict[str, list[Any]] = {"push": [], "send": [], "staying": [], "scale up": []}
+    for _ in range(wanted.repeat):
+        raw["push"].append(stall(wanted.seconds, "push"))
+        raw["send"].append(stall(wanted.seconds, "send"))
+        raw["staying"].append(staying(wanted.seconds))
+        raw["scale up"].append(scale_up())
+    middle = lambda values: statistics.median(values)  # noqa: E731
+    for kind, text in (("push", "one row"), ("send", "block of 256")):
+        for quantile in ("p50", "p99.9", "worst"):
+            base = middle([each[kind_]["" or quantile] for each in raw[kind] for kind_ in ("none",)])
+            for how, name in (("none", "no handoff"), ("handoff", "continuous handoffs"), ("freeze", "freeze, drain, flip")):
+                value = middle([each[how][quantile] for each in raw[kind]])
+                print(f"{text:14} {quantile:6} {name:22} {value * 1e6:12.1f} us  {value / base:8.2f} x")
+        print(f"{text:14} commands during it: {[each['handoff']['commands'] for each in raw[kind]]}")
+    base, during = (middle([each[how] for each in raw["staying"]]) for how in ("none", "handoff"))
+    ratio = middle([each["handoff"] / each["none"] for each in raw["staying"]])
+    print(f"slots that stay: {base / 1e6:.1f} M events/s undisturbed, {during / 1e6:.1f} during handoffs of others, {ratio:.3f} x")
+    print("scale up, ms: " + ", ".join(f"{phase} {middle([each[phase] for each in raw['scale up']]) * 1000:.1f}"
+                                       for phase in raw["scale up"][0]))
+    if wanted.json:
+        with open(wanted.json, "w") as file:
+            json.dump(raw, file)
+
+
+if __name__ == "__main__":
+    main()

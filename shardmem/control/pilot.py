@@ -1,0 +1,65 @@
+"""The supervisor's judgement: how many shards, and which slots where. Feeds the pure policy and keeps what it decided.
+
+It decides and remembers; `commands.py` carries out.
+"""
+from __future__ import annotations
+
+import time
+from typing import Any, Iterable
+
+from shardmem.control.sampler import Sampler
+from shardmem.memory.control import Control
+from shardmem.policy import (DecisionHistory, DecisionKind, Move, ScalingDecision, ScalingPolicy, ShardMapper, Strategy, View)
+from shardmem.runtime.snapshot import Observer
+
+
+class Pilot:
+    """mapper: shards and their lives. strategy: slots and their owners. history: the last decisions, with reasons."""
+
+    def __init__(self, control: Control, observer: Observer, policy: ScalingPolicy, strategy: Strategy,
+                 shards: Iterable[int]) -> None:
+        self._control = control
+        self.sampler = Sampler(observer)
+        self.mapper = ShardMapper({shard: "active" for shard in shards}, policy, now=time.monotonic(),
+                                  room=control.max_shards, drain_grace=0.0)
+        self.strategy = strategy
+        self.history = DecisionHistory()
+        self.following = policy.auto_scale  # a manual `scale` takes over; `scale auto` hands back
+
+    def tick(self, moving: Iterable[int]) -> tuple[ScalingDecision, list[Move]]:
+        """One look: the decision on the number of shards, and the moves that the strategy would begin now."""
+        now = time.monotonic()
+        self.mapper.collect_metrics(self.sampler.sample(self.mapper.active_shard_ids(), now), now)
+        moving = list(moving)
+        moves = self.plan(moving)
+        decision = self.mapper.evaluate_scaling(now, moves=len(moves) + len(moving))
+        if not self.following and decision.kind is not DecisionKind.NONE:
+            decision = decision.against("manual", "the number of shards was set by hand; 'scale auto' hands back")
+        self.history.note(decision)
+        return decision, moves
+
+    def plan(self, moving: Iterable[int], *, eager: bool = False, shards: Iterable[int] | None = None) -> list[Move]:
+        """The strategy's moves for the table as it is, counting slots on their way as arrived."""
+        return list(self.strategy.rebalance(self.view(moving, eager=eager, shards=shards)))
+
+    def view(self, moving: Iterable[int], *, eager: bool = False, shards: Iterable[int] | None = None) -> View:
+        owners, _ = self._control.slot_table()
+        busy = {shard: sample.busy for shard, sample in self.mapper.metrics(time.monotonic()).items()}
+        rates = self.sampler.rates if self.sampler.rates.any() else None
+        taking = self.mapper.active_shard_ids() if shards is None else list(shards)
+        return View.of(owners.astype("i8"), taking, rates=rates, locked=list(moving),
+                       busy={shard: busy.get(shard, 0.0) for shard in taking} if busy else {}, eager=eager)
+
+    def describe(self) -> dict[str, Any]:
+        """For status: the policy's state, its last decisions and slots too hot for any shard."""
+        hot = self.strategy.hot_slots(self.view(())) if hasattr(self.strategy, "hot_slots") else []
+        now = time.monotonic()
+        return {
+            "auto_scale": self.following,
+            "decisions": [{"kind": str(decision.kind), "count": decision.count, "cause": decision.cause,
+                           "reason": decision.reason, "age_s": round(now - decision.at, 3), "since_s": round(now - since, 3),
+                           "times": times, "advice": str(decision.advice.kind) if decision.advice else None}
+                          for decision, since, times in self.history][-16:],
+            "hot_slots": [{"slot": each.slot, "shard": each.shard, "share": round(each.share, 4), "alone": each.alone}
+                          for each in hot],
+        }
