@@ -114,23 +114,26 @@ int sm_view_lane(const void *inbox, const sm_geometry *g, uint32_t seat, sm_lane
     if (!out->open)
         return SM_OK;
     const sm_lane *lane = sm_lane_at(inbox, g->lane_bytes, seat);
-    uint64_t word, again = GET(lane->head);
-    do { /* head first: then what is handled can never exceed what is accepted */
-        word = again;
-        const sm_ledger *l = &lane->ledger[word & 1];
+    /* The tail is read while the head stands still: then both are of one moment, and never a lane apart. A worker that
+     * moves the head all the time is not waited for: two near moments will do, if they could be one. */
+    uint64_t head, tail;
+    for (int tries = 0;; tries++) {
+        head = GET(lane->head);
+        const sm_ledger *l = &lane->ledger[head & 1];
         out->handled = GET(l->ledger_handled);
         out->quarantined = GET(l->ledger_quarantined);
         out->shed = GET(l->ledger_shed);
-        again = GET(lane->head);
-    } while (again != word);
-    out->head = sm_position(word);
-    again = GET(lane->tail);
-    do {
-        word = again;
-        out->accepted = GET(lane->accepted[word & 1]);
-        again = GET(lane->tail);
-    } while (again != word);
-    out->tail = sm_position(word);
+        if (GET(lane->head) != head)
+            continue;
+        do {
+            tail = GET(lane->tail);
+            out->accepted = GET(lane->accepted[tail & 1]);
+        } while (GET(lane->tail) != tail);
+        if (GET(lane->head) == head || (tries > 32 && sm_position(tail) - sm_position(head) <= g->lane_bytes))
+            break;
+    }
+    out->head = sm_position(head);
+    out->tail = sm_position(tail);
     out->broken = GET(lane->broken);
     return SM_OK;
 }

@@ -43,6 +43,7 @@ struct sm_sender {
     uint32_t active_count, weight_sum;
     uint32_t *active, *weights;          /* for keyless events */
     uint64_t *pass_of;                   /* shard -> the pass its group belongs to */
+    uint64_t *routes;                    /* slot -> shard of this pass in bits 0-15, the pass above */
     uint32_t *group_of;
     sm_link *links;
     sm_group *groups;
@@ -85,11 +86,12 @@ sm_sender *sm_sender_new(void *control, uint32_t seat)
     s->active = calloc(g->max_shards, sizeof *s->active);
     s->weights = calloc(g->max_shards, sizeof *s->weights);
     s->pass_of = calloc(g->max_shards, sizeof *s->pass_of);
+    s->routes = calloc(g->slots, sizeof *s->routes);
     s->group_of = calloc(g->max_shards, sizeof *s->group_of);
     s->links = calloc(g->max_shards, sizeof *s->links);
     s->groups = calloc(g->max_shards, sizeof *s->groups);
     s->topology = UINT64_MAX;
-    if (!s->active || !s->weights || !s->pass_of || !s->group_of || !s->links || !s->groups) {
+    if (!s->active || !s->weights || !s->pass_of || !s->routes || !s->group_of || !s->links || !s->groups) {
         sm_sender_free(s);
         return NULL;
     }
@@ -102,6 +104,7 @@ void sm_sender_free(sm_sender *s)
     free(s->active);
     free(s->weights);
     free(s->pass_of);
+    free(s->routes);
     free(s->group_of);
     free(s->links);
     free(s->groups);
@@ -220,7 +223,8 @@ int sm_sender_position(sm_sender *s, uint32_t shard, uint64_t *tail, uint64_t *h
 
 uint64_t sm_max_payload(sm_sender *s, uint64_t key_bytes)
 {
-    return s->half - sm_prefix(1) - sizeof(sm_index) - key_bytes;
+    uint64_t most = s->half - sm_prefix(1) - sizeof(sm_index);
+    return key_bytes < most ? most - key_bytes : 0;
 }
 
 void sm_count_refused(sm_sender *s, uint32_t reason, uint64_t rows)
@@ -276,6 +280,15 @@ static uint32_t shard_of_slot(sm_sender *s, uint32_t slot)
     return SM_SLOT_SHARD(atomic_load_explicit(&sm_slot_at(s->control, slot)->slot_word, memory_order_seq_cst));
 }
 
+/* One answer for all rows of a pass. The word may change under a pass: rows of the slot that come before the change may be
+ * refused (their lane is full) and pushed again after it, behind rows that came after it and were accepted. */
+static uint32_t route(sm_sender *s, uint32_t slot)
+{
+    if (s->routes[slot] >> 16 != s->pass)
+        s->routes[slot] = s->pass << 16 | shard_of_slot(s, slot);
+    return s->routes[slot] & 0xffff;
+}
+
 /* ---- lanes -------------------------------------------------------------------------------------------------------- */
 
 static int linked(sm_sender *s, uint32_t shard)
@@ -289,7 +302,7 @@ static int linked(sm_sender *s, uint32_t shard)
 
 static int refresh_head(sm_sender *s, sm_link *l)
 {
-    /* A1: acquire; pairs with R1's store in the worker: bytes before the head are ours to overwrite. */
+    /* A1: acquire; pairs with R0 in the worker: bytes before the head are ours to overwrite. */
     uint64_t head = sm_position(atomic_load_explicit(&l->lane->head, memory_order_acquire));
     if (unlikely(head > l->tail || l->tail - head > s->lane_bytes || head < l->head_seen))
         return SM_CORRUPT;
@@ -504,7 +517,7 @@ static int pass_records(sm_sender *s, const uint8_t *rows, const uint32_t *pick,
         memset(s->shard_of, 0, n * sizeof *s->shard_of);
     } else {
         for (uint32_t i = 0; i < n; i++) {
-            uint32_t shard = shard_of_slot(s, s->slots[pick ? pick[i] : i]);
+            uint32_t shard = route(s, s->slots[pick ? pick[i] : i]);
             if (unlikely(shard >= s->max_shards)) {
                 status = SM_UNROUTED;
                 goto leave;
@@ -585,7 +598,7 @@ static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pic
                 keyless = choose_shard(s);
             shard = keyless;
         } else {
-            shard = shard_of_slot(s, s->slots[pick ? pick[i] : i]);
+            shard = route(s, s->slots[pick ? pick[i] : i]);
         }
         if (unlikely(shard >= s->max_shards)) {
             status = SM_UNROUTED;
@@ -765,7 +778,8 @@ int sm_check_columns(sm_sender *s, const sm_columns *in, uint64_t data_bytes, ui
                 return SM_CORRUPT;
             key = in->key_offsets[i + 1] - in->key_offsets[i];
         }
-        if (key > s->half || key >= SM_META_UNSIGNED || in->offsets[i + 1] - in->offsets[i] > s->half - sm_prefix(1) - sizeof(sm_index) - key)
+        uint64_t most = sm_max_payload(s, 0);
+        if (key >= SM_META_UNSIGNED || key > most || in->offsets[i + 1] - in->offsets[i] > most - key)
             return SM_TOO_LARGE;
     }
     return SM_OK;
@@ -853,6 +867,8 @@ leave:
 int sm_push(sm_sender *s, uint32_t key_kind, uint64_t key, uint32_t key_unsigned, const void *key_bytes,
             uint32_t key_length, const void *payload, uint32_t payload_length, uint32_t *shard)
 {
+    if (key_length >= SM_META_UNSIGNED)
+        return SM_TOO_LARGE; /* it would run into the bits beside the length */
     sm_event e = {key, key_bytes, payload, key_kind << 30 | key_length, payload_length};
     if (key_unsigned)
         e.meta |= SM_META_UNSIGNED;

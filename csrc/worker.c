@@ -24,7 +24,7 @@ typedef struct sm_end {             /* one lane, seen from here */
     uint64_t handled, quarantined, shed;
     uint32_t row;                   /* of the frame at the cursor: rows before it have been taken */
     uint32_t parity, moved;
-    uint8_t open, fresh, broken, reported;
+    uint8_t open, broken, reported;
 } sm_end;
 
 struct sm_reader {
@@ -99,7 +99,7 @@ static void open_end(sm_reader *r, uint32_t seat)
     e->handled = atomic_load_explicit(&l->ledger_handled, memory_order_relaxed);
     e->quarantined = atomic_load_explicit(&l->ledger_quarantined, memory_order_relaxed);
     e->shed = atomic_load_explicit(&l->ledger_shed, memory_order_relaxed);
-    e->open = e->fresh = 1;
+    e->open = 1;
     atomic_store_explicit(&lane->broken, 0, memory_order_relaxed); /* a new life looks for itself */
     r->open[r->open_count++] = seat;
 }
@@ -143,7 +143,8 @@ static int read_frame(sm_reader *r, sm_end *e, uint64_t position, sm_frame *out)
         return SM_CORRUPT;
     uint32_t length = out->length;
     memcpy(out, f, sizeof *out);
-    out->length = length;
+    out->length = length; /* as judged, whatever it says by now */
+    out->kind = SM_FRAME_DATA;
     if (!out->rows || out->rows > SM_CHUNK || out->position != position)
         return SM_CORRUPT;
     uint64_t need = sm_prefix(out->rows) + (r->row_bytes ? out->rows * r->row_bytes
@@ -204,6 +205,14 @@ static void release(sm_end *e)
     sm_room(e->lane, e->head);
 }
 
+/* This lane is read no more; its producer is told, or it would wait for room for ever. */
+static int give_up(sm_end *e)
+{
+    e->broken = 1;
+    atomic_store_explicit(&e->lane->broken, 1, memory_order_release);
+    return SM_CORRUPT;
+}
+
 /* over pads, and over frames that are done to the last row */
 static int advance_head(sm_reader *r, sm_end *e)
 {
@@ -224,28 +233,6 @@ static int advance_head(sm_reader *r, sm_end *e)
             e->row = 0;
         }
     }
-    return SM_OK;
-}
-
-/* What an earlier life had done to the last row when it was killed before it moved the head: nothing else would. */
-static int settle(sm_reader *r, sm_end *e)
-{
-    sm_frame f;
-    e->fresh = 0;
-    while (e->head < e->tail) {
-        int status = read_frame(r, e, e->head, &f);
-        if (status != SM_OK)
-            return status;
-        if (f.kind == SM_FRAME_DATA) {
-            if (next_with(frame_at(r, e, e->head), f.rows, 0, 0) < f.rows)
-                break;
-            e->handled += f.rows;
-        }
-        e->head = e->cursor = e->head + f.length;
-        e->moved = 1;
-    }
-    if (e->moved)
-        release(e);
     return SM_OK;
 }
 
@@ -363,8 +350,6 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
     int status = SM_OK;
     if (e->cursor == e->tail || e->head == e->cursor)
         status = refresh_tail(r, e);
-    if (status == SM_OK && e->fresh && e->head < e->tail)
-        status = settle(r, e);
     if (status == SM_OK && !e->row)
         status = shed(r, e);
     /* after the tail: a row of a held slot was published after its hold was set */
@@ -384,6 +369,11 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
         if (!count) {
             e->cursor += f.length;
             e->row = 0;
+            /* Done to the last row while the head was behind it: by a worker that died since, or around a held row. If no
+             * more rows come, no commit will move the head over it, and who waits for that would wait for ever. */
+            status = advance_head(r, e);
+            if (e->moved)
+                release(e);
             continue;
         }
         /* A large frame travels alone, without a copy; so it waits for the next batch if this one has begun. */
@@ -420,10 +410,8 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
             return COMPLETE;
         quota -= count;
     }
-    if (status != SM_OK) {
-        e->broken = 1;
-        atomic_store_explicit(&e->lane->broken, 1, memory_order_release);
-    }
+    if (status != SM_OK)
+        give_up(e);
     return MORE;
 }
 
@@ -529,6 +517,8 @@ int sm_gather(const sm_batch *b, uint32_t row_bytes, void *out, uint64_t out_byt
     }
     sm_index *to = out;
     uint8_t *bytes = (uint8_t *)out + b->rows * sizeof(sm_index);
+    if (b->rows * sizeof(sm_index) > out_bytes)
+        return SM_GEOMETRY;
     uint64_t used = 0, room = out_bytes - b->rows * sizeof(sm_index);
     for (uint32_t s = 0; s < b->spans; s++) {
         const sm_span *span = &b->span[s];
@@ -593,7 +583,7 @@ int sm_commit(sm_reader *r)
         sm_span *span = &r->spans[s];
         sm_end *e = &r->ends[span->seat];
         rows += span->count;
-        count_latency(r, now - span->sent_ns, span->count);
+        count_latency(r, (int64_t)((uint64_t)now - (uint64_t)span->sent_ns), span->count); /* it may say anything */
         count_slots(r, span, frame_at(r, e, span->position));
         if (span->position == e->head && span->count == span->frame_rows) {
             e->head += span->frame_length; /* the whole frame at the head: no bits needed to say so */
@@ -604,14 +594,14 @@ int sm_commit(sm_reader *r)
         set_done(frame_at(r, e, span->position), span->first, span->count);
         SM_POINT(COMMIT_MARKED);
         if (advance_head(r, e) != SM_OK)
-            status = SM_CORRUPT;
+            status = give_up(e);
     }
     for (uint32_t s = 0; s < r->span_count; s++) {
         sm_end *e = &r->ends[r->spans[s].seat];
         if (!e->moved)
             continue;
         if (advance_head(r, e) != SM_OK) /* a pad behind the last frame, and frames done earlier */
-            status = SM_CORRUPT;
+            status = give_up(e);
         release(e);
     }
     r->span_count = 0;
@@ -656,13 +646,14 @@ int sm_undone(sm_reader *r, const uint32_t *slots, uint32_t n, uint8_t *present)
 {
     int left = 0;
     sm_frame f;
-    memset(present, 0, n);
+    memset(present, 1, n);
     uint32_t all = r->keying.slots;
-    uint16_t *where = calloc(all, sizeof *where); /* slot -> its place in the list, from 1 */
+    uint32_t *where = calloc(all, sizeof *where); /* slot -> its place in the list, from 1 */
     if (!where)
-        return SM_TIMEOUT;
+        return SM_TIMEOUT; /* nothing was looked at, so nothing may be taken for drained */
+    memset(present, 0, n);
     for (uint32_t i = 0; i < n; i++)
-        where[slots[i]] = (uint16_t)(i + 1);
+        where[slots[i]] = i + 1;
     find_open_lanes(r);
     for (uint32_t i = 0; i < r->open_count; i++) {
         sm_end *e = &r->ends[r->open[i]];

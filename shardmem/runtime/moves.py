@@ -63,8 +63,9 @@ class Moves:
         slots = list(self._draining)
         for i, slot in enumerate(slots):
             self._slots[i] = slot
-        lib.sm_undone(self._reader, self._slots, len(slots), self._present)
         self._looked = time.monotonic()
+        if lib.sm_undone(self._reader, self._slots, len(slots), self._present) < 0:
+            return  # no memory to look with: later
         empty = [slot for i, slot in enumerate(slots) if not self._present[i]]
         if not empty:
             return
