@@ -48,7 +48,8 @@ class Pilot:
         rates = self.sampler.rates if self.sampler.rates.any() else None
         taking = self.mapper.active_shard_ids() if shards is None else list(shards)
         return View.of(owners.astype("i8"), taking, rates=rates, locked=list(moving),
-                       busy={shard: busy.get(shard, 0.0) for shard in taking} if busy else {}, eager=eager)
+                       # with nobody busy at this moment the rates of the last seconds still say what is hot
+                       busy={shard: busy.get(shard, 0.0) for shard in taking} if any(busy.values()) else {}, eager=eager)
 
     def describe(self) -> dict[str, Any]:
         """For status: the policy's state, its last decisions and slots too hot for any shard."""

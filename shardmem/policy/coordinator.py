@@ -38,6 +38,7 @@ class ShardCoordinator:
         self._heading = self._owner.copy()  # where each slot will be when nothing is on its way
         self._takers = set(shards)
         self._draining = set(self._owner[self._owner >= 0].tolist()) - self._takers
+        self._lives: dict[int, int] = {}  # how many shards have had an id
         self.complaints: list[str] = []  # what was wrong with the strategy's last plan
         self._hot: list[HotSlot] = []
 
@@ -50,6 +51,8 @@ class ShardCoordinator:
 
     def add_shard(self, shard: int) -> None:
         """It takes slots from now on."""
+        if shard not in self._draining and shard not in self._takers:
+            self._lives[shard] = self.life(shard) + 1
         self._draining.discard(shard)
         self._takers.add(shard)
 
@@ -69,6 +72,10 @@ class ShardCoordinator:
                                                              f"{coming} are on their way to it; drain it first")
         self._takers.discard(shard)
         self._draining.discard(shard)
+
+    def life(self, shard: int) -> int:
+        """Tells a shard from another that has, or had, the same id."""
+        return self._lives.get(shard, 0)
 
     def shard_slot_counts(self, coming: bool = False) -> dict[int, int]:
         """How many slots each shard owns, those with none too. With `coming`, slots on their way to it count as well: a

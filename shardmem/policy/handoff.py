@@ -146,7 +146,7 @@ class HandoffCoordinator:
         self._started: set[int] = set()
         self._done: deque[Finished] = deque(maxlen=_REMEMBERED)
         self._last = 0
-        self._dead: set[int] = set()  # shards whose worker is dead, as told
+        self._dead: dict[int, int] = {}  # shards whose worker is dead, as told, and which of those with that id
 
     # ---- events -------------------------------------------------------------------------------------------------------
 
@@ -245,19 +245,17 @@ class HandoffCoordinator:
 
     def source_died(self, shard: int, now: float) -> list[Action]:
         """The worker of a shard that hands over is dead. What it has is in shared memory: started again, it drains."""
-        self._dead.add(shard)
+        self._dead[shard] = self._table.life(shard)
         return self._respawn(shard, [each for each in self._open.values() if each.source == shard and each.undrained])
 
     def target_died(self, shard: int, now: float) -> list[Action]:
         """The worker of a shard that takes over is dead. Held rows are in its lanes; started again, it releases."""
-        self._dead.add(shard)
+        self._dead[shard] = self._table.life(shard)
         return self._respawn(shard, [each for each in self._open.values() if each.target == shard])
 
     def respawned(self, shard: int, now: float) -> list[Action]:
-        """A shard has a worker that is ready: to be called for its first one too, which may have the id of a shard that is
-        gone. It knows nothing: it is told again what it was told, and the deadline begins again.
-        """
-        self._dead.discard(shard)
+        """A shard has a new worker, which knows nothing: it is told again, and the deadline begins again."""
+        self._dead.pop(shard, None)
         actions: list[Action] = []
         for each in self._open.values():
             if each.source == shard and each.state is HandoffState.DRAINING:
@@ -316,7 +314,7 @@ class HandoffCoordinator:
                 "pushes in progress"
         shard, doing = (each.source, "drain") if each.state is HandoffState.DRAINING else (each.target, "release")
         return f"shard {shard} to {doing} {len(each.undrained or each.unreleased)} slots" + \
-            ("; its worker is dead and has to be started again" if shard in self._dead else "")
+            ("; its worker is dead and has to be started again" if self._is_dead(shard) else "")
 
     # ---- for the runner -----------------------------------------------------------------------------------------------
 
@@ -324,7 +322,7 @@ class HandoffCoordinator:
         """(slots in handoffs that are not late; slots by (source, target), late or not; shards that some late handoff waits
         for, and those whose worker is dead; seats that a late one waits for).
         """
-        timely, pairs, shards, seats = 0, {}, set(self._dead), set()
+        timely, pairs, shards, seats = 0, {}, set(filter(self._is_dead, self._dead)), set()
         for each in self._open.values():
             pair = each.source, each.target
             pairs[pair] = pairs.get(pair, 0) + len(each.slots)
@@ -373,10 +371,13 @@ class HandoffCoordinator:
 
     def _drain(self, found: _Handoff, slots: tuple[int, ...]) -> list[Action]:
         """A dead worker cannot be told; `respawned` comes back to it."""
-        return self._respawn(found.source, [found]) if found.source in self._dead else [Drain(found.number, slots, found.source)]
+        return self._respawn(found.source, [found]) if self._is_dead(found.source) else [Drain(found.number, slots, found.source)]
 
     def _release(self, found: _Handoff, slots: tuple[int, ...]) -> list[Action]:
-        return self._respawn(found.target, [found]) if found.target in self._dead else [Release(found.number, slots, found.target)]
+        return self._respawn(found.target, [found]) if self._is_dead(found.target) else [Release(found.number, slots, found.target)]
+
+    def _is_dead(self, shard: int) -> bool:
+        return self._dead.get(shard) == self._table.life(shard)
 
     @staticmethod
     def _respawn(shard: int, waiting: list[_Handoff]) -> list[Action]:

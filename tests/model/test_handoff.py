@@ -120,7 +120,7 @@ FAULTS = {
     "drained by heads": ("stuck", (((S,), (T,), (S,), (T,)),), OPPOSITE, {}),
     "drained is said with a row in hand": ("invariant", TWICE, AWAY, {}),
     "head past a held row": ("invariant", MIXED, OPPOSITE, {}),
-    "the head stops where the cursor is": ("stuck", PAIRS, AWAY, {}),
+    "the head moves in a commit alone": ("stuck", PAIRS, AWAY, {}),
     "what was passed over is forgotten": ("invariant", TWICE, AWAY, {}),
     "orders do not make the worker look again": ("stuck", TWICE, AWAY, {}),
     "no orders when a hold falls": ("stuck", TWICE, AWAY, {}),
@@ -153,10 +153,9 @@ def test_a_planted_fault_in_the_handoff_is_caught(fault):
     assert found.trace and found.kind == kind, found
 
 
-# The order of a slot's rows is kept by its shard; a number that is read too late needs no second slot to be wrong, only
-# orders that are about something else.
 @pytest.mark.parametrize("stateful", [False, True])
 def test_a_number_read_after_its_hold_acknowledges_a_handoff_that_is_not_its_own(stateful):
+    """Orders about another slot make a worker look while a handoff that it has acknowledged ends and the next begins."""
     fault = "number of a handoff read after its hold"
     model = Model(TWICE, OPPOSITE_AND_BACK, stateful=stateful, fault=fault)
     found = _explore(model, find_violation)

@@ -211,7 +211,6 @@ class World:
     def _on_ready(self, shard: int, life: int) -> None:
         if life == self.life[shard] and self.mapper.shard_state(shard) is ShardState.PROVISIONING:
             self.mapper.activate(shard, self.now)
-            self._obey(self.handoffs.respawned(shard, self.now))
 
     def _on_abandon(self, shard: int, life: int) -> None:
         if life == self.life[shard] and self.mapper.shard_state(shard) is ShardState.PROVISIONING:

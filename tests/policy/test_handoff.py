@@ -134,6 +134,16 @@ def test_a_successor_finishes_what_it_finds(state, action):
     assert 1 == len(handoffs.released(1, 6.0)) and 1 == table.shard_for(1)
 
 
+def test_a_new_shard_with_the_id_of_a_dead_one_is_not_dead():
+    table, handoffs = made(4, 0)
+    handoffs.target_died(1, 0.0)
+    runner = RebalanceRunner(table, handoffs)
+    assert [] == runner.step(0.0), "nothing begins to move to a shard that cannot take it"
+    table.remove_shard(1)
+    table.add_shard(1)
+    assert [1] == [action.target for action in runner.step(1.0)]
+
+
 # ---- the runner -------------------------------------------------------------------------------------------------------------
 
 def carry_out(table, handoffs, actions, now, ends=lambda action: True):
@@ -159,6 +169,9 @@ def test_the_runner_bounds_what_is_in_flight_altogether_and_per_pair():
     assert actions == runner.step(0.0), "it changes nothing by itself"
     carry_out(table, handoffs, actions, 0.0, ends=lambda action: False)
     assert [] == runner.step(0.1) and 42 - 8 == runner.planned and runner.moves == runner.planned + 8
+    table, handoffs = made(64, 0, 0)
+    table.strategy = LeastSlots(relative_limit=1.0)
+    assert [5, 5] == [len(action.slots) for action in RebalanceRunner(table, handoffs, max_per_pair=5).step(0.0)]
     for kwargs in ({"max_in_flight": 0}, {"max_per_pair": 0}):
         with pytest.raises(ValueError):
             RebalanceRunner(table, handoffs, **kwargs)
@@ -392,4 +405,4 @@ class Slots(RuleBasedStateMachine):
 
 
 TestSlots = Slots.TestCase
-TestSlots.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestSlots.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)

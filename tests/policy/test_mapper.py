@@ -325,4 +325,4 @@ class Lives(RuleBasedStateMachine):
 
 
 TestLives = Lives.TestCase
-TestLives.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestLives.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)

@@ -27,14 +27,14 @@ def views(draw, rates=st.booleans()):
 
 # ---- all of them ------------------------------------------------------------------------------------------------------------
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(views(), EVEN | BY_LOAD | st.builds(Pinned, st.dictionaries(st.integers(0, 130), st.integers(0, 13), max_size=5), BY_LOAD))
 def test_from_every_start_every_strategy_comes_to_rest_and_leaves_nothing_on_a_draining_shard(view, strategy):
     view, _ = settled(strategy, view, rounds=20 * len(view.owners) + 20)
     assert not len(view.leaving)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(views(), EVEN | BY_LOAD, st.integers(0, 2**32))
 def test_it_comes_to_rest_too_when_only_some_of_each_plan_is_carried_out(view, strategy, seed):
     rng = np.random.default_rng(seed)
@@ -46,7 +46,7 @@ def test_it_comes_to_rest_too_when_only_some_of_each_plan_is_carried_out(view, s
     assert [] == strategy.rebalance(view), f"seed {seed}"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(views(), EVEN | BY_LOAD, st.data())
 def test_what_is_on_its_way_stays_and_is_counted_where_it_goes(view, strategy, data):
     locked = data.draw(st.sets(st.integers(0, len(view.owners) - 1)))
@@ -69,7 +69,7 @@ def test_strategies_give_the_same_answer_for_the_same_view():
 
 # ---- by count ---------------------------------------------------------------------------------------------------------------
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(views(rates=st.just(False)), EVEN)
 def test_by_count_the_end_is_even_and_no_slot_moves_that_need_not(view, strategy):
     start = sums(view)

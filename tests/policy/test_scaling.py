@@ -253,7 +253,7 @@ def test_load_that_swings_around_the_thresholds_does_not_make_the_shards_swing()
 shares = st.lists(st.lists(st.integers(0, 14), min_size=3, max_size=3), min_size=24, max_size=60)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(shares, st.sampled_from([2, 3, 4]))
 def test_decisions_do_not_depend_on_how_often_the_load_is_sampled(series, times):
     once, often = (ShardMapper(3, policy(scale_down_delay=4.0)) for _ in range(2))
@@ -266,7 +266,7 @@ def test_decisions_do_not_depend_on_how_often_the_load_is_sampled(series, times)
         assert (first.kind, first.count, first.cause) == (second.kind, second.count, second.cause)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(shares, st.lists(st.floats(0, 0.25), max_size=6))
 def test_decisions_do_not_depend_on_how_often_anything_is_read(series, reads):
     silent, asked = (ShardMapper(3, policy(scale_down_delay=4.0)) for _ in range(2))

@@ -18,7 +18,7 @@ import shardmem
 from shardmem.memory.native import arm_point
 
 from recorder import payload, records
-from rig import PATIENCE, Log, sleeps_in_futex, wait_until
+from rig import PATIENCE, Log, drained, sleeps_in_futex, wait_until
 
 NOT_REACHED, UNHAPPY = 7, 8
 
@@ -569,7 +569,7 @@ def own_shared_memory() -> None:
     own.close()
 
 
-# ---- small memory --------------------------------------------------------------------------------------------------------------
+# ---- small memory -------------------------------------------------------------------------------------------------------
 
 def in_small_memory() -> None:
     """Run in a mount namespace of its own. Says what happened at each step with a /dev/shm of a few MB."""
@@ -586,7 +586,8 @@ def in_small_memory() -> None:
         return space.f_bavail * space.f_frsize
 
     def look() -> dict[str, Any]:
-        return {"free": free(), "segments": sorted(os.listdir("/dev/shm")), "descriptors": len(os.listdir("/proc/self/fd"))}
+        return {"free": free(), "segments": sorted(os.listdir("/dev/shm")),
+                "descriptors": len(os.listdir("/proc/self/fd"))}
 
     def attempt(step: str, work: Callable[[], Any]) -> None:
         before = look()
@@ -636,7 +637,7 @@ def in_small_memory() -> None:
             log.rows("accepted", number, [0], [0])
         source.push(producer, "push", 1, 10)
         producer.flush(PATIENCE)
-        told["status"] = wait_until(lambda: (found := first.status())["accounting"]["in_flight"] == 0 and found, "all handled")
+        told["status"] = drained(first)
     told["left"] = sorted(os.listdir("/dev/shm"))
     reply(**told)
 

@@ -291,15 +291,13 @@ def test_a_producer_blocked_when_the_engine_stops_now_is_told_what_was_not_accep
         thread = threading.Thread(target=block)
         thread.start()
         wait_until(lambda: sleeps_in_futex(os.getpid(), thread.native_id), "the call is blocked")
-        rig.wait_held(0)  # so that the engine's last status is taken after the producer was told
+        rig.wait_held(0)  # so that the engine is still there when the producer has been told
         ending = threading.Thread(target=engine.stop, args=(True,))
         ending.start()
         thread.join(PATIENCE)
+        (text, rest, offered), total = told[0], engine.status()["accounting"]
         release()
         ending.join(PATIENCE)
-    # From memory, not the engine's last status: that may have been written before the producer found out.
-    with shardmem.Client(engine_name) as client:
-        (text, rest, offered), total = told[0], client.status()["accounting"]
     assert engine_name in text
     assert total["accepted"] == offered - len(rest) and total["refused"] == {"stopped": len(rest)}
     assert method == "push" or rest == list(range(offered - len(rest), offered))

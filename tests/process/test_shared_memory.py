@@ -164,8 +164,8 @@ def test_a_control_segment_that_was_never_finished_is_no_engine_and_is_taken_ove
         producer.flush(PATIENCE)
 
 
-@pytest.mark.parametrize("harm, text", [(write(0, b"NOTSHMEM"), "not the inbox"), (cut(4096), "not the inbox"), (cut(0), "empty"),
-                                        (write(8, struct.pack("<I", 999)), "version|not the inbox")],
+@pytest.mark.parametrize("harm, text", [(write(0, b"NOTSHMEM"), "not the inbox"), (cut(4096), "not the inbox"),
+                                        (cut(0), "empty"), (write(8, struct.pack("<I", 999)), "version|not the inbox")],
                          ids=["another magic", "cut", "empty", "a later version"])
 def test_an_inbox_that_is_damaged_is_a_clear_error(rig: Rig, engine_name: str, copy: Path, harm: Callable[[Path], None],
                                                    text: str) -> None:
