@@ -47,6 +47,7 @@ class Producer:
         self._wait = wait
         self._closed = False
         self._retired: list[Any] = []
+        self._idle_cursors: list[Any] = []  # 16 KiB each: making one costs as much as pushing a hundred events
         self._mending = threading.RLock()
         self._attach()
         _producers.add(self)
@@ -168,18 +169,17 @@ class Producer:
         """
         self._usable(records=False)
         columns, keep = self._columns(keys, data, offsets)
-        bad = ffi.new("uint64_t *")
-        status = lib.sm_check_columns(self._sender, columns, len(keep.data), len(keep.key_data), bad)
-        if status == lib.SM_TOO_LARGE:
-            first, last = keep.offsets[bad[0]:bad[0] + 2].tolist()
-            raise ValueError(f"event {bad[0]}: {self._too_large(last - first, 0)}")
-        if status != lib.SM_OK:
-            raise ValueError(f"offsets must rise from 0 to at most len(data) = {len(keep.data)}; they do not at {bad[0]}")
-        offered, call, cursor = int(columns.n), _Call(self, timeout), ffi.new("sm_cursor *")
+        if lib.sm_check_columns(self._sender, columns, len(keep.data), len(keep.key_data), keep.bad) != lib.SM_OK:
+            raise ValueError(self._bad_columns(keep))
+        offered, call, cursor = columns.n, None, self._idle_cursors.pop() if self._idle_cursors else ffi.new("sm_cursor *")
+        cursor.chunk = cursor.next = cursor.accepted = cursor.pending_count = 0
         while True:
             status = lib.sm_push_columns(self._sender, columns, cursor)
             if status == lib.SM_OK:
-                return call.done(offered)
+                self._idle_cursors.append(cursor)
+                return offered if call is None else call.done(offered)
+            if call is None:
+                call = _Call(self, timeout)
             if call.mend(status, cursor.shard, lambda: keep.rest(_left(cursor, offered))):
                 continue
             if not call.drops:
@@ -367,38 +367,38 @@ class Producer:
         return plain_keys, plain_payloads
 
     def _columns(self, keys: np.ndarray | None, data: Any, offsets: np.ndarray) -> tuple[Any, _Keep]:
+        """The columns as C takes them. Raises TypeError, ValueError; what the offsets say is checked by C."""
         raw = np.asarray(offsets)
         if raw.ndim != 1 or raw.dtype.kind not in "iu" or not len(raw):
             raise TypeError("offsets must be an integer array of shape (n + 1,)")
-        if raw.dtype.kind == "i" and len(raw) and raw.min() < 0:
-            raise ValueError("offsets must not be negative")
-        wide = np.ascontiguousarray(raw, "u8")
-        count = len(wide) - 1
-        columns = ffi.new("sm_columns *")
-        columns.n = count
-        memory = _bytes_of(data)
-        key_data, key_offsets, numbers = b"", np.zeros(1, "u8"), np.zeros(0, "u8")
+        wide = np.ascontiguousarray(raw, "u8")  # a negative one becomes a huge one, which is beyond the data
+        columns, memory, key_data, key_offsets, numbers = ffi.new("sm_columns *"), _bytes_of(data), b"", wide, wide
+        columns.n = len(wide) - 1
         if keys is not None:
             keys = np.asarray(keys)
-            if keys.shape != (count,):
-                raise ValueError(f"keys have shape {keys.shape}, offsets say {count} events")
-            if keys.dtype.kind == "S":
+            if keys.shape != (len(wide) - 1,):
+                raise ValueError(f"keys have shape {keys.shape}, offsets say {len(wide) - 1} events")
+            kind = keys.dtype.kind
+            if kind in "iu":
+                columns.key_kind, columns.key_unsigned = KEY_INT, kind == "u"
+                numbers = np.ascontiguousarray(keys, "i8" if kind == "i" else "u8")
+            elif kind == "S":
                 columns.key_kind = KEY_BYTES
-                lengths = np.char.str_len(keys)
-                key_offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("u8")
+                key_offsets = np.concatenate([[0], np.cumsum(np.char.str_len(keys))]).astype("u8")
                 key_data = b"".join(keys.tolist())
-            elif keys.dtype.kind in "iu":
-                columns.key_kind = KEY_INT
-                columns.key_unsigned = int(keys.dtype.kind == "u")
-                numbers = np.ascontiguousarray(keys.astype("i8" if keys.dtype.kind == "i" else "u8")).view("u8")
             else:
                 raise TypeError(f"keys have dtype {keys.dtype}; integers, bytes ('S'), or None")
-        columns.keys = ffi.cast("uint64_t *", numbers.ctypes.data)
-        columns.key_offsets = ffi.cast("uint64_t *", key_offsets.ctypes.data)
-        columns.offsets = ffi.cast("uint64_t *", wide.ctypes.data)
-        held, key_held = ffi.from_buffer("uint8_t[]", memory), ffi.from_buffer("uint8_t[]", key_data)
-        columns.data, columns.key_data = held, key_held
-        return columns, _Keep(keys, memory, wide, key_data, held, key_held, key_offsets, numbers)
+        held = (ffi.from_buffer("uint64_t[]", wide), ffi.from_buffer("uint64_t[]", numbers) if len(numbers) else ffi.NULL,
+                ffi.from_buffer("uint64_t[]", key_offsets), ffi.from_buffer("uint8_t[]", memory),
+                ffi.from_buffer("uint8_t[]", key_data))
+        columns.offsets, columns.keys, columns.key_offsets, columns.data, columns.key_data = held
+        return columns, _Keep(keys, memory, wide, key_data, numbers, key_offsets, held)
+
+    def _bad_columns(self, keep: _Keep) -> str:
+        first, last = keep.offsets[keep.bad[0]:keep.bad[0] + 2].tolist()
+        if first <= last <= len(keep.data):
+            return f"event {keep.bad[0]}: {self._too_large(last - first, 0)}"
+        return f"offsets must rise from 0 to at most len(data) = {len(keep.data)}; they do not at {keep.bad[0]}"
 
 
 class _Keep:
@@ -406,6 +406,7 @@ class _Keep:
 
     def __init__(self, keys: np.ndarray | None, data: Any, offsets: np.ndarray, key_data: bytes, *held: Any) -> None:
         self.keys, self.data, self.offsets, self.key_data, self.held = keys, data, offsets, key_data, held
+        self.bad = ffi.new("uint64_t *")
 
     def rest(self, events: np.ndarray) -> tuple[tuple, int]:
         """((keys, data, offsets) of some of the events, how many)."""
