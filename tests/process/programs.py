@@ -144,7 +144,7 @@ def kill_at_random(producer: Any, own: Source, directory: Path, method: str, fir
 
 def kill_children(producer: Any, own: Source, directory: Path, method: str, point: str, first: int, count: int,
                   signal: int) -> dict[str, Any]:
-    chance, codes = random.Random(f"{point} {method}"), []
+    chance, codes, rows = random.Random(f"{point} {method}"), [], 100 if point == "send.waiting" else 25
     for number in range(first, first + count):
         passes = chance.randint(1, 3) if point == "send.waiting" else chance.randint(1, 40)
 
@@ -152,7 +152,7 @@ def kill_children(producer: Any, own: Source, directory: Path, method: str, poin
             source = Source(number, Log(directory))
             arm_point(point, passes, signal)
             for _ in range(3000):
-                source.push(producer, method, 25, 300)
+                source.push(producer, method, rows, 300)
             os._exit(NOT_REACHED)
 
         codes.append(reap(forked(work)))
@@ -165,22 +165,27 @@ def kill_children(producer: Any, own: Source, directory: Path, method: str, poin
 
 def stop_children(producer: Any, own: Source, directory: Path, method: str, point: str, first: int, count: int,
                   signal: int) -> dict[str, Any]:
-    from signal import SIGCONT
+    from signal import SIGCONT, signal as handle_signal
 
-    chance, codes = random.Random(f"{point} {method}"), []
+    chance, codes, rows = random.Random(f"{point} {method}"), [], 100 if point == "send.waiting" else 25
     for number in range(first, first + 2 * count, 2):
         passes = chance.randint(1, 3)
 
         def work() -> None:
-            source = Source(number, Log(directory))
+            source, continued = Source(number, Log(directory)), []
+            handle_signal(SIGCONT, lambda *_: continued.append(True))
             arm_point(point, passes, signal)
-            for _ in range(3000 if point == "send.waiting" and method == "push" else 30):
+            for _ in range(3000):
+                source.push(producer, method, rows, 300)
+                if continued:
+                    break
+            for _ in range(10):
                 source.push(producer, method, 25, 300)
 
         pid = forked(work)
         _, status = os.waitpid(pid, os.WUNTRACED)
         if not os.WIFSTOPPED(status):
-            return {"codes": [os.waitstatus_to_exitcode(status)]}
+            return {"codes": [NOT_REACHED]}
         other = Source(number + 1, Log(directory))
         codes.append(reap(forked(lambda: [other.push(producer, method, 25, 300, timeout=PATIENCE) for _ in range(20)])))
         for _ in range(20):

@@ -86,7 +86,8 @@ def test_a_script_without_a_main_guard_fails_clearly_and_starts_nothing_twice(ri
     assert time.monotonic() - began < 10
     assert result.returncode == 1 and "done" not in result.stdout
     assert 'if __name__ == "__main__":' in result.stderr.strip().split("\n")[-1], "the last line says what to do"
-    assert (rig.directory / "runs").read_text() == "x" * 3, "once itself, and once in each of the two workers"
+    # Once itself, and once in each of the two workers, unless the second was ended before it came to it.
+    assert (rig.directory / "runs").read_text() in ("xx", "xxx")
     assert not (rig.directory / "seen").exists()
 
 
