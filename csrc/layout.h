@@ -81,6 +81,13 @@ typedef struct sm_shard {
     _Atomic uint64_t worker_batch_since_ns;           /* writer: worker (0: between batches) */
     _Atomic uint64_t worker_batches;                  /* writer: worker */
     _Atomic uint64_t worker_rows;                     /* writer: worker */
+    /* the attempt record: what a successor has to know of the batch that its predecessor died in */
+    _Alignas(SM_LINE) _Atomic uint32_t attempt_rows;  /* writer: worker (of the batch in hand; 0: none) */
+    _Atomic uint32_t attempt_limit;                   /* writer: worker (most rows of a batch among suspects; 0: none) */
+    _Atomic uint32_t attempt_tries;                   /* writer: worker (failures of the one row named here) */
+    _Atomic uint32_t attempt_seat;                    /* writer: worker */
+    _Atomic uint64_t attempt_position;                /* writer: worker (of its frame) */
+    _Atomic uint32_t attempt_row;                     /* writer: worker */
     _Alignas(SM_LINE) _Atomic uint64_t worker_latency[SM_HISTOGRAM]; /* writer: worker */
     char worker_error[SM_ERROR_BYTES];
 } sm_shard;
@@ -140,6 +147,10 @@ typedef struct sm_lane {
     _Alignas(SM_LINE) _Atomic uint64_t head;          /* writer: worker */
     sm_ledger ledger[2];
     _Atomic uint32_t broken;                          /* writer: worker (it found a contradiction and reads no more) */
+    _Atomic uint32_t suspect_row;                     /* writer: worker (where in that frame its batch ended) */
+    _Atomic uint64_t suspect;                         /* writer: worker (the frame that its batch reached into) */
+    _Atomic uint64_t aside_row;                       /* writer: worker (row, and quarantined of its frame << 32) */
+    _Atomic uint64_t aside;                           /* writer: worker (position | 1: that row is being set aside) */
     _Alignas(SM_LINE) _Atomic uint64_t waiting;       /* writer: exception (producer raises, the worker takes it down) */
     _Atomic uint32_t space_bell;                      /* writer: exception (worker adds; futex word) */
 } sm_lane;
@@ -151,7 +162,7 @@ enum { SM_FRAME_DATA = 0x5d, SM_FRAME_PAD = 0x9a };
 typedef struct sm_frame {        /* then done bits, 16-aligned rows (records) or index and bytes (events) */
     uint32_t length;             /* whole frame, a multiple of 16. A pad has this and kind only: the 16 bytes */
     uint16_t kind;               /* that are always left at the end of a lane hold them */
-    uint16_t reserved;
+    uint16_t quarantined;        /* by the worker: how many of the rows whose done bit is set were not handled */
     uint32_t rows;
     uint32_t bytes;              /* events: how many bytes follow the index */
     uint64_t position;           /* where this frame was put: a stale or misread frame says so itself */
@@ -182,7 +193,8 @@ static_assert(sizeof(sm_seat) == 2 * SM_LINE, "seat: size");
 static_assert(sizeof(sm_board) % SM_LINE == 0, "board: what follows is aligned");
 static_assert(sizeof(sm_hold) == 8 && sizeof(sm_move) == 48, "holds and moves: sizes");
 static_assert(offsetof(sm_shard, worker_phase) == SM_LINE, "shard: supervisor and worker on lines of their own");
-static_assert(offsetof(sm_shard, worker_latency) == 2 * SM_LINE, "shard: histogram");
+static_assert(offsetof(sm_shard, attempt_rows) == 2 * SM_LINE, "shard: attempt record");
+static_assert(offsetof(sm_shard, worker_latency) == 3 * SM_LINE, "shard: histogram");
 static_assert(sizeof(sm_shard) % SM_LINE == 0, "shard: size");
 static_assert(sizeof(sm_slot) == 8, "slot: one word");
 static_assert(offsetof(sm_inbox, doorbell) == SM_LINE, "inbox: doorbell");

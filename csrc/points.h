@@ -23,7 +23,13 @@
     X(COMMIT_MARKED, "commit.marked")     /* done bits set, head not moved */                                     \
     X(COMMIT_COUNTED, "commit.counted")   /* new counts stored, head not */                                       \
     X(COMMIT_RELEASED, "commit.released") /* head stored, a waiting producer not yet woken */                     \
-    X(PARK_RAISED, "park.raised")         /* sleeping flag up, not yet asleep */
+    X(PARK_RAISED, "park.raised")         /* sleeping flag up, not yet asleep */                                  \
+    X(ASIDE_STORED, "aside.stored")       /* the event is in the quarantine file, its lane does not know */       \
+    X(ASIDE_ACTING, "aside.acting")       /* the lane says which row, its frame does not */                       \
+    X(ASIDE_MARKED, "aside.marked")       /* the row is done, the lane still says that it is being set aside */   \
+    X(SAVE_BEGUN, "save.begun")           /* batches are deferred, their state is about to be saved */            \
+    X(SAVE_SAVED, "save.saved")           /* state and ranges are saved, no head has moved */                     \
+    X(SAVE_MARKED, "save.marked")         /* rows of one range done, the head not stored */
 
 #define SM_POINT_ENUM(id, name) SM_POINT_##id,
 enum sm_point_id { SM_POINTS(SM_POINT_ENUM) SM_POINT_COUNT };

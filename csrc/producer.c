@@ -351,7 +351,7 @@ static sm_frame *begin_frame(sm_sender *s, sm_link *l, uint64_t pad, uint64_t le
     sm_frame *f = (sm_frame *)(l->data + (at & (s->lane_bytes - 1)));
     f->length = (uint32_t)length;
     f->kind = SM_FRAME_DATA;
-    f->reserved = 0;
+    f->quarantined = 0;
     f->rows = rows;
     f->bytes = bytes;
     f->position = at;

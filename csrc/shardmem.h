@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define SM_LAYOUT_VERSION 2
+#define SM_LAYOUT_VERSION 3
 #define SM_CHUNK 4096
 #define SM_MAX_SLOTS 65536
 #define SM_MAX_SHARDS 1024
@@ -37,6 +37,7 @@ enum sm_status {
     SM_UNROUTED = -8,    /* a slot has no shard, or no shard is active */
     SM_INTERRUPTED = -9, /* a signal arrived while waiting */
     SM_CLOSED = -10,
+    SM_FENCED = -15,     /* another life of this shard has begun: this process may not go on */
     SM_MAGIC = -11, SM_VERSION = -12, SM_GEOMETRY = -13, SM_UNREADY = -14 /* attach */
 };
 
@@ -141,14 +142,36 @@ typedef struct sm_batch {
     uint64_t rows, bytes;        /* bytes: what gathering it takes */
     uint32_t spans;
     uint32_t broken_seat;        /* SM_CORRUPT: whose lane */
+    uint32_t tries;              /* one row: how often it failed, alone, before */
+    uint32_t suspected;          /* rows are being tried in small batches, because one of them fails */
     sm_span *span;
 } sm_batch;
+
+typedef struct sm_range {        /* rows of one lane from `row` of the frame at `position` to before `to_row` of that at `to` */
+    uint64_t position, to;
+    uint32_t seat, row, to_row, unused;
+} sm_range;
 
 sm_reader *sm_reader_new(void *control, void *inbox, uint32_t shard, uint32_t max_rows);
 void sm_reader_free(sm_reader *reader);
 int sm_next(sm_reader *reader, int64_t spin_ns, int64_t timeout_ns, sm_batch *batch);  /* may wait */
 int sm_gather(const sm_batch *batch, uint32_t row_bytes, void *out, uint64_t out_bytes);
 int sm_commit(sm_reader *reader);
+
+/* A batch that failed: it comes again, whole (again) or in halves, until one row is left and is set aside, which takes the
+ * place of its commit. A worker that dies leaves the same record, and its successor goes on with it. */
+int sm_failed(sm_reader *reader, int again);
+int sm_set_aside(sm_reader *reader);
+
+/* Stateful handlers: batches are deferred, and committed together when the state that they made has been saved together with
+ * the ranges. A successor that finds saved ranges beyond its heads commits them first. */
+void sm_defer_commits(sm_reader *reader);
+int sm_defer(sm_reader *reader);
+uint64_t sm_deferred(const sm_reader *reader, uint32_t *pressed, uint32_t *awaited); /* rows; lanes or ranges run full; a producer waits */
+const sm_range *sm_ranges(const sm_reader *reader, uint32_t *count);
+int sm_commit_deferred(sm_reader *reader);
+int sm_commit_ranges(sm_reader *reader, const sm_range *ranges, uint32_t count);
+void sm_touched(sm_reader *reader, uint8_t *slots);  /* slots of the batch in hand: their bytes become 1 */
 int sm_worker_enter(void *control, uint32_t shard, int64_t pid, uint64_t now_ns);
 void sm_worker_phase(void *control, uint32_t shard, uint32_t phase);
 void sm_worker_error(void *control, uint32_t shard, const char *text, uint32_t bytes);

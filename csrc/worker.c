@@ -7,7 +7,7 @@
  * Everything read from a lane is compared with the geometry first, and frame headers are copied before they are
  * judged, so that a producer gone mad can spoil its own lane and nothing else.
  */
-#include "internal.h"
+#include "reader.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -15,34 +15,6 @@
 enum {
     GATHER_BYTES = 1 << 20, /* small frames are gathered up to this: it stays in the second-level cache */
     SOLO_BYTES = 1 << 15    /* from here on a copy costs more than a batch does */
-};
-
-typedef struct sm_end {             /* one lane, seen from here */
-    sm_lane *lane;
-    uint8_t *data;
-    uint64_t head, cursor, tail;    /* head <= cursor <= tail */
-    uint64_t handled, quarantined, shed;
-    uint32_t row;                   /* of the frame at the cursor: rows before it have been taken */
-    uint32_t parity, moved;
-    uint8_t open, broken, reported;
-} sm_end;
-
-struct sm_reader {
-    sm_control *control;
-    sm_shard *shard;
-    sm_inbox *inbox;
-    uint64_t lane_bytes, row_bytes;
-    sm_keying keying;
-    uint32_t number, sampled, skipping;
-    uint8_t *skipped;               /* by slot: a row of it was passed over since the last rescan */
-    uint32_t max_producers, max_rows, solo_rows, turn, span_count, open_count;
-    uint64_t rows, batches, busy_ns, total_rows;
-    int64_t since_ns;
-    sm_spin spin;
-    sm_end *ends;                   /* by seat */
-    uint32_t *open;                 /* seats whose lanes are open */
-    sm_span *spans;
-    uint32_t slots[SM_CHUNK];       /* of the rows of one frame, when somebody asks */
 };
 
 sm_reader *sm_reader_new(void *control, void *inbox, uint32_t shard, uint32_t max_rows)
@@ -64,14 +36,17 @@ sm_reader *sm_reader_new(void *control, void *inbox, uint32_t shard, uint32_t ma
     r->busy_ns = atomic_load_explicit(&r->shard->worker_busy_ns, memory_order_relaxed);
     r->batches = atomic_load_explicit(&r->shard->worker_batches, memory_order_relaxed);
     r->total_rows = atomic_load_explicit(&r->shard->worker_rows, memory_order_relaxed);
+    r->incarnation = atomic_load_explicit(&r->shard->worker_incarnation, memory_order_relaxed);
     r->ends = calloc(g->max_producers, sizeof *r->ends);
     r->open = calloc(g->max_producers, sizeof *r->open);
     r->skipped = calloc(g->slots, sizeof *r->skipped);
     r->spans = calloc(max_rows, sizeof *r->spans);
-    if (!r->ends || !r->open || !r->skipped || !r->spans) {
+    r->range = calloc(SM_RANGES, sizeof *r->range);
+    if (!r->ends || !r->open || !r->skipped || !r->spans || !r->range) {
         sm_reader_free(r);
         return NULL;
     }
+    sm_attempt_load(r);
     return r;
 }
 
@@ -81,6 +56,7 @@ void sm_reader_free(sm_reader *r)
     free(r->open);
     free(r->skipped);
     free(r->spans);
+    free(r->range);
     free(r);
 }
 
@@ -101,10 +77,11 @@ static void open_end(sm_reader *r, uint32_t seat)
     e->shed = atomic_load_explicit(&l->ledger_shed, memory_order_relaxed);
     e->open = 1;
     atomic_store_explicit(&lane->broken, 0, memory_order_relaxed); /* a new life looks for itself */
+    sm_attempt_open(r, e);
     r->open[r->open_count++] = seat;
 }
 
-static void find_open_lanes(sm_reader *r)
+void sm_find_open_lanes(sm_reader *r)
 {
     for (uint32_t seat = 0; seat < r->max_producers; seat++)
         if (!r->ends[seat].open &&
@@ -112,7 +89,7 @@ static void find_open_lanes(sm_reader *r)
             open_end(r, seat);
 }
 
-static int refresh_tail(sm_reader *r, sm_end *e)
+int sm_refresh_tail(sm_reader *r, sm_end *e)
 {
     /* A2: pairs with P0: the frames before this tail are complete. Also the read half of W1 when parking. */
     uint64_t tail = sm_position(atomic_load_explicit(&e->lane->tail, memory_order_seq_cst));
@@ -122,16 +99,16 @@ static int refresh_tail(sm_reader *r, sm_end *e)
     return SM_OK;
 }
 
-static sm_frame *frame_at(sm_reader *r, sm_end *e, uint64_t position)
+sm_frame *sm_frame_at(sm_reader *r, sm_end *e, uint64_t position)
 {
     return (sm_frame *)(e->data + (position & (r->lane_bytes - 1)));
 }
 
 /* The header at `position`, copied and found possible. position < e->tail, both multiples of 16. */
-static int read_frame(sm_reader *r, sm_end *e, uint64_t position, sm_frame *out)
+int sm_read_frame(sm_reader *r, sm_end *e, uint64_t position, sm_frame *out)
 {
     uint64_t at_end = r->lane_bytes - (position & (r->lane_bytes - 1)), there = e->tail - position;
-    const sm_frame *f = frame_at(r, e, position);
+    const sm_frame *f = sm_frame_at(r, e, position);
     memset(out, 0, sizeof *out);
     out->length = f->length;
     out->kind = f->kind;
@@ -145,7 +122,7 @@ static int read_frame(sm_reader *r, sm_end *e, uint64_t position, sm_frame *out)
     memcpy(out, f, sizeof *out);
     out->length = length; /* as judged, whatever it says by now */
     out->kind = SM_FRAME_DATA;
-    if (!out->rows || out->rows > SM_CHUNK || out->position != position)
+    if (!out->rows || out->rows > SM_CHUNK || out->position != position || out->quarantined > out->rows)
         return SM_CORRUPT;
     uint64_t need = sm_prefix(out->rows) + (r->row_bytes ? out->rows * r->row_bytes
                                                          : out->rows * sizeof(sm_index) + (uint64_t)out->bytes);
@@ -173,7 +150,7 @@ static uint32_t next_with(const sm_frame *shared, uint32_t rows, uint32_t row, i
     return rows;
 }
 
-static void set_done(sm_frame *shared, uint32_t first, uint32_t count)
+void sm_set_done(sm_frame *shared, uint32_t first, uint32_t count)
 {
     for (uint32_t row = first, end = first + count; row < end;) {
         uint32_t shift = row % 64, n = end - row < 64 - shift ? end - row : 64 - shift;
@@ -186,7 +163,7 @@ static void set_done(sm_frame *shared, uint32_t first, uint32_t count)
 
 /* ---- moving the head -------------------------------------------------------------------------------------------------- */
 
-static void release(sm_end *e)
+void sm_release(sm_end *e)
 {
     uint32_t other = e->parity ^ 1;
     sm_ledger *l = &e->lane->ledger[other];
@@ -206,7 +183,7 @@ static void release(sm_end *e)
 }
 
 /* This lane is read no more; its producer is told, or it would wait for room for ever. */
-static int give_up(sm_end *e)
+int sm_give_up(sm_end *e)
 {
     e->broken = 1;
     atomic_store_explicit(&e->lane->broken, 1, memory_order_release);
@@ -214,17 +191,18 @@ static int give_up(sm_end *e)
 }
 
 /* over pads, and over frames that are done to the last row */
-static int advance_head(sm_reader *r, sm_end *e)
+int sm_advance_head(sm_reader *r, sm_end *e)
 {
     sm_frame f;
     while (e->head < e->cursor || (e->head == e->cursor && e->row)) {
-        int status = read_frame(r, e, e->head, &f);
+        int status = sm_read_frame(r, e, e->head, &f);
         if (status != SM_OK)
             return status;
         if (f.kind == SM_FRAME_DATA) {
-            if (next_with(frame_at(r, e, e->head), f.rows, 0, 0) < f.rows)
+            if (next_with(sm_frame_at(r, e, e->head), f.rows, 0, 0) < f.rows)
                 return SM_OK;
-            e->handled += f.rows;
+            e->handled += f.rows - f.quarantined;
+            e->quarantined += f.quarantined;
         }
         e->head += f.length;
         e->moved = 1;
@@ -244,31 +222,31 @@ static int shed(sm_reader *r, sm_end *e)
     if (likely(until <= e->head) || e->head != e->cursor)
         return SM_OK;
     while (e->head < until && e->head < e->tail) {
-        int status = read_frame(r, e, e->head, &f);
+        int status = sm_read_frame(r, e, e->head, &f);
         if (status != SM_OK)
             return status;
         if (f.kind == SM_FRAME_DATA) {
-            const sm_frame *shared = frame_at(r, e, e->head);
+            const sm_frame *shared = sm_frame_at(r, e, e->head);
             uint32_t done = 0;
             for (uint32_t row = 0; row < f.rows; row++)
                 done += (uint32_t)is_done(shared, row);
-            e->handled += done;
+            done = done < f.quarantined ? f.quarantined : done;
+            e->handled += done - f.quarantined;
+            e->quarantined += f.quarantined;
             e->shed += f.rows - done;
         }
         e->head += f.length;
     }
     e->cursor = e->head;
     e->row = 0;
-    release(e);
+    sm_release(e);
     return SM_OK;
 }
 
 /* ---- choosing a batch ---------------------------------------------------------------------------------------------------- */
 
-enum { NO_SLOT = UINT32_MAX };
-
-/* slots[i] of row first + i; NO_SLOT for keyless events, which are never held and never drained by slot */
-static void slots_of_rows(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count)
+/* slots[i] of row first + i; SM_NO_SLOT for keyless events, which are never held and never drained by slot */
+void sm_slots_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count)
 {
     const uint8_t *body = (const uint8_t *)shared + sm_prefix(f->rows);
     if (r->row_bytes && r->keying.kind != SM_KEY_NONE) {
@@ -279,7 +257,7 @@ static void slots_of_rows(sm_reader *r, const sm_frame *f, const sm_frame *share
     for (uint32_t i = 0; i < count; i++) {
         uint32_t kind = r->row_bytes ? SM_KEY_NONE : SM_META_KIND(index[i].meta);
         uint64_t hash = kind == SM_KEY_NONE ? 0 : kind == SM_KEY_INT ? sm_hash_int(index[i].key) : index[i].key;
-        r->slots[i] = kind == SM_KEY_NONE ? NO_SLOT : (uint32_t)hash & (r->keying.slots - 1);
+        r->slots[i] = kind == SM_KEY_NONE ? SM_NO_SLOT : (uint32_t)hash & (r->keying.slots - 1);
     }
 }
 
@@ -290,7 +268,7 @@ static void slots_of_rows(sm_reader *r, const sm_frame *f, const sm_frame *share
  */
 static int is_held(sm_reader *r, uint32_t slot)
 {
-    if (slot == NO_SLOT)
+    if (slot == SM_NO_SLOT)
         return 0;
     if (r->skipped[slot])
         return 1;
@@ -303,20 +281,22 @@ static int is_held(sm_reader *r, uint32_t slot)
 }
 
 /* The first run, from `first` on, of rows that are not done and not held; *count 0: none is left in this frame. */
-static uint32_t next_run(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t holds,
-                         uint32_t *count)
+static uint32_t next_run(sm_reader *r, sm_end *e, const sm_frame *f, const sm_frame *shared, uint32_t first,
+                         uint32_t holds, uint32_t *count)
 {
     first = next_with(shared, f->rows, first, 0);
     while (first < f->rows) {
         *count = next_with(shared, f->rows, first, 1) - first;
         if (likely(!holds))
             return first;
-        slots_of_rows(r, f, shared, first, *count);
+        sm_slots_in_frame(r, f, shared, first, *count);
         uint32_t skip = 0, run = 0;
         while (skip < *count && is_held(r, r->slots[skip]))
             skip++;
         while (skip + run < *count && !is_held(r, r->slots[skip + run]))
             run++;
+        if (skip)
+            e->range = 0; /* what comes now is not next to what was taken before */
         if (run) {
             *count = run;
             return first + skip;
@@ -349,39 +329,44 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
     sm_frame f;
     int status = SM_OK;
     if (e->cursor == e->tail || e->head == e->cursor)
-        status = refresh_tail(r, e);
+        status = sm_refresh_tail(r, e);
     if (status == SM_OK && !e->row)
         status = shed(r, e);
     /* after the tail: a row of a held slot was published after its hold was set */
     uint32_t holds = atomic_load_explicit(&r->shard->shard_holds, memory_order_seq_cst);
-    while (status == SM_OK && quota && e->cursor < e->tail) {
-        if (r->span_count == r->max_rows)
+    while (status == SM_OK && quota && e->cursor < e->tail && (!r->limit || sm_is_suspect(r, e))) {
+        if (r->span_count == r->max_rows || (r->deferring && r->ranges == SM_RANGES))
             return COMPLETE;
-        status = read_frame(r, e, e->cursor, &f);
+        status = sm_read_frame(r, e, e->cursor, &f);
         if (status != SM_OK)
             break;
         if (f.kind == SM_FRAME_PAD) {
             e->cursor += f.length;
             continue;
         }
-        sm_frame *shared = frame_at(r, e, e->cursor);
-        uint32_t count, first = next_run(r, &f, shared, e->row, holds || r->skipping, &count);
+        sm_frame *shared = sm_frame_at(r, e, e->cursor);
+        uint32_t count, first = next_run(r, e, &f, shared, e->row, holds || r->skipping, &count);
         if (!count) {
             e->cursor += f.length;
             e->row = 0;
             /* Done to the last row while the head was behind it: by a worker that died since, or around a held row. If no
              * more rows come, no commit will move the head over it, and who waits for that would wait for ever. */
-            status = advance_head(r, e);
+            status = sm_advance_head(r, e);
             if (e->moved)
-                release(e);
+                sm_release(e);
             continue;
         }
         /* A large frame travels alone, without a copy; so it waits for the next batch if this one has begun. */
-        int solo = count >= r->solo_rows || (f.length >= SOLO_BYTES && count == f.rows);
+        int solo = !r->limit && (count >= r->solo_rows || (f.length >= SOLO_BYTES && count == f.rows));
         if (solo && r->span_count)
             return DEFERRED;
         uint32_t limit = solo ? r->max_rows : quota;
         count = count < limit ? count : limit;
+        if (r->limit && e->cursor == e->suspect) {
+            if (first >= e->suspect_row)
+                break;
+            count = count < e->suspect_row - first ? count : e->suspect_row - first;
+        }
         uint8_t *body = (uint8_t *)shared + sm_prefix(f.rows);
         sm_span *span = &r->spans[r->span_count++];
         *span = (sm_span){.position = e->cursor, .sequence = f.sequence + first, .sent_ns = f.sent_ns, .count = count,
@@ -402,26 +387,47 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
         }
         b->rows += count;
         e->row = first + count;
+        e->chosen = 1;
         if (e->row == f.rows) {
             e->cursor += f.length;
             e->row = 0;
         }
+        if (r->deferring)
+            sm_take_range(r, e, span);
         if (solo || b->rows >= r->max_rows || b->bytes >= GATHER_BYTES)
             return COMPLETE;
         quota -= count;
     }
     if (status != SM_OK)
-        give_up(e);
+        sm_give_up(e);
     return MORE;
+}
+
+/* Of what was in the batch that failed, one lane at a time, the one of the last failure first. When nothing is left of it
+ * the record is closed, and lanes are read as ever. */
+static int take_suspects(sm_reader *r, sm_batch *b)
+{
+    for (uint32_t i = 0; i < 2 * r->open_count; i++) {
+        uint32_t seat = r->open[i % r->open_count];
+        sm_end *e = &r->ends[seat];
+        if ((seat == r->suspect_seat) != (i < r->open_count) || e->broken || !sm_is_suspect(r, e))
+            continue;
+        take(r, seat, r->limit, b);
+        if (b->rows || (r->deferring && r->ranges == SM_RANGES))
+            return 1;
+        e->suspect = e->suspect_row = 0; /* what is left of it is done, or held */
+    }
+    sm_cleared(r);
+    return 0;
 }
 
 static int choose(sm_reader *r, sm_batch *b)
 {
     r->span_count = 0;
     *b = (sm_batch){.span = r->spans};
-    find_open_lanes(r);
+    sm_find_open_lanes(r);
     uint32_t quota = r->open_count ? r->max_rows / r->open_count : 0;
-    int full = 0, progress = 1;
+    int full = r->limit && take_suspects(r, b), progress = 1;
     quota = quota ? quota : 1;
     while (!full && progress) { /* each lane in turn, a quota at a time, so that none starves another */
         uint64_t before = b->rows;
@@ -450,7 +456,7 @@ static int choose(sm_reader *r, sm_batch *b)
 
 static int anything_new(sm_reader *r)
 {
-    find_open_lanes(r);
+    sm_find_open_lanes(r);
     for (uint32_t i = 0; i < r->open_count; i++) {
         sm_end *e = &r->ends[r->open[i]];
         if (!e->broken && sm_position(atomic_load_explicit(&e->lane->tail, memory_order_seq_cst)) != e->cursor)
@@ -463,6 +469,10 @@ int sm_next(sm_reader *r, int64_t spin_ns, int64_t timeout_ns, sm_batch *b)
 {
     sm_inbox *inbox = r->inbox;
     uint32_t bell = atomic_load_explicit(&inbox->doorbell, memory_order_seq_cst); /* before the poll */
+    if (sm_is_fenced(r)) {
+        *b = (sm_batch){.span = r->spans};
+        return SM_FENCED;
+    }
     int status = choose(r, b);
     int64_t now = sm_clock();
     if (status == SM_OK && !b->rows && timeout_ns > 0) {
@@ -493,6 +503,7 @@ int sm_next(sm_reader *r, int64_t spin_ns, int64_t timeout_ns, sm_batch *b)
     atomic_store_explicit(&r->shard->worker_heartbeat_ns, (uint64_t)now, memory_order_relaxed);
     if (b->rows) {
         r->since_ns = now;
+        sm_attempt_begin(r, b);
         atomic_store_explicit(&r->shard->worker_batch_since_ns, (uint64_t)now, memory_order_relaxed);
         SM_POINT(POLL_TAKEN);
     }
@@ -564,54 +575,62 @@ static void count_slots(sm_reader *r, const sm_span *span, const sm_frame *share
     if (++r->sampled % EVERY)
         return;
     sm_frame f = {.rows = span->frame_rows};
-    slots_of_rows(r, &f, shared, span->first, span->count);
+    sm_slots_in_frame(r, &f, shared, span->first, span->count);
     for (uint32_t i = 0; i < span->count; i++)
-        if (r->slots[i] != NO_SLOT) {
+        if (r->slots[i] != SM_NO_SLOT) {
             _Atomic uint64_t *word = &sm_move_at(r->control, r->slots[i])->slot_rows;
             atomic_store_explicit(&sm_move_at(r->control, r->slots[i])->slot_rows,
                                   atomic_load_explicit(word, memory_order_relaxed) + EVERY, memory_order_relaxed);
         }
 }
 
+/* What is measured of a batch that was handled; before its frames are given back. */
+uint64_t sm_count_batch(sm_reader *r)
+{
+    int64_t now = sm_clock();
+    uint64_t rows = 0;
+    for (uint32_t s = 0; s < r->span_count; s++) {
+        const sm_span *span = &r->spans[s];
+        rows += span->count;
+        count_latency(r, (int64_t)((uint64_t)now - (uint64_t)span->sent_ns), span->count); /* it may say anything */
+        count_slots(r, span, sm_frame_at(r, &r->ends[span->seat], span->position));
+    }
+    r->busy_ns += (uint64_t)(now - r->since_ns);
+    r->batches++;
+    r->total_rows += rows;
+    return rows;
+}
+
 int sm_commit(sm_reader *r)
 {
     int status = SM_OK;
-    int64_t now = sm_clock();
-    uint64_t rows = 0;
     SM_POINT(COMMIT_ENTERED);
+    if (sm_is_fenced(r))
+        return SM_FENCED;
+    sm_count_batch(r);
     for (uint32_t s = 0; s < r->span_count; s++) {
         sm_span *span = &r->spans[s];
         sm_end *e = &r->ends[span->seat];
-        rows += span->count;
-        count_latency(r, (int64_t)((uint64_t)now - (uint64_t)span->sent_ns), span->count); /* it may say anything */
-        count_slots(r, span, frame_at(r, e, span->position));
         if (span->position == e->head && span->count == span->frame_rows) {
             e->head += span->frame_length; /* the whole frame at the head: no bits needed to say so */
             e->handled += span->frame_rows;
             e->moved = 1;
             continue;
         }
-        set_done(frame_at(r, e, span->position), span->first, span->count);
+        sm_set_done(sm_frame_at(r, e, span->position), span->first, span->count);
         SM_POINT(COMMIT_MARKED);
-        if (advance_head(r, e) != SM_OK)
-            status = give_up(e);
+        if (sm_advance_head(r, e) != SM_OK)
+            status = sm_give_up(e);
     }
     for (uint32_t s = 0; s < r->span_count; s++) {
         sm_end *e = &r->ends[r->spans[s].seat];
         if (!e->moved)
             continue;
-        if (advance_head(r, e) != SM_OK) /* a pad behind the last frame, and frames done earlier */
-            status = give_up(e);
-        release(e);
+        if (sm_advance_head(r, e) != SM_OK) /* a pad behind the last frame, and frames done earlier */
+            status = sm_give_up(e);
+        sm_release(e);
     }
-    r->span_count = 0;
-    r->busy_ns += (uint64_t)(now - r->since_ns);
-    r->batches++;
-    r->total_rows += rows;
-    atomic_store_explicit(&r->shard->worker_busy_ns, r->busy_ns, memory_order_relaxed);
-    atomic_store_explicit(&r->shard->worker_batches, r->batches, memory_order_relaxed);
-    atomic_store_explicit(&r->shard->worker_rows, r->total_rows, memory_order_relaxed);
-    atomic_store_explicit(&r->shard->worker_batch_since_ns, 0, memory_order_relaxed);
+    sm_attempt_end(r);
     return status;
 }
 
@@ -654,22 +673,23 @@ int sm_undone(sm_reader *r, const uint32_t *slots, uint32_t n, uint8_t *present)
     memset(present, 0, n);
     for (uint32_t i = 0; i < n; i++)
         where[slots[i]] = i + 1;
-    find_open_lanes(r);
+    sm_find_open_lanes(r);
     for (uint32_t i = 0; i < r->open_count; i++) {
         sm_end *e = &r->ends[r->open[i]];
-        if (e->broken || refresh_tail(r, e) != SM_OK)
+        if (e->broken || sm_refresh_tail(r, e) != SM_OK)
             continue;
         for (uint64_t at = e->head; at < e->tail; at += f.length) {
-            if (read_frame(r, e, at, &f) != SM_OK)
+            if (sm_read_frame(r, e, at, &f) != SM_OK)
                 break;
             if (f.kind != SM_FRAME_DATA)
                 continue;
-            const sm_frame *shared = frame_at(r, e, at);
+            const sm_frame *shared = sm_frame_at(r, e, at);
             for (uint32_t row = next_with(shared, f.rows, 0, 0); row < f.rows;) {
                 uint32_t count = next_with(shared, f.rows, row, 1) - row;
-                slots_of_rows(r, &f, shared, row, count);
+                sm_slots_in_frame(r, &f, shared, row, count);
                 for (uint32_t k = 0; k < count; k++)
-                    if (r->slots[k] != NO_SLOT && where[r->slots[k]] && !present[where[r->slots[k]] - 1]) {
+                    if (r->slots[k] != SM_NO_SLOT && where[r->slots[k]] && !present[where[r->slots[k]] - 1] &&
+                        !(r->ranges && sm_is_taken(r, r->open[i], at, row + k))) {
                         present[where[r->slots[k]] - 1] = 1;
                         left++;
                     }
@@ -685,9 +705,12 @@ void sm_rescan(sm_reader *r)
 {
     for (uint32_t i = 0; i < r->open_count; i++) {
         sm_end *e = &r->ends[r->open[i]];
-        e->cursor = e->head; /* rows that are done say so by their bits */
+        e->cursor = e->head; /* rows that are done say so by their bits; deferred ones must have been committed */
         e->row = 0;
+        e->range = 0;
     }
+    r->ranges = 0;
+    r->deferred_rows = 0;
     if (r->skipping)
         memset(r->skipped, 0, r->keying.slots);
     r->skipping = 0;

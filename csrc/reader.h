@@ -1,0 +1,71 @@
+/* role: worker
+ * What worker.c and attempt.c share: one worker's end of its inbox.
+ */
+#ifndef SHARDMEM_READER_H
+#define SHARDMEM_READER_H
+
+#include "internal.h"
+
+enum { SM_RANGES = 1024 }; /* of rows that are handled and not committed; held rows in between make them many */
+
+typedef struct sm_end {             /* one lane, seen from here */
+    sm_lane *lane;
+    uint8_t *data;
+    uint64_t head, cursor, tail;    /* head <= cursor <= tail */
+    uint64_t handled, quarantined, shed;
+    uint64_t suspect;               /* until here, and suspect_row of the frame there, lay the batch that failed */
+    uint32_t row;                   /* of the frame at the cursor: rows before it have been taken */
+    uint32_t suspect_row, range;    /* range: place of the open one, from 1; 0: none is open */
+    uint32_t parity, moved;
+    uint8_t open, broken, reported, chosen;
+} sm_end;
+
+struct sm_reader {
+    sm_control *control;
+    sm_shard *shard;
+    sm_inbox *inbox;
+    uint64_t lane_bytes, row_bytes;
+    sm_keying keying;
+    uint32_t number, sampled, skipping;
+    uint8_t *skipped;               /* by slot: a row of it was passed over since the last rescan */
+    uint32_t max_producers, max_rows, solo_rows, turn, span_count, open_count;
+    uint64_t batches, busy_ns, total_rows, incarnation;
+    uint64_t deferred_rows;         /* handled, and not committed before the state that they made is safe */
+    int64_t since_ns;
+    uint32_t limit, tries;          /* limit: rows of a batch among suspects; 0: nothing is suspected */
+    uint32_t suspect_seat, ranges, deferring;
+    uint64_t suspect_position;      /* tries is the number of failures of exactly this row */
+    uint32_t suspect_row;
+    sm_range *range;
+    sm_spin spin;
+    sm_end *ends;                   /* by seat */
+    uint32_t *open;                 /* seats whose lanes are open */
+    sm_span *spans;
+    uint32_t slots[SM_CHUNK];       /* of the rows of one frame, when somebody asks */
+};
+
+int sm_refresh_tail(sm_reader *r, sm_end *e);
+sm_frame *sm_frame_at(sm_reader *r, sm_end *e, uint64_t position);
+int sm_read_frame(sm_reader *r, sm_end *e, uint64_t position, sm_frame *out);
+void sm_set_done(sm_frame *shared, uint32_t first, uint32_t count);
+int sm_advance_head(sm_reader *r, sm_end *e);
+void sm_release(sm_end *e);
+int sm_give_up(sm_end *e);
+void sm_slots_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count);
+uint64_t sm_count_batch(sm_reader *r);
+void sm_find_open_lanes(sm_reader *r);
+
+enum { SM_NO_SLOT = UINT32_MAX };
+
+/* attempt.c */
+int sm_is_fenced(const sm_reader *r);
+void sm_attempt_load(sm_reader *r);
+void sm_attempt_begin(sm_reader *r, sm_batch *batch);
+void sm_attempt_end(sm_reader *r);
+void sm_attempt_open(sm_reader *r, sm_end *e);
+int sm_is_suspect(const sm_reader *r, const sm_end *e);
+void sm_cleared(sm_reader *r);
+int sm_is_taken(const sm_reader *r, uint32_t seat, uint64_t position, uint32_t row);
+void sm_take_range(sm_reader *r, sm_end *e, const sm_span *span);
+
+#endif
