@@ -234,7 +234,7 @@ static int commit_range(sm_reader *r, sm_end *e, const sm_range *range)
         if (at >= e->tail || sm_read_frame(r, e, at, &f) != SM_OK)
             return SM_CORRUPT;
         uint32_t first = at == range->position ? range->row : 0, end = at == range->to ? range->to_row : f.rows;
-        if (f.kind == SM_FRAME_DATA && (first > f.rows || end > f.rows))
+        if ((f.kind == SM_FRAME_DATA && (first > f.rows || end > f.rows)) || (at < range->to && f.length > range->to - at))
             return SM_CORRUPT;
         if (at == e->head && (f.kind == SM_FRAME_PAD || (!first && end == f.rows))) {
             e->head += f.length;

@@ -20,6 +20,7 @@ _UNITS = {"": 1, "B": 1, "K": 1000, "KB": 1000, "KIB": 1 << 10, "M": 10**6, "MB"
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 PRESETS = ("default", "high_throughput", "conservative")
 STRATEGIES = ("least_load", "least_slots")
+ON_ERROR = ("retry", "quarantine", "stop")
 BACKPRESSURE = ("block", "fail", "drop_newest", "drop_oldest", "sample")
 
 
@@ -46,6 +47,11 @@ class Config:
     auto_scale: bool = True
     policy: Any = None
     strategy: Any = None
+    on_error: str = "retry"
+    max_attempts: int = 3
+    retry_backoff: float = 0.1
+    quarantine_limit: int = 10_000
+    checkpoint_interval: float = 0.5
 
     @property
     def elastic(self) -> bool:
@@ -53,10 +59,17 @@ class Config:
         return self.auto_scale and self.shards is None and self.most_shards > self.min_shards
 
     @property
-    def state_file(self) -> str:
-        """Where the state of slots of a stateful handler is kept."""
-        directory = self.state_dir or os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}")
-        return os.path.join(directory, f"{self.name}.state")
+    def directory(self) -> str:
+        """Where state and quarantine are kept: `state_dir`, or a directory that lasts as long as /tmp does."""
+        return os.path.abspath(self.state_dir) if self.state_dir else default_directory()
+
+    def worker_settings(self) -> dict[str, Any]:
+        """What a worker is told of these settings, as JSON."""
+        return {"batch_rows": self.batch_rows, "spin_us": self.spin_us, "checkpoint_interval": self.checkpoint_interval,
+                "state_file": os.path.join(self.directory, f"{self.name}.state"), "keep_state": self.state_dir is not None,
+                "failures": {"on_error": self.on_error, "max_attempts": self.max_attempts, "retry_backoff": self.retry_backoff,
+                             "quarantine_file": quarantine_file(self.directory, self.name),
+                             "quarantine_limit": self.quarantine_limit}}
 
     @property
     def schema(self) -> Schema:
@@ -87,14 +100,15 @@ class Config:
             near = difflib.get_close_matches(key, known, 1)
             faults.append(f"{key} is not a setting{f'; did you mean {near[0]}?' if near else ''}")
         values = {key: value for key, value in values.items() if key in known}
-        for key in ("slots", "shards", "min_shards", "max_shards", "lane_bytes", "max_producers", "batch_rows", "spin_us"):
+        for key in ("slots", "shards", "min_shards", "max_shards", "lane_bytes", "max_producers", "batch_rows", "spin_us",
+                    "max_attempts", "quarantine_limit"):
             if values.get(key) is not None:
                 values[key] = _whole(key, values[key], cls.__dataclass_fields__[key].default, faults)
         _plain_policy(values)
         if isinstance(values.get("auto_scale"), str):  # from the environment
             values["auto_scale"] = {"true": True, "1": True, "false": False, "0": False}.get(values["auto_scale"].lower(),
                                                                                              values["auto_scale"])
-        for key in ("boot_timeout", "drain_timeout"):
+        for key in ("boot_timeout", "drain_timeout", "retry_backoff", "checkpoint_interval"):
             if values.get(key) is not None:
                 values[key] = _duration(key, values[key], faults)
         for key in ("name", "handler"):
@@ -123,6 +137,8 @@ class Config:
         within("max_producers", 1, 512)
         within("batch_rows", 1, 1 << 20)
         within("spin_us", 0, 1_000_000)
+        within("max_attempts", 1, 1000)
+        within("quarantine_limit", 0, 10**9)
         for key in ("slots", "lane_bytes"):
             value = getattr(self, key)
             if isinstance(value, int) and value > 0 and value & (value - 1):
@@ -143,6 +159,8 @@ class Config:
             found.append(f"strategy={self.strategy!r} is not one of {', '.join(STRATEGIES)} and not module:Class")
         if self.backpressure not in BACKPRESSURE:
             found.append(f"backpressure={self.backpressure!r} is not one of {', '.join(BACKPRESSURE)}")
+        if self.on_error not in ON_ERROR:
+            found.append(f"on_error={self.on_error!r} is not one of {', '.join(ON_ERROR)}")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", str(self.name)):
             found.append(f"name={self.name!r} is not usable: 1 to 64 letters, digits, '-' or '_', the first a letter or digit")
         try:
@@ -153,6 +171,14 @@ class Config:
         except ConfigError as error:
             found += error.faults
         return found
+
+
+def default_directory() -> str:
+    return os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}")
+
+
+def quarantine_file(directory: str, engine: str) -> str:
+    return os.path.join(directory, f"{engine}.quarantine")
 
 
 def _plain_policy(values: dict[str, Any]) -> None:

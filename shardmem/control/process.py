@@ -26,8 +26,8 @@ def python_command(module: str) -> list[str]:
 class WorkerProcess:
     """One worker process. All callbacks come from the event loop that is passed in."""
 
-    def __init__(self, loop: Any, engine: str, shard: int, handler: HandlerRef, *, batch_rows: int, spin_us: int,
-                 state_file: str, on_report: Callable[[WorkerProcess, dict[str, Any]], None],
+    def __init__(self, loop: Any, engine: str, shard: int, handler: HandlerRef, *, settings: dict[str, Any],
+                 on_report: Callable[[WorkerProcess, dict[str, Any]], None],
                  on_exit: Callable[[WorkerProcess], None]) -> None:
         self.shard = shard
         self.spawned_at = time.monotonic()
@@ -36,8 +36,8 @@ class WorkerProcess:
         self.ready = self.killed = self.stateful = False
         self._loop, self._on_report, self._on_exit, self._partial = loop, on_report, on_exit, b""
         read_end, write_end = os.pipe()
-        orders = {"engine": engine, "shard": shard, "handler": asdict(handler), "batch_rows": batch_rows,
-                  "spin_us": spin_us, "state_file": state_file, "reports": write_end}
+        orders = {"engine": engine, "shard": shard, "handler": asdict(handler), "settings": settings,
+                  "reports": write_end}
         # By exec, never by fork: a fork of a process with threads or open handles inherits their locks.
         self._popen = subprocess.Popen(python_command("shardmem.runtime.worker"), stdin=subprocess.PIPE,
                                        pass_fds=(write_end,))

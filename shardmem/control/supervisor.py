@@ -132,7 +132,7 @@ class Supervisor:
             try:
                 self.control = Control.create(config.name, config.schema, slots=config.slots, max_shards=config.most_shards,
                                               max_producers=config.max_producers, lane_bytes=config.lane_bytes,
-                                              backpressure=config.backpressure)
+                                              backpressure=config.backpressure, state_dir=config.directory)
                 fresh = True
             except FileExistsError:
                 try:
@@ -183,7 +183,7 @@ class Supervisor:
     def _check_fit(self) -> None:
         control, config = self.control, self.config
         wanted = dict(schema=config.schema, slots=config.slots, lane_bytes=config.lane_bytes,
-                      max_producers=config.max_producers)
+                      max_producers=config.max_producers, state_dir=config.directory)
         different = [f"{key} is {getattr(control, key)} there and {value} here"
                      for key, value in wanted.items() if getattr(control, key) != value]
         if control.max_shards < config.start_shards:
@@ -216,9 +216,8 @@ class Supervisor:
         """Start the workers of these shards and wait until they are ready and active. Raises HandlerError."""
         for shard in shards:
             self._workers[shard] = WorkerProcess(
-                self._loop, self.config.name, shard, self._handler, batch_rows=self.config.batch_rows,
-                spin_us=self.config.spin_us, state_file=self.config.state_file, on_report=self._on_report,
-                on_exit=self._on_exit)
+                self._loop, self.config.name, shard, self._handler, settings=self.config.worker_settings(),
+                on_report=self._on_report, on_exit=self._on_exit)
         workers = [self._workers[shard] for shard in shards]
         deadline = time.monotonic() + self.config.boot_timeout
         while not self._stop_now and not all(worker.ready for worker in workers):

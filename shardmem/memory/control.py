@@ -60,12 +60,18 @@ class Control:
         """What producers do on a full lane, unless they say otherwise."""
         return json.loads(self._text).get("backpressure", "block")
 
+    @property
+    def state_dir(self) -> str:
+        """Where its workers keep state and quarantine."""
+        return json.loads(self._text).get("state_dir", "")
+
     @classmethod
     def create(cls, engine: str, schema: Schema, *, slots: int, max_shards: int, max_producers: int,
-               lane_bytes: int, backpressure: str = "block") -> Control:
+               lane_bytes: int, backpressure: str = "block", state_dir: str = "") -> Control:
         """A fresh control segment. Raises FileExistsError, OutOfMemory, ConfigError."""
         check_name(engine)
-        text = json.dumps({**schema.describe(), "backpressure": backpressure}, separators=(",", ":")).encode()
+        text = json.dumps({**schema.describe(), "backpressure": backpressure, "state_dir": state_dir},
+                          separators=(",", ":")).encode()
         name = engine.encode()
         if len(text) > lib.SM_SCHEMA_BYTES:
             raise ConfigError(f"the description of the dtype takes {len(text):,} bytes, the limit is "

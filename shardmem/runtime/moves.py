@@ -11,8 +11,7 @@ import time
 from typing import Any, Callable
 
 from shardmem.memory.native import ffi, lib
-from shardmem.runtime.handler import Handler, is_stateful, optional
-from shardmem.runtime.state import StateStore
+from shardmem.runtime.checkpoint import Checkpoints, Stateless
 
 LOOK_AGAIN = 0.001  # seconds between two looks at what is left: each goes over all that is waiting in the lanes
 
@@ -20,17 +19,15 @@ LOOK_AGAIN = 0.001  # seconds between two looks at what is left: each goes over 
 class Moves:
     """What this worker owes to handoffs."""
 
-    def __init__(self, control: Any, shard: int, reader: Any, handler: Handler, store: StateStore | None,
-                 say: Callable[..., None]) -> None:
+    def __init__(self, control: Any, shard: int, reader: Any, keeper: Stateless | Checkpoints, say: Callable[..., None]) -> None:
         self._control, self._shard, self._reader = control, shard, reader
-        self._handler, self._store, self._say = handler, store, say
+        self._keeper, self._say = keeper, say
         self._seen = -1
         self._draining: dict[int, int] = {}
         self._looked = 0.0
         self._slots = ffi.new("uint32_t[]", control.slots)
         self._numbers = ffi.new("uint64_t[]", control.slots)
         self._present = ffi.new("uint8_t[]", control.slots)
-        self._stateful = is_stateful(handler)
 
     @property
     def patience_ns(self) -> int:
@@ -42,6 +39,7 @@ class Moves:
         orders = lib.sm_orders(self._control.address, self._shard)
         if orders != self._seen:
             self._seen = orders
+            self._keeper.settle()  # rows that are handled and not committed would come again
             lib.sm_rescan(self._reader)  # a hold may have fallen: what it kept back lies behind the cursors
             self._draining = self._found(lib.SM_MOVE_DRAINING, "drained")
             self._restore(self._found(lib.SM_MOVE_RELEASING, "restored"))
@@ -69,22 +67,15 @@ class Moves:
         empty = [slot for i, slot in enumerate(slots) if not self._present[i]]
         if not empty:
             return
-        if self._stateful:
-            assert self._store is not None
-            self._store.put(self._shard, [(slot, self._draining[slot], bytes(self._handler.snapshot(slot) or b""))
-                                          for slot in empty])
+        self._keeper.hand_over(empty)
         for slot in empty:
-            optional(self._handler, "drop")(slot)
             lib.sm_move_drained(self._control.address, slot, self._draining.pop(slot))
         self._say(drained=empty)
 
     def _restore(self, slots: dict[int, int]) -> None:
+        if slots:
+            self._keeper.restore(slots)
         for slot, number in slots.items():
-            if self._stateful:
-                assert self._store is not None
-                state = self._store.get(slot)
-                if state:
-                    self._handler.restore(slot, state)
             lib.sm_move_restored(self._control.address, slot, number)
         if slots:
             self._say(restored=list(slots))

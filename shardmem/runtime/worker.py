@@ -1,7 +1,7 @@
 """The worker process of one shard: its orders come on standard input.
 
-It takes the lease of its shard, loads the handler, says ready, and then: choose a batch, call the handler, commit.
-It goes on when the supervisor dies. It ends when the supervisor says stop (shard state or engine state in the
+It takes the lease of its shard, loads the handler, takes up what its predecessor left, says ready, and then: choose a batch,
+call the handler, commit (checkpoint.py), or try again (failures.py). It goes on when the supervisor dies. It ends when the supervisor says stop (shard state or engine state in the
 control segment), at SIGTERM after the batch in hand, or when the handler fails.
 """
 from __future__ import annotations
@@ -20,11 +20,13 @@ from shardmem.memory import lease
 from shardmem.memory.control import Control
 from shardmem.memory.native import ENGINE_STATES, SHARD_STATES, ffi, lib
 from shardmem.runtime.batch import Batch, Scratch
+from shardmem.runtime.checkpoint import Checkpoints, Stateless, fenced
+from shardmem.runtime.failures import Failures, OnError
 from shardmem.runtime.handler import Context, HandlerRef, is_stateful, optional
 from shardmem.runtime.moves import Moves
 from shardmem.runtime.state import StateStore
 
-EXIT_STOPPED, EXIT_FAILED, EXIT_BOOT = 0, 1, 3
+EXIT_STOPPED, EXIT_FAILED, EXIT_BOOT, EXIT_ALREADY = 0, 1, 3, 4
 
 log = logging.getLogger("shardmem.worker")
 
@@ -42,10 +44,10 @@ class Worker:
         self._lease = held
         lib.sm_worker_enter(control.address, shard, os.getpid(), lib.sm_now_ns())
         self._inbox = control.open_inbox(shard)
-        self._reader = lib.sm_reader_new(control.address, self._inbox.address, shard, batch_rows)
-        if self._reader == ffi.NULL:
+        self.reader = lib.sm_reader_new(control.address, self._inbox.address, shard, batch_rows)
+        if self.reader == ffi.NULL:
             raise MemoryError("no memory for the reader of the inbox")
-        self._batch = ffi.new("sm_batch *")
+        self.batch = ffi.new("sm_batch *")
         self._scratch = Scratch()
         self.stop_now = False
 
@@ -68,25 +70,40 @@ class Worker:
         return (self.stop_now or orders & 0xff == ENGINE_STATES.index("stopped")
                 or orders >> 8 == SHARD_STATES.index("stopped"))
 
-    def run(self, handle: Any, moves: Moves) -> None:
-        """Until told to stop. Raises HandlerError, with the event, when the handler fails."""
-        next_batch, commit, reader, batch, spin = lib.sm_next, lib.sm_commit, self._reader, self._batch, self._spin_ns
+    def pause(self, seconds: float) -> None:
+        """Between two attempts; ends early when told to stop."""
+        until = time.monotonic() + seconds
+        while not self.ordered_to_stop() and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.02))
+
+    def run(self, handle: Any, keeper: Stateless | Checkpoints, moves: Moves, failures: Failures) -> None:
+        """Until told to stop. Raises HandlerError, with the event, when the handler fails and that is to stop the worker."""
+        next_batch, handled, reader, batch, spin = lib.sm_next, keeper.handled, self.reader, self.batch, self._spin_ns
         schema, slots, shard, scratch = self.control.schema, self.control.slots, self.shard, self._scratch
         while not self.ordered_to_stop():
             moves.step(idle=not batch.rows)
-            status = next_batch(reader, spin, moves.patience_ns, batch)
+            keeper.step(idle=not batch.rows)
+            status = next_batch(reader, spin, min(moves.patience_ns, keeper.patience_ns), batch)
             if status == lib.SM_CORRUPT:
                 self._report_lane(batch.broken_seat)
-            if not batch.rows:
+            elif status == lib.SM_FENCED:
+                raise fenced(shard)
+            if not batch.rows or (batch.tries and failures.condemned()):
                 continue
             work = Batch(schema, slots, shard, batch, scratch)
             try:
                 handle(work)
             except Exception as error:
-                raise HandlerError(self._explain(work, error)) from error
+                failures.raised(work, error)
+                continue
             work._end()
-            if commit(reader) == lib.SM_CORRUPT:
+            failures.succeeded()
+            status = handled()
+            if status == lib.SM_CORRUPT:
                 log.error("shard %d: a frame changed under the batch in hand; its lane moves no further", shard)
+            elif status == lib.SM_FENCED:
+                raise fenced(shard)
+        keeper.settle()
 
     def _report_lane(self, seat: int) -> None:
         view = self.control.view_seat(seat)
@@ -94,27 +111,6 @@ class Worker:
                 f"lanes go on")
         log.error("%s", text)
         self.say_error(text)
-
-    def _explain(self, batch: Batch, error: Exception) -> str:
-        """Which event, as exactly as can be known; the batch is still valid."""
-        at = batch._position()
-        sequences, producers = batch.sequences, batch.producers
-        keys = batch.keys.tolist() if batch._schema.is_records and batch.keys is not None else batch.keys
-        if at is not None:
-            key = keys[at] if keys is not None else None
-            where = f"event with key {key!r}, sequence {sequences[at]} of producer {producers[at]}"
-            if not batch._schema.is_records:
-                where += f", payload {_short(batch.payloads[at])}"
-        else:
-            first, last = (keys[0], keys[-1]) if keys is not None else (None, None)
-            where = (f"batch of {len(batch)} events, keys {first!r} to {last!r}, sequences {sequences[0]} of producer "
-                     f"{producers[0]} to {sequences[-1]} of producer {producers[-1]}")
-        return (f"the handler of shard {self.shard} raised {type(error).__name__}: {error} at the {where}. The events of "
-                f"this batch stay in shared memory and will be handed out again")
-
-
-def _short(payload: bytes) -> str:
-    return repr(payload) if len(payload) <= 80 else f"{payload[:77]!r}... ({len(payload)} bytes)"
 
 
 class Reports:
@@ -142,16 +138,23 @@ def main() -> int:
     # A terminal's Ctrl-C goes to the whole process group; the supervisor decides what it means for workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        worker = Worker(Control.attach(orders["engine"]), orders["shard"], batch_rows=orders["batch_rows"],
-                        spin_us=orders["spin_us"])
+        settings = orders["settings"]
+        worker = Worker(Control.attach(orders["engine"]), orders["shard"], batch_rows=settings["batch_rows"],
+                        spin_us=settings["spin_us"])
         handler = HandlerRef(**orders["handler"]).load()
-        store = StateStore(orders["state_file"]) if is_stateful(handler) else None
         optional(handler, "open")(Context(orders["engine"], orders["shard"], worker.incarnation, worker.control.slots,
                        logging.getLogger(f"shardmem.handler.{orders['shard']}")))
+        keeper = _keeper(worker, handler, settings)
+        keeper.take_up()
+    except AlreadyRunning as error:
+        log.error("%s", error)
+        return EXIT_ALREADY
     except Exception as error:
         return _boot_failure(worker, reports, error)
 
-    moves = Moves(worker.control, worker.shard, worker._reader, handler, store, reports.say)
+    moves = Moves(worker.control, worker.shard, worker.reader, keeper, reports.say)
+    failures = Failures(worker.control, worker.shard, worker.reader, worker.batch, keeper, OnError(**settings["failures"]),
+                        orders.get("ended"), worker.pause, reports.say)
 
     def finish(*_: Any) -> None:
         worker.stop_now = True
@@ -160,8 +163,11 @@ def main() -> int:
     worker.set_phase("ready")
     reports.say(ready=True, pid=os.getpid(), at=time.monotonic_ns(), stateful=is_stateful(handler))
     try:
-        worker.run(handler.handle, moves)
+        worker.run(handler.handle, keeper, moves, failures)
         optional(handler, "close")()
+    except AlreadyRunning as error:  # its words in shared memory are another's by now
+        log.error("%s", error)
+        return EXIT_ALREADY
     except Exception as error:
         text = str(error) if isinstance(error, (HandlerError, BatchEscaped)) else f"{type(error).__name__}: {error}"
         worker.say_error(text)
@@ -172,6 +178,14 @@ def main() -> int:
         return EXIT_FAILED
     worker.set_phase("stopped")
     return EXIT_STOPPED
+
+
+def _keeper(worker: Worker, handler: Any, settings: dict[str, Any]) -> Stateless | Checkpoints:
+    if not is_stateful(handler):
+        return Stateless(worker.reader, handler)
+    control = worker.control
+    store = StateStore(settings["state_file"], control.geometry.engine_id, control.slots, keep=settings["keep_state"])
+    return Checkpoints(control, worker.shard, worker.reader, handler, store, settings["checkpoint_interval"])
 
 
 def _boot_failure(worker: Worker | None, reports: Reports, error: Exception) -> int:

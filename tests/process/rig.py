@@ -65,10 +65,12 @@ class Rig:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.environment = {**os.environ, "RECORD_DIR": str(directory)}
+        self.defaults: dict[str, Any] = {}
 
     def engine(self, name: str | None, handler: Any = "recorder:Recorder", **settings: Any) -> shardmem.Engine:
         """Not started yet."""
         os.environ["RECORD_DIR"] = str(self.directory)
+        settings = {**self.defaults, **settings}
         settings.setdefault("max_producers", 8)
         settings.setdefault("drain_timeout", 10)  # a lost event makes a test fail, not hang
         return shardmem.Engine(name, handler=handler, **settings)

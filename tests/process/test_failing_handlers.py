@@ -25,6 +25,13 @@ CANNOT_LOAD = {
 }
 
 
+@pytest.fixture
+def rig(rig: Rig) -> Rig:
+    """A handler that raises stops its shard here; test_quarantine.py is about the other ways."""
+    rig.defaults["on_error"] = "stop"
+    return rig
+
+
 def push(producer: shardmem.Producer, log: Log, key: int, numbers: range) -> None:
     """Each in a frame of its own."""
     for number in numbers:

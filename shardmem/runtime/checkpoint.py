@@ -1,0 +1,175 @@
+"""What happens to a batch that was handled: its rows are committed, at once or together with the state that they made."""
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any, Iterable
+
+import numpy as np
+
+from shardmem.errors import AlreadyRunning, HandlerError
+from shardmem.memory.native import MOVE_PHASES, ffi, lib
+from shardmem.runtime.handler import Handler, optional
+from shardmem.runtime.state import StateStore
+
+IDLE_SHARE = 0.1  # of the interval: with nothing else to do, whoever waits in flush should not wait for all of it
+
+log = logging.getLogger("shardmem.checkpoint")
+
+
+class Stateless:
+    """Heads move when the handler has returned. The interface of Checkpoints, most of it without work."""
+
+    patience_ns = 100_000_000
+
+    def __init__(self, reader: Any, handler: Handler) -> None:
+        self._reader, self._handler = reader, handler
+
+    def take_up(self) -> None: ...
+
+    def handled(self) -> int:
+        return lib.sm_commit(self._reader)
+
+    def step(self, idle: bool) -> None: ...
+
+    def settle(self) -> None: ...
+
+    def failing(self) -> None: ...
+
+    def roll_back(self) -> None: ...
+
+    def hand_over(self, slots: list[int]) -> None:
+        for slot in slots:
+            optional(self._handler, "drop")(slot)
+
+    def restore(self, slots: Iterable[int]) -> None: ...
+
+
+class Checkpoints:
+    """A stateful handler: the states of changed slots and the rows behind them are saved in one transaction, then heads move.
+
+    interval: seconds between checkpoints under load. Sooner when half a lane is handled and not committed, and when there is
+    nothing else to do. Raises HandlerError when snapshot, restore or drop raise, ShardmemError when the file cannot be used.
+    """
+
+    def __init__(self, control: Any, shard: int, reader: Any, handler: Handler, store: StateStore, interval: float) -> None:
+        self._control, self._shard, self._reader = control, shard, reader
+        self._handler, self._store, self._interval = handler, store, interval
+        self._touched = np.zeros(control.slots, "u1")
+        self._touched_address = ffi.cast("uint8_t *", self._touched.ctypes.data)
+        self._live: set[int] = set()  # slots that the handler may hold something of
+        self._pressed, self._awaited, self._count = ffi.new("uint32_t *"), ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        self._saved_at = time.monotonic()
+        self._deferred = 0
+        lib.sm_defer_commits(reader)
+
+    @property
+    def patience_ns(self) -> int:
+        """How long the worker may sleep: until the next checkpoint is due, if something waits for it."""
+        if not self._deferred:
+            return 100_000_000
+        due = self._saved_at + self._interval * IDLE_SHARE - time.monotonic()
+        return max(0, min(100_000_000, int(due * 1e9)))
+
+    def take_up(self) -> None:
+        """Before the first batch: what the predecessor had saved, in lanes and in the handler."""
+        view = self._control.view_shard(self._shard)
+        ranges = self._store.begin_life(self._shard, view.incarnation, view.generation)
+        if ranges and lib.sm_commit_ranges(self._reader, ffi.from_buffer("sm_range[]", ranges),
+                                           len(ranges) // ffi.sizeof("sm_range")) == lib.SM_CORRUPT:
+            log.error("shard %d: the last checkpoint speaks of rows that its lanes do not have; rows may be handled again",
+                      self._shard)
+        self.restore(self._owned())
+
+    def handled(self) -> int:
+        lib.sm_touched(self._reader, self._touched_address)
+        return lib.sm_defer(self._reader)
+
+    def step(self, idle: bool) -> None:
+        """Between batches: save if it is time to."""
+        self._deferred = lib.sm_deferred(self._reader, self._pressed, self._awaited)
+        if not self._deferred:
+            return
+        age = time.monotonic() - self._saved_at
+        if self._pressed[0] or age >= self._interval or (idle and (self._awaited[0] or age >= self._interval * IDLE_SHARE)):
+            self.save()
+
+    def settle(self) -> None:
+        """Nothing is deferred after this."""
+        if lib.sm_deferred(self._reader, self._pressed, self._awaited):
+            self.save()
+
+    def save(self, also: Iterable[int] = ()) -> None:
+        slots = sorted({*np.flatnonzero(self._touched).tolist(), *also})
+        states = [(slot, self._asked("snapshot", slot)) for slot in slots]
+        ranges = lib.sm_ranges(self._reader, self._count)
+        self._store.save(states, bytes(ffi.buffer(ranges, self._count[0] * ffi.sizeof("sm_range"))))
+        status = lib.sm_commit_deferred(self._reader)
+        if status == lib.SM_FENCED:
+            raise fenced(self._shard)
+        if status != lib.SM_OK:
+            log.error("shard %d: a lane changed under what was handled of it; it moves no further", self._shard)
+        self._live.update(slots)
+        self._touched[:] = 0
+        self._deferred, self._saved_at = 0, time.monotonic()
+
+    def failing(self) -> None:
+        """The batch in hand has failed, and has perhaps changed the state of its slots before it did."""
+        lib.sm_touched(self._reader, self._touched_address)
+
+    def roll_back(self) -> None:
+        """The handler forgets what it did since the last checkpoint; the rows behind it come again."""
+        changed = self._live | set(np.flatnonzero(self._touched).tolist())
+        for slot in changed:
+            self._call("drop", slot)
+        self._touched[:] = 0
+        self._live.clear()
+        lib.sm_rescan(self._reader)
+        self.restore(self._owned())
+
+    def hand_over(self, slots: list[int]) -> None:
+        """These slots have no rows left here: save them and forget them."""
+        self.save(also=slots)
+        for slot in slots:
+            self._call("drop", slot)
+            self._live.discard(slot)
+
+    def restore(self, slots: Iterable[int]) -> None:
+        for slot, state in self._store.load(slots).items():
+            if state:
+                self._call("restore", slot, state)
+                self._live.add(slot)
+
+    def _owned(self) -> set[int]:
+        """Slots whose rows this worker handles now. The table is read before the holds: a slot that begins to move in
+        between is seen as moving."""
+        control, view = self._control, ffi.new("sm_move_view *")
+        owners, _ = control.slot_table()
+        owned = set(np.flatnonzero(owners == self._shard).tolist())
+        moving = np.empty(control.slots, "u4")
+        count = lib.sm_view_moving(control.address, control.geometry, ffi.cast("uint32_t *", moving.ctypes.data), control.slots)
+        for slot in moving[:count].tolist():
+            lib.sm_view_move(control.address, slot, view)
+            phase = MOVE_PHASES[view.phase]
+            if phase == "none":
+                continue
+            if view.source == self._shard and phase in ("rerouting", "draining") and view.drained != view.number:
+                owned.add(slot)
+            elif not (view.target == self._shard and phase == "releasing" and view.restored == view.number):
+                owned.discard(slot)
+        return owned
+
+    def _asked(self, method: str, slot: int) -> bytes:
+        return bytes(self._call(method, slot) or b"")
+
+    def _call(self, method: str, slot: int, *values: Any) -> Any:
+        try:
+            return optional(self._handler, method)(slot, *values)
+        except Exception as error:
+            raise HandlerError(f"{method}(slot {slot}) of the handler of shard {self._shard} raised {type(error).__name__}: "
+                               f"{error}; nothing was committed since the last checkpoint, and its events stay in shared "
+                               f"memory") from error
+
+
+def fenced(shard: int) -> AlreadyRunning:
+    return AlreadyRunning(f"another life of shard {shard} has begun; this process handles and commits nothing any more")

@@ -1,0 +1,135 @@
+"""A batch that fails: tried again, halved, and down to one event, which is set aside in the quarantine at the limit.
+
+The record of attempts is in shared memory (csrc/attempt.c), so it makes no difference whether the handler raised or took its
+worker with it: the successor goes on where the predecessor died.
+"""
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any, Callable
+
+from shardmem.errors import AlreadyRunning, HandlerError
+from shardmem.memory.native import ffi, lib
+from shardmem.runtime.batch import Batch
+from shardmem.runtime.checkpoint import Checkpoints, Stateless, fenced
+from shardmem.runtime.quarantine import Quarantine
+
+MOST_IN_A_ROW = 16  # events that fail one after the other, with no success between: then it is not the events
+LONGEST_PAUSE = 5.0
+
+log = logging.getLogger("shardmem.worker")
+
+
+@dataclass(frozen=True)
+class OnError:
+    """What the configuration says: see config.py."""
+
+    on_error: str
+    max_attempts: int
+    retry_backoff: float
+    quarantine_file: str
+    quarantine_limit: int
+
+
+class Failures:
+    """What this worker does with failures. batch: the C view of the batch in hand."""
+
+    def __init__(self, control: Any, shard: int, reader: Any, batch: Any, keeper: Stateless | Checkpoints, rules: OnError,
+                 ended: str | None, pause: Callable[[float], None], say: Callable[..., None]) -> None:
+        self._control, self._shard, self._reader, self._batch = control, shard, reader, batch
+        self._keeper, self._rules, self._pause, self._say = keeper, rules, pause, say
+        self._ended = ended or "it ended without a word"
+        self._quarantine: Quarantine | None = None
+        self._in_a_row = 0
+
+    def condemned(self) -> bool:
+        """Whether the batch in hand is one event that has killed its worker as often as it may. Then it is set aside."""
+        if self._batch.tries < self._rules.max_attempts:
+            return False
+        tries = self._batch.tries
+        self._set_aside("death", f"it was in hand, alone, when the worker died, {tries} times; the last time: {self._ended}", "",
+                        tries)
+        return True
+
+    def raised(self, work: Batch, error: Exception) -> None:
+        """The handler raised. Returns when the next batch may be taken; raises HandlerError when the worker is to stop."""
+        rules, batch = self._rules, self._batch
+        text, what = explain(work, error), f"{type(error).__name__}: {error}"
+        if rules.on_error == "stop":
+            raise HandlerError(f"{text}. The events of this batch stay in shared memory and will be handed out again") from error
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()
+        traceback.clear_frames(error.__traceback__)  # they refer to the batch
+        error.__traceback__ = None
+        work._end()
+        self._keeper.failing()
+        rows, tries = batch.rows, batch.tries
+        if rows == 1 and (rules.on_error == "quarantine" or tries + 1 >= rules.max_attempts):
+            self._in_a_row += 1
+            if self._in_a_row > MOST_IN_A_ROW:
+                raise HandlerError(f"{text}. It is the {self._in_a_row}th event in a row that fails, so it is not the events: the "
+                                   f"shard stops. {MOST_IN_A_ROW} events are in quarantine ({rules.quarantine_file}), the rest "
+                                   f"stay in shared memory") from error
+            self._set_aside("exception", what, trace, tries + 1)
+            self._keeper.roll_back()
+            return
+        again = rules.on_error == "retry" and rows > 1 and not batch.suspected
+        # once for people; how it is narrowed down is of interest to few
+        log.log(logging.DEBUG if batch.suspected else logging.WARNING, "%.1000s; %s", text,
+                "it is tried again" if again or rows == 1 else "it is tried in halves")
+        if lib.sm_failed(self._reader, int(again)) == lib.SM_FENCED:
+            raise fenced(self._shard)
+        self._keeper.roll_back()
+        if rules.on_error == "retry" and (again or rows == 1):
+            self._pause(min(LONGEST_PAUSE, rules.retry_backoff * 2 ** tries))
+
+    def succeeded(self) -> None:
+        self._in_a_row = 0
+
+    def _set_aside(self, kind: str, reason: str, trace: str, attempts: int) -> None:
+        control, shard, span = self._control, self._shard, self._batch.span[0]
+        event = Batch(control.schema, control.slots, shard, self._batch)
+        records = control.schema.is_records
+        keys = event.keys.tolist() if records and event.keys is not None else event.keys
+        key = keys[0] if keys is not None else None
+        payload = bytes(ffi.buffer(span.rows, control.schema.dtype.itemsize)) if records else event.payloads[0]
+        sequence, slot = int(event.sequences[0]), int(event.slots[0])
+        event._end()
+        if self._quarantine is None:
+            self._quarantine = Quarantine(self._rules.quarantine_file, self._rules.quarantine_limit)
+        generation = control.view_shard(shard).generation
+        self._quarantine.add(f"{control.geometry.engine_id:x}/{shard}/{generation}/{span.seat}/{span.position}/{span.first}",
+                             shard=shard, slot=slot, seat=span.seat, sequence=sequence, kind=kind, reason=reason,
+                             traceback=trace, attempts=attempts, key=key, payload=payload, schema=control.schema.describe())
+        seat = span.seat
+        if lib.sm_set_aside(self._reader) == lib.SM_FENCED:
+            raise fenced(shard)
+        log.error("shard %d: the event with key %s, sequence %d of producer %d, is in quarantine after %d attempts: %.500s", shard,
+                  _short(key), sequence, seat, attempts, reason)
+        self._say(quarantined=sequence)
+
+
+def explain(batch: Batch, error: Exception) -> str:
+    """Which event, as exactly as can be known; the batch is still valid."""
+    at = batch._position()
+    sequences, producers = batch.sequences, batch.producers
+    keys = batch.keys.tolist() if batch._schema.is_records and batch.keys is not None else batch.keys
+    if at is not None:
+        key = keys[at] if keys is not None else None
+        where = f"event with key {_short(key)}, sequence {sequences[at]} of producer {producers[at]}"
+        if not batch._schema.is_records:
+            where += f", payload {_short(batch.payloads[at])}"
+    else:
+        first, last = (keys[0], keys[-1]) if keys is not None else (None, None)
+        where = (f"batch of {len(batch)} events, keys {_short(first)} to {_short(last)}, sequences {sequences[0]} of producer "
+                 f"{producers[0]} to {sequences[-1]} of producer {producers[-1]}")
+    return f"the handler of shard {batch.shard} raised {type(error).__name__}: {error} at the {where}"
+
+
+def _short(value: Any) -> str:
+    """A key or a payload, for people."""
+    if isinstance(value, (bytes, str)) and len(value) > 80:
+        return f"{value[:77]!r}... ({len(value)} {'bytes' if isinstance(value, bytes) else 'characters'})"
+    return repr(value)
