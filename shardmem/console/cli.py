@@ -11,6 +11,7 @@ from typing import Any, Callable
 import click
 
 from shardmem import __version__
+from shardmem.console.quarantine import quarantine
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
 
 EXIT_FAILED, EXIT_CONFIG, EXIT_ALREADY = 1, 2, 4
@@ -46,8 +47,12 @@ def main() -> None:
       shardmem ingest --engine ticks --format csv --key symbol ticks.csv
       shardmem status ticks
       shardmem scale 3; shardmem move 17,40-60 --to 1   while events flow
+      shardmem quarantine list                          events that failed again and again
       shardmem stop ticks
     """
+
+
+main.add_command(quarantine)
 
 
 def _settings(command: Callable) -> Callable:

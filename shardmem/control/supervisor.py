@@ -8,6 +8,7 @@ One event loop, no threads. The data path never waits for it: it only writes wor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -461,6 +462,10 @@ class Supervisor:
         for inbox in self._inboxes.values():
             inbox.segment.unlink()
         self.control.segment.unlink()
+        if self.config.state_dir is None:  # then state lasts as long as the memory whose events it reflects
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.config.worker_settings()["state_file"] + suffix)
 
     def _give_up(self, error: ShardmemError, code: int) -> int:
         self.error = error

@@ -1,0 +1,209 @@
+"""`shardmem quarantine`: events that kept failing or killing their handler; look at them, give them back, throw them away."""
+from __future__ import annotations
+
+import base64
+import glob
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import click
+
+from shardmem.errors import NotRunning, ShardmemError
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
+engine_option = click.option("--engine", "name", help="Name of the engine; not needed if there is only one.")
+directory_option = click.option("--state-dir", help="Where the engine kept its files, if it is not running any more.")
+
+
+@click.group()
+def quarantine() -> None:
+    """Events that kept failing or killing their handler: look at them, give them back, throw them away."""
+
+
+def _common(command: Any) -> Any:
+    return as_json(engine_option(directory_option(command)))
+
+
+def _path(name: str | None, directory: str | None) -> tuple[str, str]:
+    """(engine, its quarantine file), whether or not the engine is running."""
+    from shardmem.config import default_directory, quarantine_file
+    from shardmem.control.client import only_engine
+    from shardmem.memory.control import Control
+
+    if name is None:
+        files = glob.glob(os.path.join(directory or default_directory(), "*.quarantine"))
+        try:
+            name = only_engine()
+        except NotRunning:
+            if len(files) != 1:
+                raise
+            name = os.path.basename(files[0]).removesuffix(".quarantine")
+    if directory is None:
+        try:
+            control = Control.attach(name)
+        except NotRunning:
+            directory = default_directory()
+        else:
+            directory = control.state_dir
+            control.close()
+    return name, quarantine_file(directory, name)
+
+
+def _open(name: str | None, directory: str | None) -> tuple[str, Any]:
+    """(engine, Quarantine or None when nothing was ever set aside)."""
+    from shardmem.runtime.quarantine import Quarantine
+
+    engine, path = _path(name, directory)
+    if not os.path.exists(path):
+        return engine, None
+    return engine, Quarantine(path)
+
+
+def describe(event: Any, *, whole: bool = False) -> dict[str, Any]:
+    """An event as JSON. Keys and payloads that are not text are base64, and say so."""
+    key, payload = _as_text(event.key), _as_text(event.payload)
+    described = {"id": event.id, "at": event.at, "shard": event.shard, "slot": event.slot, "producer": event.seat,
+                 "sequence": event.sequence, "kind": event.kind, "reason": event.reason, "attempts": event.attempts,
+                 "key": key, "bytes": len(event.payload), "replayed_at": event.replayed_at}
+    if whole:
+        described |= {"traceback": event.traceback, "payload": payload}
+        if event.schema["kind"] == "records":
+            described["record"] = {name: _plain(value) for name, value in _record(event).items()}
+    return described
+
+
+def _as_text(value: Any) -> Any:
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
+
+
+def _rows(event: Any) -> Any:
+    import numpy as np
+
+    from shardmem.schema import Schema
+
+    return np.frombuffer(event.payload, Schema.from_json(json.dumps(event.schema)).dtype)
+
+
+def _record(event: Any) -> dict[str, Any]:
+    row = _rows(event)[0]
+    return {name: row[name] for name in row.dtype.names}
+
+
+def _plain(value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return _as_text(value) if isinstance(value, bytes) else value
+
+
+@quarantine.command("list")
+@click.option("--all", "everything", is_flag=True, help="Also those that were replayed.")
+@_common
+def list_(everything: bool, name: str | None, state_dir: str | None, as_json: bool) -> None:
+    """What is there: one line each, oldest first."""
+    engine, found = _open(name, state_dir)
+    events = found.events(replayed=everything) if found else []
+    if as_json:
+        click.echo(json.dumps([describe(event) for event in events], indent=2))
+        return
+    if not events:
+        click.echo(f"engine {engine}: the quarantine is empty")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("id", "when", "shard", "key", "attempts", "reason"):
+        table.add_column(title, justify="right" if title in ("id", "shard", "attempts") else "left",
+                         overflow="ellipsis" if title in ("key", "reason") else "fold", no_wrap=True)
+    for event in events:
+        when = time.strftime("%m-%d %H:%M:%S", time.localtime(event.at)) + (" replayed" if event.replayed_at else "")
+        table.add_row(*(Text(str(cell)) for cell in (event.id, when, event.shard, _cut(repr(event.key), 24), event.attempts,
+                                                      _cut(event.reason.splitlines()[0] if event.reason else "", 200))))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length - 3] + "..."
+
+
+@quarantine.command()
+@click.argument("id", type=int)
+@_common
+def show(id: int, name: str | None, state_dir: str | None, as_json: bool) -> None:
+    """Everything about one event: reason, traceback or signal, key and payload."""
+    _, found = _needed(name, state_dir)
+    event, = found.events([id])
+    described = describe(event, whole=True)
+    if as_json:
+        click.echo(json.dumps(described, indent=2))
+        return
+    trace = described.pop("traceback")
+    described["at"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
+    for key, value in described.items():
+        if value is not None:
+            click.echo(f"{key:>10}  {value if isinstance(value, (str, int, float)) else json.dumps(value)}")
+    if trace:
+        click.echo(f"\n{trace}")
+
+
+@quarantine.command()
+@click.argument("ids", type=int, nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All that have not been replayed yet.")
+@_common
+def replay(ids: tuple[int, ...], everything: bool, name: str | None, state_dir: str | None, as_json: bool) -> None:
+    """Push events into the running engine again, as new events: they come behind what their keys got since.
+
+    Mend the handler first ('shardmem reload', or run the engine anew).
+    """
+    from shardmem.runtime.producer import connect
+
+    if bool(ids) == everything:
+        raise click.UsageError("name the ids of events, or --all")
+    engine, found = _needed(name, state_dir)
+    events = found.events(ids or None)
+    with connect(engine) as producer:
+        for event in events:
+            _check_schema(event, engine, producer)
+            if producer.schema.is_records:
+                producer.send(_rows(event))
+            else:
+                producer.push(event.key, event.payload)
+            found.replayed(event.id)  # after it was accepted: killed in between, it is there twice rather than nowhere
+    if as_json:
+        click.echo(json.dumps({"engine": engine, "replayed": [event.id for event in events]}))
+    else:
+        click.echo(f"engine {engine}: {len(events):,} events replayed")
+
+
+def _check_schema(event: Any, engine: str, producer: Any) -> None:
+    if json.loads(json.dumps(event.schema)) != json.loads(producer.schema.to_json()):
+        raise ShardmemError(f"event {event.id} was set aside by an engine of {event.schema['kind']} with another schema; engine "
+                            f"{engine} carries {producer.schema.to_json()}")
+
+
+@quarantine.command()
+@click.argument("ids", type=int, nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Everything, those that were replayed too.")
+@_common
+def purge(ids: tuple[int, ...], everything: bool, name: str | None, state_dir: str | None, as_json: bool) -> None:
+    """Throw events away, for good."""
+    if bool(ids) == everything:
+        raise click.UsageError("name the ids of events, or --all")
+    engine, found = _open(name, state_dir)
+    purged = found.purge(ids or None) if found else 0
+    click.echo(json.dumps({"engine": engine, "purged": purged}) if as_json else f"engine {engine}: {purged:,} events purged")
+
+
+def _needed(name: str | None, directory: str | None) -> tuple[str, Any]:
+    engine, found = _open(name, directory)
+    if found is None:
+        raise ShardmemError(f"engine {engine}: nothing was ever set aside ({_path(name, directory)[1]} does not exist)")
+    return engine, found

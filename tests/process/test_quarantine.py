@@ -1,0 +1,141 @@
+"""One bad event ends in quarantine with all that is known of it, and only that one; it can be looked at, replayed, purged."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shardmem
+from recorder import RECORD, payload, records
+from rig import PATIENCE, Rig, drained, wait_until
+from shardmem.runtime.quarantine import Quarantine, QuarantineFull
+
+
+def cli(*arguments: str, code: int = 0) -> str:
+    done = subprocess.run([sys.executable, "-m", "shardmem", *arguments], cwd="/", capture_output=True, text=True, timeout=60)
+    assert code == done.returncode, (done.stdout, done.stderr)
+    return done.stdout if code == 0 else done.stderr
+
+
+def quarantined(engine: shardmem.Engine) -> int:
+    return engine.status()["accounting"]["quarantined"]
+
+
+@pytest.fixture
+def settings(rig: Rig, tmp_path: Path) -> dict[str, Any]:
+    return dict(handler="recorder:Failing", shards=1, retry_backoff=0.01, state_dir=str(tmp_path / "state"))
+
+
+@pytest.mark.parametrize("on_error", ["retry", "quarantine"])
+def test_an_event_that_always_raises_is_set_aside_and_the_rest_flows_on(rig: Rig, engine_name: str, settings: dict, on_error: str) -> None:
+    rig.tell("poison", "77")
+    with rig.engine(engine_name, on_error=on_error, **settings) as engine, engine.producer() as producer:
+        keys, numbers = [number % 5 for number in range(300)], list(range(300))
+        producer.push_many(keys, [payload(1, key, number, 3) for key, number in zip(keys, numbers)])
+        producer.flush(PATIENCE)
+        status = drained(engine)
+        assert (300, 299, 1, 0) == tuple(status["accounting"][name] for name in ("accepted", "handled", "quarantined", "in_flight"))
+
+        event, = json.loads(cli("quarantine", "list", "--json", "--engine", engine_name))
+        shown = json.loads(cli("quarantine", "show", str(event["id"]), "--json", "--engine", engine_name))
+    assert sorted(set(rig.logs().handled["number"].tolist())) == sorted(set(range(300)) - {77})
+    assert (2, 77, 0, "exception", "ValueError: cannot stand number 77") == tuple(
+        event[name] for name in ("key", "sequence", "shard", "kind", "reason"))
+    assert event["attempts"] == (3 if on_error == "retry" else 1)
+    assert "in handle" in shown["traceback"] and "cannot stand number 77" in shown["traceback"]
+    assert payload(1, 2, 77, 3) in (shown["payload"].encode() if isinstance(shown["payload"], str) else
+                                    __import__("base64").b64decode(shown["payload"]["base64"]))
+
+
+def test_a_quarantined_event_is_replayed_into_a_mended_engine_once(rig: Rig, engine_name: str, settings: dict) -> None:
+    rig.tell("poison", "3")
+    with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
+        producer.push_many(["a"] * 6, [payload(1, 0, number) for number in range(6)])
+        producer.flush(PATIENCE)
+        assert "cannot stand number 3" in cli("quarantine", "list", "--engine", engine_name)
+        (rig.directory / "poison").unlink()
+        assert "1 events replayed" in cli("quarantine", "replay", "--all", "--engine", engine_name)
+        assert "is empty" in cli("quarantine", "list", "--engine", engine_name)
+        assert "replayed" in cli("quarantine", "list", "--all", "--engine", engine_name)
+        drained(engine)
+        assert 7 == engine.status()["accounting"]["accepted"]
+    assert [0, 1, 2, 4, 5, 3] == rig.logs().handled["number"].tolist()
+    assert "1 events purged" in cli("quarantine", "purge", "--all", "--engine", engine_name, "--state-dir", settings["state_dir"])
+
+
+def test_a_quarantined_record_comes_back_as_the_row_it_was(rig: Rig, engine_name: str, settings: dict) -> None:
+    settings |= dict(handler="quarantine_load:no_odd_ones", dtype=RECORD, key="key")
+    with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
+        producer.send(records(1, [4] * 5, [0, 2, 5, 6, 8]))
+        producer.flush(PATIENCE)
+        event, = json.loads(cli("quarantine", "list", "--json", "--engine", engine_name))
+        shown = json.loads(cli("quarantine", "show", str(event["id"]), "--json", "--engine", engine_name))
+        assert (4, 5, 1) == tuple(shown["record"][name] for name in ("key", "number", "producer"))
+        row = np.frombuffer(Quarantine(str(Path(settings["state_dir"]) / f"{engine_name}.quarantine")).events()[0].payload, RECORD)
+        assert row == records(1, [4], [5])
+        assert 1 == quarantined(engine)
+
+
+def test_a_full_quarantine_stops_the_shard_and_loses_nothing(rig: Rig, engine_name: str, settings: dict) -> None:
+    settings |= dict(handler="quarantine_load:no_odd_ones_of_events", quarantine_limit=2)
+    with pytest.raises(shardmem.HandlerError, match="holds 2 events, which is its limit .quarantine_limit=2.*purge"):
+        with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
+            for text in (b"0", b"1", b"2", b"3", b"5", b"6"):  # counted as their frames are over
+                producer.push(1, text)
+            wait_until(lambda: engine.status()["shards"][0]["state"] == "failed", "the shard gives up")
+            assert (2, 2) == (engine.status()["accounting"]["quarantined"], engine.status()["accounting"]["in_flight"])
+    assert 2 == len(json.loads(cli("quarantine", "list", "--json", "--engine", engine_name)))
+    (rig.directory / "mended").touch()
+    cli("quarantine", "purge", "--all", "--engine", engine_name)
+    with rig.engine(engine_name, **settings) as engine:
+        assert 0 == drained(engine)["accounting"]["in_flight"]
+
+
+def test_a_handler_that_fails_on_everything_is_stopped_soon(rig: Rig, settings: dict) -> None:
+    settings |= dict(handler="recorder:FailingAtOnce")
+    with pytest.raises(shardmem.HandlerError, match="17th event in a row that fails, so it is not the events"):
+        with rig.engine(None, on_error="quarantine", **settings) as engine, engine.producer() as producer:
+            for _ in range(100):
+                producer.push(1, b"x")
+            wait_until(lambda: engine.status()["shards"][0]["state"] == "failed", "the shard gives up")
+            assert (16, 84) == (quarantined(engine), engine.status()["accounting"]["in_flight"])
+
+
+def test_an_outage_that_ends_within_the_retries_sets_nothing_aside(rig: Rig, engine_name: str, settings: dict) -> None:
+    rig.tell("poison", "2")
+    settings["retry_backoff"] = 5
+    with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
+        producer.push_many([1] * 4, [payload(1, 1, number) for number in range(4)])
+        wait_until(lambda: engine.status()["shards"][0]["batches"] == 0 and engine.status()["accounting"]["in_flight"] == 4, "tried")
+        (rig.directory / "poison").unlink()
+        producer.flush(PATIENCE)
+        assert 0 == quarantined(engine)
+    assert [0, 1, 2, 3] == rig.logs().handled["number"].tolist()
+
+
+def test_what_is_asked_of_an_empty_quarantine_is_answered(engine_name: str, tmp_path: Path) -> None:
+    where = ["--engine", engine_name, "--state-dir", str(tmp_path)]
+    assert "is empty" in cli("quarantine", "list", *where)
+    assert "nothing was ever set aside" in cli("quarantine", "show", "1", *where, code=1)
+    store = Quarantine(str(tmp_path / f"{engine_name}.quarantine"), 0)
+    with pytest.raises(QuarantineFull):
+        store.add("x", shard=0, slot=0, seat=0, sequence=0, kind="death", reason="r", traceback="", attempts=1, key="k",
+                  payload=b"", schema={"kind": "events"})
+    store.close()
+    assert "there is no event 1" in cli("quarantine", "show", "1", *where, code=1)
+    assert "name the ids" in cli("quarantine", "purge", *where, code=2)
+
+
+@pytest.mark.parametrize("key", [None, 0, -5, (1 << 64) - 1, "text", "n\udce4ive", b"\x00bytes"])
+def test_keys_of_every_kind_come_back_as_they_were(tmp_path: Path, key: Any) -> None:
+    store = Quarantine(str(tmp_path / "q"), 5)
+    for origin in ("a", "a", "b"):
+        store.add(origin, shard=0, slot=0, seat=0, sequence=0, kind="death", reason="r", traceback="", attempts=1, key=key,
+                  payload=b"\xff", schema={"kind": "events"})
+    assert [key, key] == [event.key for event in store.events()]  # the same row of memory again is the same event
+    store.close()
