@@ -81,6 +81,7 @@ typedef struct sm_shard {
     _Atomic uint64_t worker_batch_since_ns;           /* writer: worker (0: between batches) */
     _Atomic uint64_t worker_batches;                  /* writer: worker */
     _Atomic uint64_t worker_rows;                     /* writer: worker */
+    _Atomic uint32_t worker_stateful;                 /* writer: worker (its slots have state that has to travel) */
     _Alignas(SM_LINE) _Atomic uint64_t worker_latency[SM_HISTOGRAM]; /* writer: worker */
     char worker_error[SM_ERROR_BYTES];
 } sm_shard;

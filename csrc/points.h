@@ -23,7 +23,20 @@
     X(COMMIT_MARKED, "commit.marked")     /* done bits set, head not moved */                                     \
     X(COMMIT_COUNTED, "commit.counted")   /* new counts stored, head not */                                       \
     X(COMMIT_RELEASED, "commit.released") /* head stored, a waiting producer not yet woken */                     \
-    X(PARK_RAISED, "park.raised")         /* sleeping flag up, not yet asleep */
+    X(PARK_RAISED, "park.raised")         /* sleeping flag up, not yet asleep */                                  \
+    /* the supervisor's, passed by Python */                                                                      \
+    X(SPAWN_CREATED, "spawn.created")     /* a new shard has its inbox and its state */                           \
+    X(SPAWN_STARTED, "spawn.started")     /* its worker runs and is not ready */                                  \
+    X(HANDOFF_BEGUN, "handoff.begun")     /* holds and slot words stored, marks not waited for */                 \
+    X(HANDOFF_REROUTED, "handoff.rerouted")   /* marks settled, phases still rerouting */                         \
+    X(HANDOFF_DRAINING, "handoff.draining")   /* phases draining, sources not told */                             \
+    X(HANDOFF_DRAINED, "handoff.drained")     /* a source has drained, phase still draining */                    \
+    X(HANDOFF_RELEASING, "handoff.releasing") /* phase releasing, target not told */                              \
+    X(HANDOFF_RELEASED, "handoff.released")   /* phase none, hold counts and orders not yet given */              \
+    X(REMOVE_RETIRED, "remove.retired")   /* counts of a removed shard kept, its inbox still there */             \
+    X(REMOVE_UNLINKED, "remove.unlinked") /* inbox gone, state still stopped */                                   \
+    X(TAKEOVER_LOCKED, "takeover.locked") /* role taken, nothing looked at */                                     \
+    X(TAKEOVER_ADOPTED, "takeover.adopted") /* live workers adopted, dead ones not started, nothing finished */
 
 #define SM_POINT_ENUM(id, name) SM_POINT_##id,
 enum sm_point_id { SM_POINTS(SM_POINT_ENUM) SM_POINT_COUNT };
