@@ -88,6 +88,7 @@ void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out)
     out->phase = GET(s->worker_phase);
     out->weight = GET(s->shard_weight);
     out->holds = GET(s->shard_holds);
+    out->stateful = GET(s->worker_stateful);
     uint64_t g = out->retired_generation = GET(s->retired_generation);
     out->retired_accepted = GET(s->retired_accepted[g & 1]);
     out->retired_handled = GET(s->retired_handled[g & 1]);

@@ -29,6 +29,12 @@ int sm_point_count(void) { return SM_POINT_COUNT; }
 
 const char *sm_point_name(int point) { return point >= 0 && point < SM_POINT_COUNT ? names[point] : NULL; }
 
+void sm_point_pass(int point)
+{
+    if (point == sm_armed_point)
+        sm_point_reached();
+}
+
 void sm_point_arm(int point, uint64_t passes, int signal_number)
 {
     passes_left = passes;

@@ -29,7 +29,20 @@
     X(ASIDE_MARKED, "aside.marked")       /* the row is done, the lane still says that it is being set aside */   \
     X(SAVE_BEGUN, "save.begun")           /* batches are deferred, their state is about to be saved */            \
     X(SAVE_SAVED, "save.saved")           /* state and ranges are saved, no head has moved */                     \
-    X(SAVE_MARKED, "save.marked")         /* rows of one range done, the head not stored */
+    X(SAVE_MARKED, "save.marked")         /* rows of one range done, the head not stored */                        \
+    /* the supervisor's, passed by Python */                                                                      \
+    X(SPAWN_CREATED, "spawn.created")     /* a new shard has its inbox and its state */                           \
+    X(SPAWN_STARTED, "spawn.started")     /* its worker runs and is not ready */                                  \
+    X(HANDOFF_BEGUN, "handoff.begun")     /* holds and slot words stored, marks not waited for */                 \
+    X(HANDOFF_REROUTED, "handoff.rerouted")   /* marks settled, phases still rerouting */                         \
+    X(HANDOFF_DRAINING, "handoff.draining")   /* phases draining, sources not told */                             \
+    X(HANDOFF_DRAINED, "handoff.drained")     /* a source has drained, phase still draining */                    \
+    X(HANDOFF_RELEASING, "handoff.releasing") /* phase releasing, target not told */                              \
+    X(HANDOFF_RELEASED, "handoff.released")   /* phase none, hold counts and orders not yet given */              \
+    X(REMOVE_RETIRED, "remove.retired")   /* counts of a removed shard kept, its inbox still there */             \
+    X(REMOVE_UNLINKED, "remove.unlinked") /* inbox gone, state still stopped */                                   \
+    X(TAKEOVER_LOCKED, "takeover.locked") /* role taken, nothing looked at */                                     \
+    X(TAKEOVER_ADOPTED, "takeover.adopted") /* live workers adopted, dead ones not started, nothing finished */
 
 #define SM_POINT_ENUM(id, name) SM_POINT_##id,
 enum sm_point_id { SM_POINTS(SM_POINT_ENUM) SM_POINT_COUNT };

@@ -175,6 +175,7 @@ void sm_touched(sm_reader *reader, uint8_t *slots);  /* slots of the batch in ha
 int sm_worker_enter(void *control, uint32_t shard, int64_t pid, uint64_t now_ns);
 void sm_worker_phase(void *control, uint32_t shard, uint32_t phase);
 void sm_worker_error(void *control, uint32_t shard, const char *text, uint32_t bytes);
+void sm_worker_stateful(void *control, uint32_t shard, uint32_t stateful); /* before the phase says ready */
 uint32_t sm_worker_orders(const void *control, uint32_t shard); /* engine state, shard state << 8 */
 
 /* ---- what only the supervisor writes [supervisor] ------------------------------------------------------ */
@@ -224,7 +225,7 @@ typedef struct sm_shard_view {
     uint64_t generation, incarnation, entered_ns, heartbeat_ns, busy_ns, batch_since_ns, batches, rows;
     int64_t pid;
     uint64_t retired_generation, retired_accepted, retired_handled, retired_quarantined, retired_shed;
-    uint32_t state, phase, weight, holds, error_bytes;
+    uint32_t state, phase, weight, holds, error_bytes, stateful;
     uint64_t latency[160];
     char error[1536];
 } sm_shard_view;
@@ -255,6 +256,7 @@ int64_t sm_now_ns(void);
 int sm_point_count(void);
 const char *sm_point_name(int point);
 void sm_point_arm(int point, uint64_t passes, int signal_number);   /* fires on the passes-th time */
+void sm_point_pass(int point);                                       /* for points that are not in C */
 
 /* adds the calls that are made once per event (push, push_many, decode) to the extension module */
 int sm_install_fastcalls(void);

@@ -757,6 +757,11 @@ void sm_worker_error(void *control, uint32_t shard, const char *text, uint32_t b
     atomic_store_explicit(&s->worker_error_bytes, bytes, memory_order_release);
 }
 
+void sm_worker_stateful(void *control, uint32_t shard, uint32_t stateful)
+{
+    atomic_store_explicit(&sm_shard_at(control, shard)->worker_stateful, stateful, memory_order_relaxed);
+}
+
 uint32_t sm_worker_orders(const void *control, uint32_t shard)
 {
     return atomic_load_explicit(&((const sm_control *)control)->engine_state, memory_order_acquire) |

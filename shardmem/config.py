@@ -52,6 +52,10 @@ class Config:
     retry_backoff: float = 0.1
     quarantine_limit: int = 10_000
     checkpoint_interval: float = 0.5
+    max_restarts: int = 10
+    restart_window: float = 60.0
+    stall_timeout: float = 30.0
+    batch_deadline: float | None = None
 
     @property
     def elastic(self) -> bool:
@@ -101,14 +105,15 @@ class Config:
             faults.append(f"{key} is not a setting{f'; did you mean {near[0]}?' if near else ''}")
         values = {key: value for key, value in values.items() if key in known}
         for key in ("slots", "shards", "min_shards", "max_shards", "lane_bytes", "max_producers", "batch_rows", "spin_us",
-                    "max_attempts", "quarantine_limit"):
+                    "max_attempts", "quarantine_limit", "max_restarts"):
             if values.get(key) is not None:
                 values[key] = _whole(key, values[key], cls.__dataclass_fields__[key].default, faults)
         _plain_policy(values)
         if isinstance(values.get("auto_scale"), str):  # from the environment
             values["auto_scale"] = {"true": True, "1": True, "false": False, "0": False}.get(values["auto_scale"].lower(),
                                                                                              values["auto_scale"])
-        for key in ("boot_timeout", "drain_timeout", "retry_backoff", "checkpoint_interval"):
+        for key in ("boot_timeout", "drain_timeout", "restart_window", "stall_timeout", "batch_deadline", "retry_backoff",
+                    "checkpoint_interval"):
             if values.get(key) is not None:
                 values[key] = _duration(key, values[key], faults)
         for key in ("name", "handler"):
@@ -139,6 +144,7 @@ class Config:
         within("spin_us", 0, 1_000_000)
         within("max_attempts", 1, 1000)
         within("quarantine_limit", 0, 10**9)
+        within("max_restarts", 0, 1_000_000)
         for key in ("slots", "lane_bytes"):
             value = getattr(self, key)
             if isinstance(value, int) and value > 0 and value & (value - 1):

@@ -33,7 +33,7 @@ class Commands:
         return {name: getattr(self, name) for name in NAMES}
 
     async def status(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        return self._supervisor.status()
+        return self._supervisor.shards.status()
 
     async def stop(self, wanted: dict[str, Any]) -> dict[str, Any]:
         self._supervisor.request_stop(now=bool(wanted.get("now")))
@@ -79,11 +79,11 @@ class Commands:
         """{"slots": "17,40-60" or a list, "to": n}."""
         supervisor, target = self._supervisor, _whole(wanted, "to")
         slots = parse_slots(wanted.get("slots"), supervisor.control.slots)
-        started, active = time.monotonic(), supervisor.shards_in("active")
+        started, active = time.monotonic(), supervisor.shards.in_state("active")
         if target not in active:
             raise ConfigError(f"shard {target} is not active; active are {active}")
         owners, _ = supervisor.control.slot_table()
-        failed = sorted({int(owners[slot]) for slot in slots} - set(supervisor.shards_in("active", "draining")))
+        failed = sorted({int(owners[slot]) for slot in slots} - set(supervisor.shards.in_state("active", "draining")))
         if failed:
             raise ConfigError(f"shards {failed} own some of these slots and are not active; they cannot hand them over")
         done = await supervisor.handoffs.run([Move(slot, int(owners[slot]), target) for slot in slots])
@@ -113,14 +113,14 @@ class Commands:
 
     async def _add(self, count: int) -> dict[str, Any]:
         supervisor, started, seconds = self._supervisor, time.monotonic(), {}
-        added = supervisor.create_shards(count)
+        added = supervisor.shards.create(count)
         seconds["create"] = time.monotonic() - started
         if added:
             try:
-                await supervisor.spawn(added)
+                await supervisor.boot(added)
             except BaseException:
                 for shard in added:
-                    supervisor.abandon_shard(shard)
+                    supervisor.shards.abandon(shard)
                 raise
             seconds["spawn"] = time.monotonic() - started - seconds["create"]
         rounds = await self._even_out()
@@ -137,13 +137,13 @@ class Commands:
             done = await supervisor.handoffs.run(supervisor.pilot.plan(supervisor.handoffs.moving, eager=True))
             rounds.append(done)
             owners, _ = supervisor.control.slot_table()
-            leaving = np.isin(owners, shards).any() or any(supervisor.moving_at(shard) for shard in shards)
+            leaving = np.isin(owners, shards).any() or any(supervisor.shards.moving_at(shard) for shard in shards)
             if not leaving:
                 break
             if not done.moves:  # a move by hand is still under way
-                await supervisor.pause()
+                await supervisor.shards.pause()
         for shard in shards:
-            await supervisor.remove_shard(shard)
+            await supervisor.shards.remove(shard)
         return {"shards": supervisor.pilot.mapper.active_shard_ids(), "added": [], "removed": shards,
                 **_summary(rounds, started, {})}
 

@@ -46,8 +46,8 @@ class Round:
 class Handoffs:
     """All handoffs of one engine. `changed` is awaited between looks; the supervisor sets it when a worker reports."""
 
-    def __init__(self, control: Control, wake: Callable[[int], Any], stateful: Callable[[], bool]) -> None:
-        self._control, self._wake, self._stateful = control, wake, stateful
+    def __init__(self, control: Control, wake: Callable[[int], Any]) -> None:
+        self._control, self._wake = control, wake
         self._holds: dict[int, int] = {}
         self._moving: set[int] = set()
         self._news: set[asyncio.Event] = set()
@@ -117,11 +117,12 @@ class Handoffs:
         while draining or releasing:
             event.clear()
             arrived: list[Move] = []
+            stateful = self._stateful()
             for move in list(draining.values()):
                 lib.sm_view_move(address, move.slot, view)
                 if view.drained == numbers[move.slot]:
                     del draining[move.slot]
-                    if self._stateful():
+                    if stateful:
                         lib.sm_move_phase(address, move.slot, lib.SM_MOVE_RELEASING, _deadline(RELEASE_LIMIT))
                         releasing[move.slot] = move
                     else:
@@ -144,6 +145,10 @@ class Handoffs:
                 except asyncio.TimeoutError:
                     pass
         done.drain_s, done.release_s = drained - rerouted, time.monotonic() - drained
+
+    def _stateful(self) -> bool:
+        """Whether any handler here keeps state: its words say so, whoever started it."""
+        return any(self._control.view_shard(shard).stateful for shard in self._control.known_shards())
 
     def _release(self, arrived: list[Move]) -> None:
         for move in arrived:
@@ -182,11 +187,11 @@ class Handoffs:
         self._news.add(event)
         while waiting:
             event.clear()
-            arrived = []
+            arrived, stateful = [], self._stateful()
             for slot, (move, number) in list(waiting.items()):
                 lib.sm_view_move(control.address, slot, view)
                 phase = MOVE_PHASES[view.phase]
-                if phase == "draining" and view.drained == number and self._stateful():
+                if phase == "draining" and view.drained == number and stateful:
                     lib.sm_move_phase(control.address, slot, lib.SM_MOVE_RELEASING, _deadline(RELEASE_LIMIT))
                 elif (phase == "draining" and view.drained == number) or (phase == "releasing" and view.restored == number):
                     del waiting[slot]

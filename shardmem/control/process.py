@@ -26,18 +26,18 @@ def python_command(module: str) -> list[str]:
 class WorkerProcess:
     """One worker process. All callbacks come from the event loop that is passed in."""
 
-    def __init__(self, loop: Any, engine: str, shard: int, handler: HandlerRef, *, settings: dict[str, Any],
-                 on_report: Callable[[WorkerProcess, dict[str, Any]], None],
+    def __init__(self, loop: Any, engine: str, shard: int, handler: HandlerRef, *, settings: dict[str, Any], ended: str | None,
+                 previous_exit: int | None, on_report: Callable[[WorkerProcess, dict[str, Any]], None],
                  on_exit: Callable[[WorkerProcess], None]) -> None:
         self.shard = shard
         self.spawned_at = time.monotonic()
         self.exit_code: int | None = None
         self.failure: str | None = None
-        self.ready = self.killed = self.stateful = False
+        self.ready = self.killed = False
         self._loop, self._on_report, self._on_exit, self._partial = loop, on_report, on_exit, b""
         read_end, write_end = os.pipe()
-        orders = {"engine": engine, "shard": shard, "handler": asdict(handler), "settings": settings,
-                  "reports": write_end}
+        orders = {"engine": engine, "shard": shard, "handler": asdict(handler), "settings": settings, "reports": write_end,
+                  "ended": ended, "previous_exit": previous_exit}
         # By exec, never by fork: a fork of a process with threads or open handles inherits their locks.
         self._popen = subprocess.Popen(python_command("shardmem.runtime.worker"), stdin=subprocess.PIPE,
                                        pass_fds=(write_end,))
@@ -98,7 +98,6 @@ class WorkerProcess:
         for line in lines:
             report = json.loads(line)
             self.ready |= bool(report.get("ready"))
-            self.stateful |= bool(report.get("stateful"))
             self.failure = report.get("failed") or report.get("boot_failed") or self.failure
             self._on_report(self, report)
 

@@ -23,7 +23,8 @@ from shardmem.control.chosen import policy_of, strategy_of
 from shardmem.control.commands import Commands
 from shardmem.control.handoffs import Handoffs
 from shardmem.control.pilot import Pilot
-from shardmem.control.process import WorkerProcess
+from shardmem.control.shards import DRAIN_POLL, Shards
+from shardmem.control.workers import Workers
 from shardmem.memory import lease
 from shardmem.memory.control import Control, Inbox
 from shardmem.memory.native import lib
@@ -31,13 +32,11 @@ from shardmem.memory.segment import control_name, path_of
 from shardmem.policy import DecisionKind, first_table
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.snapshot import Observer
-from shardmem.runtime.worker import EXIT_BOOT
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_WORKER_BOOT, EXIT_ALREADY = 0, 1, 2, 3, 4
 NO_SHARD = 0xffff
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU)
 TICK = 0.25
-DRAIN_POLL = 0.005
 STOP_GRACE = 5.0
 
 log = logging.getLogger("shardmem.supervisor")
@@ -52,7 +51,6 @@ class Supervisor:
         self._keep_unfinished, self._on_ready = keep_unfinished, on_ready
         self.outcome: dict[str, Any] | None = None
         self.error: ShardmemError | None = None
-        self._workers: dict[int, WorkerProcess] = {}
         self._inboxes: dict[int, Inbox] = {}
         self.busy = asyncio.Lock()  # scale, drain and rebalance, one at a time
         self.pilot: Any = None  # from the moment that all workers are ready
@@ -76,14 +74,18 @@ class Supervisor:
             return self._give_up(ShardmemError(f"cannot open engine {self.config.name!r}: {error}"), EXIT_FAILED)
         for number in SIGNALS:
             self._loop.add_signal_handler(number, self._on_signal, number)
-        self.handoffs = Handoffs(self.control, self._give_orders, lambda: any(w.stateful for w in self._workers.values()))
+        self.workers = Workers(self.control, self._inboxes, self.config, self._handler, told_to_end=self._told_to_end,
+                               changed=self._news, failed=self._shard_failed)
+        self.shards = Shards(self.control, self._observer, self._inboxes, self.workers, lambda: self._stop_now)
+        self.shards.handoffs = self.handoffs = Handoffs(self.control, self.shards.give_orders)
         self.commands = Commands(self)
         api = Api(self.config.name, self.commands.by_name())
         try:
             booted = await self._boot()
             if booted and not self._stop_now:
                 await self.handoffs.finish_what_was_begun()
-                self.pilot = Pilot(self.control, self._observer, self._policy, self._strategy, self.shards_in("active"))
+                self.shards.pilot = self.pilot = Pilot(self.control, self._observer, self._policy, self._strategy,
+                                                       self.shards.in_state("active"))
                 await api.start()
                 self.control.set_state("running")
                 log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)
@@ -207,120 +209,29 @@ class Supervisor:
     async def _boot(self) -> bool:
         """Spawn the workers and wait until each is ready. False: one is not; `error` says why."""
         try:
-            await self.spawn(list(self._inboxes))
+            await self.shards.boot(list(self._inboxes))
         except HandlerError as error:
             self.error = error
             return False
         return not self._stop_now
 
-    async def spawn(self, shards: list[int]) -> None:
-        """Start the workers of these shards and wait until they are ready and active. Raises HandlerError."""
+    async def boot(self, shards: list[int]) -> None:
+        """New shards join. Raises HandlerError."""
+        await self.shards.boot(shards)
         for shard in shards:
-            self._workers[shard] = WorkerProcess(
-                self._loop, self.config.name, shard, self._handler, settings=self.config.worker_settings(),
-                on_report=self._on_report, on_exit=self._on_exit)
-        workers = [self._workers[shard] for shard in shards]
-        deadline = time.monotonic() + self.config.boot_timeout
-        while not self._stop_now and not all(worker.ready for worker in workers):
-            ended = [worker for worker in workers if not worker.alive]
-            if ended:
-                reason = ended[0].failure or ended[0].how_it_ended()
-                raise HandlerError(f"shard {ended[0].shard} cannot start: {reason}")
-            if time.monotonic() > deadline:
-                slow = [worker for worker in workers if not worker.ready]
-                raise HandlerError(f"shard {slow[0].shard} (pid {slow[0].pid}) was not ready within boot_timeout="
-                                   f"{self.config.boot_timeout:g} s; its handler may hang in import or in open()")
-            await self._wait_for_change(min(TICK, max(0.0, deadline - time.monotonic())))
-        for shard in shards:
-            if self._workers[shard].alive:
-                self.control.set_shard_state(shard, "active")
-                if self.pilot is not None:
-                    self.pilot.mapper.activate(shard, time.monotonic())
+            if self.control.shard_state(shard) == "active":
+                self.pilot.mapper.activate(shard, time.monotonic())
 
-    def _give_orders(self, shard: int) -> None:
-        inbox = self._inboxes.get(shard)
-        if inbox is not None:
-            lib.sm_give_orders(self.control.address, shard, inbox.address)
+    def _told_to_end(self, shard: int) -> bool:
+        return self._stop_now or self.control.shard_state(shard) in ("none", "stopped") or self.control.state == "stopped"
 
-    # ---- shards that come and go (see commands.py for who asks) --------------------------------------------------------------
+    def _news(self) -> None:
+        self._changed.set()
+        self.handoffs.news()
 
-    def shards_in(self, *states: str) -> list[int]:
-        return [shard for shard in self.control.known_shards() if self.control.shard_state(shard) in states]
-
-    def create_shards(self, count: int) -> list[int]:
-        """New shards, provisioning, without slots; ids are the lowest free. Raises ScalingError, OutOfMemory: then none."""
-        address, now = self.control.address, time.monotonic()
-        added = self.pilot.mapper.scale_up_provisioning_force(count, now)
-        made = []
-        try:
-            for shard in added:
-                generation = self.control.view_shard(shard).generation + 1
-                self._inboxes[shard] = Inbox.create(self.control, shard, generation)
-                made.append(shard)
-                lib.sm_set_shard_generation(address, shard, generation)
-                lib.sm_set_shard_weight(address, shard, 1000)
-                self.control.set_shard_state(shard, "provisioning")
-        except BaseException:
-            for shard in made:
-                self.abandon_shard(shard)
-            for shard in added[len(made):]:
-                self._forget_shard(shard)
-            raise
-        return added
-
-    def _forget_shard(self, shard: int) -> None:
-        mapper, now = self.pilot.mapper, time.monotonic()
-        if mapper.shard_state(shard) == "provisioning":
-            mapper.abandon(shard, now)
-        else:
-            mapper.finalize_draining({shard: 0}, now)
-        mapper.remove_specific_stopped_shard(shard)
-        self.pilot.sampler.forget(shard)
-
-    def abandon_shard(self, shard: int) -> None:
-        """A new shard whose worker did not get ready: nothing was ever sent to it."""
-        worker, inbox = self._workers.pop(shard, None), self._inboxes.pop(shard)
-        if worker is not None and worker.alive:
-            worker.kill()
-        inbox.segment.unlink()
-        self._observer.forget(shard)
-        inbox.close()
-        lib.sm_retire(self.control.address, shard, inbox.generation, 0, 0, 0, 0)
-        self.control.set_shard_state(shard, "none")
-        self._forget_shard(shard)
-
-    def status(self) -> dict[str, Any]:
-        return self._observer.status()
-
-    def moving_at(self, shard: int) -> bool:
-        """Whether a slot is on its way to or from this shard."""
-        return any(shard in (handoff["from"], handoff["to"]) for handoff in self.status()["handoffs"])
-
-    async def pause(self) -> None:
-        await asyncio.sleep(DRAIN_POLL)
-
-    async def remove_shard(self, shard: int) -> None:
-        """A draining shard without slots: wait for its lanes, stop its worker, count it, remove its inbox."""
-        await self.handoffs.settle_marks()  # keyless events that saw it active are in its lanes now
-        inbox = self._inboxes[shard]
-        while any(lane.in_flight for lane in inbox.lanes() if not lane.broken):
-            if self.control.shard_state(shard) == "failed":
-                raise HandlerError(f"shard {shard} failed while it was being drained: {self.control.shard_error(shard)}")
-            await asyncio.sleep(DRAIN_POLL)
-        self.control.set_shard_state(shard, "stopped")
-        inbox.wake()
-        while self._workers[shard].alive:
-            await asyncio.sleep(DRAIN_POLL)
-        lanes = inbox.lanes()
-        lib.sm_retire(self.control.address, shard, inbox.generation, sum(lane.accepted for lane in lanes),
-                      sum(lane.handled for lane in lanes), sum(lane.quarantined for lane in lanes),
-                      sum(lane.shed for lane in lanes))
-        inbox.segment.unlink()
-        self._observer.forget(shard)
-        del self._inboxes[shard], self._workers[shard]
-        inbox.close()
-        self.control.set_shard_state(shard, "none")
-        self._forget_shard(shard)
+    def _shard_failed(self, shard: int, reason: str) -> None:
+        log.error("shard %d stopped: %s", shard, reason)
+        self.error = self.error or HandlerError(f"shard {shard} stopped: {reason}")
 
     async def _watch(self) -> None:
         following: asyncio.Task | None = None
@@ -339,12 +250,21 @@ class Supervisor:
                         if decision.kind is not DecisionKind.NONE:
                             log.info("%s %s: %s", decision.kind, decision.count or "", decision.reason)
                         following = asyncio.create_task(self.commands.follow(decision, moves))
-                text = json.dumps(self.pilot.describe()).encode()
-                if len(text) <= lib.SM_BOARD_BYTES:
-                    lib.sm_post(self.control.address, text, len(text))
+                self._post()
             await self._wait_for_change(max(0.0, due - time.monotonic()))
         if following is not None and not following.done():  # a handoff runs forward; it does not take long
             await asyncio.wait([following], timeout=STOP_GRACE)
+
+    def _post(self) -> None:
+        """What is known here and not in any word, for whoever reads the status. Without the lives, if all is too much."""
+        config = self.config
+        board = {**self.pilot.describe(), "limits": {"stall": config.stall_timeout, "batch": config.batch_deadline,
+                                                     "boot": config.boot_timeout}}
+        for extra in ({"lives": self.workers.describe()}, {}):
+            text = json.dumps({**board, **extra}).encode()
+            if len(text) <= lib.SM_BOARD_BYTES:
+                lib.sm_post(self.control.address, text, len(text))
+                return
 
     async def _wait_for_change(self, timeout: float) -> None:
         try:
@@ -367,24 +287,6 @@ class Supervisor:
             log.info("%s by signal: %d shards run", "one more" if step > 0 else "one fewer", len(done["shards"]))
         except ShardmemError as error:
             log.warning("%s by signal: %s", "one more" if step > 0 else "one fewer", error)
-
-    def _on_report(self, worker: WorkerProcess, report: dict[str, Any]) -> None:
-        self._changed.set()
-        self.handoffs.news()
-
-    def _on_exit(self, worker: WorkerProcess) -> None:
-        self._changed.set()
-        orderly = self.control.shard_state(worker.shard) == "stopped" or self._stop_now
-        if orderly and (worker.exit_code == 0 or worker.killed):
-            return
-        if worker.ready:
-            reason = worker.failure or f"its worker (pid {worker.pid}) ended: {worker.how_it_ended()}"
-            log.error("shard %d stopped: %s", worker.shard, reason)
-            self.error = self.error or HandlerError(f"shard {worker.shard} stopped: {reason}")
-            if not worker.failure:
-                text = f"worker pid {worker.pid} ended: {worker.how_it_ended()}".encode()
-                lib.sm_worker_error(self.control.address, worker.shard, text, len(text))
-        self.control.set_shard_state(worker.shard, "failed")
 
     # ---- ending ----------------------------------------------------------------------------------------------------------------
 
@@ -420,19 +322,20 @@ class Supervisor:
         """Told to end after the batch in hand, and given the time that takes; killed after a grace if stopping now."""
         if not gently:
             self.control.set_state("stopped")
-        for shard, worker in self._workers.items():
+        self.workers.stop_starting()
+        for shard, inbox in self._inboxes.items():
             if self.control.shard_state(shard) != "failed":
                 self.control.set_shard_state(shard, "stopped")
-            self._inboxes[shard].wake()
+            inbox.wake()
         deadline = None
-        while any(worker.alive for worker in self._workers.values()):
+        while living := self.workers.living():
             if self._stop_now and deadline is None:
                 deadline = time.monotonic() + STOP_GRACE
-                for worker in self._workers.values():
+                for worker in living:
                     worker.signal(signal.SIGTERM)
             if deadline is not None and time.monotonic() > deadline:
-                for worker in self._workers.values():
-                    if worker.alive and not worker.killed:
+                for worker in living:
+                    if not worker.killed:
                         log.warning("shard %d (pid %d) did not end within %g s of being told to stop now: killed",
                                     worker.shard, worker.pid, STOP_GRACE)
                         worker.kill()
@@ -454,8 +357,7 @@ class Supervisor:
         self._observer.close()
         if self.error is not None:
             log.error("%s", self.error)
-            boot = not booted and any(w.exit_code == EXIT_BOOT for w in self._workers.values())
-            return EXIT_WORKER_BOOT if boot or not booted else EXIT_FAILED
+            return EXIT_WORKER_BOOT if not booted else EXIT_FAILED
         return EXIT_OK
 
     def _remove_segments(self) -> None:

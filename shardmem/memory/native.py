@@ -1,6 +1,8 @@
 """The C extension, and the little that every user of it needs."""
 from __future__ import annotations
 
+import os
+
 from shardmem import _native
 from shardmem._native import ffi, lib
 
@@ -25,8 +27,26 @@ def points() -> dict[str, int]:
 
 def arm_point(name: str, passes: int, signal_number: int) -> None:
     """Send this process `signal_number` when it reaches the point `name` for the `passes`-th time."""
+    global _armed
     lib.sm_point_arm(points()[name], passes, signal_number)
+    _armed = name
+
+
+def arm_from_environment() -> None:
+    """SHARDMEM_POINT=name:passes:signal, read by the main functions of our processes: what is tested is what ships."""
+    if wanted := os.environ.get("SHARDMEM_POINT"):
+        name, passes, number = wanted.split(":")
+        arm_point(name, int(passes), int(number))
+
+
+_armed: str | None = None
+
+
+def point(name: str) -> None:
+    """A named point in Python code."""
+    if _armed == name:
+        lib.sm_point_pass(points()[name])
 
 
 __all__ = ["DECODE_KEYS", "DECODE_PAIRS", "DECODE_PAYLOADS", "ENGINE_STATES", "MOVE_PHASES", "PHASES", "REASONS", "SHARD_STATES",
-           "Pusher", "arm_point", "decode", "ffi", "lib", "points"]
+           "Pusher", "arm_from_environment", "arm_point", "decode", "ffi", "lib", "point", "points"]

@@ -8,7 +8,9 @@ everything, and in a simulation with thousands of shards.
     decide     how many shards a load needs                   coordinator  slots and their owners
     placement  what a strategy is                             handoff      how a slot moves
     least_slots, least_load, pinned: strategies               rebalance    which slots move now
+    restarts   when a dead worker is started again            condition    stuck, slow, busy or idle
 """
+from shardmem.policy.condition import Facts, Limits, condition_of, stuck
 from shardmem.policy.coordinator import ShardCoordinator
 from shardmem.policy.handoff import (Deadlines, Drain, Finished, HandoffCoordinator, HandoffError, HandoffState, Late, Release,
                                      Reroute, Respawn)
@@ -18,11 +20,13 @@ from shardmem.policy.mapper import ShardMapper, ShardState
 from shardmem.policy.pinned import Pinned
 from shardmem.policy.placement import NOBODY, Move, Strategy, View, first_table
 from shardmem.policy.rebalance import Allocate, BeginHandoff, RebalanceRunner
+from shardmem.policy.restarts import Life, Restarts, Verdict
 from shardmem.policy.scaling import (DecisionHistory, DecisionKind, InvalidPolicy, ScalingDecision, ScalingError,
                                      ScalingErrorKind, ScalingPolicy)
 from shardmem.policy.signals import ShardSample
 
-__all__ = ["Allocate", "BeginHandoff", "Deadlines", "DecisionHistory", "DecisionKind", "Drain", "Finished", "HandoffCoordinator",
-           "HandoffError", "HandoffState", "HotSlot", "InvalidPolicy", "Late", "LeastLoad", "LeastSlots", "Move", "NOBODY",
-           "Pinned", "RebalanceRunner", "Release", "Reroute", "Respawn", "ScalingDecision", "ScalingError", "ScalingErrorKind",
-           "ScalingPolicy", "ShardCoordinator", "ShardMapper", "ShardSample", "ShardState", "Strategy", "View", "first_table"]
+__all__ = ["Allocate", "BeginHandoff", "Deadlines", "DecisionHistory", "DecisionKind", "Drain", "Facts", "Finished",
+           "HandoffCoordinator", "HandoffError", "HandoffState", "HotSlot", "InvalidPolicy", "Late", "LeastLoad", "LeastSlots", "Life",
+           "Limits", "Move", "NOBODY", "Pinned", "RebalanceRunner", "Release", "Reroute", "Respawn", "Restarts", "ScalingDecision",
+           "ScalingError", "ScalingErrorKind", "ScalingPolicy", "ShardCoordinator", "ShardMapper", "ShardSample", "ShardState",
+           "Strategy", "Verdict", "View", "condition_of", "first_table", "stuck"]

@@ -11,6 +11,7 @@ from shardmem.errors import NotRunning
 from shardmem.memory.control import Control, Inbox, refused_by_reason
 from shardmem.memory.native import MOVE_PHASES, PHASES, ffi, lib
 from shardmem.memory.control import name_of
+from shardmem.policy import Facts, Limits, condition_of
 
 FLOORS_NS = [lib.sm_histogram_floor_ns(bucket) for bucket in range(lib.SM_HISTOGRAM)]
 
@@ -30,7 +31,7 @@ class Observer:
     def __init__(self, control: Control) -> None:
         self.control = control
         self._inboxes: dict[tuple[int, int], Inbox] = {}
-        self._last: tuple[float, dict[int, tuple[int, int]]] = (time.monotonic(), {})
+        self._last: tuple[float, dict[int, tuple[int, int, float]]] = (time.monotonic(), {})
 
     def close(self) -> None:
         for inbox in self._inboxes.values():
@@ -67,9 +68,11 @@ class Observer:
         slot_owner, _ = control.slot_table()
         owned = np.bincount(slot_owner[slot_owner < control.max_shards], minlength=control.max_shards)
         shards, by_seat, counts = [], {}, {}
+        board = self._board()
+        lives, limits = board.pop("lives"), Limits(**board.pop("limits"))
         for shard in control.known_shards():
-            entry, lanes = self._shard(shard, int(owned[shard]), now - before, last.get(shard))
-            counts[shard] = (entry["handled"], entry["busy_ns"])
+            entry, lanes = self._shard(shard, int(owned[shard]), now - before, last.get(shard), lives.get(str(shard), {}), limits)
+            counts[shard] = (entry["handled"], entry["busy_ns"], entry["fill_ratio"])
             del entry["busy_ns"]
             shards.append(entry)
             for lane in lanes:
@@ -97,7 +100,7 @@ class Observer:
             "shards": shards,
             "producers": producers,
             "handoffs": self._handoffs(),
-            **self._board(),
+            **board,
             "accounting": {
                 "offered": accepted + sum(refused.values()),
                 "accepted": accepted,
@@ -119,7 +122,7 @@ class Observer:
         """What the supervisor last decided, and why; it may be dead by now."""
         text = ffi.new("char[]", lib.SM_BOARD_BYTES)
         used = lib.sm_view_board(self.control.address, text)
-        empty = {"auto_scale": False, "decisions": [], "hot_slots": []}
+        empty = {"auto_scale": False, "decisions": [], "hot_slots": [], "lives": {}, "limits": {}}
         return {**empty, **json.loads(bytes(ffi.buffer(text, used)))} if used else empty
 
     def _handoffs(self) -> list[dict[str, Any]]:
@@ -135,7 +138,8 @@ class Observer:
                               "age_s": (now - view.since_ns) / 1e9, "late": now > view.deadline_ns})
         return found
 
-    def _shard(self, shard: int, slots: int, elapsed: float, last: tuple[int, int] | None) -> tuple[dict[str, Any], list]:
+    def _shard(self, shard: int, slots: int, elapsed: float, last: tuple[int, int, float] | None, life: dict[str, Any],
+               limits: Limits) -> tuple[dict[str, Any], list]:
         control, view = self.control, self.control.view_shard(shard)
         inbox = self.inbox(shard, view.generation) if view.generation > view.retired_generation else None
         lanes = inbox.lanes() if inbox else []
@@ -148,15 +152,24 @@ class Observer:
             rate, busy = 0.0, min(1.0, busy_ns / 1e9 / since)
         else:
             rate, busy = (handled - last[0]) / elapsed, min(1.0, max(0.0, (busy_ns - last[1]) / 1e9 / elapsed))
+        state, alive = control.shard_state(shard), control.worker_alive(shard)
+        in_flight = sum(lane.in_flight for lane in lanes)
+        fill = max((lane.tail - lane.head for lane in lanes), default=0) / control.lane_bytes
+        due = life.get("restart_at")
+        restarting_in = max(0.0, due - now / 1e9) if due is not None and not alive else None
+        condition, reason = condition_of(
+            Facts(state, name_of(PHASES, view.phase), alive, quiet=max(0, now - view.heartbeat_ns) / 1e9,
+                  in_hand=max(0, now - view.batch_since_ns) / 1e9 if view.batch_since_ns else None, in_flight=in_flight, fill=fill,
+                  filled_before=last[2] if last else None, error=control.shard_error(shard)), limits, restarting_in)
         return {
-            "id": shard, "state": control.shard_state(shard), "pid": view.pid, "alive": control.worker_alive(shard),
+            "id": shard, "state": state, "pid": view.pid, "alive": alive,
             "incarnation": view.incarnation, "phase": name_of(PHASES, view.phase), "slots": slots,
             "accepted": sum(lane.accepted for lane in lanes), "handled": handled,
             "quarantined": sum(lane.quarantined for lane in lanes), "shed": sum(lane.shed for lane in lanes),
-            "in_flight": sum(lane.in_flight for lane in lanes),
-            "fill_ratio": max((lane.tail - lane.head for lane in lanes), default=0) / control.lane_bytes,
+            "in_flight": in_flight, "fill_ratio": fill,
             "busy": round(busy, 4), "busy_ns": busy_ns, "rate": rate, "batches": view.batches, "lanes": len(lanes),
             "broken_lanes": [lane.seat for lane in lanes if lane.broken],
             "latency_p50_us": quantile_us(view.latency, 0.50), "latency_p99_us": quantile_us(view.latency, 0.99),
-            "error": control.shard_error(shard),
+            "condition": condition, "reason": reason, "crashes": life.get("crashes", 0), "last_exit": life.get("last_exit"),
+            "restarting_in_s": restarting_in, "error": control.shard_error(shard),
         }, lanes

@@ -6,6 +6,7 @@ control segment), at SIGTERM after the batch in hand, or when the handler fails.
 """
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from typing import Any
 from shardmem.errors import AlreadyRunning, BatchEscaped, HandlerError, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.control import Control
-from shardmem.memory.native import ENGINE_STATES, SHARD_STATES, ffi, lib
+from shardmem.memory.native import ENGINE_STATES, SHARD_STATES, arm_from_environment, ffi, lib
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.checkpoint import Checkpoints, Stateless, fenced
 from shardmem.runtime.failures import Failures, OnError
@@ -127,6 +128,8 @@ class Reports:
 
 
 def main() -> int:
+    arm_from_environment()
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # a supervisor that finds it stuck wants to know where
     orders = json.loads(sys.stdin.buffer.read())
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
@@ -160,6 +163,7 @@ def main() -> int:
         worker.stop_now = True
 
     signal.signal(signal.SIGTERM, finish)
+    lib.sm_worker_stateful(worker.control.address, worker.shard, is_stateful(handler))
     worker.set_phase("ready")
     reports.say(ready=True, pid=os.getpid(), at=time.monotonic_ns(), stateful=is_stateful(handler))
     try:

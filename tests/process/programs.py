@@ -248,6 +248,18 @@ def push_until_over() -> None:
             reply(ended="NotRunning")
 
 
+def push_some() -> None:
+    """Pushes so many blocks and waits until they are handled."""
+    orders = order()
+    methods = ["push_many", "push_columns"]
+    with shardmem.connect(orders["engine"]) as producer, Log(Path(orders["directory"])) as log:
+        source = Source(orders["producer"], log)
+        for call in range(orders["blocks"]):
+            source.push(producer, methods[call % 2], orders["rows"], 50)
+        producer.flush(40)
+        reply(pushed=orders["blocks"] * orders["rows"])
+
+
 def wait_for_engine() -> None:
     orders = order()
     reply(waiting=True)

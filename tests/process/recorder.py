@@ -161,6 +161,25 @@ class Leaving(Handler):
         raise SystemExit(0)
 
 
+class Fragile(Recorder):
+    """Does in open() and in handle() what the files `open` and `handle` say: raise, or exit with that code."""
+
+    def open(self, context: Context) -> None:
+        self.break_as_told(Path(os.environ["RECORD_DIR"]) / "open")
+        super().open(context)
+
+    def handle(self, batch: Batch) -> None:
+        self.break_as_told(self.directory / "handle")
+        super().handle(batch)
+
+    @staticmethod
+    def break_as_told(how: Path) -> None:
+        if how.exists():
+            if (told := how.read_text()) == "raise":
+                raise OSError("as told")
+            os._exit(int(told))
+
+
 class Hanging(Handler):
     """Does not come back from open()."""
 

@@ -1,0 +1,183 @@
+"""The workers of an engine: started, watched, started again. When, is the policy's to say (policy/restarts.py).
+
+A shard whose worker died keeps everything: its state, its slots, its holds, its lanes. Producers go on filling them, other
+shards notice nothing, a handoff waits, and the next worker resumes at the head. It is started when the kernel says that the
+last one is dead, and not before: its lease is free.
+"""
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+from shardmem.config import Config
+from shardmem.control.process import WorkerProcess
+from shardmem.memory.control import Control, Inbox
+from shardmem.memory.native import lib, point
+from shardmem.policy import Life, Restarts
+from shardmem.runtime.handler import HandlerRef
+
+LEASE_POLL = 0.02
+
+log = logging.getLogger("shardmem.workers")
+
+
+@dataclass
+class Past:
+    """What is known of a shard's dead workers."""
+
+    crashes: int = 0
+    last_exit: str | None = None
+    last_code: int | None = None
+    restart_at: float | None = None  # CLOCK_MONOTONIC
+    timer: Any = field(default=None, repr=False)
+
+
+class Workers:
+    """told_to_end: whether a shard's worker has been told to end, so that its end is no death. changed: called when anything
+    is new. failed: called with a shard and the reason when it is given up.
+    """
+
+    def __init__(self, control: Control, inboxes: dict[int, Inbox], config: Config, handler: HandlerRef, *,
+                 told_to_end: Callable[[int], bool], changed: Callable[[], None], failed: Callable[[int, str], None]) -> None:
+        self._control, self._inboxes, self.config, self.handler = control, inboxes, config, handler
+        self._told_to_end, self._changed, self._failed = told_to_end, changed, failed
+        self._loop = asyncio.get_running_loop()
+        self._restarts = Restarts(config.max_restarts, config.restart_window)
+        self._living: dict[int, WorkerProcess] = {}
+        self._pasts: dict[int, Past] = {}
+        self._awaited: dict[int, str | None] = {}  # shards that somebody waits for: why they cannot start, when it is known
+
+    # ---- what there is -----------------------------------------------------------------------------------------------------
+
+    def of(self, shard: int) -> WorkerProcess | None:
+        return self._living.get(shard)
+
+    def living(self) -> list[WorkerProcess]:
+        return [worker for worker in self._living.values() if worker.alive]
+
+    def describe(self) -> dict[str, Any]:
+        """For the board: shards of which there is something to say."""
+        return {str(shard): {"crashes": past.crashes, "last_exit": past.last_exit,
+                             "restart_at": past.restart_at} for shard, past in self._pasts.items() if past.crashes}
+
+    # ---- starting ----------------------------------------------------------------------------------------------------------
+
+    def start(self, shard: int, delay: float = 0.0) -> None:
+        """Its next worker, after the delay and when the kernel says that the last one is dead."""
+        past = self._pasts.setdefault(shard, Past())
+        past.restart_at = time.monotonic() + delay
+        self._cancel(past)
+        past.timer = self._loop.call_later(delay, self._spawn, shard)
+
+    def _spawn(self, shard: int) -> None:
+        past = self._pasts[shard]
+        if self._told_to_end(shard):
+            past.restart_at = None
+            return
+        if self._control.worker_alive(shard):
+            past.timer = self._loop.call_later(LEASE_POLL, self._spawn, shard)
+            return
+        config = self.config
+        try:
+            self._living[shard] = WorkerProcess(
+                self._loop, config.name, shard, self.handler, settings=config.worker_settings(),
+                ended=past.last_exit, previous_exit=past.last_code,
+                on_report=lambda worker, report: self._changed(), on_exit=self._exited)
+        except OSError as error:
+            self._died(shard, Life(f"no process could be started: {error}", ready=True, in_hand=False, seconds=0.0), None)
+            return
+        past.restart_at = None
+        point("spawn.started")
+
+    async def ready(self, shards: list[int], give_up: Callable[[], bool]) -> str | None:
+        """Waits until the workers of these shards are ready; None then, or why one of them cannot be."""
+        self._awaited.update(dict.fromkeys(shards))
+        deadline = time.monotonic() + self.config.boot_timeout
+        try:
+            while not give_up():
+                late = [shard for shard in shards if not ((worker := self.of(shard)) and worker.alive and worker.ready)]
+                if not late:
+                    return None
+                for shard in late:
+                    if (reason := self._awaited[shard]) is not None:
+                        return f"shard {shard} cannot start: {reason}"
+                if time.monotonic() > deadline:
+                    worker = self.of(late[0])
+                    pid = worker.pid if worker is not None else self._control.view_shard(late[0]).pid
+                    return (f"shard {late[0]} (pid {pid}) was not ready within boot_timeout={self.config.boot_timeout:g} s; its "
+                            f"handler may hang in import or in open()")
+                await asyncio.sleep(0.005)
+            return None
+        finally:
+            for shard in shards:
+                del self._awaited[shard]
+
+    # ---- ending ------------------------------------------------------------------------------------------------------------
+
+    def forget(self, shard: int) -> None:
+        """It is gone, or never came to be: a worker that still lives is killed, and none is started again."""
+        worker = self._living.pop(shard, None)
+        if worker is not None and worker.alive:
+            worker.kill()
+        if (past := self._pasts.pop(shard, None)) is not None:
+            self._cancel(past)
+        self._restarts.forget(shard)
+
+    def stop_starting(self) -> None:
+        for past in self._pasts.values():
+            self._cancel(past)
+            past.restart_at = None
+
+    def _cancel(self, past: Past) -> None:
+        if past.timer is not None:
+            past.timer.cancel()
+            past.timer = None
+
+    def _exited(self, worker: WorkerProcess) -> None:
+        self._changed()
+        shard = worker.shard
+        if self._living.get(shard) is not worker:
+            return
+        if self._told_to_end(shard):
+            if worker.failure:
+                self._give_up(shard, worker.failure, worker)
+            elif worker.exit_code and not worker.killed:
+                log.warning("shard %d: worker pid %d had been told to end, and did so by %s", shard, worker.pid, worker.how_it_ended())
+        elif worker.failure:
+            self._give_up(shard, worker.failure, worker)
+        else:
+            view = self._control.view_shard(shard)
+            how = worker.how_it_ended()
+            if worker.exit_code == 0:
+                how += " though nobody had told it to end; perhaps somebody sent it TERM"
+            inbox = self._inboxes[shard]
+            progress = sum(lane.accepted - lane.in_flight for lane in inbox.lanes())
+            in_hand = view.pid == worker.pid and view.batch_since_ns != 0
+            self._died(shard, Life(how, worker.ready, in_hand, time.monotonic() - worker.spawned_at, progress), worker)
+
+    def _died(self, shard: int, life: Life, worker: WorkerProcess | None) -> None:
+        past = self._pasts[shard]
+        past.crashes, past.last_exit = past.crashes + 1, life.how
+        past.last_code = worker.exit_code if worker is not None else None
+        verdict = self._restarts.ended(shard, life, time.monotonic())
+        if verdict.delay is None:
+            self._give_up(shard, verdict.reason, worker)
+            return
+        log.warning("shard %d: worker%s ended: %s%s; the next one starts in %.3g s", shard,
+                    f" pid {worker.pid}" if worker is not None else "", life.how,
+                    ", with a batch in hand" if life.in_hand else "", verdict.delay)
+        self.start(shard, verdict.delay)
+
+    def _give_up(self, shard: int, reason: str, worker: WorkerProcess | None) -> None:
+        self._pasts[shard].restart_at = None
+        self._control.set_shard_state(shard, "failed")
+        if worker is None or not worker.failure:  # it has not said so itself, and cannot any more
+            text = reason.encode()[:lib.SM_ERROR_BYTES]
+            lib.sm_worker_error(self._control.address, shard, text, len(text))
+        if shard in self._awaited:
+            self._awaited[shard] = reason
+        else:
+            self._failed(shard, reason)
