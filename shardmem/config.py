@@ -3,59 +3,72 @@ from __future__ import annotations
 
 import base64
 import difflib
-import importlib
 import os
 import pickle
 import re
-import sys
 import tempfile
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, Callable, Mapping
 
 from shardmem.errors import ConfigError
 from shardmem.schema import Schema
+from shardmem.settings import REQUIRED, declared, setting
+from shardmem.sources import Sources
 
-_UNITS = {"": 1, "B": 1, "K": 1000, "KB": 1000, "KIB": 1 << 10, "M": 10**6, "MB": 10**6, "MIB": 1 << 20, "G": 10**9,
-          "GB": 10**9, "GIB": 1 << 30}
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 PRESETS = ("default", "high_throughput", "conservative")
 STRATEGIES = ("least_load", "least_slots")
 ON_ERROR = ("retry", "quarantine", "stop")
 BACKPRESSURE = ("block", "fail", "drop_newest", "drop_oldest", "sample")
+
+Further = Callable[["Config"], "list[str]"]
 
 
 @dataclass(frozen=True)
 class Config:
     """Checked settings. `Config.of` makes one from loose values; `load` from a file, the environment and flags."""
 
-    name: str
-    handler: Any
-    dtype: Any = None
-    key: str | None = None
-    slots: int = 1024
-    shards: int | None = None
-    min_shards: int = 1
-    max_shards: int | None = None
-    lane_bytes: int = 1 << 20
-    max_producers: int = 64
-    backpressure: str = "block"
-    batch_rows: int = 4096
-    spin_us: int = 50
-    boot_timeout: float = 30.0
-    drain_timeout: float | None = None
-    state_dir: str | None = None
-    auto_scale: bool = True
-    policy: Any = None
-    strategy: Any = None
-    on_error: str = "retry"
-    max_attempts: int = 3
-    retry_backoff: float = 0.1
-    quarantine_limit: int = 10_000
-    checkpoint_interval: float = 0.5
-    max_restarts: int = 10
-    restart_window: float = 60.0
-    stall_timeout: float = 30.0
-    batch_deadline: float | None = None
+    name: str = setting(REQUIRED, "name of the engine; default: that of the file or the module")
+    handler: Any = setting(REQUIRED, "module:name of the function or Handler that takes batches", "object")
+    dtype: Any = setting(None, "module:NAME of a numpy structured dtype, or in a file a list of fields: a records engine",
+                         "object", unset="none: an events engine")
+    key: str | None = setting(None, "the field of dtype that is the key", unset="none: keys come with each event, if any")
+    slots: int = setting(1024, "hash buckets of keys, the unit of ownership and movement", "number", least=1, most=65536,
+                         power_of_two=True)
+    shards: int | None = setting(None, "how many worker processes, for good", "number", least=1, most=1024,
+                                 unset="from min_shards to max_shards")
+    min_shards: int = setting(1, "shards to start with when `shards` is not given, and the fewest", "number", least=1, most=1024)
+    max_shards: int | None = setting(None, "how many shards there is room for", "number", least=1, most=1024,
+                                     unset="the number of cores")
+    lane_bytes: int = setting(1 << 20, "ring of each producer to each shard; half of it is the largest event", "bytes",
+                              least=4096, most=1 << 31, power_of_two=True)
+    max_producers: int = setting(64, "how many producers can be connected at once", "number", least=1, most=512)
+    backpressure: str = setting("block", "what a producer does about a full lane", "choice", choices=BACKPRESSURE)
+    batch_rows: int = setting(4096, "the most events of a batch", "number", least=1, most=1 << 20)
+    spin_us: int = setting(50, "the longest spin before a process sleeps", "microseconds", least=0, most=1_000_000)
+    boot_timeout: float = setting(30.0, "how long a worker may take to get ready", "seconds")
+    drain_timeout: float | None = setting(None, "how long a stop waits for events to be handled", "seconds",
+                                          unset="until all are handled")
+    state_dir: str | None = setting(None, "directory of the state of stateful handlers, and of the quarantine",
+                                    unset="a private directory below the temporary one")
+    auto_scale: bool = setting(True, "whether the policy may change the number of shards", "switch")
+    policy: Any = setting(None, "when to scale: default, high_throughput, conservative, or in a file a table [policy]", "object",
+                          unset="default")
+    strategy: Any = setting(None, "where slots go: least_load, least_slots, or module:Class of your own", "object",
+                            unset="least_load")
+    on_error: str = setting("retry", "when the handler raises: try again and set aside in the end, set aside at once, or stop",
+                            "choice", choices=ON_ERROR)
+    max_attempts: int = setting(3, "how often one event may fail, alone, before it is set aside in the quarantine", "number",
+                                least=1, most=1000)
+    retry_backoff: float = setting(0.1, "the pause before the second attempt; doubles with each one", "seconds")
+    quarantine_limit: int = setting(10_000, "events in quarantine at which a shard stops rather than add another", "number",
+                                    least=0, most=10**9)
+    checkpoint_interval: float = setting(0.5, "how often the state of a stateful handler is saved, under load", "seconds")
+    max_restarts: int = setting(10, "crashes within restart_window, without an event in hand, after which a shard is given up",
+                                "number", least=0, most=1_000_000)
+    restart_window: float = setting(60.0, "over which max_restarts are counted", "seconds")
+    stall_timeout: float = setting(30.0, "a worker that does not loop for this long, without a batch in hand, is stuck", "seconds")
+    batch_deadline: float | None = setting(None, "a worker that has one batch in hand for longer is stuck", "seconds",
+                                           unset="a batch may take as long as it takes")
 
     @property
     def elastic(self) -> bool:
@@ -98,64 +111,36 @@ class Config:
     @classmethod
     def of(cls, **values: Any) -> Config:
         """Checked. Raises ConfigError with every fault."""
-        faults: list[str] = []
-        known = {each.name for each in fields(cls)}
-        for key in sorted(values.keys() - known):
-            near = difflib.get_close_matches(key, known, 1)
-            faults.append(f"{key} is not a setting{f'; did you mean {near[0]}?' if near else ''}")
-        values = {key: value for key, value in values.items() if key in known}
-        for key in ("slots", "shards", "min_shards", "max_shards", "lane_bytes", "max_producers", "batch_rows", "spin_us",
-                    "max_attempts", "quarantine_limit", "max_restarts"):
-            if values.get(key) is not None:
-                values[key] = _whole(key, values[key], cls.__dataclass_fields__[key].default, faults)
-        _plain_policy(values)
-        if isinstance(values.get("auto_scale"), str):  # from the environment
-            values["auto_scale"] = {"true": True, "1": True, "false": False, "0": False}.get(values["auto_scale"].lower(),
-                                                                                             values["auto_scale"])
-        for key in ("boot_timeout", "drain_timeout", "restart_window", "stall_timeout", "batch_deadline", "retry_backoff",
-                    "checkpoint_interval"):
-            if values.get(key) is not None:
-                values[key] = _duration(key, values[key], faults)
-        for key in ("name", "handler"):
-            if not values.get(key):
-                faults.append(f"{key} is missing")
-                values.setdefault(key, None)
-        config = cls(**values)
-        faults += config._faults()
+        config, faults = cls.checked(values)
         if faults:
             raise ConfigError(faults)
         return config
 
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> tuple[Config, list[str]]:
+        """The settings, with defaults in the place of what could not be read, and every fault."""
+        known, faults = declared(cls), []
+        for key in sorted(values.keys() - known.keys()):
+            near = difflib.get_close_matches(key, known, 1)
+            faults.append(f"{key} is not a setting{f'; did you mean {near[0]}?' if near else ''}")
+        given = {key: value for key, value in values.items() if key in known}
+        _plain_policy(given)
+        for key, each in known.items():
+            if each.required and not given.get(key):
+                faults.append(f"{key} is missing")
+                given[key] = None
+            elif given.get(key) is not None:
+                given[key] = each.read(given[key], faults.append)
+        config = cls(**given)
+        return config, faults + config._faults()
+
     def _faults(self) -> list[str]:
-        found = []
-
-        def within(key: str, low: int, high: int) -> None:
-            value = getattr(self, key)
-            if isinstance(value, int) and not low <= value <= high:
-                found.append(f"{key}={value:,} is outside {low:,} to {high:,}")
-
-        within("slots", 1, 65536)
-        within("shards", 1, 1024)
-        within("min_shards", 1, 1024)
-        within("max_shards", 1, 1024)
-        within("lane_bytes", 4096, 1 << 31)
-        within("max_producers", 1, 512)
-        within("batch_rows", 1, 1 << 20)
-        within("spin_us", 0, 1_000_000)
-        within("max_attempts", 1, 1000)
-        within("quarantine_limit", 0, 10**9)
-        within("max_restarts", 0, 1_000_000)
-        for key in ("slots", "lane_bytes"):
-            value = getattr(self, key)
-            if isinstance(value, int) and value > 0 and value & (value - 1):
-                found.append(f"{key}={value:,} is not a power of two; the next is {1 << value.bit_length():,}")
+        found = [fault for key, each in declared(Config).items() for fault in each.faults(getattr(self, key))]
         if self.max_shards is not None and self.max_shards < self.start_shards:
             found.append(f"max_shards={self.max_shards} is less than the {self.start_shards} to start with "
                          f"({'shards' if self.shards is not None else 'min_shards'})")
         if isinstance(self.slots, int) and self.slots < self.start_shards:
             found.append(f"slots={self.slots} is less than the {self.start_shards} shards that would own them")
-        if not isinstance(self.auto_scale, bool):
-            found.append(f"auto_scale={self.auto_scale!r} is neither true nor false")
         if self.policy is not None and not isinstance(self.policy, (str, Mapping)):
             found.append(f"policy={self.policy!r} is neither the name of a preset nor a table of settings")
         if isinstance(self.policy, str) and self.policy not in PRESETS:
@@ -163,10 +148,6 @@ class Config:
         if self.strategy is not None and self.strategy not in STRATEGIES and not (
                 isinstance(self.strategy, str) and re.fullmatch(r"[\w.]+:[\w.]+|pickle:.+", self.strategy)):
             found.append(f"strategy={self.strategy!r} is not one of {', '.join(STRATEGIES)} and not module:Class")
-        if self.backpressure not in BACKPRESSURE:
-            found.append(f"backpressure={self.backpressure!r} is not one of {', '.join(BACKPRESSURE)}")
-        if self.on_error not in ON_ERROR:
-            found.append(f"on_error={self.on_error!r} is not one of {', '.join(ON_ERROR)}")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", str(self.name)):
             found.append(f"name={self.name!r} is not usable: 1 to 64 letters, digits, '-' or '_', the first a letter or digit")
         try:
@@ -199,68 +180,18 @@ def _plain_policy(values: dict[str, Any]) -> None:
         values["strategy"] = "pickle:" + base64.b64encode(pickle.dumps(strategy)).decode()
 
 
-def load(path: str | None, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Config:
-    """From a TOML file (or None), SHARDMEM_* variables and flags, the later winning. Raises ConfigError."""
-    values: dict[str, Any] = {}
-    if path is not None:
-        values.update(_read_toml(path))
-        values.setdefault("name", re.sub(r"[^A-Za-z0-9_-]", "-", os.path.splitext(os.path.basename(path))[0]))
-    known = {each.name for each in fields(Config)}
-    for variable, text in environ.items():
-        key = variable[len("SHARDMEM_"):].lower()
-        if variable.startswith("SHARDMEM_") and key in known:
-            values[key] = text
-    values.update({key: value for key, value in flags.items() if value is not None})
-    if isinstance(values.get("dtype"), str) and ":" in values["dtype"]:
-        values["dtype"] = _imported(values["dtype"])
-    elif isinstance(values.get("dtype"), list):
-        values["dtype"] = [tuple(entry) if isinstance(entry, list) else entry for entry in values["dtype"]]
-    return Config.of(**values)
+def load(path: str | None, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ,
+         further: Further = lambda config: []) -> Config:
+    """From a TOML file (or None), SHARDMEM_* variables and flags, the later winning. Raises ConfigError with every fault."""
+    return sourced(path, flags, environ, further)[0]
 
 
-def _read_toml(path: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file {path}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-
-
-def _imported(spec: str) -> Any:
-    module, _, name = spec.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"dtype={spec!r} cannot be imported: {error}") from None
-
-
-def _whole(key: str, value: Any, default: int | None, faults: list[str]) -> int | None:
-    """The number, or the default beside a fault, so that one mistake is not reported twice."""
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        faults.append(f"{key}={value!r} is not a whole number")
-        return default
-    if isinstance(value, int):
-        return value
-    match = re.fullmatch(r"\s*([0-9]+(?:_[0-9]+)*)\s*([A-Za-z]*)\s*", value)
-    if not match or match[2].upper() not in _UNITS:
-        faults.append(f"{key}={value!r} is not a number (units: KiB, MiB, GiB, kB, MB, GB)")
-        return default
-    return int(match[1].replace("_", "")) * _UNITS[match[2].upper()]
-
-
-def _duration(key: str, value: Any, faults: list[str]) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
-        return float(value)
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*(ms|s|m|h)?\s*", value) if isinstance(value, str) else None
-    if not match:
-        faults.append(f"{key}={value!r} is not a duration (seconds, or a number with ms, s, m, h)")
-        return 0.0
-    return float(match[1]) * _SECONDS[match[2] or "s"]
+def sourced(path: str | None, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ,
+            further: Further = lambda config: []) -> tuple[Config, Sources]:
+    """As `load`, and which source each value is from. further: finds the faults that this module cannot know."""
+    sources = Sources(path, flags, environ, declared(Config))
+    config, faults = Config.checked(sources.values)
+    faults = sources.faults + faults + further(config)
+    if faults:
+        raise ConfigError(sources.located(faults))
+    return config, sources

@@ -55,34 +55,18 @@ def main() -> None:
 main.add_command(quarantine)
 
 
-def _settings(command: Callable) -> Callable:
-    options = [
-        click.option("--name", help="Name of the engine; default: the module's or the file's."),
-        click.option("--shards", help="How many worker processes."),
-        click.option("--min-shards", help="Shards to start with when --shards is not given."),
-        click.option("--max-shards", help="How many shards there is room for."),
-        click.option("--dtype", help="module:NAME of a numpy structured dtype: a records engine."),
-        click.option("--key", help="The dtype's field that is the key."),
-        click.option("--slots", help="Hash buckets of keys, a power of two."),
-        click.option("--lane-bytes", help="Ring of each producer to each shard, a power of two, e.g. 1MiB."),
-        click.option("--max-producers", help="How many producers can be connected at once."),
-        click.option("--batch-rows", help="The most events of a batch."),
-        click.option("--spin-us", help="The longest spin before sleeping, in microseconds."),
-        click.option("--auto-scale/--no-auto-scale", default=None, help="Whether the policy may change the number of shards."),
-        click.option("--policy", help="Preset: default, high_throughput or conservative; settings of it go into a file."),
-        click.option("--strategy", help="Where slots go: least_load, least_slots, or module:Class of your own."),
-        click.option("--state-dir", help="Directory of the state of stateful handlers."),
-        click.option("--boot-timeout", help="How long a worker may take to get ready."),
-        click.option("--drain-timeout", help="How long a stop waits for events to be handled."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+class _WithSettings(click.Command):
+    """Has a flag for each setting that shardmem.config declares; looked up late, because that imports numpy."""
+
+    def get_params(self, context: click.Context) -> list[click.Parameter]:
+        from shardmem.console.explain import flags
+
+        self.params = [each for each in self.params if each not in flags()] + flags()
+        return super().get_params(context)
 
 
-@main.command()
+@main.command(cls=_WithSettings)
 @click.argument("target")
-@_settings
 @as_json
 def run(target: str, as_json: bool, **flags: Any) -> None:
     """Run an engine until it is stopped. TARGET is engine.toml or module:handler.
@@ -90,19 +74,10 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; TTIN and
     TTOU are one shard more and one fewer.
     """
-    from shardmem.config import load
     from shardmem.control.supervisor import Supervisor
     from shardmem.runtime.handler import HandlerRef
 
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    if target.endswith(".toml"):
-        config = load(target, flags)
-    elif ":" in target:
-        flags["name"] = flags["name"] or os.environ.get("SHARDMEM_NAME") or target.partition(":")[0].rpartition(".")[2]
-        config = load(None, {"handler": target, **flags})
-    else:
-        raise click.UsageError(f"{target!r} is neither a file that ends in .toml nor module:handler")
+    config, _ = _configured(target, flags)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr,
                         format=f"%(asctime)s shardmem[{config.name}] %(levelname)s %(message)s")
 
@@ -123,6 +98,41 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
 
         click.echo(accounting_line(supervisor.outcome["accounting"]), err=True)
     sys.exit(code)
+
+
+def _configured(target: str | None, flags: dict[str, Any]) -> Any:
+    """(settings, their sources) of what `run` is given, or of nothing but variables and flags. Raises ConfigError."""
+    from shardmem.config import sourced
+    from shardmem.control.chosen import faults_of
+
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    if target is None or target.endswith(".toml"):
+        return sourced(target, flags, further=faults_of)
+    if ":" not in target:
+        raise click.UsageError(f"{target!r} is neither a file that ends in .toml nor module:handler")
+    flags["name"] = flags["name"] or os.environ.get("SHARDMEM_NAME") or target.partition(":")[0].rpartition(".")[2]
+    return sourced(None, {"handler": target, **flags}, further=faults_of)
+
+
+@main.command(cls=_WithSettings)
+@click.argument("target", required=False)
+@click.option("--markdown", is_flag=True, hidden=True, help="Print docs/settings.md.")
+@as_json
+def config(target: str | None, markdown: bool, as_json: bool, **flags: Any) -> None:
+    """Show every setting: value, unit, default, where it came from and what it is for.
+
+    TARGET and flags are those of `run`. Nothing is started; all faults are listed at once, each with its place.
+    """
+    from shardmem.console import explain
+
+    if markdown:
+        click.echo(explain.page(), nl=False)
+        return
+    if target is None:  # then nobody has to say what is to be run
+        flags["name"], flags["handler"] = flags["name"] or os.environ.get("SHARDMEM_NAME", "unnamed"), "none:none"
+    rows = explain.rows(*_configured(target, flags), made_up=() if target else ("name", "handler"))
+    click.echo(json.dumps({"settings": rows}, indent=2) if as_json else explain.text(rows))
 
 
 @main.command()

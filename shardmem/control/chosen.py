@@ -2,30 +2,64 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import importlib
 import os
 import pickle
-from dataclasses import fields
-from typing import Any
+from typing import Any, Mapping
 
-from shardmem.config import Config
+from shardmem.config import PRESETS, Config
 from shardmem.errors import ConfigError
 from shardmem.policy import InvalidPolicy, LeastLoad, LeastSlots, ScalingPolicy, Strategy
+from shardmem.settings import declared
+
+
+OF_THE_ENGINE = ("min_shards", "max_shards", "auto_scale")  # settings that the policy takes from there
+
+
+def preset_of(config: Config) -> ScalingPolicy:
+    """What the settings that [policy] does not name are taken from. Raises ConfigError."""
+    name = config.policy_settings().get("preset", "default")
+    if name not in PRESETS:
+        raise ConfigError(f"policy.preset={name!r} is not one of {', '.join(PRESETS)}")
+    return getattr(ScalingPolicy, name)(os.cpu_count() or 1)
 
 
 def policy_of(config: Config) -> ScalingPolicy:
     """Raises ConfigError with every fault."""
-    settings = config.policy_settings()
-    preset = settings.pop("preset", "default")
-    base = getattr(ScalingPolicy, preset, ScalingPolicy.default)(os.cpu_count() or 1)
-    known = {each.name for each in fields(ScalingPolicy)}
-    unknown = sorted(settings.keys() - known)
-    if unknown:
-        raise ConfigError([f"policy.{name} is not a setting; there are {', '.join(sorted(known))}" for name in unknown])
+    base, known, faults = preset_of(config), declared(ScalingPolicy), []
+    settings = {**{name: getattr(base, name) for name in known}, **config.policy_settings()}
+    settings.pop("preset", None)
+    for name in list(settings):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            faults.append(f"policy.{name} is not a setting; " + (f"did you mean {near[0]}?" if near else
+                                                                 f"there are {', '.join(sorted(known))}"))
+            del settings[name]
+        elif isinstance(settings[name], str):  # a duration as text
+            settings[name] = known[name].read(settings[name], lambda fault: faults.append(f"policy.{fault}"))
+        elif name in OF_THE_ENGINE and isinstance(config.policy, Mapping) and name in config.policy:
+            faults.append(f"policy.{name} is a setting of the engine: write {name} outside of policy")
     try:
-        return ScalingPolicy(**{**{name: getattr(base, name) for name in known}, **settings})
+        policy = ScalingPolicy(**settings)
     except InvalidPolicy as error:
-        raise ConfigError([f"policy: {fault}" for fault in error.faults]) from None
+        faults += [f"policy.{fault}" for fault in error.faults]
+    if faults:
+        raise ConfigError(faults)
+    return policy
+
+
+def faults_of(config: Config) -> list[str]:
+    """Of the policy and the strategy: what `shardmem.config` cannot know."""
+    found = []
+    checks = [policy_of] if config.policy is None or isinstance(config.policy, Mapping) or config.policy in PRESETS else []
+    checks += [strategy_of] if isinstance(config.strategy, str) and ":" in config.strategy else []
+    for check in checks:
+        try:
+            check(config)
+        except ConfigError as error:
+            found += error.faults
+    return found
 
 
 def strategy_of(config: Config) -> Strategy:

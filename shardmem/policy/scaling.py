@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any, Iterable, Iterator, Mapping
 
 from shardmem.errors import ConfigError, ShardmemError
+from shardmem.settings import REQUIRED, setting
 
 MOST_SHARDS = 0xffff  # ids are 16 bit, and the highest means "no shard"
 PUSH_COSTS = 1e-6     # seconds: an unblocked push takes 0.1 to 1 microsecond
@@ -53,36 +54,32 @@ class ScalingPolicy:
 
     Times are in seconds. Signals are averages over `metrics_window`, so it should span a few samples.
 
-    fill_ratio_threshold: a shard whose lanes are fuller than this is overloaded, 0 to 1.
-    busy_threshold: so is one whose worker spends more than this share of its time in the handler, 0 to 1.
-    push_latency_threshold: so is one for which producers were blocked longer than this per accepted event, on average.
-        An unblocked push costs 0.1 to 1 us, so 1 ms is a thousandfold: it means that lanes overflow, and it is where
-        whoever answers requests begins to notice. A saturated lane of a fast handler blocks for less than this per
-        event (one producer, a million events a second: 1 us); that it is saturated shows in fill and busy.
-    flush_latency_threshold: so is one where the 99th percentile from push to handled is longer than this. A batch of a
-        thousand events at 0.1 ms each takes 0.1 s by itself, and the batch before it as long again.
-    underutilized_threshold: when the mean of busy and that of fill are below this, there are too many shards, 0 to 1.
-        The two latencies count only where the worker is at least this busy: elsewhere another worker would not help.
-    min_shards, max_shards: never fewer active, never more active and provisioning.
-    cooldown: pause after a change before the next, whatever its size.
-    scale_down_delay: shards go only when they were too many during all of this time; what stays is the most that was
-        needed within it (Kubernetes' horizontal autoscaler calls it a stabilisation window).
-    auto_scale: False makes every decision `none`, with what it would have been as its `advice`.
+    push_latency_threshold is an average. An unblocked push costs 0.1 to 1 us, so 1 ms is a thousandfold: it means that
+        lanes overflow, and it is where whoever answers requests begins to notice. A saturated lane of a fast handler
+        blocks for less than this per event (one producer, a million events a second: 1 us); that it is saturated shows
+        in fill and busy.
+    flush_latency_threshold: a batch of a thousand events at 0.1 ms each takes 0.1 s by itself, and the batch before it as
+        long again.
+    underutilized_threshold: the two latencies count only where the worker is at least this busy: elsewhere another worker
+        would not help.
+    cooldown is the same whatever the size of the change.
+    scale_down_delay: what stays is the most that was needed within it (Kubernetes' horizontal autoscaler calls it a
+        stabilisation window).
 
     [net-mesh: the type of the same name; nanoseconds and microseconds there, seconds here; busy_threshold is new]
     """
 
-    max_shards: int
-    min_shards: int = 1
-    fill_ratio_threshold: float = 0.7
-    busy_threshold: float = 0.8
-    push_latency_threshold: float = 0.001
-    flush_latency_threshold: float = 1.0
-    underutilized_threshold: float = 0.3
-    cooldown: float = 2.0
-    scale_down_delay: float = 30.0
-    metrics_window: float = 1.0
-    auto_scale: bool = True
+    max_shards: int = setting(REQUIRED, "never more active and provisioning", "number")
+    min_shards: int = setting(1, "never fewer active", "number")
+    fill_ratio_threshold: float = setting(0.7, "a shard whose lanes are fuller than this is overloaded", "share")
+    busy_threshold: float = setting(0.8, "so is one whose worker is in the handler for more than this share of its time", "share")
+    push_latency_threshold: float = setting(0.001, "so is one that blocks producers for longer per accepted event", "seconds")
+    flush_latency_threshold: float = setting(1.0, "so is one whose 99th percentile from push to handled is longer", "seconds")
+    underutilized_threshold: float = setting(0.3, "there are too many shards when mean busy and mean fill are below", "share")
+    cooldown: float = setting(2.0, "pause after a change before the next", "seconds")
+    scale_down_delay: float = setting(30.0, "shards go only when they were too many for all of this time", "seconds")
+    metrics_window: float = setting(1.0, "what is averaged over: a few samples of a quarter second", "seconds")
+    auto_scale: bool = setting(True, "false makes every decision none, with what it would have been as advice", "switch")
 
     def __post_init__(self) -> None:
         faults = list(_faults(self))

@@ -1,0 +1,109 @@
+"""The declared settings as flags, as text and as the page docs/settings.md."""
+from __future__ import annotations
+
+import functools
+import textwrap
+from typing import Any, Collection, Iterable, Iterator
+
+import click
+
+from shardmem.config import Config
+from shardmem.control.chosen import OF_THE_ENGINE, policy_of, preset_of
+from shardmem.policy import ScalingPolicy
+from shardmem.settings import UNITS, Setting, declared
+from shardmem.sources import Sources
+
+WIDTH = 80
+
+
+@functools.cache
+def flags() -> list[click.Parameter]:
+    """One for each setting, except the handler, which is what is run."""
+    made: list[click.Parameter] = []
+    for each in declared(Config).values():
+        if each.name != "handler":
+            name = f"{each.flag}/--no-{each.flag[2:]}" if each.unit == "switch" else each.flag
+            made.append(click.Option([name], default=None, help=sentence(each)))
+    return made
+
+
+def sentence(each: Setting) -> str:
+    """The help with limits and default."""
+    default = "" if each.required else f"; default: {each.text(each.default)}"
+    return f"{each.help}{f' ({each.limits})' if each.limits else ''}{default}."
+
+
+def policy_settings() -> Iterator[Setting]:
+    """Those of [policy]; the others of ScalingPolicy are the engine's."""
+    return (each for name, each in declared(ScalingPolicy).items() if name not in OF_THE_ENGINE)
+
+
+def rows(config: Config, sources: Sources, made_up: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Every setting. made_up: names of those whose value stands in for one that nobody gave."""
+    found = []
+    for name, each in declared(Config).items():
+        value = each.default if name in made_up else getattr(config, name)
+        origin = None if name in made_up else sources.origins.get(name)
+        table = f"as below, on preset {value.get('preset', 'default')}" if name == "policy" and isinstance(value, dict) else None
+        found.append(_row(each, name, value, origin, table))
+    preset, policy = preset_of(config), policy_of(config)
+    for each in policy_settings():
+        row = _row(each, f"policy.{each.name}", getattr(policy, each.name), sources.origins.get(f"policy.{each.name}"))
+        row["default"], row["default_text"] = getattr(preset, each.name), each.text(getattr(preset, each.name))
+        found.append(row)
+    return found
+
+
+def _row(each: Setting, name: str, value: Any, origin: Any, text: str | None = None) -> dict[str, Any]:
+    def plain(thing: Any) -> Any:
+        return thing if thing is None or isinstance(thing, (bool, int, float, str, dict)) else str(thing)
+
+    return {"name": name, "value": plain(None if each.required and value is each.default else value),
+            "text": text or each.text(value), "unit": each.unit, "required": each.required,
+            "default": None if each.required else plain(each.default), "default_text": each.text(each.default),
+            "from": origin.kind if origin else "default", "place": origin.text if origin else "default",
+            "line": origin.line if origin else None, "help": each.help, "limits": each.limits}
+
+
+def text(rows: Iterable[dict[str, Any]]) -> str:
+    """For people: what it is and where it is from, and below it what it is for."""
+    lines = []
+    for row in rows:
+        place = row["place"] if row["from"] == "default" else f"{row['place']}; default: {row['default_text']}"
+        lines.append(f"{row['name']}: {row['text']}" + ("" if row["required"] and row["from"] == "default" else f"   [{place}]"))
+        about = f"{row['help']} ({', '.join(filter(None, (row['unit'], row['limits'])))})"
+        lines += textwrap.wrap(about, WIDTH, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """docs/settings.md."""
+    def table(settings: Iterable[Setting], columns: Any) -> list[str]:
+        return [*(f"| {' | '.join(each)} |" for each in columns[0]),
+                *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in columns[1](each))} |" for each in settings)]
+
+    def about(each: Setting) -> str:
+        return each.help + (f" ({each.limits})" if each.limits else "")
+
+    def engine(each: Setting) -> list[str]:
+        return [f"`{each.name}`", each.unit, each.text(each.default), about(each)]
+
+    presets = [getattr(ScalingPolicy, name)(4) for name in ("default", "high_throughput", "conservative")]
+
+    def policy(each: Setting) -> list[str]:
+        return [f"`{each.name}`", each.unit, *(each.text(getattr(preset, each.name)) for preset in presets), about(each)]
+
+    return "\n".join([
+        "# Settings", "",
+        "Written by `shardmem config --markdown` from the declarations in `shardmem/config.py` and `shardmem/policy/scaling.py`;",
+        "a test compares the two. `shardmem config engine.toml` shows the values in force and where each is from.", "",
+        "A setting is given in the TOML file (`lane_bytes = \"64KiB\"`), as a variable (`SHARDMEM_LANE_BYTES`), as a flag",
+        "(`--lane-bytes`), or to `Engine(...)`; a flag wins over a variable, and that over the file. `handler` has no flag: it is",
+        "what `shardmem run` is given.", "",
+        *table(declared(Config).values(), ([["setting", "unit", "default", "meaning"], ["---"] * 4], engine)), "",
+        "## [policy]", "",
+        "`policy = \"conservative\"` names a preset; a table `[policy]` changes settings of the one that its `preset` names, or of",
+        "`default`. `min_shards`, `max_shards` and `auto_scale` are settings of the engine.", "",
+        *table(policy_settings(), ([["setting", "unit", "default", "high_throughput", "conservative", "meaning"], ["---"] * 6], policy)),
+        "", "## Units", "",
+        *(f"- **{name}**: {meaning}" for name, meaning in UNITS.items()), ""])
