@@ -1,8 +1,15 @@
 """Handlers for the tests of quarantine and of state: they live in a module of their own, because workers import them."""
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import signal
+import sqlite3
 from pathlib import Path
+
+from shardmem import Context, Handler
+from shardmem.memory.native import arm_point
 
 
 def no_odd_ones(batch) -> None:
@@ -13,3 +20,62 @@ def no_odd_ones(batch) -> None:
 def no_odd_ones_of_events(batch) -> None:
     if not (Path(os.environ["RECORD_DIR"]) / "mended").exists() and any(int(data) % 2 for _, data in batch):
         raise ValueError("an odd one")
+
+
+def arm(directory: Path, incarnation: int) -> None:
+    """Each line of the file `arm` is for one life: the point at which it ends, on which pass, and by which signal."""
+    plan = directory / "arm"
+    lives = plan.read_text().splitlines() if plan.exists() else []
+    if incarnation <= len(lives) and lives[incarnation - 1]:
+        name, passes, number = lives[incarnation - 1].split()
+        arm_point(name, int(passes), int(number))
+
+
+class Tally(Handler):
+    """How many events of each key it has seen. Event n of a key must find the count n: each is counted exactly once."""
+
+    def open(self, context: Context) -> None:
+        self.context, self.counts = context, {}
+        arm(Path(os.environ["RECORD_DIR"]), context.incarnation)
+
+    def handle(self, batch) -> None:
+        for key, data in batch:
+            number = int(data.split()[0])
+            if self.counts.get(key, 0) != number:
+                raise AssertionError(f"key {key}: event {number} comes when {self.counts.get(key, 0)} are counted")
+            self.counts[key] = number + 1
+            if data.endswith(b"bad"):
+                raise ValueError("after it was counted")
+
+    def _of(self, slot: int) -> dict:
+        return {key: count for key, count in self.counts.items() if self.context.slot(key) == slot}
+
+    def snapshot(self, slot: int) -> bytes:
+        return json.dumps(self._of(slot)).encode()
+
+    def restore(self, slot: int, state: bytes) -> None:
+        self.counts.update((int(key), count) for key, count in json.loads(state).items())
+
+    def drop(self, slot: int) -> None:
+        for key in self._of(slot):
+            del self.counts[key]
+
+
+def dies_of_bad(batch) -> None:
+    for _, data in batch:
+        if data.endswith(b"bad"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def totals(path: str) -> dict[int, int]:
+    """What a state file of Tally says."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        found: dict[int, int] = {}
+        for (value,) in database.execute("select value from state"):
+            found.update((int(key), count) for key, count in json.loads(value).items())
+    return found
+
+
+class CannotSnapshot(Tally):
+    def snapshot(self, slot: int) -> bytes:
+        raise KeyError("no")

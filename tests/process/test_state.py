@@ -1,0 +1,162 @@
+"""State is exact after any crash: each event is counted once, although it may be handed out twice."""
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shardmem
+from quarantine_load import totals
+from rig import PATIENCE, Rig, drained, wait_until
+
+POINTS = ["poll.taken", "commit.entered", "commit.counted", "commit.released", "save.begun", "save.saved", "save.marked"]
+KEYS = 40
+
+
+class Feed:
+    """Events that say how many of their key came before them."""
+
+    def __init__(self, producer: shardmem.Producer, seed: int) -> None:
+        self._producer, self._chance, self.counts = producer, random.Random(seed), [0] * KEYS
+
+    def push(self, events: int, timeout: float | None = None) -> None:
+        while events > 0:
+            keys = [self._chance.randrange(KEYS) for _ in range(min(events, self._chance.randint(1, 60)))]
+            payloads = []
+            for key in keys:
+                payloads.append(b"%d %s" % (self.counts[key], b"." * self._chance.randint(0, 20)))
+                self.counts[key] += 1
+            self._producer.push_many(keys, payloads)
+            events -= len(keys)
+
+    @property
+    def expected(self) -> dict[int, int]:
+        return {key: count for key, count in enumerate(self.counts) if count}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    return dict(handler="quarantine_load:Tally", slots=32, on_error="stop", state_dir=str(tmp_path / "state"),
+                checkpoint_interval=0.02, batch_rows=64, lane_bytes=1 << 14)
+
+
+def state_file(settings: dict[str, Any], name: str) -> str:
+    return os.path.join(settings["state_dir"], f"{name}.state")
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_worker_killed_at_any_point_resumes_with_state_and_position_that_agree(rig: Rig, engine_name: str, settings: dict,
+                                                                                point: str) -> None:
+    chance = random.Random(point)
+    rig.tell("arm", "\n".join(f"{point} {chance.randint(1, 6)} {signal.SIGKILL:d}" for _ in range(3)))
+    with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
+        feed = Feed(producer, 1)
+        feed.push(4000)
+        producer.flush(PATIENCE)
+        status = drained(engine)
+        assert 4 == status["shards"][0]["incarnation"], f"{point} was not reached three times"
+        assert sum(feed.counts) == status["accounting"]["handled"]
+    assert feed.expected == totals(state_file(settings, engine_name))
+
+
+def test_state_is_exact_through_random_kills_and_moves_at_once(rig: Rig, engine_name: str, settings: dict) -> None:
+    seed = int(os.environ.get("SHARDMEM_SEED", random.randrange(10**6)))
+    print(f"SHARDMEM_SEED={seed}")
+    chance = random.Random(seed)
+    with rig.engine(engine_name, shards=2, max_shards=3, **settings) as engine, engine.producer() as producer:
+        feed = Feed(producer, seed)
+        for _ in range(12):
+            feed.push(chance.randint(50, 1500))
+            what = chance.choice(["kill", "kill", "move", "scale"])
+            shards = [shard for shard in engine.status()["shards"] if shard["state"] == "active"]
+            if what == "kill":
+                os.kill(chance.choice(shards)["pid"], signal.SIGKILL)
+            elif what == "move":
+                engine.move(chance.sample(range(32), 12), chance.choice(shards)["id"])
+            else:
+                engine.scale_to(chance.randint(1, 3))
+        producer.flush(PATIENCE)
+        status = drained(engine)
+        assert sum(feed.counts) == status["accounting"]["handled"] == status["accounting"]["accepted"]
+    assert feed.expected == totals(state_file(settings, engine_name))
+
+
+def test_a_bad_event_is_set_aside_and_what_it_did_to_the_state_is_undone(rig: Rig, engine_name: str, settings: dict) -> None:
+    settings |= dict(on_error="retry", retry_backoff=0.01)
+    with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
+        producer.push_many([1] * 6 + [2], [b"0 ", b"1 ", b"2 bad", b"2 ", b"3 ", b"4 ", b"0 "])
+        producer.flush(PATIENCE)
+        assert (6, 1) == tuple(drained(engine)["accounting"][name] for name in ("handled", "quarantined"))
+    assert {1: 5, 2: 1} == totals(state_file(settings, engine_name))
+
+
+def test_state_outlives_the_engine_if_it_has_a_directory_of_its_own(rig: Rig, engine_name: str, settings: dict) -> None:
+    for first in (0, 3):
+        with rig.engine(engine_name, shards=1 + first % 2, **settings) as engine, engine.producer() as producer:
+            producer.push_many([7] * 3, [b"%d " % number for number in range(first, first + 3)])
+    assert {7: 6} == totals(state_file(settings, engine_name))
+    with pytest.raises(shardmem.HandlerError, match="made with slots=32 and the engine has slots=64"):
+        rig.engine(engine_name, shards=1, **{**settings, "slots": 64}).start()
+
+
+def test_state_without_a_directory_lasts_as_long_as_the_shared_memory(rig: Rig, engine_name: str, settings: dict) -> None:
+    del settings["state_dir"]
+    for _ in range(2):
+        with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
+            producer.push_many([7] * 3, [b"0 ", b"1 ", b"2 "])
+            producer.flush(PATIENCE)
+
+
+def test_a_state_file_that_cannot_be_written_stops_the_shard_and_loses_nothing(rig: Rig, engine_name: str, settings: dict) -> None:
+    path = state_file(settings, engine_name)
+    with pytest.raises(shardmem.HandlerError, match="the state file .* cannot be used: no such table: state"):
+        with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
+            producer.push(1, b"0 ")
+            producer.flush(PATIENCE)
+            with sqlite3.connect(path) as database:
+                database.execute("alter table state rename to elsewhere")
+            database.close()
+            producer.push(1, b"1 ")
+            with pytest.raises(shardmem.HandlerError):
+                producer.flush(PATIENCE)
+            assert 1 == engine.status()["accounting"]["in_flight"]
+    with sqlite3.connect(path) as database:
+        database.execute("alter table elsewhere rename to state")
+    database.close()
+    with rig.engine(engine_name, shards=1, **settings) as engine:
+        drained(engine)
+    assert {1: 2} == totals(path)
+
+
+def test_a_snapshot_that_raises_stops_the_shard_and_says_so(rig: Rig, engine_name: str, settings: dict) -> None:
+    settings["handler"] = "quarantine_load:CannotSnapshot"
+    with pytest.raises(shardmem.HandlerError, match=r"snapshot\(slot \d+\) of the handler of shard 0 raised KeyError"):
+        with rig.engine(None, shards=1, **settings) as engine, engine.producer() as producer:
+            producer.push(1, b"0 ")
+            with pytest.raises(shardmem.HandlerError):
+                producer.flush(PATIENCE)
+
+
+def test_an_event_that_kills_its_worker_is_set_aside_with_the_signal_and_the_rest_flows_on(rig: Rig, engine_name: str,
+                                                                                          settings: dict) -> None:
+    from shardmem.runtime.quarantine import Quarantine
+
+    settings["handler"] = "quarantine_load:dies_of_bad"
+    with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
+        producer.push_many([3] * 20, [b"bad" if number == 11 else b"good" for number in range(20)])
+        producer.flush(PATIENCE)
+        status = drained(engine)
+        assert (19, 1) == tuple(status["accounting"][name] for name in ("handled", "quarantined"))
+        assert "active" == status["shards"][0]["state"]
+        producer.push(3, b"good")
+        producer.flush(PATIENCE)
+    store = Quarantine(os.path.join(settings["state_dir"], f"{engine_name}.quarantine"))
+    event, = store.events()
+    store.close()
+    assert ("death", 3, b"bad", 3) == (event.kind, event.key, event.payload, event.attempts)
+    assert "SIGSEGV" in event.reason
