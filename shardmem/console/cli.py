@@ -87,8 +87,10 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     """
     from shardmem.config import load
     from shardmem.control.supervisor import Supervisor
+    from shardmem.memory.native import arm_from_environment
     from shardmem.runtime.handler import HandlerRef
 
+    arm_from_environment()
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if target.endswith(".toml"):
