@@ -75,8 +75,10 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     TTOU are one shard more and one fewer.
     """
     from shardmem.control.supervisor import Supervisor
+    from shardmem.memory.native import arm_from_environment
     from shardmem.runtime.handler import HandlerRef
 
+    arm_from_environment()
     config, _ = _configured(target, flags)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr,
                         format=f"%(asctime)s shardmem[{config.name}] %(levelname)s %(message)s")

@@ -1,6 +1,8 @@
 """What can be asked of a running engine: scale, drain, move, rebalance, stop. One answer each: what was done, and how long."""
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 import time
 from typing import TYPE_CHECKING, Any, Iterable
@@ -8,17 +10,20 @@ from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
 
 from shardmem.control.handoffs import Round
-from shardmem.errors import ConfigError
+from shardmem.errors import ConfigError, HandlerError
 from shardmem.policy import DecisionKind, Move, ScalingDecision
 
 if TYPE_CHECKING:
     from shardmem.control.api import Command
     from shardmem.control.supervisor import Supervisor
+    from shardmem.control.takeover import Found
 
 ROUND = 256   # the most slots that the policy has in motion at a time
 ROUNDS = 100  # a strategy of the user's own may never come to rest
 SLOTS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
+
+log = logging.getLogger("shardmem.supervisor")
 
 NAMES = ("status", "scale", "drain", "move", "rebalance", "stop")
 
@@ -111,6 +116,30 @@ class Commands:
             elif moves:
                 await supervisor.handoffs.run(moves[:ROUND])
 
+    # ---- what an earlier supervisor had begun -------------------------------------------------------------------------------
+
+    async def resume(self, found: Found) -> None:
+        supervisor = self._supervisor
+        shards = supervisor.shards
+        for shard in found.useless:
+            shards.abandon(shard)
+        finishing = asyncio.create_task(supervisor.handoffs.finish_what_was_begun())
+        async with supervisor.busy:
+            for shard in found.joining:
+                reason = await supervisor.workers.ready([shard], lambda: supervisor.stopping)
+                if reason is None:
+                    shards.activate([shard])
+                elif shards.is_used(shard):
+                    supervisor.shard_failed(shard, reason)
+                else:
+                    log.error("%s; nothing had moved to it, so it is given up", reason)
+                    shards.abandon(shard)
+            for shard in found.stopped:
+                await shards.finish_removal(shard)
+            if found.draining:
+                await self._remove(found.draining)
+        await finishing
+
     async def _add(self, count: int) -> dict[str, Any]:
         supervisor, started, seconds = self._supervisor, time.monotonic(), {}
         added = supervisor.shards.create(count)
@@ -140,6 +169,10 @@ class Commands:
             leaving = np.isin(owners, shards).any() or any(supervisor.shards.moving_at(shard) for shard in shards)
             if not leaving:
                 break
+            failed = [shard for shard in shards if supervisor.control.shard_state(shard) == "failed"]
+            if failed:
+                raise HandlerError(f"shard {failed[0]} failed while it was being drained: "
+                                   f"{supervisor.control.shard_error(failed[0])}")
             if not done.moves:  # a move by hand is still under way
                 await supervisor.shards.pause()
         for shard in shards:

@@ -8,15 +8,16 @@ that is late says whom it waits for. Slots of one round go through the phases on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 
 from shardmem.memory.control import Control
-from shardmem.memory.native import MOVE_PHASES, ffi, lib
+from shardmem.memory.native import MOVE_PHASES, ffi, lib, point
 from shardmem.policy import Move
 
 POLL = 0.02       # reports come over the workers' pipes; this is for workers that have none of ours
@@ -87,59 +88,98 @@ class Handoffs:
             raise ValueError(f"slot {min(twice)} is in motion; wait until it has arrived")
         if not moves:
             return done
-        self._moving |= {move.slot for move in moves}
-        event = asyncio.Event()
-        self._news.add(event)
-        try:
-            await self._run(done, event)
-        finally:
-            self._news.discard(event)
-            self._moving -= {move.slot for move in moves}
+        with self._in_motion(moves) as event:
+            for target, count in _counted(moves).items():
+                self._hold(target, count)  # before the first row can come: a target looks at holds only if it has some
+            numbers = {move.slot: lib.sm_move_begin(control.address, move.slot, move.source, move.target,
+                                                    _deadline(REROUTE_LIMIT)) for move in moves}
+            point("handoff.begun")
+            await self._forward(done, numbers, event)
         return done
 
-    async def _run(self, done: Round, event: asyncio.Event) -> None:
-        address, started = self._control.address, time.monotonic()
-        for target, count in _counted(done.moves).items():
-            self._hold(target, count)  # before the first row can come: a target looks at holds only if it has some
-        numbers = {move.slot: lib.sm_move_begin(address, move.slot, move.source, move.target, _deadline(REROUTE_LIMIT))
-                   for move in done.moves}
-        late = _Late(done, REROUTE_LIMIT)
-        await self.settle_marks(late.waiting_for)
+    async def finish_what_was_begun(self) -> Round:
+        """Handoffs that an earlier supervisor left in some phase: taken up there, and run forward."""
+        control, view = self._control, ffi.new("sm_move_view *")
+        slots = np.empty(control.slots, "u4")
+        count = lib.sm_view_moving(control.address, control.geometry, ffi.cast("uint32_t *", slots.ctypes.data), control.slots)
+        moves, numbers = [], {}
+        for slot in slots[:count].tolist():
+            lib.sm_view_move(control.address, slot, view)
+            moves.append(Move(slot, view.source, view.target))
+            numbers[slot] = view.number
+            if MOVE_PHASES[view.phase] == "rerouting":  # the slot word may not have been stored
+                lib.sm_set_slot(control.address, slot, view.target)
+        self._holds = {shard: 0 for shard in control.known_shards()} | _counted(moves)
+        for shard in self._holds:  # a count may have been left too high; and a hold that has fallen not been told of
+            self._hold(shard, 0)
+            self._wake(shard)
+        done = Round(moves)
+        if moves:
+            log.info("taking up %d handoffs of an earlier supervisor", len(moves))
+            with self._in_motion(moves) as event:
+                await self._forward(done, numbers, event)
+        return done
+
+    @contextlib.contextmanager
+    def _in_motion(self, moves: list[Move]) -> Iterator[asyncio.Event]:
+        slots, event = {move.slot for move in moves}, asyncio.Event()
+        self._moving |= slots
+        self._news.add(event)
+        try:
+            yield event
+        finally:
+            self._news.discard(event)
+            self._moving -= slots
+
+    async def _forward(self, done: Round, numbers: dict[int, int], event: asyncio.Event) -> None:
+        """From whatever phase each is in to its end."""
+        address, started, view = self._control.address, time.monotonic(), ffi.new("sm_move_view *")
+        rerouting = []
         for move in done.moves:
-            lib.sm_move_phase(address, move.slot, lib.SM_MOVE_DRAINING, _deadline(DRAIN_LIMIT))
-        rerouted = time.monotonic()
-        for source in {move.source for move in done.moves}:
-            self._wake(source)
+            lib.sm_view_move(address, move.slot, view)
+            if MOVE_PHASES[view.phase] == "rerouting":
+                rerouting.append(move.slot)
+        if rerouting:
+            await self.settle_marks(_Late(done, REROUTE_LIMIT).waiting_for)
+        point("handoff.rerouted")
+        for slot in rerouting:
+            lib.sm_move_phase(address, slot, lib.SM_MOVE_DRAINING, _deadline(DRAIN_LIMIT))
+        point("handoff.draining")
+        drained = rerouted = time.monotonic()
+        for shard in {shard for move in done.moves for shard in (move.source, move.target)}:
+            self._wake(shard)
         done.reroute_s = rerouted - started
-        late, view = _Late(done, DRAIN_LIMIT), ffi.new("sm_move_view *")
-        draining, releasing = {move.slot: move for move in done.moves}, {}
-        drained = rerouted
-        while draining or releasing:
+        late, waiting = _Late(done, DRAIN_LIMIT), {move.slot: move for move in done.moves}
+        while waiting:
             event.clear()
             arrived: list[Move] = []
-            stateful = self._stateful()
-            for move in list(draining.values()):
+            restoring: set[int] = set()
+            stateful, slow = self._stateful(), ""
+            for move in list(waiting.values()):
                 lib.sm_view_move(address, move.slot, view)
-                if view.drained == numbers[move.slot]:
-                    del draining[move.slot]
+                if MOVE_PHASES[view.phase] == "draining":
+                    if view.drained != numbers[move.slot]:
+                        slow = slow or f"shard {move.source} has not drained slot {move.slot}"
+                        continue
+                    point("handoff.drained")
+                    drained = time.monotonic()
                     if stateful:
                         lib.sm_move_phase(address, move.slot, lib.SM_MOVE_RELEASING, _deadline(RELEASE_LIMIT))
-                        releasing[move.slot] = move
+                        restoring.add(move.target)
                     else:
-                        arrived.append(move)
-                    drained = time.monotonic()
-            for target in {move.target for move in releasing.values()}:
+                        arrived.append(waiting.pop(move.slot))
+                elif view.restored == numbers[move.slot]:
+                    arrived.append(waiting.pop(move.slot))
+                else:
+                    slow = slow or f"shard {move.target} has not restored slot {move.slot}"
+            if restoring:
+                point("handoff.releasing")
+            for target in restoring:
                 self._wake(target)
-            for move in list(releasing.values()):
-                lib.sm_view_move(address, move.slot, view)
-                if view.restored == numbers[move.slot]:
-                    del releasing[move.slot]
-                    arrived.append(move)
             self._release(arrived)
-            if draining or releasing:
-                some = next(iter((draining or releasing).values()))
-                late.waiting_for(f"shard {some.source} has not drained slot {some.slot}" if draining else
-                                 f"shard {some.target} has not restored slot {some.slot}")
+            if waiting:
+                if slow:
+                    late.waiting_for(slow)
                 try:
                     await asyncio.wait_for(event.wait(), POLL)
                 except asyncio.TimeoutError:
@@ -153,6 +193,8 @@ class Handoffs:
     def _release(self, arrived: list[Move]) -> None:
         for move in arrived:
             lib.sm_move_phase(self._control.address, move.slot, lib.SM_MOVE_NONE, 0)
+        if arrived:
+            point("handoff.released")
         for target, count in _counted(arrived).items():
             self._hold(target, -count)
             self._wake(target)
@@ -160,50 +202,6 @@ class Handoffs:
     def _hold(self, shard: int, change: int) -> None:
         self._holds[shard] = self._holds.get(shard, 0) + change
         lib.sm_set_holds(self._control.address, shard, self._holds[shard])
-
-    async def finish_what_was_begun(self) -> None:
-        """Handoffs that an earlier supervisor left in some phase: taken up there, and run forward."""
-        control, view = self._control, ffi.new("sm_move_view *")
-        slots = np.empty(control.slots, "u4")
-        count = lib.sm_view_moving(control.address, control.geometry, ffi.cast("uint32_t *", slots.ctypes.data), control.slots)
-        left = []
-        for slot in slots[:count].tolist():
-            lib.sm_view_move(control.address, slot, view)
-            left.append((Move(slot, view.source, view.target), MOVE_PHASES[view.phase], view.number))
-        if not left:
-            return
-        log.info("taking up %d handoffs of an earlier supervisor", len(left))
-        for target, held in _counted([move for move, _, _ in left]).items():
-            self._hold(target, held)
-        for move, phase, _ in left:
-            if phase == "rerouting":  # the slot word may not have been stored, or the marks not waited for
-                lib.sm_set_slot(control.address, move.slot, move.target)
-        await self.settle_marks()
-        for move, phase, _ in left:
-            if phase == "rerouting":
-                lib.sm_move_phase(control.address, move.slot, lib.SM_MOVE_DRAINING, _deadline(DRAIN_LIMIT))
-        waiting = {move.slot: (move, number) for move, _, number in left}
-        event = asyncio.Event()
-        self._news.add(event)
-        while waiting:
-            event.clear()
-            arrived, stateful = [], self._stateful()
-            for slot, (move, number) in list(waiting.items()):
-                lib.sm_view_move(control.address, slot, view)
-                phase = MOVE_PHASES[view.phase]
-                if phase == "draining" and view.drained == number and stateful:
-                    lib.sm_move_phase(control.address, slot, lib.SM_MOVE_RELEASING, _deadline(RELEASE_LIMIT))
-                elif (phase == "draining" and view.drained == number) or (phase == "releasing" and view.restored == number):
-                    del waiting[slot]
-                    arrived.append(move)
-            self._release(arrived)
-            for shard in {shard for move, _ in waiting.values() for shard in (move.source, move.target)}:
-                self._wake(shard)
-            try:
-                await asyncio.wait_for(event.wait(), POLL)
-            except asyncio.TimeoutError:
-                pass
-        self._news.discard(event)
 
 
 class _Late:

@@ -16,12 +16,14 @@ from typing import Any
 from shardmem.config import Config
 from shardmem.errors import OutOfMemory
 from shardmem.control.supervisor import Supervisor
+from shardmem.memory.native import arm_from_environment
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.worker import Reports
 from shardmem.schema import Schema
 
 
 def main() -> int:
+    arm_from_environment()
     orders = json.loads(sys.stdin.buffer.readline())
     reports = Reports(orders["reports"])
     os.set_inheritable(orders["reports"], False)

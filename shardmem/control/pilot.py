@@ -5,7 +5,9 @@ It decides and remembers; `commands.py` carries out.
 from __future__ import annotations
 
 import time
-from typing import Any, Iterable
+from typing import Any, Iterable, Mapping
+
+import numpy as np
 
 from shardmem.control.sampler import Sampler
 from shardmem.memory.control import Control
@@ -17,14 +19,17 @@ class Pilot:
     """mapper: shards and their lives. strategy: slots and their owners. history: the last decisions, with reasons."""
 
     def __init__(self, control: Control, observer: Observer, policy: ScalingPolicy, strategy: Strategy,
-                 shards: Iterable[int]) -> None:
-        self._control = control
+                 shards: Mapping[int, str]) -> None:
+        self._control, self._observer = control, observer
         self.sampler = Sampler(observer)
-        self.mapper = ShardMapper({shard: "active" for shard in shards}, policy, now=time.monotonic(),
-                                  room=control.max_shards, drain_grace=0.0)
+        self.mapper = ShardMapper(shards, policy, now=time.monotonic(), room=control.max_shards, drain_grace=0.0)
         self.strategy = strategy
         self.history = DecisionHistory()
         self.following = policy.auto_scale  # a manual `scale` takes over; `scale auto` hands back
+
+    def recall(self) -> None:
+        """What an earlier supervisor of the same run had been told by hand stands."""
+        self.following &= self._observer.board()["auto_scale"]
 
     def tick(self, moving: Iterable[int]) -> tuple[ScalingDecision, list[Move]]:
         """One look: the decision on the number of shards, and the moves that the strategy would begin now."""
@@ -40,20 +45,25 @@ class Pilot:
 
     def plan(self, moving: Iterable[int], *, eager: bool = False, shards: Iterable[int] | None = None) -> list[Move]:
         """The strategy's moves for the table as it is, counting slots on their way as arrived."""
-        return list(self.strategy.rebalance(self.view(moving, eager=eager, shards=shards)))
+        view = self.view(moving, eager=eager, shards=shards)
+        return list(self.strategy.rebalance(view)) if view.shards else []
 
     def view(self, moving: Iterable[int], *, eager: bool = False, shards: Iterable[int] | None = None) -> View:
         owners, _ = self._control.slot_table()
         busy = {shard: sample.busy for shard, sample in self.mapper.metrics(time.monotonic()).items()}
         rates = self.sampler.rates if self.sampler.rates.any() else None
-        taking = self.mapper.active_shard_ids() if shards is None else list(shards)
-        return View.of(owners.astype("i8"), taking, rates=rates, locked=list(moving),
+        failed = [shard for shard in self._control.known_shards() if self._control.shard_state(shard) == "failed"]
+        taking = [shard for shard in (self.mapper.active_shard_ids() if shards is None else shards) if shard not in failed]
+        # A failed shard takes nothing, and cannot give: its worker would have to drain it.
+        locked = {*moving, *np.flatnonzero(np.isin(owners, failed)).tolist()} if failed else moving
+        return View.of(owners.astype("i8"), taking, rates=rates, locked=list(locked),
                        # with nobody busy at this moment the rates of the last seconds still say what is hot
                        busy={shard: busy.get(shard, 0.0) for shard in taking} if any(busy.values()) else {}, eager=eager)
 
     def describe(self) -> dict[str, Any]:
         """For status: the policy's state, its last decisions and slots too hot for any shard."""
-        hot = self.strategy.hot_slots(self.view(())) if hasattr(self.strategy, "hot_slots") else []
+        view = self.view(())
+        hot = self.strategy.hot_slots(view) if view.shards and hasattr(self.strategy, "hot_slots") else []
         now = time.monotonic()
         return {
             "auto_scale": self.following,

@@ -10,7 +10,10 @@ import time
 from dataclasses import asdict
 from typing import Any, Callable
 
+from shardmem.memory.control import Control
 from shardmem.runtime.handler import HandlerRef
+
+LEASE_POLL = 0.05
 
 
 def python_command(module: str) -> list[str]:
@@ -33,7 +36,7 @@ class WorkerProcess:
         self.spawned_at = time.monotonic()
         self.exit_code: int | None = None
         self.failure: str | None = None
-        self.ready = self.killed = False
+        self.ready = self.killed = self.obeyed = False
         self._loop, self._on_report, self._on_exit, self._partial = loop, on_report, on_exit, b""
         read_end, write_end = os.pipe()
         orders = {"engine": engine, "shard": shard, "handler": asdict(handler), "settings": settings, "reports": write_end,
@@ -120,4 +123,89 @@ class WorkerProcess:
             if self._reports == before:
                 break
         self._close_reports()
+        self._on_exit(self)
+
+
+class AdoptedWorker:
+    """A worker that an earlier supervisor started: it has no pipe to this one, and it is not its child.
+
+    What it says is in its words. That it lives is the kernel's word: it holds the lease of its shard. Its pidfd brings the
+    news of its death, unless its process cannot be seen from here (another pid namespace): then the lease is looked at, and
+    it cannot be sent signals.
+    """
+
+    exit_code: int | None = None  # is told to its parent only
+
+    def __init__(self, loop: Any, control: Control, inbox: str, shard: int, on_exit: Callable[[AdoptedWorker], None]) -> None:
+        view = control.view_shard(shard)
+        self.shard, self.pid, self.spawned_at, self.alive, self.killed = shard, view.pid, view.entered_ns / 1e9, True, False
+        self._loop, self._control, self._incarnation, self._on_exit = loop, control, view.incarnation, on_exit
+        self._pidfd = self._open(inbox)
+        if self._pidfd is not None:
+            loop.add_reader(self._pidfd, self._exited)
+        else:
+            loop.call_later(LEASE_POLL, self._poll)
+
+    def _open(self, inbox: str) -> int | None:
+        """Of this process and no other: the number may have been given to another since, or mean another here."""
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            return None
+        try:
+            with open(f"/proc/{self.pid}/cmdline", "rb") as command, open(f"/proc/{self.pid}/maps", "rb") as maps:
+                itself = b"shardmem.runtime.worker" in command.read() and inbox.encode() in maps.read()
+        except OSError:
+            itself = False
+        if itself and self._control.worker_alive(self.shard) and self._control.view_shard(self.shard).pid == self.pid:
+            return pidfd
+        os.close(pidfd)
+        return None
+
+    @property
+    def _phase(self) -> str:
+        """Of this life, until the next one enters."""
+        same = self._control.view_shard(self.shard).incarnation == self._incarnation
+        return self._control.worker_phase(self.shard) if same else "none"
+
+    @property
+    def ready(self) -> bool:
+        return self._phase in ("ready", "stopped")
+
+    @property
+    def failure(self) -> str | None:
+        return self._control.shard_error(self.shard) or "it said that it failed" if self._phase == "failed" else None
+
+    @property
+    def obeyed(self) -> bool:
+        """It ended in good order: the earlier supervisor had told it to."""
+        return self._phase == "stopped"
+
+    def signal(self, number: int) -> None:
+        if self.alive and self._pidfd is not None:
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                pass
+
+    def kill(self) -> None:
+        self.killed = True
+        self.signal(signal.SIGKILL)
+
+    def how_it_ended(self) -> str:
+        return ("killed by the supervisor" if self.killed else
+                "how it ended is not known, because it was started by an earlier supervisor")
+
+    def _poll(self) -> None:
+        if self._control.worker_alive(self.shard):
+            self._loop.call_later(LEASE_POLL, self._poll)
+        else:
+            self._exited()
+
+    def _exited(self) -> None:
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+        self.alive = False
         self._on_exit(self)

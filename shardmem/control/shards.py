@@ -19,9 +19,9 @@ DRAIN_POLL = 0.005
 
 
 class Shards:
-    """All shards of one engine. `pilot` and `handoffs` come when the first workers are ready."""
+    """All shards of one engine. pilot: None until the first workers are ready."""
 
-    pilot: Pilot
+    pilot: Pilot | None = None
     handoffs: Handoffs
 
     def __init__(self, control: Control, observer: Observer, inboxes: dict[int, Inbox], workers: Workers,
@@ -68,14 +68,25 @@ class Shards:
         if (reason := await self.workers.ready(shards, self._give_up)) is not None:
             raise HandlerError(reason)
         if not self._give_up():
-            for shard in shards:
+            self.activate(shards)
+
+    def activate(self, shards: list[int]) -> None:
+        for shard in shards:
+            if self.control.shard_state(shard) == "provisioning":
                 self.control.set_shard_state(shard, "active")
+                if self.pilot is not None:
+                    self.pilot.mapper.activate(shard, time.monotonic())
 
     def abandon(self, shard: int) -> None:
         """A new shard whose worker did not get ready: nothing was ever sent to it."""
         self.control.set_shard_state(shard, "stopped")
         self.workers.forget(shard)
         self._bury(shard, 0, 0, 0, 0)
+
+    def is_used(self, shard: int) -> bool:
+        """Whether a slot is here, or on its way."""
+        owners, _ = self.control.slot_table()
+        return bool((owners == shard).any()) or self.moving_at(shard)
 
     # ---- fewer -------------------------------------------------------------------------------------------------------------
 
@@ -97,6 +108,11 @@ class Shards:
             if self.control.shard_state(shard) == "failed":
                 raise HandlerError(f"shard {shard} failed while it was being drained: {self.control.shard_error(shard)}")
             await self.pause()
+        await self.finish_removal(shard)
+
+    async def finish_removal(self, shard: int) -> None:
+        """Nothing is left in its lanes, and nothing can come: its worker ends, its counts are kept, its inbox goes."""
+        inbox = self.inboxes[shard]
         self.control.set_shard_state(shard, "stopped")
         inbox.wake()
         while (worker := self.workers.of(shard)) is not None and worker.alive:

@@ -14,27 +14,25 @@ import logging
 import os
 import signal
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Coroutine
 
 from shardmem.config import Config
-from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, LayoutMismatch, NotRunning, SegmentCorrupt, ShardmemError
+from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, LayoutMismatch, SegmentCorrupt, ShardmemError
 from shardmem.control.api import Api
 from shardmem.control.chosen import policy_of, strategy_of
 from shardmem.control.commands import Commands
 from shardmem.control.handoffs import Handoffs
 from shardmem.control.pilot import Pilot
 from shardmem.control.shards import DRAIN_POLL, Shards
+from shardmem.control.takeover import check_fit, find_shards, take_role
 from shardmem.control.workers import Workers
-from shardmem.memory import lease
-from shardmem.memory.control import Control, Inbox
-from shardmem.memory.native import lib
-from shardmem.memory.segment import control_name, path_of
-from shardmem.policy import DecisionKind, first_table
+from shardmem.memory.control import Inbox
+from shardmem.memory.native import lib, point
+from shardmem.policy import DecisionKind
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.snapshot import Observer
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_WORKER_BOOT, EXIT_ALREADY = 0, 1, 2, 3, 4
-NO_SHARD = 0xffff
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU)
 TICK = 0.25
 STOP_GRACE = 5.0
@@ -56,6 +54,7 @@ class Supervisor:
         self.pilot: Any = None  # from the moment that all workers are ready
         self._changed = asyncio.Event()
         self._stop_requested = self._stop_now = False
+        self._tasks: set[asyncio.Task] = set()
 
     # ---- the whole life --------------------------------------------------------------------------------------------------
 
@@ -75,7 +74,7 @@ class Supervisor:
         for number in SIGNALS:
             self._loop.add_signal_handler(number, self._on_signal, number)
         self.workers = Workers(self.control, self._inboxes, self.config, self._handler, told_to_end=self._told_to_end,
-                               changed=self._news, failed=self._shard_failed)
+                               changed=self._news, failed=self.shard_failed)
         self.shards = Shards(self.control, self._observer, self._inboxes, self.workers, lambda: self._stop_now)
         self.shards.handoffs = self.handoffs = Handoffs(self.control, self.shards.give_orders)
         self.commands = Commands(self)
@@ -83,9 +82,11 @@ class Supervisor:
         try:
             booted = await self._boot()
             if booted and not self._stop_now:
-                await self.handoffs.finish_what_was_begun()
                 self.shards.pilot = self.pilot = Pilot(self.control, self._observer, self._policy, self._strategy,
-                                                       self.shards.in_state("active"))
+                                                       self._found.states)
+                if self._found.running:
+                    self.pilot.recall()
+                self._in_background("going on with what an earlier supervisor had begun", self.commands.resume(self._found))
                 await api.start()
                 self.control.set_state("running")
                 log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)
@@ -102,6 +103,10 @@ class Supervisor:
                 self._loop.remove_signal_handler(number)
             self._lease.release()
 
+    @property
+    def stopping(self) -> bool:
+        return self._stop_requested
+
     def request_stop(self, now: bool = False) -> None:
         """Drain and stop; asked a second time, or with `now`, stop without draining."""
         if self._stop_requested or now:
@@ -112,115 +117,51 @@ class Supervisor:
     # ---- opening -----------------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        """Create the segments, or take up those of a run that ended with events in them."""
-        fresh = self._take_role()
+        """Create the segments, or take up those of an earlier supervisor."""
+        self.control, self._lease, fresh = take_role(self.config)
         lib.sm_supervisor_enter(self.control.address, os.getpid(), lib.sm_now_ns())
         self._observer = Observer(self.control)
         try:
             self._policy, self._strategy = policy_of(self.config), strategy_of(self.config)
             if not fresh:
-                self._check_fit()
-            self._complete_shards()
+                check_fit(self.control, self.config)
+            self._found = find_shards(self.control, self.config)
+            self._inboxes = self._found.inboxes
         except BaseException:
             if fresh:
                 self._remove_segments()
             self._lease.release()
             raise
-
-    def _take_role(self) -> bool:
-        """The supervisor's lease on the control segment of this name; True if the segment is fresh."""
-        config = self.config
-        while True:
-            fresh = False
-            try:
-                self.control = Control.create(config.name, config.schema, slots=config.slots, max_shards=config.most_shards,
-                                              max_producers=config.max_producers, lane_bytes=config.lane_bytes,
-                                              backpressure=config.backpressure, state_dir=config.directory)
-                fresh = True
-            except FileExistsError:
-                try:
-                    self.control = Control.attach(config.name, wait=1.0)
-                except NotRunning:
-                    # A second without a format: whoever began it was killed in the act, or is slower than that; then it
-                    # finds below that the name is no longer its own.
-                    if lease.is_free(control_name(config.name), lease.SUPERVISOR):
-                        try:
-                            os.unlink(path_of(control_name(config.name)))
-                        except FileNotFoundError:
-                            pass
-                    continue
-            held = lease.Lease.take(self.control.segment, lease.SUPERVISOR)
-            if held is None:
-                pid = self.control.view_engine().pid
-                self.control.close()
-                raise AlreadyRunning(f"engine {config.name!r} is already run by process {pid}; choose another name, or stop "
-                                     f"it with 'shardmem stop {config.name}'")
-            if self.control.segment.is_current():
-                self._lease = held
-                return fresh
-            held.release()
-            self.control.close()
-
-    def _complete_shards(self) -> None:
-        """Every shard has an inbox and every slot a shard. Also finishes what a killed supervisor had begun."""
-        control = self.control
-        known = control.known_shards()
-        for shard in known:
-            self._inboxes[shard] = control.open_inbox(shard)
-            control.set_shard_state(shard, "provisioning")
-        owners, _ = control.slot_table()
-        unowned = [slot for slot in range(control.slots) if owners[slot] == NO_SHARD]
-        if unowned:  # the table is written last, so as long as it has gaps the shards may have too
-            for shard in set(range(self.config.start_shards)) - set(known):
-                self._inboxes[shard] = Inbox.create(control, shard, 1)
-                lib.sm_set_shard_generation(control.address, shard, 1)
-                lib.sm_set_shard_weight(control.address, shard, 1000)
-                control.set_shard_state(shard, "provisioning")
-            table = first_table(control.slots, sorted(self._inboxes))
-            for slot in unowned:
-                lib.sm_set_slot(control.address, slot, table[slot])
-        elif len(known) != self.config.start_shards:
-            log.warning("engine %s: %d shards were asked for; shared memory of an earlier run has %d and keeps them",
-                        self.config.name, self.config.start_shards, len(known))
-
-    def _check_fit(self) -> None:
-        control, config = self.control, self.config
-        wanted = dict(schema=config.schema, slots=config.slots, lane_bytes=config.lane_bytes,
-                      max_producers=config.max_producers, state_dir=config.directory)
-        different = [f"{key} is {getattr(control, key)} there and {value} here"
-                     for key, value in wanted.items() if getattr(control, key) != value]
-        if control.max_shards < config.start_shards:
-            different.append(f"max_shards is {control.max_shards} there and {config.start_shards} shards are to start here")
-        if different:
-            raise ConfigError(f"shared memory of engine {config.name!r} is left from an earlier run and does not fit: "
-                              f"{'; '.join(different)}. Run it once more with the old settings to drain it, or choose "
-                              f"another name")
-        in_use = [shard for shard in control.known_shards() if control.worker_alive(shard)]
-        if in_use:
-            pids = ", ".join(str(control.view_shard(shard).pid) for shard in in_use)
-            raise AlreadyRunning(f"engine {config.name!r} has lost its supervisor but still has live workers (pids {pids}); "
-                                 f"end them with kill, then start again: the events stay in shared memory")
-        control.set_state("starting")
-        log.info("engine %s: took up shared memory of an earlier run, %d events in flight", config.name,
-                 sum(self._observer.in_flight().values()))
+        if not fresh:
+            log.info("engine %s: took up shared memory of an earlier %s, %d events in flight", self.config.name,
+                     "supervisor" if self._found.running else "run", sum(self._observer.in_flight().values()))
 
     # ---- running -------------------------------------------------------------------------------------------------------------
 
     async def _boot(self) -> bool:
-        """Spawn the workers and wait until each is ready. False: one is not; `error` says why."""
-        try:
-            await self.shards.boot(list(self._inboxes))
-        except HandlerError as error:
-            self.error = error
+        """Adopt the workers that live and start the others. With none alive this is a start like the first: until each is
+        ready, and False, with the reason in `error`, if one cannot be.
+        """
+        found = self._found
+        if found.running:
+            self.workers.recall(self._observer.board()["lives"])
+        adopted = [shard for shard in found.inboxes if self.workers.adopt(shard)]
+        point("takeover.adopted")
+        for shard in found.inboxes.keys() - set(adopted) - set(found.stopped) - set(found.useless):
+            self.workers.start(shard)
+        if adopted and found.running:
+            log.info("engine %s: took over live workers of shards %s", self.config.name, adopted)
+            return True
+        wanted = [shard for shard in found.inboxes if shard not in found.stopped and shard not in found.useless]
+        if (reason := await self.workers.ready(wanted, lambda: self._stop_now)) is not None:
+            self.error = HandlerError(reason)
             return False
+        self.shards.activate(wanted if not found.running else [])
         return not self._stop_now
 
     async def boot(self, shards: list[int]) -> None:
         """New shards join. Raises HandlerError."""
         await self.shards.boot(shards)
-        for shard in shards:
-            if self.control.shard_state(shard) == "active":
-                self.pilot.mapper.activate(shard, time.monotonic())
 
     def _told_to_end(self, shard: int) -> bool:
         return self._stop_now or self.control.shard_state(shard) in ("none", "stopped") or self.control.state == "stopped"
@@ -229,9 +170,21 @@ class Supervisor:
         self._changed.set()
         self.handoffs.news()
 
-    def _shard_failed(self, shard: int, reason: str) -> None:
+    def shard_failed(self, shard: int, reason: str) -> None:
         log.error("shard %d stopped: %s", shard, reason)
         self.error = self.error or HandlerError(f"shard {shard} stopped: {reason}")
+
+    def _in_background(self, what: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
+        """A task whose failure goes to the log: nobody else waits for it."""
+        def ended(task: asyncio.Task) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("%s failed: %s", what, error, exc_info=None if isinstance(error, ShardmemError) else error)
+
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(ended)
+        return task
 
     async def _watch(self) -> None:
         following: asyncio.Task | None = None
@@ -243,17 +196,14 @@ class Supervisor:
                 lib.sm_supervisor_beat(self.control.address, lib.sm_now_ns())
                 decision, moves = self.pilot.tick(self.handoffs.moving)
                 if self.config.elastic and (following is None or following.done()):
-                    if following is not None and following.exception() is not None:
-                        log.error("the policy's last decision failed: %s", following.exception())
-                        following = None
                     if decision.kind is not DecisionKind.NONE or (moves and self.pilot.following):
                         if decision.kind is not DecisionKind.NONE:
                             log.info("%s %s: %s", decision.kind, decision.count or "", decision.reason)
-                        following = asyncio.create_task(self.commands.follow(decision, moves))
+                        following = self._in_background("the policy's last decision", self.commands.follow(decision, moves))
                 self._post()
             await self._wait_for_change(max(0.0, due - time.monotonic()))
-        if following is not None and not following.done():  # a handoff runs forward; it does not take long
-            await asyncio.wait([following], timeout=STOP_GRACE)
+        if self._tasks:  # a handoff runs forward; it does not take long
+            await asyncio.wait(self._tasks, timeout=STOP_GRACE)
 
     def _post(self) -> None:
         """What is known here and not in any word, for whoever reads the status. Without the lives, if all is too much."""
@@ -278,7 +228,7 @@ class Supervisor:
             self.request_stop(now=number != signal.SIGTERM)
         elif self.pilot is not None:
             step = 1 if number == signal.SIGTTIN else -1
-            self._by_signal = asyncio.create_task(self._step(step))
+            self._in_background("a signal's order", self._step(step))
 
     async def _step(self, step: int) -> None:
         """One shard more or fewer, asked for by signal: nobody waits for an answer, so the log gets it."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from shardmem.config import Config
-from shardmem.control.process import WorkerProcess
+from shardmem.control.process import AdoptedWorker, WorkerProcess
 from shardmem.memory.control import Control, Inbox
 from shardmem.memory.native import lib, point
 from shardmem.policy import Life, Restarts
@@ -32,6 +32,7 @@ class Past:
     last_exit: str | None = None
     last_code: int | None = None
     restart_at: float | None = None  # CLOCK_MONOTONIC
+    given_up: str | None = None      # why
     timer: Any = field(default=None, repr=False)
 
 
@@ -46,16 +47,16 @@ class Workers:
         self._told_to_end, self._changed, self._failed = told_to_end, changed, failed
         self._loop = asyncio.get_running_loop()
         self._restarts = Restarts(config.max_restarts, config.restart_window)
-        self._living: dict[int, WorkerProcess] = {}
+        self._living: dict[int, WorkerProcess | AdoptedWorker] = {}
         self._pasts: dict[int, Past] = {}
-        self._awaited: dict[int, str | None] = {}  # shards that somebody waits for: why they cannot start, when it is known
+        self._awaited: set[int] = set()  # shards that somebody waits for, who is told when one is given up
 
     # ---- what there is -----------------------------------------------------------------------------------------------------
 
-    def of(self, shard: int) -> WorkerProcess | None:
+    def of(self, shard: int) -> WorkerProcess | AdoptedWorker | None:
         return self._living.get(shard)
 
-    def living(self) -> list[WorkerProcess]:
+    def living(self) -> list[WorkerProcess | AdoptedWorker]:
         return [worker for worker in self._living.values() if worker.alive]
 
     def describe(self) -> dict[str, Any]:
@@ -63,14 +64,27 @@ class Workers:
         return {str(shard): {"crashes": past.crashes, "last_exit": past.last_exit,
                              "restart_at": past.restart_at} for shard, past in self._pasts.items() if past.crashes}
 
+    def recall(self, lives: dict[str, Any]) -> None:
+        """What an earlier supervisor had written down."""
+        for shard, life in lives.items():
+            self._pasts[int(shard)] = Past(life["crashes"], life["last_exit"])
+
     # ---- starting ----------------------------------------------------------------------------------------------------------
 
     def start(self, shard: int, delay: float = 0.0) -> None:
         """Its next worker, after the delay and when the kernel says that the last one is dead."""
         past = self._pasts.setdefault(shard, Past())
-        past.restart_at = time.monotonic() + delay
+        past.restart_at, past.given_up = time.monotonic() + delay, None
         self._cancel(past)
         past.timer = self._loop.call_later(delay, self._spawn, shard)
+
+    def adopt(self, shard: int) -> bool:
+        """The worker of an earlier supervisor, if it lives."""
+        if not self._control.worker_alive(shard):
+            return False
+        self._pasts.setdefault(shard, Past())
+        self._living[shard] = AdoptedWorker(self._loop, self._control, self._inboxes[shard].segment.name, shard, self._exited)
+        return True
 
     def _spawn(self, shard: int) -> None:
         past = self._pasts[shard]
@@ -94,7 +108,7 @@ class Workers:
 
     async def ready(self, shards: list[int], give_up: Callable[[], bool]) -> str | None:
         """Waits until the workers of these shards are ready; None then, or why one of them cannot be."""
-        self._awaited.update(dict.fromkeys(shards))
+        self._awaited.update(shards)
         deadline = time.monotonic() + self.config.boot_timeout
         try:
             while not give_up():
@@ -102,7 +116,7 @@ class Workers:
                 if not late:
                     return None
                 for shard in late:
-                    if (reason := self._awaited[shard]) is not None:
+                    if (reason := self._pasts[shard].given_up) is not None:
                         return f"shard {shard} cannot start: {reason}"
                 if time.monotonic() > deadline:
                     worker = self.of(late[0])
@@ -112,8 +126,7 @@ class Workers:
                 await asyncio.sleep(0.005)
             return None
         finally:
-            for shard in shards:
-                del self._awaited[shard]
+            self._awaited.difference_update(shards)
 
     # ---- ending ------------------------------------------------------------------------------------------------------------
 
@@ -136,7 +149,7 @@ class Workers:
             past.timer.cancel()
             past.timer = None
 
-    def _exited(self, worker: WorkerProcess) -> None:
+    def _exited(self, worker: WorkerProcess | AdoptedWorker) -> None:
         self._changed()
         shard = worker.shard
         if self._living.get(shard) is not worker:
@@ -148,6 +161,8 @@ class Workers:
                 log.warning("shard %d: worker pid %d had been told to end, and did so by %s", shard, worker.pid, worker.how_it_ended())
         elif worker.failure:
             self._give_up(shard, worker.failure, worker)
+        elif worker.obeyed:
+            self.start(shard)
         else:
             view = self._control.view_shard(shard)
             how = worker.how_it_ended()
@@ -158,7 +173,7 @@ class Workers:
             in_hand = view.pid == worker.pid and view.batch_since_ns != 0
             self._died(shard, Life(how, worker.ready, in_hand, time.monotonic() - worker.spawned_at, progress), worker)
 
-    def _died(self, shard: int, life: Life, worker: WorkerProcess | None) -> None:
+    def _died(self, shard: int, life: Life, worker: WorkerProcess | AdoptedWorker | None) -> None:
         past = self._pasts[shard]
         past.crashes, past.last_exit = past.crashes + 1, life.how
         past.last_code = worker.exit_code if worker is not None else None
@@ -171,13 +186,12 @@ class Workers:
                     ", with a batch in hand" if life.in_hand else "", verdict.delay)
         self.start(shard, verdict.delay)
 
-    def _give_up(self, shard: int, reason: str, worker: WorkerProcess | None) -> None:
-        self._pasts[shard].restart_at = None
+    def _give_up(self, shard: int, reason: str, worker: WorkerProcess | AdoptedWorker | None) -> None:
+        past = self._pasts[shard]
+        past.restart_at, past.given_up = None, reason
         self._control.set_shard_state(shard, "failed")
         if worker is None or not worker.failure:  # it has not said so itself, and cannot any more
             text = reason.encode()[:lib.SM_ERROR_BYTES]
             lib.sm_worker_error(self._control.address, shard, text, len(text))
-        if shard in self._awaited:
-            self._awaited[shard] = reason
-        else:
+        if shard not in self._awaited:
             self._failed(shard, reason)

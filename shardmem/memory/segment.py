@@ -166,6 +166,12 @@ def inbox_name(engine: str, shard: int, generation: int) -> str:
     return f"{PREFIX}{engine}.inbox.{shard}.{generation}"
 
 
+def inbox_files(engine: str) -> list[str]:
+    """Inboxes of an engine that are here, whether or not its control segment knows of them."""
+    prefix = f"{PREFIX}{engine}.inbox."
+    return sorted(entry for entry in os.listdir(SHM_DIRECTORY) if entry.startswith(prefix))
+
+
 def engine_names() -> list[str]:
     """Engines that have a control segment here, running or not."""
     suffix = ".control"

@@ -68,7 +68,7 @@ class Observer:
         slot_owner, _ = control.slot_table()
         owned = np.bincount(slot_owner[slot_owner < control.max_shards], minlength=control.max_shards)
         shards, by_seat, counts = [], {}, {}
-        board = self._board()
+        board = self.board()
         lives, limits = board.pop("lives"), Limits(**board.pop("limits"))
         for shard in control.known_shards():
             entry, lanes = self._shard(shard, int(owned[shard]), now - before, last.get(shard), lives.get(str(shard), {}), limits)
@@ -118,7 +118,7 @@ class Observer:
         return (sum(view.retired_accepted for view in views), sum(view.retired_handled for view in views),
                 sum(view.retired_quarantined for view in views), sum(view.retired_shed for view in views))
 
-    def _board(self) -> dict[str, Any]:
+    def board(self) -> dict[str, Any]:
         """What the supervisor last decided, and why; it may be dead by now."""
         text = ffi.new("char[]", lib.SM_BOARD_BYTES)
         used = lib.sm_view_board(self.control.address, text)
