@@ -23,7 +23,8 @@
     X(COMMIT_MARKED, "commit.marked")     /* done bits set, head not moved */                                     \
     X(COMMIT_COUNTED, "commit.counted")   /* new counts stored, head not */                                       \
     X(COMMIT_RELEASED, "commit.released") /* head stored, a waiting producer not yet woken */                     \
-    X(PARK_RAISED, "park.raised")         /* sleeping flag up, not yet asleep */
+    X(PARK_RAISED, "park.raised")         /* sleeping flag up, not yet asleep */                                  \
+    X(RETIRE_COUNTED, "retire.counted")   /* counts of a shard that is gone added up, not in force */
 
 #define SM_POINT_ENUM(id, name) SM_POINT_##id,
 enum sm_point_id { SM_POINTS(SM_POINT_ENUM) SM_POINT_COUNT };

