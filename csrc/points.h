@@ -24,6 +24,8 @@
     X(COMMIT_COUNTED, "commit.counted")   /* new counts stored, head not */                                       \
     X(COMMIT_RELEASED, "commit.released") /* head stored, a waiting producer not yet woken */                     \
     X(PARK_RAISED, "park.raised")         /* sleeping flag up, not yet asleep */                                  \
+    X(RING_TAKEN, "ring.taken")           /* a worker's sleeping flag taken down, its bell not yet rung */           \
+    X(ROOM_TAKEN, "room.taken")           /* a producer's wish for room taken down, its bell not yet rung */        \
     X(RETIRE_COUNTED, "retire.counted")   /* counts of a shard that is gone added up, not in force */
 
 #define SM_POINT_ENUM(id, name) SM_POINT_##id,

@@ -245,7 +245,7 @@ int sm_marks(const void *control, uint64_t *marks, uint32_t n)
     return SM_OK;
 }
 
-/* Wakes the worker whatever its flag says: the supervisor changed something that is not in a lane. */
+/* Wakes the worker whatever its flag says: something changed that is not in a lane, or a ring may have been lost. */
 void sm_wake(void *inbox)
 {
     sm_inbox *b = inbox;

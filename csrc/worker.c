@@ -101,6 +101,7 @@ static void open_end(sm_reader *r, uint32_t seat)
     e->shed = atomic_load_explicit(&l->ledger_shed, memory_order_relaxed);
     e->open = 1;
     atomic_store_explicit(&lane->broken, 0, memory_order_relaxed); /* a new life looks for itself */
+    sm_room_anyway(lane);
     r->open[r->open_count++] = seat;
 }
 

@@ -47,8 +47,8 @@ static void retiring_and_dying(void)
             sm_view_shard(e.control, 0, &v);
             CHECK(v.retired_accepted == 4 * sum && v.retired_handled == 3 * sum && v.retired_quarantined == 2 * sum &&
                       v.retired_shed == sum,
-                  "generation %llu, death %d: %llu accepted where %llu were: a copy in force was written", (unsigned long long)generation,
-                  dies, (unsigned long long)v.retired_accepted, (unsigned long long)(4 * sum));
+                  "generation %llu, death %d: %llu accepted where %llu were: a copy in force was written",
+                  (unsigned long long)generation, dies, (unsigned long long)v.retired_accepted, (unsigned long long)(4 * sum));
         }
         sm_retire(e.control, 0, generation, 1, 1, 1, 1);
     }
@@ -75,7 +75,8 @@ static void retiring_under_eyes(double share)
         sm_shard_view v;
         sm_view_shard(e.control, 0, &v);
         uint64_t n = v.retired_generation;
-        CHECK(v.retired_accepted == 4 * n && v.retired_handled == 3 * n && v.retired_quarantined == 2 * n && v.retired_shed == n,
+        CHECK(v.retired_accepted == 4 * n && v.retired_handled == 3 * n && v.retired_quarantined == 2 * n &&
+                  v.retired_shed == n,
               "generation %llu with %llu accepted, %llu handled, %llu quarantined, %llu shed", (unsigned long long)n,
               (unsigned long long)v.retired_accepted, (unsigned long long)v.retired_handled,
               (unsigned long long)v.retired_quarantined, (unsigned long long)v.retired_shed);
