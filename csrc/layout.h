@@ -66,8 +66,8 @@ typedef struct sm_shard {
     _Atomic uint64_t shard_generation;                /* writer: supervisor (which inbox segment is its) */
     _Atomic uint32_t shard_holds;                     /* writer: supervisor (slots on their way here: rows of them wait) */
     _Atomic uint32_t shard_orders;                    /* writer: supervisor (counts what the worker is to look at) */
-    _Atomic uint64_t retired_generation;              /* writer: supervisor (stored after the counts up to it) */
-    _Atomic uint64_t retired_accepted[2];             /* writer: supervisor (copy of generation g: g & 1) */
+    _Atomic uint64_t retired_word;                    /* writer: supervisor (the last generation that is gone << 1 | copy) */
+    _Atomic uint64_t retired_accepted[2];             /* writer: supervisor (what went through all that are gone) */
     _Atomic uint64_t retired_handled[2];              /* writer: supervisor */
     _Atomic uint64_t retired_quarantined[2];          /* writer: supervisor */
     _Atomic uint64_t retired_shed[2];                 /* writer: supervisor */

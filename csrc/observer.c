@@ -89,11 +89,15 @@ void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out)
     out->weight = GET(s->shard_weight);
     out->holds = GET(s->shard_holds);
     out->stateful = GET(s->worker_stateful);
-    uint64_t g = out->retired_generation = GET(s->retired_generation);
-    out->retired_accepted = GET(s->retired_accepted[g & 1]);
-    out->retired_handled = GET(s->retired_handled[g & 1]);
-    out->retired_quarantined = GET(s->retired_quarantined[g & 1]);
-    out->retired_shed = GET(s->retired_shed[g & 1]);
+    uint64_t word;
+    do { /* C2: pairs with C1; as in sm_view_lane */
+        word = GET(s->retired_word);
+        out->retired_generation = word >> 1;
+        out->retired_accepted = GET(s->retired_accepted[word & 1]);
+        out->retired_handled = GET(s->retired_handled[word & 1]);
+        out->retired_quarantined = GET(s->retired_quarantined[word & 1]);
+        out->retired_shed = GET(s->retired_shed[word & 1]);
+    } while (GET(s->retired_word) != word);
     for (int i = 0; i < SM_HISTOGRAM; i++)
         out->latency[i] = GET(s->worker_latency[i]);
     uint32_t bytes = GET(s->worker_error_bytes); /* X2: pairs with X1 in sm_worker_error */

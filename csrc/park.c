@@ -33,11 +33,13 @@ void sm_ring(sm_inbox *inbox)
         return;
     if (atomic_exchange_explicit(&inbox->sleeping, 0, memory_order_seq_cst) == 0)
         return;
+    SM_POINT(RING_TAKEN);
     atomic_fetch_add_explicit(&inbox->doorbell, 1, memory_order_seq_cst);
     sm_futex_wake(&inbox->doorbell, 1);
 }
 
-/* R1: the caller stored the head (seq_cst) before. Pairs with S1 in sm_wait_head. */
+/* R1: the caller stored the head (seq_cst) before. Pairs with S1 in want. A worker that is killed between that store and
+ * the wake owes a ring that nothing in memory tells of: its successor rings every lane that it opens (sm_room_anyway). */
 void sm_room(sm_lane *lane, uint64_t head)
 {
     uint64_t target = atomic_load_explicit(&lane->waiting, memory_order_seq_cst);
@@ -45,6 +47,12 @@ void sm_room(sm_lane *lane, uint64_t head)
         return;
     if (atomic_exchange_explicit(&lane->waiting, 0, memory_order_seq_cst) == 0)
         return;
+    SM_POINT(ROOM_TAKEN);
+    sm_room_anyway(lane);
+}
+
+void sm_room_anyway(sm_lane *lane)
+{
     atomic_fetch_add_explicit(&lane->space_bell, 1, memory_order_seq_cst);
     sm_futex_wake(&lane->space_bell, INT32_MAX); /* threads of one producer may wait side by side */
 }
@@ -94,6 +102,21 @@ void sm_spin_slept(sm_spin *spin, int64_t limit_ns, int64_t slept_ns)
         spin->budget_ns += limit_ns / 4 + 1;
 }
 
+/*
+ * S1: the target up, then the caller reads the head. Threads of one producer wait side by side and the word holds one
+ * target, so the smallest stays: who waits for more is woken too early and comes here again. A thread that finds its own
+ * target reached leaves the word as it is, for it may be another's by now; the worker takes it down, at the price of one
+ * ring that nobody hears.
+ */
+static void want(sm_lane *lane, uint64_t target)
+{
+    uint64_t wanted = atomic_load_explicit(&lane->waiting, memory_order_seq_cst);
+    while ((!wanted || wanted > target) &&
+           !atomic_compare_exchange_strong_explicit(&lane->waiting, &wanted, target, memory_order_seq_cst,
+                                                    memory_order_seq_cst))
+        ;
+}
+
 int sm_wait_head(sm_lane *lane, uint64_t near, uint64_t target, sm_spin *spin, int64_t spin_ns, int64_t timeout_ns)
 {
     if (head_of(lane) >= target)
@@ -107,18 +130,19 @@ int sm_wait_head(sm_lane *lane, uint64_t near, uint64_t target, sm_spin *spin, i
                 return SM_OK;
             }
         }
-    uint32_t bell = atomic_load_explicit(&lane->space_bell, memory_order_seq_cst);
-    /* S1: target up, then the head is read again. Two waiting threads overwrite each other's target; the one
-     * that is forgotten finds out when its bounded wait ends. */
-    atomic_store_explicit(&lane->waiting, target, memory_order_seq_cst);
-    if (head_of(lane) >= target) {
-        atomic_store_explicit(&lane->waiting, 0, memory_order_seq_cst);
-        return SM_OK;
+    int64_t asleep = sm_clock(), now = asleep;
+    int status = SM_OK;
+    while (status == SM_OK && (now == asleep || now - asleep < timeout_ns)) {
+        uint32_t bell = atomic_load_explicit(&lane->space_bell, memory_order_seq_cst); /* before the head is looked at */
+        want(lane, target);
+        if (head_of(lane) >= target)
+            break;
+        SM_POINT(SEND_WAITING);
+        status = sm_futex_wait(&lane->space_bell, bell, timeout_ns - (now - asleep));
+        now = sm_clock();
     }
-    SM_POINT(SEND_WAITING);
-    int64_t asleep = sm_clock();
-    int status = sm_futex_wait(&lane->space_bell, bell, timeout_ns);
-    sm_spin_slept(spin, spin_ns, sm_clock() - asleep);
+    if (now > asleep)
+        sm_spin_slept(spin, spin_ns, now - asleep);
     if (head_of(lane) >= target)
         return SM_OK;
     return status == SM_OK ? SM_TIMEOUT : status;

@@ -42,7 +42,10 @@
     X(REMOVE_RETIRED, "remove.retired")   /* counts of a removed shard kept, its inbox still there */             \
     X(REMOVE_UNLINKED, "remove.unlinked") /* inbox gone, state still stopped */                                   \
     X(TAKEOVER_LOCKED, "takeover.locked") /* role taken, nothing looked at */                                     \
-    X(TAKEOVER_ADOPTED, "takeover.adopted") /* live workers adopted, dead ones not started, nothing finished */
+    X(TAKEOVER_ADOPTED, "takeover.adopted") /* live workers adopted, dead ones not started, nothing finished */ \
+    X(RING_TAKEN, "ring.taken")           /* a worker's sleeping flag taken down, its bell not yet rung */           \
+    X(ROOM_TAKEN, "room.taken")           /* a producer's wish for room taken down, its bell not yet rung */        \
+    X(RETIRE_COUNTED, "retire.counted")   /* counts of a shard that is gone added up, not in force */
 
 #define SM_POINT_ENUM(id, name) SM_POINT_##id,
 enum sm_point_id { SM_POINTS(SM_POINT_ENUM) SM_POINT_COUNT };

@@ -178,6 +178,7 @@ int sm_sender_link(sm_sender *s, uint32_t shard, uint64_t generation, void *inbo
         /* O1: the lane is reserved, and open before anything is published in it. Pairs with O2 in the worker, which
          * touches a lane only if it is open; seq_cst, because a lane that opens is news to a worker that parks. */
         atomic_store_explicit(&((sm_inbox *)inbox)->lane_open[s->seat_number], 1, memory_order_seq_cst);
+        sm_wake(inbox); /* whatever the last holder of this seat may owe: it may have died between its tail and its ring */
         s->linked_count += l->lane == NULL;
         *l = link;
     }

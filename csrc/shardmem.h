@@ -187,7 +187,7 @@ void sm_set_shard_generation(void *control, uint32_t shard, uint64_t generation)
 void sm_set_shard_weight(void *control, uint32_t shard, uint32_t weight);
 void sm_set_slot(void *control, uint32_t slot, uint32_t shard);
 int sm_marks(const void *control, uint64_t *marks, uint32_t n);
-void sm_wake(void *inbox);
+void sm_wake(void *inbox);                                    /* [producer] too, when it takes up a lane */
 
 /* handoff. begin: the hold, then the slot word; the caller then waits for the marks and goes through the phases. */
 uint64_t sm_move_begin(void *control, uint32_t slot, uint32_t source, uint32_t target, uint64_t deadline_ns);

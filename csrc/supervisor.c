@@ -196,27 +196,34 @@ void sm_give_orders(void *control, uint32_t shard, void *inbox)
         sm_wake(inbox);
 }
 
-/* Counts of inboxes that are gone. The copy of this generation first, then the generation: once it is stored, observers
- * leave the lanes of that inbox out, so nothing is counted twice or not at all, whenever this process is killed. */
+/*
+ * Counts of inboxes that are gone. One word says which is the last of them and which copy holds their sums: its store ends
+ * the one way of counting an inbox (by its lanes) and begins the other. Whenever this process is killed, the copy in force
+ * is whole, and a successor that comes again with the same generation counts it once. Not the generation's own parity: a
+ * generation may be skipped, and then the copy in force would be the one that is written.
+ */
 void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t accepted, uint64_t handled,
                uint64_t quarantined, uint64_t shed)
 {
     if (!has_shard(control, shard))
         return;
     sm_shard *s = sm_shard_at(control, shard);
-    uint64_t last = atomic_load_explicit(&s->retired_generation, memory_order_relaxed);
-    uint32_t from = last & 1, to = generation & 1;
-    if (generation <= last)
+    uint64_t last = atomic_load_explicit(&s->retired_word, memory_order_relaxed);
+    uint32_t from = last & 1, to = from ^ 1;
+    if (generation <= last >> 1)
         return;
     accepted += atomic_load_explicit(&s->retired_accepted[from], memory_order_relaxed);
     handled += atomic_load_explicit(&s->retired_handled[from], memory_order_relaxed);
     quarantined += atomic_load_explicit(&s->retired_quarantined[from], memory_order_relaxed);
     shed += atomic_load_explicit(&s->retired_shed[from], memory_order_relaxed);
+    /* C1: release, so that an observer who sees one of these also sees the word that made the other copy current, and
+     * notices on its second look. Pairs with C2 in sm_view_shard. */
     atomic_store_explicit(&s->retired_accepted[to], accepted, memory_order_release);
     atomic_store_explicit(&s->retired_handled[to], handled, memory_order_release);
     atomic_store_explicit(&s->retired_quarantined[to], quarantined, memory_order_release);
     atomic_store_explicit(&s->retired_shed[to], shed, memory_order_release);
-    atomic_store_explicit(&s->retired_generation, generation, memory_order_seq_cst);
+    SM_POINT(RETIRE_COUNTED);
+    atomic_store_explicit(&s->retired_word, generation << 1 | to, memory_order_seq_cst);
 }
 
 /* B1: the copy that is not in force, then the count that makes it so. Pairs with B2 in sm_view_board. */
@@ -238,7 +245,7 @@ int sm_marks(const void *control, uint64_t *marks, uint32_t n)
     return SM_OK;
 }
 
-/* Wakes the worker whatever its flag says: the supervisor changed something that is not in a lane. */
+/* Wakes the worker whatever its flag says: something changed that is not in a lane, or a ring may have been lost. */
 void sm_wake(void *inbox)
 {
     sm_inbox *b = inbox;

@@ -78,6 +78,7 @@ static void open_end(sm_reader *r, uint32_t seat)
     e->open = 1;
     atomic_store_explicit(&lane->broken, 0, memory_order_relaxed); /* a new life looks for itself */
     sm_attempt_open(r, e);
+    sm_room_anyway(lane);
     r->open[r->open_count++] = seat;
 }
 

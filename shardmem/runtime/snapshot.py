@@ -9,7 +9,7 @@ import numpy as np
 
 from shardmem.errors import NotRunning
 from shardmem.memory.control import Control, Inbox, refused_by_reason
-from shardmem.memory.native import MOVE_PHASES, PHASES, ffi, lib
+from shardmem.memory.native import MOVE_PHASES, PHASES, SHARD_STATES, ffi, lib
 from shardmem.memory.control import name_of
 from shardmem.policy import Facts, Limits, condition_of
 
@@ -70,8 +70,12 @@ class Observer:
         shards, by_seat, counts = [], {}, {}
         board = self.board()
         lives, limits = board.pop("lives"), Limits(**board.pop("limits"))
-        for shard in control.known_shards():
-            entry, lanes = self._shard(shard, int(owned[shard]), now - before, last.get(shard), lives.get(str(shard), {}), limits)
+        looks = [self._look(shard) for shard in range(control.max_shards)]
+        for shard, (shard_view, inbox) in enumerate(looks):
+            if not shard_view.state:
+                continue
+            entry, lanes = self._shard(shard, shard_view, inbox, int(owned[shard]), now - before, last.get(shard),
+                                       lives.get(str(shard), {}), limits)
             counts[shard] = (entry["handled"], entry["busy_ns"], entry["fill_ratio"])
             del entry["busy_ns"]
             shards.append(entry)
@@ -89,8 +93,8 @@ class Observer:
                               "blocked_count": seat_view.blocked_count})
         accepted = sum(shard["accepted"] for shard in shards)
         shed = sum(shard["shed"] for shard in shards)
-        retired = self._retired()
-        accepted, shed = accepted + retired[0], shed + retired[3]
+        accepted += sum(gone.retired_accepted for gone, _ in looks)
+        shed += sum(gone.retired_shed for gone, _ in looks)
         return {
             "engine": {"name": control.engine, "state": control.state, "slots": control.slots,
                        "schema": control.schema.describe(), "lane_bytes": control.lane_bytes,
@@ -105,18 +109,26 @@ class Observer:
                 "offered": accepted + sum(refused.values()),
                 "accepted": accepted,
                 "refused": refused,
-                "handled": sum(shard["handled"] for shard in shards) + retired[1],
-                "quarantined": sum(shard["quarantined"] for shard in shards) + retired[2],
+                "handled": sum(shard["handled"] for shard in shards) + sum(gone.retired_handled for gone, _ in looks),
+                "quarantined": (sum(shard["quarantined"] for shard in shards)
+                                + sum(gone.retired_quarantined for gone, _ in looks)),
                 "shed": {"oldest": shed} if shed else {},
                 "in_flight": sum(shard["in_flight"] for shard in shards),
             },
         }
 
-    def _retired(self) -> tuple[int, int, int, int]:
-        """Accepted, handled, quarantined and shed in inboxes that are gone, of all shards that ever were."""
-        views = [self.control.view_shard(shard) for shard in range(self.control.max_shards)]
-        return (sum(view.retired_accepted for view in views), sum(view.retired_handled for view in views),
-                sum(view.retired_quarantined for view in views), sum(view.retired_shed for view in views))
+    def _look(self, shard: int) -> tuple[Any, Inbox | None]:
+        """Its words, and its inbox unless they say that it is retired: an inbox is counted by its lanes or by its retired
+        counts, and both come from this one look, or a shard that goes away meanwhile is counted twice or not at all."""
+        last = None
+        while True:
+            view = self.control.view_shard(shard)
+            if not view.state or view.generation <= view.retired_generation:
+                return view, None
+            inbox = self.inbox(shard, view.generation)
+            if inbox is not None or (last is not None and last.retired_generation == view.retired_generation):
+                return view, inbox
+            last = view  # gone since the words were read: they say more by now
 
     def board(self) -> dict[str, Any]:
         """What the supervisor last decided, and why; it may be dead by now."""
@@ -138,10 +150,9 @@ class Observer:
                               "age_s": (now - view.since_ns) / 1e9, "late": now > view.deadline_ns})
         return found
 
-    def _shard(self, shard: int, slots: int, elapsed: float, last: tuple[int, int, float] | None, life: dict[str, Any],
-               limits: Limits) -> tuple[dict[str, Any], list]:
-        control, view = self.control, self.control.view_shard(shard)
-        inbox = self.inbox(shard, view.generation) if view.generation > view.retired_generation else None
+    def _shard(self, shard: int, view: Any, inbox: Inbox | None, slots: int, elapsed: float,
+               last: tuple[int, int, float] | None, life: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], list]:
+        control = self.control
         lanes = inbox.lanes() if inbox else []
         handled = sum(lane.handled for lane in lanes)
         now = lib.sm_now_ns()
@@ -152,7 +163,7 @@ class Observer:
             rate, busy = 0.0, min(1.0, busy_ns / 1e9 / since)
         else:
             rate, busy = (handled - last[0]) / elapsed, min(1.0, max(0.0, (busy_ns - last[1]) / 1e9 / elapsed))
-        state, alive = control.shard_state(shard), control.worker_alive(shard)
+        state, alive = name_of(SHARD_STATES, view.state), control.worker_alive(shard)
         in_flight = sum(lane.in_flight for lane in lanes)
         fill = max((lane.tail - lane.head for lane in lanes), default=0) / control.lane_bytes
         due = life.get("restart_at")

@@ -6,8 +6,8 @@ on a bell read before you said so; the other side changes the lane (seq_cst), lo
 
     worker     bell read, lanes polled, sleeping := 1, lanes polled, futex_wait, sleeping := 0
     producer   tail stored; sleeping == 1 and exchanged for 0: doorbell + 1, futex_wake
-    producer   bell read, room looked for, waiting := position of the head that makes room, room looked for,
-               futex_wait, waiting := 0
+    producer   bell read, waiting := position of the head that makes room unless it holds a smaller one (a loop of
+               compare and exchange), room looked for, futex_wait; waiting is never lowered by a producer
     worker     head stored; waiting != 0 and reached and exchanged for 0: bell + 1, futex_wake
 
 Claimed, on both machines of machine.py:
@@ -16,6 +16,7 @@ Claimed, on both machines of machine.py:
 * somebody killed at any step: the same, if whoever takes a dead one's place rings first, unconditionally,
   every bell that the dead one might have owed: a new worker the bell of each lane, a new producer the
   doorbell of each shard;
+* threads of one producer share one `waiting`: all the same for each of them, at any targets, a killed worker included;
 * without that, a kill between the store and the wake loses a wake-up, of other producers' events too if it
   came after the exchange. Then the bound on the wait is part of the protocol and not a convenience: one
   expiry makes good any one kill;
@@ -72,6 +73,17 @@ def ring(bell, fault, reg="ring"):
     else:
         yield increment(bell)
         yield wake(bell)
+
+
+def say(waiting, wanted):
+    """The smallest of all targets stays: the word is one, and threads of one producer wait side by side."""
+    yield label("say so")
+    yield load("w", waiting, SEQ_CST)
+    yield goto("said", lambda r: 0 < r.w <= wanted(r))
+    yield cas("w", waiting, lambda r: r.w, wanted)
+    yield goto("say so", lambda r: not r.w)
+    yield label("said")
+    yield from forget("w")
 
 
 def worker(plans, fault, rings, opens):
@@ -190,6 +202,7 @@ def producer(i, plan, capacity, fault, rings, opens):
         """The smallest head that makes room: never 0, because a refusal means that it lies beyond the head."""
         return r.t + sizes[r.t] - capacity
 
+    lowers = fault in ("waiting is lowered by its one producer too", "waiting is lowered by the producer alone")
     half = fault == "half a lane is called room, whatever is wanted"
 
     def room(r):
@@ -257,15 +270,14 @@ def producer(i, plan, capacity, fault, rings, opens):
         yield first_bell
     if fault != "no first look for room" and not moves:
         yield from look_for_room(ACQUIRE, "publish")
-    said = store(
-        waiting,
-        {
-            "waiting holds the head that was seen": lambda r: r.h,
-            "the target lies beyond the tail": lambda r: r.t + sizes[r.t],
-        }.get(fault, (lambda r: r.q + 1) if moves else target),
-        RELEASE if fault == "waiting is a release store" else SEQ_CST,
-    )
-    yield said
+    wanted = {
+        "waiting holds the head that was seen": lambda r: r.h,
+        "the target lies beyond the tail": lambda r: r.t + sizes[r.t],
+    }.get(fault, (lambda r: r.q + 1) if moves else target)
+    if fault == "waiting is a release store":
+        yield store(waiting, wanted, RELEASE)
+    else:
+        yield from say(waiting, wanted)
     if fault == "bell read after waiting is set":
         yield first_bell
     yield label("asleep again")
@@ -279,7 +291,7 @@ def producer(i, plan, capacity, fault, rings, opens):
         yield first_bell
         yield goto("asleep again")
     yield from forget("b")
-    if fault != "waiting is left up after the wait":
+    if lowers:
         yield store(waiting, 0, PLAIN)
     if fault == "woken means room":
         yield goto("publish")
@@ -287,7 +299,8 @@ def producer(i, plan, capacity, fault, rings, opens):
 
     yield label("found room")
     yield from forget("b", "h")
-    yield store(waiting, 0, PLAIN)
+    if lowers:
+        yield store(waiting, 0, PLAIN)
     if moves:
         yield goto("claim")
 
@@ -465,14 +478,15 @@ ALLOWED = {
     "no first look for room": ("arm", WIDE, 2),
     "target not compared": ("arm", WIDE, 2),
     "any move of the head since the refusal is waited for": ("arm", WIDE, 2),
-    "waiting is left up after the wait": ("arm", WIDE, 2),
+    "waiting is lowered by its one producer too": ("arm", WIDE, 2),
     "waiting is lowered by the producer alone": ("arm", WIDE, 2),
     # On hardware only. C11 counts seq_cst accesses alone: the mark would have to be what the worker reads.
     "tail is released, then a seq_cst mark": ("arm", WIDE, 2),
-    # x86 pays for the order with the store, so these four show on ARM alone, where each is a fault below.
+    # Likewise: a compare and exchange empties the buffers of these machines, and C11 asks for seq_cst all the same.
+    "the second look is acquire": ("arm", WIDE, 2),
+    # x86 pays for the order with the store, so these three show on ARM alone, where each is a fault below.
     "the second poll is acquire": ("x86", TWO, 1),
     "sleeping is looked at with acquire": ("x86", TWO, 1),
-    "the second look is acquire": ("x86", WIDE, 2),
     "waiting is looked at with acquire": ("x86", WIDE, 2),
 }
 
@@ -512,7 +526,6 @@ FAULTS = {
     "bell read after the second look": SIMPLE,
     "no second look for room": SIMPLE,
     "waiting is a release store": SIMPLE,
-    "the second look is acquire": ARM_SIMPLE,
     "head is a release store": SIMPLE,
     "waiting is looked at with acquire": ARM_SIMPLE,
     "waiting is looked at before the head is stored": SIMPLE,
@@ -556,14 +569,15 @@ def _thread(target, fault):
     yield goto("done", lambda r: r.h >= target)
     if fault in ("the later target wins", "the later target wins and is lowered"):
         yield store("waiting", target, SEQ_CST)
-    else:
-        yield label("say so")
+    elif fault == "the largest target wins":
         yield load("w", "waiting", SEQ_CST)
-        yield goto("said", lambda r: 0 < r.w <= target)
+        yield goto("said", lambda r: r.w >= target)
         yield cas("w", "waiting", lambda r: r.w, target)
-        yield goto("say so", lambda r: not r.w)
+        yield goto("look", lambda r: not r.w)
         yield label("said")
         yield from forget("w")
+    else:
+        yield from say("waiting", lambda r: target)
     yield load("h", "head", SEQ_CST)
     if fault in ("the smallest target wins and is lowered", "the later target wins and is lowered"):
         yield goto("sleep", lambda r: r.h < target)
@@ -580,8 +594,19 @@ def _thread(target, fault):
     yield stop()
 
 
-def _releasing_worker(last):
-    yield let("h", 0)
+def _releasing_worker(last, fault):
+    yield goto("attach")
+    yield label("successor")
+    if fault == "new worker rings only who says that it waits":
+        yield load("w", "waiting", SEQ_CST)
+        yield goto("attach", lambda r: not r.w)
+    if fault != "new worker does not ring":
+        yield from forget("w")
+        yield increment("bell")
+        yield wake("bell")
+    yield label("attach")
+    yield from forget("w")
+    yield load("h", "head")
     yield label("next")
     yield goto("done", lambda r: r.h == last)
     yield let("h", lambda r: r.h + 1)
@@ -599,13 +624,16 @@ def _releasing_worker(last):
     yield stop()
 
 
-def _threads(order, fault, run=explore, targets=(1, 2), last=2):
-    programs = {"worker": _releasing_worker(last)}
+def _threads(order, fault, run=explore, targets=(1, 2), last=2, kills=0):
+    programs = {"worker": _releasing_worker(last, fault)}
     programs |= {f"thread{number}": _thread(target, fault) for number, target in enumerate(targets)}
-    machine = Machine(programs, {"bell": 0, "waiting": 0, "head": 0}, order)
+    machine = Machine(programs, {"bell": 0, "waiting": 0, "head": 0}, order, killable=["worker"], kills=kills)
     waiting = [f"thread{number}" for number, target in enumerate(targets) if target <= last]
     return run(
-        machine.initial(), machine.steps, final=lambda state: all(machine.at_end(state, name) for name in waiting)
+        machine.initial(),
+        machine.steps,
+        final=lambda state: all(machine.at_end(state, name) for name in waiting),
+        unhelpful=lambda step: step.startswith("kill"),
     )
 
 
@@ -618,13 +646,28 @@ def test_threads_may_share_a_lane_if_the_smallest_target_wins_and_only_the_worke
     assert found.states >= 200, found
 
 
+@pytest.mark.parametrize("order", ["x86", "arm"])
+@pytest.mark.parametrize("targets, last, kills", [((1, 2), 2, 1), ((1, 3), 2, 2)])
+def test_a_killed_worker_costs_none_of_the_threads_its_wakeup_if_the_successor_rings_first(order, targets, last, kills):
+    found = _threads(order, "", targets=targets, last=last, kills=kills)
+    print(f"threads waiting for {targets}, {kills} kills, {order}: {found}")
+    assert found.states >= 1_000, found
+
+
 @pytest.mark.parametrize(
-    "fault",
-    ["the later target wins", "the later target wins and is lowered", "the smallest target wins and is lowered"],
+    "fault, kills",
+    [
+        ("the later target wins", 0),
+        ("the later target wins and is lowered", 0),
+        ("the smallest target wins and is lowered", 0),
+        ("the largest target wins", 0),
+        ("new worker does not ring", 1),
+        ("new worker rings only who says that it waits", 1),
+    ],
 )
-def test_a_thread_that_takes_the_word_of_another_is_caught(fault):
+def test_a_thread_that_is_left_asleep_beside_another_is_caught(fault, kills):
     """`last` lies below the larger target: the head need not get there before the first thread is to go on."""
-    found = _threads("x86", fault, find_violation, targets=(1, 3), last=2)
-    found = found or _threads("x86", fault, find_violation, targets=(1, 2), last=2)
+    found = _threads("x86", fault, find_violation, targets=(1, 3), last=2, kills=kills)
+    found = found or _threads("x86", fault, find_violation, targets=(1, 2), last=2, kills=kills)
     assert found is not None and found.kind == "stuck", fault
     print(f"{fault}: caught in {len(found.trace)} steps")

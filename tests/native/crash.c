@@ -26,7 +26,8 @@ static const int producer_points[] = {SM_POINT_SEND_LOCKED, SM_POINT_SEND_MARKED
                                       SM_POINT_SEND_COPYING, SM_POINT_SEND_COPIED, SM_POINT_SEND_COUNTED,
                                       SM_POINT_SEND_PUBLISHED, SM_POINT_SEND_UNMARKED, SM_POINT_SEND_WAITING};
 static const int worker_points[] = {SM_POINT_POLL_TAKEN, SM_POINT_COMMIT_ENTERED, SM_POINT_COMMIT_MARKED,
-                                    SM_POINT_COMMIT_COUNTED, SM_POINT_COMMIT_RELEASED, SM_POINT_PARK_RAISED};
+                                    SM_POINT_COMMIT_COUNTED, SM_POINT_COMMIT_RELEASED, SM_POINT_ROOM_TAKEN,
+                                    SM_POINT_PARK_RAISED};
 
 /* Everything that lives across a jump is static: automatic variables would be indeterminate after it. */
 static engine e;
@@ -189,9 +190,12 @@ static uint64_t work(uint32_t on_shard, int may_die)
         new_worker(shard);
         return done; /* and in_hand stays as it was */
     }
-    if (may_die)
+    if (may_die) {
         arm(worker_points, sizeof worker_points / sizeof *worker_points);
-    else if (below(&rng, 16) == 0)
+        _Atomic uint64_t *waiting = &sm_lane_at(e.inbox[shard], e.g.lane_bytes, 0)->waiting;
+        if (atomic_load_explicit(waiting, memory_order_relaxed) && below(&rng, 4) == 0)
+            sm_point_arm(point = SM_POINT_ROOM_TAKEN, 1, SIGUSR1); /* passed only while somebody waits for room */
+    } else if (below(&rng, 16) == 0)
         new_worker(shard); /* one that has left in good order, perhaps in the middle of a frame */
     sm_lane_view before, after;
     sm_view_lane(e.inbox[shard], &e.g, 0, &before);
@@ -323,7 +327,8 @@ int main(int argc, char **argv)
     printf("%llu engines, %llu events, %llu shed\n", (unsigned long long)lives, (unsigned long long)total, (unsigned long long)total_shed);
     for (int i = 0; i < SM_POINT_COUNT; i++) {
         printf("  %7llu deaths at %s\n", (unsigned long long)deaths[i], sm_point_name(i));
-        CHECK(deaths[i], "nobody died at %s", sm_point_name(i));
+        int elsewhere = i == SM_POINT_RETIRE_COUNTED || i == SM_POINT_RING_TAKEN; /* copies.c, wakeups.c */
+        CHECK(deaths[i] || elsewhere, "nobody died at %s", sm_point_name(i));
     }
     return 0;
 }

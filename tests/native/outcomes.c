@@ -104,6 +104,8 @@ static void parking(double share)
     open_lane(s, 0);
     pthread_t worker = start(answer, NULL);
     _Atomic uint32_t *door = &((sm_inbox *)e.inbox[0])->doorbell, *space = &sm_lane_at(e.inbox[0], e.g.lane_bytes, 0)->space_bell;
+    while (!bell(space)) /* a worker rings every lane that it opens */
+        sched_yield();
     deadline = sm_now_ns() + (int64_t)(seconds * share * 1e9);
     for (uint64_t i = 1; sm_now_ns() < deadline; i++) {
         uint32_t shard, doors = bell(door), spaces = bell(space);

@@ -65,4 +65,4 @@ def test_the_program_keeps_its_claims_and_the_sanitizer_has_nothing_to_report(pr
 
 
 def test_there_are_programs_to_run():
-    assert {"crash", "events", "hostile", "outcomes", "stream", "threads"} <= set(PROGRAMS)
+    assert {"copies", "crash", "events", "hostile", "outcomes", "stream", "threads", "wakeups"} <= set(PROGRAMS)

@@ -1,0 +1,96 @@
+/*
+ * Words that are read while they are written anew: two copies, and one store that says which is in force. Claimed: a
+ * reader never meets a copy in the making, and a writer that dies at any moment leaves what was in force.
+ */
+#include <setjmp.h>
+#include <signal.h>
+
+#include "harness.h"
+
+static engine e;
+static sigjmp_buf grave;
+static _Atomic uint64_t stop;
+
+static int stopped(void) { return atomic_load_explicit(&stop, memory_order_acquire) != 0; }
+
+/* ---- the counts of shards that are gone ------------------------------------------------------------------------------- */
+
+static void die(int number)
+{
+    (void)number;
+    siglongjmp(grave, 1);
+}
+
+/*
+ * Supervisors that die over it. Generations rise, and not always by one: an inbox that was never told of takes a number,
+ * too. Whoever follows retires the same one again.
+ */
+static void retiring_and_dying(void)
+{
+    static uint64_t generation, sum, deaths; /* live across the jump */
+    uint64_t random = mix(seed + 30);
+    e = engine_new(1, 1, 4096, 0);
+    struct sigaction action = {.sa_handler = die};
+    sigaction(SIGUSR1, &action, NULL);
+    for (int i = 0; i < 2000; i++) {
+        uint64_t count = 1 + below(&random, 100);
+        generation += 1 + below(&random, 3);
+        for (int dies = below(&random, 2) == 0; dies >= 0; dies--) {
+            sm_shard_view v;
+            if (sigsetjmp(grave, 1)) {
+                deaths++;
+            } else {
+                sm_point_arm(dies ? SM_POINT_RETIRE_COUNTED : -1, 1, SIGUSR1);
+                sm_retire(e.control, 0, generation, 4 * count, 3 * count, 2 * count, count);
+                sum += count;
+            }
+            sm_view_shard(e.control, 0, &v);
+            CHECK(v.retired_accepted == 4 * sum && v.retired_handled == 3 * sum && v.retired_quarantined == 2 * sum &&
+                      v.retired_shed == sum,
+                  "generation %llu, death %d: %llu accepted where %llu were: a copy in force was written",
+                  (unsigned long long)generation, dies, (unsigned long long)v.retired_accepted, (unsigned long long)(4 * sum));
+        }
+        sm_retire(e.control, 0, generation, 1, 1, 1, 1);
+    }
+    CHECK(deaths > 500, "%llu deaths", (unsigned long long)deaths);
+    printf("retiring: %llu deaths over 2000 shards\n", (unsigned long long)deaths);
+    engine_free(&e);
+}
+
+static void *retire(void *argument)
+{
+    (void)argument;
+    for (uint64_t generation = 1; !stopped(); generation++)
+        sm_retire(e.control, 0, generation, 4, 3, 2, 1);
+    return NULL;
+}
+
+static void retiring_under_eyes(double share)
+{
+    uint64_t looks = 0;
+    e = engine_new(1, 1, 4096, 0);
+    atomic_store_explicit(&stop, 0, memory_order_relaxed);
+    pthread_t supervisor = start(retire, NULL);
+    for (int64_t until = sm_now_ns() + (int64_t)(seconds * share * 1e9); sm_now_ns() < until; looks++) {
+        sm_shard_view v;
+        sm_view_shard(e.control, 0, &v);
+        uint64_t n = v.retired_generation;
+        CHECK(v.retired_accepted == 4 * n && v.retired_handled == 3 * n && v.retired_quarantined == 2 * n &&
+                  v.retired_shed == n,
+              "generation %llu with %llu accepted, %llu handled, %llu quarantined, %llu shed", (unsigned long long)n,
+              (unsigned long long)v.retired_accepted, (unsigned long long)v.retired_handled,
+              (unsigned long long)v.retired_quarantined, (unsigned long long)v.retired_shed);
+    }
+    atomic_store_explicit(&stop, 1, memory_order_release);
+    join(supervisor);
+    printf("retiring: %llu looks\n", (unsigned long long)looks);
+    engine_free(&e);
+}
+
+int main(int argc, char **argv)
+{
+    begin(argc, argv);
+    retiring_and_dying();
+    retiring_under_eyes(0.25);
+    return 0;
+}
