@@ -89,6 +89,7 @@ typedef struct sm_shard {
     _Atomic uint32_t attempt_seat;                    /* writer: worker */
     _Atomic uint64_t attempt_position;                /* writer: worker (of its frame) */
     _Atomic uint32_t attempt_row;                     /* writer: worker */
+    _Atomic uint32_t attempt_aside;                   /* writer: worker (events set aside since one was handled) */
     _Alignas(SM_LINE) _Atomic uint64_t worker_latency[SM_HISTOGRAM]; /* writer: worker */
     char worker_error[SM_ERROR_BYTES];
 } sm_shard;

@@ -32,6 +32,7 @@ struct sm_reader {
     uint64_t batches, busy_ns, total_rows, incarnation;
     uint64_t deferred_rows;         /* handled, and not committed before the state that they made is safe */
     int64_t since_ns;
+    uint32_t in_a_row;              /* events set aside since one was handled */
     uint32_t limit, tries;          /* limit: rows of a batch among suspects; 0: nothing is suspected */
     uint32_t suspect_seat, ranges, deferring;
     uint64_t suspect_position;      /* tries is the number of failures of exactly this row */
@@ -62,6 +63,7 @@ int sm_is_fenced(const sm_reader *r);
 void sm_attempt_load(sm_reader *r);
 void sm_attempt_begin(sm_reader *r, sm_batch *batch);
 void sm_attempt_end(sm_reader *r);
+void sm_attempt_succeeded(sm_reader *r);
 void sm_attempt_open(sm_reader *r, sm_end *e);
 int sm_is_suspect(const sm_reader *r, const sm_end *e);
 void sm_cleared(sm_reader *r);

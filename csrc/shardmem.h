@@ -143,6 +143,7 @@ typedef struct sm_batch {
     uint32_t spans;
     uint32_t broken_seat;        /* SM_CORRUPT: whose lane */
     uint32_t tries;              /* one row: how often it failed, alone, before */
+    uint32_t in_a_row;           /* events set aside since one was handled */
     uint32_t suspected;          /* rows are being tried in small batches, because one of them fails */
     sm_span *span;
 } sm_batch;

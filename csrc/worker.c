@@ -631,7 +631,7 @@ int sm_commit(sm_reader *r)
             status = sm_give_up(e);
         sm_release(e);
     }
-    sm_attempt_end(r);
+    sm_attempt_succeeded(r);
     return status;
 }
 

@@ -98,7 +98,6 @@ class Worker:
                 failures.raised(work, error)
                 continue
             work._end()
-            failures.succeeded()
             status = handled()
             if status == lib.SM_CORRUPT:
                 log.error("shard %d: a frame changed under the batch in hand; its lane moves no further", shard)
