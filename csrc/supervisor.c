@@ -156,7 +156,8 @@ uint64_t sm_move_begin(void *control, uint32_t slot, uint32_t source, uint32_t t
         return 0;
     sm_move *m = sm_move_at(control, slot);
     uint64_t number = atomic_load_explicit(&m->move_number, memory_order_relaxed) + 1;
-    atomic_store_explicit(&m->move_number, number, memory_order_relaxed);
+    /* N1: release, so that who reads this number sees that the hold of the last handoff has fallen. Pairs with N2 */
+    atomic_store_explicit(&m->move_number, number, memory_order_release);
     atomic_store_explicit(&m->move_since_ns, (uint64_t)sm_clock(), memory_order_relaxed);
     atomic_store_explicit(&m->move_deadline_ns, deadline_ns, memory_order_relaxed);
     atomic_store_explicit(&sm_hold_at(control, slot)->hold_word, SM_HOLD_WORD(SM_MOVE_REROUTING, source, target),

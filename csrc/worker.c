@@ -642,16 +642,32 @@ uint32_t sm_orders(const void *control, uint32_t shard)
     return atomic_load_explicit(&sm_shard_at(control, shard)->shard_orders, memory_order_seq_cst); /* D2: pairs with D1 */
 }
 
+static int concerns(uint64_t word, uint32_t shard, uint32_t phase)
+{
+    uint32_t mine = phase == SM_MOVE_DRAINING ? SM_HOLD_SOURCE(word) : SM_HOLD_TARGET(word);
+    return SM_HOLD_PHASE(word) == phase && mine == shard;
+}
+
+/*
+ * A worker looks whenever it has orders, also while a handoff that it has acknowledged ends and the next one of that slot
+ * begins. The hold of the one with the number of the other would make it acknowledge a handoff of which it is not the
+ * source (found with Spin: FAULT_NUMBER_AFTER_HOLD in tests/model/handoff.pml). So the number is read before the hold and
+ * after it; where another handoff has begun in between, its orders are still to come.
+ */
 uint32_t sm_moves_at(const void *control, uint32_t shard, uint32_t phase, uint32_t *slots, uint64_t *numbers,
                      uint32_t limit)
 {
     uint32_t n = 0, all = ((const sm_control *)control)->geometry.slots;
     for (uint32_t s = 0; s < all && n < limit; s++) {
-        uint64_t word = atomic_load_explicit(&sm_hold_at(control, s)->hold_word, memory_order_seq_cst);
-        uint32_t mine = phase == SM_MOVE_DRAINING ? SM_HOLD_SOURCE(word) : SM_HOLD_TARGET(word);
-        if (SM_HOLD_PHASE(word) != phase || mine != shard)
+        const sm_move *m = sm_move_at(control, s);
+        const sm_hold *hold = sm_hold_at(control, s);
+        if (likely(!concerns(atomic_load_explicit(&hold->hold_word, memory_order_seq_cst), shard, phase)))
             continue;
-        numbers[n] = atomic_load_explicit(&sm_move_at(control, s)->move_number, memory_order_acquire);
+        uint64_t number = atomic_load_explicit(&m->move_number, memory_order_acquire); /* N2: pairs with N1 */
+        uint64_t word = atomic_load_explicit(&hold->hold_word, memory_order_seq_cst);
+        if (!concerns(word, shard, phase) || number != atomic_load_explicit(&m->move_number, memory_order_acquire))
+            continue;
+        numbers[n] = number;
         slots[n++] = s;
     }
     return n;
