@@ -118,12 +118,12 @@ class Commands:
 
     # ---- what an earlier supervisor had begun -------------------------------------------------------------------------------
 
-    async def resume(self, found: Found) -> None:
+    async def resume(self, found: Found, begun: dict[Move, int]) -> None:
         supervisor = self._supervisor
         shards = supervisor.shards
         for shard in found.useless:
             shards.abandon(shard)
-        finishing = asyncio.create_task(supervisor.handoffs.finish_what_was_begun())
+        finishing = asyncio.create_task(supervisor.handoffs.finish(begun))
         async with supervisor.busy:
             for shard in found.joining:
                 reason = await supervisor.workers.ready([shard], lambda: supervisor.stopping)

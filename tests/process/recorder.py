@@ -180,6 +180,14 @@ class Fragile(Recorder):
             os._exit(int(told))
 
 
+class Chatty(Recorder):
+    """Says something of every batch."""
+
+    def handle(self, batch: Batch) -> None:
+        super().handle(batch)
+        self.context.log.info("%d events", len(batch))
+
+
 class Hanging(Handler):
     """Does not come back from open()."""
 
