@@ -2,7 +2,7 @@
  * Wake-ups that a sleep without a useful bound would show to be lost: each wait here may last FOREVER, and none does.
  * Claimed: threads of one producer that wait side by side are each woken when their own target is reached; a worker that
  * is killed between making room and saying so leaves nobody asleep once its successor has begun, nor does a producer
- * that is killed between publishing and ringing.
+ * that is killed between publishing and ringing; and nobody waits for a head beyond the tail.
  */
 #include <inttypes.h>
 #include <signal.h>
@@ -148,6 +148,53 @@ static void killed_waker(int point)
     close_engine();
 }
 
+/* ---- what cannot come is not waited for ----------------------------------------------------------------------------------------- */
+
+/* A thread was refused; before it waits, the lane runs empty and another thread looks at it on its way to another shard. */
+static void emptied_before_the_wait(void)
+{
+    uint64_t tail = 0, head = 0;
+    uint32_t shard = 0;
+    open_engine(2);
+    sm_reader *readers[] = {take_shard(&e, 0, 64), take_shard(&e, 1, 64)};
+    for (int in_a_row = 0; in_a_row < 10; in_a_row = shard ? in_a_row + 1 : 0) {
+        /* keyless: half of those that go to lane 1 have looked at lane 0 before */
+        CHECK(sm_push(s, SM_KEY_NONE, 0, 0, NULL, 0, "", 0, &shard) == SM_OK, "push");
+        for (int i = 0; i < 2; i++) {
+            sm_batch b;
+            while (sm_next(readers[i], 0, 0, &b) == SM_OK && b.rows)
+                sm_commit(readers[i]);
+        }
+    }
+    sm_sender_position(s, 0, &tail, &head);
+    CHECK(tail == head, "the lane is empty");
+    int status = sm_wait_room(s, 0, 0, 500000000);
+    CHECK(status == SM_OK, "status %d: all of the lane is free, and room was waited for", status);
+    sm_reader_free(readers[0]);
+    sm_reader_free(readers[1]);
+    close_engine();
+}
+
+/* A flush has noted a tail; before it waits, the shard ends and another begins under its number. */
+static void replaced_before_the_wait(void)
+{
+    open_engine(1);
+    uint64_t tail = push(1000);
+    sm_reader *r = take_shard(&e, 0, 64);
+    handle_one(r);
+    void *fresh = map_guarded(e.g.inbox_bytes);
+    sm_inbox_format(fresh, &e.g, 0, 2);
+    sm_set_shard_generation(e.control, 0, 2);
+    CHECK(sm_sender_link(s, 0, 2, fresh) == SM_OK, "link");
+    int status = sm_wait_handled(s, 0, tail, 0, 500000000);
+    CHECK(status == SM_OK, "status %d: all was handled, and a position of the old lane was waited for in the new one", status);
+    status = sm_wait_room(s, 0, 0, 500000000);
+    CHECK(status == SM_OK, "status %d: the new lane is free", status);
+    sm_reader_free(r);
+    unmap_guarded(fresh, e.g.inbox_bytes);
+    close_engine();
+}
+
 /* ---- a producer that is killed ------------------------------------------------------------------------------------------------ */
 
 static _Atomic long sleeper;
@@ -204,6 +251,8 @@ int main(int argc, char **argv)
     killed_ringer(SM_POINT_RING_TAKEN);
     side_by_side(0);
     side_by_side(1);
+    emptied_before_the_wait();
+    replaced_before_the_wait();
     printf("nobody slept on\n");
     return 0;
 }
