@@ -146,7 +146,8 @@ typedef struct sm_batch {
 
 sm_reader *sm_reader_new(void *control, void *inbox, uint32_t shard, uint32_t max_rows);
 void sm_reader_free(sm_reader *reader);
-int sm_next(sm_reader *reader, int64_t spin_ns, int64_t timeout_ns, sm_batch *batch);  /* may wait */
+/* may wait: not while there are orders that sm_orders did not return yet, or the shard or the engine is stopped */
+int sm_next(sm_reader *reader, int64_t spin_ns, int64_t timeout_ns, sm_batch *batch);
 int sm_gather(const sm_batch *batch, uint32_t row_bytes, void *out, uint64_t out_bytes);
 int sm_commit(sm_reader *reader);
 int sm_worker_enter(void *control, uint32_t shard, int64_t pid, uint64_t now_ns);
@@ -176,7 +177,7 @@ void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t acce
 void sm_post(void *control, const char *text, uint32_t bytes);    /* what the supervisor decided, for readers */
 
 /* ---- the worker's side of a handoff [worker] ------------------------------------------------------------ */
-uint32_t sm_orders(const void *control, uint32_t shard);
+uint32_t sm_orders(sm_reader *reader);            /* how many were given; the reader remembers that they are known */
 uint32_t sm_moves_at(const void *control, uint32_t shard, uint32_t phase, uint32_t *slots, uint64_t *numbers,
                      uint32_t limit);             /* handoffs of this shard: as source in DRAINING, else as target */
 int sm_undone(sm_reader *reader, const uint32_t *slots, uint32_t n, uint8_t *present); /* rows of a slot left here? */

@@ -184,7 +184,7 @@ void sm_set_holds(void *control, uint32_t shard, uint32_t holds)
         atomic_store_explicit(&sm_shard_at(control, shard)->shard_holds, holds, memory_order_seq_cst);
 }
 
-/* D1: after the words that the orders are about. Pairs with D2 in sm_orders. */
+/* D1: after the words that the orders are about, before the ring. Pairs with D2 in sm_orders and D3 in called. */
 void sm_give_orders(void *control, uint32_t shard, void *inbox)
 {
     if (!has_shard(control, shard))

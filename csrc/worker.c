@@ -33,7 +33,7 @@ struct sm_reader {
     sm_inbox *inbox;
     uint64_t lane_bytes, row_bytes;
     sm_keying keying;
-    uint32_t number, sampled, skipping;
+    uint32_t number, sampled, skipping, orders;
     uint8_t *skipped;               /* by slot: a row of it was passed over since the last rescan */
     uint32_t max_producers, max_rows, solo_rows, turn, span_count, open_count;
     uint64_t rows, batches, busy_ns, total_rows;
@@ -58,6 +58,7 @@ sm_reader *sm_reader_new(void *control, void *inbox, uint32_t shard, uint32_t ma
     r->row_bytes = g->row_bytes;
     r->keying = sm_keying_of(g);
     r->number = shard;
+    sm_orders(r);
     r->max_producers = g->max_producers;
     r->max_rows = max_rows;
     r->solo_rows = max_rows / 4 ? max_rows / 4 : 1;
@@ -460,6 +461,15 @@ static int anything_new(sm_reader *r)
     return 0;
 }
 
+/* Something that the caller does not know of yet. D3: read after the doorbell; what is not seen here rings it later (D1 in
+ * sm_give_orders; states are stored before sm_wake), and then the futex does not sleep on what was read of it. */
+static int called(const sm_reader *r)
+{
+    return atomic_load_explicit(&r->shard->shard_orders, memory_order_seq_cst) != r->orders ||
+           atomic_load_explicit(&r->shard->shard_state, memory_order_seq_cst) == SM_SHARD_STOPPED ||
+           atomic_load_explicit(&r->control->engine_state, memory_order_seq_cst) == SM_ENGINE_STOPPED;
+}
+
 int sm_next(sm_reader *r, int64_t spin_ns, int64_t timeout_ns, sm_batch *b)
 {
     sm_inbox *inbox = r->inbox;
@@ -472,7 +482,7 @@ int sm_next(sm_reader *r, int64_t spin_ns, int64_t timeout_ns, sm_batch *b)
         while (!found && until > now && sm_clock() < until)
             for (int i = 0; i < 16 && !found; i++) {
                 sm_pause();
-                found = anything_new(r);
+                found = anything_new(r) || called(r);
             }
         if (found) {
             sm_spin_paid(&r->spin, spin_ns);
@@ -480,7 +490,7 @@ int sm_next(sm_reader *r, int64_t spin_ns, int64_t timeout_ns, sm_batch *b)
             /* W1: the flag, then the tails. Pairs with P1 in sm_ring. */
             atomic_store_explicit(&inbox->sleeping, 1, memory_order_seq_cst);
             SM_POINT(PARK_RAISED);
-            if (!anything_new(r)) {
+            if (!anything_new(r) && !called(r)) {
                 int64_t asleep = sm_clock();
                 status = sm_futex_wait(&inbox->doorbell, bell, timeout_ns);
                 sm_spin_slept(&r->spin, spin_ns, sm_clock() - asleep);
@@ -618,9 +628,11 @@ int sm_commit(sm_reader *r)
 
 /* ---- handoff ------------------------------------------------------------------------------------------------------------------- */
 
-uint32_t sm_orders(const void *control, uint32_t shard)
+/* sm_next does not sleep while there are others than these. */
+uint32_t sm_orders(sm_reader *r)
 {
-    return atomic_load_explicit(&sm_shard_at(control, shard)->shard_orders, memory_order_seq_cst); /* D2: pairs with D1 */
+    r->orders = atomic_load_explicit(&r->shard->shard_orders, memory_order_seq_cst); /* D2: pairs with D1 */
+    return r->orders;
 }
 
 uint32_t sm_moves_at(const void *control, uint32_t shard, uint32_t phase, uint32_t *slots, uint64_t *numbers,

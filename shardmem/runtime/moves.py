@@ -39,7 +39,7 @@ class Moves:
 
     def step(self, idle: bool) -> None:
         """Called between batches; idle: there was nothing to handle."""
-        orders = lib.sm_orders(self._control.address, self._shard)
+        orders = lib.sm_orders(self._reader)
         if orders != self._seen:
             self._seen = orders
             lib.sm_rescan(self._reader)  # a hold may have fallen: what it kept back lies behind the cursors

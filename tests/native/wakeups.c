@@ -2,7 +2,8 @@
  * Wake-ups that a sleep without a useful bound would show to be lost: each wait here may last FOREVER, and none does.
  * Claimed: threads of one producer that wait side by side are each woken when their own target is reached; a worker that
  * is killed between making room and saying so leaves nobody asleep once its successor has begun, nor does a producer
- * that is killed between publishing and ringing; and nobody waits for a head beyond the tail.
+ * that is killed between publishing and ringing; nobody waits for a head beyond the tail; and orders that came before the
+ * poll are not slept on.
  */
 #include <inttypes.h>
 #include <signal.h>
@@ -195,6 +196,67 @@ static void replaced_before_the_wait(void)
     close_engine();
 }
 
+/* ---- orders --------------------------------------------------------------------------------------------------------------------- */
+
+/* The worker has looked at its orders; before it asks for a batch others come, and their ring is over by then. */
+static void ordered_before_the_poll(int how, int64_t spin_ns)
+{
+    sm_batch b;
+    open_engine(1);
+    sm_reader *r = take_shard(&e, 0, 1);
+    uint32_t orders = sm_orders(r);
+    if (how == 0) {
+        sm_give_orders(e.control, 0, e.inbox[0]);
+    } else {
+        how == 1 ? sm_set_shard_state(e.control, 0, SM_SHARD_STOPPED) : sm_set_engine_state(e.control, SM_ENGINE_STOPPED);
+        sm_wake(e.inbox[0]);
+    }
+    int64_t from = sm_now_ns();
+    int status = sm_next(r, spin_ns, FOREVER, &b);
+    CHECK(status == SM_OK && !b.rows && sm_now_ns() - from < FOREVER,
+          "way %d, status %d: what came before the poll was slept on", how, status);
+    CHECK(sm_orders(r) == orders + (how == 0), "the orders");
+    sm_reader_free(r);
+    close_engine();
+}
+
+static _Atomic uint32_t obeyed;
+enum { ORDERS = 2000 };
+
+static void *obey(void *argument)
+{
+    sm_reader *r = argument;
+    uint64_t random = mix(seed + 40);
+    for (uint32_t orders = 0; orders < ORDERS;) {
+        sm_batch b;
+        orders = sm_orders(r);
+        atomic_store_explicit(&obeyed, orders, memory_order_release);
+        dawdle(below(&random, UINT64_C(1) << below(&random, 13)));
+        int64_t from = sm_now_ns();
+        sm_next(r, 0, orders < ORDERS ? FOREVER : 0, &b);
+        CHECK(sm_now_ns() - from < FOREVER, "orders %u were given and slept on", orders + 1);
+    }
+    return NULL;
+}
+
+static void ordered_at_any_moment(void)
+{
+    uint64_t random = mix(seed + 41);
+    open_engine(1);
+    sm_reader *r = take_shard(&e, 0, 1);
+    atomic_store_explicit(&obeyed, 0, memory_order_relaxed);
+    pthread_t worker = start(obey, r);
+    for (uint32_t i = 0; i < ORDERS; i++) {
+        while (atomic_load_explicit(&obeyed, memory_order_acquire) != i)
+            sched_yield();
+        dawdle(below(&random, UINT64_C(1) << below(&random, 13)));
+        sm_give_orders(e.control, 0, e.inbox[0]);
+    }
+    join(worker);
+    sm_reader_free(r);
+    close_engine();
+}
+
 /* ---- a producer that is killed ------------------------------------------------------------------------------------------------ */
 
 static _Atomic long sleeper;
@@ -251,6 +313,11 @@ int main(int argc, char **argv)
     killed_ringer(SM_POINT_RING_TAKEN);
     side_by_side(0);
     side_by_side(1);
+    for (int how = 0; how < 3; how++) {
+        ordered_before_the_poll(how, 0);
+        ordered_before_the_poll(how, SPIN_NS);
+    }
+    ordered_at_any_moment();
     emptied_before_the_wait();
     replaced_before_the_wait();
     printf("nobody slept on\n");
