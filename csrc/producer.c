@@ -925,8 +925,9 @@ int sm_evict(sm_sender *s, uint32_t shard)
         return status;
     sm_link *l = &s->links[shard];
     if (l->lane && l->tail > s->half) {
-        /* relaxed would do, the worker compares it with positions it has read; it is shed at the next poll */
-        atomic_store_explicit(&l->lane->evict, l->tail - s->half, memory_order_release);
+        /* N1: seq_cst, because the sleeping flag is read next (P1): a worker may sleep over a lane that is full of rows
+         * which it holds back. Pairs with N2 in evicted_until. */
+        atomic_store_explicit(&l->lane->evict, l->tail - s->half, memory_order_seq_cst);
         sm_ring(l->inbox);
     }
     sm_sender_unlock(s);

@@ -24,7 +24,7 @@ typedef struct sm_end {             /* one lane, seen from here */
     uint64_t handled, quarantined, shed;
     uint32_t row;                   /* of the frame at the cursor: rows before it have been taken */
     uint32_t parity, moved;
-    uint8_t open, broken, reported;
+    uint8_t open, broken, reported, in_hand; /* in_hand: rows were taken and not yet committed */
 } sm_end;
 
 struct sm_reader {
@@ -238,12 +238,20 @@ static int advance_head(sm_reader *r, sm_end *e)
     return SM_OK;
 }
 
-/* The producer asked for the oldest frames to be dropped. Only from the head on, and only between batches. */
+/* What the producer asks to be dropped (N2: pairs with N1 in sm_evict), if there is anything of it. */
+static uint64_t evicted_until(const sm_end *e, uint64_t tail)
+{
+    uint64_t until = atomic_load_explicit(&e->lane->evict, memory_order_seq_cst);
+    return until > e->head && e->head < tail && !e->in_hand ? until : 0;
+}
+
+/* The producer asked for the oldest frames to be dropped: from the head on, unless rows of this lane are in hand. Rows that
+ * are held back are dropped like others, or a producer that does not want to wait would wait for a handoff. */
 static int shed(sm_reader *r, sm_end *e)
 {
-    uint64_t until = atomic_load_explicit(&e->lane->evict, memory_order_acquire);
+    uint64_t until = evicted_until(e, e->tail);
     sm_frame f;
-    if (likely(until <= e->head) || e->head != e->cursor)
+    if (likely(!until))
         return SM_OK;
     while (e->head < until && e->head < e->tail) {
         int status = read_frame(r, e, e->head, &f);
@@ -259,8 +267,8 @@ static int shed(sm_reader *r, sm_end *e)
         }
         e->head += f.length;
     }
-    e->cursor = e->head;
-    e->row = 0;
+    e->cursor = e->cursor > e->head ? e->cursor : e->head;
+    e->row = 0; /* nothing is in hand: rows that were taken of a frame that is left say so by their bits */
     release(e);
     return SM_OK;
 }
@@ -352,7 +360,7 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
     int status = SM_OK;
     if (e->cursor == e->tail || e->head == e->cursor)
         status = refresh_tail(r, e);
-    if (status == SM_OK && !e->row)
+    if (status == SM_OK)
         status = shed(r, e);
     /* after the tail: a row of a held slot was published after its hold was set */
     uint32_t holds = atomic_load_explicit(&r->shard->shard_holds, memory_order_seq_cst);
@@ -403,6 +411,7 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
             b->bytes += f.bytes;
         }
         b->rows += count;
+        e->in_hand = 1;
         e->row = first + count;
         if (e->row == f.rows) {
             e->cursor += f.length;
@@ -455,7 +464,10 @@ static int anything_new(sm_reader *r)
     find_open_lanes(r);
     for (uint32_t i = 0; i < r->open_count; i++) {
         sm_end *e = &r->ends[r->open[i]];
-        if (!e->broken && sm_position(atomic_load_explicit(&e->lane->tail, memory_order_seq_cst)) != e->cursor)
+        if (e->broken)
+            continue;
+        uint64_t tail = sm_position(atomic_load_explicit(&e->lane->tail, memory_order_seq_cst));
+        if (tail != e->cursor || evicted_until(e, tail))
             return 1;
     }
     return 0;
@@ -609,6 +621,7 @@ int sm_commit(sm_reader *r)
     }
     for (uint32_t s = 0; s < r->span_count; s++) {
         sm_end *e = &r->ends[r->spans[s].seat];
+        e->in_hand = 0;
         if (!e->moved)
             continue;
         if (advance_head(r, e) != SM_OK) /* a pad behind the last frame, and frames done earlier */

@@ -257,9 +257,58 @@ static void ordered_at_any_moment(void)
     close_engine();
 }
 
-/* ---- a producer that is killed ------------------------------------------------------------------------------------------------ */
+/* ---- the oldest are dropped --------------------------------------------------------------------------------------------------------- */
 
+static _Atomic int finished;
 static _Atomic long sleeper;
+
+static void *hold_back(void *argument)
+{
+    sm_reader *r = argument;
+    atomic_store_explicit(&sleeper, syscall(SYS_gettid), memory_order_release);
+    while (!atomic_load_explicit(&finished, memory_order_acquire)) {
+        sm_batch b;
+        CHECK(sm_next(r, 0, FOREVER, &b) == SM_OK && !b.rows, "a row of a held slot was handed out");
+    }
+    return NULL;
+}
+
+/* All that is in the lane waits for a handoff, and the worker sleeps. A producer that drops the oldest does not wait. */
+static void dropped_from_a_worker_that_holds_back(void)
+{
+    static const uint8_t payload[500];
+    uint32_t shard;
+    sm_lane_view v;
+    open_engine(1);
+    uint32_t slot = (uint32_t)sm_hash_int(0) & (e.g.slots - 1);
+    sm_set_holds(e.control, 0, 1);
+    sm_move_begin(e.control, slot, SM_NO_SHARD, 0, 0);
+    sm_reader *r = take_shard(&e, 0, 64);
+    atomic_store_explicit(&finished, 0, memory_order_relaxed);
+    atomic_store_explicit(&sleeper, 0, memory_order_relaxed);
+    pthread_t worker = start(hold_back, r);
+    for (int i = 0; i < 200; i++) {
+        int status;
+        while ((status = sm_push(s, SM_KEY_INT, 0, 0, NULL, 0, payload, sizeof payload, &shard)) == SM_OK)
+            ;
+        CHECK(status == SM_FULL, "push: %d", status);
+        while (i % 2 && !asleep(&sleeper, &((sm_inbox *)e.inbox[0])->doorbell))
+            sched_yield();
+        CHECK(sm_evict(s, 0) == SM_OK, "evict");
+        status = sm_wait_room(s, 0, 0, FOREVER);
+        CHECK(status == SM_OK, "status %d: the worker was asked to drop what it holds back, and slept on", status);
+    }
+    atomic_store_explicit(&finished, 1, memory_order_release);
+    sm_give_orders(e.control, 0, e.inbox[0]);
+    join(worker);
+    sm_view_lane(e.inbox[0], &e.g, 0, &v);
+    CHECK(v.shed > 200 && v.handled == 0 && v.head < v.tail, "%llu shed, %llu handled", (unsigned long long)v.shed,
+          (unsigned long long)v.handled);
+    sm_reader_free(r);
+    close_engine();
+}
+
+/* ---- a producer that is killed ------------------------------------------------------------------------------------------------ */
 
 static void *sleep_until_one(void *argument)
 {
@@ -318,6 +367,7 @@ int main(int argc, char **argv)
         ordered_before_the_poll(how, SPIN_NS);
     }
     ordered_at_any_moment();
+    dropped_from_a_worker_that_holds_back();
     emptied_before_the_wait();
     replaced_before_the_wait();
     printf("nobody slept on\n");
