@@ -21,6 +21,7 @@
 #define SM_SCHEMA_BYTES 2048
 #define SM_NAME_BYTES 96
 #define SM_ERROR_BYTES 1536
+#define SM_NOTE_BYTES 512
 #define SM_BOARD_BYTES 16256
 #define SM_HISTOGRAM 160
 #define SM_REASONS 4
@@ -175,6 +176,7 @@ void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t acce
                uint64_t quarantined, uint64_t shed);
 
 void sm_post(void *control, const char *text, uint32_t bytes);    /* what the supervisor decided, for readers */
+void sm_shard_note(void *control, uint32_t shard, const char *text, uint32_t bytes);  /* of a worker that cannot say it */
 
 /* ---- the worker's side of a handoff [worker] ------------------------------------------------------------ */
 uint32_t sm_orders(sm_reader *reader);            /* how many were given; the reader remembers that they are known */
@@ -204,7 +206,7 @@ typedef struct sm_shard_view {
     uint64_t retired_generation, retired_accepted, retired_handled, retired_quarantined, retired_shed;
     uint32_t state, phase, weight, holds, error_bytes;
     uint64_t latency[160];
-    char error[1536];
+    char error[1536];        /* the later of what the worker said and what was noted of it */
 } sm_shard_view;
 
 typedef struct sm_lane_view {

@@ -740,7 +740,7 @@ int sm_worker_enter(void *control, uint32_t shard, int64_t pid, uint64_t now_ns)
     atomic_store_explicit(&s->worker_entered_ns, now_ns, memory_order_relaxed);
     atomic_store_explicit(&s->worker_heartbeat_ns, now_ns, memory_order_relaxed);
     atomic_store_explicit(&s->worker_batch_since_ns, 0, memory_order_relaxed);
-    atomic_store_explicit(&s->worker_error_bytes, 0, memory_order_relaxed);
+    sm_worker_error(control, shard, "", 0);
     atomic_store_explicit(&s->worker_incarnation, lives + 1, memory_order_relaxed);
     atomic_store_explicit(&s->worker_phase, SM_PHASE_BOOTING, memory_order_release);
     return SM_OK;
@@ -751,13 +751,18 @@ void sm_worker_phase(void *control, uint32_t shard, uint32_t phase)
     atomic_store_explicit(&sm_shard_at(control, shard)->worker_phase, phase, memory_order_release);
 }
 
+/* X1: release, the copy that is not in force; then the count that makes it so. Pairs with B2 in read_text. */
 void sm_worker_error(void *control, uint32_t shard, const char *text, uint32_t bytes)
 {
     sm_shard *s = sm_shard_at(control, shard);
+    uint64_t count = atomic_load_explicit(&s->error_count, memory_order_relaxed) + 1;
     bytes = bytes < SM_ERROR_BYTES ? bytes : SM_ERROR_BYTES;
-    memcpy(s->worker_error, text, bytes);
-    /* X1: after the text. Pairs with X2 in sm_view_shard. */
-    atomic_store_explicit(&s->worker_error_bytes, bytes, memory_order_release);
+    for (uint32_t i = 0; i < bytes; i += 8)
+        atomic_store_explicit(&s->error_text[(count & 1) * (SM_ERROR_BYTES / 8) + i / 8], sm_text_word(text, bytes, i),
+                              memory_order_release);
+    atomic_store_explicit(&s->error_bytes[count & 1], bytes, memory_order_release);
+    atomic_store_explicit(&s->error_ns[count & 1], (uint64_t)sm_clock(), memory_order_release);
+    atomic_store_explicit(&s->error_count, count, memory_order_seq_cst);
 }
 
 uint32_t sm_worker_orders(const void *control, uint32_t shard)

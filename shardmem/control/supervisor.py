@@ -383,7 +383,7 @@ class Supervisor:
             self.error = self.error or HandlerError(f"shard {worker.shard} stopped: {reason}")
             if not worker.failure:
                 text = f"worker pid {worker.pid} ended: {worker.how_it_ended()}".encode()
-                lib.sm_worker_error(self.control.address, worker.shard, text, len(text))
+                lib.sm_shard_note(self.control.address, worker.shard, text, len(text))
         self.control.set_shard_state(worker.shard, "failed")
 
     # ---- ending ----------------------------------------------------------------------------------------------------------------

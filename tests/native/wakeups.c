@@ -64,7 +64,8 @@ static void *wait_handled(void *argument)
     atomic_store_explicit(&w->id, syscall(SYS_gettid), memory_order_release);
     int64_t from = sm_now_ns();
     int status = sm_wait_handled(s, 0, w->target, 0, FOREVER);
-    CHECK(status == SM_OK && sm_now_ns() - from < FOREVER, "status %d: what was waited for came, and nobody said so", status);
+    CHECK(status == SM_OK && sm_now_ns() - from < FOREVER, "status %d: what was waited for came, and nobody said so",
+          status);
     return NULL;
 }
 
@@ -135,7 +136,8 @@ static void killed_waker(int point)
     CHECK(read(ready[0], &byte, 1) == 1, "the worker has no batch"); /* it has rung for its beginning by now */
     start_waiter(&w, target);
     CHECK(write(go[1], &byte, 1) == 1 && waitpid(worker, &status, 0) == worker, "the worker");
-    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "the worker was to be killed at %s: %d", sm_point_name(point), status);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "the worker was to be killed at %s: %d",
+          sm_point_name(point), status);
     CHECK(waits(&w), "somebody woke the producer; nobody could");
     sm_reader *r = take_shard(&e, 0, 1);
     sm_batch b;
@@ -188,7 +190,8 @@ static void replaced_before_the_wait(void)
     sm_set_shard_generation(e.control, 0, 2);
     CHECK(sm_sender_link(s, 0, 2, fresh) == SM_OK, "link");
     int status = sm_wait_handled(s, 0, tail, 0, 500000000);
-    CHECK(status == SM_OK, "status %d: all was handled, and a position of the old lane was waited for in the new one", status);
+    CHECK(status == SM_OK, "status %d: all was handled, and a position of the old lane was waited for in the new one",
+          status);
     status = sm_wait_room(s, 0, 0, 500000000);
     CHECK(status == SM_OK, "status %d: the new lane is free", status);
     sm_reader_free(r);
