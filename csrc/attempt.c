@@ -156,6 +156,7 @@ int sm_set_aside(sm_reader *r)
     count_in_a_row(r, r->in_a_row + 1);
     r->busy_ns += (uint64_t)(sm_clock() - r->since_ns);
     status = sm_advance_head(r, e);
+    e->in_hand = (uint8_t)r->deferring;
     if (e->moved)
         sm_release(e);
     sm_attempt_end(r);
@@ -294,7 +295,7 @@ int sm_commit_deferred(sm_reader *r)
 {
     int status = sm_commit_ranges(r, r->range, r->ranges);
     for (uint32_t i = 0; i < r->open_count; i++)
-        r->ends[r->open[i]].range = 0;
+        r->ends[r->open[i]].range = r->ends[r->open[i]].in_hand = 0;
     r->ranges = 0;
     r->deferred_rows = 0;
     return status;

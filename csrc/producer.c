@@ -894,19 +894,26 @@ int sm_wait_room(sm_sender *s, uint32_t shard, int64_t spin_ns, int64_t timeout_
     if (!lane)
         return SM_NEED_LANE;
     /* Awake, a little room is worth going back for. Asleep, half a lane: one wake for many frames, not one for each.
-     * In any case more than there was when it was found too little, or waiting would return at once. */
+     * In any case more than there was when it was found too little, or waiting would return at once; and never more than
+     * there is: another thread may have seen the lane empty since (backlog), or linked another inbox in its place, and the
+     * head never passes the tail. */
     uint64_t near = tail > s->lane_bytes - s->eighth ? tail - (s->lane_bytes - s->eighth) : 0;
     uint64_t target = tail > s->half ? tail - s->half : 0;
     near = near > head ? near : head + 1;
+    near = near < tail ? near : tail;
     target = target > near ? target : near;
     return sm_wait_head(lane, near, target, &spin, spin_ns, timeout_ns);
 }
 
 int sm_wait_handled(sm_sender *s, uint32_t shard, uint64_t position, int64_t spin_ns, int64_t timeout_ns)
 {
-    uint64_t ignored;
-    sm_lane *lane = lane_to(s, shard, &ignored, &ignored);
-    return lane ? sm_wait_head(lane, position, position, &spin, spin_ns, timeout_ns) : SM_NEED_LANE;
+    uint64_t tail, ignored;
+    sm_lane *lane = lane_to(s, shard, &tail, &ignored);
+    if (!lane)
+        return SM_NEED_LANE;
+    /* A position beyond the tail was of an inbox that is gone since; it was empty then, or it would not be. */
+    position = position < tail ? position : tail;
+    return sm_wait_head(lane, position, position, &spin, spin_ns, timeout_ns);
 }
 
 int sm_evict(sm_sender *s, uint32_t shard)
@@ -918,8 +925,9 @@ int sm_evict(sm_sender *s, uint32_t shard)
         return status;
     sm_link *l = &s->links[shard];
     if (l->lane && l->tail > s->half) {
-        /* relaxed would do, the worker compares it with positions it has read; it is shed at the next poll */
-        atomic_store_explicit(&l->lane->evict, l->tail - s->half, memory_order_release);
+        /* N1: seq_cst, because the sleeping flag is read next (P1): a worker may sleep over a lane that is full of rows
+         * which it holds back. Pairs with N2 in evicted_until. */
+        atomic_store_explicit(&l->lane->evict, l->tail - s->half, memory_order_seq_cst);
         sm_ring(l->inbox);
     }
     sm_sender_unlock(s);

@@ -18,6 +18,7 @@ typedef struct sm_end {             /* one lane, seen from here */
     uint32_t suspect_row, range;    /* range: place of the open one, from 1; 0: none is open */
     uint32_t parity, moved;
     uint8_t open, broken, reported, chosen;
+    uint8_t in_hand;                /* rows were taken and not yet committed */
 } sm_end;
 
 struct sm_reader {
@@ -26,7 +27,7 @@ struct sm_reader {
     sm_inbox *inbox;
     uint64_t lane_bytes, row_bytes;
     sm_keying keying;
-    uint32_t number, sampled, skipping;
+    uint32_t number, sampled, skipping, orders;
     uint8_t *skipped;               /* by slot: a row of it was passed over since the last rescan */
     uint32_t max_producers, max_rows, solo_rows, turn, span_count, open_count;
     uint64_t batches, busy_ns, total_rows, incarnation;

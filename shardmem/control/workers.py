@@ -192,6 +192,6 @@ class Workers:
         self._control.set_shard_state(shard, "failed")
         if worker is None or not worker.failure:  # it has not said so itself, and cannot any more
             text = reason.encode()[:lib.SM_ERROR_BYTES]
-            lib.sm_worker_error(self._control.address, shard, text, len(text))
+            lib.sm_shard_note(self._control.address, shard, text, len(text))
         if shard not in self._awaited:
             self._failed(shard, reason)

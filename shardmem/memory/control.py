@@ -178,7 +178,7 @@ class Control:
         lib.sm_set_shard_state(self.address, shard, SHARD_STATES.index(state))
 
     def shard_error(self, shard: int) -> str:
-        """What the worker said when it failed; empty if it did not."""
+        """What the worker said when it failed, or what the supervisor noted of one that could not; empty if neither."""
         view = self.view_shard(shard)
         return bytes(ffi.buffer(view.error, view.error_bytes)).decode(errors="replace")
 

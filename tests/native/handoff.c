@@ -81,7 +81,7 @@ static uint32_t find_moves(worker *w, uint32_t phase)
 
 static void step(worker *w)
 {
-    uint32_t orders = sm_orders(e.control, w->shard);
+    uint32_t orders = sm_orders(w->reader);
     if (orders != w->seen) {
         w->seen = orders;
         sm_rescan(w->reader);
@@ -128,7 +128,7 @@ static void *work(void *argument)
     worker w = {.shard = (uint32_t)(uintptr_t)argument};
     w.random = mix(seed * 700 + w.shard);
     w.reader = take_shard(&e, w.shard, sizes[below(&w.random, 5)]);
-    w.seen = sm_orders(e.control, w.shard) - 1;
+    w.seen = sm_orders(w.reader) - 1;
     for (uint64_t batches = 0;;) {
         int last = atomic_load_explicit(&finished, memory_order_acquire);
         sm_batch b;
