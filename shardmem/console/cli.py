@@ -280,6 +280,29 @@ def ingest(files: tuple[str, ...], engine: str | None, form: str, key: str | Non
 
 
 @main.command()
+@click.argument("engines", nargs=-1)
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--end-orphans", is_flag=True, help="TERM to workers whose supervisor is gone; then their engine is looked at.")
+@click.option("--discard", metavar="NAME", help="Remove this one engine's memory, although accepted events are lost with it.")
+@as_json
+def gc(engines: tuple[str, ...], dry_run: bool, end_orphans: bool, discard: str | None, as_json: bool) -> None:
+    """Remove shared memory and sockets that nobody holds, of ENGINES or of all, and say what and why.
+
+    What holds accepted events is kept, because a run of the same engine handles them; state files are not touched.
+    """
+    from shardmem.console.render import collected
+    from shardmem.control.census import Places
+    from shardmem.control.collect import gc as collect
+
+    found = [each.describe() for each in collect(Places(), engines, dry_run=dry_run, end_orphans=end_orphans, discard=discard)]
+    if as_json:
+        freed = sum(each["bytes"] for each in found if each["done"])
+        click.echo(json.dumps({"dry_run": dry_run, "freed": freed, "findings": found}, indent=2))
+    else:
+        click.echo(collected(found, dry_run))
+
+
+@main.command()
 @click.option("--shards", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--producers", type=click.IntRange(1, 32), default=2, show_default=True)
 @as_json

@@ -21,6 +21,15 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def size(number: float) -> str:
+    """1536 -> 1.5 KiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            break
+        number /= 1024
+    return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
+
+
 def microseconds(value: float | None) -> str:
     if value is None:
         return "-"
@@ -100,3 +109,18 @@ def status(document: dict[str, Any]) -> Group:
     parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
     parts.append(Text(accounting_line(document["accounting"])))
     return Group(*parts)
+
+
+def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:
+    """What `gc` found, one line for each thing, then what is left to do by hand."""
+    lines, remedies = [], []
+    for each in findings:
+        verb = "removed" if each["done"] else {"remove": "would go", "keep": "kept", "skip": "skipped"}[each["action"]]
+        name = each["name"] if each["kind"] == "entry" else f"{each['kind']} {each['name']}"
+        lines.append(f"{verb:8} {name}  {size(each['bytes'])}  {each['reason']}")
+        if each["remedy"]:
+            remedies.append(f"         {each['name']}: {each['remedy']}")
+    freed = sum(each["bytes"] for each in findings if each["action"] == "remove")
+    lost = sum(each["events"] for each in findings if each["action"] == "remove")
+    total = f"{'would free' if dry_run else 'freed'} {size(freed)} ({freed:,} bytes)" if freed else "nothing to free"
+    return "\n".join([*lines, *remedies, total + (f"; {lost:,} events {'would be ' if dry_run else ''}lost" if lost else "")])
