@@ -132,3 +132,12 @@ def declared(cls: Any) -> dict[str, Setting]:
             raise TypeError(f"{cls.__name__}.{each.name} is no setting: declare it as  {each.name} = setting(default, help, unit)")
         found[each.name] = Setting(each.name, each.default, **each.metadata)
     return found
+
+
+def size(number: float) -> str:
+    """1536 -> 1.5 KiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            break
+        number /= 1024
+    return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"

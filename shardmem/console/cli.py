@@ -303,6 +303,39 @@ def gc(engines: tuple[str, ...], dry_run: bool, end_orphans: bool, discard: str 
 
 
 @main.command()
+@click.argument("target", required=False)
+@as_json
+def doctor(target: str | None, as_json: bool) -> None:
+    """Look whether an engine will run well here, and say what to change. Exit code 1 if there is a problem.
+
+    TARGET is engine.toml, module:handler or the name of an engine that is here; without it, the default settings.
+    """
+    from shardmem.console.render import checks as rendered
+    from shardmem.control.census import Places, census, judge
+    from shardmem.control.doctor import PROBLEM, Plan, examine, worst_of
+    from shardmem.control.host import Host
+    from shardmem.memory.control import Control
+
+    places = Places()
+    engines, others = census(places)
+    held = {facts.name: sum(inbox.file.bytes for inbox in facts.inboxes) + facts.control.bytes for facts in engines if facts.control}
+    if target is not None and not target.endswith(".toml") and ":" not in target:
+        control = Control.attach(target)
+        plan = Plan.of_engine(control, held.get(target, 0))
+        control.close()
+    else:
+        config, _ = _configured(target, {"name": None} if target else {"name": "engine", "handler": "none:none"})
+        plan = Plan.of_config(config, held.get(config.name, 0))
+    checks = examine(Host(), plan, [*(each for facts in engines for each in judge(facts, places.uid)), *others])
+    if as_json:
+        click.echo(json.dumps({"engine": plan.name, "worst": worst_of(checks), "checks": [each.describe() for each in checks]}, indent=2))
+    else:
+        click.echo(rendered([each.describe() for each in checks]))
+    if worst_of(checks) == PROBLEM:
+        sys.exit(EXIT_FAILED)
+
+
+@main.command()
 @click.option("--shards", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--producers", type=click.IntRange(1, 32), default=2, show_default=True)
 @as_json

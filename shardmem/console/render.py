@@ -1,12 +1,15 @@
 """A status document as text for people. Pure: a document in, lines out."""
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+
+from shardmem.settings import size
 
 _COLORS = {"running": "green", "active": "green", "failed": "bold red", "stopped": "red", "draining": "yellow",
            "starting": "yellow", "provisioning": "yellow"}
@@ -19,15 +22,6 @@ def count(number: float) -> str:
             scale = 1e3 if unit == "k" else size
             return f"{number / scale:.3g} {unit}" if number / scale < 1000 else f"{number / scale:,.0f} {unit}"
     return f"{number:,.0f}"
-
-
-def size(number: float) -> str:
-    """1536 -> 1.5 KiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024 or unit == "GiB":
-            break
-        number /= 1024
-    return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
 
 
 def microseconds(value: float | None) -> str:
@@ -124,3 +118,13 @@ def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:
     lost = sum(each["events"] for each in findings if each["action"] == "remove")
     total = f"{'would free' if dry_run else 'freed'} {size(freed)} ({freed:,} bytes)" if freed else "nothing to free"
     return "\n".join([*lines, *remedies, total + (f"; {lost:,} events {'would be ' if dry_run else ''}lost" if lost else "")])
+
+
+def checks(found: list[dict[str, Any]]) -> str:
+    """What `doctor` found: level, name and finding, and below it what to do."""
+    lines = []
+    for each in found:
+        lines += textwrap.wrap(f"{each['level']:8} {each['name']}: {each['found']}", 80, subsequent_indent=" " * 9)
+        if each["remedy"]:
+            lines += textwrap.wrap(f"remedy: {each['remedy']}", 80, initial_indent=" " * 9, subsequent_indent=" " * 17)
+    return "\n".join(lines)
