@@ -47,6 +47,9 @@ def main() -> None:
       shardmem status ticks
       shardmem scale 3; shardmem move 17,40-60 --to 1   while events flow
       shardmem stop ticks
+      shardmem doctor engine.toml                       will it run well here?
+      shardmem config engine.toml                       what is set, and where
+      shardmem gc                                       remove what nobody holds
     """
 
 
@@ -282,8 +285,8 @@ def ingest(files: tuple[str, ...], engine: str | None, form: str, key: str | Non
 @main.command()
 @click.argument("engines", nargs=-1)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-@click.option("--end-orphans", is_flag=True, help="TERM to workers whose supervisor is gone; then their engine is looked at.")
-@click.option("--discard", metavar="NAME", help="Remove this one engine's memory, although accepted events are lost with it.")
+@click.option("--end-orphans", is_flag=True, help="TERM to workers whose supervisor is gone; then look at their engine.")
+@click.option("--discard", metavar="NAME", help="Remove this one engine's memory; accepted events in it are lost.")
 @as_json
 def gc(engines: tuple[str, ...], dry_run: bool, end_orphans: bool, discard: str | None, as_json: bool) -> None:
     """Remove shared memory and sockets that nobody holds, of ENGINES or of all, and say what and why.
@@ -294,7 +297,8 @@ def gc(engines: tuple[str, ...], dry_run: bool, end_orphans: bool, discard: str 
     from shardmem.control.census import Places
     from shardmem.control.collect import gc as collect
 
-    found = [each.describe() for each in collect(Places(), engines, dry_run=dry_run, end_orphans=end_orphans, discard=discard)]
+    found = [each.describe() for each in
+             collect(Places(), engines, dry_run=dry_run, end_orphans=end_orphans, discard=discard)]
     if as_json:
         freed = sum(each["bytes"] for each in found if each["done"])
         click.echo(json.dumps({"dry_run": dry_run, "freed": freed, "findings": found}, indent=2))
@@ -318,7 +322,8 @@ def doctor(target: str | None, as_json: bool) -> None:
 
     places = Places()
     engines, others = census(places)
-    held = {facts.name: sum(inbox.file.bytes for inbox in facts.inboxes) + facts.control.bytes for facts in engines if facts.control}
+    held = {facts.name: sum(inbox.file.bytes for inbox in facts.inboxes) + facts.control.bytes for facts in engines
+            if facts.control}
     if target is not None and not target.endswith(".toml") and ":" not in target:
         control = Control.attach(target)
         plan = Plan.of_engine(control, held.get(target, 0))
@@ -328,7 +333,8 @@ def doctor(target: str | None, as_json: bool) -> None:
         plan = Plan.of_config(config, held.get(config.name, 0))
     checks = examine(Host(), plan, [*(each for facts in engines for each in judge(facts, places.uid)), *others])
     if as_json:
-        click.echo(json.dumps({"engine": plan.name, "worst": worst_of(checks), "checks": [each.describe() for each in checks]}, indent=2))
+        click.echo(json.dumps({"engine": plan.name, "worst": worst_of(checks),
+                               "checks": [each.describe() for each in checks]}, indent=2))
     else:
         click.echo(rendered([each.describe() for each in checks]))
     if worst_of(checks) == PROBLEM:

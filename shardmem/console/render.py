@@ -117,7 +117,9 @@ def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:
     freed = sum(each["bytes"] for each in findings if each["action"] == "remove")
     lost = sum(each["events"] for each in findings if each["action"] == "remove")
     total = f"{'would free' if dry_run else 'freed'} {size(freed)} ({freed:,} bytes)" if freed else "nothing to free"
-    return "\n".join([*lines, *remedies, total + (f"; {lost:,} events {'would be ' if dry_run else ''}lost" if lost else "")])
+    if lost:
+        total += f"; {lost:,} events {'would be ' if dry_run else ''}lost"
+    return "\n".join([*lines, *remedies, total])
 
 
 def checks(found: list[dict[str, Any]]) -> str:

@@ -49,8 +49,11 @@ class InboxFacts:
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """All that is there under one engine's name. `condition` of the control segment: absent, unreadable, unformatted, foreign
-    (another layout version, or not ours), damaged, ready; `trouble`: a sentence about it. Pids are for people."""
+    """All that is there under one engine's name. Pids are for people.
+
+    condition: of the control segment: absent, unreadable, unformatted, foreign (another layout version, or not ours),
+        damaged, or ready. trouble: a sentence about it.
+    """
 
     name: str
     control: File | None = None
@@ -91,7 +94,7 @@ class Finding:
                 "files": [file.path for file in self.files]}
 
 
-# ---- judgement: pure -----------------------------------------------------------------------------------------------------------
+# ---- judgement: pure ------------------------------------------------------------------------------------------------------
 
 
 def judge(facts: EngineFacts, uid: int, discard: bool = False) -> list[Finding]:
@@ -123,8 +126,8 @@ def _engine(facts: EngineFacts, uid: int, discard: bool) -> Finding:
         if facts.locked:
             return Finding(action=KEEP, reason="is being created, or removed, right now", **common)
         if facts.control.age < YOUNG:
-            return Finding(action=KEEP, reason=f"is {facts.control.age:.1f} s old and not formatted yet: its creator may be at "
-                                               f"it", **common)
+            return Finding(action=KEEP, **common, reason=f"is {facts.control.age:.1f} s old and not formatted yet: its "
+                                                         f"creator may be at it")
         return Finding(action=REMOVE, reason="was never formatted: its creator was killed in the act", **common)
     if facts.condition in ("foreign", "damaged"):
         if facts.locked:
@@ -132,7 +135,7 @@ def _engine(facts: EngineFacts, uid: int, discard: bool) -> Finding:
         if discard:
             return Finding(action=REMOVE, reason=f"{facts.trouble}; events that it may hold are lost, as asked", **common)
         return Finding(action=KEEP, reason=f"{facts.trouble}; nobody holds a lease on it", discardable=True, **common,
-                       remedy=f"it can be removed; events that it may hold are lost then: shardmem gc --discard {facts.name}")
+                       remedy=f"to remove it, with the events that it may hold: shardmem gc --discard {facts.name}")
     return _ready(facts, discard, common)
 
 
@@ -157,8 +160,9 @@ def _ready(facts: EngineFacts, discard: bool, common: dict[str, Any]) -> Finding
         beyond = f", {facts.unreadable:,} of them in corrupt lanes that no run can read" if facts.unreadable else ""
         if discard:
             return Finding(action=REMOVE, reason=f"{waiting}{beyond}: lost, as asked", **common)
-        return Finding(action=KEEP, reason=f"{waiting}{beyond} ({facts.state}, nobody holds it)", discardable=True, stranded=True,
-                       **common, remedy=f"run it again to handle them; or lose them: shardmem gc --discard {facts.name}")
+        return Finding(action=KEEP, **common, reason=f"{waiting}{beyond} ({facts.state}, nobody holds it)",
+                       discardable=True, stranded=True,
+                       remedy=f"run it again to handle them; or lose them: shardmem gc --discard {facts.name}")
     if facts.state == "starting" and common["files"][-1].age < YOUNG and not discard:
         return Finding(action=KEEP, reason=f"is {common['files'][-1].age:.1f} s old: its supervisor may be about to take it",
                        **common)
@@ -199,7 +203,7 @@ def _listed(pids: Collection[int], most: int = 8) -> str:
     return ", ".join(map(str, list(pids)[:most])) + (", ..." if len(pids) > most else "")
 
 
-# ---- observation -----------------------------------------------------------------------------------------------------------------
+# ---- observation ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -224,25 +228,26 @@ def census(places: Places, only: Collection[str] = ()) -> tuple[list[EngineFacts
 def observe(name: str, places: Places, descriptor: int | None = None, placeholder: bool = False) -> EngineFacts:
     """What is there of one engine. descriptor: of the control segment's file, on which the caller holds leases that are not
     to be counted. placeholder: that file is the caller's own and stands for none."""
-    facts: dict[str, Any] = dict(name=name, control=None if placeholder else _file(os.path.join(SHM_DIRECTORY, control_name(name))))
+    control = None if placeholder else _file(os.path.join(SHM_DIRECTORY, control_name(name)))
+    facts: dict[str, Any] = dict(name=name, control=control)
     found = sorted((int(match[2]), int(match[3]), entry) for entry in _entries(SHM_DIRECTORY)
                    if (match := _INBOX.fullmatch(entry)) and match[1] == name)
     named: dict[tuple[int, int], bool] = {}
-    if facts["control"] is not None:
+    if control is not None:
         if descriptor is not None:
-            facts |= _control(name, facts["control"], descriptor, named)
-        elif facts["control"].uid != places.uid or not facts["control"].regular:
+            facts |= _control(name, descriptor, named)
+        elif control.uid != places.uid or not control.regular:
             facts |= dict(condition="unreadable")
         else:
             try:
-                opened = os.open(facts["control"].path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                opened = os.open(control.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError:
                 return observe(name, places)
             except OSError as error:
                 facts |= dict(condition="unreadable", trouble=f"cannot be opened: {error.strerror}")
             else:
                 try:
-                    facts |= _control(name, facts["control"], opened, named)
+                    facts |= _control(name, opened, named)
                 finally:
                     os.close(opened)
     inboxes = []
@@ -258,10 +263,10 @@ def observe(name: str, places: Places, descriptor: int | None = None, placeholde
                        answers=listens is not None and listens.uid == places.uid and _answers(listens.path))
 
 
-def _control(name: str, file: File, descriptor: int, named: dict[tuple[int, int], bool]) -> dict[str, Any]:
+def _control(name: str, descriptor: int, named: dict[tuple[int, int], bool]) -> dict[str, Any]:
     locked = lease.anything_held(descriptor)
-    # Read, not mapped: a page of it that was never reserved costs memory when it is mapped and touched, and SIGBUS when there
-    # is none left, which is just when somebody calls for gc.
+    # Read, not mapped: a page that was never reserved costs memory when it is mapped and touched, and SIGBUS when there is
+    # none left, which is just when somebody calls for gc.
     head = os.pread(descriptor, _MAGIC_AND_VERSION, 0)
     if len(head) < _MAGIC_AND_VERSION or not int.from_bytes(head[8:], "little"):
         return dict(condition="unformatted", locked=locked)
@@ -290,8 +295,10 @@ def _ready_facts(control: Control, descriptor: int, named: dict[tuple[int, int],
     view = control.view_engine()
     facts: dict[str, Any] = dict(
         condition="ready", state=control.state, supervisor=view.pid if held(lease.SUPERVISOR) else None,
-        workers=tuple((shard, control.view_shard(shard).pid) for shard in range(control.max_shards) if held(lease.shard_byte(shard))),
-        producers=tuple((seat, control.view_seat(seat).pid) for seat in range(control.max_producers) if held(lease.seat_byte(seat))))
+        workers=tuple((shard, control.view_shard(shard).pid) for shard in range(control.max_shards)
+                      if held(lease.shard_byte(shard))),
+        producers=tuple((seat, control.view_seat(seat).pid) for seat in range(control.max_producers)
+                        if held(lease.seat_byte(seat))))
     in_flight = unreadable = 0
     for shard in control.known_shards():
         shard_view = control.view_shard(shard)
@@ -330,8 +337,8 @@ def _file(path: str) -> File | None:
         found = os.lstat(path)
     except FileNotFoundError:
         return None
-    return File(path, (found.st_dev, found.st_ino), found.st_uid, found.st_blocks * 512, max(0.0, time.time() - found.st_mtime),
-                stat.S_ISREG(found.st_mode))
+    age = max(0.0, time.time() - found.st_mtime)
+    return File(path, (found.st_dev, found.st_ino), found.st_uid, found.st_blocks * 512, age, stat.S_ISREG(found.st_mode))
 
 
 def _entries(directory: str) -> list[str]:

@@ -67,7 +67,7 @@ def _sweep(before: list[Finding], name: str, places: Places, discard: bool) -> l
 
 def _refuse(name: str) -> None:
     """A producer that has mapped the segment and is about to take a seat shall find a stopped engine, not inboxes that are
-    gone, or those of the next engine of that name. The claim holds the supervisor's lease, and this word is the supervisor's."""
+    gone, or those of the next engine of that name. This word is the supervisor's, whose lease the claim holds."""
     control = Control.attach(name)
     control.set_state("stopped")
     control.close()
@@ -103,8 +103,8 @@ class Claim:
             except FileNotFoundError:
                 descriptor, placeholder = os.open(SHM_DIRECTORY, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), True
             try:
-                took = lease.take_everything(descriptor) if everything else lib.sm_lease_take(descriptor, lease.SUPERVISOR) == 0
-                if not took:
+                if not (lease.take_everything(descriptor) if everything else
+                        lib.sm_lease_take(descriptor, lease.SUPERVISOR) == 0):
                     os.close(descriptor)
                     return None
                 if placeholder:
@@ -153,7 +153,8 @@ def _end_workers(facts: EngineFacts, patience: float) -> str:
                 continue
             # The number is that of the worker if it has the segment mapped, and the lease is still held: in another PID
             # namespace it would be anybody's.
-            if facts.control.inode[1] in mapped_by(pid) and lib.sm_lease_held(claim.descriptor, lease.shard_byte(shard)) == 1:
+            held = lib.sm_lease_held(claim.descriptor, lease.shard_byte(shard)) == 1
+            if facts.control.inode[1] in mapped_by(pid) and held:
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
                 waiting[pidfd] = pid
             else:

@@ -6,7 +6,6 @@ import os
 import platform
 import resource
 import stat
-import sys
 from dataclasses import asdict, dataclass
 from typing import Any, Iterable, Iterator
 
@@ -65,7 +64,8 @@ class Plan:
     def of_engine(cls, control: Control, held: int = 0) -> Plan:
         needs = memory_needs(control.schema, slots=control.slots, max_shards=control.max_shards,
                              max_producers=control.max_producers, lane_bytes=control.lane_bytes)
-        return cls(control.engine, max(1, len(control.known_shards())), control.max_shards, control.max_producers, *needs, held=held)
+        return cls(control.engine, max(1, len(control.known_shards())), control.max_shards, control.max_producers, *needs,
+                   held=held)
 
     @property
     def base(self) -> int:
@@ -87,16 +87,16 @@ class Plan:
 
 def examine(host: Host, plan: Plan, leftovers: Iterable[Finding]) -> list[Check]:
     """Every check, in the order in which things would fail."""
-    return [versions(), *kernel(host), *shared_memory(host, plan), memory_group(host, plan), cores(host, plan), open_files(host, plan),
-            processes(host, plan), sockets(host, plan), *state(host, plan), remove_ipc(host), clock(host), container(host),
-            *stale(leftovers)]
+    return [versions(), *kernel(host), *shared_memory(host, plan), memory_group(host, plan), cores(host, plan),
+            open_files(host, plan), processes(host, plan), sockets(host, plan), *state(host, plan), remove_ipc(host),
+            clock(host), container(host), *stale(leftovers)]
 
 
 def worst_of(checks: Iterable[Check]) -> str:
     return max((check.level for check in checks), key=LEVELS.index)
 
 
-# ---- memory ------------------------------------------------------------------------------------------------------------------
+# ---- memory ---------------------------------------------------------------------------------------------------------------
 
 
 def shared_memory(host: Host, plan: Plan) -> Iterator[Check]:
@@ -108,8 +108,8 @@ def shared_memory(host: Host, plan: Plan) -> Iterator[Check]:
         yield Check(name, PROBLEM, f"{shm} cannot be used: {error.strerror}", f"{mount}; in docker, no --ipc=none")
         return
     if room.f_flag & os.ST_RDONLY:
-        yield Check(name, PROBLEM, f"{shm} is mounted read-only", f"mount -o remount,rw {shm}; in docker, no --read-only without "
-                                                                  f"--tmpfs {shm}")
+        yield Check(name, PROBLEM, f"{shm} is mounted read-only",
+                    f"mount -o remount,rw {shm}; in docker, no --read-only without --tmpfs {shm}")
         return
     if not host.access(shm, os.W_OK | os.X_OK):
         yield Check(name, PROBLEM, f"{shm} is not writable for uid {host.uid}", f"chmod 1777 {shm}")
@@ -126,13 +126,13 @@ def shared_memory(host: Host, plan: Plan) -> Iterator[Check]:
         return
     found = f"{shm} has {size(free)} free of {size(total)}" + (f" and {size(plan.held)} are its own" if plan.held else "")
     room_for = (free + plan.held - plan.base) // (plan.most_shards * plan.lane_bytes)
-    remedy = (f"mount -o remount,size={_megabytes(total - free - plan.held + plan.worst)} {shm} (docker run --shm-size; in Kubernetes "
-              f"a memory-backed emptyDir with a sizeLimit), or lower lane_bytes, max_producers or max_shards")
+    remedy = (f"mount -o remount,size={_megabytes(total - free - plan.held + plan.worst)} {shm} (docker run --shm-size; in "
+              f"Kubernetes a memory-backed emptyDir with a sizeLimit), or lower lane_bytes, max_producers or max_shards")
     if free + plan.held < plan.least:
         yield Check(name, PROBLEM, f"{found}; {needs}: not one producer fits", remedy)
     elif free + plan.held < plan.worst:
-        yield Check(name, WARNING, f"{found}; {needs}: {room_for} of {plan.producers} producers fit at all shards; to the others, "
-                                   f"connecting is an error", remedy)
+        yield Check(name, WARNING, f"{found}; {needs}: {room_for} of {plan.producers} producers fit at all shards; to the "
+                                   f"others, connecting is an error", remedy)
     else:
         yield Check(name, OK, f"{found}; {needs}")
 
@@ -142,8 +142,9 @@ def memory_group(host: Host, plan: Plan) -> Check:
     limit, name = host.memory_limit(), "memory limit"
     if limit is None:
         return Check(name, OK, "no memory cgroup limits this process")
-    found = f"the memory cgroup allows {size(limit)}, lanes and control segment count in it, and take {size(plan.worst)} at most"
-    remedy = "raise memory.max (docker run --memory, resources.limits.memory), or lower lane_bytes, max_producers or max_shards"
+    found = f"the memory cgroup allows {size(limit)}; lanes and control segment count in it, with at most {size(plan.worst)}"
+    remedy = ("raise memory.max (docker run --memory, resources.limits.memory), or lower lane_bytes, max_producers or "
+              "max_shards")
     if limit < plan.least:
         return Check(name, PROBLEM, f"{found}: not one producer fits", remedy)
     if limit < plan.worst:
@@ -151,7 +152,7 @@ def memory_group(host: Host, plan: Plan) -> Check:
     return Check(name, OK, found)
 
 
-# ---- processes -----------------------------------------------------------------------------------------------------------------
+# ---- processes ------------------------------------------------------------------------------------------------------------
 
 
 def cores(host: Host, plan: Plan) -> Check:
@@ -160,7 +161,8 @@ def cores(host: Host, plan: Plan) -> Check:
     found = f"{there:g} cores ({allowed} by affinity" + (f", {quota:g} by cpu quota)" if quota is not None else ")")
     remedy = "fewer shards, or more cores: taskset, docker run --cpus, resources.limits.cpu"
     if plan.shards > math.ceil(there):
-        return Check(name, WARNING, f"{found} for {plan.shards} shards: workers would take turns, and wait for each other", remedy)
+        return Check(name, WARNING, f"{found} for {plan.shards} shards: workers would take turns, and wait for each other",
+                     remedy)
     if plan.most_shards > math.ceil(there):
         return Check(name, NOTE, f"{found} for {plan.shards} shards that may become {plan.most_shards}", "lower max_shards")
     return Check(name, OK, f"{found} for {plan.shards} to {plan.most_shards} shards")
@@ -177,8 +179,8 @@ def open_files(host: Host, plan: Plan) -> Check:
         return Check(name, OK, f"{limit}; the supervisor opens up to {supervisor}, a producer {each}")
     if soft < supervisor:
         return Check(name, PROBLEM, f"{limit}; the supervisor needs {supervisor} for {plan.most_shards} shards", remedy)
-    return Check(name, NOTE, f"{limit}; a producer opens {each}, so {(soft - SPARE_FILES) // each} of the {plan.producers} fit in one "
-                             f"process", remedy)
+    return Check(name, NOTE, f"{limit}; a producer opens {each}, so {(soft - SPARE_FILES) // each} of the {plan.producers} "
+                             f"fit in one process", remedy)
 
 
 def processes(host: Host, plan: Plan) -> Check:
@@ -209,17 +211,19 @@ def container(host: Host) -> Check:
     if not kinds and namespace in ("", FIRST_PID_NAMESPACE):
         return Check("container", OK, "none")
     where = f"this is a container ({', '.join(kinds)})" if kinds else "this is a PID namespace of its own"
-    return Check("container", NOTE, f"{where}: producers in other containers reach the engine only if they share its {host.shm}, and "
-                                    f"leases hold across them, but pids in `status` and signals of `stop` do not",
-                 f"share {host.shm} (docker run --ipc=container:NAME, one emptyDir in all containers of a pod); run `shardmem` beside "
-                 f"the supervisor")
+    return Check("container", NOTE, f"{where}: producers in other containers reach the engine only if they share its "
+                                    f"{host.shm}, and leases hold across them, but pids in `status` and signals of `stop` "
+                                    f"do not",
+                 f"share {host.shm} (docker run --ipc=container:NAME, one emptyDir in all containers of a pod); run "
+                 f"`shardmem` beside the supervisor")
 
 
-# ---- the kernel ------------------------------------------------------------------------------------------------------------------
+# ---- the kernel -----------------------------------------------------------------------------------------------------------
 
 _REMEDIES = {
     "OFD locks": "Linux 3.15 or later; leases need it",
-    "pidfd_open": "Linux 5.3 or later, and a seccomp profile that allows it (docker 20.10 or later); watching workers needs it",
+    "pidfd_open": "Linux 5.3 or later, and a seccomp profile that allows it (docker 20.10 or later); watching workers "
+                  "needs it",
     "futex": "a seccomp profile or a sandbox must allow it; waiting without spinning needs it",
     "posix_fallocate": "a writable tmpfs with room; without it a full /dev/shm would be a SIGBUS",
 }
@@ -246,8 +250,8 @@ def clock(host: Host) -> Check:
     if source in FAST_CLOCKS:
         return Check("clock", OK, f"{source}: read without a system call")
     return Check("clock", WARNING, f"{source}: every look at the clock is a system call, and every push looks",
-                 "echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource, or boot with tsc=reliable if it is "
-                 "not offered")
+                 "echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource, or boot with tsc=reliable if "
+                 "it is not offered")
 
 
 def remove_ipc(host: Host) -> Check:
@@ -262,22 +266,24 @@ def remove_ipc(host: Host) -> Check:
     value, place = True, "the default"
     drop_ins = {entry: f"{directory}/{entry}" for directory in
                 ("/usr/lib/systemd/logind.conf.d", "/run/systemd/logind.conf.d", "/etc/systemd/logind.conf.d")
-                for entry in host.names(directory) if entry.endswith(".conf")}
+                for entry in host.names(directory) if entry.endswith(".conf")}  # of one name, the last directory's
     for path in ["/etc/systemd/logind.conf", *(drop_ins[entry] for entry in sorted(drop_ins))]:
         section = ""
         for line in map(str.strip, (host.text(path) or "").splitlines()):
             if line.startswith("["):
                 section = line
-            key, _, text = line.partition("=")
-            if section == "[Login]" and key.strip() == "RemoveIPC":
-                value, place = ((text.strip().lower() in ("1", "yes", "true", "on", "y", "t")), path) if text.strip() else (True, "the default")
+            key, _, text = (part.strip().lower() for part in line.partition("="))
+            if section == "[Login]" and key == "removeipc":
+                value, place = text in ("1", "yes", "y", "true", "t", "on"), path
+                if not text:  # back to the default
+                    value, place = True, "the default"
     if not value:
         return Check(name, OK, f"no ({place})")
     if _lingers(host):
         return Check(name, OK, f"yes ({place}), but uid {host.uid} lingers, so its last logout never comes")
-    return Check(name, WARNING, f"yes ({place}): systemd-logind deletes the shared memory of uid {host.uid} at its last logout, under "
-                                f"running engines too", "RemoveIPC=no in /etc/systemd/logind.conf, or loginctl enable-linger, or "
-                                                        "run the engine as a system user")
+    return Check(name, WARNING, f"yes ({place}): systemd-logind deletes the shared memory of uid {host.uid} at its last "
+                                f"logout, under running engines too",
+                 "RemoveIPC=no in /etc/systemd/logind.conf, or loginctl enable-linger, or run the engine as a system user")
 
 
 def _lingers(host: Host) -> bool:
@@ -286,7 +292,7 @@ def _lingers(host: Host) -> bool:
     return host.uid in users and host.exists(f"/var/lib/systemd/linger/{users[host.uid]}")
 
 
-# ---- directories -----------------------------------------------------------------------------------------------------------------
+# ---- directories ----------------------------------------------------------------------------------------------------------
 
 
 def sockets(host: Host, plan: Plan) -> Check:
@@ -300,12 +306,14 @@ def sockets(host: Host, plan: Plan) -> Check:
         parent = _nearest(host.sockets)
         if host.access(parent, os.W_OK | os.X_OK):
             return Check(name, OK, f"{host.sockets} will be made")
-        return Check(name, PROBLEM, f"{host.sockets} cannot be made: {parent} is not writable for uid {host.uid}", "set TMPDIR")
+        return Check(name, PROBLEM, f"{host.sockets} cannot be made: {parent} is not writable for uid {host.uid}",
+                     "set TMPDIR")
     if not stat.S_ISDIR(found.st_mode):
         return Check(name, PROBLEM, f"{host.sockets} is no directory", "remove it")
     if found.st_uid != host.uid or stat.S_IMODE(found.st_mode) & 0o077:
-        return Check(name, PROBLEM, f"{host.sockets} belongs to uid {found.st_uid} with mode {stat.S_IMODE(found.st_mode):o}, it must be "
-                                    f"private to uid {host.uid} (mode 700)", f"rm -r {host.sockets}")
+        mode = stat.S_IMODE(found.st_mode)
+        return Check(name, PROBLEM, f"{host.sockets} belongs to uid {found.st_uid} with mode {mode:o}, it must be private to "
+                                    f"uid {host.uid} (mode 700)", f"rm -r {host.sockets}")
     if not host.access(host.sockets, os.W_OK | os.X_OK):
         return Check(name, PROBLEM, f"{host.sockets} is not writable", f"chmod 700 {host.sockets}")
     return Check(name, OK, f"{host.sockets} is private and writable")
@@ -317,10 +325,12 @@ def state(host: Host, plan: Plan) -> Iterator[Check]:
         return  # of an engine that runs, only its configuration knows
     place = directory if os.path.exists(directory) else _nearest(directory)
     if not os.path.isdir(place) or not host.access(place, os.W_OK | os.X_OK):
-        yield Check(name, PROBLEM if plan.state_wanted else WARNING, f"{directory} cannot be written to: {place} is not a writable "
-                    f"directory for uid {host.uid}; a stateful handler needs it", "set state_dir")
+        yield Check(name, PROBLEM if plan.state_wanted else WARNING,
+                    f"{directory} cannot be written to: {place} is not a writable directory for uid {host.uid}; a stateful "
+                    f"handler needs it", "set state_dir")
     elif place == directory and os.stat(directory).st_mode & 0o002:
-        yield Check(name, WARNING, f"{directory} can be written to by everybody, and state is trusted", f"chmod o-w {directory}")
+        yield Check(name, WARNING, f"{directory} can be written to by everybody, and state is trusted",
+                    f"chmod o-w {directory}")
     else:
         yield Check(name, OK, f"{directory} " + ("is writable" if place == directory else "will be made"))
 
@@ -331,12 +341,12 @@ def _nearest(path: str) -> str:
     return path
 
 
-# ---- the rest --------------------------------------------------------------------------------------------------------------------
+# ---- the rest -------------------------------------------------------------------------------------------------------------
 
 
 def versions() -> Check:
-    return Check("versions", OK, f"shardmem {__version__}, layout {lib.SM_LAYOUT_VERSION}, Python {platform.python_version()}, numpy "
-                                 f"{np.__version__}, {sys.platform} {os.uname().release} {os.uname().machine}")
+    return Check("versions", OK, f"shardmem {__version__}, layout {lib.SM_LAYOUT_VERSION}, Python "
+                                 f"{platform.python_version()}, numpy {np.__version__}, Linux {os.uname().release} {os.uname().machine}")
 
 
 def stale(leftovers: Iterable[Finding]) -> Iterator[Check]:
@@ -348,7 +358,8 @@ def stale(leftovers: Iterable[Finding]) -> Iterator[Check]:
             yield Check("old engine", NOTE, f"engine {each.name}: {each.reason}", each.remedy)
     going = [each for each in found if each.action == REMOVE]
     if going:
-        yield Check("leftovers", NOTE, f"{len(going)} things with {size(sum(each.bytes for each in going))} are held by nobody",
+        taken = size(sum(each.bytes for each in going))
+        yield Check("leftovers", NOTE, f"{len(going)} things with {taken} are held by nobody",
                     "shardmem gc --dry-run, shardmem gc")
     elif not any(each.stranded or each.discardable for each in found):
         in_use = sum(each.kind == "engine" and each.action == KEEP for each in found)

@@ -118,7 +118,8 @@ class Host:
 
     def cpu_quota(self) -> float | None:
         """Cores; the least of the groups around this process."""
-        said = [text.split() for text, in self.cgroup("cpu", "cpu.max")] + list(self.cgroup("cpu", "cpu.cfs_quota_us", "cpu.cfs_period_us"))
+        said = [text.split() for text, in self.cgroup("cpu", "cpu.max")]
+        said += self.cgroup("cpu", "cpu.cfs_quota_us", "cpu.cfs_period_us")
         return min((int(quota) / int(period) for quota, period in said if quota.isdigit()), default=None)
 
     def process_room(self) -> int | None:

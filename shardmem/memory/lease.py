@@ -45,7 +45,7 @@ _FLOCK = struct.Struct("@hhqqi4x")  # struct flock: type, whence, start, length,
 
 
 def anything_held(descriptor: int, start: int = 0) -> bool:
-    """Whether another description holds any lock on the file, from `start` on: even one of a layout that is not known here."""
+    """Whether another description holds any lock on the file from `start` on; even one of a layout not known here."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 0, 0)
     return _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK
 

@@ -29,7 +29,8 @@ def test_every_check_has_name_level_finding_and_remedy(doctor):
     assert document["worst"] in ("ok", "note", "warning")
     for check in document["checks"]:
         assert {"name", "level", "found", "remedy"} == check.keys() and check["name"] and check["found"]
-        assert check["level"] in ("ok", "note", "warning", "problem") and bool(check["remedy"]) >= (check["level"] != "ok"), check
+        assert check["level"] in ("ok", "note", "warning",
+                                  "problem") and bool(check["remedy"]) >= (check["level"] != "ok"), check
     assert {"shared memory", "kernel", "cores"} <= {check["name"] for check in document["checks"]}
 
 

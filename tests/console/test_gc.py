@@ -43,7 +43,8 @@ class Daemon:
         self.workers = [shard["pid"] for shard in json.loads(self("status", name, "--json"))["shards"]]
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
-        done = subprocess.run([sys.executable, "-m", "shardmem", *arguments], cwd=self.directory, env=self.environment, text=True,
+        done = subprocess.run([sys.executable, "-m", "shardmem", *arguments], cwd=self.directory, env=self.environment,
+                              text=True,
                               capture_output=True, timeout=60)
         assert code == done.returncode, (done.returncode, done.stdout, done.stderr)
         return done.stdout + done.stderr
@@ -92,7 +93,8 @@ def daemon(engine_name):
 
 def test_a_running_engine_is_in_use_and_goes_on(daemon):
     assert {"engine"} == set(found := daemon.gc("--end-orphans"))
-    assert "keep" == found["engine"]["action"] and f"supervisor pid {daemon.process.pid}, 1 worker," in found["engine"]["reason"]
+    assert "keep" == found["engine"]["action"]
+    assert f"supervisor pid {daemon.process.pid}, 1 worker," in found["engine"]["reason"]
     assert f"engine {daemon.name!r} in use" in daemon("gc", "--discard", daemon.name, code=1)
     with shardmem.connect(daemon.name) as producer:
         producer.push(1, b"x")
@@ -132,7 +134,8 @@ def test_a_worker_that_does_not_end_is_reported_and_a_process_that_is_not_the_wo
     assert "keep" == engine.action and f"pid {daemon.workers[0]} got TERM and did not end within 0.1 s" in engine.remedy
 
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as bystander:
-        facts = dataclasses.replace(observe(daemon.name, places), workers=((0, bystander.pid),))  # as in another PID namespace
+        # as in another PID namespace
+        facts = dataclasses.replace(observe(daemon.name, places), workers=((0, bystander.pid),))
         said = _end_workers(facts, 5.0)
         assert f"pid {bystander.pid} cannot be seen from here" in said
         bystander.stdin.close()
@@ -155,7 +158,8 @@ def test_what_an_engine_that_died_holds_is_kept_with_the_number_of_its_events_un
     assert 2 == len(entries(daemon.name))
 
     would = daemon("gc", "--discard", daemon.name, "--dry-run")
-    assert f"would go engine {daemon.name}" in would and "; 3 events would be lost" in would and 2 == len(entries(daemon.name))
+    assert f"would go engine {daemon.name}" in would and "; 3 events would be lost" in would
+    assert 2 == len(entries(daemon.name))
     text = daemon("gc", "--discard", daemon.name)
     assert f"removed  engine {daemon.name}" in text and "freed" in text and "; 3 events lost" in text
     assert [] == entries(daemon.name)

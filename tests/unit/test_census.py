@@ -48,9 +48,11 @@ def young(facts: EngineFacts) -> EngineFacts:
     (DEAD, REMOVE, "nobody holds it, no event in flight (running)"),
     (but(DEAD, state="stopped"), REMOVE, "nobody holds it, no event in flight (stopped)"),
     (but(DEAD, in_flight=1234), KEEP, "1,234 events in flight (running, nobody holds it)"),
-    (but(DEAD, in_flight=1234, state="stopped"), KEEP, "1,234 events in flight"),  # 'stop --now' has promised them to the next run
+    # 'stop --now' has promised them to the next run
+    (but(DEAD, in_flight=1234, state="stopped"), KEEP, "1,234 events in flight"),
     (but(DEAD, in_flight=5, unreadable=2), KEEP, "2 of them in corrupt lanes that no run can read"),
-    (but(DEAD, supervisor=70, workers=((0, 71),), locked=True), KEEP, "in use: running, supervisor pid 70, 1 worker, 0 producers"),
+    (but(DEAD, supervisor=70, workers=((0, 71),), locked=True), KEEP,
+     "in use: running, supervisor pid 70, 1 worker, 0 producers"),
     (but(DEAD, **ORPHANS), KEEP, "has live workers (pids 71, 72) and no supervisor"),
     (but(DEAD, producers=((3, 80),), locked=True), KEEP, "has connected producers (pids 80), no supervisor and no worker"),
     (but(DEAD, locked=True), KEEP, "right now"),
@@ -116,7 +118,7 @@ def test_the_inboxes_of_a_segment_that_cannot_be_read_go_the_way_that_it_goes():
     assert (KEEP, 1020) == (kept.action, kept.bytes)
 
 
-# ---- real segments ------------------------------------------------------------------------------------------------------------
+# ---- real segments --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -240,7 +242,8 @@ def test_a_segment_of_another_layout_goes_only_by_name_and_only_when_nobody_lock
         file.seek(8)
         file.write(struct.pack("<I", 99))
         file.flush()
-        fcntl.fcntl(file, fcntl.F_OFD_SETLK, lease._FLOCK.pack(fcntl.F_WRLCK, 0, 12345, 1, 0))  # wherever that layout has its locks
+        # wherever that layout has its locks
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, lease._FLOCK.pack(fcntl.F_WRLCK, 0, 12345, 1, 0))
         locked, = gc(places, [engine.name])
         with pytest.raises(ShardmemError, match="layout version 99.*holds a lease.*not discarded"):
             gc(places, discard=engine.name)
@@ -297,7 +300,7 @@ def test_entries_that_are_no_engines_are_named_and_left_alone(name, places):
     assert os.path.exists(path)
 
 
-# ---- nobody can come in between -------------------------------------------------------------------------------------------------
+# ---- nobody can come in between -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("everything", [True, False])
@@ -338,9 +341,11 @@ print(removed)
 
 def test_gc_never_takes_a_segment_from_a_supervisor_that_has_taken_it(name, places, monkeypatch):
     """Supervisors come and vanish, gc runs all the time: who has the role has the segment of that name, and its inbox."""
-    supervisor = Supervisor(Config.of(name=name, handler="json:loads", lane_bytes=4096, max_shards=1), HandlerRef.of("json:loads"))
+    supervisor = Supervisor(Config.of(name=name, handler="json:loads", lane_bytes=4096, max_shards=1),
+                            HandlerRef.of("json:loads"))
     chance, refused = random.Random(1), 0
-    with subprocess.Popen([sys.executable, "-c", COLLECTOR, name, places.sockets], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    with subprocess.Popen([sys.executable, "-c", COLLECTOR, name, places.sockets], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE,
                           text=True) as collector:
         assert "ready\n" == collector.stdout.readline()
         for life in range(60):

@@ -16,7 +16,8 @@ from shardmem.control.host import TRIALS, Host
 from shardmem.memory.control import memory_needs
 
 MIB = 1 << 20
-PLAN = Plan("e", shards=2, most_shards=4, producers=8, control_bytes=MIB, inbox_bytes=4096, lane_bytes=MIB)  # 3 MiB .. 33 MiB
+# 3 MiB .. 33 MiB
+PLAN = Plan("e", shards=2, most_shards=4, producers=8, control_bytes=MIB, inbox_bytes=4096, lane_bytes=MIB)
 
 
 @pytest.fixture
@@ -31,8 +32,10 @@ def host(tmp_path):
         shm, sockets = tmp_path / "shm", tmp_path / "sockets"
         shm.mkdir(exist_ok=True)
         sockets.mkdir(mode=0o700, exist_ok=True)
-        settings = dict(root=str(tmp_path), shm=str(shm), sockets=str(sockets), uid=os.geteuid(), environ={}, statvfs=lambda path: room(),
-                        limit=lambda what: (resource.RLIM_INFINITY,) * 2, cores=lambda: 8, trials={"works": lambda path: None})
+        settings = dict(root=str(tmp_path), shm=str(shm), sockets=str(sockets), uid=os.geteuid(), environ={},
+                        statvfs=lambda path: room(),
+                        limit=lambda what: (resource.RLIM_INFINITY,) * 2, cores=lambda: 8,
+                        trials={"works": lambda path: None})
         return Host(**{**settings, **changes})
 
     return make
@@ -51,12 +54,14 @@ def expect(check: Check, level: str, *parts: str) -> None:
     assert check.remedy or level == "ok", f"no remedy: {said}"
 
 
-# ---- memory --------------------------------------------------------------------------------------------------------------------
+# ---- memory ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("free, total, level, parts", [
-    (64, 64, "ok", ["64.0 MiB free of 64.0 MiB", "2.0 MiB per producer at 2 shards", "33.0 MiB with 8 producers at 4 shards"]),
-    (20, 64, "warning", ["4 of 8 producers fit at all shards", "size=78m", "--shm-size"]),  # 64 - 20 used by others, 34 to be used
+    (64, 64, "ok", ["64.0 MiB free of 64.0 MiB", "2.0 MiB per producer at 2 shards",
+                    "33.0 MiB with 8 producers at 4 shards"]),
+    # 64 - 20 used by others, 34 to be used
+    (20, 64, "warning", ["4 of 8 producers fit at all shards", "size=78m", "--shm-size"]),
     (4, 64, "warning", ["0 of 8 producers fit at all shards"]),
     (3, 64, "problem", ["not one producer fits", "lower lane_bytes"]),
     (0, 0, "ok", ["no limit"]),
@@ -94,7 +99,8 @@ def test_shared_memory_on_a_disk_is_a_warning(host, tmp_path):
 
 def groups(**files: str) -> dict[str, str]:
     """A process in /a/b of cgroups of version 2; of /a only is known what is said, and of the root nothing."""
-    return {"/proc/self/cgroup": "0::/a/b\n", **{f"/sys/fs/cgroup/a/{name.replace('__', '.')}": text for name, text in files.items()}}
+    return {"/proc/self/cgroup": "0::/a/b\n", **{f"/sys/fs/cgroup/a/{name.replace('__', '.')}": text for name,
+                                                 text in files.items()}}
 
 
 @pytest.mark.parametrize("files, level, part", [
@@ -104,14 +110,16 @@ def groups(**files: str) -> dict[str, str]:
     (groups(memory__max=f"{20 * MIB}\n"), "warning", "would kill a process"),
     (groups(memory__max=f"{2 * MIB}\n"), "problem", "not one producer fits"),
     ({**groups(memory__max=f"{64 * MIB}\n"), "/sys/fs/cgroup/a/b/memory.max": f"{20 * MIB}"}, "warning", "allows 20.0 MiB"),
-    ({"/proc/self/cgroup": "7:memory:/x\n0::/\n", "/sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2 * MIB}"}, "problem", "2.0 MiB"),
-    ({"/proc/self/cgroup": "7:memory:/x\n", "/sys/fs/cgroup/memory/x/memory.limit_in_bytes": "9223372036854771712"}, "ok", "no memory"),
+    ({"/proc/self/cgroup": "7:memory:/x\n0::/\n", "/sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2 * MIB}"}, "problem",
+     "2.0 MiB"),
+    ({"/proc/self/cgroup": "7:memory:/x\n", "/sys/fs/cgroup/memory/x/memory.limit_in_bytes": "9223372036854771712"}, "ok",
+     "no memory"),
 ])
 def test_the_limits_of_memory_groups_of_either_version(host, files, level, part):
     expect(doctor.memory_group(host(files), PLAN), level, part)
 
 
-# ---- processes -------------------------------------------------------------------------------------------------------------------
+# ---- processes ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cores, files, level, part", [
@@ -159,7 +167,8 @@ def test_root_is_not_held_to_the_number_of_processes(host):
 
 
 @pytest.mark.parametrize("files, environ, level, part", [
-    ({}, {}, "ok", "none"), ({"/.dockerenv": ""}, {}, "note", "(docker)"), ({"/run/.containerenv": ""}, {}, "note", "(podman)"),
+    ({}, {}, "ok", "none"), ({"/.dockerenv": ""}, {}, "note", "(docker)"), ({"/run/.containerenv": ""}, {}, "note",
+                                                                            "(podman)"),
     ({}, {"KUBERNETES_SERVICE_HOST": "x"}, "note", "(Kubernetes)"),
 ])
 def test_containers(host, files, environ, level, part):
@@ -173,7 +182,7 @@ def test_a_pid_namespace_of_its_own_is_noted(host, tmp_path, namespace, level):
     expect(doctor.container(host()), level)
 
 
-# ---- the kernel --------------------------------------------------------------------------------------------------------------------
+# ---- the kernel -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("feature", list(TRIALS))
@@ -218,9 +227,11 @@ DROP = "logind.conf.d/10-ours.conf"
     (1000, {**LOGIND, "/etc/systemd/logind.conf": "[Login]\n#RemoveIPC=no\n"}, "warning", "the default"),
     (1000, {**LOGIND, "/etc/systemd/logind.conf": "[Login]\nRemoveIPC=no\n"}, "ok", "no (/etc/systemd/logind.conf)"),
     (1000, {**LOGIND, "/etc/systemd/logind.conf": "[Other]\nRemoveIPC=no\n"}, "warning", "the default"),
-    (1000, {**LOGIND, "/etc/systemd/logind.conf": "[Login]\nRemoveIPC=yes\n", f"/etc/systemd/{DROP}": "[Login]\nRemoveIPC = off\n"},
+    (1000, {**LOGIND, "/etc/systemd/logind.conf": "[Login]\nRemoveIPC=yes\n",
+            f"/etc/systemd/{DROP}": "[Login]\nRemoveIPC = off\n"},
      "ok", f"no (/etc/systemd/{DROP})"),
-    (1000, {**LOGIND, f"/etc/systemd/{DROP}": "[Login]\nRemoveIPC=yes\n", f"/usr/lib/systemd/{DROP}": "[Login]\nRemoveIPC=no\n"},
+    (1000, {**LOGIND, f"/etc/systemd/{DROP}": "[Login]\nRemoveIPC=yes\n",
+            f"/usr/lib/systemd/{DROP}": "[Login]\nRemoveIPC=no\n"},
      "warning", f"yes (/etc/systemd/{DROP})"),
     (1000, {**LOGIND, "/var/lib/systemd/linger/ann": ""}, "ok", "lingers"),
 ])
@@ -228,7 +239,7 @@ def test_remove_ipc_concerns_people_and_not_system_users(host, uid, files, level
     expect(doctor.remove_ipc(host(files, uid=uid)), level, part)
 
 
-# ---- directories -----------------------------------------------------------------------------------------------------------------
+# ---- directories ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_socket_directory_must_be_private(host, tmp_path):
@@ -237,7 +248,8 @@ def test_the_socket_directory_must_be_private(host, tmp_path):
     (tmp_path / "sockets").chmod(0o755)
     expect(doctor.sockets(host(), PLAN), "problem", "with mode 755", "private")
     expect(doctor.sockets(host(sockets=str(tmp_path / "new")), PLAN), "ok", "will be made")
-    expect(doctor.sockets(host(sockets=str(tmp_path / "new"), access=lambda path, mode: False), PLAN), "problem", "cannot be made", "TMPDIR")
+    expect(doctor.sockets(host(sockets=str(tmp_path / "new"), access=lambda path, mode: False), PLAN), "problem",
+           "cannot be made", "TMPDIR")
     (tmp_path / "file").write_text("")
     expect(doctor.sockets(host(sockets=str(tmp_path / "file")), PLAN), "problem", "is no directory")
     (tmp_path / "sockets").chmod(0o700)
@@ -245,7 +257,8 @@ def test_the_socket_directory_must_be_private(host, tmp_path):
 
 
 def test_an_address_that_is_too_long_for_a_socket_is_a_problem(host):
-    expect(doctor.sockets(host(sockets="/" + "x" * 100), Plan(**{**vars(PLAN), "name": "e" * 2})), "problem", "109 bytes", "at most 107")
+    expect(doctor.sockets(host(sockets="/" + "x" * 100), Plan(**{**vars(PLAN), "name": "e" * 2})), "problem", "109 bytes",
+           "at most 107")
     expect(doctor.sockets(host(sockets="/" + "x" * 99), Plan(**{**vars(PLAN), "name": "e"})), "ok")
 
 
@@ -269,7 +282,7 @@ def test_a_state_directory_that_everybody_can_write_to_is_a_warning(host, tmp_pa
     assert [] == list(doctor.state(host(), PLAN)), "of an engine that runs it is not known"
 
 
-# ---- the rest ----------------------------------------------------------------------------------------------------------------------
+# ---- the rest -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("finding, level, part", [
@@ -277,7 +290,8 @@ def test_a_state_directory_that_everybody_can_write_to_is_a_warning(host, tmp_pa
     (Finding("engine", "x", KEEP, "in use: running"), "ok", "none; 1 engines are in use"),
     (Finding("engine", "x", REMOVE, "nobody holds it", bytes=2 * MIB), "note", "1 things with 2.0 MiB"),
     (Finding("engine", "x", KEEP, "layout version 1", discardable=True, remedy="discard it"), "note", "layout version 1"),
-    (Finding("engine", "x", KEEP, "3 events in flight", discardable=True, stranded=True, remedy="run it"), "warning", "3 events in flight"),
+    (Finding("engine", "x", KEEP, "3 events in flight", discardable=True, stranded=True, remedy="run it"), "warning",
+     "3 events in flight"),
 ])
 def test_leftovers(finding, level, part):
     check, = doctor.stale([finding] if finding else [])
@@ -289,7 +303,8 @@ def test_the_plan_is_what_a_real_engine_takes(loopback):
     plan = Plan.of_engine(engine.control)
     with engine.producer() as producer:
         producer.push_many(list(range(100)), [b"x"] * 100)  # opens both lanes
-        taken = [os.fstat(segment.descriptor).st_blocks * 512 for segment in (engine.control.segment, *(i.segment for i in engine.inboxes))]
+        taken = [os.fstat(segment.descriptor).st_blocks * 512 for segment in (engine.control.segment,
+                                                                              *(i.segment for i in engine.inboxes))]
 
     assert [plan.control_bytes, *[plan.inbox_bytes + plan.lane_bytes] * 2] == taken
     assert plan.least == sum(taken) and plan.worst == plan.base + 4 * 2 * ((1 << 16) + 4096)
@@ -298,13 +313,15 @@ def test_the_plan_is_what_a_real_engine_takes(loopback):
 
 def test_the_plan_of_a_configuration_is_that_of_its_engine(loopback):
     engine = loopback(dtype=[("k", "u8"), ("v", "f8")], key="k", shards=1, lane_bytes=1 << 16, max_producers=4)
-    config = Config.of(name=engine.name, handler="m:f", dtype=[("k", "u8"), ("v", "f8")], key="k", slots=64, lane_bytes="64KiB",
+    config = Config.of(name=engine.name, handler="m:f", dtype=[("k", "u8"), ("v", "f8")], key="k", slots=64,
+                       lane_bytes="64KiB",
                        max_producers=4, shards=1, max_shards=2, state_dir="/s")
     there, here = Plan.of_engine(engine.control), Plan.of_config(config)
 
     assert there == Plan(**{**vars(here), "state_directory": None, "state_wanted": False})
     assert here.state_wanted and "/s" == here.state_directory
-    assert (there.control_bytes, 4096, (1 << 16) + 4096) == memory_needs(config.schema, slots=64, max_shards=2, max_producers=4,
+    assert (there.control_bytes, 4096, (1 << 16) + 4096) == memory_needs(config.schema, slots=64, max_shards=2,
+                                                                         max_producers=4,
                                                                          lane_bytes=1 << 16)
 
 
