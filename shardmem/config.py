@@ -36,7 +36,8 @@ class Config:
                          power_of_two=True)
     shards: int | None = setting(None, "how many worker processes, for good", "number", least=1, most=1024,
                                  unset="from min_shards to max_shards")
-    min_shards: int = setting(1, "shards to start with when `shards` is not given, and the fewest", "number", least=1, most=1024)
+    min_shards: int = setting(1, "shards to start with when `shards` is not given, and the fewest", "number",
+                              least=1, most=1024)
     max_shards: int | None = setting(None, "how many shards there is room for", "number", least=1, most=1024,
                                      unset="the number of cores")
     lane_bytes: int = setting(1 << 20, "ring of each producer to each shard; half of it is the largest event", "bytes",
@@ -51,8 +52,8 @@ class Config:
     state_dir: str | None = setting(None, "directory of the state of stateful handlers, and of the quarantine",
                                     unset="a private directory below the temporary one")
     auto_scale: bool = setting(True, "whether the policy may change the number of shards", "switch")
-    policy: Any = setting(None, "when to scale: default, high_throughput, conservative, or in a file a table [policy]", "object",
-                          unset="default")
+    policy: Any = setting(None, "when to scale: default, high_throughput, conservative, or in a file a table [policy]",
+                          "object", unset="default")
     strategy: Any = setting(None, "where slots go: least_load, least_slots, or module:Class of your own", "object",
                             unset="least_load")
     on_error: str = setting("retry", "when the handler raises: try again and set aside in the end, set aside at once, or stop",

@@ -49,6 +49,9 @@ def main() -> None:
       shardmem scale 3; shardmem move 17,40-60 --to 1   while events flow
       shardmem quarantine list                          events that failed again and again
       shardmem stop ticks
+      shardmem doctor engine.toml                       will it run well here?
+      shardmem config engine.toml                       what is set, and where
+      shardmem gc                                       remove what nobody holds
     """
 
 
@@ -284,6 +287,65 @@ def ingest(files: tuple[str, ...], engine: str | None, form: str, key: str | Non
         click.echo(f"{work.events:,} events in {meter.seconds:.2f} s ({count(summary['rate'])}/s)"
                    + (f", {work.skipped:,} records skipped" if work.skipped else "")
                    + (", all handled" if wait else ""))
+
+
+@main.command()
+@click.argument("engines", nargs=-1)
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--end-orphans", is_flag=True, help="TERM to workers whose supervisor is gone; then look at their engine.")
+@click.option("--discard", metavar="NAME", help="Remove this one engine's memory; accepted events in it are lost.")
+@as_json
+def gc(engines: tuple[str, ...], dry_run: bool, end_orphans: bool, discard: str | None, as_json: bool) -> None:
+    """Remove shared memory and sockets that nobody holds, of ENGINES or of all, and say what and why.
+
+    What holds accepted events is kept, because a run of the same engine handles them; state files are not touched.
+    """
+    from shardmem.console.render import collected
+    from shardmem.control.census import Places
+    from shardmem.control.collect import gc as collect
+
+    found = [each.describe() for each in
+             collect(Places(), engines, dry_run=dry_run, end_orphans=end_orphans, discard=discard)]
+    if as_json:
+        freed = sum(each["bytes"] for each in found if each["done"])
+        click.echo(json.dumps({"dry_run": dry_run, "freed": freed, "findings": found}, indent=2))
+    else:
+        click.echo(collected(found, dry_run))
+
+
+@main.command()
+@click.argument("target", required=False)
+@as_json
+def doctor(target: str | None, as_json: bool) -> None:
+    """Look whether an engine will run well here, and say what to change. Exit code 1 if there is a problem.
+
+    TARGET is engine.toml, module:handler or the name of an engine that is here; without it, the default settings.
+    """
+    from shardmem.console.render import checks as rendered
+    from shardmem.control.census import Places, census, judge
+    from shardmem.control.doctor import PROBLEM, Plan, examine, worst_of
+    from shardmem.control.host import Host
+    from shardmem.memory.control import Control
+
+    places = Places()
+    engines, others = census(places)
+    held = {facts.name: sum(inbox.file.bytes for inbox in facts.inboxes) + facts.control.bytes for facts in engines
+            if facts.control}
+    if target is not None and not target.endswith(".toml") and ":" not in target:
+        control = Control.attach(target)
+        plan = Plan.of_engine(control, held.get(target, 0))
+        control.close()
+    else:
+        config, _ = _configured(target, {"name": None} if target else {"name": "engine", "handler": "none:none"})
+        plan = Plan.of_config(config, held.get(config.name, 0))
+    checks = examine(Host(), plan, [*(each for facts in engines for each in judge(facts, places.uid)), *others])
+    if as_json:
+        click.echo(json.dumps({"engine": plan.name, "worst": worst_of(checks),
+                               "checks": [each.describe() for each in checks]}, indent=2))
+    else:
+        click.echo(rendered([each.describe() for each in checks]))
+    if worst_of(checks) == PROBLEM:
+        sys.exit(EXIT_FAILED)
 
 
 @main.command()

@@ -233,6 +233,18 @@ def _ranges(geometry: Any) -> list[tuple[int, int]]:
     return [(offsets[i], lengths[i]) for i in range(lib.sm_control_ranges(geometry, offsets, lengths))]
 
 
+def memory_needs(schema: Schema, *, slots: int, max_shards: int, max_producers: int, lane_bytes: int) -> tuple[int, int,
+                                                                                                               int]:
+    """Bytes that will be backed by memory: of the control segment, of an inbox without lanes, of one lane."""
+    geometry = ffi.new("sm_geometry *", dict(lane_bytes=lane_bytes, slots=slots, max_shards=max_shards, name_bytes=1,
+                                             schema_bytes=2, max_producers=max_producers, **schema.geometry()))
+    if lib.sm_geometry_complete(geometry) != lib.SM_OK:
+        raise ConfigError(f"slots={slots}, max_shards={max_shards}, max_producers={max_producers}, lane_bytes={lane_bytes} "
+                          f"do not fit together")
+    pages = {page for offset, length in _ranges(geometry) for page in range(offset // PAGE, -(-(offset + length) // PAGE))}
+    return PAGE * len(pages | {0}), PAGE, geometry.lane_stride
+
+
 class Inbox:
     """The inbox segment of one shard: a header and one lane per seat."""
 
