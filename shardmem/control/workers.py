@@ -191,7 +191,7 @@ class Workers:
         past.restart_at, past.given_up = None, reason
         self._control.set_shard_state(shard, "failed")
         if worker is None or not worker.failure:  # it has not said so itself, and cannot any more
-            text = reason.encode()[:lib.SM_ERROR_BYTES]
+            text = reason.encode()
             lib.sm_shard_note(self._control.address, shard, text, len(text))
         if shard not in self._awaited:
             self._failed(shard, reason)
