@@ -168,10 +168,8 @@ class Workers:
             how = worker.how_it_ended()
             if worker.exit_code == 0:
                 how += " though nobody had told it to end; perhaps somebody sent it TERM"
-            inbox = self._inboxes[shard]
-            progress = sum(lane.accepted - lane.in_flight for lane in inbox.lanes())
             in_hand = view.pid == worker.pid and view.batch_since_ns != 0
-            self._died(shard, Life(how, worker.ready, in_hand, time.monotonic() - worker.spawned_at, progress), worker)
+            self._died(shard, Life(how, worker.ready, in_hand, time.monotonic() - worker.spawned_at, view.rows), worker)
 
     def _died(self, shard: int, life: Life, worker: WorkerProcess | AdoptedWorker | None) -> None:
         past = self._pasts[shard]
