@@ -129,6 +129,8 @@ class Config:
         within("batch_rows", 1, 1 << 20)
         within("spin_us", 0, 1_000_000)
         within("max_restarts", 0, 1_000_000)
+        if self.stall_timeout < 0.25:
+            found.append(f"stall_timeout={self.stall_timeout:g} is less than 0.25 s: an idle worker gives a sign every 0.1 s")
         for key in ("slots", "lane_bytes"):
             value = getattr(self, key)
             if isinstance(value, int) and value > 0 and value & (value - 1):

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import time
+from dataclasses import asdict
 from typing import Any, Callable, Coroutine
 
 from shardmem.config import Config
@@ -23,11 +24,12 @@ from shardmem.control.commands import Commands
 from shardmem.control.handoffs import Handoffs
 from shardmem.control.pilot import Pilot
 from shardmem.control.shards import DRAIN_POLL, Shards
+from shardmem.control.stuck import Stuck
 from shardmem.control.takeover import check_fit, find_shards, take_role
 from shardmem.control.workers import Workers
 from shardmem.memory.control import Inbox
 from shardmem.memory.native import lib, point
-from shardmem.policy import DecisionKind
+from shardmem.policy import DecisionKind, Limits
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.snapshot import Observer
 
@@ -76,6 +78,9 @@ class Supervisor:
                                changed=self._news, failed=self.shard_failed)
         self.shards = Shards(self.control, self._observer, self._inboxes, self.workers, lambda: self._stop_now)
         self.shards.handoffs = self.handoffs = Handoffs(self.control, self.shards.give_orders)
+        config = self.config
+        self.limits = Limits(config.stall_timeout, config.batch_deadline, config.boot_timeout)
+        tending = _noted("looking after the workers", self._tend(Stuck(self.control, self.workers, self.limits)))
         self.commands = Commands(self)
         api = Api(self.config.name, self.commands.by_name())
         try:
@@ -98,6 +103,7 @@ class Supervisor:
             await self._stop_workers(gently=not self._stop_now)
             return self._finish(booted)
         finally:
+            tending.cancel()
             for number in SIGNALS:
                 self._loop.remove_signal_handler(number)
             self._lease.release()
@@ -175,15 +181,16 @@ class Supervisor:
 
     def _in_background(self, what: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
         """A task whose failure goes to the log: nobody else waits for it."""
-        def ended(task: asyncio.Task) -> None:
-            self._tasks.discard(task)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                log.error("%s failed: %s", what, error, exc_info=None if isinstance(error, ShardmemError) else error)
-
-        task = asyncio.create_task(work)
+        task = _noted(what, work)
         self._tasks.add(task)
-        task.add_done_callback(ended)
+        task.add_done_callback(self._tasks.discard)
         return task
+
+    async def _tend(self, stuck: Stuck) -> None:
+        """As long as there are workers, while the engine drains too."""
+        while True:
+            stuck.look()
+            await asyncio.sleep(TICK)
 
     async def _watch(self) -> None:
         following: asyncio.Task | None = None
@@ -206,9 +213,7 @@ class Supervisor:
 
     def _post(self) -> None:
         """What is known here and not in any word, for whoever reads the status. Without the lives, if all is too much."""
-        config = self.config
-        board = {**self.pilot.describe(), "limits": {"stall": config.stall_timeout, "batch": config.batch_deadline,
-                                                     "boot": config.boot_timeout}}
+        board = {**self.pilot.describe(), "limits": asdict(self.limits)}
         for extra in ({"lives": self.workers.describe()}, {}):
             text = json.dumps({**board, **extra}).encode()
             if len(text) <= lib.SM_BOARD_BYTES:
@@ -318,3 +323,13 @@ class Supervisor:
         self.error = error
         log.error("%s", error)
         return code
+
+
+def _noted(what: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
+    def ended(task: asyncio.Task) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s failed: %s", what, error, exc_info=None if isinstance(error, ShardmemError) else error)
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(ended)
+    return task

@@ -44,7 +44,7 @@ class Workers:
     def __init__(self, control: Control, inboxes: dict[int, Inbox], config: Config, handler: HandlerRef, *,
                  told_to_end: Callable[[int], bool], changed: Callable[[], None], failed: Callable[[int, str], None]) -> None:
         self._control, self._inboxes, self.config, self.handler = control, inboxes, config, handler
-        self._told_to_end, self._changed, self._failed = told_to_end, changed, failed
+        self.told_to_end, self._changed, self._failed = told_to_end, changed, failed
         self._loop = asyncio.get_running_loop()
         self._restarts = Restarts(config.max_restarts, config.restart_window)
         self._living: dict[int, WorkerProcess | AdoptedWorker] = {}
@@ -88,7 +88,7 @@ class Workers:
 
     def _spawn(self, shard: int) -> None:
         past = self._pasts[shard]
-        if self._told_to_end(shard):
+        if self.told_to_end(shard):
             past.restart_at = None
             return
         if self._control.worker_alive(shard):
@@ -154,19 +154,21 @@ class Workers:
         shard = worker.shard
         if self._living.get(shard) is not worker:
             return
-        if self._told_to_end(shard):
+        if self.told_to_end(shard):
             if worker.failure:
                 self._give_up(shard, worker.failure, worker)
             elif worker.exit_code and not worker.killed:
                 log.warning("shard %d: worker pid %d had been told to end, and did so by %s", shard, worker.pid, worker.how_it_ended())
         elif worker.failure:
             self._give_up(shard, worker.failure, worker)
-        elif worker.obeyed:
+        elif worker.obeyed and not worker.told:
             self.start(shard)
         else:
             view = self._control.view_shard(shard)
             how = worker.how_it_ended()
-            if worker.exit_code == 0:
+            if worker.told:
+                how = f"{worker.told}; {how}"
+            elif worker.exit_code == 0:
                 how += " though nobody had told it to end; perhaps somebody sent it TERM"
             inbox = self._inboxes[shard]
             progress = sum(lane.accepted - lane.in_flight for lane in inbox.lanes())
