@@ -50,6 +50,9 @@ class Config:
     restart_window: float = 60.0
     stall_timeout: float = 30.0
     batch_deadline: float | None = None
+    recycle_batches: int | None = None
+    recycle_age: float | None = None
+    recycle_rss: int | None = None
 
     @property
     def elastic(self) -> bool:
@@ -92,14 +95,14 @@ class Config:
             faults.append(f"{key} is not a setting{f'; did you mean {near[0]}?' if near else ''}")
         values = {key: value for key, value in values.items() if key in known}
         for key in ("slots", "shards", "min_shards", "max_shards", "lane_bytes", "max_producers", "batch_rows", "spin_us",
-                    "max_restarts"):
+                    "max_restarts", "recycle_batches", "recycle_rss"):
             if values.get(key) is not None:
                 values[key] = _whole(key, values[key], cls.__dataclass_fields__[key].default, faults)
         _plain_policy(values)
         if isinstance(values.get("auto_scale"), str):  # from the environment
             values["auto_scale"] = {"true": True, "1": True, "false": False, "0": False}.get(values["auto_scale"].lower(),
                                                                                              values["auto_scale"])
-        for key in ("boot_timeout", "drain_timeout", "restart_window", "stall_timeout", "batch_deadline"):
+        for key in ("boot_timeout", "drain_timeout", "restart_window", "stall_timeout", "batch_deadline", "recycle_age"):
             if values.get(key) is not None:
                 values[key] = _duration(key, values[key], faults)
         for key in ("name", "handler"):
@@ -129,6 +132,8 @@ class Config:
         within("batch_rows", 1, 1 << 20)
         within("spin_us", 0, 1_000_000)
         within("max_restarts", 0, 1_000_000)
+        within("recycle_batches", 1, 1 << 62)
+        within("recycle_rss", 1, 1 << 62)
         if self.stall_timeout < 0.25:
             found.append(f"stall_timeout={self.stall_timeout:g} is less than 0.25 s: an idle worker gives a sign every 0.1 s")
         for key in ("slots", "lane_bytes"):

@@ -82,10 +82,9 @@ def _settings(command: Callable) -> Callable:
 def run(target: str, as_json: bool, **flags: Any) -> None:
     """Run an engine until it is stopped. TARGET is engine.toml or module:handler.
 
-    TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; TTIN and
-    TTOU are one shard more and one fewer.
+    TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; HUP reads the
+    configuration again and replaces the workers one by one; TTIN and TTOU are one shard more and one fewer.
     """
-    from shardmem.config import load
     from shardmem.control.supervisor import Supervisor
     from shardmem.memory.native import arm_from_environment
     from shardmem.runtime.handler import HandlerRef
@@ -93,13 +92,7 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     arm_from_environment()
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    if target.endswith(".toml"):
-        config = load(target, flags)
-    elif ":" in target:
-        flags["name"] = flags["name"] or os.environ.get("SHARDMEM_NAME") or target.partition(":")[0].rpartition(".")[2]
-        config = load(None, {"handler": target, **flags})
-    else:
-        raise click.UsageError(f"{target!r} is neither a file that ends in .toml nor module:handler")
+    config = _config_of(target, flags)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr,
                         format=f"%(asctime)s shardmem[{config.name}] %(levelname)s %(message)s")
 
@@ -110,7 +103,11 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
             click.echo(f"engine {config.name} is running: {len(document['shards'])} shards. Push with "
                        f"shardmem.connect({config.name!r}); stop with 'shardmem stop {config.name}' or Ctrl-C", err=True)
 
-    supervisor = Supervisor(config, HandlerRef.of(config.handler), on_ready=ready)
+    def read_again() -> tuple[Any, HandlerRef]:
+        config = _config_of(target, flags)
+        return config, HandlerRef.of(config.handler)
+
+    supervisor = Supervisor(config, HandlerRef.of(config.handler), on_ready=ready, read_again=read_again)
     code = asyncio.run(supervisor.run())
     if as_json:
         click.echo(json.dumps({"event": "ended", "code": code, "status": supervisor.outcome,
@@ -120,6 +117,18 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
 
         click.echo(accounting_line(supervisor.outcome["accounting"]), err=True)
     sys.exit(code)
+
+
+def _config_of(target: str, flags: dict[str, Any]) -> Any:
+    """Of engine.toml or module:handler, SHARDMEM_* variables and flags, as they are now."""
+    from shardmem.config import load
+
+    if target.endswith(".toml"):
+        return load(target, flags)
+    if ":" not in target:
+        raise click.UsageError(f"{target!r} is neither a file that ends in .toml nor module:handler")
+    name = flags["name"] or os.environ.get("SHARDMEM_NAME") or target.partition(":")[0].rpartition(".")[2]
+    return load(None, {"handler": target, **flags, "name": name})
 
 
 @main.command()
@@ -228,6 +237,14 @@ def move(slots: str, to: int, name: str | None, as_json: bool) -> None:
 def rebalance(name: str | None, as_json: bool) -> None:
     """Even out the slots over the shards, with the fewest moves."""
     _ask(name, as_json, "rebalance")
+
+
+@main.command()
+@engine_option
+@as_json
+def reload(name: str | None, as_json: bool) -> None:
+    """Replace every worker by a fresh one, with what the configuration file and the handler's module say now."""
+    _ask(name, as_json, "reload")
 
 
 @main.command()

@@ -33,8 +33,8 @@ class _Case:
 class Stuck:
     """`look` is called four times a second."""
 
-    def __init__(self, control: Control, workers: Workers, limits: Limits) -> None:
-        self._control, self._workers, self.limits = control, workers, limits
+    def __init__(self, control: Control, workers: Workers) -> None:
+        self._control, self._workers, self.limits = control, workers, Limits()
         self._cases: dict[int, _Case] = {}
 
     def look(self) -> None:

@@ -49,6 +49,7 @@ class Workers:
         self._restarts = Restarts(config.max_restarts, config.restart_window)
         self._living: dict[int, WorkerProcess | AdoptedWorker] = {}
         self._pasts: dict[int, Past] = {}
+        self._given: dict[int, tuple[Config, HandlerRef]] = {}  # what the workers of a shard are started with, reload or not
         self._awaited: set[int] = set()  # shards that somebody waits for, who is told when one is given up
 
     # ---- what there is -----------------------------------------------------------------------------------------------------
@@ -94,10 +95,10 @@ class Workers:
         if self._control.worker_alive(shard):
             past.timer = self._loop.call_later(LEASE_POLL, self._spawn, shard)
             return
-        config = self.config
+        config, handler = self._given.setdefault(shard, (self.config, self.handler))
         try:
             self._living[shard] = WorkerProcess(
-                self._loop, config.name, shard, self.handler, batch_rows=config.batch_rows, spin_us=config.spin_us,
+                self._loop, config.name, shard, handler, batch_rows=config.batch_rows, spin_us=config.spin_us,
                 state_file=config.state_file, ended=past.last_exit, previous_exit=past.last_code,
                 on_report=lambda worker, report: self._changed(), on_exit=self._exited)
         except OSError as error:
@@ -138,6 +139,18 @@ class Workers:
         if (past := self._pasts.pop(shard, None)) is not None:
             self._cancel(past)
         self._restarts.forget(shard)
+        self._given.pop(shard, None)
+
+    def renew(self, shard: int) -> None:
+        """A shard that was given up gets another chance, with what is in force now."""
+        self._restarts.forget(shard)
+        self._given.pop(shard, None)
+        self._control.set_shard_state(shard, "active")
+        self.start(shard)
+
+    def take(self, config: Config) -> None:
+        """The limits of restarts as they are now."""
+        self._restarts.most, self._restarts.window = config.max_restarts, config.restart_window
 
     def stop_starting(self) -> None:
         for past in self._pasts.values():

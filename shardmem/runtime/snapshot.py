@@ -66,7 +66,7 @@ class Observer:
         control, view = self.control, self.control.view_engine()
         now, (before, last) = time.monotonic(), self._last
         slot_owner, _ = control.slot_table()
-        owned = np.bincount(slot_owner[slot_owner < control.max_shards], minlength=control.max_shards)
+        owned = np.bincount(slot_owner[slot_owner < control.room], minlength=control.room)
         shards, by_seat, counts = [], {}, {}
         board = self.board()
         lives, limits = board.pop("lives"), Limits(**board.pop("limits"))
@@ -114,7 +114,7 @@ class Observer:
 
     def _retired(self) -> tuple[int, int, int, int]:
         """Accepted, handled, quarantined and shed in inboxes that are gone, of all shards that ever were."""
-        views = [self.control.view_shard(shard) for shard in range(self.control.max_shards)]
+        views = [self.control.view_shard(shard) for shard in range(self.control.room)]
         return (sum(view.retired_accepted for view in views), sum(view.retired_handled for view in views),
                 sum(view.retired_quarantined for view in views), sum(view.retired_shed for view in views))
 
