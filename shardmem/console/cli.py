@@ -74,8 +74,8 @@ class _WithSettings(click.Command):
 def run(target: str, as_json: bool, **flags: Any) -> None:
     """Run an engine until it is stopped. TARGET is engine.toml or module:handler.
 
-    TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; TTIN and
-    TTOU are one shard more and one fewer.
+    TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; HUP reads the
+    configuration again and replaces the workers one by one; TTIN and TTOU are one shard more and one fewer.
     """
     from shardmem.control.supervisor import Supervisor
     from shardmem.memory.native import arm_from_environment
@@ -93,7 +93,11 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
             click.echo(f"engine {config.name} is running: {len(document['shards'])} shards. Push with "
                        f"shardmem.connect({config.name!r}); stop with 'shardmem stop {config.name}' or Ctrl-C", err=True)
 
-    supervisor = Supervisor(config, HandlerRef.of(config.handler), on_ready=ready)
+    def read_again() -> tuple[Any, HandlerRef]:
+        config, _ = _configured(target, flags)
+        return config, HandlerRef.of(config.handler)
+
+    supervisor = Supervisor(config, HandlerRef.of(config.handler), on_ready=ready, read_again=read_again)
     code = asyncio.run(supervisor.run())
     if as_json:
         click.echo(json.dumps({"event": "ended", "code": code, "status": supervisor.outcome,
@@ -246,6 +250,14 @@ def move(slots: str, to: int, name: str | None, as_json: bool) -> None:
 def rebalance(name: str | None, as_json: bool) -> None:
     """Even out the slots over the shards, with the fewest moves."""
     _ask(name, as_json, "rebalance")
+
+
+@main.command()
+@engine_option
+@as_json
+def reload(name: str | None, as_json: bool) -> None:
+    """Replace every worker by a fresh one, with what the configuration file and the handler's module say now."""
+    _ask(name, as_json, "reload")
 
 
 @main.command()
