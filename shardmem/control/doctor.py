@@ -312,8 +312,8 @@ def sockets(host: Host, plan: Plan) -> Check:
         return Check(name, PROBLEM, f"{host.sockets} is no directory", "remove it")
     if found.st_uid != host.uid or stat.S_IMODE(found.st_mode) & 0o077:
         mode = stat.S_IMODE(found.st_mode)
-        return Check(name, PROBLEM, f"{host.sockets} belongs to uid {found.st_uid} with mode {mode:o}, it must be private to "
-                                    f"uid {host.uid} (mode 700)", f"rm -r {host.sockets}")
+        return Check(name, PROBLEM, f"{host.sockets} belongs to uid {found.st_uid} with mode {mode:o}, it must be private "
+                                    f"to uid {host.uid} (mode 700)", f"rm -r {host.sockets}")
     if not host.access(host.sockets, os.W_OK | os.X_OK):
         return Check(name, PROBLEM, f"{host.sockets} is not writable", f"chmod 700 {host.sockets}")
     return Check(name, OK, f"{host.sockets} is private and writable")
@@ -346,7 +346,8 @@ def _nearest(path: str) -> str:
 
 def versions() -> Check:
     return Check("versions", OK, f"shardmem {__version__}, layout {lib.SM_LAYOUT_VERSION}, Python "
-                                 f"{platform.python_version()}, numpy {np.__version__}, Linux {os.uname().release} {os.uname().machine}")
+                                 f"{platform.python_version()}, numpy {np.__version__}, Linux "
+                                 f"{os.uname().release} {os.uname().machine}")
 
 
 def stale(leftovers: Iterable[Finding]) -> Iterator[Check]:

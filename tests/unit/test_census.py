@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import os
 import random
@@ -286,6 +287,18 @@ def test_a_dead_socket_goes_and_one_that_answers_stays(name, places):
     state.write_text("state")
     assert gc(places, [name])[0].done and not os.path.exists(path)
     assert state.exists() and [] == entries(name)
+
+
+@pytest.mark.parametrize("broken, part", [("unlink", "cannot be removed: Read-only"), ("open", "cannot be locked: Read-only")])
+def test_what_cannot_be_removed_is_kept_and_says_why(name, places, monkeypatch, broken, part):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    Path(path_of(inbox_name(name, 0, 3))).write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr(collect.os, broken, refuse) if broken == "open" else patch.setattr(collect, "_unlink", refuse)
+        kept, = gc(places, [name])
+    assert KEEP == kept.action and part in kept.reason and not kept.done
 
 
 def test_entries_that_are_no_engines_are_named_and_left_alone(name, places):
