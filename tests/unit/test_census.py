@@ -107,7 +107,8 @@ def test_what_becomes_of_strays_and_sockets(facts, action, part):
 
 
 @pytest.mark.parametrize("facts", [
-    but(DEAD, supervisor=70), but(DEAD, **ORPHANS), but(DEAD, producers=((0, 5),), locked=True), but(HALF, locked=True), but(OTHER, locked=True), but(DEAD, condition="unreadable"),
+    but(DEAD, supervisor=70, locked=True), but(DEAD, **ORPHANS), but(DEAD, producers=((0, 5),), locked=True),
+    but(HALF, locked=True), but(OTHER, locked=True), but(DEAD, condition="unreadable"),
 ])
 def test_strays_and_sockets_of_an_engine_that_has_a_supervisor_or_awaits_one_are_its_own_business(facts):
     assert 1 == len(judge(but(facts, inboxes=(FIRST, STRAY), socket=File("/run/e.sock")), uid=0))
@@ -289,7 +290,7 @@ def test_a_dead_socket_goes_and_one_that_answers_stays(name, places):
     assert state.exists() and [] == entries(name)
 
 
-@pytest.mark.parametrize("broken, part", [("unlink", "cannot be removed: Read-only"), ("open", "cannot be locked: Read-only")])
+@pytest.mark.parametrize("broken, part", [("unlink", "be removed: Read-only"), ("open", "be locked: Read-only")])
 def test_what_cannot_be_removed_is_kept_and_says_why(name, places, monkeypatch, broken, part):
     def refuse(*arguments, **options):
         raise OSError(errno.EROFS, "Read-only file system")
