@@ -54,18 +54,17 @@ class Plan:
     held: int = 0
 
     @classmethod
-    def of_config(cls, config: Config, held: int = 0) -> Plan:
+    def of_config(cls, config: Config) -> Plan:
         needs = memory_needs(config.schema, slots=config.slots, max_shards=config.most_shards,
                              max_producers=config.max_producers, lane_bytes=config.lane_bytes)
         return cls(config.name, config.start_shards, config.most_shards, config.max_producers, *needs,
-                   os.path.dirname(config.state_file), config.state_dir is not None, held)
+                   os.path.dirname(config.state_file), config.state_dir is not None)
 
     @classmethod
-    def of_engine(cls, control: Control, held: int = 0) -> Plan:
+    def of_engine(cls, control: Control) -> Plan:
         needs = memory_needs(control.schema, slots=control.slots, max_shards=control.max_shards,
                              max_producers=control.max_producers, lane_bytes=control.lane_bytes)
-        return cls(control.engine, max(1, len(control.known_shards())), control.max_shards, control.max_producers, *needs,
-                   held=held)
+        return cls(control.engine, max(1, len(control.known_shards())), control.max_shards, control.max_producers, *needs)
 
     @property
     def base(self) -> int:
