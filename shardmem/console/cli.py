@@ -333,7 +333,8 @@ def doctor(target: str | None, as_json: bool) -> None:
     engines, others = census(places)
     held = {facts.name: sum(inbox.file.bytes for inbox in facts.inboxes) + facts.control.bytes for facts in engines
             if facts.control}
-    checks = examine(Host(), replace(plan, held=held.get(plan.name, 0)), [*(each for facts in engines for each in judge(facts, places.uid)), *others])
+    leftovers = [*(each for facts in engines for each in judge(facts, places.uid)), *others]
+    checks = examine(Host(), replace(plan, held=held.get(plan.name, 0)), leftovers)
     if as_json:
         click.echo(json.dumps({"engine": plan.name, "worst": worst_of(checks),
                                "checks": [each.describe() for each in checks]}, indent=2))
