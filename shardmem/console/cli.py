@@ -333,24 +333,27 @@ def doctor(target: str | None, as_json: bool) -> None:
 
     TARGET is engine.toml, module:handler or the name of an engine that is here; without it, the default settings.
     """
+    from dataclasses import replace
+
     from shardmem.console.render import checks as rendered
     from shardmem.control.census import Places, census, judge
     from shardmem.control.doctor import PROBLEM, Plan, examine, worst_of
     from shardmem.control.host import Host
     from shardmem.memory.control import Control
 
+    if target is not None and not target.endswith(".toml") and ":" not in target:
+        control = Control.attach(target)
+        plan = Plan.of_engine(control)
+        control.close()
+    else:
+        config, _ = _configured(target, {"name": None} if target else {"name": "engine", "handler": "none:none"})
+        plan = Plan.of_config(config)
     places = Places()
     engines, others = census(places)
     held = {facts.name: sum(inbox.file.bytes for inbox in facts.inboxes) + facts.control.bytes for facts in engines
             if facts.control}
-    if target is not None and not target.endswith(".toml") and ":" not in target:
-        control = Control.attach(target)
-        plan = Plan.of_engine(control, held.get(target, 0))
-        control.close()
-    else:
-        config, _ = _configured(target, {"name": None} if target else {"name": "engine", "handler": "none:none"})
-        plan = Plan.of_config(config, held.get(config.name, 0))
-    checks = examine(Host(), plan, [*(each for facts in engines for each in judge(facts, places.uid)), *others])
+    leftovers = [*(each for facts in engines for each in judge(facts, places.uid)), *others]
+    checks = examine(Host(), replace(plan, held=held.get(plan.name, 0)), leftovers)
     if as_json:
         click.echo(json.dumps({"engine": plan.name, "worst": worst_of(checks),
                                "checks": [each.describe() for each in checks]}, indent=2))
