@@ -12,6 +12,7 @@ import shardmem
 from daemon import Daemon
 from recorder import payload
 from rig import PATIENCE, Log, Rig, drained, expect_clean, keys_of_shard, process_is_gone, wait_until
+from shardmem.config import Config
 from shardmem.control.process import python_command
 from shardmem.runtime.handler import HandlerRef
 
@@ -121,12 +122,13 @@ def test_a_successor_of_a_worker_that_is_only_stopped_is_refused_and_after_the_k
 def start_successor(rig: Rig, name: str) -> dict[str, Any]:
     """A worker process started by hand, as a supervisor would; what it reports."""
     read_end, write_end = os.pipe()
-    orders = {"engine": name, "shard": 0, "handler": asdict(HandlerRef.of("recorder:Recorder")), "batch_rows": 4096, "spin_us": 0,
-              "state_file": str(rig.directory / "state"), "reports": write_end, "ended": None, "previous_exit": None}
+    orders = {"engine": name, "shard": 0, "handler": asdict(HandlerRef.of("recorder:Recorder")),
+              "settings": Config.of(name=name, handler="recorder:Recorder").worker_settings(), "reports": write_end,
+              "ended": None, "previous_exit": None}
     process = subprocess.run(python_command("shardmem.runtime.worker"), input=json.dumps(orders).encode(), pass_fds=(write_end,),
                              env=rig.environment, stderr=subprocess.PIPE, timeout=PATIENCE)
     os.close(write_end)
     with os.fdopen(read_end) as reports:
         said = json.loads(reports.readline())
-    assert process.returncode == 3
+    assert process.returncode == 4
     return said
