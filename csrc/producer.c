@@ -65,9 +65,9 @@ static uint64_t load_parity(_Atomic uint64_t *word, uint32_t *parity)
 
 /* ---- life -------------------------------------------------------------------------------------------------- */
 
-sm_sender *sm_sender_new(void *control, uint32_t seat)
+/* g: as of sm_reader_new */
+sm_sender *sm_sender_new(void *control, const sm_geometry *g, uint32_t seat)
 {
-    const sm_geometry *g = &((sm_control *)control)->geometry;
     sm_sender *s = calloc(1, sizeof *s);
     if (!s)
         return NULL;
