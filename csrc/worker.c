@@ -17,9 +17,9 @@ enum {
     SOLO_BYTES = 1 << 15    /* from here on a copy costs more than a batch does */
 };
 
-sm_reader *sm_reader_new(void *control, void *inbox, uint32_t shard, uint32_t max_rows)
+/* g: the copy that was checked when the segment was attached; the one in memory may say anything by now */
+sm_reader *sm_reader_new(void *control, const sm_geometry *g, void *inbox, uint32_t shard, uint32_t max_rows)
 {
-    const sm_geometry *g = &((sm_control *)control)->geometry;
     sm_reader *r = calloc(1, sizeof *r);
     if (!r)
         return NULL;
@@ -679,11 +679,11 @@ static int concerns(uint64_t word, uint32_t shard, uint32_t phase)
  * source (found with Spin: FAULT_NUMBER_AFTER_HOLD in tests/model/handoff.pml). So the number is read before the hold and
  * after it; where another handoff has begun in between, its orders are still to come.
  */
-uint32_t sm_moves_at(const void *control, uint32_t shard, uint32_t phase, uint32_t *slots, uint64_t *numbers,
-                     uint32_t limit)
+uint32_t sm_moves_at(const void *control, const sm_geometry *g, uint32_t shard, uint32_t phase, uint32_t *slots,
+                     uint64_t *numbers, uint32_t limit)
 {
-    uint32_t n = 0, all = ((const sm_control *)control)->geometry.slots;
-    for (uint32_t s = 0; s < all && n < limit; s++) {
+    uint32_t n = 0;
+    for (uint32_t s = 0; s < g->slots && n < limit; s++) {
         const sm_move *m = sm_move_at(control, s);
         const sm_hold *hold = sm_hold_at(control, s);
         if (likely(!concerns(atomic_load_explicit(&hold->hold_word, memory_order_seq_cst), shard, phase)))

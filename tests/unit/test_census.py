@@ -21,6 +21,7 @@ from shardmem.control import census, collect
 from shardmem.control.census import KEEP, REMOVE, SKIP, EngineFacts, File, InboxFacts, Places, judge
 from shardmem.control.collect import Claim, gc
 from shardmem.control.supervisor import Supervisor
+from shardmem.control.takeover import take_role
 from shardmem.errors import AlreadyRunning, NotRunning, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.control import Control, Inbox
@@ -361,7 +362,7 @@ def test_gc_never_takes_a_segment_from_a_supervisor_that_has_taken_it(name, plac
         for life in range(40):
             while True:
                 try:
-                    supervisor._take_role()
+                    supervisor.control, supervisor._lease, _ = take_role(supervisor.config)
                     break
                 except AlreadyRunning:  # gc had just claimed it
                     refused += 1
