@@ -58,7 +58,7 @@ class Plan:
         needs = memory_needs(config.schema, slots=config.slots, max_shards=config.most_shards,
                              max_producers=config.max_producers, lane_bytes=config.lane_bytes)
         return cls(config.name, config.start_shards, config.most_shards, config.max_producers, *needs,
-                   os.path.dirname(config.state_file), config.state_dir is not None)
+                   config.directory, config.state_dir is not None)
 
     @classmethod
     def of_engine(cls, control: Control) -> Plan:

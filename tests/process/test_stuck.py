@@ -12,6 +12,7 @@ import shardmem
 from daemon import Daemon
 from recorder import payload
 from rig import PATIENCE, Log, Rig, drained, expect_clean, keys_of_shard, process_is_gone, wait_until
+from shardmem.config import Config
 from shardmem.control.process import python_command
 from shardmem.runtime.handler import HandlerRef
 
@@ -95,6 +96,16 @@ def test_a_worker_that_moves_again_in_time_is_left_alone(rig: Rig, engine_name: 
         assert shard_of(engine)["incarnation"] == before["incarnation"]
 
 
+def test_an_engine_ends_although_a_worker_is_stopped(rig: Rig, engine_name: str) -> None:
+    """It has been told to end, and cannot hear it."""
+    engine = rig.engine(engine_name, shards=2, stall_timeout=0.3).start()
+    with engine.producer() as producer, Log(rig.directory) as log:
+        push(producer, log, 1, range(5))
+        producer.flush(PATIENCE)
+    os.kill(shard_of(engine)["pid"], signal.SIGSTOP)
+    expect_clean(rig, engine.stop())
+
+
 def test_a_successor_of_a_worker_that_is_only_stopped_is_refused_and_after_the_kill_nothing_of_the_old_one_runs(
         rig: Rig, engine_name: str) -> None:
     """Given up for dead, it could wake again and write: so nobody may follow it before the kernel says that it is dead."""
@@ -121,8 +132,9 @@ def test_a_successor_of_a_worker_that_is_only_stopped_is_refused_and_after_the_k
 def start_successor(rig: Rig, name: str) -> dict[str, Any]:
     """A worker process started by hand, as a supervisor would; what it reports."""
     read_end, write_end = os.pipe()
-    orders = {"engine": name, "shard": 0, "handler": asdict(HandlerRef.of("recorder:Recorder")), "batch_rows": 4096, "spin_us": 0,
-              "state_file": str(rig.directory / "state"), "reports": write_end, "ended": None, "previous_exit": None}
+    config = Config.of(name=name, handler="recorder:Recorder", state_dir=str(rig.directory))
+    orders = {"engine": name, "shard": 0, "handler": asdict(HandlerRef.of(config.handler)), "reports": write_end,
+              "settings": config.worker_settings(), "ended": None, "previous_exit": None}
     process = subprocess.run(python_command("shardmem.runtime.worker"), input=json.dumps(orders).encode(), pass_fds=(write_end,),
                              env=rig.environment, stderr=subprocess.PIPE, timeout=PATIENCE)
     os.close(write_end)
