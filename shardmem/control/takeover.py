@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +31,7 @@ from shardmem.memory.segment import control_name, inbox_files, inbox_name, path_
 from shardmem.policy import first_table
 
 NO_SHARD = 0xffff
+HELD_BRIEFLY = 0.3  # seconds: `shardmem gc` takes the lease of an engine while it looks whether anybody holds it
 
 log = logging.getLogger("shardmem.supervisor")
 
@@ -54,6 +56,7 @@ class Found:
 
 def take_role(config: Config) -> tuple[Control, lease.Lease, bool]:
     """The control segment of this name, the supervisor's lease on it, and whether it is fresh."""
+    deadline = time.monotonic() + HELD_BRIEFLY
     while True:
         fresh = False
         try:
@@ -77,6 +80,9 @@ def take_role(config: Config) -> tuple[Control, lease.Lease, bool]:
         if held is None:
             pid = control.view_engine().pid
             control.close()
+            if time.monotonic() < deadline:
+                time.sleep(0.01)
+                continue
             raise AlreadyRunning(f"engine {config.name!r} is already run by process {pid}; choose another name, or stop "
                                  f"it with 'shardmem stop {config.name}'")
         if control.segment.is_current():

@@ -49,7 +49,7 @@ class Control:
         self._text = ffi.string(geometry.schema, geometry.schema_bytes).decode()
         self.schema = Schema.from_json(self._text)
         self.slots: int = geometry.slots
-        self.room: int = geometry.max_shards  # see _room_for
+        self.room: int = geometry.max_shards
         self.max_shards: int = json.loads(self._text).get("max_shards", self.room)
         self.max_producers: int = geometry.max_producers
         self.lane_bytes: int = geometry.lane_bytes
@@ -79,7 +79,7 @@ class Control:
                               f"{lib.SM_SCHEMA_BYTES:,}; use fewer or shorter field names")
         geometry = ffi.new("sm_geometry *", dict(
             engine_id=int.from_bytes(os.urandom(8), "little"), created_ns=time.time_ns(), lane_bytes=lane_bytes,
-            slots=slots, max_shards=_room_for(max_shards),
+            slots=slots, max_shards=_room(max_shards),
             max_producers=max_producers, schema_bytes=len(text),
             name_bytes=len(name), **schema.geometry()))
         ffi.memmove(geometry.schema, text, len(text))
@@ -229,23 +229,21 @@ class Control:
         raise SegmentCorrupt(f"{name} is not the inbox of shard {shard}, generation {generation}, of this engine")
 
 
+def _room(max_shards: int) -> int:
+    """One shard more than the limit: a worker is replaced by another beside it."""
+    return min(max_shards + 1, lib.SM_MAX_SHARDS) if max_shards >= 1 else max_shards
+
+
 def _ranges(geometry: Any) -> list[tuple[int, int]]:
     """(offset, length) of what an engine of this geometry uses of its control segment; the rest is never touched."""
     offsets, lengths = ffi.new("uint64_t[8]"), ffi.new("uint64_t[8]")
     return [(offsets[i], lengths[i]) for i in range(lib.sm_control_ranges(geometry, offsets, lengths))]
 
 
-def _room_for(max_shards: int) -> int:
-    """One place more than may be shards at a time: a worker is replaced by another beside it. Where the limit is that of the
-    layout there is none, and nothing can be replaced. What makes no sense stays as it is, to be refused.
-    """
-    return max_shards + 1 if 1 <= max_shards < lib.SM_MAX_SHARDS else max_shards
-
-
 def memory_needs(schema: Schema, *, slots: int, max_shards: int, max_producers: int, lane_bytes: int) -> tuple[int, int,
                                                                                                                int]:
     """Bytes that will be backed by memory: of the control segment, of an inbox without lanes, of one lane."""
-    geometry = ffi.new("sm_geometry *", dict(lane_bytes=lane_bytes, slots=slots, max_shards=_room_for(max_shards), name_bytes=1,
+    geometry = ffi.new("sm_geometry *", dict(lane_bytes=lane_bytes, slots=slots, max_shards=_room(max_shards), name_bytes=1,
                                              schema_bytes=2, max_producers=max_producers, **schema.geometry()))
     if lib.sm_geometry_complete(geometry) != lib.SM_OK:
         raise ConfigError(f"slots={slots}, max_shards={max_shards}, max_producers={max_producers}, lane_bytes={lane_bytes} "

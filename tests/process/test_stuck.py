@@ -132,13 +132,13 @@ def test_a_successor_of_a_worker_that_is_only_stopped_is_refused_and_after_the_k
 def start_successor(rig: Rig, name: str) -> dict[str, Any]:
     """A worker process started by hand, as a supervisor would; what it reports."""
     read_end, write_end = os.pipe()
-    config = Config.of(name=name, handler="recorder:Recorder", state_dir=str(rig.directory))
-    orders = {"engine": name, "shard": 0, "handler": asdict(HandlerRef.of(config.handler)), "reports": write_end,
-              "settings": config.worker_settings(), "ended": None, "previous_exit": None}
+    orders = {"engine": name, "shard": 0, "handler": asdict(HandlerRef.of("recorder:Recorder")),
+              "settings": Config.of(name=name, handler="recorder:Recorder").worker_settings(), "reports": write_end,
+              "ended": None, "previous_exit": None}
     process = subprocess.run(python_command("shardmem.runtime.worker"), input=json.dumps(orders).encode(), pass_fds=(write_end,),
                              env=rig.environment, stderr=subprocess.PIPE, timeout=PATIENCE)
     os.close(write_end)
     with os.fdopen(read_end) as reports:
         said = json.loads(reports.readline())
-    assert process.returncode == 3
+    assert process.returncode == 4
     return said
