@@ -96,7 +96,8 @@ class Supervisor:
                                                        self._found.states)
                 if self._found.running:
                     self.pilot.recall()
-                self._in_background("going on with what an earlier supervisor had begun", self.commands.resume(self._found, self.handoffs.take_up()))
+                self._in_background("going on with what an earlier supervisor had begun",
+                                    self.commands.resume(self._found, self.handoffs.take_up()))
                 await api.start()
                 self.control.set_state("running")
                 log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)

@@ -18,6 +18,7 @@ from shardmem.memory.control import Control, Inbox
 from shardmem.memory.native import lib, point
 from shardmem.policy import Life, Restarts
 from shardmem.runtime.handler import HandlerRef
+from shardmem.runtime.worker import EXIT_ALREADY
 
 LEASE_POLL = 0.02
 
@@ -171,7 +172,11 @@ class Workers:
             if worker.failure:
                 self._give_up(shard, worker.failure, worker)
             elif worker.exit_code and not worker.killed:
-                log.warning("shard %d: worker pid %d had been told to end, and did so by %s", shard, worker.pid, worker.how_it_ended())
+                log.warning("shard %d: worker pid %d had been told to end, and did so by %s", shard, worker.pid,
+                            worker.how_it_ended())
+        elif worker.exit_code == EXIT_ALREADY:  # somebody else holds the shard: when that one is dead, as the kernel says
+            log.warning("shard %d: %s", shard, worker.failure or f"worker pid {worker.pid} had lost it")
+            self.start(shard)
         elif worker.failure:
             self._give_up(shard, worker.failure, worker)
         elif worker.obeyed and not worker.told:

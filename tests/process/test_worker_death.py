@@ -125,7 +125,8 @@ def test_random_kills_of_workers_under_load_keep_every_promise(rig: Rig, engine_
 
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["source", "target"])
-def test_a_handoff_waits_for_the_next_life_of_a_worker_that_is_killed_in_the_middle(rig: Rig, engine_name: str, victim: int) -> None:
+def test_a_handoff_waits_for_the_next_life_of_a_worker_that_is_killed_in_the_middle(rig: Rig, engine_name: str,
+                                                                                   victim: int) -> None:
     keys = keys_of_shard(0, 2, 6)
     with rig.engine(engine_name, shards=2, batch_rows=ROWS) as engine, engine.producer() as producer, Log(rig.directory) as log:
         with rig.hold(0) as release:
