@@ -124,6 +124,7 @@ class Commands:
         for shard in found.useless:
             shards.abandon(shard)
         finishing = asyncio.create_task(supervisor.handoffs.finish_what_was_begun())
+        await asyncio.sleep(0)  # it has said by now which slots are in motion; planned below, they would be moved twice
         async with supervisor.busy:
             for shard in found.joining:
                 reason = await supervisor.workers.ready([shard], lambda: supervisor.stopping)

@@ -244,6 +244,20 @@ def test_a_supervisor_killed_at_any_point_is_followed_by_one_that_finishes_what_
     field.expect_clean()
 
 
+def test_a_drain_goes_on_with_the_slots_that_a_killed_supervisor_had_in_motion(keeper: Field) -> None:
+    """They were moved twice: the drain was planned before the new supervisor had looked which slots were on their way."""
+    keeper.scale(3)
+    armed = keeper.rig.arm("supervisor", "handoff.draining", 1, signal.SIGKILL)
+    wait_until(lambda: not armed.exists(), "the supervisor is armed")
+    with keeper.feeding():
+        with pytest.raises(shardmem.NotRunning):
+            keeper.client.drain(2)
+        keeper.daemons.start()
+        keeper.daemons.ready()
+        wait_until(lambda: len(keeper.active()) == 2, "the drain is finished")
+    keeper.expect_clean()
+
+
 @pytest.mark.parametrize("point", of("supervisor"))
 def test_a_supervisor_stopped_at_any_point_keeps_nobody_waiting_and_goes_on(field: Field, point: str) -> None:
     done = _provoke(field, point, signal.SIGSTOP)
