@@ -54,7 +54,7 @@ TABLE = {
     "save.saved": Point("keeper", FLOW), "save.marked": Point("keeper", FLOW),
     "spawn.created": Point("supervisor", MORE, "test_an_inbox_that_cannot_be_reserved_leaves_the_engine_as_it_was"),
     "remove.retired": Point("supervisor", FEWER),
-    "spawn.started": Point("supervisor", MORE),
+    "spawn.started": Point("supervisor", MORE, "test_a_worker_process_that_cannot_be_started_is_tried_again"),
     "remove.unlinked": Point("supervisor", FEWER),
     "handoff.begun": Point("supervisor", MOVE), "handoff.rerouted": Point("supervisor", MOVE),
     "handoff.draining": Point("supervisor", MOVE), "handoff.drained": Point("supervisor", MOVE),
@@ -341,6 +341,21 @@ def test_an_inbox_that_cannot_be_reserved_leaves_the_engine_as_it_was(worker: Fi
         assert segments_of(worker.name) == before and worker.active() == [0, 1]
         worker.client.scale_to(3)
     worker.expect_clean()
+
+
+def test_a_worker_process_that_cannot_be_started_is_tried_again(rig: Rig, engine_name: str) -> None:
+    with rig.engine(engine_name, shards=1, max_restarts=1000) as engine, engine.producer() as producer, Log(rig.directory) as log:
+        supervisor = engine.status()["supervisor"]["pid"]
+        used = len(os.listdir(f"/proc/{supervisor}/fd"))
+        with _limited(supervisor, resource.RLIMIT_NOFILE, used + 1):  # room for the pipe of its reports, and not for more
+            os.kill(engine.status()["shards"][0]["pid"], signal.SIGKILL)
+            wait_until(lambda: engine.status()["shards"][0]["crashes"] > 3, "it could not be started, again and again")
+            assert "no process could be started: [Errno 24]" in engine.status()["shards"][0]["last_exit"]
+        source = Source(1, log)
+        source.push(producer, "push_many", 100, 40)
+        producer.flush(PATIENCE)
+        assert len(os.listdir(f"/proc/{supervisor}/fd")) <= used, "what was opened for those that did not start is closed"
+        assert check(rig.logs()) == []
 
 
 def test_a_state_file_that_cannot_grow_stops_the_shard_and_loses_nothing(keeper: Field) -> None:
