@@ -34,6 +34,7 @@ void sm_attempt_load(sm_reader *r)
     sm_shard *s = r->shard;
     uint32_t rows = atomic_load_explicit(&s->attempt_rows, memory_order_relaxed);
     r->limit = atomic_load_explicit(&s->attempt_limit, memory_order_relaxed);
+    r->in_a_row = atomic_load_explicit(&s->attempt_aside, memory_order_relaxed);
     if (rows)
         narrow(r, rows, 0);
     atomic_store_explicit(&s->attempt_rows, 0, memory_order_relaxed);
@@ -47,6 +48,7 @@ void sm_attempt_begin(sm_reader *r, sm_batch *b)
         first->first != r->suspect_row)
         r->tries = 0;
     b->tries = r->tries;
+    b->in_a_row = r->in_a_row;
     b->suspected = r->limit != 0;
     for (uint32_t i = 0; i < r->open_count; i++) {
         sm_end *e = &r->ends[r->open[i]];
@@ -75,6 +77,19 @@ void sm_attempt_end(sm_reader *r)
     atomic_store_explicit(&s->worker_batches, r->batches, memory_order_relaxed);
     atomic_store_explicit(&s->worker_rows, r->total_rows, memory_order_relaxed);
     atomic_store_explicit(&s->worker_batch_since_ns, 0, memory_order_relaxed);
+}
+
+static void count_in_a_row(sm_reader *r, uint32_t events)
+{
+    r->in_a_row = events;
+    atomic_store_explicit(&r->shard->attempt_aside, events, memory_order_relaxed);
+}
+
+void sm_attempt_succeeded(sm_reader *r)
+{
+    if (unlikely(r->in_a_row))
+        count_in_a_row(r, 0);
+    sm_attempt_end(r);
 }
 
 int sm_is_suspect(const sm_reader *r, const sm_end *e)
@@ -138,8 +153,10 @@ int sm_set_aside(sm_reader *r)
     SM_POINT(ASIDE_MARKED);
     atomic_store_explicit(&e->lane->aside, 0, memory_order_release);
     r->tries = 0;
+    count_in_a_row(r, r->in_a_row + 1);
     r->busy_ns += (uint64_t)(sm_clock() - r->since_ns);
     status = sm_advance_head(r, e);
+    e->in_hand = (uint8_t)r->deferring;
     if (e->moved)
         sm_release(e);
     sm_attempt_end(r);
@@ -185,7 +202,7 @@ int sm_defer(sm_reader *r)
     if (sm_is_fenced(r))
         return SM_FENCED;
     r->deferred_rows += sm_count_batch(r);
-    sm_attempt_end(r);
+    sm_attempt_succeeded(r);
     return SM_OK;
 }
 
@@ -278,7 +295,7 @@ int sm_commit_deferred(sm_reader *r)
 {
     int status = sm_commit_ranges(r, r->range, r->ranges);
     for (uint32_t i = 0; i < r->open_count; i++)
-        r->ends[r->open[i]].range = 0;
+        r->ends[r->open[i]].range = r->ends[r->open[i]].in_hand = 0;
     r->ranges = 0;
     r->deferred_rows = 0;
     return status;

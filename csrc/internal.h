@@ -7,6 +7,7 @@
 #endif
 
 #include <stdint.h>
+#include <string.h>
 #include <time.h>
 
 #include "layout.h"
@@ -60,6 +61,15 @@ typedef struct sm_event {
 sm_event *sm_sender_events(sm_sender *sender);                                     /* room for SM_CHUNK */
 int sm_push_one(sm_sender *sender, const sm_event *event, uint32_t *shard);       /* locked by the caller */
 int sm_push_chunk(sm_sender *sender, const sm_event *events, uint32_t n, sm_cursor *cursor); /* likewise */
+
+/* Texts that are read while they are written anew are kept in words: plain bytes could not be read at the same time, and
+ * the second look at their count would be in no order with them. */
+static inline uint64_t sm_text_word(const char *text, uint32_t bytes, uint32_t at)
+{
+    uint64_t word = 0;
+    memcpy(&word, text + at, bytes - at < 8 ? bytes - at : 8);
+    return word;
+}
 
 static inline int64_t sm_clock(void)
 {

@@ -72,7 +72,6 @@ typedef struct sm_shard {
     _Atomic uint64_t retired_quarantined[2];          /* writer: supervisor */
     _Atomic uint64_t retired_shed[2];                 /* writer: supervisor */
     _Alignas(SM_LINE) _Atomic uint32_t worker_phase;  /* writer: worker */
-    _Atomic uint32_t worker_error_bytes;              /* writer: worker (stored after the text) */
     _Atomic int64_t worker_pid;                       /* writer: worker */
     _Atomic uint64_t worker_incarnation;              /* writer: worker */
     _Atomic uint64_t worker_entered_ns;               /* writer: worker */
@@ -89,8 +88,16 @@ typedef struct sm_shard {
     _Atomic uint32_t attempt_seat;                    /* writer: worker */
     _Atomic uint64_t attempt_position;                /* writer: worker (of its frame) */
     _Atomic uint32_t attempt_row;                     /* writer: worker */
+    _Atomic uint32_t attempt_aside;                   /* writer: worker (events set aside since one was handled) */
     _Alignas(SM_LINE) _Atomic uint64_t worker_latency[SM_HISTOGRAM]; /* writer: worker */
-    char worker_error[SM_ERROR_BYTES];
+    _Alignas(SM_LINE) _Atomic uint64_t error_count;   /* writer: worker (what it said last; copies as on the board) */
+    _Atomic uint64_t error_ns[2];                     /* writer: worker */
+    _Atomic uint32_t error_bytes[2];                  /* writer: worker */
+    _Atomic uint64_t error_text[SM_ERROR_BYTES / 4];  /* writer: worker */
+    _Alignas(SM_LINE) _Atomic uint64_t note_count;    /* writer: supervisor (what it said of the worker, who cannot) */
+    _Atomic uint64_t note_ns[2];                      /* writer: supervisor */
+    _Atomic uint32_t note_bytes[2];                   /* writer: supervisor */
+    _Atomic uint64_t note_text[SM_NOTE_BYTES / 4];    /* writer: supervisor */
 } sm_shard;
 
 /* slot words: shard in bits 0-15, epoch in bits 32-63. Dense, because every send reads them. */
@@ -117,7 +124,7 @@ typedef struct sm_move {         /* the handoff table: one entry per slot, of it
 typedef struct sm_board {
     _Alignas(SM_LINE) _Atomic uint64_t board_count;   /* writer: supervisor (copy in force: count & 1; 0: none yet) */
     _Atomic uint32_t board_bytes[2];                  /* writer: supervisor */
-    char text[2][SM_BOARD_BYTES];
+    _Atomic uint64_t board_text[SM_BOARD_BYTES / 4];  /* writer: supervisor (one copy behind the other, in words) */
 } sm_board;
 
 /* ---- inbox segment ------------------------------------------------------------------------------------ */
@@ -196,6 +203,8 @@ static_assert(sizeof(sm_hold) == 8 && sizeof(sm_move) == 48, "holds and moves: s
 static_assert(offsetof(sm_shard, worker_phase) == SM_LINE, "shard: supervisor and worker on lines of their own");
 static_assert(offsetof(sm_shard, attempt_rows) == 2 * SM_LINE, "shard: attempt record");
 static_assert(offsetof(sm_shard, worker_latency) == 3 * SM_LINE, "shard: histogram");
+static_assert(SM_ERROR_BYTES % 8 == 0 && SM_NOTE_BYTES % 8 == 0 && SM_BOARD_BYTES % 8 == 0, "texts: whole words");
+static_assert(SM_NOTE_BYTES <= SM_ERROR_BYTES, "shard: a view holds either text");
 static_assert(sizeof(sm_shard) % SM_LINE == 0, "shard: size");
 static_assert(sizeof(sm_slot) == 8, "slot: one word");
 static_assert(offsetof(sm_inbox, doorbell) == SM_LINE, "inbox: doorbell");

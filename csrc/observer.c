@@ -72,6 +72,26 @@ void sm_view_seat(const void *control, uint32_t seat, sm_seat_view *out)
         out->refused[i] = GET(s->seat_refused[i]);
 }
 
+/* B2: the copy in force, and when it was written (0: never). Pairs with B1 and X1: a word of a copy in the making was
+ * stored after the count that made the other one current, so the second look finds that count. */
+static uint32_t read_text(const _Atomic uint64_t *count, const _Atomic uint64_t *ns, const _Atomic uint32_t *bytes,
+                          const _Atomic uint64_t *text, uint32_t most, char *out, uint64_t *when)
+{
+    uint64_t n;
+    uint32_t used;
+    do {
+        n = GET(*count);
+        used = n ? GET(bytes[n & 1]) : 0;
+        used = used <= most ? used : 0;
+        *when = n && ns ? GET(ns[n & 1]) : 0;
+        for (uint32_t i = 0; i < used; i += 8) {
+            uint64_t word = GET(text[(n & 1) * (most / 8) + i / 8]);
+            memcpy(out + i, &word, used - i < 8 ? used - i : 8);
+        }
+    } while (GET(*count) != n);
+    return used;
+}
+
 void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out)
 {
     const sm_shard *s = sm_shard_at(control, shard);
@@ -100,9 +120,13 @@ void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out)
     } while (GET(s->retired_word) != word);
     for (int i = 0; i < SM_HISTOGRAM; i++)
         out->latency[i] = GET(s->worker_latency[i]);
-    uint32_t bytes = GET(s->worker_error_bytes); /* X2: pairs with X1 in sm_worker_error */
-    out->error_bytes = bytes <= SM_ERROR_BYTES ? bytes : SM_ERROR_BYTES;
-    memcpy(out->error, s->worker_error, out->error_bytes);
+    char note[SM_NOTE_BYTES];
+    uint64_t said, noted;
+    out->error_bytes = read_text(&s->error_count, s->error_ns, s->error_bytes, s->error_text, SM_ERROR_BYTES, out->error,
+                                 &said);
+    uint32_t bytes = read_text(&s->note_count, s->note_ns, s->note_bytes, s->note_text, SM_NOTE_BYTES, note, &noted);
+    if (noted > said)
+        memcpy(out->error, note, out->error_bytes = bytes);
 }
 
 /*
@@ -170,16 +194,8 @@ uint32_t sm_view_moving(const void *control, const sm_geometry *g, uint32_t *slo
 uint32_t sm_view_board(const void *control, char *text)
 {
     const sm_board *b = sm_board_at(control);
-    uint64_t count = atomic_load_explicit(&b->board_count, memory_order_seq_cst), again; /* B2: pairs with B1 */
-    uint32_t bytes;
-    do {
-        again = count;
-        bytes = GET(b->board_bytes[count & 1]);
-        bytes = count && bytes <= SM_BOARD_BYTES ? bytes : 0;
-        memcpy(text, b->text[count & 1], bytes);
-        count = atomic_load_explicit(&b->board_count, memory_order_seq_cst);
-    } while (count != again);
-    return bytes;
+    uint64_t ignored;
+    return read_text(&b->board_count, NULL, b->board_bytes, b->board_text, SM_BOARD_BYTES, text, &ignored);
 }
 
 void sm_view_rows(const void *control, const sm_geometry *g, uint64_t *rows)

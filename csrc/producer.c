@@ -767,55 +767,68 @@ int sm_push_chunk(sm_sender *s, const sm_event *events, uint32_t n, sm_cursor *c
     return status;
 }
 
-int sm_check_columns(sm_sender *s, const sm_columns *in, uint64_t data_bytes, uint64_t key_bytes, uint64_t *bad)
+static int piece_fits(const uint64_t *offsets, uint64_t i, uint64_t bytes, uint64_t most)
 {
-    for (uint64_t i = 0; i < in->n; i++) {
-        *bad = i;
-        if (in->offsets[i] > in->offsets[i + 1] || in->offsets[i + 1] > data_bytes)
-            return SM_CORRUPT;
-        uint64_t key = 0;
-        if (in->key_kind > SM_KEY_INT) {
-            if (in->key_offsets[i] > in->key_offsets[i + 1] || in->key_offsets[i + 1] > key_bytes)
-                return SM_CORRUPT;
-            key = in->key_offsets[i + 1] - in->key_offsets[i];
-        }
-        uint64_t most = sm_max_payload(s, 0);
-        if (key >= SM_META_UNSIGNED || key > most || in->offsets[i + 1] - in->offsets[i] > most - key)
-            return SM_TOO_LARGE;
+    return offsets[i] <= offsets[i + 1] && offsets[i + 1] <= bytes && offsets[i + 1] - offsets[i] <= most;
+}
+
+/* Whether row i of the columns lies within what was handed in, and half a lane holds it. */
+static int column_fits(const sm_columns *in, uint64_t i, uint64_t most)
+{
+    if (in->key_kind > SM_KEY_INT) {
+        if (!piece_fits(in->key_offsets, i, in->key_bytes, most < SM_META_UNSIGNED ? most : SM_META_UNSIGNED - 1))
+            return 0;
+        most -= in->key_offsets[i + 1] - in->key_offsets[i];
+    }
+    return piece_fits(in->offsets, i, in->data_bytes, most);
+}
+
+static int column_event(const sm_columns *in, uint64_t at, uint64_t most, sm_event *e)
+{
+    if (unlikely(!column_fits(in, at, most)))
+        return SM_TOO_LARGE;
+    e->payload = in->data + in->offsets[at];
+    e->length = (uint32_t)(in->offsets[at + 1] - in->offsets[at]);
+    e->meta = in->key_kind << 30;
+    e->key = 0;
+    if (in->key_kind == SM_KEY_INT) {
+        e->key = in->keys[at];
+        if (in->key_unsigned && e->key >> 63)
+            e->meta |= SM_META_UNSIGNED;
+    } else if (in->key_kind != SM_KEY_NONE) {
+        uint32_t length = (uint32_t)(in->key_offsets[at + 1] - in->key_offsets[at]);
+        e->key_bytes = in->key_data + in->key_offsets[at];
+        e->key = sm_hash_bytes(e->key_bytes, length);
+        e->meta |= length;
     }
     return SM_OK;
 }
 
 int sm_push_columns(sm_sender *s, const sm_columns *in, sm_cursor *c)
 {
+    const uint64_t most = sm_max_payload(s, 0);
     int status = lock(s);
     if (status != SM_OK)
         return status;
     status = usable(s);
+    /* all or nothing: what the first chunk does not show is looked at before that is pushed */
+    for (uint64_t i = SM_CHUNK; status == SM_OK && !c->next && i < in->n; i++)
+        if (unlikely(!column_fits(in, i, most))) {
+            c->next = i;
+            status = SM_TOO_LARGE;
+        }
     while (status == SM_OK && (c->pending_count || c->next < in->n)) {
         uint32_t n;
         uint64_t start = resume(c, in->n, SM_CHUNK, &n);
-        for (uint32_t i = 0; i < n; i++) {
-            uint64_t at = start + i;
-            sm_event *e = &s->events[i];
-            e->payload = in->data + in->offsets[at];
-            e->length = (uint32_t)(in->offsets[at + 1] - in->offsets[at]);
-            e->meta = in->key_kind << 30;
-            e->key = 0;
-            if (in->key_kind == SM_KEY_INT) {
-                e->key = in->keys[at];
-                if (in->key_unsigned && e->key >> 63)
-                    e->meta |= SM_META_UNSIGNED;
-            } else if (in->key_kind != SM_KEY_NONE) {
-                uint32_t length = (uint32_t)(in->key_offsets[at + 1] - in->key_offsets[at]);
-                e->key_bytes = in->key_data + in->key_offsets[at];
-                e->key = sm_hash_bytes(e->key_bytes, length);
-                e->meta |= length;
+        for (uint32_t i = 0; i < n; i++)
+            if (unlikely((status = column_event(in, start + i, most, &s->events[i])) != SM_OK)) {
+                c->next = start + i;
+                goto leave;
             }
-        }
         status = sm_push_chunk(s, s->events, n, c);
         advance(c, start, n, status);
     }
+leave:
     sm_sender_unlock(s);
     return status;
 }
@@ -894,19 +907,26 @@ int sm_wait_room(sm_sender *s, uint32_t shard, int64_t spin_ns, int64_t timeout_
     if (!lane)
         return SM_NEED_LANE;
     /* Awake, a little room is worth going back for. Asleep, half a lane: one wake for many frames, not one for each.
-     * In any case more than there was when it was found too little, or waiting would return at once. */
+     * In any case more than there was when it was found too little, or waiting would return at once; and never more than
+     * there is: another thread may have seen the lane empty since (backlog), or linked another inbox in its place, and the
+     * head never passes the tail. */
     uint64_t near = tail > s->lane_bytes - s->eighth ? tail - (s->lane_bytes - s->eighth) : 0;
     uint64_t target = tail > s->half ? tail - s->half : 0;
     near = near > head ? near : head + 1;
+    near = near < tail ? near : tail;
     target = target > near ? target : near;
     return sm_wait_head(lane, near, target, &spin, spin_ns, timeout_ns);
 }
 
 int sm_wait_handled(sm_sender *s, uint32_t shard, uint64_t position, int64_t spin_ns, int64_t timeout_ns)
 {
-    uint64_t ignored;
-    sm_lane *lane = lane_to(s, shard, &ignored, &ignored);
-    return lane ? sm_wait_head(lane, position, position, &spin, spin_ns, timeout_ns) : SM_NEED_LANE;
+    uint64_t tail, ignored;
+    sm_lane *lane = lane_to(s, shard, &tail, &ignored);
+    if (!lane)
+        return SM_NEED_LANE;
+    /* A position beyond the tail was of an inbox that is gone since; it was empty then, or it would not be. */
+    position = position < tail ? position : tail;
+    return sm_wait_head(lane, position, position, &spin, spin_ns, timeout_ns);
 }
 
 int sm_evict(sm_sender *s, uint32_t shard)
@@ -918,8 +938,9 @@ int sm_evict(sm_sender *s, uint32_t shard)
         return status;
     sm_link *l = &s->links[shard];
     if (l->lane && l->tail > s->half) {
-        /* relaxed would do, the worker compares it with positions it has read; it is shed at the next poll */
-        atomic_store_explicit(&l->lane->evict, l->tail - s->half, memory_order_release);
+        /* N1: seq_cst, because the sleeping flag is read next (P1): a worker may sleep over a lane that is full of rows
+         * which it holds back. Pairs with N2 in evicted_until. */
+        atomic_store_explicit(&l->lane->evict, l->tail - s->half, memory_order_seq_cst);
         sm_ring(l->inbox);
     }
     sm_sender_unlock(s);

@@ -18,6 +18,7 @@ typedef struct sm_end {             /* one lane, seen from here */
     uint32_t suspect_row, range;    /* range: place of the open one, from 1; 0: none is open */
     uint32_t parity, moved;
     uint8_t open, broken, reported, chosen;
+    uint8_t in_hand;                /* rows were taken and not yet committed */
 } sm_end;
 
 struct sm_reader {
@@ -26,12 +27,13 @@ struct sm_reader {
     sm_inbox *inbox;
     uint64_t lane_bytes, row_bytes;
     sm_keying keying;
-    uint32_t number, sampled, skipping;
+    uint32_t number, sampled, skipping, orders;
     uint8_t *skipped;               /* by slot: a row of it was passed over since the last rescan */
     uint32_t max_producers, max_rows, solo_rows, turn, span_count, open_count;
     uint64_t batches, busy_ns, total_rows, incarnation;
     uint64_t deferred_rows;         /* handled, and not committed before the state that they made is safe */
     int64_t since_ns;
+    uint32_t in_a_row;              /* events set aside since one was handled */
     uint32_t limit, tries;          /* limit: rows of a batch among suspects; 0: nothing is suspected */
     uint32_t suspect_seat, ranges, deferring;
     uint64_t suspect_position;      /* tries is the number of failures of exactly this row */
@@ -62,6 +64,7 @@ int sm_is_fenced(const sm_reader *r);
 void sm_attempt_load(sm_reader *r);
 void sm_attempt_begin(sm_reader *r, sm_batch *batch);
 void sm_attempt_end(sm_reader *r);
+void sm_attempt_succeeded(sm_reader *r);
 void sm_attempt_open(sm_reader *r, sm_end *e);
 int sm_is_suspect(const sm_reader *r, const sm_end *e);
 void sm_cleared(sm_reader *r);

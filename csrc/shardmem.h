@@ -21,6 +21,7 @@
 #define SM_SCHEMA_BYTES 2048
 #define SM_NAME_BYTES 96
 #define SM_ERROR_BYTES 1536
+#define SM_NOTE_BYTES 512
 #define SM_BOARD_BYTES 16256
 #define SM_HISTOGRAM 160
 #define SM_REASONS 4
@@ -100,6 +101,7 @@ typedef struct sm_columns {      /* n events as columns; ends are exclusive and 
     const uint64_t *key_offsets;
     const uint8_t *data;         /* payload i = data[offsets[i]:offsets[i+1]] */
     const uint64_t *offsets;
+    uint64_t data_bytes, key_bytes; /* how much there is of data and key_data */
 } sm_columns;
 
 sm_sender *sm_sender_new(void *control, uint32_t seat);       /* NULL: out of memory */
@@ -111,8 +113,7 @@ uint64_t sm_sender_generation(sm_sender *sender, uint32_t shard);  /* of the inb
 int sm_sender_position(sm_sender *sender, uint32_t shard, uint64_t *tail, uint64_t *head);
 uint64_t sm_max_payload(sm_sender *sender, uint64_t key_bytes);
 int sm_send(sm_sender *sender, const void *rows, uint64_t n, sm_cursor *cursor);
-int sm_check_columns(sm_sender *sender, const sm_columns *columns, uint64_t data_bytes, uint64_t key_bytes,
-                     uint64_t *bad);                              /* before the first pass: all or nothing */
+/* SM_TOO_LARGE: next is the first event that does not lie within its data or does not fit; nothing was accepted */
 int sm_push_columns(sm_sender *sender, const sm_columns *columns, sm_cursor *cursor);
 int sm_push(sm_sender *sender, uint32_t key_kind, uint64_t key, uint32_t key_unsigned, const void *key_bytes,
             uint32_t key_length, const void *payload, uint32_t payload_length, uint32_t *shard);
@@ -143,6 +144,7 @@ typedef struct sm_batch {
     uint32_t spans;
     uint32_t broken_seat;        /* SM_CORRUPT: whose lane */
     uint32_t tries;              /* one row: how often it failed, alone, before */
+    uint32_t in_a_row;           /* events set aside since one was handled */
     uint32_t suspected;          /* rows are being tried in small batches, because one of them fails */
     sm_span *span;
 } sm_batch;
@@ -154,7 +156,8 @@ typedef struct sm_range {        /* rows of one lane from `row` of the frame at 
 
 sm_reader *sm_reader_new(void *control, void *inbox, uint32_t shard, uint32_t max_rows);
 void sm_reader_free(sm_reader *reader);
-int sm_next(sm_reader *reader, int64_t spin_ns, int64_t timeout_ns, sm_batch *batch);  /* may wait */
+/* may wait: not while there are orders that sm_orders did not return yet, or the shard or the engine is stopped */
+int sm_next(sm_reader *reader, int64_t spin_ns, int64_t timeout_ns, sm_batch *batch);
 int sm_gather(const sm_batch *batch, uint32_t row_bytes, void *out, uint64_t out_bytes);
 int sm_commit(sm_reader *reader);
 
@@ -198,9 +201,10 @@ void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t acce
                uint64_t quarantined, uint64_t shed);
 
 void sm_post(void *control, const char *text, uint32_t bytes);    /* what the supervisor decided, for readers */
+void sm_shard_note(void *control, uint32_t shard, const char *text, uint32_t bytes);  /* of a worker that cannot say it */
 
 /* ---- the worker's side of a handoff [worker] ------------------------------------------------------------ */
-uint32_t sm_orders(const void *control, uint32_t shard);
+uint32_t sm_orders(sm_reader *reader);            /* how many were given; the reader remembers that they are known */
 uint32_t sm_moves_at(const void *control, uint32_t shard, uint32_t phase, uint32_t *slots, uint64_t *numbers,
                      uint32_t limit);             /* handoffs of this shard: as source in DRAINING, else as target */
 int sm_undone(sm_reader *reader, const uint32_t *slots, uint32_t n, uint8_t *present); /* rows of a slot left here? */
@@ -227,7 +231,7 @@ typedef struct sm_shard_view {
     uint64_t retired_generation, retired_accepted, retired_handled, retired_quarantined, retired_shed;
     uint32_t state, phase, weight, holds, error_bytes, stateful;
     uint64_t latency[160];
-    char error[1536];
+    char error[1536];        /* the later of what the worker said and what was noted of it */
 } sm_shard_view;
 
 typedef struct sm_lane_view {

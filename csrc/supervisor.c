@@ -156,7 +156,8 @@ uint64_t sm_move_begin(void *control, uint32_t slot, uint32_t source, uint32_t t
         return 0;
     sm_move *m = sm_move_at(control, slot);
     uint64_t number = atomic_load_explicit(&m->move_number, memory_order_relaxed) + 1;
-    atomic_store_explicit(&m->move_number, number, memory_order_relaxed);
+    /* N1: release, so that who reads this number sees that the hold of the last handoff has fallen. Pairs with N2 */
+    atomic_store_explicit(&m->move_number, number, memory_order_release);
     atomic_store_explicit(&m->move_since_ns, (uint64_t)sm_clock(), memory_order_relaxed);
     atomic_store_explicit(&m->move_deadline_ns, deadline_ns, memory_order_relaxed);
     atomic_store_explicit(&sm_hold_at(control, slot)->hold_word, SM_HOLD_WORD(SM_MOVE_REROUTING, source, target),
@@ -184,7 +185,7 @@ void sm_set_holds(void *control, uint32_t shard, uint32_t holds)
         atomic_store_explicit(&sm_shard_at(control, shard)->shard_holds, holds, memory_order_seq_cst);
 }
 
-/* D1: after the words that the orders are about. Pairs with D2 in sm_orders. */
+/* D1: after the words that the orders are about, before the ring. Pairs with D2 in sm_orders and D3 in called. */
 void sm_give_orders(void *control, uint32_t shard, void *inbox)
 {
     if (!has_shard(control, shard))
@@ -226,15 +227,33 @@ void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t acce
     atomic_store_explicit(&s->retired_word, generation << 1 | to, memory_order_seq_cst);
 }
 
-/* B1: the copy that is not in force, then the count that makes it so. Pairs with B2 in sm_view_board. */
+/* B1: release, the copy that is not in force; then the count that makes it so. Pairs with B2 in read_text. */
 void sm_post(void *control, const char *text, uint32_t bytes)
 {
     sm_board *b = sm_board_at(control);
     uint64_t count = atomic_load_explicit(&b->board_count, memory_order_relaxed) + 1;
     bytes = bytes < SM_BOARD_BYTES ? bytes : SM_BOARD_BYTES;
-    memcpy(b->text[count & 1], text, bytes);
+    for (uint32_t i = 0; i < bytes; i += 8)
+        atomic_store_explicit(&b->board_text[(count & 1) * (SM_BOARD_BYTES / 8) + i / 8], sm_text_word(text, bytes, i),
+                              memory_order_release);
     atomic_store_explicit(&b->board_bytes[count & 1], bytes, memory_order_release);
     atomic_store_explicit(&b->board_count, count, memory_order_seq_cst);
+}
+
+/* X1: release, as B1. Pairs with B2 in read_text. */
+void sm_shard_note(void *control, uint32_t shard, const char *text, uint32_t bytes)
+{
+    if (!has_shard(control, shard))
+        return;
+    sm_shard *s = sm_shard_at(control, shard);
+    uint64_t count = atomic_load_explicit(&s->note_count, memory_order_relaxed) + 1;
+    bytes = bytes < SM_NOTE_BYTES ? bytes : SM_NOTE_BYTES;
+    for (uint32_t i = 0; i < bytes; i += 8)
+        atomic_store_explicit(&s->note_text[(count & 1) * (SM_NOTE_BYTES / 8) + i / 8], sm_text_word(text, bytes, i),
+                              memory_order_release);
+    atomic_store_explicit(&s->note_bytes[count & 1], bytes, memory_order_release);
+    atomic_store_explicit(&s->note_ns[count & 1], (uint64_t)sm_clock(), memory_order_release);
+    atomic_store_explicit(&s->note_count, count, memory_order_seq_cst);
 }
 
 /* M2: pairs with M1 and M3 in producer.c. seq_cst after the word that was changed. */

@@ -30,6 +30,7 @@ sm_reader *sm_reader_new(void *control, void *inbox, uint32_t shard, uint32_t ma
     r->row_bytes = g->row_bytes;
     r->keying = sm_keying_of(g);
     r->number = shard;
+    sm_orders(r);
     r->max_producers = g->max_producers;
     r->max_rows = max_rows;
     r->solo_rows = max_rows / 4 ? max_rows / 4 : 1;
@@ -215,12 +216,20 @@ int sm_advance_head(sm_reader *r, sm_end *e)
     return SM_OK;
 }
 
-/* The producer asked for the oldest frames to be dropped. Only from the head on, and only between batches. */
+/* What the producer asks to be dropped (N2: pairs with N1 in sm_evict), if there is anything of it. */
+static uint64_t evicted_until(const sm_end *e, uint64_t tail)
+{
+    uint64_t until = atomic_load_explicit(&e->lane->evict, memory_order_seq_cst);
+    return until > e->head && e->head < tail && !e->in_hand ? until : 0;
+}
+
+/* The producer asked for the oldest frames to be dropped: from the head on, unless rows of this lane are in hand. Rows that
+ * are held back are dropped like others, or a producer that does not want to wait would wait for a handoff. */
 static int shed(sm_reader *r, sm_end *e)
 {
-    uint64_t until = atomic_load_explicit(&e->lane->evict, memory_order_acquire);
+    uint64_t until = evicted_until(e, e->tail);
     sm_frame f;
-    if (likely(until <= e->head) || e->head != e->cursor)
+    if (likely(!until))
         return SM_OK;
     while (e->head < until && e->head < e->tail) {
         int status = sm_read_frame(r, e, e->head, &f);
@@ -238,8 +247,8 @@ static int shed(sm_reader *r, sm_end *e)
         }
         e->head += f.length;
     }
-    e->cursor = e->head;
-    e->row = 0;
+    e->cursor = e->cursor > e->head ? e->cursor : e->head;
+    e->row = 0; /* nothing is in hand: rows that were taken of a frame that is left say so by their bits */
     sm_release(e);
     return SM_OK;
 }
@@ -331,7 +340,7 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
     int status = SM_OK;
     if (e->cursor == e->tail || e->head == e->cursor)
         status = sm_refresh_tail(r, e);
-    if (status == SM_OK && !e->row)
+    if (status == SM_OK)
         status = shed(r, e);
     /* after the tail: a row of a held slot was published after its hold was set */
     uint32_t holds = atomic_load_explicit(&r->shard->shard_holds, memory_order_seq_cst);
@@ -387,6 +396,7 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
             b->bytes += f.bytes;
         }
         b->rows += count;
+        e->in_hand = 1;
         e->row = first + count;
         e->chosen = 1;
         if (e->row == f.rows) {
@@ -460,10 +470,22 @@ static int anything_new(sm_reader *r)
     sm_find_open_lanes(r);
     for (uint32_t i = 0; i < r->open_count; i++) {
         sm_end *e = &r->ends[r->open[i]];
-        if (!e->broken && sm_position(atomic_load_explicit(&e->lane->tail, memory_order_seq_cst)) != e->cursor)
+        if (e->broken)
+            continue;
+        uint64_t tail = sm_position(atomic_load_explicit(&e->lane->tail, memory_order_seq_cst));
+        if (tail != e->cursor || evicted_until(e, tail))
             return 1;
     }
     return 0;
+}
+
+/* Something that the caller does not know of yet. D3: read after the doorbell; what is not seen here rings it later (D1 in
+ * sm_give_orders; states are stored before sm_wake), and then the futex does not sleep on what was read of it. */
+static int called(const sm_reader *r)
+{
+    return atomic_load_explicit(&r->shard->shard_orders, memory_order_seq_cst) != r->orders ||
+           atomic_load_explicit(&r->shard->shard_state, memory_order_seq_cst) == SM_SHARD_STOPPED ||
+           atomic_load_explicit(&r->control->engine_state, memory_order_seq_cst) == SM_ENGINE_STOPPED;
 }
 
 int sm_next(sm_reader *r, int64_t spin_ns, int64_t timeout_ns, sm_batch *b)
@@ -482,7 +504,7 @@ int sm_next(sm_reader *r, int64_t spin_ns, int64_t timeout_ns, sm_batch *b)
         while (!found && until > now && sm_clock() < until)
             for (int i = 0; i < 16 && !found; i++) {
                 sm_pause();
-                found = anything_new(r);
+                found = anything_new(r) || called(r);
             }
         if (found) {
             sm_spin_paid(&r->spin, spin_ns);
@@ -490,7 +512,7 @@ int sm_next(sm_reader *r, int64_t spin_ns, int64_t timeout_ns, sm_batch *b)
             /* W1: the flag, then the tails. Pairs with P1 in sm_ring. */
             atomic_store_explicit(&inbox->sleeping, 1, memory_order_seq_cst);
             SM_POINT(PARK_RAISED);
-            if (!anything_new(r)) {
+            if (!anything_new(r) && !called(r)) {
                 int64_t asleep = sm_clock();
                 status = sm_futex_wait(&inbox->doorbell, bell, timeout_ns);
                 sm_spin_slept(&r->spin, spin_ns, sm_clock() - asleep);
@@ -625,33 +647,52 @@ int sm_commit(sm_reader *r)
     }
     for (uint32_t s = 0; s < r->span_count; s++) {
         sm_end *e = &r->ends[r->spans[s].seat];
+        e->in_hand = 0;
         if (!e->moved)
             continue;
         if (sm_advance_head(r, e) != SM_OK) /* a pad behind the last frame, and frames done earlier */
             status = sm_give_up(e);
         sm_release(e);
     }
-    sm_attempt_end(r);
+    sm_attempt_succeeded(r);
     return status;
 }
 
 /* ---- handoff ------------------------------------------------------------------------------------------------------------------- */
 
-uint32_t sm_orders(const void *control, uint32_t shard)
+/* sm_next does not sleep while there are others than these. */
+uint32_t sm_orders(sm_reader *r)
 {
-    return atomic_load_explicit(&sm_shard_at(control, shard)->shard_orders, memory_order_seq_cst); /* D2: pairs with D1 */
+    r->orders = atomic_load_explicit(&r->shard->shard_orders, memory_order_seq_cst); /* D2: pairs with D1 */
+    return r->orders;
 }
 
+static int concerns(uint64_t word, uint32_t shard, uint32_t phase)
+{
+    uint32_t mine = phase == SM_MOVE_DRAINING ? SM_HOLD_SOURCE(word) : SM_HOLD_TARGET(word);
+    return SM_HOLD_PHASE(word) == phase && mine == shard;
+}
+
+/*
+ * A worker looks whenever it has orders, also while a handoff that it has acknowledged ends and the next one of that slot
+ * begins. The hold of the one with the number of the other would make it acknowledge a handoff of which it is not the
+ * source (found with Spin: FAULT_NUMBER_AFTER_HOLD in tests/model/handoff.pml). So the number is read before the hold and
+ * after it; where another handoff has begun in between, its orders are still to come.
+ */
 uint32_t sm_moves_at(const void *control, uint32_t shard, uint32_t phase, uint32_t *slots, uint64_t *numbers,
                      uint32_t limit)
 {
     uint32_t n = 0, all = ((const sm_control *)control)->geometry.slots;
     for (uint32_t s = 0; s < all && n < limit; s++) {
-        uint64_t word = atomic_load_explicit(&sm_hold_at(control, s)->hold_word, memory_order_seq_cst);
-        uint32_t mine = phase == SM_MOVE_DRAINING ? SM_HOLD_SOURCE(word) : SM_HOLD_TARGET(word);
-        if (SM_HOLD_PHASE(word) != phase || mine != shard)
+        const sm_move *m = sm_move_at(control, s);
+        const sm_hold *hold = sm_hold_at(control, s);
+        if (likely(!concerns(atomic_load_explicit(&hold->hold_word, memory_order_seq_cst), shard, phase)))
             continue;
-        numbers[n] = atomic_load_explicit(&sm_move_at(control, s)->move_number, memory_order_acquire);
+        uint64_t number = atomic_load_explicit(&m->move_number, memory_order_acquire); /* N2: pairs with N1 */
+        uint64_t word = atomic_load_explicit(&hold->hold_word, memory_order_seq_cst);
+        if (!concerns(word, shard, phase) || number != atomic_load_explicit(&m->move_number, memory_order_acquire))
+            continue;
+        numbers[n] = number;
         slots[n++] = s;
     }
     return n;
@@ -709,6 +750,7 @@ void sm_rescan(sm_reader *r)
         e->cursor = e->head; /* rows that are done say so by their bits; deferred ones must have been committed */
         e->row = 0;
         e->range = 0;
+        e->in_hand = 0;
     }
     r->ranges = 0;
     r->deferred_rows = 0;
@@ -738,7 +780,7 @@ int sm_worker_enter(void *control, uint32_t shard, int64_t pid, uint64_t now_ns)
     atomic_store_explicit(&s->worker_entered_ns, now_ns, memory_order_relaxed);
     atomic_store_explicit(&s->worker_heartbeat_ns, now_ns, memory_order_relaxed);
     atomic_store_explicit(&s->worker_batch_since_ns, 0, memory_order_relaxed);
-    atomic_store_explicit(&s->worker_error_bytes, 0, memory_order_relaxed);
+    sm_worker_error(control, shard, "", 0);
     atomic_store_explicit(&s->worker_incarnation, lives + 1, memory_order_relaxed);
     atomic_store_explicit(&s->worker_phase, SM_PHASE_BOOTING, memory_order_release);
     return SM_OK;
@@ -749,13 +791,18 @@ void sm_worker_phase(void *control, uint32_t shard, uint32_t phase)
     atomic_store_explicit(&sm_shard_at(control, shard)->worker_phase, phase, memory_order_release);
 }
 
+/* X1: release, the copy that is not in force; then the count that makes it so. Pairs with B2 in read_text. */
 void sm_worker_error(void *control, uint32_t shard, const char *text, uint32_t bytes)
 {
     sm_shard *s = sm_shard_at(control, shard);
+    uint64_t count = atomic_load_explicit(&s->error_count, memory_order_relaxed) + 1;
     bytes = bytes < SM_ERROR_BYTES ? bytes : SM_ERROR_BYTES;
-    memcpy(s->worker_error, text, bytes);
-    /* X1: after the text. Pairs with X2 in sm_view_shard. */
-    atomic_store_explicit(&s->worker_error_bytes, bytes, memory_order_release);
+    for (uint32_t i = 0; i < bytes; i += 8)
+        atomic_store_explicit(&s->error_text[(count & 1) * (SM_ERROR_BYTES / 8) + i / 8], sm_text_word(text, bytes, i),
+                              memory_order_release);
+    atomic_store_explicit(&s->error_bytes[count & 1], bytes, memory_order_release);
+    atomic_store_explicit(&s->error_ns[count & 1], (uint64_t)sm_clock(), memory_order_release);
+    atomic_store_explicit(&s->error_count, count, memory_order_seq_cst);
 }
 
 void sm_worker_stateful(void *control, uint32_t shard, uint32_t stateful)

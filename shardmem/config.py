@@ -36,7 +36,8 @@ class Config:
                          power_of_two=True)
     shards: int | None = setting(None, "how many worker processes, for good", "number", least=1, most=1024,
                                  unset="from min_shards to max_shards")
-    min_shards: int = setting(1, "shards to start with when `shards` is not given, and the fewest", "number", least=1, most=1024)
+    min_shards: int = setting(1, "shards to start with when `shards` is not given, and the fewest", "number",
+                              least=1, most=1024)
     max_shards: int | None = setting(None, "how many shards there is room for", "number", least=1, most=1024,
                                      unset="the number of cores")
     lane_bytes: int = setting(1 << 20, "ring of each producer to each shard; half of it is the largest event", "bytes",
@@ -51,8 +52,8 @@ class Config:
     state_dir: str | None = setting(None, "directory of the state of stateful handlers, and of the quarantine",
                                     unset="a private directory below the temporary one")
     auto_scale: bool = setting(True, "whether the policy may change the number of shards", "switch")
-    policy: Any = setting(None, "when to scale: default, high_throughput, conservative, or in a file a table [policy]", "object",
-                          unset="default")
+    policy: Any = setting(None, "when to scale: default, high_throughput, conservative, or in a file a table [policy]",
+                          "object", unset="default")
     strategy: Any = setting(None, "where slots go: least_load, least_slots, or module:Class of your own", "object",
                             unset="least_load")
     on_error: str = setting("retry", "when the handler raises: try again and set aside in the end, set aside at once, or stop",
@@ -69,6 +70,11 @@ class Config:
     stall_timeout: float = setting(30.0, "a worker that does not loop for this long, without a batch in hand, is stuck", "seconds")
     batch_deadline: float | None = setting(None, "a worker that has one batch in hand for longer is stuck", "seconds",
                                            unset="a batch may take as long as it takes")
+    recycle_batches: int | None = setting(None, "a worker that has handled so many batches is replaced by a fresh one", "number",
+                                          least=1, most=1 << 62, unset="never")
+    recycle_age: float | None = setting(None, "a worker that is older is replaced by a fresh one", "seconds", unset="never")
+    recycle_rss: int | None = setting(None, "a worker with more resident memory is replaced by a fresh one", "bytes", least=1,
+                                      most=1 << 62, unset="never")
 
     @property
     def elastic(self) -> bool:
@@ -136,6 +142,8 @@ class Config:
 
     def _faults(self) -> list[str]:
         found = [fault for key, each in declared(Config).items() for fault in each.faults(getattr(self, key))]
+        if self.stall_timeout < 0.25:
+            found.append(f"stall_timeout={self.stall_timeout:g} is less than 0.25 s: an idle worker gives a sign every 0.1 s")
         if self.max_shards is not None and self.max_shards < self.start_shards:
             found.append(f"max_shards={self.max_shards} is less than the {self.start_shards} to start with "
                          f"({'shards' if self.shards is not None else 'min_shards'})")

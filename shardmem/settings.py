@@ -28,7 +28,7 @@ _SWITCH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no
 
 def setting(default: Any, help: str, unit: str = "text", *, least: int | None = None, most: int | None = None,
             power_of_two: bool = False, choices: tuple[str, ...] = (), unset: str = "not set") -> Any:
-    """A field. help: one line, no full stop. least, most: limits of a whole number. unset: what None stands for, in words."""
+    """A field. help: one line, no full stop. least, most: of a whole number. unset: what None stands for, in words."""
     if unit not in UNITS:
         raise ValueError(f"unit={unit!r} is not one of {', '.join(UNITS)}")
     return field(default=default, metadata=dict(help=help, unit=unit, least=least, most=most, power_of_two=power_of_two,
@@ -129,6 +129,16 @@ def declared(cls: Any) -> dict[str, Setting]:
     found = {}
     for each in fields(cls):
         if "help" not in each.metadata:
-            raise TypeError(f"{cls.__name__}.{each.name} is no setting: declare it as  {each.name} = setting(default, help, unit)")
+            raise TypeError(f"{cls.__name__}.{each.name} is no setting: declare it as  {each.name} = setting(default, help, "
+                            f"unit)")
         found[each.name] = Setting(each.name, each.default, **each.metadata)
     return found
+
+
+def size(number: float) -> str:
+    """1536 -> 1.5 KiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            break
+        number /= 1024
+    return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"

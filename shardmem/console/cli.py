@@ -49,6 +49,9 @@ def main() -> None:
       shardmem scale 3; shardmem move 17,40-60 --to 1   while events flow
       shardmem quarantine list                          events that failed again and again
       shardmem stop ticks
+      shardmem doctor engine.toml                       will it run well here?
+      shardmem config engine.toml                       what is set, and where
+      shardmem gc                                       remove what nobody holds
     """
 
 
@@ -71,8 +74,8 @@ class _WithSettings(click.Command):
 def run(target: str, as_json: bool, **flags: Any) -> None:
     """Run an engine until it is stopped. TARGET is engine.toml or module:handler.
 
-    TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; TTIN and
-    TTOU are one shard more and one fewer.
+    TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; HUP reads the
+    configuration again and replaces the workers one by one; TTIN and TTOU are one shard more and one fewer.
     """
     from shardmem.control.supervisor import Supervisor
     from shardmem.memory.native import arm_from_environment
@@ -90,7 +93,11 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
             click.echo(f"engine {config.name} is running: {len(document['shards'])} shards. Push with "
                        f"shardmem.connect({config.name!r}); stop with 'shardmem stop {config.name}' or Ctrl-C", err=True)
 
-    supervisor = Supervisor(config, HandlerRef.of(config.handler), on_ready=ready)
+    def read_again() -> tuple[Any, HandlerRef]:
+        config, _ = _configured(target, flags)
+        return config, HandlerRef.of(config.handler)
+
+    supervisor = Supervisor(config, HandlerRef.of(config.handler), on_ready=ready, read_again=read_again)
     code = asyncio.run(supervisor.run())
     if as_json:
         click.echo(json.dumps({"event": "ended", "code": code, "status": supervisor.outcome,
@@ -246,6 +253,14 @@ def rebalance(name: str | None, as_json: bool) -> None:
 
 
 @main.command()
+@engine_option
+@as_json
+def reload(name: str | None, as_json: bool) -> None:
+    """Replace every worker by a fresh one, with what the configuration file and the handler's module say now."""
+    _ask(name, as_json, "reload")
+
+
+@main.command()
 @click.argument("files", nargs=-1, type=click.Path(dir_okay=False, allow_dash=True))
 @click.option("--engine", help="Name of the engine; not needed if there is only one.")
 @click.option("--format", "form", type=click.Choice(["lines", "csv", "jsonl"]), default="lines", show_default=True)
@@ -284,6 +299,68 @@ def ingest(files: tuple[str, ...], engine: str | None, form: str, key: str | Non
         click.echo(f"{work.events:,} events in {meter.seconds:.2f} s ({count(summary['rate'])}/s)"
                    + (f", {work.skipped:,} records skipped" if work.skipped else "")
                    + (", all handled" if wait else ""))
+
+
+@main.command()
+@click.argument("engines", nargs=-1)
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--end-orphans", is_flag=True, help="TERM to workers whose supervisor is gone; then look at their engine.")
+@click.option("--discard", metavar="NAME", help="Remove this one engine's memory; accepted events in it are lost.")
+@as_json
+def gc(engines: tuple[str, ...], dry_run: bool, end_orphans: bool, discard: str | None, as_json: bool) -> None:
+    """Remove shared memory and sockets that nobody holds, of ENGINES or of all, and say what and why.
+
+    What holds accepted events is kept, because a run of the same engine handles them; state files are not touched.
+    """
+    from shardmem.console.render import collected
+    from shardmem.control.census import Places
+    from shardmem.control.collect import gc as collect
+
+    found = [each.describe() for each in
+             collect(Places(), engines, dry_run=dry_run, end_orphans=end_orphans, discard=discard)]
+    if as_json:
+        freed = sum(each["bytes"] for each in found if each["done"])
+        click.echo(json.dumps({"dry_run": dry_run, "freed": freed, "findings": found}, indent=2))
+    else:
+        click.echo(collected(found, dry_run))
+
+
+@main.command()
+@click.argument("target", required=False)
+@as_json
+def doctor(target: str | None, as_json: bool) -> None:
+    """Look whether an engine will run well here, and say what to change. Exit code 1 if there is a problem.
+
+    TARGET is engine.toml, module:handler or the name of an engine that is here; without it, the default settings.
+    """
+    from dataclasses import replace
+
+    from shardmem.console.render import checks as rendered
+    from shardmem.control.census import Places, census, judge
+    from shardmem.control.doctor import PROBLEM, Plan, examine, worst_of
+    from shardmem.control.host import Host
+    from shardmem.memory.control import Control
+
+    if target is not None and not target.endswith(".toml") and ":" not in target:
+        control = Control.attach(target)
+        plan = Plan.of_engine(control)
+        control.close()
+    else:
+        config, _ = _configured(target, {"name": None} if target else {"name": "engine", "handler": "none:none"})
+        plan = Plan.of_config(config)
+    places = Places()
+    engines, others = census(places)
+    held = {facts.name: sum(inbox.file.bytes for inbox in facts.inboxes) + facts.control.bytes for facts in engines
+            if facts.control}
+    leftovers = [*(each for facts in engines for each in judge(facts, places.uid)), *others]
+    checks = examine(Host(), replace(plan, held=held.get(plan.name, 0)), leftovers)
+    if as_json:
+        click.echo(json.dumps({"engine": plan.name, "worst": worst_of(checks),
+                               "checks": [each.describe() for each in checks]}, indent=2))
+    else:
+        click.echo(rendered([each.describe() for each in checks]))
+    if worst_of(checks) == PROBLEM:
+        sys.exit(EXIT_FAILED)
 
 
 @main.command()

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from typing import Any, Collection, Iterable, Iterator
+from typing import Any, Callable, Collection, Iterable, Iterator
 
 import click
 
-from shardmem.config import Config
+from shardmem.config import PRESETS, Config
 from shardmem.control.chosen import OF_THE_ENGINE, policy_of, preset_of
 from shardmem.policy import ScalingPolicy
 from shardmem.settings import UNITS, Setting, declared
@@ -44,7 +44,8 @@ def rows(config: Config, sources: Sources, made_up: Collection[str] = ()) -> lis
     for name, each in declared(Config).items():
         value = each.default if name in made_up else getattr(config, name)
         origin = None if name in made_up else sources.origins.get(name)
-        table = f"as below, on preset {value.get('preset', 'default')}" if name == "policy" and isinstance(value, dict) else None
+        is_table = name == "policy" and isinstance(value, dict)
+        table = f"as below, on preset {value.get('preset', 'default')}" if is_table else None
         found.append(_row(each, name, value, origin, table))
     preset, policy = preset_of(config), policy_of(config)
     for each in policy_settings():
@@ -70,7 +71,8 @@ def text(rows: Iterable[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         place = row["place"] if row["from"] == "default" else f"{row['place']}; default: {row['default_text']}"
-        lines.append(f"{row['name']}: {row['text']}" + ("" if row["required"] and row["from"] == "default" else f"   [{place}]"))
+        missing = row["required"] and row["from"] == "default"
+        lines.append(f"{row['name']}: {row['text']}" + ("" if missing else f"   [{place}]"))
         about = f"{row['help']} ({', '.join(filter(None, (row['unit'], row['limits'])))})"
         lines += textwrap.wrap(about, WIDTH, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
@@ -78,9 +80,11 @@ def text(rows: Iterable[dict[str, Any]]) -> str:
 
 def page() -> str:
     """docs/settings.md."""
-    def table(settings: Iterable[Setting], columns: Any) -> list[str]:
-        return [*(f"| {' | '.join(each)} |" for each in columns[0]),
-                *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in columns[1](each))} |" for each in settings)]
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    def table(head: list[str], settings: Iterable[Setting], cells: Callable[[Setting], list[str]]) -> list[str]:
+        return [line(head), line(["---"] * len(head)), *(line(cells(each)) for each in settings)]
 
     def about(each: Setting) -> str:
         return each.help + (f" ({each.limits})" if each.limits else "")
@@ -88,22 +92,23 @@ def page() -> str:
     def engine(each: Setting) -> list[str]:
         return [f"`{each.name}`", each.unit, each.text(each.default), about(each)]
 
-    presets = [getattr(ScalingPolicy, name)(4) for name in ("default", "high_throughput", "conservative")]
+    presets = [getattr(ScalingPolicy, name)(4) for name in PRESETS]
 
     def policy(each: Setting) -> list[str]:
         return [f"`{each.name}`", each.unit, *(each.text(getattr(preset, each.name)) for preset in presets), about(each)]
 
     return "\n".join([
         "# Settings", "",
-        "Written by `shardmem config --markdown` from the declarations in `shardmem/config.py` and `shardmem/policy/scaling.py`;",
-        "a test compares the two. `shardmem config engine.toml` shows the values in force and where each is from.", "",
+        "Written by `shardmem config --markdown` from the declarations in `shardmem/config.py` and",
+        "`shardmem/policy/scaling.py`; a test compares the two. `shardmem config engine.toml` shows the values in force and",
+        "where each is from.", "",
         "A setting is given in the TOML file (`lane_bytes = \"64KiB\"`), as a variable (`SHARDMEM_LANE_BYTES`), as a flag",
-        "(`--lane-bytes`), or to `Engine(...)`; a flag wins over a variable, and that over the file. `handler` has no flag: it is",
-        "what `shardmem run` is given.", "",
-        *table(declared(Config).values(), ([["setting", "unit", "default", "meaning"], ["---"] * 4], engine)), "",
+        "(`--lane-bytes`), or to `Engine(...)`; a flag wins over a variable, and that over the file. `handler` has no flag:",
+        "it is what `shardmem run` is given.", "",
+        *table(["setting", "unit", "default", "meaning"], declared(Config).values(), engine), "",
         "## [policy]", "",
-        "`policy = \"conservative\"` names a preset; a table `[policy]` changes settings of the one that its `preset` names, or of",
-        "`default`. `min_shards`, `max_shards` and `auto_scale` are settings of the engine.", "",
-        *table(policy_settings(), ([["setting", "unit", "default", "high_throughput", "conservative", "meaning"], ["---"] * 6], policy)),
+        "`policy = \"conservative\"` names a preset; a table `[policy]` changes settings of the one that its `preset`",
+        "names, or of `default`. `min_shards`, `max_shards` and `auto_scale` are settings of the engine.", "",
+        *table(["setting", "unit", *PRESETS, "meaning"], policy_settings(), policy),
         "", "## Units", "",
         *(f"- **{name}**: {meaning}" for name, meaning in UNITS.items()), ""])

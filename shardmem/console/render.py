@@ -1,12 +1,15 @@
 """A status document as text for people. Pure: a document in, lines out."""
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+
+from shardmem.settings import size
 
 _COLORS = {"running": "green", "active": "green", "failed": "bold red", "stopped": "red", "draining": "yellow",
            "starting": "yellow", "provisioning": "yellow"}
@@ -53,11 +56,15 @@ def answer(engine: str, command: str, done: dict[str, Any]) -> str:
                      + (f"; removed {', '.join(map(str, done['removed']))}" if done["removed"] else ""))
     elif command == "drain":
         lines.append(f"engine {engine}: shard {done['drained']} is drained and removed")
+    elif command == "reload":
+        lines.append(f"engine {engine}: " + ", ".join(f"shard {each['from']} is replaced by shard {each['to']}"
+                                                      for each in done["reloaded"]))
+        lines += [f"  {name} cannot change while the engine runs, and stays as it is" for name in done["not_applied"]]
     to: dict[tuple[int, int], int] = {}
     for each in moved:
         to[each["from"], each["to"]] = to.get((each["from"], each["to"]), 0) + 1
     lines += [f"  {number} slots from shard {source} to shard {target}" for (source, target), number in sorted(to.items())]
-    if not moved:
+    if not moved and command != "reload":
         lines.append("  no slot had to move")
     lines.append("  " + ", ".join(f"{phase} {milliseconds(value)}" for phase, value in seconds.items()))
     lines += [f"  late: {text}" for text in done["late"]]
@@ -100,3 +107,30 @@ def status(document: dict[str, Any]) -> Group:
     parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
     parts.append(Text(accounting_line(document["accounting"])))
     return Group(*parts)
+
+
+def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:
+    """What `gc` found, one line for each thing, then what is left to do by hand."""
+    lines, remedies = [], []
+    for each in findings:
+        verb = "removed" if each["done"] else {"remove": "would go", "keep": "kept", "skip": "skipped"}[each["action"]]
+        name = each["name"] if each["kind"] == "entry" else f"{each['kind']} {each['name']}"
+        lines.append(f"{verb:8} {name}  {size(each['bytes'])}  {each['reason']}")
+        if each["remedy"]:
+            remedies.append(f"         {each['name']}: {each['remedy']}")
+    freed = sum(each["bytes"] for each in findings if each["action"] == "remove")
+    lost = sum(each["events"] for each in findings if each["action"] == "remove")
+    total = f"{'would free' if dry_run else 'freed'} {size(freed)} ({freed:,} bytes)" if freed else "nothing to free"
+    if lost:
+        total += f"; {lost:,} events {'would be ' if dry_run else ''}lost"
+    return "\n".join([*lines, *remedies, total])
+
+
+def checks(found: list[dict[str, Any]]) -> str:
+    """What `doctor` found: level, name and finding, and below it what to do."""
+    lines = []
+    for each in found:
+        lines += textwrap.wrap(f"{each['level']:8} {each['name']}: {each['found']}", 80, subsequent_indent=" " * 9)
+        if each["remedy"]:
+            lines += textwrap.wrap(f"remedy: {each['remedy']}", 80, initial_indent=" " * 9, subsequent_indent=" " * 17)
+    return "\n".join(lines)

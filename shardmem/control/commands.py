@@ -1,4 +1,4 @@
-"""What can be asked of a running engine: scale, drain, move, rebalance, stop. One answer each: what was done, and how long."""
+"""What can be asked of a running engine: scale, drain, move, rebalance, reload, stop. One answer each: what was done, and how long."""
 from __future__ import annotations
 
 import asyncio
@@ -25,7 +25,7 @@ SLOTS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 log = logging.getLogger("shardmem.supervisor")
 
-NAMES = ("status", "scale", "drain", "move", "rebalance", "stop")
+NAMES = ("status", "scale", "drain", "move", "rebalance", "reload", "stop")
 
 
 class Commands:
@@ -101,6 +101,12 @@ class Commands:
             rounds = await self._even_out()
         return _summary(rounds, started, {})
 
+    async def reload(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Every worker is replaced by a fresh one, with what the configuration says now."""
+        started = time.monotonic()
+        done = await self._supervisor.replacements.reload()
+        return {**done, **_summary([], started, {})}
+
     # ---- what the policy asks for -------------------------------------------------------------------------------------------
 
     async def follow(self, decision: ScalingDecision, moves: list[Move]) -> None:
@@ -118,13 +124,12 @@ class Commands:
 
     # ---- what an earlier supervisor had begun -------------------------------------------------------------------------------
 
-    async def resume(self, found: Found) -> None:
+    async def resume(self, found: Found, begun: dict[Move, int]) -> None:
         supervisor = self._supervisor
         shards = supervisor.shards
         for shard in found.useless:
             shards.abandon(shard)
-        finishing = asyncio.create_task(supervisor.handoffs.finish_what_was_begun())
-        await asyncio.sleep(0)  # it has said by now which slots are in motion; planned below, they would be moved twice
+        finishing = asyncio.create_task(supervisor.handoffs.finish(begun))
         async with supervisor.busy:
             for shard in found.joining:
                 reason = await supervisor.workers.ready([shard], lambda: supervisor.stopping)

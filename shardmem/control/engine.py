@@ -7,10 +7,11 @@ import secrets
 import select
 import signal
 import subprocess
+import threading
 import time
 import weakref
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Callable
 
 from shardmem import errors
 from shardmem.config import Config
@@ -21,6 +22,8 @@ from shardmem.memory.control import Control
 from shardmem.runtime.handler import HandlerRef, importing_main
 from shardmem.runtime.producer import Producer
 from shardmem.runtime.snapshot import Observer
+
+REVIVALS = 5  # supervisors in a row that may be killed while the engine ends
 
 
 class Engine:
@@ -53,6 +56,7 @@ class Engine:
         self._control: Control | None = None
         self._last: dict[str, Any] | None = None
         self._commands: Client | None = None
+        self._reviving = threading.Lock()
 
     # ---- life ---------------------------------------------------------------------------------------------------------------
 
@@ -60,6 +64,15 @@ class Engine:
         """Returns when every worker is ready. `with Engine(...)` calls it."""
         if self._process is not None:
             raise ShardmemError(f"engine {self.name!r} was started already; make a new Engine to start again")
+        report = self._launch()
+        if not report or "ready" not in report:
+            self._end(report)
+        self._control = Control.attach(self.name)
+        self._observer = Observer(self._control)
+        return self
+
+    def _launch(self) -> dict[str, Any] | None:
+        """A supervisor process; what it says first. If an earlier one left live workers, it adopts them."""
         settings = asdict(self._config)
         for key in ("handler", "dtype", "key"):
             del settings[key]
@@ -76,12 +89,23 @@ class Engine:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(orders).encode() + b"\n")
         self._process.stdin.flush()
-        report = self._reports.next(self._config.boot_timeout + 30)
-        if not report or "ready" not in report:
-            self._end(report)
-        self._control = Control.attach(self.name)
-        self._observer = Observer(self._control)
-        return self
+        return self._reports.next(self._config.boot_timeout + 30)
+
+    def _revive(self) -> None:
+        """A new supervisor if the last one was killed; workers and producers have gone on without."""
+        assert self._process is not None
+        if self._inherited:
+            return
+        with self._reviving:
+            for turn in range(REVIVALS):
+                if self._process.poll() is None or self._process.returncode >= 0:
+                    return
+                self._reports.close()
+                _close_lifeline(self._process)
+                report = self._launch()
+                if not report or "ready" not in report:
+                    if turn == REVIVALS - 1 or self._process.wait() >= 0:
+                        self._end(report)
 
     def stop(self, now: bool = False) -> dict[str, Any]:
         """Drain, stop, and return the last status. now: do not drain. Raises HandlerError if a shard had failed."""
@@ -91,11 +115,15 @@ class Engine:
             raise NotRunning(f"engine {self.name!r} belongs to the process that this one was forked from; it ends there")
         if self._control is None:  # stopped before
             return self.status()
-        if self._process.poll() is None:
-            if now:
-                self._process.send_signal(signal.SIGINT)
-            _close_lifeline(self._process)
-        report = self._reports.last()
+        for _ in range(REVIVALS):
+            self._revive()
+            if self._process.poll() is None:
+                if now:
+                    self._process.send_signal(signal.SIGINT)
+                _close_lifeline(self._process)
+            report = self._reports.last()
+            if self._process.wait() >= 0 or report:  # otherwise it was killed before it could end the engine
+                break
         if self._process.wait() != 0 or (report and report.get("error")):
             self._end(report)
         if report and report.get("status"):
@@ -137,28 +165,45 @@ class Engine:
 
     def scale_to(self, shards: int) -> dict[str, Any]:
         """More or fewer shards while events flow. Returns what was done and the seconds of each phase."""
-        return self._client().scale_to(shards)
+        return self._ask(lambda client: client.scale_to(shards))
 
     def drain(self, shard: int) -> dict[str, Any]:
         """Hand the shard's slots to the others, stop and remove it."""
-        return self._client().drain(shard)
+        return self._ask(lambda client: client.drain(shard))
 
     def move(self, slots: Any, to: int) -> dict[str, Any]:
         """Slots ("17,40-60", a number or a list) to a shard; nothing is lost, repeated or reordered on the way."""
-        return self._client().move(slots, to)
+        return self._ask(lambda client: client.move(slots, to))
 
     def rebalance(self) -> dict[str, Any]:
         """Even out the slots, with the fewest moves."""
-        return self._client().rebalance()
+        return self._ask(lambda client: client.rebalance())
+
+    def reload(self) -> dict[str, Any]:
+        """Every worker is replaced by a fresh one, which imports the handler anew; events keep flowing."""
+        return self._ask(lambda client: client.reload())
 
     # ---- inside -----------------------------------------------------------------------------------------------------------------
 
-    def _client(self) -> Client:
+    def _ask(self, command: Callable[[Client], dict[str, Any]]) -> dict[str, Any]:
+        """A command, once more if the supervisor is killed before it has answered: each goes on from where things are."""
         if self._control is None:
             raise NotRunning(f"engine {self.name!r} is not running")
+        assert self._process is not None
         if self._commands is None:
             self._commands = Client(self.name)
-        return self._commands
+        for _ in range(REVIVALS):
+            self._revive()
+            try:
+                return command(self._commands)
+            except NotRunning as error:
+                said = error
+                try:
+                    if self._inherited or self._process.wait(1.0) >= 0:
+                        raise
+                except subprocess.TimeoutExpired:
+                    raise said from None  # it lives, and does not answer
+        raise said
 
     def _forget_memory(self) -> None:
         if self._commands is not None:
@@ -170,7 +215,7 @@ class Engine:
             self._control = None
 
     def _clean_up(self) -> None:
-        """The supervisor was killed: end its workers, who would go on without it, and an engine that nobody can name."""
+        """No supervisor will be: end the workers, who would go on without it, and an engine that nobody can name."""
         if self._control is None:
             return
         control = self._control
@@ -200,7 +245,7 @@ class Engine:
             self._process.kill()
             code = self._process.wait()
         self._reports.close()
-        if code < 0:
+        if code < 0 or self._control is not None and any(map(self._control.worker_alive, self._control.known_shards())):
             self._clean_up()
         self._forget_memory()
         if report and report.get("status"):

@@ -97,28 +97,32 @@ class Handoffs:
             await self._forward(done, numbers, event)
         return done
 
-    async def finish_what_was_begun(self) -> Round:
-        """Handoffs that an earlier supervisor left in some phase: taken up there, and run forward."""
+    def take_up(self) -> dict[Move, int]:
+        """The handoffs that an earlier supervisor left in some phase, with their numbers. They are in motion from here on, so
+        that nobody begins one of them again.
+        """
         control, view = self._control, ffi.new("sm_move_view *")
         slots = np.empty(control.slots, "u4")
         count = lib.sm_view_moving(control.address, control.geometry, ffi.cast("uint32_t *", slots.ctypes.data), control.slots)
-        moves, numbers = [], {}
+        begun = {}
         for slot in slots[:count].tolist():
             lib.sm_view_move(control.address, slot, view)
-            moves.append(Move(slot, view.source, view.target))
-            numbers[slot] = view.number
+            begun[Move(slot, view.source, view.target)] = view.number
             if MOVE_PHASES[view.phase] == "rerouting":  # the slot word may not have been stored
                 lib.sm_set_slot(control.address, slot, view.target)
-        self._holds = {shard: 0 for shard in control.known_shards()} | _counted(moves)
+        self._moving |= {move.slot for move in begun}
+        self._holds = {shard: 0 for shard in control.known_shards()} | _counted(begun)
         for shard in self._holds:  # a count may have been left too high; and a hold that has fallen not been told of
             self._hold(shard, 0)
             self._wake(shard)
-        done = Round(moves)
-        if moves:
-            log.info("taking up %d handoffs of an earlier supervisor", len(moves))
-            with self._in_motion(moves) as event:
-                await self._forward(done, numbers, event)
-        return done
+        return begun
+
+    async def finish(self, begun: dict[Move, int]) -> None:
+        """Each from the phase it is in."""
+        if begun:
+            log.info("taking up %d handoffs of an earlier supervisor", len(begun))
+            with self._in_motion(list(begun)) as event:
+                await self._forward(Round(list(begun)), {move.slot: number for move, number in begun.items()}, event)
 
     @contextlib.contextmanager
     def _in_motion(self, moves: list[Move]) -> Iterator[asyncio.Event]:

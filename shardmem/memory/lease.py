@@ -6,7 +6,9 @@ its copies of the descriptors are closed at fork.
 """
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 import weakref
 
 from shardmem.errors import SegmentError
@@ -37,6 +39,25 @@ def is_free(name: str, byte: int) -> bool:
         return lib.sm_lease_held(descriptor, byte) == 0
     finally:
         os.close(descriptor)
+
+
+_FLOCK = struct.Struct("@hhqqi4x")  # struct flock: type, whence, start, length, pid
+
+
+def anything_held(descriptor: int, start: int = 0) -> bool:
+    """Whether another description holds any lock on the file from `start` on; even one of a layout not known here."""
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 0, 0)
+    return _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK
+
+
+def take_everything(descriptor: int) -> bool:
+    """Every lease of the engine, taken or not, in one step: so nobody holds one, and nobody can take one until the
+    descriptor is closed."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _BASE, 0, 0))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 class Lease:

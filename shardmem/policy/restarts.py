@@ -5,7 +5,7 @@ Two kinds of deaths are told apart, because more of the one help and more of the
 - With a batch in hand. The worker's attempt record halves that batch with every life until the one event is found that does
   it, so lives are short on purpose and follow each other quickly. They come to an end by themselves; if they do not, and
   nothing is handled in between, somebody has to know.
-- Without one: the machine, the code around the handler. Waits that double, and a budget.
+- Without one: the machine, the code around the handler. Once may be chance; then waits that double, and a budget.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORGOTTEN_AFTER = 60.0  # of life: what ends then is not the end of the same sto
 
 @dataclass(frozen=True)
 class Life:
-    """How a life of a worker ended, by nobody's order. progress: events its shard has got rid of in all its lives."""
+    """How a life of a worker ended, by nobody's order. progress: events that were handled in all lives of its shard."""
 
     how: str
     ready: bool
@@ -85,7 +85,7 @@ class Restarts:
                                  f"(max_restarts, restart_window) and ended once more: {life.how}")
         past.recent.append(now)
         past.waits += 1
-        return Verdict(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (past.waits - 1)), life.how)
+        return Verdict(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (past.waits - 2)) if past.waits > 1 else 0.0, life.how)
 
 
 class _Past:

@@ -43,13 +43,13 @@ class Failures:
         self._keeper, self._rules, self._pause, self._say = keeper, rules, pause, say
         self._ended = ended or "it ended without a word"
         self._quarantine: Quarantine | None = None
-        self._in_a_row = 0
 
     def condemned(self) -> bool:
         """Whether the batch in hand is one event that has killed its worker as often as it may. Then it is set aside."""
         if self._batch.tries < self._rules.max_attempts:
             return False
         tries = self._batch.tries
+        self._not_too_many(f"an event was in hand, alone, when the worker died, {tries} times; the last time: {self._ended}")
         self._set_aside("death", f"it was in hand, alone, when the worker died, {tries} times; the last time: {self._ended}", "",
                         tries)
         return True
@@ -67,11 +67,7 @@ class Failures:
         self._keeper.failing()
         rows, tries = batch.rows, batch.tries
         if rows == 1 and (rules.on_error == "quarantine" or tries + 1 >= rules.max_attempts):
-            self._in_a_row += 1
-            if self._in_a_row > MOST_IN_A_ROW:
-                raise HandlerError(f"{text}. It is the {self._in_a_row}th event in a row that fails, so it is not the events: the "
-                                   f"shard stops. {MOST_IN_A_ROW} events are in quarantine ({rules.quarantine_file}), the rest "
-                                   f"stay in shared memory") from error
+            self._not_too_many(text)
             self._set_aside("exception", what, trace, tries + 1)
             self._keeper.roll_back()
             return
@@ -85,8 +81,11 @@ class Failures:
         if rules.on_error == "retry" and (again or rows == 1):
             self._pause(min(LONGEST_PAUSE, rules.retry_backoff * 2 ** tries))
 
-    def succeeded(self) -> None:
-        self._in_a_row = 0
+    def _not_too_many(self, text: str) -> None:
+        if self._batch.in_a_row >= MOST_IN_A_ROW:
+            raise HandlerError(f"{text}. It is the {self._batch.in_a_row + 1}th event in a row that fails, so it is not the events: "
+                               f"the shard stops. {self._batch.in_a_row} events are in quarantine "
+                               f"({self._rules.quarantine_file}), the rest stay in shared memory")
 
     def _set_aside(self, kind: str, reason: str, trace: str, attempts: int) -> None:
         control, shard, span = self._control, self._shard, self._batch.span[0]

@@ -36,7 +36,7 @@ class Moves:
 
     def step(self, idle: bool) -> None:
         """Called between batches; idle: there was nothing to handle."""
-        orders = lib.sm_orders(self._control.address, self._shard)
+        orders = lib.sm_orders(self._reader)
         if orders != self._seen:
             self._seen = orders
             self._keeper.settle()  # rows that are handled and not committed would come again

@@ -98,7 +98,6 @@ class Worker:
                 failures.raised(work, error)
                 continue
             work._end()
-            failures.succeeded()
             status = handled()
             if status == lib.SM_CORRUPT:
                 log.error("shard %d: a frame changed under the batch in hand; its lane moves no further", shard)
@@ -149,8 +148,9 @@ def main() -> int:
                        logging.getLogger(f"shardmem.handler.{orders['shard']}")))
         keeper = _keeper(worker, handler, settings)
         keeper.take_up()
-    except AlreadyRunning as error:
+    except AlreadyRunning as error:  # the shard's words are another's
         log.error("%s", error)
+        reports.say(boot_failed=str(error))
         return EXIT_ALREADY
     except Exception as error:
         return _boot_failure(worker, reports, error)

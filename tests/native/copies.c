@@ -48,7 +48,8 @@ static void retiring_and_dying(void)
             CHECK(v.retired_accepted == 4 * sum && v.retired_handled == 3 * sum && v.retired_quarantined == 2 * sum &&
                       v.retired_shed == sum,
                   "generation %llu, death %d: %llu accepted where %llu were: a copy in force was written",
-                  (unsigned long long)generation, dies, (unsigned long long)v.retired_accepted, (unsigned long long)(4 * sum));
+                  (unsigned long long)generation, dies, (unsigned long long)v.retired_accepted,
+                  (unsigned long long)(4 * sum));
         }
         sm_retire(e.control, 0, generation, 1, 1, 1, 1);
     }
@@ -87,10 +88,90 @@ static void retiring_under_eyes(double share)
     engine_free(&e);
 }
 
+/* ---- texts --------------------------------------------------------------------------------------------------------------- */
+
+/* A text of one letter, which says how long the text is. */
+static uint32_t compose(char *text, uint64_t n)
+{
+    uint32_t letter = (uint32_t)(n % 26), bytes = 7 + letter * 17;
+    memset(text, 'a' + (int)letter, bytes);
+    return bytes;
+}
+
+static void check_text(const char *what, const char *text, uint32_t bytes)
+{
+    for (uint32_t i = 0; i < bytes; i++)
+        CHECK(text[i] == text[0] && bytes == 7 + (uint32_t)(text[0] - 'a') * 17, "%s is torn at %u of %u: %.*s", what, i,
+              bytes, (int)bytes, text);
+}
+
+static void *speak(void *argument)
+{
+    char text[512];
+    for (uint64_t n = 0; !stopped(); n++) {
+        uint32_t bytes = compose(text, n);
+        if (argument)
+            sm_worker_error(e.control, 0, text, bytes);
+        else if (n % 2)
+            sm_shard_note(e.control, 0, text, bytes);
+        else
+            sm_post(e.control, text, bytes);
+    }
+    return NULL;
+}
+
+static void speaking_under_eyes(double share)
+{
+    static char text[SM_BOARD_BYTES];
+    uint64_t looks = 0;
+    e = engine_new(1, 1, 4096, 0);
+    atomic_store_explicit(&stop, 0, memory_order_relaxed);
+    pthread_t speakers[] = {start(speak, NULL), start(speak, &e)};
+    for (int64_t until = sm_now_ns() + (int64_t)(seconds * share * 1e9); sm_now_ns() < until; looks++) {
+        sm_shard_view v;
+        sm_view_shard(e.control, 0, &v);
+        check_text("what was said of the shard", v.error, v.error_bytes);
+        check_text("the board", text, sm_view_board(e.control, text));
+    }
+    atomic_store_explicit(&stop, 1, memory_order_release);
+    join(speakers[0]);
+    join(speakers[1]);
+    printf("speaking: %llu looks\n", (unsigned long long)looks);
+    engine_free(&e);
+}
+
+static void expect_said(const char *what)
+{
+    sm_shard_view v;
+    sm_view_shard(e.control, 0, &v);
+    CHECK(v.error_bytes == strlen(what) && memcmp(v.error, what, strlen(what)) == 0, "'%.*s' where '%s' was the later",
+          (int)v.error_bytes, v.error, what);
+}
+
+static void the_later_is_shown(void)
+{
+    e = engine_new(1, 1, 4096, 0);
+    expect_said("");
+    sm_worker_enter(e.control, 0, getpid(), (uint64_t)sm_now_ns());
+    sm_worker_error(e.control, 0, "a lane is corrupt", 17);
+    expect_said("a lane is corrupt");
+    sm_shard_note(e.control, 0, "killed", 6);
+    expect_said("killed");
+    sm_worker_enter(e.control, 0, getpid(), (uint64_t)sm_now_ns());
+    expect_said("");
+    sm_shard_note(e.control, 0, "killed again", 12);
+    expect_said("killed again");
+    sm_worker_error(e.control, 0, "it was not", 10);
+    expect_said("it was not");
+    engine_free(&e);
+}
+
 int main(int argc, char **argv)
 {
     begin(argc, argv);
     retiring_and_dying();
     retiring_under_eyes(0.25);
+    the_later_is_shown();
+    speaking_under_eyes(0.25);
     return 0;
 }

@@ -39,7 +39,8 @@ static void *produce(void *argument)
             numbers[i] = rows[i].nth = sent[seat][keys[i]]++;
             offsets[i + 1] = 8 * (i + 1);
         }
-        sm_columns columns = {.n = n, .key_kind = SM_KEY_INT, .keys = keys, .data = (uint8_t *)numbers, .offsets = offsets};
+        sm_columns columns = {.n = n, .key_kind = SM_KEY_INT, .keys = keys, .data = (uint8_t *)numbers, .offsets = offsets,
+                              .data_bytes = 8 * n};
         memset(c, 0, sizeof *c);
         for (int status; (status = e.g.row_bytes ? sm_send(s, rows, n, c) : sm_push_columns(s, &columns, c)) != SM_OK;)
             mend(&e, s, status, c->shard, NULL);
@@ -81,7 +82,7 @@ static uint32_t find_moves(worker *w, uint32_t phase)
 
 static void step(worker *w)
 {
-    uint32_t orders = sm_orders(e.control, w->shard);
+    uint32_t orders = sm_orders(w->reader);
     if (orders != w->seen) {
         w->seen = orders;
         sm_rescan(w->reader);
@@ -128,7 +129,7 @@ static void *work(void *argument)
     worker w = {.shard = (uint32_t)(uintptr_t)argument};
     w.random = mix(seed * 700 + w.shard);
     w.reader = take_shard(&e, w.shard, sizes[below(&w.random, 5)]);
-    w.seen = sm_orders(e.control, w.shard) - 1;
+    w.seen = sm_orders(w.reader) - 1;
     for (uint64_t batches = 0;;) {
         int last = atomic_load_explicit(&finished, memory_order_acquire);
         sm_batch b;

@@ -387,12 +387,56 @@ static void marking(double share)
     engine_free(&e);
 }
 
+/* ---- handoffs: N1/N2 -------------------------------------------------------------------------------------------------- */
+
+/* Which way a slot goes says whether its handoff has an odd number. Shard 1 only looks. */
+static void *look_for_moves(void *argument)
+{
+    outcome *outcomes = argument;
+    uint32_t slots[1];
+    uint64_t numbers[1];
+    while (!stopped()) {
+        int gives = sm_moves_at(e.control, 1, SM_MOVE_DRAINING, slots, numbers, 1) == 1;
+        outcomes[!gives ? 0 : numbers[0] & 1 ? 1 : 2].count++;
+        int takes = sm_moves_at(e.control, 1, SM_MOVE_RELEASING, slots, numbers, 1) == 1;
+        outcomes[!takes ? 3 : numbers[0] & 1 ? 5 : 4].count++;
+    }
+    return NULL;
+}
+
+static void numbering(double share)
+{
+    outcome outcomes[] = {{"nothing is given up", 1, 0}, {"a slot is given up", 1, 0},
+                          {"a slot is given up, with the number of a handoff to here", 0, 0},
+                          {"nothing is taken up", 1, 0}, {"a slot is taken up", 1, 0},
+                          {"a slot is taken up, with the number of a handoff from here", 0, 0}};
+    uint64_t random = mix(seed + 13);
+    e = engine_new(2, 1, 4096, 0);
+    atomic_store_explicit(&stop, 0, memory_order_relaxed);
+    pthread_t thread = start(look_for_moves, outcomes);
+    deadline = sm_now_ns() + (int64_t)(seconds * share * 1e9);
+    for (uint32_t source = 1; sm_now_ns() < deadline; source = 1 - source) {
+        sm_move_begin(e.control, 0, source, 1 - source, 0);
+        sm_move_phase(e.control, 0, SM_MOVE_DRAINING, 0);
+        dawdle(below(&random, UINT64_C(1) << below(&random, 7)));
+        sm_move_phase(e.control, 0, SM_MOVE_RELEASING, 0);
+        dawdle(below(&random, UINT64_C(1) << below(&random, 7)));
+        sm_move_phase(e.control, 0, SM_MOVE_NONE, 0);
+    }
+    atomic_store_explicit(&stop, 1, memory_order_release);
+    join(thread);
+    printf("numbers\n");
+    report("numbers", outcomes, sizeof outcomes / sizeof *outcomes);
+    engine_free(&e);
+}
+
 int main(int argc, char **argv)
 {
     begin(argc, argv);
-    parking(0.5);
+    parking(0.4);
     opening(0.1);
     counting(0.15);
     marking(0.25);
+    numbering(0.1);
     return 0;
 }

@@ -11,19 +11,19 @@ def idle(seconds: float = 1.0) -> Life:
     return Life("killed by SIGKILL", ready=True, in_hand=False, seconds=seconds)
 
 
-def test_waits_without_a_batch_in_hand_double_up_to_the_longest():
+def test_a_first_death_without_a_batch_in_hand_is_chance_and_later_waits_double_up_to_the_longest():
     restarts, now, waits = Restarts(most=100), 0.0, []
     for _ in range(10):
         verdict = restarts.ended(0, idle(), now)
         waits.append(verdict.delay)
         now += verdict.delay + 1.0
-    assert [0.1, 0.2, 0.4, 0.8, 1.6, 3.2] == pytest.approx(waits[:6]) and {LONGEST_WAIT} == set(waits[6:])
+    assert [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2] == pytest.approx(waits[:7]) and {LONGEST_WAIT} == set(waits[7:])
 
 
 def test_a_long_life_makes_the_waits_forgotten():
     restarts = Restarts()
-    assert [0.1, 0.2] == [restarts.ended(0, idle(), now).delay for now in (0.0, 1.0)]
-    assert 0.1 == restarts.ended(0, idle(FORGOTTEN_AFTER), 100.0).delay
+    assert [0.0, 0.1] == [restarts.ended(0, idle(), now).delay for now in (0.0, 1.0)]
+    assert 0.0 == restarts.ended(0, idle(FORGOTTEN_AFTER), 100.0).delay
 
 
 def test_more_restarts_than_the_budget_within_the_window_are_the_end_and_the_reason_says_cause_and_count():
@@ -79,4 +79,4 @@ def test_shards_do_not_pay_for_each_other_and_a_new_one_not_for_the_last_with_it
     assert restarts.ended(0, idle(), 0.0).delay is not None and restarts.ended(1, idle(), 0.0).delay is not None
     assert restarts.ended(0, idle(), 1.0).delay is None
     restarts.forget(0)
-    assert 0.1 == restarts.ended(0, idle(), 2.0).delay
+    assert 0.0 == restarts.ended(0, idle(), 2.0).delay

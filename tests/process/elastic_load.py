@@ -1,12 +1,13 @@
 """Load for the elastic tests: handlers that record, a producer that never stops, and the checker of what they recorded.
 
-    python elastic_load.py ENGINE PRODUCER      pushes until a line comes on standard input, then prints how many blocks
+    python elastic_load.py ENGINE PRODUCER PAUSE    pushes until a line comes on standard input, then prints how many blocks
 """
 from __future__ import annotations
 
 import json
 import os
 import select
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -68,13 +69,34 @@ class Counter(Recorder):
             del self.counts[pair]
 
 
-def produce(engine: str, number: int) -> None:
-    """Blocks of one event per key, numbered, as fast as they go."""
+class Traffic:
+    """Producers in processes of their own that push until told to stop; pause: seconds between two blocks."""
+
+    def __init__(self, engine: str, count: int, pause: float = 0.0) -> None:
+        self.processes = [subprocess.Popen([sys.executable, __file__, engine, str(number), str(pause)], stdin=subprocess.PIPE,
+                                           stdout=subprocess.PIPE, text=True) for number in range(count)]
+        for process in self.processes:
+            assert "ready\n" == process.stdout.readline()
+
+    def stop(self) -> dict[int, int]:
+        for process in self.processes:
+            process.stdin.write("stop\n")
+            process.stdin.flush()
+        sent = {}
+        for number, process in enumerate(self.processes):
+            out, _ = process.communicate(timeout=60)
+            assert 0 == process.returncode
+            sent[number] = int(out)
+        return sent
+
+
+def produce(engine: str, number: int, pause: float) -> None:
+    """Blocks of one event per key, numbered."""
     with shardmem.connect(engine) as producer:
         block, sent = np.zeros(KEYS, ROW), 0
         block["key"], block["producer"] = np.arange(KEYS), number
         print("ready", flush=True)
-        while not select.select([sys.stdin], [], [], 0)[0]:
+        while not select.select([sys.stdin], [], [], pause)[0]:
             block["number"] = sent
             producer.send(block)
             sent += 1
@@ -126,4 +148,4 @@ def read_logs(directory: Path) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    produce(sys.argv[1], int(sys.argv[2]))
+    produce(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

@@ -559,6 +559,25 @@ def child_that_leaves_the_block() -> None:
     reply(codes=codes, handled=engine.status()["accounting"]["handled"])
 
 
+def fork_without_supervisor() -> None:
+    """The supervisor is killed; a child forked inside the block asks for something, and leaves the block."""
+    order()
+    with shardmem.Engine(handler="recorder:nothing", shards=1, max_shards=2) as engine:
+        os.kill(engine.status()["supervisor"]["pid"], signal.SIGKILL)
+        wait_until(lambda: not engine.status()["supervisor"]["alive"], "the supervisor is dead")
+
+        def work() -> None:
+            try:
+                engine.scale_to(2)
+            except shardmem.NotRunning:
+                return
+            os._exit(NOT_REACHED)
+
+        child = reap(forked(work))
+        incarnation = engine.status()["supervisor"]["incarnation"]
+    reply(child=child, incarnation=incarnation)
+
+
 def attach_and_end() -> None:
     """Pushes one event and ends as it was told to: without a close, by the hard way, or in a spawned child."""
     orders = order()

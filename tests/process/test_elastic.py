@@ -3,37 +3,15 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 import sys
 import threading
 import uuid
 
-import elastic_load
 import numpy as np
 import pytest
-from elastic_load import KEYS, LOG, ROW, SLOTS, Counter, Recorder, read_logs, violations
+from elastic_load import KEYS, LOG, ROW, SLOTS, Counter, Recorder, Traffic, read_logs, violations
 
 import shardmem
-
-class Traffic:
-    """Producers in processes of their own that push as fast as they can until told to stop."""
-
-    def __init__(self, engine: str, count: int) -> None:
-        self.processes = [subprocess.Popen([sys.executable, elastic_load.__file__, engine, str(number)], stdin=subprocess.PIPE,
-                                           stdout=subprocess.PIPE, text=True) for number in range(count)]
-        for process in self.processes:
-            assert "ready\n" == process.stdout.readline()
-
-    def stop(self) -> dict[int, int]:
-        for process in self.processes:
-            process.stdin.write("stop\n")
-            process.stdin.flush()
-        sent = {}
-        for number, process in enumerate(self.processes):
-            out, _ = process.communicate(timeout=60)
-            assert 0 == process.returncode
-            sent[number] = int(out)
-        return sent
 
 
 def one_command(engine: shardmem.Engine, chance: random.Random) -> dict:

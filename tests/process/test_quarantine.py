@@ -106,6 +106,15 @@ def test_a_handler_that_fails_on_everything_is_stopped_soon(rig: Rig, settings: 
             assert (16, 84) == (quarantined(engine), engine.status()["accounting"]["in_flight"])
 
 
+def test_a_handler_that_kills_its_worker_on_everything_is_stopped_soon(rig: Rig, settings: dict) -> None:
+    settings |= dict(handler="quarantine_load:dies_of_bad", max_attempts=1)
+    with pytest.raises(shardmem.HandlerError, match="SIGSEGV. It is the 17th event in a row that fails"):
+        with rig.engine(None, **settings) as engine, engine.producer() as producer:
+            for _ in range(20):
+                producer.push(1, b"bad")
+            wait_until(lambda: engine.status()["shards"][0]["state"] == "failed", "the shard gives up")
+
+
 def test_an_outage_that_ends_within_the_retries_sets_nothing_aside(rig: Rig, engine_name: str, settings: dict) -> None:
     rig.tell("poison", "2")
     settings["retry_backoff"] = 5

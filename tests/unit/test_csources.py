@@ -27,6 +27,8 @@ HANDSHAKES = {
     "tail": {"store": {"producer.c"}, "load": {"worker.c"}}, "head": {"store": {"worker.c"}, "load": {"park.c"}},
     "mark": {"load": {"supervisor.c"}}, "engine_state": {"store": {"supervisor.c"}, "load": {"producer.c"}},
     "slot_word": {"store": {"supervisor.c"}, "load": {"producer.c"}}, "lane_open": {"store": {"producer.c"}, "load": {"worker.c"}},
+    "evict": {"store": {"producer.c"}, "load": {"worker.c"}},
+    "shard_orders": {"store": {"supervisor.c"}, "load": {"worker.c"}},
 }
 BEFORE_PUBLICATION = {"sm_control_format"}  # nobody else looks before the version word is stored
 LABEL = r"[A-Z]\d"

@@ -20,7 +20,8 @@ def test_every_setting_says_in_one_line_what_it_is_for(cls):
 
     assert [each.name for each in fields(cls)] == list(settings)
     for each in settings.values():
-        assert 10 <= len(each.help) <= 110 and "\n" not in each.help and not each.help.endswith("."), f"{each.name}: {each.help!r}"
+        assert 10 <= len(each.help) <= 110, f"{each.name}: {each.help!r}"
+        assert "\n" not in each.help and not each.help.endswith("."), f"{each.name}: {each.help!r}"
         if each.unit in ("number", "bytes", "microseconds") and cls is Config:
             assert each.least is not None and each.most is not None, f"{each.name} has no limits"
 
@@ -37,7 +38,8 @@ def test_a_field_without_help_and_a_unit_that_is_none_are_refused():
 
 
 @pytest.mark.parametrize("unit, given, expected", [
-    ("bytes", "64KiB", 65536), ("number", "1_000", 1000), ("seconds", "1.5m", 90.0), ("seconds", 3, 3.0), ("switch", "No", False),
+    ("bytes", "64KiB", 65536), ("number", "1_000", 1000), ("seconds", "1.5m", 90.0), ("seconds", 3, 3.0),
+    ("switch", "No", False),
     ("switch", True, True), ("text", "x", "x"),
 ])
 def test_values_are_read_by_their_unit(unit, given, expected):
@@ -45,7 +47,8 @@ def test_values_are_read_by_their_unit(unit, given, expected):
 
 
 @pytest.mark.parametrize("unit, given", [
-    ("bytes", "64 parsecs"), ("number", 1.5), ("number", True), ("seconds", "soon"), ("seconds", float("nan")), ("seconds", -1),
+    ("bytes", "64 parsecs"), ("number", 1.5), ("number", True), ("seconds", "soon"), ("seconds", float("nan")),
+    ("seconds", -1),
     ("switch", "perhaps"), ("switch", 2), ("text", 5),
 ])
 def test_what_cannot_be_read_is_a_fault_that_begins_with_the_name_and_leaves_the_default(unit, given):
@@ -86,8 +89,10 @@ def test_one_error_lists_all_faults_each_with_its_place(tmp_path):
     with pytest.raises(ConfigError) as caught:
         sourced(str(file), {"max_producers": "0", "batch_rows": None}, {"SHARDMEM_SPIN_US": "-1"}, faults_of)
 
-    expected = [("SHARDMEM_SPIN_US: spin_us='-1' is not a number", None), ("--max-producers: max_producers=0 is outside 1 to 512", None),
-                ("slots=100 is not a power of two; the next is 128", 3), ("lane_byte is not a setting; did you mean lane_bytes?", 4),
+    expected = [("SHARDMEM_SPIN_US: spin_us='-1' is not a number", None),
+                ("--max-producers: max_producers=0 is outside 1 to 512", None),
+                ("slots=100 is not a power of two; the next is 128", 3),
+                ("lane_byte is not a setting; did you mean lane_bytes?", 4),
                 ("drain_timeout='2 parsecs' is not a duration", 5), ("dtype='nomodule:X' cannot be imported", 6),
                 ("policy.busy_threshold must be above 0", 11), ("policy.busyness is not a setting", 12)]
     assert len(expected) == len(caught.value.faults), caught.value
@@ -99,11 +104,13 @@ def test_a_value_remembers_where_it_came_from_and_the_later_source_wins(tmp_path
     file = tmp_path / "ticks.toml"
     file.write_text('handler = "json:loads"\nslots = 64\nshards = 2\nlane_bytes = "64KiB"\n')
 
-    config, sources = sourced(str(file), {"shards": "5"}, {"SHARDMEM_SLOTS": "128", "SHARDMEM_SHARDS": "3", "SHARDMEM_OTHER": "x"})
+    config, sources = sourced(str(file), {"shards": "5"}, {"SHARDMEM_SLOTS": "128", "SHARDMEM_SHARDS": "3",
+                                                           "SHARDMEM_OTHER": "x"})
 
     assert (128, 5, 65536, "ticks") == (config.slots, config.shards, config.lane_bytes, config.name)
     found = {name: (origin.kind, origin.text, origin.line) for name, origin in sources.origins.items()}
-    assert {"handler": ("file", f"{file} line 1", 1), "slots": ("variable", "SHARDMEM_SLOTS", None), "shards": ("flag", "--shards", None),
+    assert {"handler": ("file", f"{file} line 1", 1), "slots": ("variable", "SHARDMEM_SLOTS", None),
+            "shards": ("flag", "--shards", None),
             "lane_bytes": ("file", f"{file} line 4", 4), "name": ("file", f"{file} (its name)", None)} == found
 
 
@@ -125,6 +132,23 @@ def test_a_preset_that_a_flag_names_replaces_the_table_of_the_file(tmp_path):
 ])
 def test_a_fault_of_the_policy_names_the_member_of_its_table(policy, part):
     assert any(part in fault for fault in faults_of(Config.of(name="e", handler="m:f", policy=policy)))
+
+
+@pytest.mark.parametrize("line, part", [
+    ("handler = 5", "handler=5 is neither a function nor a Handler nor 'module:name'"),
+    ('handler = "json"', "handler='json' is not of the form 'module:name'"),
+    ("strategy = 5", "strategy=5 is not text"),
+    ('strategy = "nomodule:Thing"', "strategy='nomodule:Thing' cannot be loaded"),
+    ('dtype = [["a"]]', "dtype=[('a',)] is no numpy dtype"),
+    ("policy = 5", "policy=5 is neither the name of a preset nor a table of settings"),
+    ("slots = [1]", "slots=[1] is not a whole number"),
+])
+def test_what_is_no_setting_at_all_is_one_fault_with_its_line(tmp_path, line, part):
+    file = tmp_path / "e.toml"
+    file.write_text(("" if "handler" in line else 'handler = "json:loads"') + f"\n{line}\n")
+    with pytest.raises(ConfigError) as caught:
+        sourced(str(file), {}, {}, faults_of)
+    assert 1 == len(caught.value.faults) and caught.value.faults[0].startswith(f"{file} line 2: {part}"), caught.value
 
 
 def test_a_policy_takes_durations_with_units():

@@ -1,0 +1,342 @@
+"""The supervisor is killed, anywhere: nobody notices, and the next one goes on with everything."""
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from elastic_load import KEYS, ROW, SLOTS, Counter, Traffic, read_logs, violations
+from elastic_load import Recorder as Plain
+
+import shardmem
+from checker import accounting
+from daemon import Daemon
+from recorder import payload
+from rig import PATIENCE, Log, Program, Rig, drained, expect_clean, process_is_gone, run_program, segments_of, wait_until
+from shardmem.control.process import AdoptedWorker
+from shardmem.memory.control import Control
+
+STEPS = ["handoff.begun", "handoff.rerouted", "handoff.draining", "handoff.drained", "handoff.releasing", "handoff.released",
+         "spawn.created", "spawn.started", "remove.retired", "remove.unlinked"]
+
+
+def kill_supervisor(engine: Any) -> int:
+    pid = engine.status()["supervisor"]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not engine.status()["supervisor"]["alive"], "the supervisor is dead")
+    return pid
+
+
+def lives(document: dict[str, Any]) -> list[tuple[int, int, int]]:
+    return [(shard["id"], shard["pid"], shard["incarnation"]) for shard in document["shards"]]
+
+
+def push(producer: shardmem.Producer, log: Log, numbers: range, key: int = 1) -> None:
+    for number in numbers:
+        log.rows("offered", 1, [key], [number])
+        producer.push(key, payload(1, key, number))
+        log.rows("accepted", 1, [key], [number])
+
+
+# ---- a daemon ----------------------------------------------------------------------------------------------------------------
+
+def test_run_after_the_supervisor_was_killed_adopts_the_workers_while_producers_push(rig: Rig, engine_name: str) -> None:
+    with Daemon(rig, engine_name, "--shards", "2") as first, Daemon(rig, f"{engine_name}-other", "--shards", "1") as other:
+        before = first.ready()
+        other.ready()
+        with Program("push_until_over", rig, engine=engine_name, producer=1) as program, shardmem.Client(engine_name) as client:
+            program.hear()
+            first.kill_supervisor()
+            accepted = client.status()["accounting"]["accepted"]
+            wait_until(lambda: client.status()["accounting"]["handled"] > accepted + 100, "workers go on without a supervisor")
+            with Daemon(rig, engine_name, "--shards", "2") as second:
+                after = second.ready()
+                assert lives(after) == lives(before) and after["supervisor"]["incarnation"] == 2
+                assert client.scale_to(1)["removed"] == [1]  # an adopted worker is drained, stopped and removed
+                second.process.terminate()
+                code, last = second.end()
+        assert code == 0, last["error"]
+        expect_clean_total(rig, last["status"])
+        other.process.terminate()
+        assert other.end()[0] == 0
+    assert segments_of(engine_name) == []
+
+
+def expect_clean_total(rig: Rig, status: dict[str, Any], duplicates: int = 0) -> None:
+    """As expect_clean, for engines of which shards are gone: their counts are in the total."""
+    from checker import check
+
+    assert check(rig.logs(), duplicates) == []
+    total = status["accounting"]
+    assert total["in_flight"] == 0 and total["accepted"] == total["handled"] == len(rig.logs().handled)
+
+
+def test_run_after_everything_was_killed_handles_what_was_left(rig: Rig, engine_name: str) -> None:
+    with Daemon(rig, engine_name, "--shards", "2") as first:
+        first.ready()
+        with rig.hold(), shardmem.connect(engine_name) as producer, Log(rig.directory) as log:
+            for key in range(10):
+                push(producer, log, range(20), key=key)
+            pids = [shard["pid"] for shard in client_status(engine_name)["shards"]]
+            os.killpg(first.process.pid, signal.SIGKILL)
+            wait_until(lambda: all(map(process_is_gone, pids)), "all are dead")
+            push(producer, log, range(20, 25), key=1)  # producers notice nothing even now
+        with Daemon(rig, engine_name, "--shards", "2") as second:
+            second.ready()
+            with shardmem.Client(engine_name) as client:
+                expect_clean(rig, drained(client), duplicates=200)
+            second.process.terminate()
+            assert second.end()[0] == 0
+    assert segments_of(engine_name) == []
+
+
+def client_status(name: str) -> dict[str, Any]:
+    with shardmem.Client(name) as client:
+        return client.status()
+
+
+def test_a_takeover_starts_the_worker_that_died_meanwhile_and_adopts_the_other(rig: Rig, engine_name: str) -> None:
+    with Daemon(rig, engine_name, "--shards", "2") as first:
+        before = lives(first.ready())
+        first.kill_supervisor()
+        os.kill(before[1][1], signal.SIGKILL)
+        with shardmem.connect(engine_name) as producer, Log(rig.directory) as log:
+            for key in range(10):
+                push(producer, log, range(10), key=key)
+            with Daemon(rig, engine_name, "--shards", "2") as second:
+                second.ready()
+                producer.flush(PATIENCE)
+                after = lives(client_status(engine_name))
+                assert after[0] == before[0] and after[1][1] != before[1][1] and after[1][2] == before[1][2] + 1
+                second.process.terminate()
+                code, last = second.end()
+                assert code == 0
+                expect_clean(rig, last["status"])
+
+
+def test_an_adopted_worker_that_dies_is_started_again_and_its_end_is_said_to_be_unknown(rig: Rig, engine_name: str) -> None:
+    with Daemon(rig, engine_name, "--shards", "1") as first:
+        first.ready()
+        first.kill_supervisor()
+        with Daemon(rig, engine_name, "--shards", "1") as second, shardmem.Client(engine_name) as client:
+            pid = second.ready()["shards"][0]["pid"]
+            os.kill(pid, signal.SIGKILL)
+            shard = wait_until(lambda: (found := client.status()["shards"][0])["crashes"] and found["alive"] and found,
+                               "it is started again")
+            assert shard["pid"] != pid and "not known" in shard["last_exit"]
+            second.process.terminate()
+            assert second.end()[0] == 0
+
+
+def test_an_adopted_worker_survives_writing_to_pipes_that_nobody_reads(rig: Rig, engine_name: str) -> None:
+    with Daemon(rig, engine_name, "--shards", "2", handler="recorder:Chatty") as first:
+        before = lives(first.ready())
+        first.kill_supervisor()
+        for stream in (first.process.stdout, first.process.stderr):
+            stream.close()
+        with Daemon(rig, engine_name, "--shards", "2", handler="recorder:Chatty") as second, Log(rig.directory) as log:
+            second.ready()
+            with shardmem.connect(engine_name) as producer, shardmem.Client(engine_name) as client:
+                client.move([0, 1, 2, 3], 1)  # its source says `drained` into a pipe without a reader
+                for key in range(10):
+                    push(producer, log, range(10), key=key)
+                producer.flush(PATIENCE)
+                assert lives(client.status()) == before
+                expect_clean(rig, drained(client))
+                second.process.terminate()
+                assert second.end()[0] == 0
+        first.process.stdout, first.process.stderr = open(os.devnull), open(os.devnull)
+
+
+@pytest.mark.parametrize("point", ["takeover.locked", "takeover.adopted"])
+def test_a_takeover_that_is_killed_itself_is_taken_over(rig: Rig, engine_name: str, point: str) -> None:
+    with Daemon(rig, engine_name, "--shards", "2") as first:
+        before = lives(first.ready())
+        first.kill_supervisor()
+        with Daemon(rig, engine_name, environment={"SHARDMEM_POINT": f"{point}:1:9"}) as second:
+            assert second.process.wait(PATIENCE) == -signal.SIGKILL
+            with Daemon(rig, engine_name, "--shards", "2") as third, shardmem.connect(engine_name) as producer:
+                assert lives(third.ready()) == before
+                with Log(rig.directory) as log:
+                    push(producer, log, range(10))
+                producer.flush(PATIENCE)
+                third.process.terminate()
+                assert third.end()[0] == 0
+    expect_no_loss(rig)
+
+
+def expect_no_loss(rig: Rig) -> None:
+    from checker import check
+
+    assert check(rig.logs()) == []
+
+
+def test_of_two_that_take_over_at_once_one_does_and_the_other_says_already_running(rig: Rig, engine_name: str) -> None:
+    with Daemon(rig, engine_name, "--shards", "2") as first:
+        before = lives(first.ready())
+        first.kill_supervisor()
+        with Daemon(rig, engine_name, "--shards", "2") as one, Daemon(rig, engine_name, "--shards", "2") as two:
+            said = [daemon.process.stdout.readline() for daemon in (one, two)]
+            loser, winner = (one, two) if '"ended"' in said[0] else (two, one)
+            assert loser.process.wait(PATIENCE) == 4
+            assert lives(client_status(engine_name)) == before
+            winner.process.terminate()
+            assert winner.process.wait(PATIENCE) == 0
+
+
+def test_settings_that_do_not_fit_are_refused_and_the_engine_goes_on(rig: Rig, engine_name: str) -> None:
+    with Daemon(rig, engine_name, "--shards", "1") as first:
+        first.ready()
+        first.kill_supervisor()
+        with Daemon(rig, engine_name, "--shards", "1", "--slots", "64") as second:
+            code, last = second.end()
+            assert code == 2 and "slots is 1024 there and 64 here" in last["error"]
+        with shardmem.connect(engine_name) as producer:
+            producer.push(1, payload(1, 1, 0))
+            producer.flush(PATIENCE)
+        with Daemon(rig, engine_name, "--shards", "1") as third:
+            third.ready()
+            third.process.terminate()
+            assert third.end()[0] == 0
+
+
+# ---- killed in the middle of a handoff, a scale up, a removal ----------------------------------------------------------------
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("handler", [Counter, Plain], ids=["stateful", "stateless"])
+def test_supervisors_killed_one_after_the_other_at_every_step_of_their_work_leave_nothing_undone(tmp_path: Path, handler: Any,
+                                                                                                monkeypatch: Any) -> None:
+    """Two producers push all the while. Each supervisor is killed at its point, in the middle of a command or of the takeover."""
+    points = [point for point in STEPS if handler is Counter or point != "handoff.releasing"]  # nothing to restore there
+    armed, launch = iter(points), shardmem.Engine._launch
+
+    def launch_armed(self: Any) -> Any:
+        if point := next(armed, None):
+            monkeypatch.setenv("SHARDMEM_POINT", f"{point}:1:{signal.SIGKILL:d}")
+        else:
+            monkeypatch.delenv("SHARDMEM_POINT")
+        return launch(self)
+
+    def at_rest() -> bool:
+        engine._revive()  # a supervisor may be killed while it finishes what its predecessor had begun, and no command waits
+        return not engine.status()["handoffs"]
+
+    monkeypatch.setattr(shardmem.Engine, "_launch", launch_armed)
+    monkeypatch.setattr("shardmem.control.engine.REVIVALS", len(points) + 1)  # one command may meet all of them
+    with shardmem.Engine(handler=handler(str(tmp_path)), dtype=ROW, key="key", shards=2, max_shards=3, slots=SLOTS,
+                         lane_bytes=1 << 15, state_dir=str(tmp_path)) as engine:
+        traffic, evens = Traffic(engine.name, 2, pause=0.005), list(range(0, SLOTS, 2))
+        commands = itertools.cycle([lambda: engine.move(evens, 1), lambda: engine.move(evens, 0), lambda: engine.scale_to(3),
+                                    lambda: engine.scale_to(2)])
+        try:
+            for command in itertools.islice(commands, 3 * len(points)):
+                command()
+                wait_until(at_rest, "no slot is in motion")
+                if engine.status()["supervisor"]["incarnation"] > len(points):
+                    break
+            assert len(engine.scale_to(3)["shards"]) == 3
+            assert [shard["id"] for shard in engine.status()["shards"] if shard["state"] == "active" and shard["slots"]] == [0, 1, 2]
+            assert engine.scale_to(1)["shards"] == [0]
+        finally:
+            sent = traffic.stop()
+        status = engine.status()
+        assert status["supervisor"]["incarnation"] == len(points) + 1, f"a supervisor did not come to its point of {points}"
+        assert [(shard["id"], shard["state"], shard["slots"]) for shard in status["shards"]] == [(0, "active", SLOTS)]
+        assert [] == [text for text in accounting(status) if "sum over" not in text]
+        assert len([name for name in segments_of(engine.name) if ".inbox." in name]) == 1
+    total = engine.status()["accounting"]
+    assert sum(sent.values()) * KEYS == total["accepted"] == total["handled"]
+    assert [] == violations(read_logs(tmp_path), sent)
+    assert segments_of(engine.name) == []
+
+
+# ---- embedded ----------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
+def test_an_embedded_engine_whose_supervisor_is_killed_still_drains_at_the_end_of_its_block(rig: Rig, engine_name: str,
+                                                                                           named: bool) -> None:
+    with rig.engine(engine_name if named else None, shards=2) as engine, Log(rig.directory) as log:
+        with rig.hold(), engine.producer() as producer:
+            before = lives(engine.status())
+            kill_supervisor(engine)
+            for key in range(20):
+                push(producer, log, range(10), key=key)
+    assert lives(engine.status()) == before and segments_of(engine.name) == []
+    expect_clean(rig, engine.status())
+
+
+def test_an_embedded_engine_whose_supervisor_is_killed_goes_on_at_its_next_command(rig: Rig, engine_name: str) -> None:
+    with rig.engine(engine_name, shards=1, max_shards=3) as engine, engine.producer() as producer, Log(rig.directory) as log:
+        for shards in (2, 3, 1):
+            push(producer, log, range(shards * 10, shards * 10 + 10), key=shards)
+            killed = kill_supervisor(engine)
+            assert len(engine.scale_to(shards)["shards"]) == shards
+            assert engine.status()["supervisor"]["pid"] != killed
+        producer.flush(PATIENCE)
+        assert engine.status()["supervisor"]["incarnation"] == 4
+    expect_clean_total(rig, engine.status())
+
+
+def test_an_embedded_engine_whose_supervisor_is_killed_while_it_drains_drains(rig: Rig, engine_name: str) -> None:
+    engine = rig.engine(engine_name, shards=2).start()
+    with rig.hold() as release, engine.producer() as producer, Log(rig.directory) as log:
+        for key in range(20):
+            push(producer, log, range(10), key=key)
+        ending = threading.Thread(target=engine.stop)
+        ending.start()
+        with shardmem.Client(engine_name) as client:
+            wait_until(lambda: client.status()["engine"]["state"] == "draining", "it drains")
+            kill_supervisor(client)
+            wait_until(lambda: client.status()["supervisor"]["alive"], "another supervisor has come")
+        release()
+        ending.join(PATIENCE)
+    assert not ending.is_alive() and segments_of(engine_name) == []
+    expect_clean(rig, engine.status())
+
+
+def test_a_child_forked_inside_the_block_does_not_revive_the_engine_of_its_parent(engine_name: str) -> None:
+    reply = run_program("fork_without_supervisor")
+    assert reply["child"] == 0 and reply["incarnation"] == 1
+
+
+# ---- a worker that cannot be seen ---------------------------------------------------------------------------------------------
+
+def test_the_death_of_a_worker_in_another_pid_namespace_is_learned_from_its_lease(rig: Rig, engine_name: str,
+                                                                                 monkeypatch: Any) -> None:
+    def unseen(pid: int, flags: int = 0) -> int:
+        raise ProcessLookupError(pid)
+
+    async def adopt_and_kill(control: Control, pid: int) -> AdoptedWorker:
+        ended = asyncio.Event()
+        monkeypatch.setattr("os.pidfd_open", unseen)
+        worker = AdoptedWorker(asyncio.get_running_loop(), control, "nothing", 0, lambda _: ended.set())
+        assert worker.ready and worker.alive and worker.failure is None
+        worker.kill()  # goes nowhere: the number may be anybody's
+        os.kill(pid, 0)
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.wait_for(ended.wait(), PATIENCE)
+        monkeypatch.undo()
+        return worker
+
+    with rig.engine(engine_name, shards=1) as engine:
+        control = Control.attach(engine_name)
+        worker = asyncio.run(adopt_and_kill(control, engine.status()["shards"][0]["pid"]))
+        assert not worker.alive
+        control.close()
+
+
+def test_a_process_that_only_has_the_number_of_a_worker_is_never_taken_for_it(rig: Rig, engine_name: str) -> None:
+    async def adopt(control: Control, inbox: str) -> AdoptedWorker:
+        return AdoptedWorker(asyncio.get_running_loop(), control, inbox, 0, lambda _: None)
+
+    with rig.engine(engine_name, shards=1):
+        control = Control.attach(engine_name)
+        inbox = f"shardmem.{engine_name}.inbox.0.1"
+        assert asyncio.run(adopt(control, inbox))._pidfd is not None
+        assert asyncio.run(adopt(control, "shardmem.another.inbox.0.1"))._pidfd is None
+        control.close()
