@@ -230,7 +230,7 @@ class Chaos:
             if not self.control.supervisor_alive() and chance.random() < 0.9:
                 continue
             active = [shard for shard in self.control.known_shards() if self.control.shard_state(shard) == "active"]
-            kind, wanted = chance.choice([("scale", {"shards": chance.randint(1, MOST_SHARDS)}), ("rebalance", {}),
+            kind, wanted = chance.choice([("scale", {"shards": chance.randint(1, MOST_SHARDS)}), ("rebalance", {}), ("reload", {}),
                                           *2 * [("move", {"slots": chance.sample(range(SLOTS), chance.randint(1, SLOTS // 2)),
                                                           "to": chance.choice(active or [0])})],
                                           ("drain", {"shard": chance.choice(active or [0])})])
