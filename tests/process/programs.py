@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
 import sys
 import threading
@@ -88,8 +89,6 @@ def forked(work: Callable[[], None]) -> int:
 def reap(pid: int, timeout: float = PATIENCE) -> int:
     """Its exit code, negative for a signal. A child that does not end is killed and counts as killed by SIGALRM."""
     pidfd = os.pidfd_open(pid)
-    import select
-
     ended = select.select([pidfd], [], [], timeout)[0]
     os.close(pidfd)
     if not ended:
@@ -246,6 +245,20 @@ def push_until_over() -> None:
                 source.push(producer, methods[call % 3], 10, 50)
         except shardmem.NotRunning:
             reply(ended="NotRunning")
+
+
+def push_at_a_pace() -> None:
+    """Bursts of small calls with pauses between them, until a line comes; then waits until all is handled."""
+    orders = order()
+    chance, methods = random.Random(orders["producer"]), ["push", "push_many", "push_columns"]
+    with shardmem.connect(orders["engine"], wait=PATIENCE) as producer, Log(Path(orders["directory"])) as log:
+        source = Source(orders["producer"], log)
+        reply(ready=True)
+        while not select.select([sys.stdin], [], [], chance.expovariate(1 / orders["pause"]))[0]:
+            for _ in range(chance.randint(1, 8)):
+                source.push(producer, chance.choice(methods), chance.randint(1, 30), 100)
+        producer.flush(orders["patience"])
+    reply(pushed=sum(source._numbers))
 
 
 def push_some() -> None:
