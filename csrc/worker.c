@@ -572,6 +572,21 @@ int sm_gather(const sm_batch *b, uint32_t row_bytes, void *out, uint64_t out_byt
     return SM_OK;
 }
 
+/* After a handler has failed: was it the handler's fault, or did a frame change under it? Every lane is looked at. */
+int sm_recheck(sm_reader *r)
+{
+    int status = SM_OK;
+    for (uint32_t s = 0; s < r->span_count; s++) {
+        const sm_span *span = &r->spans[s];
+        sm_end *e = &r->ends[span->seat];
+        sm_frame f;
+        if (sm_read_frame(r, e, span->position, &f) != SM_OK || f.rows != span->frame_rows || f.length != span->frame_length ||
+            (!r->row_bytes && (f.bytes != span->bytes_length || !entries_hold(span))))
+            status = sm_give_up(e);
+    }
+    return status;
+}
+
 static void count_latency(sm_reader *r, int64_t ns, uint64_t rows)
 {
     uint32_t bucket = 0;

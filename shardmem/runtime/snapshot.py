@@ -1,6 +1,7 @@
 """One document about an engine, read from shared memory. Reading it changes nothing and needs nobody alive."""
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import Any
@@ -8,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from shardmem.errors import NotRunning
-from shardmem.memory.control import Control, Inbox, refused_by_reason
+from shardmem.memory.control import Control, Inbox, LaneView, name_of, refused_by_reason
 from shardmem.memory.native import MOVE_PHASES, PHASES, SHARD_STATES, ffi, lib
-from shardmem.memory.control import name_of
 from shardmem.policy import Facts, Limits, condition_of
 
 FLOORS_NS = [lib.sm_histogram_floor_ns(bucket) for bucket in range(lib.SM_HISTOGRAM)]
@@ -20,9 +20,17 @@ def quantile_us(histogram: Any, share: float) -> float | None:
     """A quantile of a latency histogram in microseconds, at most a quarter too low; None when nothing was counted."""
     counts = np.array(ffi.unpack(histogram, lib.SM_HISTOGRAM), "u8")
     total = int(counts.sum())
-    if not total:
-        return None
-    return FLOORS_NS[int(np.searchsorted(np.cumsum(counts), max(1, share * total)))] / 1000
+    return floor_ns(counts, max(1, share * total)) / 1000 if total else None
+
+
+def floor_ns(counts: np.ndarray, rank: float) -> int:
+    """Where the bucket begins that holds the event of this rank. The last one, if damaged counts have no such event."""
+    return FLOORS_NS[min(int(np.searchsorted(np.cumsum(counts), rank)), len(FLOORS_NS) - 1)]
+
+
+def fullest(lanes: list[LaneView], lane_bytes: int) -> float:
+    """How full the fullest lane is, 0 to 1; lanes that are read no more stay as full as they are, and need no more workers."""
+    return min(1.0, max((max(0, lane.tail - lane.head) for lane in lanes if not lane.broken), default=0) / lane_bytes)
 
 
 class Observer:
@@ -58,7 +66,7 @@ class Observer:
         found = {}
         for shard in self.control.known_shards():
             inbox = self.inbox(shard, self.control.view_shard(shard).generation)
-            found[shard] = sum(lane.in_flight for lane in inbox.lanes() if not lane.broken) if inbox else 0
+            found[shard] = sum(lane.waiting for lane in inbox.lanes()) if inbox else 0
         return found
 
     def status(self) -> dict[str, Any]:
@@ -69,7 +77,7 @@ class Observer:
         owned = np.bincount(slot_owner[slot_owner < control.room], minlength=control.room)
         shards, by_seat, counts = [], {}, {}
         board = self.board()
-        lives, limits = board.pop("lives"), Limits(**board.pop("limits"))
+        lives, limits = board.pop("lives"), board.pop("limits")
         looks = [self._look(shard) for shard in range(control.room)]
         for shard, (shard_view, inbox) in enumerate(looks):
             if not shard_view.state:
@@ -134,8 +142,11 @@ class Observer:
         """What the supervisor last decided, and why; it may be dead by now."""
         text = ffi.new("char[]", lib.SM_BOARD_BYTES)
         used = lib.sm_view_board(self.control.address, text)
-        empty = {"auto_scale": False, "decisions": [], "hot_slots": [], "lives": {}, "limits": {}}
-        return {**empty, **json.loads(bytes(ffi.buffer(text, used)))} if used else empty
+        board = {"auto_scale": False, "decisions": [], "hot_slots": [], "lives": {}, "limits": Limits()}
+        with contextlib.suppress(ValueError, TypeError):  # damaged: the next one comes with the supervisor's next tick
+            said = json.loads(bytes(ffi.buffer(text, used)))
+            board |= {**said, "limits": Limits(**said["limits"])}
+        return board
 
     def _handoffs(self) -> list[dict[str, Any]]:
         """Slots in motion: where from and to, in which phase, for how long, and whether that is late."""
@@ -146,7 +157,7 @@ class Observer:
         for slot in slots[:count].tolist():
             lib.sm_view_move(control.address, slot, view)
             if view.phase:
-                found.append({"slot": slot, "from": view.source, "to": view.target, "phase": MOVE_PHASES[view.phase],
+                found.append({"slot": slot, "from": view.source, "to": view.target, "phase": name_of(MOVE_PHASES, view.phase),
                               "age_s": (now - view.since_ns) / 1e9, "late": now > view.deadline_ns})
         return found
 
@@ -165,7 +176,7 @@ class Observer:
             rate, busy = (handled - last[0]) / elapsed, min(1.0, max(0.0, (busy_ns - last[1]) / 1e9 / elapsed))
         state, alive = name_of(SHARD_STATES, view.state), control.worker_alive(shard)
         in_flight = sum(lane.in_flight for lane in lanes)
-        fill = max((lane.tail - lane.head for lane in lanes), default=0) / control.lane_bytes
+        fill = fullest(lanes, control.lane_bytes)
         due = life.get("restart_at")
         restarting_in = max(0.0, due - now / 1e9) if due is not None and not alive else None
         condition, reason = condition_of(

@@ -16,7 +16,8 @@ from typing import Any, Callable
 import numpy as np
 
 import shardmem
-from shardmem.memory.native import arm_point
+from shardmem.memory.control import PAGE, Control
+from shardmem.memory.native import arm_point, ffi
 
 from recorder import payload, records
 from rig import PATIENCE, Log, drained, sleeps_in_futex, wait_until
@@ -259,6 +260,46 @@ def push_at_a_pace() -> None:
                 source.push(producer, chance.choice(methods), chance.randint(1, 30), 100)
         producer.flush(orders["patience"])
     reply(pushed=sum(source._numbers))
+
+
+def push_until_told() -> None:
+    """Pushes without a pause until the next line comes, then flushes; or until an error, which is its reply."""
+    orders = order()
+    with shardmem.connect(orders["engine"]) as producer, Log(Path(orders["directory"])) as log:
+        source = Source(orders["producer"], log)
+        source.push(producer, "push_many", 20, 20)
+        reply(seat=producer.seat, pid=os.getpid())
+        try:
+            while not select.select([sys.stdin], [], [], 0)[0]:
+                source.push(producer, "push_many", 20, 20)
+            producer.flush(PATIENCE)
+        except shardmem.ShardmemError as error:
+            reply(error=type(error).__name__, text=str(error))
+        else:
+            reply(error=None)
+        order()
+
+
+def vandal() -> None:
+    """Flips bits of one producer's lanes, in frames and in the words that the producer writes, until each is found broken."""
+    orders = order()
+    control = Control.attach(orders["engine"])
+    draw, geometry, flips = random.Random(orders["seed"]), control.geometry, 0
+    inboxes = [control.open_inbox(shard) for shard in control.known_shards()]
+    lanes = [ffi.buffer(ffi.cast("uint8_t *", inbox.address) + geometry.lanes_offset + geometry.lane_stride * orders["seat"],
+                        geometry.lane_stride) for inbox in inboxes]
+    until = time.monotonic() + PATIENCE
+    started = time.monotonic()
+    while time.monotonic() - started < orders["seconds"] or not all(
+            lane.broken for inbox in inboxes for lane in inbox.lanes() if lane.seat == orders["seat"]):
+        for memory in lanes:
+            at = draw.randrange(PAGE, geometry.lane_stride) if draw.randrange(4) else draw.randrange(32)
+            memory[at] = bytes([memory[at][0] ^ 1 << draw.randrange(8)])
+            flips += 1
+        os.sched_yield()
+        if time.monotonic() > until:
+            break
+    reply(flips=flips)
 
 
 def push_some() -> None:

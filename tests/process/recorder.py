@@ -105,6 +105,28 @@ class Recorder(Handler):
             os.close(descriptor)
 
 
+class Counting(Recorder):
+    """Keeps how many events of each slot it has handled."""
+
+    def open(self, context: Context) -> None:
+        super().open(context)
+        self.counts: dict[int, int] = {}
+
+    def handle(self, batch: Batch) -> None:
+        super().handle(batch)
+        for slot in batch.slots.tolist():
+            self.counts[slot] = self.counts.get(slot, 0) + 1
+
+    def snapshot(self, slot: int) -> bytes:
+        return b"%d" % self.counts.get(slot, 0)
+
+    def restore(self, slot: int, state: bytes) -> None:
+        self.counts[slot] = int(state)
+
+    def drop(self, slot: int) -> None:
+        self.counts.pop(slot, None)
+
+
 class Failing(Recorder):
     """Raises ValueError at the event whose number is in the file `poison`, until that file is removed."""
 
