@@ -98,7 +98,7 @@ class Shards:
 
     def moving_at(self, shard: int) -> bool:
         """Whether a slot is on its way to or from this shard."""
-        return any(shard in (handoff["from"], handoff["to"]) for handoff in self.status()["handoffs"])
+        return any(shard in (handoff["from"], handoff["to"]) for handoff in self._observer.handoffs())
 
     def status(self) -> dict[str, Any]:
         return self._observer.status()
