@@ -18,6 +18,8 @@ from shardmem.sources import Sources
 PRESETS = ("default", "high_throughput", "conservative")
 STRATEGIES = ("least_load", "least_slots")
 ON_ERROR = ("retry", "quarantine", "stop")
+LOG_FORMATS = ("human", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 BACKPRESSURE = ("block", "fail", "drop_newest", "drop_oldest", "sample")
 
 Further = Callable[["Config"], "list[str]"]
@@ -70,6 +72,10 @@ class Config:
     stall_timeout: float = setting(30.0, "a worker that does not loop for this long, without a batch in hand, is stuck", "seconds")
     batch_deadline: float | None = setting(None, "a worker that has one batch in hand for longer is stuck", "seconds",
                                            unset="a batch may take as long as it takes")
+    log_format: str = setting("human", "what supervisor and workers write to standard error: lines for people, or JSON", "choice",
+                              choices=LOG_FORMATS)
+    log_level: str | None = setting(None, "the least that is written there", "choice", choices=LOG_LEVELS,
+                                    unset="info; of the supervisor of an embedded engine warning")
 
     @property
     def elastic(self) -> bool:
@@ -84,6 +90,7 @@ class Config:
     def worker_settings(self) -> dict[str, Any]:
         """What a worker is told of these settings, as JSON."""
         return {"batch_rows": self.batch_rows, "spin_us": self.spin_us, "checkpoint_interval": self.checkpoint_interval,
+                "log_format": self.log_format, "log_level": self.log_level or "info",
                 "state_file": os.path.join(self.directory, f"{self.name}.state"), "keep_state": self.state_dir is not None,
                 "failures": {"on_error": self.on_error, "max_attempts": self.max_attempts, "retry_backoff": self.retry_backoff,
                              "quarantine_file": quarantine_file(self.directory, self.name),

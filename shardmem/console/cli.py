@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import sys
 from typing import Any, Callable
@@ -79,17 +78,18 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     """
     from shardmem.control.supervisor import Supervisor
     from shardmem.memory.native import arm_from_environment
+    from shardmem.runtime import logs
     from shardmem.runtime.handler import HandlerRef
 
     arm_from_environment()
     config, _ = _configured(target, flags)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr,
-                        format=f"%(asctime)s shardmem[{config.name}] %(levelname)s %(message)s")
+    logs.set_up(config.log_format, config.log_level or "info", config.name)
+    for_people = not as_json and config.log_format == "human"
 
     def ready(document: dict[str, Any]) -> None:
         if as_json:
             click.echo(json.dumps({"event": "ready", "status": document}))
-        else:
+        elif for_people:
             click.echo(f"engine {config.name} is running: {len(document['shards'])} shards. Push with "
                        f"shardmem.connect({config.name!r}); stop with 'shardmem stop {config.name}' or Ctrl-C", err=True)
 
@@ -98,7 +98,7 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     if as_json:
         click.echo(json.dumps({"event": "ended", "code": code, "status": supervisor.outcome,
                                "error": str(supervisor.error) if supervisor.error else None}))
-    elif supervisor.outcome is not None:
+    elif for_people and supervisor.outcome is not None:
         from shardmem.console.render import accounting_line
 
         click.echo(accounting_line(supervisor.outcome["accounting"]), err=True)

@@ -29,6 +29,7 @@ from shardmem.control.workers import Workers
 from shardmem.memory.control import Inbox
 from shardmem.memory.native import lib, point
 from shardmem.policy import DecisionKind
+from shardmem.runtime import logs
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.snapshot import Observer
 
@@ -120,6 +121,7 @@ class Supervisor:
         """Create the segments, or take up those of an earlier supervisor."""
         self.control, self._lease, fresh = take_role(self.config)
         lib.sm_supervisor_enter(self.control.address, os.getpid(), lib.sm_now_ns())
+        logs.incarnate(self.control.view_engine().incarnation)
         self._observer = Observer(self.control)
         try:
             self._policy, self._strategy = policy_of(self.config), strategy_of(self.config)
