@@ -76,6 +76,7 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; TTIN and
     TTOU are one shard more and one fewer.
     """
+    from shardmem.control.notify import Notify
     from shardmem.control.supervisor import Supervisor
     from shardmem.memory.native import arm_from_environment
     from shardmem.runtime import logs
@@ -93,7 +94,7 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
             click.echo(f"engine {config.name} is running: {len(document['shards'])} shards. Push with "
                        f"shardmem.connect({config.name!r}); stop with 'shardmem stop {config.name}' or Ctrl-C", err=True)
 
-    supervisor = Supervisor(config, HandlerRef.of(config.handler), on_ready=ready)
+    supervisor = Supervisor(config, HandlerRef.of(config.handler), on_ready=ready, notify=Notify.from_environment())
     code = asyncio.run(supervisor.run())
     if as_json:
         click.echo(json.dumps({"event": "ended", "code": code, "status": supervisor.outcome,

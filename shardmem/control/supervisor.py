@@ -22,6 +22,7 @@ from shardmem.control.api import Api
 from shardmem.control.chosen import policy_of, strategy_of
 from shardmem.control.commands import Commands
 from shardmem.control.handoffs import Handoffs
+from shardmem.control.notify import Notify
 from shardmem.control.pilot import Pilot
 from shardmem.control.shards import DRAIN_POLL, Shards
 from shardmem.control.takeover import check_fit, find_shards, take_role
@@ -45,8 +46,8 @@ class Supervisor:
     """Runs one engine. `run` returns when it has ended; `outcome` is then the last status document."""
 
     def __init__(self, config: Config, handler: HandlerRef, *, keep_unfinished: bool = True,
-                 on_ready: Callable[[dict[str, Any]], None] = lambda status: None) -> None:
-        self.config, self._handler = config, handler
+                 on_ready: Callable[[dict[str, Any]], None] = lambda status: None, notify: Notify | None = None) -> None:
+        self.config, self._handler, self.notify = config, handler, notify or Notify()
         self._keep_unfinished, self._on_ready = keep_unfinished, on_ready
         self.outcome: dict[str, Any] | None = None
         self.error: ShardmemError | None = None
@@ -91,8 +92,10 @@ class Supervisor:
                 await api.start()
                 self.control.set_state("running")
                 log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)
+                self.notify.ready()
                 self._on_ready(self._observer.status())
                 await self._watch()
+                self.notify.stopping()
                 await api.stop()
                 if not self._stop_now:
                     await self._drain()
@@ -103,6 +106,7 @@ class Supervisor:
             for number in SIGNALS:
                 self._loop.remove_signal_handler(number)
             self._lease.release()
+            self.notify.close()
 
     @property
     def stopping(self) -> bool:
@@ -203,6 +207,7 @@ class Supervisor:
                             log.info("%s %s: %s", decision.kind, decision.count or "", decision.reason)
                         following = self._in_background("the policy's last decision", self.commands.follow(decision, moves))
                 self._post()
+                self.notify.tick(self._observer.status)
             await self._wait_for_change(max(0.0, due - time.monotonic()))
         if self._tasks:  # a handoff runs forward; it does not take long
             await asyncio.wait(self._tasks, timeout=STOP_GRACE)
@@ -268,6 +273,7 @@ class Supervisor:
                 self._stop_now = True
                 return
             lib.sm_supervisor_beat(self.control.address, lib.sm_now_ns())
+            self.notify.tick(self._observer.status)
             await self._wait_for_change(DRAIN_POLL)
 
     async def _stop_workers(self, gently: bool) -> None:
