@@ -767,55 +767,68 @@ int sm_push_chunk(sm_sender *s, const sm_event *events, uint32_t n, sm_cursor *c
     return status;
 }
 
-int sm_check_columns(sm_sender *s, const sm_columns *in, uint64_t data_bytes, uint64_t key_bytes, uint64_t *bad)
+static int piece_fits(const uint64_t *offsets, uint64_t i, uint64_t bytes, uint64_t most)
 {
-    for (uint64_t i = 0; i < in->n; i++) {
-        *bad = i;
-        if (in->offsets[i] > in->offsets[i + 1] || in->offsets[i + 1] > data_bytes)
-            return SM_CORRUPT;
-        uint64_t key = 0;
-        if (in->key_kind > SM_KEY_INT) {
-            if (in->key_offsets[i] > in->key_offsets[i + 1] || in->key_offsets[i + 1] > key_bytes)
-                return SM_CORRUPT;
-            key = in->key_offsets[i + 1] - in->key_offsets[i];
-        }
-        uint64_t most = sm_max_payload(s, 0);
-        if (key >= SM_META_UNSIGNED || key > most || in->offsets[i + 1] - in->offsets[i] > most - key)
-            return SM_TOO_LARGE;
+    return offsets[i] <= offsets[i + 1] && offsets[i + 1] <= bytes && offsets[i + 1] - offsets[i] <= most;
+}
+
+/* Whether row i of the columns lies within what was handed in, and half a lane holds it. */
+static int column_fits(const sm_columns *in, uint64_t i, uint64_t most)
+{
+    if (in->key_kind > SM_KEY_INT) {
+        if (!piece_fits(in->key_offsets, i, in->key_bytes, most < SM_META_UNSIGNED ? most : SM_META_UNSIGNED - 1))
+            return 0;
+        most -= in->key_offsets[i + 1] - in->key_offsets[i];
+    }
+    return piece_fits(in->offsets, i, in->data_bytes, most);
+}
+
+static int column_event(const sm_columns *in, uint64_t at, uint64_t most, sm_event *e)
+{
+    if (unlikely(!column_fits(in, at, most)))
+        return SM_TOO_LARGE;
+    e->payload = in->data + in->offsets[at];
+    e->length = (uint32_t)(in->offsets[at + 1] - in->offsets[at]);
+    e->meta = in->key_kind << 30;
+    e->key = 0;
+    if (in->key_kind == SM_KEY_INT) {
+        e->key = in->keys[at];
+        if (in->key_unsigned && e->key >> 63)
+            e->meta |= SM_META_UNSIGNED;
+    } else if (in->key_kind != SM_KEY_NONE) {
+        uint32_t length = (uint32_t)(in->key_offsets[at + 1] - in->key_offsets[at]);
+        e->key_bytes = in->key_data + in->key_offsets[at];
+        e->key = sm_hash_bytes(e->key_bytes, length);
+        e->meta |= length;
     }
     return SM_OK;
 }
 
 int sm_push_columns(sm_sender *s, const sm_columns *in, sm_cursor *c)
 {
+    const uint64_t most = sm_max_payload(s, 0);
     int status = lock(s);
     if (status != SM_OK)
         return status;
     status = usable(s);
+    /* all or nothing: what the first chunk does not show is looked at before that is pushed */
+    for (uint64_t i = SM_CHUNK; status == SM_OK && !c->next && i < in->n; i++)
+        if (unlikely(!column_fits(in, i, most))) {
+            c->next = i;
+            status = SM_TOO_LARGE;
+        }
     while (status == SM_OK && (c->pending_count || c->next < in->n)) {
         uint32_t n;
         uint64_t start = resume(c, in->n, SM_CHUNK, &n);
-        for (uint32_t i = 0; i < n; i++) {
-            uint64_t at = start + i;
-            sm_event *e = &s->events[i];
-            e->payload = in->data + in->offsets[at];
-            e->length = (uint32_t)(in->offsets[at + 1] - in->offsets[at]);
-            e->meta = in->key_kind << 30;
-            e->key = 0;
-            if (in->key_kind == SM_KEY_INT) {
-                e->key = in->keys[at];
-                if (in->key_unsigned && e->key >> 63)
-                    e->meta |= SM_META_UNSIGNED;
-            } else if (in->key_kind != SM_KEY_NONE) {
-                uint32_t length = (uint32_t)(in->key_offsets[at + 1] - in->key_offsets[at]);
-                e->key_bytes = in->key_data + in->key_offsets[at];
-                e->key = sm_hash_bytes(e->key_bytes, length);
-                e->meta |= length;
+        for (uint32_t i = 0; i < n; i++)
+            if (unlikely((status = column_event(in, start + i, most, &s->events[i])) != SM_OK)) {
+                c->next = start + i;
+                goto leave;
             }
-        }
         status = sm_push_chunk(s, s->events, n, c);
         advance(c, start, n, status);
     }
+leave:
     sm_sender_unlock(s);
     return status;
 }

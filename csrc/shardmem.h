@@ -101,6 +101,7 @@ typedef struct sm_columns {      /* n events as columns; ends are exclusive and 
     const uint64_t *key_offsets;
     const uint8_t *data;         /* payload i = data[offsets[i]:offsets[i+1]] */
     const uint64_t *offsets;
+    uint64_t data_bytes, key_bytes; /* how much there is of data and key_data */
 } sm_columns;
 
 sm_sender *sm_sender_new(void *control, uint32_t seat);       /* NULL: out of memory */
@@ -112,8 +113,7 @@ uint64_t sm_sender_generation(sm_sender *sender, uint32_t shard);  /* of the inb
 int sm_sender_position(sm_sender *sender, uint32_t shard, uint64_t *tail, uint64_t *head);
 uint64_t sm_max_payload(sm_sender *sender, uint64_t key_bytes);
 int sm_send(sm_sender *sender, const void *rows, uint64_t n, sm_cursor *cursor);
-int sm_check_columns(sm_sender *sender, const sm_columns *columns, uint64_t data_bytes, uint64_t key_bytes,
-                     uint64_t *bad);                              /* before the first pass: all or nothing */
+/* SM_TOO_LARGE: next is the first event that does not lie within its data or does not fit; nothing was accepted */
 int sm_push_columns(sm_sender *sender, const sm_columns *columns, sm_cursor *cursor);
 int sm_push(sm_sender *sender, uint32_t key_kind, uint64_t key, uint32_t key_unsigned, const void *key_bytes,
             uint32_t key_length, const void *payload, uint32_t payload_length, uint32_t *shard);

@@ -72,6 +72,11 @@ class Config:
     stall_timeout: float = setting(30.0, "a worker that does not loop for this long, without a batch in hand, is stuck", "seconds")
     batch_deadline: float | None = setting(None, "a worker that has one batch in hand for longer is stuck", "seconds",
                                            unset="a batch may take as long as it takes")
+    recycle_batches: int | None = setting(None, "a worker that has handled so many batches is replaced by a fresh one", "number",
+                                          least=1, most=1 << 62, unset="never")
+    recycle_age: float | None = setting(None, "a worker that is older is replaced by a fresh one", "seconds", unset="never")
+    recycle_rss: int | None = setting(None, "a worker with more resident memory is replaced by a fresh one", "bytes", least=1,
+                                      most=1 << 62, unset="never")
     log_format: str = setting("human", "what supervisor and workers write to standard error: lines for people, or JSON", "choice",
                               choices=LOG_FORMATS)
     log_level: str | None = setting(None, "the least that is written there", "choice", choices=LOG_LEVELS,
@@ -144,6 +149,8 @@ class Config:
 
     def _faults(self) -> list[str]:
         found = [fault for key, each in declared(Config).items() for fault in each.faults(getattr(self, key))]
+        if self.stall_timeout < 0.25:
+            found.append(f"stall_timeout={self.stall_timeout:g} is less than 0.25 s: an idle worker gives a sign every 0.1 s")
         if self.max_shards is not None and self.max_shards < self.start_shards:
             found.append(f"max_shards={self.max_shards} is less than the {self.start_shards} to start with "
                          f"({'shards' if self.shards is not None else 'min_shards'})")

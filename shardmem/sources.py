@@ -39,6 +39,8 @@ class Sources:
         for key, value in flags.items():
             if value is not None:
                 self._put(key, value, Origin("flag", "--" + key.replace("_", "-")))
+        if not isinstance(self.values.get("strategy", ""), str):  # an object is for Engine(...)
+            self.faults.append(f"strategy={self.values.pop('strategy')!r} is not text")
         dtype = self.values.get("dtype")
         if isinstance(dtype, str) and ":" in dtype:
             try:

@@ -73,8 +73,8 @@ class _WithSettings(click.Command):
 def run(target: str, as_json: bool, **flags: Any) -> None:
     """Run an engine until it is stopped. TARGET is engine.toml or module:handler.
 
-    TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; TTIN and
-    TTOU are one shard more and one fewer.
+    TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; HUP reads the
+    configuration again and replaces the workers one by one; TTIN and TTOU are one shard more and one fewer.
     """
     from shardmem.control.notify import Notify
     from shardmem.control.supervisor import Supervisor
@@ -94,7 +94,12 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
             click.echo(f"engine {config.name} is running: {len(document['shards'])} shards. Push with "
                        f"shardmem.connect({config.name!r}); stop with 'shardmem stop {config.name}' or Ctrl-C", err=True)
 
-    supervisor = Supervisor(config, HandlerRef.of(config.handler), on_ready=ready, notify=Notify.from_environment())
+    def read_again() -> tuple[Any, HandlerRef]:
+        config, _ = _configured(target, flags)
+        return config, HandlerRef.of(config.handler)
+
+    supervisor = Supervisor(config, HandlerRef.of(config.handler), on_ready=ready, read_again=read_again,
+                            notify=Notify.from_environment())
     code = asyncio.run(supervisor.run())
     if as_json:
         click.echo(json.dumps({"event": "ended", "code": code, "status": supervisor.outcome,
@@ -250,6 +255,14 @@ def rebalance(name: str | None, as_json: bool) -> None:
 
 
 @main.command()
+@engine_option
+@as_json
+def reload(name: str | None, as_json: bool) -> None:
+    """Replace every worker by a fresh one, with what the configuration file and the handler's module say now."""
+    _ask(name, as_json, "reload")
+
+
+@main.command()
 @click.argument("files", nargs=-1, type=click.Path(dir_okay=False, allow_dash=True))
 @click.option("--engine", help="Name of the engine; not needed if there is only one.")
 @click.option("--format", "form", type=click.Choice(["lines", "csv", "jsonl"]), default="lines", show_default=True)
@@ -322,24 +335,27 @@ def doctor(target: str | None, as_json: bool) -> None:
 
     TARGET is engine.toml, module:handler or the name of an engine that is here; without it, the default settings.
     """
+    from dataclasses import replace
+
     from shardmem.console.render import checks as rendered
     from shardmem.control.census import Places, census, judge
     from shardmem.control.doctor import PROBLEM, Plan, examine, worst_of
     from shardmem.control.host import Host
     from shardmem.memory.control import Control
 
+    if target is not None and not target.endswith(".toml") and ":" not in target:
+        control = Control.attach(target)
+        plan = Plan.of_engine(control)
+        control.close()
+    else:
+        config, _ = _configured(target, {"name": None} if target else {"name": "engine", "handler": "none:none"})
+        plan = Plan.of_config(config)
     places = Places()
     engines, others = census(places)
     held = {facts.name: sum(inbox.file.bytes for inbox in facts.inboxes) + facts.control.bytes for facts in engines
             if facts.control}
-    if target is not None and not target.endswith(".toml") and ":" not in target:
-        control = Control.attach(target)
-        plan = Plan.of_engine(control, held.get(target, 0))
-        control.close()
-    else:
-        config, _ = _configured(target, {"name": None} if target else {"name": "engine", "handler": "none:none"})
-        plan = Plan.of_config(config, held.get(config.name, 0))
-    checks = examine(Host(), plan, [*(each for facts in engines for each in judge(facts, places.uid)), *others])
+    leftovers = [*(each for facts in engines for each in judge(facts, places.uid)), *others]
+    checks = examine(Host(), replace(plan, held=held.get(plan.name, 0)), leftovers)
     if as_json:
         click.echo(json.dumps({"engine": plan.name, "worst": worst_of(checks),
                                "checks": [each.describe() for each in checks]}, indent=2))

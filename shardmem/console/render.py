@@ -56,11 +56,15 @@ def answer(engine: str, command: str, done: dict[str, Any]) -> str:
                      + (f"; removed {', '.join(map(str, done['removed']))}" if done["removed"] else ""))
     elif command == "drain":
         lines.append(f"engine {engine}: shard {done['drained']} is drained and removed")
+    elif command == "reload":
+        lines.append(f"engine {engine}: " + ", ".join(f"shard {each['from']} is replaced by shard {each['to']}"
+                                                      for each in done["reloaded"]))
+        lines += [f"  {name} cannot change while the engine runs, and stays as it is" for name in done["not_applied"]]
     to: dict[tuple[int, int], int] = {}
     for each in moved:
         to[each["from"], each["to"]] = to.get((each["from"], each["to"]), 0) + 1
     lines += [f"  {number} slots from shard {source} to shard {target}" for (source, target), number in sorted(to.items())]
-    if not moved:
+    if not moved and command != "reload":
         lines.append("  no slot had to move")
     lines.append("  " + ", ".join(f"{phase} {milliseconds(value)}" for phase, value in seconds.items()))
     lines += [f"  late: {text}" for text in done["late"]]

@@ -17,7 +17,7 @@ Command = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
 class Api:
-    """GET /status; POST /scale /drain /move /rebalance /stop with a JSON object; answers are JSON objects."""
+    """GET /status; POST /scale /drain /move /rebalance /reload /stop with a JSON object; answers are JSON objects."""
 
     def __init__(self, engine: str, commands: dict[str, Command]) -> None:
         self.path = socket_path(engine)

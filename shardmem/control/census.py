@@ -4,13 +4,14 @@ Who lives is the kernel's word: leases decide. Age and pids only explain, or hol
 """
 from __future__ import annotations
 
+import functools
 import os
 import re
 import socket
 import stat
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any, Collection, Iterable
+from typing import Any, Callable, Collection, Iterable, Mapping
 
 from shardmem.control.client import socket_path
 from shardmem.errors import LayoutMismatch, NotRunning, SegmentCorrupt, ShardmemError
@@ -100,8 +101,9 @@ class Finding:
 def judge(facts: EngineFacts, uid: int, discard: bool = False) -> list[Finding]:
     """discard: the user has said that the events of this engine may be lost."""
     found = [_engine(facts, uid, discard)] if facts.control is not None else []
-    # A live supervisor, or whoever is just becoming one, sees to its inboxes and its socket.
-    if facts.supervisor is None and facts.condition != "unreadable" and not (facts.locked and facts.condition != "ready"):
+    # A live supervisor, or whoever is just becoming one, sees to its inboxes and its socket. While workers or producers
+    # live, the next one is awaited: it would find the lease taken if gc were just at it, and give up.
+    if facts.supervisor is None and facts.condition != "unreadable" and not facts.locked:
         found += [_stray(facts, inbox, uid) for inbox in facts.inboxes if not _belongs(facts, inbox)]
         if facts.socket is not None and facts.socket.uid == uid:
             found.append(_socket(facts, facts.socket))
@@ -222,12 +224,14 @@ def census(places: Places, only: Collection[str] = ()) -> tuple[list[EngineFacts
         elif entry.startswith(PREFIX) and not only:
             others.append(Finding("entry", entry, SKIP, "has no name that shardmem gives"))
     names |= {match[1] for match in map(_SOCKET.fullmatch, _entries(places.sockets)) if match}
-    return [observe(name, places) for name in sorted(names) if not only or name in only], others
+    users = functools.cache(_users)
+    return [observe(name, places, users=users) for name in sorted(names) if not only or name in only], others
 
 
-def observe(name: str, places: Places, descriptor: int | None = None, placeholder: bool = False) -> EngineFacts:
+def observe(name: str, places: Places, descriptor: int | None = None, placeholder: bool = False,
+            users: Callable[[], Mapping[int, tuple[int, ...]]] | None = None) -> EngineFacts:
     """What is there of one engine. descriptor: of the control segment's file, on which the caller holds leases that are not
-    to be counted. placeholder: that file is the caller's own and stands for none."""
+    to be counted. placeholder: that file is the caller's own and stands for none. users: who has which inode mapped."""
     control = None if placeholder else _file(os.path.join(SHM_DIRECTORY, control_name(name)))
     facts: dict[str, Any] = dict(name=name, control=control)
     found = sorted((int(match[2]), int(match[3]), entry) for entry in _entries(SHM_DIRECTORY)
@@ -242,7 +246,7 @@ def observe(name: str, places: Places, descriptor: int | None = None, placeholde
             try:
                 opened = os.open(control.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError:
-                return observe(name, places)
+                return observe(name, places, users=users)
             except OSError as error:
                 facts |= dict(condition="unreadable", trouble=f"cannot be opened: {error.strerror}")
             else:
@@ -255,9 +259,10 @@ def observe(name: str, places: Places, descriptor: int | None = None, placeholde
         file = _file(os.path.join(SHM_DIRECTORY, entry))
         if file is not None:
             inboxes.append(InboxFacts(file, shard, generation, (shard, generation) in named))
-    if not all(inbox.named for inbox in inboxes):
-        users = _users()
-        inboxes = [inbox if inbox.named else replace(inbox, users=users.get(inbox.file.inode[1], ())) for inbox in inboxes]
+    strays_matter = facts.get("condition", "absent") in ("absent", "unformatted", "ready") and not facts.get("locked")
+    if strays_matter and not all(inbox.named for inbox in inboxes):  # who uses them takes a look at every process
+        used = (users or _users)()
+        inboxes = [inbox if inbox.named else replace(inbox, users=used.get(inbox.file.inode[1], ())) for inbox in inboxes]
     listens = _file(os.path.join(places.sockets, f"{name}.sock"))
     return EngineFacts(**facts, inboxes=tuple(inboxes), socket=listens,
                        answers=listens is not None and listens.uid == places.uid and _answers(listens.path))

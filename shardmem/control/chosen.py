@@ -6,11 +6,12 @@ import difflib
 import importlib
 import os
 import pickle
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 from shardmem.config import PRESETS, Config
 from shardmem.errors import ConfigError
 from shardmem.policy import InvalidPolicy, LeastLoad, LeastSlots, ScalingPolicy, Strategy
+from shardmem.runtime.handler import HandlerRef
 from shardmem.settings import declared
 
 
@@ -50,9 +51,10 @@ def policy_of(config: Config) -> ScalingPolicy:
 
 
 def faults_of(config: Config) -> list[str]:
-    """Of the policy and the strategy: what `shardmem.config` cannot know."""
+    """Of handler, policy and strategy: what `shardmem.config` cannot know."""
     found = []
-    checks = [policy_of] if config.policy is None or isinstance(config.policy, Mapping) or config.policy in PRESETS else []
+    checks: list[Callable[[Config], Any]] = [lambda config: HandlerRef.of(config.handler)] if config.handler else []
+    checks += [policy_of] if config.policy is None or isinstance(config.policy, Mapping) or config.policy in PRESETS else []
     checks += [strategy_of] if isinstance(config.strategy, str) and ":" in config.strategy else []
     for check in checks:
         try:

@@ -75,6 +75,10 @@ class Client:
         """Even out the slots, with the fewest moves."""
         return self.command("rebalance")
 
+    def reload(self) -> dict[str, Any]:
+        """Every worker is replaced by a fresh one, with what the configuration says now; events keep flowing."""
+        return self.command("reload")
+
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
         """One call of the control API. Raises what the supervisor says, NotRunning without one."""
         connection = _UnixConnection(socket_path(self.name))

@@ -44,10 +44,12 @@ def gc(places: Places, only: Collection[str] = (), *, dry_run: bool = False, end
 
 def _sweep(before: list[Finding], name: str, places: Places, discard: bool) -> list[Finding]:
     everything = any(each.kind == "engine" and each.action == REMOVE for each in before)
-    claim = Claim.take(name, everything)
+    try:
+        claim, hindrance = Claim.take(name, everything), "somebody took a lease on it just now"
+    except OSError as error:
+        claim, hindrance = None, f"it cannot be locked: {error.strerror}"
     if claim is None:
-        return [replace(each, action=KEEP, reason="somebody took a lease on it just now", discardable=False)
-                if each.action == REMOVE else each for each in before]
+        return [replace(each, action=KEEP, reason=hindrance) if each.action == REMOVE else each for each in before]
     done = []
     with claim:
         facts = observe(name, places, claim.descriptor, claim.placeholder)
@@ -58,9 +60,12 @@ def _sweep(before: list[Finding], name: str, places: Places, discard: bool) -> l
             elif each.action == REMOVE:
                 if each.kind == "engine" and facts.condition == "ready":
                     _refuse(name)
-                for file in each.files:
-                    _unlink(file)
-                each = replace(each, done=True)
+                try:
+                    for file in each.files:
+                        _unlink(file)
+                    each = replace(each, done=True)
+                except OSError as error:
+                    each = replace(each, action=KEEP, reason=f"cannot be removed: {error.strerror}")
             done.append(each)
     return done
 

@@ -1,4 +1,4 @@
-"""What can be asked of a running engine: scale, drain, move, rebalance, stop. One answer each: what was done, and how long."""
+"""What can be asked of a running engine: scale, drain, move, rebalance, reload, stop. One answer each: what was done, and how long."""
 from __future__ import annotations
 
 import asyncio
@@ -25,7 +25,7 @@ SLOTS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 log = logging.getLogger("shardmem.supervisor")
 
-NAMES = ("status", "scale", "drain", "move", "rebalance", "stop")
+NAMES = ("status", "scale", "drain", "move", "rebalance", "reload", "stop")
 
 
 class Commands:
@@ -100,6 +100,12 @@ class Commands:
             started = time.monotonic()
             rounds = await self._even_out()
         return _summary(rounds, started, {})
+
+    async def reload(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Every worker is replaced by a fresh one, with what the configuration says now."""
+        started = time.monotonic()
+        done = await self._supervisor.replacements.reload()
+        return {**done, **_summary([], started, {})}
 
     # ---- what the policy asks for -------------------------------------------------------------------------------------------
 

@@ -54,18 +54,17 @@ class Plan:
     held: int = 0
 
     @classmethod
-    def of_config(cls, config: Config, held: int = 0) -> Plan:
+    def of_config(cls, config: Config) -> Plan:
         needs = memory_needs(config.schema, slots=config.slots, max_shards=config.most_shards,
                              max_producers=config.max_producers, lane_bytes=config.lane_bytes)
         return cls(config.name, config.start_shards, config.most_shards, config.max_producers, *needs,
-                   os.path.dirname(config.state_file), config.state_dir is not None, held)
+                   config.directory, config.state_dir is not None)
 
     @classmethod
-    def of_engine(cls, control: Control, held: int = 0) -> Plan:
+    def of_engine(cls, control: Control) -> Plan:
         needs = memory_needs(control.schema, slots=control.slots, max_shards=control.max_shards,
                              max_producers=control.max_producers, lane_bytes=control.lane_bytes)
-        return cls(control.engine, max(1, len(control.known_shards())), control.max_shards, control.max_producers, *needs,
-                   held=held)
+        return cls(control.engine, max(1, len(control.known_shards())), control.max_shards, control.max_producers, *needs)
 
     @property
     def base(self) -> int:
@@ -312,8 +311,8 @@ def sockets(host: Host, plan: Plan) -> Check:
         return Check(name, PROBLEM, f"{host.sockets} is no directory", "remove it")
     if found.st_uid != host.uid or stat.S_IMODE(found.st_mode) & 0o077:
         mode = stat.S_IMODE(found.st_mode)
-        return Check(name, PROBLEM, f"{host.sockets} belongs to uid {found.st_uid} with mode {mode:o}, it must be private to "
-                                    f"uid {host.uid} (mode 700)", f"rm -r {host.sockets}")
+        return Check(name, PROBLEM, f"{host.sockets} belongs to uid {found.st_uid} with mode {mode:o}, it must be private "
+                                    f"to uid {host.uid} (mode 700)", f"rm -r {host.sockets}")
     if not host.access(host.sockets, os.W_OK | os.X_OK):
         return Check(name, PROBLEM, f"{host.sockets} is not writable", f"chmod 700 {host.sockets}")
     return Check(name, OK, f"{host.sockets} is private and writable")
@@ -346,7 +345,8 @@ def _nearest(path: str) -> str:
 
 def versions() -> Check:
     return Check("versions", OK, f"shardmem {__version__}, layout {lib.SM_LAYOUT_VERSION}, Python "
-                                 f"{platform.python_version()}, numpy {np.__version__}, Linux {os.uname().release} {os.uname().machine}")
+                                 f"{platform.python_version()}, numpy {np.__version__}, Linux "
+                                 f"{os.uname().release} {os.uname().machine}")
 
 
 def stale(leftovers: Iterable[Finding]) -> Iterator[Check]:

@@ -179,6 +179,10 @@ class Engine:
         """Even out the slots, with the fewest moves."""
         return self._ask(lambda client: client.rebalance())
 
+    def reload(self) -> dict[str, Any]:
+        """Every worker is replaced by a fresh one, which imports the handler anew; events keep flowing."""
+        return self._ask(lambda client: client.reload())
+
     # ---- inside -----------------------------------------------------------------------------------------------------------------
 
     def _ask(self, command: Callable[[Client], dict[str, Any]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Pilot:
                  shards: Mapping[int, str]) -> None:
         self._control, self._observer = control, observer
         self.sampler = Sampler(observer)
-        self.mapper = ShardMapper(shards, policy, now=time.monotonic(), room=control.max_shards, drain_grace=0.0)
+        self.mapper = ShardMapper(shards, policy, now=time.monotonic(), room=control.room, drain_grace=0.0)
         self.strategy = strategy
         self.history = DecisionHistory()
         self.following = policy.auto_scale  # a manual `scale` takes over; `scale auto` hands back

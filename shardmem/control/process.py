@@ -37,6 +37,7 @@ class WorkerProcess:
         self.exit_code: int | None = None
         self.failure: str | None = None
         self.ready = self.killed = self.obeyed = False
+        self.told: str | None = None  # to end, and why
         self._loop, self._on_report, self._on_exit, self._partial = loop, on_report, on_exit, b""
         read_end, write_end = os.pipe()
         orders = {"engine": engine, "shard": shard, "handler": asdict(handler), "settings": settings, "reports": write_end,
@@ -135,6 +136,7 @@ class AdoptedWorker:
     """
 
     exit_code: int | None = None  # is told to its parent only
+    told: str | None = None
 
     def __init__(self, loop: Any, control: Control, inbox: str, shard: int, on_exit: Callable[[AdoptedWorker], None]) -> None:
         view = control.view_shard(shard)

@@ -41,16 +41,22 @@ class Shards:
 
     def create(self, count: int) -> list[int]:
         """New shards, provisioning, without slots; ids are the lowest free. Raises ScalingError, OutOfMemory: then none."""
-        address, now = self.control.address, time.monotonic()
-        added = self.pilot.mapper.scale_up_provisioning_force(count, now)
-        made = []
+        now = time.monotonic()
+        return self._create(self.pilot.mapper.scale_up_provisioning_force(count, now), 1000)
+
+    def create_successor(self, shard: int) -> int:
+        """One new shard to replace this one. Raises the same."""
+        return self._create([self.pilot.mapper.replace(shard, time.monotonic())], 0)[0]
+
+    def _create(self, added: list[int], weight: int) -> list[int]:
+        address, made = self.control.address, []
         try:
             for shard in added:
                 generation = self.control.view_shard(shard).generation + 1
                 self.inboxes[shard] = Inbox.create(self.control, shard, generation)
                 made.append(shard)
                 lib.sm_set_shard_generation(address, shard, generation)
-                lib.sm_set_shard_weight(address, shard, 1000)
+                lib.sm_set_shard_weight(address, shard, weight)
                 self.control.set_shard_state(shard, "provisioning")
         except BaseException:
             for shard in made:

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import time
+from dataclasses import asdict
 from typing import Any, Callable, Coroutine
 
 from shardmem.config import Config
@@ -24,18 +25,20 @@ from shardmem.control.commands import Commands
 from shardmem.control.handoffs import Handoffs
 from shardmem.control.notify import Notify
 from shardmem.control.pilot import Pilot
+from shardmem.control.replace import Replacements
 from shardmem.control.shards import DRAIN_POLL, Shards
+from shardmem.control.stuck import Stuck
 from shardmem.control.takeover import check_fit, find_shards, take_role
 from shardmem.control.workers import Workers
 from shardmem.memory.control import Inbox
 from shardmem.memory.native import lib, point
-from shardmem.policy import DecisionKind
+from shardmem.policy import DecisionKind, Limits
 from shardmem.runtime import logs
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.snapshot import Observer
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_WORKER_BOOT, EXIT_ALREADY = 0, 1, 2, 3, 4
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU, signal.SIGHUP)
 TICK = 0.25
 STOP_GRACE = 5.0
 
@@ -46,7 +49,9 @@ class Supervisor:
     """Runs one engine. `run` returns when it has ended; `outcome` is then the last status document."""
 
     def __init__(self, config: Config, handler: HandlerRef, *, keep_unfinished: bool = True,
-                 on_ready: Callable[[dict[str, Any]], None] = lambda status: None, notify: Notify | None = None) -> None:
+                 on_ready: Callable[[dict[str, Any]], None] = lambda status: None,
+                 read_again: Callable[[], tuple[Config, HandlerRef]] | None = None,
+                 notify: Notify | None = None) -> None:
         self.config, self._handler, self.notify = config, handler, notify or Notify()
         self._keep_unfinished, self._on_ready = keep_unfinished, on_ready
         self.outcome: dict[str, Any] | None = None
@@ -57,6 +62,9 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._stop_requested = self._stop_now = False
         self._tasks: set[asyncio.Task] = set()
+        self._following: asyncio.Task | None = None
+        self._complaint: str | None = None
+        self.replacements = Replacements(self, read_again)
 
     # ---- the whole life --------------------------------------------------------------------------------------------------
 
@@ -79,6 +87,9 @@ class Supervisor:
                                changed=self._news, failed=self.shard_failed)
         self.shards = Shards(self.control, self._observer, self._inboxes, self.workers, lambda: self._stop_now)
         self.shards.handoffs = self.handoffs = Handoffs(self.control, self.shards.give_orders)
+        self._stuck = Stuck(self.control, self.workers)
+        self.take_limits()
+        tending = _noted("looking after the workers", self._tend())
         self.commands = Commands(self)
         api = Api(self.config.name, self.commands.by_name())
         try:
@@ -103,6 +114,7 @@ class Supervisor:
             await self._stop_workers(gently=not self._stop_now)
             return self._finish(booted)
         finally:
+            tending.cancel()
             for number in SIGNALS:
                 self._loop.remove_signal_handler(number)
             self._lease.release()
@@ -182,41 +194,54 @@ class Supervisor:
 
     def _in_background(self, what: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
         """A task whose failure goes to the log: nobody else waits for it."""
-        def ended(task: asyncio.Task) -> None:
-            self._tasks.discard(task)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                log.error("%s failed: %s", what, error, exc_info=None if isinstance(error, ShardmemError) else error)
-
-        task = asyncio.create_task(work)
+        task = _noted(what, work)
         self._tasks.add(task)
-        task.add_done_callback(ended)
+        task.add_done_callback(self._tasks.discard)
         return task
 
+    def take_limits(self) -> None:
+        config = self.config
+        self._stuck.limits = Limits(config.stall_timeout, config.batch_deadline, config.boot_timeout)
+        self.workers.take(config)
+
+    async def _tend(self) -> None:
+        """As long as there are workers, while the engine drains too."""
+        while True:
+            self._stuck.look()
+            await asyncio.sleep(TICK)
+
     async def _watch(self) -> None:
-        following: asyncio.Task | None = None
         due = 0.0
         while not self._stop_requested:
             now = time.monotonic()
             if now >= due:
                 due = now + TICK
                 lib.sm_supervisor_beat(self.control.address, lib.sm_now_ns())
-                decision, moves = self.pilot.tick(self.handoffs.moving)
-                if self.config.elastic and (following is None or following.done()):
-                    if decision.kind is not DecisionKind.NONE or (moves and self.pilot.following):
-                        if decision.kind is not DecisionKind.NONE:
-                            log.info("%s %s: %s", decision.kind, decision.count or "", decision.reason)
-                        following = self._in_background("the policy's last decision", self.commands.follow(decision, moves))
-                self._post()
+                try:
+                    self._decide()
+                    self._post()
+                except Exception as error:  # the strategy may be the user's: what was decided before stands, and workers go on
+                    if str(error) != self._complaint:
+                        log.exception("no decision can be made")
+                    self._complaint = str(error)
                 self.notify.tick(self._observer.status)
             await self._wait_for_change(max(0.0, due - time.monotonic()))
         if self._tasks:  # a handoff runs forward; it does not take long
             await asyncio.wait(self._tasks, timeout=STOP_GRACE)
 
+    def _decide(self) -> None:
+        decision, moves = self.pilot.tick(self.handoffs.moving)
+        if self.config.elastic and (self._following is None or self._following.done()):
+            if decision.kind is not DecisionKind.NONE or (moves and self.pilot.following):
+                if decision.kind is not DecisionKind.NONE:
+                    log.info("%s %s: %s", decision.kind, decision.count or "", decision.reason)
+                self._following = self._in_background("the policy's last decision", self.commands.follow(decision, moves))
+        if (old := self.replacements.due()) is not None:
+            self._in_background(f"recycling shard {old[0]}", self.replacements.recycle(*old))
+
     def _post(self) -> None:
         """What is known here and not in any word, for whoever reads the status. Without the lives, if all is too much."""
-        config = self.config
-        board = {**self.pilot.describe(), "limits": {"stall": config.stall_timeout, "batch": config.batch_deadline,
-                                                     "boot": config.boot_timeout}}
+        board = {**self.pilot.describe(), "limits": asdict(self._stuck.limits)}
         for extra in ({"lives": self.workers.describe()}, {}):
             text = json.dumps({**board, **extra}).encode()
             if len(text) <= lib.SM_BOARD_BYTES:
@@ -231,7 +256,10 @@ class Supervisor:
         self._changed.clear()
 
     def _on_signal(self, number: int) -> None:
-        if number not in (signal.SIGTTIN, signal.SIGTTOU):
+        if number == signal.SIGHUP:
+            if self.pilot is not None:
+                self._in_background("the reload", self.replacements.reload())
+        elif number not in (signal.SIGTTIN, signal.SIGTTOU):
             self.request_stop(now=number != signal.SIGTERM)
         elif self.pilot is not None:
             step = 1 if number == signal.SIGTTIN else -1
@@ -331,3 +359,13 @@ class Supervisor:
         self.error = error
         log.error("%s", error)
         return code
+
+
+def _noted(what: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
+    def ended(task: asyncio.Task) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s failed: %s", what, error, exc_info=None if isinstance(error, ShardmemError) else error)
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(ended)
+    return task

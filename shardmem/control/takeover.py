@@ -5,7 +5,8 @@ nothing that runs: the engine stays `running`, live workers are adopted by their
 begun goes on. What a shard was at comes from three words:
 
     none                                          an inbox that nobody was told of yet, or not any more: its file goes
-    provisioning, weight 0, without slots         a replacement (replace.py) to which nothing had moved: given up
+    provisioning, weight 0, without slots         a replacement (replace.py) that had not begun: given up
+    active, weight 0                              the same, if no shard drains; otherwise it has begun, and goes on
     provisioning                                  joins when it is ready
     active, failed                                its worker is adopted or started
     draining                                      the drain goes on
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +31,7 @@ from shardmem.memory.segment import control_name, inbox_files, inbox_name, path_
 from shardmem.policy import first_table
 
 NO_SHARD = 0xffff
+HELD_BRIEFLY = 0.3  # seconds: `shardmem gc` takes the lease of an engine while it looks whether anybody holds it
 
 log = logging.getLogger("shardmem.supervisor")
 
@@ -53,6 +56,7 @@ class Found:
 
 def take_role(config: Config) -> tuple[Control, lease.Lease, bool]:
     """The control segment of this name, the supervisor's lease on it, and whether it is fresh."""
+    deadline = time.monotonic() + HELD_BRIEFLY
     while True:
         fresh = False
         try:
@@ -76,6 +80,9 @@ def take_role(config: Config) -> tuple[Control, lease.Lease, bool]:
         if held is None:
             pid = control.view_engine().pid
             control.close()
+            if time.monotonic() < deadline:
+                time.sleep(0.01)
+                continue
             raise AlreadyRunning(f"engine {config.name!r} is already run by process {pid}; choose another name, or stop "
                                  f"it with 'shardmem stop {config.name}'")
         if control.segment.is_current():
@@ -107,7 +114,7 @@ def find_shards(control: Control, config: Config) -> Found:
     _finish_removals(control)
     _sweep(control)
     owners, _ = control.slot_table()
-    used = set(owners.tolist()) | _moving_at(control)
+    used, lonely = set(owners.tolist()) | _moving_at(control), []
     for shard in control.known_shards():
         found.inboxes[shard] = control.open_inbox(shard)
         state, view = control.shard_state(shard), control.view_shard(shard)
@@ -119,8 +126,16 @@ def find_shards(control: Control, config: Config) -> Found:
             found.draining.append(shard)
         elif state == "stopped":
             found.stopped.append(shard)
+        elif state == "active" and not view.weight:
+            lonely.append(shard)
         elif state == "failed":  # a new supervisor is a new chance: the handler may have been mended
             control.set_shard_state(shard, "active")
+    for shard in lonely:
+        if found.draining:
+            lib.sm_set_shard_weight(control.address, shard, 1000)
+        else:
+            control.set_shard_state(shard, "draining")
+            found.draining.append(shard)
     unowned = np.flatnonzero(owners == NO_SHARD).tolist()
     if unowned:  # the table is written last, so as long as it has gaps the shards may have too
         for shard in set(range(config.start_shards)) - set(found.inboxes):

@@ -44,11 +44,12 @@ class Workers:
     def __init__(self, control: Control, inboxes: dict[int, Inbox], config: Config, handler: HandlerRef, *,
                  told_to_end: Callable[[int], bool], changed: Callable[[], None], failed: Callable[[int, str], None]) -> None:
         self._control, self._inboxes, self.config, self.handler = control, inboxes, config, handler
-        self._told_to_end, self._changed, self._failed = told_to_end, changed, failed
+        self.told_to_end, self._changed, self._failed = told_to_end, changed, failed
         self._loop = asyncio.get_running_loop()
         self._restarts = Restarts(config.max_restarts, config.restart_window)
         self._living: dict[int, WorkerProcess | AdoptedWorker] = {}
         self._pasts: dict[int, Past] = {}
+        self._given: dict[int, tuple[Config, HandlerRef]] = {}  # what the workers of a shard are started with, reload or not
         self._awaited: set[int] = set()  # shards that somebody waits for, who is told when one is given up
 
     # ---- what there is -----------------------------------------------------------------------------------------------------
@@ -88,16 +89,16 @@ class Workers:
 
     def _spawn(self, shard: int) -> None:
         past = self._pasts[shard]
-        if self._told_to_end(shard):
+        if self.told_to_end(shard):
             past.restart_at = None
             return
         if self._control.worker_alive(shard):
             past.timer = self._loop.call_later(LEASE_POLL, self._spawn, shard)
             return
-        config = self.config
+        config, handler = self._given.setdefault(shard, (self.config, self.handler))
         try:
             self._living[shard] = WorkerProcess(
-                self._loop, config.name, shard, self.handler, settings=config.worker_settings(),
+                self._loop, config.name, shard, handler, settings=config.worker_settings(),
                 ended=past.last_exit, previous_exit=past.last_code,
                 on_report=lambda worker, report: self._changed(), on_exit=self._exited)
         except OSError as error:
@@ -138,6 +139,18 @@ class Workers:
         if (past := self._pasts.pop(shard, None)) is not None:
             self._cancel(past)
         self._restarts.forget(shard)
+        self._given.pop(shard, None)
+
+    def renew(self, shard: int) -> None:
+        """A shard that was given up gets another chance, with what is in force now."""
+        self._restarts.forget(shard)
+        self._given.pop(shard, None)
+        self._control.set_shard_state(shard, "active")
+        self.start(shard)
+
+    def take(self, config: Config) -> None:
+        """The limits of restarts as they are now."""
+        self._restarts.most, self._restarts.window = config.max_restarts, config.restart_window
 
     def stop_starting(self) -> None:
         for past in self._pasts.values():
@@ -154,19 +167,21 @@ class Workers:
         shard = worker.shard
         if self._living.get(shard) is not worker:
             return
-        if self._told_to_end(shard):
+        if self.told_to_end(shard):
             if worker.failure:
                 self._give_up(shard, worker.failure, worker)
             elif worker.exit_code and not worker.killed:
                 log.warning("shard %d: worker pid %d had been told to end, and did so by %s", shard, worker.pid, worker.how_it_ended())
         elif worker.failure:
             self._give_up(shard, worker.failure, worker)
-        elif worker.obeyed:
+        elif worker.obeyed and not worker.told:
             self.start(shard)
         else:
             view = self._control.view_shard(shard)
             how = worker.how_it_ended()
-            if worker.exit_code == 0:
+            if worker.told:
+                how = f"{worker.told}; {how}"
+            elif worker.exit_code == 0:
                 how += " though nobody had told it to end; perhaps somebody sent it TERM"
             in_hand = view.pid == worker.pid and view.batch_since_ns != 0
             self._died(shard, Life(how, worker.ready, in_hand, time.monotonic() - worker.spawned_at, view.rows), worker)

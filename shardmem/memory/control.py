@@ -49,7 +49,8 @@ class Control:
         self._text = ffi.string(geometry.schema, geometry.schema_bytes).decode()
         self.schema = Schema.from_json(self._text)
         self.slots: int = geometry.slots
-        self.max_shards: int = geometry.max_shards
+        self.room: int = geometry.max_shards
+        self.max_shards: int = json.loads(self._text).get("max_shards", self.room)
         self.max_producers: int = geometry.max_producers
         self.lane_bytes: int = geometry.lane_bytes
 
@@ -70,7 +71,7 @@ class Control:
                lane_bytes: int, backpressure: str = "block", state_dir: str = "") -> Control:
         """A fresh control segment. Raises FileExistsError, OutOfMemory, ConfigError."""
         check_name(engine)
-        text = json.dumps({**schema.describe(), "backpressure": backpressure, "state_dir": state_dir},
+        text = json.dumps({**schema.describe(), "backpressure": backpressure, "state_dir": state_dir, "max_shards": max_shards},
                           separators=(",", ":")).encode()
         name = engine.encode()
         if len(text) > lib.SM_SCHEMA_BYTES:
@@ -78,7 +79,8 @@ class Control:
                               f"{lib.SM_SCHEMA_BYTES:,}; use fewer or shorter field names")
         geometry = ffi.new("sm_geometry *", dict(
             engine_id=int.from_bytes(os.urandom(8), "little"), created_ns=time.time_ns(), lane_bytes=lane_bytes,
-            slots=slots, max_shards=max_shards, max_producers=max_producers, schema_bytes=len(text),
+            slots=slots, max_shards=_room(max_shards),
+            max_producers=max_producers, schema_bytes=len(text),
             name_bytes=len(name), **schema.geometry()))
         ffi.memmove(geometry.schema, text, len(text))
         ffi.memmove(geometry.name, name, len(name))
@@ -191,7 +193,7 @@ class Control:
         return view
 
     def known_shards(self) -> list[int]:
-        return [shard for shard in range(self.max_shards) if self.view_shard(shard).state]
+        return [shard for shard in range(self.room) if self.view_shard(shard).state]
 
     def known_seats(self) -> Iterator[tuple[int, Any]]:
         for seat in range(self.max_producers):
@@ -227,6 +229,11 @@ class Control:
         raise SegmentCorrupt(f"{name} is not the inbox of shard {shard}, generation {generation}, of this engine")
 
 
+def _room(max_shards: int) -> int:
+    """One shard more than the limit: a worker is replaced by another beside it."""
+    return min(max_shards + 1, lib.SM_MAX_SHARDS) if max_shards >= 1 else max_shards
+
+
 def _ranges(geometry: Any) -> list[tuple[int, int]]:
     """(offset, length) of what an engine of this geometry uses of its control segment; the rest is never touched."""
     offsets, lengths = ffi.new("uint64_t[8]"), ffi.new("uint64_t[8]")
@@ -236,7 +243,7 @@ def _ranges(geometry: Any) -> list[tuple[int, int]]:
 def memory_needs(schema: Schema, *, slots: int, max_shards: int, max_producers: int, lane_bytes: int) -> tuple[int, int,
                                                                                                                int]:
     """Bytes that will be backed by memory: of the control segment, of an inbox without lanes, of one lane."""
-    geometry = ffi.new("sm_geometry *", dict(lane_bytes=lane_bytes, slots=slots, max_shards=max_shards, name_bytes=1,
+    geometry = ffi.new("sm_geometry *", dict(lane_bytes=lane_bytes, slots=slots, max_shards=_room(max_shards), name_bytes=1,
                                              schema_bytes=2, max_producers=max_producers, **schema.geometry()))
     if lib.sm_geometry_complete(geometry) != lib.SM_OK:
         raise ConfigError(f"slots={slots}, max_shards={max_shards}, max_producers={max_producers}, lane_bytes={lane_bytes} "

@@ -9,6 +9,7 @@ everything, and in a simulation with thousands of shards.
     placement  what a strategy is                             handoff      how a slot moves
     least_slots, least_load, pinned: strategies               rebalance    which slots move now
     restarts   when a dead worker is started again            condition    stuck, slow, busy or idle
+    recycling  which worker has lived long enough
 """
 from shardmem.policy.condition import Facts, Limits, condition_of, stuck
 from shardmem.policy.coordinator import ShardCoordinator
@@ -20,6 +21,7 @@ from shardmem.policy.mapper import ShardMapper, ShardState
 from shardmem.policy.pinned import Pinned
 from shardmem.policy.placement import NOBODY, Move, Strategy, View, first_table
 from shardmem.policy.rebalance import Allocate, BeginHandoff, RebalanceRunner
+from shardmem.policy.recycling import Recycling
 from shardmem.policy.restarts import Life, Restarts, Verdict
 from shardmem.policy.scaling import (DecisionHistory, DecisionKind, InvalidPolicy, ScalingDecision, ScalingError,
                                      ScalingErrorKind, ScalingPolicy)
@@ -27,6 +29,6 @@ from shardmem.policy.signals import ShardSample
 
 __all__ = ["Allocate", "BeginHandoff", "Deadlines", "DecisionHistory", "DecisionKind", "Drain", "Facts", "Finished",
            "HandoffCoordinator", "HandoffError", "HandoffState", "HotSlot", "InvalidPolicy", "Late", "LeastLoad", "LeastSlots", "Life",
-           "Limits", "Move", "NOBODY", "Pinned", "RebalanceRunner", "Release", "Reroute", "Respawn", "Restarts", "ScalingDecision",
+           "Limits", "Move", "NOBODY", "Pinned", "RebalanceRunner", "Recycling", "Release", "Reroute", "Respawn", "Restarts", "ScalingDecision",
            "ScalingError", "ScalingErrorKind", "ScalingPolicy", "ShardCoordinator", "ShardMapper", "ShardSample", "ShardState",
            "Strategy", "Verdict", "View", "condition_of", "first_table", "stuck"]

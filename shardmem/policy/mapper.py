@@ -179,6 +179,35 @@ class ShardMapper:
         self._enter(found, ShardState.STOPPED, now)
         self._tell(self.on_removed, [shard])
 
+    # ---- one for another ----------------------------------------------------------------------------------------------
+
+    def replace(self, shard: int, now: float) -> int:
+        """A shard that is to take the place of an active one, provisioning; its id. No limit of the policy is in the way: it
+        will not be one more. [net-mesh: none]
+
+        Raises ScalingError: unknown_shard, wrong_state, at_max_shards when there is no room for both.
+        """
+        self._expect(shard, self._known(shard), ShardState.ACTIVE)
+        successor = next((each for each in range(self.room) if each not in self._shards), None)
+        if successor is None:
+            raise ScalingError(ScalingErrorKind.AT_MAX_SHARDS, f"shard {shard} cannot be replaced: all {self.room} places are taken")
+        self._shards[successor] = _Shard(ShardState.PROVISIONING, now)
+        self._window.open(successor, now)
+        self._shards = dict(sorted(self._shards.items()))
+        return successor
+
+    def succeed(self, shard: int, successor: int, now: float) -> None:
+        """The successor is ready: it is active, and the shard drains. One step, and no cooldown: their number stays.
+
+        Raises ScalingError: unknown_shard, wrong_state.
+        """
+        old, new = self._known(shard), self._known(successor)
+        self._expect(shard, old, ShardState.ACTIVE)
+        self._expect(successor, new, ShardState.PROVISIONING)
+        self._enter(new, ShardState.ACTIVE, now)
+        self._enter(old, ShardState.DRAINING, now)
+        self._tell(self.on_created, [successor])
+
     # ---- fewer shards -------------------------------------------------------------------------------------------------
 
     def drain_specific(self, shard: int, now: float) -> bool:

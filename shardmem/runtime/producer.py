@@ -169,8 +169,6 @@ class Producer:
         """
         self._usable(records=False)
         columns, keep = self._columns(keys, data, offsets)
-        if lib.sm_check_columns(self._sender, columns, len(keep.data), len(keep.key_data), keep.bad) != lib.SM_OK:
-            raise ValueError(self._bad_columns(keep))
         offered, call, cursor = columns.n, None, self._idle_cursors.pop() if self._idle_cursors else ffi.new("sm_cursor *")
         cursor.chunk = cursor.next = cursor.accepted = cursor.pending_count = 0
         while True:
@@ -178,6 +176,8 @@ class Producer:
             if status == lib.SM_OK:
                 self._idle_cursors.append(cursor)
                 return offered if call is None else call.done(offered)
+            if status == lib.SM_TOO_LARGE:
+                raise ValueError(self._bad_columns(keep, int(cursor.next)))
             if call is None:
                 call = _Call(self, timeout)
             if call.mend(status, cursor.shard, lambda: keep.rest(_left(cursor, offered))):
@@ -372,8 +372,10 @@ class Producer:
         if raw.ndim != 1 or raw.dtype.kind not in "iu" or not len(raw):
             raise TypeError("offsets must be an integer array of shape (n + 1,)")
         wide = np.ascontiguousarray(raw, "u8")  # a negative one becomes a huge one, which is beyond the data
-        columns, memory, key_data, key_offsets, numbers = ffi.new("sm_columns *"), _bytes_of(data), b"", wide, wide
-        columns.n = len(wide) - 1
+        columns, memory = ffi.new("sm_columns *"), _bytes_of(data)
+        held = [ffi.from_buffer("uint64_t[]", wide), ffi.from_buffer("uint8_t[]", memory)]
+        columns.offsets, columns.data = held
+        columns.n, columns.data_bytes = len(wide) - 1, len(memory)
         if keys is not None:
             keys = np.asarray(keys)
             if keys.shape != (len(wide) - 1,):
@@ -381,32 +383,30 @@ class Producer:
             kind = keys.dtype.kind
             if kind in "iu":
                 columns.key_kind, columns.key_unsigned = KEY_INT, kind == "u"
-                numbers = np.ascontiguousarray(keys, "i8" if kind == "i" else "u8")
+                held.append(ffi.from_buffer("uint64_t[]", np.ascontiguousarray(keys, "i8" if kind == "i" else "u8")))
+                columns.keys = held[2]
             elif kind == "S":
-                columns.key_kind = KEY_BYTES
                 key_offsets = np.concatenate([[0], np.cumsum(np.char.str_len(keys))]).astype("u8")
                 key_data = b"".join(keys.tolist())
+                columns.key_kind, columns.key_bytes = KEY_BYTES, len(key_data)
+                held += [ffi.from_buffer("uint64_t[]", key_offsets), ffi.from_buffer("uint8_t[]", key_data)]
+                columns.key_offsets, columns.key_data = held[2:]
             else:
                 raise TypeError(f"keys have dtype {keys.dtype}; integers, bytes ('S'), or None")
-        held = (ffi.from_buffer("uint64_t[]", wide), ffi.from_buffer("uint64_t[]", numbers) if len(numbers) else ffi.NULL,
-                ffi.from_buffer("uint64_t[]", key_offsets), ffi.from_buffer("uint8_t[]", memory),
-                ffi.from_buffer("uint8_t[]", key_data))
-        columns.offsets, columns.keys, columns.key_offsets, columns.data, columns.key_data = held
-        return columns, _Keep(keys, memory, wide, key_data, numbers, key_offsets, held)
+        return columns, _Keep(keys, memory, wide, held)
 
-    def _bad_columns(self, keep: _Keep) -> str:
-        first, last = keep.offsets[keep.bad[0]:keep.bad[0] + 2].tolist()
+    def _bad_columns(self, keep: _Keep, event: int) -> str:
+        first, last = keep.offsets[event:event + 2].tolist()
         if first <= last <= len(keep.data):
-            return f"event {keep.bad[0]}: {self._too_large(last - first, 0)}"
-        return f"offsets must rise from 0 to at most len(data) = {len(keep.data)}; they do not at {keep.bad[0]}"
+            return f"event {event}: {self._too_large(last - first, 0)}"
+        return f"offsets must rise from 0 to at most len(data) = {len(keep.data)}; they do not at {event}"
 
 
 class _Keep:
     """The columns of a call: what C points into, for as long as the call may be repeated."""
 
-    def __init__(self, keys: np.ndarray | None, data: Any, offsets: np.ndarray, key_data: bytes, *held: Any) -> None:
-        self.keys, self.data, self.offsets, self.key_data, self.held = keys, data, offsets, key_data, held
-        self.bad = ffi.new("uint64_t *")
+    def __init__(self, keys: np.ndarray | None, data: Any, offsets: np.ndarray, held: list[Any]) -> None:
+        self.keys, self.data, self.offsets, self.held = keys, data, offsets, held
 
     def rest(self, events: np.ndarray) -> tuple[tuple, int]:
         """((keys, data, offsets) of some of the events, how many)."""

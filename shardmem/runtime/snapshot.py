@@ -66,11 +66,11 @@ class Observer:
         control, view = self.control, self.control.view_engine()
         now, (before, last) = time.monotonic(), self._last
         slot_owner, _ = control.slot_table()
-        owned = np.bincount(slot_owner[slot_owner < control.max_shards], minlength=control.max_shards)
+        owned = np.bincount(slot_owner[slot_owner < control.room], minlength=control.room)
         shards, by_seat, counts = [], {}, {}
         board = self.board()
         lives, limits = board.pop("lives"), Limits(**board.pop("limits"))
-        looks = [self._look(shard) for shard in range(control.max_shards)]
+        looks = [self._look(shard) for shard in range(control.room)]
         for shard, (shard_view, inbox) in enumerate(looks):
             if not shard_view.state:
                 continue

@@ -149,8 +149,9 @@ def main() -> int:
                        logging.getLogger(f"shardmem.handler.{orders['shard']}")))
         keeper = _keeper(worker, handler, settings)
         keeper.take_up()
-    except AlreadyRunning as error:
+    except AlreadyRunning as error:  # the shard's words are another's
         log.error("%s", error)
+        reports.say(boot_failed=str(error))
         return EXIT_ALREADY
     except Exception as error:
         return _boot_failure(worker, reports, error)

@@ -106,7 +106,8 @@ static void offer(void)
         sender = take_seat(&e, 0);
         return;
     }
-    sm_columns columns = {.n = count, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets};
+    sm_columns columns = {.n = count, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets,
+                          .data_bytes = offsets[count]};
     for (tries = 0; tries < 3 + 2 * SHARDS; tries++) {
         arm(producer_points, sizeof producer_points / sizeof *producer_points);
         int status = e.g.row_bytes ? sm_send(sender, rows, count, &cursor) : sm_push_columns(sender, &columns, &cursor);

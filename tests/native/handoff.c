@@ -39,7 +39,8 @@ static void *produce(void *argument)
             numbers[i] = rows[i].nth = sent[seat][keys[i]]++;
             offsets[i + 1] = 8 * (i + 1);
         }
-        sm_columns columns = {.n = n, .key_kind = SM_KEY_INT, .keys = keys, .data = (uint8_t *)numbers, .offsets = offsets};
+        sm_columns columns = {.n = n, .key_kind = SM_KEY_INT, .keys = keys, .data = (uint8_t *)numbers, .offsets = offsets,
+                              .data_bytes = 8 * n};
         memset(c, 0, sizeof *c);
         for (int status; (status = e.g.row_bytes ? sm_send(s, rows, n, c) : sm_push_columns(s, &columns, c)) != SM_OK;)
             mend(&e, s, status, c->shard, NULL);

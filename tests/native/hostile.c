@@ -311,7 +311,7 @@ static void lie(int which)
     mad = take_seat(&e, MAD);
     mend(&e, mad, SM_NEED_LANE, 0, NULL);
     CHECK(sm_push(mad, SM_KEY_INT, 2, 0, NULL, 0, data, 10, &shard) == SM_OK, "push");
-    sm_columns columns = {.n = 2, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets};
+    sm_columns columns = {.n = 2, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets, .data_bytes = 50};
     memset(&c, 0, sizeof c);
     CHECK(sm_push_columns(mad, &columns, &c) == SM_OK, "push");
     uint64_t tail = sm_position(atomic_load_explicit(&lane->tail, memory_order_relaxed)), put = tail;
@@ -388,7 +388,7 @@ static void lie_before_the_commit(void)
     e = engine_new(1, SEATS, 4096, 0);
     mad = take_seat(&e, MAD);
     mend(&e, mad, SM_NEED_LANE, 0, NULL);
-    sm_columns columns = {.n = 2, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets};
+    sm_columns columns = {.n = 2, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets, .data_bytes = 50};
     memset(&c, 0, sizeof c);
     CHECK(sm_push_columns(mad, &columns, &c) == SM_OK, "push");
     sm_reader *r = take_shard(&e, 0, 1);

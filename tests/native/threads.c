@@ -43,7 +43,8 @@ static void push_events(uint32_t thread, uint64_t *random, sm_cursor *c)
     }
     if (n <= 4)
         return;
-    sm_columns columns = {.n = n, .key_kind = SM_KEY_INT, .keys = keys, .data = (uint8_t *)numbers, .offsets = offsets};
+    sm_columns columns = {.n = n, .key_kind = SM_KEY_INT, .keys = keys, .data = (uint8_t *)numbers, .offsets = offsets,
+                          .data_bytes = offsets[n]};
     memset(c, 0, sizeof *c);
     for (int status; (status = sm_push_columns(sender, &columns, c)) != SM_OK;)
         mend_ours(thread, status, c->shard);

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from policy_tools import load, loads, policy, watch
 
-from shardmem.policy import ScalingError, ShardMapper, ShardSample, ShardState
+from shardmem.policy import ScalingError, ScalingPolicy, ShardMapper, ShardSample, ShardState
 
 PROVISIONING, ACTIVE, DRAINING, STOPPED = ShardState
 
@@ -326,3 +326,25 @@ class Lives(RuleBasedStateMachine):
 
 TestLives = Lives.TestCase
 TestLives.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+
+
+# ---- one for another ---------------------------------------------------------------------------------------------------------
+
+def test_a_replacement_is_beyond_every_limit_and_the_number_of_shards_stays():
+    mapper = ShardMapper(2, ScalingPolicy(min_shards=2, max_shards=2), room=3)
+    assert 2 == mapper.replace(0, 1.0)
+    mapper.succeed(0, 2, 2.0)
+    assert [1, 2] == mapper.active_shard_ids() and [0] == mapper.draining_shard_ids()
+    assert [0] == mapper.finalize_draining({0: 0}, 10.0)
+    mapper.remove_specific_stopped_shard(0)
+    assert 0 == mapper.replace(1, 11.0)
+    mapper.abandon(0, 12.0)
+    assert [1, 2] == mapper.active_shard_ids()
+
+
+def test_a_replacement_without_room_or_of_a_shard_that_is_not_active_is_refused_and_changes_nothing():
+    mapper = ShardMapper({0: "active", 1: "draining"}, ScalingPolicy(min_shards=1, max_shards=2), room=2)
+    for shard in (0, 1, 7):
+        with pytest.raises(ScalingError):
+            mapper.replace(shard, 1.0)
+    assert [0, 1] == mapper.all_shard_ids()

@@ -12,13 +12,14 @@ from rig import HERE, PATIENCE, Rig
 
 
 class Daemon:
-    """`shardmem run recorder:Recorder --name NAME`."""
+    """`shardmem run recorder:Recorder --name NAME`, or `shardmem run NAME.toml`."""
 
     def __init__(self, rig: Rig, name: str, *flags: str, handler: str = "recorder:Recorder",
                  environment: Mapping[str, str] = {}) -> None:
-        self.process = subprocess.Popen([sys.executable, "-m", "shardmem", "run", handler, "--name", name, "--json",
-                                         "--max-producers", "8", *flags], cwd=HERE, env={**rig.environment, **environment},
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        target = [name] if name.endswith(".toml") else [handler, "--name", name, "--max-producers", "8"]
+        self.process = subprocess.Popen([sys.executable, "-m", "shardmem", "run", *target, "--json", *flags], cwd=HERE,
+                                        env={**rig.environment, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                        text=True, start_new_session=True)
 
     def ready(self) -> dict[str, Any]:
         assert self.process.stdout is not None

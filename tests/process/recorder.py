@@ -180,6 +180,19 @@ class Fragile(Recorder):
             os._exit(int(told))
 
 
+class Hangs(Recorder):
+    """Does not come back from handle() as long as there is a file `hang` when it is called."""
+
+    def handle(self, batch: Batch) -> None:
+        if (self.directory / "hang").exists():
+            self.hang()
+        super().handle(batch)
+
+    def hang(self) -> None:
+        while True:
+            time.sleep(3600)
+
+
 class Chatty(Recorder):
     """Says something of every batch."""
 

@@ -155,11 +155,13 @@ def test_columns_go_in_and_come_out_without_an_object_per_event(loopback):
 
 
 @pytest.mark.parametrize("bad", [(np.arange(2), b"abc", [0, 1, 9]), (np.arange(2), b"abc", [0, 2, 1]),
-                                 (np.arange(3), b"abc", [0, 1, 2]), (np.arange(2), b"abc", [0, -1, 2])])
+                                 (np.arange(3), b"abc", [0, 1, 2]), (np.arange(2), b"abc", [0, -1, 2]),
+                                 (np.arange(2), b"abc", [-1, 2, 3]), (None, bytes(9000), [*range(9000), 9001]),
+                                 (np.array([b"k"] * 5000), bytes(9000), [0] * 5000 + [9001])])
 def test_columns_that_contradict_themselves_are_refused_whole(loopback, bad):
     engine = loopback()
     with pytest.raises(ValueError):
-        engine.producer().push_columns(*bad)
+        engine.producer().push_columns(*bad, timeout=0)
     assert engine.take() is None
 
 

@@ -134,6 +134,23 @@ def test_a_fault_of_the_policy_names_the_member_of_its_table(policy, part):
     assert any(part in fault for fault in faults_of(Config.of(name="e", handler="m:f", policy=policy)))
 
 
+@pytest.mark.parametrize("line, part", [
+    ("handler = 5", "handler=5 is neither a function nor a Handler nor 'module:name'"),
+    ('handler = "json"', "handler='json' is not of the form 'module:name'"),
+    ("strategy = 5", "strategy=5 is not text"),
+    ('strategy = "nomodule:Thing"', "strategy='nomodule:Thing' cannot be loaded"),
+    ('dtype = [["a"]]', "dtype=[('a',)] is no numpy dtype"),
+    ("policy = 5", "policy=5 is neither the name of a preset nor a table of settings"),
+    ("slots = [1]", "slots=[1] is not a whole number"),
+])
+def test_what_is_no_setting_at_all_is_one_fault_with_its_line(tmp_path, line, part):
+    file = tmp_path / "e.toml"
+    file.write_text(("" if "handler" in line else 'handler = "json:loads"') + f"\n{line}\n")
+    with pytest.raises(ConfigError) as caught:
+        sourced(str(file), {}, {}, faults_of)
+    assert 1 == len(caught.value.faults) and caught.value.faults[0].startswith(f"{file} line 2: {part}"), caught.value
+
+
 def test_a_policy_takes_durations_with_units():
     assert [] == faults_of(Config.of(name="e", handler="m:f", policy={"cooldown": "500ms", "preset": "conservative"}))
 
