@@ -45,6 +45,21 @@ def test_a_service_says_that_it_is_ready_lives_and_stops(rig, engine_name, manag
         assert 0 == daemon.end()[0]
 
 
+@pytest.mark.parametrize("file", ["shards = 1\n", "shards = no number\n"])
+def test_a_reload_is_announced_and_ends_with_ready_however_it_went(rig, engine_name, manager, tmp_path, file):
+    settings = tmp_path / "engine.toml"
+    settings.write_text('handler = "recorder:Recorder"\nshards = 1\n')
+    with Daemon(rig, engine_name, handler=str(settings), environment={"NOTIFY_SOCKET": manager.address}) as daemon:
+        daemon.ready()
+        manager("READY=1")
+        settings.write_text('handler = "recorder:Recorder"\n' + file)
+        daemon.process.send_signal(signal.SIGHUP)
+        assert "\nMONOTONIC_USEC=" in manager("RELOADING=1")[-1]
+        manager("READY=1")
+        daemon.process.send_signal(signal.SIGTERM)
+        assert 0 == daemon.end()[0]
+
+
 def test_an_embedded_engine_does_not_speak_for_the_service_that_it_is_in(rig, engine_name, manager, monkeypatch):
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     with rig.engine(engine_name, shards=1):
