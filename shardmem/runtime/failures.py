@@ -129,7 +129,7 @@ class Failures:
         if lib.sm_set_aside(self._reader) == lib.SM_FENCED:
             raise fenced(shard)
         log.error("shard %d: the event with key %s, sequence %d of producer %d, is in quarantine after %d attempts: %.500s", shard,
-                  _short(key), sequence, seat, attempts, reason)
+                  _short(key), sequence, seat, attempts, reason, extra={"slot": slot, "seat": seat})
         self._say(quarantined=sequence)
 
 
