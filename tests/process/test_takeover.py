@@ -259,6 +259,22 @@ def test_supervisors_killed_one_after_the_other_at_every_step_of_their_work_leav
     assert segments_of(engine.name) == []
 
 
+def test_a_drain_that_is_resumed_begins_no_handoff_again_that_is_in_motion(tmp_path: Path, monkeypatch: Any) -> None:
+    """Else two go over the same slots, both count their holds down, and rows are handled before their state has come."""
+    monkeypatch.setenv("SHARDMEM_POINT", f"handoff.drained:1:{signal.SIGKILL:d}")
+    with shardmem.Engine(handler=Counter(str(tmp_path)), dtype=ROW, key="key", shards=2, slots=SLOTS, lane_bytes=1 << 15,
+                         state_dir=str(tmp_path)) as engine:
+        monkeypatch.delenv("SHARDMEM_POINT")
+        traffic = Traffic(engine.name, 2)
+        try:
+            assert engine.scale_to(1)["shards"] == [0]
+        finally:
+            sent = traffic.stop()
+        assert engine.status()["supervisor"]["incarnation"] == 2
+        assert [(shard["id"], shard["slots"]) for shard in engine.status()["shards"]] == [(0, SLOTS)]
+    assert [] == violations(read_logs(tmp_path), sent)
+
+
 # ---- embedded ----------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
