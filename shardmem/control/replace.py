@@ -102,6 +102,15 @@ class Replacements:
         """Every worker anew, with what the configuration says now. Raises ConfigError, HandlerError: then the workers that were
         not replaced yet go on as they are.
         """
+        notify = self._supervisor.notify
+        notify.reloading()
+        try:
+            return await self._reload()
+        finally:
+            if not self._supervisor.stopping:
+                notify.ready()
+
+    async def _reload(self) -> dict[str, Any]:
         supervisor = self._supervisor
         old, workers = supervisor.config, supervisor.workers
         config, handler = (old, workers.handler) if self._read_again is None else self._read_again()

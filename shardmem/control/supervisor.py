@@ -23,6 +23,7 @@ from shardmem.control.api import Api
 from shardmem.control.chosen import policy_of, strategy_of
 from shardmem.control.commands import Commands
 from shardmem.control.handoffs import Handoffs
+from shardmem.control.notify import Notify
 from shardmem.control.pilot import Pilot
 from shardmem.control.replace import Replacements
 from shardmem.control.shards import DRAIN_POLL, Shards
@@ -32,6 +33,7 @@ from shardmem.control.workers import Workers
 from shardmem.memory.control import Inbox
 from shardmem.memory.native import lib, point
 from shardmem.policy import DecisionKind, Limits
+from shardmem.runtime import logs
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.snapshot import Observer
 
@@ -48,8 +50,9 @@ class Supervisor:
 
     def __init__(self, config: Config, handler: HandlerRef, *, keep_unfinished: bool = True,
                  on_ready: Callable[[dict[str, Any]], None] = lambda status: None,
-                 read_again: Callable[[], tuple[Config, HandlerRef]] | None = None) -> None:
-        self.config, self._handler = config, handler
+                 read_again: Callable[[], tuple[Config, HandlerRef]] | None = None,
+                 notify: Notify | None = None) -> None:
+        self.config, self._handler, self.notify = config, handler, notify or Notify()
         self._keep_unfinished, self._on_ready = keep_unfinished, on_ready
         self.outcome: dict[str, Any] | None = None
         self.error: ShardmemError | None = None
@@ -101,8 +104,10 @@ class Supervisor:
                 await api.start()
                 self.control.set_state("running")
                 log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)
+                self.notify.ready()
                 self._on_ready(self._observer.status())
                 await self._watch()
+                self.notify.stopping()
                 await api.stop()
                 if not self._stop_now:
                     await self._drain()
@@ -114,6 +119,7 @@ class Supervisor:
             for number in SIGNALS:
                 self._loop.remove_signal_handler(number)
             self._lease.release()
+            self.notify.close()
 
     @property
     def stopping(self) -> bool:
@@ -132,6 +138,7 @@ class Supervisor:
         """Create the segments, or take up those of an earlier supervisor."""
         self.control, self._lease, fresh = take_role(self.config)
         lib.sm_supervisor_enter(self.control.address, os.getpid(), lib.sm_now_ns())
+        logs.incarnate(self.control.view_engine().incarnation)
         self._observer = Observer(self.control)
         try:
             self._policy, self._strategy = policy_of(self.config), strategy_of(self.config)
@@ -218,6 +225,7 @@ class Supervisor:
                     if str(error) != self._complaint:
                         log.exception("no decision can be made")
                     self._complaint = str(error)
+                self.notify.tick(self._observer.status)
             await self._wait_for_change(max(0.0, due - time.monotonic()))
         if self._tasks:  # a handoff runs forward; it does not take long
             await asyncio.wait(self._tasks, timeout=STOP_GRACE)
@@ -294,6 +302,7 @@ class Supervisor:
                 self._stop_now = True
                 return
             lib.sm_supervisor_beat(self.control.address, lib.sm_now_ns())
+            self.notify.tick(self._observer.status)
             await self._wait_for_change(DRAIN_POLL)
 
     async def _stop_workers(self, gently: bool) -> None:
@@ -327,7 +336,9 @@ class Supervisor:
         if broken and self.error is None:
             self.error = SegmentCorrupt(f"lanes were found corrupt and not read to their end (shard: seats of their producers) "
                                         f"{broken}; {left} events in flight")
-        if left and self._keep_unfinished:
+        # by positions: a damaged count would keep segments in which nothing is left
+        unread = any(lane.head != lane.tail for inbox in self._inboxes.values() for lane in inbox.lanes())
+        if unread and self._keep_unfinished:
             log.warning("engine %s stopped with %d events not handled; they stay in shared memory for the next run",
                         self.config.name, left)
         else:

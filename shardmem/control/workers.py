@@ -109,12 +109,13 @@ class Workers:
         point("spawn.started")
 
     async def ready(self, shards: list[int], give_up: Callable[[], bool]) -> str | None:
-        """Waits until the workers of these shards are ready; None then, or why one of them cannot be."""
+        """Waits until each of these shards has had a worker that was ready; None then, or why one of them cannot. Not until all
+        are at one moment: while they die in turn that never comes, and nothing that was begun would go on."""
         self._awaited.update(shards)
-        deadline = time.monotonic() + self.config.boot_timeout
+        deadline, late = time.monotonic() + self.config.boot_timeout, shards
         try:
             while not give_up():
-                late = [shard for shard in shards if not ((worker := self.of(shard)) and worker.alive and worker.ready)]
+                late = [shard for shard in late if not ((worker := self.of(shard)) and worker.alive and worker.ready)]
                 if not late:
                     return None
                 for shard in late:
