@@ -17,7 +17,7 @@ from chaos import SLOTS, Daemons, inexact
 from checker import accounting, check
 from programs import Source
 from recorder import POISON, payload
-from rig import PATIENCE, Log, Rig, drained, is_stopped, segments_of, slot_of, wait_until
+from rig import HERE, PATIENCE, SEND_POINTS, Log, Rig, drained, is_stopped, segments_of, slot_of, wait_until
 from shardmem.memory.control import Control
 from shardmem.memory.native import points
 
@@ -27,51 +27,60 @@ WHILE = 1.0  # seconds that a process stays stopped
 
 class Point(NamedTuple):
     """who passes it: "producer", "worker" (of a stateless handler), "keeper" (a worker of a stateful one), "supervisor". how it
-    is provoked. refused: the test of what it does when it is refused what it needs there."""
+    is provoked. killed: the file whose tests kill at it, if others than these. refused: the test of what happens when it is
+    refused what it needs there."""
 
     who: str
     how: str
+    killed: str = ""
     refused: str = ""
 
 
 FLOW, POISONED, MOVE = "events", "an event that fails", "move half of a shard's slots to the other"
 MORE, FEWER, AGAIN = "scale from 2 to 3", "scale from 3 to 2", "a killed supervisor is started again"
-NO_LANE = "test_shared_memory.py: lanes in a full /dev/shm"
+PRODUCERS, DEATHS, STATE, TAKEOVER = "test_killed_producers.py", "test_worker_death.py", "test_state.py", "test_takeover.py"
 
 TABLE = {
-    # killed and stopped by test_killed_producers.py
-    "send.locked": Point("producer", FLOW), "send.marked": Point("producer", FLOW), "send.routed": Point("producer", FLOW),
-    "send.claimed": Point("producer", FLOW, NO_LANE), "send.copying": Point("producer", FLOW),
-    "send.copied": Point("producer", FLOW), "send.counted": Point("producer", FLOW), "send.published": Point("producer", FLOW),
-    "send.unmarked": Point("producer", FLOW), "send.waiting": Point("producer", "a full lane"),
-    "ring.taken": Point("producer", "a worker that sleeps"),
-    "poll.taken": Point("worker", FLOW), "commit.entered": Point("worker", FLOW), "commit.marked": Point("worker", FLOW),
-    "commit.counted": Point("worker", FLOW), "commit.released": Point("worker", FLOW), "park.raised": Point("worker", FLOW),
+    **{name: Point("producer", FLOW, PRODUCERS) for name in SEND_POINTS},  # stopped by the same tests
+    "send.claimed": Point("producer", FLOW, PRODUCERS, "test_shared_memory.py"),
+    "send.waiting": Point("producer", "a full lane", PRODUCERS),
+    "ring.taken": Point("producer", "a worker that sleeps", PRODUCERS),
+    "poll.taken": Point("worker", FLOW, DEATHS),
+    "commit.entered": Point("worker", FLOW, DEATHS), "commit.marked": Point("worker", FLOW, DEATHS),
+    "commit.counted": Point("worker", FLOW, DEATHS), "commit.released": Point("worker", FLOW, DEATHS),
+    "park.raised": Point("worker", FLOW),
     "room.taken": Point("worker", "full lanes"),
-    "aside.stored": Point("worker", POISONED, "test_a_quarantine_file_that_cannot_grow_stops_the_shard_and_loses_nothing"),
+    "aside.stored": Point("worker", POISONED, "", "test_a_quarantine_file_that_cannot_grow_stops_the_shard_and_loses_nothing"),
     "aside.acting": Point("worker", POISONED), "aside.marked": Point("worker", POISONED),
-    "save.begun": Point("keeper", FLOW, "test_a_state_file_that_cannot_grow_stops_the_shard_and_loses_nothing"),
-    "save.saved": Point("keeper", FLOW), "save.marked": Point("keeper", FLOW),
-    "spawn.created": Point("supervisor", MORE, "test_an_inbox_that_cannot_be_reserved_leaves_the_engine_as_it_was"),
-    "remove.retired": Point("supervisor", FEWER),
-    "spawn.started": Point("supervisor", MORE, "test_a_worker_process_that_cannot_be_started_is_tried_again"),
-    "remove.unlinked": Point("supervisor", FEWER),
-    "handoff.begun": Point("supervisor", MOVE), "handoff.rerouted": Point("supervisor", MOVE),
-    "handoff.draining": Point("supervisor", MOVE), "handoff.drained": Point("supervisor", MOVE),
-    "handoff.releasing": Point("supervisor", MOVE), "handoff.released": Point("supervisor", MOVE),
+    "save.begun": Point("keeper", FLOW, STATE, "test_a_state_file_that_cannot_grow_stops_the_shard_and_loses_nothing"),
+    "save.saved": Point("keeper", FLOW, STATE), "save.marked": Point("keeper", FLOW, STATE),
+    "spawn.created": Point("supervisor", MORE, TAKEOVER, "test_an_inbox_that_cannot_be_reserved_leaves_the_engine_as_it_was"),
+    "remove.retired": Point("supervisor", FEWER, TAKEOVER),
+    "spawn.started": Point("supervisor", MORE, TAKEOVER, "test_a_worker_process_that_cannot_be_started_is_tried_again"),
+    "remove.unlinked": Point("supervisor", FEWER, TAKEOVER),
+    "handoff.begun": Point("supervisor", MOVE, TAKEOVER), "handoff.rerouted": Point("supervisor", MOVE, TAKEOVER),
+    "handoff.draining": Point("supervisor", MOVE, TAKEOVER), "handoff.drained": Point("supervisor", MOVE, TAKEOVER),
+    "handoff.releasing": Point("supervisor", MOVE, TAKEOVER), "handoff.released": Point("supervisor", MOVE, TAKEOVER),
     "retire.counted": Point("supervisor", FEWER),
-    "takeover.locked": Point("supervisor", AGAIN), "takeover.adopted": Point("supervisor", AGAIN),
+    "takeover.locked": Point("supervisor", AGAIN, TAKEOVER), "takeover.adopted": Point("supervisor", AGAIN, TAKEOVER),
 }
+HERE_TOO = "SHARDMEM_ALL_POINTS" in os.environ  # points at which other tests kill are killed at here as well
 
 
 def of(*who: str) -> list[str]:
     return [name for name, point in TABLE.items() if point.who in who]
 
 
+def killed(*who: str) -> list[str]:
+    return [name for name in of(*who) if HERE_TOO or not TABLE[name].killed]
+
+
 def test_every_point_is_in_the_table() -> None:
     assert set(TABLE) == set(points()), "a point that is new has to be killed at, stopped at, and written into the table"
-    named = {point.refused for point in TABLE.values() if point.refused.startswith("test_") and ".py" not in point.refused}
-    assert named <= set(globals()), "the table names tests that are here"
+    for name, point in TABLE.items():
+        if point.killed and point.killed != PRODUCERS:
+            assert f'"{name}"' in (HERE / point.killed).read_text(), f"{point.killed} does not kill at {name}"
+        assert not point.refused or point.refused in globals() or (HERE / point.refused).exists(), point.refused
 
 
 # ---- the engine ----------------------------------------------------------------------------------------------------------------
@@ -146,13 +155,14 @@ class Field:
         keys = [key for key in range(1000) if owners[slot_of(key, SLOTS)] not in without and slot_of(key, SLOTS) not in moving]
         with shardmem.connect(self.name) as producer, Log(self.rig.directory) as log:
             self._next += 1
-            number, until = 0, time.monotonic() + seconds
+            number, until, over = 0, time.monotonic() + seconds, threading.Event()
             while keys and (not number or time.monotonic() < until):
                 log.rows("offered", self._next, [keys[0]], [number])
                 producer.push(keys[0], payload(self._next, keys[0], number), timeout=PATIENCE)
                 log.rows("accepted", self._next, [keys[0]], [number])
                 producer.flush(PATIENCE)
                 number += 1
+                over.wait(0.01)
 
     def expect_clean(self, duplicates: int = 0) -> dict[str, Any]:
         """All that was begun is finished, all that was accepted is handled, and nothing is wrong with how."""
@@ -203,7 +213,7 @@ def field(request: pytest.FixtureRequest, point: str) -> Field:
 
 # ---- killed and stopped ------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("point", of("worker", "keeper"))
+@pytest.mark.parametrize("point", killed("worker", "keeper"))
 def test_a_worker_killed_at_any_point_leaves_nothing_undone(field: Field, point: str) -> None:
     field.scale(2)
     before, aside = field.shard(0), field.client.status()["accounting"]["quarantined"]
@@ -232,7 +242,7 @@ def test_a_worker_stopped_at_any_point_keeps_nobody_else_waiting_and_goes_on(fie
     assert document["accounting"]["quarantined"] - aside == poisoned
 
 
-@pytest.mark.parametrize("point", of("supervisor"))
+@pytest.mark.parametrize("point", killed("supervisor"))
 def test_a_supervisor_killed_at_any_point_is_followed_by_one_that_finishes_what_it_had_begun(field: Field, point: str) -> None:
     done = _provoke(field, point, signal.SIGKILL)
     with field.feeding():
