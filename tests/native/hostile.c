@@ -265,6 +265,24 @@ static void lie(int which)
     engine_free(&e);
 }
 
+/* More rows than any frame has, in a frame that is long enough for them: what is laid out by rows is laid out for SM_CHUNK. */
+static void lie_in_a_long_frame(void)
+{
+    e = engine_new(1, SEATS, 1 << 18, 0);
+    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD);
+    mad = take_seat(&e, MAD);
+    mend(&e, mad, SM_NEED_LANE, 0, NULL);
+    uint32_t rows = SM_CHUNK + 1, length = (uint32_t)sm_round(sm_prefix(rows) + rows * sizeof(sm_index), 16);
+    *(sm_frame *)sm_lane_data(lane) = (sm_frame){.length = length, .kind = SM_FRAME_DATA, .rows = rows};
+    atomic_store_explicit(&lane->tail, length, memory_order_relaxed);
+    sm_reader *r = take_shard(&e, 0, 2 * SM_CHUNK);
+    sm_batch b;
+    CHECK(sm_next(r, 0, 0, &b) == SM_CORRUPT && !b.rows && b.broken_seat == MAD, "%llu rows in one frame", (unsigned long long)b.rows);
+    sm_reader_free(r);
+    leave_seat(&e, mad, MAD);
+    engine_free(&e);
+}
+
 /* The lie is told between choosing a batch of two frames and gathering it: the first now claims bytes of the second. */
 static void lie_while_gathering(void)
 {
@@ -580,6 +598,7 @@ int main(int argc, char **argv)
     lanes(sizeof(row), 0.3);
     for (int which = NO_LIE; which < LIES; which++)
         lie(which);
+    lie_in_a_long_frame();
     lie_while_gathering();
     lie_before_the_commit();
     lie_about_the_head();

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shardmem.errors import HandlerError
+from shardmem.control.pilot import Pilot
 from shardmem.control.sampler import Sampler
+from shardmem.errors import HandlerError
 from shardmem.memory.native import ffi, lib
+from shardmem.policy import LeastLoad, LeastSlots, ScalingPolicy
 from shardmem.runtime.checkpoint import Stateless
 from shardmem.runtime.failures import Failures, OnError, explain
 from shardmem.runtime.snapshot import Observer
@@ -151,17 +153,18 @@ def test_a_failure_is_explained_while_its_frame_changes(loopback):
 
 
 WORDS = {  # of the control segment: where, and what
-    "phase of a handoff": lambda engine: offsets(engine)[2],
-    "board": lambda engine: offsets(engine)[4],
-    "words of a shard": lambda engine: offsets(engine)[5] + 128,
-    "histogram": lambda engine: offsets(engine)[5] + 3 * 128,
+    "phase of a handoff": lambda engine: offsets(engine)[0][2],
+    "board": lambda engine: offsets(engine)[0][4],
+    "words of a shard": lambda engine: offsets(engine)[0][5] + 128,
+    "histogram": lambda engine: offsets(engine)[0][5] + 3 * 128,
 }
 
 
-def offsets(engine: Any) -> list[int]:
+def offsets(engine: Any) -> tuple[list[int], list[int]]:
+    """Of the parts of the control segment: where they begin, and their lengths."""
     found, lengths = ffi.new("uint64_t[8]"), ffi.new("uint64_t[8]")
     lib.sm_control_ranges(engine.control.geometry, found, lengths)
-    return list(found)
+    return list(found), list(lengths)
 
 
 @pytest.mark.parametrize("what", WORDS)
@@ -178,6 +181,29 @@ def test_status_and_samples_survive_whatever_words_say(loopback, what):
         values = [draw.choice([0, 1, 200, 1 << 63, (1 << 64) - 1, draw.getrandbits(64)]) for _ in range(16)]
         memory[start:start + 128] = b"".join(value.to_bytes(8, "little") for value in values)
     observer.close()
+
+
+@pytest.mark.parametrize("strategy", [LeastLoad, LeastSlots])
+def test_the_pilot_decides_something_whatever_words_say(loopback, strategy):
+    """The supervisor's loop ends with the first error in here."""
+    draw = random.Random(2)
+    for _ in range(5):
+        engine = loopback(shards=2)
+        observer = Observer(engine.control)
+        pilot = Pilot(engine.control, observer, ScalingPolicy(max_shards=2), strategy(), {0: "active", 1: "active"})
+        begins, lengths = offsets(engine)
+        memory = ffi.buffer(engine.control.address, engine.control.geometry.control_bytes)
+        for _ in range(200):
+            part = draw.choice([1, 2, 3, 5, 5])  # slots, holds, moves, shards
+            at = begins[part] + 8 * draw.randrange(lengths[part] // 8)
+            value = draw.choice([0, 1, 200, 5000, 1 << 63, (1 << 64) - 1, draw.getrandbits(64)])
+            memory[at:at + 8] = value.to_bytes(8, "little")
+            if draw.randrange(8) == 0:
+                pilot.tick([])
+                pilot.describe()
+                pilot.plan([], eager=True)
+                observer.status()
+        observer.close()
 
 
 def test_a_broken_lane_is_not_load(loopback):
