@@ -4,8 +4,8 @@
  * lane is read or written (the lanes beside it are pages without access), nothing overflows, calls return OK or
  * SM_CORRUPT, and the lane of an honest producer in the same inbox goes on undisturbed.
  *
- * Then single lies, each of which has to be found, those of a worker's predecessor, too; the same for the words that a sender reads of the control segment;
- * and for segments found at attach.
+ * Then single lies, each of which has to be found, those of a worker's predecessor, too; the same for the words that a sender
+ * reads of the control segment; and for segments found at attach.
  */
 #include "mad.h"
 
@@ -277,7 +277,8 @@ static void lie_in_a_long_frame(void)
     atomic_store_explicit(&lane->tail, length, memory_order_relaxed);
     sm_reader *r = take_shard(&e, 0, 2 * SM_CHUNK);
     sm_batch b;
-    CHECK(sm_next(r, 0, 0, &b) == SM_CORRUPT && !b.rows && b.broken_seat == MAD, "%llu rows in one frame", (unsigned long long)b.rows);
+    CHECK(sm_next(r, 0, 0, &b) == SM_CORRUPT && !b.rows && b.broken_seat == MAD, "%llu rows in one frame",
+          (unsigned long long)b.rows);
     sm_reader_free(r);
     leave_seat(&e, mad, MAD);
     engine_free(&e);
@@ -433,7 +434,8 @@ static void lie_about_the_batch_in_hand(void)
     CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 16, "16 of 24");
     atomic_store_explicit(&sm_shard_at(e.control, 0)->attempt_rows, 0, memory_order_relaxed);
     CHECK(sm_failed(r, 0) == SM_OK && sm_next(r, 0, 0, &b) == SM_OK, "failed");
-    CHECK(b.rows == 8 && b.span[0].sequence == 0, "%llu rows from %llu on", (unsigned long long)b.rows, (unsigned long long)b.span[0].sequence);
+    CHECK(b.rows == 8 && b.span[0].sequence == 0, "%llu rows from %llu on", (unsigned long long)b.rows,
+          (unsigned long long)b.span[0].sequence);
     sm_reader_free(r);
     leave_seat(&e, honest, HONEST);
     engine_free(&e);
