@@ -99,7 +99,8 @@ class Supervisor:
                                                        self._found.states)
                 if self._found.running:
                     self.pilot.recall()
-                self._in_background("going on with what an earlier supervisor had begun", self.commands.resume(self._found, self.handoffs.take_up()))
+                self._in_background("going on with what an earlier supervisor had begun",
+                                    self.commands.resume(self._found, self.handoffs.take_up()))
                 await api.start()
                 self.control.set_state("running")
                 log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)
@@ -335,7 +336,9 @@ class Supervisor:
         if broken and self.error is None:
             self.error = SegmentCorrupt(f"lanes were found corrupt and not read to their end (shard: seats of their producers) "
                                         f"{broken}; {left} events in flight")
-        if left and self._keep_unfinished:
+        # by positions: a damaged count would keep segments in which nothing is left
+        unread = any(lane.head != lane.tail for inbox in self._inboxes.values() for lane in inbox.lanes())
+        if unread and self._keep_unfinished:
             log.warning("engine %s stopped with %d events not handled; they stay in shared memory for the next run",
                         self.config.name, left)
         else:

@@ -1,18 +1,22 @@
 """One document about an engine, read from shared memory. Reading it changes nothing and needs nobody alive."""
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from shardmem.config import quarantine_file
 from shardmem.errors import NotRunning
-from shardmem.memory.control import Control, Inbox, refused_by_reason
+from shardmem.memory.control import Control, Inbox, LaneView, name_of, refused_by_reason
 from shardmem.memory.native import MOVE_PHASES, PHASES, SHARD_STATES, ffi, lib
-from shardmem.memory.control import name_of
 from shardmem.policy import Facts, Limits, condition_of
 
+RATES_OVER = 0.2  # seconds at least, if a reading is that old: whoever reads at short intervals would see noise
 FLOORS_NS = [lib.sm_histogram_floor_ns(bucket) for bucket in range(lib.SM_HISTOGRAM)]
 
 
@@ -20,18 +24,36 @@ def quantile_us(histogram: Any, share: float) -> float | None:
     """A quantile of a latency histogram in microseconds, at most a quarter too low; None when nothing was counted."""
     counts = np.array(ffi.unpack(histogram, lib.SM_HISTOGRAM), "u8")
     total = int(counts.sum())
-    if not total:
-        return None
-    return FLOORS_NS[int(np.searchsorted(np.cumsum(counts), max(1, share * total)))] / 1000
+    return floor_ns(counts, max(1, share * total)) / 1000 if total else None
+
+
+def floor_ns(counts: np.ndarray, rank: float) -> int:
+    """Where the bucket begins that holds the event of this rank. The last one, if damaged counts have no such event."""
+    return FLOORS_NS[min(int(np.searchsorted(np.cumsum(counts), rank)), len(FLOORS_NS) - 1)]
+
+
+def fullest(lanes: list[LaneView], lane_bytes: int) -> float:
+    """How full the fullest lane is, 0 to 1; lanes that are read no more stay as full as they are, and need no more workers."""
+    return min(1.0, max((max(0, lane.tail - lane.head) for lane in lanes if not lane.broken), default=0) / lane_bytes)
+
+
+@dataclass
+class Reading:
+    """What rates are differences of."""
+
+    at: float
+    shards: dict[int, dict[str, Any]] = field(default_factory=dict)
+    sequences: dict[int, int] = field(default_factory=dict)
 
 
 class Observer:
-    """Reads an engine again and again; keeps its inboxes mapped and remembers the last reading for rates."""
+    """Reads an engine again and again; keeps its inboxes mapped and remembers earlier readings for rates."""
 
     def __init__(self, control: Control) -> None:
         self.control = control
         self._inboxes: dict[tuple[int, int], Inbox] = {}
-        self._last: tuple[float, dict[int, tuple[int, int, float]]] = (time.monotonic(), {})
+        self._readings: deque[Reading] = deque()
+        self._usage: Any = None
 
     def close(self) -> None:
         for inbox in self._inboxes.values():
@@ -58,52 +80,58 @@ class Observer:
         found = {}
         for shard in self.control.known_shards():
             inbox = self.inbox(shard, self.control.view_shard(shard).generation)
-            found[shard] = sum(lane.in_flight for lane in inbox.lanes() if not lane.broken) if inbox else 0
+            found[shard] = sum(lane.waiting for lane in inbox.lanes()) if inbox else 0
         return found
 
     def status(self) -> dict[str, Any]:
         """The document that `status()`, `shardmem status --json` and everything else shows."""
         control, view = self.control, self.control.view_engine()
-        now, (before, last) = time.monotonic(), self._last
+        reading, last = self._next_reading()
         slot_owner, _ = control.slot_table()
         owned = np.bincount(slot_owner[slot_owner < control.room], minlength=control.room)
-        shards, by_seat, counts = [], {}, {}
+        shards, by_seat = [], {}
         board = self.board()
-        lives, limits = board.pop("lives"), Limits(**board.pop("limits"))
+        lives, limits = board.pop("lives"), board.pop("limits")
         looks = [self._look(shard) for shard in range(control.room)]
         for shard, (shard_view, inbox) in enumerate(looks):
             if not shard_view.state:
                 continue
-            entry, lanes = self._shard(shard, shard_view, inbox, int(owned[shard]), now - before, last.get(shard),
+            entry, lanes = self._shard(shard, shard_view, inbox, int(owned[shard]), reading, last,
                                        lives.get(str(shard), {}), limits)
-            counts[shard] = (entry["handled"], entry["busy_ns"], entry["fill_ratio"])
-            del entry["busy_ns"]
             shards.append(entry)
             for lane in lanes:
                 by_seat[lane.seat] = by_seat.get(lane.seat, 0) + lane.accepted
-        self._last = (now, counts)
         producers, refused = [], {}
         for seat, seat_view in control.known_seats():
             reasons = refused_by_reason(seat_view)
             for reason, count in reasons.items():
                 refused[reason] = refused.get(reason, 0) + count
+            reading.sequences[seat] = seat_view.sequence
+            pushed = seat_view.sequence - last.sequences.get(seat, seat_view.sequence)
             producers.append({"seat": seat, "pid": seat_view.pid, "alive": control.seat_alive(seat),
                               "incarnation": seat_view.incarnation, "accepted": by_seat.get(seat, 0),
+                              "sequence": seat_view.sequence, "rate": pushed / max(reading.at - last.at, 1e-9),
                               "refused": reasons, "blocked_s": seat_view.blocked_ns / 1e9,
                               "blocked_count": seat_view.blocked_count})
+        serving = sum(shard["slots"] for shard in shards if shard["state"] in ("active", "draining") and shard["alive"]
+                      and shard["phase"] == "ready")
+        now = lib.sm_now_ns()
         accepted = sum(shard["accepted"] for shard in shards)
         shed = sum(shard["shed"] for shard in shards)
         accepted += sum(gone.retired_accepted for gone, _ in looks)
         shed += sum(gone.retired_shed for gone, _ in looks)
         return {
             "engine": {"name": control.engine, "state": control.state, "slots": control.slots,
-                       "schema": control.schema.describe(), "lane_bytes": control.lane_bytes,
-                       "max_shards": control.max_shards, "max_producers": control.max_producers},
+                       "slots_unowned": control.slots - serving, "schema": control.schema.describe(),
+                       "lane_bytes": control.lane_bytes, "max_shards": control.max_shards,
+                       "max_producers": control.max_producers,
+                       "quarantine_file": quarantine_file(control.state_dir, control.engine) if control.state_dir else None},
             "supervisor": {"pid": view.pid, "incarnation": view.incarnation, "alive": control.supervisor_alive(),
-                           "uptime_s": max(0.0, (lib.sm_now_ns() - view.started_ns) / 1e9) if view.started_ns else 0.0},
+                           "uptime_s": max(0.0, (now - view.started_ns) / 1e9) if view.started_ns else 0.0,
+                           "heartbeat_age_s": max(0, now - view.heartbeat_ns) / 1e9 if view.heartbeat_ns else None},
             "shards": shards,
             "producers": producers,
-            "handoffs": self._handoffs(),
+            "handoffs": self.handoffs(),
             **board,
             "accounting": {
                 "offered": accepted + sum(refused.values()),
@@ -116,6 +144,22 @@ class Observer:
                 "in_flight": sum(shard["in_flight"] for shard in shards),
             },
         }
+
+    def latencies(self) -> dict[int, np.ndarray]:
+        """The histogram of each shard, from push to handled: how many events, in the buckets whose floors are FLOORS_NS."""
+        return {shard: np.array(ffi.unpack(self.control.view_shard(shard).latency, lib.SM_HISTOGRAM), "u8")
+                for shard in self.control.known_shards()}
+
+    def _next_reading(self) -> tuple[Reading, Reading]:
+        """A new one, and the one to compare it with."""
+        reading = Reading(time.monotonic())
+        if not self._readings:
+            self._readings.append(reading)
+            return reading, Reading(reading.at)
+        while len(self._readings) > 1 and reading.at - self._readings[1].at >= RATES_OVER:
+            self._readings.popleft()
+        self._readings.append(reading)
+        return reading, self._readings[0]
 
     def _look(self, shard: int) -> tuple[Any, Inbox | None]:
         """Its words, and its inbox unless they say that it is retired: an inbox is counted by its lanes or by its retired
@@ -134,10 +178,13 @@ class Observer:
         """What the supervisor last decided, and why; it may be dead by now."""
         text = ffi.new("char[]", lib.SM_BOARD_BYTES)
         used = lib.sm_view_board(self.control.address, text)
-        empty = {"auto_scale": False, "decisions": [], "hot_slots": [], "lives": {}, "limits": {}}
-        return {**empty, **json.loads(bytes(ffi.buffer(text, used)))} if used else empty
+        board = {"auto_scale": False, "decisions": [], "hot_slots": [], "lives": {}, "limits": Limits()}
+        with contextlib.suppress(ValueError, TypeError):  # damaged: the next one comes with the supervisor's next tick
+            said = json.loads(bytes(ffi.buffer(text, used)))
+            board |= {**said, "limits": Limits(**said["limits"])}
+        return board
 
-    def _handoffs(self) -> list[dict[str, Any]]:
+    def handoffs(self) -> list[dict[str, Any]]:
         """Slots in motion: where from and to, in which phase, for how long, and whether that is late."""
         control, view, now = self.control, ffi.new("sm_move_view *"), lib.sm_now_ns()
         slots = np.empty(control.slots, "u4")
@@ -146,41 +193,59 @@ class Observer:
         for slot in slots[:count].tolist():
             lib.sm_view_move(control.address, slot, view)
             if view.phase:
-                found.append({"slot": slot, "from": view.source, "to": view.target, "phase": MOVE_PHASES[view.phase],
+                found.append({"slot": slot, "from": view.source, "to": view.target, "phase": name_of(MOVE_PHASES, view.phase),
                               "age_s": (now - view.since_ns) / 1e9, "late": now > view.deadline_ns})
         return found
 
-    def _shard(self, shard: int, view: Any, inbox: Inbox | None, slots: int, elapsed: float,
-               last: tuple[int, int, float] | None, life: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], list]:
-        control = self.control
+    def _shard(self, shard: int, view: Any, inbox: Inbox | None, slots: int, reading: Reading, before: Reading,
+               life: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], list]:
+        control, last, elapsed = self.control, before.shards.get(shard), reading.at - before.at
         lanes = inbox.lanes() if inbox else []
         handled = sum(lane.handled for lane in lanes)
         now = lib.sm_now_ns()
         # The batch in hand counts as busy up to now, or a long batch would look like an idle worker.
         busy_ns = view.busy_ns + (now - view.batch_since_ns if view.batch_since_ns else 0)
+        state, alive = name_of(SHARD_STATES, view.state), control.worker_alive(shard)
+        cpu_s, rss = self._used(shard, view) if alive else (None, None)
+        fill = fullest(lanes, control.lane_bytes)
+        reading.shards[shard] = {"handled": handled, "busy_ns": busy_ns, "fill": fill, "cpu_s": cpu_s, "pid": view.pid}
         if last is None or elapsed <= 0:
             since = max(1, now - view.entered_ns) / 1e9
             rate, busy = 0.0, min(1.0, busy_ns / 1e9 / since)
         else:
-            rate, busy = (handled - last[0]) / elapsed, min(1.0, max(0.0, (busy_ns - last[1]) / 1e9 / elapsed))
-        state, alive = name_of(SHARD_STATES, view.state), control.worker_alive(shard)
+            rate = max(0, handled - last["handled"]) / elapsed
+            busy = min(1.0, max(0.0, (busy_ns - last["busy_ns"]) / 1e9 / elapsed))
+        uptime = max(1, now - view.entered_ns) / 1e9 if alive else None
+        if cpu_s is None or uptime is None:
+            cpu = None
+        elif last is None or elapsed <= 0 or last["cpu_s"] is None or last["pid"] != view.pid:
+            cpu = cpu_s / uptime
+        else:
+            cpu = max(0.0, cpu_s - last["cpu_s"]) / elapsed
         in_flight = sum(lane.in_flight for lane in lanes)
-        fill = max((lane.tail - lane.head for lane in lanes), default=0) / control.lane_bytes
         due = life.get("restart_at")
         restarting_in = max(0.0, due - now / 1e9) if due is not None and not alive else None
         condition, reason = condition_of(
             Facts(state, name_of(PHASES, view.phase), alive, quiet=max(0, now - view.heartbeat_ns) / 1e9,
                   in_hand=max(0, now - view.batch_since_ns) / 1e9 if view.batch_since_ns else None, in_flight=in_flight, fill=fill,
-                  filled_before=last[2] if last else None, error=control.shard_error(shard)), limits, restarting_in)
+                  filled_before=last["fill"] if last else None, error=control.shard_error(shard)), limits, restarting_in)
         return {
             "id": shard, "state": state, "pid": view.pid, "alive": alive,
-            "incarnation": view.incarnation, "phase": name_of(PHASES, view.phase), "slots": slots,
+            "incarnation": view.incarnation, "phase": name_of(PHASES, view.phase), "uptime_s": uptime, "slots": slots,
             "accepted": sum(lane.accepted for lane in lanes), "handled": handled,
             "quarantined": sum(lane.quarantined for lane in lanes), "shed": sum(lane.shed for lane in lanes),
             "in_flight": in_flight, "fill_ratio": fill,
-            "busy": round(busy, 4), "busy_ns": busy_ns, "rate": rate, "batches": view.batches, "lanes": len(lanes),
+            "busy": round(busy, 4), "rate": rate, "batches": view.batches, "lanes": len(lanes),
             "broken_lanes": [lane.seat for lane in lanes if lane.broken],
             "latency_p50_us": quantile_us(view.latency, 0.50), "latency_p99_us": quantile_us(view.latency, 0.99),
+            "cpu": cpu, "rss_bytes": rss,
             "condition": condition, "reason": reason, "crashes": life.get("crashes", 0), "last_exit": life.get("last_exit"),
             "restarting_in_s": restarting_in, "error": control.shard_error(shard),
         }, lanes
+
+    def _used(self, shard: int, view: Any) -> tuple[float | None, int | None]:
+        if self._usage is None:
+            from shardmem.runtime.usage import Usage  # psutil, for those who look, not for those who work
+
+            self._usage = Usage()
+        return self._usage.of(shard, view.incarnation, view.pid)

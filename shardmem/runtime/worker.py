@@ -46,7 +46,7 @@ class Worker:
         self._lease = held
         lib.sm_worker_enter(control.address, shard, os.getpid(), lib.sm_now_ns())
         self._inbox = control.open_inbox(shard)
-        self.reader = lib.sm_reader_new(control.address, self._inbox.address, shard, batch_rows)
+        self.reader = lib.sm_reader_new(control.address, control.geometry, self._inbox.address, shard, batch_rows)
         if self.reader == ffi.NULL:
             raise MemoryError("no memory for the reader of the inbox")
         self.batch = ffi.new("sm_batch *")

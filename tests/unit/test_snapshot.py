@@ -1,9 +1,12 @@
 """The document of `status`, read while what it is about changes."""
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from shardmem.memory.native import lib
+from shardmem.runtime import snapshot
 from shardmem.runtime.snapshot import Observer
 
 
@@ -39,3 +42,24 @@ def test_a_shard_that_is_retired_while_status_is_read_is_counted_once(loopback, 
 
     assert 100 == during["accepted"] == during["handled"]
     assert during == after
+
+
+def test_a_rate_is_not_taken_over_the_moment_between_two_readers(loopback, monkeypatch):
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(snapshot, "time", clock)
+    engine = loopback()
+    producer, observer = engine.producer(), Observer(engine.control)
+
+    def rates(at: float) -> tuple[float, float]:
+        clock.now = at
+        document = observer.status()
+        return document["shards"][0]["rate"], document["producers"][0]["rate"]
+
+    assert (0, 0) == rates(100.0), "there is nothing to compare with"
+    producer.push_many(list(range(100)), [b""] * 100)
+    while engine.take() is not None:
+        engine.commit()
+    assert (50, 50) == rates(102.0)
+    assert (50, 50) == pytest.approx(rates(102.001), rel=0.01), "somebody else has read it a moment ago"
+    assert (0, 0) == rates(102.3)
+    observer.close()

@@ -1,0 +1,39 @@
+"""What worker processes use of the machine, by psutil. Imported by whoever asks for a status, never by producers and workers."""
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+
+WORKER = "shardmem.runtime.worker"
+
+
+class Usage:
+    """Of one worker after another; its process is looked up once in each life."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[tuple[int, int], Any]] = {}
+
+    def of(self, shard: int, incarnation: int, pid: int) -> tuple[float | None, int | None]:
+        """(CPU seconds used so far, bytes of resident memory); None when the process cannot be seen from here."""
+        life, process = self._found.get(shard, (None, None))
+        if life != (incarnation, pid):
+            process = _worker(pid)
+            self._found[shard] = (incarnation, pid), process
+        if process is None:
+            return None, None
+        try:
+            with process.oneshot():
+                times = process.cpu_times()
+                return times.user + times.system, process.memory_info().rss
+        except psutil.Error:
+            return None, None
+
+
+def _worker(pid: int) -> Any:
+    """A worker's process, or None: a number from another pid namespace may be somebody else's here."""
+    try:
+        process = psutil.Process(pid)
+        return process if any(WORKER in part for part in process.cmdline()) else None
+    except (psutil.Error, ValueError):
+        return None

@@ -1,0 +1,125 @@
+"""The catalogue of figures and the status document say the same."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+
+import shardmem
+from shardmem.memory.native import ENGINE_STATES, REASONS, SHARD_STATES, lib
+from shardmem.policy import Facts, condition_of
+from shardmem.runtime.catalogue import COUNTER, FIGURES, HISTOGRAM, PREFIX, REFUSALS, STATE, Figure, page
+from shardmem.runtime.snapshot import Observer
+
+OPEN = ("refused", "shed")  # objects whose members are not known beforehand
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture
+def document(loopback) -> dict[str, Any]:
+    """Of an engine of which everything can be said: events refused and shed, a slot in motion, a decision, a broken lane."""
+    engine = loopback(shards=2, lane_bytes=4096)
+    with pytest.raises(shardmem.Backpressure):
+        engine.producer(backpressure="fail").push_many([1] * 400, [b"x" * 64] * 400)
+    lib.sm_move_begin(engine.control.address, 5, 1, 0, lib.sm_now_ns())
+    board = json.dumps({
+        "decisions": [{"kind": "up", "count": 1, "cause": "busy", "reason": "", "age_s": 0.5, "since_s": 1.0, "times": 2,
+                       "advice": None}],
+        "hot_slots": [{"slot": 3, "shard": 1, "share": 0.8, "alone": True}], "auto_scale": True}).encode()
+    lib.sm_post(engine.control.address, board, len(board))
+    observer = Observer(engine.control)
+    found = observer.status()
+    observer.close()
+    found["shards"][0]["broken_lanes"] = [0]
+    found["accounting"]["shed"] = {"oldest": 3}
+    return found
+
+
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if path in ("engine.schema", "decisions[].advice"):
+        return
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from leaves(value, f"{path}{{reason}}" if path.split(".")[-1] in OPEN else f"{path}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for each in node:
+            yield from leaves(each, f"{path}[]")
+    else:
+        yield path, node
+
+
+def unknown(document: dict[str, Any]) -> set[str]:
+    """Paths of numbers that no figure declares."""
+    return {path for path, value in leaves(document) if isinstance(value, (int, float))} - {each.path for each in FIGURES}
+
+
+def absent(document: dict[str, Any], figures: tuple[Figure, ...] = FIGURES) -> set[str]:
+    """Figures that the document has not."""
+    return {each.path for each in figures if each.path} - {path for path, _ in leaves(document)}
+
+
+def test_every_number_of_the_document_is_in_the_catalogue_and_the_other_way_round(document):
+    assert set() == unknown(document)
+    assert set() == absent(document)
+
+
+def test_a_number_that_nobody_declared_and_a_figure_that_nobody_tells_are_found(document):
+    document["shards"][1]["novelty"] = 0.5
+    del document["producers"][0]["blocked_s"], document["accounting"]["shed"]["oldest"]
+    assert {"shards[].novelty"} == unknown(document)
+    assert {"producers[].blocked_s", "accounting.shed{reason}"} == absent(document)
+
+
+def test_every_figure_can_be_read_and_has_as_many_labels_as_it_says(document):
+    for figure in FIGURES:
+        found = list(figure.read(document))
+        assert found or figure.path is None or figure.path.startswith("decisions"), figure
+        named = len(figure.labels) - (figure.kind == STATE and bool(figure.values))
+        for labels, _ in found if figure.metric else ():
+            assert named == len(labels), figure
+
+
+def test_folds_and_labels_read_what_is_there(document):
+    def read(metric: str) -> dict[tuple[str, ...], Any]:
+        return dict(next(each for each in FIGURES if each.metric == PREFIX + metric).read(document))
+
+    assert {(): 1} == read("handoffs") and {(): 1} == read("hot_slots") and {(): 0.8} == read("hot_slot_ratio")
+    assert {("0",): 1, ("1",): 0} == read("shard_broken_lanes")
+    refused = read("producer_refused_total")
+    assert set(REFUSALS) == {reason for _, reason in refused} and 0 < refused["0", "full"] == read("refused_total")["full",]
+    assert 0 == refused["0", "timeout"], "a reason that did not occur is a zero, so that its first increase is seen"
+
+
+def test_what_a_state_and_a_reason_can_be_is_what_the_engine_knows():
+    by_path = {each.path: set(each.values) for each in FIGURES}
+    assert set(ENGINE_STATES) == by_path["engine.state"] and REASONS == REFUSALS
+    assert set(SHARD_STATES) - {"none"} == by_path["shards[].state"]
+    facts = [Facts(state, phase, alive, quiet, in_hand, in_flight) for state in SHARD_STATES for phase in ("booting", "ready")
+             for alive in (True, False) for quiet in (0.0, 1e6) for in_hand in (None, 0.0, 1e6) for in_flight in (0, 1)]
+    from shardmem.policy import Limits
+    said = {condition_of(each, Limits(), due)[0] for each in facts for due in (None, 1.0)}
+    assert said == by_path["shards[].condition"]
+
+
+def test_names_follow_the_conventions_of_prometheus_and_are_declared_once():
+    for each in FIGURES:
+        assert each.help and not each.help.endswith("."), each
+        if each.metric:
+            assert each.metric.startswith(PREFIX) and each.metric.endswith("_total") == (each.kind == COUNTER), each
+            assert ("seconds" in each.metric) == (each.unit == "seconds"), each
+            assert ("bytes" in each.metric) == (each.unit == "bytes"), each
+            assert each.metric.endswith("_ratio") == (each.unit == "share"), each
+    for names in ([each.metric for each in FIGURES if each.metric], [each.path for each in FIGURES if each.path]):
+        assert len(names) == len(set(names))
+    assert [HISTOGRAM] == [each.kind for each in FIGURES if each.path is None]
+
+
+def test_the_page_of_metrics_is_what_the_catalogue_says():
+    said = "out of date: python -m shardmem.runtime.catalogue > docs/metrics.md"
+    assert (DOCS / "metrics.md").read_text() == page(), said
+
+
+def test_slots_of_a_shard_without_a_live_worker_are_unowned(document):
+    assert 64 == document["engine"]["slots"] == document["engine"]["slots_unowned"]
