@@ -16,27 +16,29 @@ int sm_is_fenced(const sm_reader *r)
 
 /* ---- the record ------------------------------------------------------------------------------------------------------- */
 
-static void narrow(sm_reader *r, uint32_t rows, int again)
+static void narrow(sm_reader *r, uint32_t rows, uint32_t tries, int again)
 {
-    sm_shard *s = r->shard;
-    r->suspect_seat = atomic_load_explicit(&s->attempt_seat, memory_order_relaxed);
-    r->suspect_position = atomic_load_explicit(&s->attempt_position, memory_order_relaxed);
-    r->suspect_row = atomic_load_explicit(&s->attempt_row, memory_order_relaxed);
-    r->tries = rows > 1 ? 0 : atomic_load_explicit(&s->attempt_tries, memory_order_relaxed) + 1;
+    r->tries = rows > 1 ? 0 : tries + 1;
     r->limit = again || rows < 2 ? rows : rows / 2;
-    atomic_store_explicit(&s->attempt_tries, r->tries, memory_order_relaxed);
-    atomic_store_explicit(&s->attempt_limit, r->limit, memory_order_relaxed);
+    atomic_store_explicit(&r->shard->attempt_tries, r->tries, memory_order_relaxed);
+    atomic_store_explicit(&r->shard->attempt_limit, r->limit, memory_order_relaxed);
 }
 
-/* Nothing orders these words: whoever reads them has the lease of a process that is dead, and the kernel was in between. */
+/* Nothing orders these words: whoever reads them has the lease of a process that is dead, and the kernel was in between.
+ * Its batches may have been larger than ours are, or the words be damaged: no batch is larger than max_rows for that. */
 void sm_attempt_load(sm_reader *r)
 {
     sm_shard *s = r->shard;
     uint32_t rows = atomic_load_explicit(&s->attempt_rows, memory_order_relaxed);
     r->limit = atomic_load_explicit(&s->attempt_limit, memory_order_relaxed);
     r->in_a_row = atomic_load_explicit(&s->attempt_aside, memory_order_relaxed);
-    if (rows)
-        narrow(r, rows, 0);
+    if (rows) {
+        r->suspect_seat = atomic_load_explicit(&s->attempt_seat, memory_order_relaxed);
+        r->suspect_position = atomic_load_explicit(&s->attempt_position, memory_order_relaxed);
+        r->suspect_row = atomic_load_explicit(&s->attempt_row, memory_order_relaxed);
+        narrow(r, rows, atomic_load_explicit(&s->attempt_tries, memory_order_relaxed), 0);
+    }
+    r->limit = r->limit < r->max_rows ? r->limit : r->max_rows;
     atomic_store_explicit(&s->attempt_rows, 0, memory_order_relaxed);
 }
 
@@ -57,8 +59,10 @@ void sm_attempt_begin(sm_reader *r, sm_batch *b)
         e->chosen = 0;
         if (r->limit)
             continue; /* the suspects end where the first failure left them */
-        atomic_store_explicit(&e->lane->suspect, e->cursor, memory_order_relaxed);
-        atomic_store_explicit(&e->lane->suspect_row, e->row, memory_order_relaxed);
+        e->suspect = e->cursor;
+        e->suspect_row = e->row;
+        atomic_store_explicit(&e->lane->suspect, e->suspect, memory_order_relaxed);
+        atomic_store_explicit(&e->lane->suspect_row, e->suspect_row, memory_order_relaxed);
     }
     atomic_store_explicit(&s->attempt_seat, first->seat, memory_order_relaxed);
     atomic_store_explicit(&s->attempt_position, first->position, memory_order_relaxed);
@@ -103,22 +107,21 @@ void sm_cleared(sm_reader *r)
     atomic_store_explicit(&r->shard->attempt_limit, 0, memory_order_relaxed);
 }
 
-static void load_suspect(sm_end *e)
-{
-    e->suspect = sm_position(atomic_load_explicit(&e->lane->suspect, memory_order_relaxed));
-    e->suspect_row = atomic_load_explicit(&e->lane->suspect_row, memory_order_relaxed);
-}
-
+/* From what this process knows itself: the record in shared memory is for successors, and may be damaged. */
 int sm_failed(sm_reader *r, int again)
 {
-    uint32_t rows = atomic_load_explicit(&r->shard->attempt_rows, memory_order_relaxed);
+    const sm_span *first = r->spans;
+    uint32_t rows = 0;
     if (sm_is_fenced(r))
         return SM_FENCED;
-    if (!rows)
+    if (!r->span_count)
         return SM_OK;
-    for (uint32_t i = 0; !r->limit && i < r->open_count; i++)
-        load_suspect(&r->ends[r->open[i]]);
-    narrow(r, rows, again);
+    for (uint32_t i = 0; i < r->span_count; i++)
+        rows += r->spans[i].count;
+    r->suspect_seat = first->seat;
+    r->suspect_position = first->position;
+    r->suspect_row = first->first;
+    narrow(r, rows, r->tries, again);
     r->busy_ns += (uint64_t)(sm_clock() - r->since_ns);
     sm_rescan(r);
     sm_attempt_end(r);
@@ -167,12 +170,16 @@ void sm_attempt_open(sm_reader *r, sm_end *e)
 {
     sm_frame f;
     uint64_t aside = atomic_load_explicit(&e->lane->aside, memory_order_acquire), at = sm_position(aside);
-    load_suspect(e);
+    e->suspect = sm_position(atomic_load_explicit(&e->lane->suspect, memory_order_relaxed));
+    e->suspect_row = atomic_load_explicit(&e->lane->suspect_row, memory_order_relaxed);
+    int status = sm_refresh_tail(r, e);
+    if (e->suspect > e->tail) /* nobody had that in hand; and a lane of suspects without an end is the only one that is read */
+        e->suspect = e->suspect_row = 0;
     if (!(aside & 1))
         return;
     uint64_t word = atomic_load_explicit(&e->lane->aside_row, memory_order_relaxed);
     uint32_t row = (uint32_t)word, count = (uint32_t)(word >> 32);
-    if (at >= e->head && sm_refresh_tail(r, e) == SM_OK && at < e->tail && sm_read_frame(r, e, at, &f) == SM_OK &&
+    if (at >= e->head && status == SM_OK && at < e->tail && sm_read_frame(r, e, at, &f) == SM_OK &&
         row < f.rows && count <= f.rows) {
         sm_frame *shared = sm_frame_at(r, e, at);
         shared->quarantined = (uint16_t)count;
@@ -201,7 +208,7 @@ int sm_defer(sm_reader *r)
     SM_POINT(COMMIT_ENTERED);
     if (sm_is_fenced(r))
         return SM_FENCED;
-    r->deferred_rows += sm_count_batch(r);
+    r->deferred_rows += sm_count_deferred(r);
     sm_attempt_succeeded(r);
     return SM_OK;
 }
@@ -212,6 +219,8 @@ uint64_t sm_deferred(const sm_reader *r, uint32_t *pressed, uint32_t *awaited)
     *awaited = 0;
     for (uint32_t i = 0; i < r->open_count; i++) {
         const sm_end *e = &r->ends[r->open[i]];
+        if (e->broken)
+            continue; /* its head moves no more: that is no reason to hurry, and its producer waits in vain */
         *pressed |= e->cursor - e->head >= r->lane_bytes / 2;
         *awaited |= atomic_load_explicit(&e->lane->waiting, memory_order_seq_cst) != 0;
     }
@@ -279,10 +288,12 @@ int sm_commit_ranges(sm_reader *r, const sm_range *ranges, uint32_t count)
         return SM_FENCED;
     sm_find_open_lanes(r);
     for (uint32_t i = 0; i < count; i++) {
-        if (ranges[i].seat >= r->max_producers || !r->ends[ranges[i].seat].open)
-            return SM_CORRUPT;
+        if (ranges[i].seat >= r->max_producers || !r->ends[ranges[i].seat].open) {
+            status = SM_CORRUPT; /* the others are true all the same: left out, their rows would be handled twice */
+            continue;
+        }
         sm_end *e = &r->ends[ranges[i].seat];
-        if (!e->broken && commit_range(r, e, &ranges[i]) != SM_OK)
+        if (commit_range(r, e, &ranges[i]) != SM_OK) /* of a broken lane, too: what was handled before the damage is handled */
             status = sm_give_up(e);
     }
     for (uint32_t i = 0; i < r->open_count; i++)

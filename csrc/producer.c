@@ -23,7 +23,7 @@ typedef struct sm_group {       /* the rows of one pass that go to one shard */
     uint32_t shard, rows, taken;
     uint64_t bytes, first;      /* events: key and payload bytes of `rows`, and of the first of them */
     uint64_t room;              /* frame bytes this pass may write */
-    uint64_t pad;
+    uint64_t pad, length;       /* length: of the pad and the frame */
     sm_frame *frame;
     uint8_t *out;               /* records: the next row */
     sm_index *index;            /* events: the next entry */
@@ -65,9 +65,9 @@ static uint64_t load_parity(_Atomic uint64_t *word, uint32_t *parity)
 
 /* ---- life -------------------------------------------------------------------------------------------------- */
 
-sm_sender *sm_sender_new(void *control, uint32_t seat)
+/* g: as of sm_reader_new */
+sm_sender *sm_sender_new(void *control, const sm_geometry *g, uint32_t seat)
 {
-    const sm_geometry *g = &((sm_control *)control)->geometry;
     sm_sender *s = calloc(1, sizeof *s);
     if (!s)
         return NULL;
@@ -366,15 +366,17 @@ static sm_frame *begin_frame(sm_sender *s, sm_link *l, uint64_t pad, uint64_t le
     return f;
 }
 
-static void publish(sm_link *l, const sm_frame *f, uint64_t pad)
+/* Rows and length as they were claimed: in the frame another process may have changed them by now, and a tail that is led
+ * astray by that takes the next frame out of the lane. */
+static void publish(sm_link *l, uint32_t rows, uint64_t length)
 {
     SM_POINT(SEND_COPIED);
     uint32_t other = l->parity ^ 1;
-    l->accepted += f->rows;
+    l->accepted += rows;
     /* L1: release, for observers: see the worker's ledger */
     atomic_store_explicit(&l->lane->accepted[other], l->accepted, memory_order_release);
     SM_POINT(SEND_COUNTED);
-    l->tail += pad + f->length;
+    l->tail += length;
     l->parity = other;
     /* P0: publishes frame and counts (pairs with A2 in the worker). seq_cst rather than release because the
      * sleeping flag is read next: see P1 in park.c. */
@@ -552,7 +554,9 @@ static int pass_records(sm_sender *s, const uint8_t *rows, const uint32_t *pick,
         }
         if (!g->rows)
             continue;
-        g->frame = begin_frame(s, l, g->pad, records_length(g->rows, row_bytes), g->rows, 0, now);
+        uint64_t length = records_length(g->rows, row_bytes);
+        g->length = g->pad + length;
+        g->frame = begin_frame(s, l, g->pad, length, g->rows, 0, now);
         g->out = (uint8_t *)g->frame + sm_prefix(g->rows);
     }
     if (count == 1 && all && !pick) {
@@ -572,7 +576,7 @@ static int pass_records(sm_sender *s, const uint8_t *rows, const uint32_t *pick,
     }
     for (uint32_t i = 0; i < count; i++)
         if (s->groups[i].frame)
-            publish(&s->links[s->groups[i].shard], s->groups[i].frame, s->groups[i].pad);
+            publish(&s->links[s->groups[i].shard], s->groups[i].rows, s->groups[i].length);
 leave:
     leave_send(s);
     if (status != SM_OK)
@@ -650,8 +654,9 @@ static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pic
         sm_group *g = &s->groups[i];
         if (!g->rows)
             continue;
-        g->frame = begin_frame(s, &s->links[g->shard], g->pad, events_length(g->rows, g->bytes), g->rows,
-                               (uint32_t)g->bytes, now);
+        uint64_t length = events_length(g->rows, g->bytes);
+        g->length = g->pad + length;
+        g->frame = begin_frame(s, &s->links[g->shard], g->pad, length, g->rows, (uint32_t)g->bytes, now);
         g->index = (sm_index *)((uint8_t *)g->frame + sm_prefix(g->rows));
         g->bytes_out = g->bytes_begin = (uint8_t *)(g->index + g->rows);
     }
@@ -676,7 +681,7 @@ static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pic
     }
     for (uint32_t i = 0; i < count; i++)
         if (s->groups[i].frame)
-            publish(&s->links[s->groups[i].shard], s->groups[i].frame, s->groups[i].pad);
+            publish(&s->links[s->groups[i].shard], s->groups[i].rows, s->groups[i].length);
 leave:
     leave_send(s);
     if (status != SM_OK)
@@ -870,7 +875,7 @@ int sm_push_one(sm_sender *s, const sm_event *e, uint32_t *shard_out)
         memcpy(out, e->key_bytes, key_length);
     SM_POINT(SEND_COPYING);
     memcpy(out + key_length, e->payload, e->length);
-    publish(l, f, pad);
+    publish(l, 1, pad + length);
 leave:
     leave_send(s);
     if (likely(status == SM_OK))

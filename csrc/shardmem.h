@@ -104,7 +104,7 @@ typedef struct sm_columns {      /* n events as columns; ends are exclusive and 
     uint64_t data_bytes, key_bytes; /* how much there is of data and key_data */
 } sm_columns;
 
-sm_sender *sm_sender_new(void *control, uint32_t seat);       /* NULL: out of memory */
+sm_sender *sm_sender_new(void *control, const sm_geometry *geometry, uint32_t seat); /* NULL: out of memory */
 void sm_sender_free(sm_sender *sender);
 void sm_sender_close(sm_sender *sender);                      /* later calls return SM_CLOSED */
 int sm_sender_link(sm_sender *sender, uint32_t shard, uint64_t generation, void *inbox); /* 1: was linked already */
@@ -154,7 +154,7 @@ typedef struct sm_range {        /* rows of one lane from `row` of the frame at 
     uint32_t seat, row, to_row, unused;
 } sm_range;
 
-sm_reader *sm_reader_new(void *control, void *inbox, uint32_t shard, uint32_t max_rows);
+sm_reader *sm_reader_new(void *control, const sm_geometry *geometry, void *inbox, uint32_t shard, uint32_t max_rows);
 void sm_reader_free(sm_reader *reader);
 /* may wait: not while there are orders that sm_orders did not return yet, or the shard or the engine is stopped */
 int sm_next(sm_reader *reader, int64_t spin_ns, int64_t timeout_ns, sm_batch *batch);
@@ -163,6 +163,7 @@ int sm_commit(sm_reader *reader);
 
 /* A batch that failed: it comes again, whole (again) or in halves, until one row is left and is set aside, which takes the
  * place of its commit. A worker that dies leaves the same record, and its successor goes on with it. */
+int sm_recheck(sm_reader *reader); /* SM_CORRUPT: a frame of the batch in hand is not what it was, its lane is broken now */
 int sm_failed(sm_reader *reader, int again);
 int sm_set_aside(sm_reader *reader);
 
@@ -205,8 +206,8 @@ void sm_shard_note(void *control, uint32_t shard, const char *text, uint32_t byt
 
 /* ---- the worker's side of a handoff [worker] ------------------------------------------------------------ */
 uint32_t sm_orders(sm_reader *reader);            /* how many were given; the reader remembers that they are known */
-uint32_t sm_moves_at(const void *control, uint32_t shard, uint32_t phase, uint32_t *slots, uint64_t *numbers,
-                     uint32_t limit);             /* handoffs of this shard: as source in DRAINING, else as target */
+uint32_t sm_moves_at(const void *control, const sm_geometry *geometry, uint32_t shard, uint32_t phase, uint32_t *slots,
+                     uint64_t *numbers, uint32_t limit); /* handoffs of this shard: as source in DRAINING, else as target */
 int sm_undone(sm_reader *reader, const uint32_t *slots, uint32_t n, uint8_t *present); /* rows of a slot left here? */
 void sm_rescan(sm_reader *reader);                /* from the heads: a hold has fallen */
 void sm_move_drained(void *control, uint32_t slot, uint64_t number);

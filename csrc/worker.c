@@ -17,9 +17,9 @@ enum {
     SOLO_BYTES = 1 << 15    /* from here on a copy costs more than a batch does */
 };
 
-sm_reader *sm_reader_new(void *control, void *inbox, uint32_t shard, uint32_t max_rows)
+/* g: the copy that was checked when the segment was attached; the one in memory may say anything by now */
+sm_reader *sm_reader_new(void *control, const sm_geometry *g, void *inbox, uint32_t shard, uint32_t max_rows)
 {
-    const sm_geometry *g = &((sm_control *)control)->geometry;
     sm_reader *r = calloc(1, sizeof *r);
     if (!r)
         return NULL;
@@ -572,6 +572,21 @@ int sm_gather(const sm_batch *b, uint32_t row_bytes, void *out, uint64_t out_byt
     return SM_OK;
 }
 
+/* After a handler has failed: was it the handler's fault, or did a frame change under it? Every lane is looked at. */
+int sm_recheck(sm_reader *r)
+{
+    int status = SM_OK;
+    for (uint32_t s = 0; s < r->span_count; s++) {
+        const sm_span *span = &r->spans[s];
+        sm_end *e = &r->ends[span->seat];
+        sm_frame f;
+        if (sm_read_frame(r, e, span->position, &f) != SM_OK || f.rows != span->frame_rows || f.length != span->frame_length ||
+            (!r->row_bytes && (f.bytes != span->bytes_length || !entries_hold(span))))
+            status = sm_give_up(e);
+    }
+    return status;
+}
+
 static void count_latency(sm_reader *r, int64_t ns, uint64_t rows)
 {
     uint32_t bucket = 0;
@@ -607,33 +622,43 @@ static void count_slots(sm_reader *r, const sm_span *span, const sm_frame *share
         }
 }
 
-/* What is measured of a batch that was handled; before its frames are given back. */
-uint64_t sm_count_batch(sm_reader *r)
+/* What is measured of rows that were handled; before their frame is given back. */
+static uint32_t count_span(sm_reader *r, const sm_span *span, int64_t now)
 {
-    int64_t now = sm_clock();
-    uint64_t rows = 0;
-    for (uint32_t s = 0; s < r->span_count; s++) {
-        const sm_span *span = &r->spans[s];
-        rows += span->count;
-        count_latency(r, (int64_t)((uint64_t)now - (uint64_t)span->sent_ns), span->count); /* it may say anything */
-        count_slots(r, span, sm_frame_at(r, &r->ends[span->seat], span->position));
-    }
+    count_latency(r, (int64_t)((uint64_t)now - (uint64_t)span->sent_ns), span->count); /* it may say anything */
+    count_slots(r, span, sm_frame_at(r, &r->ends[span->seat], span->position));
+    return span->count;
+}
+
+static void count_batch(sm_reader *r, uint64_t rows, int64_t now)
+{
     r->busy_ns += (uint64_t)(now - r->since_ns);
     r->batches++;
     r->total_rows += rows;
+}
+
+uint64_t sm_count_deferred(sm_reader *r)
+{
+    int64_t now = sm_clock();
+    uint64_t rows = 0;
+    for (uint32_t s = 0; s < r->span_count; s++)
+        rows += count_span(r, &r->spans[s], now);
+    count_batch(r, rows, now);
     return rows;
 }
 
 int sm_commit(sm_reader *r)
 {
     int status = SM_OK;
+    int64_t now = sm_clock();
+    uint64_t rows = 0;
     SM_POINT(COMMIT_ENTERED);
     if (sm_is_fenced(r))
         return SM_FENCED;
-    sm_count_batch(r);
-    for (uint32_t s = 0; s < r->span_count; s++) {
+    for (uint32_t s = 0; s < r->span_count; s++) { /* once over all: a second look at many small frames costs 2 ns each */
         sm_span *span = &r->spans[s];
         sm_end *e = &r->ends[span->seat];
+        rows += count_span(r, span, now);
         if (span->position == e->head && span->count == span->frame_rows) {
             e->head += span->frame_length; /* the whole frame at the head: no bits needed to say so */
             e->handled += span->frame_rows;
@@ -654,6 +679,7 @@ int sm_commit(sm_reader *r)
             status = sm_give_up(e);
         sm_release(e);
     }
+    count_batch(r, rows, now);
     sm_attempt_succeeded(r);
     return status;
 }
@@ -679,11 +705,11 @@ static int concerns(uint64_t word, uint32_t shard, uint32_t phase)
  * source (found with Spin: FAULT_NUMBER_AFTER_HOLD in tests/model/handoff.pml). So the number is read before the hold and
  * after it; where another handoff has begun in between, its orders are still to come.
  */
-uint32_t sm_moves_at(const void *control, uint32_t shard, uint32_t phase, uint32_t *slots, uint64_t *numbers,
-                     uint32_t limit)
+uint32_t sm_moves_at(const void *control, const sm_geometry *g, uint32_t shard, uint32_t phase, uint32_t *slots,
+                     uint64_t *numbers, uint32_t limit)
 {
-    uint32_t n = 0, all = ((const sm_control *)control)->geometry.slots;
-    for (uint32_t s = 0; s < all && n < limit; s++) {
+    uint32_t n = 0;
+    for (uint32_t s = 0; s < g->slots && n < limit; s++) {
         const sm_move *m = sm_move_at(control, s);
         const sm_hold *hold = sm_hold_at(control, s);
         if (likely(!concerns(atomic_load_explicit(&hold->hold_word, memory_order_seq_cst), shard, phase)))

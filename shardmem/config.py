@@ -18,6 +18,8 @@ from shardmem.sources import Sources
 PRESETS = ("default", "high_throughput", "conservative")
 STRATEGIES = ("least_load", "least_slots")
 ON_ERROR = ("retry", "quarantine", "stop")
+LOG_FORMATS = ("human", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 BACKPRESSURE = ("block", "fail", "drop_newest", "drop_oldest", "sample")
 
 Further = Callable[["Config"], "list[str]"]
@@ -75,6 +77,10 @@ class Config:
     recycle_age: float | None = setting(None, "a worker that is older is replaced by a fresh one", "seconds", unset="never")
     recycle_rss: int | None = setting(None, "a worker with more resident memory is replaced by a fresh one", "bytes", least=1,
                                       most=1 << 62, unset="never")
+    log_format: str = setting("human", "what supervisor and workers write to standard error: lines for people, or JSON", "choice",
+                              choices=LOG_FORMATS)
+    log_level: str | None = setting(None, "the least that is written there", "choice", choices=LOG_LEVELS,
+                                    unset="info; of the supervisor of an embedded engine warning")
 
     http_port: int | None = setting(None, "TCP port on 127.0.0.1 for status, metrics and health; 0: any free one, see "
                                     "status", "number", least=0, most=65535, unset="none: the unix socket only")
@@ -94,6 +100,7 @@ class Config:
     def worker_settings(self) -> dict[str, Any]:
         """What a worker is told of these settings, as JSON."""
         return {"batch_rows": self.batch_rows, "spin_us": self.spin_us, "checkpoint_interval": self.checkpoint_interval,
+                "log_format": self.log_format, "log_level": self.log_level or "info",
                 "state_file": os.path.join(self.directory, f"{self.name}.state"), "keep_state": self.state_dir is not None,
                 "failures": {"on_error": self.on_error, "max_attempts": self.max_attempts, "retry_backoff": self.retry_backoff,
                              "quarantine_file": quarantine_file(self.directory, self.name),

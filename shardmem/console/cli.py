@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import sys
 from typing import Any, Callable
@@ -77,19 +76,21 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; HUP reads the
     configuration again and replaces the workers one by one; TTIN and TTOU are one shard more and one fewer.
     """
+    from shardmem.control.notify import Notify
     from shardmem.control.supervisor import Supervisor
     from shardmem.memory.native import arm_from_environment
+    from shardmem.runtime import logs
     from shardmem.runtime.handler import HandlerRef
 
     arm_from_environment()
     config, _ = _configured(target, flags)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr,
-                        format=f"%(asctime)s shardmem[{config.name}] %(levelname)s %(message)s")
+    logs.set_up(config.log_format, config.log_level or "info", config.name)
+    for_people = not as_json and config.log_format == "human"
 
     def ready(document: dict[str, Any]) -> None:
         if as_json:
             click.echo(json.dumps({"event": "ready", "status": document}))
-        else:
+        elif for_people:
             click.echo(f"engine {config.name} is running: {len(document['shards'])} shards. Push with "
                        f"shardmem.connect({config.name!r}); stop with 'shardmem stop {config.name}' or Ctrl-C", err=True)
 
@@ -97,12 +98,13 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
         config, _ = _configured(target, flags)
         return config, HandlerRef.of(config.handler)
 
-    supervisor = Supervisor(config, HandlerRef.of(config.handler), on_ready=ready, read_again=read_again)
+    supervisor = Supervisor(config, HandlerRef.of(config.handler), on_ready=ready, read_again=read_again,
+                            notify=Notify.from_environment())
     code = asyncio.run(supervisor.run())
     if as_json:
         click.echo(json.dumps({"event": "ended", "code": code, "status": supervisor.outcome,
                                "error": str(supervisor.error) if supervisor.error else None}))
-    elif supervisor.outcome is not None:
+    elif for_people and supervisor.outcome is not None:
         from shardmem.console.render import accounting_line
 
         click.echo(accounting_line(supervisor.outcome["accounting"]), err=True)

@@ -300,7 +300,7 @@ def _ready_facts(control: Control, descriptor: int, named: dict[tuple[int, int],
     view = control.view_engine()
     facts: dict[str, Any] = dict(
         condition="ready", state=control.state, supervisor=view.pid if held(lease.SUPERVISOR) else None,
-        workers=tuple((shard, control.view_shard(shard).pid) for shard in range(control.max_shards)
+        workers=tuple((shard, control.view_shard(shard).pid) for shard in range(control.room)
                       if held(lease.shard_byte(shard))),
         producers=tuple((seat, control.view_seat(seat).pid) for seat in range(control.max_producers)
                         if held(lease.seat_byte(seat))))

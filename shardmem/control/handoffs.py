@@ -16,7 +16,7 @@ from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 
-from shardmem.memory.control import Control
+from shardmem.memory.control import Control, name_of
 from shardmem.memory.native import MOVE_PHASES, ffi, lib, point
 from shardmem.policy import Move
 
@@ -108,7 +108,7 @@ class Handoffs:
         for slot in slots[:count].tolist():
             lib.sm_view_move(control.address, slot, view)
             begun[Move(slot, view.source, view.target)] = view.number
-            if MOVE_PHASES[view.phase] == "rerouting":  # the slot word may not have been stored
+            if name_of(MOVE_PHASES, view.phase) == "rerouting":  # the slot word may not have been stored
                 lib.sm_set_slot(control.address, slot, view.target)
         self._moving |= {move.slot for move in begun}
         self._holds = {shard: 0 for shard in control.known_shards()} | _counted(begun)
@@ -141,7 +141,7 @@ class Handoffs:
         rerouting = []
         for move in done.moves:
             lib.sm_view_move(address, move.slot, view)
-            if MOVE_PHASES[view.phase] == "rerouting":
+            if name_of(MOVE_PHASES, view.phase) == "rerouting":
                 rerouting.append(move.slot)
         if rerouting:
             await self.settle_marks(_Late(done, REROUTE_LIMIT).waiting_for)
@@ -161,7 +161,7 @@ class Handoffs:
             stateful, slow = self._stateful(), ""
             for move in list(waiting.values()):
                 lib.sm_view_move(address, move.slot, view)
-                if MOVE_PHASES[view.phase] == "draining":
+                if name_of(MOVE_PHASES, view.phase) == "draining":
                     if view.drained != numbers[move.slot]:
                         slow = slow or f"shard {move.source} has not drained slot {move.slot}"
                         continue

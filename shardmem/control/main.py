@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import sys
 from typing import Any
-
 
 from shardmem.config import Config
 from shardmem.errors import OutOfMemory
 from shardmem.control.supervisor import Supervisor
 from shardmem.memory.native import arm_from_environment
+from shardmem.runtime import logs
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.worker import Reports
 from shardmem.schema import Schema
@@ -27,8 +26,8 @@ def main() -> int:
     orders = json.loads(sys.stdin.buffer.readline())
     reports = Reports(orders["reports"])
     os.set_inheritable(orders["reports"], False)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr,
-                        format=f"%(asctime)s shardmem[{orders['settings']['name']}] %(levelname)s %(message)s")
+    settings = orders["settings"]
+    logs.set_up(settings["log_format"], settings["log_level"] or "warning", settings["name"])
     return asyncio.run(_run(orders, reports))
 
 

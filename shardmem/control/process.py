@@ -43,9 +43,14 @@ class WorkerProcess:
         orders = {"engine": engine, "shard": shard, "handler": asdict(handler), "settings": settings, "reports": write_end,
                   "ended": ended, "previous_exit": previous_exit}
         # By exec, never by fork: a fork of a process with threads or open handles inherits their locks.
-        self._popen = subprocess.Popen(python_command("shardmem.runtime.worker"), stdin=subprocess.PIPE,
-                                       pass_fds=(write_end,))
-        os.close(write_end)
+        try:
+            self._popen = subprocess.Popen(python_command("shardmem.runtime.worker"), stdin=subprocess.PIPE,
+                                           pass_fds=(write_end,))
+        except OSError:
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
         assert self._popen.stdin is not None
         try:
             self._popen.stdin.write(json.dumps(orders).encode())

@@ -18,7 +18,7 @@ import psutil
 
 from shardmem.config import Config
 from shardmem.control.chosen import policy_of
-from shardmem.errors import ConfigError, HandlerError, ShardmemError
+from shardmem.errors import HandlerError, ShardmemError
 from shardmem.memory.native import lib
 from shardmem.policy import Move, Recycling
 from shardmem.runtime.handler import HandlerRef
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from shardmem.control.supervisor import Supervisor
 
 # What shared memory, its users or the mapper were made with. All else takes effect when the worker is replaced.
-FIXED = ("name", "schema", "slots", "lane_bytes", "max_producers", "backpressure", "shards", "min_shards", "max_shards", "auto_scale",
-         "strategy", "state_dir", "http_port", "http_token")
+FIXED = ("name", "schema", "slots", "lane_bytes", "max_producers", "backpressure", "shards", "min_shards", "max_shards",
+         "auto_scale", "strategy", "state_dir", "http_port", "http_token")
 AFTER_A_FAILURE = 60.0  # seconds until a worker that could not be replaced is looked at again
 
 log = logging.getLogger("shardmem.replace")
@@ -48,7 +48,8 @@ class Replacements:
         shards, mapper, address = supervisor.shards, supervisor.pilot.mapper, supervisor.control.address
         successor = shards.create_successor(shard)
         supervisor.workers.start(successor)
-        if (reason := await supervisor.workers.ready([successor], lambda: supervisor.stopping)) is not None or supervisor.stopping:
+        reason = await supervisor.workers.ready([successor], lambda: supervisor.stopping)
+        if reason is not None or supervisor.stopping:
             shards.abandon(successor)
             raise HandlerError(reason or "the engine is being stopped")
         supervisor.control.set_shard_state(successor, "active")
@@ -101,6 +102,15 @@ class Replacements:
         """Every worker anew, with what the configuration says now. Raises ConfigError, HandlerError: then the workers that were
         not replaced yet go on as they are.
         """
+        notify = self._supervisor.notify
+        notify.reloading()
+        try:
+            return await self._reload()
+        finally:
+            if not self._supervisor.stopping:
+                notify.ready()
+
+    async def _reload(self) -> dict[str, Any]:
         supervisor = self._supervisor
         old, workers = supervisor.config, supervisor.workers
         config, handler = (old, workers.handler) if self._read_again is None else self._read_again()
@@ -124,7 +134,7 @@ class Replacements:
                 except ShardmemError as error:
                     workers.config, workers.handler = before
                     text = f"reload stopped at shard {shard}, which goes on with what it had: {error}"
-                    raise type(error)(text) if isinstance(error, (HandlerError, ConfigError)) else ShardmemError(text) from error
+                    raise HandlerError(text) if isinstance(error, HandlerError) else ShardmemError(text) from error
             supervisor.config, supervisor.pilot.mapper.policy = config, policy
             supervisor.take_limits()
         log.info("reloaded: %d workers are fresh", len(reloaded))

@@ -8,7 +8,7 @@ import numpy as np
 
 from shardmem.memory.native import ffi, lib
 from shardmem.policy import ShardSample
-from shardmem.runtime.snapshot import FLOORS_NS, Observer
+from shardmem.runtime.snapshot import Observer, floor_ns, fullest
 
 SLOT_MEMORY = 10.0  # seconds: a slot's rate forgets half of the past in about seven
 
@@ -39,13 +39,13 @@ class Sampler:
         # The batch in hand counts as busy up to now, or a long batch would look like an idle worker.
         busy_ns = view.busy_ns + (clock - view.batch_since_ns if view.batch_since_ns else 0)
         handled = sum(lane.handled for lane in lanes)
-        latency = np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "i8")
+        latency = np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8").view("i8")
         last, self._last[shard] = self._last.get(shard), (now, busy_ns, handled, latency)
         if last is None or now <= last[0] or handled < last[2]:
             return None
         elapsed = now - last[0]
-        fill = max((lane.tail - lane.head for lane in lanes), default=0) / self._control.lane_bytes
-        return ShardSample(shard, fill_ratio=min(1.0, fill), busy=min(1.0, max(0.0, (busy_ns - last[1]) / 1e9 / elapsed)),
+        fill = fullest(lanes, self._control.lane_bytes)
+        return ShardSample(shard, fill_ratio=fill, busy=min(1.0, max(0.0, (busy_ns - last[1]) / 1e9 / elapsed)),
                            push_wait=blocked if fill >= 0.5 else 0.0, flush_latency=_p99(latency - last[3]),
                            rate=(handled - last[2]) / elapsed, in_flight=sum(lane.in_flight for lane in lanes))
 
@@ -71,4 +71,4 @@ class Sampler:
 
 def _p99(counts: np.ndarray) -> float:
     total = int(counts.sum())
-    return FLOORS_NS[int(np.searchsorted(np.cumsum(counts), 0.99 * total))] / 1e9 if total > 0 else 0.0
+    return floor_ns(counts, 0.99 * total) / 1e9 if total > 0 else 0.0

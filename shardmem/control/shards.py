@@ -110,7 +110,7 @@ class Shards:
         """A draining shard without slots: wait for its lanes, stop its worker, count it, remove its inbox."""
         await self.handoffs.settle_marks()  # keyless events that saw it active are in its lanes now
         inbox = self.inboxes[shard]
-        while any(lane.in_flight for lane in inbox.lanes() if not lane.broken):
+        while any(lane.waiting for lane in inbox.lanes()):
             if self.control.shard_state(shard) == "failed":
                 raise HandlerError(f"shard {shard} failed while it was being drained: {self.control.shard_error(shard)}")
             await self.pause()
@@ -131,7 +131,9 @@ class Shards:
     def _bury(self, shard: int, accepted: int, handled: int, quarantined: int, shed: int) -> None:
         """Its counts are kept, its inbox goes, its number is free. Killed anywhere in here, a later supervisor goes on."""
         inbox = self.inboxes.pop(shard)
-        lib.sm_retire(self.control.address, shard, inbox.generation, accepted, handled, quarantined, shed)
+        # damaged ones are beyond all bounds
+        counts = (count & (1 << 64) - 1 for count in (accepted, handled, quarantined, shed))
+        lib.sm_retire(self.control.address, shard, inbox.generation, *counts)
         point("remove.retired")
         inbox.segment.unlink()
         point("remove.unlinked")

@@ -47,8 +47,8 @@ class Stuck:
         self._cases = found
 
     def _why(self, worker: Any) -> str | None:
-        if self._workers.told_to_end(worker.shard):
-            return None
+        if self._workers.told_to_end(worker.shard) and not _is_stopped(worker.pid):
+            return None  # its handler's close() may take the time that it takes, without a sign
         view, now = self._control.view_shard(worker.shard), lib.sm_now_ns()
         if view.pid != worker.pid:  # it has not come to say anything yet: the words are its predecessor's
             return stuck(Facts("", "booting", True, now / 1e9 - worker.spawned_at, None), self.limits)
@@ -60,7 +60,7 @@ class Stuck:
         case.looks += 1
         if case.looks == 2:
             log.error("shard %d (pid %d) is stuck: %s%s; its stacks go to its standard error", worker.shard, worker.pid, why,
-                      _stopped(worker.pid))
+                      "; the process is stopped, as by SIGSTOP" if _is_stopped(worker.pid) else "")
             # Before it enters its shard it may not have the handler yet, and would die of the signal.
             if self._control.view_shard(worker.shard).pid == worker.pid:
                 worker.signal(signal.SIGUSR2)
@@ -73,10 +73,9 @@ class Stuck:
             worker.kill()
 
 
-def _stopped(pid: int) -> str:
+def _is_stopped(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as file:
-            state = file.read().rpartition(")")[2].split()[0]
+            return file.read().rpartition(")")[2].split()[0] in "Tt"
     except OSError:
-        return ""
-    return "; the process is stopped, as by SIGSTOP" if state in "Tt" else ""
+        return False

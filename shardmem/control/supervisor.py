@@ -23,6 +23,7 @@ from shardmem.control.api import Api
 from shardmem.control.chosen import policy_of, strategy_of
 from shardmem.control.commands import Commands
 from shardmem.control.handoffs import Handoffs
+from shardmem.control.notify import Notify
 from shardmem.control.pilot import Pilot
 from shardmem.control.replace import Replacements
 from shardmem.control.shards import DRAIN_POLL, Shards
@@ -32,6 +33,7 @@ from shardmem.control.workers import Workers
 from shardmem.memory.control import Inbox
 from shardmem.memory.native import lib, point
 from shardmem.policy import DecisionKind, Limits
+from shardmem.runtime import logs
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.snapshot import Observer
 
@@ -48,8 +50,9 @@ class Supervisor:
 
     def __init__(self, config: Config, handler: HandlerRef, *, keep_unfinished: bool = True,
                  on_ready: Callable[[dict[str, Any]], None] = lambda status: None,
-                 read_again: Callable[[], tuple[Config, HandlerRef]] | None = None) -> None:
-        self.config, self._handler = config, handler
+                 read_again: Callable[[], tuple[Config, HandlerRef]] | None = None,
+                 notify: Notify | None = None) -> None:
+        self.config, self._handler, self.notify = config, handler, notify or Notify()
         self._keep_unfinished, self._on_ready = keep_unfinished, on_ready
         self.outcome: dict[str, Any] | None = None
         self.error: ShardmemError | None = None
@@ -96,13 +99,16 @@ class Supervisor:
                                                        self._found.states)
                 if self._found.running:
                     self.pilot.recall()
-                self._in_background("going on with what an earlier supervisor had begun", self.commands.resume(self._found, self.handoffs.take_up()))
+                self._in_background("going on with what an earlier supervisor had begun",
+                                    self.commands.resume(self._found, self.handoffs.take_up()))
                 await self._api.start(self.commands.by_name(), self._observer)
                 self.control.set_state("running")
                 log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)
                 self._attempt(self._post)
+                self.notify.ready()
                 self._on_ready(self._observer.status())
                 await self._watch()
+                self.notify.stopping()
                 if not self._stop_now:
                     await self._drain()
                 await self._api.stop()
@@ -115,6 +121,7 @@ class Supervisor:
             for number in SIGNALS:
                 self._loop.remove_signal_handler(number)
             self._lease.release()
+            self.notify.close()
 
     @property
     def stopping(self) -> bool:
@@ -133,6 +140,7 @@ class Supervisor:
         """Create the segments, or take up those of an earlier supervisor."""
         self.control, self._lease, fresh = take_role(self.config)
         lib.sm_supervisor_enter(self.control.address, os.getpid(), lib.sm_now_ns())
+        logs.incarnate(self.control.view_engine().incarnation)
         self._observer = Observer(self.control)
         try:
             self._policy, self._strategy = policy_of(self.config), strategy_of(self.config)
@@ -205,6 +213,7 @@ class Supervisor:
         while True:
             lib.sm_supervisor_beat(self.control.address, lib.sm_now_ns())
             self._stuck.look()
+            self.notify.tick(self._observer.status)
             await asyncio.sleep(TICK)
 
     async def _watch(self) -> None:
@@ -331,7 +340,9 @@ class Supervisor:
         if broken and self.error is None:
             self.error = SegmentCorrupt(f"lanes were found corrupt and not read to their end (shard: seats of their producers) "
                                         f"{broken}; {left} events in flight")
-        if left and self._keep_unfinished:
+        # by positions: a damaged count would keep segments in which nothing is left
+        unread = any(lane.head != lane.tail for inbox in self._inboxes.values() for lane in inbox.lanes())
+        if unread and self._keep_unfinished:
             log.warning("engine %s stopped with %d events not handled; they stay in shared memory for the next run",
                         self.config.name, left)
         else:

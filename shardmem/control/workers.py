@@ -18,6 +18,7 @@ from shardmem.memory.control import Control, Inbox
 from shardmem.memory.native import lib, point
 from shardmem.policy import Life, Restarts
 from shardmem.runtime.handler import HandlerRef
+from shardmem.runtime.worker import EXIT_ALREADY
 
 LEASE_POLL = 0.02
 
@@ -108,12 +109,13 @@ class Workers:
         point("spawn.started")
 
     async def ready(self, shards: list[int], give_up: Callable[[], bool]) -> str | None:
-        """Waits until the workers of these shards are ready; None then, or why one of them cannot be."""
+        """Waits until each of these shards has had a worker that was ready; None then, or why one of them cannot. Not until
+        all are at one moment: while they die in turn that never comes, and nothing that was begun would go on."""
         self._awaited.update(shards)
-        deadline = time.monotonic() + self.config.boot_timeout
+        deadline, late = time.monotonic() + self.config.boot_timeout, shards
         try:
             while not give_up():
-                late = [shard for shard in shards if not ((worker := self.of(shard)) and worker.alive and worker.ready)]
+                late = [shard for shard in late if not ((worker := self.of(shard)) and worker.alive and worker.ready)]
                 if not late:
                     return None
                 for shard in late:
@@ -171,7 +173,11 @@ class Workers:
             if worker.failure:
                 self._give_up(shard, worker.failure, worker)
             elif worker.exit_code and not worker.killed:
-                log.warning("shard %d: worker pid %d had been told to end, and did so by %s", shard, worker.pid, worker.how_it_ended())
+                log.warning("shard %d: worker pid %d had been told to end, and did so by %s", shard, worker.pid,
+                            worker.how_it_ended())
+        elif worker.exit_code == EXIT_ALREADY:  # somebody else holds the shard: when that one is dead, as the kernel says
+            log.warning("shard %d: %s", shard, worker.failure or f"worker pid {worker.pid} had lost it")
+            self.start(shard)
         elif worker.failure:
             self._give_up(shard, worker.failure, worker)
         elif worker.obeyed and not worker.told:

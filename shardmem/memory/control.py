@@ -37,6 +37,12 @@ class LaneView:
     def in_flight(self) -> int:
         return self.accepted - self.handled - self.quarantined - self.shed
 
+    @property
+    def waiting(self) -> int:
+        """Events that its worker will still take. Whether there are any is told by the positions: only they are checked, and
+        a damaged count must not keep anybody waiting."""
+        return max(1, self.in_flight) if self.head != self.tail and not self.broken else 0
+
 
 class Control:
     """The control segment of one engine. `create` (supervisor) or `attach` (anybody)."""

@@ -28,7 +28,8 @@ from shardmem.policy.scaling import (DecisionHistory, DecisionKind, InvalidPolic
 from shardmem.policy.signals import ShardSample
 
 __all__ = ["Allocate", "BeginHandoff", "Deadlines", "DecisionHistory", "DecisionKind", "Drain", "Facts", "Finished",
-           "HandoffCoordinator", "HandoffError", "HandoffState", "HotSlot", "InvalidPolicy", "Late", "LeastLoad", "LeastSlots", "Life",
-           "Limits", "Move", "NOBODY", "Pinned", "RebalanceRunner", "Recycling", "Release", "Reroute", "Respawn", "Restarts", "ScalingDecision",
-           "ScalingError", "ScalingErrorKind", "ScalingPolicy", "ShardCoordinator", "ShardMapper", "ShardSample", "ShardState",
-           "Strategy", "Verdict", "View", "condition_of", "first_table", "stuck"]
+           "HandoffCoordinator", "HandoffError", "HandoffState", "HotSlot", "InvalidPolicy", "Late", "LeastLoad",
+           "LeastSlots", "Life", "Limits", "Move", "NOBODY", "Pinned", "RebalanceRunner", "Recycling", "Release", "Reroute",
+           "Respawn", "Restarts", "ScalingDecision", "ScalingError", "ScalingErrorKind", "ScalingPolicy",
+           "ShardCoordinator", "ShardMapper", "ShardSample", "ShardState", "Strategy", "Verdict", "View", "condition_of",
+           "first_table", "stuck"]

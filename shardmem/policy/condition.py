@@ -38,8 +38,8 @@ def stuck(facts: Facts, limits: Limits) -> str | None:
     if not facts.alive:
         return None
     if facts.phase == "booting":
-        return (f"not ready for {facts.quiet:.3g} s (boot_timeout={limits.boot:g} s): its handler may hang in import or in open()"
-                if facts.quiet > limits.boot else None)
+        return (f"not ready for {facts.quiet:.3g} s (boot_timeout={limits.boot:g} s): its handler may hang in import or in "
+                f"open()" if facts.quiet > limits.boot else None)
     if facts.in_hand is not None:
         return (f"its batch is in hand for {facts.in_hand:.3g} s (batch_deadline={limits.batch:g} s)"
                 if limits.batch is not None and facts.in_hand > limits.batch else None)

@@ -63,7 +63,8 @@ class Restarts:
     def _booting(past: _Past, life: Life) -> Verdict:
         past.boots += 1
         if past.boots >= BOOT_CRASHES:
-            return Verdict(None, f"its worker ended {past.boots} times in a row before it was ready, the last time: {life.how}", True)
+            return Verdict(None, f"its worker ended {past.boots} times in a row before it was ready, the last time: {life.how}",
+                           boot=True)
         return Verdict(FIRST_WAIT * 2 ** (past.boots - 1), life.how)
 
     @staticmethod
@@ -71,8 +72,8 @@ class Restarts:
         past.narrowing = past.narrowing + 1 if life.progress == past.progress else 1
         past.progress = life.progress
         if past.narrowing >= NARROWING:
-            return Verdict(None, f"its worker ended {past.narrowing} times with a batch in hand and handled nothing in between, the "
-                                 f"last time: {life.how}")
+            return Verdict(None, f"its worker ended {past.narrowing} times with a batch in hand and handled nothing in "
+                                 f"between, the last time: {life.how}")
         return Verdict(min(NARROWING_MOST, NARROWING_STEP * (past.narrowing - 1)), life.how)
 
     def _idle(self, past: _Past, life: Life, now: float) -> Verdict:

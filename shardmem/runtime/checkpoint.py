@@ -8,6 +8,7 @@ from typing import Any, Iterable
 import numpy as np
 
 from shardmem.errors import AlreadyRunning, HandlerError
+from shardmem.memory.control import name_of
 from shardmem.memory.native import MOVE_PHASES, ffi, lib
 from shardmem.runtime.handler import Handler, optional
 from shardmem.runtime.state import StateStore
@@ -164,7 +165,7 @@ class Checkpoints:
         count = lib.sm_view_moving(control.address, control.geometry, ffi.cast("uint32_t *", moving.ctypes.data), control.slots)
         for slot in moving[:count].tolist():
             lib.sm_view_move(control.address, slot, view)
-            phase = MOVE_PHASES[view.phase]
+            phase = name_of(MOVE_PHASES, view.phase)
             if phase == "none":
                 continue
             if view.source == self._shard and phase in ("rerouting", "draining") and view.drained != view.number:

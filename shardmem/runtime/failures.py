@@ -57,6 +57,9 @@ class Failures:
     def raised(self, work: Batch, error: Exception) -> None:
         """The handler raised. Returns when the next batch may be taken; raises HandlerError when the worker is to stop."""
         rules, batch = self._rules, self._batch
+        if lib.sm_recheck(self._reader) == lib.SM_CORRUPT:
+            self._give_back(work, error)
+            return
         text, what = explain(work, error), f"{type(error).__name__}: {error}"
         if rules.on_error == "stop":
             raise HandlerError(f"{text}. The events of this batch stay in shared memory and will be handed out again") from error
@@ -81,6 +84,21 @@ class Failures:
         if rules.on_error == "retry" and (again or rows == 1):
             self._pause(min(LONGEST_PAUSE, rules.retry_backoff * 2 ** tries))
 
+    def _give_back(self, work: Batch, error: Exception) -> None:
+        """A frame changed under the batch, so it is not the handler's failure. What is left without that lane comes again."""
+        log.error("shard %d: a frame changed under the handler, which raised %s: %.500s; its lane is left alone, the other "
+                  "events of the batch come again", self._shard, type(error).__name__, error)
+        traceback.clear_frames(error.__traceback__)  # they refer to the batch
+        error.__traceback__ = None
+        work._end()
+        self._come_again()
+
+    def _come_again(self) -> None:
+        self._keeper.failing()
+        if lib.sm_failed(self._reader, 1) == lib.SM_FENCED:
+            raise fenced(self._shard)
+        self._keeper.roll_back()
+
     def _not_too_many(self, text: str) -> None:
         if self._batch.in_a_row >= MOST_IN_A_ROW:
             raise HandlerError(f"{text}. It is the {self._batch.in_a_row + 1}th event in a row that fails, so it is not the events: "
@@ -91,9 +109,14 @@ class Failures:
         control, shard, span = self._control, self._shard, self._batch.span[0]
         event = Batch(control.schema, control.slots, shard, self._batch)
         records = control.schema.is_records
-        keys = event.keys.tolist() if records and event.keys is not None else event.keys
+        try:
+            keys = event.keys.tolist() if records and event.keys is not None else event.keys
+            payload = bytes(ffi.buffer(span.rows, control.schema.dtype.itemsize)) if records else event.payloads[0]
+        except BufferError:  # it changed since it was found good; when it comes again it is good again, or its lane is broken
+            lib.sm_recheck(self._reader)
+            self._come_again()
+            return
         key = keys[0] if keys is not None else None
-        payload = bytes(ffi.buffer(span.rows, control.schema.dtype.itemsize)) if records else event.payloads[0]
         sequence, slot = int(event.sequences[0]), int(event.slots[0])
         event._end()
         if self._quarantine is None:
@@ -106,7 +129,7 @@ class Failures:
         if lib.sm_set_aside(self._reader) == lib.SM_FENCED:
             raise fenced(shard)
         log.error("shard %d: the event with key %s, sequence %d of producer %d, is in quarantine after %d attempts: %.500s", shard,
-                  _short(key), sequence, seat, attempts, reason)
+                  _short(key), sequence, seat, attempts, reason, extra={"slot": slot, "seat": seat})
         self._say(quarantined=sequence)
 
 
@@ -114,12 +137,16 @@ def explain(batch: Batch, error: Exception) -> str:
     """Which event, as exactly as can be known; the batch is still valid."""
     at = batch._position()
     sequences, producers = batch.sequences, batch.producers
-    keys = batch.keys.tolist() if batch._schema.is_records and batch.keys is not None else batch.keys
+    try:
+        keys = batch.keys.tolist() if batch._schema.is_records and batch.keys is not None else batch.keys
+        payloads = None if batch._schema.is_records or at is None else batch.payloads
+    except BufferError:  # a frame changes while it is read
+        keys = payloads = None
     if at is not None:
         key = keys[at] if keys is not None else None
         where = f"event with key {_short(key)}, sequence {sequences[at]} of producer {producers[at]}"
-        if not batch._schema.is_records:
-            where += f", payload {_short(batch.payloads[at])}"
+        if payloads is not None:
+            where += f", payload {_short(payloads[at])}"
     else:
         first, last = (keys[0], keys[-1]) if keys is not None else (None, None)
         where = (f"batch of {len(batch)} events, keys {_short(first)} to {_short(last)}, sequences {sequences[0]} of producer "

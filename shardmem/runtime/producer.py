@@ -64,7 +64,7 @@ class Producer:
             control.close()
             raise
         lib.sm_seat_enter(control.address, seat, os.getpid(), lib.sm_now_ns())
-        sender = lib.sm_sender_new(control.address, seat)
+        sender = lib.sm_sender_new(control.address, control.geometry, seat)
         if sender == ffi.NULL:
             held.release()
             control.close()

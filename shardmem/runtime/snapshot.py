@@ -1,6 +1,7 @@
 """One document about an engine, read from shared memory. Reading it changes nothing and needs nobody alive."""
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import deque
@@ -11,9 +12,8 @@ import numpy as np
 
 from shardmem.config import quarantine_file
 from shardmem.errors import NotRunning
-from shardmem.memory.control import Control, Inbox, refused_by_reason
+from shardmem.memory.control import Control, Inbox, LaneView, name_of, refused_by_reason
 from shardmem.memory.native import MOVE_PHASES, PHASES, SHARD_STATES, ffi, lib
-from shardmem.memory.control import name_of
 from shardmem.policy import Facts, Limits, condition_of
 
 RATES_OVER = 0.2  # seconds at least, if a reading is that old: whoever reads at short intervals would see noise
@@ -24,9 +24,17 @@ def quantile_us(histogram: Any, share: float) -> float | None:
     """A quantile of a latency histogram in microseconds, at most a quarter too low; None when nothing was counted."""
     counts = np.array(ffi.unpack(histogram, lib.SM_HISTOGRAM), "u8")
     total = int(counts.sum())
-    if not total:
-        return None
-    return FLOORS_NS[int(np.searchsorted(np.cumsum(counts), max(1, share * total)))] / 1000
+    return floor_ns(counts, max(1, share * total)) / 1000 if total else None
+
+
+def floor_ns(counts: np.ndarray, rank: float) -> int:
+    """Where the bucket begins that holds the event of this rank. The last one, if damaged counts have no such event."""
+    return FLOORS_NS[min(int(np.searchsorted(np.cumsum(counts), rank)), len(FLOORS_NS) - 1)]
+
+
+def fullest(lanes: list[LaneView], lane_bytes: int) -> float:
+    """How full the fullest lane is, 0 to 1; lanes that are read no more stay as full as they are, and need no more workers."""
+    return min(1.0, max((max(0, lane.tail - lane.head) for lane in lanes if not lane.broken), default=0) / lane_bytes)
 
 
 @dataclass
@@ -72,7 +80,7 @@ class Observer:
         found = {}
         for shard in self.control.known_shards():
             inbox = self.inbox(shard, self.control.view_shard(shard).generation)
-            found[shard] = sum(lane.in_flight for lane in inbox.lanes() if not lane.broken) if inbox else 0
+            found[shard] = sum(lane.waiting for lane in inbox.lanes()) if inbox else 0
         return found
 
     def status(self) -> dict[str, Any]:
@@ -84,7 +92,7 @@ class Observer:
         shards, by_seat = [], {}
         board, alive = self.board(), control.supervisor_alive()
         http = board.pop("http")
-        lives, limits = board.pop("lives"), Limits(**board.pop("limits"))
+        lives, limits = board.pop("lives"), board.pop("limits")
         looks = [self._look(shard) for shard in range(control.room)]
         for shard, (shard_view, inbox) in enumerate(looks):
             if not shard_view.state:
@@ -173,8 +181,11 @@ class Observer:
         """What the supervisor last decided, and why; it may be dead by now."""
         text = ffi.new("char[]", lib.SM_BOARD_BYTES)
         used = lib.sm_view_board(self.control.address, text)
-        empty = {"auto_scale": False, "decisions": [], "hot_slots": [], "lives": {}, "limits": {}, "http": None}
-        return {**empty, **json.loads(bytes(ffi.buffer(text, used)))} if used else empty
+        board = {"auto_scale": False, "decisions": [], "hot_slots": [], "lives": {}, "limits": Limits(), "http": None}
+        with contextlib.suppress(ValueError, TypeError):  # damaged: the next one comes with the supervisor's next tick
+            said = json.loads(bytes(ffi.buffer(text, used)))
+            board |= {**said, "limits": Limits(**said["limits"])}
+        return board
 
     def handoffs(self) -> list[dict[str, Any]]:
         """Slots in motion: where from and to, in which phase, for how long, and whether that is late."""
@@ -185,7 +196,7 @@ class Observer:
         for slot in slots[:count].tolist():
             lib.sm_view_move(control.address, slot, view)
             if view.phase:
-                found.append({"slot": slot, "from": view.source, "to": view.target, "phase": MOVE_PHASES[view.phase],
+                found.append({"slot": slot, "from": view.source, "to": view.target, "phase": name_of(MOVE_PHASES, view.phase),
                               "age_s": (now - view.since_ns) / 1e9, "late": now > view.deadline_ns})
         return found
 
@@ -199,7 +210,7 @@ class Observer:
         busy_ns = view.busy_ns + (now - view.batch_since_ns if view.batch_since_ns else 0)
         state, alive = name_of(SHARD_STATES, view.state), control.worker_alive(shard)
         cpu_s, rss = self._used(shard, view) if alive else (None, None)
-        fill = max((lane.tail - lane.head for lane in lanes), default=0) / control.lane_bytes
+        fill = fullest(lanes, control.lane_bytes)
         reading.shards[shard] = {"handled": handled, "busy_ns": busy_ns, "fill": fill, "cpu_s": cpu_s, "pid": view.pid}
         if last is None or elapsed <= 0:
             since = max(1, now - view.entered_ns) / 1e9

@@ -20,6 +20,7 @@ from shardmem.errors import AlreadyRunning, BatchEscaped, HandlerError, Shardmem
 from shardmem.memory import lease
 from shardmem.memory.control import Control
 from shardmem.memory.native import ENGINE_STATES, SHARD_STATES, arm_from_environment, ffi, lib
+from shardmem.runtime import logs
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.checkpoint import Checkpoints, Stateless, fenced
 from shardmem.runtime.failures import Failures, OnError
@@ -45,7 +46,7 @@ class Worker:
         self._lease = held
         lib.sm_worker_enter(control.address, shard, os.getpid(), lib.sm_now_ns())
         self._inbox = control.open_inbox(shard)
-        self.reader = lib.sm_reader_new(control.address, self._inbox.address, shard, batch_rows)
+        self.reader = lib.sm_reader_new(control.address, control.geometry, self._inbox.address, shard, batch_rows)
         if self.reader == ffi.NULL:
             raise MemoryError("no memory for the reader of the inbox")
         self.batch = ffi.new("sm_batch *")
@@ -109,7 +110,7 @@ class Worker:
         view = self.control.view_seat(seat)
         text = (f"the lane of producer {seat} (pid {view.pid}) to shard {self.shard} is corrupt; it is left alone, other "
                 f"lanes go on")
-        log.error("%s", text)
+        log.error("%s", text, extra={"seat": seat})
         self.say_error(text)
 
 
@@ -134,15 +135,15 @@ def main() -> int:
     os.dup2(nothing, 0)
     reports = Reports(orders["reports"])
     os.set_inheritable(orders["reports"], False)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s shardmem[{orders['engine']}] shard "
-                                                                      f"{orders['shard']} %(levelname)s %(message)s")
+    settings = orders["settings"]
+    logs.set_up(settings["log_format"], settings["log_level"], orders["engine"], orders["shard"])
     worker = None
     # A terminal's Ctrl-C goes to the whole process group; the supervisor decides what it means for workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        settings = orders["settings"]
         worker = Worker(Control.attach(orders["engine"]), orders["shard"], batch_rows=settings["batch_rows"],
                         spin_us=settings["spin_us"])
+        logs.incarnate(worker.incarnation)
         handler = HandlerRef(**orders["handler"]).load()
         optional(handler, "open")(Context(orders["engine"], orders["shard"], worker.incarnation, worker.control.slots,
                        logging.getLogger(f"shardmem.handler.{orders['shard']}")))
@@ -176,8 +177,7 @@ def main() -> int:
         text = str(error) if isinstance(error, (HandlerError, BatchEscaped)) else f"{type(error).__name__}: {error}"
         worker.say_error(text)
         worker.set_phase("failed")
-        cause = error.__cause__ or error
-        log.error("%s\n%s", text, "".join(traceback.format_exception(type(cause), cause, cause.__traceback__)).rstrip())
+        log.error("%s", text, exc_info=error.__cause__ or error)
         reports.say(failed=text)
         return EXIT_FAILED
     worker.set_phase("stopped")
@@ -196,7 +196,7 @@ def _boot_failure(worker: Worker | None, reports: Reports, error: Exception) -> 
     text = str(error) if isinstance(error, ShardmemError) else f"{type(error).__name__}: {error}"
     cause = error.__cause__ or error
     trace = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
-    log.error("cannot start: %s\n%s", text, trace.rstrip())
+    log.error("cannot start: %s", text, exc_info=cause)
     if worker is not None:
         worker.say_error(text)
         worker.set_phase("failed")

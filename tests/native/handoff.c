@@ -68,7 +68,7 @@ static uint32_t find_moves(worker *w, uint32_t phase)
 {
     uint32_t slots[SLOTS], left = 0;
     uint64_t numbers[SLOTS];
-    uint32_t n = sm_moves_at(e.control, w->shard, phase, slots, numbers, SLOTS);
+    uint32_t n = sm_moves_at(e.control, &e.g, w->shard, phase, slots, numbers, SLOTS);
     for (uint32_t i = 0; i < n; i++) {
         sm_move_view v;
         sm_view_move(e.control, slots[i], &v);

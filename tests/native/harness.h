@@ -123,7 +123,7 @@ static inline uint32_t shard_of_int(const engine *e, uint64_t key) { return (uin
 static inline sm_sender *take_seat(engine *e, uint32_t seat)
 {
     sm_seat_enter(e->control, seat, getpid(), (uint64_t)sm_now_ns());
-    sm_sender *s = sm_sender_new(e->control, seat);
+    sm_sender *s = sm_sender_new(e->control, &e->g, seat);
     CHECK(s, "no memory for a sender");
     return s;
 }
@@ -138,7 +138,7 @@ static inline void leave_seat(engine *e, sm_sender *s, uint32_t seat)
 static inline sm_reader *take_shard(engine *e, uint32_t shard, uint32_t max_rows)
 {
     sm_worker_enter(e->control, shard, getpid(), (uint64_t)sm_now_ns());
-    sm_reader *r = sm_reader_new(e->control, e->inbox[shard], shard, max_rows);
+    sm_reader *r = sm_reader_new(e->control, &e->g, e->inbox[shard], shard, max_rows);
     CHECK(r, "no memory for a reader");
     sm_worker_phase(e->control, shard, SM_PHASE_READY);
     return r;

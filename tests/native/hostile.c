@@ -4,114 +4,22 @@
  * lane is read or written (the lanes beside it are pages without access), nothing overflows, calls return OK or
  * SM_CORRUPT, and the lane of an honest producer in the same inbox goes on undisturbed.
  *
- * Then single lies, each of which has to be found; the same for the words that a sender reads of the control segment;
- * and for segments found at attach.
+ * Then single lies, each of which has to be found, those of a worker's predecessor, too; the same for the words that a sender
+ * reads of the control segment; and for segments found at attach.
  */
-#include "harness.h"
+#include "mad.h"
+
+#include <signal.h>
 
 enum { HONEST = 0, MAD = 2, SEATS = 4, ROUNDS = 6, MOST_ROWS = 100, LARGEST = 1900 };
 
 typedef struct row { uint64_t key, nth, filler[2]; } row;
 
-static engine e;
-static uint64_t rng, sink, reach, corrupt, batches, pushed, received;
+static uint64_t sink, reach, corrupt, batches, pushed, received;
 static sm_sender *honest, *mad;
 static sm_reader *reader;
-static sm_lane *lane;
 
 static uint64_t length_of(uint64_t nth) { return 8 + mix(nth) % 90; }
-
-/* ---- what the mad one does ------------------------------------------------------------------------------------------------ */
-
-static uint64_t strange(uint64_t now)
-{
-    uint64_t n = e.g.lane_bytes;
-    const uint64_t values[] = {0, 1, 15, 16, 17, 32, 40, 47, 48, 63, 64, n / 2 - 16, n / 2, n / 2 + 16, n - 16, n, n + 16,
-                               SM_CHUNK, SM_CHUNK + 1, INT32_MAX, UINT64_C(1) << 31, UINT32_MAX, INT64_MAX, UINT64_C(1) << 63, UINT64_MAX,
-                               now + 1, now - 1, now + 16, now - 16, now + n, now - n, now << 1, now | 1,
-                               draw(&rng), draw(&rng) >> 32, draw(&rng) >> 48, draw(&rng) >> 56};
-    return below(&rng, 4) ? values[below(&rng, sizeof values / sizeof *values)] : now ^ UINT64_C(1) << below(&rng, 64);
-}
-
-static void spoil64(_Atomic uint64_t *word)
-{
-    atomic_store_explicit(word, strange(atomic_load_explicit(word, memory_order_relaxed)), memory_order_relaxed);
-}
-
-static void spoil_word(void)
-{
-    _Atomic uint64_t *words[] = {&lane->tail, &lane->tail, &lane->tail, &lane->head, &lane->evict, &lane->waiting,
-                                 &lane->accepted[0], &lane->accepted[1], &lane->ledger[0].ledger_handled};
-    spoil64(words[below(&rng, sizeof words / sizeof *words)]);
-}
-
-/* mostly where a frame begins: at the head, or behind a frame that begins there */
-static sm_frame *some_frame(void)
-{
-    uint64_t mask = e.g.lane_bytes - 1, at = sm_position(atomic_load_explicit(&lane->head, memory_order_relaxed));
-    if (below(&rng, 8) == 0)
-        at = below(&rng, e.g.lane_bytes) & ~UINT64_C(15);
-    for (uint64_t hops = below(&rng, 6); hops; hops--) {
-        uint32_t length = ((sm_frame *)(sm_lane_data(lane) + (at & mask)))->length;
-        if (!length || length % 16 || length > e.g.lane_bytes - (at & mask))
-            break;
-        at += length;
-    }
-    return (sm_frame *)(sm_lane_data(lane) + (at & mask));
-}
-
-/* 16 bytes are always left behind a frame's address, its header may not be */
-static int whole(const sm_frame *f) { return (uint8_t *)f + sizeof *f <= sm_lane_data(lane) + e.g.lane_bytes; }
-
-static void spoil_frame(void)
-{
-    sm_frame *f = some_frame();
-    switch (below(&rng, whole(f) ? 8 : 2)) {
-    case 0: f->length = (uint32_t)strange(f->length); break;
-    case 1: f->kind = below(&rng, 3) ? (uint16_t)(below(&rng, 2) ? SM_FRAME_PAD : SM_FRAME_DATA) : (uint16_t)draw(&rng); break;
-    case 2: f->rows = (uint32_t)strange(f->rows); break;
-    case 3: f->bytes = (uint32_t)strange(f->bytes); break;
-    case 4: f->position = strange(f->position); break;
-    case 5: f->sequence = strange(f->sequence); break;
-    case 6: f->sent_ns = (int64_t)strange((uint64_t)f->sent_ns); break;
-    case 7: f->length = (uint32_t)(f->length - 16 + 32 * below(&rng, 2)); break;
-    }
-}
-
-static void spoil_entry(void)
-{
-    sm_frame *f = some_frame();
-    if (!whole(f) || f->rows > SM_CHUNK)
-        return;
-    sm_index *entry = (sm_index *)((uint8_t *)f + sm_prefix(f->rows)) + below(&rng, f->rows + 1);
-    if ((uint8_t *)(entry + 1) > sm_lane_data(lane) + e.g.lane_bytes)
-        return;
-    switch (below(&rng, 4)) {
-    case 0: entry->end = (uint32_t)strange(entry->end); break;
-    case 3: entry->end = f->bytes = (uint32_t)strange(f->bytes); break; /* a lie that agrees with itself */
-    case 1: entry->meta = (uint32_t)strange(entry->meta); break;
-    case 2: entry->key = strange(entry->key); break;
-    }
-}
-
-static void spoil_bytes(void)
-{
-    uint8_t *from = below(&rng, 2) ? (uint8_t *)lane : (uint8_t *)some_frame();
-    uint64_t room = (uint64_t)(sm_lane_data(lane) + e.g.lane_bytes - from), span = below(&rng, 2) ? 64 : 640;
-    for (uint64_t n = 1 + below(&rng, 4); n; n--)
-        from[below(&rng, span < room ? span : room)] ^= (uint8_t)(1 << below(&rng, 8));
-}
-
-static void spoil(void)
-{
-    for (uint64_t n = below(&rng, 3); n; n--)
-        switch (below(&rng, 8)) {
-        case 0: case 1: spoil_word(); break;
-        case 2: case 3: case 4: spoil_frame(); break;
-        case 5: case 6: spoil_entry(); break;
-        case 7: spoil_bytes(); break;
-        }
-}
 
 /* ---- what the others do ---------------------------------------------------------------------------------------------------- */
 
@@ -336,7 +244,7 @@ static void lie(int which)
     case POSITION_OF_ANOTHER: f->position -= e.g.lane_bytes; break;
     case PAD_TOO_SHORT: f->kind = SM_FRAME_PAD; break;
     case PAD_AT_TAIL: f->kind = SM_FRAME_PAD; f->length = (uint32_t)(e.g.lane_bytes - first->length); put = e.g.lane_bytes; break;
-    case END_BEYOND_BYTES: index[0].end = f->bytes + 1; break;
+    case END_BEYOND_BYTES: index[1].end = f->bytes + 1; break;
     case END_FELL: index[1].end = index[0].end - 1; break;
     case KEY_BEYOND_EVENT: index[0].meta = (uint32_t)SM_KEY_BYTES << 30 | 21; break;
     }
@@ -352,6 +260,25 @@ static void lie(int which)
     CHECK((status == SM_OK) == (which == NO_LIE), "lie %d was believed", which);
     CHECK(sm_next(r, 0, 0, &b) == SM_OK && !b.rows, "lie %d is said once", which);
     CHECK(sm_sender_broken(mad, 0) == (which != NO_LIE), "lie %d: its producer would wait for room for ever", which);
+    sm_reader_free(r);
+    leave_seat(&e, mad, MAD);
+    engine_free(&e);
+}
+
+/* More rows than any frame has, in a frame that is long enough for them: what is laid out by rows is laid out for SM_CHUNK. */
+static void lie_in_a_long_frame(void)
+{
+    e = engine_new(1, SEATS, 1 << 18, 0);
+    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD);
+    mad = take_seat(&e, MAD);
+    mend(&e, mad, SM_NEED_LANE, 0, NULL);
+    uint32_t rows = SM_CHUNK + 1, length = (uint32_t)sm_round(sm_prefix(rows) + rows * sizeof(sm_index), 16);
+    *(sm_frame *)sm_lane_data(lane) = (sm_frame){.length = length, .kind = SM_FRAME_DATA, .rows = rows};
+    atomic_store_explicit(&lane->tail, length, memory_order_relaxed);
+    sm_reader *r = take_shard(&e, 0, 2 * SM_CHUNK);
+    sm_batch b;
+    CHECK(sm_next(r, 0, 0, &b) == SM_CORRUPT && !b.rows && b.broken_seat == MAD, "%llu rows in one frame",
+          (unsigned long long)b.rows);
     sm_reader_free(r);
     leave_seat(&e, mad, MAD);
     engine_free(&e);
@@ -426,6 +353,150 @@ static void lie_about_the_head(void)
         leave_seat(&e, mad, MAD);
         engine_free(&e);
     }
+}
+
+static void lie_in_the_frame_being_filled(int number)
+{
+    (void)number;
+    for (uint64_t at = 0; at < e.g.lane_bytes / 2; at += 16) { /* whichever it is */
+        sm_frame *f = (sm_frame *)(sm_lane_data(lane) + at);
+        if (f->kind == SM_FRAME_DATA && f->position == at)
+            f->length += 13, f->rows = 77;
+    }
+}
+
+/* Somebody writes into a frame before it is published: the producer goes by what it claimed, or its tail would lead it astray
+ * and its next frame out of the lane. */
+static void lie_before_publishing(uint32_t row_bytes, int many)
+{
+    static uint8_t data[64];
+    static const uint64_t keys[] = {2, 2}, offsets[] = {0, 20, 50};
+    sm_columns columns = {.n = 2, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets, .data_bytes = sizeof data};
+    static sm_cursor c;
+    uint64_t tail[2], head;
+    sm_lane_view v;
+    e = engine_new(1, SEATS, 4096, row_bytes);
+    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD);
+    mad = take_seat(&e, MAD);
+    mend(&e, mad, SM_NEED_LANE, 0, NULL);
+    signal(SIGUSR1, lie_in_the_frame_being_filled);
+    for (int i = 0; i < 2; i++) {
+        memset(&c, 0, sizeof c);
+        if (i)
+            sm_point_arm(SM_POINT_SEND_COPIED, 1, SIGUSR1);
+        CHECK((many ? sm_push_columns(mad, &columns, &c) : push(mad, 2, 0, 8)) == SM_OK, "push");
+        CHECK(sm_sender_position(mad, 0, &tail[i], &head) == SM_OK, "position");
+    }
+    sm_view_lane(e.inbox[0], &e.g, MAD, &v);
+    CHECK(tail[1] == 2 * tail[0] && v.tail == tail[1], "two equal frames end at %llu and %llu, the lane at %llu",
+          (unsigned long long)tail[0], (unsigned long long)tail[1], (unsigned long long)v.tail);
+    CHECK(v.accepted < 77, "%llu rows were never pushed", (unsigned long long)v.accepted);
+    leave_seat(&e, mad, MAD);
+    engine_free(&e);
+}
+
+/* A predecessor gone mad: its record says that all that is to come in one lane is suspect. The other lanes flow. */
+static void lie_about_suspects(void)
+{
+    e = engine_new(1, SEATS, 4096, 0);
+    mad = take_seat(&e, MAD);
+    honest = take_seat(&e, HONEST);
+    mend(&e, mad, SM_NEED_LANE, 0, NULL);
+    mend(&e, honest, SM_NEED_LANE, 0, NULL);
+    CHECK(push(mad, 2, 0, 8) == SM_OK && push(honest, 1, 0, 8) == SM_OK, "push");
+    atomic_store_explicit(&sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD)->suspect, UINT64_MAX, memory_order_relaxed);
+    atomic_store_explicit(&sm_shard_at(e.control, 0)->attempt_limit, 1000, memory_order_relaxed);
+    sm_reader *r = take_shard(&e, 0, 4);
+    sm_batch b;
+    for (int i = 0, is_there = 0; !is_there; i++) {
+        CHECK(i < 100, "one lane of suspects without an end keeps the others waiting");
+        CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows <= 4, "%llu rows in a batch of at most 4", (unsigned long long)b.rows);
+        for (uint32_t k = 0; k < b.spans; k++)
+            is_there |= b.span[k].seat == HONEST;
+        CHECK(sm_commit(r) == SM_OK && push(mad, 2, 0, 8) == SM_OK, "commit and push");
+    }
+    sm_reader_free(r);
+    leave_seat(&e, honest, HONEST);
+    leave_seat(&e, mad, MAD);
+    engine_free(&e);
+}
+
+/* The record of the batch in hand is emptied under it. The batch failed all the same, and comes before what is behind it. */
+static void lie_about_the_batch_in_hand(void)
+{
+    e = engine_new(1, SEATS, 4096, 0);
+    honest = take_seat(&e, HONEST);
+    mend(&e, honest, SM_NEED_LANE, 0, NULL);
+    for (uint64_t nth = 0; nth < 24; nth++)
+        CHECK(push(honest, 1, nth, 8) == SM_OK, "push");
+    sm_reader *r = take_shard(&e, 0, 16);
+    sm_batch b;
+    CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 16, "16 of 24");
+    atomic_store_explicit(&sm_shard_at(e.control, 0)->attempt_rows, 0, memory_order_relaxed);
+    CHECK(sm_failed(r, 0) == SM_OK && sm_next(r, 0, 0, &b) == SM_OK, "failed");
+    CHECK(b.rows == 8 && b.span[0].sequence == 0, "%llu rows from %llu on", (unsigned long long)b.rows,
+          (unsigned long long)b.span[0].sequence);
+    sm_reader_free(r);
+    leave_seat(&e, honest, HONEST);
+    engine_free(&e);
+}
+
+/* Rows are deferred when their lane turns out to be damaged further on: they are committed, and nothing hurries for its sake. */
+static void lie_behind_deferred_rows(int about_their_tail)
+{
+    uint32_t pressed, awaited, n;
+    sm_lane_view v;
+    e = engine_new(1, SEATS, 4096, 0);
+    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD);
+    mad = take_seat(&e, MAD);
+    honest = take_seat(&e, HONEST);
+    mend(&e, mad, SM_NEED_LANE, 0, NULL);
+    mend(&e, honest, SM_NEED_LANE, 0, NULL);
+    for (int i = 0; i < 5; i++)
+        CHECK(push(mad, 2, 0, 440) == SM_OK, "push");
+    sm_reader *r = take_shard(&e, 0, 64);
+    sm_batch b;
+    sm_defer_commits(r);
+    CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 5 && sm_defer(r) == SM_OK, "five events");
+    CHECK(sm_deferred(r, &pressed, &awaited) == 5 && pressed, "half a lane is handled and not committed");
+    CHECK(push(mad, 2, 0, 440) == SM_OK, "push");
+    ((sm_frame *)(sm_lane_data(lane) + (sm_position(atomic_load_explicit(&lane->tail, memory_order_relaxed)) - 512)))->rows = 0;
+    if (about_their_tail)
+        atomic_store_explicit(&lane->tail, 16, memory_order_relaxed);
+    CHECK(sm_next(r, 0, 0, &b) == SM_CORRUPT && b.broken_seat == MAD, "the sixth event");
+    sm_ranges(r, &n);
+    CHECK(n == 1 && sm_commit_deferred(r) == (about_their_tail ? SM_CORRUPT : SM_OK), "commit of %u ranges", n);
+    sm_view_lane(e.inbox[0], &e.g, MAD, &v);
+    CHECK(v.handled == (about_their_tail ? 0 : 5), "%llu events of the broken lane count as handled", (unsigned long long)v.handled);
+    CHECK(push(honest, 1, 0, 8) == SM_OK && sm_next(r, 0, 0, &b) == SM_OK && b.rows == 1 && sm_defer(r) == SM_OK, "another lane");
+    atomic_store_explicit(&lane->waiting, 99, memory_order_relaxed);
+    CHECK(sm_deferred(r, &pressed, &awaited) == 1 && !pressed && !awaited, "each batch is a checkpoint because of a broken lane");
+    sm_reader_free(r);
+    leave_seat(&e, honest, HONEST);
+    leave_seat(&e, mad, MAD);
+    engine_free(&e);
+}
+
+/* Ranges of one lane that cannot be do not keep those of another from being committed. */
+static void lie_among_ranges(void)
+{
+    e = engine_new(1, SEATS, 4096, 0);
+    honest = take_seat(&e, HONEST);
+    mend(&e, honest, SM_NEED_LANE, 0, NULL);
+    CHECK(push(honest, 1, 0, 8) == SM_OK && push(honest, 1, 1, 8) == SM_OK, "push");
+    sm_reader *r = take_shard(&e, 0, 1);
+    sm_batch b;
+    uint32_t n;
+    sm_defer_commits(r);
+    CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 1 && sm_defer(r) == SM_OK, "one of two");
+    sm_range ranges[] = {{.seat = MAD, .to = 64}, {.seat = UINT32_MAX}, *sm_ranges(r, &n)};
+    sm_reader_free(r);
+    r = take_shard(&e, 0, 1);
+    CHECK(sm_commit_ranges(r, ranges, 3) == SM_CORRUPT, "lanes that nobody opened were believed");
+    CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 1 && b.span[0].sequence == 1, "what was saved is handled twice");
+    sm_reader_free(r);
+    leave_seat(&e, honest, HONEST);
+    engine_free(&e);
 }
 
 /* ---- the control segment ----------------------------------------------------------------------------------------------------- */
@@ -529,9 +600,18 @@ int main(int argc, char **argv)
     lanes(sizeof(row), 0.3);
     for (int which = NO_LIE; which < LIES; which++)
         lie(which);
+    lie_in_a_long_frame();
     lie_while_gathering();
     lie_before_the_commit();
     lie_about_the_head();
+    lie_before_publishing(0, 0);
+    lie_before_publishing(0, 1);
+    lie_before_publishing(sizeof(row), 0);
+    lie_about_suspects();
+    lie_about_the_batch_in_hand();
+    lie_behind_deferred_rows(0);
+    lie_behind_deferred_rows(1);
+    lie_among_ranges();
     routes(0.15);
     attaching(0.15);
     return sink == 42; /* so that nothing is read for nothing */

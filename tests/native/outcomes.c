@@ -396,9 +396,9 @@ static void *look_for_moves(void *argument)
     uint32_t slots[1];
     uint64_t numbers[1];
     while (!stopped()) {
-        int gives = sm_moves_at(e.control, 1, SM_MOVE_DRAINING, slots, numbers, 1) == 1;
+        int gives = sm_moves_at(e.control, &e.g, 1, SM_MOVE_DRAINING, slots, numbers, 1) == 1;
         outcomes[!gives ? 0 : numbers[0] & 1 ? 1 : 2].count++;
-        int takes = sm_moves_at(e.control, 1, SM_MOVE_RELEASING, slots, numbers, 1) == 1;
+        int takes = sm_moves_at(e.control, &e.g, 1, SM_MOVE_RELEASING, slots, numbers, 1) == 1;
         outcomes[!takes ? 3 : numbers[0] & 1 ? 5 : 4].count++;
     }
     return NULL;

@@ -1,7 +1,7 @@
 """The C sources under sanitizers. The programs are C, with threads over one mapping: no sanitizer sees across processes.
 
 Each program's first comment says what it claims. They run with one seed, so that a red run is red again;
-SHARDMEM_NATIVE_SEED and SHARDMEM_NATIVE_SECONDS (2) make other and longer runs.
+SHARDMEM_NATIVE_SEED and SHARDMEM_NATIVE_SECONDS (2) make other and longer runs, SHARDMEM_FUZZ_EPISODES (12000) those of fuzz.
 """
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import pytest
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parents[1] / "csrc"
 PROGRAMS = sorted(path.stem for path in HERE.glob("*.c"))
+RUNS = [(program, sanitizer) for program in PROGRAMS for sanitizer in ("thread", "address,undefined")
+        if (program, sanitizer) != ("fuzz", "thread")]  # its second thread breaks every rule, on purpose
 FLAGS = ["-std=gnu11", "-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-pthread"]
 OPTIONS = {"TSAN_OPTIONS": "halt_on_error=1:exitcode=66", "ASAN_OPTIONS": "halt_on_error=1:exitcode=67:detect_leaks=0",
            "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
@@ -45,14 +47,14 @@ def build(program: str, sanitizer: str, directory: Path) -> Path:
 
 
 def run(command: list[str]) -> tuple[int, str]:
-    command = [*command, os.environ.get("SHARDMEM_NATIVE_SEED", "1"), os.environ.get("SHARDMEM_NATIVE_SECONDS", "2")]
+    length = ("SHARDMEM_FUZZ_EPISODES", "12000") if command[-1].endswith("/fuzz") else ("SHARDMEM_NATIVE_SECONDS", "2")
+    command = [*command, os.environ.get("SHARDMEM_NATIVE_SEED", "1"), os.environ.get(*length)]
     done = subprocess.run(command, env={**os.environ, **OPTIONS}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           encoding="utf-8", errors="replace")  # each ends itself by an alarm
     return done.returncode, done.stdout
 
 
-@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program, sanitizer", RUNS)
 def test_the_program_keeps_its_claims_and_the_sanitizer_has_nothing_to_report(program, sanitizer, tmp_path):
     built = build(program, sanitizer, tmp_path)
     status, output = run([str(built)])
@@ -65,4 +67,4 @@ def test_the_program_keeps_its_claims_and_the_sanitizer_has_nothing_to_report(pr
 
 
 def test_there_are_programs_to_run():
-    assert {"copies", "crash", "events", "hostile", "outcomes", "stream", "threads", "wakeups"} <= set(PROGRAMS)
+    assert {"copies", "crash", "events", "fuzz", "hostile", "outcomes", "stream", "threads", "wakeups"} <= set(PROGRAMS)

@@ -335,7 +335,7 @@ static void killed_ringer(int point)
     atomic_store_explicit(&sleeper, 0, memory_order_relaxed);
     pid_t producer = fork();
     if (producer == 0) {
-        sm_sender *heir = sm_sender_new(e.control, 0); /* the parent's is marked as the parent's */
+        sm_sender *heir = sm_sender_new(e.control, &e.g, 0); /* the parent's is marked as the parent's */
         sm_inbox *inbox = e.inbox[0];
         sm_sender_link(heir, 0, 1, inbox);
         while (atomic_load_explicit(&inbox->sleeping, memory_order_acquire) == 0)

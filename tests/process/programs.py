@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
 import sys
 import threading
@@ -15,7 +16,8 @@ from typing import Any, Callable
 import numpy as np
 
 import shardmem
-from shardmem.memory.native import arm_point
+from shardmem.memory.control import PAGE, Control
+from shardmem.memory.native import arm_point, ffi
 
 from recorder import payload, records
 from rig import PATIENCE, Log, drained, sleeps_in_futex, wait_until
@@ -88,8 +90,6 @@ def forked(work: Callable[[], None]) -> int:
 def reap(pid: int, timeout: float = PATIENCE) -> int:
     """Its exit code, negative for a signal. A child that does not end is killed and counts as killed by SIGALRM."""
     pidfd = os.pidfd_open(pid)
-    import select
-
     ended = select.select([pidfd], [], [], timeout)[0]
     os.close(pidfd)
     if not ended:
@@ -246,6 +246,60 @@ def push_until_over() -> None:
                 source.push(producer, methods[call % 3], 10, 50)
         except shardmem.NotRunning:
             reply(ended="NotRunning")
+
+
+def push_at_a_pace() -> None:
+    """Bursts of small calls with pauses between them, until a line comes; then waits until all is handled."""
+    orders = order()
+    chance, methods = random.Random(orders["producer"]), ["push", "push_many", "push_columns"]
+    with shardmem.connect(orders["engine"], wait=PATIENCE) as producer, Log(Path(orders["directory"])) as log:
+        source = Source(orders["producer"], log)
+        reply(ready=True)
+        while not select.select([sys.stdin], [], [], chance.expovariate(1 / orders["pause"]))[0]:
+            for _ in range(chance.randint(1, 8)):
+                source.push(producer, chance.choice(methods), chance.randint(1, 30), 100)
+        producer.flush(orders["patience"])
+    reply(pushed=sum(source._numbers))
+
+
+def push_until_told() -> None:
+    """Pushes without a pause until the next line comes, then flushes; or until an error, which is its reply."""
+    orders = order()
+    with shardmem.connect(orders["engine"]) as producer, Log(Path(orders["directory"])) as log:
+        source = Source(orders["producer"], log)
+        source.push(producer, "push_many", 20, 20)
+        reply(seat=producer.seat, pid=os.getpid())
+        try:
+            while not select.select([sys.stdin], [], [], 0)[0]:
+                source.push(producer, "push_many", 20, 20)
+            producer.flush(PATIENCE)
+        except shardmem.ShardmemError as error:
+            reply(error=type(error).__name__, text=str(error))
+        else:
+            reply(error=None)
+        order()
+
+
+def vandal() -> None:
+    """Flips bits of one producer's lanes, in frames and in the words that the producer writes, until each is found broken."""
+    orders = order()
+    control = Control.attach(orders["engine"])
+    draw, geometry, flips = random.Random(orders["seed"]), control.geometry, 0
+    inboxes = [control.open_inbox(shard) for shard in control.known_shards()]
+    lanes = [ffi.buffer(ffi.cast("uint8_t *", inbox.address) + geometry.lanes_offset + geometry.lane_stride * orders["seat"],
+                        geometry.lane_stride) for inbox in inboxes]
+    until = time.monotonic() + PATIENCE
+    started = time.monotonic()
+    while time.monotonic() - started < orders["seconds"] or not all(
+            lane.broken for inbox in inboxes for lane in inbox.lanes() if lane.seat == orders["seat"]):
+        for memory in lanes:
+            at = draw.randrange(PAGE, geometry.lane_stride) if draw.randrange(4) else draw.randrange(32)
+            memory[at] = bytes([memory[at][0] ^ 1 << draw.randrange(8)])
+            flips += 1
+        os.sched_yield()
+        if time.monotonic() > until:
+            break
+    reply(flips=flips)
 
 
 def push_some() -> None:

@@ -6,6 +6,7 @@ lock on a file that a test may hold, so that a test decides when a batch goes on
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import struct
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from shardmem import Batch, Context, Handler
+from shardmem.memory.native import arm_point
 
 from checker import HANDLED
 
@@ -101,6 +103,28 @@ class Recorder(Handler):
     def close(self) -> None:
         for descriptor in (self._log, *self._gates):
             os.close(descriptor)
+
+
+class Counting(Recorder):
+    """Keeps how many events of each slot it has handled."""
+
+    def open(self, context: Context) -> None:
+        super().open(context)
+        self.counts: dict[int, int] = {}
+
+    def handle(self, batch: Batch) -> None:
+        super().handle(batch)
+        for slot in batch.slots.tolist():
+            self.counts[slot] = self.counts.get(slot, 0) + 1
+
+    def snapshot(self, slot: int) -> bytes:
+        return b"%d" % self.counts.get(slot, 0)
+
+    def restore(self, slot: int, state: bytes) -> None:
+        self.counts[slot] = int(state)
+
+    def drop(self, slot: int) -> None:
+        self.counts.pop(slot, None)
 
 
 class Failing(Recorder):
@@ -211,6 +235,17 @@ class Hanging(Handler):
     def handle(self, batch: Batch) -> None: ...
 
 
+class Hesitating(Recorder):
+    """Waits in open() as long as somebody holds the lock `open-SHARD-INCARNATION`."""
+
+    def open(self, context: Context) -> None:
+        gate = os.open(Path(os.environ["RECORD_DIR"]) / f"open-{context.shard}-{context.incarnation}",
+                       os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(gate, fcntl.LOCK_SH)
+        os.close(gate)
+        super().open(context)
+
+
 NOT_A_HANDLER = 42
 
 
@@ -316,6 +351,58 @@ class Slow(Recorder):
     def handle(self, batch: Batch) -> None:
         time.sleep(0.005)
         super().handle(batch)
+
+
+POISON = 666
+
+
+def arm_when_told(path: Path) -> None:
+    """Once for each time that the file is written: it is removed when it is read. See rig.Rig.arm."""
+    try:
+        name, passes, number = path.read_text().split()
+        path.unlink()
+    except FileNotFoundError:
+        return
+    arm_point(name, int(passes), int(number))
+
+
+class Lingering(Recorder):
+    """Takes its time before and after it writes down what it handled, so that a kill finds a batch in hand. Raises at the
+    key POISON."""
+
+    def handle(self, batch: Batch) -> None:
+        arm_when_told(self.directory / f"arm-{self.context.shard}")
+        if POISON in batch.keys:
+            raise ValueError("poison")
+        time.sleep(0.001)
+        super().handle(batch)
+        time.sleep(0.002)
+
+
+class Counting(Lingering):
+    """Stateful: counts the events of each producer and key. Event n must find the count n: each is counted exactly once."""
+
+    def open(self, context: Context) -> None:
+        super().open(context)
+        self.counts: dict[int, dict[str, int]] = {}  # of each slot
+
+    def handle(self, batch: Batch) -> None:
+        for slot, (_, data) in zip(batch.slots.tolist(), batch):
+            producer, key, number, _ = parse(data)
+            counts, name = self.counts.setdefault(slot, {}), f"{producer}/{key}"
+            if (counted := counts.get(name, 0)) != number:
+                raise AssertionError(f"producer {producer}, key {key}: event {number} comes when {counted} are counted")
+            counts[name] = number + 1
+        super().handle(batch)
+
+    def snapshot(self, slot: int) -> bytes:
+        return json.dumps(self.counts.get(slot, {})).encode()
+
+    def restore(self, slot: int, state: bytes) -> None:
+        self.counts[slot] = json.loads(state)
+
+    def drop(self, slot: int) -> None:
+        self.counts.pop(slot, None)
 
 
 class Gated(Recorder):

@@ -22,7 +22,7 @@ from checker import EVENT, Logs, accounting, check
 
 HERE = Path(__file__).parent
 PATIENCE = 20.0  # a wait that lasts longer has failed; the machine may be busy
-SEND_POINTS = [name for name in points() if name.startswith("send.")]
+SEND_POINTS = [name for name in points() if name.startswith("send.")] + ["ring.taken"]
 SMALL_LANE = 4096
 
 
@@ -81,7 +81,12 @@ class Rig:
     @contextlib.contextmanager
     def hold(self, shard: int | None = None) -> Iterator[Callable[[], None]]:
         """No handler (of this shard) gets past its gate until the block ends, or what is yielded is called."""
-        gate = os.open(self.directory / ("gate" if shard is None else f"gate-{shard}"), os.O_RDWR | os.O_CREAT, 0o600)
+        with self.locked("gate" if shard is None else f"gate-{shard}") as release:
+            yield release
+
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[Callable[[], None]]:
+        gate = os.open(self.directory / name, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(gate, fcntl.LOCK_EX)
         try:
             yield lambda: fcntl.flock(gate, fcntl.LOCK_UN)
@@ -94,6 +99,12 @@ class Rig:
 
     def tell(self, name: str, text: str) -> None:
         (self.directory / name).write_text(text)
+
+    def arm(self, who: int | str, point: str, passes: int, number: int) -> Path:
+        """The worker of a shard (recorder.Lingering) or the supervisor (arming.Arming) sends itself the signal at that
+        point, once. The file that tells it so is gone when it has read it."""
+        self.tell("arming", f"{point} {passes} {number:d}")
+        return (self.directory / "arming").replace(self.directory / f"arm-{who}")  # whole, when it is there
 
 
 def drained(engine: shardmem.Engine | shardmem.Client) -> dict[str, Any]:
@@ -212,6 +223,12 @@ def keys_of_shard(shard: int, shards: int, count: int, slots: int = 1024) -> lis
             found.append(key)
         key += 1
     return found
+
+
+def is_stopped(pid: int) -> bool:
+    """By SIGSTOP."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "T"
 
 
 def sleeps_in_futex(pid: int, thread: int | None = None) -> bool:

@@ -82,7 +82,7 @@ def test_a_batch_that_is_used_after_its_end_raises_batch_escaped(rig: Rig, engin
 
 
 def test_a_handler_that_uses_an_old_batch_is_reported_like_any_that_fails(rig: Rig) -> None:
-    engine = rig.engine(None, handler="recorder:Careless", shards=1)
+    engine = rig.engine(None, handler="recorder:Careless", shards=1, on_error="stop")
     with pytest.raises(shardmem.HandlerError, match="raised BatchEscaped: .*" + USED_LATE), engine:
         with engine.producer() as producer, Log(rig.directory) as log:
             push(producer, log, 0, 1)

@@ -79,7 +79,7 @@ def test_a_flush_does_not_wait_for_other_producers(rig: Rig, engine_name: str) -
 
 def test_a_flush_after_a_failure_says_so_instead_of_waiting(rig: Rig, engine_name: str) -> None:
     rig.tell("poison", "0")
-    engine = rig.engine(None, handler="recorder:Failing", shards=1)
+    engine = rig.engine(None, handler="recorder:Failing", shards=1, on_error="stop")
     with pytest.raises(shardmem.HandlerError, match="cannot stand number 0"), engine:
         with engine.producer() as producer:
             producer.push(1, payload(0, 1, 0))

@@ -96,6 +96,16 @@ def test_a_worker_that_moves_again_in_time_is_left_alone(rig: Rig, engine_name: 
         assert shard_of(engine)["incarnation"] == before["incarnation"]
 
 
+def test_an_engine_ends_although_a_worker_is_stopped(rig: Rig, engine_name: str) -> None:
+    """It has been told to end, and cannot hear it."""
+    engine = rig.engine(engine_name, shards=2, stall_timeout=0.3).start()
+    with engine.producer() as producer, Log(rig.directory) as log:
+        push(producer, log, 1, range(5))
+        producer.flush(PATIENCE)
+    os.kill(shard_of(engine)["pid"], signal.SIGSTOP)
+    expect_clean(rig, engine.stop())
+
+
 def test_a_successor_of_a_worker_that_is_only_stopped_is_refused_and_after_the_kill_nothing_of_the_old_one_runs(
         rig: Rig, engine_name: str) -> None:
     """Given up for dead, it could wake again and write: so nobody may follow it before the kernel says that it is dead."""

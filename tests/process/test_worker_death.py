@@ -1,6 +1,7 @@
 """Workers are killed: nothing accepted is lost or reordered, at most the batch in hand comes again, and others notice nothing."""
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from typing import Any, Iterator
 import pytest
 
 import shardmem
+from shardmem.memory.control import Control
 from checker import accounting, check
 from recorder import payload
 from rig import PATIENCE, Log, Program, Rig, drained, expect_clean, keys_of_shard, segments_of, wait_until
@@ -125,7 +127,8 @@ def test_random_kills_of_workers_under_load_keep_every_promise(rig: Rig, engine_
 
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["source", "target"])
-def test_a_handoff_waits_for_the_next_life_of_a_worker_that_is_killed_in_the_middle(rig: Rig, engine_name: str, victim: int) -> None:
+def test_a_handoff_waits_for_the_next_life_of_a_worker_that_is_killed_in_the_middle(rig: Rig, engine_name: str,
+                                                                                   victim: int) -> None:
     keys = keys_of_shard(0, 2, 6)
     with rig.engine(engine_name, shards=2, batch_rows=ROWS) as engine, engine.producer() as producer, Log(rig.directory) as log:
         with rig.hold(0) as release:
@@ -166,6 +169,29 @@ def test_an_engine_that_drains_starts_a_killed_worker_again_and_drains(rig: Rig,
         ending.join(PATIENCE)
     assert not ending.is_alive()
     expect_clean(rig, engine.status(), duplicates=ROWS)
+    assert segments_of(engine_name) == []
+
+
+def test_workers_that_die_in_turn_while_an_engine_starts_do_not_keep_it_from_running(rig: Rig, engine_name: str) -> None:
+    """It waited for a moment at which all were ready; with deaths in turn there was none, and handoffs stood still."""
+    engine = rig.engine(engine_name, handler="recorder:Hesitating", shards=2)
+    with contextlib.ExitStack() as stack:
+        second_life, other_shard = (stack.enter_context(rig.locked(name)) for name in ("open-0-2", "open-1-1"))
+        starting = threading.Thread(target=engine.start, daemon=True)
+        starting.start()
+        control = Control.attach(engine_name, wait=PATIENCE)
+        wait_until(lambda: control.worker_phase(0) == "ready", "the first shard is ready")
+        os.kill(control.view_shard(0).pid, signal.SIGKILL)
+        wait_until(lambda: control.view_shard(0).incarnation == 2, "its second life has begun")
+        other_shard()
+        starting.join(PATIENCE)
+        assert not starting.is_alive() and control.worker_phase(0) == "booting"
+        second_life()
+        control.close()
+    with engine.producer() as producer:
+        producer.push_many(list(range(100)), [payload(1, key, 0) for key in range(100)])
+        producer.flush(PATIENCE)
+    engine.stop()
     assert segments_of(engine_name) == []
 
 

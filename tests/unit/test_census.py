@@ -20,7 +20,7 @@ from shardmem.config import Config
 from shardmem.control import census, collect
 from shardmem.control.census import KEEP, REMOVE, SKIP, EngineFacts, File, InboxFacts, Places, judge
 from shardmem.control.collect import Claim, gc
-from shardmem.control.supervisor import Supervisor
+from shardmem.control.takeover import take_role
 from shardmem.errors import AlreadyRunning, NotRunning, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.control import Control, Inbox
@@ -351,8 +351,7 @@ print(removed)
 
 def test_gc_never_takes_a_segment_from_a_supervisor_that_has_taken_it(name, places, monkeypatch):
     """Supervisors come and vanish, gc runs all the time: who has the role has the segment of that name, and its inbox."""
-    supervisor = Supervisor(Config.of(name=name, handler="json:loads", lane_bytes=4096, max_shards=1),
-                            HandlerRef.of("json:loads"))
+    config = Config.of(name=name, handler="json:loads", lane_bytes=4096, max_shards=1)
     chance, refused = random.Random(1), 0
     with subprocess.Popen([sys.executable, "-c", COLLECTOR, name, places.sockets], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE,
@@ -361,16 +360,16 @@ def test_gc_never_takes_a_segment_from_a_supervisor_that_has_taken_it(name, plac
         for life in range(40):
             while True:
                 try:
-                    supervisor._take_role()
+                    control, held, _ = take_role(config)
                     break
                 except AlreadyRunning:  # gc had just claimed it
                     refused += 1
-            assert supervisor.control.segment.is_current(), f"the segment was taken away from supervisor {life}"
-            Inbox.create(supervisor.control, 0, life + 1).close()
-            assert supervisor.control.segment.is_current(), f"the segment was taken away from supervisor {life}"
+            assert control.segment.is_current(), f"the segment was taken away from supervisor {life}"
+            Inbox.create(control, 0, life + 1).close()
+            assert control.segment.is_current(), f"the segment was taken away from supervisor {life}"
             assert os.path.exists(path_of(inbox_name(name, 0, life + 1))), f"the inbox was taken away from supervisor {life}"
-            supervisor._lease.release()
-            supervisor.control.close()
+            held.release()
+            control.close()
             over = time.perf_counter() + chance.random() * 0.004  # so that gc comes at every moment
             while time.perf_counter() < over:
                 pass

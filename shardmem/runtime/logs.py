@@ -1,0 +1,128 @@
+"""What supervisor and workers say on standard error: lines for people or JSON, who says it, and not the same for ever."""
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from datetime import datetime, timezone
+from typing import Any, TextIO
+
+PAUSE = 10.0   # seconds in which the same event is let through once
+KINDS = 1024   # different events that are remembered; a program that puts values into its format strings has no end of them
+_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "more"}
+
+
+class Who:
+    """Whose records these are. shard None: the supervisor's. incarnation None: it has none yet."""
+
+    def __init__(self, engine: str, shard: int | None = None) -> None:
+        self.engine, self.shard, self.incarnation = engine, shard, None
+
+    def __str__(self) -> str:
+        life = "" if self.incarnation is None else f"/{self.incarnation}"
+        return f"shardmem[{self.engine}] " + (f"supervisor{life}" if self.shard is None else f"shard {self.shard}{life}")
+
+    def fields(self) -> dict[str, Any]:
+        return {"engine": self.engine, "shard": self.shard, "incarnation": self.incarnation}
+
+
+class _Human(logging.Formatter):
+    def __init__(self, who: Who) -> None:
+        super().__init__("%(asctime)s")
+        self._who = who
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return f"{record.asctime} {self._who} {record.levelname} {record.message}{_more(record)}"
+
+
+class _Json(logging.Formatter):
+    """One object a line. What comes with `extra=` is there under its own name, unless that is the name of a field."""
+
+    def __init__(self, who: Who) -> None:
+        super().__init__()
+        self._who = who
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+        fields = {"ts": at, "level": record.levelname.lower(), "logger": record.name,
+                  "message": record.getMessage() + _more(record), **self._who.fields()}
+        for name, value in vars(record).items():
+            if name not in _PLAIN:
+                fields.setdefault(name, value)
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, default=str)
+
+
+def _more(record: logging.LogRecord) -> str:
+    more = getattr(record, "more", 0)
+    return f" ({more} more like this)" if more else ""
+
+
+class Repeats(logging.Filter):
+    """Lets the first of a kind pass, then one in PAUSE seconds, which says how many were held back since the one before.
+
+    A kind is a logger and a format string: a handler that fails on every batch, or a worker that cannot be started, would
+    fill the disk before anybody reads of it.
+    """
+
+    def __init__(self, clock: Any = time.monotonic) -> None:
+        super().__init__()
+        self._clock, self._lock = clock, threading.Lock()
+        # When one last passed, and how many were held back since. No record is kept: its arguments and its traceback may
+        # refer to a batch, whose memory nobody may refer to after the handler's return.
+        self._kinds: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind, now = (record.name, str(record.msg)), self._clock()
+        with self._lock:
+            passed, held = self._kinds.pop(kind, (now - PAUSE, 0))
+            if now - passed < PAUSE:
+                self._kinds[kind] = passed, held + 1
+                return False
+            if len(self._kinds) >= KINDS:
+                self._kinds.pop(next(iter(self._kinds)))  # the one that was not seen for longest
+            self._kinds[kind] = now, 0
+        record.more = held
+        return True
+
+    def held_back(self) -> dict[tuple[str, str], int]:
+        """How many of which kind were held back and not told of. They are forgotten with that."""
+        with self._lock:
+            found = {kind: held for kind, (_, held) in self._kinds.items() if held}
+            self._kinds.clear()
+        return found
+
+
+class _Stream(logging.StreamHandler):
+    def __init__(self, stream: TextIO, repeats: Repeats) -> None:
+        super().__init__(stream)
+        self._repeats = repeats
+        self.addFilter(repeats)
+
+    def close(self) -> None:
+        """At exit: of a kind that had no next one, the count is still owed."""
+        for (name, text), held in self._repeats.held_back().items():
+            self.emit(logging.LogRecord(name, logging.WARNING, __file__, 0, "%d more like this: %s", (held, text), None))
+        super().close()
+
+
+_who: Who | None = None
+
+
+def set_up(form: str, level: str, engine: str, shard: int | None = None, stream: TextIO | None = None) -> logging.Handler:
+    """All logging of this process. form: "human" or "json"."""
+    global _who
+    _who = Who(engine, shard)
+    handler = _Stream(stream or sys.stderr, Repeats())
+    handler.setFormatter(_Json(_who) if form == "json" else _Human(_who))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    return handler
+
+
+def incarnate(incarnation: int) -> None:
+    """From here on records say in which life of the shard, or of the supervisor, they were made."""
+    if _who is not None:
+        _who.incarnation = incarnation

@@ -1,0 +1,95 @@
+"""The examples for systemd, containers and Kubernetes are what they say they are."""
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shardmem.config import load
+from shardmem.console.cli import main
+from shardmem.control.doctor import Plan
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SERVICE = EXAMPLES / "service" / "shardmem@.service"
+MIB = 1 << 20
+
+
+def parsed(path):
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed: the YAML of the examples is not looked at")
+    return list(yaml.safe_load_all((EXAMPLES / path).read_text()))
+
+
+def understood(words):
+    """What the command line makes of `shardmem run engine.toml --shards 2`."""
+    assert words[0].rpartition("/")[2] == "shardmem", words
+    return main.commands[words[1]].make_context(words[1], list(words[2:])).params
+
+
+def unit():
+    found = configparser.RawConfigParser(strict=True, delimiters="=")
+    found.optionxform = str
+    found.read_string(SERVICE.read_text())
+    return found["Service"]
+
+
+def test_the_unit_is_valid_for_systemd(tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not here")
+    text = re.sub(r"(?m)^Documentation=.*\n", "", SERVICE.read_text())  # and the program has to exist
+    (tmp_path / "shardmem@.service").write_text(text.replace("/opt/shardmem/bin/shardmem", sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(tmp_path / "shardmem@ticks.service")],
+                          capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if "shardmem" in line]
+
+    assert not said, "\n".join(said)
+
+
+def test_the_unit_runs_a_command_that_there_is_and_drains_before_it_kills():
+    service = unit()
+
+    assert "human" != understood(service["ExecStart"].split())["log_format"]
+    assert ("notify", "mixed", "no") == (service["Type"], service["KillMode"], service["RemoveIPC"])
+    assert "DynamicUser" not in service and "PrivateTmp" not in service, "segments go, or commands do not find the socket"
+    assert "/dev/shm" in service["ReadWritePaths"]
+    assert "2 3 4" == service["RestartPreventExitStatus"]
+
+
+def test_the_image_ends_when_it_is_told_to():
+    last = [line for line in (EXAMPLES / "container" / "Dockerfile").read_text().splitlines() if line.startswith("CMD")][-1]
+
+    assert "engine.toml" == understood(json.loads(last.removeprefix("CMD ")))["target"]
+
+
+def test_the_shared_memory_of_the_compose_file_is_enough_for_its_settings():
+    (file,) = parsed("container/compose.yaml")
+    engine, producer = file["services"]["engine"], file["services"]["producer"]
+    config = load(None, {"name": "e", "handler": "m:f"}, engine["environment"])
+
+    assert "service:engine" == producer["ipc"] and "shareable" == engine["ipc"]
+    assert engine["shm_size"].endswith("m")
+    assert Plan.of_config(config).worst <= int(engine["shm_size"][:-1]) * MIB
+    assert engine["stop_grace_period"] == "2m" and engine["init"] is True
+
+
+def test_the_pod_has_memory_for_its_settings_and_drains_before_it_is_killed(tmp_path):
+    files, deployment = parsed("kubernetes/engine.yaml")
+    pod = deployment["spec"]["template"]["spec"]
+    (engine,) = pod["containers"]
+    for name, text in files["data"].items():
+        (tmp_path / name).write_text(text)
+    config = load(str(tmp_path / "engine.toml"), {}, {})
+    compile((tmp_path / "app.py").read_text(), "app.py", "exec")
+    (shm,) = [volume["emptyDir"] for volume in pod["volumes"] if "emptyDir" in volume]
+    stop = understood(engine["lifecycle"]["preStop"]["exec"]["command"])
+
+    assert "Memory" == shm["medium"] and shm["sizeLimit"].endswith("Mi")
+    assert {"name": "shm", "mountPath": "/dev/shm"} in engine["volumeMounts"]
+    assert Plan.of_config(config).worst <= int(shm["sizeLimit"][:-2]) * MIB
+    assert "engine.toml" == understood(engine["command"])["target"]
+    assert config.name == stop["name"] and 0 < stop["timeout"] < pod["terminationGracePeriodSeconds"]
