@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import stat
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, AsyncIterator, Awaitable, Callable
 
 import aiohttp
+import numpy as np
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
@@ -19,10 +21,11 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 from shardmem.control import api as module
 from shardmem.control.api import Api
 from shardmem.control.health import STALE, against_life, against_readiness
+from shardmem.control.metrics import buckets_of
 from shardmem.errors import AlreadyRunning, ConfigError, NotRunning
 from shardmem.memory.native import lib
 from shardmem.runtime.catalogue import FIGURES, HISTOGRAM
-from shardmem.runtime.snapshot import Observer
+from shardmem.runtime.snapshot import FLOORS_NS, Observer
 
 TOKEN = "open sesame"
 
@@ -237,6 +240,17 @@ def test_metrics_say_what_status_says_in_the_format_that_was_asked_for(loopback,
     while engine.take() is not None:
         engine.commit()
     run(engine, test)
+
+
+@pytest.mark.parametrize("bucket", [0, 35, 36, 37, 40, 134, 135, 159])
+def test_an_event_is_counted_from_the_bound_that_its_latency_is_below(bucket):
+    counts = np.zeros(lib.SM_HISTOGRAM, "u8")
+    counts[bucket] = 7
+    found = buckets_of(counts)
+    below = [float(bound) for bound, events in found if not events]
+    within = [float(bound) for bound, events in found if events == 7]
+    assert len(found) == len(below) + len(within) and math.inf == within[-1]
+    assert max(below, default=0) <= FLOORS_NS[bucket] / 1e9 < min(within)
 
 
 def test_health_says_why_not(loopback, sockets):
