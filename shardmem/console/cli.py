@@ -44,7 +44,7 @@ def main() -> None:
       shardmem run app:handle --name ticks --shards 2   run handle(batch) of app.py
       shardmem run engine.toml                          the same from a file
       shardmem ingest --engine ticks --format csv --key symbol ticks.csv
-      shardmem status ticks
+      shardmem status ticks; shardmem top ticks         as it is; as it goes
       shardmem scale 3; shardmem move 17,40-60 --to 1   while events flow
       shardmem quarantine list                          events that failed again and again
       shardmem stop ticks
@@ -163,6 +163,24 @@ def status(name: str | None, as_json: bool) -> None:
         from shardmem.console import render
 
         Console(highlight=False).print(render.status(document))
+
+
+@main.command()
+@click.argument("name", metavar="[ENGINE]", required=False)
+@click.option("--once", is_flag=True, help="Print one frame and end, as without a terminal.")
+@click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, help="Seconds between two looks.")
+def top(name: str | None, once: bool, interval: float) -> None:
+    """Watch an engine: shards, producers, handoffs, decisions. Works with its supervisor dead.
+
+    \b
+    + -  one shard more, one fewer        s  sort shards by id, rate, fill, busy
+    d    drain a shard                    p  pause the display
+    a    scale auto: back to the policy   q  quit; the engine goes on
+    """
+    from shardmem.console.top import run
+    from shardmem.control.client import only_engine
+
+    run(name or only_engine(), interval, once)
 
 
 @main.command()

@@ -182,9 +182,9 @@ class Observer:
         text = ffi.new("char[]", lib.SM_BOARD_BYTES)
         used = lib.sm_view_board(self.control.address, text)
         board = {"auto_scale": False, "decisions": [], "hot_slots": [], "lives": {}, "limits": Limits(), "http": None}
-        with contextlib.suppress(ValueError, TypeError):  # damaged: the next one comes with the supervisor's next tick
+        with contextlib.suppress(ValueError, TypeError, AttributeError):  # damaged: the next one comes with the supervisor's next tick
             said = json.loads(bytes(ffi.buffer(text, used)))
-            board |= {**said, "limits": Limits(**said["limits"])}
+            board |= {**said, "limits": Limits(**said.get("limits", {}))}
         return board
 
     def handoffs(self) -> list[dict[str, Any]]:

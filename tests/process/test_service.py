@@ -7,6 +7,8 @@ import socket
 
 import pytest
 
+from shardmem.console.top import Source
+
 from daemon import Daemon
 from rig import PATIENCE
 
@@ -66,3 +68,30 @@ def test_an_embedded_engine_does_not_speak_for_the_service_that_it_is_in(rig, en
         pass
 
     assert manager.silent(), "it said something"
+
+
+def test_top_shows_an_engine_without_supervisor_and_the_next_one_of_that_name(rig, engine_name):
+    source = None
+    try:
+        with Daemon(rig, engine_name, "--shards", "1") as daemon:
+            daemon.ready()
+            source = Source(engine_name)
+            assert (True, False) == (source.look()[0]["supervisor"]["alive"], source.look()[2])
+            daemon.kill_supervisor()
+            document, _, gone = source.look()
+            assert (False, False, [True]) == (document["supervisor"]["alive"], gone, [each["alive"] for each in document["shards"]])
+            with Daemon(rig, engine_name, "--shards", "1") as second:
+                second.ready()
+                assert source.look()[0]["supervisor"]["alive"]
+                second.process.send_signal(signal.SIGTERM)
+                assert 0 == second.end()[0]
+        assert source.look()[2], "its memory is gone"
+        with Daemon(rig, engine_name, "--shards", "2") as daemon:
+            daemon.ready()
+            document, _, gone = source.look()
+            assert (2, False) == (len(document["shards"]), gone)
+            daemon.process.send_signal(signal.SIGTERM)
+            assert 0 == daemon.end()[0]
+    finally:
+        if source is not None:
+            source.close()

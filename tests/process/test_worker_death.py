@@ -109,7 +109,7 @@ def test_random_kills_of_workers_under_load_keep_every_promise(rig: Rig, engine_
         for program in programs:
             program.hear()
         with Books(engine) as books:
-            until = time.monotonic() + 4
+            until = time.monotonic() + 3
             while time.monotonic() < until:
                 victim = chance.choice([shard for shard in engine.status()["shards"]])
                 if victim["alive"] and victim["phase"] == "ready":

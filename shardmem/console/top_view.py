@@ -1,0 +1,196 @@
+"""One frame of `shardmem top`. Pure: status documents in, lines of at most 80 columns out."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.text import Text
+
+from shardmem.console.render import accounting_line, count
+
+WIDTH = 80
+BAR = 8
+SORTS = ("id", "rate", "fill", "busy")
+HELP = """\
++ -   one shard more, one fewer (from then on by hand)
+a     back to the policy: scale auto
+d     drain a shard: its slots go to the others, it is removed
+s     sort shards by id, rate, fill, busy
+p     pause this display; the engine goes on
+q     quit this display; the engine goes on
+?     this help, and back
+fill: of its fullest lane. busy: share of time in the handler.
+p50, p99: from push to handled, since the worker began."""
+_COLORS = {"running": "green", "busy": "green", "idle": "green", "slow": "yellow", "starting": "yellow", "draining": "yellow",
+           "restarting": "yellow", "provisioning": "yellow", "failed": "bold red", "stuck": "bold red", "dead": "bold red",
+           "stopped": "red", "gone": "bold red"}
+_WELL = ("busy", "idle")
+_ASCII = str.maketrans({"█": "#", "░": ".", "·": "|"})
+
+
+@dataclass(frozen=True)
+class View:
+    """How to look at it. prompt: a question or the outcome of a command, instead of the line of keys."""
+
+    sort: str = "id"
+    paused: bool = False
+    help: bool = False
+    ascii: bool = False
+    gone: bool = False
+    prompt: str = ""
+    rows: int = 24
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Events per second of the engine between two documents; None: there is no earlier one."""
+
+    accepted: float | None = None
+    handled: float | None = None
+
+    @classmethod
+    def between(cls, before: dict[str, Any] | None, after: dict[str, Any], seconds: float) -> Rates:
+        if before is None or seconds <= 0:
+            return cls()
+        was, now = before["accounting"], after["accounting"]
+        return cls((now["accepted"] - was["accepted"]) / seconds, (now["handled"] - was["handled"]) / seconds)
+
+
+def frame(document: dict[str, Any], rates: Rates, view: View = View()) -> Text:
+    """As many lines as view.rows, at most. What is cut first are shards beyond those that fit, and it says how many."""
+    top = _head(document, rates, view)
+    last = Text(view.prompt, "bold") if view.prompt else Text(
+        f"{'PAUSED  ' if view.paused else ''}+/- shards  d drain  a auto  s sort by {view.sort}  p pause  q quit  ? help", "dim")
+    if view.help:
+        middle = [Text(), *(Text(line) for line in HELP.splitlines())]
+    else:
+        below = [*_producers(document), *_handoffs(document), *_decisions(document)]
+        room = view.rows - len(top) - 1 - len(below)
+        if room < 4:  # a small window: shards matter more
+            below = below[:max(0, len(below) + room - 4)]
+        middle = _shards(document, view.sort, max(4, view.rows - len(top) - 1 - len(below))) + below
+    lines = [_clean(line, view.ascii) for line in [*top, *middle][:max(1, view.rows - 1)] + [last]]
+    return Text("\n", no_wrap=True, overflow="crop", end="").join(lines)
+
+
+def _clean(line: Text, ascii: bool) -> Text:
+    """Errors and names are other people's text: what moves the cursor, or cannot be shown, must not reach the terminal."""
+    plain = line.plain.translate(_ASCII) if ascii else line.plain
+    plain = "".join(each if each.isprintable() and (each.isascii() or not ascii) else "?" for each in plain)
+    cleaned = Text(plain, line.style, spans=line.spans, no_wrap=True, overflow="crop")
+    cleaned.truncate(WIDTH, overflow="crop")
+    return cleaned
+
+
+def _head(document: dict[str, Any], rates: Rates, view: View) -> list[Text]:
+    engine, supervisor = document["engine"], document["supervisor"]
+    state = "gone" if view.gone else engine["state"]
+    first = Text()
+    first.append(f"{engine['name'][:28]}  ", "bold")
+    first.append(state, _COLORS.get(state, ""))
+    if supervisor["alive"]:
+        first.append(f"  up {duration(supervisor['uptime_s'])}")
+    first.append(f"  {len(document['shards'])} of {engine['max_shards']} shards, {'auto' if document['auto_scale'] else 'by hand'}"
+                 f"  in {_rate(rates.accepted)}  out {_rate(rates.handled)}")
+    lines = [first]
+    if view.gone:
+        lines.append(Text("its shared memory was removed: this is the last that was seen of it", "bold red"))
+    elif not supervisor["alive"]:
+        lines.append(Text("no supervisor: read from shared memory. Workers go on; commands need 'shardmem run'", "bold red"))
+    return lines + [Text(line) for line in wrapped(accounting_line(document["accounting"]).split(" · "))]
+
+
+def _shards(document: dict[str, Any], sort: str, room: int) -> list[Text]:
+    lines = [Text(f"{'shard':>5} {'state':<12} {'slots':>5} {'rate/s':>7} {'fill':<12} {'busy':>4} {'p50':>6} {'p99':>6} "
+                  f"{'in flight':>9} {'died':>4}", "bold underline")]
+    key = {"id": "id", "rate": "rate", "fill": "fill_ratio", "busy": "busy"}[sort]
+    shards = sorted(document["shards"], key=lambda shard: (shard[key] if sort == "id" else -shard[key], shard["id"]))
+    ill = [shard for shard in shards if shard["condition"] not in _WELL]
+    reasons = [Text(f"shard {shard['id']} {shard['condition']}: {shard['reason'] or shard['error']}", "red") for shard in ill[:3]]
+    fitting = max(1, room - 1 - len(reasons))
+    shown = shards if len(shards) <= fitting else shards[:max(1, fitting - 1)]
+    for shard in shown:
+        state = shard["state"] if shard["state"] in ("draining", "provisioning") else shard["condition"]
+        line = Text(f"{shard['id']:>5} ")
+        line.append(f"{state:<12.12}", _COLORS.get(state, ""))
+        line.append(f" {shard['slots']:>5} {_number(shard['rate']):>7} ")
+        full = min(BAR, max(0, round(shard["fill_ratio"] * BAR)))
+        line.append("█" * full, "red" if shard["fill_ratio"] > 0.7 else "green")
+        line.append("░" * (BAR - full), "dim")
+        line.append(f"{min(9.99, shard['fill_ratio']):>4.0%} {shard['busy']:>4.0%} {_latency(shard['latency_p50_us']):>6} "
+                    f"{_latency(shard['latency_p99_us']):>6} {_number(shard['in_flight']):>9} {shard['crashes']:>4}")
+        lines.append(line)
+    if len(shown) < len(shards):
+        lines.append(Text(f"      and {len(shards) - len(shown)} more shards: a larger window shows them, 's' sorts", "dim"))
+    return lines + reasons
+
+
+def _producers(document: dict[str, Any]) -> list[Text]:
+    alive = sorted((each for each in document["producers"] if each["alive"]), key=lambda each: (-each["rate"], each["seat"]))
+    parts = [f"pid {each['pid']} {_rate(each['rate'])}" + (
+        f" ({sum(each['refused'].values()):,} refused)" if any(each["refused"].values()) else "") for each in alive[:6]]
+    more = [f"and {len(alive) - 6} more"] if len(alive) > 6 else []
+    return [Text(line) for line in wrapped([f"producers: {len(alive)}", *parts, *more])]
+
+
+def _handoffs(document: dict[str, Any]) -> list[Text]:
+    moving = document["handoffs"]
+    if not moving:
+        return []
+    groups: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
+    for each in moving:
+        groups.setdefault((each["from"], each["to"], each["phase"]), []).append(each)
+    lines = [Text(f"slots in motion: {len(moving)}", "yellow")]
+    for (source, target, phase), slots in sorted(groups.items(), key=lambda item: -max(each["age_s"] for each in item[1]))[:3]:
+        late = any(each["late"] for each in slots)
+        lines.append(Text(f"  {len(slots)} from shard {source} to {target}, {phase} for {duration(max(s['age_s'] for s in slots))}"
+                          + (", LATE" if late else ""), "bold red" if late else ""))
+    return lines
+
+
+def _decisions(document: dict[str, Any]) -> list[Text]:
+    found = [each for each in reversed(document["decisions"])][:3]
+    lines = [Text("last decisions:")] if found else []
+    for each in found:
+        what = each["kind"] + (f" {each['count']}" if each["count"] else "")
+        again = f" (x{each['times']})" if each["times"] > 1 else ""
+        lines.append(Text(f"  {duration(each['age_s']):>6} ago  {what}: {each['reason']}{again}"))
+    return lines
+
+
+def wrapped(parts: list[str]) -> list[str]:
+    """Parts with a dot between them, in lines; no part is torn."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 3 + len(part) <= WIDTH:
+            lines[-1] += f" · {part}"
+        else:
+            lines.append(part)
+    return lines
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if hours < 1:
+        return f"{minutes}m{int(seconds % 60):02}s"
+    return f"{hours}h{minutes % 60:02}m" if hours < 48 else f"{hours // 24}d{hours % 24:02}h"
+
+
+def _number(value: float) -> str:
+    return count(value).replace(" ", "")
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{_number(value)}/s"
+
+
+def _latency(value: float | None) -> str:
+    """At most 6 columns."""
+    if value is None:
+        return "-"
+    for limit, divisor, unit in ((999.5, 1, "us"), (999_500, 1e3, "ms"), (float("inf"), 1e6, "s")):
+        if value < limit:
+            break
+    return f"{value / divisor:.1f}{unit}" if divisor > 1 and value / divisor < 99.5 else f"{value / divisor:.0f}{unit}"
