@@ -10,6 +10,7 @@ page of another origin can.
 """
 from __future__ import annotations
 
+import errno
 import fcntl
 import hmac
 import json
@@ -33,7 +34,7 @@ Command = Callable[[dict[str, Any]], Awaitable[Any]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-DYING = 2.0       # seconds for which the socket of a supervisor that is being killed may outlive its lease
+DYING = 2.0       # seconds for which the sockets of a supervisor that is being killed may outlive its lease
 CLOSE_GRACE = 5.0
 
 log = logging.getLogger("shardmem.api")
@@ -64,11 +65,17 @@ class Api:
             raise
 
     def _bind_tcp(self, port: int) -> None:
-        try:
-            listener = socket.create_server(("127.0.0.1", port))
-        except OSError as error:
-            raise ConfigError(f"http_port={port} cannot be listened on: {error.strerror}; choose another, or 0 for any free "
-                              f"one") from None
+        deadline = time.monotonic() + DYING
+        while True:
+            try:
+                listener = socket.create_server(("127.0.0.1", port))
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    why = os.strerror(error.errno or 0)
+                    raise ConfigError(f"http_port={port} cannot be listened on: {why}; choose another, or 0 for any free "
+                                      f"one") from None
+                time.sleep(0.02)
         self._listeners.append(listener)
         self.http = f"http://127.0.0.1:{listener.getsockname()[1]}"
 

@@ -185,13 +185,24 @@ def test_a_supervisor_that_ends_removes_no_socket_but_its_own(sockets):
     second.close()
 
 
-def test_a_port_that_is_taken_is_a_fault_of_the_setting_and_leaves_nothing_bound(sockets):
+def test_a_port_that_is_taken_is_a_fault_of_the_setting_and_leaves_nothing_bound(sockets, monkeypatch):
+    monkeypatch.setattr(module, "DYING", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         api = Api("e", port)
         with pytest.raises(ConfigError, match=f"^http_port={port} cannot be listened on"):
             api.bind()
         assert not os.path.exists(api.path)
+
+
+def test_the_port_of_a_supervisor_that_is_just_being_killed_is_waited_for(sockets, monkeypatch):
+    other = socket.create_server(("127.0.0.1", 0))
+    port = other.getsockname()[1]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda seconds: other.close()))
+    api = Api("e", port)
+    api.bind()
+    assert f"http://127.0.0.1:{port}" == api.http
+    api.close()
 
 
 # ---- what is answered ---------------------------------------------------------------------------------------------------
