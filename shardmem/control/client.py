@@ -14,7 +14,7 @@ from typing import Any, Callable
 from shardmem import errors
 from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory.control import Control
-from shardmem.memory.segment import engine_names
+from shardmem.memory.segment import engine_names, listed
 from shardmem.runtime.snapshot import Observer
 
 
@@ -128,4 +128,4 @@ def only_engine() -> str:
     if len(names) == 1:
         return names[0]
     raise NotRunning("no engine is running here; start one with 'shardmem run module:handler'" if not names else
-                     f"several engines are here, name one: {', '.join(names)}")
+                     f"several engines are here, name one: {listed(names)}")
