@@ -130,7 +130,9 @@ class Reports:
 def main() -> int:
     arm_from_environment()
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # a supervisor that finds it stuck wants to know where
-    orders = json.loads(sys.stdin.buffer.read())
+    if not (told := sys.stdin.buffer.read()):
+        return EXIT_BOOT  # its supervisor was killed before it could say for what; the next one starts another
+    orders = json.loads(told)
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     reports = Reports(orders["reports"])

@@ -5,6 +5,7 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 import shardmem
 from shardmem.control.client import socket_path
+from shardmem.control.process import python_command
 from shardmem.memory.control import Control
 from checker import accounting, check
 from daemon import Daemon
@@ -225,6 +227,11 @@ def test_a_stop_now_does_not_wait_for_a_move_whose_worker_is_dead(rig: Rig, engi
 def _ignoring(kind: type[Exception], call: Any, *values: Any) -> None:
     with contextlib.suppress(kind):
         call(*values)
+
+
+def test_a_worker_whose_supervisor_is_killed_before_it_gives_orders_ends_without_a_word() -> None:
+    ended = subprocess.run(python_command("shardmem.runtime.worker"), input=b"", capture_output=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, b"", b"")
 
 
 # ---- given up ----------------------------------------------------------------------------------------------------------------
