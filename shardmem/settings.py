@@ -96,7 +96,8 @@ class Setting:
             if isinstance(value, str):
                 match = re.fullmatch(r"\s*([0-9]+(?:_[0-9]+)*)\s*([A-Za-z]*)\s*", value)
                 if not match or match[2].upper() not in _BYTES:
-                    fault(f"{key}={value!r} is not a number (units: KiB, MiB, GiB, kB, MB, GB)")
+                    units = " (units: KiB, MiB, GiB, kB, MB, GB)" if self.unit == "bytes" else ""
+                    fault(f"{key}={value!r} is not a number{units}")
                     return self.default
                 value = int(match[1].replace("_", "")) * _BYTES[match[2].upper()]
         elif self.unit == "seconds":

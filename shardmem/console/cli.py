@@ -121,12 +121,13 @@ def _configured(target: str | None, flags: dict[str, Any]) -> Any:
     if target is None or target.endswith(".toml"):
         return sourced(target, flags, further=faults_of)
     if ":" not in target:
-        raise click.UsageError(f"{target!r} is neither a file that ends in .toml nor module:handler")
+        raise click.UsageError(f"{target!r} is neither a file that ends in .toml nor module:handler, as app:handle is for the "
+                               f"function handle of app.py")
     flags["name"] = flags["name"] or os.environ.get("SHARDMEM_NAME") or target.partition(":")[0].rpartition(".")[2]
     return sourced(None, {"handler": target, **flags}, further=faults_of)
 
 
-@main.command(cls=_WithSettings)
+@main.command(short_help="Show every setting, and where its value is from.", cls=_WithSettings)
 @click.argument("target", required=False)
 @click.option("--markdown", is_flag=True, hidden=True, help="Print docs/settings.md.")
 @as_json
@@ -231,7 +232,7 @@ def _ask(name: str | None, as_json: bool, command: str, **wanted: Any) -> None:
 engine_option = click.option("--engine", "name", help="Name of the engine; not needed if there is only one.")
 
 
-@main.command()
+@main.command(short_help="Run more or fewer shards, or let the policy decide.")
 @click.argument("shards")
 @engine_option
 @as_json
@@ -245,7 +246,7 @@ def scale(shards: str, name: str | None, as_json: bool) -> None:
     _ask(name, as_json, "scale", shards=shards if shards == "auto" else int(shards))
 
 
-@main.command()
+@main.command(short_help="Hand the slots of a shard to the others; remove it.")
 @click.argument("shard", type=click.IntRange(0))
 @engine_option
 @as_json
@@ -254,7 +255,7 @@ def drain(shard: int, name: str | None, as_json: bool) -> None:
     _ask(name, as_json, "drain", shard=shard)
 
 
-@main.command()
+@main.command(short_help="Move slots to a shard while events flow.")
 @click.argument("slots")
 @click.option("--to", "to", type=click.IntRange(0), required=True, help="The shard that is to own them.")
 @engine_option
@@ -272,7 +273,7 @@ def rebalance(name: str | None, as_json: bool) -> None:
     _ask(name, as_json, "rebalance")
 
 
-@main.command()
+@main.command(short_help="Fresh workers, with what the configuration says now.")
 @engine_option
 @as_json
 def reload(name: str | None, as_json: bool) -> None:
@@ -280,7 +281,7 @@ def reload(name: str | None, as_json: bool) -> None:
     _ask(name, as_json, "reload")
 
 
-@main.command()
+@main.command(short_help="Push lines, CSV or JSON lines into a running engine.")
 @click.argument("files", nargs=-1, type=click.Path(dir_okay=False, allow_dash=True))
 @click.option("--engine", help="Name of the engine; not needed if there is only one.")
 @click.option("--format", "form", type=click.Choice(["lines", "csv", "jsonl"]), default="lines", show_default=True)
@@ -321,7 +322,7 @@ def ingest(files: tuple[str, ...], engine: str | None, form: str, key: str | Non
                    + (", all handled" if wait else ""))
 
 
-@main.command()
+@main.command(short_help="Remove shared memory and sockets that nobody holds.")
 @click.argument("engines", nargs=-1)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--end-orphans", is_flag=True, help="TERM to workers whose supervisor is gone; then look at their engine.")
@@ -345,7 +346,7 @@ def gc(engines: tuple[str, ...], dry_run: bool, end_orphans: bool, discard: str 
         click.echo(collected(found, dry_run))
 
 
-@main.command()
+@main.command(short_help="Will an engine run well on this machine?")
 @click.argument("target", required=False)
 @as_json
 def doctor(target: str | None, as_json: bool) -> None:
@@ -383,7 +384,7 @@ def doctor(target: str | None, as_json: bool) -> None:
         sys.exit(EXIT_FAILED)
 
 
-@main.command()
+@main.command(short_help="See it work on 336,776 real flights.")
 @click.option("--shards", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--producers", type=click.IntRange(1, 32), default=2, show_default=True)
 @as_json

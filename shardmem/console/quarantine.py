@@ -18,7 +18,7 @@ engine_option = click.option("--engine", "name", help="Name of the engine; not n
 directory_option = click.option("--state-dir", help="Where the engine kept its files, if it is not running any more.")
 
 
-@click.group()
+@click.group(short_help="Events that kept failing: look, give back, throw away.")
 def quarantine() -> None:
     """Events that kept failing or killing their handler: look at them, give them back, throw them away."""
 

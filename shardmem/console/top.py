@@ -177,7 +177,7 @@ def once(engine: str, interval: float) -> None:
         document, rates, gone = source.look()
     finally:
         source.close()
-    console.print(frame(document, rates, View(ascii=is_plain(console), gone=gone, rows=1 << 16)), soft_wrap=True)
+    console.print(frame(document, rates, View(ascii=is_plain(console), gone=gone, keys=False, rows=1 << 16)), soft_wrap=True)
 
 
 def watch(engine: str, interval: float) -> None:

@@ -1,6 +1,7 @@
 """One frame of `shardmem top`. Pure: status documents in, lines of at most 80 columns out."""
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +31,15 @@ _ASCII = str.maketrans({"█": "#", "░": ".", "·": "|"})
 
 @dataclass(frozen=True)
 class View:
-    """How to look at it. prompt: a question or the outcome of a command, instead of the line of keys."""
+    """How to look at it. keys: whether there is a keyboard. prompt: a question or the outcome of a command, instead of the
+    line of keys."""
 
     sort: str = "id"
     paused: bool = False
     help: bool = False
     ascii: bool = False
     gone: bool = False
+    keys: bool = True
     prompt: str = ""
     rows: int = 24
 
@@ -69,7 +72,7 @@ def frame(document: dict[str, Any], rates: Rates, view: View = View()) -> Text:
         if room < 4:  # a small window: shards matter more
             below = below[:max(0, len(below) + room - 4)]
         middle = _shards(document, view.sort, max(4, view.rows - len(top) - 1 - len(below))) + below
-    lines = [_clean(line, view.ascii) for line in [*top, *middle][:max(1, view.rows - 1)] + [last]]
+    lines = [_clean(line, view.ascii) for line in [*top, *middle][:max(1, view.rows - 1)] + [last] * view.keys]
     return Text("\n", no_wrap=True, overflow="crop", end="").join(lines)
 
 
@@ -106,7 +109,8 @@ def _shards(document: dict[str, Any], sort: str, room: int) -> list[Text]:
     key = {"id": "id", "rate": "rate", "fill": "fill_ratio", "busy": "busy"}[sort]
     shards = sorted(document["shards"], key=lambda shard: (shard[key] if sort == "id" else -shard[key], shard["id"]))
     ill = [shard for shard in shards if shard["condition"] not in _WELL]
-    reasons = [Text(f"shard {shard['id']} {shard['condition']}: {shard['reason'] or shard['error']}", "red") for shard in ill[:3]]
+    reasons = [Text(line, "red") for shard in ill[:3]
+               for line in _sentence(f"shard {shard['id']} {shard['condition']}: {shard['reason'] or shard['error']}", "  ")]
     fitting = max(1, room - 1 - len(reasons))
     shown = shards if len(shards) <= fitting else shards[:max(1, fitting - 1)]
     for shard in shown:
@@ -154,8 +158,13 @@ def _decisions(document: dict[str, Any]) -> list[Text]:
     for each in found:
         what = each["kind"] + (f" {each['count']}" if each["count"] else "")
         again = f" (x{each['times']})" if each["times"] > 1 else ""
-        lines.append(Text(f"  {duration(each['age_s']):>6} ago  {what}: {each['reason']}{again}"))
+        lines += map(Text, _sentence(f"  {duration(each['age_s']):>6} ago  {what}: {each['reason']}{again}", " " * 14))
     return lines
+
+
+def _sentence(text: str, indent: str) -> list[str]:
+    """In two lines at most."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, max_lines=2, placeholder=" ...")
 
 
 def wrapped(parts: list[str]) -> list[str]:

@@ -15,11 +15,8 @@ from shardmem import errors
 from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.control import Control
-from shardmem.memory.segment import control_name, engine_names
+from shardmem.memory.segment import control_name, engine_names, listed
 from shardmem.runtime.snapshot import Observer
-
-
-NAMED = 8  # engines in one error
 
 
 class Client:
@@ -135,6 +132,4 @@ def only_engine() -> str:
         return found[0]
     if not found:
         raise NotRunning("no engine is running here; start one with 'shardmem run module:handler'")
-    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    raise NotRunning(f"several engines {'run' if running else 'have left their memory'} here, name one: "
-                     f"{', '.join(found[:NAMED])}{more}")
+    raise NotRunning(f"several engines {'run' if running else 'have left their memory'} here, name one: {listed(found)}")

@@ -13,7 +13,7 @@ import numpy as np
 from shardmem.errors import ConfigError, LayoutMismatch, NotRunning, SegmentCorrupt
 from shardmem.memory import lease
 from shardmem.memory.native import ENGINE_STATES, PHASES, REASONS, SHARD_STATES, ffi, lib
-from shardmem.memory.segment import Segment, control_name, engine_names, inbox_name, path_of
+from shardmem.memory.segment import Segment, control_name, engine_names, inbox_name, listed, path_of
 from shardmem.schema import Schema
 
 PAGE = 4096
@@ -121,7 +121,7 @@ class Control:
             except NotRunning as error:
                 if time.monotonic() >= deadline:
                     others = engine_names()
-                    here = f"engines here: {', '.join(others)}" if others else "no engine is running here"
+                    here = f"engines here: {listed(others, engine)}" if others else "no engine is running here"
                     raise NotRunning(f"no engine named {engine!r} ({error}); {here}; start one with "
                                      f"'shardmem run --name {engine} module:handler'") from None
                 time.sleep(0.01)

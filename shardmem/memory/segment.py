@@ -20,6 +20,7 @@ from shardmem.memory.native import ffi
 
 SHM_DIRECTORY = "/dev/shm"
 PREFIX = "shardmem."
+LISTED = 8  # names of engines in one message
 
 _untracked_lock = threading.Lock()
 
@@ -177,3 +178,12 @@ def engine_names() -> list[str]:
     suffix = ".control"
     return sorted(entry[len(PREFIX):-len(suffix)] for entry in os.listdir(SHM_DIRECTORY)
                   if entry.startswith(PREFIX) and entry.endswith(suffix))
+
+
+def listed(names: list[str], like: str = "") -> str:
+    """A few names for people, those first that may have been meant."""
+    if like:
+        import difflib
+
+        names = sorted(names, key=lambda name: -difflib.SequenceMatcher(None, like, name).ratio())
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")

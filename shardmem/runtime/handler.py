@@ -106,7 +106,11 @@ class HandlerRef:
             if inspect.isclass(found):
                 found = found()
         except Exception as error:
-            raise HandlerError(f"handler {self.name!r} cannot be loaded: {type(error).__name__}: {error}") from error
+            text = f"handler {self.name!r} cannot be loaded: {type(error).__name__}: {error}"
+            if isinstance(error, ModuleNotFoundError) and error.name == self.name.partition(":")[0].partition(".")[0]:
+                text += (f". Workers look in {os.getcwd()} and where Python looks: start in the directory that {error.name} is in, "
+                         f"or set PYTHONPATH")
+            raise HandlerError(text) from error
         if callable(getattr(found, "handle", None)):
             return found
         if not callable(found):

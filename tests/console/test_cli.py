@@ -11,8 +11,11 @@ import uuid
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import shardmem
+from shardmem.console.cli import main
+from shardmem.memory.segment import listed
 
 APP = '''
 import os, numpy as np
@@ -158,7 +161,7 @@ def test_a_bad_record_stops_ingest_with_file_line_field_and_value_or_is_skipped_
     (["run", "nonsense"], 2, "neither a file that ends in .toml nor module:handler"),
     (["run", "missing.toml"], 2, "there is no file missing.toml"),
     (["run", "app:nothing"], 3, "has no attribute 'nothing'"),
-    (["run", "nomodule:handle"], 3, "No module named 'nomodule'"),
+    (["run", "nomodule:handle"], 3, "No module named 'nomodule'. Workers look in /"),
     (["status", "no-such-engine"], 1, "no engine named 'no-such-engine'"),
     (["stop", "no-such-engine"], 1, "no engine named 'no-such-engine'"),
     (["ingest", "--engine", "no-such-engine"], 1, "no engine named 'no-such-engine'"),
@@ -214,3 +217,17 @@ def test_the_demo_for_people_prints_the_accounting_line(shell):
     text = shell("demo", "--shards", "1", "--producers", "1").stdout
     assert "offered 336,776 · accepted 336,776 · refused 0 · handled 336,776 · in flight 0" in text
     assert "N725MQ" in text
+
+
+def test_an_error_names_few_engines_and_the_likeliest_first():
+    names = [f"t{number}" for number in range(300)] + ["ticks"]
+
+    assert "ticks" == listed(names, "tikcs").split(", ")[0]
+    assert listed(names).endswith("t7 and 293 more") and "a, b" == listed(["a", "b"])
+
+
+def test_every_command_says_what_it_is_for_in_one_line_of_80_columns():
+    lines = CliRunner().invoke(main, ["--help"], terminal_width=80).output.partition("Commands:\n")[2].splitlines()
+
+    assert len(lines) == len(main.commands)
+    assert not [line for line in lines if line.endswith("...")]
