@@ -59,14 +59,18 @@ def test_health_metrics_and_commands_over_tcp(rig: Rig, engine_name: str) -> Non
             with rig.hold(0) as release:
                 producer.push_many(list(range(100)), [payload(1, key, 1) for key in range(100)])
                 rig.wait_held(0)
+                producer.push_many(list(range(100)), [payload(1, key, 2) for key in range(100)])
                 daemon.process.send_signal(signal.SIGTERM)
                 wait_until(lambda: ask(url, "/readyz")[1]["reasons"] == ["the engine is draining"], "it says that it drains")
                 assert ask(url, "/livez")[0] == 200, "an engine that drains is not one to be killed"
+                beat = client._control.view_engine().heartbeat_ns
+                wait_until(lambda: client._control.view_engine().heartbeat_ns > beat, "its heart beats while it drains")
                 status, answer = ask(url, "/scale", {"shards": 1}, Authorization="Bearer s3cret")
                 assert (status, answer["kind"]) == (409, "NotRunning")
                 assert ask(url, "/stop", {}, Authorization="Bearer s3cret")[1] == {"stopping": True}
                 release()
-            assert daemon.end()[0] == 0, "asked to stop again it went on draining"
+            code, last = daemon.end()
+            assert (code, last["status"]["accounting"]["handled"]) == (0, 300), "asked to stop again it did not drain"
     assert segments_of(engine_name) == []
 
 
@@ -82,6 +86,21 @@ def test_a_failed_shard_makes_an_engine_unready_and_leaves_it_alive(rig: Rig, en
         assert ask(url, "/livez")[0] == 200
         daemon.process.terminate()
         assert daemon.end()[0] == 1
+
+
+def test_the_next_supervisor_answers_where_the_killed_one_did(rig: Rig, engine_name: str) -> None:
+    with Daemon(rig, engine_name, "--shards", "1", "--http-port", "0") as first:
+        url = first.ready()["engine"]["http"]
+        first.kill_supervisor()
+        with shardmem.Client(engine_name) as client:
+            assert client.status()["engine"]["http"] is None, "where a dead supervisor listened is no use to anybody"
+            with Daemon(rig, engine_name, "--shards", "1", "--http-port", url.rpartition(":")[2]) as second:
+                assert second.ready()["engine"]["http"] == url
+                status, answer = ask(url, "/readyz")
+                assert (status, answer["reasons"]) == (200, [])
+                assert client.rebalance()["moved"] == [], "the socket is the second one's"
+                second.process.terminate()
+                assert second.end()[0] == 0
 
 
 def test_a_port_that_is_taken_ends_a_daemon_before_it_has_workers(rig: Rig, engine_name: str) -> None:
