@@ -208,7 +208,7 @@ int sm_defer(sm_reader *r)
     SM_POINT(COMMIT_ENTERED);
     if (sm_is_fenced(r))
         return SM_FENCED;
-    r->deferred_rows += sm_count_batch(r);
+    r->deferred_rows += sm_count_deferred(r);
     sm_attempt_succeeded(r);
     return SM_OK;
 }

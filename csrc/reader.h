@@ -54,7 +54,7 @@ int sm_advance_head(sm_reader *r, sm_end *e);
 void sm_release(sm_end *e);
 int sm_give_up(sm_end *e);
 void sm_slots_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count);
-uint64_t sm_count_batch(sm_reader *r);
+uint64_t sm_count_deferred(sm_reader *r);
 void sm_find_open_lanes(sm_reader *r);
 
 enum { SM_NO_SLOT = UINT32_MAX };

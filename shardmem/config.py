@@ -77,10 +77,15 @@ class Config:
     recycle_age: float | None = setting(None, "a worker that is older is replaced by a fresh one", "seconds", unset="never")
     recycle_rss: int | None = setting(None, "a worker with more resident memory is replaced by a fresh one", "bytes", least=1,
                                       most=1 << 62, unset="never")
-    log_format: str = setting("human", "what supervisor and workers write to standard error: lines for people, or JSON", "choice",
-                              choices=LOG_FORMATS)
+    log_format: str = setting("human", "what supervisor and workers write to standard error: lines for people, or JSON",
+                              "choice", choices=LOG_FORMATS)
     log_level: str | None = setting(None, "the least that is written there", "choice", choices=LOG_LEVELS,
                                     unset="info; of the supervisor of an embedded engine warning")
+
+    http_port: int | None = setting(None, "TCP port on 127.0.0.1 for status, metrics and health; 0: any free one, see "
+                                    "status", "number", least=0, most=65535, unset="none: the unix socket only")
+    http_token: str | None = setting(None, "commands over TCP have to show it as Authorization: Bearer; best given as "
+                                     "SHARDMEM_HTTP_TOKEN", unset="TCP is for reading", secret=True)
 
     @property
     def elastic(self) -> bool:
@@ -151,6 +156,8 @@ class Config:
         found = [fault for key, each in declared(Config).items() for fault in each.faults(getattr(self, key))]
         if self.stall_timeout < 0.25:
             found.append(f"stall_timeout={self.stall_timeout:g} is less than 0.25 s: an idle worker gives a sign every 0.1 s")
+        if self.http_token is not None and not self.http_token.strip():
+            found.append("http_token is empty: anybody could show that")
         if self.max_shards is not None and self.max_shards < self.start_shards:
             found.append(f"max_shards={self.max_shards} is less than the {self.start_shards} to start with "
                          f"({'shards' if self.shards is not None else 'min_shards'})")

@@ -27,12 +27,13 @@ _SWITCH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no
 
 
 def setting(default: Any, help: str, unit: str = "text", *, least: int | None = None, most: int | None = None,
-            power_of_two: bool = False, choices: tuple[str, ...] = (), unset: str = "not set") -> Any:
-    """A field. help: one line, no full stop. least, most: of a whole number. unset: what None stands for, in words."""
+            power_of_two: bool = False, choices: tuple[str, ...] = (), unset: str = "not set", secret: bool = False) -> Any:
+    """A field. help: one line, no full stop. least, most: of a whole number. unset: what None stands for, in words. secret:
+    its value is never shown."""
     if unit not in UNITS:
         raise ValueError(f"unit={unit!r} is not one of {', '.join(UNITS)}")
     return field(default=default, metadata=dict(help=help, unit=unit, least=least, most=most, power_of_two=power_of_two,
-                                                choices=choices, unset=unset))
+                                                choices=choices, unset=unset, secret=secret))
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Setting:
     power_of_two: bool
     choices: tuple[str, ...]
     unset: str
+    secret: bool
 
     @property
     def required(self) -> bool:
@@ -75,6 +77,8 @@ class Setting:
             return "required"
         if value is None:
             return self.unset
+        if self.secret:
+            return "set, and not shown"
         if self.unit == "switch":
             return "true" if value else "false"
         if self.unit in ("number", "bytes", "microseconds") and isinstance(value, int):
@@ -110,7 +114,7 @@ class Setting:
                 fault(f"{key}={value!r} is neither true nor false")
                 return self.default
         elif self.unit == "text" and not isinstance(value, str):
-            fault(f"{key}={value!r} is not text")
+            fault(f"{key}={'...' if self.secret else repr(value)} is not text")
             return None if self.required else self.default
         return value
 

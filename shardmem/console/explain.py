@@ -59,7 +59,8 @@ def _row(each: Setting, name: str, value: Any, origin: Any, text: str | None = N
     def plain(thing: Any) -> Any:
         return thing if thing is None or isinstance(thing, (bool, int, float, str, dict)) else str(thing)
 
-    return {"name": name, "value": plain(None if each.required and value is each.default else value),
+    shown = each.text(value) if each.secret else plain(None if each.required and value is each.default else value)
+    return {"name": name, "value": shown,
             "text": text or each.text(value), "unit": each.unit, "required": each.required,
             "default": None if each.required else plain(each.default), "default_text": each.text(each.default),
             "from": origin.kind if origin else "default", "place": origin.text if origin else "default",

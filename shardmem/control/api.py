@@ -1,83 +1,237 @@
-"""The control API: HTTP over a unix socket that only its user can reach."""
+"""The control API: HTTP over a unix socket that only its user can reach, and on loopback TCP if `http_port` says so.
+
+    GET  /status /metrics /livez /readyz
+    POST /scale /drain /move /rebalance /reload /stop     a JSON object in, a JSON object out
+
+The unix socket is as good as being its user: mode 0600, and the kernel says who is at the other end. Anybody on this machine
+can reach a TCP port, and so can a page in a browser: what changes something needs `http_token`, and the header Host has to
+name this machine, or a page whose name was rebound to 127.0.0.1 could read the answers. There are no CORS headers, so no
+page of another origin can.
+"""
 from __future__ import annotations
 
+import fcntl
+import hmac
 import json
 import os
 import socket
 import stat
 import struct
+import time
 from typing import Any, Awaitable, Callable
 
 from aiohttp import web
 
 from shardmem.control.client import socket_path
-from shardmem.errors import ShardmemError
+from shardmem.control.health import against_life, against_readiness
+from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
+from shardmem.runtime.snapshot import Observer
 
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+DYING = 2.0       # seconds for which the socket of a supervisor that is being killed may outlive its lease
+CLOSE_GRACE = 5.0
 
 
 class Api:
-    """GET /status; POST /scale /drain /move /rebalance /reload /stop with a JSON object; answers are JSON objects."""
+    """`bind` before there is anything to answer with, so that a fault is found before workers run; then `start`, `stop`."""
 
-    def __init__(self, engine: str, commands: dict[str, Command]) -> None:
+    http: str | None = None  # where it listens on TCP
+
+    def __init__(self, engine: str, http_port: int | None = None, http_token: str | None = None) -> None:
         self.path = socket_path(engine)
-        self._commands = commands
+        self._engine, self._port, self._token = engine, http_port, http_token
+        self._listeners: list[socket.socket] = []
+        self._bound: tuple[int, int] | None = None
+        self._runner: web.AppRunner | None = None
 
-    async def start(self) -> None:
+    # ---- life ------------------------------------------------------------------------------------------------------------
+
+    def bind(self) -> None:
+        """Raises ConfigError, AlreadyRunning, ShardmemError; nothing is bound then."""
+        try:
+            if self._port is not None:
+                self._bind_tcp(self._port)
+            self._bind_unix()
+        except BaseException:
+            self.close()
+            raise
+
+    def _bind_tcp(self, port: int) -> None:
+        try:
+            listener = socket.create_server(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(f"http_port={port} cannot be listened on: {error.strerror}; choose another, or 0 for any free "
+                              f"one") from None
+        self._listeners.append(listener)
+        self.http = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    def _bind_unix(self) -> None:
         directory = os.path.dirname(self.path)
         os.makedirs(directory, mode=0o700, exist_ok=True)
         owned = os.stat(directory)
         if owned.st_uid != os.getuid() or stat.S_IMODE(owned.st_mode) & 0o077:
             raise ShardmemError(f"{directory} belongs to uid {owned.st_uid} with mode {stat.S_IMODE(owned.st_mode):o}; it must "
                                 f"be private to uid {os.getuid()} (mode 700): remove it")
-        # The lease says that no other supervisor of this engine lives, so a socket that is there is a dead one's.
-        if os.path.exists(self.path):
-            os.unlink(self.path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o177)
+        self._listeners.append(listener)
+        locked = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            listener.bind(self.path)
+            # The lease says that no other supervisor of this name lives on this /dev/shm. One in another container may share
+            # only the directory: it would lose its socket if whatever is there were taken for a dead one's. The lock makes
+            # looking and taking one step.
+            fcntl.flock(locked, fcntl.LOCK_EX)
+            deadline = time.monotonic() + DYING
+            while _answers(self.path):
+                if time.monotonic() > deadline:
+                    raise AlreadyRunning(f"another supervisor listens on {self.path}: an engine {self._engine!r} runs whose "
+                                         f"shared memory is not here (in a container?); choose another name, or give each "
+                                         f"its own TMPDIR")
+                time.sleep(0.02)
+            if os.path.lexists(self.path):
+                os.unlink(self.path)
+            before = os.umask(0o177)
+            try:
+                listener.bind(self.path)
+            finally:
+                os.umask(before)
+            listener.listen(128)  # from here on it is seen to be alive
+            self._bound = _identity(self.path)
         finally:
-            os.umask(before)
-        application = web.Application()
+            os.close(locked)
+
+    async def start(self, commands: dict[str, Command], observer: Observer) -> None:
+        self._commands, self._observer = commands, observer
+        application = web.Application(middlewares=[_as_json, self._admit])
         application.router.add_get("/status", self._status)
-        application.router.add_post("/{command}", self._command)
-        self._runner = web.AppRunner(application, access_log=None, handle_signals=False)
+        application.router.add_get("/metrics", self._metrics)
+        application.router.add_get("/livez", self._health("live", against_life))
+        application.router.add_get("/readyz", self._health("ready", against_readiness))
+        for name in commands:
+            application.router.add_post(f"/{name}", self._command)
+        self._runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=CLOSE_GRACE)
         await self._runner.setup()
-        await web.SockSite(self._runner, listener).start()
+        for listener in self._listeners:
+            await web.SockSite(self._runner, listener).start()
 
     async def stop(self) -> None:
-        await self._runner.cleanup()
-        if os.path.exists(self.path):
+        self._unlink()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        self.close()
+
+    def close(self) -> None:
+        self._unlink()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
+
+    def _unlink(self) -> None:
+        """Before the listener is closed: until then its inode is in use, and no other socket can have the same number."""
+        if self._bound is not None and _identity(self.path) == self._bound:
             os.unlink(self.path)
+        self._bound = None
+
+    # ---- who may ask -----------------------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        peer = request.transport.get_extra_info("socket") if request.transport else None
+        if peer is None:
+            return _problem(400, "the connection is closed")
+        if peer.family == socket.AF_UNIX:
+            _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+            if uid not in (os.getuid(), 0):
+                return _problem(403, f"this engine belongs to uid {os.getuid()}, you are uid {uid}")
+            return await handler(request)
+        host = request.headers.get("Host", "")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        if name.lower() not in LOOPBACK:
+            return _problem(403, f"the header Host is {host!r}; this port answers only as {', '.join(LOOPBACK)}")
+        if request.method not in ("GET", "HEAD"):
+            if self._token is None:
+                return _problem(403, "this port is for reading: set http_token to allow commands, or use the unix socket "
+                                     f"{self.path}")
+            kind, _, given = request.headers.get("Authorization", "").partition(" ")
+            shown = given.strip().encode(errors="replace")
+            if kind.lower() != "bearer" or not hmac.compare_digest(shown, self._token.encode()):
+                answer = _problem(401, "commands need the header  Authorization: Bearer  with the http_token of this engine")
+                answer.headers["WWW-Authenticate"] = "Bearer"
+                return answer
+        return await handler(request)
+
+    # ---- what is answered ------------------------------------------------------------------------------------------------
 
     async def _status(self, request: web.Request) -> web.Response:
-        return await self._answer(request, "status", {})
+        return web.json_response(self._observer.status())
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        from shardmem.control.metrics import exposition  # prometheus-client, for engines that are asked
+
+        accept = request.headers.get("Accept", "")
+        body, content_type = exposition(self._observer.status(), self._observer.latencies(), accept)
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    def _health(self, word: str, against: Callable[[dict[str, Any]], list[str]]) -> Handler:
+        async def answer(request: web.Request) -> web.Response:
+            reasons = against(self._observer.status())
+            return web.json_response({word: not reasons, "reasons": reasons}, status=503 if reasons else 200)
+
+        return answer
 
     async def _command(self, request: web.Request) -> web.Response:
         try:
-            wanted = json.loads(await request.text() or "{}")
+            wanted = json.loads(await request.read() or b"{}")
         except ValueError as error:
             return _problem(400, f"the body is not JSON: {error}")
         if not isinstance(wanted, dict):
             return _problem(400, "the body is no JSON object")
-        return await self._answer(request, request.match_info["command"], wanted)
-
-    async def _answer(self, request: web.Request, command: str, wanted: dict[str, Any]) -> web.Response:
-        peer = request.transport.get_extra_info("socket") if request.transport else None
-        if peer is not None:
-            _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-            if uid not in (os.getuid(), 0):
-                return _problem(403, f"this engine belongs to uid {os.getuid()}, you are uid {uid}")
-        if command not in self._commands:
-            return _problem(404, f"there is no command {command!r}; there are {', '.join(sorted(self._commands))}")
         try:
-            return web.json_response(await self._commands[command](wanted))
+            return web.json_response(await self._commands[request.path[1:]](wanted))
         except (ValueError, KeyError, TypeError) as error:
             return _problem(400, f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error))
         except ShardmemError as error:
             return _problem(409, str(error), type(error).__name__)
 
 
+@web.middleware
+async def _as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What aiohttp refuses by itself, in the form of all other answers."""
+    try:
+        return await handler(request)
+    except web.HTTPNotFound:
+        there = sorted({resource.canonical for resource in request.app.router.resources()})
+        return _problem(404, f"there is no {request.path}; there are {', '.join(there)}")
+    except web.HTTPMethodNotAllowed as error:
+        answer = _problem(405, f"{request.path} takes {', '.join(sorted(error.allowed_methods))}, not {request.method}")
+        answer.headers["Allow"] = error.headers["Allow"]
+        return answer
+    except web.HTTPException as error:
+        return _problem(error.status, error.text or error.reason)
+
+
 def _problem(status: int, text: str, kind: str = "ShardmemError") -> web.Response:
     return web.json_response({"error": text, "kind": kind}, status=status)
+
+
+def _answers(path: str) -> bool:
+    """Whether somebody listens on this socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(path)
+        except BlockingIOError:
+            return True  # more wait for it than it takes
+        except OSError:
+            return False
+        return True
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

@@ -13,9 +13,12 @@ from typing import Any, Callable
 
 from shardmem import errors
 from shardmem.errors import NotRunning, ShardmemError
+from shardmem.memory import lease
 from shardmem.memory.control import Control
-from shardmem.memory.segment import engine_names, listed
+from shardmem.memory.segment import control_name, engine_names, listed
 from shardmem.runtime.snapshot import Observer
+
+
 
 
 class Client:
@@ -123,9 +126,12 @@ def socket_path(engine: str) -> str:
 
 
 def only_engine() -> str:
-    """The name of the one engine on this host. Raises NotRunning when there is none or more than one."""
+    """The name of the one engine that runs on this host, or of the one whose memory is left. Raises NotRunning."""
     names = engine_names()
-    if len(names) == 1:
-        return names[0]
-    raise NotRunning("no engine is running here; start one with 'shardmem run module:handler'" if not names else
-                     f"several engines are here, name one: {listed(names)}")
+    running = [name for name in names if not lease.is_free(control_name(name), lease.SUPERVISOR)]
+    found = running or names
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise NotRunning("no engine is running here; start one with 'shardmem run module:handler'")
+    raise NotRunning(f"several engines {'run' if running else 'have left their memory'} here, name one: {listed(found)}")

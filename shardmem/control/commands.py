@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Iterable
 import numpy as np
 
 from shardmem.control.handoffs import Round
-from shardmem.errors import ConfigError, HandlerError
+from shardmem.errors import ConfigError, HandlerError, NotRunning
 from shardmem.policy import DecisionKind, Move, ScalingDecision
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ SLOTS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 log = logging.getLogger("shardmem.supervisor")
 
-NAMES = ("status", "scale", "drain", "move", "rebalance", "reload", "stop")
+NAMES = ("scale", "drain", "move", "rebalance", "reload", "stop")
 
 
 class Commands:
@@ -35,13 +35,21 @@ class Commands:
         self._supervisor = supervisor
 
     def by_name(self) -> dict[str, Command]:
-        return {name: getattr(self, name) for name in NAMES}
+        return {name: self.stop if name == "stop" else self._while_running(getattr(self, name)) for name in NAMES}
 
-    async def status(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        return self._supervisor.shards.status()
+    def _while_running(self, command: Command) -> Command:
+        """The API answers while the engine drains, but what is asked then could not end."""
+        async def run(wanted: dict[str, Any]) -> Any:
+            if self._supervisor.stopping:
+                raise NotRunning(f"engine {self._supervisor.config.name!r} is being stopped")
+            return await command(wanted)
+
+        return run
 
     async def stop(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        self._supervisor.request_stop(now=bool(wanted.get("now")))
+        """{"now": true}: without draining. Asked again, it goes on draining: whoever asks may not have heard the answer."""
+        if wanted.get("now") or not self._supervisor.stopping:
+            self._supervisor.request_stop(now=bool(wanted.get("now")))
         return {"stopping": True}
 
     async def scale(self, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # What shared memory, its users or the mapper were made with. All else takes effect when the worker is replaced.
 FIXED = ("name", "schema", "slots", "lane_bytes", "max_producers", "backpressure", "shards", "min_shards", "max_shards",
-         "auto_scale", "strategy", "state_dir")
+         "auto_scale", "strategy", "state_dir", "http_port", "http_token")
 AFTER_A_FAILURE = 60.0  # seconds until a worker that could not be replaced is looked at again
 
 log = logging.getLogger("shardmem.replace")

@@ -131,7 +131,8 @@ class Shards:
     def _bury(self, shard: int, accepted: int, handled: int, quarantined: int, shed: int) -> None:
         """Its counts are kept, its inbox goes, its number is free. Killed anywhere in here, a later supervisor goes on."""
         inbox = self.inboxes.pop(shard)
-        counts = (count & (1 << 64) - 1 for count in (accepted, handled, quarantined, shed))  # damaged ones are beyond all bounds
+        # damaged ones are beyond all bounds
+        counts = (count & (1 << 64) - 1 for count in (accepted, handled, quarantined, shed))
         lib.sm_retire(self.control.address, shard, inbox.generation, *counts)
         point("remove.retired")
         inbox.segment.unlink()

@@ -65,6 +65,7 @@ class Supervisor:
         self._following: asyncio.Task | None = None
         self._complaint: str | None = None
         self.replacements = Replacements(self, read_again)
+        self._api = Api(config.name, config.http_port, config.http_token)
 
     # ---- the whole life --------------------------------------------------------------------------------------------------
 
@@ -91,7 +92,6 @@ class Supervisor:
         self.take_limits()
         tending = _noted("looking after the workers", self._tend())
         self.commands = Commands(self)
-        api = Api(self.config.name, self.commands.by_name())
         try:
             booted = await self._boot()
             if booted and not self._stop_now:
@@ -101,21 +101,23 @@ class Supervisor:
                     self.pilot.recall()
                 self._in_background("going on with what an earlier supervisor had begun",
                                     self.commands.resume(self._found, self.handoffs.take_up()))
-                await api.start()
+                await self._api.start(self.commands.by_name(), self._observer)
                 self.control.set_state("running")
                 log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)
+                self._attempt(self._post)
                 self.notify.ready()
                 self._on_ready(self._observer.status())
                 await self._watch()
                 self.notify.stopping()
-                await api.stop()
                 if not self._stop_now:
                     await self._drain()
+                await self._api.stop()
             self._stop_now |= not booted  # one that did not get ready may never listen
             await self._stop_workers(gently=not self._stop_now)
             return self._finish(booted)
         finally:
             tending.cancel()
+            self._api.close()
             for number in SIGNALS:
                 self._loop.remove_signal_handler(number)
             self._lease.release()
@@ -146,6 +148,7 @@ class Supervisor:
                 check_fit(self.control, self.config)
             self._found = find_shards(self.control, self.config)
             self._inboxes = self._found.inboxes
+            self._api.bind()
         except BaseException:
             if fresh:
                 self._remove_segments()
@@ -208,7 +211,9 @@ class Supervisor:
     async def _tend(self) -> None:
         """As long as there are workers, while the engine drains too."""
         while True:
+            lib.sm_supervisor_beat(self.control.address, lib.sm_now_ns())
             self._stuck.look()
+            self.notify.tick(self._observer.status)
             await asyncio.sleep(TICK)
 
     async def _watch(self) -> None:
@@ -217,18 +222,19 @@ class Supervisor:
             now = time.monotonic()
             if now >= due:
                 due = now + TICK
-                lib.sm_supervisor_beat(self.control.address, lib.sm_now_ns())
-                try:
-                    self._decide()
-                    self._post()
-                except Exception as error:  # the strategy may be the user's: what was decided before stands, and workers go on
-                    if str(error) != self._complaint:
-                        log.exception("no decision can be made")
-                    self._complaint = str(error)
-                self.notify.tick(self._observer.status)
+                self._attempt(self._decide, self._post)
             await self._wait_for_change(max(0.0, due - time.monotonic()))
         if self._tasks:  # a handoff runs forward; it does not take long
             await asyncio.wait(self._tasks, timeout=STOP_GRACE)
+
+    def _attempt(self, *work: Callable[[], None]) -> None:
+        try:
+            for each in work:
+                each()
+        except Exception as error:  # the strategy may be the user's: what was decided before stands, and workers go on
+            if str(error) != self._complaint:
+                log.exception("no decision can be made")
+            self._complaint = str(error)
 
     def _decide(self) -> None:
         decision, moves = self.pilot.tick(self.handoffs.moving)
@@ -242,7 +248,7 @@ class Supervisor:
 
     def _post(self) -> None:
         """What is known here and not in any word, for whoever reads the status. Without the lives, if all is too much."""
-        board = {**self.pilot.describe(), "limits": asdict(self._stuck.limits)}
+        board = {**self.pilot.describe(), "limits": asdict(self._stuck.limits), "http": self._api.http}
         for extra in ({"lives": self.workers.describe()}, {}):
             text = json.dumps({**board, **extra}).encode()
             if len(text) <= lib.SM_BOARD_BYTES:
@@ -301,8 +307,6 @@ class Supervisor:
                                                          f"{waiting}")
                 self._stop_now = True
                 return
-            lib.sm_supervisor_beat(self.control.address, lib.sm_now_ns())
-            self.notify.tick(self._observer.status)
             await self._wait_for_change(DRAIN_POLL)
 
     async def _stop_workers(self, gently: bool) -> None:

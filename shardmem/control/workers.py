@@ -109,8 +109,8 @@ class Workers:
         point("spawn.started")
 
     async def ready(self, shards: list[int], give_up: Callable[[], bool]) -> str | None:
-        """Waits until each of these shards has had a worker that was ready; None then, or why one of them cannot. Not until all
-        are at one moment: while they die in turn that never comes, and nothing that was begun would go on."""
+        """Waits until each of these shards has had a worker that was ready; None then, or why one of them cannot. Not until
+        all are at one moment: while they die in turn that never comes, and nothing that was begun would go on."""
         self._awaited.update(shards)
         deadline, late = time.monotonic() + self.config.boot_timeout, shards
         try:

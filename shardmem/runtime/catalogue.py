@@ -3,8 +3,8 @@
     Figure("shards[].fill_ratio", "share", GAUGE, "worker", "...", metric="shardmem_shard_fill_ratio")
 
 A path is walked from the top of the document. `name[]`: each entry of a list, labelled as LABELS says. `name{reason}`: each
-member of an object, labelled by its key. With a fold, one value stands for a whole list. Texts and what `schema` holds are no
-figures, except that a STATE is text (or true and false) of which one metric per value is 1 and the others are 0.
+member of an object, labelled by its key. With a fold, one value stands for a whole list. Texts and what `schema` holds are
+no figures, except that a STATE may be a text: the metric of the value in force is 1, those of the others are 0.
 """
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterator
 
 COUNTER, GAUGE, HISTOGRAM, STATE = "counter", "gauge", "histogram", "state"
-LABELS = {"shards": ("shard", "id"), "producers": ("seat", "seat"), "handoffs": ("slot", "slot"), "hot_slots": ("slot", "slot")}
+LABELS = {"shards": ("shard", "id"), "producers": ("seat", "seat"), "handoffs": ("slot", "slot"),
+          "hot_slots": ("slot", "slot")}
 FOLDS: dict[str, Callable[[list[Any]], float]] = {"count": len, "sum": sum, "max": lambda values: max(values, default=0)}
 PREFIX = "shardmem_"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """path: where in the document; None: beside it, because it is too long for it. writer: whose words it is read from; several,
-    if it is worked out from words of several. metric: its name for Prometheus; None: it identifies something, or is worked out
-    from another that has one. values: what a STATE, or the one label that is no place in the document, can be.
+    """path: where in the document; None: beside it, because it is too long for it. writer: whose words it is read from;
+    several, if it is worked out from words of several. metric: its name for Prometheus; None: it identifies something, or is
+    worked out from another that has one. values: what a STATE, or a label that is the key of an object, can be.
     """
 
     path: str | None
@@ -48,7 +49,7 @@ class Figure:
         return (*found, parts[-1]) if self.kind == STATE and self.values else tuple(found)
 
     def read(self, document: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
-        """(values of the labels, value) for each place that the path leads to. Raises KeyError for a path that leads nowhere."""
+        """(values of the labels, value) for each place that the path leads to. Raises KeyError if it leads nowhere."""
         if self.path is not None:
             yield from self._read(document, self.path.split("."), ())
 
@@ -82,7 +83,8 @@ FIGURES = (
     Figure("engine.slots", "slots", GAUGE, "supervisor", "hash buckets of keys", "shardmem_engine_slots"),
     Figure("engine.slots_unowned", "slots", GAUGE, "supervisor, worker",
            "slots whose owner is not a shard with a live worker that is ready; their events wait", "shardmem_slots_unowned"),
-    Figure("engine.lane_bytes", "bytes", GAUGE, "supervisor", "ring of each producer to each shard", "shardmem_engine_lane_bytes"),
+    Figure("engine.lane_bytes", "bytes", GAUGE, "supervisor", "ring of each producer to each shard",
+           "shardmem_engine_lane_bytes"),
     Figure("engine.max_shards", "shards", GAUGE, "supervisor", "how many shards there may be", "shardmem_engine_max_shards"),
     Figure("engine.max_producers", "producers", GAUGE, "supervisor", "how many producers can be connected at once",
            "shardmem_engine_max_producers"),
@@ -91,7 +93,8 @@ FIGURES = (
     Figure("supervisor.incarnation", "lives", COUNTER, "supervisor", "supervisors that this engine has had",
            "shardmem_supervisor_lives_total"),
     Figure("supervisor.alive", "", GAUGE, "supervisor", "1 while a supervisor holds its lease", "shardmem_supervisor_up"),
-    Figure("supervisor.uptime_s", "seconds", GAUGE, "supervisor", "since it took the role", "shardmem_supervisor_uptime_seconds"),
+    Figure("supervisor.uptime_s", "seconds", GAUGE, "supervisor", "since it took the role",
+           "shardmem_supervisor_uptime_seconds"),
     Figure("supervisor.heartbeat_age_s", "seconds", GAUGE, "supervisor", "since its control loop last went round",
            "shardmem_supervisor_heartbeat_age_seconds"),
 
@@ -102,11 +105,13 @@ FIGURES = (
            values=("idle", "busy", "slow", "starting", "restarting", "stuck", "dead", "failed", "stopped")),
     Figure("shards[].pid", "", STATE, "worker", "the worker's process"),
     Figure("shards[].alive", "", GAUGE, "worker", "1 while a worker holds the shard's lease", "shardmem_shard_up"),
-    Figure("shards[].incarnation", "lives", COUNTER, "worker", "workers that this shard has had", "shardmem_shard_lives_total"),
+    Figure("shards[].incarnation", "lives", COUNTER, "worker", "workers that this shard has had",
+           "shardmem_shard_lives_total"),
     Figure("shards[].uptime_s", "seconds", GAUGE, "worker", "since the worker entered; null without one",
            "shardmem_shard_uptime_seconds"),
     Figure("shards[].slots", "slots", GAUGE, "supervisor", "slots that the shard owns", "shardmem_shard_slots"),
-    Figure("shards[].accepted", "events", COUNTER, "producer", "events accepted for this shard", "shardmem_shard_accepted_total"),
+    Figure("shards[].accepted", "events", COUNTER, "producer", "events accepted for this shard",
+           "shardmem_shard_accepted_total"),
     Figure("shards[].handled", "events", COUNTER, "worker", "events handled by this shard", "shardmem_shard_handled_total"),
     Figure("shards[].quarantined", "events", COUNTER, "worker", "events set aside by this shard",
            "shardmem_shard_quarantined_total"),
@@ -114,11 +119,14 @@ FIGURES = (
            "shardmem_shard_shed_total"),
     Figure("shards[].in_flight", "events", GAUGE, "producer, worker", "accepted events that this shard still has to handle",
            "shardmem_shard_in_flight"),
-    Figure("shards[].fill_ratio", "share", GAUGE, "producer, worker", "how full its fullest lane is", "shardmem_shard_fill_ratio"),
-    Figure("shards[].busy", "share", GAUGE, "worker", "part of the time that was spent in the handler, since an earlier reading",
+    Figure("shards[].fill_ratio", "share", GAUGE, "producer, worker", "how full its fullest lane is",
+           "shardmem_shard_fill_ratio"),
+    Figure("shards[].busy", "share", GAUGE, "worker",
+           "part of the time that was spent in the handler, since an earlier reading",
            "shardmem_shard_busy_ratio"),
     Figure("shards[].rate", "events/s", GAUGE, "worker", "events handled per second, since an earlier reading"),
-    Figure("shards[].batches", "batches", COUNTER, "worker", "batches that the handler was given", "shardmem_shard_batches_total"),
+    Figure("shards[].batches", "batches", COUNTER, "worker", "batches that the handler was given",
+           "shardmem_shard_batches_total"),
     Figure("shards[].lanes", "lanes", GAUGE, "producer", "lanes that are open", "shardmem_shard_lanes"),
     Figure("shards[].broken_lanes[]", "lanes", GAUGE, "worker", "lanes found corrupt and read no more",
            "shardmem_shard_broken_lanes", fold="count"),
@@ -126,11 +134,14 @@ FIGURES = (
     Figure("shards[].latency_p99_us", "microseconds", GAUGE, "worker", "99th percentile of the same"),
     Figure(None, "seconds", HISTOGRAM, "worker", "from push to handled, of each event; without a sum, because none is kept",
            "shardmem_shard_latency_seconds"),
-    Figure("shards[].cpu", "share", GAUGE, "worker", "part of one core that the worker uses, since an earlier reading; null when "
+    Figure("shards[].cpu", "share", GAUGE, "worker",
+           "part of one core that the worker uses, since an earlier reading; null when "
            "its process cannot be seen", "shardmem_shard_cpu_ratio"),
-    Figure("shards[].rss_bytes", "bytes", GAUGE, "worker", "resident memory of the worker, its part of shared memory included; "
+    Figure("shards[].rss_bytes", "bytes", GAUGE, "worker",
+           "resident memory of the worker, its part of shared memory included; "
            "null when its process cannot be seen", "shardmem_shard_resident_memory_bytes"),
-    Figure("shards[].crashes", "crashes", COUNTER, "supervisor", "workers of this shard that died", "shardmem_shard_crashes_total"),
+    Figure("shards[].crashes", "crashes", COUNTER, "supervisor", "workers of this shard that died",
+           "shardmem_shard_crashes_total"),
     Figure("shards[].restarting_in_s", "seconds", GAUGE, "supervisor", "until the next worker starts; null when none is due",
            "shardmem_shard_restarting_in_seconds"),
 
@@ -155,15 +166,18 @@ FIGURES = (
     Figure("handoffs[].to", "", STATE, "supervisor", "shard that takes it"),
     Figure("handoffs[].age_s", "seconds", GAUGE, "supervisor", "how long the oldest handoff has been in its phase",
            "shardmem_handoff_age_seconds", fold="max"),
-    Figure("handoffs[].late", "slots", GAUGE, "supervisor", "handoffs beyond the deadline of their phase", "shardmem_handoffs_late",
+    Figure("handoffs[].late", "slots", GAUGE, "supervisor", "handoffs beyond the deadline of their phase",
+           "shardmem_handoffs_late",
            fold="sum"),
 
-    Figure("auto_scale", "", GAUGE, "supervisor", "1 while the policy decides on the number of shards", "shardmem_auto_scale"),
+    Figure("auto_scale", "", GAUGE, "supervisor", "1 while the policy decides on the number of shards",
+           "shardmem_auto_scale"),
     Figure("decisions[].count", "shards", GAUGE, "supervisor", "how many shards more or fewer"),
     Figure("decisions[].age_s", "seconds", GAUGE, "supervisor", "since it was last taken"),
     Figure("decisions[].since_s", "seconds", GAUGE, "supervisor", "since it was first taken"),
     Figure("decisions[].times", "decisions", GAUGE, "supervisor", "how often in a row"),
-    Figure("hot_slots[].slot", "slots", GAUGE, "supervisor", "slots with more load than a shard's fair share", "shardmem_hot_slots",
+    Figure("hot_slots[].slot", "slots", GAUGE, "supervisor", "slots with more load than a shard's fair share",
+           "shardmem_hot_slots",
            fold="count"),
     Figure("hot_slots[].shard", "", STATE, "supervisor", "shard that has it"),
     Figure("hot_slots[].share", "share", GAUGE, "supervisor", "part of all load that the hottest slot has",
@@ -173,12 +187,15 @@ FIGURES = (
     Figure("accounting.offered", "events", COUNTER, "producer", "accepted and refused", "shardmem_offered_total"),
     Figure("accounting.accepted", "events", COUNTER, "producer",
            "events that a push returned for; handled + quarantined + shed + in flight", "shardmem_accepted_total"),
-    Figure("accounting.refused{reason}", "events", COUNTER, "producer", "events that were not accepted", "shardmem_refused_total",
+    Figure("accounting.refused{reason}", "events", COUNTER, "producer", "events that were not accepted",
+           "shardmem_refused_total",
            values=REFUSALS),
-    Figure("accounting.handled", "events", COUNTER, "worker", "events that a handler returned for", "shardmem_handled_total"),
+    Figure("accounting.handled", "events", COUNTER, "worker", "events that a handler returned for",
+           "shardmem_handled_total"),
     Figure("accounting.quarantined", "events", COUNTER, "worker", "events set aside in the quarantine",
            "shardmem_quarantined_total"),
-    Figure("accounting.shed{reason}", "events", COUNTER, "worker", "accepted events that were dropped", "shardmem_shed_total",
+    Figure("accounting.shed{reason}", "events", COUNTER, "worker", "accepted events that were dropped",
+           "shardmem_shed_total",
            values=SHEDS),
     Figure("accounting.in_flight", "events", GAUGE, "producer, worker", "accepted events that are still to be handled",
            "shardmem_in_flight"),
@@ -195,17 +212,18 @@ def page() -> str:
         for each in figures:
             about = each.help + (f" ({', '.join(each.values)})" if each.values else "")
             place = f"`{each.path}`" + (f" ({each.fold})" if each.fold else "") if each.path else "beside it"
-            cells = [f"`{each.metric}`", each.kind, ", ".join(("engine", *each.labels)), each.unit, place, each.writer, about]
+            labels = ", ".join(("engine", *each.labels))
+            cells = [f"`{each.metric}`", each.kind, labels, each.unit, place, each.writer, about]
             yield f"| {' | '.join(cells if metrics else [f'`{each.path}`', each.kind, each.unit, each.writer, about])} |"
 
     return "\n".join([
         "# Metrics", "",
         "Written by `python -m shardmem.runtime.catalogue` from the declarations in `shardmem/runtime/catalogue.py`; a test",
         "compares the two, and another compares the declarations with a document of `shardmem status --json`.", "",
-        "`GET /metrics` on the control API gives the first table, as Prometheus text or, if asked for, as OpenMetrics. Rates and",
-        "shares of time in the document are taken over at least a fifth of a second, if it was read before; for Prometheus, take",
-        "`rate()` of the counters. A figure that is null is no sample. Counters of a shard begin again when it is removed and",
-        "its number is used again; those of the engine do not.", "",
+        "`GET /metrics` on the control API gives the first table, as Prometheus text or, if asked for, as OpenMetrics.",
+        "Rates and shares of time in the document are taken over at least a fifth of a second, if it was read before; for",
+        "Prometheus, take `rate()` of the counters. A figure that is null is no sample. Counters of a shard begin again",
+        "when it is removed and its number is used again; those of the engine do not.", "",
         *table([each for each in FIGURES if each.metric], metrics=True), "",
         "## In the status document only", "",
         *table([each for each in FIGURES if not each.metric], metrics=False), ""])

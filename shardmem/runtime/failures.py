@@ -86,8 +86,8 @@ class Failures:
 
     def _give_back(self, work: Batch, error: Exception) -> None:
         """A frame changed under the batch, so it is not the handler's failure. What is left without that lane comes again."""
-        log.error("shard %d: a frame changed under the handler, which raised %s: %.500s; its lane is left alone, the other events "
-                  "of the batch come again", self._shard, type(error).__name__, error)
+        log.error("shard %d: a frame changed under the handler, which raised %s: %.500s; its lane is left alone, the other "
+                  "events of the batch come again", self._shard, type(error).__name__, error)
         traceback.clear_frames(error.__traceback__)  # they refer to the batch
         error.__traceback__ = None
         work._end()
@@ -112,7 +112,7 @@ class Failures:
         try:
             keys = event.keys.tolist() if records and event.keys is not None else event.keys
             payload = bytes(ffi.buffer(span.rows, control.schema.dtype.itemsize)) if records else event.payloads[0]
-        except BufferError:  # it changed since it was found good: then its lane is broken, or it is good again when it comes again
+        except BufferError:  # it changed since it was found good; when it comes again it is good again, or its lane is broken
             lib.sm_recheck(self._reader)
             self._come_again()
             return

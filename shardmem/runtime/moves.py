@@ -49,7 +49,8 @@ class Moves:
     def _found(self, phase: int, done: str) -> dict[int, int]:
         """slot -> number of the handoff, of those in this phase that are not acknowledged yet."""
         address, view = self._control.address, ffi.new("sm_move_view *")
-        count = lib.sm_moves_at(address, self._control.geometry, self._shard, phase, self._slots, self._numbers, self._control.slots)
+        count = lib.sm_moves_at(address, self._control.geometry, self._shard, phase, self._slots, self._numbers,
+                                self._control.slots)
         found = {}
         for i in range(count):
             lib.sm_view_move(address, self._slots[i], view)

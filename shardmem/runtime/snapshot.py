@@ -90,7 +90,8 @@ class Observer:
         slot_owner, _ = control.slot_table()
         owned = np.bincount(slot_owner[slot_owner < control.room], minlength=control.room)
         shards, by_seat = [], {}
-        board = self.board()
+        board, alive = self.board(), control.supervisor_alive()
+        http = board.pop("http")
         lives, limits = board.pop("lives"), board.pop("limits")
         looks = [self._look(shard) for shard in range(control.room)]
         for shard, (shard_view, inbox) in enumerate(looks):
@@ -125,8 +126,9 @@ class Observer:
                        "slots_unowned": control.slots - serving, "schema": control.schema.describe(),
                        "lane_bytes": control.lane_bytes, "max_shards": control.max_shards,
                        "max_producers": control.max_producers,
-                       "quarantine_file": quarantine_file(control.state_dir, control.engine) if control.state_dir else None},
-            "supervisor": {"pid": view.pid, "incarnation": view.incarnation, "alive": control.supervisor_alive(),
+                       "quarantine_file": quarantine_file(control.state_dir, control.engine) if control.state_dir else None,
+                       "http": http if alive else None},
+            "supervisor": {"pid": view.pid, "incarnation": view.incarnation, "alive": alive,
                            "uptime_s": max(0.0, (now - view.started_ns) / 1e9) if view.started_ns else 0.0,
                            "heartbeat_age_s": max(0, now - view.heartbeat_ns) / 1e9 if view.heartbeat_ns else None},
             "shards": shards,
@@ -147,8 +149,9 @@ class Observer:
 
     def latencies(self) -> dict[int, np.ndarray]:
         """The histogram of each shard, from push to handled: how many events, in the buckets whose floors are FLOORS_NS."""
-        return {shard: np.array(ffi.unpack(self.control.view_shard(shard).latency, lib.SM_HISTOGRAM), "u8")
-                for shard in self.control.known_shards()}
+        views = {shard: self.control.view_shard(shard) for shard in self.control.known_shards()}
+        # cffi frees an array with the view that it is part of, so views are kept until all are unpacked
+        return {shard: np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8") for shard, view in views.items()}
 
     def _next_reading(self) -> tuple[Reading, Reading]:
         """A new one, and the one to compare it with."""
@@ -178,10 +181,10 @@ class Observer:
         """What the supervisor last decided, and why; it may be dead by now."""
         text = ffi.new("char[]", lib.SM_BOARD_BYTES)
         used = lib.sm_view_board(self.control.address, text)
-        board = {"auto_scale": False, "decisions": [], "hot_slots": [], "lives": {}, "limits": Limits()}
-        with contextlib.suppress(ValueError, TypeError):  # damaged: the next one comes with the supervisor's next tick
+        board = {"auto_scale": False, "decisions": [], "hot_slots": [], "lives": {}, "limits": Limits(), "http": None}
+        with contextlib.suppress(ValueError, TypeError, AttributeError):  # damaged: the next one comes with the supervisor's next tick
             said = json.loads(bytes(ffi.buffer(text, used)))
-            board |= {**said, "limits": Limits(**said["limits"])}
+            board |= {**said, "limits": Limits(**said.get("limits", {}))}
         return board
 
     def handoffs(self) -> list[dict[str, Any]]:

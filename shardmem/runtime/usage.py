@@ -1,4 +1,4 @@
-"""What worker processes use of the machine, by psutil. Imported by whoever asks for a status, never by producers and workers."""
+"""What worker processes use of the machine, by psutil. For whoever asks for a status, not for producers and workers."""
 from __future__ import annotations
 
 from typing import Any

@@ -138,8 +138,9 @@ def main() -> int:
     settings = orders["settings"]
     logs.set_up(settings["log_format"], settings["log_level"], orders["engine"], orders["shard"])
     worker = None
-    # A terminal's Ctrl-C goes to the whole process group; the supervisor decides what it means for workers.
+    # A terminal's Ctrl-C and its end go to the whole process group; the supervisor decides what they mean for workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         worker = Worker(Control.attach(orders["engine"]), orders["shard"], batch_rows=settings["batch_rows"],
                         spin_us=settings["spin_us"])

@@ -66,6 +66,16 @@ def test_text_for_people_says_the_same_within_80_columns(shardmem):
     assert "    how many producers can be connected at once (number, 1 to 512)" in lines
 
 
+def test_a_secret_is_never_shown(shardmem, tmp_path):
+    for arguments in (("config", "ticks.toml"), ("config", "ticks.toml", "--json")):
+        said = shardmem(*arguments, SHARDMEM_HTTP_TOKEN="s3cret").stdout
+        assert "s3cret" not in said and "set, and not shown" in said and "SHARDMEM_HTTP_TOKEN" in said
+    (tmp_path / "bad.toml").write_text('handler = "json:loads"\nhttp_token = 5550123\n')
+    said = shardmem("config", "bad.toml", code=2).stderr
+    assert "line 2: http_token=... is not text" in said and "5550123" not in said
+    assert "http_token is empty" in shardmem("config", "ticks.toml", "--http-token", " ", code=2).stderr
+
+
 def test_without_a_target_nobody_has_to_say_what_is_to_be_run(shardmem):
     found = rows(shardmem("config", "--json"))
     assert found["name"]["required"] and found["name"]["value"] is found["handler"]["value"] is None

@@ -9,7 +9,8 @@
  */
 #include "mad.h"
 
-enum { HONEST = 0, MAD = 2, UNOPENED = 4, SEATS = 6, ROUNDS = 12, MOST_ROWS = 100, LARGEST = 1900, TURNS = 20000, SAVED = 1100 };
+enum { HONEST = 0, MAD = 2, UNOPENED = 4, SEATS = 6 };
+enum { ROUNDS = 12, MOST_ROWS = 100, LARGEST = 1900, TURNS = 20000, SAVED = 1100 };
 
 typedef struct row { uint64_t key, nth, filler[2]; } row;
 
@@ -24,7 +25,7 @@ static _Atomic int is_over;
 
 static uint64_t length_of(uint64_t nth) { return 8 + mix(nth) % 90; }
 
-/* ---- words of others than the producer ---------------------------------------------------------------------------------------- */
+/* ---- words of others than the producer --------------------------------------------------------------------------- */
 
 static void put32(_Atomic uint32_t *word, uint64_t value) { atomic_store_explicit(word, (uint32_t)value, memory_order_relaxed); }
 static void put64(_Atomic uint64_t *word, uint64_t value) { atomic_store_explicit(word, value, memory_order_relaxed); }
@@ -44,8 +45,14 @@ static void spoil_words_of_worker(void)
                                  &lane->aside_row, &lane->suspect};
     switch (below(&rng, 5)) {
     case 0: spoil64(words[below(&rng, sizeof words / sizeof *words)]); break;
-    case 1: put64(&lane->aside, some_position() | below(&rng, 4)); put64(&lane->aside_row, below(&rng, 40) | below(&rng, 20) << 32); break;
-    case 2: put64(&lane->suspect, below(&rng, 2) ? some_position() : draw(&rng)); put32(&lane->suspect_row, strange(3)); break;
+    case 1:
+        put64(&lane->aside, some_position() | below(&rng, 4));
+        put64(&lane->aside_row, below(&rng, 40) | below(&rng, 20) << 32);
+        break;
+    case 2:
+        put64(&lane->suspect, below(&rng, 2) ? some_position() : draw(&rng));
+        put32(&lane->suspect_row, strange(3));
+        break;
     case 3: put32(&lane->broken, draw(&rng)); break;
     case 4: {
         sm_frame *f = some_frame();
@@ -116,7 +123,7 @@ static void heal(void)
     memcpy(e.inbox[0], pristine_inbox, SM_LINE);
 }
 
-/* ---- producers and observers ---------------------------------------------------------------------------------------------------- */
+/* ---- producers and observers ------------------------------------------------------------------------------------- */
 
 static int push(sm_sender *s, uint64_t key, uint64_t nth, uint64_t length)
 {
@@ -186,7 +193,7 @@ static void look(void)
     free(text);
 }
 
-/* ---- the worker ------------------------------------------------------------------------------------------------------------------ */
+/* ---- the worker -------------------------------------------------------------------------------------------------- */
 
 /* From here on the lanes are gone over again from what is committed. */
 static void comes_again(void)
@@ -199,7 +206,8 @@ static void comes_again(void)
 static sm_range strange_range(void)
 {
     uint64_t at = some_position();
-    sm_range range = {.position = at, .to = at + 16 * below(&rng, 40), .row = (uint32_t)below(&rng, 3), .to_row = (uint32_t)below(&rng, 3)};
+    sm_range range = {.position = at, .to = at + 16 * below(&rng, 40), .row = (uint32_t)below(&rng, 3),
+                      .to_row = (uint32_t)below(&rng, 3)};
     range.seat = below(&rng, 3) ? MAD : below(&rng, 2) ? UNOPENED : SEATS + (uint32_t)(draw(&rng) >> below(&rng, 64));
     switch (below(&rng, 6)) {
     case 0: range.position = strange(at); break;
@@ -334,8 +342,10 @@ static int turn(void (*meanwhile)(void))
         new_life();
         return 1;
     }
-    CHECK(status == SM_OK || (status == SM_CORRUPT && (b.broken_seat == MAD || b.broken_seat == UNOPENED)), "sm_next: %d, seat %u", status, b.broken_seat);
-    CHECK(b.rows <= max_rows && b.spans <= b.rows, "%llu rows in %u spans, of at most %u", (unsigned long long)b.rows, b.spans, max_rows);
+    CHECK(status == SM_OK || (status == SM_CORRUPT && (b.broken_seat == MAD || b.broken_seat == UNOPENED)), "sm_next: %d, seat %u",
+          status, b.broken_seat);
+    CHECK(b.rows <= max_rows && b.spans <= b.rows, "%llu rows in %u spans, of at most %u", (unsigned long long)b.rows, b.spans,
+          max_rows);
     corrupt += status == SM_CORRUPT;
     batches += b.rows != 0;
     meanwhile();
@@ -374,7 +384,7 @@ static int turn(void (*meanwhile)(void))
     return b.rows != 0;
 }
 
-/* ---- episodes ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- episodes ---------------------------------------------------------------------------------------------------- */
 
 static void nothing(void) {}
 

@@ -4,8 +4,8 @@
  * lane is read or written (the lanes beside it are pages without access), nothing overflows, calls return OK or
  * SM_CORRUPT, and the lane of an honest producer in the same inbox goes on undisturbed.
  *
- * Then single lies, each of which has to be found, those of a worker's predecessor, too; the same for the words that a sender reads of the control segment;
- * and for segments found at attach.
+ * Then single lies, each of which has to be found, those of a worker's predecessor, too; the same for the words that a sender
+ * reads of the control segment; and for segments found at attach.
  */
 #include "mad.h"
 
@@ -265,6 +265,25 @@ static void lie(int which)
     engine_free(&e);
 }
 
+/* More rows than any frame has, in a frame that is long enough for them: what is laid out by rows is laid out for SM_CHUNK. */
+static void lie_in_a_long_frame(void)
+{
+    e = engine_new(1, SEATS, 1 << 18, 0);
+    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD);
+    mad = take_seat(&e, MAD);
+    mend(&e, mad, SM_NEED_LANE, 0, NULL);
+    uint32_t rows = SM_CHUNK + 1, length = (uint32_t)sm_round(sm_prefix(rows) + rows * sizeof(sm_index), 16);
+    *(sm_frame *)sm_lane_data(lane) = (sm_frame){.length = length, .kind = SM_FRAME_DATA, .rows = rows};
+    atomic_store_explicit(&lane->tail, length, memory_order_relaxed);
+    sm_reader *r = take_shard(&e, 0, 2 * SM_CHUNK);
+    sm_batch b;
+    CHECK(sm_next(r, 0, 0, &b) == SM_CORRUPT && !b.rows && b.broken_seat == MAD, "%llu rows in one frame",
+          (unsigned long long)b.rows);
+    sm_reader_free(r);
+    leave_seat(&e, mad, MAD);
+    engine_free(&e);
+}
+
 /* The lie is told between choosing a batch of two frames and gathering it: the first now claims bytes of the second. */
 static void lie_while_gathering(void)
 {
@@ -415,7 +434,8 @@ static void lie_about_the_batch_in_hand(void)
     CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 16, "16 of 24");
     atomic_store_explicit(&sm_shard_at(e.control, 0)->attempt_rows, 0, memory_order_relaxed);
     CHECK(sm_failed(r, 0) == SM_OK && sm_next(r, 0, 0, &b) == SM_OK, "failed");
-    CHECK(b.rows == 8 && b.span[0].sequence == 0, "%llu rows from %llu on", (unsigned long long)b.rows, (unsigned long long)b.span[0].sequence);
+    CHECK(b.rows == 8 && b.span[0].sequence == 0, "%llu rows from %llu on", (unsigned long long)b.rows,
+          (unsigned long long)b.span[0].sequence);
     sm_reader_free(r);
     leave_seat(&e, honest, HONEST);
     engine_free(&e);
@@ -580,6 +600,7 @@ int main(int argc, char **argv)
     lanes(sizeof(row), 0.3);
     for (int which = NO_LIE; which < LIES; which++)
         lie(which);
+    lie_in_a_long_frame();
     lie_while_gathering();
     lie_before_the_commit();
     lie_about_the_head();

@@ -1,4 +1,4 @@
-"""Chaos: an engine under load, random commands, and random deaths of whatever runs. What came of it is in figures and violations."""
+"""Chaos: an engine under load, random commands, random deaths of whatever runs; and figures and violations of it."""
 from __future__ import annotations
 
 import contextlib
@@ -39,7 +39,8 @@ class Daemons:
         self.rig, self.name, self.said = rig, name, rig.directory / "supervisors"
         flags = [part for key, value in {**SETTINGS, "state_dir": rig.directory / "state", **settings}.items()
                  for part in ("--" + key.replace("_", "-"), str(value))]
-        self._command = [sys.executable, "-m", "shardmem", "run", handler, "--name", name, "--json", "--no-auto-scale", *flags]
+        self._command = [sys.executable, "-m", "shardmem", "run", handler, "--name", name, "--json", "--no-auto-scale",
+                         *flags]
         self.all: list[subprocess.Popen] = []
         self._ready: list[subprocess.Popen] = []
 
@@ -93,7 +94,7 @@ class Chaos:
         self._unled: list[tuple[int, int]] = []
         self._over = threading.Event()
 
-    # ---- the run -----------------------------------------------------------------------------------------------------------
+    # ---- the run ---------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         with self.daemons, contextlib.ExitStack() as stack:
@@ -126,8 +127,8 @@ class Chaos:
 
     def _new_producer(self) -> None:
         self._number += 1
-        self._producers[self._number] = Program("push_at_a_pace", self.rig, engine=self.name, producer=self._number, pause=0.02,
-                                                patience=2 * PATIENCE)
+        self._producers[self._number] = Program("push_at_a_pace", self.rig, engine=self.name, producer=self._number,
+                                                pause=0.02, patience=2 * PATIENCE)
 
     def _kill(self) -> None:
         chance, until = random.Random(f"{self.seed} kills"), time.monotonic() + self.seconds
@@ -136,7 +137,8 @@ class Chaos:
             self._replace(now, chance)
             kind = chance.choices(["worker", "producer", "supervisor", "stop", "several"], [50, 22, 4, 16, 8])[0]
             if kind == "stop":
-                self._one(chance, chance.choice([self._worker, self._worker, self._producer, self._supervisor]), signal.SIGSTOP)
+                victim = chance.choice([self._worker, self._worker, self._producer, self._supervisor])
+                self._one(chance, victim, signal.SIGSTOP)
             elif kind == "several":
                 victims = chance.sample([*3 * [self._worker], *2 * [self._producer], self._supervisor],
                                         chance.randint(2, 4))
@@ -209,7 +211,8 @@ class Chaos:
         for key, program in list(self._producers.items()):
             if (code := program.process.poll()) is not None:
                 if code != -signal.SIGKILL:
-                    self.violations.append(f"producer {key} ended with code {code}: {program.process.stderr.read().decode()}")
+                    said = program.process.stderr.read().decode()
+                    self.violations.append(f"producer {key} ended with code {code}: {said}")
                 program.__exit__()
                 del self._producers[key]
                 self._new_producer()
@@ -230,10 +233,10 @@ class Chaos:
             if not self.control.supervisor_alive() and chance.random() < 0.9:
                 continue
             active = [shard for shard in self.control.known_shards() if self.control.shard_state(shard) == "active"]
-            kind, wanted = chance.choice([("scale", {"shards": chance.randint(1, MOST_SHARDS)}), ("rebalance", {}), ("reload", {}),
-                                          *2 * [("move", {"slots": chance.sample(range(SLOTS), chance.randint(1, SLOTS // 2)),
-                                                          "to": chance.choice(active or [0])})],
-                                          ("drain", {"shard": chance.choice(active or [0])})])
+            one, slots = chance.choice(active or [0]), chance.sample(range(SLOTS), chance.randint(1, SLOTS // 2))
+            kind, wanted = chance.choice([("scale", {"shards": chance.randint(1, MOST_SHARDS)}), ("rebalance", {}),
+                                          ("reload", {}), *2 * [("move", {"slots": slots, "to": one})],
+                                          ("drain", {"shard": one})])
             try:
                 self.client.command(kind, **wanted)
                 came = kind
@@ -262,7 +265,7 @@ class Chaos:
                     self._generations.append((now, shard["id"], generation))
 
     def _settle(self) -> None:
-        """After the last fault everything that was accepted is handled, whatever was begun is finished, and all ends well."""
+        """After the last fault everything accepted is handled, whatever was begun is finished, and all ends well."""
         if self.daemons.all[-1].poll() is not None:
             self.daemons.start()
         try:
@@ -272,7 +275,8 @@ class Chaos:
                     self._end(key, program)
             document = drained(self.client)
             wait_until(lambda: not self.client.status()["handoffs"], "handoffs are finished")
-            wait_until(lambda: {shard["state"] for shard in self.client.status()["shards"]} <= {"active"}, "all shards are active")
+            wait_until(lambda: {shard["state"] for shard in self.client.status()["shards"]} == {"active"},
+                       "all shards are active")
             self.violations += accounting(document, drained=True, removed=True)
             self.accounts = self.client.status()["accounting"]
             self.daemons.all[-1].terminate()
@@ -293,7 +297,7 @@ class Chaos:
         if (code := program.end()) != 0:
             self.violations.append(f"producer {key} ended with code {code}")
 
-    # ---- the judgement -------------------------------------------------------------------------------------------------------
+    # ---- the judgement ---------------------------------------------------------------------------------------------------
 
     def _judge(self) -> None:
         logs = self.rig.logs()
@@ -317,8 +321,8 @@ class Chaos:
         (self.rig.directory / "figures.json").write_text(json.dumps(self.figures, indent=1))
 
     def recoveries(self, handled: np.ndarray) -> tuple[list[float], list[float]]:
-        """Milliseconds from each kill of a worker to the first event that its shard handled again; and the same without those
-        during which there was no supervisor. A shard that was removed instead does not count."""
+        """Milliseconds from each kill of a worker to the first event that its shard handled again; and the same without
+        those during which there was no supervisor. A shard that was removed instead does not count."""
         everything, led = [], []
         for when, shard, incarnation, generation in self.lives:
             later = handled[(handled["shard"] == shard) & (handled["incarnation"] > incarnation) & (handled["end"] > when)]
@@ -349,14 +353,14 @@ def repeated(handled: np.ndarray, killed: set[tuple[int, int]]) -> tuple[int, li
             continue
         repeats += 1
         if life not in killed or row[7] != last[life]:
-            foreign.append(f"duplicates: event {event[2]} of producer {event[0]}, key {event[1]}, was handled again after shard "
-                           f"{life[0]}, incarnation {life[1]}, had handled it, in a batch that no kill ended")
+            foreign.append(f"duplicates: event {event[2]} of producer {event[0]}, key {event[1]}, was handled again after "
+                           f"shard {life[0]}, incarnation {life[1]}, had handled it, in a batch that no kill ended")
     return repeats, foreign[:5]
 
 
 def inexact(logs: Logs, path: Path) -> list[str]:
-    """The counts in the state file of recorder.Counting: of each producer and key at least what was accepted and at most what
-    was offered."""
+    """The counts in the state file of recorder.Counting: of each producer and key at least what was accepted, and at most
+    what was offered."""
     counts: dict[str, int] = {}
     with contextlib.closing(sqlite3.connect(path)) as database:
         for (value,) in database.execute("select value from state"):

@@ -239,7 +239,8 @@ class Hesitating(Recorder):
     """Waits in open() as long as somebody holds the lock `open-SHARD-INCARNATION`."""
 
     def open(self, context: Context) -> None:
-        gate = os.open(Path(os.environ["RECORD_DIR"]) / f"open-{context.shard}-{context.incarnation}", os.O_RDWR | os.O_CREAT, 0o600)
+        gate = os.open(Path(os.environ["RECORD_DIR"]) / f"open-{context.shard}-{context.incarnation}",
+                       os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(gate, fcntl.LOCK_SH)
         os.close(gate)
         super().open(context)
@@ -389,8 +390,8 @@ class Counting(Lingering):
         for slot, (_, data) in zip(batch.slots.tolist(), batch):
             producer, key, number, _ = parse(data)
             counts, name = self.counts.setdefault(slot, {}), f"{producer}/{key}"
-            if counts.get(name, 0) != number:
-                raise AssertionError(f"producer {producer}, key {key}: event {number} comes when {counts.get(name, 0)} are counted")
+            if (counted := counts.get(name, 0)) != number:
+                raise AssertionError(f"producer {producer}, key {key}: event {number} comes when {counted} are counted")
             counts[name] = number + 1
         super().handle(batch)
 

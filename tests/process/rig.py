@@ -101,8 +101,8 @@ class Rig:
         (self.directory / name).write_text(text)
 
     def arm(self, who: int | str, point: str, passes: int, number: int) -> Path:
-        """The worker of a shard (recorder.Lingering) or the supervisor (arming.Arming) sends itself the signal at that point,
-        once. The file that tells it so is gone when it has read it."""
+        """The worker of a shard (recorder.Lingering) or the supervisor (arming.Arming) sends itself the signal at that
+        point, once. The file that tells it so is gone when it has read it."""
         self.tell("arming", f"{point} {passes} {number:d}")
         return (self.directory / "arming").replace(self.directory / f"arm-{who}")  # whole, when it is there
 

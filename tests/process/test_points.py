@@ -17,7 +17,7 @@ from chaos import SLOTS, Daemons, inexact
 from checker import accounting, check
 from programs import Source
 from recorder import POISON, payload
-from rig import PATIENCE, Log, Rig, drained, is_stopped, segments_of, slot_of, wait_until
+from rig import HERE, PATIENCE, SEND_POINTS, Log, Rig, drained, is_stopped, segments_of, slot_of, wait_until
 from shardmem.memory.control import Control
 from shardmem.memory.native import points
 
@@ -26,63 +26,72 @@ WHILE = 1.0  # seconds that a process stays stopped
 
 
 class Point(NamedTuple):
-    """who passes it: "producer", "worker" (of a stateless handler), "keeper" (a worker of a stateful one), "supervisor". how it
-    is provoked. refused: the test of what it does when it is refused what it needs there."""
+    """who passes it: "producer", "worker" (of a stateless handler), "keeper" (a worker of a stateful one), "supervisor".
+    how it is provoked. killed: the file whose tests kill at it, if others than these. refused: the test of what happens
+    when it is refused what it needs there."""
 
     who: str
     how: str
+    killed: str = ""
     refused: str = ""
 
 
 FLOW, POISONED, MOVE = "events", "an event that fails", "move half of a shard's slots to the other"
 MORE, FEWER, AGAIN = "scale from 2 to 3", "scale from 3 to 2", "a killed supervisor is started again"
-NO_LANE = "test_shared_memory.py: lanes in a full /dev/shm"
+PRODUCERS, DEATHS, STATE, TAKEOVER = "test_killed_producers.py", "test_worker_death.py", "test_state.py", "test_takeover.py"
 
 TABLE = {
-    # killed and stopped by test_killed_producers.py
-    "send.locked": Point("producer", FLOW), "send.marked": Point("producer", FLOW), "send.routed": Point("producer", FLOW),
-    "send.claimed": Point("producer", FLOW, NO_LANE), "send.copying": Point("producer", FLOW),
-    "send.copied": Point("producer", FLOW), "send.counted": Point("producer", FLOW), "send.published": Point("producer", FLOW),
-    "send.unmarked": Point("producer", FLOW), "send.waiting": Point("producer", "a full lane"),
-    "ring.taken": Point("producer", "a worker that sleeps"),
-    "poll.taken": Point("worker", FLOW), "commit.entered": Point("worker", FLOW), "commit.marked": Point("worker", FLOW),
-    "commit.counted": Point("worker", FLOW), "commit.released": Point("worker", FLOW), "park.raised": Point("worker", FLOW),
+    **{name: Point("producer", FLOW, PRODUCERS) for name in SEND_POINTS},  # stopped by the same tests
+    "send.claimed": Point("producer", FLOW, PRODUCERS, "test_shared_memory.py"),
+    "send.waiting": Point("producer", "a full lane", PRODUCERS),
+    "ring.taken": Point("producer", "a worker that sleeps", PRODUCERS),
+    "poll.taken": Point("worker", FLOW, DEATHS),
+    "commit.entered": Point("worker", FLOW, DEATHS), "commit.marked": Point("worker", FLOW, DEATHS),
+    "commit.counted": Point("worker", FLOW, DEATHS), "commit.released": Point("worker", FLOW, DEATHS),
+    "park.raised": Point("worker", FLOW),
     "room.taken": Point("worker", "full lanes"),
-    "aside.stored": Point("worker", POISONED, "test_a_quarantine_file_that_cannot_grow_stops_the_shard_and_loses_nothing"),
+    "aside.stored": Point("worker", POISONED, "", "test_a_quarantine_file_that_cannot_grow_stops_its_shard"),
     "aside.acting": Point("worker", POISONED), "aside.marked": Point("worker", POISONED),
-    "save.begun": Point("keeper", FLOW, "test_a_state_file_that_cannot_grow_stops_the_shard_and_loses_nothing"),
-    "save.saved": Point("keeper", FLOW), "save.marked": Point("keeper", FLOW),
-    "spawn.created": Point("supervisor", MORE, "test_an_inbox_that_cannot_be_reserved_leaves_the_engine_as_it_was"),
-    "remove.retired": Point("supervisor", FEWER),
-    "spawn.started": Point("supervisor", MORE, "test_a_worker_process_that_cannot_be_started_is_tried_again"),
-    "remove.unlinked": Point("supervisor", FEWER),
-    "handoff.begun": Point("supervisor", MOVE), "handoff.rerouted": Point("supervisor", MOVE),
-    "handoff.draining": Point("supervisor", MOVE), "handoff.drained": Point("supervisor", MOVE),
-    "handoff.releasing": Point("supervisor", MOVE), "handoff.released": Point("supervisor", MOVE),
+    "save.begun": Point("keeper", FLOW, STATE, "test_a_state_file_that_cannot_grow_stops_its_shard"),
+    "save.saved": Point("keeper", FLOW, STATE), "save.marked": Point("keeper", FLOW, STATE),
+    "spawn.created": Point("supervisor", MORE, TAKEOVER, "test_an_inbox_that_cannot_be_reserved_changes_nothing"),
+    "remove.retired": Point("supervisor", FEWER, TAKEOVER),
+    "spawn.started": Point("supervisor", MORE, TAKEOVER, "test_a_worker_process_that_cannot_be_started_is_tried_again"),
+    "remove.unlinked": Point("supervisor", FEWER, TAKEOVER),
+    "handoff.begun": Point("supervisor", MOVE, TAKEOVER), "handoff.rerouted": Point("supervisor", MOVE, TAKEOVER),
+    "handoff.draining": Point("supervisor", MOVE, TAKEOVER), "handoff.drained": Point("supervisor", MOVE, TAKEOVER),
+    "handoff.releasing": Point("supervisor", MOVE, TAKEOVER), "handoff.released": Point("supervisor", MOVE, TAKEOVER),
     "retire.counted": Point("supervisor", FEWER),
-    "takeover.locked": Point("supervisor", AGAIN), "takeover.adopted": Point("supervisor", AGAIN),
+    "takeover.locked": Point("supervisor", AGAIN, TAKEOVER), "takeover.adopted": Point("supervisor", AGAIN, TAKEOVER),
 }
+HERE_TOO = "SHARDMEM_ALL_POINTS" in os.environ  # points at which other tests kill are killed at here as well
 
 
 def of(*who: str) -> list[str]:
     return [name for name, point in TABLE.items() if point.who in who]
 
 
+def killed(*who: str) -> list[str]:
+    return [name for name in of(*who) if HERE_TOO or not TABLE[name].killed]
+
+
 def test_every_point_is_in_the_table() -> None:
     assert set(TABLE) == set(points()), "a point that is new has to be killed at, stopped at, and written into the table"
-    named = {point.refused for point in TABLE.values() if point.refused.startswith("test_") and ".py" not in point.refused}
-    assert named <= set(globals()), "the table names tests that are here"
+    for name, point in TABLE.items():
+        if point.killed and point.killed != PRODUCERS:
+            assert f'"{name}"' in (HERE / point.killed).read_text(), f"{point.killed} does not kill at {name}"
+        assert not point.refused or point.refused in globals() or (HERE / point.refused).exists(), point.refused
 
 
-# ---- the engine ----------------------------------------------------------------------------------------------------------------
+# ---- the engine ----------------------------------------------------------------------------------------------------------
 
 class Field:
     """An engine under `shardmem run` that goes through point after point."""
 
     def __init__(self, directory: Path, name: str, handler: str) -> None:
         self.rig, self.name, self.stateful = Rig(directory), name, handler == "recorder:Counting"
-        self.daemons = Daemons(self.rig, name, handler, strategy="arming:Arming", batch_rows=ROWS, lane_bytes=4096, max_shards=3,
-                               on_error="retry", retry_backoff=0.001, max_attempts=3)
+        self.daemons = Daemons(self.rig, name, handler, strategy="arming:Arming", batch_rows=ROWS, lane_bytes=4096,
+                               max_shards=3, on_error="retry", retry_backoff=0.001, max_attempts=3)
         self._next = 1
 
     def source(self, log: Log) -> Source:
@@ -143,21 +152,23 @@ class Field:
         """Events of slots that neither move nor belong to these shards are handled all the time."""
         owners, _ = self.control.slot_table()
         moving = {each["slot"] for each in self.client.status()["handoffs"]}
-        keys = [key for key in range(1000) if owners[slot_of(key, SLOTS)] not in without and slot_of(key, SLOTS) not in moving]
+        keys = [key for key in range(1000) if (slot := slot_of(key, SLOTS)) not in moving and owners[slot] not in without]
         with shardmem.connect(self.name) as producer, Log(self.rig.directory) as log:
             self._next += 1
-            number, until = 0, time.monotonic() + seconds
+            number, until, over = 0, time.monotonic() + seconds, threading.Event()
             while keys and (not number or time.monotonic() < until):
                 log.rows("offered", self._next, [keys[0]], [number])
                 producer.push(keys[0], payload(self._next, keys[0], number), timeout=PATIENCE)
                 log.rows("accepted", self._next, [keys[0]], [number])
                 producer.flush(PATIENCE)
                 number += 1
+                over.wait(0.01)
 
     def expect_clean(self, duplicates: int = 0) -> dict[str, Any]:
         """All that was begun is finished, all that was accepted is handled, and nothing is wrong with how."""
         wait_until(lambda: not self.client.status()["handoffs"], "handoffs are finished")
-        wait_until(lambda: {shard["state"] for shard in self.client.status()["shards"]} == {"active"}, "all shards are active")
+        wait_until(lambda: {shard["state"] for shard in self.client.status()["shards"]} == {"active"},
+                   "all shards are active")
         document = drained(self.client)
         logs = self.rig.logs()
         allowed = len(logs.handled) if self.stateful else duplicates
@@ -201,9 +212,9 @@ def field(request: pytest.FixtureRequest, point: str) -> Field:
     return request.getfixturevalue("worker" if TABLE[point].who == "worker" else "keeper")
 
 
-# ---- killed and stopped ------------------------------------------------------------------------------------------------------------
+# ---- killed and stopped --------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("point", of("worker", "keeper"))
+@pytest.mark.parametrize("point", killed("worker", "keeper"))
 def test_a_worker_killed_at_any_point_leaves_nothing_undone(field: Field, point: str) -> None:
     field.scale(2)
     before, aside = field.shard(0), field.client.status()["accounting"]["quarantined"]
@@ -232,8 +243,8 @@ def test_a_worker_stopped_at_any_point_keeps_nobody_else_waiting_and_goes_on(fie
     assert document["accounting"]["quarantined"] - aside == poisoned
 
 
-@pytest.mark.parametrize("point", of("supervisor"))
-def test_a_supervisor_killed_at_any_point_is_followed_by_one_that_finishes_what_it_had_begun(field: Field, point: str) -> None:
+@pytest.mark.parametrize("point", killed("supervisor"))
+def test_a_supervisor_killed_at_any_point_is_followed_by_one_that_finishes_its_work(field: Field, point: str) -> None:
     done = _provoke(field, point, signal.SIGKILL)
     with field.feeding():
         assert field.daemons.all[-1].wait(PATIENCE) == -signal.SIGKILL, f"the supervisor died at {point}"
@@ -309,7 +320,7 @@ def _provoke(field: Field, point: str, number: int) -> Callable[[], list[Excepti
     return answer
 
 
-# ---- refused -----------------------------------------------------------------------------------------------------------------------
+# ---- refused -------------------------------------------------------------------------------------------------------------
 
 @contextlib.contextmanager
 def _limited(pid: int, what: int, most: int) -> Iterator[None]:
@@ -327,11 +338,15 @@ def _new_worker(field: Field, shard: int) -> int:
     """Whose log is still short: it may not be the first to meet the limit."""
     before = field.shard(shard)
     os.kill(before["pid"], signal.SIGKILL)
-    return wait_until(lambda: (now := field.shard(shard))["incarnation"] > before["incarnation"] and now["phase"] == "ready" and now,
-                      "the worker is replaced")["pid"]
+
+    def next_one() -> int | None:
+        now = field.shard(shard)
+        return now["pid"] if now["incarnation"] > before["incarnation"] and now["phase"] == "ready" else None
+
+    return wait_until(next_one, "the worker is replaced")
 
 
-def test_an_inbox_that_cannot_be_reserved_leaves_the_engine_as_it_was(worker: Field) -> None:
+def test_an_inbox_that_cannot_be_reserved_changes_nothing(worker: Field) -> None:
     worker.scale(2)
     with worker.feeding():
         before = segments_of(worker.name)
@@ -344,7 +359,8 @@ def test_an_inbox_that_cannot_be_reserved_leaves_the_engine_as_it_was(worker: Fi
 
 
 def test_a_worker_process_that_cannot_be_started_is_tried_again(rig: Rig, engine_name: str) -> None:
-    with rig.engine(engine_name, shards=1, max_restarts=1000) as engine, engine.producer() as producer, Log(rig.directory) as log:
+    engine = rig.engine(engine_name, shards=1, max_restarts=1000)
+    with engine, engine.producer() as producer, Log(rig.directory) as log:
         supervisor = engine.status()["supervisor"]["pid"]
         used = len(os.listdir(f"/proc/{supervisor}/fd"))
         with _limited(supervisor, resource.RLIMIT_NOFILE, used + 1):  # room for the pipe of its reports, and not for more
@@ -358,7 +374,7 @@ def test_a_worker_process_that_cannot_be_started_is_tried_again(rig: Rig, engine
         assert check(rig.logs()) == []
 
 
-def test_a_state_file_that_cannot_grow_stops_the_shard_and_loses_nothing(keeper: Field) -> None:
+def test_a_state_file_that_cannot_grow_stops_its_shard(keeper: Field) -> None:
     keeper.scale(2)
     with _limited(_new_worker(keeper, 0), resource.RLIMIT_FSIZE, 8192), Log(keeper.rig.directory) as log:
         _push_until_failed(keeper, 0, keeper.source(log))
@@ -368,7 +384,7 @@ def test_a_state_file_that_cannot_grow_stops_the_shard_and_loses_nothing(keeper:
     keeper.expect_clean()
 
 
-def test_a_quarantine_file_that_cannot_grow_stops_the_shard_and_loses_nothing(worker: Field) -> None:
+def test_a_quarantine_file_that_cannot_grow_stops_its_shard(worker: Field) -> None:
     worker.scale(2)
     victim, aside = _shard_of_poison(worker), worker.client.status()["accounting"]["quarantined"]
     with _limited(_new_worker(worker, victim), resource.RLIMIT_FSIZE, 4096), shardmem.connect(worker.name) as producer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,7 @@ def expect_exact(rig: Rig, status: dict[str, Any]) -> None:
 
 # ---- recycling ---------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("limit", [dict(recycle_batches=5), dict(recycle_age=0.5), dict(recycle_rss="1MiB")],
-                         ids=lambda each: [*each][0])
+@pytest.mark.parametrize("limit", [dict(recycle_batches=5), dict(recycle_rss="1MiB")], ids=lambda each: [*each][0])
 def test_a_worker_over_a_limit_is_replaced_under_load_and_its_state_travels(tmp_path: Path, limit: dict[str, Any]) -> None:
     with shardmem.Engine(handler=Counter(str(tmp_path)), dtype=ROW, key="key", shards=1, max_shards=1, slots=SLOTS,
                          lane_bytes=1 << 15, state_dir=str(tmp_path), **limit) as engine:
@@ -126,12 +126,13 @@ def test_hup_replaces_every_worker_by_one_that_imports_the_handler_anew(rig: Rig
         assert versions(rig, before) == ["1", "1"]
         tell_version(rig, "2")
         daemon.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + PATIENCE
         for number in itertools.count(5):
             push(producer, log, range(number, number + 1))
             status = client.status()
             if len(status["shards"]) == 2 and not pids(before) & pids(status):
                 break
-            assert number < 5000, "no reload"
+            assert time.monotonic() < deadline, f"no reload after {number} events of each key"
         producer.flush(PATIENCE)
         assert versions(rig, client.status()) == ["2", "2"] and client.status()["supervisor"]["pid"] == daemon.process.pid
         drained(client)

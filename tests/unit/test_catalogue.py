@@ -1,6 +1,7 @@
 """The catalogue of figures and the status document say the same."""
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any, Iterator
@@ -9,7 +10,7 @@ import pytest
 
 import shardmem
 from shardmem.memory.native import ENGINE_STATES, REASONS, SHARD_STATES, lib
-from shardmem.policy import Facts, condition_of
+from shardmem.policy import Facts, Limits, condition_of
 from shardmem.runtime.catalogue import COUNTER, FIGURES, HISTOGRAM, PREFIX, REFUSALS, STATE, Figure, page
 from shardmem.runtime.snapshot import Observer
 
@@ -96,9 +97,8 @@ def test_what_a_state_and_a_reason_can_be_is_what_the_engine_knows():
     by_path = {each.path: set(each.values) for each in FIGURES}
     assert set(ENGINE_STATES) == by_path["engine.state"] and REASONS == REFUSALS
     assert set(SHARD_STATES) - {"none"} == by_path["shards[].state"]
-    facts = [Facts(state, phase, alive, quiet, in_hand, in_flight) for state in SHARD_STATES for phase in ("booting", "ready")
-             for alive in (True, False) for quiet in (0.0, 1e6) for in_hand in (None, 0.0, 1e6) for in_flight in (0, 1)]
-    from shardmem.policy import Limits
+    facts = [Facts(*each) for each in itertools.product(SHARD_STATES, ("booting", "ready"), (True, False), (0.0, 1e6),
+                                                        (None, 0.0, 1e6), (0, 1))]
     said = {condition_of(each, Limits(), due)[0] for each in facts for due in (None, 1.0)}
     assert said == by_path["shards[].condition"]
 

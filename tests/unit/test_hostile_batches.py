@@ -10,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shardmem.errors import HandlerError
+from shardmem.control.pilot import Pilot
 from shardmem.control.sampler import Sampler
+from shardmem.errors import HandlerError
 from shardmem.memory.native import ffi, lib
+from shardmem.policy import LeastLoad, LeastSlots, ScalingPolicy
 from shardmem.runtime.checkpoint import Stateless
 from shardmem.runtime.failures import Failures, OnError, explain
 from shardmem.runtime.snapshot import Observer
@@ -34,14 +36,16 @@ def push(engine: Any, producer: Any, count: int, start: int = 0) -> None:
         made["key"], made["number"] = b"good", numbers
         producer.send(made)
     else:
-        producer.push_many(["good" if number % 2 else 7 for number in numbers], [number.to_bytes(2, "little") for number in numbers])
+        producer.push_many(["good" if number % 2 else 7 for number in numbers],
+                           [number.to_bytes(2, "little") for number in numbers])
 
 
 READ = {
     "len": len, "repr": repr, "records": lambda b: b.records.tolist() if b._schema.is_records else None,
     "items": lambda b: list(b), "payloads": lambda b: None if b._schema.is_records else b.payloads,
     "columns": lambda b: None if b._schema.is_records else [bytes(b.columns().data[a:z]) for a, z in zip(*b.columns()[2:])],
-    "keys": lambda b: list(b.keys), "slots": lambda b: b.slots.max() < b._slots or pytest.fail("a slot that is not there"),
+    "keys": lambda b: list(b.keys),
+    "slots": lambda b: b.slots.max() < b._slots or pytest.fail("a slot that is not there"),
     "sequences": lambda b: b.sequences.tolist(), "producers": lambda b: b.producers.tolist(), "copy": lambda b: list(b.copy()),
     "explain": lambda b: explain(b, ValueError()),
 }
@@ -50,8 +54,9 @@ READ = {
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 32), is_records=st.booleans(), batch_rows=st.sampled_from([5, 64, 4096]),
        order=st.permutations(sorted(READ)))
-def test_a_batch_of_a_changing_frame_is_read_or_refused_and_the_other_lane_is_whole(loopback, seed, is_records, batch_rows, order):
-    """Bits flip in a lane's words and frames before its rows are chosen, while they are read, and before they are committed."""
+def test_a_batch_of_a_changing_frame_is_read_or_refused_and_the_other_lane_is_whole(loopback, seed, is_records, batch_rows,
+                                                                                    order):
+    """Bits flip in a lane's words and frames before rows are chosen, while they are read, and before they are committed."""
     draw = random.Random(seed)
     engine = loopback(*((ROW, "key") if is_records else ()), lane_bytes=4096, batch_rows=batch_rows)
     mad, good = engine.producer(), engine.producer()
@@ -91,11 +96,11 @@ def test_a_batch_of_a_changing_frame_is_read_or_refused_and_the_other_lane_is_wh
     engine._opened, engine.readers, engine.inboxes, engine.close = [], [], [], lambda: None
 
 
-def failures_of(engine: Any, **rules: Any) -> Failures:
+def failures_of(engine: Any) -> Failures:
     reader = engine.readers[0]
-    said = OnError(**{"on_error": "stop", "max_attempts": 3, "retry_backoff": 0.0, "quarantine_file": "/nonexistent", "quarantine_limit": 1,
-                      **rules})
-    return Failures(engine.control, 0, reader, engine.batches[0], Stateless(reader, object()), said, None, lambda _: None, lambda **_: None)
+    rules = OnError(on_error="stop", max_attempts=3, retry_backoff=0.0, quarantine_file="/nonexistent", quarantine_limit=1)
+    return Failures(engine.control, 0, reader, engine.batches[0], Stateless(reader, object()), rules, None, lambda _: None,
+                    lambda **_: None)
 
 
 def damaged(engine: Any, good: int) -> tuple[Any, Any]:
@@ -151,17 +156,18 @@ def test_a_failure_is_explained_while_its_frame_changes(loopback):
 
 
 WORDS = {  # of the control segment: where, and what
-    "phase of a handoff": lambda engine: offsets(engine)[2],
-    "board": lambda engine: offsets(engine)[4],
-    "words of a shard": lambda engine: offsets(engine)[5] + 128,
-    "histogram": lambda engine: offsets(engine)[5] + 3 * 128,
+    "phase of a handoff": lambda engine: offsets(engine)[0][2],
+    "board": lambda engine: offsets(engine)[0][4],
+    "words of a shard": lambda engine: offsets(engine)[0][5] + 128,
+    "histogram": lambda engine: offsets(engine)[0][5] + 3 * 128,
 }
 
 
-def offsets(engine: Any) -> list[int]:
+def offsets(engine: Any) -> tuple[list[int], list[int]]:
+    """Of the parts of the control segment: where they begin, and their lengths."""
     found, lengths = ffi.new("uint64_t[8]"), ffi.new("uint64_t[8]")
     lib.sm_control_ranges(engine.control.geometry, found, lengths)
-    return list(found)
+    return list(found), list(lengths)
 
 
 @pytest.mark.parametrize("what", WORDS)
@@ -171,13 +177,37 @@ def test_status_and_samples_survive_whatever_words_say(loopback, what):
     sampler = Sampler(observer)
     lib.sm_post(engine.control.address, b'{"lives": {}, "limits": {"stall": 1}}', 37)
     push(engine, engine.producer(), 5)
-    memory, start, draw = ffi.buffer(engine.control.address, engine.control.geometry.control_bytes), WORDS[what](engine), random.Random(1)
+    memory = ffi.buffer(engine.control.address, engine.control.geometry.control_bytes)
+    start, draw = WORDS[what](engine), random.Random(1)
     for number in range(50):
         observer.status()
         sampler.sample([0], float(number))
         values = [draw.choice([0, 1, 200, 1 << 63, (1 << 64) - 1, draw.getrandbits(64)]) for _ in range(16)]
         memory[start:start + 128] = b"".join(value.to_bytes(8, "little") for value in values)
     observer.close()
+
+
+@pytest.mark.parametrize("strategy", [LeastLoad, LeastSlots])
+def test_the_pilot_decides_something_whatever_words_say(loopback, strategy):
+    """The supervisor's loop ends with the first error in here."""
+    draw = random.Random(2)
+    for _ in range(5):
+        engine = loopback(shards=2)
+        observer = Observer(engine.control)
+        pilot = Pilot(engine.control, observer, ScalingPolicy(max_shards=2), strategy(), {0: "active", 1: "active"})
+        begins, lengths = offsets(engine)
+        memory = ffi.buffer(engine.control.address, engine.control.geometry.control_bytes)
+        for _ in range(200):
+            part = draw.choice([1, 2, 3, 5, 5])  # slots, holds, moves, shards
+            at = begins[part] + 8 * draw.randrange(lengths[part] // 8)
+            value = draw.choice([0, 1, 200, 5000, 1 << 63, (1 << 64) - 1, draw.getrandbits(64)])
+            memory[at:at + 8] = value.to_bytes(8, "little")
+            if draw.randrange(8) == 0:
+                pilot.tick([])
+                pilot.describe()
+                pilot.plan([], eager=True)
+                observer.status()
+        observer.close()
 
 
 def test_a_broken_lane_is_not_load(loopback):

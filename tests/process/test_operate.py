@@ -1,0 +1,90 @@
+"""What a monitoring system sees of a daemon: health and metrics over TCP, from its start to its end."""
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import urllib.parse
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import shardmem
+from daemon import Daemon
+from recorder import payload
+from rig import Rig, drained, segments_of, wait_until
+
+
+def ask(url: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=20)
+    try:
+        connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body), headers)
+        response = connection.getresponse()
+        text = response.read().decode()
+        is_json = response.getheader("Content-Type", "").startswith("application/json")
+        return response.status, json.loads(text) if is_json else text
+    finally:
+        connection.close()
+
+
+def test_health_metrics_and_commands_over_tcp(rig: Rig, engine_name: str) -> None:
+    token = {"SHARDMEM_HTTP_TOKEN": "s3cret"}
+    with Daemon(rig, engine_name, "--shards", "2", "--http-port", "0", environment=token) as daemon:
+        ready = daemon.ready()
+        url = ready["engine"]["http"]
+        assert url.startswith("http://127.0.0.1:")
+        assert ask(url, "/livez")[0] == ask(url, "/readyz")[0] == 200
+        with shardmem.connect(engine_name) as producer, shardmem.Client(engine_name) as client:
+            for number in range(100):
+                producer.push(number, payload(1, number, 0))
+            document = drained(client)
+            assert ask(url, "/status")[1]["accounting"] == document["accounting"]
+            status, text = ask(url, "/metrics")
+            told = {(sample.name, sample.labels.get("shard")): sample.value
+                    for family in text_string_to_metric_families(text) for sample in family.samples}
+            assert status == 200 and told["shardmem_handled_total", None] == 100
+            assert told["shardmem_slots_unowned", None] == 0
+            for shard in document["shards"]:
+                assert told["shardmem_shard_handled_total", str(shard["id"])] == shard["handled"]
+                assert told["shardmem_shard_resident_memory_bytes", str(shard["id"])] > 1 << 20
+            assert ask(url, "/rebalance", {})[0] == 401
+            assert ask(url, "/rebalance", {}, Authorization="Bearer s3cret")[0] == 200
+            with rig.hold(0) as release:
+                producer.push_many(list(range(100)), [payload(1, key, 1) for key in range(100)])
+                rig.wait_held(0)
+                daemon.process.send_signal(signal.SIGTERM)
+                wait_until(lambda: ask(url, "/readyz")[1]["reasons"] == ["the engine is draining"], "it says that it drains")
+                assert ask(url, "/livez")[0] == 200, "an engine that drains is not one to be killed"
+                status, answer = ask(url, "/scale", {"shards": 1}, Authorization="Bearer s3cret")
+                assert (status, answer["kind"]) == (409, "NotRunning")
+                assert ask(url, "/stop", {}, Authorization="Bearer s3cret")[1] == {"stopping": True}
+                release()
+            assert daemon.end()[0] == 0, "asked to stop again it went on draining"
+    assert segments_of(engine_name) == []
+
+
+def test_a_failed_shard_makes_an_engine_unready_and_leaves_it_alive(rig: Rig, engine_name: str) -> None:
+    with Daemon(rig, engine_name, "--shards", "2", "--http-port", "0", "--max-restarts", "0") as daemon:
+        ready = daemon.ready()
+        url = ready["engine"]["http"]
+        os.kill(ready["shards"][1]["pid"], signal.SIGKILL)
+        status, answer = wait_until(lambda: (found := ask(url, "/readyz"))[0] == 503 and "failed" in str(found) and found,
+                                    "a shard has been given up")
+        assert any(each.startswith("shard 1 failed: ") for each in answer["reasons"]) and not answer["ready"]
+        assert "512 of 1024 slots have no live owner" in answer["reasons"]
+        assert ask(url, "/livez")[0] == 200
+        daemon.process.terminate()
+        assert daemon.end()[0] == 1
+
+
+def test_a_port_that_is_taken_ends_a_daemon_before_it_has_workers(rig: Rig, engine_name: str) -> None:
+    with Daemon(rig, engine_name, "--shards", "1", "--http-port", "0") as first:
+        port = first.ready()["engine"]["http"].rpartition(":")[2]
+        with Daemon(rig, f"{engine_name}-b", "--shards", "1", "--http-port", port) as second:
+            said = second.process.communicate(timeout=20)
+            assert second.process.returncode == 2 and f"http_port={port} cannot be listened on" in said[1]
+        assert segments_of(f"{engine_name}-b") == []
+        first.process.terminate()
+        assert first.end()[0] == 0

@@ -1,0 +1,35 @@
+"""Which engine is meant when none is named."""
+from __future__ import annotations
+
+import pytest
+
+from shardmem.control import client
+from shardmem.errors import NotRunning
+from shardmem.memory.segment import control_name
+
+
+@pytest.fixture
+def here(monkeypatch):
+    def make(names, running):
+        monkeypatch.setattr(client, "engine_names", lambda: names)
+        monkeypatch.setattr(client.lease, "is_free", lambda name, byte: name not in map(control_name, running))
+    return make
+
+
+def test_the_one_that_runs_is_meant_and_else_the_one_that_has_left_its_memory(here):
+    here(["a", "b", "c"], ["b"])
+    assert "b" == client.only_engine()
+    here(["a"], [])
+    assert "a" == client.only_engine()
+
+
+@pytest.mark.parametrize("names, running, text", [
+    ([], [], "no engine is running here; start one with"),
+    (["a", "b"], ["a", "b"], "several engines run here, name one: a, b$"),
+    (["a", "b"], [], "several engines have left their memory here, name one: a, b$"),
+    ([f"e{number}" for number in range(20)], [], "e0, e1, e2, e3, e4, e5, e6, e7 and 12 more$"),
+])
+def test_when_it_cannot_be_known_a_few_are_named(here, names, running, text):
+    here(names, running)
+    with pytest.raises(NotRunning, match=text):
+        client.only_engine()
