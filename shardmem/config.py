@@ -156,8 +156,8 @@ class Config:
         found = [fault for key, each in declared(Config).items() for fault in each.faults(getattr(self, key))]
         if self.stall_timeout < 0.25:
             found.append(f"stall_timeout={self.stall_timeout:g} is less than 0.25 s: an idle worker gives a sign every 0.1 s")
-        if self.http_token is not None and not self.http_token.strip():
-            found.append("http_token is empty: anybody could show that")
+        if self.http_token is not None and (not self.http_token or self.http_token != self.http_token.strip()):
+            found.append("http_token is empty, or has white space around it, which no header can show")
         if self.max_shards is not None and self.max_shards < self.start_shards:
             found.append(f"max_shards={self.max_shards} is less than the {self.start_shards} to start with "
                          f"({'shards' if self.shards is not None else 'min_shards'})")

@@ -94,7 +94,7 @@ def status(document: dict[str, Any]) -> Group:
                       str(shard["pid"]) if shard["alive"] else "-", str(shard["slots"]), count(shard["handled"]),
                       count(shard["in_flight"]), f"{shard['fill_ratio']:.0%}", f"{shard['busy']:.0%}",
                       microseconds(shard["latency_p50_us"]), microseconds(shard["latency_p99_us"]))
-    parts: list[Any] = [head, table]
+    parts: list[Any] = [head, table] + ([Text(f"http: {engine['http']}")] if engine.get("http") else [])
     parts += [Text(f"shard {shard['id']}: {shard['error']}", "red") for shard in document["shards"] if shard["error"]]
     moving = document["handoffs"]
     if moving:

@@ -21,7 +21,7 @@ p     pause this display; the engine goes on
 q     quit this display; the engine goes on
 ?     this help, and back
 fill: of its fullest lane. busy: share of time in the handler.
-p50, p99: from push to handled, since the worker began."""
+p50, p99: from push to handled, of all events of the shard so far."""
 _COLORS = {"running": "green", "busy": "green", "idle": "green", "slow": "yellow", "starting": "yellow",
            "draining": "yellow", "restarting": "yellow", "provisioning": "yellow", "failed": "bold red", "stuck": "bold red", "dead": "bold red",
            "stopped": "red", "gone": "bold red"}

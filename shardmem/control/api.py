@@ -1,6 +1,6 @@
 """The control API: HTTP over a unix socket that only its user can reach, and on loopback TCP if `http_port` says so.
 
-    GET  /status /metrics /livez /readyz
+    GET  /status /metrics /livez /readyz /openapi.json
     POST /scale /drain /move /rebalance /reload /stop     a JSON object in, a JSON object out
 
 The unix socket is as good as being its user: mode 0600, and the kernel says who is at the other end. Anybody on this machine
@@ -10,9 +10,11 @@ page of another origin can.
 """
 from __future__ import annotations
 
+import errno
 import fcntl
 import hmac
 import json
+import logging
 import os
 import socket
 import stat
@@ -24,6 +26,7 @@ from aiohttp import web
 
 from shardmem.control.client import socket_path
 from shardmem.control.health import against_life, against_readiness
+from shardmem.control.operations import COMMANDS, Command as Declared, openapi
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
 from shardmem.runtime.snapshot import Observer
 
@@ -31,8 +34,10 @@ Command = Callable[[dict[str, Any]], Awaitable[Any]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-DYING = 2.0       # seconds for which the socket of a supervisor that is being killed may outlive its lease
+DYING = 2.0       # seconds for which the sockets of a supervisor that is being killed may outlive its lease
 CLOSE_GRACE = 5.0
+
+log = logging.getLogger("shardmem.api")
 
 
 class Api:
@@ -60,11 +65,17 @@ class Api:
             raise
 
     def _bind_tcp(self, port: int) -> None:
-        try:
-            listener = socket.create_server(("127.0.0.1", port))
-        except OSError as error:
-            raise ConfigError(f"http_port={port} cannot be listened on: {error.strerror}; choose another, or 0 for any free "
-                              f"one") from None
+        deadline = time.monotonic() + DYING
+        while True:
+            try:
+                listener = socket.create_server(("127.0.0.1", port))
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    why = os.strerror(error.errno or 0)
+                    raise ConfigError(f"http_port={port} cannot be listened on: {why}; choose another, or 0 for any free "
+                                      f"one") from None
+                time.sleep(0.02)
         self._listeners.append(listener)
         self.http = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
@@ -103,14 +114,15 @@ class Api:
             os.close(locked)
 
     async def start(self, commands: dict[str, Command], observer: Observer) -> None:
-        self._commands, self._observer = commands, observer
+        self._observer = observer
         application = web.Application(middlewares=[_as_json, self._admit])
         application.router.add_get("/status", self._status)
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/livez", self._health("live", against_life))
         application.router.add_get("/readyz", self._health("ready", against_readiness))
-        for name in commands:
-            application.router.add_post(f"/{name}", self._command)
+        application.router.add_get("/openapi.json", self._openapi)
+        for declared in COMMANDS:
+            application.router.add_post(f"/{declared.name}", self._command(declared, commands[declared.name]))
         self._runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=CLOSE_GRACE)
         await self._runner.setup()
         for listener in self._listeners:
@@ -181,19 +193,25 @@ class Api:
 
         return answer
 
-    async def _command(self, request: web.Request) -> web.Response:
-        try:
-            wanted = json.loads(await request.read() or b"{}")
-        except ValueError as error:
-            return _problem(400, f"the body is not JSON: {error}")
-        if not isinstance(wanted, dict):
-            return _problem(400, "the body is no JSON object")
-        try:
-            return web.json_response(await self._commands[request.path[1:]](wanted))
-        except (ValueError, KeyError, TypeError) as error:
-            return _problem(400, f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error))
-        except ShardmemError as error:
-            return _problem(409, str(error), type(error).__name__)
+    async def _openapi(self, request: web.Request) -> web.Response:
+        return web.json_response(openapi())
+
+    def _command(self, declared: Declared, command: Command) -> Handler:
+        async def answer(request: web.Request) -> web.Response:
+            try:
+                wanted = json.loads(await request.read() or b"{}")
+            except ValueError as error:
+                return _problem(400, f"the body is not JSON: {error}")
+            if faults := declared.faults(wanted):
+                return _problem(400, "; ".join(faults), "ConfigError")
+            try:
+                return web.json_response(await command(wanted))
+            except ValueError as error:
+                return _problem(400, str(error))
+            except ShardmemError as error:
+                return _problem(409, str(error), type(error).__name__)
+
+        return answer
 
 
 @web.middleware
@@ -210,6 +228,9 @@ async def _as_json(request: web.Request, handler: Handler) -> web.StreamResponse
         return answer
     except web.HTTPException as error:
         return _problem(error.status, error.text or error.reason)
+    except Exception as error:  # whoever asked reads JSON, whatever went wrong here
+        log.exception("%s %s failed", request.method, request.path)
+        return _problem(500, f"{type(error).__name__}: {error}")
 
 
 def _problem(status: int, text: str, kind: str = "ShardmemError") -> web.Response:

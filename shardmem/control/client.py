@@ -19,8 +19,6 @@ from shardmem.memory.segment import control_name, engine_names, listed
 from shardmem.runtime.snapshot import Observer
 
 
-
-
 class Client:
     """The engine `name`. Raises NotRunning, LayoutMismatch, SegmentError."""
 

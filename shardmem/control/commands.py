@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-from typing import TYPE_CHECKING, Any, Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shardmem.control.handoffs import Round
+from shardmem.control.operations import COMMANDS
 from shardmem.errors import ConfigError, HandlerError, NotRunning
 from shardmem.policy import DecisionKind, Move, ScalingDecision
 
@@ -20,22 +20,19 @@ if TYPE_CHECKING:
 
 ROUND = 256   # the most slots that the policy has in motion at a time
 ROUNDS = 100  # a strategy of the user's own may never come to rest
-SLOTS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
-
 
 log = logging.getLogger("shardmem.supervisor")
 
-NAMES = ("scale", "drain", "move", "rebalance", "reload", "stop")
-
 
 class Commands:
-    """Each takes a dict and returns one. Raises ValueError for what makes no sense, ShardmemError for what fails."""
+    """Each takes a body that fits its declaration in operations.py, and returns one. Raises ValueError, ShardmemError."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
 
     def by_name(self) -> dict[str, Command]:
-        return {name: self.stop if name == "stop" else self._while_running(getattr(self, name)) for name in NAMES}
+        return {each.name: self.stop if each.name == "stop" else self._while_running(getattr(self, each.name))
+                for each in COMMANDS}
 
     def _while_running(self, command: Command) -> Command:
         """The API answers while the engine drains, but what is asked then could not end."""
@@ -62,7 +59,7 @@ class Commands:
             supervisor.pilot.following = True
             return {"auto_scale": True, "shards": supervisor.pilot.mapper.active_shard_ids(), "added": [], "removed": [],
                     **_summary([], time.monotonic(), {})}
-        count, most = _whole(wanted, "shards"), supervisor.control.max_shards
+        count, most = wanted["shards"], supervisor.control.max_shards
         if not 1 <= count <= min(most, supervisor.control.slots):
             raise ConfigError(f"shards={count} is outside 1 to {min(most, supervisor.control.slots)}: the engine has room for "
                               f"{most} shards (max_shards) and {supervisor.control.slots} slots")
@@ -76,7 +73,7 @@ class Commands:
 
     async def drain(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"shard": n}: its slots go to the others, it stops and is removed."""
-        mapper, shard = self._supervisor.pilot.mapper, _whole(wanted, "shard")
+        mapper, shard = self._supervisor.pilot.mapper, wanted["shard"]
         async with self._supervisor.busy:
             active = mapper.active_shard_ids()
             if shard not in active:
@@ -90,8 +87,8 @@ class Commands:
 
     async def move(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"slots": "17,40-60" or a list, "to": n}."""
-        supervisor, target = self._supervisor, _whole(wanted, "to")
-        slots = parse_slots(wanted.get("slots"), supervisor.control.slots)
+        supervisor, target = self._supervisor, wanted["to"]
+        slots = parse_slots(wanted["slots"], supervisor.control.slots)
         started, active = time.monotonic(), supervisor.shards.in_state("active")
         if target not in active:
             raise ConfigError(f"shard {target} is not active; active are {active}")
@@ -204,28 +201,18 @@ class Commands:
         return rounds
 
 
-def parse_slots(text: Any, count: int) -> list[int]:
-    """[17, 40, 41, ...] from "17,40-60" or a list of numbers. Raises ConfigError."""
-    if isinstance(text, int) and not isinstance(text, bool):
-        text = [text]
-    if isinstance(text, (list, tuple)) and all(isinstance(slot, int) for slot in text):
-        slots: Iterable[int] = text
-    elif isinstance(text, str) and SLOTS.fullmatch(text):
-        slots = [slot for part in text.split(",") for low, _, high in [part.partition("-")]
-                 for slot in range(int(low), int(high or low) + 1)]
+def parse_slots(given: str | int | list[int], count: int) -> list[int]:
+    """[17, 40, 41, ...] from "17,40-60", a number or a list of numbers. Raises ConfigError."""
+    if isinstance(given, str):
+        ends = [(int(low), int(high or low)) for part in given.split(",") for low, _, high in [part.partition("-")]]
     else:
-        raise ConfigError(f"slots={text!r} is neither a list of numbers nor text like '17,40-60'")
-    found = sorted(set(slots))
-    if not found or found[0] < 0 or found[-1] >= count:
-        raise ConfigError(f"slots={text!r} must name at least one of the slots 0 to {count - 1}")
+        ends = [(slot, slot) for slot in ([given] if isinstance(given, int) else given)]
+    # Limits first: all numbers of "0-99999999999" would fill the memory of the supervisor.
+    inside = all(0 <= low and high < count for low, high in ends)
+    found = sorted({slot for low, high in ends for slot in range(low, high + 1)}) if inside else []
+    if not found:
+        raise ConfigError(f"slots={given!r} must name at least one of the slots 0 to {count - 1}, and no other")
     return found
-
-
-def _whole(wanted: dict[str, Any], key: str) -> int:
-    value = wanted.get(key)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{key}={value!r} is not a whole number")
-    return value
 
 
 def _summary(rounds: list[Round], started: float, seconds: dict[str, float]) -> dict[str, Any]:

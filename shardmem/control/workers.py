@@ -52,6 +52,7 @@ class Workers:
         self._pasts: dict[int, Past] = {}
         self._given: dict[int, tuple[Config, HandlerRef]] = {}  # what the workers of a shard are started with, reload or not
         self._awaited: set[int] = set()  # shards that somebody waits for, who is told when one is given up
+        self._were_ready: set[int] = set()  # of those that are waited for; perhaps dead since
 
     # ---- what there is -----------------------------------------------------------------------------------------------------
 
@@ -101,7 +102,7 @@ class Workers:
             self._living[shard] = WorkerProcess(
                 self._loop, config.name, shard, handler, settings=config.worker_settings(),
                 ended=past.last_exit, previous_exit=past.last_code,
-                on_report=lambda worker, report: self._changed(), on_exit=self._exited)
+                on_report=self._reported, on_exit=self._exited)
         except OSError as error:
             self._died(shard, Life(f"no process could be started: {error}", ready=True, in_hand=False, seconds=0.0), None)
             return
@@ -112,10 +113,12 @@ class Workers:
         """Waits until each of these shards has had a worker that was ready; None then, or why one of them cannot. Not until
         all are at one moment: while they die in turn that never comes, and nothing that was begun would go on."""
         self._awaited.update(shards)
+        self._were_ready.difference_update(shards)
         deadline, late = time.monotonic() + self.config.boot_timeout, shards
         try:
             while not give_up():
-                late = [shard for shard in late if not ((worker := self.of(shard)) and worker.alive and worker.ready)]
+                late = [shard for shard in late if shard not in self._were_ready
+                        and not ((worker := self.of(shard)) and worker.alive and worker.ready)]
                 if not late:
                     return None
                 for shard in late:
@@ -163,6 +166,11 @@ class Workers:
         if past.timer is not None:
             past.timer.cancel()
             past.timer = None
+
+    def _reported(self, worker: WorkerProcess, report: dict[str, Any]) -> None:
+        if worker.ready:
+            self._were_ready.add(worker.shard)
+        self._changed()
 
     def _exited(self, worker: WorkerProcess | AdoptedWorker) -> None:
         self._changed()

@@ -108,7 +108,7 @@ class Observer:
             for reason, count in reasons.items():
                 refused[reason] = refused.get(reason, 0) + count
             reading.sequences[seat] = seat_view.sequence
-            pushed = seat_view.sequence - last.sequences.get(seat, seat_view.sequence)
+            pushed = max(0, seat_view.sequence - last.sequences.get(seat, seat_view.sequence))
             producers.append({"seat": seat, "pid": seat_view.pid, "alive": control.seat_alive(seat),
                               "incarnation": seat_view.incarnation, "accepted": by_seat.get(seat, 0),
                               "sequence": seat_view.sequence, "rate": pushed / max(reading.at - last.at, 1e-9),

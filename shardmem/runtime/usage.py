@@ -35,5 +35,5 @@ def _worker(pid: int) -> Any:
     try:
         process = psutil.Process(pid)
         return process if any(WORKER in part for part in process.cmdline()) else None
-    except (psutil.Error, ValueError):
+    except (psutil.Error, ValueError, OverflowError):  # the number is what shared memory says
         return None

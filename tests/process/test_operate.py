@@ -2,19 +2,21 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import signal
 import urllib.parse
 from typing import Any
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
 
 import shardmem
 from daemon import Daemon
 from recorder import payload
 from rig import Rig, drained, segments_of, wait_until
+from shardmem.console import render
 
 
 def ask(url: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
@@ -36,6 +38,9 @@ def test_health_metrics_and_commands_over_tcp(rig: Rig, engine_name: str) -> Non
         url = ready["engine"]["http"]
         assert url.startswith("http://127.0.0.1:")
         assert ask(url, "/livez")[0] == ask(url, "/readyz")[0] == 200
+        with Console(width=80, file=io.StringIO()) as console:
+            console.print(render.status(ready))
+        assert f"http: {url}" in console.file.getvalue()
         with shardmem.connect(engine_name) as producer, shardmem.Client(engine_name) as client:
             for number in range(100):
                 producer.push(number, payload(1, number, 0))

@@ -13,8 +13,10 @@ from typing import Any, Iterator
 import pytest
 
 import shardmem
+from shardmem.control.client import socket_path
 from shardmem.memory.control import Control
 from checker import accounting, check
+from daemon import Daemon
 from recorder import payload
 from rig import PATIENCE, Log, Program, Rig, drained, expect_clean, keys_of_shard, segments_of, wait_until
 
@@ -181,6 +183,8 @@ def test_workers_that_die_in_turn_while_an_engine_starts_do_not_keep_it_from_run
         starting.start()
         control = Control.attach(engine_name, wait=PATIENCE)
         wait_until(lambda: control.worker_phase(0) == "ready", "the first shard is ready")
+        first = control.view_shard(0)  # it says so to its supervisor before it looks for events
+        wait_until(lambda: control.view_shard(0).heartbeat_ns > first.entered_ns, "it has said that it is ready")
         os.kill(control.view_shard(0).pid, signal.SIGKILL)
         wait_until(lambda: control.view_shard(0).incarnation == 2, "its second life has begun")
         other_shard()
@@ -193,6 +197,34 @@ def test_workers_that_die_in_turn_while_an_engine_starts_do_not_keep_it_from_run
         producer.flush(PATIENCE)
     engine.stop()
     assert segments_of(engine_name) == []
+
+
+def test_a_stop_now_does_not_wait_for_a_move_whose_worker_is_dead(rig: Rig, engine_name: str) -> None:
+    """Nobody starts that worker any more, so the move never ends; its answer was waited for during 60 s."""
+    key = keys_of_shard(0, 2, 1)[0]
+    with Daemon(rig, engine_name, "--shards", "2") as daemon, rig.hold(0):
+        daemon.ready()
+        with shardmem.Client(engine_name) as client:
+            with shardmem.connect(engine_name) as producer, Log(rig.directory) as log:
+                push(producer, log, key, range(5))
+            rig.wait_held(0)
+            mover = threading.Thread(target=lambda: _ignoring(shardmem.NotRunning, client.move, list(range(0, 1024, 2)), 1))
+            mover.start()
+            wait_until(lambda: any(each["phase"] == "draining" for each in client.status()["handoffs"]), "it drains")
+            pid = shard_of(client, 0)["pid"]
+            daemon.process.send_signal(signal.SIGINT)
+            wait_until(lambda: not os.path.exists(socket_path(engine_name)), "it stops")
+            os.kill(pid, signal.SIGKILL)
+            assert daemon.process.wait(PATIENCE) == 0
+            mover.join(PATIENCE)
+    with rig.engine(engine_name, shards=2) as engine:
+        drained(engine)
+    assert check(rig.logs()) == []
+
+
+def _ignoring(kind: type[Exception], call: Any, *values: Any) -> None:
+    with contextlib.suppress(kind):
+        call(*values)
 
 
 # ---- given up ----------------------------------------------------------------------------------------------------------------

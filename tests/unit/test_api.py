@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, AsyncIterator, Awaitable, Callable
 
 import aiohttp
+import jsonschema
 import numpy as np
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
@@ -21,7 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 from shardmem.control import api as module
 from shardmem.control.api import Api
 from shardmem.control.health import STALE, against_life, against_readiness
+from shardmem.control.commands import parse_slots
 from shardmem.control.metrics import buckets_of
+from shardmem.control.operations import COMMANDS
 from shardmem.errors import AlreadyRunning, ConfigError, NotRunning
 from shardmem.memory.native import lib
 from shardmem.runtime.catalogue import FIGURES, HISTOGRAM
@@ -40,6 +43,8 @@ def sockets(tmp_path, monkeypatch):
 async def scale(wanted: dict[str, Any]) -> dict[str, Any]:
     if wanted.get("shards") == 0:
         raise NotRunning("the engine is being stopped")
+    if wanted.get("shards") == 13:
+        raise KeyError("a mistake of ours")
     return {"asked": wanted}
 
 
@@ -48,7 +53,7 @@ async def served(engine: Any, port: int | None = 0, token: str | None = None) ->
     """(the API, a client on its unix socket, one on TCP)."""
     api, observer = Api(engine.name, port, token), Observer(engine.control)
     api.bind()
-    await api.start({"scale": scale}, observer)
+    await api.start({each.name: scale for each in COMMANDS}, observer)
     try:
         async with aiohttp.ClientSession("http://localhost", connector=aiohttp.UnixConnector(api.path)) as private:
             async with aiohttp.ClientSession(api.http or "http://localhost:1") as tcp:
@@ -180,7 +185,8 @@ def test_a_supervisor_that_ends_removes_no_socket_but_its_own(sockets):
     second.close()
 
 
-def test_a_port_that_is_taken_is_a_fault_of_the_setting_and_leaves_nothing_bound(sockets):
+def test_a_port_that_is_taken_is_a_fault_of_the_setting_and_leaves_nothing_bound(sockets, monkeypatch):
+    monkeypatch.setattr(module, "DYING", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         api = Api("e", port)
@@ -189,21 +195,84 @@ def test_a_port_that_is_taken_is_a_fault_of_the_setting_and_leaves_nothing_bound
         assert not os.path.exists(api.path)
 
 
+def test_the_port_of_a_supervisor_that_is_just_being_killed_is_waited_for(sockets, monkeypatch):
+    other = socket.create_server(("127.0.0.1", 0))
+    port = other.getsockname()[1]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda seconds: other.close()))
+    api = Api("e", port)
+    api.bind()
+    assert f"http://127.0.0.1:{port}" == api.http
+    api.close()
+
+
 # ---- what is answered ---------------------------------------------------------------------------------------------------
 
 def test_what_cannot_be_answered_says_so_in_json(loopback, sockets):
     async def test(api, private, tcp):
         for client in (private, tcp):
             status, answer = await ask(client, "GET", "/nothing")
-            assert 404 == status and "/metrics, /readyz, /scale, /status" in answer["error"]
+            assert 404 == status and "/metrics, /move, /openapi.json, /readyz" in answer["error"]
             assert 405 == (await ask(client, "GET", "/scale"))[0]
-        for body in (b"{", b"[1]", b"\xff\xfe", b"3"):
+        for body in (b"{", b"[1]", b"\xff\xfe", b"3", b"{}}"):
             status, answer = await ask(private, "POST", "/scale", data=body, headers={"Content-Type": "x/y; charset=none"})
             assert 400 == status and "JSON" in answer["error"], body
         assert (409, {"error": "the engine is being stopped", "kind": "NotRunning"}) == await ask(private, "POST", "/scale",
                                                                                                  json={"shards": 0})
+        assert (500, "KeyError: 'a mistake of ours'") == (
+            (found := await ask(private, "POST", "/scale", json={"shards": 13}))[0], found[1]["error"])
 
     run(loopback(), test)
+
+
+@pytest.mark.parametrize("command, body, fault", [
+    ("scale", {"shards": 2}, None), ("scale", {"shards": "auto"}, None), ("move", {"slots": 3, "to": 1}, None),
+    ("move", {"slots": "17,40-60", "to": 1}, None), ("move", {"slots": [1, 2], "to": 1}, None), ("stop", {}, None),
+    ("stop", {"now": True}, None), ("rebalance", {}, None),
+    ("scale", {}, "shards is missing"), ("scale", {"shards": "many"}, "shards='many' is neither a whole number nor 'auto'"),
+    ("scale", {"shards": True}, "shards=True is neither"), ("scale", {"shards": 1.5}, "shards=1.5 is neither"),
+    ("scale", {"shards": None}, "shards=None is neither"), ("scale", {"shards": 2, "shard": 1}, "shard is not a member"),
+    ("drain", {"shard": "0"}, "shard='0' is not a whole number"), ("rebalance", {"now": True}, "there is none"),
+    ("move", {"slots": "1-x"}, "slots='1-x' is neither a list of numbers nor text like '17,40-60' nor a whole number"),
+    ("move", {"slots": "1 ", "to": 1}, "slots='1 ' is neither"), ("move", {"slots": [1, "2"], "to": 1}, "is neither a list"),
+    ("move", {"slots": {"1": 2}, "to": 1}, "is neither"), ("stop", {"now": 1}, "now=1 is not true or false"),
+])
+def test_a_body_is_checked_against_what_openapi_says(loopback, sockets, command, body, fault):
+    async def test(api, private, tcp):
+        status, answer = await ask(private, "POST", f"/{command}", json=body)
+        if fault is None:
+            assert (200, {"asked": body}) == (status, answer)
+        else:
+            assert 400 == status and fault in answer["error"], answer
+        document = (await ask(tcp, "GET", "/openapi.json"))[1]
+        schema = document["paths"][f"/{command}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert (fault is None) == jsonschema.Draft4Validator(schema).is_valid(body), "the page and the check do not agree"
+
+    run(loopback(), test)
+
+
+def test_openapi_has_every_path_that_is_answered_and_no_other(loopback, sockets):
+    async def test(api, private, tcp):
+        document = (await ask(private, "GET", "/openapi.json"))[1]
+        for path, methods in document["paths"].items():
+            for method in methods:
+                status, _ = await ask(private, method, path, data=b"[]") if method == "post" else (
+                    (await private.get(path)).status, None)
+                assert status not in (404, 405), (method, path)
+        there = (await ask(private, "GET", "/nothing"))[1]["error"].partition("; there are ")[2].split(", ")
+        assert sorted(document["paths"]) == there
+
+    run(loopback(), test)
+
+
+@pytest.mark.parametrize("given, slots", [("3", [3]), ("5,1-3,2", [1, 2, 3, 5]), (7, [7]), ([4, 2, 4], [2, 4])])
+def test_slots_are_read_from_text_and_numbers(given, slots):
+    assert slots == parse_slots(given, 8)
+
+
+@pytest.mark.parametrize("given", ["8", "0-99999999999999", "99999999999999", "3-1", -1, 8, [], [1, 8], [-1]])
+def test_slots_that_are_not_there_are_refused_before_they_are_counted(given):
+    with pytest.raises(ConfigError, match="slots 0 to 7"):
+        parse_slots(given, 8)
 
 
 def samples(families: Any) -> dict[tuple[str, tuple], float]:

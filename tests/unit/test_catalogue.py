@@ -28,7 +28,8 @@ def document(loopback) -> dict[str, Any]:
     board = json.dumps({
         "decisions": [{"kind": "up", "count": 1, "cause": "busy", "reason": "", "age_s": 0.5, "since_s": 1.0, "times": 2,
                        "advice": None}],
-        "hot_slots": [{"slot": 3, "shard": 1, "share": 0.8, "alone": True}], "auto_scale": True}).encode()
+        "hot_slots": [{"slot": 3, "shard": 1, "share": 0.8, "alone": True}], "auto_scale": True,
+        "limits": {}}).encode()
     lib.sm_post(engine.control.address, board, len(board))
     observer = Observer(engine.control)
     found = observer.status()
