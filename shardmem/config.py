@@ -77,8 +77,8 @@ class Config:
     recycle_age: float | None = setting(None, "a worker that is older is replaced by a fresh one", "seconds", unset="never")
     recycle_rss: int | None = setting(None, "a worker with more resident memory is replaced by a fresh one", "bytes", least=1,
                                       most=1 << 62, unset="never")
-    log_format: str = setting("human", "what supervisor and workers write to standard error: lines for people, or JSON", "choice",
-                              choices=LOG_FORMATS)
+    log_format: str = setting("human", "what supervisor and workers write to standard error: lines for people, or JSON",
+                              "choice", choices=LOG_FORMATS)
     log_level: str | None = setting(None, "the least that is written there", "choice", choices=LOG_LEVELS,
                                     unset="info; of the supervisor of an embedded engine warning")
 

@@ -121,8 +121,8 @@ def _configured(target: str | None, flags: dict[str, Any]) -> Any:
     if target is None or target.endswith(".toml"):
         return sourced(target, flags, further=faults_of)
     if ":" not in target:
-        raise click.UsageError(f"{target!r} is neither a file that ends in .toml nor module:handler, as app:handle is for the "
-                               f"function handle of app.py")
+        raise click.UsageError(f"{target!r} is neither a file that ends in .toml nor module:handler, as app:handle is for "
+                               f"the function handle of app.py")
     flags["name"] = flags["name"] or os.environ.get("SHARDMEM_NAME") or target.partition(":")[0].rpartition(".")[2]
     return sourced(None, {"handler": target, **flags}, further=faults_of)
 
@@ -169,7 +169,8 @@ def status(name: str | None, as_json: bool) -> None:
 @main.command()
 @click.argument("name", metavar="[ENGINE]", required=False)
 @click.option("--once", is_flag=True, help="Print one frame and end, as without a terminal.")
-@click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, help="Seconds between two looks.")
+@click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True,
+              help="Seconds between two looks.")
 def top(name: str | None, once: bool, interval: float) -> None:
     """Watch an engine: shards, producers, handoffs, decisions. Works with its supervisor dead.
 

@@ -1,4 +1,4 @@
-"""`shardmem top`: an engine as it runs, and a few keys. It reads shared memory; only what a key asks for needs a supervisor."""
+"""`shardmem top`: an engine as it runs, and a few keys. It reads shared memory; only what keys ask for needs a supervisor."""
 from __future__ import annotations
 
 import dataclasses
@@ -197,7 +197,8 @@ def watch(engine: str, interval: float) -> None:
         source.close()
 
 
-def _show(live: Live, console: Console, source: Source, errands: Errands, keys: Keys, interval: float, keyboard: int) -> None:
+def _show(live: Live, console: Console, source: Source, errands: Errands, keys: Keys, interval: float,
+          keyboard: int) -> None:
     document, rates, gone = source.look()
     due = time.monotonic() + interval
     while not keys.quit:

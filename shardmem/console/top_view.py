@@ -21,9 +21,9 @@ p     pause this display; the engine goes on
 q     quit this display; the engine goes on
 ?     this help, and back
 fill: of its fullest lane. busy: share of time in the handler.
-p50, p99: from push to handled, since the worker began."""
-_COLORS = {"running": "green", "busy": "green", "idle": "green", "slow": "yellow", "starting": "yellow", "draining": "yellow",
-           "restarting": "yellow", "provisioning": "yellow", "failed": "bold red", "stuck": "bold red", "dead": "bold red",
+p50, p99: from push to handled, of all events of the shard so far."""
+_COLORS = {"running": "green", "busy": "green", "idle": "green", "slow": "yellow", "starting": "yellow",
+           "draining": "yellow", "restarting": "yellow", "provisioning": "yellow", "failed": "bold red", "stuck": "bold red", "dead": "bold red",
            "stopped": "red", "gone": "bold red"}
 _WELL = ("busy", "idle")
 _ASCII = str.maketrans({"█": "#", "░": ".", "·": "|"})
@@ -62,8 +62,8 @@ class Rates:
 def frame(document: dict[str, Any], rates: Rates, view: View = View()) -> Text:
     """As many lines as view.rows, at most. What is cut first are shards beyond those that fit, and it says how many."""
     top = _head(document, rates, view)
-    last = Text(view.prompt, "bold") if view.prompt else Text(
-        f"{'PAUSED  ' if view.paused else ''}+/- shards  d drain  a auto  s sort by {view.sort}  p pause  q quit  ? help", "dim")
+    keys = f"+/- shards  d drain  a auto  s sort by {view.sort}  p pause  q quit  ? help"
+    last = Text(view.prompt, "bold") if view.prompt else Text(f"{'PAUSED  ' if view.paused else ''}{keys}", "dim")
     if view.help:
         middle = [Text(), *(Text(line) for line in HELP.splitlines())]
     else:
@@ -93,8 +93,8 @@ def _head(document: dict[str, Any], rates: Rates, view: View) -> list[Text]:
     first.append(state, _COLORS.get(state, ""))
     if supervisor["alive"]:
         first.append(f"  up {duration(supervisor['uptime_s'])}")
-    first.append(f"  {len(document['shards'])} of {engine['max_shards']} shards, {'auto' if document['auto_scale'] else 'by hand'}"
-                 f"  in {_rate(rates.accepted)}  out {_rate(rates.handled)}")
+    following = "auto" if document["auto_scale"] else "by hand"
+    first.append(f"  {len(document['shards'])} of {engine['max_shards']} shards, {following}  in {_rate(rates.accepted)}  out {_rate(rates.handled)}")
     lines = [first]
     if view.gone:
         lines.append(Text("its shared memory was removed: this is the last that was seen of it", "bold red"))
@@ -145,9 +145,11 @@ def _handoffs(document: dict[str, Any]) -> list[Text]:
     for each in moving:
         groups.setdefault((each["from"], each["to"], each["phase"]), []).append(each)
     lines = [Text(f"slots in motion: {len(moving)}", "yellow")]
-    for (source, target, phase), slots in sorted(groups.items(), key=lambda item: -max(each["age_s"] for each in item[1]))[:3]:
-        late = any(each["late"] for each in slots)
-        lines.append(Text(f"  {len(slots)} from shard {source} to {target}, {phase} for {duration(max(s['age_s'] for s in slots))}"
+    oldest = {key: max(each["age_s"] for each in slots) for key, slots in groups.items()}
+    for key in sorted(groups, key=lambda key: -oldest[key])[:3]:
+        source, target, phase = key
+        late = any(each["late"] for each in groups[key])
+        lines.append(Text(f"  {len(groups[key])} from shard {source} to {target}, {phase} for {duration(oldest[key])}"
                           + (", LATE" if late else ""), "bold red" if late else ""))
     return lines
 

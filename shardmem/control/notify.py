@@ -44,6 +44,7 @@ class Notify:
     def ready(self) -> None:
         """It runs, or runs again after `reloading`."""
         self._say("READY=1")
+        self._status_due = 0.0  # what was said last is not true any more
 
     def reloading(self) -> None:
         """Until the next `ready`. The time tells systemd which of two reloads that one ends."""
@@ -51,9 +52,10 @@ class Notify:
 
     def stopping(self) -> None:
         self._say("STOPPING=1")
+        self._status_due = 0.0
 
     def tick(self, document: Callable[[], dict[str, Any]]) -> None:
-        """Called by the control loop at each turn and by nobody else: the watchdog is to bark when that loop hangs.
+        """Called by the event loop at each turn and by nobody else: the watchdog is to bark when that loop hangs.
 
         document: makes the status document, when one is due."""
         if self._socket is None:
@@ -64,7 +66,10 @@ class Notify:
             self._say("WATCHDOG=1")
         if now >= self._status_due:
             self._status_due = now + STATUS_PAUSE
-            self._say("STATUS=" + self._line(document(), now))
+            try:
+                self._say("STATUS=" + self._line(document(), now))
+            except Exception:  # whatever is wrong with the status: a sign of life matters more
+                log.exception("no STATUS can be made")
 
     def _line(self, document: dict[str, Any], now: float) -> str:
         counts = document["accounting"]
@@ -76,7 +81,7 @@ class Notify:
             parts.append(f"in {(accepted - before[1]) / seconds:,.0f}/s, out {(handled - before[2]) / seconds:,.0f}/s")
         parts.append(f"{counts['in_flight']:,} in flight")
         ill = [f"{shard['id']} {shard['condition']}" for shard in document["shards"]
-               if shard["condition"] in ("failed", "stuck", "restarting", "dead")]
+               if shard["condition"] in ("failed", "stuck", "restarting", "dead") and document["engine"]["state"] == "running"]
         return "; ".join(parts + ([f"shards {', '.join(ill)}"] if ill else []))
 
     def _say(self, *lines: str) -> None:

@@ -23,9 +23,9 @@ from shardmem.console.top_view import SORTS, Rates, View, duration, frame
 
 
 def shard(number, **changes):
-    return {"id": number, "state": "active", "condition": "busy", "reason": "", "error": "", "slots": 512, "rate": 1000.0 * number,
-            "fill_ratio": 0.5, "busy": 0.9, "latency_p50_us": 800.0, "latency_p99_us": 12_345.0, "in_flight": 77, "crashes": 0,
-            **changes}
+    return {"id": number, "state": "active", "condition": "busy", "reason": "", "error": "", "slots": 512,
+            "rate": 1000.0 * number, "fill_ratio": 0.5, "busy": 0.9, "latency_p50_us": 800.0, "latency_p99_us": 12_345.0,
+            "in_flight": 77, "crashes": 0, **changes}
 
 
 def document(shards=(shard(0), shard(1)), **changes):
@@ -37,8 +37,8 @@ def document(shards=(shard(0), shard(1)), **changes):
             "handoffs": [{"slot": slot, "from": 0, "to": 1, "phase": "draining", "age_s": 0.2, "late": slot == 3}
                          for slot in range(12)],
             "decisions": [{"kind": "up", "count": 1, "reason": "shard 0 is overloaded", "age_s": 4.0, "times": 3}],
-            "accounting": {"offered": 1009, "accepted": 1000, "refused": {"full": 9}, "handled": 923, "quarantined": 0, "shed": {},
-                           "in_flight": 77}, **changes}
+            "accounting": {"offered": 1009, "accepted": 1000, "refused": {"full": 9}, "handled": 923, "quarantined": 0,
+                           "shed": {}, "in_flight": 77}, **changes}
 
 
 def shown(document, rates=Rates(), view=View(), width=80):
@@ -64,8 +64,8 @@ def test_everything_is_shown_within_80_columns():
 def test_no_figure_however_large_breaks_the_table_or_80_columns():
     huge = [shard(1023, condition="provisioning", slots=65536, rate=9.99e11, fill_ratio=7.0, busy=1.0, latency_p50_us=9.9e9,
                   latency_p99_us=None, in_flight=10**15, crashes=9999, reason="x" * 500)]
-    counts = {"offered": 10**18, "accepted": 10**18, "refused": {"draining": 10**18}, "handled": 10**18, "quarantined": 10**18,
-              "shed": {"oldest": 10**18}, "in_flight": 10**18}
+    counts = {"offered": 10**18, "accepted": 10**18, "refused": {"draining": 10**18}, "handled": 10**18,
+              "quarantined": 10**18, "shed": {"oldest": 10**18}, "in_flight": 10**18}
     lines = shown(document(huge, accounting=counts, engine={"name": "n" * 64, "state": "running", "max_shards": 1024}),
                   Rates(9.9e12, 9.9e12), width=200)
 
@@ -141,7 +141,8 @@ def test_plus_and_minus_count_active_shards_and_never_ask_for_none():
 
 def test_a_drain_wants_a_number_that_there_is_and_a_yes():
     keys = Keys(View())
-    for typed, prompt in (("d", "drain which shard?"), ("1", "none) 1"), ("7", "none) 17"), ("\x7f", "none) 1"), ("q", "none) 1")):
+    for typed, prompt in (("d", "drain which shard?"), ("1", "none) 1"), ("7", "none) 17"), ("\x7f", "none) 1"),
+                          ("q", "none) 1")):
         assert keys.press(typed, document()) is None and prompt in keys.view.prompt
     assert keys.press("\r", document()) is None and "drain shard 1" in keys.view.prompt and "Sure?" in keys.view.prompt
     keys.say("scale to 3: done")
@@ -185,8 +186,8 @@ class Terminal:
         self.master, self.slave = pty.openpty()
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         self.before = termios.tcgetattr(self.slave)
-        self.process = subprocess.Popen([sys.executable, "-m", "shardmem", "top", *arguments], stdin=self.slave, stdout=self.slave,
-                                        stderr=self.slave, start_new_session=True,
+        self.process = subprocess.Popen([sys.executable, "-m", "shardmem", "top", *arguments], stdin=self.slave,
+                                        stdout=self.slave, stderr=self.slave, start_new_session=True,
                                         env={**os.environ, "TERM": "xterm", "PYTHONUTF8": "1", **environment})
         self.seen = ""
 

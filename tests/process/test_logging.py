@@ -45,8 +45,8 @@ def test_supervisor_and_worker_write_nothing_but_json_lines_that_say_who_they_ar
 
 
 def test_a_level_is_the_level_of_supervisor_and_workers(rig, engine_name, handlers):
-    with Daemon(rig, engine_name, "--shards", "1", "--log-format", "json", "--log-level", "error", handler="handlers_of_logs:quiet",
-                environment=handlers) as daemon:
+    with Daemon(rig, engine_name, "--shards", "1", "--log-format", "json", "--log-level", "error",
+                handler="handlers_of_logs:quiet", environment=handlers) as daemon:
         daemon.ready()
         daemon.process.send_signal(signal.SIGTERM)
         _, error = daemon.process.communicate(timeout=30)

@@ -37,13 +37,13 @@ def test_a_service_says_that_it_is_ready_lives_and_stops(rig, engine_name, manag
     with Daemon(rig, engine_name, "--shards", "1", environment=environment) as daemon:
         daemon.ready()
         heard = manager("READY=1")
-        assert ["READY=1"] == heard, "nothing is said before it is true"
+        assert not [each for each in heard if each.startswith(("STATUS=running", "STOPPING"))], heard
         status = manager("STATUS=")[-1]
         assert status.startswith("STATUS=running, 1 shards") and "0 in flight" in status
         manager("WATCHDOG=1")
         manager("WATCHDOG=1")
         daemon.process.send_signal(signal.SIGTERM)
-        manager("STOPPING=1")
+        assert "READY=1" not in manager("STOPPING=1")
         assert 0 == daemon.end()[0]
 
 
@@ -79,7 +79,8 @@ def test_top_shows_an_engine_without_supervisor_and_the_next_one_of_that_name(ri
             assert (True, False) == (source.look()[0]["supervisor"]["alive"], source.look()[2])
             daemon.kill_supervisor()
             document, _, gone = source.look()
-            assert (False, False, [True]) == (document["supervisor"]["alive"], gone, [each["alive"] for each in document["shards"]])
+            assert (False, False) == (document["supervisor"]["alive"], gone)
+            assert [True] == [each["alive"] for each in document["shards"]]
             with Daemon(rig, engine_name, "--shards", "1") as second:
                 second.ready()
                 assert source.look()[0]["supervisor"]["alive"]

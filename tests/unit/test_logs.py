@@ -52,7 +52,8 @@ def test_a_json_line_has_time_level_logger_message_and_who_says_it(written):
     assert datetime.fromisoformat(before.pop("ts")).tzinfo is not None
     assert {"level": "info", "logger": "shardmem.some", "message": "before 1", "engine": "ticks", "shard": 3,
             "incarnation": None} == before
-    assert ("after\nit", 7, 17, 2, "warning") == tuple(after[name] for name in ("message", "incarnation", "slot", "seat", "level"))
+    names = ("message", "incarnation", "slot", "seat", "level")
+    assert ("after\nit", 7, 17, 2, "warning") == tuple(after[name] for name in names)
 
 
 def test_an_exception_is_one_field_of_its_json_line_and_what_is_no_json_is_text(written):
@@ -109,7 +110,8 @@ def test_what_was_held_back_to_the_end_is_counted_at_the_end(written):
     handler.close()
     handler.close()
 
-    assert ["shard 1 is not well", "3 more like this: shard %d is not well"] == [json.loads(line)["message"] for line in lines()]
+    said = [json.loads(line)["message"] for line in lines()]
+    assert ["shard 1 is not well", "3 more like this: shard %d is not well"] == said
 
 
 def test_what_is_held_back_keeps_nothing_alive_that_it_speaks_of(written):
@@ -127,7 +129,7 @@ def test_what_is_held_back_keeps_nothing_alive_that_it_speaks_of(written):
     del rows
     gc.collect()
 
-    assert seen() is None, "an argument of a record that was held back is still referred to: BatchEscaped, were it of a batch"
+    assert seen() is None, "an argument of a record that was held back is still referred to: BatchEscaped, if it is a batch's"
     assert 1 == len(lines())
 
 

@@ -67,7 +67,8 @@ def test_ready_reloading_and_stopping_are_each_one_datagram(manager, open_notify
 
 def test_a_sign_of_life_comes_at_half_of_the_time_and_only_when_the_loop_ticks(manager, open_notify):
     now = 0.0
-    environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "4000000", "WATCHDOG_PID": str(os.getpid()), "OTHER": "x"}
+    environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "4000000", "WATCHDOG_PID": str(os.getpid()),
+                   "OTHER": "x"}
     taken = Notify.from_environment(environment)
     taken.close()
     notify = open_notify(manager.address, taken._watchdog, clock=lambda: now)
@@ -107,8 +108,33 @@ def test_the_status_is_one_line_with_rates_every_few_seconds(manager, open_notif
     notify.tick(lambda: document(11_000, 5_900, ("failed", "busy", "stuck")))
 
     assert 1 == len(made), "a document that is not shown is not made: it costs"
-    assert ["STATUS=running, 2 shards; 100 in flight",
-            "STATUS=running, 3 shards; in 2,000/s, out 1,000/s; 5,100 in flight; shards 0 failed, 2 stuck"] == manager.heard()
+    first_said, then_said = manager.heard()
+    assert "STATUS=running, 2 shards; 100 in flight" == first_said
+    assert "STATUS=running, 3 shards; in 2,000/s, out 1,000/s; 5,100 in flight; shards 0 failed, 2 stuck" == then_said
+
+
+def test_a_status_that_cannot_be_made_takes_no_sign_of_life_away(manager, open_notify):
+    now = 0.0
+    notify = open_notify(manager.address, 1.0, clock=lambda: now)
+
+    def broken():
+        raise ValueError("damaged")
+
+    for now in (0.0, 5.0, 10.0):
+        notify.tick(broken)
+    assert 3 * ["WATCHDOG=1"] == manager.heard()
+
+
+def test_a_new_state_is_told_at_once_and_workers_that_start_are_not_called_dead(manager, open_notify):
+    notify = open_notify(manager.address, clock=lambda: 1.0)
+    notify.tick(lambda: {**document(conditions=("dead",)), "engine": {"state": "starting"}})
+    notify.ready()
+    notify.tick(document)
+    notify.stopping()
+    notify.tick(lambda: {**document(), "engine": {"state": "draining"}})
+
+    assert ["STATUS=starting, 1 shards; 0 in flight", "READY=1", "STATUS=running, 2 shards; 0 in flight", "STOPPING=1",
+            "STATUS=draining, 2 shards; 0 in flight"] == manager.heard()
 
 
 def test_a_manager_that_does_not_read_holds_nobody_up_and_still_hears_that_it_stops(manager, open_notify):
@@ -120,7 +146,7 @@ def test_a_manager_that_does_not_read_holds_nobody_up_and_still_hears_that_it_st
     assert "STOPPING=1" not in filled and set(filled) >= {"WATCHDOG=1"}, "the buffer was never full"
 
     notify.tick(document)
-    assert ["STOPPING=1", "WATCHDOG=1"] == manager.heard()
+    assert ["STOPPING=1", "WATCHDOG=1"] == manager.heard()[:2]
 
 
 @pytest.mark.parametrize("address", ["", None, "vsock:2:1234", "/nowhere/at/all"])
