@@ -64,6 +64,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task] = set()
         self._following: asyncio.Task | None = None
         self._complaint: str | None = None
+        self._is_ready = False
         self.replacements = Replacements(self, read_again)
         self._api = Api(config.name, config.http_port, config.http_token)
 
@@ -106,6 +107,7 @@ class Supervisor:
                 log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)
                 self._attempt(self._post)
                 self.notify.ready()
+                self._is_ready = True
                 self._on_ready(self._observer.status())
                 await self._watch()
                 self.notify.stopping()
@@ -212,8 +214,12 @@ class Supervisor:
         """As long as there are workers, while the engine drains too."""
         while True:
             lib.sm_supervisor_beat(self.control.address, lib.sm_now_ns())
-            self._stuck.look()
-            self.notify.tick(self._observer.status)
+            try:
+                self._stuck.look()
+            except Exception:
+                log.exception("a look after the workers failed; the next one is soon")
+            if self._is_ready:  # before that there is nothing to say
+                self.notify.tick(self._observer.status)
             await asyncio.sleep(TICK)
 
     async def _watch(self) -> None:

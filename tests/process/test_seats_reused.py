@@ -20,7 +20,8 @@ def test_a_closed_producer_leaves_its_seat_to_the_next(rig: Rig, engine_name: st
         for life in range(1, 6):
             with engine.producer() as producer:
                 producer.push(0, b"")
-                assert seats(engine)[0] == seats(engine)[0] | dict(pid=os.getpid(), alive=True, incarnation=life)
+                found = seats(engine)[0]
+                assert found == found | dict(pid=os.getpid(), alive=True, incarnation=life)
             assert seats(engine)[0]["alive"] is False
         assert list(seats(engine)) == [0]
 
@@ -39,7 +40,8 @@ def test_a_killed_producer_leaves_its_seat_and_its_events(rig: Rig, engine_name:
         for life in range(1, 4):
             with Program("pusher", rig, engine=engine_name, producer=life) as program:
                 assert program.hear()["seat"] == 0
-                assert seats(engine)[0] == seats(engine)[0] | dict(pid=program.pid, alive=True, incarnation=life)
+                found = seats(engine)[0]
+                assert found == found | dict(pid=program.pid, alive=True, incarnation=life)
                 program.kill()
                 program.process.wait()
                 assert seats(engine)[0]["alive"] is False, "the kernel's word, without a delay"
