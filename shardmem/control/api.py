@@ -1,6 +1,6 @@
 """The control API: HTTP over a unix socket that only its user can reach, and on loopback TCP if `http_port` says so.
 
-    GET  /status /metrics /livez /readyz /openapi.json
+    GET  / (a page for a browser) /slots /status /metrics /livez /readyz /openapi.json
     POST /scale /drain /move /rebalance /reload /stop     a JSON object in, a JSON object out
 
 The unix socket is as good as being its user: mode 0600, and the kernel says who is at the other end. Anybody on this machine
@@ -20,6 +20,7 @@ import socket
 import stat
 import struct
 import time
+from importlib.resources import files
 from typing import Any, Awaitable, Callable
 
 from aiohttp import web
@@ -33,6 +34,8 @@ from shardmem.runtime.snapshot import Observer
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+PAGE_MAY = ("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; "
+            "form-action 'none'; frame-ancestors 'none'")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 DYING = 2.0       # seconds for which the sockets of a supervisor that is being killed may outlive its lease
 CLOSE_GRACE = 5.0
@@ -116,6 +119,8 @@ class Api:
     async def start(self, commands: dict[str, Command], observer: Observer) -> None:
         self._observer = observer
         application = web.Application(middlewares=[_as_json, self._admit])
+        application.router.add_get("/", self._page)
+        application.router.add_get("/slots", self._slots)
         application.router.add_get("/status", self._status)
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/livez", self._health("live", against_life))
@@ -178,6 +183,15 @@ class Api:
 
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response(self._observer.status())
+
+    async def _slots(self, request: web.Request) -> web.Response:
+        owners, _ = self._observer.control.slot_table()
+        return web.json_response({"owners": owners.tolist()})
+
+    async def _page(self, request: web.Request) -> web.Response:
+        """Everything in one file, and nothing from elsewhere: keys and errors are the users' data, so the browser is told."""
+        return web.Response(text=files("shardmem.control").joinpath("page.html").read_text("utf-8"), content_type="text/html",
+                            headers={"Content-Security-Policy": PAGE_MAY, "Referrer-Policy": "no-referrer"})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         from shardmem.control.metrics import exposition  # prometheus-client, for engines that are asked

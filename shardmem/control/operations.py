@@ -44,6 +44,8 @@ COMMANDS = (
     Command("stop", "Drain and stop; now: leave what is not handled in shared memory", {"now": SWITCH}, ("now",)),
 )
 READS = {
+    "/": ("The page: an engine as it runs, for a browser", "text/html"),
+    "/slots": ("The shard of every slot, in order", "application/json"),
     "/status": ("The document of `shardmem status --json`", "application/json"),
     "/metrics": ("The figures of docs/metrics.md, as Prometheus text or OpenMetrics", "text/plain"),
     "/livez": ("200 while the supervisor's loop goes round, else 503 with reasons", "application/json"),
@@ -84,7 +86,7 @@ def openapi() -> dict[str, Any]:
         answers = {"200": answer(text, kind), "403": answer("Not for you", schema=problem)}
         if path in ("/livez", "/readyz"):
             answers["503"] = answer("It is not, and why")
-        paths[path] = {"get": {"operationId": re.sub(r"\W", "", path), "summary": text, "responses": answers}}
+        paths[path] = {"get": {"operationId": re.sub(r"\W", "", path) or "page", "summary": text, "responses": answers}}
     for each in COMMANDS:
         required = [key for key in each.body if key not in each.optional]
         schema = {"type": "object", "properties": each.body, "additionalProperties": False,

@@ -265,7 +265,8 @@ def test_a_signal_too_leaves_the_terminal_as_it_was(engine, number, code):
 
 def test_without_a_terminal_one_frame_is_printed_in_what_the_locale_can_show(engine):
     done = subprocess.run([sys.executable, "-m", "shardmem", "top", engine.name, "--interval", "0.1"], capture_output=True,
-                          env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, timeout=60)
+                          env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+                               "PYTHONIOENCODING": ""}, timeout=60)
 
     assert 0 == done.returncode, done.stderr.decode()
     text = done.stdout.decode("ascii")
