@@ -69,11 +69,12 @@ def mover(engine: str, freeze: Any, stop: Any, done: Any, pause: float = 0.0) ->
 
 
 def timed(engine: Any, kind: str, seconds: float, how: str) -> tuple[np.ndarray, float, int]:
-    """(seconds of each call, events/s, handoff commands) of one producer; how: "none", "handoff" or "freeze"."""
+    """(seconds of each call, events/s, handoff commands) of one producer; how: "none", "paced", "handoff" or "freeze"."""
     freeze, stop, done = spawn.Value("b", 0, lock=False), spawn.Value("b", 0, lock=False), spawn.Value("q", 0, lock=False)
     child = None
     if how != "none":
-        child = spawn.Process(target=mover, args=(engine.name, freeze if how == "freeze" else None, stop, done))
+        child = spawn.Process(target=mover, args=(engine.name, freeze if how == "freeze" else None, stop, done,
+                                                  0.02 if how == "paced" else 0.0))
         child.start()
         while not done.value:
             time.sleep(0.001)
@@ -108,7 +109,7 @@ def timed(engine: Any, kind: str, seconds: float, how: str) -> tuple[np.ndarray,
 
 def stall(seconds: float, kind: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for how in ("none", "handoff", "freeze"):
+    for how in ("none", "paced", "handoff", "freeze"):
         with tempfile.TemporaryDirectory() as directory, \
                 shardmem.Engine(handler=Look(directory), dtype=ROW, key="key", shards=2, slots=SLOTS) as engine:
             timed(engine, kind, 0.2, "none")
@@ -206,7 +207,7 @@ def main() -> None:
     for kind, text in (("push", "one row"), ("send", "block of 256")):
         for quantile in ("p50", "p99.9", "worst"):
             base = middle([each[kind_]["" or quantile] for each in raw[kind] for kind_ in ("none",)])
-            for how, name in (("none", "no handoff"), ("handoff", "continuous handoffs"), ("freeze", "freeze, drain, flip")):
+            for how, name in (("none", "no handoff"), ("paced", "40 handoffs/s"), ("handoff", "one after the other"), ("freeze", "freeze, drain, flip")):
                 value = middle([each[how][quantile] for each in raw[kind]])
                 print(f"{text:14} {quantile:6} {name:22} {value * 1e6:12.1f} us  {value / base:8.2f} x")
         print(f"{text:14} commands during it: {[each['handoff']['commands'] for each in raw[kind]]}")

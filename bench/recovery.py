@@ -124,7 +124,7 @@ def throughput(handler: Any, seconds: float) -> float:
     chance, blocks = np.random.default_rng(1), np.zeros((32, 4096), ROW)
     blocks["key"], blocks["value"] = chance.integers(0, LIVE, blocks.shape), 1
     with tempfile.TemporaryDirectory() as directory, \
-            shardmem.Engine(handler=handler, dtype=ROW, key="key", shards=1, slots=SLOTS, lane_bytes=1 << 27,
+            shardmem.Engine(handler=handler, dtype=ROW, key="key", shards=1, slots=SLOTS, lane_bytes=1 << 29,
                             state_dir=directory) as engine, engine.producer() as producer:
         producer.send(blocks[0])
         producer.flush()
