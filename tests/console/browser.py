@@ -67,7 +67,9 @@ class Browser:
                                                         "params": {"accept": True}}))
 
     async def open(self, url: str) -> None:
+        """Returns when it is there."""
         await self._call("Page.navigate", url=url)
+        await self.wait_for(f"location.href.startsWith({url!r}) && document.readyState === 'complete'", f"{url} is loaded")
 
     async def evaluate(self, script: str) -> Any:
         done = await self._call("Runtime.evaluate", expression=script, returnByValue=True)
@@ -78,7 +80,7 @@ class Browser:
         """Until the expression is true in the page."""
         deadline = time.monotonic() + PATIENCE
         while not (value := await self.evaluate(script)):
-            assert time.monotonic() < deadline, f"still not: {what}; the page says {await self.evaluate('document.body.innerText')}"
+            assert time.monotonic() < deadline, f"still not: {what}; the page says {await self.evaluate('document.body && document.body.innerText')}"
             await asyncio.sleep(0.05)
         return value
 
