@@ -26,7 +26,27 @@ def python_command(module: str) -> list[str]:
     return [sys.executable, "-c", f"import sys; sys.path[0] = {root!r}; from {module} import main; sys.exit(main())"]
 
 
-class WorkerProcess:
+class _Signalled:
+    """What can be done to a worker, whoever started it. _pidfd None: its process cannot be seen from here."""
+
+    alive: bool
+    killed: bool
+    _pidfd: int | None
+
+    def signal(self, number: int) -> None:
+        """Through the pidfd: a number that was reused by another process cannot be hit."""
+        if self.alive and self._pidfd is not None:
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                pass
+
+    def kill(self) -> None:
+        self.killed = True
+        self.signal(signal.SIGKILL)
+
+
+class WorkerProcess(_Signalled):
     """One worker process. All callbacks come from the event loop that is passed in."""
 
     def __init__(self, loop: Any, engine: str, shard: int, handler: HandlerRef, *, settings: dict[str, Any], ended: str | None,
@@ -67,18 +87,6 @@ class WorkerProcess:
     @property
     def alive(self) -> bool:
         return self.exit_code is None
-
-    def signal(self, number: int) -> None:
-        """Through the pidfd: a number that was reused by another process cannot be hit."""
-        if self.alive:
-            try:
-                signal.pidfd_send_signal(self._pidfd, number)
-            except ProcessLookupError:
-                pass
-
-    def kill(self) -> None:
-        self.killed = True
-        self.signal(signal.SIGKILL)
 
     def how_it_ended(self) -> str:
         """For people: "exit code 1", or "killed by SIGKILL, perhaps out of memory"."""
@@ -132,7 +140,7 @@ class WorkerProcess:
         self._on_exit(self)
 
 
-class AdoptedWorker:
+class AdoptedWorker(_Signalled):
     """A worker that an earlier supervisor started: it has no pipe to this one, and it is not its child.
 
     What it says is in its words. That it lives is the kernel's word: it holds the lease of its shard. Its pidfd brings the
@@ -187,17 +195,6 @@ class AdoptedWorker:
     def obeyed(self) -> bool:
         """It ended in good order: the earlier supervisor had told it to."""
         return self._phase == "stopped"
-
-    def signal(self, number: int) -> None:
-        if self.alive and self._pidfd is not None:
-            try:
-                signal.pidfd_send_signal(self._pidfd, number)
-            except ProcessLookupError:
-                pass
-
-    def kill(self) -> None:
-        self.killed = True
-        self.signal(signal.SIGKILL)
 
     def how_it_ended(self) -> str:
         return ("killed by the supervisor" if self.killed else
