@@ -64,10 +64,7 @@ class Failures:
         if rules.on_error == "stop":
             raise HandlerError(f"{text}. The events of this batch stay in shared memory and will be handed out again") from error
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()
-        traceback.clear_frames(error.__traceback__)  # they refer to the batch
-        error.__traceback__ = None
-        work._end()
-        self._keeper.failing()
+        self._let_go(work, error)
         rows, tries = batch.rows, batch.tries
         if rows == 1 and (rules.on_error == "quarantine" or tries + 1 >= rules.max_attempts):
             self._not_too_many(text)
@@ -78,9 +75,7 @@ class Failures:
         # once for people; how it is narrowed down is of interest to few
         log.log(logging.DEBUG if batch.suspected else logging.WARNING, "%.1000s; %s", text,
                 "it is tried again" if again or rows == 1 else "it is tried in halves")
-        if lib.sm_failed(self._reader, int(again)) == lib.SM_FENCED:
-            raise fenced(self._shard)
-        self._keeper.roll_back()
+        self._come_again(whole=again)
         if rules.on_error == "retry" and (again or rows == 1):
             self._pause(min(LONGEST_PAUSE, rules.retry_backoff * 2 ** tries))
 
@@ -88,14 +83,19 @@ class Failures:
         """A frame changed under the batch, so it is not the handler's failure. What is left without that lane comes again."""
         log.error("shard %d: a frame changed under the handler, which raised %s: %.500s; its lane is left alone, the other "
                   "events of the batch come again", self._shard, type(error).__name__, error)
+        self._let_go(work, error)
+        self._come_again(whole=True)
+
+    def _let_go(self, work: Batch, error: Exception) -> None:
+        """Nothing refers to the batch any more; the state that it may have changed is known. Raises BatchEscaped."""
         traceback.clear_frames(error.__traceback__)  # they refer to the batch
         error.__traceback__ = None
         work._end()
-        self._come_again()
-
-    def _come_again(self) -> None:
         self._keeper.failing()
-        if lib.sm_failed(self._reader, 1) == lib.SM_FENCED:
+
+    def _come_again(self, whole: bool) -> None:
+        """The batch in hand is offered once more, in halves unless whole, and what it did to the state is undone."""
+        if lib.sm_failed(self._reader, int(whole)) == lib.SM_FENCED:
             raise fenced(self._shard)
         self._keeper.roll_back()
 
@@ -114,7 +114,7 @@ class Failures:
             payload = bytes(ffi.buffer(span.rows, control.schema.dtype.itemsize)) if records else event.payloads[0]
         except BufferError:  # it changed since it was found good; when it comes again it is good again, or its lane is broken
             lib.sm_recheck(self._reader)
-            self._come_again()
+            self._come_again(whole=True)
             return
         key = keys[0] if keys is not None else None
         sequence, slot = int(event.sequences[0]), int(event.slots[0])
