@@ -171,7 +171,8 @@ int sm_set_aside(sm_reader *reader);
  * the ranges. A successor that finds saved ranges beyond its heads commits them first. */
 void sm_defer_commits(sm_reader *reader);
 int sm_defer(sm_reader *reader);
-uint64_t sm_deferred(const sm_reader *reader, uint32_t *pressed, uint32_t *awaited); /* rows; lanes or ranges run full; a producer waits */
+/* how many rows; pressed: lanes or ranges run full; awaited: a producer waits */
+uint64_t sm_deferred(const sm_reader *reader, uint32_t *pressed, uint32_t *awaited);
 const sm_range *sm_ranges(const sm_reader *reader, uint32_t *count);
 int sm_commit_deferred(sm_reader *reader);
 int sm_commit_ranges(sm_reader *reader, const sm_range *ranges, uint32_t count);

@@ -5,7 +5,7 @@ import asyncio
 import json
 import os
 import sys
-from typing import Any, Callable
+from typing import Any
 
 import click
 

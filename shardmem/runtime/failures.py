@@ -6,12 +6,11 @@ worker with it: the successor goes on where the predecessor died.
 from __future__ import annotations
 
 import logging
-import time
 import traceback
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from shardmem.errors import AlreadyRunning, HandlerError
+from shardmem.errors import HandlerError
 from shardmem.memory.native import ffi, lib
 from shardmem.runtime.batch import Batch
 from shardmem.runtime.checkpoint import Checkpoints, Stateless, fenced

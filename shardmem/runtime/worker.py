@@ -169,7 +169,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, finish)
     lib.sm_worker_stateful(worker.control.address, worker.shard, is_stateful(handler))
     worker.set_phase("ready")
-    reports.say(ready=True, pid=os.getpid(), at=time.monotonic_ns(), stateful=is_stateful(handler))
+    reports.say(ready=True)
     try:
         worker.run(handler.handle, keeper, moves, failures)
         optional(handler, "close")()

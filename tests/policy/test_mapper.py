@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from policy_tools import load, loads, policy, watch
+from policy_tools import loads, policy, watch
 
 from shardmem.policy import ScalingError, ScalingPolicy, ShardMapper, ShardSample, ShardState
 

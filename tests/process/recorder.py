@@ -105,7 +105,7 @@ class Recorder(Handler):
             os.close(descriptor)
 
 
-class Counting(Recorder):
+class CountingSlots(Recorder):
     """Keeps how many events of each slot it has handled."""
 
     def open(self, context: Context) -> None:
@@ -410,8 +410,6 @@ class Gated(Recorder):
 
     def handle(self, batch: Batch) -> None:
         self.pass_gate(batch)
-
-
 
 
 class Deaf(Recorder):

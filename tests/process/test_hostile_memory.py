@@ -34,7 +34,7 @@ def kept(engine_name: str) -> Iterator[None]:
         os.unlink(Path("/dev/shm") / entry)
 
 
-@pytest.mark.parametrize("handler", ["recorder:Recorder", "recorder:Counting"])
+@pytest.mark.parametrize("handler", ["recorder:Recorder", "recorder:CountingSlots"])
 def test_flipped_bits_break_their_lane_and_nothing_else(rig: Rig, engine_name: str, kept: None, handler: str) -> None:
     engine = rig.engine(engine_name, handler=handler, shards=2, lane_bytes=16384).start()
     before = lives(engine.status())

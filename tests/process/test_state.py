@@ -13,7 +13,7 @@ import pytest
 
 import shardmem
 from quarantine_load import totals
-from rig import PATIENCE, Rig, drained, wait_until
+from rig import PATIENCE, Rig, drained
 
 POINTS = ["poll.taken", "commit.entered", "commit.counted", "commit.released", "save.begun", "save.saved", "save.marked"]
 KEYS = 40

@@ -26,7 +26,6 @@ from shardmem.memory import lease
 from shardmem.memory.control import Control, Inbox
 from shardmem.memory.segment import Segment, control_name, inbox_name, path_of
 from shardmem.runtime import producer as producer_module
-from shardmem.runtime.handler import HandlerRef
 
 CONTROL = File("/dev/shm/shardmem.e.control", bytes=1000)
 FIRST = InboxFacts(File("/dev/shm/shardmem.e.inbox.0.1", bytes=10), 0, 1, named=True)
