@@ -197,8 +197,11 @@ class Workers:
                 how = f"{worker.told}; {how}"
             elif worker.exit_code == 0:
                 how += " though nobody had told it to end; perhaps somebody sent it TERM"
-            in_hand = view.pid == worker.pid and view.batch_since_ns != 0
-            self._died(shard, Life(how, worker.ready, in_hand, time.monotonic() - worker.spawned_at, view.rows), worker)
+            its_words = view.pid == worker.pid
+            in_hand = its_words and view.batch_since_ns != 0
+            # its word in shared memory comes before its report, and it may have been killed between the two
+            ready = worker.ready or (its_words and self._control.worker_phase(shard) == "ready")
+            self._died(shard, Life(how, ready, in_hand, time.monotonic() - worker.spawned_at, view.rows), worker)
 
     def _died(self, shard: int, life: Life, worker: WorkerProcess | AdoptedWorker | None) -> None:
         past = self._pasts[shard]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import struct
 import time
 import zlib
@@ -403,6 +404,17 @@ class Counting(Lingering):
 
     def drop(self, slot: int) -> None:
         self.counts.pop(slot, None)
+
+
+class Wordless(Recorder):
+    """From its second life on the worker is killed when it has become ready and has not reported it."""
+
+    def open(self, context: Context) -> None:
+        super().open(context)
+        if context.incarnation > 1:
+            from shardmem.runtime import worker
+
+            worker.Reports.say = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Gated(Recorder):

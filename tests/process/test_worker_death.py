@@ -255,6 +255,13 @@ def wait_failed(engine: Any) -> dict[str, Any]:
     return wait_until(lambda: (shard := shard_of(engine))["state"] == "failed" and shard, "the shard is given up")
 
 
+def test_a_worker_killed_between_its_two_words_for_ready_was_ready(rig: Rig) -> None:
+    with pytest.raises(shardmem.HandlerError, match="2 times within 60 s"):
+        with rig.engine(None, handler="recorder:Wordless", shards=1, max_restarts=2) as engine:
+            os.kill(shard_of(engine)["pid"], signal.SIGKILL)
+            wait_failed(engine)
+
+
 @pytest.mark.parametrize("how, part", [("raise", "OSError: as told"), ("9", "3 times in a row before it was ready, the last time: "
                                                                            "exit code 9")])
 def test_a_respawned_worker_that_cannot_boot_fails_its_shard_with_the_reason_and_does_not_loop(rig: Rig, fragile: Any, how: str,
