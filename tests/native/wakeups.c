@@ -329,23 +329,28 @@ static void *sleep_until_one(void *argument)
 
 static void killed_ringer(int point)
 {
-    int status;
+    int go[2], status;
+    char byte = 0;
     open_engine(1);
     sm_reader *r = take_shard(&e, 0, 1);
     atomic_store_explicit(&sleeper, 0, memory_order_relaxed);
+    CHECK(pipe(go) == 0, "pipe");
     pid_t producer = fork();
     if (producer == 0) {
         sm_sender *heir = sm_sender_new(e.control, &e.g, 0); /* the parent's is marked as the parent's */
-        sm_inbox *inbox = e.inbox[0];
-        sm_sender_link(heir, 0, 1, inbox);
-        while (atomic_load_explicit(&inbox->sleeping, memory_order_acquire) == 0)
-            sched_yield();
+        sm_sender_link(heir, 0, 1, e.inbox[0]);
         uint32_t shard;
+        if (read(go[0], &byte, 1) != 1)
+            _exit(1);
         sm_point_arm(point, 1, SIGKILL);
         sm_push(heir, SM_KEY_INT, 1, 0, NULL, 0, "", 0, &shard);
         _exit(2);
     }
     pthread_t worker = start(sleep_until_one, r);
+    /* `sleeping` alone is not enough: a worker that has set it and not yet lain down sees the event, and is not rung for */
+    while (!asleep(&sleeper, &((sm_inbox *)e.inbox[0])->doorbell))
+        sched_yield();
+    CHECK(write(go[1], &byte, 1) == 1, "the producer");
     CHECK(waitpid(producer, &status, 0) == producer && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL,
           "the producer was to be killed at %s: %d", sm_point_name(point), status);
     sm_sender_free(s);
@@ -353,6 +358,8 @@ static void killed_ringer(int point)
     mend(&e, s, SM_NEED_LANE, 0, NULL);
     join(worker);
     sm_reader_free(r);
+    close(go[0]);
+    close(go[1]);
     close_engine();
 }
 
