@@ -143,29 +143,32 @@ class Batch:
         return self._numbering()[1]
 
     def copy(self) -> Batch:
-        """The same batch in memory of its own: it may be kept after the handler has returned."""
+        """The same batch in memory of its own: it, and every view made of it, may be kept after the handler has returned."""
         numbers = self._numbering()
-        span, batch = ffi.new("sm_span *"), ffi.new("sm_batch *")
-        kept: list[Any] = [span, batch]
         if self._schema.is_records:
-            rows = self.records.copy()
-            span.rows = ffi.cast("uint8_t *", rows.ctypes.data)
-            kept.append(rows)
-        else:
-            index, data = (part.copy() for part in self._index_and_data())
-            first = self._first_byte()
-            index["end"] -= first
-            data = data[first:]
-            span.rows, span.bytes = (ffi.cast("uint8_t *", part.ctypes.data) for part in (index, data))
-            span.bytes_length = len(data)
-            kept += [index, data]
-        span.count = span.frame_rows = self._length
-        batch.rows, batch.spans, batch.span = self._length, 1, span
-        batch.bytes = self._c.bytes
-        twin = Batch(self._schema, self._slots, self.shard, batch)
-        twin._numbers = numbers
-        twin._scratch = kept
-        return twin
+            return self._owner_of(self._schema, self._slots, self.shard, numbers, self.records.copy())
+        index, data = (part.copy() for part in self._index_and_data())
+        first = self._first_byte()
+        index["end"] -= first
+        return self._owner_of(self._schema, self._slots, self.shard, numbers, index, data[first:])
+
+    @classmethod
+    def _owner_of(cls, schema: Schema, slots: int, shard: int, numbers: tuple[np.ndarray, np.ndarray], rows: np.ndarray,
+                  data: np.ndarray | None = None) -> Batch:
+        """A batch of these arrays: records, or an index and the bytes that it is of. Views are made of the arrays themselves and
+        not of their addresses, so that they keep them alive: `batch.copy().records` outlives the batch."""
+        span, batch = ffi.new("sm_span *"), ffi.new("sm_batch *")
+        for part in (rows,) if data is None else (rows, data):
+            part.flags.writeable = False
+        span.rows, span.count, span.frame_rows = ffi.cast("uint8_t *", rows.ctypes.data), len(rows), len(rows)
+        batch.rows, batch.spans, batch.span = len(rows), 1, span
+        if data is not None:
+            span.bytes, span.bytes_length = ffi.cast("uint8_t *", data.ctypes.data), len(data)
+            batch.bytes = len(data)
+        made = cls(schema, slots, shard, batch)
+        made._numbers, made._scratch = numbers, span  # span: batch points to it
+        made._records, made._events = (rows, None) if data is None else (None, (rows, data))
+        return made
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """The Arrow stream protocol: pl.DataFrame(batch), pa.table(batch), duckdb. Needs `shardmem[arrow]`.

@@ -193,6 +193,33 @@ def test_copies_may_be_kept(loopback, keep):
     assert kept is not None
 
 
+@pytest.mark.parametrize("view", [lambda b: b.records, lambda b: b.records[10:20], lambda b: b.records["number"], lambda b: b.keys])
+def test_a_view_of_a_copied_batch_outlives_it(loopback, view):
+    """batch.copy().records was an address in memory that went with the copy, and nothing held the copy."""
+    engine = loopback(ROW, "key")
+    engine.producer().send(rows(2000))
+    batch = engine.take()
+    wanted = view(batch).tolist()
+
+    kept = view(batch.copy())
+    others = [np.full(2000 * ROW.itemsize, 0xee, "u1") for _ in range(50)]  # take the memory that was freed, if any was
+
+    assert wanted == kept.tolist() and not kept.flags.writeable and len(others) == 50
+    batch._end()
+
+
+@pytest.mark.parametrize("key", [7, "seven"])
+def test_columns_of_a_copied_batch_outlive_it(loopback, key):
+    engine = loopback()
+    engine.producer().push_many([key] * 2000, [b"%08d" % number for number in range(2000)])
+
+    kept = engine.take().copy().columns()
+    others = [np.full(32000, 0xee, "u1") for _ in range(50)]
+
+    assert [b"%08d" % number for number in range(2000)] == [bytes(kept.data[a:z]) for a, z in zip(kept.starts, kept.ends)]
+    assert list(kept.keys) == [key] * 2000 and len(others) == 50
+
+
 def test_a_batch_that_is_used_after_its_end_says_so(loopback):
     engine = loopback(ROW, "key")
     engine.producer().send(rows(10))
