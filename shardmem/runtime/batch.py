@@ -4,13 +4,13 @@ from __future__ import annotations
 import gc
 import weakref
 from operator import length_hint
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterable, Iterator, NamedTuple
 
 import numpy as np
 
 from shardmem.errors import BatchEscaped
 from shardmem.memory.native import DECODE_KEYS, DECODE_PAIRS, DECODE_PAYLOADS, decode, ffi, lib
-from shardmem.schema import KEY_INT, Schema
+from shardmem.schema import KEY_INT, KEY_NONE, Schema
 
 _INDEX = np.dtype([("key", "u8"), ("meta", "u4"), ("end", "u4")])  # sm_index in csrc/layout.h
 _LENGTH, _UNSIGNED = np.uint32((1 << 29) - 1), np.uint32(1 << 29)
@@ -50,6 +50,26 @@ class Batch:
         self._events: tuple[np.ndarray, np.ndarray] | None = None
         self._iterator: Any = None
         self._numbers: tuple[np.ndarray, np.ndarray] | None = None
+
+    @classmethod
+    def of(cls, content: Any, *, key: str | None = None, shard: int = 0, slots: int = 1024, producer: int = 0,
+           sequence: int = 0) -> Batch:
+        """A batch made by hand, to try a handler without an engine: `handle(Batch.of([("user-17", b"...")]))`.
+
+        content: pairs of key and payload, as `push` takes them; or a structured array, of which `key` names the key field.
+        slots: of the engine that it stands for. producer: the seat of all events. sequence: of the first. It has memory of its
+        own, so a view that the handler keeps is not found here. Raises what `push` and `Engine` raise for such keys, payloads
+        and dtypes.
+        """
+        if slots < 1 or slots & (slots - 1):
+            raise ValueError(f"slots={slots} is not a power of two")
+        if isinstance(content, np.ndarray):
+            schema, parts = Schema.of(content.dtype, key), (np.array(content.reshape(-1)),)
+        else:
+            schema, parts = Schema.of(None, key), _index_of(content)
+        count = len(parts[0])
+        numbers = np.arange(sequence, sequence + count, dtype="u8"), np.full(count, producer, "u4")
+        return cls._owner_of(schema, slots, shard, numbers, *parts)
 
     def __len__(self) -> int:
         return self._length
@@ -260,6 +280,19 @@ class Batch:
             raise BatchEscaped(f"the handler of shard {self.shard} returned but something still refers to the memory of "
                                f"its batch (a slice, a field, a row or a memoryview of it); keep a copy instead: "
                                f"batch.copy(), or .copy() of the array")
+
+
+def _index_of(events: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """The index and the bytes of (key, payload) pairs, as a producer writes them into a frame."""
+    from shardmem.runtime.producer import bytes_of, plain_key  # a worker has no use for the rest of it
+
+    entries, data = [], bytearray()
+    for key, payload in events:
+        kind, number, text = plain_key(key)
+        hashed = number & (1 << 64) - 1 if kind == KEY_INT else lib.sm_hash_bytes(text, len(text)) if kind != KEY_NONE else 0
+        data += text + bytes(bytes_of(payload))
+        entries.append((hashed, kind << 30 | int(_UNSIGNED) * (number >> 63 == 1) | len(text), len(data)))
+    return np.array(entries, _INDEX), np.frombuffer(bytes(data), "u1").copy()
 
 
 def slot_of(key: int | str | bytes, slots: int) -> int:
