@@ -149,13 +149,17 @@ def config(target: str | None, markdown: bool, as_json: bool, **flags: Any) -> N
 
 @main.command()
 @click.argument("name", required=False)
+@click.option("--wait", type=click.FloatRange(0), metavar="SECONDS", help="First wait until the engine is ready, or fail.")
 @as_json
-def status(name: str | None, as_json: bool) -> None:
+def status(name: str | None, wait: float | None, as_json: bool) -> None:
     """Show an engine: shards, producers, accounting. Works with its supervisor dead."""
-    from shardmem.control.client import Client, only_engine
+    from shardmem.control.client import Client, only_engine, wait_ready
 
-    with Client(name or only_engine()) as client:
-        document = client.status()
+    if wait is not None:
+        document = wait_ready(name, wait)
+    else:
+        with Client(name or only_engine()) as client:
+            document = client.status()
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:
@@ -230,7 +234,7 @@ def _ask(name: str | None, as_json: bool, command: str, **wanted: Any) -> None:
     click.echo(json.dumps(done, indent=2) if as_json else answer(name, command, done))
 
 
-engine_option = click.option("--engine", "name", help="Name of the engine; not needed if there is only one.")
+engine_option = click.option("--engine", "name", help="Name of the engine; default: SHARDMEM_NAME, or the only one here.")
 
 
 @main.command(short_help="Run more or fewer shards, or let the policy decide.")
@@ -284,7 +288,7 @@ def reload(name: str | None, as_json: bool) -> None:
 
 @main.command(short_help="Push lines, CSV or JSON lines into a running engine.")
 @click.argument("files", nargs=-1, type=click.Path(dir_okay=False, allow_dash=True))
-@click.option("--engine", help="Name of the engine; not needed if there is only one.")
+@click.option("--engine", help="Name of the engine; default: SHARDMEM_NAME, or the only one here.")
 @click.option("--format", "form", type=click.Choice(["lines", "csv", "jsonl"]), default="lines", show_default=True)
 @click.option("--key", help="Field that is the key: a column of CSV, a member of JSON; of lines a field number from 1.")
 @click.option("--delimiter", help="Between fields; default ',' for csv, white space for lines.")

@@ -14,7 +14,7 @@ import click
 from shardmem.errors import NotRunning, ShardmemError
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
-engine_option = click.option("--engine", "name", help="Name of the engine; not needed if there is only one.")
+engine_option = click.option("--engine", "name", help="Name of the engine; default: SHARDMEM_NAME, or the only one here.")
 directory_option = click.option("--state-dir", help="Where the engine kept its files, if it is not running any more.")
 
 
