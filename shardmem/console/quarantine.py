@@ -180,7 +180,7 @@ def replay(ids: tuple[int, ...], everything: bool, name: str | None, state_dir: 
     if as_json:
         click.echo(json.dumps({"engine": engine, "replayed": [event.id for event in events]}))
     else:
-        click.echo(f"engine {engine}: {len(events):,} events replayed")
+        click.echo(f"engine {engine}: {len(events):,} event{'' if len(events) == 1 else 's'} replayed")
 
 
 def _check_schema(event: Any, engine: str, producer: Any) -> None:

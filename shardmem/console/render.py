@@ -9,10 +9,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from shardmem.runtime.verdict import is_well
 from shardmem.settings import size
 
 _COLORS = {"running": "green", "active": "green", "failed": "bold red", "stopped": "red", "draining": "yellow",
            "starting": "yellow", "provisioning": "yellow"}
+_LEVELS = {"problem": "bold red", "warning": "yellow", "note": ""}
 
 
 def count(number: float) -> str:
@@ -95,7 +97,9 @@ def status(document: dict[str, Any]) -> Group:
                       count(shard["in_flight"]), f"{shard['fill_ratio']:.0%}", f"{shard['busy']:.0%}",
                       microseconds(shard["latency_p50_us"]), microseconds(shard["latency_p99_us"]))
     parts: list[Any] = [head, table] + ([Text(f"http: {engine['http']}")] if engine.get("http") else [])
-    parts += [Text(f"shard {shard['id']}: {shard['error']}", "red") for shard in document["shards"] if shard["error"]]
+    said = {shard["id"] for shard in document["shards"] if shard["condition"] == "failed"}
+    parts += [Text(f"shard {shard['id']}: {shard['error']}", "red") for shard in document["shards"]
+              if shard["error"] and shard["id"] not in said]
     moving = document["handoffs"]
     if moving:
         slow = [f"slot {each['slot']} from {each['from']} to {each['to']}, {each['phase']} for {each['age_s']:.1f} s"
@@ -106,7 +110,16 @@ def status(document: dict[str, Any]) -> Group:
     pids = ", ".join(str(producer["pid"]) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
     parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
     parts.append(Text(accounting_line(document["accounting"])))
-    return Group(*parts)
+    return Group(*parts, *verdict(document["findings"]))
+
+
+def verdict(found: list[dict[str, Any]]) -> list[Text]:
+    """"well", or what is wrong and what to do; notes in any case."""
+    lines = [Text("well", "green")] if is_well(found) else []
+    for each in found:
+        line = Text(f"{each['level']}: {each['text']}", _LEVELS[each["level"]])
+        lines.append(line.append(f" -> {each['remedy']}", "default"))
+    return lines
 
 
 def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:

@@ -89,8 +89,9 @@ class Client:
             response = connection.getresponse()
             answer = json.loads(response.read())
         except (OSError, http.client.HTTPException) as error:
-            raise NotRunning(f"the supervisor of engine {self.name!r} does not answer ({error}); 'shardmem status "
-                             f"{self.name}' works without it") from None
+            raise NotRunning(f"the supervisor of engine {self.name!r} does not answer ({error}). If it is dead, 'shardmem run' "
+                             f"with the same settings takes over, with the workers that live; 'shardmem status {self.name}' "
+                             f"works without it") from None
         finally:
             connection.close()
         if response.status == 200:

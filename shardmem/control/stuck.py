@@ -60,7 +60,7 @@ class Stuck:
         case.looks += 1
         if case.looks == 2:
             log.error("shard %d (pid %d) is stuck: %s%s; its stacks go to its standard error", worker.shard, worker.pid, why,
-                      "; the process is stopped, as by SIGSTOP" if _is_stopped(worker.pid) else "")
+                      "; the process is stopped, as by SIGSTOP" if _is_stopped(worker.pid) else "", extra={"shard": worker.shard})
             # Before it enters its shard it may not have the handler yet, and would die of the signal.
             if self._control.view_shard(worker.shard).pid == worker.pid:
                 worker.signal(signal.SIGUSR2)
@@ -69,7 +69,7 @@ class Stuck:
             worker.signal(signal.SIGTERM)
             case.kill_at = now + min(GRACE, max(1.0, self.limits.stall))
         elif case.looks > 3 and now > case.kill_at:
-            log.error("shard %d (pid %d) did not end when told to: killed", worker.shard, worker.pid)
+            log.error("shard %d (pid %d) did not end when told to: killed", worker.shard, worker.pid, extra={"shard": worker.shard})
             worker.kill()
 
 

@@ -182,9 +182,10 @@ class Workers:
                 self._give_up(shard, worker.failure, worker)
             elif worker.exit_code and not worker.killed:
                 log.warning("shard %d: worker pid %d had been told to end, and did so by %s", shard, worker.pid,
-                            worker.how_it_ended())
+                            worker.how_it_ended(), extra={"shard": shard})
         elif worker.exit_code == EXIT_ALREADY:  # somebody else holds the shard: when that one is dead, as the kernel says
-            log.warning("shard %d: %s", shard, worker.failure or f"worker pid {worker.pid} had lost it")
+            log.warning("shard %d: %s", shard, worker.failure or f"worker pid {worker.pid} had lost it",
+                        extra={"shard": shard})
             self.start(shard)
         elif worker.failure:
             self._give_up(shard, worker.failure, worker)
@@ -213,7 +214,7 @@ class Workers:
             return
         log.warning("shard %d: worker%s ended: %s%s; the next one starts in %.3g s", shard,
                     f" pid {worker.pid}" if worker is not None else "", life.how,
-                    ", with a batch in hand" if life.in_hand else "", verdict.delay)
+                    ", with a batch in hand" if life.in_hand else "", verdict.delay, extra={"shard": shard})
         self.start(shard, verdict.delay)
 
     def _give_up(self, shard: int, reason: str, worker: WorkerProcess | AdoptedWorker | None) -> None:
