@@ -13,7 +13,7 @@ import pytest
 
 import shardmem
 from quarantine_load import totals
-from rig import PATIENCE, Rig, drained
+from rig import PATIENCE, Rig, drained, wait_until
 
 POINTS = ["poll.taken", "commit.entered", "commit.counted", "commit.released", "save.begun", "save.saved", "save.marked"]
 KEYS = 40
@@ -95,6 +95,19 @@ def test_a_bad_event_is_set_aside_and_what_it_did_to_the_state_is_undone(rig: Ri
         producer.flush(PATIENCE)
         assert (6, 1) == tuple(drained(engine)["accounting"][name] for name in ("handled", "quarantined"))
     assert {1: 5, 2: 1} == totals(state_file(settings, engine_name))
+
+
+def test_how_soon_a_bad_event_is_set_aside_does_not_depend_on_the_checkpoint_interval(rig: Rig, engine_name: str,
+                                                                                    settings: dict) -> None:
+    """What was handled between two of its attempts was undone by the second, until the interval was over: two million calls of
+    the handler for one bad event of a thousand, at 2 s."""
+    settings |= dict(on_error="retry", retry_backoff=0.01, checkpoint_interval=3600, batch_rows=4096, lane_bytes=1 << 18)
+    with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
+        producer.push_many([1] * 1000, [b"%d " % number for number in range(500)] + [b"500 bad"]
+                           + [b"%d " % number for number in range(500, 999)])
+        status = wait_until(lambda: (found := engine.status())["accounting"]["quarantined"] and found, "the event is set aside")
+        assert status["shards"][0]["batches"] < 3000
+    assert {1: 999} == totals(state_file(settings, engine_name))
 
 
 def test_state_outlives_the_engine_if_it_has_a_directory_of_its_own(rig: Rig, engine_name: str, settings: dict) -> None:
