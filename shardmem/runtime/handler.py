@@ -18,13 +18,19 @@ from shardmem.runtime.batch import Batch, slot_of
 
 @dataclass(frozen=True)
 class Context:
-    """What a handler is told when it is opened, once per life of its worker process."""
+    """What a handler is told when it is opened, once per life of its worker process.
+
+    incarnation: which life of the shard this is. slots: how many there are. log: a logger of this shard.
+    engine_id: another one for each time that the engine's shared memory is made, the same for all lives of its processes.
+        Producers count from 0 in each, so (engine_id, producer, sequence) is what identifies an event for good.
+    """
 
     engine: str
     shard: int
     incarnation: int
     slots: int
     log: logging.Logger
+    engine_id: str = ""
 
     def slot(self, key: int | str | bytes) -> int:
         """The slot of a key, as the engine sees it: what snapshot, restore and drop are asked about."""

@@ -151,7 +151,8 @@ def main() -> int:
         logs.incarnate(worker.incarnation)
         handler = HandlerRef(**orders["handler"]).load()
         optional(handler, "open")(Context(orders["engine"], orders["shard"], worker.incarnation, worker.control.slots,
-                       logging.getLogger(f"shardmem.handler.{orders['shard']}")))
+                                          logging.getLogger(f"shardmem.handler.{orders['shard']}"),
+                                          f"{worker.control.geometry.engine_id:016x}"))
         keeper = _keeper(worker, handler, settings)
         keeper.take_up()
     except AlreadyRunning as error:  # the shard's words are another's

@@ -175,3 +175,19 @@ def test_an_event_that_kills_its_worker_is_set_aside_with_the_signal_and_the_res
     store.close()
     assert ("death", 3, b"bad", 3) == (event.kind, event.key, event.payload, event.attempts)
     assert "SIGSEGV" in event.reason
+
+
+def test_what_identifies_an_event_outlives_its_worker_and_is_never_given_to_another(rig: Rig, engine_name: str) -> None:
+    """Producers count from 0 whenever shared memory is made anew: without engine_id, whoever leaves out what was seen before
+    would leave out all events of the next run."""
+    for _ in range(2):
+        with rig.engine(engine_name, "quarantine_load:Identified", shards=1) as engine, engine.producer() as producer:
+            producer.push(1, b"")
+            producer.flush(PATIENCE)
+            os.kill(engine.status()["shards"][0]["pid"], signal.SIGKILL)
+            producer.push(1, b"")
+            producer.flush(PATIENCE)
+    found = [line.split() for line in (rig.directory / "identities").read_text().splitlines()]
+    assert [["0", "0"], ["0", "1"]] * 2 == [identity[1:] for identity in found]
+    first, second = {engine_id for engine_id, *_ in found[:2]}, {engine_id for engine_id, *_ in found[2:]}
+    assert len(first) == len(second) == 1 and first != second and all(first | second)
