@@ -1,11 +1,14 @@
-"""What the site does to the pages, which are read as plain files too: links to `../examples/` and to the tree lead to copies."""
+"""What the site does to the pages, which are read as plain files too: examples are part of it, and the commands are asked."""
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
+import click
 from mkdocs.structure.files import File, Files
+
+from shardmem.console.cli import main
 
 TREE = Path(__file__).resolve().parents[1]
 
@@ -19,10 +22,19 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """A folder of examples becomes links to its files."""
+    """A folder of examples becomes links to its files; the mark in cli.md becomes what each command says of itself."""
     def folder(match: re.Match[str]) -> str:
         inside = sorted(path for path in (TREE / match[2]).iterdir() if path.is_file())
         return f"{match[1]} ({', '.join(f'[{path.name}]({path.relative_to(TREE)})' for path in inside)})"
 
     markdown = re.sub(r"\[([^]]*)\]\(\.\./(examples/[\w-]+)\)", folder, markdown)
-    return markdown.replace("](../examples/", "](examples/")
+    markdown = markdown.replace("](../examples/", "](examples/")
+    return markdown.replace("<!-- commands -->", "\n".join(_said(main, "shardmem", None)))
+
+
+def _said(command: click.Command, name: str, parent: click.Context | None) -> Iterator[str]:
+    context = click.Context(command, info_name=name, parent=parent, max_content_width=80, terminal_width=80)
+    path = context.command_path
+    yield f"## {path} {{: #{path.replace(' ', '-')} }}\n\n```text\n{command.get_help(context)}\n```\n"
+    for inner, each in sorted(getattr(command, "commands", {}).items()):
+        yield from _said(each, inner, context)

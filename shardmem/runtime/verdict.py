@@ -84,5 +84,6 @@ def _events(document: dict[str, Any]) -> Found:
         by = ", ".join(f"{reason} {number:,}" for reason, number in sorted(refused.items()))
         yield NOTE, f"events were refused since it began: {by}", "producers were told which; see `producers` for whose"
     if accounting["quarantined"]:
-        yield (NOTE, f"{accounting['quarantined']:,} events were set aside since it began, because they kept failing",
+        aside = accounting["quarantined"]
+        yield (NOTE, f"{aside:,} event{'s were' if aside > 1 else ' was'} set aside since it began, for failing again and again",
                "'shardmem quarantine list', mend the handler, 'shardmem reload', 'shardmem quarantine replay --all'")

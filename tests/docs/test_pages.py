@@ -18,8 +18,8 @@ def has_something_to_run(path):
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if has_something_to_run(path)], ids=lambda path: path.name)
-def test_what_the_page_says_to_do_can_be_done(path, tmp_path, engine_name):
-    page = Page(str(path.relative_to(TREE)), path.read_text(encoding="utf-8"), tmp_path, lambda name: f"{engine_name[:45]}-{name[:16]}")
+def test_what_the_page_says_to_do_can_be_done(path, tmp_path, engine_name, make_engine_name):
+    page = Page(str(path.relative_to(TREE)), path.read_text(encoding="utf-8"), tmp_path, make_engine_name)
     page.run()
 
 

@@ -43,7 +43,7 @@ def test_an_engine_that_is_well_has_nothing_found():
     (("shards", 0), {**SHARD, "fill_ratio": 0.95}, "warning", "lanes of shard 1 are 95% full", "lane_bytes"),
     (("handoffs", 0, "late"), True, "warning", "slot 3 from shard 0 to 1 in phase drain", "waits for"),
     (("accounting", "refused"), {"full": 3, "sampled": 2}, "note", "refused since it began: full 3", "producers"),
-    (("accounting", "quarantined"), 5, "note", "5 events were set aside", "quarantine list"),
+    (("accounting", "quarantined"), 5, "note", "5 events were set aside since it began", "quarantine list"),
 ])
 def test_what_is_wrong_is_said_once_with_a_remedy(path, value, level, text, remedy):
     (found,) = findings(with_(path, value))
