@@ -205,7 +205,7 @@ class Api:
         from shardmem.control.metrics import exposition  # prometheus-client, for engines that are asked
 
         accept = request.headers.get("Accept", "")
-        body, content_type = exposition(self._observer.status(), self._observer.latencies(), accept)
+        body, content_type = exposition(self._observer.status(), self._observer.histograms(), accept)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     def _health(self, word: str, against: Callable[[dict[str, Any]], list[str]]) -> Handler:

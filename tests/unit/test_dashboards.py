@@ -15,7 +15,8 @@ from shardmem.runtime.catalogue import FIGURES, HISTOGRAM
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ALERTS, DASHBOARD = EXAMPLES / "alerts.yml", EXAMPLES / "grafana-dashboard.json"
-FIGURE_OF = {each.metric + ("_bucket" if each.kind == HISTOGRAM else ""): each for each in FIGURES if each.metric}
+FIGURE_OF = {each.metric + part: each for each in FIGURES if each.metric
+             for part in (("_bucket", "_sum", "_count") if each.kind == HISTOGRAM else ("",))}
 IN_BRACES = re.compile(r"(shardmem_\w+)(?:\{([^}]*)\})?")
 GIVEN = re.compile(r'(\w+)(=~|!=|!~|=)"([^"]*)"')
 
