@@ -182,7 +182,8 @@ class Api:
             kind, _, given = request.headers.get("Authorization", "").partition(" ")
             shown = given.strip().encode(errors="replace")
             if kind.lower() != "bearer" or not hmac.compare_digest(shown, self._token.encode()):
-                answer = _problem(401, "this needs the header  Authorization: Bearer  with the http_token of this engine")
+                answer = _problem(401, f"{'events of users' if private else 'commands'} need the header  Authorization: Bearer  with "
+                                       f"the http_token of this engine")
                 answer.headers["WWW-Authenticate"] = "Bearer"
                 return answer
         return await handler(request)
