@@ -54,7 +54,8 @@ class Handler:
     def close(self) -> None:
         """After the last batch, when the worker ends in good order."""
 
-    # A handler that keeps state per key defines these three as well; then the state of a slot goes where the slot goes.
+    # A handler that keeps state per key defines these as well; then the state of a slot goes where the slot goes. Without drop
+    # it is closed and made anew, with all it keeps, whenever a slot goes or a batch has failed: dearer, and just as exact.
     # `Context.slot(key)` tells the slot of a key.
     #
     #     def snapshot(self, slot: int) -> bytes: ...      the state of this slot's keys; changes nothing
@@ -109,6 +110,7 @@ class HandlerRef:
         """In the worker: import and build it. Raises HandlerError with the reason."""
         try:
             found = self._find()
+            shared = self.pickled is None and not inspect.isclass(found)
             if inspect.isclass(found):
                 found = found()
         except Exception as error:
@@ -118,7 +120,7 @@ class HandlerRef:
                          f"or set PYTHONPATH")
             raise HandlerError(text) from error
         if callable(getattr(found, "handle", None)):
-            _check_state(found, self.name)
+            _check_state(found, self.name, shared)
             return found
         if not callable(found):
             raise HandlerError(f"handler {self.name!r} is a {type(found).__name__}: neither a function nor a Handler")
@@ -174,14 +176,16 @@ def _import_main_of_package(name: str) -> None:
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main
 
 
-def _check_state(handler: Any, name: str) -> None:
-    """Raises HandlerError. Without drop a state that is to be undone, or is another's by now, would stay and be counted again:
-    one failing event made 12,860 of 20. Without one of the other two nothing would ever be saved, and nobody would be told."""
+def _check_state(handler: Any, name: str, shared: bool) -> None:
+    """Raises HandlerError. With one of snapshot and restore nothing would ever be saved, and nobody would be told. A handler
+    without drop is made anew whenever it has to forget something; one that is an object of a module cannot be."""
     have = [method for method in ("snapshot", "restore", "drop") if callable(getattr(handler, method, None))]
-    missing = [method for method in ("snapshot", "restore", "drop") if method not in have]
+    needed = ("snapshot", "restore", "drop") if shared else ("snapshot", "restore")
+    missing = [method for method in needed if method not in have]
     if missing and have not in ([], ["drop"]):
         raise HandlerError(f"handler {name!r} has {' and '.join(have)}, but no {' and no '.join(missing)}: a handler that keeps "
-                           f"state per key needs snapshot(slot), restore(slot, state) and drop(slot)")
+                           f"state per key needs snapshot(slot) and restore(slot, state), and drop(slot) too if it is an object "
+                           f"and not a class")
 
 
 def is_stateful(handler: Any) -> bool:

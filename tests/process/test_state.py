@@ -97,6 +97,26 @@ def test_a_bad_event_is_set_aside_and_what_it_did_to_the_state_is_undone(rig: Ri
     assert {1: 5, 2: 1} == totals(state_file(settings, engine_name))
 
 
+@pytest.mark.parametrize("handler", ["quarantine_load:Tally", "quarantine_load:TallyWithoutDrop"])
+def test_a_handler_without_drop_is_as_exact_as_one_with_it(rig: Rig, engine_name: str, settings: dict, handler: str) -> None:
+    """It is made anew when a batch has failed, and when slots leave: what it kept of them would be there when they return."""
+    settings |= dict(handler=handler, on_error="quarantine")
+    with rig.engine(engine_name, shards=2, **settings) as engine, engine.producer() as producer:
+        for number in range(30):
+            producer.push_many(list(range(KEYS)), [b"%d %s" % (number, b"bad" if number in (7, 20) and key == 3 else b"")
+                                                   for key in range(KEYS)])
+            if number % 10 == 9:
+                for shard in (1, 0):
+                    engine.move(range(16), to=shard)
+            if number in (7, 20):
+                producer.flush(PATIENCE)
+                producer.push(3, b"%d " % number)  # what the bad one would have counted
+        producer.flush(PATIENCE)
+        status = drained(engine)
+    assert 2 == status["accounting"]["quarantined"]
+    assert dict.fromkeys(range(KEYS), 30) == totals(state_file(settings, engine_name))
+
+
 def test_how_soon_a_bad_event_is_set_aside_does_not_depend_on_the_checkpoint_interval(rig: Rig, engine_name: str,
                                                                                     settings: dict) -> None:
     """What was handled between two of its attempts was undone by the second, until the interval was over: two million calls of
