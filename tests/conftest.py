@@ -22,6 +22,9 @@ SESSION = f"t{os.getpid()}x{secrets.token_hex(2)}"
 _SESSION_MARK, _TEST_MARK = "PYTEST_SHARDMEM_SESSION", "PYTEST_SHARDMEM_TEST"
 os.environ[_SESSION_MARK] = SESSION
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a run in the background of a script: what it starts would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.pluginmanager.hasplugin("timeout"):
