@@ -12,6 +12,7 @@ import click
 from shardmem import __version__
 from shardmem.console.quarantine import quarantine
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
+from shardmem.settings import some
 
 EXIT_FAILED, EXIT_CONFIG, EXIT_ALREADY = 1, 2, 4
 
@@ -91,7 +92,7 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
         if as_json:
             click.echo(json.dumps({"event": "ready", "status": document}))
         elif for_people:
-            click.echo(f"engine {config.name} is running: {len(document['shards'])} shards. Push with "
+            click.echo(f"engine {config.name} is running: {some(len(document['shards']), 'shard')}. Push with "
                        f"shardmem.connect({config.name!r}); stop with 'shardmem stop {config.name}' or Ctrl-C", err=True)
 
     def read_again() -> tuple[Any, HandlerRef]:
@@ -301,15 +302,14 @@ def ingest(files: tuple[str, ...], engine: str | None, form: str, key: str | Non
 
     An events engine gets each record's own bytes as payload; a records engine gets the fields of its dtype by name.
     """
-    from shardmem.console.ingest import Ingest
+    from shardmem.console.ingest import Ingest, size_of
     from shardmem.console.progress import Meter
     from shardmem.control.client import only_engine
     from shardmem.runtime.producer import connect
 
     with connect(engine or only_engine()) as producer:
         work = Ingest(producer, form, key=key, delimiter=delimiter, skip_bad=skip_bad)
-        with Meter(sum(os.path.getsize(name) for name in files if name != "-") if files and "-" not in files else None,
-                   quiet=as_json) as meter:
+        with Meter(size_of(files), quiet=as_json) as meter:
             for name in files or ("-",):
                 work.file(name, meter)
             meter.finish()
@@ -322,8 +322,8 @@ def ingest(files: tuple[str, ...], engine: str | None, form: str, key: str | Non
     else:
         from shardmem.console.render import count
 
-        click.echo(f"{work.events:,} events in {meter.seconds:.2f} s ({count(summary['rate'])}/s)"
-                   + (f", {work.skipped:,} records skipped" if work.skipped else "")
+        click.echo(f"{some(work.events, 'event')} in {meter.seconds:.2f} s ({count(summary['rate'])}/s)"
+                   + (f", {some(work.skipped, 'record')} skipped" if work.skipped else "")
                    + (", all handled" if wait else ""))
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shardmem.runtime.verdict import is_well
-from shardmem.settings import size
+from shardmem.settings import size, some
 
 _COLORS = {"running": "green", "active": "green", "failed": "bold red", "stopped": "red", "draining": "yellow",
            "starting": "yellow", "provisioning": "yellow"}
@@ -56,7 +56,7 @@ def answer(engine: str, command: str, done: dict[str, Any]) -> str:
     moved, seconds = done["moved"], done["seconds"]
     lines = []
     if command == "scale":
-        lines.append(f"engine {engine} runs {len(done['shards'])} shards: {', '.join(map(str, done['shards']))}"
+        lines.append(f"engine {engine} runs {some(len(done['shards']), 'shard')}: {', '.join(map(str, done['shards']))}"
                      + (f"; added {', '.join(map(str, done['added']))}" if done["added"] else "")
                      + (f"; removed {', '.join(map(str, done['removed']))}" if done["removed"] else ""))
     elif command == "drain":
@@ -68,7 +68,7 @@ def answer(engine: str, command: str, done: dict[str, Any]) -> str:
     to: dict[tuple[int, int], int] = {}
     for each in moved:
         to[each["from"], each["to"]] = to.get((each["from"], each["to"]), 0) + 1
-    lines += [f"  {number} slots from shard {source} to shard {target}" for (source, target), number in sorted(to.items())]
+    lines += [f"  {some(number, 'slot')} from shard {source} to shard {target}" for (source, target), number in sorted(to.items())]
     if not moved and command != "reload":
         lines.append("  no slot had to move")
     lines.append("  " + ", ".join(f"{phase} {milliseconds(value)}" for phase, value in seconds.items()))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import importlib
 import inspect
 import logging
@@ -120,10 +121,12 @@ class HandlerRef:
                          f"or set PYTHONPATH")
             raise HandlerError(text) from error
         if callable(getattr(found, "handle", None)):
+            _check_call(found.handle, self.name)
             _check_state(found, self.name, shared)
             return found
         if not callable(found):
             raise HandlerError(f"handler {self.name!r} is a {type(found).__name__}: neither a function nor a Handler")
+        _check_call(found, self.name)
         return _Function(found)
 
     def _find(self) -> Any:
@@ -174,6 +177,27 @@ def _import_main_of_package(name: str) -> None:
     main = types.ModuleType("__mp_main__")
     main.__dict__.update(runpy.run_module(name, run_name="__mp_main__", alter_sys=True))
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+
+
+def _check_call(handle: Callable[..., Any], name: str) -> None:
+    """Raises HandlerError. What calling a coroutine or generator function returns does nothing until it is awaited or iterated,
+    so every event would count as handled and none would be."""
+    body = handle if inspect.isroutine(handle) or isinstance(handle, functools.partial) else getattr(handle, "__call__", handle)
+    if inspect.isgeneratorfunction(body):
+        raise HandlerError(f"handler {name!r} is a generator function, so calling it handles nothing; make it a plain one, without "
+                           f"yield")
+    if inspect.iscoroutinefunction(body) or inspect.isasyncgenfunction(body):
+        raise HandlerError(f"handler {name!r} is an async function, so calling it handles nothing; make it a plain one, which may "
+                           f"call asyncio.run")
+    try:
+        signature = inspect.signature(handle)
+    except (ValueError, TypeError):
+        return  # built in: its first batch will show
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise HandlerError(f"handler {name!r} takes {signature}, and is called with one batch ({error}); iterate over the batch "
+                           f"for keys and payloads") from None
 
 
 def _check_state(handler: Any, name: str, shared: bool) -> None:

@@ -1,6 +1,7 @@
 """What a worker accepts as a handler, without a worker."""
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -35,3 +36,54 @@ def test_a_handler_keeps_no_state_or_has_what_state_needs_and_is_told_what_is_mi
     needed = STATE if shared else STATE[:2]
     assert all((name in has.partition(" has ")[2]) == (name in methods) for name in STATE)
     assert all((name in lacks.partition(":")[0]) == (name not in methods) for name in needed)
+
+
+async def awaits(batch: Any) -> None: ...
+
+
+async def awaits_and_yields(batch: Any) -> Any:
+    yield batch
+
+
+def yields(batch: Any) -> Any:
+    yield batch
+
+
+class Called:
+    async def __call__(self, batch: Any) -> None: ...
+
+
+class Awaits:
+    async def handle(self, batch: Any) -> None: ...
+
+
+class Plain:
+    def handle(self, batch: Any, more: int = 0) -> None: ...
+
+    def __call__(self, *batches: Any) -> None: ...
+
+
+def found(monkeypatch: pytest.MonkeyPatch, what: Any) -> Any:
+    monkeypatch.setattr(HandlerRef, "_find", lambda self: what)
+    return HandlerRef("app:made").load()
+
+
+@pytest.mark.parametrize("what, kind", [(awaits, "an async"), (awaits_and_yields, "an async"), (yields, "a generator"),
+                                        (Called(), "an async"), (Awaits, "an async"), (functools.partial(awaits), "an async"),
+                                        (functools.partial(yields), "a generator")])
+def test_a_handler_whose_call_does_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, what: Any, kind: str) -> None:
+    """Every event was counted as handled."""
+    with pytest.raises(HandlerError, match=f"'app:made' is {kind} function"):
+        found(monkeypatch, what)
+
+
+@pytest.mark.parametrize("what", [lambda: None, lambda key, payload: None, lambda *, batch: None])
+def test_a_handler_that_does_not_take_one_batch_is_refused(monkeypatch: pytest.MonkeyPatch, what: Any) -> None:
+    with pytest.raises(HandlerError, match="'app:made' takes .*is called with one batch"):
+        found(monkeypatch, what)
+
+
+@pytest.mark.parametrize("what", [lambda batch: None, lambda *all: None, lambda batch, more=1: None, Plain, Plain(), Plain().handle, len,
+                                  print, functools.partial(lambda more, batch: None, 1)])
+def test_whatever_takes_one_batch_is_a_handler(monkeypatch: pytest.MonkeyPatch, what: Any) -> None:
+    assert callable(found(monkeypatch, what).handle)
