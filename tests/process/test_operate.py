@@ -43,7 +43,7 @@ def test_health_metrics_and_commands_over_tcp(rig: Rig, engine_name: str) -> Non
         assert ask(url, "/livez")[0] == ask(url, "/readyz")[0] == 200
         with Console(width=80, file=io.StringIO()) as console:
             console.print(render.status(ready))
-        assert f"http: {url}" in console.file.getvalue()
+        assert f"http: {url}" in console.file.getvalue() and "runs 2 shards, 1024 slots" in console.file.getvalue()
         with shardmem.connect(engine_name) as producer, shardmem.Client(engine_name) as client:
             for number in range(100):
                 producer.push(number, payload(1, number, 0))
