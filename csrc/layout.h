@@ -80,6 +80,7 @@ typedef struct sm_shard {
     _Atomic uint64_t worker_batch_since_ns;           /* writer: worker (0: between batches) */
     _Atomic uint64_t worker_batches;                  /* writer: worker */
     _Atomic uint64_t worker_rows;                     /* writer: worker */
+    _Atomic uint64_t worker_waited_us;                /* writer: worker (from push to handled, of all rows together) */
     _Atomic uint32_t worker_stateful;                 /* writer: worker (its slots have state that has to travel) */
     /* the attempt record: what a successor has to know of the batch that its predecessor died in */
     _Alignas(SM_LINE) _Atomic uint32_t attempt_rows;  /* writer: worker (of the batch in hand; 0: none) */
@@ -90,6 +91,7 @@ typedef struct sm_shard {
     _Atomic uint32_t attempt_row;                     /* writer: worker */
     _Atomic uint32_t attempt_aside;                   /* writer: worker (events set aside since one was handled) */
     _Alignas(SM_LINE) _Atomic uint64_t worker_latency[SM_HISTOGRAM]; /* writer: worker */
+    _Alignas(SM_LINE) _Atomic uint64_t worker_batch_sizes[SM_BATCH_SIZES]; /* writer: worker */
     _Alignas(SM_LINE) _Atomic uint64_t error_count;   /* writer: worker (what it said last; copies as on the board) */
     _Atomic uint64_t error_ns[2];                     /* writer: worker */
     _Atomic uint32_t error_bytes[2];                  /* writer: worker */
@@ -120,7 +122,9 @@ typedef struct sm_move {         /* the handoff table: one entry per slot, of it
     _Atomic uint64_t slot_rows;                       /* writer: worker (the owner's: rows handled, sampled) */
 } sm_move;
 
-/* What the supervisor last said of its decisions, as text; two copies, so that readers never meet one half written. */
+/* What the supervisor last said of its decisions, and what happened to the engine, as text: a board for each, because the
+ * one is written at every tick and the other when something happens. Two copies, so that readers never meet one half
+ * written. */
 typedef struct sm_board {
     _Alignas(SM_LINE) _Atomic uint64_t board_count;   /* writer: supervisor (copy in force: count & 1; 0: none yet) */
     _Atomic uint32_t board_bytes[2];                  /* writer: supervisor */
@@ -228,7 +232,7 @@ static_assert(sizeof(sm_index) == 16, "index: size");
 #define SM_HOLDS_OFFSET (SM_SLOTS_OFFSET + SM_MAX_SLOTS * sizeof(sm_slot))
 #define SM_MOVES_OFFSET (SM_HOLDS_OFFSET + SM_MAX_SLOTS * sizeof(sm_hold))
 #define SM_BOARD_OFFSET (SM_MOVES_OFFSET + SM_MAX_SLOTS * sizeof(sm_move))
-#define SM_SHARDS_OFFSET (SM_BOARD_OFFSET + sizeof(sm_board))
+#define SM_SHARDS_OFFSET (SM_BOARD_OFFSET + SM_BOARDS * sizeof(sm_board))
 #define SM_LANES_OFFSET SM_PAGE
 
 static inline sm_seat *sm_seat_at(const void *control, uint32_t seat)
@@ -251,7 +255,10 @@ static inline sm_move *sm_move_at(const void *control, uint32_t slot)
     return (sm_move *)((uint8_t *)control + SM_MOVES_OFFSET) + slot;
 }
 
-static inline sm_board *sm_board_at(const void *control) { return (sm_board *)((uint8_t *)control + SM_BOARD_OFFSET); }
+static inline sm_board *sm_board_at(const void *control, uint32_t board)
+{
+    return (sm_board *)((uint8_t *)control + SM_BOARD_OFFSET) + board;
+}
 
 static inline sm_shard *sm_shard_at(const void *control, uint32_t shard)
 {

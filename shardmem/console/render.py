@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import textwrap
+import time
 from typing import Any
 
 from rich import box
@@ -15,6 +16,8 @@ from shardmem.settings import size, some
 _COLORS = {"running": "green", "active": "green", "failed": "bold red", "stopped": "red", "draining": "yellow",
            "starting": "yellow", "provisioning": "yellow"}
 _LEVELS = {"problem": "bold red", "warning": "yellow", "note": ""}
+
+LEVEL_COLORS = {"info": "", "warning": "yellow", "error": "red"}
 
 
 def count(number: float) -> str:
@@ -110,7 +113,10 @@ def status(document: dict[str, Any]) -> Group:
     pids = ", ".join(str(producer["pid"]) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
     parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
     parts.append(Text(accounting_line(document["accounting"])))
-    return Group(*parts, *verdict(document["findings"]))
+    parts += verdict(document["findings"])
+    parts += [Text(line, LEVEL_COLORS[each["level"]]) for each in document["events"][-5:]
+              for line in textwrap.wrap(happened(each), 80, subsequent_indent=" " * 16, max_lines=3, placeholder=" ...")]
+    return Group(*parts)
 
 
 def verdict(found: list[dict[str, Any]]) -> list[Text]:
@@ -120,6 +126,12 @@ def verdict(found: list[dict[str, Any]]) -> list[Text]:
         line = Text(f"{each['level']}: {each['text']}", _LEVELS[each["level"]])
         lines.append(line.append(f" -> {each['remedy']}", "default"))
     return lines
+
+
+def happened(each: dict[str, Any]) -> str:
+    """An entry of `events`, with the time of day here."""
+    where = f"shard {each['shard']}: " if each["shard"] is not None else ""
+    return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{each['text']}"
 
 
 def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:

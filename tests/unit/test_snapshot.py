@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from shardmem.memory.native import lib
+from shardmem.memory.native import ffi, lib
 from shardmem.runtime import snapshot
-from shardmem.runtime.snapshot import Observer
+from shardmem.runtime.snapshot import FLOORS_NS, Observer, quantile_rows
 
 
 @pytest.mark.parametrize("when", ["before its lanes are read", "after its lanes are read"])
@@ -63,3 +63,49 @@ def test_a_rate_is_not_taken_over_the_moment_between_two_readers(loopback, monke
     assert (50, 50) == pytest.approx(rates(102.001), rel=0.01), "somebody else has read it a moment ago"
     assert (0, 0) == rates(102.3)
     observer.close()
+
+
+def test_the_histograms_count_each_batch_and_event_once_and_go_on_in_the_next_life_of_a_worker(loopback):
+    engine = loopback(shards=1, batch_rows=64)
+    observer, producer = Observer(engine.control), engine.producer()
+    sizes = [1, 2, 3, 4, 5, 64, 33]
+    for turn, size in enumerate(sizes):
+        producer.push_many(list(range(size)), [b""] * size)
+        assert size == len(engine.take())
+        engine.batches[0].span[0].sent_ns -= 10**9  # long enough for a life of it to be missed
+        engine.commit()
+        if turn == 3:
+            engine.restart(batch_rows=64)
+    producer.push_many([1, 2], [b""] * 2)
+    engine.take()
+    engine.restart(batch_rows=64)  # it died with a batch in hand: that one was not handled
+
+    counted = observer.histograms()[0]
+    assert {0: 1, 1: 1, 2: 2, 3: 1, 6: 2} == {bucket: int(count) for bucket, count in enumerate(counted.batches) if count}
+    assert sum(sizes) == counted.events == counted.latency.sum()
+    floors = sum(floor * int(count) for floor, count in zip(FLOORS_NS, counted.latency)) / 1e9
+    assert floors - 1e-6 <= counted.waited_s <= floors * 1.34 + 1e-6
+    shard, = observer.status()["shards"]
+    assert (4, 64, len(sizes)) == (shard["batch_rows_p50"], shard["batch_rows_p99"], shard["batches"])
+    observer.close()
+
+
+@pytest.mark.parametrize("sent", [-1, -1 << 63, (1 << 63) - 1])
+def test_a_frame_that_says_nonsense_of_its_time_does_not_spoil_the_sum(loopback, sent):
+    engine = loopback(shards=1)
+    observer, producer = Observer(engine.control), engine.producer()
+    producer.push(1, b"")
+    engine.take()
+    engine.batches[0].span[0].sent_ns = sent
+    engine.commit()
+    assert 0 == observer.histograms()[0].waited_s and 1 == observer.histograms()[0].latency.sum()
+    observer.close()
+
+
+def test_quantiles_of_batch_sizes_are_powers_of_two_and_none_without_a_batch():
+    def of(**counts):
+        sizes = ffi.new("uint64_t[32]", [counts.get(f"b{bucket}", 0) for bucket in range(32)])
+        return quantile_rows(sizes, 0.5), quantile_rows(sizes, 0.99)
+
+    assert (None, None) == of()
+    assert (1, 1) == of(b0=1) and (1, 8) == of(b0=51, b3=49) and (8, 8) == of(b0=1, b3=99) and (1 << 31,) * 2 == of(b31=1)
