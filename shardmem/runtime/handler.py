@@ -121,6 +121,8 @@ class HandlerRef:
                          f"or set PYTHONPATH")
             raise HandlerError(text) from error
         if callable(getattr(found, "handle", None)):
+            if getattr(found.handle, "__func__", None) is Handler.handle:
+                raise HandlerError(f"handler {self.name!r} has no handle(batch): write it in {type(found).__name__}")
             _check_call(found.handle, self.name)
             _check_state(found, self.name, shared)
             return found

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shardmem.errors import HandlerError
-from shardmem.runtime.handler import HandlerRef, is_stateful
+from shardmem.runtime.handler import Handler, HandlerRef, is_stateful
 
 STATE = ("snapshot", "restore", "drop")
 SUBSETS = [set(some) for count in range(4) for some in itertools.combinations(STATE, count)]
@@ -81,6 +81,14 @@ def test_a_handler_whose_call_does_nothing_is_refused(monkeypatch: pytest.Monkey
 def test_a_handler_that_does_not_take_one_batch_is_refused(monkeypatch: pytest.MonkeyPatch, what: Any) -> None:
     with pytest.raises(HandlerError, match="'app:made' takes .*is called with one batch"):
         found(monkeypatch, what)
+
+
+def test_a_handler_class_without_handle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgetful(Handler):
+        def process(self, batch: Any) -> None: ...
+
+    with pytest.raises(HandlerError, match=r"'app:made' has no handle\(batch\): write it in Forgetful"):
+        found(monkeypatch, Forgetful)
 
 
 @pytest.mark.parametrize("what", [lambda batch: None, lambda *all: None, lambda batch, more=1: None, Plain, Plain(), Plain().handle, len,
