@@ -219,7 +219,6 @@ class _Late:
         if time.monotonic() > self._at:
             self._at = float("inf")
             self._done.late.append(text)
-            log.warning("a handoff of %d slots is late: %s", len(self._done.moves), text)
             self._journal.note("late", f"a handoff of {len(self._done.moves)} slots is late: {text}")
 
 

@@ -6,12 +6,15 @@ asks reads it without one, and the next supervisor goes on with it. What is too 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Mapping
 
 from shardmem.runtime.catalogue import HAPPENINGS
+
+log = logging.getLogger("shardmem.events")
 
 MOST = 64
 LONGEST = 300    # characters of a sentence: an error's text may be a page
@@ -37,8 +40,11 @@ class Journal:
         self._broken: dict[int, frozenset[int]] = {}
 
     def note(self, kind: str, text: str, shard: int | None = None) -> None:
-        """kind: one of HAPPENINGS. The very same as the last entry replaces it."""
+        """kind: one of HAPPENINGS. The very same as the last entry replaces it. It is written to the log too."""
         now = self._clock()
+        said = text if shard is None or f"shard {shard}" in text else f"shard {shard}: {text}"
+        # A text of its own and no format with arguments: what happens twice in ten seconds is two things, unless it is the same.
+        log.log(getattr(logging, HAPPENINGS[kind].upper()), said.encode(errors="backslashreplace").decode(), extra={"shard": shard})
         last = self._entries[-1].what if self._entries else {}
         if [last.get(key) for key in ("kind", "shard", "text")] == [kind, shard, _cut(text)]:
             self._entries.pop()

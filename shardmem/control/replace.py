@@ -94,8 +94,6 @@ class Replacements:
                 self._not_before = time.monotonic() + AFTER_A_FAILURE
                 raise
             self._lives.pop(shard, None)
-            log.info("shard %d was recycled, because %s; shard %d has its slots", shard, why, successor,
-                     extra={"shard": shard})
             text = f"shard {shard} was recycled, because {why}; shard {successor} has its slots"
             self._supervisor.journal.note("worker_replaced", text, successor)
 
@@ -140,7 +138,6 @@ class Replacements:
                     raise HandlerError(text) if isinstance(error, HandlerError) else ShardmemError(text) from error
             supervisor.config, supervisor.pilot.mapper.policy = config, policy
             supervisor.take_limits()
-        log.info("reloaded: %d workers are fresh", len(reloaded))
         done = [f"shard {new} took the place of {old}" if new != old else f"shard {new} was started again"
                 for each in reloaded for old, new in [(each["from"], each["to"])]]
         kept = f"; not changed while it runs: {', '.join(fixed)}" if fixed else ""

@@ -107,7 +107,6 @@ class Supervisor:
                                     self.commands.resume(self._found, self.handoffs.take_up()))
                 await self._api.start(self.commands.by_name(), self._observer, self.shelf)
                 self.control.set_state("running")
-                log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)
                 self._note_start()
                 self._attempt(self._post)
                 self.notify.ready()
@@ -178,7 +177,7 @@ class Supervisor:
                                            f"{self._left:,} events in flight")
         else:
             left = "" if self._left is None else f"; {self._left:,} events were left of an earlier run"
-            self.journal.note("started", f"supervisor pid {os.getpid()} runs {shards}{left}")
+            self.journal.note("started", f"the engine is running: {shards}, supervisor pid {os.getpid()}{left}")
 
     # ---- running -------------------------------------------------------------------------------------------------------------
 
@@ -194,7 +193,6 @@ class Supervisor:
         for shard in found.inboxes.keys() - set(adopted) - set(found.stopped) - set(found.useless):
             self.workers.start(shard)
         if adopted and found.running:
-            log.info("engine %s: took over live workers of shards %s", self.config.name, adopted)
             return True
         wanted = [shard for shard in found.inboxes if shard not in found.stopped and shard not in found.useless]
         if (reason := await self.workers.ready(wanted, lambda: self._stop_now)) is not None:
@@ -215,7 +213,6 @@ class Supervisor:
         self.handoffs.news()
 
     def shard_failed(self, shard: int, reason: str) -> None:
-        log.error("shard %d stopped: %s", shard, reason, extra={"shard": shard})
         self.error = self.error or HandlerError(f"shard {shard} stopped: {reason}")
 
     def _in_background(self, what: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task:

@@ -223,7 +223,6 @@ class Workers:
             return
         text = (f"worker{f' pid {worker.pid}' if worker is not None else ''} ended: {life.how}"
                 f"{', with a batch in hand' if life.in_hand else ''}; the next one starts in {verdict.delay:.3g} s")
-        log.warning("shard %d has no worker: %s", shard, text, extra={"shard": shard})
         self._journal.note("worker_died", text, shard)
         self.start(shard, verdict.delay)
 
