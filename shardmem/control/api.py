@@ -1,6 +1,6 @@
 """The control API: HTTP over a unix socket that only its user can reach, and on loopback TCP if `http_port` says so.
 
-    GET  / (a page for a browser) /slots /status /metrics /livez /readyz /openapi.json
+    GET  / (a page for a browser) /access /slots /lanes/SHARD /status /metrics /livez /readyz /openapi.json
     POST /scale /drain /move /rebalance /reload /stop     a JSON object in, a JSON object out
 
 The unix socket is as good as being its user: mode 0600, and the kernel says who is at the other end. Anybody on this machine
@@ -34,8 +34,11 @@ from shardmem.runtime.snapshot import Observer
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-PAGE_MAY = ("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; "
-            "form-action 'none'; frame-ancestors 'none'")
+# Keys, payloads and errors are the users' data. Nothing is loaded from elsewhere, and no text can become markup: the page has no
+# inline script or style, and the browser refuses innerHTML and its like.
+PAGE_MAY = ("default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+            "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'")
+PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 DYING = 2.0       # seconds for which the sockets of a supervisor that is being killed may outlive its lease
 CLOSE_GRACE = 5.0
@@ -120,7 +123,10 @@ class Api:
         self._observer = observer
         application = web.Application(middlewares=[_as_json, self._admit])
         application.router.add_get("/", self._page)
+        application.router.add_get("/page/{file}", self._page)
+        application.router.add_get("/access", self._access)
         application.router.add_get("/slots", self._slots)
+        application.router.add_get("/lanes/{shard}", self._lanes)
         application.router.add_get("/status", self._status)
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/livez", self._health("live", against_life))
@@ -171,13 +177,16 @@ class Api:
             if self._token is None:
                 return _problem(403, "this port is for reading: set http_token to allow commands, or use the unix socket "
                                      f"{self.path}")
-            kind, _, given = request.headers.get("Authorization", "").partition(" ")
-            shown = given.strip().encode(errors="replace")
-            if kind.lower() != "bearer" or not hmac.compare_digest(shown, self._token.encode()):
+            if not self._shows_token(request):
                 answer = _problem(401, "commands need the header  Authorization: Bearer  with the http_token of this engine")
                 answer.headers["WWW-Authenticate"] = "Bearer"
                 return answer
         return await handler(request)
+
+    def _shows_token(self, request: web.Request) -> bool:
+        kind, _, given = request.headers.get("Authorization", "").partition(" ")
+        shown = given.strip().encode(errors="replace")
+        return self._token is not None and kind.lower() == "bearer" and hmac.compare_digest(shown, self._token.encode())
 
     # ---- what is answered ------------------------------------------------------------------------------------------------
 
@@ -188,10 +197,28 @@ class Api:
         owners, _ = self._observer.control.slot_table()
         return web.json_response({"owners": owners.tolist()})
 
+    async def _lanes(self, request: web.Request) -> web.Response:
+        wanted = request.match_info["shard"]
+        found = self._observer.lanes(int(wanted)) if wanted.isascii() and wanted.isdecimal() and len(wanted) < 6 else None
+        return _problem(404, f"there is no shard {wanted}") if found is None else web.json_response({"lanes": found})
+
+    async def _access(self, request: web.Request) -> web.Response:
+        """So that a page can say beforehand what it may do, and whether a token is the right one."""
+        peer = request.transport.get_extra_info("socket") if request.transport else None
+        private = peer is not None and peer.family == socket.AF_UNIX
+        may = "all" if private or self._shows_token(request) else "read" if self._token is None else "token"
+        return web.json_response({"access": may})
+
     async def _page(self, request: web.Request) -> web.Response:
-        """Everything in one file, and nothing from elsewhere: keys and errors are the users' data, so the browser is told."""
-        return web.Response(text=files("shardmem.control").joinpath("page.html").read_text("utf-8"), content_type="text/html",
-                            headers={"Content-Security-Policy": PAGE_MAY, "Referrer-Policy": "no-referrer"})
+        """The page is a few files, and no others are served."""
+        name = request.match_info.get("file", "page.html")
+        found = next((each for each in files("shardmem.control").joinpath("page").iterdir() if each.name == name), None)
+        kind = PAGE_TYPES.get(os.path.splitext(name)[1])
+        if found is None or kind is None:
+            raise web.HTTPNotFound
+        return web.Response(text=found.read_text("utf-8"), content_type=kind, headers={
+            "Content-Security-Policy": PAGE_MAY, "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "no-cache"})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         from shardmem.control.metrics import exposition  # prometheus-client, for engines that are asked

@@ -45,7 +45,10 @@ COMMANDS = (
 )
 READS = {
     "/": ("The page: an engine as it runs, for a browser", "text/html"),
+    "/page/{file}": ("What the page is made of", "text/javascript"),
+    "/access": ("What whoever asks may do: all, read, or with a token", "application/json"),
     "/slots": ("The shard of every slot, in order", "application/json"),
+    "/lanes/{shard}": ("The open lanes of a shard, one for each producer", "application/json"),
     "/status": ("The document of `shardmem status --json`", "application/json"),
     "/metrics": ("The figures of docs/metrics.md, as Prometheus text or OpenMetrics", "text/plain"),
     "/livez": ("200 while the supervisor's loop goes round, else 503 with reasons", "application/json"),
@@ -86,7 +89,12 @@ def openapi() -> dict[str, Any]:
         answers = {"200": answer(text, kind), "403": answer("Not for you", schema=problem)}
         if path in ("/livez", "/readyz"):
             answers["503"] = answer("It is not, and why")
-        paths[path] = {"get": {"operationId": re.sub(r"\W", "", path) or "page", "summary": text, "responses": answers}}
+        named = re.findall(r"{(\w+)}", path)
+        if named:
+            answers["404"] = answer("There is none", schema=problem)
+        paths[path] = {"get": {"operationId": re.sub(r"\W", "", path) or "page", "summary": text, "responses": answers,
+                               "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                                              for name in named]}}
     for each in COMMANDS:
         required = [key for key in each.body if key not in each.optional]
         schema = {"type": "object", "properties": each.body, "additionalProperties": False,

@@ -21,13 +21,14 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 
 from shardmem.control import api as module
 from shardmem.control.api import Api
-from shardmem.control.health import STALE, against_life, against_readiness
+from shardmem.control.health import against_life, against_readiness
 from shardmem.control.commands import parse_slots
 from shardmem.control.metrics import buckets_of
 from shardmem.control.operations import COMMANDS
 from shardmem.errors import AlreadyRunning, ConfigError, NotRunning
 from shardmem.memory.native import lib
 from shardmem.runtime.catalogue import FIGURES, HISTOGRAM
+from shardmem.runtime.findings import STALE
 from shardmem.runtime.snapshot import FLOORS_NS, Observer
 
 TOKEN = "open sesame"
