@@ -120,7 +120,9 @@ typedef struct sm_move {         /* the handoff table: one entry per slot, of it
     _Atomic uint64_t slot_rows;                       /* writer: worker (the owner's: rows handled, sampled) */
 } sm_move;
 
-/* What the supervisor last said of its decisions, as text; two copies, so that readers never meet one half written. */
+/* What the supervisor last said of its decisions, and what happened to the engine, as text: a board for each, because the
+ * one is written at every tick and the other when something happens. Two copies, so that readers never meet one half
+ * written. */
 typedef struct sm_board {
     _Alignas(SM_LINE) _Atomic uint64_t board_count;   /* writer: supervisor (copy in force: count & 1; 0: none yet) */
     _Atomic uint32_t board_bytes[2];                  /* writer: supervisor */
@@ -228,7 +230,7 @@ static_assert(sizeof(sm_index) == 16, "index: size");
 #define SM_HOLDS_OFFSET (SM_SLOTS_OFFSET + SM_MAX_SLOTS * sizeof(sm_slot))
 #define SM_MOVES_OFFSET (SM_HOLDS_OFFSET + SM_MAX_SLOTS * sizeof(sm_hold))
 #define SM_BOARD_OFFSET (SM_MOVES_OFFSET + SM_MAX_SLOTS * sizeof(sm_move))
-#define SM_SHARDS_OFFSET (SM_BOARD_OFFSET + sizeof(sm_board))
+#define SM_SHARDS_OFFSET (SM_BOARD_OFFSET + SM_BOARDS * sizeof(sm_board))
 #define SM_LANES_OFFSET SM_PAGE
 
 static inline sm_seat *sm_seat_at(const void *control, uint32_t seat)
@@ -251,7 +253,10 @@ static inline sm_move *sm_move_at(const void *control, uint32_t slot)
     return (sm_move *)((uint8_t *)control + SM_MOVES_OFFSET) + slot;
 }
 
-static inline sm_board *sm_board_at(const void *control) { return (sm_board *)((uint8_t *)control + SM_BOARD_OFFSET); }
+static inline sm_board *sm_board_at(const void *control, uint32_t board)
+{
+    return (sm_board *)((uint8_t *)control + SM_BOARD_OFFSET) + board;
+}
 
 static inline sm_shard *sm_shard_at(const void *control, uint32_t shard)
 {

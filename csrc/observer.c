@@ -191,9 +191,11 @@ uint32_t sm_view_moving(const void *control, const sm_geometry *g, uint32_t *slo
     return n;
 }
 
-uint32_t sm_view_board(const void *control, char *text)
+uint32_t sm_view_board(const void *control, uint32_t board, char *text)
 {
-    const sm_board *b = sm_board_at(control);
+    if (board >= SM_BOARDS)
+        return 0;
+    const sm_board *b = sm_board_at(control, board);
     uint64_t ignored;
     return read_text(&b->board_count, NULL, b->board_bytes, b->board_text, SM_BOARD_BYTES, text, &ignored);
 }

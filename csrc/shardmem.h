@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define SM_LAYOUT_VERSION 3
+#define SM_LAYOUT_VERSION 4
 #define SM_CHUNK 4096
 #define SM_MAX_SLOTS 65536
 #define SM_MAX_SHARDS 1024
@@ -49,6 +49,7 @@ enum sm_shard_state { SM_SHARD_NONE = 0, SM_SHARD_PROVISIONING = 1, SM_SHARD_ACT
 enum sm_phase { SM_PHASE_NONE = 0, SM_PHASE_BOOTING = 1, SM_PHASE_READY = 2, SM_PHASE_STOPPED = 3, SM_PHASE_FAILED = 4 };
 /* of a slot's handoff; in between, HandoffState of shardmem/policy says the same in words */
 enum sm_move_phase { SM_MOVE_NONE = 0, SM_MOVE_REROUTING = 1, SM_MOVE_DRAINING = 2, SM_MOVE_RELEASING = 3 };
+enum sm_board_kind { SM_BOARD_DECISIONS = 0, SM_BOARD_EVENTS = 1, SM_BOARDS = 2 };
 enum sm_reason { SM_REASON_FULL = 0, SM_REASON_TIMEOUT = 1, SM_REASON_SAMPLED = 2, SM_REASON_STOPPED = 3 };
 
 typedef struct sm_geometry {
@@ -202,7 +203,7 @@ void sm_give_orders(void *control, uint32_t shard, void *inbox);  /* the worker 
 void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t accepted, uint64_t handled,
                uint64_t quarantined, uint64_t shed);
 
-void sm_post(void *control, const char *text, uint32_t bytes);    /* what the supervisor decided, for readers */
+void sm_post(void *control, uint32_t board, const char *text, uint32_t bytes); /* what it decided, or what happened */
 void sm_shard_note(void *control, uint32_t shard, const char *text, uint32_t bytes);  /* of a worker that cannot say it */
 
 /* ---- the worker's side of a handoff [worker] ------------------------------------------------------------ */
@@ -252,7 +253,7 @@ typedef struct sm_move_view {
 
 void sm_view_move(const void *control, uint32_t slot, sm_move_view *out);
 uint32_t sm_view_moving(const void *control, const sm_geometry *geometry, uint32_t *slots, uint32_t limit);
-uint32_t sm_view_board(const void *control, char *text);          /* text: SM_BOARD_BYTES; returns how many are used */
+uint32_t sm_view_board(const void *control, uint32_t board, char *text); /* text: SM_BOARD_BYTES; how many are used */
 void sm_view_rows(const void *control, const sm_geometry *geometry, uint64_t *rows);
 void sm_view_slots(const void *control, const sm_geometry *geometry, uint32_t *shards, uint32_t *epochs);
 int64_t sm_histogram_floor_ns(uint32_t bucket);

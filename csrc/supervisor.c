@@ -38,7 +38,7 @@ uint32_t sm_control_ranges(const sm_geometry *g, uint64_t *offsets, uint64_t *le
         {SM_SLOTS_OFFSET, g->slots * sizeof(sm_slot)},
         {SM_HOLDS_OFFSET, g->slots * sizeof(sm_hold)},
         {SM_MOVES_OFFSET, g->slots * sizeof(sm_move)},
-        {SM_BOARD_OFFSET, sizeof(sm_board)},
+        {SM_BOARD_OFFSET, SM_BOARDS * sizeof(sm_board)},
         {SM_SHARDS_OFFSET, g->max_shards * sizeof(sm_shard)},
     };
     const uint32_t n = sizeof used / sizeof *used;
@@ -228,9 +228,11 @@ void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t acce
 }
 
 /* B1: release, the copy that is not in force; then the count that makes it so. Pairs with B2 in read_text. */
-void sm_post(void *control, const char *text, uint32_t bytes)
+void sm_post(void *control, uint32_t board, const char *text, uint32_t bytes)
 {
-    sm_board *b = sm_board_at(control);
+    if (board >= SM_BOARDS)
+        return;
+    sm_board *b = sm_board_at(control, board);
     uint64_t count = atomic_load_explicit(&b->board_count, memory_order_relaxed) + 1;
     bytes = bytes < SM_BOARD_BYTES ? bytes : SM_BOARD_BYTES;
     for (uint32_t i = 0; i < bytes; i += 8)

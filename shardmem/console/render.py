@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import textwrap
+import time
 from typing import Any
 
 from rich import box
@@ -13,6 +14,8 @@ from shardmem.settings import size
 
 _COLORS = {"running": "green", "active": "green", "failed": "bold red", "stopped": "red", "draining": "yellow",
            "starting": "yellow", "provisioning": "yellow"}
+
+LEVEL_COLORS = {"info": "", "warning": "yellow", "error": "red"}
 
 
 def count(number: float) -> str:
@@ -106,7 +109,15 @@ def status(document: dict[str, Any]) -> Group:
     pids = ", ".join(str(producer["pid"]) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
     parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
     parts.append(Text(accounting_line(document["accounting"])))
+    parts += [Text(line, LEVEL_COLORS[each["level"]]) for each in document["events"][-5:]
+              for line in textwrap.wrap(happened(each), 80, subsequent_indent=" " * 16, max_lines=3, placeholder=" ...")]
     return Group(*parts)
+
+
+def happened(each: dict[str, Any]) -> str:
+    """An entry of `events`, with the time of day here."""
+    where = f"shard {each['shard']}: " if each["shard"] is not None else ""
+    return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{each['text']}"
 
 
 def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:

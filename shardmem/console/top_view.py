@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from shardmem.console.render import accounting_line, count
+from shardmem.console.render import LEVEL_COLORS, accounting_line, count, happened
 
 WIDTH = 80
 BAR = 8
@@ -67,7 +67,7 @@ def frame(document: dict[str, Any], rates: Rates, view: View = View()) -> Text:
     if view.help:
         middle = [Text(), *(Text(line) for line in HELP.splitlines())]
     else:
-        below = [*_producers(document), *_handoffs(document), *_decisions(document)]
+        below = [*_producers(document), *_handoffs(document), *_decisions(document), *_happened(document)]
         room = view.rows - len(top) - 1 - len(below)
         if room < 4:  # a small window: shards matter more
             below = below[:max(0, len(below) + room - 4)]
@@ -155,13 +155,18 @@ def _handoffs(document: dict[str, Any]) -> list[Text]:
 
 
 def _decisions(document: dict[str, Any]) -> list[Text]:
-    found = [each for each in reversed(document["decisions"])][:3]
-    lines = [Text("last decisions:")] if found else []
-    for each in found:
+    lines = []
+    for each in document["decisions"][-1:]:
         what = each["kind"] + (f" {each['count']}" if each["count"] else "")
         again = f" (x{each['times']})" if each["times"] > 1 else ""
-        lines += map(Text, _sentence(f"  {duration(each['age_s']):>6} ago  {what}: {each['reason']}{again}", " " * 14))
+        lines += map(Text, _sentence(f"policy, {duration(each['age_s'])} ago: {what}: {each['reason']}{again}", " " * 8))
     return lines
+
+
+def _happened(document: dict[str, Any]) -> list[Text]:
+    """The newest first: in a small window it is what is left."""
+    return [Text(line, LEVEL_COLORS[each["level"]]) for each in reversed(document["events"][-4:])
+            for line in _sentence(happened(each), " " * 16)]
 
 
 def _sentence(text: str, indent: str) -> list[str]:

@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Iterator
 
 import numpy as np
 
 from shardmem.control.handoffs import Round
 from shardmem.control.operations import COMMANDS
-from shardmem.errors import ConfigError, HandlerError, NotRunning
+from shardmem.errors import ConfigError, HandlerError, NotRunning, ShardmemError
 from shardmem.policy import DecisionKind, Move, ScalingDecision
 
 if TYPE_CHECKING:
@@ -31,17 +33,28 @@ class Commands:
         self._supervisor = supervisor
 
     def by_name(self) -> dict[str, Command]:
-        return {each.name: self.stop if each.name == "stop" else self._while_running(getattr(self, each.name))
+        return {each.name: self.stop if each.name == "stop" else self._while_running(each.name, getattr(self, each.name))
                 for each in COMMANDS}
 
-    def _while_running(self, command: Command) -> Command:
+    def _while_running(self, name: str, command: Command) -> Command:
         """The API answers while the engine drains, but what is asked then could not end."""
         async def run(wanted: dict[str, Any]) -> Any:
             if self._supervisor.stopping:
                 raise NotRunning(f"engine {self._supervisor.config.name!r} is being stopped")
-            return await command(wanted)
+            with self._noting(f"{name} by hand"):
+                return await command(wanted)
 
         return run
+
+    @contextlib.contextmanager
+    def _noting(self, what: str) -> Iterator[None]:
+        """What cannot be done is noted, unless it made no sense: that is for whoever asked."""
+        try:
+            yield
+        except ShardmemError as error:
+            if not isinstance(error, (ConfigError, NotRunning)):
+                self._supervisor.journal.note("not_done", f"{what}: {error}")
+            raise
 
     async def stop(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"now": true}: without draining. Asked again, it goes on draining: whoever asks may not have heard the answer."""
@@ -69,6 +82,7 @@ class Commands:
             done = (await self._add(count - len(active)) if count >= len(active) else
                     await self._remove([supervisor.pilot.mapper.drain_specific(shard, time.monotonic()) and shard
                                         for shard in active[count:]]))
+            self._note_scaled(done, "by hand")
         return {"auto_scale": False, **done}
 
     async def drain(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +97,8 @@ class Commands:
                                   f"scale up first)")
             mapper.drain_specific(shard, time.monotonic())
             done = await self._remove([shard])
+            self._supervisor.journal.note("shard_removed", f"drained by hand in {done['seconds']['total']:.2g} s; "
+                                                           f"{_moved_text(done['moved'])}", shard)
         return {"drained": shard, **done}
 
     async def move(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -97,14 +113,14 @@ class Commands:
         if failed:
             raise ConfigError(f"shards {failed} own some of these slots and are not active; they cannot hand them over")
         done = await supervisor.handoffs.run([Move(slot, int(owners[slot]), target) for slot in slots])
-        return _summary([done], started, {})
+        return self._noted_move(_summary([done], started, {}), "by hand")
 
     async def rebalance(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """As the strategy says, small differences included, until it has nothing more to say."""
         async with self._supervisor.busy:
             started = time.monotonic()
             rounds = await self._even_out()
-        return _summary(rounds, started, {})
+            return self._noted_move(_summary(rounds, started, {}), "to even out, by hand")
 
     async def reload(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Every worker is replaced by a fresh one, with what the configuration says now."""
@@ -119,13 +135,17 @@ class Commands:
         supervisor = self._supervisor
         if supervisor.busy.locked():
             return
-        async with supervisor.busy:
-            if decision.kind is DecisionKind.UP:
-                await self._add(decision.count)
-            elif decision.kind is DecisionKind.DOWN:
-                await self._remove(supervisor.pilot.mapper.scale_down(decision.count, time.monotonic()))
-            elif moves:
-                await supervisor.handoffs.run(moves[:ROUND])
+        with self._noting(f"{decision.kind} {decision.count}, because {decision.reason}"):
+            async with supervisor.busy:
+                if decision.kind is DecisionKind.UP:
+                    self._note_scaled(await self._add(decision.count), f"because {decision.reason}")
+                elif decision.kind is DecisionKind.DOWN:
+                    down = supervisor.pilot.mapper.scale_down(decision.count, time.monotonic())
+                    self._note_scaled(await self._remove(down), f"because {decision.reason}")
+                elif moves and (done := await supervisor.handoffs.run(moves[:ROUND])).moves:
+                    # of small differences there is one after the other
+                    supervisor.journal.count("moved", len(done.moves), lambda count: f"{_slots(count)} moved by the strategy; "
+                                                                                     f"{decision.reason}")
 
     # ---- what an earlier supervisor had begun -------------------------------------------------------------------------------
 
@@ -140,6 +160,7 @@ class Commands:
                 reason = await supervisor.workers.ready([shard], lambda: supervisor.stopping)
                 if reason is None:
                     shards.activate([shard])
+                    supervisor.journal.note("shard_added", "begun by the earlier supervisor, it has joined", shard)
                 elif shards.is_used(shard):
                     supervisor.shard_failed(shard, reason)
                 else:
@@ -149,6 +170,8 @@ class Commands:
                 await shards.finish_removal(shard)
             if found.draining:
                 await self._remove(found.draining)
+            for shard in (*found.stopped, *found.draining):
+                supervisor.journal.note("shard_removed", "its removal, begun by the earlier supervisor, is done", shard)
         await finishing
 
     async def _add(self, count: int) -> dict[str, Any]:
@@ -199,6 +222,37 @@ class Commands:
                 break
             rounds.append(await supervisor.handoffs.run(moves))
         return rounds
+
+
+    # ---- what is noted --------------------------------------------------------------------------------------------------------
+
+    def _note_scaled(self, done: dict[str, Any], why: str) -> None:
+        if not done["added"] and not done["removed"]:
+            self._noted_move(done, why)
+            return
+        changed = ", ".join(f"{what} {_listed(done[what])}" for what in ("added", "removed") if done[what])
+        before = len(done["shards"]) - len(done["added"]) + len(done["removed"])
+        text = f"from {before} to {len(done['shards'])} shards in {done['seconds']['total']:.2g} s, {why}: {changed}"
+        self._supervisor.journal.note("scaled", f"{text}; {_moved_text(done['moved'])}")
+
+    def _noted_move(self, done: dict[str, Any], why: str) -> dict[str, Any]:
+        if done["moved"]:
+            self._supervisor.journal.note("moved", f"{_moved_text(done['moved'])} {why}, in {done['seconds']['total']:.2g} s")
+        return done
+
+
+def _slots(count: int) -> str:
+    return "1 slot" if count == 1 else f"{count:,} slots"
+
+
+def _listed(shards: list[int]) -> str:
+    return ", ".join(map(str, shards[:8])) + (f" and {len(shards) - 8} more" if len(shards) > 8 else "")
+
+
+def _moved_text(moved: list[dict[str, int]]) -> str:
+    ways = Counter((each["from"], each["to"]) for each in moved)
+    text = [f"{count} from {source} to {target}" for (source, target), count in ways.most_common(4)]
+    return f"{_slots(len(moved))} moved" + (f" ({', '.join(text)}{', ...' if len(ways) > 4 else ''})" if ways else "")
 
 
 def parse_slots(given: str | int | list[int], count: int) -> list[int]:

@@ -16,6 +16,7 @@ from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 
+from shardmem.control.journal import Journal
 from shardmem.memory.control import Control, name_of
 from shardmem.memory.native import MOVE_PHASES, ffi, lib, point
 from shardmem.policy import Move
@@ -47,8 +48,8 @@ class Round:
 class Handoffs:
     """All handoffs of one engine. `changed` is awaited between looks; the supervisor sets it when a worker reports."""
 
-    def __init__(self, control: Control, wake: Callable[[int], Any]) -> None:
-        self._control, self._wake = control, wake
+    def __init__(self, control: Control, wake: Callable[[int], Any], journal: Journal) -> None:
+        self._control, self._wake, self._journal = control, wake, journal
         self._holds: dict[int, int] = {}
         self._moving: set[int] = set()
         self._news: set[asyncio.Event] = set()
@@ -144,7 +145,7 @@ class Handoffs:
             if name_of(MOVE_PHASES, view.phase) == "rerouting":
                 rerouting.append(move.slot)
         if rerouting:
-            await self.settle_marks(_Late(done, REROUTE_LIMIT).waiting_for)
+            await self.settle_marks(_Late(done, REROUTE_LIMIT, self._journal).waiting_for)
         point("handoff.rerouted")
         for slot in rerouting:
             lib.sm_move_phase(address, slot, lib.SM_MOVE_DRAINING, _deadline(DRAIN_LIMIT))
@@ -153,7 +154,7 @@ class Handoffs:
         for shard in {shard for move in done.moves for shard in (move.source, move.target)}:
             self._wake(shard)
         done.reroute_s = rerouted - started
-        late, waiting = _Late(done, DRAIN_LIMIT), {move.slot: move for move in done.moves}
+        late, waiting = _Late(done, DRAIN_LIMIT, self._journal), {move.slot: move for move in done.moves}
         while waiting:
             event.clear()
             arrived: list[Move] = []
@@ -211,14 +212,15 @@ class Handoffs:
 class _Late:
     """Says once whom a phase waits for when it has taken longer than its limit."""
 
-    def __init__(self, done: Round, limit: float) -> None:
-        self._done, self._at = done, time.monotonic() + limit
+    def __init__(self, done: Round, limit: float, journal: Journal) -> None:
+        self._done, self._journal, self._at = done, journal, time.monotonic() + limit
 
     def waiting_for(self, text: str) -> None:
         if time.monotonic() > self._at:
             self._at = float("inf")
             self._done.late.append(text)
             log.warning("a handoff of %d slots is late: %s", len(self._done.moves), text)
+            self._journal.note("late", f"a handoff of {len(self._done.moves)} slots is late: {text}")
 
 
 def _counted(moves: Iterable[Move]) -> dict[int, int]:

@@ -95,6 +95,8 @@ class Replacements:
                 raise
             self._lives.pop(shard, None)
             log.info("shard %d was recycled, because %s; shard %d has its slots", shard, why, successor)
+            self._supervisor.journal.note("worker_replaced", f"shard {shard} was recycled, because {why}; shard {successor} has its "
+                                                             f"slots", successor)
 
     # ---- reload ------------------------------------------------------------------------------------------------------------
 
@@ -111,7 +113,7 @@ class Replacements:
                 notify.ready()
 
     async def _reload(self) -> dict[str, Any]:
-        supervisor = self._supervisor
+        supervisor, started = self._supervisor, time.monotonic()
         old, workers = supervisor.config, supervisor.workers
         config, handler = (old, workers.handler) if self._read_again is None else self._read_again()
         fixed = [key for key in FIXED if getattr(config, key) != getattr(old, key)]
@@ -138,6 +140,9 @@ class Replacements:
             supervisor.config, supervisor.pilot.mapper.policy = config, policy
             supervisor.take_limits()
         log.info("reloaded: %d workers are fresh", len(reloaded))
+        supervisor.journal.note("reload", f"reloaded in {time.monotonic() - started:.2g} s: " + ", ".join(
+            f"shard {each['to']} took the place of {each['from']}" if each["to"] != each["from"] else f"shard {each['to']} was started again"
+            for each in reloaded) + (f"; not changed while it runs: {', '.join(fixed)}" if fixed else ""))
         return {"reloaded": reloaded, "not_applied": fixed}
 
     async def _start_again(self, shard: int) -> None:

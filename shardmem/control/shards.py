@@ -5,6 +5,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Callable
 
+from shardmem.control.journal import Journal
 from shardmem.control.workers import Workers
 from shardmem.errors import HandlerError
 from shardmem.memory.control import Control, Inbox
@@ -25,9 +26,9 @@ class Shards:
     handoffs: Handoffs
 
     def __init__(self, control: Control, observer: Observer, inboxes: dict[int, Inbox], workers: Workers,
-                 give_up: Callable[[], bool]) -> None:
+                 give_up: Callable[[], bool], journal: Journal) -> None:
         self.control, self._observer, self.inboxes, self.workers = control, observer, inboxes, workers
-        self._give_up = give_up
+        self._give_up, self._journal = give_up, journal
 
     def in_state(self, *states: str) -> list[int]:
         return [shard for shard in self.control.known_shards() if self.control.shard_state(shard) in states]
@@ -125,8 +126,10 @@ class Shards:
             await self.pause()
         self.workers.forget(shard)
         lanes = inbox.lanes()
-        self._bury(shard, sum(lane.accepted for lane in lanes), sum(lane.handled for lane in lanes),
-                   sum(lane.quarantined for lane in lanes), sum(lane.shed for lane in lanes))
+        quarantined = sum(lane.quarantined for lane in lanes)
+        self._journal.look(shard, quarantined)
+        self._bury(shard, sum(lane.accepted for lane in lanes), sum(lane.handled for lane in lanes), quarantined,
+                   sum(lane.shed for lane in lanes))
 
     def _bury(self, shard: int, accepted: int, handled: int, quarantined: int, shed: int) -> None:
         """Its counts are kept, its inbox goes, its number is free. Killed anywhere in here, a later supervisor goes on."""
@@ -138,6 +141,7 @@ class Shards:
         inbox.segment.unlink()
         point("remove.unlinked")
         self._observer.forget(shard)
+        self._journal.forget(shard)
         inbox.close()
         self.control.set_shard_state(shard, "none")
         self._forget(shard)

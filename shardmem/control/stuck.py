@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from shardmem.control.journal import Journal
 from shardmem.control.workers import Workers
 from shardmem.memory.control import Control, name_of
 from shardmem.memory.native import PHASES, lib
@@ -33,8 +34,8 @@ class _Case:
 class Stuck:
     """`look` is called four times a second."""
 
-    def __init__(self, control: Control, workers: Workers) -> None:
-        self._control, self._workers, self.limits = control, workers, Limits()
+    def __init__(self, control: Control, workers: Workers, journal: Journal) -> None:
+        self._control, self._workers, self._journal, self.limits = control, workers, journal, Limits()
         self._cases: dict[int, _Case] = {}
 
     def look(self) -> None:
@@ -59,8 +60,10 @@ class Stuck:
         worker, now = case.worker, time.monotonic()
         case.looks += 1
         if case.looks == 2:
-            log.error("shard %d (pid %d) is stuck: %s%s; its stacks go to its standard error", worker.shard, worker.pid, why,
-                      "; the process is stopped, as by SIGSTOP" if _is_stopped(worker.pid) else "")
+            why += "; the process is stopped, as by SIGSTOP" if _is_stopped(worker.pid) else ""
+            log.error("shard %d (pid %d) is stuck: %s; its stacks go to its standard error", worker.shard, worker.pid, why)
+            self._journal.note("stuck", f"worker pid {worker.pid} is stuck: {why}; its stacks go to its standard error, then it is "
+                                        f"ended", worker.shard)
             # Before it enters its shard it may not have the handler yet, and would die of the signal.
             if self._control.view_shard(worker.shard).pid == worker.pid:
                 worker.signal(signal.SIGUSR2)

@@ -23,6 +23,7 @@ from shardmem.control.api import Api
 from shardmem.control.chosen import policy_of, strategy_of
 from shardmem.control.commands import Commands
 from shardmem.control.handoffs import Handoffs
+from shardmem.control.journal import Journal
 from shardmem.control.notify import Notify
 from shardmem.control.pilot import Pilot
 from shardmem.control.replace import Replacements
@@ -86,10 +87,10 @@ class Supervisor:
         for number in SIGNALS:
             self._loop.add_signal_handler(number, self._on_signal, number)
         self.workers = Workers(self.control, self._inboxes, self.config, self._handler, told_to_end=self._told_to_end,
-                               changed=self._news, failed=self.shard_failed)
-        self.shards = Shards(self.control, self._observer, self._inboxes, self.workers, lambda: self._stop_now)
-        self.shards.handoffs = self.handoffs = Handoffs(self.control, self.shards.give_orders)
-        self._stuck = Stuck(self.control, self.workers)
+                               changed=self._news, failed=self.shard_failed, journal=self.journal)
+        self.shards = Shards(self.control, self._observer, self._inboxes, self.workers, lambda: self._stop_now, self.journal)
+        self.shards.handoffs = self.handoffs = Handoffs(self.control, self.shards.give_orders, self.journal)
+        self._stuck = Stuck(self.control, self.workers, self.journal)
         self.take_limits()
         tending = _noted("looking after the workers", self._tend())
         self.commands = Commands(self)
@@ -105,6 +106,7 @@ class Supervisor:
                 await self._api.start(self.commands.by_name(), self._observer)
                 self.control.set_state("running")
                 log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)
+                self._note_start()
                 self._attempt(self._post)
                 self.notify.ready()
                 self._is_ready = True
@@ -144,10 +146,13 @@ class Supervisor:
         lib.sm_supervisor_enter(self.control.address, os.getpid(), lib.sm_now_ns())
         logs.incarnate(self.control.view_engine().incarnation)
         self._observer = Observer(self.control)
+        self.journal = Journal(lambda text: lib.sm_post(self.control.address, lib.SM_BOARD_EVENTS, text, len(text)),
+                               lib.SM_BOARD_BYTES)
         try:
             self._policy, self._strategy = policy_of(self.config), strategy_of(self.config)
             if not fresh:
                 check_fit(self.control, self.config)
+                self.journal.take_up(*self._observer.journal(), self._observer.status())
             self._found = find_shards(self.control, self.config)
             self._inboxes = self._found.inboxes
             self._api.bind()
@@ -156,9 +161,20 @@ class Supervisor:
                 self._remove_segments()
             self._lease.release()
             raise
+        self._left = None if fresh else sum(self._observer.in_flight().values())
         if not fresh:
             log.info("engine %s: took up shared memory of an earlier %s, %d events in flight", self.config.name,
-                     "supervisor" if self._found.running else "run", sum(self._observer.in_flight().values()))
+                     "supervisor" if self._found.running else "run", self._left)
+
+    def _note_start(self) -> None:
+        shards = f"{len(self._inboxes)} shards, {self.control.slots} slots"
+        if self._found.running:
+            kept = f"workers of shards {self._adopted} went on" if self._adopted else "no worker was alive"
+            self.journal.note("took_over", f"supervisor pid {os.getpid()} took over from one that was gone: {shards}; {kept}, "
+                                           f"{self._left:,} events in flight")
+        else:
+            left = "" if self._left is None else f"; {self._left:,} events were left of an earlier run"
+            self.journal.note("started", f"supervisor pid {os.getpid()} runs {shards}{left}")
 
     # ---- running -------------------------------------------------------------------------------------------------------------
 
@@ -169,7 +185,7 @@ class Supervisor:
         found = self._found
         if found.running:
             self.workers.recall(self._observer.board()["lives"])
-        adopted = [shard for shard in found.inboxes if self.workers.adopt(shard)]
+        self._adopted = adopted = [shard for shard in found.inboxes if self.workers.adopt(shard)]
         point("takeover.adopted")
         for shard in found.inboxes.keys() - set(adopted) - set(found.stopped) - set(found.useless):
             self.workers.start(shard)
@@ -244,6 +260,8 @@ class Supervisor:
 
     def _decide(self) -> None:
         decision, moves = self.pilot.tick(self.handoffs.moving)
+        for shard, (quarantined, broken) in self.pilot.sampler.aside.items():
+            self.journal.look(shard, quarantined, broken)
         if self.config.elastic and (self._following is None or self._following.done()):
             if decision.kind is not DecisionKind.NONE or (moves and self.pilot.following):
                 if decision.kind is not DecisionKind.NONE:
@@ -258,7 +276,7 @@ class Supervisor:
         for extra in ({"lives": self.workers.describe()}, {}):
             text = json.dumps({**board, **extra}).encode()
             if len(text) <= lib.SM_BOARD_BYTES:
-                lib.sm_post(self.control.address, text, len(text))
+                lib.sm_post(self.control.address, lib.SM_BOARD_DECISIONS, text, len(text))
                 return
 
     async def _wait_for_change(self, timeout: float) -> None:
@@ -292,6 +310,8 @@ class Supervisor:
         """Refuse new events, wait for the sends in progress, then for empty lanes."""
         # E1/E2: a producer that saw "running" had its mark odd by then, and it changes once that send is over.
         self.control.set_state("draining")
+        self.journal.note("draining", f"asked to stop: producers are refused, {sum(self._observer.in_flight().values()):,} events in "
+                                      f"flight are handled first")
         started, limit = time.monotonic(), self.config.drain_timeout
 
         def give_up() -> bool:
@@ -339,8 +359,12 @@ class Supervisor:
             await self._wait_for_change(0.05)
 
     def _finish(self, booted: bool) -> int:
+        status = self._observer.status()
+        for shard in status["shards"]:
+            self.journal.look(shard["id"], shard["quarantined"], shard["broken_lanes"])
+        left = status["accounting"]["in_flight"]
+        self.journal.note("stopped", f"stopped with {left:,} events not handled" + (f": {self.error}" if self.error else ""))
         self.outcome = self._observer.status()
-        left = self.outcome["accounting"]["in_flight"]
         self.control.set_state("stopped")
         broken = {shard["id"]: shard["broken_lanes"] for shard in self.outcome["shards"] if shard["broken_lanes"]}
         if broken and self.error is None:

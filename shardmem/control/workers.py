@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from shardmem.config import Config
+from shardmem.control.journal import Journal
 from shardmem.control.process import AdoptedWorker, WorkerProcess
 from shardmem.memory.control import Control, Inbox
 from shardmem.memory.native import lib, point
@@ -34,6 +35,7 @@ class Past:
     last_code: int | None = None
     restart_at: float | None = None  # CLOCK_MONOTONIC
     given_up: str | None = None      # why
+    ended_at: float | None = None    # since then no worker was ready
     timer: Any = field(default=None, repr=False)
 
 
@@ -43,9 +45,11 @@ class Workers:
     """
 
     def __init__(self, control: Control, inboxes: dict[int, Inbox], config: Config, handler: HandlerRef, *,
-                 told_to_end: Callable[[int], bool], changed: Callable[[], None], failed: Callable[[int, str], None]) -> None:
+                 told_to_end: Callable[[int], bool], changed: Callable[[], None], failed: Callable[[int, str], None],
+                 journal: Journal) -> None:
         self._control, self._inboxes, self.config, self.handler = control, inboxes, config, handler
         self.told_to_end, self._changed, self._failed = told_to_end, changed, failed
+        self._journal = journal
         self._loop = asyncio.get_running_loop()
         self._restarts = Restarts(config.max_restarts, config.restart_window)
         self._living: dict[int, WorkerProcess | AdoptedWorker] = {}
@@ -170,6 +174,11 @@ class Workers:
     def _reported(self, worker: WorkerProcess, report: dict[str, Any]) -> None:
         if worker.ready:
             self._were_ready.add(worker.shard)
+        past = self._pasts.get(worker.shard)
+        if report.get("ready") and past is not None and past.ended_at is not None:
+            self._journal.note("worker_started", f"worker pid {worker.pid} is ready, {time.monotonic() - past.ended_at:.2g} s after the "
+                                                 f"last one ended; crashes of this shard so far: {past.crashes}", worker.shard)
+            past.ended_at = None
         self._changed()
 
     def _exited(self, worker: WorkerProcess | AdoptedWorker) -> None:
@@ -205,20 +214,22 @@ class Workers:
 
     def _died(self, shard: int, life: Life, worker: WorkerProcess | AdoptedWorker | None) -> None:
         past = self._pasts[shard]
-        past.crashes, past.last_exit = past.crashes + 1, life.how
+        past.crashes, past.last_exit, past.ended_at = past.crashes + 1, life.how, time.monotonic()
         past.last_code = worker.exit_code if worker is not None else None
         verdict = self._restarts.ended(shard, life, time.monotonic())
         if verdict.delay is None:
             self._give_up(shard, verdict.reason, worker)
             return
-        log.warning("shard %d: worker%s ended: %s%s; the next one starts in %.3g s", shard,
-                    f" pid {worker.pid}" if worker is not None else "", life.how,
-                    ", with a batch in hand" if life.in_hand else "", verdict.delay)
+        text = (f"worker{f' pid {worker.pid}' if worker is not None else ''} ended: {life.how}"
+                f"{', with a batch in hand' if life.in_hand else ''}; the next one starts in {verdict.delay:.3g} s")
+        log.warning("shard %d has no worker: %s", shard, text)
+        self._journal.note("worker_died", text, shard)
         self.start(shard, verdict.delay)
 
     def _give_up(self, shard: int, reason: str, worker: WorkerProcess | AdoptedWorker | None) -> None:
         past = self._pasts[shard]
-        past.restart_at, past.given_up = None, reason
+        past.restart_at, past.given_up, past.ended_at = None, reason, time.monotonic()
+        self._journal.note("shard_failed", reason, shard)
         self._control.set_shard_state(shard, "failed")
         if worker is None or not worker.failure:  # it has not said so itself, and cannot any more
             text = reason.encode()

@@ -16,6 +16,14 @@ LABELS = {"shards": ("shard", "id"), "producers": ("seat", "seat"), "handoffs": 
           "hot_slots": ("slot", "slot")}
 FOLDS: dict[str, Callable[[list[Any]], float]] = {"count": len, "sum": sum, "max": lambda values: max(values, default=0)}
 PREFIX = "shardmem_"
+# What can happen to an engine, and how bad that is: kind and level of an entry of `events`. docs/operations.md has a line on each.
+HAPPENINGS = {
+    "started": "info", "took_over": "warning", "scaled": "info", "shard_added": "info", "shard_removed": "info",
+    "worker_died": "warning", "worker_started": "info", "worker_replaced": "info", "shard_failed": "error", "stuck": "error",
+    "moved": "info", "late": "warning", "lane_broken": "error", "quarantined": "warning", "replayed": "info", "purged": "info",
+    "reload": "info", "not_done": "error", "draining": "info", "stopped": "info",
+}
+LEVELS = ("info", "warning", "error")
 
 
 @dataclass(frozen=True)
@@ -184,6 +192,10 @@ FIGURES = (
     Figure("decisions[].age_s", "seconds", GAUGE, "supervisor", "since it was last taken"),
     Figure("decisions[].since_s", "seconds", GAUGE, "supervisor", "since it was first taken"),
     Figure("decisions[].times", "decisions", GAUGE, "supervisor", "how often in a row"),
+    Figure("events[].at", "seconds", GAUGE, "supervisor", "when it happened, since 1970; oldest first, at most 64"),
+    Figure("events[].kind", "", STATE, "supervisor", "what happened", values=tuple(HAPPENINGS)),
+    Figure("events[].shard", "", STATE, "supervisor", "shard that it happened to; null: to the engine"),
+    Figure("events[].level", "", STATE, "supervisor", "how bad that is", values=LEVELS),
     Figure("hot_slots[].slot", "slots", GAUGE, "supervisor", "slots with more load than a shard's fair share",
            "shardmem_hot_slots",
            fold="count"),

@@ -147,6 +147,7 @@ class Observer:
             "producers": producers,
             "handoffs": self.handoffs(),
             **board,
+            "events": self.journal()[0],
             "accounting": {
                 "offered": accepted + sum(refused.values()),
                 "accepted": accepted,
@@ -237,18 +238,28 @@ class Observer:
 
     def board(self) -> dict[str, Any]:
         """What the supervisor last decided, and why; it may be dead by now."""
-        text = ffi.new("char[]", lib.SM_BOARD_BYTES)
-        used = lib.sm_view_board(self.control.address, text)
         board = {"auto_scale": False, "decisions": [], "hot_slots": [], "lives": {}, "limits": Limits(), "http": None}
         # damaged: the next one comes with the supervisor's next tick
         with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
-            said = json.loads(bytes(ffi.buffer(text, used)))
+            said = json.loads(self._board(lib.SM_BOARD_DECISIONS))
             for each in said.get("decisions", ()):
                 each["cause"] + each["reason"]
             for each in said.get("hot_slots", ()):
                 each["slot"] + each["shard"] + each["share"] + each["alone"]
             board |= {**said, "limits": Limits(**said.get("limits", {}))}
         return board
+
+    def journal(self) -> tuple[list[dict[str, Any]], int]:
+        """What happened, oldest first, and how many events had been set aside when it was written."""
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # damaged: it begins anew with what happens next
+            said = json.loads(self._board(lib.SM_BOARD_EVENTS))
+            events = [{key: each[key] for key in ("at", "kind", "shard", "text", "level")} for each in said["events"]]
+            return events, said["quarantined"]
+        return [], 0
+
+    def _board(self, which: int) -> bytes:
+        text = ffi.new("char[]", lib.SM_BOARD_BYTES)
+        return bytes(ffi.buffer(text, lib.sm_view_board(self.control.address, which, text)))
 
     def handoffs(self) -> list[dict[str, Any]]:
         """Slots in motion: where from and to, in which phase, for how long, and whether that is late."""

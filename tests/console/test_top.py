@@ -38,7 +38,9 @@ def document(shards=(shard(0), shard(1)), **changes):
                          for slot in range(12)],
             "decisions": [{"kind": "up", "count": 1, "reason": "shard 0 is overloaded", "age_s": 4.0, "times": 3}],
             "accounting": {"offered": 1009, "accepted": 1000, "refused": {"full": 9}, "handled": 923, "quarantined": 0,
-                           "shed": {}, "in_flight": 77}, **changes}
+                           "shed": {}, "in_flight": 77},
+            "events": [{"at": 0.0 + number, "kind": "worker_died", "shard": number, "text": f"worker pid {number} ended",
+                        "level": "warning"} for number in range(9)], **changes}
 
 
 def shown(document, rates=Rates(), view=View(), width=80):
@@ -56,7 +58,7 @@ def test_everything_is_shown_within_80_columns():
                  "in flight 77", "    0 busy           512       0 ████░░░░ 50%  90%  800us 12.3ms        77    0",
                  "producers: 2 · pid 4712 45.6k/s (9 refused) · pid 4711 12.3k/s",
                  "slots in motion: 12", "  12 from shard 0 to 1, draining for 0.2s, LATE",
-                 "    4.0s ago  up 1: shard 0 is overloaded (x3)", "q quit"):
+                 "policy, 4.0s ago: up 1: shard 0 is overloaded (x3)", ":08  shard 8: worker pid 8 ended", "q quit"):
         assert part in text, f"{part!r} is not in\n{text}"
     assert "4713" not in text, "a producer that is gone is not connected"
 

@@ -115,7 +115,7 @@ static void *speak(void *argument)
         else if (n % 2)
             sm_shard_note(e.control, 0, text, bytes);
         else
-            sm_post(e.control, text, bytes);
+            sm_post(e.control, n / 2 % SM_BOARDS, text, bytes);
     }
     return NULL;
 }
@@ -131,7 +131,8 @@ static void speaking_under_eyes(double share)
         sm_shard_view v;
         sm_view_shard(e.control, 0, &v);
         check_text("what was said of the shard", v.error, v.error_bytes);
-        check_text("the board", text, sm_view_board(e.control, text));
+        for (uint32_t i = 0; i < SM_BOARDS; i++)
+            check_text("a board", text, sm_view_board(e.control, i, text));
     }
     atomic_store_explicit(&stop, 1, memory_order_release);
     join(speakers[0]);

@@ -184,7 +184,8 @@ static void look(void)
     uint32_t n = sm_view_moving(e.control, &e.g, slots, e.g.slots);
     for (uint32_t i = 0; i < n; i++)
         sm_view_move(e.control, slots[i], &move);
-    CHECK(sm_view_board(e.control, text) <= SM_BOARD_BYTES, "the board is longer than itself");
+    for (uint32_t i = 0; i < SM_BOARDS; i++)
+        CHECK(sm_view_board(e.control, i, text) <= SM_BOARD_BYTES, "board %u is longer than itself", i);
     sm_view_rows(e.control, &e.g, rows);
     sm_view_slots(e.control, &e.g, slots, epochs);
     free(slots);

@@ -48,6 +48,8 @@ def test_a_stopped_worker_is_stuck_and_is_followed_by_another_once_it_is_dead(ri
         expect_clean(rig, drained(engine))
         shard = wait_until(lambda: shard_of(engine)["crashes"] and shard_of(engine), "the end is in the status")
         assert "it was stuck" in shard["last_exit"] and shard_of(engine, 1)["crashes"] == 0
+        told = ["started", "stuck", "worker_died", "worker_started"]
+        wait_until(lambda: [each["kind"] for each in engine.status()["events"]] == told, f"the history says {told}")
 
 
 def test_a_batch_without_a_deadline_is_slow_however_long_it_is_in_hand(rig: Rig, engine_name: str) -> None:

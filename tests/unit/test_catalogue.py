@@ -30,7 +30,10 @@ def document(loopback) -> dict[str, Any]:
                        "advice": None}],
         "hot_slots": [{"slot": 3, "shard": 1, "share": 0.8, "alone": True}], "auto_scale": True,
         "limits": {}}).encode()
-    lib.sm_post(engine.control.address, board, len(board))
+    happened = json.dumps({"quarantined": 0, "events": [
+        {"at": 1.5, "kind": "started", "shard": 1, "text": "engine e runs", "level": "info"}]}).encode()
+    lib.sm_post(engine.control.address, lib.SM_BOARD_DECISIONS, board, len(board))
+    lib.sm_post(engine.control.address, lib.SM_BOARD_EVENTS, happened, len(happened))
     observer = Observer(engine.control)
     found = observer.status()
     observer.close()

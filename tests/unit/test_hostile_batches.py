@@ -158,6 +158,7 @@ def test_a_failure_is_explained_while_its_frame_changes(loopback):
 WORDS = {  # of the control segment: where, and what
     "phase of a handoff": lambda engine: offsets(engine)[0][2],
     "board": lambda engine: offsets(engine)[0][4],
+    "board of events": lambda engine: offsets(engine)[0][4] + offsets(engine)[1][4] // lib.SM_BOARDS,
     "words of a shard": lambda engine: offsets(engine)[0][5] + 128,
     "histogram": lambda engine: offsets(engine)[0][5] + 3 * 128,
 }
@@ -175,7 +176,8 @@ def test_status_and_samples_survive_whatever_words_say(loopback, what):
     engine = loopback()
     observer = Observer(engine.control)
     sampler = Sampler(observer)
-    lib.sm_post(engine.control.address, b'{"lives": {}, "limits": {"stall": 1}}', 37)
+    lib.sm_post(engine.control.address, lib.SM_BOARD_DECISIONS, b'{"lives": {}, "limits": {"stall": 1}}', 37)
+    lib.sm_post(engine.control.address, lib.SM_BOARD_EVENTS, b'{"events": [], "quarantined": 0}', 32)
     push(engine, engine.producer(), 5)
     memory = ffi.buffer(engine.control.address, engine.control.geometry.control_bytes)
     start, draw = WORDS[what](engine), random.Random(1)
