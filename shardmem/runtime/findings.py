@@ -29,8 +29,9 @@ class Lately:
 
 
 def findings(document: dict[str, Any], lately: Lately = Lately()) -> list[Finding]:
-    found = [*_engine(document), *_supervisor(document), *_shards(document), *_unowned(document), *_pressure(document, lately),
-             *_handoffs(document), *_quarantine(document), *_advice(document)]
+    shards, pressure = [*_shards(document)], [*_pressure(document, lately)]
+    found = [*_engine(document), *_supervisor(document), *shards, *_unowned(document, {each["shard"] for each in shards}), *pressure,
+             *_handoffs(document), *_quarantine(document), *_advice(document, {each["kind"] for each in pressure})]
     return sorted(found, key=lambda each: LEVELS.index(each["level"]))
 
 
@@ -93,7 +94,7 @@ def _shards(document: dict[str, Any]) -> Iterator[Finding]:
             yield finding("error", "stuck", f"The worker of shard {number} is stuck: {reason}",
                           "Its stacks go to its log; then it is killed and another takes over.", shard=number)
         elif condition in ("dead", "restarting"):
-            yield finding("warning", "no_worker", f"Shard {number} has no worker: {reason}.{exit}",
+            yield finding("warning", "no_worker", f"Shard {number} has no worker, and {shard['slots']} slots wait: {reason}.{exit}",
                           "Its events wait; the supervisor starts another one.", shard=number)
         if shard["broken_lanes"]:
             yield finding("error", "broken_lane", f"Shard {number} found lanes corrupt and reads them no more: seat "
@@ -102,18 +103,19 @@ def _shards(document: dict[str, Any]) -> Iterator[Finding]:
                           "counted as in flight.", shard=number)
 
 
-def _unowned(document: dict[str, Any]) -> Iterator[Finding]:
+def _unowned(document: dict[str, Any], said: set[int]) -> Iterator[Finding]:
+    """said: shards of which it is said already that their slots wait."""
     engine = document["engine"]
     without = [shard["id"] for shard in document["shards"]
                if shard["slots"] and not (shard["alive"] and shard["phase"] == "ready" and shard["state"] in ("active", "draining"))]
-    if engine["slots_unowned"] and engine["state"] == "running":
+    if engine["slots_unowned"] and engine["state"] == "running" and not (without and said.issuperset(without)):
         yield finding("warning", "unowned", f"{engine['slots_unowned']:,} of {engine['slots']:,} slots have no worker that is "
                       f"ready: their events wait." + (f" They belong to {_named('shard', without)}." if without else ""),
                       "Producers are not refused until the lanes are full.")
 
 
 def _pressure(document: dict[str, Any], lately: Lately) -> Iterator[Finding]:
-    full = [shard for shard in document["shards"] if shard["fill_ratio"] >= FULL]
+    full = [shard for shard in document["shards"] if shard["fill_ratio"] >= FULL and shard["alive"]]
     waiting = sorted((each for each in document["producers"] if each["alive"] and each["blocked"] >= WAITING),
                      key=lambda each: -each["blocked"])
     if full:
@@ -141,9 +143,9 @@ def _relief(document: dict[str, Any], shards: list[int]) -> tuple[str, str | Non
     if alone:
         return f"{_named('Slot', alone)} alone is the load; no slot can be split: spread its events over more keys.", None, None
     engine, active = document["engine"], sum(shard["state"] == "active" for shard in document["shards"])
-    if active >= engine["max_shards"]:
-        return (f"All {active} shards that max_shards allows are there: make the handler faster, or raise max_shards and run the "
-                f"engine again.", None, None)
+    if len(document["shards"]) >= engine["max_shards"]:
+        return (f"There are as many shards as max_shards={engine['max_shards']} allows: make the handler faster, or raise it and run "
+                f"the engine again.", None, None)
     policy = "The policy adds shards when it lasts; at once:" if document["auto_scale"] else "One shard more takes a part of it:"
     return policy, f"shardmem scale {active + 1} --engine {engine['name']}", _order("scale", shards=active + 1)
 
@@ -166,13 +168,13 @@ def _quarantine(document: dict[str, Any]) -> Iterator[Finding]:
                       f"shardmem quarantine list --engine {engine['name']}")
 
 
-def _advice(document: dict[str, Any]) -> Iterator[Finding]:
+def _advice(document: dict[str, Any], said: set[str]) -> Iterator[Finding]:
     name = document["engine"]["name"]
     last = document["decisions"][-1] if document["decisions"] else None
     if last is not None and last["cause"] == "manual" and not document["auto_scale"]:
         yield finding("info", "by_hand", f"Scaled by hand; the policy would: {last['reason']}.", "To let it:",
                       f"shardmem scale auto --engine {name}", _order("scale", shards="auto"))
-    elif last is not None and last["cause"] == "at_max_shards":
+    elif last is not None and last["cause"] == "at_max_shards" and not said & {"backpressure", "blocked"}:
         yield finding("warning", "at_max_shards", f"The policy would add shards and may not: {last['reason']}.",
                       "Raise max_shards and run the engine again, or make the handler faster.")
     if hot := document["hot_slots"]:

@@ -34,9 +34,16 @@ export class History {
 
 /** Round numbers from 0 to at least `most`. */
 export function ticks(most) {
-  const power = 10 ** Math.floor(Math.log10(most / 4)), step = [1, 2, 2.5, 5, 10].map(each => each * power).find(each => each * 4 >= most);
+  const power = 10 ** Math.floor(Math.log10(most / 4)), step = [1, 2, 5, 10].map(each => each * power).find(each => each * 4 >= most);
   const found = [0];
   while (found[found.length - 1] < most) found.push(Number((step * found.length).toPrecision(12)));
+  return found;
+}
+
+/** Powers of ten, from the one below `least` to the one above `most`. */
+export function powers(least, most) {
+  const found = [10 ** Math.floor(Math.log10(least))];
+  while (found[found.length - 1] < most) found.push(Number((found[found.length - 1] * 10).toPrecision(3)));
   return found;
 }
 
@@ -47,10 +54,11 @@ function shape(name, attributes, text) {
   return made;
 }
 
-/** format: a value as text with its unit. series: {key, name}, the first drawn solid, the second dashed. least: the axis goes at least so far. */
+/** format: a value as text with its unit. series: {key, name}, the first drawn solid, the second dashed. least, most: the axis goes at
+    least so far, and no further. log: it goes by powers of ten, because one slow moment would flatten all others. */
 export class Chart {
-  constructor(host, history, {title, format, series, least, most}, range, moved) {
-    Object.assign(this, {history, title, format, series, least, most, range, moved});
+  constructor(host, history, {title, format, series, least, most, log}, range, moved) {
+    Object.assign(this, {history, title, format, series, least, most, log, range, moved});
     this.values = series.map(() => make("span"));
     const legend = make("p", {kind: "legend"}, ...series.map((each, i) => {
       const swatch = shape("svg", {viewBox: "0 0 32 10", "aria-hidden": "true"});
@@ -73,8 +81,9 @@ export class Chart {
   #look(at) { this.history.cursor = at; this.moved(); }
 
   #seen() {
-    const last = this.history.points[this.history.points.length - 1], from = last ? last.at - this.range() : 0;
-    return {from, to: last ? last.at : 1, points: this.history.points.filter(each => each.at >= from)};
+    const {points} = this.history, to = points.length ? points[points.length - 1].at : 1;
+    const span = points.length ? Math.min(this.range(), Math.max(60, to - points[0].at)) : 60;  // a young page has little to show
+    return {from: to - span, to, span, points: points.filter(each => each.at >= to - span)};
   }
 
   #point(x) {
@@ -98,17 +107,20 @@ export class Chart {
   }
 
   draw() {
-    const {from, to, points} = this.#seen(), {clientWidth: width, clientHeight: height} = this.plot, shown = this.history.shown;
+    const {from, to, span, points} = this.#seen(), {clientWidth: width, clientHeight: height} = this.plot, shown = this.history.shown;
     this.series.forEach((each, i) => set(this.values[i], shown ? this.format(shown[each.key]) : "–"));
     if (!width || !points.length) return;
     const values = points.flatMap(each => this.series.map(({key}) => each[key])).filter(each => each !== null);
-    const marks = ticks(Math.min(this.most ?? Infinity, Math.max(this.least, ...values))), top = marks[marks.length - 1], span = this.range();
-    const x = at => LEFT + (width - LEFT - RIGHT) * (at - (to - span)) / span, y = value => TOP + (height - TOP - BOTTOM) * (1 - Math.min(1, value / top));
+    const highest = Math.min(this.most ?? Infinity, Math.max(this.least, ...values));
+    const marks = this.log ? powers(Math.max(1, Math.min(this.least / 10, ...values)), highest) : ticks(highest);
+    const [low, top] = [marks[0], marks[marks.length - 1]];
+    const share = value => this.log ? Math.log(Math.max(value, low) / low) / Math.log(top / low) : value / top;
+    const x = at => LEFT + (width - LEFT - RIGHT) * (at - from) / span, y = value => TOP + (height - TOP - BOTTOM) * (1 - Math.min(1, share(value)));
     const drawn = [];
     for (const mark of marks)
       drawn.push(shape("line", {class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(mark), y2: y(mark)}), shape("text", {x: LEFT - 6, y: y(mark) + 4, "text-anchor": "end"}, this.format(mark)));
     const wanted = span / Math.max(2, Math.floor((width - LEFT) / 80)), step = [10, 15, 30, 60, 120, 180, 300].find(each => each >= wanted) || 600;
-    for (let at = Math.ceil((to - span) / step) * step; at <= to; at += step) {
+    for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
       const label = clock(at);
       drawn.push(shape("line", {class: "grid", x1: x(at), x2: x(at), y1: TOP, y2: height - BOTTOM}));
       if (x(at) > LEFT + 16 && x(at) < width - 20) drawn.push(shape("text", {x: x(at), y: height - 6, "text-anchor": "middle"}, step < 60 ? label : label.slice(0, 5)));

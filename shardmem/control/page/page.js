@@ -65,8 +65,8 @@ function speak(key, text) {
 function judge(document) {
   const {findings, shards, engine, latency} = document, level = findings.some(each => each.level === "error") ? "error" : findings.some(each => each.level === "warning") ? "warning" : "good";
   const fullest = Math.max(0, ...shards.map(each => each.fill_ratio)), point = history.points[history.points.length - 1];
-  const text = `${plural(shards.length, "shard")} handle ${point.handled === null ? "events" : `${short(point.handled)} events/s`}; the fullest lane is ${part(fullest)} full` + (latency.p99_us === null ? "." : `; 99 of 100 events are handled within ${micro(latency.p99_us)}.`);
-  verdict(level, engine.state === "running" ? HEADS[level] : `${HEADS[level]}: the engine is ${engine.state}`, text.replace("1 shard handle ", "1 shard handles "), findings);
+  const working = shards.filter(each => each.alive).length, text = `${plural(working, "shard")} handle ${point.handled === null ? "events" : `${short(point.handled)} events/s`}; the fullest lane is ${part(fullest)} full` + (latency.p99_us === null ? "." : `; 99 of 100 events are handled within ${micro(latency.p99_us)}.`);
+  verdict(level, engine.state === "running" ? HEADS[level] : `${HEADS[level]}: the engine is ${engine.state}`, text.replace(/^1 shard handle /, "1 shard handles "), findings);
   speak(level + findings.filter(each => each.level !== "info").map(each => each.kind + each.shard).join(), `${HEADS[level]}. ${findings.filter(each => each.level !== "info").map(each => each.text).join(" ")}`);
   window.document.title = `${level === "good" ? "" : MARKS[level]}${engine.name} · shardmem`;
 }
@@ -76,7 +76,7 @@ function judge(document) {
 const range = () => Number($("range").value);
 const charts = [
   {title: "Throughput", format: rate, least: 10, series: [{key: "accepted", name: "accepted"}, {key: "handled", name: "handled"}]},
-  {title: "Push to handled", format: micro, least: 100, series: [{key: "p99", name: "p99"}, {key: "p50", name: "p50"}]},
+  {title: "Push to handled", format: micro, least: 1000, log: true, series: [{key: "p99", name: "p99"}, {key: "p50", name: "p50"}]},
   {title: "Fill of lanes", format: part, least: 0.1, most: 1, series: [{key: "fullest", name: "fullest lane"}, {key: "mean", name: "mean of shards"}]},
 ].map(each => new Chart($("plots"), history, each, range, plots));
 
@@ -112,7 +112,7 @@ function timeline(document, now) {
     attribute(time, "title", new Date(each.at * 1000).toLocaleString());
     set(time, clock(each.at));
     set(level, each.level === "error" ? "✕ error" : each.level === "warning" ? "! warning" : each.kind === "decision" ? "decision" : "event", each.level === "info" ? "soft" : each.level);
-    set(text, each.text);
+    set(text, each.shard === null ? each.text : `Shard ${each.shard}: ${each.text}`);
   });
   if (!$("timeline").childElementCount) $("timeline").append(make("li", {text: "Nothing has happened yet.", "data-key": ""}));
 }
@@ -156,7 +156,7 @@ async function look() {
     }
     const held = `${document.engine.quarantine_held}.${document.accounting.quarantined}`;
     if (commands.access === "all" && (held !== listedKey || now - listedAt > QUARANTINE_EVERY)) {
-      listed = await ask("quarantine");
+      try { listed = await ask("quarantine"); } catch (error) { listed = {error: error.message}; }
       [listedKey, listedAt] = [held, now];
     }
     if (mine !== turn) return;

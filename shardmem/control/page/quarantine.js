@@ -21,15 +21,17 @@ export class Quarantine {
 
   /** listed: the answer of GET /quarantine; null: it may not be read here. */
   show(document, access, listed) {
-    const {quarantine_held: held, name} = document.engine, empty = held === 0 || listed?.count === 0;
-    this.#listed = listed;
+    const fault = listed?.error;
+    const {quarantine_held: held, name} = document.engine;
+    this.#listed = listed = listed?.events ? listed : null;
     const words = [held === null ? "The quarantine file cannot be read by the supervisor." : held ? `${plural(held, "event")} kept failing or killing the handler and ${held === 1 ? "is" : "are"} set aside.` : "Empty: no event waits here."];
-    if (held && access === "token") words.push("Keys and payloads are users' data: enter the http_token below to see them.");
+    if (held && access === "token") words.push("Keys and payloads are users' data: enter the http_token above to see them.");
     if (held && access === "read") words.push(`Keys and payloads are not shown without http_token; in a shell: shardmem quarantine list --engine ${name}`);
+    if (fault) words.push(`They cannot be listed: ${fault}`);
     if (listed && listed.count > listed.events.length) words.push(`The latest ${exact(listed.events.length)} of ${exact(listed.count)} are listed.`);
     if (listed && listed.limit) words.push(`There is room for ${exact(listed.limit)}; then a shard stops rather than drop one.`);
     set($("quarantine-sum"), words.join(" "), held ? "warning" : "soft");
-    $("quarantine-some").hidden = !listed || !listed.events.length || empty && !listed.events.length;
+    $("quarantine-some").hidden = !listed?.events.length;
     if (listed) this.#draw();
   }
 

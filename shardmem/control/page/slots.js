@@ -67,7 +67,7 @@ export class Slots {
     if (!count || !wide) return;
     const most = count <= 4096 ? 30 : 22;
     this.#columns = 16;
-    while (this.#columns * 2 <= count && wide / (this.#columns * 2) >= (count <= 256 ? 26 : count <= 2048 ? 18 : 5)) this.#columns *= 2;
+    while (this.#columns * 2 <= count && wide / (this.#columns * 2) >= (count <= 256 ? 26 : count <= 2048 ? 18 : 4)) this.#columns *= 2;
     this.#cell = Math.max(4, Math.min(most, Math.floor(wide / this.#columns)));
     const cell = this.#cell, columns = this.#columns, scale = devicePixelRatio || 1, canvas = this.canvas, edge = cell >= 8 ? 1 : cell >= 6 ? .5 : 0;
     const width = columns * cell, height = Math.ceil(count / columns) * cell, style = getComputedStyle(document.body);

@@ -147,7 +147,7 @@ export class Shards {
 }
 
 const PRODUCERS = [{title: "Producer (pid)", key: "pid", kind: "left"}, {title: "Seat", key: "seat", kind: "some"}, {title: "Pushes/s", key: "rate"}, {title: "Waits for room", key: "blocked", kind: "left", hint: "part of its time since the last look"},
-  {title: "Waited", key: "blocked_s", kind: "some"}, {title: "Refused", key: "lost", kind: "left why"}, {title: "Pushed", key: "sequence", kind: "some"}];
+  {title: "Waited", key: "blocked_s", kind: "left some wrap"}, {title: "Refused", key: "lost", kind: "left why"}, {title: "Pushed", key: "sequence", kind: "some"}];
 
 export class Producers {
   constructor() { this.order = new Sorted($("producer-table").tHead.rows[0], PRODUCERS, "pid", () => this.last && this.show(this.last)); }
