@@ -1,12 +1,12 @@
 """`shardmem quarantine`: events that kept failing or killing their handler; look at them, give them back, throw them away."""
 from __future__ import annotations
 
-import base64
 import glob
 import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -62,53 +62,15 @@ def _open(name: str | None, directory: str | None) -> tuple[str, Any]:
     return engine, Quarantine(path)
 
 
-def describe(event: Any, *, whole: bool = False) -> dict[str, Any]:
-    """An event as JSON. Keys and payloads that are not text are base64, and say so."""
-    key, payload = _as_text(event.key), _as_text(event.payload)
-    described = {"id": event.id, "at": event.at, "shard": event.shard, "slot": event.slot, "producer": event.seat,
-                 "sequence": event.sequence, "kind": event.kind, "reason": event.reason, "attempts": event.attempts,
-                 "key": key, "bytes": len(event.payload), "replayed_at": event.replayed_at}
-    if whole:
-        described |= {"traceback": event.traceback, "payload": payload}
-        if event.schema["kind"] == "records":
-            described["record"] = {name: _plain(value) for name, value in _record(event).items()}
-    return described
-
-
-def _as_text(value: Any) -> Any:
-    if not isinstance(value, bytes):
-        return value
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(value).decode()}
-
-
-def _rows(event: Any) -> Any:
-    import numpy as np
-
-    from shardmem.schema import Schema
-
-    return np.frombuffer(event.payload, Schema.from_json(json.dumps(event.schema)).dtype)
-
-
-def _record(event: Any) -> dict[str, Any]:
-    row = _rows(event)[0]
-    return {name: row[name] for name in row.dtype.names}
-
-
-def _plain(value: Any) -> Any:
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return _as_text(value) if isinstance(value, bytes) else value
-
-
 @quarantine.command("list")
 @click.option("--all", "everything", is_flag=True, help="Also those that were replayed.")
 @_common
 def list_(everything: bool, name: str | None, state_dir: str | None, as_json: bool) -> None:
     """What is there: one line each, oldest first."""
+    from shardmem.control.quarantine import describe
+
     engine, found = _open(name, state_dir)
-    events = found.events(replayed=everything) if found else []
+    events = found.events(replayed=everything, payloads=False) if found else []
     if as_json:
         click.echo(json.dumps([describe(event) for event in events], indent=2))
         return
@@ -139,6 +101,8 @@ def _cut(text: str, length: int) -> str:
 @_common
 def show(id: int, name: str | None, state_dir: str | None, as_json: bool) -> None:
     """Everything about one event: reason, traceback or signal, key and payload."""
+    from shardmem.control.quarantine import describe
+
     _, found = _needed(name, state_dir)
     event, = found.events([id])
     described = describe(event, whole=True)
@@ -157,36 +121,25 @@ def show(id: int, name: str | None, state_dir: str | None, as_json: bool) -> Non
 @quarantine.command()
 @click.argument("ids", type=int, nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All that have not been replayed yet.")
+@click.option("--timeout", type=click.FloatRange(0), help="Seconds to wait for room in lanes; default: as long as it takes.")
 @_common
-def replay(ids: tuple[int, ...], everything: bool, name: str | None, state_dir: str | None, as_json: bool) -> None:
+def replay(ids: tuple[int, ...], everything: bool, timeout: float | None, name: str | None, state_dir: str | None, as_json: bool) -> None:
     """Push events into the running engine again, as new events: they come behind what their keys got since.
 
     Mend the handler first ('shardmem reload', or run the engine anew).
     """
-    from shardmem.runtime.producer import connect
+    from shardmem.control.quarantine import give_back
 
     if bool(ids) == everything:
         raise click.UsageError("name the ids of events, or --all")
     engine, found = _needed(name, state_dir)
-    events = found.events(ids or None)
-    with connect(engine) as producer:
-        for event in events:
-            _check_schema(event, engine, producer)
-            if producer.schema.is_records:
-                producer.send(_rows(event))
-            else:
-                producer.push(event.key, event.payload)
-            found.replayed(event.id)  # after it was accepted: killed in between, it is there twice rather than nowhere
+    given = give_back(engine, found, ids or None, timeout)
     if as_json:
-        click.echo(json.dumps({"engine": engine, "replayed": [event.id for event in events]}))
+        click.echo(json.dumps({"engine": engine, **asdict(given)}))
     else:
-        click.echo(f"engine {engine}: {len(events):,} events replayed")
-
-
-def _check_schema(event: Any, engine: str, producer: Any) -> None:
-    if json.loads(json.dumps(event.schema)) != json.loads(producer.schema.to_json()):
-        raise ShardmemError(f"event {event.id} was set aside by an engine of {event.schema['kind']} with another schema; engine "
-                            f"{engine} carries {producer.schema.to_json()}")
+        click.echo(f"engine {engine}: {len(given.replayed):,} events replayed")
+    if given.left:
+        raise ShardmemError(f"{len(given.left):,} events stay in quarantine, from event {given.left[0]} on: {given.why}")
 
 
 @quarantine.command()

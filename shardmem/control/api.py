@@ -1,15 +1,17 @@
 """The control API: HTTP over a unix socket that only its user can reach, and on loopback TCP if `http_port` says so.
 
-    GET  / (a page for a browser) /access /slots /lanes/SHARD /status /metrics /livez /readyz /openapi.json
-    POST /scale /drain /move /rebalance /reload /stop     a JSON object in, a JSON object out
+    GET  / (a page for a browser) /page/FILE (its parts) /access /slots /lanes/SHARD /status /metrics /livez /readyz
+         /quarantine /quarantine/ID /openapi.json
+    POST /scale /drain /move /rebalance /reload /stop /quarantine/replay /quarantine/purge     a JSON object in and out
 
 The unix socket is as good as being its user: mode 0600, and the kernel says who is at the other end. Anybody on this machine
-can reach a TCP port, and so can a page in a browser: what changes something needs `http_token`, and the header Host has to
-name this machine, or a page whose name was rebound to 127.0.0.1 could read the answers. There are no CORS headers, so no
+can reach a TCP port, and so can a page in a browser: what changes something, and what shows the users' events, needs
+`http_token`, and the header Host has to name this machine, or a page whose name was rebound to 127.0.0.1 could read the answers. There are no CORS headers, so no
 page of another origin can.
 """
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import hmac
@@ -27,8 +29,10 @@ from aiohttp import web
 
 from shardmem.control.client import socket_path
 from shardmem.control.health import against_life, against_readiness
-from shardmem.control.operations import COMMANDS, Command as Declared, openapi
+from shardmem.control.operations import COMMANDS, PAGE_FILES, READS, Command as Declared, openapi
+from shardmem.control.quarantine import Shelf
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
+from shardmem.runtime.quarantine import NoSuchEvent
 from shardmem.runtime.snapshot import Observer
 
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -39,6 +43,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PAGE_MAY = ("default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
             "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'")
 PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+PRIVATE = [read.path for read in READS if read.private]
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 DYING = 2.0       # seconds for which the sockets of a supervisor that is being killed may outlive its lease
 CLOSE_GRACE = 5.0
@@ -119,18 +124,20 @@ class Api:
         finally:
             os.close(locked)
 
-    async def start(self, commands: dict[str, Command], observer: Observer) -> None:
-        self._observer = observer
+    async def start(self, commands: dict[str, Command], observer: Observer, shelf: Shelf) -> None:
+        self._observer, self._shelf = observer, shelf
         application = web.Application(middlewares=[_as_json, self._admit])
         application.router.add_get("/", self._page)
         application.router.add_get("/page/{file}", self._page)
         application.router.add_get("/access", self._access)
         application.router.add_get("/slots", self._slots)
-        application.router.add_get("/lanes/{shard}", self._lanes)
+        application.router.add_get("/lanes/{shard:[0-9]{1,5}}", self._lanes)
         application.router.add_get("/status", self._status)
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/livez", self._health("live", against_life))
         application.router.add_get("/readyz", self._health("ready", against_readiness))
+        application.router.add_get("/quarantine", self._quarantine)
+        application.router.add_get("/quarantine/{id:[0-9]{1,18}}", self._quarantined)
         application.router.add_get("/openapi.json", self._openapi)
         for declared in COMMANDS:
             application.router.add_post(f"/{declared.name}", self._command(declared, commands[declared.name]))
@@ -173,12 +180,14 @@ class Api:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         if name.lower() not in LOOPBACK:
             return _problem(403, f"the header Host is {host!r}; this port answers only as {', '.join(LOOPBACK)}")
-        if request.method not in ("GET", "HEAD"):
+        resource = request.match_info.route.resource
+        private = resource is not None and resource.canonical in PRIVATE
+        if private or request.method not in ("GET", "HEAD"):
             if self._token is None:
-                return _problem(403, "this port is for reading: set http_token to allow commands, or use the unix socket "
-                                     f"{self.path}")
+                return _problem(403, f"this port is for reading, {'and not the events of users' if private else 'not for commands'}: "
+                                     f"set http_token, or use the unix socket {self.path}")
             if not self._shows_token(request):
-                answer = _problem(401, "commands need the header  Authorization: Bearer  with the http_token of this engine")
+                answer = _problem(401, "this needs the header  Authorization: Bearer  with the http_token of this engine")
                 answer.headers["WWW-Authenticate"] = "Bearer"
                 return answer
         return await handler(request)
@@ -198,8 +207,8 @@ class Api:
         return web.json_response({"owners": owners.tolist()})
 
     async def _lanes(self, request: web.Request) -> web.Response:
-        wanted = request.match_info["shard"]
-        found = self._observer.lanes(int(wanted)) if wanted.isascii() and wanted.isdecimal() and len(wanted) < 6 else None
+        wanted = int(request.match_info["shard"])
+        found = self._observer.lanes(wanted)
         return _problem(404, f"there is no shard {wanted}") if found is None else web.json_response({"lanes": found})
 
     async def _access(self, request: web.Request) -> web.Response:
@@ -212,11 +221,10 @@ class Api:
     async def _page(self, request: web.Request) -> web.Response:
         """The page is a few files, and no others are served."""
         name = request.match_info.get("file", "page.html")
-        found = next((each for each in files("shardmem.control").joinpath("page").iterdir() if each.name == name), None)
-        kind = PAGE_TYPES.get(os.path.splitext(name)[1])
-        if found is None or kind is None:
+        if name not in PAGE_FILES:
             raise web.HTTPNotFound
-        return web.Response(text=found.read_text("utf-8"), content_type=kind, headers={
+        text = files("shardmem.control").joinpath("page", name).read_text("utf-8")
+        return web.Response(text=text, content_type=PAGE_TYPES[os.path.splitext(name)[1]], headers={
             "Content-Security-Policy": PAGE_MAY, "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
             "Cache-Control": "no-cache"})
 
@@ -233,6 +241,21 @@ class Api:
             return web.json_response({word: not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
         return answer
+
+    async def _quarantine(self, request: web.Request) -> web.Response:
+        return await self._of_file(self._shelf.look)
+
+    async def _quarantined(self, request: web.Request) -> web.Response:
+        return await self._of_file(self._shelf.show, int(request.match_info["id"]))
+
+    async def _of_file(self, look: Callable[..., dict[str, Any]], *arguments: Any) -> web.Response:
+        """In a thread: workers write to the file, and the control loop does not wait for them."""
+        try:
+            return web.json_response(await asyncio.to_thread(look, *arguments))
+        except NoSuchEvent as error:
+            return _problem(404, str(error))
+        except ShardmemError as error:
+            return _problem(409, str(error), type(error).__name__)
 
     async def _openapi(self, request: web.Request) -> web.Response:
         return web.json_response(openapi())

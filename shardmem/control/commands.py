@@ -1,4 +1,4 @@
-"""What can be asked of a running engine: scale, drain, move, rebalance, reload, stop. One answer each: what was done, and how long."""
+"""What can be asked of a running engine: scale, drain, move, rebalance, reload, stop, quarantine. One answer each: what was done."""
 from __future__ import annotations
 
 import asyncio
@@ -6,12 +6,13 @@ import contextlib
 import logging
 import time
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Iterator
 
 import numpy as np
 
 from shardmem.control.handoffs import Round
-from shardmem.control.operations import COMMANDS
+from shardmem.control.operations import COMMANDS, LANES
 from shardmem.errors import ConfigError, HandlerError, NotRunning, ShardmemError
 from shardmem.policy import DecisionKind, Move, ScalingDecision
 
@@ -31,9 +32,11 @@ class Commands:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self._giving_back = asyncio.Lock()
 
     def by_name(self) -> dict[str, Command]:
-        return {each.name: self.stop if each.name == "stop" else self._while_running(each.name, getattr(self, each.name))
+        return {each.name: self.stop if each.name == "stop" else
+                self._while_running(each.name, getattr(self, each.name.replace("/", "_")))
                 for each in COMMANDS}
 
     def _while_running(self, name: str, command: Command) -> Command:
@@ -127,6 +130,22 @@ class Commands:
         started = time.monotonic()
         done = await self._supervisor.replacements.reload()
         return {**done, **_summary([], started, {})}
+
+    async def quarantine_replay(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """{"ids": [...]} or {"all": true}, "timeout": seconds: pushed again, as far as there is room in time. One after the other: two at once would
+        give the same events back twice."""
+        async with self._giving_back:
+            given = await asyncio.to_thread(self._supervisor.shelf.replay, wanted.get("ids"), wanted.get("timeout", LANES))
+        if given.replayed or given.left:
+            left = f"; {len(given.left):,} stay: {given.why}" if given.left else ""
+            self._supervisor.journal.note("replayed", f"{_events(len(given.replayed))} of the quarantine given back{left}")
+        return asdict(given)
+
+    async def quarantine_purge(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """{"ids": [...]} or {"all": true}: gone for good."""
+        purged = await asyncio.to_thread(self._supervisor.shelf.purge, wanted.get("ids"))
+        self._supervisor.journal.note("purged", f"{_events(purged)} of the quarantine thrown away")
+        return {"purged": purged}
 
     # ---- what the policy asks for -------------------------------------------------------------------------------------------
 
@@ -239,6 +258,10 @@ class Commands:
         if done["moved"]:
             self._supervisor.journal.note("moved", f"{_moved_text(done['moved'])} {why}, in {done['seconds']['total']:.2g} s")
         return done
+
+
+def _events(count: int) -> str:
+    return "1 event" if count == 1 else f"{count:,} events"
 
 
 def _slots(count: int) -> str:

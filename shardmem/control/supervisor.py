@@ -1,6 +1,7 @@
 """The supervisor: creates the shared memory, spawns one worker per shard, watches them, drains and removes.
 
-One event loop, no threads. The data path never waits for it: it only writes words that producers and workers read.
+One event loop, no threads, except for what may wait for the quarantine's file (quarantine.py). The data path never waits for
+it: it only writes words that producers and workers read.
 
     starting ──▶ running ──TERM──▶ draining ──▶ stopped     everything handled, segments removed, exit 0
                     └────INT, QUIT, second TERM────▶ stopped     events stay in shared memory for the next run
@@ -17,7 +18,7 @@ import time
 from dataclasses import asdict
 from typing import Any, Callable, Coroutine
 
-from shardmem.config import Config
+from shardmem.config import Config, quarantine_file
 from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, LayoutMismatch, SegmentCorrupt, ShardmemError
 from shardmem.control.api import Api
 from shardmem.control.chosen import policy_of, strategy_of
@@ -26,6 +27,7 @@ from shardmem.control.handoffs import Handoffs
 from shardmem.control.journal import Journal
 from shardmem.control.notify import Notify
 from shardmem.control.pilot import Pilot
+from shardmem.control.quarantine import Shelf
 from shardmem.control.replace import Replacements
 from shardmem.control.shards import DRAIN_POLL, Shards
 from shardmem.control.stuck import Stuck
@@ -103,7 +105,7 @@ class Supervisor:
                     self.pilot.recall()
                 self._in_background("going on with what an earlier supervisor had begun",
                                     self.commands.resume(self._found, self.handoffs.take_up()))
-                await self._api.start(self.commands.by_name(), self._observer)
+                await self._api.start(self.commands.by_name(), self._observer, self.shelf)
                 self.control.set_state("running")
                 log.info("engine %s is running: %d shards, %d slots", self.config.name, len(self._inboxes), self.control.slots)
                 self._note_start()
@@ -146,6 +148,8 @@ class Supervisor:
         lib.sm_supervisor_enter(self.control.address, os.getpid(), lib.sm_now_ns())
         logs.incarnate(self.control.view_engine().incarnation)
         self._observer = Observer(self.control)
+        self.shelf = Shelf(self.config.name, quarantine_file(self.config.directory, self.config.name),
+                           lambda: self.config.quarantine_limit)
         self.journal = Journal(lambda text: lib.sm_post(self.control.address, lib.SM_BOARD_EVENTS, text, len(text)),
                                lib.SM_BOARD_BYTES)
         try:

@@ -6,7 +6,7 @@ import time
 from typing import Any, Iterable, NamedTuple
 
 from shardmem.errors import ShardmemError
-from shardmem.runtime.sqlite import Database
+from shardmem.runtime.sqlite import PATIENCE, Database
 
 _SCHEMA = """
 create table if not exists events (
@@ -16,14 +16,20 @@ create table if not exists events (
     origin text not null unique);  -- the one row of shared memory that it was: setting it aside again changes nothing
 """
 _FIELDS = "id, at, shard, slot, seat, sequence, kind, reason, traceback, attempts, key, payload, schema, replayed_at"
+_WITHOUT = _FIELDS.replace("payload", "null")
 
 
 class QuarantineFull(ShardmemError):
     """The quarantine holds as many events as it may; the shard stops, and nothing is lost."""
 
 
+class NoSuchEvent(ShardmemError):
+    """There is no event of that number."""
+
+
 class Quarantined(NamedTuple):
-    """One event. at, replayed_at: seconds since 1970. key: as it was pushed. payload: its bytes, or those of the row."""
+    """One event. at, replayed_at: seconds since 1970. key: as it was pushed. payload: its bytes, or those of the row; empty if
+    it was not asked for. size: how many they are."""
 
     id: int
     at: float
@@ -39,14 +45,21 @@ class Quarantined(NamedTuple):
     payload: bytes
     schema: dict[str, Any]
     replayed_at: float | None
+    size: int
 
 
 class Quarantine:
     """Raises ShardmemError when the file cannot be used."""
 
-    def __init__(self, path: str, limit: int | None = None) -> None:
+    def __init__(self, path: str, limit: int | None = None, patience: float = PATIENCE) -> None:
         self.path, self._limit = path, limit
-        self._database = Database(path, _SCHEMA, "the quarantine file", durable=True)
+        self._database = Database(path, _SCHEMA, "the quarantine file", durable=True, patience=patience)
+
+    def __enter__(self) -> Quarantine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def add(self, origin: str, *, shard: int, slot: int, seat: int, sequence: int, kind: str, reason: str, traceback: str,
             attempts: int, key: Any, payload: bytes, schema: dict[str, Any]) -> None:
@@ -64,15 +77,29 @@ class Quarantine:
                                (time.time(), shard, slot, seat, sequence, kind, reason, traceback, attempts,
                                 _key_text(key), payload, json.dumps(schema), None, origin))
 
-    def events(self, ids: Iterable[int] | None = None, *, replayed: bool = False) -> list[Quarantined]:
-        """Oldest first; without those that were replayed, unless asked for. Raises ShardmemError for an id that is not there."""
-        found = {row[0]: _read(row) for row in self._database.rows(f"select {_FIELDS} from events order by id")}
+    def count(self) -> int:
+        """Those that count for the limit: they were not replayed."""
+        return self._database.rows("select count(*) from events where replayed_at is null")[0][0]
+
+    def numbers(self, ids: Iterable[int] | None = None, *, replayed: bool = False) -> list[int]:
+        """These ids, or of all events, oldest first; without those that were replayed, unless asked for. Raises ShardmemError for
+        one that is not there."""
+        known = dict(self._database.rows("select id, replayed_at from events order by id"))
         if ids is None:
-            return [event for event in found.values() if replayed or event.replayed_at is None]
-        missing = [str(number) for number in ids if number not in found]
-        if missing:
-            raise ShardmemError(f"there is no event {', '.join(missing)} in {self.path}; 'shardmem quarantine list' shows them")
-        return [found[number] for number in ids]
+            return [number for number, when in known.items() if replayed or when is None]
+        wanted = list(dict.fromkeys(ids))
+        if missing := [str(number) for number in wanted if number not in known]:
+            raise NoSuchEvent(f"there is no event {', '.join(missing)} in {self.path}; 'shardmem quarantine list' shows them")
+        return wanted
+
+    def events(self, ids: Iterable[int] | None = None, *, replayed: bool = False, newest: int | None = None,
+               payloads: bool = True) -> list[Quarantined]:
+        """Those of `numbers`; or so many of them, the newest first."""
+        wanted = self.numbers(ids, replayed=replayed)
+        wanted = wanted if newest is None else wanted[::-1][:newest]
+        query = f"select {_FIELDS if payloads else _WITHOUT}, length(payload) from events where id = ?"
+        found = (self._database.rows(query, number) for number in wanted)
+        return [_read(rows[0]) for rows in found if rows]  # others may purge meanwhile
 
     def replayed(self, number: int) -> None:
         with self._database.transaction() as connection:
@@ -80,7 +107,7 @@ class Quarantine:
 
     def purge(self, ids: Iterable[int] | None = None) -> int:
         """Remove these, or all; how many they were."""
-        numbers = [event.id for event in self.events(ids, replayed=True)]
+        numbers = self.numbers(ids, replayed=True)
         with self._database.transaction() as connection:
             connection.executemany("delete from events where id = ?", [(number,) for number in numbers])
         return len(numbers)
@@ -101,4 +128,4 @@ def _read(row: tuple) -> Quarantined:
     (kind, value), = json.loads(row[10]).items()
     key = (value if kind == "int" else bytes.fromhex(value) if kind == "bytes" else
            bytes.fromhex(value).decode("utf-8", "surrogateescape"))
-    return Quarantined(*row[:10], key, bytes(row[11]), json.loads(row[12]), row[13])
+    return Quarantined(*row[:10], key, bytes(row[11] or b""), json.loads(row[12]), row[13], row[14])

@@ -14,10 +14,10 @@ PATIENCE = 60.0  # seconds: another worker may be stopped by a signal in the mid
 class Database:
     """One SQLite file that several processes write to (WAL). Every failure is a ShardmemError that names the file.
 
-    durable: survives a power loss as well; without it, the death of any process, which is what is promised.
+    patience: seconds to wait for others. durable: survives a power loss as well; without it, the death of any process, which is what is promised.
     """
 
-    def __init__(self, path: str, schema: str, what: str, durable: bool = False) -> None:
+    def __init__(self, path: str, schema: str, what: str, durable: bool = False, patience: float = PATIENCE) -> None:
         self.path, self._what = path, what
         with self._explained():
             try:
@@ -25,7 +25,7 @@ class Database:
             except OSError as error:
                 raise ShardmemError(f"cannot create {os.path.dirname(path)} for {what}: {error.strerror}; set state_dir to a "
                                     f"directory that this user can write to") from error
-            self.connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
+            self.connection = sqlite3.connect(path, timeout=patience, isolation_level=None)
             try:
                 os.chmod(path, 0o600)
                 self.connection.execute("pragma journal_mode = wal")

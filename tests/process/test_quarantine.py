@@ -1,9 +1,14 @@
 """One bad event ends in quarantine with all that is known of it, and only that one; it can be looked at, replayed, purged."""
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ import pytest
 import shardmem
 from recorder import RECORD, payload, records
 from rig import PATIENCE, Rig, drained, wait_until
+from shardmem.control.client import _UnixConnection, socket_path
 from shardmem.runtime.quarantine import Quarantine, QuarantineFull
 
 
@@ -138,6 +144,76 @@ def test_what_is_asked_of_an_empty_quarantine_is_answered(engine_name: str, tmp_
     store.close()
     assert "there is no event 1" in cli("quarantine", "show", "1", *where, code=1)
     assert "name the ids" in cli("quarantine", "purge", *where, code=2)
+
+
+def ask(engine: shardmem.Engine, path: str, **body: Any) -> tuple[int, Any]:
+    """Over the unix socket; with a body, a command."""
+    with contextlib.closing(_UnixConnection(socket_path(engine.name))) as connection:
+        connection.request("POST" if body else "GET", path, json.dumps(body) if body else None)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+
+def test_the_control_api_shows_gives_back_and_throws_away_what_is_in_quarantine(rig: Rig, engine_name: str, settings: dict) -> None:
+    rig.tell("poison", "3")
+    with rig.engine(engine_name, quarantine_limit=9, **settings) as engine, engine.producer() as producer:
+        for _ in range(2):
+            producer.push_many(["a"] * 6, [payload(1, 0, number) for number in range(6)])
+            producer.flush(PATIENCE)
+        status, found = ask(engine, "/quarantine")
+        assert (200, 2, 9, [2, 1]) == (status, found["count"], found["limit"], [each["id"] for each in found["events"]])
+        assert "cannot stand number 3" in found["events"][0]["reason"]
+        status, whole = ask(engine, "/quarantine/1")
+        assert 200 == status and "in handle" in whole["traceback"] and "a" == whole["key"] and whole["payload"]
+        assert 404 == ask(engine, "/quarantine/3")[0] and 409 == ask(engine, "/quarantine/replay", ids=[3])[0]
+        (rig.directory / "poison").unlink()
+        assert (200, {"replayed": [1, 2], "left": [], "why": None}) == ask(engine, "/quarantine/replay", all=True)
+        assert (200, {"replayed": [], "left": [], "why": None}) == ask(engine, "/quarantine/replay", all=True)
+        assert 0 == ask(engine, "/quarantine")[1]["count"]
+        assert (200, {"purged": 1}) == ask(engine, "/quarantine/purge", ids=[1])
+        assert (200, {"purged": 1}) == ask(engine, "/quarantine/purge", all=True)
+        assert 14 == drained(engine)["accounting"]["accepted"]
+        told = [each["text"] for each in engine.status()["events"] if each["kind"] in ("replayed", "purged")]
+        assert ["2 events of the quarantine given back", "1 event of the quarantine thrown away"] == told, told
+    assert [3, 3] == rig.logs().handled["number"].tolist()[-2:]
+
+
+@pytest.mark.parametrize("backpressure", ["block", "drop_newest"])
+def test_what_finds_no_room_in_time_stays_in_quarantine_and_is_said(rig: Rig, engine_name: str, settings: dict,
+                                                                    backpressure: str) -> None:
+    """In a mode that drops, too: what was dropped on its way back would be gone."""
+    settings |= dict(handler="quarantine_load:no_odd_ones_of_events", lane_bytes=4096, batch_rows=1, backpressure=backpressure)
+    with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
+        for _ in range(3):
+            producer.push(1, b"3" * 1501, timeout=PATIENCE)
+        producer.flush(PATIENCE)
+        assert 3 == ask(engine, "/quarantine")[1]["count"]
+        (rig.directory / "mended").touch()
+        os.kill(engine.status()["shards"][0]["pid"], signal.SIGSTOP)  # nobody makes room now
+        status, given = ask(engine, "/quarantine/replay", all=True, timeout=0.3)
+        assert (200, [1, 2], [3]) == (status, given["replayed"], given["left"]) and "is full" in given["why"], given
+        assert [3] == [each["id"] for each in ask(engine, "/quarantine")[1]["events"]]
+        assert "1 events stay" in cli("quarantine", "replay", "3", "--engine", engine_name, "--timeout", "0.1", code=1)
+        os.kill(engine.status()["shards"][0]["pid"], signal.SIGCONT)
+        assert [3] == ask(engine, "/quarantine/replay", ids=[3])[1]["replayed"]
+        assert 6 == drained(engine)["accounting"]["accepted"]
+
+
+def test_the_supervisor_answers_and_beats_while_its_quarantine_waits_for_the_file(rig: Rig, engine_name: str, settings: dict) -> None:
+    rig.tell("poison", "3")
+    with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
+        producer.push_many(["a"] * 6, [payload(1, 0, number) for number in range(6)])
+        producer.flush(PATIENCE)
+        with contextlib.closing(sqlite3.connect(ask(engine, "/quarantine")[1]["file"], isolation_level=None)) as other:
+            other.execute("begin exclusive")
+            with ThreadPoolExecutor(1) as pool:
+                purge = pool.submit(ask, engine, "/quarantine/purge", all=True)
+                with shardmem.Client(engine_name) as client:
+                    beat = client._control.view_engine().heartbeat_ns
+                    wait_until(lambda: client._control.view_engine().heartbeat_ns > beat + 6e8, "the heart beats on", timeout=4)
+                assert 200 == ask(engine, "/livez")[0] and not purge.done(), "the file was not waited for"
+                other.execute("rollback")
+                assert (200, {"purged": 1}) == purge.result()
 
 
 @pytest.mark.parametrize("key", [None, 0, -5, (1 << 64) - 1, "text", "n\udce4ive", b"\x00bytes"])

@@ -3,12 +3,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
 import os
+import re
 import socket
 import stat
 import struct
 import tempfile
+import time
+from importlib.resources import files
 from types import SimpleNamespace
 from typing import Any, AsyncIterator, Awaitable, Callable
 
@@ -24,11 +28,13 @@ from shardmem.control.api import Api
 from shardmem.control.health import against_life, against_readiness
 from shardmem.control.commands import parse_slots
 from shardmem.control.metrics import buckets_of
-from shardmem.control.operations import COMMANDS
+from shardmem.control.operations import COMMANDS, PAGE_FILES, READS
+from shardmem.control.quarantine import NEWEST, Shelf, describe, plain
 from shardmem.errors import AlreadyRunning, ConfigError, NotRunning
 from shardmem.memory.native import lib
 from shardmem.runtime.catalogue import FIGURES, HISTOGRAM
 from shardmem.runtime.findings import STALE
+from shardmem.runtime.quarantine import Quarantine
 from shardmem.runtime.snapshot import FLOORS_NS, Observer
 
 TOKEN = "open sesame"
@@ -54,7 +60,8 @@ async def served(engine: Any, port: int | None = 0, token: str | None = None) ->
     """(the API, a client on its unix socket, one on TCP)."""
     api, observer = Api(engine.name, port, token), Observer(engine.control)
     api.bind()
-    await api.start({each.name: scale for each in COMMANDS}, observer)
+    shelf = Shelf(engine.name, os.path.join(tempfile.gettempdir(), "e.quarantine"), lambda: 7)
+    await api.start({each.name: scale for each in COMMANDS}, observer, shelf)
     try:
         async with aiohttp.ClientSession("http://localhost", connector=aiohttp.UnixConnector(api.path)) as private:
             async with aiohttp.ClientSession(api.http or "http://localhost:1") as tcp:
@@ -103,6 +110,53 @@ def test_commands_over_tcp_have_to_show_the_token(loopback, sockets, header, sta
     run(loopback(), test, token=TOKEN)
 
 
+@pytest.mark.parametrize("token, header, over_tcp", [(None, None, "read"), (None, f"Bearer {TOKEN}", "read"), (TOKEN, None, "token"),
+                                                     (TOKEN, "Bearer no", "token"), (TOKEN, f"Bearer {TOKEN}", "all")])
+def test_what_may_be_done_is_known_beforehand(loopback, sockets, token, header, over_tcp):
+    async def test(api, private, tcp):
+        headers = {"Authorization": header} if header else {}
+        assert (200, {"access": over_tcp}) == await ask(tcp, "GET", "/access", headers=headers)
+        assert (200, {"access": "all"}) == await ask(private, "GET", "/access", headers=headers)
+        status, _ = await ask(tcp, "POST", "/scale", json={"shards": 2}, headers=headers)
+        assert (status == 200) == (over_tcp == "all"), "what is said is not what is done"
+
+    run(loopback(), test, token=token)
+
+
+def test_the_page_may_load_nothing_from_elsewhere_and_make_no_markup_of_texts(loopback, sockets):
+    async def test(api, private, tcp):
+        served = set()
+        for path in ("/", *(f"/page/{name}" for name in PAGE_FILES)):
+            async with tcp.get(path) as response:
+                assert 200 == response.status and "nosniff" == response.headers["X-Content-Type-Options"], path
+                may = response.headers["Content-Security-Policy"]
+                assert "default-src 'none'" in may and "unsafe" not in may and "require-trusted-types-for 'script'" in may
+                text = await response.text()
+                assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|style=|\son\w+=", text), path
+                assert not re.search(r"(https?:)?//(?!www\.w3\.org/2000/svg)[a-z]", re.sub(r"//[ -].*", "", text)), path
+                served.add(path.rpartition("/")[2])
+        there = {each.name for each in files("shardmem.control").joinpath("page").iterdir()}
+        assert there == served - {""}, "a file of the page is not served"
+        for name in ("../api.py", "api.py", "..%2fapi.py", "page.html%00", ""):
+            assert 404 == (await tcp.get(f"/page/{name}")).status, name
+
+    run(loopback(), test)
+
+
+def test_lanes_of_a_shard_say_whose_they_are(loopback, sockets):
+    engine = loopback(shards=2)
+    engine.producer().push_many([1] * 100, [b"x" * 50] * 100)
+    shard = next(shard for shard in range(2) if engine.inboxes[shard].lanes())
+
+    async def test(api, private, tcp):
+        lane, = (await ask(tcp, "GET", f"/lanes/{shard}"))[1]["lanes"]
+        assert (100, 100, os.getpid(), True) == (lane["accepted"], lane["in_flight"], lane["pid"], lane["alive"])
+        assert 0.0 < lane["fill_ratio"] < 1.0 and not lane["broken"]
+        assert 404 == (await ask(tcp, "GET", "/lanes/7"))[0]
+
+    run(engine, test)
+
+
 @pytest.mark.parametrize("host, status", [("localhost", 200), ("LOCALHOST:80", 200), ("127.0.0.1:9", 200), ("[::1]:9", 200),
                                           ("evil.example", 403), ("evil.example:80", 403), ("127.0.0.1.evil.example", 403),
                                           ("localhost.", 403), ("", 403), ("[::1", 403), ("user@localhost", 403)])
@@ -135,6 +189,24 @@ def test_the_kernel_says_who_is_at_the_other_end_of_the_unix_socket(loopback, so
 
     answer = asyncio.run(Api("e")._admit(request, handler))
     assert "let in" == answer if allowed else 403 == answer.status and f"you are uid {uid}" in answer.text
+
+
+@pytest.mark.parametrize("path", ["/quarantine", "/quarantine/1", "/%71uarantine", "/quarantine?x=1"])
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_the_users_events_are_not_read_over_tcp_without_the_token(loopback, sockets, path, token):
+    set_aside(sockets / "e.quarantine", 1)
+
+    async def test(api, private, tcp):
+        for method in ("GET", "HEAD"):
+            async with tcp.request(method, path) as response:
+                assert response.status == (403 if token is None else 401)
+                assert b"secret" not in await response.read()
+        with_token = (await ask(tcp, "GET", path, headers={"Authorization": f"Bearer {TOKEN}"}))[0]
+        assert with_token == (403 if token is None else 200)
+        assert 200 == (await ask(private, "GET", path))[0], "the unix socket needs none"
+        assert 200 == (await ask(tcp, "GET", "/status"))[0], "figures need none"
+
+    run(loopback(), test, token=token)
 
 
 # ---- the sockets --------------------------------------------------------------------------------------------------------
@@ -212,7 +284,7 @@ def test_what_cannot_be_answered_says_so_in_json(loopback, sockets):
     async def test(api, private, tcp):
         for client in (private, tcp):
             status, answer = await ask(client, "GET", "/nothing")
-            assert 404 == status and "/metrics, /move, /openapi.json, /readyz" in answer["error"]
+            assert 404 == status and "/metrics, /move, /openapi.json, /page/{file}, /quarantine, /quarantine/purge" in answer["error"]
             assert 405 == (await ask(client, "GET", "/scale"))[0]
         for body in (b"{", b"[1]", b"\xff\xfe", b"3", b"{}}"):
             status, answer = await ask(private, "POST", "/scale", data=body, headers={"Content-Type": "x/y; charset=none"})
@@ -235,6 +307,13 @@ def test_what_cannot_be_answered_says_so_in_json(loopback, sockets):
     ("drain", {"shard": "0"}, "shard='0' is not a whole number"), ("rebalance", {"now": True}, "there is none"),
     ("move", {"slots": "1-x"}, "slots='1-x' is neither a list of numbers nor text like '17,40-60' nor a whole number"),
     ("move", {"slots": "1 ", "to": 1}, "slots='1 ' is neither"), ("move", {"slots": [1, "2"], "to": 1}, "is neither a list"),
+    ("quarantine/replay", {"ids": [1, 2]}, None), ("quarantine/replay", {"all": True, "timeout": 0.5}, None),
+    ("quarantine/purge", {"all": True}, None), ("quarantine/purge", {"all": False}, "all=False is not true"),
+    ("quarantine/purge", {}, "one of ids and all has to be there"), ("quarantine/purge", {"ids": []}, "ids=[] is not a list of"),
+    ("quarantine/purge", {"ids": [1], "all": True}, "and only one"), ("quarantine/replay", {"ids": [1.5]}, "is not a list of"),
+    ("quarantine/replay", {"all": True, "timeout": 61}, "timeout=61 is not a number of seconds from 0 to 60"),
+    ("quarantine/replay", {"all": True, "timeout": -1}, "timeout=-1 is"), ("quarantine/replay", {"timeout": 1}, "one of ids"),
+    ("quarantine/replay", {"all": True, "timeout": True}, "timeout=True is"), ("quarantine/purge", {"ids": 1}, "ids=1 is not"),
     ("move", {"slots": {"1": 2}, "to": 1}, "is neither"), ("stop", {"now": 1}, "now=1 is not true or false"),
 ])
 def test_a_body_is_checked_against_what_openapi_says(loopback, sockets, command, body, fault):
@@ -252,17 +331,74 @@ def test_a_body_is_checked_against_what_openapi_says(loopback, sockets, command,
 
 
 def test_openapi_has_every_path_that_is_answered_and_no_other(loopback, sockets):
+    set_aside(sockets / "e.quarantine", 1)
+
     async def test(api, private, tcp):
         document = (await ask(private, "GET", "/openapi.json"))[1]
         for path, methods in document["paths"].items():
             for method in methods:
-                status, _ = await ask(private, method, path, data=b"[]") if method == "post" else (
-                    (await private.get(path)).status, None)
+                asked = path.format(id=1, shard=0, file="words.js")
+                status = (await private.request(method, asked, data=b"[]" if method == "post" else None)).status
                 assert status not in (404, 405), (method, path)
         there = (await ask(private, "GET", "/nothing"))[1]["error"].partition("; there are ")[2].split(", ")
         assert sorted(document["paths"]) == there
 
     run(loopback(), test)
+
+
+def set_aside(path: Any, count: int, *, key: Any = "secret key", payload: bytes = b"secret", schema: Any = None) -> None:
+    store = Quarantine(str(path))
+    for number in range(count):
+        store.add(f"{time.monotonic_ns()} {number}", shard=0, slot=3, seat=1, sequence=number, kind="exception",
+                  reason="ValueError: no", traceback="in handle", attempts=3, key=key, payload=payload,
+                  schema=schema or {"kind": "events"})
+    store.close()
+
+
+def test_the_quarantine_is_shown_newest_first_without_payloads_and_one_event_whole(loopback, sockets):
+    async def test(api, private, tcp):
+        file = sockets / "e.quarantine"
+        assert (200, {"file": str(file), "count": 0, "limit": 7, "events": []}) == await ask(private, "GET", "/quarantine")
+        assert not file.exists(), "looking made one"
+        assert 404 == (await ask(private, "GET", "/quarantine/1"))[0]
+        set_aside(file, NEWEST + 3)
+        status, found = await ask(private, "GET", "/quarantine")
+        assert (200, NEWEST + 3, NEWEST) == (status, found["count"], len(found["events"]))
+        assert [NEWEST + 3, NEWEST + 2] == [each["id"] for each in found["events"][:2]]
+        assert {"id", "at", "shard", "slot", "producer", "sequence", "kind", "reason", "attempts", "key", "bytes",
+                "replayed_at"} == found["events"][0].keys() and 6 == found["events"][0]["bytes"]
+        status, whole = await ask(private, "GET", "/quarantine/2")
+        assert (200, 2, "secret key", "secret", "in handle") == (status, *(whole[key] for key in ("id", "key", "payload", "traceback")))
+        for number in ("104", "0", "9" * 18, "9" * 19, "9" * 5000, "-1", "x"):
+            assert 404 == (await ask(private, "GET", f"/quarantine/{number}"))[0], number
+
+    run(loopback(), test)
+
+
+def test_a_quarantine_that_is_no_database_is_a_sentence_and_no_traceback(loopback, sockets):
+    async def test(api, private, tcp):
+        (sockets / "e.quarantine").write_bytes(b"not a database" * 1000)
+        for path in ("/quarantine", "/quarantine/1"):
+            status, answer = await ask(private, "GET", path)
+            assert 409 == status and "cannot be used" in answer["error"], answer
+
+    run(loopback(), test)
+
+
+@pytest.mark.parametrize("value, shown", [
+    (b"text", "text"), (b"\xff", {"base64": "/w=="}), (math.nan, "nan"), (-math.inf, "-inf"), (np.float32(0.5), 0.5), (None, None),
+    (np.array([1.0, math.inf]), [1.0, "inf"]), (np.zeros((), [("a", "i4"), ("b", "S2")])[()], [0, ""]), ((1 << 64) - 1, (1 << 64) - 1),
+    (np.datetime64("2026-01-02", "D"), "2026-01-02"), (np.complex64(1j), "1j"), (np.True_, True)])
+def test_what_is_in_an_event_is_shown_as_json_that_every_reader_takes(value, shown):
+    assert shown == json.loads(json.dumps(plain(value), allow_nan=False))
+
+
+def test_a_list_of_events_is_not_made_large_by_their_keys(tmp_path):
+    set_aside(tmp_path / "q", 1, key=b"k" * 100_000)
+    with Quarantine(str(tmp_path / "q")) as store:
+        event, = store.events(payloads=False)
+        assert len(describe(event)["key"]) == 1000 and len(describe(store.events([1])[0], whole=True)["key"]) == 100_000
+        assert (b"", 6) == (event.payload, event.size)
 
 
 @pytest.mark.parametrize("given, slots", [("3", [3]), ("5,1-3,2", [1, 2, 3, 5]), (7, [7]), ([4, 2, 4], [2, 4])])
