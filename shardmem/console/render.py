@@ -16,6 +16,8 @@ _COLORS = {"running": "green", "active": "green", "failed": "bold red", "stopped
            "starting": "yellow", "provisioning": "yellow"}
 
 LEVEL_COLORS = {"info": "", "warning": "yellow", "error": "red"}
+VERDICTS = {"info": "well", "warning": "needs attention", "error": "not well"}
+_MARKS = {"info": "note", "warning": "!", "error": "x"}
 
 
 def count(number: float) -> str:
@@ -88,6 +90,7 @@ def status(document: dict[str, Any]) -> Group:
         head.append(f", supervisor pid {supervisor['pid']}")
     else:
         head.append(", no supervisor: read from shared memory", "bold red")
+    head.append(f": {verdict(document['findings'])}", LEVEL_COLORS[worst(document["findings"])] or "green")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, justify in (("shard", "right"), ("state", "left"), ("pid", "right"), ("slots", "right"), ("handled", "right"),
                           ("in flight", "right"), ("fill", "right"), ("busy", "right"), ("p50", "right"), ("p99", "right")):
@@ -97,8 +100,8 @@ def status(document: dict[str, Any]) -> Group:
                       str(shard["pid"]) if shard["alive"] else "-", str(shard["slots"]), count(shard["handled"]),
                       count(shard["in_flight"]), f"{shard['fill_ratio']:.0%}", f"{shard['busy']:.0%}",
                       microseconds(shard["latency_p50_us"]), microseconds(shard["latency_p99_us"]))
-    parts: list[Any] = [head, table] + ([Text(f"http: {engine['http']}")] if engine.get("http") else [])
-    parts += [Text(f"shard {shard['id']}: {shard['error']}", "red") for shard in document["shards"] if shard["error"]]
+    parts: list[Any] = [head, *found_lines(document["findings"]), table]
+    parts += [Text(f"http: {engine['http']}")] if engine.get("http") else []
     moving = document["handoffs"]
     if moving:
         slow = [f"slot {each['slot']} from {each['from']} to {each['to']}, {each['phase']} for {each['age_s']:.1f} s"
@@ -114,10 +117,38 @@ def status(document: dict[str, Any]) -> Group:
     return Group(*parts)
 
 
+def worst(found: list[dict[str, Any]]) -> str:
+    """The level of the verdict; what is only worth a note leaves an engine well."""
+    return found[0]["level"] if found else "info"
+
+
+def verdict(found: list[dict[str, Any]]) -> str:
+    return VERDICTS[worst(found)]
+
+
+def found_lines(found: list[dict[str, Any]], most: int | None = None, columns: int = 80) -> list[Text]:
+    """Each finding, and below it what helps. most: lines of each text."""
+    lines = []
+    for each in found:
+        indent = " " * (len(_MARKS[each["level"]]) + 1)
+        text = printable(f"{_MARKS[each['level']]} {each['text']}")
+        lines += [Text(line, LEVEL_COLORS[each["level"]]) for line in textwrap.wrap(
+            text, columns, subsequent_indent=indent, **({"max_lines": most, "placeholder": " ..."} if most else {}))]
+        helps = f"{indent}-> {each['command']}" if each["command"] else f"{indent}{each['advice']}"
+        lines += [Text(line, "bold" if each["command"] else "") for line in textwrap.wrap(
+            helps, columns, subsequent_indent=indent, break_long_words=False, **({"max_lines": 1, "placeholder": " ..."} if most else {}))]
+    return lines
+
+
+def printable(text: str) -> str:
+    """In one line, with nothing that a terminal takes for an order: keys and errors are other people's texts."""
+    return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
+
+
 def happened(each: dict[str, Any]) -> str:
     """An entry of `events`, with the time of day here."""
     where = f"shard {each['shard']}: " if each["shard"] is not None else ""
-    return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{each['text']}"
+    return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{printable(each['text'])}"
 
 
 def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:

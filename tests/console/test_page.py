@@ -127,7 +127,7 @@ def test_a_scale_on_the_command_line_shows_up(page, engine):
     page.wait_for("document.querySelector('#timeline').innerText.includes('from 3 to 2 shards')", "it is in the timeline")
 
 
-def test_what_is_wrong_stands_at_the_top_with_a_button_that_helps(page, engine, tmp_path):
+def test_slots_in_motion_are_named_and_a_button_evens_them_out(page, engine, tmp_path):
     with held(engine, tmp_path):
         moved = subprocess.Popen([sys.executable, "-m", "shardmem", "move", "0-255", "--to", "1", "--engine", engine.name],
                                  stdout=subprocess.DEVNULL)
@@ -161,7 +161,7 @@ def test_every_text_stays_a_text_whatever_it_says(window, engine):
         const spoilt = spoil(answer);
         Object.assign(spoilt.engine, {quarantine_held: 1});
         Object.assign(spoilt.shards[0], {condition: "failed", error: hostile, reason: hostile, last_exit: hostile});
-        spoilt.findings = [{level: "error", kind: "failed", shard: 0, text: hostile, advice: hostile, command: hostile, order: null}];
+        spoilt.findings = [{level: "error", kind: "failed", shard: 0, text: hostile, advice: hostile, command: hostile, order: {name: "scale", body: {shards: 3}}}];
         spoilt.events.push({at: 1, kind: "x", shard: 0, text: hostile, level: "error"});
         return Response.json(spoilt);
       };""" % json.dumps(HOSTILE)
@@ -176,6 +176,8 @@ def test_every_text_stays_a_text_whatever_it_says(window, engine):
     assert window.evaluate("window.hit") is None, "a text was run"
     refused = window.evaluate("(() => { try { document.body.innerHTML = 'x'; return ''; } catch (error) { return error.name; } })()")
     assert "TypeError" == refused, "the browser was not told to refuse markup"
+    window.evaluate("document.querySelector('#findings button').click()")
+    assert "3" == window.evaluate("document.querySelector('#dialog-fields input').value"), "the button does not do what the finding says"
     assert all("TrustedHTML" in each for each in window.complaints), window.complaints
 
 
