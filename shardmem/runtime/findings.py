@@ -174,6 +174,8 @@ def _advice(document: dict[str, Any], said: set[str]) -> Iterator[Finding]:
     if last is not None and last["cause"] == "manual" and not document["auto_scale"]:
         yield finding("info", "by_hand", f"Scaled by hand; the policy would: {last['reason']}.", "To let it:",
                       f"shardmem scale auto --engine {name}", _order("scale", shards="auto"))
+    elif last is not None and last["cause"] == "auto_scale_off" and last["advice"] == "up":
+        yield finding("info", "auto_scale_off", f"The policy would add shards: {last['reason']}.", *_relief(document, []))
     elif last is not None and last["cause"] == "at_max_shards" and not said & {"backpressure", "blocked"}:
         yield finding("warning", "at_max_shards", f"The policy would add shards and may not: {last['reason']}.",
                       "Raise max_shards and run the engine again, or make the handler faster.")

@@ -243,7 +243,7 @@ class Observer:
         with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
             said = json.loads(self._board(lib.SM_BOARD_DECISIONS))
             for each in said.get("decisions", ()):
-                each["cause"] + each["reason"]
+                each["cause"] + each["reason"], each["advice"]
             for each in said.get("hot_slots", ()):
                 each["slot"] + each["shard"] + each["share"] + each["alone"]
             board |= {**said, "limits": Limits(**said.get("limits", {}))}

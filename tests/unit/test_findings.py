@@ -35,7 +35,7 @@ def of(lately=Lately(), **changes):
 
 
 def decided(cause, reason="shard 0 busier than 80%"):
-    return [{"kind": "none", "count": 0, "cause": cause, "reason": reason}]
+    return [{"kind": "none", "count": 0, "cause": cause, "reason": reason, "advice": "up"}]
 
 
 def test_a_well_engine_has_no_findings():
@@ -70,6 +70,8 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
     (dict(engine__quarantine_held=3), "warning", "quarantine", "3 events are in quarantine", "shardmem quarantine list --engine ticks"),
     (dict(decisions=decided("manual"), auto_scale=False), "info", "by_hand", "busier than 80%", "shardmem scale auto --engine ticks"),
     (dict(decisions=decided("at_max_shards")), "warning", "at_max_shards", "may not", None),
+    (dict(decisions=decided("auto_scale_off"), auto_scale=False), "info", "auto_scale_off", "would add shards",
+     "shardmem scale 3 --engine ticks"),
     (dict(hot_slots=[{"slot": 9, "shard": 1, "share": 0.7, "alone": True}]), "info", "hot_slot", "Slot 9 on shard 1 has 70%", None),
 ])
 def test_what_is_wrong_is_said_with_what_helps(changes, level, kind, part, command):
