@@ -80,6 +80,7 @@ void sm_attempt_end(sm_reader *r)
     atomic_store_explicit(&s->worker_busy_ns, r->busy_ns, memory_order_relaxed);
     atomic_store_explicit(&s->worker_batches, r->batches, memory_order_relaxed);
     atomic_store_explicit(&s->worker_rows, r->total_rows, memory_order_relaxed);
+    atomic_store_explicit(&s->worker_waited_us, r->waited_us, memory_order_relaxed);
     atomic_store_explicit(&s->worker_batch_since_ns, 0, memory_order_relaxed);
 }
 

@@ -80,6 +80,7 @@ typedef struct sm_shard {
     _Atomic uint64_t worker_batch_since_ns;           /* writer: worker (0: between batches) */
     _Atomic uint64_t worker_batches;                  /* writer: worker */
     _Atomic uint64_t worker_rows;                     /* writer: worker */
+    _Atomic uint64_t worker_waited_us;                /* writer: worker (from push to handled, of all rows together) */
     _Atomic uint32_t worker_stateful;                 /* writer: worker (its slots have state that has to travel) */
     /* the attempt record: what a successor has to know of the batch that its predecessor died in */
     _Alignas(SM_LINE) _Atomic uint32_t attempt_rows;  /* writer: worker (of the batch in hand; 0: none) */
@@ -90,6 +91,7 @@ typedef struct sm_shard {
     _Atomic uint32_t attempt_row;                     /* writer: worker */
     _Atomic uint32_t attempt_aside;                   /* writer: worker (events set aside since one was handled) */
     _Alignas(SM_LINE) _Atomic uint64_t worker_latency[SM_HISTOGRAM]; /* writer: worker */
+    _Alignas(SM_LINE) _Atomic uint64_t worker_batch_sizes[SM_BATCH_SIZES]; /* writer: worker */
     _Alignas(SM_LINE) _Atomic uint64_t error_count;   /* writer: worker (what it said last; copies as on the board) */
     _Atomic uint64_t error_ns[2];                     /* writer: worker */
     _Atomic uint32_t error_bytes[2];                  /* writer: worker */

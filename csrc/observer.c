@@ -109,6 +109,7 @@ void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out)
     out->weight = GET(s->shard_weight);
     out->holds = GET(s->shard_holds);
     out->stateful = GET(s->worker_stateful);
+    out->waited_us = GET(s->worker_waited_us);
     uint64_t word;
     do { /* C2: pairs with C1; as in sm_view_lane */
         word = GET(s->retired_word);
@@ -120,6 +121,8 @@ void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out)
     } while (GET(s->retired_word) != word);
     for (int i = 0; i < SM_HISTOGRAM; i++)
         out->latency[i] = GET(s->worker_latency[i]);
+    for (int i = 0; i < SM_BATCH_SIZES; i++)
+        out->batch_sizes[i] = GET(s->worker_batch_sizes[i]);
     char note[SM_NOTE_BYTES];
     uint64_t said, noted;
     out->error_bytes = read_text(&s->error_count, s->error_ns, s->error_bytes, s->error_text, SM_ERROR_BYTES, out->error,

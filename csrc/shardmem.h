@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define SM_LAYOUT_VERSION 4
+#define SM_LAYOUT_VERSION 5
 #define SM_CHUNK 4096
 #define SM_MAX_SLOTS 65536
 #define SM_MAX_SHARDS 1024
@@ -24,6 +24,7 @@
 #define SM_NOTE_BYTES 512
 #define SM_BOARD_BYTES 16256
 #define SM_HISTOGRAM 160
+#define SM_BATCH_SIZES 32
 #define SM_REASONS 4
 
 enum sm_status {
@@ -233,7 +234,9 @@ typedef struct sm_shard_view {
     int64_t pid;
     uint64_t retired_generation, retired_accepted, retired_handled, retired_quarantined, retired_shed;
     uint32_t state, phase, weight, holds, error_bytes, stateful;
+    uint64_t waited_us;      /* the sum of what latency counts */
     uint64_t latency[160];
+    uint64_t batch_sizes[32]; /* batches of at most 1, 2, 4, 8, ... rows, and more than half of that; rows is their sum */
     char error[1536];        /* the later of what the worker said and what was noted of it */
 } sm_shard_view;
 

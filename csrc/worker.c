@@ -37,6 +37,7 @@ sm_reader *sm_reader_new(void *control, const sm_geometry *g, void *inbox, uint3
     r->busy_ns = atomic_load_explicit(&r->shard->worker_busy_ns, memory_order_relaxed);
     r->batches = atomic_load_explicit(&r->shard->worker_batches, memory_order_relaxed);
     r->total_rows = atomic_load_explicit(&r->shard->worker_rows, memory_order_relaxed);
+    r->waited_us = atomic_load_explicit(&r->shard->worker_waited_us, memory_order_relaxed);
     r->incarnation = atomic_load_explicit(&r->shard->worker_incarnation, memory_order_relaxed);
     r->ends = calloc(g->max_producers, sizeof *r->ends);
     r->open = calloc(g->max_producers, sizeof *r->open);
@@ -587,9 +588,15 @@ int sm_recheck(sm_reader *r)
     return status;
 }
 
+/* The sum is in microseconds, and what divides leaves over is kept: of nanoseconds, 64 bits are full after five hours of a
+ * million rows a second that waited for a second each. */
 static void count_latency(sm_reader *r, int64_t ns, uint64_t rows)
 {
     uint32_t bucket = 0;
+    if (ns > 0) {
+        r->waited_us += (uint64_t)ns / 1000 * rows;
+        r->waited_rest += (uint64_t)ns % 1000 * rows;
+    }
     if (ns >= 4) {
         uint32_t top = 63 - (uint32_t)__builtin_clzll((uint64_t)ns);
         bucket = (top - 1) * 4 + ((uint64_t)ns >> (top - 2) & 3);
@@ -625,7 +632,8 @@ static void count_slots(sm_reader *r, const sm_span *span, const sm_frame *share
 /* What is measured of rows that were handled; before their frame is given back. */
 static uint32_t count_span(sm_reader *r, const sm_span *span, int64_t now)
 {
-    count_latency(r, (int64_t)((uint64_t)now - (uint64_t)span->sent_ns), span->count); /* it may say anything */
+    int64_t sent = span->sent_ns; /* it may say anything; no longer than since the host was started did anything wait */
+    count_latency(r, sent >= 0 && sent <= now ? now - sent : 0, span->count);
     count_slots(r, span, sm_frame_at(r, &r->ends[span->seat], span->position));
     return span->count;
 }
@@ -635,6 +643,14 @@ static void count_batch(sm_reader *r, uint64_t rows, int64_t now)
     r->busy_ns += (uint64_t)(now - r->since_ns);
     r->batches++;
     r->total_rows += rows;
+    r->waited_us += r->waited_rest / 1000;
+    r->waited_rest %= 1000;
+    uint32_t bucket = rows > 1 ? 64 - (uint32_t)__builtin_clzll(rows - 1) : 0; /* at most 1, 2, 4, 8, ... rows */
+    if (bucket >= SM_BATCH_SIZES)
+        bucket = SM_BATCH_SIZES - 1;
+    _Atomic uint64_t *word = &r->shard->worker_batch_sizes[bucket];
+    atomic_store_explicit(&r->shard->worker_batch_sizes[bucket],
+                          atomic_load_explicit(word, memory_order_relaxed) + 1, memory_order_relaxed);
 }
 
 uint64_t sm_count_deferred(sm_reader *r)

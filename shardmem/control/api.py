@@ -187,7 +187,8 @@ class Api:
                 return _problem(403, f"this port is for reading, {'and not the events of users' if private else 'not for commands'}: "
                                      f"set http_token, or use the unix socket {self.path}")
             if not self._shows_token(request):
-                answer = _problem(401, "this needs the header  Authorization: Bearer  with the http_token of this engine")
+                answer = _problem(401, f"{'events of users' if private else 'commands'} need the header  Authorization: Bearer  with "
+                                       f"the http_token of this engine")
                 answer.headers["WWW-Authenticate"] = "Bearer"
                 return answer
         return await handler(request)
@@ -232,7 +233,7 @@ class Api:
         from shardmem.control.metrics import exposition  # prometheus-client, for engines that are asked
 
         accept = request.headers.get("Accept", "")
-        body, content_type = exposition(self._observer.status(), self._observer.latencies(), accept)
+        body, content_type = exposition(self._observer.status(), self._observer.histograms(), accept)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     def _health(self, word: str, against: Callable[[dict[str, Any]], list[str]]) -> Handler:

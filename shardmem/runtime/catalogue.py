@@ -146,8 +146,11 @@ FIGURES = (
     Figure("shards[].recent_p50_us", "microseconds", GAUGE, "worker",
            "median from push to handled, since an earlier reading; null when nothing was handled since"),
     Figure("shards[].recent_p99_us", "microseconds", GAUGE, "worker", "99th percentile of the same"),
-    Figure(None, "seconds", HISTOGRAM, "worker", "from push to handled, of each event; without a sum, because none is kept",
-           "shardmem_shard_latency_seconds"),
+    Figure(None, "seconds", HISTOGRAM, "worker", "from push to handled, of each event", "shardmem_shard_latency_seconds"),
+    Figure("shards[].batch_rows_p50", "events", GAUGE, "worker",
+           "median of the events in a batch, of all so far, up to a power of two"),
+    Figure("shards[].batch_rows_p99", "events", GAUGE, "worker", "99th percentile of the same"),
+    Figure(None, "events", HISTOGRAM, "worker", "events in a batch that was handled", "shardmem_shard_batch_rows"),
     Figure("shards[].cpu", "share", GAUGE, "worker",
            "part of one core that the worker uses, since an earlier reading; null when "
            "its process cannot be seen", "shardmem_shard_cpu_ratio"),

@@ -32,6 +32,23 @@ def quantile_us(counts: np.ndarray, share: float) -> float | None:
     return floor_ns(counts, max(1, share * total)) / 1000 if total else None
 
 
+def quantile_rows(sizes: Any, share: float) -> int | None:
+    """A quantile of a histogram of batch sizes, at most twice too high; None when nothing was counted."""
+    sums = np.cumsum(np.array(ffi.unpack(sizes, lib.SM_BATCH_SIZES), "u8"))
+    return 1 << min(int(np.searchsorted(sums, max(1, share * int(sums[-1])))), lib.SM_BATCH_SIZES - 1) if sums[-1] else None
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """Of one shard, what is too long for the document. latency: events from push to handled, in the buckets whose floors are
+    FLOORS_NS; they waited so many seconds together. batches: of at most 1, 2, 4, 8, ... events, which are so many together."""
+
+    latency: np.ndarray
+    waited_s: float
+    batches: np.ndarray
+    events: int
+
+
 def floor_ns(counts: np.ndarray, rank: float) -> int:
     """Where the bucket begins that holds the event of this rank. The last one, if damaged counts have no such event."""
     return FLOORS_NS[min(int(np.searchsorted(np.cumsum(counts), rank)), len(FLOORS_NS) - 1)]
@@ -206,11 +223,13 @@ class Observer:
                  "fill_ratio": min(1.0, max(0, lane.tail - lane.head) / control.lane_bytes), "broken": lane.broken}
                 for lane in (inbox.lanes() if inbox else [])]
 
-    def latencies(self) -> dict[int, np.ndarray]:
-        """The histogram of each shard, from push to handled: how many events, in the buckets whose floors are FLOORS_NS."""
+    def histograms(self) -> dict[int, Histograms]:
+        """By shard."""
         views = {shard: self.control.view_shard(shard) for shard in self.control.known_shards()}
         # cffi frees an array with the view that it is part of, so views are kept until all are unpacked
-        return {shard: np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8") for shard, view in views.items()}
+        return {shard: Histograms(np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8"), view.waited_us / 1e6,
+                                  np.array(ffi.unpack(view.batch_sizes, lib.SM_BATCH_SIZES), "u8"), view.rows)
+                for shard, view in views.items()}
 
     def _next_reading(self) -> tuple[Reading, Reading]:
         """A new one, and the one to compare it with."""
@@ -320,6 +339,7 @@ class Observer:
             "broken_lanes": [lane.seat for lane in lanes if lane.broken],
             "latency_p50_us": quantile_us(latency, 0.50), "latency_p99_us": quantile_us(latency, 0.99),
             "recent_p50_us": quantile_us(recent, 0.50), "recent_p99_us": quantile_us(recent, 0.99),
+            "batch_rows_p50": quantile_rows(view.batch_sizes, 0.50), "batch_rows_p99": quantile_rows(view.batch_sizes, 0.99),
             "cpu": cpu, "rss_bytes": rss,
             "condition": condition, "reason": reason, "crashes": life.get("crashes", 0), "last_exit": life.get("last_exit"),
             "restarting_in_s": restarting_in, "error": control.shard_error(shard),

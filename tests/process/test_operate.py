@@ -5,10 +5,13 @@ import http.client
 import io
 import json
 import os
+import shutil
 import signal
+import subprocess
 import urllib.parse
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
@@ -72,6 +75,16 @@ def test_health_metrics_and_commands_over_tcp(rig: Rig, engine_name: str) -> Non
             code, last = daemon.end()
             assert (code, last["status"]["accounting"]["handled"]) == (0, 300), "asked to stop again it did not drain"
     assert segments_of(engine_name) == []
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: nobody but us has read the metrics")
+def test_prometheus_has_nothing_to_say_against_the_metrics_of_an_engine_that_has_worked(rig: Rig, engine_name: str) -> None:
+    with rig.engine(engine_name, shards=2, http_port=0) as engine, engine.producer() as producer:
+        producer.push_many(list(range(100)), [payload(1, key, 0) for key in range(100)])
+        producer.flush(20)
+        status, text = ask(engine.status()["engine"]["http"], "/metrics")
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=60)
+    assert (200, 0, "") == (status, done.returncode, done.stderr) and "_latency_seconds_sum{" in text
 
 
 def test_a_failed_shard_makes_an_engine_unready_and_leaves_it_alive(rig: Rig, engine_name: str) -> None:

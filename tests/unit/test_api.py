@@ -27,7 +27,7 @@ from shardmem.control import api as module
 from shardmem.control.api import Api
 from shardmem.control.health import against_life, against_readiness
 from shardmem.control.commands import parse_slots
-from shardmem.control.metrics import buckets_of
+from shardmem.control.metrics import rows_of, seconds_of
 from shardmem.control.operations import COMMANDS, PAGE_FILES, READS
 from shardmem.control.quarantine import NEWEST, Shelf, describe, plain
 from shardmem.errors import AlreadyRunning, ConfigError, NotRunning
@@ -430,7 +430,7 @@ def test_metrics_say_what_status_says_in_the_format_that_was_asked_for(loopback,
         names = {name for name, _ in told}
         for figure in FIGURES:
             if figure.kind == HISTOGRAM:
-                assert f"{figure.metric}_bucket" in names
+                assert {f"{figure.metric}_{part}" for part in ("bucket", "sum", "count")} <= names
             elif figure.metric and any(value is not None for _, value in figure.read(document)):
                 assert figure.metric in names, figure
         name = (("engine", document["engine"]["name"]),)
@@ -440,6 +440,12 @@ def test_metrics_say_what_status_says_in_the_format_that_was_asked_for(loopback,
         assert 0 == told["shardmem_shard_state", (*name, ("shard", "0"), ("state", "failed"))]
         buckets = [value for (metric, labels), value in told.items() if metric == "shardmem_shard_latency_seconds_bucket"]
         assert sorted(buckets) == buckets and 100 == buckets[-1]
+        shard = (*name, ("shard", "0"))
+        assert 100 == told["shardmem_shard_latency_seconds_count", shard] == told["shardmem_shard_batch_rows_sum", shard]
+        assert 1 == told["shardmem_shard_batch_rows_count", shard] == told["shardmem_shard_batch_rows_bucket", (*name, ("le", "128.0"), shard[1])]
+        assert 0 == told["shardmem_shard_batch_rows_bucket", (*name, ("le", "64.0"), shard[1])]
+        seconds = told["shardmem_shard_latency_seconds_sum", shard]
+        assert 0 < seconds / 100 < 60 and abs(seconds / 100 - document["shards"][0]["latency_p50_us"] / 1e6) < 0.3 * seconds / 100
 
     engine = loopback()
     engine.producer().push_many(list(range(100)), [b""] * 100)
@@ -452,11 +458,20 @@ def test_metrics_say_what_status_says_in_the_format_that_was_asked_for(loopback,
 def test_an_event_is_counted_from_the_bound_that_its_latency_is_below(bucket):
     counts = np.zeros(lib.SM_HISTOGRAM, "u8")
     counts[bucket] = 7
-    found = buckets_of(counts)
+    found = seconds_of(counts)
     below = [float(bound) for bound, events in found if not events]
     within = [float(bound) for bound, events in found if events == 7]
     assert len(found) == len(below) + len(within) and math.inf == within[-1]
     assert max(below, default=0) <= FLOORS_NS[bucket] / 1e9 < min(within)
+
+
+@pytest.mark.parametrize("bucket", [0, 1, 12, 20, 21, 31])
+def test_a_batch_is_counted_up_to_the_bound_that_holds_it(bucket):
+    counts = np.zeros(lib.SM_BATCH_SIZES, "u8")
+    counts[bucket] = 7
+    found = [(float(bound), batches) for bound, batches in rows_of(counts)]
+    assert [bound for bound, batches in found if batches][0] == (2.0 ** bucket if bucket <= 20 else math.inf)
+    assert ["1.0", "2.0", "4.0"] == [bound for bound, _ in rows_of(counts)][:3] and (math.inf, 7) == found[-1]
 
 
 def test_health_says_why_not(loopback, sockets):

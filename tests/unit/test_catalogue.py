@@ -11,6 +11,7 @@ import pytest
 import shardmem
 from shardmem.memory.native import ENGINE_STATES, REASONS, SHARD_STATES, lib
 from shardmem.policy import Facts, Limits, condition_of
+from shardmem.control.metrics import OF
 from shardmem.runtime.catalogue import COUNTER, FIGURES, HISTOGRAM, PREFIX, REFUSALS, STATE, Figure, page
 from shardmem.runtime.snapshot import Observer
 
@@ -117,7 +118,8 @@ def test_names_follow_the_conventions_of_prometheus_and_are_declared_once():
             assert each.metric.endswith("_ratio") == (each.unit == "share"), each
     for names in ([each.metric for each in FIGURES if each.metric], [each.path for each in FIGURES if each.path]):
         assert len(names) == len(set(names))
-    assert [HISTOGRAM] == [each.kind for each in FIGURES if each.path is None]
+    beside = [each for each in FIGURES if each.path is None]
+    assert {HISTOGRAM} == {each.kind for each in beside} and OF.keys() == {each.metric for each in beside}
 
 
 def test_the_page_of_metrics_is_what_the_catalogue_says():

@@ -15,7 +15,8 @@ from shardmem.runtime.catalogue import FIGURES, HISTOGRAM
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ALERTS, DASHBOARD = EXAMPLES / "alerts.yml", EXAMPLES / "grafana-dashboard.json"
-FIGURE_OF = {each.metric + ("_bucket" if each.kind == HISTOGRAM else ""): each for each in FIGURES if each.metric}
+FIGURE_OF = {each.metric + part: each for each in FIGURES if each.metric
+             for part in (("_bucket", "_sum", "_count") if each.kind == HISTOGRAM else ("",))}
 IN_BRACES = re.compile(r"(shardmem_\w+)(?:\{([^}]*)\})?")
 GIVEN = re.compile(r'(\w+)(=~|!=|!~|=)"([^"]*)"')
 
@@ -84,7 +85,91 @@ def test_panels_of_the_dashboard_do_not_overlap_and_have_numbers_of_their_own():
     assert len(set(cells)) == len(cells) and max(x for x, _ in cells) < 24
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+# ---- with Prometheus's own tool ---------------------------------------------------------------------------------------------
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None,
+                                    reason="promtool is not installed (it is in Debian's package prometheus): rules are not run")
+# For each alert: series, minute by minute, with which it fires at the minute that is named; its labels beside the severity; and
+# what it says by then, where that is not the text of the rule.
+ILL: dict[str, tuple[dict[str, str], int, dict[str, str], dict[str, str]]] = {
+    "ShardmemDown": ({'up{job="shardmem", instance="a:9105"}': "1 0x5"}, 3, {"job": "shardmem", "instance": "a:9105"},
+                     {"summary": "a:9105 does not answer"}),
+    "ShardmemSupervisorHeartbeatOld": (
+        {'shardmem_supervisor_heartbeat_age_seconds{engine="e"}': "0.1 40 100 160"}, 3, {"engine": "e"},
+        {"summary": "e: the supervisor's loop has not gone round for 2m 40s"}),
+    "ShardmemShardFailed": (
+        {'shardmem_shard_state{engine="e", shard="3", state="failed"}': "0 1",
+         'shardmem_shard_state{engine="e", shard="3", state="active"}': "1 0"}, 1,
+        {"engine": "e", "shard": "3", "state": "failed"}, {"summary": "e: shard 3 failed and is not started again"}),
+    "ShardmemSlotsUnowned": ({'shardmem_slots_unowned{engine="e"}': "0 512 512 512"}, 3, {"engine": "e"},
+                             {"summary": "e: 512 slots have no live owner"}),
+    "ShardmemCrashLoop": (
+        {'shardmem_shard_crashes_total{engine="e", shard="3"}': "0+1x10"}, 6, {"engine": "e", "shard": "3"},
+        {"summary": "e: workers of shard 3 keep dying",
+         "description": "5 in five minutes. `shardmem status --json` has the last exit of each shard."}),
+    "ShardmemLaneNearlyFull": ({'shardmem_shard_fill_ratio{engine="e", shard="3"}': "0.5 0.95x5"}, 4,
+                               {"engine": "e", "shard": "3"}, {"summary": "e: a lane of shard 3 is 95% full"}),
+    "ShardmemQuarantineGrowing": ({'shardmem_quarantined_total{engine="e"}': "7x15 8x5"}, 17, {"engine": "e"},
+                                  {"summary": "e: 1 events were set aside"}),
+    "ShardmemHandoffLate": ({'shardmem_handoffs_late{engine="e"}': "0 2 2 2"}, 3, {"engine": "e"},
+                            {"summary": "e: 2 handoffs are late"}),
+    "ShardmemEventsRefused": (
+        {'shardmem_refused_total{engine="e", reason="full"}': "0+60x12"}, 11, {"engine": "e", "reason": "full"},
+        {"summary": "e: 1 events a second are refused (full)"}),
+}
+# An engine that is well, though not idle: what each alert is about has happened, or comes near it.
+WELL = {
+    'up{job="shardmem", instance="a:9105"}': "1x10 0 1x10",  # started anew
+    'shardmem_supervisor_heartbeat_age_seconds{engine="e"}': "0.2x8 11 0.2x12",
+    'shardmem_shard_state{engine="e", shard="0", state="failed"}': "0x20",
+    'shardmem_shard_state{engine="e", shard="0", state="active"}': "1x20",
+    'shardmem_slots_unowned{engine="e"}': "0x5 512 0x15",    # a worker was started again
+    'shardmem_shard_crashes_total{engine="e", shard="0"}': "5x6 7x14",
+    'shardmem_shard_fill_ratio{engine="e", shard="0"}': "0.89x5 0.95 0.89x15",
+    'shardmem_quarantined_total{engine="e"}': "23x20",
+    'shardmem_handoffs_late{engine="e"}': "0x5 1 0x15",
+    'shardmem_refused_total{engine="e", reason="full"}': "900x20",
+    'shardmem_refused_total{engine="e", reason="sampled"}': "0+600x20",
+    'shardmem_refused_total{engine="e", reason="timeout"}': "0x20",
+}
+
+
+def series(values: dict[str, str]) -> list[dict]:
+    return [{"series": name, "values": said} for name, said in values.items()]
+
+
+def for_promtool(ill: dict) -> dict:
+    """What promtool is to run: each alert with what is ill, and all of them with what is well."""
+    about = {rule["alert"]: rule for rule in rules()}
+    tests = []
+    for name, (values, minute, labels, said) in ill.items():
+        expected = {"exp_labels": {**labels, "severity": about[name]["labels"]["severity"]},
+                    "exp_annotations": {**about[name]["annotations"], **said}}
+        tests.append({"name": name, "interval": "1m", "input_series": series(values),
+                      "alert_rule_test": [{"eval_time": f"{minute}m", "alertname": name, "exp_alerts": [expected]}]})
+    quiet = [{"eval_time": f"{minute}m", "alertname": name, "exp_alerts": []} for name in about for minute in range(21)]
+    tests.append({"name": "well", "interval": "1m", "input_series": series(WELL), "alert_rule_test": quiet})
+    return {"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": tests}
+
+
+def promtool(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60)
+
+
+@needs_promtool
 def test_promtool_finds_nothing_wrong_with_the_alerts():
-    done = subprocess.run(["promtool", "check", "rules", str(ALERTS)], capture_output=True, text=True)
+    done = promtool("check", "rules", str(ALERTS))
     assert 0 == done.returncode, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_each_alert_fires_when_it_should_with_what_it_says_and_is_quiet_for_an_engine_that_is_well(tmp_path):
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(for_promtool(ILL)))
+    done = promtool("test", "rules", str(tmp_path / "tests.yml"))
+    assert 0 == done.returncode, done.stdout + done.stderr
+
+
+def test_every_alert_has_a_test_and_every_metric_of_it_is_seen_well():
+    assert {rule["alert"] for rule in rules()} == ILL.keys()
+    asked = {metric for rule in rules() for metric, _ in IN_BRACES.findall(rule["expr"])}
+    assert set() == asked - {name.partition("{")[0] for name in WELL}

@@ -250,6 +250,7 @@ export class Shards {
       ["in flight", exact(shard.in_flight)],
       ["set aside", exact(shard.quarantined)],
       ["batches", exact(shard.batches)],
+      ["events in a batch, p50, p99", `${short(shard.batch_rows_p50)}, ${short(shard.batch_rows_p99)}`],
       ["busy, CPU", `${part(shard.busy)}, ${part(shard.cpu)} of a core`],
       ["memory", bytes(shard.rss_bytes)],
       ["p50, p99 of the last", `${micro(shard.recent_p50_us)}, ${micro(shard.recent_p99_us)}`],
