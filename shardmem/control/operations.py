@@ -80,7 +80,7 @@ COMMANDS = (
             {"ids": IDS, "all": ALL}, one_of=("ids", "all")),
     Command("stop", "Drain and stop; now: leave what is not handled in shared memory", {"now": SWITCH}, ("now",)),
 )
-PAGE_FILES = ("page.html", "page.css", "icon.svg", "charts.js", "orders.js", "page.js", "quarantine.js", "slots.js", "tables.js",
+PAGE_FILES = ("page.html", "page.css", "icon.svg", "charts.js", "dialog.js", "orders.js", "page.js", "quarantine.js", "slots.js", "tables.js",
               "words.js")
 READS = (
     Read("/", "The page: an engine as it runs, for a browser", "text/html"),

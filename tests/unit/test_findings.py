@@ -2,12 +2,17 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 
 from shardmem.console.cli import main
 from shardmem.control.operations import COMMANDS
+from shardmem.errors import Backpressure
+from shardmem.runtime import findings as module
 from shardmem.runtime.findings import LEVELS, STALE, Lately, findings
 from shardmem.runtime.snapshot import Observer
 
@@ -113,16 +118,19 @@ def test_more_shards_are_not_advised_where_they_cannot_help():
 
 
 def test_refusals_of_the_last_seconds_are_found_in_a_real_engine(loopback):
-    import shardmem
+    engine = loopback(shards=2, lane_bytes=4096)
+    observer, producer = Observer(engine.control), engine.producer(backpressure="fail")
+    assert "refused" not in [each["kind"] for each in observer.status()["findings"]]
+    with pytest.raises(Backpressure):
+        producer.push_many([1] * 400, [b"x" * 64] * 400)
+    document = observer.status()
+    observer.close()
 
-    engine, observer = loopback(shards=2, lane_bytes=4096), None
-    producer = engine.producer(backpressure="fail")
-    try:
-        observer = Observer(engine.control)
-        assert "refused" not in [each["kind"] for each in observer.status()["findings"]]
-        with pytest.raises(shardmem.Backpressure) as full:
-            producer.push_many([1] * 400, [b"x" * 64] * 400)
-        found = {each["kind"]: each for each in observer.status()["findings"]}
-        assert f"{len(full.value.rest[0]) if isinstance(full.value.rest, tuple) else len(full.value.rest):,} events" in found["refused"]["text"]
-    finally:
-        observer.close()
+    refused = document["accounting"]["refused"]["full"]
+    assert 300 < refused and f"{refused:,} events were refused" in {each["kind"]: each["text"] for each in document["findings"]}["refused"]
+
+
+def test_every_kind_of_finding_is_in_the_documentation():
+    kinds = set(re.findall(r'finding\("\w+", "(\w+)"', inspect.getsource(module)))
+    documented = (Path(__file__).parents[2] / "docs" / "operations.md").read_text().partition("## Whether it is well")[2]
+    assert 15 < len(kinds) and set() == {kind for kind in kinds if f"`{kind}`" not in documented.partition("\n## ")[0]}

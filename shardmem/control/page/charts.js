@@ -1,4 +1,4 @@
-// Figures over time: what they were is kept across a reload of the page, gaps stay gaps, and a crosshair goes by mouse and by keys.
+// Figures over time: kept across a reload of the page, gaps stay gaps, and a crosshair goes by mouse and by keys.
 
 import {attribute, clock, make, set} from "./words.js";
 
@@ -78,8 +78,8 @@ function shape(name, attributes, text) {
   return made;
 }
 
-/** format: a value as text with its unit. series: {key, name}, the first drawn solid, the second dashed. least, most: the axis goes at
-    least so far, and no further. log: it goes by powers of ten, because one slow moment would flatten all others. */
+/** format: a value as text with its unit. series: {key, name}, the first drawn solid, the second dashed. least, most: the axis
+    goes at least so far, and no further. log: it goes by powers of ten, because one slow moment would flatten all others. */
 export class Chart {
   constructor(host, history, {title, format, series, least, most, log}, range, moved) {
     Object.assign(this, {history, title, format, series, least, most, log, range, moved});

@@ -1,7 +1,8 @@
 // An engine as it runs: asked once a second, judged by the supervisor (`findings` of the status document), shown as it answers.
 
 import {Chart, History} from "./charts.js";
-import {Commands, ORDERS} from "./orders.js";
+import {Commands} from "./dialog.js";
+import {ORDERS} from "./orders.js";
 import {Quarantine} from "./quarantine.js";
 import {Slots} from "./slots.js";
 import {Producers, Shards} from "./tables.js";
@@ -40,10 +41,13 @@ let last = null,
   due = null,
   turn = 0;
 
+/** A header is bytes: those of UTF-8, which is what the supervisor compares. */
+const header = text => String.fromCharCode(...new TextEncoder().encode(text));
+
 async function ask(path, options = {}) {
   const {token, patience = PATIENCE, ...rest} = options,
     headers = {...rest.headers};
-  if (token ?? commands.token) headers.Authorization = `Bearer ${encodeURI(token ?? commands.token)}`;
+  if (token ?? commands.token) headers.Authorization = `Bearer ${header(token ?? commands.token)}`;
   const answer = await fetch(path, {cache: "no-store", ...rest, headers, signal: AbortSignal.timeout(patience)}),
     body = await answer.json();
   if (!answer.ok) throw new Error(body.error || answer.statusText);
@@ -136,12 +140,13 @@ function judge(document) {
     point = history.points[history.points.length - 1];
   const working = shards.filter(each => each.alive).length,
     text =
-      `${plural(working, "shard")} handle ${point.handled === null ? "events" : `${short(point.handled)} events/s`}; the fullest lane is ${part(fullest)} full` +
+      `${plural(working, "shard handles", "shards handle")} ${point.handled === null ? "" : `${short(point.handled)} `}events/s; ` +
+      `the fullest lane is ${part(fullest)} full` +
       (latency.p99_us === null ? "." : `; 99 of 100 events are handled within ${micro(latency.p99_us)}.`);
   verdict(
     level,
     engine.state === "running" ? HEADS[level] : `${HEADS[level]}: the engine is ${engine.state}`,
-    text.replace(/^1 shard handle /, "1 shard handles "),
+    text,
     findings,
   );
   speak(
@@ -252,7 +257,7 @@ function timeline(document, now) {
       level: "info",
       shard: null,
       count: each.count,
-      text: `The policy: ${each.kind}${each.count ? ` ${each.count}` : ""}, because ${each.reason}${each.times > 1 ? ` (${exact(each.times)} times in a row)` : ""}`,
+      text: `The policy: ${each.kind} ${each.count || ""}: ${each.reason}${each.times > 1 ? ` (${exact(each.times)} times)` : ""}`,
       id: `decision ${Math.round(now - each.since_s)}`,
     }));
   const events = (document.events || []).map(each => ({...each, id: `${each.at} ${each.kind} ${each.shard} ${each.text}`}));
@@ -291,7 +296,14 @@ function show(document) {
   set($("name"), engine.name);
   set(
     $("about"),
-    `${engine.state} · supervisor ${supervisor.pid}, up ${span(supervisor.uptime_s)} · ${engine.schema.kind}${engine.schema.key ? ` by ${engine.schema.key}` : ""}`,
+    [
+      engine.state,
+      `supervisor ${supervisor.pid}, up ${span(supervisor.uptime_s)}`,
+      engine.schema.kind,
+      engine.schema.key && `by ${engine.schema.key}`,
+    ]
+      .filter(Boolean)
+      .join(" · "),
   );
   remember(document);
   judge(document);
@@ -300,7 +312,8 @@ function show(document) {
   shards.show(document);
   set(
     $("policy"),
-    `${document.auto_scale ? "Scaled by the policy" : "Scaled by hand"}, ${plural(document.shards.length, "shard")} of at most ${engine.max_shards}.${lately ? ` Last judgement: ${lately.reason}.` : ""}`,
+    `${document.auto_scale ? "Scaled by the policy" : "Scaled by hand"}, ${document.shards.length} of at most ${engine.max_shards} shards.` +
+      (lately ? ` Last judgement: ${lately.reason}.` : ""),
   );
   producers.show(document);
   if (slots) map.show(document, slots);
@@ -387,7 +400,7 @@ function gone(error) {
       shard: null,
       text: "'shardmem run' with the same settings takes the engine up again; live workers are adopted, nothing is lost.",
       advice:
-        "With http_port = 0 it may answer on another port; 'shardmem status' names it. This page goes on asking here once a second.",
+        "With http_port = 0 it may answer on another port; 'shardmem status' names it. This page goes on asking once a second.",
       command: null,
       order: null,
     },

@@ -1,4 +1,4 @@
-// Events that kept failing. Keys, payloads and tracebacks are users' data: they need the token, and are text whatever they hold.
+// Events that kept failing. Keys, payloads and tracebacks are users' data: they need the token, and stay text.
 
 import {$, attribute, bytes, clock, exact, keyed, make, plural, set} from "./words.js";
 

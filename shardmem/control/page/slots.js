@@ -1,4 +1,4 @@
-// The map of slots: whose each is, which are on their way, which are hot. A number in each cell, a legend that picks out one shard,
+// The map of slots: whose each is, which are on their way, which are hot. A number in a cell, a legend that picks out a shard,
 // a cursor that reads a slot aloud, and the same as text, so that nothing is told by colour alone.
 
 import {$, attribute, exact, keyed, make, part, plural, ranges, set, span} from "./words.js";
@@ -59,7 +59,11 @@ export class Slots {
     if (this.#picked !== null && !slots.has(this.#picked)) this.#picked = null;
     set(
       $("slots-sum"),
-      `${plural(this.#owners.length, "slot")}, hash buckets of keys; each is one shard's. ${this.#moving.size ? `${exact(this.#moving.size)} in motion, drawn in two colours.` : "All are at rest."} ${this.#hot.size ? "Hot ones have a ring." : ""}`,
+      [
+        `${plural(this.#owners.length, "slot")}, hash buckets of keys; each is one shard's.`,
+        this.#moving.size ? `${exact(this.#moving.size)} in motion, drawn in two colours.` : "All are at rest.",
+        this.#hot.size ? "Hot ones have a ring." : "",
+      ].join(" "),
     );
     keyed(
       $("owners"),
@@ -105,7 +109,8 @@ export class Slots {
       (line, [, {count, oldest, late, each}]) =>
         set(
           line,
-          `${plural(count, "slot")} from shard ${each.from} to shard ${each.to}: ${each.phase} for ${span(oldest)}${late ? `; ${exact(late)} late` : ""}`,
+          `${plural(count, "slot")} from shard ${each.from} to shard ${each.to}: ${each.phase} for ${span(oldest)}` +
+            (late ? `; ${exact(late)} late` : ""),
           late ? "error" : "",
         ),
     );
@@ -117,7 +122,8 @@ export class Slots {
       (line, each) =>
         set(
           line,
-          `Hot: slot ${each.slot} on shard ${each.shard} has ${part(each.share)} of all load${each.alone ? ", and its shard has no other with traffic to speak of" : ""}`,
+          `Hot: slot ${each.slot} on shard ${each.shard} has ${part(each.share)} of all load` +
+            (each.alone ? ", and its shard has no other with traffic to speak of" : ""),
         ),
     );
     keyed(

@@ -243,7 +243,7 @@ export class Shards {
     const told = [
       ["what it does", shard.reason || shard.condition],
       ["worker", shard.alive ? `pid ${shard.pid}, up ${span(shard.uptime_s)}` : "none"],
-      ["life", `${shard.incarnation}, ${plural(shard.crashes, "crash").replace("crashs", "crashes")}`],
+      ["life", `${shard.incarnation}, ${plural(shard.crashes, "crash", "crashes")}`],
       ["last exit", shard.last_exit || "none so far"],
       ["slots", exact(shard.slots)],
       ["handled", `${exact(shard.handled)} of ${exact(shard.accepted)} accepted`],

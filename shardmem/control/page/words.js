@@ -24,7 +24,7 @@ export function attribute(node, name, value) {
   else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
 }
 
-/** The children of `parent`, one for each item in their order; the child of a key stays the same element, and keeps the focus. */
+/** The children of `parent`, one for each item, in order; the child of a key stays the same element, and keeps the focus. */
 export function keyed(parent, items, keyOf, create, update) {
   const there = new Map([...parent.children].map(child => [child.dataset.key, child]));
   let after = null;
@@ -46,7 +46,7 @@ export function keyed(parent, items, keyOf, create, update) {
 
 const number = new Intl.NumberFormat("en");
 export const exact = n => number.format(n);
-export const plural = (n, what) => `${exact(n)} ${what}${n === 1 ? "" : "s"}`;
+export const plural = (n, one, many = `${one}s`) => `${exact(n)} ${n === 1 ? one : many}`;
 
 export function short(n) {
   if (n === null || n === undefined) return "–";
