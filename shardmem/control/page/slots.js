@@ -5,7 +5,10 @@ import {$, attribute, exact, keyed, make, part, plural, ranges, set, span} from 
 
 const dark = matchMedia("(prefers-color-scheme: dark)"),
   NOBODY = 65535,
-  NAMED = 14;
+  NAMED = 14,
+  LARGEST = 30,
+  SMALLEST = 4,
+  TALLEST = 340;
 
 const color = shard =>
   shard === NOBODY
@@ -139,11 +142,12 @@ export class Slots {
     const count = this.#owners.length,
       wide = $("slot-map").clientWidth;
     if (!count || !wide) return;
-    const most = count <= 4096 ? 30 : 22;
+    // The fewest columns, a power of two, with which the map is not taller than a hand; of small cells, as many as there can be.
+    const cellOf = columns => Math.min(LARGEST, Math.floor(wide / columns));
     this.#columns = 16;
-    while (this.#columns * 2 <= count && wide / (this.#columns * 2) >= (count <= 256 ? 26 : count <= 2048 ? 18 : 4))
+    while (cellOf(this.#columns) * Math.ceil(count / this.#columns) > TALLEST && cellOf(this.#columns * 2) >= SMALLEST)
       this.#columns *= 2;
-    this.#cell = Math.max(4, Math.min(most, Math.floor(wide / this.#columns)));
+    this.#cell = Math.max(SMALLEST, cellOf(this.#columns));
     const cell = this.#cell,
       columns = this.#columns,
       scale = devicePixelRatio || 1,
