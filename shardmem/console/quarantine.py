@@ -123,7 +123,8 @@ def show(id: int, name: str | None, state_dir: str | None, as_json: bool) -> Non
 @click.option("--all", "everything", is_flag=True, help="All that have not been replayed yet.")
 @click.option("--timeout", type=click.FloatRange(0), help="Seconds to wait for room in lanes; default: as long as it takes.")
 @_common
-def replay(ids: tuple[int, ...], everything: bool, timeout: float | None, name: str | None, state_dir: str | None, as_json: bool) -> None:
+def replay(ids: tuple[int, ...], everything: bool, timeout: float | None, name: str | None, state_dir: str | None,
+           as_json: bool) -> None:
     """Push events into the running engine again, as new events: they come behind what their keys got since.
 
     Mend the handler first ('shardmem reload', or run the engine anew).

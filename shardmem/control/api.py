@@ -6,8 +6,8 @@
 
 The unix socket is as good as being its user: mode 0600, and the kernel says who is at the other end. Anybody on this machine
 can reach a TCP port, and so can a page in a browser: what changes something, and what shows the users' events, needs
-`http_token`, and the header Host has to name this machine, or a page whose name was rebound to 127.0.0.1 could read the answers. There are no CORS headers, so no
-page of another origin can.
+`http_token`, and the header Host has to name this machine, or a page whose name was rebound to 127.0.0.1 could read the
+answers. There are no CORS headers, so no page of another origin can.
 """
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from aiohttp import web
 
 from shardmem.control.client import socket_path
 from shardmem.control.health import against_life, against_readiness
-from shardmem.control.operations import COMMANDS, PAGE_FILES, READS, Command as Declared, openapi
+from shardmem.control.openapi import openapi
+from shardmem.control.operations import COMMANDS, PAGE_FILES, READS, Command as Declared
 from shardmem.control.quarantine import Shelf
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
 from shardmem.runtime.quarantine import NoSuchEvent
@@ -42,7 +43,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 # inline script or style, and the browser refuses innerHTML and its like.
 PAGE_MAY = ("default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
             "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'")
-PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 PRIVATE = [read.path for read in READS if read.private]
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 DYING = 2.0       # seconds for which the sockets of a supervisor that is being killed may outlive its lease
@@ -168,8 +168,7 @@ class Api:
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        peer = request.transport.get_extra_info("socket") if request.transport else None
-        if peer is None:
+        if (peer := _peer(request)) is None:
             return _problem(400, "the connection is closed")
         if peer.family == socket.AF_UNIX:
             _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
@@ -183,12 +182,12 @@ class Api:
         resource = request.match_info.route.resource
         private = resource is not None and resource.canonical in PRIVATE
         if private or request.method not in ("GET", "HEAD"):
+            what = "events of users" if private else "commands"
             if self._token is None:
-                return _problem(403, f"this port is for reading, {'and not the events of users' if private else 'not for commands'}: "
-                                     f"set http_token, or use the unix socket {self.path}")
+                return _problem(403, f"this port is for reading, and not for {what}: set http_token, or use the unix socket "
+                                     f"{self.path}")
             if not self._shows_token(request):
-                answer = _problem(401, f"{'events of users' if private else 'commands'} need the header  Authorization: Bearer  with "
-                                       f"the http_token of this engine")
+                answer = _problem(401, f"{what} need the header  Authorization: Bearer  with the http_token of this engine")
                 answer.headers["WWW-Authenticate"] = "Bearer"
                 return answer
         return await handler(request)
@@ -225,7 +224,7 @@ class Api:
         if name not in PAGE_FILES:
             raise web.HTTPNotFound
         text = files("shardmem.control").joinpath("page", name).read_text("utf-8")
-        return web.Response(text=text, content_type=PAGE_TYPES[os.path.splitext(name)[1]], headers={
+        return web.Response(text=text, content_type=PAGE_FILES[name], headers={
             "Content-Security-Policy": PAGE_MAY, "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
             "Cache-Control": "no-cache"})
 
@@ -259,20 +258,20 @@ class Api:
             return _problem(409, str(error), type(error).__name__)
 
     async def _openapi(self, request: web.Request) -> web.Response:
-        return web.json_response(openapi())
+        return web.json_response(openapi(tcp=_peer(request).family != socket.AF_UNIX))
 
     def _command(self, declared: Declared, command: Command) -> Handler:
         async def answer(request: web.Request) -> web.Response:
             try:
                 wanted = json.loads(await request.read() or b"{}")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 return _problem(400, f"the body is not JSON: {error}")
             if faults := declared.faults(wanted):
                 return _problem(400, "; ".join(faults), "ConfigError")
             try:
                 return web.json_response(await command(wanted))
-            except ValueError as error:
-                return _problem(400, str(error))
+            except ValueError as error:  # the body makes sense: a slot is in motion
+                return _problem(409, str(error))
             except ShardmemError as error:
                 return _problem(409, str(error), type(error).__name__)
 
@@ -296,6 +295,11 @@ async def _as_json(request: web.Request, handler: Handler) -> web.StreamResponse
     except Exception as error:  # whoever asked reads JSON, whatever went wrong here
         log.exception("%s %s failed", request.method, request.path)
         return _problem(500, f"{type(error).__name__}: {error}")
+
+
+def _peer(request: web.Request) -> Any:
+    """The socket, None when it is closed."""
+    return request.transport.get_extra_info("socket") if request.transport else None
 
 
 def _problem(status: int, text: str, kind: str = "ShardmemError") -> web.Response:

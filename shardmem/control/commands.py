@@ -1,4 +1,5 @@
-"""What can be asked of a running engine: scale, drain, move, rebalance, reload, stop, quarantine. One answer each: what was done."""
+"""What can be asked of a running engine: scale, drain, move, rebalance, reload, stop, and what to do with the quarantine. One
+answer each: what was done."""
 from __future__ import annotations
 
 import asyncio
@@ -132,8 +133,8 @@ class Commands:
         return {**done, **_summary([], started, {})}
 
     async def quarantine_replay(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """{"ids": [...]} or {"all": true}, "timeout": seconds: pushed again, as far as there is room in time. One after the other: two at once would
-        give the same events back twice."""
+        """{"ids": [...]} or {"all": true}, "timeout": seconds: pushed again, as far as there is room in time. One after the other:
+        two at once would give the same events back twice."""
         async with self._giving_back:
             given = await asyncio.to_thread(self._supervisor.shelf.replay, wanted.get("ids"), wanted.get("timeout", LANES))
         if given.replayed or given.left:
@@ -144,7 +145,8 @@ class Commands:
     async def quarantine_purge(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"ids": [...]} or {"all": true}: gone for good."""
         purged = await asyncio.to_thread(self._supervisor.shelf.purge, wanted.get("ids"))
-        self._supervisor.journal.note("purged", f"{_events(purged)} of the quarantine thrown away")
+        if purged:
+            self._supervisor.journal.note("purged", f"{_events(purged)} of the quarantine thrown away")
         return {"purged": purged}
 
     # ---- what the policy asks for -------------------------------------------------------------------------------------------
@@ -281,7 +283,7 @@ def _moved_text(moved: list[dict[str, int]]) -> str:
 def parse_slots(given: str | int | list[int], count: int) -> list[int]:
     """[17, 40, 41, ...] from "17,40-60", a number or a list of numbers. Raises ConfigError."""
     if isinstance(given, str):
-        ends = [(int(low), int(high or low)) for part in given.split(",") for low, _, high in [part.partition("-")]]
+        ends = [(_number(low), _number(high or low)) for part in given.split(",") for low, _, high in [part.partition("-")]]
     else:
         ends = [(slot, slot) for slot in ([given] if isinstance(given, int) else given)]
     # Limits first: all numbers of "0-99999999999" would fill the memory of the supervisor.
@@ -290,6 +292,11 @@ def parse_slots(given: str | int | list[int], count: int) -> list[int]:
     if not found:
         raise ConfigError(f"slots={given!r} must name at least one of the slots 0 to {count - 1}, and no other")
     return found
+
+
+def _number(digits: str) -> int:
+    """int() does not read thousands of them; any number of more than twenty is beyond the last slot."""
+    return int(digits.lstrip("0")[:20] or "0")
 
 
 def _summary(rounds: list[Round], started: float, seconds: dict[str, float]) -> dict[str, Any]:

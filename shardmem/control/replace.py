@@ -95,8 +95,8 @@ class Replacements:
                 raise
             self._lives.pop(shard, None)
             log.info("shard %d was recycled, because %s; shard %d has its slots", shard, why, successor)
-            self._supervisor.journal.note("worker_replaced", f"shard {shard} was recycled, because {why}; shard {successor} has its "
-                                                             f"slots", successor)
+            text = f"shard {shard} was recycled, because {why}; shard {successor} has its slots"
+            self._supervisor.journal.note("worker_replaced", text, successor)
 
     # ---- reload ------------------------------------------------------------------------------------------------------------
 
@@ -140,9 +140,10 @@ class Replacements:
             supervisor.config, supervisor.pilot.mapper.policy = config, policy
             supervisor.take_limits()
         log.info("reloaded: %d workers are fresh", len(reloaded))
-        supervisor.journal.note("reload", f"reloaded in {time.monotonic() - started:.2g} s: " + ", ".join(
-            f"shard {each['to']} took the place of {each['from']}" if each["to"] != each["from"] else f"shard {each['to']} was started again"
-            for each in reloaded) + (f"; not changed while it runs: {', '.join(fixed)}" if fixed else ""))
+        done = [f"shard {new} took the place of {old}" if new != old else f"shard {new} was started again"
+                for each in reloaded for old, new in [(each["from"], each["to"])]]
+        kept = f"; not changed while it runs: {', '.join(fixed)}" if fixed else ""
+        supervisor.journal.note("reload", f"in {time.monotonic() - started:.2g} s: {', '.join(done)}{kept}")
         return {"reloaded": reloaded, "not_applied": fixed}
 
     async def _start_again(self, shard: int) -> None:

@@ -62,8 +62,8 @@ class Stuck:
         if case.looks == 2:
             why += "; the process is stopped, as by SIGSTOP" if _is_stopped(worker.pid) else ""
             log.error("shard %d (pid %d) is stuck: %s; its stacks go to its standard error", worker.shard, worker.pid, why)
-            self._journal.note("stuck", f"worker pid {worker.pid} is stuck: {why}; its stacks go to its standard error, then it is "
-                                        f"ended", worker.shard)
+            text = f"worker pid {worker.pid} is stuck: {why}; its stacks go to its standard error, then it is ended"
+            self._journal.note("stuck", text, worker.shard)
             # Before it enters its shard it may not have the handler yet, and would die of the signal.
             if self._control.view_shard(worker.shard).pid == worker.pid:
                 worker.signal(signal.SIGUSR2)

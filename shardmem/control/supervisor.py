@@ -314,8 +314,8 @@ class Supervisor:
         """Refuse new events, wait for the sends in progress, then for empty lanes."""
         # E1/E2: a producer that saw "running" had its mark odd by then, and it changes once that send is over.
         self.control.set_state("draining")
-        self.journal.note("draining", f"asked to stop: producers are refused, {sum(self._observer.in_flight().values()):,} events in "
-                                      f"flight are handled first")
+        left = sum(self._observer.in_flight().values())
+        self.journal.note("draining", f"asked to stop: producers are refused, {left:,} events in flight are handled first")
         started, limit = time.monotonic(), self.config.drain_timeout
 
         def give_up() -> bool:

@@ -176,9 +176,9 @@ class Workers:
             self._were_ready.add(worker.shard)
         past = self._pasts.get(worker.shard)
         if report.get("ready") and past is not None and past.ended_at is not None:
-            self._journal.note("worker_started", f"worker pid {worker.pid} is ready, {time.monotonic() - past.ended_at:.2g} s after the "
-                                                 f"last one ended; crashes of this shard so far: {past.crashes}", worker.shard)
-            past.ended_at = None
+            seconds, past.ended_at = time.monotonic() - past.ended_at, None
+            text = f"worker pid {worker.pid} is ready, {seconds:.2g} s after the last one ended"
+            self._journal.note("worker_started", f"{text}; crashes of this shard so far: {past.crashes}", worker.shard)
         self._changed()
 
     def _exited(self, worker: WorkerProcess | AdoptedWorker) -> None:

@@ -30,7 +30,8 @@ LEVELS = ("info", "warning", "error")
 class Figure:
     """path: where in the document; None: beside it, because it is too long for it. writer: whose words it is read from;
     several, if it is worked out from words of several. metric: its name for Prometheus; None: it identifies something, or is
-    worked out from another that has one. values: what a STATE, or a label that is the key of an object, can be.
+    worked out from another that has one. values: what a STATE, or a label that is the key of an object, can be. null: whether it
+    may be that. truth: it is true or false.
     """
 
     path: str | None
@@ -41,6 +42,8 @@ class Figure:
     metric: str | None = None
     fold: str | None = None
     values: tuple[str, ...] = ()
+    null: bool = False
+    truth: bool = False
 
     @property
     def name(self) -> str:
@@ -98,16 +101,17 @@ FIGURES = (
            "shardmem_engine_max_producers"),
     Figure("engine.quarantine_held", "events", GAUGE, "worker",
            "events in the quarantine file that were neither replayed nor purged; null when it cannot be read",
-           "shardmem_quarantine_held"),
+           "shardmem_quarantine_held", null=True),
 
     Figure("supervisor.pid", "", STATE, "supervisor", "its process"),
     Figure("supervisor.incarnation", "lives", COUNTER, "supervisor", "supervisors that this engine has had",
            "shardmem_supervisor_lives_total"),
-    Figure("supervisor.alive", "", GAUGE, "supervisor", "1 while a supervisor holds its lease", "shardmem_supervisor_up"),
+    Figure("supervisor.alive", "", GAUGE, "supervisor", "1 while a supervisor holds its lease", "shardmem_supervisor_up",
+           truth=True),
     Figure("supervisor.uptime_s", "seconds", GAUGE, "supervisor", "since it took the role",
            "shardmem_supervisor_uptime_seconds"),
     Figure("supervisor.heartbeat_age_s", "seconds", GAUGE, "supervisor", "since its control loop last went round",
-           "shardmem_supervisor_heartbeat_age_seconds"),
+           "shardmem_supervisor_heartbeat_age_seconds", null=True),
 
     Figure("shards[].id", "", STATE, "supervisor", "number of the shard"),
     Figure("shards[].state", "", STATE, "supervisor", "1 for where the shard is in its life", "shardmem_shard_state",
@@ -115,11 +119,11 @@ FIGURES = (
     Figure("shards[].condition", "", STATE, "supervisor, worker", "1 for how the shard is doing", "shardmem_shard_condition",
            values=("idle", "busy", "slow", "starting", "restarting", "stuck", "dead", "failed", "stopped")),
     Figure("shards[].pid", "", STATE, "worker", "the worker's process"),
-    Figure("shards[].alive", "", GAUGE, "worker", "1 while a worker holds the shard's lease", "shardmem_shard_up"),
+    Figure("shards[].alive", "", GAUGE, "worker", "1 while a worker holds the shard's lease", "shardmem_shard_up", truth=True),
     Figure("shards[].incarnation", "lives", COUNTER, "worker", "workers that this shard has had",
            "shardmem_shard_lives_total"),
     Figure("shards[].uptime_s", "seconds", GAUGE, "worker", "since the worker entered; null without one",
-           "shardmem_shard_uptime_seconds"),
+           "shardmem_shard_uptime_seconds", null=True),
     Figure("shards[].slots", "slots", GAUGE, "supervisor", "slots that the shard owns", "shardmem_shard_slots"),
     Figure("shards[].accepted", "events", COUNTER, "producer", "events accepted for this shard",
            "shardmem_shard_accepted_total"),
@@ -141,30 +145,30 @@ FIGURES = (
     Figure("shards[].lanes", "lanes", GAUGE, "producer", "lanes that are open", "shardmem_shard_lanes"),
     Figure("shards[].broken_lanes[]", "lanes", GAUGE, "worker", "lanes found corrupt and read no more",
            "shardmem_shard_broken_lanes", fold="count"),
-    Figure("shards[].latency_p50_us", "microseconds", GAUGE, "worker", "median from push to handled, of all so far"),
-    Figure("shards[].latency_p99_us", "microseconds", GAUGE, "worker", "99th percentile of the same"),
+    Figure("shards[].latency_p50_us", "microseconds", GAUGE, "worker", "median from push to handled, of all so far", null=True),
+    Figure("shards[].latency_p99_us", "microseconds", GAUGE, "worker", "99th percentile of the same", null=True),
     Figure("shards[].recent_p50_us", "microseconds", GAUGE, "worker",
-           "median from push to handled, since an earlier reading; null when nothing was handled since"),
-    Figure("shards[].recent_p99_us", "microseconds", GAUGE, "worker", "99th percentile of the same"),
+           "median from push to handled, since an earlier reading; null when nothing was handled since", null=True),
+    Figure("shards[].recent_p99_us", "microseconds", GAUGE, "worker", "99th percentile of the same", null=True),
     Figure(None, "seconds", HISTOGRAM, "worker", "from push to handled, of each event", "shardmem_shard_latency_seconds"),
     Figure("shards[].batch_rows_p50", "events", GAUGE, "worker",
-           "median of the events in a batch, of all so far, up to a power of two"),
-    Figure("shards[].batch_rows_p99", "events", GAUGE, "worker", "99th percentile of the same"),
+           "median of the events in a batch, of all so far, up to a power of two", null=True),
+    Figure("shards[].batch_rows_p99", "events", GAUGE, "worker", "99th percentile of the same", null=True),
     Figure(None, "events", HISTOGRAM, "worker", "events in a batch that was handled", "shardmem_shard_batch_rows"),
     Figure("shards[].cpu", "share", GAUGE, "worker",
            "part of one core that the worker uses, since an earlier reading; null when "
-           "its process cannot be seen", "shardmem_shard_cpu_ratio"),
+           "its process cannot be seen", "shardmem_shard_cpu_ratio", null=True),
     Figure("shards[].rss_bytes", "bytes", GAUGE, "worker",
            "resident memory of the worker, its part of shared memory included; "
-           "null when its process cannot be seen", "shardmem_shard_resident_memory_bytes"),
+           "null when its process cannot be seen", "shardmem_shard_resident_memory_bytes", null=True),
     Figure("shards[].crashes", "crashes", COUNTER, "supervisor", "workers of this shard that died",
            "shardmem_shard_crashes_total"),
     Figure("shards[].restarting_in_s", "seconds", GAUGE, "supervisor", "until the next worker starts; null when none is due",
-           "shardmem_shard_restarting_in_seconds"),
+           "shardmem_shard_restarting_in_seconds", null=True),
 
     Figure("producers[].seat", "", STATE, "producer", "number of the seat"),
     Figure("producers[].pid", "", STATE, "producer", "the producer's process; 0 when it has left"),
-    Figure("producers[].alive", "", GAUGE, "producer", "1 while a producer holds the seat", "shardmem_producer_up"),
+    Figure("producers[].alive", "", GAUGE, "producer", "1 while a producer holds the seat", "shardmem_producer_up", truth=True),
     Figure("producers[].incarnation", "lives", COUNTER, "producer", "producers that this seat has had",
            "shardmem_producer_lives_total"),
     Figure("producers[].accepted", "events", GAUGE, "producer",
@@ -187,17 +191,17 @@ FIGURES = (
            "shardmem_handoff_age_seconds", fold="max"),
     Figure("handoffs[].late", "slots", GAUGE, "supervisor", "handoffs beyond the deadline of their phase",
            "shardmem_handoffs_late",
-           fold="sum"),
+           fold="sum", truth=True),
 
     Figure("auto_scale", "", GAUGE, "supervisor", "1 while the policy decides on the number of shards",
-           "shardmem_auto_scale"),
+           "shardmem_auto_scale", truth=True),
     Figure("decisions[].count", "shards", GAUGE, "supervisor", "how many shards more or fewer"),
     Figure("decisions[].age_s", "seconds", GAUGE, "supervisor", "since it was last taken"),
     Figure("decisions[].since_s", "seconds", GAUGE, "supervisor", "since it was first taken"),
     Figure("decisions[].times", "decisions", GAUGE, "supervisor", "how often in a row"),
     Figure("events[].at", "seconds", GAUGE, "supervisor", "when it happened, since 1970; oldest first, at most 64"),
     Figure("events[].kind", "", STATE, "supervisor", "what happened", values=tuple(HAPPENINGS)),
-    Figure("events[].shard", "", STATE, "supervisor", "shard that it happened to; null: to the engine"),
+    Figure("events[].shard", "", STATE, "supervisor", "shard that it happened to; null: to the engine", null=True),
     Figure("events[].level", "", STATE, "supervisor", "how bad that is", values=LEVELS),
     Figure("hot_slots[].slot", "slots", GAUGE, "supervisor", "slots with more load than a shard's fair share",
            "shardmem_hot_slots",
@@ -205,7 +209,8 @@ FIGURES = (
     Figure("hot_slots[].shard", "", STATE, "supervisor", "shard that has it"),
     Figure("hot_slots[].share", "share", GAUGE, "supervisor", "part of all load that the hottest slot has",
            "shardmem_hot_slot_ratio", fold="max"),
-    Figure("hot_slots[].alone", "", STATE, "supervisor", "whether its shard has no other slot with traffic to speak of"),
+    Figure("hot_slots[].alone", "", STATE, "supervisor", "whether its shard has no other slot with traffic to speak of",
+           truth=True),
 
     Figure("accounting.offered", "events", COUNTER, "producer", "accepted and refused", "shardmem_offered_total"),
     Figure("accounting.accepted", "events", COUNTER, "producer",
@@ -221,9 +226,9 @@ FIGURES = (
            "shardmem_shed_total",
            values=SHEDS),
     Figure("latency.p50_us", "microseconds", GAUGE, "worker",
-           "median from push to handled, of all shards, since an earlier reading; null when nothing was handled since"),
-    Figure("latency.p99_us", "microseconds", GAUGE, "worker", "99th percentile of the same"),
-    Figure("findings[].shard", "", STATE, "supervisor, worker", "shard that it is about; null if it is about the engine"),
+           "median from push to handled, of all shards, since an earlier reading; null when nothing was handled since", null=True),
+    Figure("latency.p99_us", "microseconds", GAUGE, "worker", "99th percentile of the same", null=True),
+    Figure("findings[].shard", "", STATE, "supervisor, worker", "shard that it is about; null if it is about the engine", null=True),
     Figure("accounting.in_flight", "events", GAUGE, "producer, worker", "accepted events that are still to be handled",
            "shardmem_in_flight"),
 )

@@ -46,7 +46,7 @@ def test_commands_deaths_and_the_end_are_told_with_their_figures(rig: Rig, engin
         now = next(each["pid"] for each in engine.status()["shards"] if each["id"] == 2)
         assert f"worker pid {now} is ready" in started["text"] and "so far: 1" in started["text"]
         engine.reload()
-        assert "took the place of" in told(engine, "reload")["text"]
+        assert "shard 1 took the place of 0" in told(engine, "reload")["text"]
         document = engine.status()
         assert ["started", "scaled", "moved", "shard_removed", "worker_died", "worker_started", "reload"] == kinds(document)
     times = [each["at"] for each in document["events"]]

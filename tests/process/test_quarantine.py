@@ -154,7 +154,8 @@ def ask(engine: shardmem.Engine, path: str, **body: Any) -> tuple[int, Any]:
         return response.status, json.loads(response.read())
 
 
-def test_the_control_api_shows_gives_back_and_throws_away_what_is_in_quarantine(rig: Rig, engine_name: str, settings: dict) -> None:
+def test_the_control_api_shows_gives_back_and_throws_away_what_is_in_quarantine(rig: Rig, engine_name: str,
+                                                                                settings: dict) -> None:
     rig.tell("poison", "3")
     with rig.engine(engine_name, quarantine_limit=9, **settings) as engine, engine.producer() as producer:
         for _ in range(2):
@@ -199,7 +200,8 @@ def test_what_finds_no_room_in_time_stays_in_quarantine_and_is_said(rig: Rig, en
         assert 6 == drained(engine)["accounting"]["accepted"]
 
 
-def test_the_supervisor_answers_and_beats_while_its_quarantine_waits_for_the_file(rig: Rig, engine_name: str, settings: dict) -> None:
+def test_the_supervisor_answers_and_beats_while_its_quarantine_waits_for_the_file(rig: Rig, engine_name: str,
+                                                                                  settings: dict) -> None:
     rig.tell("poison", "3")
     with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
         producer.push_many(["a"] * 6, [payload(1, 0, number) for number in range(6)])

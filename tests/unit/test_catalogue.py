@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any, Iterator
 
+import jsonschema
 import pytest
 
 import shardmem
+from shardmem.control.answers import COMPONENTS
+from shardmem.control.metrics import OF
 from shardmem.memory.native import ENGINE_STATES, REASONS, SHARD_STATES, lib
 from shardmem.policy import Facts, Limits, condition_of
-from shardmem.control.metrics import OF
 from shardmem.runtime.catalogue import COUNTER, FIGURES, HISTOGRAM, PREFIX, REFUSALS, STATE, Figure, page
 from shardmem.runtime.snapshot import Observer
 
@@ -125,6 +127,26 @@ def test_names_follow_the_conventions_of_prometheus_and_are_declared_once():
 def test_the_page_of_metrics_is_what_the_catalogue_says():
     said = "out of date: python -m shardmem.runtime.catalogue > docs/metrics.md"
     assert (DOCS / "metrics.md").read_text() == page(), said
+
+
+def strict(schema: Any) -> Any:
+    """A schema of OpenAPI 3.0 as jsonschema reads it."""
+    if isinstance(schema, list):
+        return [strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: strict(value) for key, value in schema.items() if key != "nullable"}
+    return {"anyOf": [found, {"type": "null"}]} if schema.get("nullable") else found
+
+
+def test_the_document_is_what_openapi_says_of_it_and_what_is_not_is_found(document):
+    said = jsonschema.Draft4Validator(strict(COMPONENTS["Status"]))
+    assert [] == [error.message for error in said.iter_errors(json.loads(json.dumps(document)))]
+    for path, value in [("novelty", 1), ("shards", [{}]), ("auto_scale", 1), ("hot_slots", None)]:
+        assert not said.is_valid({**document, path: value}), path
+    for key, value in [("novelty", 1), ("state", "odd"), ("latency_p50_us", "x"), ("pid", 1.5), ("alive", 1)]:
+        wrong = {**document, "shards": [{**document["shards"][0], key: value}]}
+        assert not said.is_valid(wrong), key
 
 
 def test_slots_of_a_shard_without_a_live_worker_are_unowned(document):
