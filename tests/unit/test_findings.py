@@ -95,7 +95,7 @@ def test_what_is_wrong_is_said_with_what_helps(changes, level, kind, part, comma
 
 
 def test_the_worst_comes_first():
-    levels = [each["level"] for each in of(engine__quarantine_held=1, shard__fill_ratio=0.9, supervisor__alive=False,
+    levels = [each["level"] for each in of(engine__state="draining", shard__fill_ratio=0.9, supervisor__alive=False,
                                            hot_slots=[{"slot": 9, "shard": 1, "share": 0.7, "alone": False}])]
     assert levels == sorted(levels, key=LEVELS.index) and "error" == levels[0] and "info" == levels[-1]
 
