@@ -18,7 +18,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["shardmem", "shardmem.*"]),
-    package_data={"shardmem": ["py.typed", "control/page.html"]},
+    package_data={"shardmem": ["py.typed", "control/page/*"]},
     cffi_modules=["csrc/build.py:ffi"],
     install_requires=["numpy>=1.24", "cffi>=1.17", "psutil>=5.9", "click>=8.1", "rich>=13", "aiohttp>=3.9",
                       "prometheus-client>=0.17", "tomli>=2; python_version<'3.11'"],

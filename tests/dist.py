@@ -43,7 +43,7 @@ def main(source: Path, work: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
         archive.extractall(work / "elsewhere", **({"filter": "data"} if sys.version_info >= (3, 12) else {}))
     wanted = {path.relative_to(source).as_posix() for part in ("csrc", "shardmem") for path in (source / part).rglob("*")
-              if path.suffix in (".c", ".h", ".py", ".typed") and path.name != "_native.c"}
+              if path.suffix in (".c", ".h", ".py", ".typed", ".html", ".css", ".js", ".svg") and path.name != "_native.c"}
     assert wanted <= names, f"missing from the sdist: {sorted(wanted - names)}"
     unpacked = only(work / "elsewhere", "shardmem-*")
     run(sys.executable, "-m", "build", "--wheel", "--outdir", work / "again", unpacked, cwd=work)

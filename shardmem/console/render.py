@@ -10,14 +10,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from shardmem.runtime.verdict import is_well
 from shardmem.settings import size, some
 
 _COLORS = {"running": "green", "active": "green", "failed": "bold red", "stopped": "red", "draining": "yellow",
            "starting": "yellow", "provisioning": "yellow"}
-_LEVELS = {"problem": "bold red", "warning": "yellow", "note": ""}
 
 LEVEL_COLORS = {"info": "", "warning": "yellow", "error": "red"}
+VERDICTS = {"info": "well", "warning": "needs attention", "error": "not well"}
+_MARKS = {"info": "note", "warning": "!", "error": "x"}
 
 
 def count(number: float) -> str:
@@ -90,6 +90,7 @@ def status(document: dict[str, Any]) -> Group:
         head.append(f", supervisor pid {supervisor['pid']}")
     else:
         head.append(", no supervisor: read from shared memory", "bold red")
+    head.append(f": {verdict(document['findings'])}", LEVEL_COLORS[worst(document["findings"])] or "green")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, justify in (("shard", "right"), ("state", "left"), ("pid", "right"), ("slots", "right"), ("handled", "right"),
                           ("in flight", "right"), ("fill", "right"), ("busy", "right"), ("p50", "right"), ("p99", "right")):
@@ -99,10 +100,8 @@ def status(document: dict[str, Any]) -> Group:
                       str(shard["pid"]) if shard["alive"] else "-", str(shard["slots"]), count(shard["handled"]),
                       count(shard["in_flight"]), f"{shard['fill_ratio']:.0%}", f"{shard['busy']:.0%}",
                       microseconds(shard["latency_p50_us"]), microseconds(shard["latency_p99_us"]))
-    parts: list[Any] = [head, table] + ([Text(f"http: {engine['http']}")] if engine.get("http") else [])
-    said = {shard["id"] for shard in document["shards"] if shard["condition"] == "failed"}
-    parts += [Text(f"shard {shard['id']}: {shard['error']}", "red") for shard in document["shards"]
-              if shard["error"] and shard["id"] not in said]
+    parts: list[Any] = [head, *found_lines(document["findings"]), table]
+    parts += [Text(f"http: {engine['http']}")] if engine.get("http") else []
     moving = document["handoffs"]
     if moving:
         slow = [f"slot {each['slot']} from {each['from']} to {each['to']}, {each['phase']} for {each['age_s']:.1f} s"
@@ -113,25 +112,45 @@ def status(document: dict[str, Any]) -> Group:
     pids = ", ".join(str(producer["pid"]) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
     parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
     parts.append(Text(accounting_line(document["accounting"])))
-    parts += verdict(document["findings"])
     parts += [Text(line, LEVEL_COLORS[each["level"]]) for each in document["events"][-5:]
               for line in textwrap.wrap(happened(each), 80, subsequent_indent=" " * 16, max_lines=3, placeholder=" ...")]
     return Group(*parts)
 
 
-def verdict(found: list[dict[str, Any]]) -> list[Text]:
-    """"well", or what is wrong and what to do; notes in any case."""
-    lines = [Text("well", "green")] if is_well(found) else []
+def worst(found: list[dict[str, Any]]) -> str:
+    """The level of the verdict; what is only worth a note leaves an engine well."""
+    return found[0]["level"] if found else "info"
+
+
+def verdict(found: list[dict[str, Any]]) -> str:
+    return VERDICTS[worst(found)]
+
+
+def found_lines(found: list[dict[str, Any]], most: int | None = None, columns: int = 80) -> list[Text]:
+    """Each finding, and below it what helps. most: lines of each text; then a command stands for the advice."""
+    lines = []
     for each in found:
-        line = Text(f"{each['level']}: {each['text']}", _LEVELS[each["level"]])
-        lines.append(line.append(f" -> {each['remedy']}", "default"))
+        indent = " " * (len(_MARKS[each["level"]]) + 1)
+        text = printable(f"{_MARKS[each['level']]} {each['text']}")
+        lines += [Text(line, LEVEL_COLORS[each["level"]]) for line in textwrap.wrap(
+            text, columns, subsequent_indent=indent, **({"max_lines": most, "placeholder": " ..."} if most else {}))]
+        advice = [each["advice"]] if each["advice"] and not (most and each["command"]) else []
+        helps = " ".join([*advice, *([f"-> {each['command']}"] if each["command"] else [])])
+        lines += [Text(line) for line in textwrap.wrap(
+            helps, columns, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
+            **({"max_lines": 1, "placeholder": " ..."} if most else {}))]
     return lines
+
+
+def printable(text: str) -> str:
+    """In one line, with nothing that a terminal takes for an order: keys and errors are other people's texts."""
+    return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
 
 
 def happened(each: dict[str, Any]) -> str:
     """An entry of `events`, with the time of day here."""
     where = f"shard {each['shard']}: " if each["shard"] is not None else ""
-    return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{each['text']}"
+    return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{printable(each['text'])}"
 
 
 def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:

@@ -145,9 +145,9 @@ class Source:
     def look(self) -> tuple[dict[str, Any], Rates, bool]:
         """A document, the rates since the last one, and whether the engine's memory is gone."""
         document, gone = self._client.status(), False
-        if not document["supervisor"]["alive"]:
+        if not document["supervisor"]["alive"] and not self._client.is_current():
             try:
-                again = Client(self._engine)  # ours may have been removed, and another made since
+                again = Client(self._engine)  # ours was removed, and another made since
                 self._client.close()
                 self._client, document = again, again.status()
             except ShardmemError:

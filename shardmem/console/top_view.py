@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from shardmem.console.render import LEVEL_COLORS, accounting_line, count, happened
+from shardmem.console.render import LEVEL_COLORS, accounting_line, count, found_lines, happened, verdict, worst
 
 WIDTH = 80
 BAR = 8
@@ -21,11 +21,13 @@ p     pause this display; the engine goes on
 q     quit this display; the engine goes on
 ?     this help, and back
 fill: of its fullest lane. busy: share of time in the handler.
-p50, p99: from push to handled, of all events of the shard so far."""
+p50, p99: from push to handled, of the events since the last look.
+Shards that are not served come first. 'shardmem status' says it all."""
 _COLORS = {"running": "green", "busy": "green", "idle": "green", "slow": "yellow", "starting": "yellow",
            "draining": "yellow", "restarting": "yellow", "provisioning": "yellow", "failed": "bold red", "stuck": "bold red", "dead": "bold red",
            "stopped": "red", "gone": "bold red"}
 _WELL = ("busy", "idle")
+_FIRST = ("failed", "stuck", "dead", "restarting")
 _ASCII = str.maketrans({"█": "#", "░": ".", "·": "|"})
 
 
@@ -67,10 +69,11 @@ def frame(document: dict[str, Any], rates: Rates, view: View = View()) -> Text:
     if view.help:
         middle = [Text(), *(Text(line) for line in HELP.splitlines())]
     else:
+        top += _found(document, max(2, view.rows // 3))
         below = [*_producers(document), *_handoffs(document), *_decisions(document), *_happened(document)]
-        room = view.rows - len(top) - 1 - len(below)
-        if room < 4:  # a small window: shards matter more
-            below = below[:max(0, len(below) + room - 4)]
+        room, wanted = view.rows - len(top) - 1 - len(below), min(len(document["shards"]) + 1, 8)
+        if room < wanted:  # a small window: shards matter more
+            below = below[:max(0, len(below) + room - wanted)]
         middle = _shards(document, view.sort, max(4, view.rows - len(top) - 1 - len(below))) + below
     lines = [_clean(line, view.ascii) for line in [*top, *middle][:max(1, view.rows - 1)] + [last] * view.keys]
     return Text("\n", no_wrap=True, overflow="crop", end="").join(lines)
@@ -98,19 +101,34 @@ def _head(document: dict[str, Any], rates: Rates, view: View) -> list[Text]:
     lines = [first]
     if view.gone:
         lines.append(Text("its shared memory was removed: this is the last that was seen of it", "bold red"))
-    elif not supervisor["alive"]:
-        lines.append(Text("no supervisor: read from shared memory. Workers go on; commands need 'shardmem run'", "bold red"))
     return lines + [Text(line) for line in wrapped(accounting_line(document["accounting"]).split(" · "))]
+
+
+def _found(document: dict[str, Any], room: int) -> list[Text]:
+    """What is wrong, the worst first, and what helps."""
+    found = document["findings"]
+    lines = [] if found else [Text("well", "green")]
+    for number, each in enumerate(found):
+        more = found_lines([each], most=2)
+        left = len(found) - number
+        if len(lines) + len(more) + (left > 1) > room and lines:
+            rest = f"and {left} more: 'shardmem status' says them all"
+            return lines + [Text(rest, LEVEL_COLORS[each["level"]])]
+        lines += more[:room]
+    return lines
 
 
 def _shards(document: dict[str, Any], sort: str, room: int) -> list[Text]:
     lines = [Text(f"{'shard':>5} {'state':<12} {'slots':>5} {'rate/s':>7} {'fill':<12} {'busy':>4} {'p50':>6} {'p99':>6} "
                   f"{'in flight':>9} {'died':>4}", "bold underline")]
     key = {"id": "id", "rate": "rate", "fill": "fill_ratio", "busy": "busy"}[sort]
-    shards = sorted(document["shards"], key=lambda shard: (shard[key] if sort == "id" else -shard[key], shard["id"]))
-    ill = [shard for shard in shards if shard["condition"] not in _WELL]
-    reasons = [Text(line, "red") for shard in ill[:3]
+    shards = sorted(document["shards"], key=lambda shard: (shard["condition"] not in _FIRST, shard[key] if sort == "id" else -shard[key],
+                                                           shard["id"]))
+    said = {each["shard"] for each in document["findings"]}
+    ill = [shard for shard in shards if shard["condition"] not in (*_WELL, "stopped") and shard["id"] not in said]
+    reasons = [Text(line, "yellow") for shard in ill[:3]
                for line in _sentence(f"shard {shard['id']} {shard['condition']}: {shard['reason'] or shard['error']}", "  ")]
+    reasons = reasons[:max(0, room - 1 - len(shards))] if len(shards) <= 8 else reasons[:max(0, room - 9)]
     fitting = max(1, room - 1 - len(reasons))
     shown = shards if len(shards) <= fitting else shards[:max(1, fitting - 1)]
     for shard in shown:
@@ -121,8 +139,8 @@ def _shards(document: dict[str, Any], sort: str, room: int) -> list[Text]:
         full = min(BAR, max(0, round(shard["fill_ratio"] * BAR)))
         line.append("█" * full, "red" if shard["fill_ratio"] > 0.7 else "green")
         line.append("░" * (BAR - full), "dim")
-        line.append(f"{min(9.99, shard['fill_ratio']):>4.0%} {shard['busy']:>4.0%} {_latency(shard['latency_p50_us']):>6} "
-                    f"{_latency(shard['latency_p99_us']):>6} {_number(shard['in_flight']):>9} {shard['crashes']:>4}")
+        line.append(f"{min(9.99, shard['fill_ratio']):>4.0%} {shard['busy']:>4.0%} {_latency(shard['recent_p50_us']):>6} "
+                    f"{_latency(shard['recent_p99_us']):>6} {_number(shard['in_flight']):>9} {shard['crashes']:>4}")
         lines.append(line)
     if len(shown) < len(shards):
         lines.append(Text(f"      and {len(shards) - len(shown)} more shards: a larger window shows them, 's' sorts", "dim"))
@@ -157,9 +175,10 @@ def _handoffs(document: dict[str, Any]) -> list[Text]:
 def _decisions(document: dict[str, Any]) -> list[Text]:
     lines = []
     for each in document["decisions"][-1:]:
-        what = each["kind"] + (f" {each['count']}" if each["count"] else "")
+        what = "" if each["kind"] == "none" else f"{each['kind']} {each['count'] or ''}".strip() + ": "
+        age = f", {duration(each['age_s'])} ago" if each["age_s"] >= 1 else ""
         again = f" (x{each['times']})" if each["times"] > 1 else ""
-        lines += map(Text, _sentence(f"policy, {duration(each['age_s'])} ago: {what}: {each['reason']}{again}", " " * 8))
+        lines += map(Text, _sentence(f"policy{age}: {what}{each['reason']}{again}", " " * 8))
     return lines
 
 

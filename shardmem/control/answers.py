@@ -10,6 +10,7 @@ from typing import Any
 from shardmem.memory.native import MOVE_PHASES, PHASES
 from shardmem.policy import DecisionKind
 from shardmem.runtime.catalogue import COUNTER, FIGURES, GAUGE, STATE, Figure
+from shardmem.runtime.findings import LEVELS
 
 Schema = dict[str, Any]
 
@@ -46,6 +47,8 @@ TEXTS: dict[str, Schema] = {  # what is no figure
     "shards[].phase": one_of(*PHASES), "shards[].reason": TEXT, "shards[].error": TEXT, "shards[].last_exit": or_null(TEXT),
     "handoffs[].phase": one_of(*MOVE_PHASES), "decisions[].kind": one_of(*map(str, DecisionKind)), "decisions[].cause": TEXT,
     "decisions[].reason": TEXT, "decisions[].advice": or_null(one_of(*map(str, DecisionKind))), "events[].text": TEXT,
+    "findings[].level": one_of(*LEVELS), "findings[].kind": TEXT, "findings[].text": TEXT, "findings[].advice": TEXT,
+    "findings[].command": or_null(TEXT), "findings[].order": or_null(obj(name=TEXT, body={"type": "object"})),
 }
 
 
@@ -104,6 +107,9 @@ COMPONENTS: dict[str, Schema] = {
     "Live": {**obj(live=TRUTH, reasons=array(TEXT)), "example": {"live": True, "reasons": []}},
     "Ready": {**obj(ready=TRUTH, reasons=array(TEXT)), "example": {"ready": False, "reasons": ["the engine is draining"]}},
     "Slots": obj(owners=array({**COUNT, "description": "65535: no shard yet"})),
+    "Lanes": obj(lanes=array(obj(seat=COUNT, pid=COUNT, alive=TRUTH, accepted=COUNT, handled=COUNT, in_flight=WHOLE,
+                                 fill_ratio=NUMBER, broken=TRUTH))),
+    "Access": {**obj(access=one_of("all", "read", "token")), "example": {"access": "token"}},
     "Quarantine": obj(file=TEXT, count=COUNT, limit=COUNT, events=array(obj(**_ASIDE))), "Quarantined": _whole(),
     "Replayed": obj(replayed=array(COUNT), left=array(COUNT), why=or_null(TEXT)), "Purged": obj(purged=COUNT),
     "Scaled": obj(auto_scale=TRUTH, **_SHARDS, **_MOVED), "Drained": obj(drained=COUNT, **_SHARDS, **_MOVED),

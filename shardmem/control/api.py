@@ -1,6 +1,7 @@
 """The control API: HTTP over a unix socket that only its user can reach, and on loopback TCP if `http_port` says so.
 
-    GET  / (a page for a browser) /slots /status /metrics /livez /readyz /quarantine /quarantine/{id} /openapi.json
+    GET  / (a page for a browser) /page/FILE (its parts) /access /slots /lanes/SHARD /status /metrics /livez /readyz
+         /quarantine /quarantine/ID /openapi.json
     POST /scale /drain /move /rebalance /reload /stop /quarantine/replay /quarantine/purge     a JSON object in and out
 
 The unix socket is as good as being its user: mode 0600, and the kernel says who is at the other end. Anybody on this machine
@@ -29,7 +30,7 @@ from aiohttp import web
 from shardmem.control.client import socket_path
 from shardmem.control.health import against_life, against_readiness
 from shardmem.control.openapi import openapi
-from shardmem.control.operations import COMMANDS, READS, Command as Declared
+from shardmem.control.operations import COMMANDS, PAGE_FILES, READS, Command as Declared
 from shardmem.control.quarantine import Shelf
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
 from shardmem.runtime.quarantine import NoSuchEvent
@@ -38,8 +39,10 @@ from shardmem.runtime.snapshot import Observer
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-PAGE_MAY = ("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; "
-            "form-action 'none'; frame-ancestors 'none'")
+# Keys, payloads and errors are the users' data. Nothing is loaded from elsewhere, and no text can become markup: the page has no
+# inline script or style, and the browser refuses innerHTML and its like.
+PAGE_MAY = ("default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+            "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'")
 PRIVATE = [read.path for read in READS if read.private]
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 DYING = 2.0       # seconds for which the sockets of a supervisor that is being killed may outlive its lease
@@ -125,7 +128,10 @@ class Api:
         self._observer, self._shelf = observer, shelf
         application = web.Application(middlewares=[_as_json, self._admit])
         application.router.add_get("/", self._page)
+        application.router.add_get("/page/{file}", self._page)
+        application.router.add_get("/access", self._access)
         application.router.add_get("/slots", self._slots)
+        application.router.add_get("/lanes/{shard:[0-9]{1,5}}", self._lanes)
         application.router.add_get("/status", self._status)
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/livez", self._health("live", against_life))
@@ -180,13 +186,16 @@ class Api:
             if self._token is None:
                 return _problem(403, f"this port is for reading, and not for {what}: set http_token, or use the unix socket "
                                      f"{self.path}")
-            kind, _, given = request.headers.get("Authorization", "").partition(" ")
-            shown = given.strip().encode(errors="replace")
-            if kind.lower() != "bearer" or not hmac.compare_digest(shown, self._token.encode()):
+            if not self._shows_token(request):
                 answer = _problem(401, f"{what} need the header  Authorization: Bearer  with the http_token of this engine")
                 answer.headers["WWW-Authenticate"] = "Bearer"
                 return answer
         return await handler(request)
+
+    def _shows_token(self, request: web.Request) -> bool:
+        kind, _, given = request.headers.get("Authorization", "").partition(" ")
+        shown = given.strip().encode(errors="replace")
+        return self._token is not None and kind.lower() == "bearer" and hmac.compare_digest(shown, self._token.encode())
 
     # ---- what is answered ------------------------------------------------------------------------------------------------
 
@@ -197,10 +206,27 @@ class Api:
         owners, _ = self._observer.control.slot_table()
         return web.json_response({"owners": owners.tolist()})
 
+    async def _lanes(self, request: web.Request) -> web.Response:
+        wanted = int(request.match_info["shard"])
+        found = self._observer.lanes(wanted)
+        return _problem(404, f"there is no shard {wanted}") if found is None else web.json_response({"lanes": found})
+
+    async def _access(self, request: web.Request) -> web.Response:
+        """So that a page can say beforehand what it may do, and whether a token is the right one."""
+        peer = request.transport.get_extra_info("socket") if request.transport else None
+        private = peer is not None and peer.family == socket.AF_UNIX
+        may = "all" if private or self._shows_token(request) else "read" if self._token is None else "token"
+        return web.json_response({"access": may})
+
     async def _page(self, request: web.Request) -> web.Response:
-        """Everything in one file, and nothing from elsewhere: keys and errors are the users' data, so the browser is told."""
-        return web.Response(text=files("shardmem.control").joinpath("page.html").read_text("utf-8"), content_type="text/html",
-                            headers={"Content-Security-Policy": PAGE_MAY, "Referrer-Policy": "no-referrer"})
+        """The page is a few files, and no others are served."""
+        name = request.match_info.get("file", "page.html")
+        if name not in PAGE_FILES:
+            raise web.HTTPNotFound
+        text = files("shardmem.control").joinpath("page", name).read_text("utf-8")
+        return web.Response(text=text, content_type=PAGE_FILES[name], headers={
+            "Content-Security-Policy": PAGE_MAY, "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "no-cache"})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         from shardmem.control.metrics import exposition  # prometheus-client, for engines that are asked

@@ -32,6 +32,10 @@ class Client:
         """The document of `shardmem status --json`. Works with the supervisor dead."""
         return self._observer.status()
 
+    def is_current(self) -> bool:
+        """Whether the engine's shared memory, as it was found, is still there under its name."""
+        return self._control.segment.is_current()
+
     def stop(self, now: bool = False, timeout: float | None = None,
              progress: Callable[[int], None] = lambda in_flight: None) -> dict[str, Any]:
         """Drain and stop; returns the last status that could be read. now: leave unhandled events in shared memory.

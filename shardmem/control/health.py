@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shardmem.runtime.verdict import STALE
+from shardmem.runtime.findings import STALE
 
 
 def against_life(document: dict[str, Any]) -> list[str]:

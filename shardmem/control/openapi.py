@@ -8,9 +8,8 @@ import shardmem
 from shardmem.control.answers import COMPONENTS
 from shardmem.control.operations import COMMANDS, READS, Command, Read
 
-EVENT_ID = {"type": "integer", "minimum": 0, "maximum": 999_999_999_999_999_999}
 WHY = {"400": "The body makes no sense", "401": "Not with the token", "403": "Not for you, or the port has no http_token",
-       "404": "There is no such event", "409": "It cannot be done", "413": "The body is too long"}
+       "404": "There is none of that number or name", "409": "It cannot be done", "413": "The body is too long"}
 
 
 def openapi(tcp: bool) -> dict[str, Any]:
@@ -32,8 +31,8 @@ def _read(read: Read, tcp: bool) -> dict[str, Any]:
         answers["503"] = {**answers["200"], "description": read.refused}
     guarded = tcp and read.private
     return {"operationId": re.sub(r"\W", "", read.path) or "page", "summary": read.help,
-            **({"parameters": [{"name": "id", "in": "path", "required": True, "schema": EVENT_ID, "example": 1}]}
-               if "{id}" in read.path else {}),
+            **({"parameters": [{"name": name, "in": "path", "required": True, "schema": schema} for name, schema in read.values.items()]}
+               if read.values else {}),
             **_guarded(guarded), "responses": answers | _problems("403", *read.problems, *["401"] * guarded)}
 
 

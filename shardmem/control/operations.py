@@ -55,8 +55,8 @@ class Command:
 @dataclass(frozen=True)
 class Read:
     """What can be looked at. answer: a name of answers.COMPONENTS, or "string". kinds: its content types. private: over TCP it
-    needs the token, because keys and payloads are the users' data. refused: what 503 means; empty: there is none. problems:
-    other status codes.
+    needs the token, because keys and payloads are the users' data. values: a JSON schema of each {part} of the path. refused:
+    what 503 means; empty: there is none. problems: other status codes.
     """
 
     path: str
@@ -64,6 +64,7 @@ class Read:
     answer: str
     kinds: tuple[str, ...] = ("application/json",)
     private: bool = False
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: str = ""
     problems: tuple[str, ...] = ()
 
@@ -84,14 +85,24 @@ COMMANDS = (
     Command("stop", "Drain and stop; now: leave what is not handled in shared memory", "Stopping", {"now": SWITCH},
             {"now": False}, optional=("now",)),
 )
+PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+PAGE_FILES = {name: PAGE_TYPES[name[name.index("."):]] for name in (
+    "page.html", "page.css", "icon.svg", "charts.js", "dialog.js", "orders.js", "page.js", "quarantine.js", "slots.js",
+    "tables.js", "words.js")}
 READS = (
     Read("/", "The page: an engine as it runs, for a browser", "string", ("text/html",)),
+    Read("/page/{file}", "What the page is made of", "string", tuple(sorted(set(PAGE_FILES.values()))), problems=("404",),
+         values={"file": {"type": "string", "enum": list(PAGE_FILES)}}),
+    Read("/access", "What whoever asks may do: all; only read; or, with the token, all", "Access"),
     Read("/slots", "The shard of every slot, in order", "Slots"),
+    Read("/lanes/{shard}", "The open lanes of a shard, one for each producer", "Lanes", problems=("404",),
+         values={"shard": {"type": "integer", "minimum": 0, "maximum": 99_999, "example": 0}}),
     Read("/status", "The document of `shardmem status --json`", "Status"),
     Read("/quarantine", "The newest 100 events in quarantine that were not replayed, without payloads; how many there are, and "
          "how many there may be", "Quarantine", private=True, problems=("409",)),
     Read("/quarantine/{id}", "One event of the quarantine, with traceback, key and payload", "Quarantined", private=True,
-         problems=("404", "409")),
+         problems=("404", "409"),
+         values={"id": {"type": "integer", "minimum": 0, "maximum": 999_999_999_999_999_999, "example": 1}}),
     Read("/metrics", "The figures of docs/metrics.md, as Prometheus text or OpenMetrics", "string",
          ("text/plain", "application/openmetrics-text")),
     Read("/livez", "Whether the supervisor's loop goes round", "Live", refused="It does not, and why"),
@@ -122,4 +133,3 @@ def _wrong(schema: dict[str, Any]) -> str:
     if "oneOf" in schema:
         return f"neither {' nor '.join(each['title'] for each in schema['oneOf'])}"
     return f"not {schema['title']}"
-

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 SLOW_BATCH = 1.0  # seconds that a batch may take before it is worth a word
 FULL = 0.5        # of a lane
 RISING = 0.02     # of a lane, between two looks
+WORTH_A_WORD = 0.25  # of a lane: below, it rises and falls with every batch
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def condition_of(facts: Facts, limits: Limits, restarting_in: float | None = Non
         return "stuck", why
     if facts.phase == "booting":
         return "starting", "its worker is not ready yet"
-    rising = facts.filled_before is not None and facts.fill - facts.filled_before >= RISING
+    rising = facts.filled_before is not None and facts.fill - facts.filled_before >= RISING and facts.fill >= WORTH_A_WORD
     if facts.in_hand is not None and facts.in_hand > SLOW_BATCH:
         return "slow", f"its batch is in hand for {facts.in_hand:.3g} s, {facts.in_flight:,} events are in flight"
     if facts.fill >= FULL or (rising and facts.in_flight):

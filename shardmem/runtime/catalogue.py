@@ -3,8 +3,8 @@
     Figure("shards[].fill_ratio", "share", GAUGE, "worker", "...", metric="shardmem_shard_fill_ratio")
 
 A path is walked from the top of the document. `name[]`: each entry of a list, labelled as LABELS says. `name{reason}`: each
-member of an object, labelled by its key. With a fold, one value stands for a whole list. Texts and what `schema` holds are
-no figures, except that a STATE may be a text: the metric of the value in force is 1, those of the others are 0.
+member of an object, labelled by its key. With a fold, one value stands for a whole list. Texts and what `schema` and `order` hold
+are no figures, except that a STATE may be a text: the metric of the value in force is 1, those of the others are 0.
 """
 from __future__ import annotations
 
@@ -99,6 +99,9 @@ FIGURES = (
     Figure("engine.max_shards", "shards", GAUGE, "supervisor", "how many shards there may be", "shardmem_engine_max_shards"),
     Figure("engine.max_producers", "producers", GAUGE, "supervisor", "how many producers can be connected at once",
            "shardmem_engine_max_producers"),
+    Figure("engine.quarantine_held", "events", GAUGE, "worker",
+           "events in the quarantine file that were neither replayed nor purged; null when it cannot be read",
+           "shardmem_quarantine_held", null=True),
 
     Figure("supervisor.pid", "", STATE, "supervisor", "its process"),
     Figure("supervisor.incarnation", "lives", COUNTER, "supervisor", "supervisors that this engine has had",
@@ -144,6 +147,9 @@ FIGURES = (
            "shardmem_shard_broken_lanes", fold="count"),
     Figure("shards[].latency_p50_us", "microseconds", GAUGE, "worker", "median from push to handled, of all so far", null=True),
     Figure("shards[].latency_p99_us", "microseconds", GAUGE, "worker", "99th percentile of the same", null=True),
+    Figure("shards[].recent_p50_us", "microseconds", GAUGE, "worker",
+           "median from push to handled, since an earlier reading; null when nothing was handled since", null=True),
+    Figure("shards[].recent_p99_us", "microseconds", GAUGE, "worker", "99th percentile of the same", null=True),
     Figure(None, "seconds", HISTOGRAM, "worker", "from push to handled, of each event", "shardmem_shard_latency_seconds"),
     Figure("shards[].batch_rows_p50", "events", GAUGE, "worker",
            "median of the events in a batch, of all so far, up to a power of two", null=True),
@@ -170,6 +176,8 @@ FIGURES = (
     Figure("producers[].sequence", "events", COUNTER, "producer", "events pushed from this seat, by all its producers",
            "shardmem_producer_pushed_total"),
     Figure("producers[].rate", "events/s", GAUGE, "producer", "events pushed per second, since an earlier reading"),
+    Figure("producers[].blocked", "share", GAUGE, "producer",
+           "part of the time that the producer waited for room, since an earlier reading"),
     Figure("producers[].refused{reason}", "events", COUNTER, "producer", "events refused at this seat",
            "shardmem_producer_refused_total", values=REFUSALS),
     Figure("producers[].blocked_s", "seconds", COUNTER, "producer", "time that the producer waited for room",
@@ -217,6 +225,10 @@ FIGURES = (
     Figure("accounting.shed{reason}", "events", COUNTER, "worker", "accepted events that were dropped",
            "shardmem_shed_total",
            values=SHEDS),
+    Figure("latency.p50_us", "microseconds", GAUGE, "worker",
+           "median from push to handled, of all shards, since an earlier reading; null when nothing was handled since", null=True),
+    Figure("latency.p99_us", "microseconds", GAUGE, "worker", "99th percentile of the same", null=True),
+    Figure("findings[].shard", "", STATE, "supervisor, worker", "shard that it is about; null if it is about the engine", null=True),
     Figure("accounting.in_flight", "events", GAUGE, "producer, worker", "accepted events that are still to be handled",
            "shardmem_in_flight"),
 )

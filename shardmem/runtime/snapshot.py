@@ -3,10 +3,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import sqlite3
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -15,15 +18,16 @@ from shardmem.errors import NotRunning
 from shardmem.memory.control import Control, Inbox, LaneView, name_of, refused_by_reason
 from shardmem.memory.native import MOVE_PHASES, PHASES, SHARD_STATES, ffi, lib
 from shardmem.policy import Facts, Limits, condition_of
-from shardmem.runtime.verdict import findings
+from shardmem.runtime.findings import Lately, findings
 
 RATES_OVER = 0.2  # seconds at least, if a reading is that old: whoever reads at short intervals would see noise
+LATELY = 10.0     # seconds over which refusals are news
+COUNTED = 1.0     # seconds for which a count of the quarantine file stands
 FLOORS_NS = [lib.sm_histogram_floor_ns(bucket) for bucket in range(lib.SM_HISTOGRAM)]
 
 
-def quantile_us(histogram: Any, share: float) -> float | None:
+def quantile_us(counts: np.ndarray, share: float) -> float | None:
     """A quantile of a latency histogram in microseconds, at most a quarter too low; None when nothing was counted."""
-    counts = np.array(ffi.unpack(histogram, lib.SM_HISTOGRAM), "u8")
     total = int(counts.sum())
     return floor_ns(counts, max(1, share * total)) / 1000 if total else None
 
@@ -62,6 +66,7 @@ class Reading:
     at: float
     shards: dict[int, dict[str, Any]] = field(default_factory=dict)
     sequences: dict[int, int] = field(default_factory=dict)
+    blocked_ns: dict[int, int] = field(default_factory=dict)
 
 
 class Observer:
@@ -71,6 +76,8 @@ class Observer:
         self.control = control
         self._inboxes: dict[tuple[int, int], Inbox] = {}
         self._readings: deque[Reading] = deque()
+        self._losses: deque[tuple[float, dict[str, int], int]] = deque()
+        self._held: tuple[float, Any, int | None] = (-COUNTED, None, None)
         self._usage: Any = None
 
     def close(self) -> None:
@@ -107,7 +114,7 @@ class Observer:
         reading, last = self._next_reading()
         slot_owner, _ = control.slot_table()
         owned = np.bincount(slot_owner[slot_owner < control.room], minlength=control.room)
-        shards, by_seat = [], {}
+        shards, by_seat, recent = [], {}, np.zeros(lib.SM_HISTOGRAM, "u8")
         board, alive = self.board(), control.supervisor_alive()
         http = board.pop("http")
         lives, limits = board.pop("lives"), board.pop("limits")
@@ -115,9 +122,10 @@ class Observer:
         for shard, (shard_view, inbox) in enumerate(looks):
             if not shard_view.state:
                 continue
-            entry, lanes = self._shard(shard, shard_view, inbox, int(owned[shard]), reading, last,
-                                       lives.get(str(shard), {}), limits)
+            entry, lanes, latency = self._shard(shard, shard_view, inbox, int(owned[shard]), reading, last,
+                                                lives.get(str(shard), {}), limits)
             shards.append(entry)
+            recent += latency
             for lane in lanes:
                 by_seat[lane.seat] = by_seat.get(lane.seat, 0) + lane.accepted
         producers, refused = [], {}
@@ -126,11 +134,14 @@ class Observer:
             for reason, count in reasons.items():
                 refused[reason] = refused.get(reason, 0) + count
             reading.sequences[seat] = seat_view.sequence
+            reading.blocked_ns[seat] = seat_view.blocked_ns
+            elapsed = max(reading.at - last.at, 1e-9)
             pushed = max(0, seat_view.sequence - last.sequences.get(seat, seat_view.sequence))
+            blocked = max(0, seat_view.blocked_ns - last.blocked_ns.get(seat, seat_view.blocked_ns))
             producers.append({"seat": seat, "pid": seat_view.pid, "alive": control.seat_alive(seat),
                               "incarnation": seat_view.incarnation, "accepted": by_seat.get(seat, 0),
-                              "sequence": seat_view.sequence, "rate": pushed / max(reading.at - last.at, 1e-9),
-                              "refused": reasons, "blocked_s": seat_view.blocked_ns / 1e9,
+                              "sequence": seat_view.sequence, "rate": pushed / elapsed,
+                              "blocked": min(1.0, blocked / 1e9 / elapsed), "refused": reasons, "blocked_s": seat_view.blocked_ns / 1e9,
                               "blocked_count": seat_view.blocked_count})
         serving = sum(shard["slots"] for shard in shards if shard["state"] in ("active", "draining") and shard["alive"]
                       and shard["phase"] == "ready")
@@ -145,7 +156,7 @@ class Observer:
                        "lane_bytes": control.lane_bytes, "max_shards": control.max_shards,
                        "max_producers": control.max_producers,
                        "quarantine_file": quarantine_file(control.state_dir, control.engine) if control.state_dir else None,
-                       "http": http if alive else None},
+                       "quarantine_held": self._quarantine_held(reading.at), "http": http if alive else None},
             "supervisor": {"pid": view.pid, "incarnation": view.incarnation, "alive": alive,
                            "uptime_s": max(0.0, (now - view.started_ns) / 1e9) if view.started_ns else 0.0,
                            "heartbeat_age_s": max(0, now - view.heartbeat_ns) / 1e9 if view.heartbeat_ns else None},
@@ -164,8 +175,53 @@ class Observer:
                 "shed": {"oldest": shed} if shed else {},
                 "in_flight": sum(shard["in_flight"] for shard in shards),
             },
+            "latency": {"p50_us": quantile_us(recent, 0.50), "p99_us": quantile_us(recent, 0.99)},
         }
-        return {**document, "findings": findings(document)}
+        document["findings"] = findings(document, self._lately(reading.at, refused, shed))
+        return document
+
+    def _lately(self, now: float, refused: dict[str, int], shed: int) -> Lately:
+        """What was lost within the last seconds. Looks are kept half a second apart: somebody may read very often."""
+        if not self._losses or now - self._losses[-1][0] >= 0.5:
+            self._losses.append((now, dict(refused), shed))
+        while len(self._losses) > 1 and now - self._losses[1][0] >= LATELY:
+            self._losses.popleft()
+        at, before, shed_before = self._losses[0]
+        return Lately(now - at, {reason: count - before.get(reason, 0) for reason, count in refused.items()}, shed - shed_before)
+
+    def _quarantine_held(self, now: float) -> int | None:
+        """Events in the quarantine file that were not replayed; None when it cannot be read. Counted when the file changes."""
+        at, seen, count = self._held
+        if not self.control.state_dir or now - at < COUNTED:
+            return count
+        path = quarantine_file(self.control.state_dir, self.control.engine)
+        marks = []
+        for suffix in ("", "-wal"):
+            try:
+                marks.append((os.stat(path + suffix).st_mtime_ns, os.stat(path + suffix).st_size))
+            except OSError:
+                marks.append(None)
+        if marks[0] is None:
+            count = 0
+        elif marks != seen:
+            try:
+                with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=0)) as connection:
+                    count = connection.execute("select count(*) from events where replayed_at is null").fetchone()[0]
+            except sqlite3.Error:
+                count, marks = None, None  # of somebody else, damaged, or just being made: the next look may see more
+        self._held = now, marks, count
+        return count
+
+    def lanes(self, shard: int) -> list[dict[str, Any]] | None:
+        """Each open lane of a shard, and whose it is; None: there is no such shard."""
+        control = self.control
+        if not 0 <= shard < control.room or not control.view_shard(shard).state:
+            return None
+        inbox = self.inbox(shard, control.view_shard(shard).generation)
+        return [{"seat": lane.seat, "pid": control.view_seat(lane.seat).pid, "alive": control.seat_alive(lane.seat),
+                 "accepted": lane.accepted, "handled": lane.handled, "in_flight": lane.in_flight,
+                 "fill_ratio": min(1.0, max(0, lane.tail - lane.head) / control.lane_bytes), "broken": lane.broken}
+                for lane in (inbox.lanes() if inbox else [])]
 
     def histograms(self) -> dict[int, Histograms]:
         """By shard."""
@@ -202,8 +258,13 @@ class Observer:
     def board(self) -> dict[str, Any]:
         """What the supervisor last decided, and why; it may be dead by now."""
         board = {"auto_scale": False, "decisions": [], "hot_slots": [], "lives": {}, "limits": Limits(), "http": None}
-        with contextlib.suppress(ValueError, TypeError, AttributeError):  # damaged: the next one comes with the supervisor's next tick
+        # damaged: the next one comes with the supervisor's next tick
+        with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
             said = json.loads(self._board(lib.SM_BOARD_DECISIONS))
+            for each in said.get("decisions", ()):
+                each["cause"] + each["reason"], each["advice"]
+            for each in said.get("hot_slots", ()):
+                each["slot"] + each["shard"] + each["share"] + each["alone"]
             board |= {**said, "limits": Limits(**said.get("limits", {}))}
         return board
 
@@ -233,7 +294,7 @@ class Observer:
         return found
 
     def _shard(self, shard: int, view: Any, inbox: Inbox | None, slots: int, reading: Reading, before: Reading,
-               life: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], list]:
+               life: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], list, np.ndarray]:
         control, last, elapsed = self.control, before.shards.get(shard), reading.at - before.at
         lanes = inbox.lanes() if inbox else []
         handled = sum(lane.handled for lane in lanes)
@@ -243,7 +304,11 @@ class Observer:
         state, alive = name_of(SHARD_STATES, view.state), control.worker_alive(shard)
         cpu_s, rss = self._used(shard, view) if alive else (None, None)
         fill = fullest(lanes, control.lane_bytes)
-        reading.shards[shard] = {"handled": handled, "busy_ns": busy_ns, "fill": fill, "cpu_s": cpu_s, "pid": view.pid}
+        latency = np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8")
+        earlier = last["latency"] if last is not None and (last["latency"] <= latency).all() else latency
+        recent = latency - earlier  # nothing when there was no earlier look, or the number is another shard's by now
+        reading.shards[shard] = {"handled": handled, "busy_ns": busy_ns, "fill": fill, "cpu_s": cpu_s, "pid": view.pid,
+                                 "latency": latency}
         if last is None or elapsed <= 0:
             since = max(1, now - view.entered_ns) / 1e9
             rate, busy = 0.0, min(1.0, busy_ns / 1e9 / since)
@@ -272,12 +337,13 @@ class Observer:
             "in_flight": in_flight, "fill_ratio": fill,
             "busy": round(busy, 4), "rate": rate, "batches": view.batches, "lanes": len(lanes),
             "broken_lanes": [lane.seat for lane in lanes if lane.broken],
-            "latency_p50_us": quantile_us(view.latency, 0.50), "latency_p99_us": quantile_us(view.latency, 0.99),
+            "latency_p50_us": quantile_us(latency, 0.50), "latency_p99_us": quantile_us(latency, 0.99),
+            "recent_p50_us": quantile_us(recent, 0.50), "recent_p99_us": quantile_us(recent, 0.99),
             "batch_rows_p50": quantile_rows(view.batch_sizes, 0.50), "batch_rows_p99": quantile_rows(view.batch_sizes, 0.99),
             "cpu": cpu, "rss_bytes": rss,
             "condition": condition, "reason": reason, "crashes": life.get("crashes", 0), "last_exit": life.get("last_exit"),
             "restarting_in_s": restarting_in, "error": control.shard_error(shard),
-        }, lanes
+        }, lanes, recent
 
     def _used(self, shard: int, view: Any) -> tuple[float | None, int | None]:
         if self._usage is None:

@@ -20,11 +20,12 @@ from rich.console import Console
 import shardmem
 from shardmem.console.top import Keys
 from shardmem.console.top_view import SORTS, Rates, View, duration, frame
+from shardmem.runtime.findings import finding
 
 
 def shard(number, **changes):
     return {"id": number, "state": "active", "condition": "busy", "reason": "", "error": "", "slots": 512,
-            "rate": 1000.0 * number, "fill_ratio": 0.5, "busy": 0.9, "latency_p50_us": 800.0, "latency_p99_us": 12_345.0,
+            "rate": 1000.0 * number, "fill_ratio": 0.5, "busy": 0.9, "recent_p50_us": 800.0, "recent_p99_us": 12_345.0,
             "in_flight": 77, "crashes": 0, **changes}
 
 
@@ -34,7 +35,7 @@ def document(shards=(shard(0), shard(1)), **changes):
             "producers": [{"seat": 0, "pid": 4711, "alive": True, "rate": 12_300.0, "refused": {}},
                           {"seat": 1, "pid": 4712, "alive": True, "rate": 45_600.0, "refused": {"full": 9}},
                           {"seat": 2, "pid": 4713, "alive": False, "rate": 0.0, "refused": {}}],
-            "handoffs": [{"slot": slot, "from": 0, "to": 1, "phase": "draining", "age_s": 0.2, "late": slot == 3}
+            "findings": [], "handoffs": [{"slot": slot, "from": 0, "to": 1, "phase": "draining", "age_s": 0.2, "late": slot == 3}
                          for slot in range(12)],
             "decisions": [{"kind": "up", "count": 1, "reason": "shard 0 is overloaded", "age_s": 4.0, "times": 3}],
             "accounting": {"offered": 1009, "accepted": 1000, "refused": {"full": 9}, "handled": 923, "quarantined": 0,
@@ -64,8 +65,8 @@ def test_everything_is_shown_within_80_columns():
 
 
 def test_no_figure_however_large_breaks_the_table_or_80_columns():
-    huge = [shard(1023, condition="provisioning", slots=65536, rate=9.99e11, fill_ratio=7.0, busy=1.0, latency_p50_us=9.9e9,
-                  latency_p99_us=None, in_flight=10**15, crashes=9999, reason="x" * 500)]
+    huge = [shard(1023, condition="provisioning", slots=65536, rate=9.99e11, fill_ratio=7.0, busy=1.0, recent_p50_us=9.9e9,
+                  recent_p99_us=None, in_flight=10**15, crashes=9999, reason="x" * 500)]
     counts = {"offered": 10**18, "accepted": 10**18, "refused": {"draining": 10**18}, "handled": 10**18,
               "quarantined": 10**18, "shed": {"oldest": 10**18}, "in_flight": 10**18}
     lines = shown(document(huge, accounting=counts, engine={"name": "n" * 64, "state": "running", "max_shards": 1024}),
@@ -89,10 +90,24 @@ def test_what_an_error_says_does_not_reach_the_terminal_as_an_order():
     assert "shard 1 failed: boom?[2J  ?end?5m" in text and not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text), repr(text)
 
 
-def test_with_the_supervisor_dead_it_says_so():
+def test_with_the_supervisor_dead_nothing_is_said_to_be_up():
     text = "\n".join(shown(document(supervisor={"alive": False, "uptime_s": 9.0})))
 
-    assert "no supervisor: read from shared memory" in text and "running  up" not in text
+    assert "running  2 of 8 shards" in text and " up " not in text.splitlines()[0]
+
+
+def test_what_is_wrong_is_said_with_what_helps_and_the_rest_is_counted():
+    assert "well" in shown(document())
+    bad = [finding("error", "failed", "Shard 7 has failed: \x1b[2J" + "x " * 100, "Mend it:", "shardmem reload", shard=7),
+           finding("warning", "refused", "9 events were refused", "Look who pushes them."), *[finding("warning", "w", "more")] * 4]
+    lines = shown(document([shard(number, condition="failed" if number == 7 else "busy") for number in range(30)], findings=bad))
+    text = "\n".join(lines)
+
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    assert "x Shard 7 has failed: ?[2J" in text and "  -> shardmem reload" in text and "! 9 events were refused" in text
+    assert "'shardmem status' says them all" in text and "well" not in lines
+    first = next(line for line in lines if re.match(r" +\d+ (busy|failed) ", line))
+    assert first.startswith("    7 failed"), "what is not served is below what is"
 
 
 @pytest.mark.parametrize("sort, order", [("id", [0, 1, 2]), ("rate", [1, 0, 2]), ("fill", [2, 1, 0]), ("busy", [0, 2, 1])])

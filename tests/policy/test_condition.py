@@ -18,6 +18,7 @@ LIMITS = Limits(stall=30.0, batch=60.0, boot=30.0)
     (dict(in_hand=5.0, quiet=5.0, in_flight=5), "slow", "in hand for 5 s"),
     (dict(in_flight=5, fill=0.9), "slow", "90% full"),
     (dict(in_flight=5, fill=0.3, filled_before=0.1), "slow", "rising"),
+    (dict(in_flight=5, fill=0.1, filled_before=0.0), "busy", "5 events"),
     (dict(quiet=31.0), "stuck", "stall_timeout=30 s"),
     (dict(quiet=90.0, in_hand=59.0), "slow", "in hand for 59 s"),
     (dict(quiet=90.0, in_hand=61.0), "stuck", "batch_deadline=60 s"),

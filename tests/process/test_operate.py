@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from daemon import Daemon
 from recorder import payload
 from rig import Rig, drained, segments_of, wait_until
 from shardmem.console import render
+from shardmem.runtime.findings import finding
 
 
 def ask(url: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
@@ -43,7 +45,10 @@ def test_health_metrics_and_commands_over_tcp(rig: Rig, engine_name: str) -> Non
         assert ask(url, "/livez")[0] == ask(url, "/readyz")[0] == 200
         with Console(width=80, file=io.StringIO()) as console:
             console.print(render.status(ready))
-        assert f"http: {url}" in console.file.getvalue() and "runs 2 shards, 1024 slots" in console.file.getvalue()
+            worse = {**ready, "findings": [finding("error", "failed", "Shard 1 has failed: \x1b[2J", "Mend it:", "shardmem reload")]}
+            console.print(render.status(worse))
+        assert f"http: {url}" in (said := console.file.getvalue()) and "runs 2 shards, 1024 slots" in said and ": well\n" in said, said
+        assert ": not well\nx Shard 1 has failed: ?[2J\n  -> shardmem reload\n" in re.sub(" +\n", "\n", said), said
         with shardmem.connect(engine_name) as producer, shardmem.Client(engine_name) as client:
             for number in range(100):
                 producer.push(number, payload(1, number, 0))

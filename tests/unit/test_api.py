@@ -6,11 +6,13 @@ import contextlib
 import json
 import math
 import os
+import re
 import socket
 import stat
 import struct
 import tempfile
 import time
+from importlib.resources import files
 from types import SimpleNamespace
 from typing import Any, AsyncIterator, Awaitable, Callable
 
@@ -23,14 +25,15 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 
 from shardmem.control import api as module
 from shardmem.control.api import Api
-from shardmem.control.health import STALE, against_life, against_readiness
+from shardmem.control.health import against_life, against_readiness
 from shardmem.control.commands import parse_slots
 from shardmem.control.metrics import rows_of, seconds_of
-from shardmem.control.operations import COMMANDS, READS
+from shardmem.control.operations import COMMANDS, PAGE_FILES, READS
 from shardmem.control.quarantine import NEWEST, Shelf, describe, plain
 from shardmem.errors import AlreadyRunning, ConfigError, NotRunning
 from shardmem.memory.native import lib
 from shardmem.runtime.catalogue import FIGURES, HISTOGRAM
+from shardmem.runtime.findings import STALE
 from shardmem.runtime.quarantine import Quarantine
 from shardmem.runtime.snapshot import FLOORS_NS, Observer
 
@@ -105,6 +108,53 @@ def test_commands_over_tcp_have_to_show_the_token(loopback, sockets, header, sta
         assert status == found and ("error" in answer) == (status == 401), answer
 
     run(loopback(), test, token=TOKEN)
+
+
+@pytest.mark.parametrize("token, header, over_tcp", [(None, None, "read"), (None, f"Bearer {TOKEN}", "read"), (TOKEN, None, "token"),
+                                                     (TOKEN, "Bearer no", "token"), (TOKEN, f"Bearer {TOKEN}", "all")])
+def test_what_may_be_done_is_known_beforehand(loopback, sockets, token, header, over_tcp):
+    async def test(api, private, tcp):
+        headers = {"Authorization": header} if header else {}
+        assert (200, {"access": over_tcp}) == await ask(tcp, "GET", "/access", headers=headers)
+        assert (200, {"access": "all"}) == await ask(private, "GET", "/access", headers=headers)
+        status, _ = await ask(tcp, "POST", "/scale", json={"shards": 2}, headers=headers)
+        assert (status == 200) == (over_tcp == "all"), "what is said is not what is done"
+
+    run(loopback(), test, token=token)
+
+
+def test_the_page_may_load_nothing_from_elsewhere_and_make_no_markup_of_texts(loopback, sockets):
+    async def test(api, private, tcp):
+        served = set()
+        for path in ("/", *(f"/page/{name}" for name in PAGE_FILES)):
+            async with tcp.get(path) as response:
+                assert 200 == response.status and "nosniff" == response.headers["X-Content-Type-Options"], path
+                may = response.headers["Content-Security-Policy"]
+                assert "default-src 'none'" in may and "unsafe" not in may and "require-trusted-types-for 'script'" in may
+                text = await response.text()
+                assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|style=|\son\w+=", text), path
+                assert not re.search(r"(https?:)?//(?!www\.w3\.org/2000/svg)[a-z]", re.sub(r"//[ -].*", "", text)), path
+                served.add(path.rpartition("/")[2])
+        there = {each.name for each in files("shardmem.control").joinpath("page").iterdir()}
+        assert there == served - {""}, "a file of the page is not served"
+        for name in ("../api.py", "api.py", "..%2fapi.py", "page.html%00", ""):
+            assert 404 == (await tcp.get(f"/page/{name}")).status, name
+
+    run(loopback(), test)
+
+
+def test_lanes_of_a_shard_say_whose_they_are(loopback, sockets):
+    engine = loopback(shards=2)
+    engine.producer().push_many([1] * 100, [b"x" * 50] * 100)
+    shard = next(shard for shard in range(2) if engine.inboxes[shard].lanes())
+
+    async def test(api, private, tcp):
+        lane, = (await ask(tcp, "GET", f"/lanes/{shard}"))[1]["lanes"]
+        assert (100, 100, os.getpid(), True) == (lane["accepted"], lane["in_flight"], lane["pid"], lane["alive"])
+        assert 0.0 < lane["fill_ratio"] < 1.0 and not lane["broken"]
+        assert 404 == (await ask(tcp, "GET", "/lanes/7"))[0]
+
+    run(engine, test)
 
 
 @pytest.mark.parametrize("host, status", [("localhost", 200), ("LOCALHOST:80", 200), ("127.0.0.1:9", 200), ("[::1]:9", 200),
@@ -234,7 +284,7 @@ def test_what_cannot_be_answered_says_so_in_json(loopback, sockets):
     async def test(api, private, tcp):
         for client in (private, tcp):
             status, answer = await ask(client, "GET", "/nothing")
-            assert 404 == status and "/metrics, /move, /openapi.json, /quarantine, /quarantine/purge" in answer["error"]
+            assert 404 == status and "/metrics, /move, /openapi.json, /page/{file}, /quarantine, /quarantine/purge" in answer["error"]
             assert 405 == (await ask(client, "GET", "/scale"))[0]
         for body in (b"{", b"[1]", b"\xff\xfe", b"3", b"{}}", b"[" * 100_000):
             status, answer = await ask(private, "POST", "/scale", data=body, headers={"Content-Type": "x/y; charset=none"})
@@ -299,7 +349,7 @@ def test_openapi_has_every_path_that_is_answered_and_no_other(loopback, sockets)
         document = (await ask(private, "GET", "/openapi.json"))[1]
         for path, methods in document["paths"].items():
             for method in methods:
-                asked = path.replace("{id}", "1")
+                asked = path.format(id=1, shard=0, file="words.js")
                 status = (await private.request(method, asked, data=b"[]" if method == "post" else None)).status
                 assert status not in (404, 405), (method, path)
         there = (await ask(private, "GET", "/nothing"))[1]["error"].partition("; there are ")[2].split(", ")

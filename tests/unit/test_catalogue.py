@@ -46,7 +46,7 @@ def document(loopback) -> dict[str, Any]:
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if path in ("engine.schema", "decisions[].advice"):
+    if path in ("engine.schema", "decisions[].advice", "findings[].order"):
         return
     if isinstance(node, dict):
         for key, value in node.items():

@@ -1,12 +1,15 @@
 """The document of `status`, read while what it is about changes."""
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
 
+from shardmem.errors import Backpressure
 from shardmem.memory.native import ffi, lib
 from shardmem.runtime import snapshot
+from shardmem.runtime.quarantine import Quarantine
 from shardmem.runtime.snapshot import FLOORS_NS, Observer, quantile_rows
 
 
@@ -109,3 +112,75 @@ def test_quantiles_of_batch_sizes_are_powers_of_two_and_none_without_a_batch():
 
     assert (None, None) == of()
     assert (1, 1) == of(b0=1) and (1, 8) == of(b0=51, b3=49) and (8, 8) == of(b0=1, b3=99) and (1 << 31,) * 2 == of(b31=1)
+
+
+def test_recent_latency_is_that_of_the_events_since_the_last_look(loopback, monkeypatch):
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(snapshot, "time", clock)
+    engine = loopback()
+    producer, observer = engine.producer(), Observer(engine.control)
+
+    def look(at: float) -> tuple[float | None, float | None]:
+        clock.now = at
+        document = observer.status()
+        shard = document["shards"][0]
+        assert (shard["recent_p50_us"], shard["recent_p99_us"]) == tuple(document["latency"].values()), "one shard is all"
+        return shard["recent_p99_us"], shard["latency_p99_us"]
+
+    def handle(waiting: float) -> None:
+        producer.push_many(list(range(100)), [b""] * 100)
+        time.sleep(waiting)  # it is the latency that is measured
+        while engine.take() is not None:
+            engine.commit()
+
+    assert (None, None) == look(100.0)
+    handle(0.1)
+    recent, all_of_it = look(102.0)
+    assert recent == all_of_it >= 80_000
+    for _ in range(5):
+        handle(0.0)
+    assert look(104.0)[0] < 50_000 <= all_of_it, "the slow ones of long ago are still called recent"
+    assert look(106.0)[0] is None, "nothing was handled since"
+    observer.close()
+
+
+def test_events_in_quarantine_are_counted_when_the_file_changes(loopback, tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(snapshot, "time", clock)
+    engine = loopback()
+    monkeypatch.setattr(type(engine.control), "state_dir", str(tmp_path))
+    observer, path = Observer(engine.control), tmp_path / f"{engine.name}.quarantine"
+
+    def held() -> int | None:
+        clock.now += snapshot.COUNTED
+        return observer.status()["engine"]["quarantine_held"]
+
+    assert 0 == held()
+    store = Quarantine(str(path))
+    for number in range(3):
+        store.add(str(number), shard=0, slot=0, seat=0, sequence=number, kind="exception", reason="", traceback="", attempts=3,
+                  key=1, payload=b"", schema={})
+    assert 3 == held() == held()
+    store.replayed(1)
+    assert 2 == held()
+    store.purge()
+    store.close()
+    assert 0 == held()
+    path.write_bytes(b"no database at all" * 100)
+    assert held() is None
+    observer.close()
+
+
+def test_a_producer_that_waits_for_room_is_said_to(loopback):
+    engine = loopback(lane_bytes=4096)
+    producer, observer = engine.producer(), Observer(engine.control)
+    producer.push_many([1] * 30, [b"x" * 64] * 30)
+    observer.status()
+    with pytest.raises(Backpressure):
+        producer.push_many([1] * 400, [b"x" * 64] * 400, timeout=0.3)
+    document = observer.status()
+    observer.close()
+
+    assert document["producers"][0]["blocked"] > 0.5
+    kinds = [each["kind"] for each in document["findings"]]
+    assert "blocked" in kinds or "backpressure" in kinds, kinds

@@ -1,0 +1,435 @@
+// An engine as it runs: asked once a second, judged by the supervisor (`findings` of the status document), shown as it answers.
+
+import {Chart, History} from "./charts.js";
+import {Commands} from "./dialog.js";
+import {ORDERS} from "./orders.js";
+import {Quarantine} from "./quarantine.js";
+import {Slots} from "./slots.js";
+import {Producers, Shards} from "./tables.js";
+import {
+  $,
+  attribute,
+  clock,
+  exact,
+  keyed,
+  make,
+  micro,
+  part,
+  plural,
+  rate,
+  reasons,
+  set,
+  short,
+  span,
+  sum,
+} from "./words.js";
+
+const EVERY = 1000,
+  PATIENCE = 3000,
+  SLOTS_EVERY = 5,
+  QUARANTINE_EVERY = 10;
+
+const history = new History();
+let last = null,
+  answered = null,
+  slots = null,
+  slotsKey = "",
+  slotsAt = 0,
+  listed = null,
+  listedKey = "",
+  listedAt = 0,
+  due = null,
+  turn = 0;
+
+/** A header is bytes: those of UTF-8, which is what the supervisor compares. */
+const header = text => String.fromCharCode(...new TextEncoder().encode(text));
+
+async function ask(path, options = {}) {
+  const {token, patience = PATIENCE, ...rest} = options,
+    headers = {...rest.headers};
+  if (token ?? commands.token) headers.Authorization = `Bearer ${header(token ?? commands.token)}`;
+  const answer = await fetch(path, {cache: "no-store", ...rest, headers, signal: AbortSignal.timeout(patience)}),
+    body = await answer.json();
+  if (!answer.ok) throw new Error(body.error || answer.statusText);
+  return body;
+}
+
+const send = (path, body, token) =>
+  ask(path, {
+    method: "POST",
+    body: JSON.stringify(body),
+    headers: {"Content-Type": "application/json"},
+    token,
+    patience: 3.6e6,
+  });
+
+// ---- the verdict ---------------------------------------------------------------------------------------------------------
+
+const HEADS = {good: "Well", info: "Well", warning: "Needs attention", error: "Not well"},
+  MARKS = {error: "✕ ", warning: "! ", info: ""};
+
+function verdict(level, head, text, findings) {
+  attribute($("verdict"), "data-level", level);
+  set($("verdict-word"), head);
+  set($("verdict-sum"), text);
+  keyed(
+    $("findings"),
+    findings,
+    each => `${each.kind}.${each.shard}`,
+    () => {
+      const line = make(
+        "li",
+        {},
+        make("p", {}, make("b"), make("span")),
+        make(
+          "div",
+          {kind: "row"},
+          make("span"),
+          make("code", {kind: "shell"}),
+          make("button", {type: "button", "data-order": "finding"}),
+        ),
+      );
+      line.querySelector("button").addEventListener("click", () => act(line.finding));
+      return line;
+    },
+    (line, each) => {
+      line.finding = each;
+      const [word, text] = line.firstChild.childNodes,
+        [advice, shell, button] = line.lastChild.children;
+      set(
+        word,
+        {error: "✕ Error: ", warning: "! Warning: ", info: "Note: "}[each.level],
+        each.level === "info" ? "soft" : each.level,
+      );
+      set(text, each.text);
+      set(advice, each.advice);
+      set(shell, each.command || "");
+      shell.hidden = !each.command;
+      button.hidden = !each.order && each.kind !== "quarantine";
+      set(button, each.kind === "quarantine" ? "Look at them" : each.order ? label(each.order) : "");
+    },
+  );
+}
+
+const nameOf = order => (order.name === "scale" && order.body.shards === "auto" ? "auto" : order.name);
+const label = order => `${ORDERS[nameOf(order)].verb(order.body)} …`;
+
+function act(finding) {
+  if (finding.order) commands.open(nameOf(finding.order), finding.order.body);
+  else {
+    $("quarantine").scrollIntoView();
+    ($("quarantine-some").hidden ? $("token") : $("replay")).focus();
+  }
+}
+
+let spoken = "";
+/** A screen reader hears of a new verdict, and not of every figure. */
+function speak(key, text) {
+  if (key !== spoken) set($("announce"), text);
+  spoken = key;
+}
+
+function judge(document) {
+  const {findings, shards, engine, latency} = document,
+    level = findings.some(each => each.level === "error")
+      ? "error"
+      : findings.some(each => each.level === "warning")
+        ? "warning"
+        : "good";
+  const fullest = Math.max(0, ...shards.map(each => each.fill_ratio)),
+    point = history.points[history.points.length - 1];
+  const working = shards.filter(each => each.alive).length,
+    text =
+      `${plural(working, "shard handles", "shards handle")} ${point.handled === null ? "" : `${short(point.handled)} `}events/s; ` +
+      `the fullest lane is ${part(fullest)} full` +
+      (latency.p99_us === null ? "." : `; 99 of 100 events are handled within ${micro(latency.p99_us)}.`);
+  verdict(
+    level,
+    engine.state === "running" ? HEADS[level] : `${HEADS[level]}: the engine is ${engine.state}`,
+    text,
+    findings,
+  );
+  speak(
+    level +
+      findings
+        .filter(each => each.level !== "info")
+        .map(each => each.kind + each.shard)
+        .join(),
+    `${HEADS[level]}. ${findings
+      .filter(each => each.level !== "info")
+      .map(each => each.text)
+      .join(" ")}`,
+  );
+  window.document.title = `${level === "good" ? "" : MARKS[level]}${engine.name} · shardmem`;
+}
+
+// ---- the parts -----------------------------------------------------------------------------------------------------------
+
+const range = () => Number($("range").value);
+const charts = [
+  {
+    title: "Throughput",
+    format: rate,
+    least: 10,
+    series: [
+      {key: "accepted", name: "accepted"},
+      {key: "handled", name: "handled"},
+    ],
+  },
+  {
+    title: "Push to handled",
+    format: micro,
+    least: 1000,
+    log: true,
+    series: [
+      {key: "p99", name: "p99"},
+      {key: "p50", name: "p50"},
+    ],
+  },
+  {
+    title: "Fill of lanes",
+    format: part,
+    least: 0.1,
+    most: 1,
+    series: [
+      {key: "fullest", name: "fullest lane"},
+      {key: "mean", name: "mean of shards"},
+    ],
+  },
+].map(each => new Chart($("plots"), history, each, range, plots));
+
+function plots() {
+  for (const chart of charts) chart.draw();
+  const shown = history.shown;
+  set($("moment"), shown && history.cursor !== null ? `at ${clock(shown.at)}` : "now");
+}
+
+function remember(document) {
+  const now = Date.now() / 1000,
+    before = last?.accounting,
+    after = document.accounting,
+    seconds = now - answered;
+  const per = key => (before && seconds < 3.5 && after[key] >= before[key] ? (after[key] - before[key]) / seconds : null);
+  const fills = document.shards.map(each => each.fill_ratio);
+  history.add(document.engine.name, {
+    at: now,
+    accepted: per("accepted"),
+    handled: per("handled"),
+    p50: document.latency.p50_us,
+    p99: document.latency.p99_us,
+    fullest: Math.max(0, ...fills),
+    mean: fills.length ? sum(fills) / fills.length : 0,
+  });
+}
+
+function tiles({accounting: a, producers, shards}) {
+  const refused = sum(Object.values(a.refused)),
+    shed = sum(Object.values(a.shed));
+  const told = [
+    ["offered", short(a.offered), "accepted and refused"],
+    ["accepted", short(a.accepted), "a push returned for them"],
+    ["refused", short(refused), reasons(a.refused), refused ? "warning" : ""],
+    ["handled", short(a.handled), "the handler returned for them"],
+    ["in flight", short(a.in_flight), "accepted and not yet handled"],
+    ["set aside", short(a.quarantined), "in the quarantine, at any time", a.quarantined ? "warning" : ""],
+    ["dropped", short(shed), "accepted and then dropped, as drop_oldest asks", shed ? "warning" : ""],
+    ["producers", exact(producers.filter(each => each.alive).length), "connected now"],
+    ["shards", exact(shards.length), ""],
+  ];
+  keyed(
+    $("tiles"),
+    told,
+    ([name]) => name,
+    ([name]) => make("div", {}, make("dt", {text: name}), make("dd")),
+    (box, [, value, hint, kind = ""]) => {
+      set(box.lastChild, value, kind);
+      box.title = hint;
+    },
+  );
+}
+
+function timeline(document, now) {
+  const decisions = document.decisions
+    .filter(each => each.kind !== "none")
+    .map(each => ({
+      at: now - each.age_s,
+      kind: "decision",
+      level: "info",
+      shard: null,
+      count: each.count,
+      text: `The policy: ${each.kind} ${each.count || ""}: ${each.reason}${each.times > 1 ? ` (${exact(each.times)} times)` : ""}`,
+      id: `decision ${Math.round(now - each.since_s)}`,
+    }));
+  const events = (document.events || []).map(each => ({...each, id: `${each.at} ${each.kind} ${each.shard} ${each.text}`}));
+  keyed(
+    $("timeline"),
+    [...events, ...decisions].sort((a, b) => b.at - a.at),
+    each => each.id,
+    () => make("li", {}, make("time", {kind: "soft"}), make("span"), make("span")),
+    (line, each) => {
+      const [time, level, text] = line.children;
+      attribute(time, "datetime", new Date(each.at * 1000).toISOString());
+      attribute(time, "title", new Date(each.at * 1000).toLocaleString());
+      set(time, clock(each.at));
+      set(
+        level,
+        each.level === "error"
+          ? "✕ error"
+          : each.level === "warning"
+            ? "! warning"
+            : each.kind === "decision"
+              ? "decision"
+              : "event",
+        each.level === "info" ? "soft" : each.level,
+      );
+      set(text, each.shard === null ? each.text : `Shard ${each.shard}: ${each.text}`);
+    },
+  );
+  if (!$("timeline").childElementCount)
+    $("timeline").append(make("li", {text: "Nothing has happened yet.", "data-key": ""}));
+}
+
+function show(document) {
+  const {engine, supervisor} = document,
+    now = Date.now() / 1000,
+    lately = document.decisions[document.decisions.length - 1];
+  set($("name"), engine.name);
+  set(
+    $("about"),
+    [
+      engine.state,
+      `supervisor ${supervisor.pid}, up ${span(supervisor.uptime_s)}`,
+      engine.schema.kind,
+      engine.schema.key && `by ${engine.schema.key}`,
+    ]
+      .filter(Boolean)
+      .join(" · "),
+  );
+  remember(document);
+  judge(document);
+  tiles(document);
+  plots();
+  shards.show(document);
+  set(
+    $("policy"),
+    `${document.auto_scale ? "Scaled by the policy" : "Scaled by hand"}, ${document.shards.length} of at most ${engine.max_shards} shards.` +
+      (lately ? ` Last judgement: ${lately.reason}.` : ""),
+  );
+  producers.show(document);
+  if (slots) map.show(document, slots);
+  quarantine.show(document, commands.access, listed);
+  timeline(document, now);
+  commands.show(document);
+}
+
+// ---- asking --------------------------------------------------------------------------------------------------------------
+
+async function allow() {
+  try {
+    commands.may((await ask("access")).access);
+  } catch {
+    commands.may(null);
+  }
+  [listed, listedKey] = [null, ""];
+  look();
+}
+
+async function look() {
+  clearTimeout(due);
+  const mine = ++turn;
+  try {
+    const document = await ask("status"),
+      now = Date.now() / 1000;
+    if (commands.access === null) commands.may((await ask("access")).access);
+    const key = document.shards.map(each => `${each.id}:${each.slots}`).join();
+    if (!slots || key !== slotsKey || document.handoffs.length || now - slotsAt > SLOTS_EVERY) {
+      const {owners} = await ask("slots");
+      if (!slots || owners.join() !== slots.join()) slots = owners;
+      [slotsKey, slotsAt] = [key, now];
+    }
+    const held = `${document.engine.quarantine_held}.${document.accounting.quarantined}`;
+    if (commands.access === "all" && (held !== listedKey || now - listedAt > QUARANTINE_EVERY)) {
+      try {
+        listed = await ask("quarantine");
+      } catch (error) {
+        listed = {error: error.message};
+      }
+      [listedKey, listedAt] = [held, now];
+    }
+    if (mine !== turn) return;
+    fresh();
+    show(document);
+    [last, answered] = [document, now];
+  } catch (error) {
+    if (mine !== turn) return;
+    gone(error);
+  }
+  due = setTimeout(look, EVERY);
+}
+
+const headings = () => document.querySelectorAll("main > section:not(#verdict) > h2");
+
+function fresh() {
+  if (!$("main").classList.contains("stale")) return;
+  $("main").classList.remove("stale");
+  for (const age of document.querySelectorAll(".age")) age.remove();
+}
+
+/** Nobody answers: what was said last stays, marked with its age, and the page goes on asking. */
+function gone(error) {
+  const silent = error.name === "TimeoutError",
+    since = answered && Date.now() / 1000 - answered,
+    name = last?.engine.name || "the engine";
+  const findings = [
+    {
+      level: "error",
+      kind: "gone",
+      shard: null,
+      text: silent
+        ? "The supervisor holds its port and does not answer within 3 s: its loop hangs, or its process is stopped."
+        : error instanceof TypeError
+          ? "Nobody listens on this port: the supervisor has ended, or the engine was stopped."
+          : `It answers with an error: ${error.message}`,
+      advice: "Workers and producers go on without it. See how the engine is, from shared memory:",
+      command: `shardmem status${last ? ` ${name}` : ""}`,
+      order: null,
+    },
+    {
+      level: "info",
+      kind: "again",
+      shard: null,
+      text: "'shardmem run' with the same settings takes the engine up again; live workers are adopted, nothing is lost.",
+      advice:
+        "With http_port = 0 it may answer on another port; 'shardmem status' names it. This page goes on asking once a second.",
+      command: null,
+      order: null,
+    },
+  ];
+  verdict(
+    "error",
+    "No answer from the supervisor",
+    since === null
+      ? "It has not answered since this page was opened."
+      : `What is below was true ${span(since)} ago, at ${clock(answered)}.`,
+    findings,
+  );
+  speak("gone", "No answer from the supervisor. What is shown is old.");
+  document.title = `✕ ${last ? name : "no answer"} · shardmem`;
+  if (commands.access !== null) commands.may(null);
+  if (!last) return;
+  $("main").classList.add("stale");
+  for (const heading of headings()) {
+    if (!heading.querySelector(".age")) heading.append(make("span", {kind: "age"}));
+    set(heading.querySelector(".age"), `as of ${clock(answered)}, ${span(since)} ago`);
+  }
+}
+
+const commands = new Commands(send, allow, look),
+  open = (name, preset) => commands.open(name, preset);
+const shards = new Shards(ask, open),
+  producers = new Producers(),
+  map = new Slots(open),
+  quarantine = new Quarantine(ask, open);
+$("range").addEventListener("change", plots);
+setInterval(() => history.keep(), 15000);
+look();

@@ -1,0 +1,136 @@
+"""What an operator is told of an engine: whether it is well, what is wrong, what helps. One judgement for page, `top` and `status`."""
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from shardmem.console.cli import main
+from shardmem.control.operations import COMMANDS
+from shardmem.errors import Backpressure
+from shardmem.runtime import findings as module
+from shardmem.runtime.findings import LEVELS, STALE, Lately, findings
+from shardmem.runtime.snapshot import Observer
+
+SHARD = {"id": 0, "state": "active", "phase": "ready", "condition": "busy", "reason": "5 events in flight", "error": "", "alive": True,
+         "slots": 32, "fill_ratio": 0.1, "uptime_s": 600.0, "crashes": 0, "last_exit": None, "broken_lanes": []}
+WELL = {"engine": {"name": "ticks", "state": "running", "slots": 64, "slots_unowned": 0, "max_shards": 4, "quarantine_held": 0},
+        "supervisor": {"pid": 4711, "alive": True, "heartbeat_age_s": 0.1},
+        "shards": [SHARD, {**SHARD, "id": 1}], "handoffs": [], "auto_scale": True, "decisions": [], "hot_slots": [],
+        "producers": [{"pid": 4712, "alive": True, "blocked": 0.0}],
+        "accounting": {"in_flight": 1234}}
+
+
+def of(lately=Lately(), **changes):
+    """Findings of a well engine with changes; `shard` are those of its first shard."""
+    document = copy.deepcopy(WELL)
+    for path, value in changes.items():
+        part, _, key = path.partition("__")
+        if part == "shard":
+            document["shards"][0][key] = value
+        elif key:
+            document[part][key] = value
+        else:
+            document[part] = value
+    return findings(document, lately)
+
+
+def decided(cause, reason="shard 0 busier than 80%"):
+    return [{"kind": "none", "count": 0, "cause": cause, "reason": reason, "advice": "up"}]
+
+
+def test_a_well_engine_has_no_findings():
+    assert [] == of()
+
+
+MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "late": True}
+
+
+@pytest.mark.parametrize("changes, level, kind, part, command", [
+    (dict(engine__state="starting"), "info", "starting", "starting", None),
+    (dict(engine__state="draining"), "warning", "draining", "1,234 events are left", "shardmem stop ticks --now"),
+    (dict(engine__state="stopped"), "error", "stopped", "1,234 events are in shared memory", None),
+    (dict(supervisor__alive=False), "error", "no_supervisor", "workers go on", None),
+    (dict(supervisor__heartbeat_age_s=STALE + 1), "error", "supervisor_hangs", "for 11 s", "kill -9 4711"),
+    (dict(shard__condition="failed", shard__state="failed", shard__alive=False, shard__reason="boom"), "error", "failed",
+     "Shard 0 has failed, and 32 slots wait with it: boom", "shardmem reload --engine ticks"),
+    (dict(shard__condition="stuck", shard__reason="not a sign for 31 s"), "error", "stuck", "not a sign for 31 s", None),
+    (dict(shard__condition="restarting", shard__alive=False, shard__last_exit="signal 9"), "warning", "no_worker",
+     "Last exit: signal 9.", None),
+    (dict(shard__crashes=5, shard__uptime_s=3.0, shard__last_exit="signal 11"), "error", "crash_loop", "5 times so far",
+     "shardmem reload --engine ticks"),
+    (dict(shard__broken_lanes=[3]), "error", "broken_lane", "seat 3", None),
+    (dict(engine__slots_unowned=32), "warning", "unowned", "32 of 64 slots", None),
+    (dict(shard__fill_ratio=0.97), "warning", "backpressure", "97% full", "shardmem scale 3 --engine ticks"),
+    (dict(producers=[{"pid": 4712, "alive": True, "blocked": 0.6}]), "warning", "blocked", "Producer 4712 waited for room 60%",
+     "shardmem scale 3 --engine ticks"),
+    (dict(lately=Lately(10.0, {"full": 7, "timeout": 0}, 0)), "warning", "refused", "7 events were refused in the last 10 s (full 7)",
+     None),
+    (dict(lately=Lately(10.0, {}, 5)), "warning", "shed", "5 accepted events were dropped", None),
+    (dict(handoffs=[MOVE]), "warning", "late", "slot 17 from shard 0 to 1, draining for 12 s", None),
+    (dict(engine__quarantine_held=3), "warning", "quarantine", "holds 3 events that", "shardmem quarantine list --engine ticks"),
+    (dict(decisions=decided("manual"), auto_scale=False), "info", "by_hand", "busier than 80%", "shardmem scale auto --engine ticks"),
+    (dict(decisions=decided("at_max_shards")), "warning", "at_max_shards", "may not", None),
+    (dict(decisions=decided("auto_scale_off"), auto_scale=False), "info", "auto_scale_off", "would add shards",
+     "shardmem scale 3 --engine ticks"),
+    (dict(hot_slots=[{"slot": 9, "shard": 1, "share": 0.7, "alone": True}]), "info", "hot_slot", "Slot 9 on shard 1 has 70%", None),
+])
+def test_what_is_wrong_is_said_with_what_helps(changes, level, kind, part, command):
+    found, = of(**changes)
+
+    assert (level, kind, command) == (found["level"], found["kind"], found["command"])
+    assert part in found["text"] and (found["advice"] or found["command"]), found
+    if command and command.startswith("shardmem"):
+        _, name, *arguments = shlex.split(command)
+        group = main.commands[name]
+        group = group.commands[arguments.pop(0)] if hasattr(group, "commands") else group
+        group.make_context(name, arguments)  # raises for what the command line does not know
+    if found["order"]:
+        declared = next(each for each in COMMANDS if each.name == found["order"]["name"])
+        assert [] == declared.faults(found["order"]["body"])
+
+
+def test_the_worst_comes_first():
+    levels = [each["level"] for each in of(engine__state="draining", shard__fill_ratio=0.9, supervisor__alive=False,
+                                           hot_slots=[{"slot": 9, "shard": 1, "share": 0.7, "alone": False}])]
+    assert levels == sorted(levels, key=LEVELS.index) and "error" == levels[0] and "info" == levels[-1]
+
+
+def test_what_is_true_of_every_moment_is_no_finding():
+    assert [] == of(producers=[{"pid": 1, "alive": False, "blocked": 1.0}], handoffs=[{**MOVE, "late": False}], shard__crashes=50,
+                    lately=Lately(10.0, {"full": 0}, 0))
+
+
+def test_a_failed_shard_is_not_said_to_be_slow_or_unowned_too():
+    found = of(shard__condition="failed", shard__state="failed", shard__alive=False, shard__fill_ratio=1.0, engine__slots_unowned=32)
+    assert ["failed"] == [each["kind"] for each in found]
+
+
+def test_more_shards_are_not_advised_where_they_cannot_help():
+    full, = of(shard__fill_ratio=0.9, engine__max_shards=2)
+    assert full["order"] is None and "max_shards=2" in full["advice"]
+    hot = of(shard__fill_ratio=0.9, hot_slots=[{"slot": 9, "shard": 0, "share": 0.7, "alone": True}])[0]
+    assert hot["order"] is None and "more keys" in hot["advice"]
+
+
+def test_refusals_of_the_last_seconds_are_found_in_a_real_engine(loopback):
+    engine = loopback(shards=2, lane_bytes=4096)
+    observer, producer = Observer(engine.control), engine.producer(backpressure="fail")
+    assert "refused" not in [each["kind"] for each in observer.status()["findings"]]
+    with pytest.raises(Backpressure):
+        producer.push_many([1] * 400, [b"x" * 64] * 400)
+    document = observer.status()
+    observer.close()
+
+    refused = document["accounting"]["refused"]["full"]
+    assert 300 < refused and f"{refused:,} events were refused" in {each["kind"]: each["text"] for each in document["findings"]}["refused"]
+
+
+def test_every_kind_of_finding_is_in_the_documentation():
+    kinds = set(re.findall(r'finding\("\w+", "(\w+)"', inspect.getsource(module)))
+    documented = (Path(__file__).parents[2] / "docs" / "operations.md").read_text().partition("## Whether it is well")[2]
+    assert 15 < len(kinds) and set() == {kind for kind in kinds if f"`{kind}`" not in documented.partition("\n## ")[0]}
