@@ -147,3 +147,8 @@ def size(number: float) -> str:
             break
         number /= 1024
     return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
+
+
+def some(number: int, what: str) -> str:
+    """1 event, 2 events."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,6 +1,7 @@
 """Where the values of settings come from: a TOML file, SHARDMEM_* variables, flags; each value remembers which."""
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Any, Iterable, Mapping
 from shardmem.errors import ConfigError
 
 PREFIX = "SHARDMEM_"
+NEAR = 0.9  # of 1, as difflib counts: a letter wrong, missing or too many in an ordinary name
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,15 @@ class Sources:
         self.faults: list[str] = []
         if path is not None:
             self._file(path)
-        for key in known:
-            if PREFIX + key.upper() in environ:
-                self._put(key, environ[PREFIX + key.upper()], Origin("variable", PREFIX + key.upper()))
+        variables = {PREFIX + key.upper(): key for key in known}
+        for name, key in variables.items():
+            if name in environ:
+                self._put(key, environ[name], Origin("variable", name))
+        for name in sorted(environ):
+            # Only what is all but a setting: others use the prefix too (Kubernetes gives each pod SHARDMEM_PORT and the like
+            # when a service is called shardmem).
+            if name.startswith(PREFIX) and name not in variables and (near := difflib.get_close_matches(name, variables, 1, NEAR)):
+                self.faults.append(f"{name} is not a setting; did you mean {near[0]}?")
         for key, value in flags.items():
             if value is not None:
                 self._put(key, value, Origin("flag", "--" + key.replace("_", "-")))

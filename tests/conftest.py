@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import signal
+import tempfile
 import time
 from typing import Callable, Iterator
 
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 SHM = "/dev/shm"
+SOCKETS = os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}")
 TIMEOUT = 60
 GRACE = 5.0  # a process that has been told to end may take this long to be gone
 SESSION = f"t{os.getpid()}x{secrets.token_hex(2)}"
@@ -19,6 +21,9 @@ SESSION = f"t{os.getpid()}x{secrets.token_hex(2)}"
 # Inherited by every process that a test starts, however far down, so that orphans are found too.
 _SESSION_MARK, _TEST_MARK = "PYTEST_SHARDMEM_SESSION", "PYTEST_SHARDMEM_TEST"
 os.environ[_SESSION_MARK] = SESSION
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a run in the background of a script: what it starts would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -73,6 +78,9 @@ def _expect_nothing(whose: str, is_ours: Callable[[str], bool], processes: Calla
     segments = sorted(filter(is_ours, os.listdir(SHM)))
     for entry in segments:
         os.unlink(os.path.join(SHM, entry))
+    if os.path.isdir(SOCKETS):  # a supervisor that was killed leaves its own, and the files of an engine without a state_dir
+        for entry in filter(is_ours, os.listdir(SOCKETS)):
+            os.unlink(os.path.join(SOCKETS, entry))
     found = [f"process {pid}: {command}" for pid, command in left.items()] + [f"{SHM}/{entry}" for entry in segments]
     if found:
         pytest.fail(f"{whose} left behind:\n  " + "\n  ".join(found), pytrace=False)

@@ -12,6 +12,7 @@ import click
 from shardmem import __version__
 from shardmem.console.quarantine import quarantine
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
+from shardmem.settings import some
 
 EXIT_FAILED, EXIT_CONFIG, EXIT_ALREADY = 1, 2, 4
 
@@ -91,7 +92,7 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
         if as_json:
             click.echo(json.dumps({"event": "ready", "status": document}))
         elif for_people:
-            click.echo(f"engine {config.name} is running: {len(document['shards'])} shards. Push with "
+            click.echo(f"engine {config.name} is running: {some(len(document['shards']), 'shard')}. Push with "
                        f"shardmem.connect({config.name!r}); stop with 'shardmem stop {config.name}' or Ctrl-C", err=True)
 
     def read_again() -> tuple[Any, HandlerRef]:
@@ -149,13 +150,17 @@ def config(target: str | None, markdown: bool, as_json: bool, **flags: Any) -> N
 
 @main.command()
 @click.argument("name", required=False)
+@click.option("--wait", type=click.FloatRange(0), metavar="SECONDS", help="First wait until the engine is ready, or fail.")
 @as_json
-def status(name: str | None, as_json: bool) -> None:
+def status(name: str | None, wait: float | None, as_json: bool) -> None:
     """Show an engine: shards, producers, accounting. Works with its supervisor dead."""
-    from shardmem.control.client import Client, only_engine
+    from shardmem.control.client import Client, only_engine, wait_ready
 
-    with Client(name or only_engine()) as client:
-        document = client.status()
+    if wait is not None:
+        document = wait_ready(name, wait)
+    else:
+        with Client(name or only_engine()) as client:
+            document = client.status()
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:
@@ -230,7 +235,7 @@ def _ask(name: str | None, as_json: bool, command: str, **wanted: Any) -> None:
     click.echo(json.dumps(done, indent=2) if as_json else answer(name, command, done))
 
 
-engine_option = click.option("--engine", "name", help="Name of the engine; not needed if there is only one.")
+engine_option = click.option("--engine", "name", help="Name of the engine; default: SHARDMEM_NAME, or the only one here.")
 
 
 @main.command(short_help="Run more or fewer shards, or let the policy decide.")
@@ -284,7 +289,7 @@ def reload(name: str | None, as_json: bool) -> None:
 
 @main.command(short_help="Push lines, CSV or JSON lines into a running engine.")
 @click.argument("files", nargs=-1, type=click.Path(dir_okay=False, allow_dash=True))
-@click.option("--engine", help="Name of the engine; not needed if there is only one.")
+@click.option("--engine", help="Name of the engine; default: SHARDMEM_NAME, or the only one here.")
 @click.option("--format", "form", type=click.Choice(["lines", "csv", "jsonl"]), default="lines", show_default=True)
 @click.option("--key", help="Field that is the key: a column of CSV, a member of JSON; of lines a field number from 1.")
 @click.option("--delimiter", help="Between fields; default ',' for csv, white space for lines.")
@@ -297,15 +302,14 @@ def ingest(files: tuple[str, ...], engine: str | None, form: str, key: str | Non
 
     An events engine gets each record's own bytes as payload; a records engine gets the fields of its dtype by name.
     """
-    from shardmem.console.ingest import Ingest
+    from shardmem.console.ingest import Ingest, size_of
     from shardmem.console.progress import Meter
     from shardmem.control.client import only_engine
     from shardmem.runtime.producer import connect
 
     with connect(engine or only_engine()) as producer:
         work = Ingest(producer, form, key=key, delimiter=delimiter, skip_bad=skip_bad)
-        with Meter(sum(os.path.getsize(name) for name in files if name != "-") if files and "-" not in files else None,
-                   quiet=as_json) as meter:
+        with Meter(size_of(files), quiet=as_json) as meter:
             for name in files or ("-",):
                 work.file(name, meter)
             meter.finish()
@@ -318,8 +322,8 @@ def ingest(files: tuple[str, ...], engine: str | None, form: str, key: str | Non
     else:
         from shardmem.console.render import count
 
-        click.echo(f"{work.events:,} events in {meter.seconds:.2f} s ({count(summary['rate'])}/s)"
-                   + (f", {work.skipped:,} records skipped" if work.skipped else "")
+        click.echo(f"{some(work.events, 'event')} in {meter.seconds:.2f} s ({count(summary['rate'])}/s)"
+                   + (f", {some(work.skipped, 'record')} skipped" if work.skipped else "")
                    + (", all handled" if wait else ""))
 
 

@@ -3,15 +3,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from itertools import islice
-from typing import Any, BinaryIO, Iterable, Iterator
+from typing import Any, BinaryIO, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from shardmem.errors import ConfigError, ShardmemError
 from shardmem.console.progress import Meter
 from shardmem.runtime.producer import Producer
+from shardmem.settings import some
 
 BLOCK = 4096
 Record = tuple[int, bytes, Any]  # line number, the record's bytes, its fields
@@ -19,6 +21,16 @@ Record = tuple[int, bytes, Any]  # line number, the record's bytes, its fields
 
 class BadRecord(ShardmemError):
     """A record that cannot be read; says the file, the line, the field and the value."""
+
+
+def size_of(files: Sequence[str]) -> int | None:
+    """Bytes of all, None if standard input is among them. Raises ConfigError for one that is not there: before the first of
+    them is pushed."""
+    try:
+        sizes = [os.path.getsize(name) for name in files if name != "-"]
+    except OSError as error:
+        raise ConfigError(f"cannot read {error.filename}: {error.strerror}; nothing was pushed") from None
+    return sum(sizes) if sizes and "-" not in files else None
 
 
 class Ingest:
@@ -96,7 +108,8 @@ class Ingest:
         wanted = [self._key] if self._key else list(self._producer.schema.dtype.names) if self._producer.schema.is_records else []
         missing = [field for field in wanted if field not in self._columns]
         if missing:
-            raise ConfigError(f"{self._name} has no column {', '.join(missing)}; its columns are {', '.join(self._columns)}")
+            hint = "; is another --delimiter meant?" if len(header) == 1 else ""
+            raise ConfigError(f"{self._name} has no column {', '.join(missing)}; its columns are {', '.join(self._columns)}{hint}")
         source.take()
         while True:
             first = source.number + 1
@@ -112,7 +125,7 @@ class Ingest:
             if len(row) == len(header):
                 yield first, raw, row
             elif row:
-                self._bad(first, f"has {len(row)} fields, the header {len(header)}")
+                self._bad(first, f"has {some(len(row), 'field')}, the header {len(header)}")
 
     # ---- pushing ----------------------------------------------------------------------------------------------------------
 
@@ -134,7 +147,7 @@ class Ingest:
             parts = raw.split(self._delimiter.encode() if self._delimiter else None)
             if len(parts) >= int(self._key or 0):
                 return parts[int(self._key or 0) - 1].decode(errors="surrogateescape")
-            self._bad(number, f"has {len(parts)} fields, the key is number {self._key}")
+            self._bad(number, f"has {some(len(parts), 'field')}, the key is number {self._key}")
             return None
         key = fields.get(self._key)
         if isinstance(key, (str, int)) and not isinstance(key, bool):
@@ -173,7 +186,7 @@ class Ingest:
 
     def _bad(self, number: int, what: str) -> bool:
         if not self._skip_bad:
-            raise BadRecord(f"{self._name}, line {number}: {what}. {self.events:,} events before it were pushed; "
+            raise BadRecord(f"{self._name}, line {number}: {what}. Pushed before it: {some(self.events, 'event')}; "
                             f"--skip-bad leaves such records out")
         self.skipped += 1
         return False

@@ -14,7 +14,7 @@ import click
 from shardmem.errors import NotRunning, ShardmemError
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
-engine_option = click.option("--engine", "name", help="Name of the engine; not needed if there is only one.")
+engine_option = click.option("--engine", "name", help="Name of the engine; default: SHARDMEM_NAME, or the only one here.")
 directory_option = click.option("--state-dir", help="Where the engine kept its files, if it is not running any more.")
 
 
@@ -138,7 +138,7 @@ def replay(ids: tuple[int, ...], everything: bool, timeout: float | None, name: 
     if as_json:
         click.echo(json.dumps({"engine": engine, **asdict(given)}))
     else:
-        click.echo(f"engine {engine}: {len(given.replayed):,} events replayed")
+        click.echo(f"engine {engine}: {len(given.replayed):,} event{'' if len(given.replayed) == 1 else 's'} replayed")
     if given.left:
         raise ShardmemError(f"{len(given.left):,} events stay in quarantine, from event {given.left[0]} on: {given.why}")
 

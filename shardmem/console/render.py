@@ -10,10 +10,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from shardmem.settings import size
+from shardmem.runtime.verdict import is_well
+from shardmem.settings import size, some
 
 _COLORS = {"running": "green", "active": "green", "failed": "bold red", "stopped": "red", "draining": "yellow",
            "starting": "yellow", "provisioning": "yellow"}
+_LEVELS = {"problem": "bold red", "warning": "yellow", "note": ""}
 
 LEVEL_COLORS = {"info": "", "warning": "yellow", "error": "red"}
 
@@ -54,7 +56,7 @@ def answer(engine: str, command: str, done: dict[str, Any]) -> str:
     moved, seconds = done["moved"], done["seconds"]
     lines = []
     if command == "scale":
-        lines.append(f"engine {engine} runs {len(done['shards'])} shards: {', '.join(map(str, done['shards']))}"
+        lines.append(f"engine {engine} runs {some(len(done['shards']), 'shard')}: {', '.join(map(str, done['shards']))}"
                      + (f"; added {', '.join(map(str, done['added']))}" if done["added"] else "")
                      + (f"; removed {', '.join(map(str, done['removed']))}" if done["removed"] else ""))
     elif command == "drain":
@@ -66,7 +68,7 @@ def answer(engine: str, command: str, done: dict[str, Any]) -> str:
     to: dict[tuple[int, int], int] = {}
     for each in moved:
         to[each["from"], each["to"]] = to.get((each["from"], each["to"]), 0) + 1
-    lines += [f"  {number} slots from shard {source} to shard {target}" for (source, target), number in sorted(to.items())]
+    lines += [f"  {some(number, 'slot')} from shard {source} to shard {target}" for (source, target), number in sorted(to.items())]
     if not moved and command != "reload":
         lines.append("  no slot had to move")
     lines.append("  " + ", ".join(f"{phase} {milliseconds(value)}" for phase, value in seconds.items()))
@@ -98,7 +100,9 @@ def status(document: dict[str, Any]) -> Group:
                       count(shard["in_flight"]), f"{shard['fill_ratio']:.0%}", f"{shard['busy']:.0%}",
                       microseconds(shard["latency_p50_us"]), microseconds(shard["latency_p99_us"]))
     parts: list[Any] = [head, table] + ([Text(f"http: {engine['http']}")] if engine.get("http") else [])
-    parts += [Text(f"shard {shard['id']}: {shard['error']}", "red") for shard in document["shards"] if shard["error"]]
+    said = {shard["id"] for shard in document["shards"] if shard["condition"] == "failed"}
+    parts += [Text(f"shard {shard['id']}: {shard['error']}", "red") for shard in document["shards"]
+              if shard["error"] and shard["id"] not in said]
     moving = document["handoffs"]
     if moving:
         slow = [f"slot {each['slot']} from {each['from']} to {each['to']}, {each['phase']} for {each['age_s']:.1f} s"
@@ -109,9 +113,19 @@ def status(document: dict[str, Any]) -> Group:
     pids = ", ".join(str(producer["pid"]) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
     parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
     parts.append(Text(accounting_line(document["accounting"])))
+    parts += verdict(document["findings"])
     parts += [Text(line, LEVEL_COLORS[each["level"]]) for each in document["events"][-5:]
               for line in textwrap.wrap(happened(each), 80, subsequent_indent=" " * 16, max_lines=3, placeholder=" ...")]
     return Group(*parts)
+
+
+def verdict(found: list[dict[str, Any]]) -> list[Text]:
+    """"well", or what is wrong and what to do; notes in any case."""
+    lines = [Text("well", "green")] if is_well(found) else []
+    for each in found:
+        line = Text(f"{each['level']}: {each['text']}", _LEVELS[each["level"]])
+        lines.append(line.append(f" -> {each['remedy']}", "default"))
+    return lines
 
 
 def happened(each: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import time
 from typing import Any, Callable
 
 from shardmem import errors
+from shardmem.control.health import against_readiness
 from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.control import Control
@@ -88,8 +89,9 @@ class Client:
             response = connection.getresponse()
             answer = json.loads(response.read())
         except (OSError, http.client.HTTPException) as error:
-            raise NotRunning(f"the supervisor of engine {self.name!r} does not answer ({error}); 'shardmem status "
-                             f"{self.name}' works without it") from None
+            raise NotRunning(f"the supervisor of engine {self.name!r} does not answer ({error}). If it is dead, 'shardmem run' "
+                             f"with the same settings takes over, with the workers that live; 'shardmem status {self.name}' "
+                             f"works without it") from None
         finally:
             connection.close()
         if response.status == 200:
@@ -123,8 +125,34 @@ def socket_path(engine: str) -> str:
     return os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}", f"{engine}.sock")
 
 
+def wait_ready(name: str | None, timeout: float) -> dict[str, Any]:
+    """The status of an engine once it is ready: every slot has a live worker. None: the one engine here, when there is one.
+
+    Raises TimeoutError with what it still waits for after `timeout` seconds, LayoutMismatch.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            with Client(name or only_engine()) as client:
+                document = client.status()
+            reasons = ["it has no supervisor"] if not document["supervisor"]["alive"] else against_readiness(document)
+            if not reasons:
+                return document
+        except errors.LayoutMismatch:
+            raise
+        except (NotRunning, errors.SegmentError) as error:  # not there, or not yet whole
+            reasons = [str(error)]
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{f'engine {name!r}' if name else 'an engine'} is not ready after {timeout:g} s: "
+                               f"{'; '.join(reasons)}")
+        time.sleep(0.05)
+
+
 def only_engine() -> str:
-    """The name of the one engine that runs on this host, or of the one whose memory is left. Raises NotRunning."""
+    """The engine that SHARDMEM_NAME names; else the one that runs on this host, or the one whose memory is left. Raises
+    NotRunning."""
+    if named := os.environ.get("SHARDMEM_NAME"):
+        return named
     names = engine_names()
     running = [name for name in names if not lease.is_free(control_name(name), lease.SUPERVISOR)]
     found = running or names

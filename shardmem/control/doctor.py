@@ -12,7 +12,7 @@ from typing import Any, Iterable, Iterator
 import numpy as np
 
 from shardmem import __version__
-from shardmem.config import Config
+from shardmem.config import Config, default_directory
 from shardmem.control.census import KEEP, REMOVE, Finding
 from shardmem.control.host import Host
 from shardmem.memory.control import Control, memory_needs
@@ -24,6 +24,7 @@ LEVELS = (OK, NOTE, WARNING, PROBLEM)
 SOCKET_ADDRESS = 107   # bytes of sun_path, without its end
 FAST_CLOCKS = ("tsc", "arch_sys_counter", "kvm-clock", "hyperv_clocksource_tsc_page")  # read without a system call
 FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO
+STATE_ROOM = 64 << 20  # bytes free for state and quarantine below which something is about to stop
 SPARE_FILES = 32       # that a process has open beside segments
 
 
@@ -64,7 +65,8 @@ class Plan:
     def of_engine(cls, control: Control) -> Plan:
         needs = memory_needs(control.schema, slots=control.slots, max_shards=control.max_shards,
                              max_producers=control.max_producers, lane_bytes=control.lane_bytes)
-        return cls(control.engine, max(1, len(control.known_shards())), control.max_shards, control.max_producers, *needs)
+        return cls(control.engine, max(1, len(control.known_shards())), control.max_shards, control.max_producers, *needs,
+                   control.state_dir or None, control.state_dir not in ("", default_directory()))
 
     @property
     def base(self) -> int:
@@ -321,7 +323,7 @@ def sockets(host: Host, plan: Plan) -> Check:
 def state(host: Host, plan: Plan) -> Iterator[Check]:
     name, directory = "state directory", plan.state_directory
     if directory is None:
-        return  # of an engine that runs, only its configuration knows
+        return  # an engine without a supervisor of its own, as tests have it
     place = directory if os.path.exists(directory) else _nearest(directory)
     if not os.path.isdir(place) or not host.access(place, os.W_OK | os.X_OK):
         yield Check(name, PROBLEM if plan.state_wanted else WARNING,
@@ -330,8 +332,17 @@ def state(host: Host, plan: Plan) -> Iterator[Check]:
     elif place == directory and os.stat(directory).st_mode & 0o002:
         yield Check(name, WARNING, f"{directory} can be written to by everybody, and state is trusted",
                     f"chmod o-w {directory}")
+    elif (free := _free(host, place)) < STATE_ROOM:
+        yield Check(name, PROBLEM if plan.state_wanted else WARNING,
+                    f"{directory} has {size(free)} free; a stateful handler's shard stops when its state cannot be written",
+                    f"make room there, {size(STATE_ROOM)} at least, or set state_dir")
     else:
         yield Check(name, OK, f"{directory} " + ("is writable" if place == directory else "will be made"))
+
+
+def _free(host: Host, path: str) -> int:
+    room = host.statvfs(path)
+    return room.f_bavail * room.f_frsize
 
 
 def _nearest(path: str) -> str:

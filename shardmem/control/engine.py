@@ -27,19 +27,21 @@ REVIVALS = 5  # supervisors in a row that may be killed while the engine ends
 
 
 class Engine:
-    """Workers that run `handler` on what producers push.
+    """Workers that run `handler` on what producers push; a supervisor process of its own, which ends with the block.
 
-    handler: a function of one Batch, a Handler class or instance, or "module:name". It runs in worker processes, so it
-        must be importable there: top level of a module, or of the script itself under `if __name__ == "__main__":`.
-    name: for `shardmem.connect(name)` and `shardmem status`; made up if not given. Events that are not handled when a
-        named engine ends stay in shared memory for its next run; those of an unnamed one cannot be found again and go.
-    dtype, key: a numpy structured dtype and the name of its key field make a records engine; without a dtype it
-        carries events, whose keys come with each push.
-    slots: hash buckets of keys, a power of two. shards: how many workers; default min_shards. max_shards: how many
-        there is room for. lane_bytes: ring of each producer to each shard, a power of two; half of it is the largest
-        event. max_producers: seats. backpressure: "block", "fail", "drop_newest", "drop_oldest" or "sample".
-    batch_rows: the most events of a batch. spin_us: the longest spin before a process sleeps. boot_timeout,
-        drain_timeout: seconds; drain_timeout None waits until everything is handled.
+    - `handler`: a function of one `Batch`, a `Handler` class or instance, or `"module:name"`. It runs in worker processes, so
+      it must be importable there: top level of a module, or of the script itself under `if __name__ == "__main__":`.
+    - `name`: for `shardmem.connect(name)` and `shardmem status`; made up if not given. Events that are not handled when a
+      named engine ends stay in shared memory for its next run; those of an unnamed one cannot be found again and go.
+    - `dtype`, `key`: a numpy structured dtype and the name of its key field make a records engine; without a dtype it
+      carries events, whose keys come with each push.
+    - `shards`: how many workers, for good; or `min_shards` (1) to `max_shards` (the number of cores), as the policy decides.
+    - `slots`: hash buckets of keys, a power of two. `lane_bytes`: ring of each producer to each shard, a power of two; half of
+      it is the largest event. `max_producers`: how many can be connected at once.
+    - `backpressure`: "block", "fail", "drop_newest", "drop_oldest" or "sample", when a lane is full.
+    - `state_dir`: where the state of a stateful handler outlives the engine.
+    - and every other setting of docs/settings.md, under its name there. Durations are in seconds, sizes in bytes; text with a
+      unit ("250ms", "4MiB") does as well.
 
     Raises ConfigError (every fault in one), OutOfMemory, AlreadyRunning (name is taken), HandlerError.
     """

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-STALE = 10.0  # seconds without a turn of the supervisor's loop, which turns four times a second; a large plan takes one
+from shardmem.runtime.verdict import STALE
 
 
 def against_life(document: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from shardmem.control.sampler import Sampler
 from shardmem.memory.control import Control
-from shardmem.policy import (DecisionHistory, DecisionKind, Move, ScalingDecision, ScalingPolicy, ShardMapper, Strategy, View)
+from shardmem.policy import (DecisionHistory, DecisionKind, Move, ScalingDecision, ScalingPolicy, ShardMapper, Strategy, View, plan_of)
 from shardmem.runtime.snapshot import Observer
 
 
@@ -46,7 +46,7 @@ class Pilot:
     def plan(self, moving: Iterable[int], *, eager: bool = False, shards: Iterable[int] | None = None) -> list[Move]:
         """The strategy's moves for the table as it is, counting slots on their way as arrived."""
         view = self.view(moving, eager=eager, shards=shards)
-        return list(self.strategy.rebalance(view)) if view.shards else []
+        return plan_of(self.strategy, view) if view.shards else []
 
     def view(self, moving: Iterable[int], *, eager: bool = False, shards: Iterable[int] | None = None) -> View:
         owners, _ = self._control.slot_table()

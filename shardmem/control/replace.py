@@ -94,7 +94,8 @@ class Replacements:
                 self._not_before = time.monotonic() + AFTER_A_FAILURE
                 raise
             self._lives.pop(shard, None)
-            log.info("shard %d was recycled, because %s; shard %d has its slots", shard, why, successor)
+            log.info("shard %d was recycled, because %s; shard %d has its slots", shard, why, successor,
+                     extra={"shard": shard})
             text = f"shard {shard} was recycled, because {why}; shard {successor} has its slots"
             self._supervisor.journal.note("worker_replaced", text, successor)
 

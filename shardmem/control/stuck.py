@@ -61,7 +61,8 @@ class Stuck:
         case.looks += 1
         if case.looks == 2:
             why += "; the process is stopped, as by SIGSTOP" if _is_stopped(worker.pid) else ""
-            log.error("shard %d (pid %d) is stuck: %s; its stacks go to its standard error", worker.shard, worker.pid, why)
+            log.error("shard %d (pid %d) is stuck: %s; its stacks go to its standard error", worker.shard, worker.pid, why,
+                      extra={"shard": worker.shard})
             text = f"worker pid {worker.pid} is stuck: {why}; its stacks go to its standard error, then it is ended"
             self._journal.note("stuck", text, worker.shard)
             # Before it enters its shard it may not have the handler yet, and would die of the signal.
@@ -72,7 +73,7 @@ class Stuck:
             worker.signal(signal.SIGTERM)
             case.kill_at = now + min(GRACE, max(1.0, self.limits.stall))
         elif case.looks > 3 and now > case.kill_at:
-            log.error("shard %d (pid %d) did not end when told to: killed", worker.shard, worker.pid)
+            log.error("shard %d (pid %d) did not end when told to: killed", worker.shard, worker.pid, extra={"shard": worker.shard})
             worker.kill()
 
 

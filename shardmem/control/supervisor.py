@@ -215,7 +215,7 @@ class Supervisor:
         self.handoffs.news()
 
     def shard_failed(self, shard: int, reason: str) -> None:
-        log.error("shard %d stopped: %s", shard, reason)
+        log.error("shard %d stopped: %s", shard, reason, extra={"shard": shard})
         self.error = self.error or HandlerError(f"shard {shard} stopped: {reason}")
 
     def _in_background(self, what: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
@@ -358,7 +358,7 @@ class Supervisor:
                 for worker in living:
                     if not worker.killed:
                         log.warning("shard %d (pid %d) did not end within %g s of being told to stop now: killed",
-                                    worker.shard, worker.pid, STOP_GRACE)
+                                    worker.shard, worker.pid, STOP_GRACE, extra={"shard": worker.shard})
                         worker.kill()
             await self._wait_for_change(0.05)
 

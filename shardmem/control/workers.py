@@ -191,9 +191,10 @@ class Workers:
                 self._give_up(shard, worker.failure, worker)
             elif worker.exit_code and not worker.killed:
                 log.warning("shard %d: worker pid %d had been told to end, and did so by %s", shard, worker.pid,
-                            worker.how_it_ended())
+                            worker.how_it_ended(), extra={"shard": shard})
         elif worker.exit_code == EXIT_ALREADY:  # somebody else holds the shard: when that one is dead, as the kernel says
-            log.warning("shard %d: %s", shard, worker.failure or f"worker pid {worker.pid} had lost it")
+            log.warning("shard %d: %s", shard, worker.failure or f"worker pid {worker.pid} had lost it",
+                        extra={"shard": shard})
             self.start(shard)
         elif worker.failure:
             self._give_up(shard, worker.failure, worker)
@@ -222,7 +223,7 @@ class Workers:
             return
         text = (f"worker{f' pid {worker.pid}' if worker is not None else ''} ended: {life.how}"
                 f"{', with a batch in hand' if life.in_hand else ''}; the next one starts in {verdict.delay:.3g} s")
-        log.warning("shard %d has no worker: %s", shard, text)
+        log.warning("shard %d has no worker: %s", shard, text, extra={"shard": shard})
         self._journal.note("worker_died", text, shard)
         self.start(shard, verdict.delay)
 

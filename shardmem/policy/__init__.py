@@ -19,7 +19,7 @@ from shardmem.policy.least_load import HotSlot, LeastLoad
 from shardmem.policy.least_slots import LeastSlots
 from shardmem.policy.mapper import ShardMapper, ShardState
 from shardmem.policy.pinned import Pinned
-from shardmem.policy.placement import NOBODY, Move, Strategy, View, first_table
+from shardmem.policy.placement import NOBODY, Move, Strategy, View, first_table, plan_of
 from shardmem.policy.rebalance import Allocate, BeginHandoff, RebalanceRunner
 from shardmem.policy.recycling import Recycling
 from shardmem.policy.restarts import Life, Restarts, Verdict
@@ -32,4 +32,4 @@ __all__ = ["Allocate", "BeginHandoff", "Deadlines", "DecisionHistory", "Decision
            "LeastSlots", "Life", "Limits", "Move", "NOBODY", "Pinned", "RebalanceRunner", "Recycling", "Release", "Reroute",
            "Respawn", "Restarts", "ScalingDecision", "ScalingError", "ScalingErrorKind", "ScalingPolicy",
            "ShardCoordinator", "ShardMapper", "ShardSample", "ShardState", "Strategy", "Verdict", "View", "condition_of",
-           "first_table", "stuck"]
+           "first_table", "plan_of", "stuck"]

@@ -35,7 +35,7 @@ def stream_of(batch: Batch) -> Any:
 
 
 def _column(nanoarrow: Any, name: str, values: np.ndarray) -> Any:
-    packed = np.ascontiguousarray(values)
+    packed = np.array(values, order="C")  # a copy even of the only field of its dtype, which is contiguous as it is
     kind = packed.dtype
     if kind.kind == "b":
         kind, packed = np.dtype("u1"), packed.view("u1")

@@ -4,13 +4,13 @@ from __future__ import annotations
 import gc
 import weakref
 from operator import length_hint
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterable, Iterator, NamedTuple
 
 import numpy as np
 
 from shardmem.errors import BatchEscaped
 from shardmem.memory.native import DECODE_KEYS, DECODE_PAIRS, DECODE_PAYLOADS, decode, ffi, lib
-from shardmem.schema import KEY_INT, Schema
+from shardmem.schema import KEY_INT, KEY_NONE, Schema
 
 _INDEX = np.dtype([("key", "u8"), ("meta", "u4"), ("end", "u4")])  # sm_index in csrc/layout.h
 _LENGTH, _UNSIGNED = np.uint32((1 << 29) - 1), np.uint32(1 << 29)
@@ -50,6 +50,26 @@ class Batch:
         self._events: tuple[np.ndarray, np.ndarray] | None = None
         self._iterator: Any = None
         self._numbers: tuple[np.ndarray, np.ndarray] | None = None
+
+    @classmethod
+    def of(cls, content: Any, *, key: str | None = None, shard: int = 0, slots: int = 1024, producer: int = 0,
+           sequence: int = 0) -> Batch:
+        """A batch made by hand, to try a handler without an engine: `handle(Batch.of([("user-17", b"...")]))`.
+
+        content: pairs of key and payload, as `push` takes them; or a structured array, of which `key` names the key field.
+        slots: of the engine that it stands for. producer: the seat of all events. sequence: of the first. It has memory of its
+        own, so a view that the handler keeps is not found here. Raises what `push` and `Engine` raise for such keys, payloads
+        and dtypes.
+        """
+        if slots < 1 or slots & (slots - 1):
+            raise ValueError(f"slots={slots} is not a power of two")
+        if isinstance(content, np.ndarray):
+            schema, parts = Schema.of(content.dtype, key), (np.array(content.reshape(-1)),)
+        else:
+            schema, parts = Schema.of(None, key), _index_of(content)
+        count = len(parts[0])
+        numbers = np.arange(sequence, sequence + count, dtype="u8"), np.full(count, producer, "u4")
+        return cls._owner_of(schema, slots, shard, numbers, *parts)
 
     def __len__(self) -> int:
         return self._length
@@ -143,29 +163,32 @@ class Batch:
         return self._numbering()[1]
 
     def copy(self) -> Batch:
-        """The same batch in memory of its own: it may be kept after the handler has returned."""
+        """The same batch in memory of its own: it, and every view made of it, may be kept after the handler has returned."""
         numbers = self._numbering()
-        span, batch = ffi.new("sm_span *"), ffi.new("sm_batch *")
-        kept: list[Any] = [span, batch]
         if self._schema.is_records:
-            rows = self.records.copy()
-            span.rows = ffi.cast("uint8_t *", rows.ctypes.data)
-            kept.append(rows)
-        else:
-            index, data = (part.copy() for part in self._index_and_data())
-            first = self._first_byte()
-            index["end"] -= first
-            data = data[first:]
-            span.rows, span.bytes = (ffi.cast("uint8_t *", part.ctypes.data) for part in (index, data))
-            span.bytes_length = len(data)
-            kept += [index, data]
-        span.count = span.frame_rows = self._length
-        batch.rows, batch.spans, batch.span = self._length, 1, span
-        batch.bytes = self._c.bytes
-        twin = Batch(self._schema, self._slots, self.shard, batch)
-        twin._numbers = numbers
-        twin._scratch = kept
-        return twin
+            return self._owner_of(self._schema, self._slots, self.shard, numbers, self.records.copy())
+        index, data = (part.copy() for part in self._index_and_data())
+        first = self._first_byte()
+        index["end"] -= first
+        return self._owner_of(self._schema, self._slots, self.shard, numbers, index, data[first:])
+
+    @classmethod
+    def _owner_of(cls, schema: Schema, slots: int, shard: int, numbers: tuple[np.ndarray, np.ndarray], rows: np.ndarray,
+                  data: np.ndarray | None = None) -> Batch:
+        """A batch of these arrays: records, or an index and the bytes that it is of. Views are made of the arrays themselves and
+        not of their addresses, so that they keep them alive: `batch.copy().records` outlives the batch."""
+        span, batch = ffi.new("sm_span *"), ffi.new("sm_batch *")
+        for part in (rows,) if data is None else (rows, data):
+            part.flags.writeable = False
+        span.rows, span.count, span.frame_rows = ffi.cast("uint8_t *", rows.ctypes.data), len(rows), len(rows)
+        batch.rows, batch.spans, batch.span = len(rows), 1, span
+        if data is not None:
+            span.bytes, span.bytes_length = ffi.cast("uint8_t *", data.ctypes.data), len(data)
+            batch.bytes = len(data)
+        made = cls(schema, slots, shard, batch)
+        made._numbers, made._scratch = numbers, span  # span: batch points to it
+        made._records, made._events = (rows, None) if data is None else (None, (rows, data))
+        return made
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """The Arrow stream protocol: pl.DataFrame(batch), pa.table(batch), duckdb. Needs `shardmem[arrow]`.
@@ -257,6 +280,19 @@ class Batch:
             raise BatchEscaped(f"the handler of shard {self.shard} returned but something still refers to the memory of "
                                f"its batch (a slice, a field, a row or a memoryview of it); keep a copy instead: "
                                f"batch.copy(), or .copy() of the array")
+
+
+def _index_of(events: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """The index and the bytes of (key, payload) pairs, as a producer writes them into a frame."""
+    from shardmem.runtime.producer import bytes_of, plain_key  # a worker has no use for the rest of it
+
+    entries, data = [], bytearray()
+    for key, payload in events:
+        kind, number, text = plain_key(key)
+        hashed = number & (1 << 64) - 1 if kind == KEY_INT else lib.sm_hash_bytes(text, len(text)) if kind != KEY_NONE else 0
+        data += text + bytes(bytes_of(payload))
+        entries.append((hashed, kind << 30 | int(_UNSIGNED) * (number >> 63 == 1) | len(text), len(data)))
+    return np.array(entries, _INDEX), np.frombuffer(bytes(data), "u1").copy()
 
 
 def slot_of(key: int | str | bytes, slots: int) -> int:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Iterable
+from typing import Any, Callable, Collection, Iterable
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Stateless:
     patience_ns = 100_000_000
 
     def __init__(self, reader: Any, handler: Handler) -> None:
-        self._reader, self._handler = reader, handler
+        self._reader, self.handler = reader, handler
 
     def take_up(self) -> None: ...
 
@@ -42,7 +42,7 @@ class Stateless:
 
     def hand_over(self, slots: list[int]) -> None:
         for slot in slots:
-            optional(self._handler, "drop")(slot)
+            optional(self.handler, "drop")(slot)
 
     def restore(self, slots: Iterable[int]) -> None: ...
 
@@ -51,12 +51,14 @@ class Checkpoints:
     """A stateful handler: the states of changed slots and the rows behind them are saved in one transaction, then heads move.
 
     interval: seconds between checkpoints under load. Sooner when half a lane is handled and not committed, and when there is
-    nothing else to do. Raises HandlerError when snapshot, restore or drop raise, ShardmemError when the file cannot be used.
+    nothing else to do. anew: makes another handler, for one without `drop`. Raises HandlerError when snapshot, restore or drop
+    raise, ShardmemError when the file cannot be used.
     """
 
-    def __init__(self, control: Any, shard: int, reader: Any, handler: Handler, store: StateStore, interval: float) -> None:
+    def __init__(self, control: Any, shard: int, reader: Any, handler: Handler, store: StateStore, interval: float,
+                 anew: Callable[[], Handler]) -> None:
         self._control, self._shard, self._reader = control, shard, reader
-        self._handler, self._store, self._interval = handler, store, interval
+        self.handler, self._store, self._interval, self._anew = handler, store, interval, anew
         self._touched = np.zeros(control.slots, "u1")
         self._touched_address = ffi.cast("uint8_t *", self._touched.ctypes.data)
         self._live: set[int] = set()  # slots that the handler may hold something of
@@ -130,21 +132,37 @@ class Checkpoints:
     def roll_back(self) -> None:
         """The handler forgets what it did since the last checkpoint; the rows behind it come again."""
         changed = self._live | set(np.flatnonzero(self._touched).tolist())
-        for slot in changed:
-            self._call("drop", slot)
+        self._forget(changed)
         self._touched[:] = 0
         self._all_touched = False
-        self._live.clear()
         lib.sm_rescan(self._reader)
         self.restore(self._mine)
 
     def hand_over(self, slots: list[int]) -> None:
         """These slots have no rows left here: save them and forget them."""
         self.save(also=slots)
-        for slot in slots:
-            self._call("drop", slot)
-            self._live.discard(slot)
-            self._mine.discard(slot)
+        self._mine.difference_update(slots)
+        if self._forget(slots):
+            self.restore(self._mine)
+
+    def _forget(self, slots: Collection[int]) -> bool:
+        """The handler holds nothing of these slots any more. True: nor of any other, because it is a new one. What a handler
+        without `drop` kept would be counted again when the slot comes back, or when the rows do: 12,860 of 20 were."""
+        if callable(getattr(self.handler, "drop", None)):
+            for slot in slots:
+                self._call("drop", slot)
+            self._live.difference_update(slots)
+            return False
+        if not slots:
+            return False
+        self._live.clear()
+        try:
+            optional(self.handler, "close")()
+            self.handler = self._anew()
+        except Exception as error:
+            raise HandlerError(f"the handler of shard {self._shard}, which has no drop, cannot be made anew: "
+                               f"{type(error).__name__}: {error}") from error
+        return True
 
     def restore(self, slots: Iterable[int]) -> None:
         """These slots are handled here from now on."""
@@ -175,7 +193,7 @@ class Checkpoints:
         return owned
 
     def _snapshots(self, slots: list[int]) -> list[tuple[int, bytes]]:
-        snapshot = self._handler.snapshot  # type: ignore[attr-defined]
+        snapshot = self.handler.snapshot  # type: ignore[attr-defined]
         try:
             return [(slot, bytes(snapshot(slot) or b"")) for slot in slots]
         except Exception:
@@ -185,7 +203,7 @@ class Checkpoints:
 
     def _call(self, method: str, slot: int, *values: Any) -> Any:
         try:
-            return optional(self._handler, method)(slot, *values)
+            return optional(self.handler, method)(slot, *values)
         except Exception as error:
             raise HandlerError(f"{method}(slot {slot}) of the handler of shard {self._shard} raised {type(error).__name__}: "
                                f"{error}; nothing was committed since the last checkpoint, and its events stay in shared "

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import importlib
 import inspect
 import logging
@@ -18,13 +19,19 @@ from shardmem.runtime.batch import Batch, slot_of
 
 @dataclass(frozen=True)
 class Context:
-    """What a handler is told when it is opened, once per life of its worker process."""
+    """What a handler is told when it is opened, once per life of its worker process.
+
+    incarnation: which life of the shard this is. slots: how many there are. log: a logger of this shard.
+    engine_id: another one for each time that the engine's shared memory is made, the same for all lives of its processes.
+        Producers count from 0 in each, so (engine_id, producer, sequence) is what identifies an event for good.
+    """
 
     engine: str
     shard: int
     incarnation: int
     slots: int
     log: logging.Logger
+    engine_id: str = ""
 
     def slot(self, key: int | str | bytes) -> int:
         """The slot of a key, as the engine sees it: what snapshot, restore and drop are asked about."""
@@ -48,8 +55,9 @@ class Handler:
     def close(self) -> None:
         """After the last batch, when the worker ends in good order."""
 
-    # A handler that keeps state per key defines snapshot and restore as well; then the state of a slot goes where the
-    # slot goes. `Context.slot(key)` tells the slot of a key.
+    # A handler that keeps state per key defines these as well; then the state of a slot goes where the slot goes. Without drop
+    # it is closed and made anew, with all it keeps, whenever a slot goes or a batch has failed: dearer, and just as exact.
+    # `Context.slot(key)` tells the slot of a key.
     #
     #     def snapshot(self, slot: int) -> bytes: ...      the state of this slot's keys; changes nothing
     #     def restore(self, slot: int, state: bytes): ...  before the first event of the slot is handled here
@@ -103,6 +111,7 @@ class HandlerRef:
         """In the worker: import and build it. Raises HandlerError with the reason."""
         try:
             found = self._find()
+            shared = self.pickled is None and not inspect.isclass(found)
             if inspect.isclass(found):
                 found = found()
         except Exception as error:
@@ -112,9 +121,14 @@ class HandlerRef:
                          f"or set PYTHONPATH")
             raise HandlerError(text) from error
         if callable(getattr(found, "handle", None)):
+            if getattr(found.handle, "__func__", None) is Handler.handle:
+                raise HandlerError(f"handler {self.name!r} has no handle(batch): write it in {type(found).__name__}")
+            _check_call(found.handle, self.name)
+            _check_state(found, self.name, shared)
             return found
         if not callable(found):
             raise HandlerError(f"handler {self.name!r} is a {type(found).__name__}: neither a function nor a Handler")
+        _check_call(found, self.name)
         return _Function(found)
 
     def _find(self) -> Any:
@@ -165,6 +179,39 @@ def _import_main_of_package(name: str) -> None:
     main = types.ModuleType("__mp_main__")
     main.__dict__.update(runpy.run_module(name, run_name="__mp_main__", alter_sys=True))
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+
+
+def _check_call(handle: Callable[..., Any], name: str) -> None:
+    """Raises HandlerError. What calling a coroutine or generator function returns does nothing until it is awaited or iterated,
+    so every event would count as handled and none would be."""
+    body = handle if inspect.isroutine(handle) or isinstance(handle, functools.partial) else getattr(handle, "__call__", handle)
+    if inspect.isgeneratorfunction(body):
+        raise HandlerError(f"handler {name!r} is a generator function, so calling it handles nothing; make it a plain one, without "
+                           f"yield")
+    if inspect.iscoroutinefunction(body) or inspect.isasyncgenfunction(body):
+        raise HandlerError(f"handler {name!r} is an async function, so calling it handles nothing; make it a plain one, which may "
+                           f"call asyncio.run")
+    try:
+        signature = inspect.signature(handle)
+    except (ValueError, TypeError):
+        return  # built in: its first batch will show
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise HandlerError(f"handler {name!r} takes {signature}, and is called with one batch ({error}); iterate over the batch "
+                           f"for keys and payloads") from None
+
+
+def _check_state(handler: Any, name: str, shared: bool) -> None:
+    """Raises HandlerError. With one of snapshot and restore nothing would ever be saved, and nobody would be told. A handler
+    without drop is made anew whenever it has to forget something; one that is an object of a module cannot be."""
+    have = [method for method in ("snapshot", "restore", "drop") if callable(getattr(handler, method, None))]
+    needed = ("snapshot", "restore", "drop") if shared else ("snapshot", "restore")
+    missing = [method for method in needed if method not in have]
+    if missing and have not in ([], ["drop"]):
+        raise HandlerError(f"handler {name!r} has {' and '.join(have)}, but no {' and no '.join(missing)}: a handler that keeps "
+                           f"state per key needs snapshot(slot) and restore(slot, state), and drop(slot) too if it is an object "
+                           f"and not a class")
 
 
 def is_stateful(handler: Any) -> bool:

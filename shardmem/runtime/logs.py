@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import Any, TextIO
 
 PAUSE = 10.0   # seconds in which the same event is let through once
+TEXT = 500     # characters of a text that is kept
 KINDS = 1024   # different events that are remembered; a program that puts values into its format strings has no end of them
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "more"}
 
@@ -48,6 +49,8 @@ class _Json(logging.Formatter):
         at = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         fields = {"ts": at, "level": record.levelname.lower(), "logger": record.name,
                   "message": record.getMessage() + _more(record), **self._who.fields()}
+        if fields["shard"] is None:  # the supervisor speaks of a shard with extra={"shard": ...}
+            fields["shard"] = getattr(record, "shard", None)
         for name, value in vars(record).items():
             if name not in _PLAIN:
                 fields.setdefault(name, value)
@@ -64,34 +67,34 @@ def _more(record: logging.LogRecord) -> str:
 class Repeats(logging.Filter):
     """Lets the first of a kind pass, then one in PAUSE seconds, which says how many were held back since the one before.
 
-    A kind is a logger and a format string: a handler that fails on every batch, or a worker that cannot be started, would
-    fill the disk before anybody reads of it.
+    A kind is a logger, a format string and the shard that the record is about: a handler that fails on every batch, or a
+    worker that cannot be started, would fill the disk before anybody reads of it.
     """
 
     def __init__(self, clock: Any = time.monotonic) -> None:
         super().__init__()
         self._clock, self._lock = clock, threading.Lock()
-        # When one last passed, and how many were held back since. No record is kept: its arguments and its traceback may
-        # refer to a batch, whose memory nobody may refer to after the handler's return.
-        self._kinds: dict[tuple[str, str], tuple[float, int]] = {}
+        # When one last passed, its text, and how many were held back since. No record is kept: its arguments and its traceback
+        # may refer to a batch, whose memory nobody may refer to after the handler's return.
+        self._kinds: dict[tuple[str, str, Any], tuple[float, str, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        kind, now = (record.name, str(record.msg)), self._clock()
+        kind, now = (record.name, str(record.msg), getattr(record, "shard", None)), self._clock()
         with self._lock:
-            passed, held = self._kinds.pop(kind, (now - PAUSE, 0))
+            passed, text, held = self._kinds.pop(kind, (now - PAUSE, "", 0))
             if now - passed < PAUSE:
-                self._kinds[kind] = passed, held + 1
+                self._kinds[kind] = passed, text, held + 1
                 return False
             if len(self._kinds) >= KINDS:
                 self._kinds.pop(next(iter(self._kinds)))  # the one that was not seen for longest
-            self._kinds[kind] = now, 0
+            self._kinds[kind] = now, record.getMessage()[:TEXT], 0
         record.more = held
         return True
 
-    def held_back(self) -> dict[tuple[str, str], int]:
-        """How many of which kind were held back and not told of. They are forgotten with that."""
+    def held_back(self) -> list[tuple[str, str, int]]:
+        """(logger, what the last that passed said, how many after it did not). They are forgotten with that."""
         with self._lock:
-            found = {kind: held for kind, (_, held) in self._kinds.items() if held}
+            found = [(kind[0], text, held) for kind, (_, text, held) in self._kinds.items() if held]
             self._kinds.clear()
         return found
 
@@ -104,7 +107,7 @@ class _Stream(logging.StreamHandler):
 
     def close(self) -> None:
         """At exit: of a kind that had no next one, the count is still owed."""
-        for (name, text), held in self._repeats.held_back().items():
+        for name, text, held in self._repeats.held_back():
             self.emit(logging.LogRecord(name, logging.WARNING, __file__, 0, "%d more like this: %s", (held, text), None))
         super().close()
 

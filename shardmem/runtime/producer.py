@@ -90,9 +90,9 @@ class Producer:
         return self._push_slow(key, payload, timeout)
 
     def _push_slow(self, key: Any, payload: Any, timeout: float | None = DEFAULT) -> bool:
-        kind, number, key_bytes = _plain_key(key)
+        kind, number, key_bytes = plain_key(key)
         self._usable(records=False)
-        memory = _bytes_of(payload)
+        memory = bytes_of(payload)
         if len(memory) + len(key_bytes) > lib.sm_max_payload(self._sender, 0):
             raise ValueError(self._too_large(len(memory), len(key_bytes)))
         data, key_data = ffi.from_buffer(memory), ffi.from_buffer(key_bytes)
@@ -355,8 +355,8 @@ class Producer:
         plain_keys, plain_payloads = [], []
         for i, (key, payload) in enumerate(zip(keys, payloads)):
             try:
-                kind, number, key_bytes = _plain_key(key)
-                memory = bytes(_bytes_of(payload))
+                kind, number, key_bytes = plain_key(key)
+                memory = bytes(bytes_of(payload))
             except (TypeError, ValueError) as error:
                 raise (TypeError if isinstance(error, TypeError) else ValueError)(f"event {i}: {error}") from None
             if len(memory) + len(key_bytes) > lib.sm_max_payload(self._sender, 0):
@@ -372,7 +372,7 @@ class Producer:
         if raw.ndim != 1 or raw.dtype.kind not in "iu" or not len(raw):
             raise TypeError("offsets must be an integer array of shape (n + 1,)")
         wide = np.ascontiguousarray(raw, "u8")  # a negative one becomes a huge one, which is beyond the data
-        columns, memory = ffi.new("sm_columns *"), _bytes_of(data)
+        columns, memory = ffi.new("sm_columns *"), bytes_of(data)
         held = [ffi.from_buffer("uint64_t[]", wide), ffi.from_buffer("uint8_t[]", memory)]
         columns.offsets, columns.data = held
         columns.n, columns.data_bytes = len(wide) - 1, len(memory)
@@ -534,7 +534,7 @@ def _take_seat(control: Control) -> tuple[int, lease.Lease]:
                          f"max_producers")
 
 
-def _plain_key(key: Any) -> tuple[int, int, bytes]:
+def plain_key(key: Any) -> tuple[int, int, bytes]:
     """(kind, number, bytes) of a key. Raises TypeError or ValueError."""
     if key is None:
         return KEY_NONE, 0, b""
@@ -550,7 +550,7 @@ def _plain_key(key: Any) -> tuple[int, int, bytes]:
     raise TypeError(f"key {key!r} is a {type(key).__name__}; a key is int, str, bytes or None")
 
 
-def _bytes_of(payload: Any) -> Any:
+def bytes_of(payload: Any) -> Any:
     """The payload as contiguous bytes. Raises TypeError."""
     if isinstance(payload, bytes):
         return payload

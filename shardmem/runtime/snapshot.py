@@ -15,6 +15,7 @@ from shardmem.errors import NotRunning
 from shardmem.memory.control import Control, Inbox, LaneView, name_of, refused_by_reason
 from shardmem.memory.native import MOVE_PHASES, PHASES, SHARD_STATES, ffi, lib
 from shardmem.policy import Facts, Limits, condition_of
+from shardmem.runtime.verdict import findings
 
 RATES_OVER = 0.2  # seconds at least, if a reading is that old: whoever reads at short intervals would see noise
 FLOORS_NS = [lib.sm_histogram_floor_ns(bucket) for bucket in range(lib.SM_HISTOGRAM)]
@@ -138,7 +139,7 @@ class Observer:
         shed = sum(shard["shed"] for shard in shards)
         accepted += sum(gone.retired_accepted for gone, _ in looks)
         shed += sum(gone.retired_shed for gone, _ in looks)
-        return {
+        document = {
             "engine": {"name": control.engine, "state": control.state, "slots": control.slots,
                        "slots_unowned": control.slots - serving, "schema": control.schema.describe(),
                        "lane_bytes": control.lane_bytes, "max_shards": control.max_shards,
@@ -164,6 +165,7 @@ class Observer:
                 "in_flight": sum(shard["in_flight"] for shard in shards),
             },
         }
+        return {**document, "findings": findings(document)}
 
     def histograms(self) -> dict[int, Histograms]:
         """By shard."""

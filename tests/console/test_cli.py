@@ -156,6 +156,21 @@ def test_a_bad_record_stops_ingest_with_file_line_field_and_value_or_is_skipped_
     shell("stop", shell.name)
 
 
+def test_ingest_looks_whether_all_files_are_there_before_it_pushes_any_and_guesses_at_a_wrong_delimiter(shell):
+    (shell.directory / "there.csv").write_text("user;page\nann;/\n")
+    shell.daemon("app:handle", "--shards", "1")
+
+    ingest = ["ingest", "--engine", shell.name, "--format", "csv", "--key", "user"]
+    missing = shell(*ingest, "there.csv", "missing.csv", code=2)
+    wrong = shell(*ingest, "there.csv", code=2)
+    right = shell(*ingest, "--delimiter", ";", "there.csv")
+
+    assert "cannot read missing.csv: No such file or directory; nothing was pushed" in missing.stderr
+    assert "Traceback" not in missing.stderr and "no column user; its columns are user;page; is another --delimiter meant?" in wrong.stderr
+    assert right.stdout.startswith("1 event in ") and 1 == json.loads(shell("status", shell.name, "--json").stdout)["accounting"]["offered"]
+    shell("stop", shell.name)
+
+
 @pytest.mark.parametrize("arguments, code, part", [
     (["run", "app:handle", "--slots", "3", "--shards", "x"], 2, "slots=3 is not a power of two"),
     (["run", "nonsense"], 2, "neither a file that ends in .toml nor module:handler"),

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_tools import owners, settled, sums
 
-from shardmem.policy import NOBODY, HotSlot, LeastLoad, LeastSlots, Move, Pinned, View, first_table
+from shardmem.errors import ShardmemError
+from shardmem.policy import NOBODY, HotSlot, LeastLoad, LeastSlots, Move, Pinned, View, first_table, plan_of
 
 EVEN = st.sampled_from([LeastSlots(), LeastSlots(absolute_limit=1), LeastSlots(absolute_limit=7), LeastSlots(relative_limit=0.02)])
 BY_LOAD = st.sampled_from([LeastLoad(), LeastLoad(absolute_limit=1), LeastLoad(absolute_limit=7), LeastLoad(tolerance=0.02)])
@@ -23,6 +24,35 @@ def views(draw, rates=st.booleans()):
                                      rng.lognormal(0, 1, slots) * (rng.random(slots) < 0.2)]))
     return View.of(table, range(shards), rates=measured if draw(rates) else None, eager=draw(st.booleans()),
                    busy={shard: float(rng.random()) for shard in range(shards)} if draw(st.booleans()) else {})
+
+
+class Answers:
+    """A strategy of somebody else's."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def rebalance(self, view):
+        return [].no_such if self.answer is None else self.answer
+
+
+@pytest.mark.parametrize("answer, why", [
+    ([Move(1, 1, 7)], "shards that take slots are 0, 1"), ([Move(1, 1, -1)], "shards that take slots"), ([Move(1, 0, 0)], "belongs to shard 1"),
+    ([Move(4, 0, 1)], "slots 0 to 3"), ([Move(-1, 1, 0)], "slots 0 to 3"), ([Move(2, 0, 1)], "slot 2 is locked"),
+    ([Move(1, 1, 0), Move(1, 1, 0)], "there twice"), ([(1, 1)], "raised TypeError"), (5, "raised TypeError"),
+    (None, "raised AttributeError")])
+def test_a_plan_that_cannot_be_carried_out_is_refused_and_names_its_strategy(answer, why):
+    """A slot that was given to a shard which was not there had no owner, and the next push raised NotRunning."""
+    view = View.of([0, 1, 0, 1], [0, 1], locked=[2])
+    with pytest.raises(ShardmemError, match=f"strategy Answers: rebalance (answered|raised) .*{why.removeprefix('raised ')}"):
+        plan_of(Answers(answer), view)
+    assert plan_of(Answers([(1, 1, 0)]), view) == [Move(1, 1, 0)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(views(), EVEN | BY_LOAD | st.builds(Pinned, st.dictionaries(st.integers(0, 130), st.integers(0, 13), max_size=5), BY_LOAD))
+def test_plans_of_our_own_strategies_can_be_carried_out(view, strategy):
+    assert plan_of(strategy, view) == list(strategy.rebalance(view))
 
 
 # ---- all of them ------------------------------------------------------------------------------------------------------------

@@ -61,6 +61,10 @@ class Tally(Handler):
             del self.counts[key]
 
 
+class TallyWithoutDrop(Tally):
+    drop = None
+
+
 def dies_of_bad(batch) -> None:
     for _, data in batch:
         if data.endswith(b"bad"):
@@ -79,3 +83,15 @@ def totals(path: str) -> dict[int, int]:
 class CannotSnapshot(Tally):
     def snapshot(self, slot: int) -> bytes:
         raise KeyError("no")
+
+
+class Identified(Handler):
+    """Writes down what identifies each event that it handles."""
+
+    def open(self, context: Context) -> None:
+        self.context = context
+
+    def handle(self, batch) -> None:
+        with open(Path(os.environ["RECORD_DIR"]) / "identities", "a") as file:
+            for producer, sequence in zip(batch.producers.tolist(), batch.sequences.tolist()):
+                print(self.context.engine_id, producer, sequence, file=file)

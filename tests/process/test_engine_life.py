@@ -5,6 +5,8 @@ import gc
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -349,6 +351,20 @@ def test_a_producer_can_wait_for_its_engine_to_start(rig: Rig, engine_name: str)
             assert program.hear() == {"accepted": True}
             assert program.end() == 0
             assert drained(engine)["accounting"]["handled"] == 1
+
+
+def test_a_script_can_wait_until_an_engine_is_ready(rig: Rig, engine_name: str) -> None:
+    def wait(seconds: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "shardmem", "status", engine_name, "--wait", seconds, "--json"],
+                              capture_output=True, text=True, env=rig.environment)
+
+    early = wait("0.1")
+    assert early.returncode == 1 and f"engine '{engine_name}' is not ready after 0.1 s" in early.stderr
+    with Daemon(rig, engine_name, "--shards", "2") as daemon:
+        document = json.loads(wait("30").stdout)
+        assert ["ready"] * 2 == [shard["phase"] for shard in document["shards"]]
+        os.kill(daemon.process.pid, signal.SIGTERM)
+        assert daemon.end()[0] == 0
 
 
 # ---- a name is taken once -----------------------------------------------------------------------------------------------

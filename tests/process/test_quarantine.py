@@ -65,7 +65,7 @@ def test_a_quarantined_event_is_replayed_into_a_mended_engine_once(rig: Rig, eng
         producer.flush(PATIENCE)
         assert "cannot stand number 3" in cli("quarantine", "list", "--engine", engine_name)
         (rig.directory / "poison").unlink()
-        assert "1 events replayed" in cli("quarantine", "replay", "--all", "--engine", engine_name)
+        assert "1 event replayed" in cli("quarantine", "replay", "--all", "--engine", engine_name)
         assert "is empty" in cli("quarantine", "list", "--engine", engine_name)
         assert "replayed" in cli("quarantine", "list", "--all", "--engine", engine_name)
         drained(engine)

@@ -13,7 +13,7 @@ import pytest
 
 import shardmem
 from quarantine_load import totals
-from rig import PATIENCE, Rig, drained
+from rig import PATIENCE, Rig, drained, wait_until
 
 POINTS = ["poll.taken", "commit.entered", "commit.counted", "commit.released", "save.begun", "save.saved", "save.marked"]
 KEYS = 40
@@ -97,6 +97,39 @@ def test_a_bad_event_is_set_aside_and_what_it_did_to_the_state_is_undone(rig: Ri
     assert {1: 5, 2: 1} == totals(state_file(settings, engine_name))
 
 
+@pytest.mark.parametrize("handler", ["quarantine_load:Tally", "quarantine_load:TallyWithoutDrop"])
+def test_a_handler_without_drop_is_as_exact_as_one_with_it(rig: Rig, engine_name: str, settings: dict, handler: str) -> None:
+    """It is made anew when a batch has failed, and when slots leave: what it kept of them would be there when they return."""
+    settings |= dict(handler=handler, on_error="quarantine")
+    with rig.engine(engine_name, shards=2, **settings) as engine, engine.producer() as producer:
+        for number in range(30):
+            producer.push_many(list(range(KEYS)), [b"%d %s" % (number, b"bad" if number in (7, 20) and key == 3 else b"")
+                                                   for key in range(KEYS)])
+            if number % 10 == 9:
+                for shard in (1, 0):
+                    engine.move(range(16), to=shard)
+            if number in (7, 20):
+                producer.flush(PATIENCE)
+                producer.push(3, b"%d " % number)  # what the bad one would have counted
+        producer.flush(PATIENCE)
+        status = drained(engine)
+    assert 2 == status["accounting"]["quarantined"]
+    assert dict.fromkeys(range(KEYS), 30) == totals(state_file(settings, engine_name))
+
+
+def test_how_soon_a_bad_event_is_set_aside_does_not_depend_on_the_checkpoint_interval(rig: Rig, engine_name: str,
+                                                                                    settings: dict) -> None:
+    """What was handled between two of its attempts was undone by the second, until the interval was over: two million calls of
+    the handler for one bad event of a thousand, at 2 s."""
+    settings |= dict(on_error="retry", retry_backoff=0.01, checkpoint_interval=3600, batch_rows=4096, lane_bytes=1 << 18)
+    with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
+        producer.push_many([1] * 1000, [b"%d " % number for number in range(500)] + [b"500 bad"]
+                           + [b"%d " % number for number in range(500, 999)])
+        status = wait_until(lambda: (found := engine.status())["accounting"]["quarantined"] and found, "the event is set aside")
+        assert status["shards"][0]["batches"] < 3000
+    assert {1: 999} == totals(state_file(settings, engine_name))
+
+
 def test_state_outlives_the_engine_if_it_has_a_directory_of_its_own(rig: Rig, engine_name: str, settings: dict) -> None:
     for first in (0, 3):
         with rig.engine(engine_name, shards=1 + first % 2, **settings) as engine, engine.producer() as producer:
@@ -162,3 +195,19 @@ def test_an_event_that_kills_its_worker_is_set_aside_with_the_signal_and_the_res
     store.close()
     assert ("death", 3, b"bad", 3) == (event.kind, event.key, event.payload, event.attempts)
     assert "SIGSEGV" in event.reason
+
+
+def test_what_identifies_an_event_outlives_its_worker_and_is_never_given_to_another(rig: Rig, engine_name: str) -> None:
+    """Producers count from 0 whenever shared memory is made anew: without engine_id, whoever leaves out what was seen before
+    would leave out all events of the next run."""
+    for _ in range(2):
+        with rig.engine(engine_name, "quarantine_load:Identified", shards=1) as engine, engine.producer() as producer:
+            producer.push(1, b"")
+            producer.flush(PATIENCE)
+            os.kill(engine.status()["shards"][0]["pid"], signal.SIGKILL)
+            producer.push(1, b"")
+            producer.flush(PATIENCE)
+    found = [line.split() for line in (rig.directory / "identities").read_text().splitlines()]
+    assert [["0", "0"], ["0", "1"]] * 2 == [identity[1:] for identity in found]
+    first, second = {engine_id for engine_id, *_ in found[:2]}, {engine_id for engine_id, *_ in found[2:]}
+    assert len(first) == len(second) == 1 and first != second and all(first | second)

@@ -17,9 +17,11 @@ from shardmem.schema import Schema
 class Loopback:
     """`producer()` pushes; `take(shard)` is what the worker of that shard would get next; `commit(shard)` ends it."""
 
-    def __init__(self, dtype=None, key=None, *, shards=1, slots=64, lane_bytes=1 << 16, max_producers=8, batch_rows=4096):
+    def __init__(self, dtype=None, key=None, *, shards=1, slots=64, lane_bytes=1 << 16, max_producers=8, batch_rows=4096,
+                 state_dir=""):
         self.control = Control.create(f"t{os.getpid()}-{uuid.uuid4().hex[:8]}", Schema.of(dtype, key), slots=slots,
-                                      max_shards=max(shards, 2), max_producers=max_producers, lane_bytes=lane_bytes)
+                                      max_shards=max(shards, 2), max_producers=max_producers, lane_bytes=lane_bytes,
+                                      state_dir=state_dir)
         self.name = self.control.engine
         self.inboxes, self.readers, self.batches, self.held = [], [], [], {}
         self.scratch, self._opened = Scratch(), []

@@ -73,3 +73,10 @@ def test_a_missing_or_broken_file_is_a_clear_error(tmp_path):
     broken.write_text("slots = = 3")
     with pytest.raises(ConfigError, match="not valid TOML.*line 1"):
         load(str(broken), {}, {})
+
+
+def test_a_variable_that_is_all_but_a_setting_is_a_fault_and_others_are_somebody_elses():
+    with pytest.raises(ConfigError, match="SHARDMEM_SHARD is not a setting; did you mean SHARDMEM_SHARDS?"):
+        load(None, {"name": "e", "handler": "m:f"}, {"SHARDMEM_SHARD": "3"})
+
+    load(None, {"name": "e", "handler": "m:f"}, {"SHARDMEM_PORT": "tcp://10.0.0.1:80", "SHARDMEM_SERVICE_HOST": "10.0.0.1"})

@@ -279,7 +279,14 @@ def test_a_state_directory_that_everybody_can_write_to_is_a_warning(host, tmp_pa
     (tmp_path / "open").chmod(0o700)
     check, = doctor.state(host(), Plan(**{**vars(PLAN), "state_directory": str(tmp_path / "open")}))
     expect(check, "ok", "is writable")
-    assert [] == list(doctor.state(host(), PLAN)), "of an engine that runs it is not known"
+    assert [] == list(doctor.state(host(), PLAN)), "there is none"
+
+
+@pytest.mark.parametrize("wanted, level", [(True, "problem"), (False, "warning")])
+def test_a_state_directory_that_is_all_but_full(host, tmp_path, wanted, level):
+    plan = Plan(**{**vars(PLAN), "state_directory": str(tmp_path), "state_wanted": wanted})
+    check, = doctor.state(host(statvfs=lambda path: room(63, 1000)), plan)
+    expect(check, level, "has 63.0 MiB free", "64.0 MiB at least")
 
 
 # ---- the rest -------------------------------------------------------------------------------------------------------------
@@ -312,13 +319,13 @@ def test_the_plan_is_what_a_real_engine_takes(loopback):
 
 
 def test_the_plan_of_a_configuration_is_that_of_its_engine(loopback):
-    engine = loopback(dtype=[("k", "u8"), ("v", "f8")], key="k", shards=1, lane_bytes=1 << 16, max_producers=4)
+    engine = loopback(dtype=[("k", "u8"), ("v", "f8")], key="k", shards=1, lane_bytes=1 << 16, max_producers=4, state_dir="/s")
     config = Config.of(name=engine.name, handler="m:f", dtype=[("k", "u8"), ("v", "f8")], key="k", slots=64,
                        lane_bytes="64KiB",
                        max_producers=4, shards=1, max_shards=2, state_dir="/s")
     there, here = Plan.of_engine(engine.control), Plan.of_config(config)
 
-    assert there == Plan(**{**vars(here), "state_directory": None, "state_wanted": False})
+    assert there == here
     assert here.state_wanted and "/s" == here.state_directory
     assert (there.control_bytes, 4096, (1 << 16) + 4096) == memory_needs(config.schema, slots=64, max_shards=2,
                                                                          max_producers=4,

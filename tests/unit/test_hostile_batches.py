@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from shardmem.control.pilot import Pilot
 from shardmem.control.sampler import Sampler
-from shardmem.errors import HandlerError
+from shardmem.errors import HandlerError, ShardmemError
 from shardmem.memory.native import ffi, lib
-from shardmem.policy import LeastLoad, LeastSlots, ScalingPolicy
+from shardmem.policy import LeastLoad, LeastSlots, Move, ScalingPolicy
 from shardmem.runtime.checkpoint import Stateless
 from shardmem.runtime.failures import Failures, OnError, explain
 from shardmem.runtime.snapshot import Observer
@@ -187,6 +187,20 @@ def test_status_and_samples_survive_whatever_words_say(loopback, what):
         values = [draw.choice([0, 1, 200, 1 << 63, (1 << 64) - 1, draw.getrandbits(64)]) for _ in range(16)]
         memory[start:start + 128] = b"".join(value.to_bytes(8, "little") for value in values)
     observer.close()
+
+
+def test_the_pilot_plans_nothing_that_a_strategy_should_not_have_answered(loopback):
+    class Elsewhere(LeastSlots):
+        def rebalance(self, view):
+            return [Move(0, 0, 9)]
+
+    engine = loopback(shards=2)
+    observer = Observer(engine.control)
+    with contextlib.closing(observer):
+        pilot = Pilot(engine.control, observer, ScalingPolicy(max_shards=2), Elsewhere(), {0: "active", 1: "active"})
+        for plan in (pilot.plan, pilot.tick):
+            with pytest.raises(ShardmemError, match="strategy Elsewhere"):
+                plan([])
 
 
 @pytest.mark.parametrize("strategy", [LeastLoad, LeastSlots])

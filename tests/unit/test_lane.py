@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
+import shardmem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -191,6 +193,83 @@ def test_copies_may_be_kept(loopback, keep):
     kept = keep(engine.take())
     engine.commit()
     assert kept is not None
+
+
+@pytest.mark.parametrize("view", [lambda b: b.records, lambda b: b.records[10:20], lambda b: b.records["number"], lambda b: b.keys])
+def test_a_view_of_a_copied_batch_outlives_it(loopback, view):
+    """batch.copy().records was an address in memory that went with the copy, and nothing held the copy."""
+    engine = loopback(ROW, "key")
+    engine.producer().send(rows(2000))
+    batch = engine.take()
+    wanted = view(batch).tolist()
+
+    kept = view(batch.copy())
+    others = [np.full(2000 * ROW.itemsize, 0xee, "u1") for _ in range(50)]  # take the memory that was freed, if any was
+
+    assert wanted == kept.tolist() and not kept.flags.writeable and len(others) == 50
+    batch._end()
+
+
+@pytest.mark.parametrize("key", [7, "seven"])
+def test_columns_of_a_copied_batch_outlive_it(loopback, key):
+    engine = loopback()
+    engine.producer().push_many([key] * 2000, [b"%08d" % number for number in range(2000)])
+
+    kept = engine.take().copy().columns()
+    others = [np.full(32000, 0xee, "u1") for _ in range(50)]
+
+    assert [b"%08d" % number for number in range(2000)] == [bytes(kept.data[a:z]) for a, z in zip(kept.starts, kept.ends)]
+    assert list(kept.keys) == [key] * 2000 and len(others) == 50
+
+
+EVENTS = [(0, b"zero"), (-1, b""), ((1 << 64) - 1, b"most"), ("na\u00efve", b"x" * 300), ("", b"1"), (b"\x00", b"2"), (None, b"3"),
+          ("\udcff", bytearray(b"4")), (np.int64(-3), memoryview(b"5")), (True, b"6")]
+
+
+@pytest.mark.parametrize("events", [EVENTS, [(number, b"%d" % number) for number in range(300)], EVENTS[3:4]])
+def test_a_batch_made_by_hand_is_the_one_that_a_worker_gets(loopback, events):
+    engine = loopback(slots=64)
+    engine.producer().push_many(*map(list, zip(*events)))
+    there, made = engine.take(), shardmem.Batch.of(events, slots=64)
+
+    for look in (list, len, repr, lambda b: b.keys, lambda b: b.payloads, lambda b: b.slots.tolist(), lambda b: b.shard,
+                 lambda b: b.sequences.tolist(), lambda b: b.producers.tolist(), lambda b: list(b.copy()),
+                 lambda b: [bytes(b.columns().data[a:z]) for a, z in zip(*b.columns()[2:])]):
+        assert look(there) == look(made)
+    with pytest.raises(TypeError, match="iteration, payloads or columns"):
+        made.records
+    there._end()
+
+
+@pytest.mark.parametrize("key", ["key", "name", None])
+def test_a_batch_of_records_made_by_hand_is_the_one_that_a_worker_gets(loopback, key):
+    schema = np.dtype([("key", "i2"), ("name", "S5"), ("number", "f8")])
+    content = np.array([(number - 50, b"n%d" % (number % 7), number) for number in range(100)], schema)
+    engine = loopback(schema, key, slots=64)
+    engine.producer().send(content)
+    there, made = engine.take(), shardmem.Batch.of(content, key=key, slots=64)
+    content["number"] = 0  # it is a copy
+
+    for look in (lambda b: b.records.tolist(), len, repr, lambda b: b.keys if key is None else b.keys.tolist(),
+                 lambda b: b.slots.tolist(), lambda b: b.sequences.tolist(), lambda b: b.copy().records.tolist()):
+        assert look(there) == look(made)
+    assert not made.records.flags.writeable
+    there._end()
+
+
+def test_a_batch_made_by_hand_is_of_the_producer_shard_and_sequence_that_it_is_given():
+    made = shardmem.Batch.of([("a", b"1"), ("b", b"2")], shard=3, producer=5, sequence=40)
+    assert (made.shard, made.producers.tolist(), made.sequences.tolist()) == (3, [5, 5], [40, 41])
+    assert list(shardmem.Batch.of([])) == [] == shardmem.Batch.of([]).columns().data.tolist()
+
+
+@pytest.mark.parametrize("content, settings, error", [
+    ([("a", "text")], {}, TypeError), ([(1.5, b"")], {}, TypeError), ([(1 << 64, b"")], {}, ValueError),
+    ([("a", b"")], {"slots": 1000}, ValueError), ([("a", b"")], {"key": "user"}, shardmem.ConfigError),
+    (np.zeros(3), {}, shardmem.ConfigError), (np.zeros(3, ROW), {"key": "nothing"}, shardmem.ConfigError)])
+def test_a_batch_that_no_engine_could_carry_cannot_be_made_by_hand(content, settings, error):
+    with pytest.raises(error):
+        shardmem.Batch.of(content, **settings)
 
 
 def test_a_batch_that_is_used_after_its_end_says_so(loopback):

@@ -93,6 +93,15 @@ def test_the_same_event_is_written_once_in_ten_seconds_and_counted(written, cloc
             "shard 102 is not well"] == [line.partition("ERROR ")[2] for line in lines()]
 
 
+def test_the_same_event_of_another_shard_is_another_event(written):
+    log, _, lines = written("json")
+    for shard in (1, 2, 1, 2):
+        log.error("shard %d is not well", shard, extra={"shard": shard})
+
+    assert [(1, "shard 1 is not well"), (2, "shard 2 is not well")] == [(line["shard"], line["message"]) for line in
+                                                                          map(json.loads, lines())]
+
+
 def test_the_same_words_of_another_logger_are_another_event(written):
     log, handler, lines = written("human")
     other = logging.Logger("other")
@@ -111,7 +120,7 @@ def test_what_was_held_back_to_the_end_is_counted_at_the_end(written):
     handler.close()
 
     said = [json.loads(line)["message"] for line in lines()]
-    assert ["shard 1 is not well", "3 more like this: shard %d is not well"] == said
+    assert ["shard 1 is not well", "3 more like this: shard 1 is not well"] == said
 
 
 def test_what_is_held_back_keeps_nothing_alive_that_it_speaks_of(written):

@@ -10,6 +10,8 @@ from shardmem.memory.segment import control_name
 
 @pytest.fixture
 def here(monkeypatch):
+    monkeypatch.delenv("SHARDMEM_NAME", raising=False)
+
     def make(names, running):
         monkeypatch.setattr(client, "engine_names", lambda: names)
         monkeypatch.setattr(client.lease, "is_free", lambda name, byte: name not in map(control_name, running))
@@ -21,6 +23,18 @@ def test_the_one_that_runs_is_meant_and_else_the_one_that_has_left_its_memory(he
     assert "b" == client.only_engine()
     here(["a"], [])
     assert "a" == client.only_engine()
+
+
+def test_the_one_that_the_environment_names_is_meant_wherever_others_run(here, monkeypatch):
+    here(["a", "b"], ["a", "b"])
+    monkeypatch.setenv("SHARDMEM_NAME", "b")
+    assert "b" == client.only_engine()
+
+
+def test_waiting_for_an_engine_that_never_comes_ends_and_says_what_is_missing(here):
+    here([], [])
+    with pytest.raises(TimeoutError, match="an engine is not ready after 0.01 s: no engine is running here"):
+        client.wait_ready(None, 0.01)
 
 
 @pytest.mark.parametrize("names, running, text", [
