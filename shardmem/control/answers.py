@@ -10,6 +10,7 @@ from typing import Any
 from shardmem.memory.native import MOVE_PHASES, PHASES
 from shardmem.policy import DecisionKind
 from shardmem.runtime.catalogue import COUNTER, FIGURES, GAUGE, STATE, Figure
+from shardmem.runtime.verdict import LEVELS
 
 Schema = dict[str, Any]
 
@@ -46,6 +47,7 @@ TEXTS: dict[str, Schema] = {  # what is no figure
     "shards[].phase": one_of(*PHASES), "shards[].reason": TEXT, "shards[].error": TEXT, "shards[].last_exit": or_null(TEXT),
     "handoffs[].phase": one_of(*MOVE_PHASES), "decisions[].kind": one_of(*map(str, DecisionKind)), "decisions[].cause": TEXT,
     "decisions[].reason": TEXT, "decisions[].advice": or_null(one_of(*map(str, DecisionKind))), "events[].text": TEXT,
+    "findings[].level": one_of(*LEVELS), "findings[].text": TEXT, "findings[].remedy": TEXT,
 }
 
 
