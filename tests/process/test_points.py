@@ -92,11 +92,16 @@ class Field:
         self.rig, self.name, self.stateful = Rig(directory), name, handler == "recorder:Counting"
         self.daemons = Daemons(self.rig, name, handler, strategy="arming:Arming", batch_rows=ROWS, lane_bytes=4096,
                                max_shards=3, on_error="retry", retry_backoff=0.001, max_attempts=3)
-        self._next = 1
+        self._next, self._numbering = 1, threading.Lock()
 
     def source(self, log: Log) -> Source:
-        self._next += 1
-        return Source(self._next, log, keys=32)
+        return Source(self._number(), log, keys=32)
+
+    def _number(self) -> int:
+        """Of a producer. Two threads take one at a time, and it stays theirs."""
+        with self._numbering:
+            self._next += 1
+            return self._next
 
     def shard(self, shard: int) -> dict[str, Any]:
         return next(each for each in self.client.status()["shards"] if each["id"] == shard)
@@ -154,12 +159,12 @@ class Field:
         moving = {each["slot"] for each in self.client.status()["handoffs"]}
         keys = [key for key in range(1000) if (slot := slot_of(key, SLOTS)) not in moving and owners[slot] not in without]
         with shardmem.connect(self.name) as producer, Log(self.rig.directory) as log:
-            self._next += 1
+            me = self._number()
             number, until, over = 0, time.monotonic() + seconds, threading.Event()
             while keys and (not number or time.monotonic() < until):
-                log.rows("offered", self._next, [keys[0]], [number])
-                producer.push(keys[0], payload(self._next, keys[0], number), timeout=PATIENCE)
-                log.rows("accepted", self._next, [keys[0]], [number])
+                log.rows("offered", me, [keys[0]], [number])
+                producer.push(keys[0], payload(me, keys[0], number), timeout=PATIENCE)
+                log.rows("accepted", me, [keys[0]], [number])
                 producer.flush(PATIENCE)
                 number += 1
                 over.wait(0.01)
