@@ -221,6 +221,7 @@ class Engine:
         if self._control is None:
             return
         control = self._control
+        control.set_state("stopped")  # a worker that is still booting ends when it comes in
         for shard in control.known_shards():
             if control.worker_alive(shard):
                 pidfd = os.pidfd_open(control.view_shard(shard).pid)
@@ -237,6 +238,17 @@ class Engine:
                     inbox.segment.unlink()
             control.segment.unlink()
 
+    def _find_what_it_left(self, pid: int) -> None:
+        """The memory of a supervisor that died before it was ready, if it is of that one and nobody has taken it over."""
+        try:
+            control = Control.attach(self.name)
+        except ShardmemError:
+            return
+        if control.view_engine().pid != pid or control.supervisor_alive():
+            control.close()
+            return
+        self._control, self._observer = control, Observer(control)
+
     def _end(self, report: dict[str, Any] | None) -> None:
         """The supervisor ended, or never got ready: raise why."""
         assert self._process is not None
@@ -247,7 +259,10 @@ class Engine:
             self._process.kill()
             code = self._process.wait()
         self._reports.close()
-        if code < 0 or self._control is not None and any(map(self._control.worker_alive, self._control.known_shards())):
+        crashed = code < 0 or not report or bool(report.get("error") and report.get("kind") is None)
+        if crashed and self._control is None:
+            self._find_what_it_left(self._process.pid)
+        if crashed or self._control is not None and any(map(self._control.worker_alive, self._control.known_shards())):
             self._clean_up()
         self._forget_memory()
         if report and report.get("status"):

@@ -116,6 +116,16 @@ def test_an_embedded_engine_whose_supervisor_is_killed_leaves_nothing_when_its_b
             os.unlink(f"/dev/shm/{entry}")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_engine_whose_supervisor_dies_before_it_is_ready_leaves_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch,
+                                                                          workers: int) -> None:
+    monkeypatch.setenv("SHARDMEM_POINT", f"spawn.started:{workers}:{signal.SIGKILL:d}")
+    engine = rig.engine(None, shards=3)
+    with pytest.raises(shardmem.ShardmemError, match="was killed by SIGKILL"):
+        engine.start()
+    assert segments_of(engine.name) == []  # and of its workers the fixture finds whatever lives
+
+
 def test_workers_and_producers_carry_on_without_a_supervisor(rig: Rig, engine_name: str) -> None:
     with Daemon(rig, engine_name, "--shards", "2") as daemon:
         status = daemon.ready()
