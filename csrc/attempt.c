@@ -313,8 +313,9 @@ int sm_commit_deferred(sm_reader *r)
     return status;
 }
 
-void sm_touched(sm_reader *r, uint8_t *slots)
+uint32_t sm_touched(sm_reader *r, uint8_t *slots)
 {
+    uint32_t keyless = 0;
     for (uint32_t s = 0; s < r->span_count; s++) {
         const sm_span *span = &r->spans[s];
         sm_frame f = {.rows = span->frame_rows};
@@ -322,5 +323,8 @@ void sm_touched(sm_reader *r, uint8_t *slots)
         for (uint32_t i = 0; i < span->count; i++)
             if (r->slots[i] != SM_NO_SLOT)
                 slots[r->slots[i]] = 1;
+            else
+                keyless++;
     }
+    return keyless;
 }

@@ -178,7 +178,7 @@ uint64_t sm_deferred(const sm_reader *reader, uint32_t *pressed, uint32_t *await
 const sm_range *sm_ranges(const sm_reader *reader, uint32_t *count);
 int sm_commit_deferred(sm_reader *reader);
 int sm_commit_ranges(sm_reader *reader, const sm_range *ranges, uint32_t count);
-void sm_touched(sm_reader *reader, uint8_t *slots);  /* slots of the batch in hand: their bytes become 1 */
+uint32_t sm_touched(sm_reader *reader, uint8_t *slots); /* slots of the batch in hand: their bytes become 1; rows without */
 int sm_worker_enter(void *control, uint32_t shard, int64_t pid, uint64_t now_ns);
 void sm_worker_phase(void *control, uint32_t shard, uint32_t phase);
 void sm_worker_error(void *control, uint32_t shard, const char *text, uint32_t bytes);

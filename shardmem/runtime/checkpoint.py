@@ -63,7 +63,7 @@ class Checkpoints:
         self._touched_address = ffi.cast("uint8_t *", self._touched.ctypes.data)
         self._live: set[int] = set()  # slots that the handler may hold something of
         self._mine: set[int] = set()  # slots whose rows may be in a batch
-        self._all_touched, self._batches = False, 0
+        self._all_touched, self._batches, self._told_of_keyless = False, 0, False
         self._pressed, self._awaited, self._count = ffi.new("uint32_t *"), ffi.new("uint32_t *"), ffi.new("uint32_t *")
         self._saved_at = time.monotonic()
         self._deferred = 0
@@ -90,7 +90,10 @@ class Checkpoints:
     def handled(self) -> int:
         # Hashing keys again costs 3 ns a row. Once every slot has changed there is nothing more to find out.
         if not self._all_touched:
-            lib.sm_touched(self._reader, self._touched_address)
+            if lib.sm_touched(self._reader, self._touched_address) and not self._told_of_keyless:
+                self._told_of_keyless = True
+                log.warning("shard %d: events without a key have come to a handler that keeps state per key: they belong to no slot, "
+                            "so what it keeps of them is not saved; give every event a key", self._shard)
             self._batches += 1
             if self._batches % LOOK_AT_ALL == 0:
                 self._all_touched = bool(self._touched[list(self._mine)].all())

@@ -65,6 +65,11 @@ class TallyWithoutDrop(Tally):
     drop = None
 
 
+class TallyOfKeyed(Tally):
+    def handle(self, batch) -> None:
+        super().handle((key, data) for key, data in batch if key is not None)
+
+
 def dies_of_bad(batch) -> None:
     for _, data in batch:
         if data.endswith(b"bad"):

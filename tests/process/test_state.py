@@ -117,6 +117,18 @@ def test_a_handler_without_drop_is_as_exact_as_one_with_it(rig: Rig, engine_name
     assert dict.fromkeys(range(KEYS), 30) == totals(state_file(settings, engine_name))
 
 
+def test_a_stateful_handler_that_gets_events_without_a_key_says_once_that_they_are_not_saved(rig: Rig, engine_name: str, settings: dict,
+                                                                                           capfd: pytest.CaptureFixture) -> None:
+    settings |= dict(handler="quarantine_load:TallyOfKeyed")
+    with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
+        for number in range(3):
+            producer.push(None, b"%d" % number)
+            producer.push(5, b"%d" % number)
+            producer.flush(PATIENCE)
+    assert 1 == capfd.readouterr().err.count("events without a key")
+    assert 3 == totals(state_file(settings, engine_name))[5]
+
+
 def test_how_soon_a_bad_event_is_set_aside_does_not_depend_on_the_checkpoint_interval(rig: Rig, engine_name: str,
                                                                                     settings: dict) -> None:
     """What was handled between two of its attempts was undone by the second, until the interval was over: two million calls of
