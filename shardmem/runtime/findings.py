@@ -69,7 +69,12 @@ def _supervisor(document: dict[str, Any]) -> Iterator[Finding]:
     supervisor, state = document["supervisor"], document["engine"]["state"]
     age = supervisor["heartbeat_age_s"]
     if not supervisor["alive"]:
-        if state != "stopped":
+        if state != "stopped" and not any(shard["alive"] for shard in document["shards"]):
+            left, name = document["accounting"]["in_flight"], document["engine"]["name"]
+            yield finding("error" if left else "warning", "nothing_runs", f"Nothing of it runs; {left:,} events are in shared memory.",
+                          "'shardmem run' with the same settings goes on with it." + ("" if left else " Or remove what is left:"),
+                          None if left else f"shardmem gc {name}")
+        elif state != "stopped":
             yield finding("error", "no_supervisor",
                           "There is no supervisor: workers go on, but nobody replaces one that dies, and commands are not taken.",
                           "'shardmem run' with the same settings takes the engine up as it is; an embedded Engine does it "
@@ -81,7 +86,7 @@ def _supervisor(document: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _shards(document: dict[str, Any]) -> Iterator[Finding]:
-    reload = f"shardmem reload --engine {document['engine']['name']}"
+    reload, supervised = f"shardmem reload --engine {document['engine']['name']}", document["supervisor"]["alive"]
     for shard in document["shards"]:
         number, reason, condition = shard["id"], shard["reason"] or shard["error"] or "no reason is known", shard["condition"]
         exit = f" Last exit: {shard['last_exit']}." if shard["last_exit"] else ""
@@ -89,13 +94,13 @@ def _shards(document: dict[str, Any]) -> Iterator[Finding]:
         if condition == "failed":
             yield finding("error", "failed", f"Shard {number} has failed, and {shard['slots']} slots wait with it: {reason}",
                           "Mend the cause, then start it again with fresh workers:", reload, _order("reload"), number)
-        elif shard["crashes"] >= LOOP and (alive is None or alive < SHORT):
+        elif supervised and shard["crashes"] >= LOOP and (alive is None or alive < SHORT):
             yield finding("error", "crash_loop", f"Shard {number} crashes again and again, {shard['crashes']} times so far.{exit}",
                           "Its log says where. When the handler is mended:", reload, _order("reload"), number)
         elif condition == "stuck":
             yield finding("error", "stuck", f"The worker of shard {number} is stuck: {reason}",
                           "Its stacks go to its log; then it is killed and another takes over.", shard=number)
-        elif condition in ("dead", "restarting"):
+        elif condition in ("dead", "restarting") and supervised:
             yield finding("warning", "no_worker", f"Shard {number} has no worker, and {shard['slots']} slots wait: {reason}.{exit}",
                           "Its events wait; the supervisor starts another one.", shard=number)
         if shard["broken_lanes"]:

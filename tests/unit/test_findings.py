@@ -94,6 +94,15 @@ def test_what_is_wrong_is_said_with_what_helps(changes, level, kind, part, comma
         assert [] == declared.faults(found["order"]["body"])
 
 
+@pytest.mark.parametrize("waiting, level, command", [(0, "warning", "shardmem gc ticks"), (5, "error", None)])
+def test_an_engine_of_which_nothing_runs_is_not_said_to_go_on(waiting, level, command):
+    gone = [{**SHARD, "alive": False, "condition": "dead", "crashes": 5, "uptime_s": None}]
+    found = of(supervisor__alive=False, shards=gone, accounting__in_flight=waiting)
+
+    assert [("nothing_runs", level, command)] == [(each["kind"], each["level"], each["command"]) for each in found]
+    assert f"{waiting} events are in shared memory" in found[0]["text"]
+
+
 def test_the_worst_comes_first():
     levels = [each["level"] for each in of(engine__state="draining", shard__fill_ratio=0.9, supervisor__alive=False,
                                            hot_slots=[{"slot": 9, "shard": 1, "share": 0.7, "alone": False}])]
