@@ -223,11 +223,20 @@ def test_commands_need_the_token_and_say_so(page):
     page.wait_for("!document.querySelector('#dialog-do').disabled", "the right one is")
 
 
+def test_a_dialog_that_is_opened_as_another_closes_works(page):
+    give_token(page)
+    page.evaluate("document.querySelector('[data-order=drain]').click(); document.querySelector('dialog').close();"
+                  "document.querySelector('[data-order=scale]').click()")  # that it was closed is told after this
+    page.press("ArrowUp")
+    assert "1 worker will be started" in page.text("#dialog-says") and " scale 3 " in page.text("#dialog-shell")
+
+
 def test_an_engine_without_a_token_can_be_read_and_names_the_commands(window, tmp_path):
     window.complaints.clear()
     with shardmem.Engine(f"page{uuid.uuid4().hex[:8]}", handler="page_load:handle", shards=1, slots=16, http_port=0) as engine:
         window.open(engine.status()["engine"]["http"], "sessionStorage.clear()")
         window.wait_for("document.querySelector('#access').innerText.includes('started without http_token')", "it says why not")
+        window.wait_for("document.querySelector('#shard-table tbody tr')", "the engine is shown")
         assert window.evaluate("document.querySelector('#token-form').hidden"), "it asks for a token that there is not"
         window.evaluate("document.querySelector('[data-order=drain]').click()")
         assert f"shardmem drain 0 --engine {engine.name}" == window.text("#dialog-shell")

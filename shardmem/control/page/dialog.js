@@ -40,7 +40,7 @@ export class Commands {
     });
     $("dialog-close").addEventListener("click", () => $("dialog").close());
     $("dialog").addEventListener("close", () => {
-      this.#order = null;
+      if (!$("dialog").open) this.#order = null; // told later: it may be open again by now
     });
   }
 
