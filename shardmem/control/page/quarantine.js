@@ -1,6 +1,6 @@
 // Events that kept failing. Keys, payloads and tracebacks are users' data: they need the token, and stay text.
 
-import {$, attribute, bytes, clock, exact, keyed, make, plural, set} from "./words.js";
+import {$, attribute, bytes, clock, exact, keyed, make, named, plural, set} from "./words.js";
 
 const TITLES = ["", "Id", "When", "Shard", "Key", "Reason", "Attempts", "Size"],
   KINDS = ["left", "left", "left", "some", "left why", "left why", "some", "more"];
@@ -163,13 +163,7 @@ export class Quarantine {
       ["attempts", event.attempts],
       ["size", bytes(event.bytes)],
     ];
-    keyed(
-      facts,
-      told,
-      ([name]) => name,
-      ([name]) => make("div", {}, make("dt", {text: name}), make("dd")),
-      (box, [, text]) => set(box.lastChild, text),
-    );
+    named(facts, told);
     set(key, shown(event.key));
     set(trace, whole === null ? "…" : whole.error || whole.traceback || event.reason || "none was written");
     set(

@@ -8,6 +8,7 @@ import {
   keyed,
   make,
   micro,
+  named,
   part,
   plural,
   rate,
@@ -257,13 +258,7 @@ export class Shards {
       ["p50, p99 of all", `${micro(shard.latency_p50_us)}, ${micro(shard.latency_p99_us)}`],
       ...(shard.error ? [["error", shard.error]] : []),
     ];
-    keyed(
-      facts,
-      told,
-      ([name]) => name,
-      ([name]) => make("div", {}, make("dt", {text: name}), make("dd")),
-      (box, [, text]) => set(box.lastChild, text),
-    );
+    named(facts, told);
     set(
       note,
       this.#lanes.has(shard.id)

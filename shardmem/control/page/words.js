@@ -44,6 +44,17 @@ export function keyed(parent, items, keyOf, create, update) {
   for (const child of there.values()) child.remove();
 }
 
+/** [name, text] pairs as a <dl>. */
+export function named(list, pairs) {
+  keyed(
+    list,
+    pairs,
+    ([name]) => name,
+    ([name]) => make("div", {}, make("dt", {text: name}), make("dd")),
+    (box, [, text]) => set(box.lastChild, text),
+  );
+}
+
 const number = new Intl.NumberFormat("en");
 export const exact = n => number.format(n);
 export const plural = (n, one, many = `${one}s`) => `${exact(n)} ${n === 1 ? one : many}`;
