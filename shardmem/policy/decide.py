@@ -162,7 +162,7 @@ def _wanted(policy: ScalingPolicy, load: Load, now: float, most_needed: int, wat
     now_needed = max(needed(policy, load), policy.min_shards)
     if now_needed < load.active and not load.provisioning:
         mean = (f"{_shards(load.active)} are {load.values[:, BUSY].mean():.0%} busy on average at "
-                f"{load.values[:, RATE].sum():.4g} events/s; {now_needed} would do")
+                f"{load.values[:, RATE].sum():,.0f} events/s; {now_needed} would do")
         if watched < policy.scale_down_delay:
             return answer(down, load.active - now_needed, "underused", mean).against(
                 "scale_down_delay", f"{mean}, but the load has been watched for {watched:.3g} s of the scale_down_delay of "
