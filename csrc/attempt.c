@@ -42,6 +42,20 @@ void sm_attempt_load(sm_reader *r)
     atomic_store_explicit(&s->attempt_rows, 0, memory_order_relaxed);
 }
 
+static void count_in_a_row(sm_reader *r, uint32_t events)
+{
+    r->in_a_row = events;
+    atomic_store_explicit(&r->shard->attempt_aside, events, memory_order_relaxed);
+}
+
+/* The handler is another one by now, or was mended: nothing is held against an event that it has not been given yet. */
+void sm_forgive(sm_reader *r)
+{
+    sm_cleared(r);
+    count_in_a_row(r, 0);
+    atomic_store_explicit(&r->shard->attempt_tries, 0, memory_order_relaxed);
+}
+
 void sm_attempt_begin(sm_reader *r, sm_batch *b)
 {
     const sm_span *first = r->spans;
@@ -82,12 +96,6 @@ void sm_attempt_end(sm_reader *r)
     atomic_store_explicit(&s->worker_rows, r->total_rows, memory_order_relaxed);
     atomic_store_explicit(&s->worker_waited_us, r->waited_us, memory_order_relaxed);
     atomic_store_explicit(&s->worker_batch_since_ns, 0, memory_order_relaxed);
-}
-
-static void count_in_a_row(sm_reader *r, uint32_t events)
-{
-    r->in_a_row = events;
-    atomic_store_explicit(&r->shard->attempt_aside, events, memory_order_relaxed);
 }
 
 void sm_attempt_succeeded(sm_reader *r)

@@ -166,6 +166,7 @@ int sm_commit(sm_reader *reader);
 /* A batch that failed: it comes again, whole (again) or in halves, until one row is left and is set aside, which takes the
  * place of its commit. A worker that dies leaves the same record, and its successor goes on with it. */
 int sm_recheck(sm_reader *reader); /* SM_CORRUPT: a frame of the batch in hand is not what it was, its lane is broken now */
+void sm_forgive(sm_reader *reader);  /* before the first batch: attempts of earlier lives do not count */
 int sm_failed(sm_reader *reader, int again);
 int sm_set_aside(sm_reader *reader);
 

@@ -191,7 +191,7 @@ class Supervisor:
         self._adopted = adopted = [shard for shard in found.inboxes if self.workers.adopt(shard)]
         point("takeover.adopted")
         for shard in found.inboxes.keys() - set(adopted) - set(found.stopped) - set(found.useless):
-            self.workers.start(shard)
+            self.workers.start(shard, forgiven=not found.running)
         if adopted and found.running:
             return True
         wanted = [shard for shard in found.inboxes if shard not in found.stopped and shard not in found.useless]

@@ -36,6 +36,7 @@ class Past:
     restart_at: float | None = None  # CLOCK_MONOTONIC
     given_up: str | None = None      # why
     ended_at: float | None = None    # since then no worker was ready
+    forgiven: bool = False           # failures of events in earlier lives do not count for the next one
     timer: Any = field(default=None, repr=False)
 
 
@@ -78,9 +79,11 @@ class Workers:
 
     # ---- starting ----------------------------------------------------------------------------------------------------------
 
-    def start(self, shard: int, delay: float = 0.0) -> None:
-        """Its next worker, after the delay and when the kernel says that the last one is dead."""
+    def start(self, shard: int, delay: float = 0.0, *, forgiven: bool = False) -> None:
+        """Its next worker, after the delay and when the kernel says that the last one is dead. forgiven: its handler may have been
+        mended since events failed."""
         past = self._pasts.setdefault(shard, Past())
+        past.forgiven |= forgiven
         past.restart_at, past.given_up = time.monotonic() + delay, None
         self._cancel(past)
         past.timer = self._loop.call_later(delay, self._spawn, shard)
@@ -105,12 +108,12 @@ class Workers:
         try:
             self._living[shard] = WorkerProcess(
                 self._loop, config.name, shard, handler, settings=config.worker_settings(),
-                ended=past.last_exit, previous_exit=past.last_code,
+                ended=past.last_exit, previous_exit=past.last_code, forgiven=past.forgiven,
                 on_report=self._reported, on_exit=self._exited)
         except OSError as error:
             self._died(shard, Life(f"no process could be started: {error}", ready=True, in_hand=False, seconds=0.0), None)
             return
-        past.restart_at = None
+        past.restart_at, past.forgiven = None, False
         point("spawn.started")
 
     async def ready(self, shards: list[int], give_up: Callable[[], bool]) -> str | None:
@@ -155,7 +158,7 @@ class Workers:
         self._restarts.forget(shard)
         self._given.pop(shard, None)
         self._control.set_shard_state(shard, "active")
-        self.start(shard)
+        self.start(shard, forgiven=True)
 
     def take(self, config: Config) -> None:
         """The limits of restarts as they are now."""

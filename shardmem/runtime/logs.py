@@ -74,27 +74,27 @@ class Repeats(logging.Filter):
     def __init__(self, clock: Any = time.monotonic) -> None:
         super().__init__()
         self._clock, self._lock = clock, threading.Lock()
-        # When one last passed, its text, and how many were held back since. No record is kept: its arguments and its traceback
+        # When one last passed, its level and text, and how many were held back since. No record is kept: its arguments and its traceback
         # may refer to a batch, whose memory nobody may refer to after the handler's return.
-        self._kinds: dict[tuple[str, str, Any], tuple[float, str, int]] = {}
+        self._kinds: dict[tuple[str, str, Any], tuple[float, int, str, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         kind, now = (record.name, str(record.msg), getattr(record, "shard", None)), self._clock()
         with self._lock:
-            passed, text, held = self._kinds.pop(kind, (now - PAUSE, "", 0))
+            passed, level, text, held = self._kinds.pop(kind, (now - PAUSE, 0, "", 0))
             if now - passed < PAUSE:
-                self._kinds[kind] = passed, text, held + 1
+                self._kinds[kind] = passed, level, text, held + 1
                 return False
             if len(self._kinds) >= KINDS:
                 self._kinds.pop(next(iter(self._kinds)))  # the one that was not seen for longest
-            self._kinds[kind] = now, record.getMessage()[:TEXT], 0
+            self._kinds[kind] = now, record.levelno, record.getMessage()[:TEXT], 0
         record.more = held
         return True
 
-    def held_back(self) -> list[tuple[str, str, int]]:
-        """(logger, what the last that passed said, how many after it did not). They are forgotten with that."""
+    def held_back(self) -> list[tuple[str, int, str, int]]:
+        """(logger, level, what the last that passed said, how many after it did not). They are forgotten with that."""
         with self._lock:
-            found = [(kind[0], text, held) for kind, (_, text, held) in self._kinds.items() if held]
+            found = [(kind[0], level, text, held) for kind, (_, level, text, held) in self._kinds.items() if held]
             self._kinds.clear()
         return found
 
@@ -107,8 +107,8 @@ class _Stream(logging.StreamHandler):
 
     def close(self) -> None:
         """At exit: of a kind that had no next one, the count is still owed."""
-        for name, text, held in self._repeats.held_back():
-            self.emit(logging.LogRecord(name, logging.WARNING, __file__, 0, "%d more like this: %s", (held, text), None))
+        for name, level, text, held in self._repeats.held_back():
+            self.emit(logging.LogRecord(name, level, __file__, 0, "%d more like this: %s", (held, text), None))
         super().close()
 
 

@@ -131,6 +131,7 @@ class Reports:
 
 def main() -> int:
     arm_from_environment()
+    faulthandler.enable()  # where a handler was that crashes the process
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # a supervisor that finds it stuck wants to know where
     if not (told := sys.stdin.buffer.read()):
         return EXIT_BOOT  # its supervisor was killed before it could say for what; the next one starts another
@@ -148,6 +149,8 @@ def main() -> int:
     try:
         worker = Worker(Control.attach(orders["engine"]), orders["shard"], batch_rows=settings["batch_rows"],
                         spin_us=settings["spin_us"])
+        if orders.get("forgiven"):
+            lib.sm_forgive(worker.reader)
         logs.incarnate(worker.incarnation)
         keeper = _keeper(worker, HandlerRef(**orders["handler"]), settings)
         keeper.take_up()

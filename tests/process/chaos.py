@@ -58,8 +58,9 @@ class Daemons:
     def is_ready(self, timeout: float = 0.0) -> bool:
         process = self.all[-1]
         assert process.stdout is not None
-        if process not in self._ready and select.select([process.stdout], [], [], timeout)[0] and process.stdout.readline():
-            self._ready.append(process)
+        if process not in self._ready and select.select([process.stdout], [], [], timeout)[0]:
+            if json.loads(process.stdout.readline() or "{}").get("event") == "ready":
+                self._ready.append(process)
         return process in self._ready
 
     def tail(self) -> str:

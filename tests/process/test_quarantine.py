@@ -112,13 +112,49 @@ def test_a_handler_that_fails_on_everything_is_stopped_soon(rig: Rig, settings: 
             assert (16, 84) == (quarantined(engine), engine.status()["accounting"]["in_flight"])
 
 
-def test_a_handler_that_kills_its_worker_on_everything_is_stopped_soon(rig: Rig, settings: dict) -> None:
+@pytest.mark.parametrize("again", ["reload", "run"])
+@pytest.mark.parametrize("handler", ["quarantine_load:mendable", "quarantine_load:Mendable"])
+def test_what_failed_under_a_handler_is_not_held_against_it_when_it_was_mended(rig: Rig, engine_name: str, settings: dict,
+                                                                             handler: str, again: str) -> None:
+    """The 17th event was set aside, or stopped the shard again, before the mended handler was called: nothing helped."""
+    settings |= dict(handler=handler, on_error="retry", max_attempts=2, retry_backoff=0.001)
+
+    def fail(engine: shardmem.Engine) -> None:
+        with engine.producer() as producer:
+            for number in range(30):
+                producer.push(1, b"%d" % number)
+        wait_until(lambda: engine.status()["shards"][0]["state"] == "failed", "the shard gives up")
+        (rig.directory / "mended").touch()
+
+    if again == "reload":
+        with rig.engine(engine_name, **settings) as engine:
+            fail(engine)
+            engine.reload()
+            status = given_back(engine)
+    else:
+        with pytest.raises(shardmem.HandlerError, match="17th event in a row"):
+            with rig.engine(engine_name, **settings) as engine:
+                fail(engine)
+        with rig.engine(engine_name, **settings) as engine:
+            status = given_back(engine)
+    assert (46, 30, 16, 0) == tuple(status["accounting"][name] for name in ("accepted", "handled", "quarantined", "in_flight"))
+
+
+def given_back(engine: shardmem.Engine) -> dict[str, Any]:
+    """The status when what was left is handled, and then what was set aside."""
+    drained(engine)
+    cli("quarantine", "replay", "--all", "--engine", engine.name)
+    return drained(engine)
+
+
+def test_a_handler_that_kills_its_worker_on_everything_is_stopped_soon(rig: Rig, settings: dict, capfd: pytest.CaptureFixture) -> None:
     settings |= dict(handler="quarantine_load:dies_of_bad", max_attempts=1)
     with pytest.raises(shardmem.HandlerError, match="SIGSEGV. It is the 17th event in a row that fails"):
         with rig.engine(None, **settings) as engine, engine.producer() as producer:
             for _ in range(20):
                 producer.push(1, b"bad")
             wait_until(lambda: engine.status()["shards"][0]["state"] == "failed", "the shard gives up")
+    assert "in dies_of_bad" in capfd.readouterr().err, "where it was is not in the log"
 
 
 def test_an_outage_that_ends_within_the_retries_sets_nothing_aside(rig: Rig, engine_name: str, settings: dict) -> None:

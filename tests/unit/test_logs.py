@@ -119,8 +119,8 @@ def test_what_was_held_back_to_the_end_is_counted_at_the_end(written):
     handler.close()
     handler.close()
 
-    said = [json.loads(line)["message"] for line in lines()]
-    assert ["shard 1 is not well", "3 more like this: shard 1 is not well"] == said
+    said = [(json.loads(line)["level"], json.loads(line)["message"]) for line in lines()]
+    assert [("error", "shard 1 is not well"), ("error", "3 more like this: shard 1 is not well")] == said
 
 
 def test_what_is_held_back_keeps_nothing_alive_that_it_speaks_of(written):
