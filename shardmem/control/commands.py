@@ -183,7 +183,7 @@ class Commands:
                     shards.activate([shard])
                     supervisor.journal.note("shard_added", "begun by the earlier supervisor, it has joined", shard)
                 elif shards.is_used(shard):
-                    supervisor.shard_failed(shard, reason)
+                    log.error("%s", reason)
                 else:
                     log.error("%s; nothing had moved to it, so it is given up", reason)
                     shards.abandon(shard)

@@ -110,7 +110,7 @@ class Engine:
                         self._end(report)
 
     def stop(self, now: bool = False) -> dict[str, Any]:
-        """Drain, stop, and return the last status. now: do not drain. Raises HandlerError if a shard had failed."""
+        """Drain, stop, and return the last status. now: do not drain. Raises HandlerError if a shard is failed then."""
         if self._process is None:
             raise NotRunning(f"engine {self.name!r} was never started")
         if self._inherited:

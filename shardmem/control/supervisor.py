@@ -89,7 +89,7 @@ class Supervisor:
         for number in SIGNALS:
             self._loop.add_signal_handler(number, self._on_signal, number)
         self.workers = Workers(self.control, self._inboxes, self.config, self._handler, told_to_end=self._told_to_end,
-                               changed=self._news, failed=self.shard_failed, journal=self.journal)
+                               changed=self._news, journal=self.journal)
         self.shards = Shards(self.control, self._observer, self._inboxes, self.workers, lambda: self._stop_now, self.journal)
         self.shards.handoffs = self.handoffs = Handoffs(self.control, self.shards.give_orders, self.journal)
         self._stuck = Stuck(self.control, self.workers, self.journal)
@@ -212,8 +212,9 @@ class Supervisor:
         self._changed.set()
         self.handoffs.news()
 
-    def shard_failed(self, shard: int, reason: str) -> None:
-        self.error = self.error or HandlerError(f"shard {shard} stopped: {reason}")
+    def _failure(self) -> HandlerError | None:
+        """Of the shards as they are now: one that failed and was started again by a reload is no reason to end badly."""
+        return next((HandlerError(f"shard {shard} stopped: {reason}") for shard, reason in self.workers.given_up().items()), None)
 
     def _in_background(self, what: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
         """A task whose failure goes to the log: nobody else waits for it."""
@@ -330,8 +331,8 @@ class Supervisor:
             if not waiting:
                 return
             if limit is not None and time.monotonic() - started > limit:
-                self.error = self.error or ShardmemError(f"drain_timeout={limit:g} s is over and shards still hold events: "
-                                                         f"{waiting}")
+                self.error = self._failure() or ShardmemError(f"drain_timeout={limit:g} s is over and shards still hold events: "
+                                                              f"{waiting}")
                 self._stop_now = True
                 return
             await self._wait_for_change(DRAIN_POLL)
@@ -360,6 +361,7 @@ class Supervisor:
             await self._wait_for_change(0.05)
 
     def _finish(self, booted: bool) -> int:
+        self.error = self.error or self._failure()
         status = self._observer.status()
         for shard in status["shards"]:
             self.journal.look(shard["id"], shard["quarantined"], shard["broken_lanes"])

@@ -42,22 +42,20 @@ class Past:
 
 class Workers:
     """told_to_end: whether a shard's worker has been told to end, so that its end is no death. changed: called when anything
-    is new. failed: called with a shard and the reason when it is given up.
+    is new.
     """
 
     def __init__(self, control: Control, inboxes: dict[int, Inbox], config: Config, handler: HandlerRef, *,
-                 told_to_end: Callable[[int], bool], changed: Callable[[], None], failed: Callable[[int, str], None],
-                 journal: Journal) -> None:
+                 told_to_end: Callable[[int], bool], changed: Callable[[], None], journal: Journal) -> None:
         self._control, self._inboxes, self.config, self.handler = control, inboxes, config, handler
-        self.told_to_end, self._changed, self._failed = told_to_end, changed, failed
+        self.told_to_end, self._changed = told_to_end, changed
         self._journal = journal
         self._loop = asyncio.get_running_loop()
         self._restarts = Restarts(config.max_restarts, config.restart_window)
         self._living: dict[int, WorkerProcess | AdoptedWorker] = {}
         self._pasts: dict[int, Past] = {}
         self._given: dict[int, tuple[Config, HandlerRef]] = {}  # what the workers of a shard are started with, reload or not
-        self._awaited: set[int] = set()  # shards that somebody waits for, who is told when one is given up
-        self._were_ready: set[int] = set()  # of those that are waited for; perhaps dead since
+        self._were_ready: set[int] = set()  # since somebody began to wait for them; perhaps dead by now
 
     # ---- what there is -----------------------------------------------------------------------------------------------------
 
@@ -71,6 +69,10 @@ class Workers:
         """For the board: shards of which there is something to say."""
         return {str(shard): {"crashes": past.crashes, "last_exit": past.last_exit,
                              "restart_at": past.restart_at} for shard, past in self._pasts.items() if past.crashes}
+
+    def given_up(self) -> dict[int, str]:
+        """Shards that are, and why."""
+        return {shard: past.given_up for shard, past in sorted(self._pasts.items()) if past.given_up is not None}
 
     def recall(self, lives: dict[str, Any]) -> None:
         """What an earlier supervisor had written down."""
@@ -119,27 +121,23 @@ class Workers:
     async def ready(self, shards: list[int], give_up: Callable[[], bool]) -> str | None:
         """Waits until each of these shards has had a worker that was ready; None then, or why one of them cannot. Not until
         all are at one moment: while they die in turn that never comes, and nothing that was begun would go on."""
-        self._awaited.update(shards)
         self._were_ready.difference_update(shards)
         deadline, late = time.monotonic() + self.config.boot_timeout, shards
-        try:
-            while not give_up():
-                late = [shard for shard in late if shard not in self._were_ready
-                        and not ((worker := self.of(shard)) and worker.alive and worker.ready)]
-                if not late:
-                    return None
-                for shard in late:
-                    if (reason := self._pasts[shard].given_up) is not None:
-                        return f"shard {shard} cannot start: {reason}"
-                if time.monotonic() > deadline:
-                    worker = self.of(late[0])
-                    pid = worker.pid if worker is not None else self._control.view_shard(late[0]).pid
-                    return (f"shard {late[0]} (pid {pid}) was not ready within boot_timeout={self.config.boot_timeout:g} s; its "
-                            f"handler may hang in import or in open()")
-                await asyncio.sleep(0.005)
-            return None
-        finally:
-            self._awaited.difference_update(shards)
+        while not give_up():
+            late = [shard for shard in late if shard not in self._were_ready
+                    and not ((worker := self.of(shard)) and worker.alive and worker.ready)]
+            if not late:
+                return None
+            for shard in late:
+                if (reason := self._pasts[shard].given_up) is not None:
+                    return f"shard {shard} cannot start: {reason}"
+            if time.monotonic() > deadline:
+                worker = self.of(late[0])
+                pid = worker.pid if worker is not None else self._control.view_shard(late[0]).pid
+                return (f"shard {late[0]} (pid {pid}) was not ready within boot_timeout={self.config.boot_timeout:g} s; its "
+                        f"handler may hang in import or in open()")
+            await asyncio.sleep(0.005)
+        return None
 
     # ---- ending ------------------------------------------------------------------------------------------------------------
 
@@ -237,5 +235,3 @@ class Workers:
         if worker is None or not worker.failure:  # it has not said so itself, and cannot any more
             text = reason.encode()
             lib.sm_shard_note(self._control.address, shard, text, len(text))
-        if shard not in self._awaited:
-            self._failed(shard, reason)

@@ -184,8 +184,21 @@ def test_a_reload_gives_a_failed_shard_another_chance(rig: Rig, engine_name: str
             assert engine.reload()["reloaded"] == [{"from": 0, "to": 0}]
             producer.flush(PATIENCE)
             expect_exact(rig, drained(engine))
-        with pytest.raises(shardmem.HandlerError, match="as told"):  # what failed once is told at the end
-            engine.stop()
+
+
+def test_a_daemon_judges_its_end_by_the_shards_as_they_are_then(rig: Rig, engine_name: str) -> None:
+    with Daemon(rig, engine_name, "--shards", "1", "--on-error", "stop", handler="recorder:Fragile") as daemon:
+        daemon.ready()
+        with shardmem.Client(engine_name) as client, shardmem.connect(engine_name) as producer:
+            rig.tell("handle", "raise")
+            producer.push(1, payload(1, 1, 0))
+            wait_until(lambda: client.status()["shards"][0]["state"] == "failed", "it is given up")
+            (rig.directory / "handle").unlink()
+            client.reload()
+            producer.flush(PATIENCE)
+        daemon.process.terminate()
+        code, last = daemon.end()
+        assert (0, None) == (code, last["error"]), "the failure was mended"
 
 
 def test_a_supervisor_killed_before_a_successor_had_anything_is_followed_by_one_that_gives_it_up(rig: Rig, engine_name: str,
