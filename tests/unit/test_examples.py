@@ -85,7 +85,7 @@ def test_the_pod_has_memory_for_its_settings_and_drains_before_it_is_killed(tmp_
         (tmp_path / name).write_text(text)
     config = load(str(tmp_path / "engine.toml"), {}, {})
     compile((tmp_path / "app.py").read_text(), "app.py", "exec")
-    (shm,) = [volume["emptyDir"] for volume in pod["volumes"] if "emptyDir" in volume]
+    shm = next(volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "shm")
     stop = understood(engine["lifecycle"]["preStop"]["exec"]["command"])
 
     assert "Memory" == shm["medium"] and shm["sizeLimit"].endswith("Mi")
@@ -93,3 +93,7 @@ def test_the_pod_has_memory_for_its_settings_and_drains_before_it_is_killed(tmp_
     assert Plan.of_config(config).worst <= int(shm["sizeLimit"][:-2]) * MIB
     assert "engine.toml" == understood(engine["command"])["target"]
     assert config.name == stop["name"] and 0 < stop["timeout"] < pod["terminationGracePeriodSeconds"]
+    assert {"name": "state", "mountPath": config.state_dir} in engine["volumeMounts"]
+    for probe in ("startupProbe", "readinessProbe"):
+        assert (config.name, 0.0) == tuple(understood(engine[probe]["exec"]["command"])[key] for key in ("name", "wait"))
+    assert f"127.0.0.1:{config.http_port}/livez" in engine["livenessProbe"]["exec"]["command"][-1]
