@@ -329,14 +329,18 @@ def state(host: Host, plan: Plan) -> Iterator[Check]:
         yield Check(name, PROBLEM if plan.state_wanted else WARNING,
                     f"{directory} cannot be written to: {place} is not a writable directory for uid {host.uid}; a stateful "
                     f"handler needs it", "set state_dir")
-    elif place == directory and os.stat(directory).st_mode & 0o002:
+        return
+    if not host.statvfs(place).f_blocks:
+        yield Check(name, PROBLEM if plan.state_wanted else WARNING, f"{directory}: files cannot be kept in {place}", "set state_dir")
+        return
+    if place == directory and os.stat(directory).st_mode & 0o002:
         yield Check(name, WARNING, f"{directory} can be written to by everybody, and state is trusted",
                     f"chmod o-w {directory}")
-    elif (free := _free(host, place)) < STATE_ROOM:
+    if (free := _free(host, place)) < STATE_ROOM:
         yield Check(name, PROBLEM if plan.state_wanted else WARNING,
                     f"{directory} has {size(free)} free; a stateful handler's shard stops when its state cannot be written",
                     f"make room there, {size(STATE_ROOM)} at least, or set state_dir")
-    else:
+    elif place != directory or not os.stat(directory).st_mode & 0o002:
         yield Check(name, OK, f"{directory} " + ("is writable" if place == directory else "will be made"))
 
 

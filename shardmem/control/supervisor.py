@@ -31,7 +31,7 @@ from shardmem.control.quarantine import Shelf
 from shardmem.control.replace import Replacements
 from shardmem.control.shards import DRAIN_POLL, Shards
 from shardmem.control.stuck import Stuck
-from shardmem.control.takeover import check_fit, find_shards, take_role
+from shardmem.control.takeover import check_directory, check_fit, find_shards, take_role
 from shardmem.control.workers import Workers
 from shardmem.memory.control import Inbox
 from shardmem.memory.native import lib, point
@@ -143,6 +143,7 @@ class Supervisor:
 
     def _open(self) -> None:
         """Create the segments, or take up those of an earlier supervisor."""
+        check_directory(self.config)
         self.control, self._lease, fresh = take_role(self.config)
         lib.sm_supervisor_enter(self.control.address, os.getpid(), lib.sm_now_ns())
         logs.incarnate(self.control.view_engine().incarnation)

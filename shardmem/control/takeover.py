@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
 from dataclasses import dataclass, field
 
@@ -92,6 +93,18 @@ def take_role(config: Config) -> tuple[Control, lease.Lease, bool]:
         control.close()
 
 
+def check_directory(config: Config) -> None:
+    """Raises ConfigError when nothing can be kept in `state_dir`: not at the first event that has to be set aside, or the first
+    checkpoint, which would stop a shard, but before there is one."""
+    try:
+        os.makedirs(config.directory, mode=0o700, exist_ok=True)
+        with tempfile.TemporaryFile(dir=config.directory):
+            pass
+    except OSError as error:
+        raise ConfigError(f"state_dir={config.directory!r} cannot be written to by uid {os.getuid()}: {error.strerror}; state and "
+                          f"quarantine are kept there. Make it writable, or choose another") from None
+
+
 def check_fit(control: Control, config: Config) -> None:
     """Raises ConfigError when the memory that was found is of other settings."""
     wanted = dict(schema=config.schema, slots=config.slots, lane_bytes=config.lane_bytes, max_producers=config.max_producers,
@@ -102,8 +115,8 @@ def check_fit(control: Control, config: Config) -> None:
         different.append(f"max_shards is {control.max_shards} there and {config.start_shards} shards are to start here")
     if different:
         raise ConfigError(f"shared memory of engine {config.name!r} is left from an earlier run and does not fit: "
-                          f"{'; '.join(different)}. Run it once more with the old settings to drain it, or choose "
-                          f"another name")
+                          f"{'; '.join(different)}. Run it once more with the old settings and stop it, which handles "
+                          f"what is there; or lose that: 'shardmem gc --discard {config.name}'; or choose another name")
 
 
 def find_shards(control: Control, config: Config) -> Found:

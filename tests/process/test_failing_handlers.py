@@ -52,6 +52,12 @@ def test_a_handler_that_cannot_start_is_a_clear_error_and_leaves_nothing(rig: Ri
     gc.collect()  # a file or a process that was not closed is a warning, and warnings are errors
 
 
+def test_a_state_directory_that_cannot_be_written_to_is_a_configuration_error_before_there_is_anything(rig: Rig, engine_name: str) -> None:
+    with pytest.raises(shardmem.ConfigError, match="state_dir='/proc/nowhere' cannot be written to by uid"):
+        rig.engine(engine_name, state_dir="/proc/nowhere").start()
+    assert [] == segments_of(engine_name)
+
+
 def test_a_handler_that_hangs_in_open_is_given_up_after_boot_timeout(rig: Rig, engine_name: str) -> None:
     began = time.monotonic()
     with pytest.raises(shardmem.HandlerError, match="boot_timeout=1 s.*open"):

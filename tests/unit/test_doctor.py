@@ -289,6 +289,19 @@ def test_a_state_directory_that_is_all_but_full(host, tmp_path, wanted, level):
     expect(check, level, "has 63.0 MiB free", "64.0 MiB at least")
 
 
+def test_that_everybody_can_write_there_does_not_hide_that_there_is_no_room(host, tmp_path):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    plan = Plan(**{**vars(PLAN), "state_directory": str(tmp_path / "open")})
+    assert ["by everybody", "has 1.0 MiB free"] == [part for check in doctor.state(host(statvfs=lambda path: room(1, 64)), plan)
+                                                   for part in ("by everybody", "has 1.0 MiB free") if part in check.found]
+
+
+def test_a_file_system_that_keeps_no_files_is_no_place_for_state(host, tmp_path):
+    check, = doctor.state(host(statvfs=lambda path: room(0, 0)), Plan(**{**vars(PLAN), "state_directory": str(tmp_path / "a")}))
+    expect(check, "warning", "files cannot be kept")
+
+
 # ---- the rest -------------------------------------------------------------------------------------------------------------
 
 
