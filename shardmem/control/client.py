@@ -1,6 +1,7 @@
 """Reaching an engine that some other process runs: its status from shared memory, its supervisor by signal."""
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -87,7 +88,7 @@ class Client:
 
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
         """One call of the control API. Raises what the supervisor says, NotRunning without one."""
-        connection = _UnixConnection(socket_path(self.name))
+        connection = _UnixConnection(socket_path(self.name, self._control.segment.owner))
         try:
             connection.request("POST", f"/{name}", json.dumps(wanted), {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -124,9 +125,9 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def socket_path(engine: str) -> str:
-    """Where the supervisor of an engine listens."""
-    return os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}", f"{engine}.sock")
+def socket_path(engine: str, uid: int | None = None) -> str:
+    """Where the supervisor of an engine listens. uid: whose engine it is, if not the caller's: root may ask any."""
+    return os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid() if uid is None else uid}", f"{engine}.sock")
 
 
 def wait_ready(name: str | None, timeout: float) -> dict[str, Any]:
@@ -157,9 +158,12 @@ def only_engine() -> str:
     NotRunning."""
     if named := os.environ.get("SHARDMEM_NAME"):
         return named
-    names = engine_names()
-    running = [name for name in names if not lease.is_free(control_name(name), lease.SUPERVISOR)]
-    found = running or names
+    names, free = engine_names(), {}
+    for name in names:
+        with contextlib.suppress(PermissionError):  # another user's: it is meant only if there is no other
+            free[name] = lease.is_free(control_name(name), lease.SUPERVISOR)
+    running = [name for name, ended in free.items() if not ended]
+    found = running or [*free] or names
     if len(found) == 1:
         return found[0]
     if not found:
