@@ -1,6 +1,7 @@
 """Reaching an engine that some other process runs: its status from shared memory, its supervisor by signal."""
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -12,7 +13,7 @@ import time
 from typing import Any, Callable
 
 from shardmem import errors
-from shardmem.control.health import against_readiness
+from shardmem.control.health import against_readiness, hangs
 from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.control import Control
@@ -46,6 +47,7 @@ class Client:
         if not self._control.supervisor_alive():
             raise NotRunning(f"engine {self.name!r} has no supervisor; its shared memory is there, and 'shardmem run' with "
                              f"the same settings takes it up")
+        self._expect_awake()
         pid = self._control.view_engine().pid
         try:
             pidfd = os.pidfd_open(pid)
@@ -58,6 +60,7 @@ class Client:
                 status = self.status()
                 if select.select([pidfd], [], [], 0.1)[0]:
                     return self.status()
+                self._expect_awake()
                 progress(status["accounting"]["in_flight"])
                 if deadline is not None and time.monotonic() > deadline:
                     raise TimeoutError(f"engine {self.name!r} has not ended after {timeout:g} s; "
@@ -86,10 +89,13 @@ class Client:
         return self.command("reload")
 
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
-        """One call of the control API. Raises what the supervisor says, NotRunning without one."""
-        connection = _UnixConnection(socket_path(self.name))
+        """One call of the control API. Raises what the supervisor says, NotRunning without one or if it hangs."""
+        self._expect_awake()
+        connection = _UnixConnection(socket_path(self.name, self._control.segment.owner))
         try:
             connection.request("POST", f"/{name}", json.dumps(wanted), {"Content-Type": "application/json"})
+            while not select.select([connection.sock], [], [], 1.0)[0]:
+                self._expect_awake()
             response = connection.getresponse()
             answer = json.loads(response.read())
         except (OSError, http.client.HTTPException) as error:
@@ -102,6 +108,10 @@ class Client:
             return answer
         kind = getattr(errors, answer.get("kind", ""), ShardmemError)
         raise kind(answer["error"]) if kind not in (errors.OutOfMemory, errors.Backpressure) else ShardmemError(answer["error"])
+
+    def _expect_awake(self) -> None:
+        if (why := hangs(self._control)) is not None:
+            raise NotRunning(f"the supervisor of engine {self.name!r} does not answer: {why}")
 
     def close(self) -> None:
         self._observer.close()
@@ -124,9 +134,9 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def socket_path(engine: str) -> str:
-    """Where the supervisor of an engine listens."""
-    return os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}", f"{engine}.sock")
+def socket_path(engine: str, uid: int | None = None) -> str:
+    """Where the supervisor of an engine listens. uid: whose engine it is, if not the caller's: root may ask any."""
+    return os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid() if uid is None else uid}", f"{engine}.sock")
 
 
 def wait_ready(name: str | None, timeout: float) -> dict[str, Any]:
@@ -157,9 +167,12 @@ def only_engine() -> str:
     NotRunning."""
     if named := os.environ.get("SHARDMEM_NAME"):
         return named
-    names = engine_names()
-    running = [name for name in names if not lease.is_free(control_name(name), lease.SUPERVISOR)]
-    found = running or names
+    names, free = engine_names(), {}
+    for name in names:
+        with contextlib.suppress(PermissionError):  # another user's: it is meant only if there is no other
+            free[name] = lease.is_free(control_name(name), lease.SUPERVISOR)
+    running = [name for name, ended in free.items() if not ended]
+    found = running or [*free] or names
     if len(found) == 1:
         return found[0]
     if not found:

@@ -3,7 +3,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from shardmem.memory.control import Control
+from shardmem.memory.native import lib
 from shardmem.runtime.findings import STALE
+from shardmem.runtime.snapshot import Observer
+
+
+def hangs(control: Control) -> str | None:
+    """That the supervisor lives and its loop stands still, and what helps, as the findings say it: it would not answer."""
+    beat = control.view_engine().heartbeat_ns
+    if not beat or lib.sm_now_ns() - beat <= STALE * 1e9:
+        return None
+    observer = Observer(control)
+    try:
+        found = observer.status()["findings"]
+    finally:
+        observer.close()
+    return next((f"{each['text']} {each['advice']} -> {each['command']}" for each in found if each["kind"] == "supervisor_hangs"),
+                None)
 
 
 def against_life(document: dict[str, Any]) -> list[str]:

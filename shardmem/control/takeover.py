@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shardmem.config import Config
+from shardmem.control.health import hangs
 from shardmem.errors import AlreadyRunning, ConfigError, NotRunning
 from shardmem.memory import lease
 from shardmem.memory.control import Control, Inbox
@@ -79,13 +80,14 @@ def take_role(config: Config) -> tuple[Control, lease.Lease, bool]:
                 continue
         held = lease.Lease.take(control.segment, lease.SUPERVISOR)
         if held is None:
-            pid = control.view_engine().pid
-            control.close()
             if time.monotonic() < deadline:
+                control.close()
                 time.sleep(0.01)
                 continue
-            raise AlreadyRunning(f"engine {config.name!r} is already run by process {pid}; choose another name, or stop "
-                                 f"it with 'shardmem stop {config.name}'")
+            pid = control.view_engine().pid
+            helps = hangs(control) or f"Choose another name, or stop it with 'shardmem stop {config.name}'"
+            control.close()
+            raise AlreadyRunning(f"engine {config.name!r} is already run by process {pid}. {helps}")
         if control.segment.is_current():
             point("takeover.locked")
             return control, held, fresh

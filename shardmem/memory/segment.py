@@ -108,8 +108,8 @@ class Segment:
             raise NotRunning(f"there is no {path_of(name)}") from None
         except PermissionError:
             owner = os.stat(path_of(name)).st_uid
-            raise SegmentError(f"{path_of(name)} belongs to uid {owner} and this process runs as uid {os.getuid()}; "
-                               f"segments are private to their user (mode 0600)") from None
+            raise SegmentError(f"engine {name.removeprefix(PREFIX).partition('.')[0]!r} belongs to uid {owner}, and this process "
+                               f"runs as uid {os.getuid()}: run this as that user; its segments are private (mode 0600)") from None
         except ValueError:  # an empty file: its creator is between shm_open and ftruncate, or died there
             raise NotRunning(f"{path_of(name)} is empty: it is being created right now, or its creator was killed "
                              f"in the act; then remove it") from None
@@ -128,6 +128,11 @@ class Segment:
     def descriptor(self) -> int:
         assert self._memory is not None
         return self._memory._fd
+
+    @property
+    def owner(self) -> int:
+        """The uid whose engine it is."""
+        return os.fstat(self.descriptor).st_uid
 
     def reopen(self) -> int:
         """A new open file description of the same file, whoever owns the name by now. The caller closes it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -17,9 +18,11 @@ import shardmem
 from checker import accounting
 from daemon import Daemon
 from recorder import payload
-from rig import PATIENCE, Log, Program, Rig, drained, expect_clean, process_is_gone, run_program, segments_of, wait_until
+from rig import (PATIENCE, Log, Program, Rig, drained, expect_clean, is_stopped, process_is_gone, run_program, segments_of,
+                 wait_until)
 from shardmem.control.process import AdoptedWorker
 from shardmem.memory.control import Control
+from shardmem.memory.native import lib
 
 STEPS = ["handoff.begun", "handoff.rerouted", "handoff.draining", "handoff.drained", "handoff.releasing", "handoff.released",
          "spawn.created", "spawn.started", "remove.retired", "remove.unlinked"]
@@ -206,6 +209,31 @@ def test_settings_that_do_not_fit_are_refused_and_the_engine_goes_on(rig: Rig, e
             third.ready()
             third.process.terminate()
             assert third.end()[0] == 0
+
+
+def test_whoever_asks_a_supervisor_that_hangs_is_told_so_at_once_and_what_helps(rig: Rig, engine_name: str) -> None:
+    with Daemon(rig, engine_name, "--shards", "1") as first:
+        pid = first.ready()["supervisor"]["pid"]
+        with shardmem.Client(engine_name) as client:
+            os.kill(pid, signal.SIGSTOP)
+            wait_until(lambda: is_stopped(pid), "it is stopped")
+            control = Control.attach(engine_name)
+            lib.sm_supervisor_beat(control.address, lib.sm_now_ns() - 11 * 10**9)  # as if that had been eleven seconds ago
+            control.close()
+            helps = rf"has not gone round for \d+ s.*-> kill -9 {pid}"
+            for name, wanted in dict(scale={"shards": 1}, drain={"shard": 0}, move={"slots": "1", "to": 0}, rebalance={},
+                                     reload={}).items():
+                with pytest.raises(shardmem.NotRunning, match=helps):
+                    client.command(name, **wanted)
+            with pytest.raises(shardmem.NotRunning, match=helps):
+                client.stop()
+            with Daemon(rig, engine_name, "--shards", "1") as second:
+                code, last = second.end()
+                assert code == 4 and re.search(helps, last["error"]), last
+            os.kill(pid, signal.SIGCONT)
+            wait_until(lambda: client.status()["supervisor"]["heartbeat_age_s"] < 10, "it goes round again")
+            client.stop()
+        assert first.end()[0] == 0
 
 
 # ---- killed in the middle of a handoff, a scale up, a removal ----------------------------------------------------------------
