@@ -16,6 +16,7 @@ FULL = 0.8        # of a lane
 WAITING = 0.25    # part of its time that a producer waits for room
 LOOP = 3          # crashes, the last of them within SHORT
 SHORT = 60.0
+HANGS = 10.0      # seconds that one batch may be in hand: it is worth a look, or a batch_deadline
 NAMED = 4
 
 Finding = dict[str, Any]
@@ -100,6 +101,11 @@ def _shards(document: dict[str, Any]) -> Iterator[Finding]:
         elif condition == "stuck":
             yield finding("error", "stuck", f"The worker of shard {number} is stuck: {reason}",
                           "Its stacks go to its log; then it is killed and another takes over.", shard=number)
+        elif _hangs(shard):
+            yield finding("warning", "slow", f"The worker of shard {number} has had one batch in hand for {shard['in_hand_s']:.0f} s; "
+                          f"{some(shard['in_flight'], 'event')} wait, its fullest lane is {shard['fill_ratio']:.0%} full.",
+                          "Its handler may hang, and with batch_deadline set it would be replaced. See where it is; its stacks go to "
+                          "the log:", f"kill -USR2 {shard['pid']}", shard=number)
         elif condition in ("dead", "restarting") and supervised:
             yield finding("warning", "no_worker", f"Shard {number} has no worker, and {shard['slots']} slots wait: {reason}.{exit}",
                           "Its events wait; the supervisor starts another one.", shard=number)
@@ -108,6 +114,10 @@ def _shards(document: dict[str, Any]) -> Iterator[Finding]:
                           f"{', '.join(map(str, shard['broken_lanes']))}.",
                           "Some process wrote where it should not. End the producers of these seats; what their lanes hold is "
                           "counted as in flight.", shard=number)
+
+
+def _hangs(shard: dict[str, Any]) -> bool:
+    return shard["condition"] == "slow" and (shard["in_hand_s"] or 0.0) > HANGS
 
 
 def _unowned(document: dict[str, Any], said: set[int]) -> Iterator[Finding]:

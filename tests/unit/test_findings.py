@@ -17,7 +17,7 @@ from shardmem.runtime.findings import LEVELS, STALE, Lately, findings
 from shardmem.runtime.snapshot import Observer
 
 SHARD = {"id": 0, "state": "active", "phase": "ready", "condition": "busy", "reason": "5 events in flight", "error": "", "alive": True,
-         "slots": 32, "fill_ratio": 0.1, "uptime_s": 600.0, "crashes": 0, "last_exit": None, "broken_lanes": []}
+         "slots": 32, "pid": 4713, "in_flight": 5, "in_hand_s": None, "fill_ratio": 0.1, "uptime_s": 600.0, "crashes": 0, "last_exit": None, "broken_lanes": []}
 WELL = {"engine": {"name": "ticks", "state": "running", "slots": 64, "slots_unowned": 0, "max_shards": 4, "quarantine_held": 0},
         "supervisor": {"pid": 4711, "alive": True, "heartbeat_age_s": 0.1},
         "shards": [SHARD, {**SHARD, "id": 1}], "handoffs": [], "auto_scale": True, "decisions": [], "hot_slots": [],
@@ -59,6 +59,8 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
     (dict(shard__condition="failed", shard__state="failed", shard__alive=False, shard__reason="boom"), "error", "failed",
      "Shard 0 has failed, and 32 slots wait with it: boom", "shardmem reload --engine ticks"),
     (dict(shard__condition="stuck", shard__reason="not a sign for 31 s"), "error", "stuck", "not a sign for 31 s", None),
+    (dict(shard__condition="slow", shard__in_hand_s=33.0), "warning", "slow", "one batch in hand for 33 s; 5 events wait",
+     "kill -USR2 4713"),
     (dict(shard__condition="restarting", shard__alive=False, shard__last_exit="signal 9"), "warning", "no_worker",
      "Last exit: signal 9.", None),
     (dict(shard__crashes=5, shard__uptime_s=3.0, shard__last_exit="signal 11"), "error", "crash_loop", "5 times so far",
@@ -112,6 +114,11 @@ def test_the_worst_comes_first():
 def test_what_is_true_of_every_moment_is_no_finding():
     assert [] == of(producers=[{"pid": 1, "alive": False, "blocked": 1.0}], handoffs=[{**MOVE, "late": False}], shard__crashes=50,
                     lately=Lately(10.0, {"full": 0}, 0))
+
+
+def test_a_batch_that_takes_a_while_or_is_stuck_is_not_said_to_hang():
+    assert [] == of(shard__condition="slow", shard__in_hand_s=9.0) == of(shard__condition="slow", shard__fill_ratio=0.5)
+    assert ["stuck"] == [each["kind"] for each in of(shard__condition="stuck", shard__in_hand_s=99.0)]
 
 
 def test_a_failed_shard_is_not_said_to_be_slow_or_unowned_too():
