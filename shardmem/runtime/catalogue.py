@@ -165,6 +165,7 @@ FIGURES = (
            "null when its process cannot be seen", "shardmem_shard_resident_memory_bytes", null=True),
     Figure("shards[].crashes", "crashes", COUNTER, "supervisor", "workers of this shard that died",
            "shardmem_shard_crashes_total"),
+    Figure("shards[].recent_crashes", "crashes", GAUGE, "supervisor", "of these, in the last 60 s while this supervisor was there"),
     Figure("shards[].restarting_in_s", "seconds", GAUGE, "supervisor", "until the next worker starts; null when none is due",
            "shardmem_shard_restarting_in_seconds", null=True),
 

@@ -14,8 +14,8 @@ LEVELS = ("error", "warning", "info")
 STALE = 10.0      # seconds without a turn of the supervisor's loop, which turns four times a second; a large plan takes one
 FULL = 0.8        # of a lane
 WAITING = 0.25    # part of its time that a producer waits for room
-LOOP = 3          # crashes, the last of them within SHORT
-SHORT = 60.0
+LOOP = 3          # crashes within RECENT
+RECENT = 60.0
 HANGS = 10.0      # seconds that one batch may be in hand: it is worth a look, or a batch_deadline
 NAMED = 4
 
@@ -91,13 +91,14 @@ def _shards(document: dict[str, Any]) -> Iterator[Finding]:
     for shard in document["shards"]:
         number, reason, condition = shard["id"], shard["reason"] or shard["error"] or "no reason is known", shard["condition"]
         exit = f" Last exit: {shard['last_exit']}." if shard["last_exit"] else ""
-        alive = shard["uptime_s"]
         if condition == "failed":
             yield finding("error", "failed", f"Shard {number} has failed, and {shard['slots']} slots wait with it: {reason}",
                           "Mend the cause, then start it again with fresh workers:", reload, _order("reload"), number)
-        elif supervised and shard["crashes"] >= LOOP and (alive is None or alive < SHORT):
-            yield finding("error", "crash_loop", f"Shard {number} crashes again and again, {shard['crashes']} times so far.{exit}",
-                          "Its log says where. When the handler is mended:", reload, _order("reload"), number)
+        elif supervised and shard["recent_crashes"] >= LOOP:
+            memory = " If memory ran out, the kernel's log says so." if "out of memory" in exit else ""
+            yield finding("error", "crash_loop", f"Shard {number} crashes again and again, {shard['recent_crashes']} times in the last "
+                          f"{RECENT:.0f} s.{exit}", f"The log says where.{memory} When the handler is mended:", reload, _order("reload"),
+                          number)
         elif condition == "stuck":
             yield finding("error", "stuck", f"The worker of shard {number} is stuck: {reason}",
                           "Its stacks go to its log; then it is killed and another takes over.", shard=number)
@@ -107,7 +108,9 @@ def _shards(document: dict[str, Any]) -> Iterator[Finding]:
                           "Its handler may hang, and with batch_deadline set it would be replaced. See where it is; its stacks go to "
                           "the log:", f"kill -USR2 {shard['pid']}", shard=number)
         elif condition in ("dead", "restarting") and supervised:
-            yield finding("warning", "no_worker", f"Shard {number} has no worker, and {shard['slots']} slots wait: {reason}.{exit}",
+            yield finding("warning", "no_worker", f"Shard {number} has no worker, and {shard['slots']} slots wait: {reason}."
+                          # until the supervisor has seen this death, the last exit is that of another one
+                          + (exit if condition == "restarting" else ""),
                           "Its events wait; the supervisor starts another one.", shard=number)
         if shard["broken_lanes"]:
             yield finding("error", "broken_lane", f"Shard {number} found lanes corrupt and reads them no more: seat "

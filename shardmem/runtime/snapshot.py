@@ -342,7 +342,8 @@ class Observer:
             "recent_p50_us": quantile_us(recent, 0.50), "recent_p99_us": quantile_us(recent, 0.99),
             "batch_rows_p50": quantile_rows(view.batch_sizes, 0.50), "batch_rows_p99": quantile_rows(view.batch_sizes, 0.99),
             "cpu": cpu, "rss_bytes": rss,
-            "condition": condition, "reason": reason, "in_hand_s": in_hand, "crashes": life.get("crashes", 0), "last_exit": life.get("last_exit"),
+            "condition": condition, "reason": reason, "in_hand_s": in_hand, "crashes": life.get("crashes", 0),
+            "recent_crashes": life.get("recent", 0), "last_exit": life.get("last_exit"),
             "restarting_in_s": restarting_in, "error": control.shard_error(shard),
         }, lanes, recent
 

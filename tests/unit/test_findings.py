@@ -17,7 +17,7 @@ from shardmem.runtime.findings import LEVELS, STALE, Lately, findings
 from shardmem.runtime.snapshot import Observer
 
 SHARD = {"id": 0, "state": "active", "phase": "ready", "condition": "busy", "reason": "5 events in flight", "error": "", "alive": True,
-         "slots": 32, "pid": 4713, "in_flight": 5, "in_hand_s": None, "fill_ratio": 0.1, "uptime_s": 600.0, "crashes": 0, "last_exit": None, "broken_lanes": []}
+         "slots": 32, "pid": 4713, "in_flight": 5, "in_hand_s": None, "fill_ratio": 0.1, "uptime_s": 600.0, "crashes": 0, "recent_crashes": 0, "last_exit": None, "broken_lanes": []}
 WELL = {"engine": {"name": "ticks", "state": "running", "slots": 64, "slots_unowned": 0, "max_shards": 4, "quarantine_held": 0},
         "supervisor": {"pid": 4711, "alive": True, "heartbeat_age_s": 0.1},
         "shards": [SHARD, {**SHARD, "id": 1}], "handoffs": [], "auto_scale": True, "decisions": [], "hot_slots": [],
@@ -63,7 +63,7 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
      "kill -USR2 4713"),
     (dict(shard__condition="restarting", shard__alive=False, shard__last_exit="signal 9"), "warning", "no_worker",
      "Last exit: signal 9.", None),
-    (dict(shard__crashes=5, shard__uptime_s=3.0, shard__last_exit="signal 11"), "error", "crash_loop", "5 times so far",
+    (dict(shard__recent_crashes=5, shard__last_exit="signal 11"), "error", "crash_loop", "5 times in the last 60 s. Last exit: signal 11",
      "shardmem reload --engine ticks"),
     (dict(shard__broken_lanes=[3]), "error", "broken_lane", "seat 3", None),
     (dict(engine__slots_unowned=32), "warning", "unowned", "32 of 64 slots", None),
@@ -114,6 +114,20 @@ def test_the_worst_comes_first():
 def test_what_is_true_of_every_moment_is_no_finding():
     assert [] == of(producers=[{"pid": 1, "alive": False, "blocked": 1.0}], handoffs=[{**MOVE, "late": False}], shard__crashes=50,
                     lately=Lately(10.0, {"full": 0}, 0))
+
+
+def test_crashes_that_were_mended_long_ago_are_no_loop():
+    assert [] == of(shard__crashes=30, shard__recent_crashes=2, shard__uptime_s=0.1)
+
+
+@pytest.mark.parametrize("last_exit, named", [("killed by SIGKILL, perhaps out of memory", True), ("exit code 5", False)])
+def test_memory_is_named_where_it_may_be_the_reason(last_exit, named):
+    assert named == ("memory" in of(shard__recent_crashes=3, shard__last_exit=last_exit)[0]["advice"])
+
+
+def test_a_death_that_the_supervisor_has_not_seen_is_not_explained_by_the_one_before():
+    found, = of(shard__condition="dead", shard__alive=False, shard__last_exit="signal 9")
+    assert "no_worker" == found["kind"] and "signal 9" not in found["text"]
 
 
 def test_a_batch_that_takes_a_while_or_is_stuck_is_not_said_to_hang():
