@@ -123,6 +123,11 @@ def _hangs(shard: dict[str, Any]) -> bool:
     return shard["condition"] == "slow" and (shard["in_hand_s"] or 0.0) > HANGS
 
 
+def _gets_nowhere(shard: dict[str, Any]) -> bool:
+    """More shards do not help it: its slots cannot leave, or their events come behind what it has in hand."""
+    return shard["condition"] in ("failed", "stuck") or _hangs(shard)
+
+
 def _unowned(document: dict[str, Any], said: set[int]) -> Iterator[Finding]:
     """said: shards of which it is said already that their slots wait."""
     engine = document["engine"]
@@ -135,7 +140,8 @@ def _unowned(document: dict[str, Any], said: set[int]) -> Iterator[Finding]:
 
 
 def _pressure(document: dict[str, Any], lately: Lately) -> Iterator[Finding]:
-    full = [shard for shard in document["shards"] if shard["fill_ratio"] >= FULL and shard["alive"]]
+    idle = [shard["id"] for shard in document["shards"] if _gets_nowhere(shard)]  # it is said of each already
+    full = [shard for shard in document["shards"] if shard["fill_ratio"] >= FULL and shard["alive"] and shard["id"] not in idle]
     waiting = sorted((each for each in document["producers"] if each["alive"] and each["blocked"] >= WAITING),
                      key=lambda each: -each["blocked"])
     if full:
@@ -146,8 +152,9 @@ def _pressure(document: dict[str, Any], lately: Lately) -> Iterator[Finding]:
         yield finding("warning", "backpressure", text, *_relief(document, [shard["id"] for shard in full]),
                       shard=full[0]["id"] if one else None)
     elif waiting:
+        why = f"{_named('Shard', idle)} may be what they wait for: see there.", None, None
         yield finding("warning", "blocked", f"{_named('Producer', [each['pid'] for each in waiting])} waited for room "
-                      f"{waiting[0]['blocked']:.0%} of the time.", *_relief(document, []))
+                      f"{waiting[0]['blocked']:.0%} of the time.", *(why if idle else _relief(document, [])))
     if refused := {reason: count for reason, count in lately.refused.items() if count > 0}:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(refused.items()))
         yield finding("warning", "refused", f"{sum(refused.values()):,} events were refused in the last {lately.seconds:.0f} s "
@@ -162,7 +169,8 @@ def _relief(document: dict[str, Any], shards: list[int]) -> tuple[str, str | Non
     alone = [each["slot"] for each in document["hot_slots"] if each["alone"] and each["shard"] in shards]
     if alone:
         return f"{_named('Slot', alone)} alone is the load; no slot can be split: spread its events over more keys.", None, None
-    engine, active = document["engine"], sum(shard["state"] == "active" for shard in document["shards"])
+    # a failed shard counts in what `scale` is told
+    engine, active = document["engine"], sum(shard["state"] in ("active", "failed") for shard in document["shards"])
     if len(document["shards"]) >= engine["max_shards"]:
         return (f"There are as many shards as max_shards={engine['max_shards']} allows: make the handler faster, or raise it and run "
                 f"the engine again.", None, None)
@@ -189,14 +197,15 @@ def _quarantine(document: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _advice(document: dict[str, Any], said: set[str]) -> Iterator[Finding]:
-    name = document["engine"]["name"]
+    name, pressed = document["engine"]["name"], said & {"backpressure", "blocked"}
+    ill = any(_gets_nowhere(shard) for shard in document["shards"])
     last = document["decisions"][-1] if document["decisions"] else None
     if last is not None and last["cause"] == "manual" and not document["auto_scale"]:
         yield finding("info", "by_hand", f"Scaled by hand; the policy would: {last['reason']}.", "To let it:",
                       f"shardmem scale auto --engine {name}", _order("scale", shards="auto"))
-    elif last is not None and last["cause"] == "auto_scale_off" and last["advice"] == "up":
+    elif last is not None and last["cause"] == "auto_scale_off" and last["advice"] == "up" and not pressed and not ill:
         yield finding("info", "auto_scale_off", f"The policy would add shards: {last['reason']}.", *_relief(document, []))
-    elif last is not None and last["cause"] == "at_max_shards" and not said & {"backpressure", "blocked"}:
+    elif last is not None and last["cause"] == "at_max_shards" and not pressed:
         yield finding("warning", "at_max_shards", f"The policy would add shards and may not: {last['reason']}.",
                       "Raise max_shards and run the engine again, or make the handler faster.")
     if hot := document["hot_slots"]:

@@ -147,6 +147,28 @@ def test_more_shards_are_not_advised_where_they_cannot_help():
     assert hot["order"] is None and "more keys" in hot["advice"]
 
 
+ILL = [dict(shard__condition="failed", shard__state="failed", shard__alive=False), dict(shard__condition="stuck"),
+       dict(shard__condition="slow", shard__in_hand_s=33.0)]
+
+
+@pytest.mark.parametrize("ill", ILL, ids=["failed", "stuck", "hanging"])
+def test_more_shards_are_not_advised_for_a_shard_that_gets_nowhere(ill):
+    waiting = [{"pid": 4712, "alive": True, "blocked": 1.0}]
+    found = of(**ill, shard__fill_ratio=1.0, producers=waiting, decisions=decided("auto_scale_off"), auto_scale=False)
+    assert [] == [each for each in found if each["order"] and each["order"]["name"] == "scale"], found
+    assert "Shard 0 may be what they wait for" in {each["kind"]: each["advice"] for each in found}["blocked"]
+    assert "backpressure" not in {each["kind"] for each in found}, "that it cannot keep up is no news"
+
+
+def test_a_fixed_engine_that_is_too_slow_is_told_once_and_of_one_shard_more():
+    found, = of(shard__fill_ratio=1.0, shards=[{**SHARD, "fill_ratio": 1.0}], decisions=decided("auto_scale_off"), auto_scale=False)
+    assert "backpressure" == found["kind"] and "shardmem scale 2 --engine ticks" == found["command"]
+    assert found["advice"].startswith("One shard more")
+    beside_a_failed_one = {each["kind"]: each for each in of(
+        shards=[{**SHARD, "fill_ratio": 1.0}, {**SHARD, "id": 1, "state": "failed", "condition": "failed", "alive": False}])}
+    assert {"shards": 3} == beside_a_failed_one["backpressure"]["order"]["body"], "with a failed shard, 2 is what there is"
+
+
 def test_refusals_of_the_last_seconds_are_found_in_a_real_engine(loopback):
     engine = loopback(shards=2, lane_bytes=4096)
     observer, producer = Observer(engine.control), engine.producer(backpressure="fail")
