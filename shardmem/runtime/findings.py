@@ -35,6 +35,9 @@ def findings(document: dict[str, Any], lately: Lately = Lately()) -> list[Findin
     shards, pressure = [*_shards(document)], [*_pressure(document, lately)]
     found = [*_engine(document), *_supervisor(document), *shards, *_unowned(document, {each["shard"] for each in shards}), *pressure,
              *_handoffs(document), *_quarantine(document), *_advice(document, {each["kind"] for each in pressure})]
+    if not document["supervisor"]["alive"]:
+        found = [each if each["order"] is None else {**each, "advice": "Commands are not taken until there is a supervisor again.",
+                                                     "command": None, "order": None} for each in found]
     return sorted(found, key=lambda each: LEVELS.index(each["level"]))
 
 
@@ -70,7 +73,7 @@ def _supervisor(document: dict[str, Any]) -> Iterator[Finding]:
     supervisor, state = document["supervisor"], document["engine"]["state"]
     age = supervisor["heartbeat_age_s"]
     if not supervisor["alive"]:
-        if state != "stopped" and not any(shard["alive"] for shard in document["shards"]):
+        if state != "stopped" and not _goes_on(document):
             left, name = document["accounting"]["in_flight"], document["engine"]["name"]
             yield finding("error" if left else "warning", "nothing_runs", f"Nothing of it runs; {left:,} events are in shared memory.",
                           "'shardmem run' with the same settings goes on with it." + ("" if left else " Or remove what is left:"),
@@ -86,8 +89,13 @@ def _supervisor(document: dict[str, Any]) -> Iterator[Finding]:
                       f"kill -9 {supervisor['pid']}")
 
 
+def _goes_on(document: dict[str, Any]) -> bool:
+    return any(shard["alive"] for shard in document["shards"])
+
+
 def _shards(document: dict[str, Any]) -> Iterator[Finding]:
     reload, supervised = f"shardmem reload --engine {document['engine']['name']}", document["supervisor"]["alive"]
+    waits = document["engine"]["state"] != "stopped" and _goes_on(document)
     for shard in document["shards"]:
         number, reason, condition = shard["id"], shard["reason"] or shard["error"] or "no reason is known", shard["condition"]
         exit = f" Last exit: {shard['last_exit']}." if shard["last_exit"] else ""
@@ -101,7 +109,9 @@ def _shards(document: dict[str, Any]) -> Iterator[Finding]:
                           number)
         elif condition == "stuck":
             yield finding("error", "stuck", f"The worker of shard {number} is stuck: {reason}",
-                          "Its stacks go to its log; then it is killed and another takes over.", shard=number)
+                          *(("Its stacks go to its log; then it is killed and another takes over.",) if supervised else
+                            ("Nobody ends it until there is a supervisor again. Its stacks go to the log with:",
+                             f"kill -USR2 {shard['pid']}")), shard=number)
         elif _hangs(shard):
             yield finding("warning", "slow", f"The worker of shard {number} has had one batch in hand for {shard['in_hand_s']:.0f} s; "
                           f"{some(shard['in_flight'], 'event')} wait, its fullest lane is {shard['fill_ratio']:.0%} full.",
@@ -112,6 +122,9 @@ def _shards(document: dict[str, Any]) -> Iterator[Finding]:
                           # until the supervisor has seen this death, the last exit is that of another one
                           + (exit if condition == "restarting" else ""),
                           "Its events wait; the supervisor starts another one.", shard=number)
+        elif condition in ("dead", "restarting") and waits and (shard["slots"] or shard["in_flight"]):
+            yield finding("error", "no_worker", f"Shard {number} has no worker, and {some(shard['slots'], 'slot')} wait.",
+                          "Nobody starts another one until there is a supervisor again.", shard=number)
         if shard["broken_lanes"]:
             yield finding("error", "broken_lane", f"Shard {number} found lanes corrupt and reads them no more: seat "
                           f"{', '.join(map(str, shard['broken_lanes']))}.",
@@ -133,7 +146,8 @@ def _unowned(document: dict[str, Any], said: set[int]) -> Iterator[Finding]:
     engine = document["engine"]
     without = [shard["id"] for shard in document["shards"]
                if shard["slots"] and not (shard["alive"] and shard["phase"] == "ready" and shard["state"] in ("active", "draining"))]
-    if engine["slots_unowned"] and engine["state"] == "running" and not (without and said.issuperset(without)):
+    gone = not document["supervisor"]["alive"] and not _goes_on(document)
+    if engine["slots_unowned"] and engine["state"] == "running" and not gone and not (without and said.issuperset(without)):
         yield finding("warning", "unowned", f"{engine['slots_unowned']:,} of {engine['slots']:,} slots have no worker that is "
                       f"ready: their events wait." + (f" They belong to {_named('shard', without)}." if without else ""),
                       "Producers are not refused until the lanes are full.")
@@ -179,6 +193,11 @@ def _relief(document: dict[str, Any], shards: list[int]) -> tuple[str, str | Non
 
 
 def _handoffs(document: dict[str, Any]) -> Iterator[Finding]:
+    if not document["supervisor"]["alive"]:
+        if (moving := len(document["handoffs"])) and _goes_on(document):
+            yield finding("error", "frozen", f"{some(moving, 'slot')} {'is' if moving == 1 else 'are'} on the way from shard to shard and "
+                          f"not handled until a supervisor takes over.", "Nothing is lost: the events wait. Start one as above.")
+        return
     late = sorted((each for each in document["handoffs"] if each["late"]), key=lambda each: -each["age_s"])
     if late:
         worst = late[0]
@@ -199,7 +218,7 @@ def _quarantine(document: dict[str, Any]) -> Iterator[Finding]:
 def _advice(document: dict[str, Any], said: set[str]) -> Iterator[Finding]:
     name, pressed = document["engine"]["name"], said & {"backpressure", "blocked"}
     ill = any(_gets_nowhere(shard) for shard in document["shards"])
-    last = document["decisions"][-1] if document["decisions"] else None
+    last = document["decisions"][-1] if document["decisions"] and document["supervisor"]["alive"] else None
     if last is not None and last["cause"] == "manual" and not document["auto_scale"]:
         yield finding("info", "by_hand", f"Scaled by hand; the policy would: {last['reason']}.", "To let it:",
                       f"shardmem scale auto --engine {name}", _order("scale", shards="auto"))

@@ -324,7 +324,7 @@ class Observer:
             cpu = max(0.0, cpu_s - last["cpu_s"]) / elapsed
         in_flight = sum(lane.in_flight for lane in lanes)
         due = life.get("restart_at")
-        restarting_in = max(0.0, due - now / 1e9) if due is not None and not alive else None
+        restarting_in = max(0.0, due - now / 1e9) if due is not None and not alive and control.supervisor_alive() else None
         in_hand = max(0, now - view.batch_since_ns) / 1e9 if alive and view.batch_since_ns else None
         condition, reason = condition_of(
             Facts(state, name_of(PHASES, view.phase), alive, quiet=max(0, now - view.heartbeat_ns) / 1e9,

@@ -99,10 +99,36 @@ def test_what_is_wrong_is_said_with_what_helps(changes, level, kind, part, comma
 @pytest.mark.parametrize("waiting, level, command", [(0, "warning", "shardmem gc ticks"), (5, "error", None)])
 def test_an_engine_of_which_nothing_runs_is_not_said_to_go_on(waiting, level, command):
     gone = [{**SHARD, "alive": False, "condition": "dead", "crashes": 5, "uptime_s": None}]
-    found = of(supervisor__alive=False, shards=gone, accounting__in_flight=waiting)
+    found = of(supervisor__alive=False, shards=gone, accounting__in_flight=waiting, engine__slots_unowned=64, handoffs=[MOVE])
 
     assert [("nothing_runs", level, command)] == [(each["kind"], each["level"], each["command"]) for each in found]
     assert f"{waiting} events are in shared memory" in found[0]["text"]
+
+
+ALONE = dict(supervisor__alive=False)
+
+
+@pytest.mark.parametrize("changes, kind, level, part", [
+    (dict(shard__condition="dead", shard__alive=False, engine__slots_unowned=32), "no_worker", "error", "Nobody starts another"),
+    (dict(shard__condition="stuck"), "stuck", "error", "Nobody ends it"),
+    (dict(shard__condition="failed", shard__state="failed", shard__alive=False), "failed", "error", "Commands are not taken"),
+    (dict(shard__fill_ratio=1.0), "backpressure", "warning", "Commands are not taken"),
+    (dict(handoffs=[MOVE, {**MOVE, "slot": 18, "late": False}]), "frozen", "error", "Nothing is lost"),
+])
+def test_without_a_supervisor_nothing_is_promised_that_only_a_supervisor_does(changes, kind, level, part):
+    found = {each["kind"]: each for each in of(**ALONE, **changes)}
+    assert {"no_supervisor", kind} == set(found) and level == found[kind]["level"], found
+    assert part in found[kind]["advice"] and found[kind]["order"] is None, found[kind]
+    assert "shardmem" not in (found[kind]["command"] or "")
+
+
+def test_slots_that_nobody_brings_to_an_end_are_counted():
+    assert "2 slots are on the way" in of(**ALONE, handoffs=[MOVE, MOVE])[1]["text"]
+    assert "1 slot is on the way" in of(**ALONE, handoffs=[MOVE])[1]["text"]
+
+
+def test_what_a_dead_supervisor_had_decided_is_not_told():
+    assert ["no_supervisor"] == [each["kind"] for each in of(**ALONE, decisions=decided("at_max_shards"))]
 
 
 def test_the_worst_comes_first():
