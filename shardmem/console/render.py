@@ -30,9 +30,13 @@ def count(number: float) -> str:
 
 
 def microseconds(value: float | None) -> str:
+    """At most 6 columns."""
     if value is None:
         return "-"
-    return f"{value:.0f} us" if value < 1000 else f"{value / 1000:.1f} ms" if value < 1e6 else f"{value / 1e6:.1f} s"
+    for limit, divisor, unit in ((999.5, 1, "us"), (999_500, 1e3, "ms"), (float("inf"), 1e6, "s")):
+        if value < limit:
+            break
+    return f"{value / divisor:.1f}{unit}" if divisor > 1 and value / divisor < 99.5 else f"{value / divisor:.0f}{unit}"
 
 
 def accounting_line(accounting: dict[str, Any]) -> str:
@@ -91,12 +95,12 @@ def status(document: dict[str, Any]) -> Group:
     else:
         head.append(", no supervisor: read from shared memory", "bold red")
     head.append(f": {verdict(document['findings'])}", LEVEL_COLORS[worst(document["findings"])] or "green")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     for name, justify in (("shard", "right"), ("state", "left"), ("pid", "right"), ("slots", "right"), ("handled", "right"),
                           ("in flight", "right"), ("fill", "right"), ("busy", "right"), ("p50", "right"), ("p99", "right")):
         table.add_column(name, justify=justify, no_wrap=True)
     for shard in document["shards"]:
-        table.add_row(str(shard["id"]), Text(shard["state"], _COLORS.get(shard["state"], "")),
+        table.add_row(str(shard["id"]), _state(shard),
                       str(shard["pid"]) if shard["alive"] else "-", str(shard["slots"]), count(shard["handled"]),
                       count(shard["in_flight"]), f"{shard['fill_ratio']:.0%}", f"{shard['busy']:.0%}",
                       microseconds(shard["latency_p50_us"]), microseconds(shard["latency_p99_us"]))
@@ -115,6 +119,14 @@ def status(document: dict[str, Any]) -> Group:
     parts += [Text(line, LEVEL_COLORS[each["level"]]) for each in document["events"][-5:]
               for line in textwrap.wrap(happened(each), 80, subsequent_indent=" " * 16, max_lines=3, placeholder=" ...")]
     return Group(*parts)
+
+
+def _state(shard: dict[str, Any]) -> Text:
+    """With how it is doing, where the state alone says that all is well."""
+    state, condition = shard["state"], shard["condition"]
+    if state not in ("active", "draining") or condition in ("idle", "busy"):
+        return Text(state, _COLORS.get(state, ""))
+    return Text(f"{state}, {condition}", "bold red" if condition in ("dead", "stuck") else "yellow")
 
 
 def worst(found: list[dict[str, Any]]) -> str:

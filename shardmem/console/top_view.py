@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from shardmem.console.render import LEVEL_COLORS, accounting_line, count, found_lines, happened, verdict, worst
+from shardmem.console.render import LEVEL_COLORS, accounting_line, count, found_lines, happened, microseconds, verdict, worst
 
 WIDTH = 80
 BAR = 8
@@ -139,8 +139,8 @@ def _shards(document: dict[str, Any], sort: str, room: int) -> list[Text]:
         full = min(BAR, max(0, round(shard["fill_ratio"] * BAR)))
         line.append("█" * full, "red" if shard["fill_ratio"] > 0.7 else "green")
         line.append("░" * (BAR - full), "dim")
-        line.append(f"{min(9.99, shard['fill_ratio']):>4.0%} {shard['busy']:>4.0%} {_latency(shard['recent_p50_us']):>6} "
-                    f"{_latency(shard['recent_p99_us']):>6} {_number(shard['in_flight']):>9} {shard['crashes']:>4}")
+        line.append(f"{min(9.99, shard['fill_ratio']):>4.0%} {shard['busy']:>4.0%} {microseconds(shard['recent_p50_us']):>6} "
+                    f"{microseconds(shard['recent_p99_us']):>6} {_number(shard['in_flight']):>9} {shard['crashes']:>4}")
         lines.append(line)
     if len(shown) < len(shards):
         lines.append(Text(f"      and {len(shards) - len(shown)} more shards: a larger window shows them, 's' sorts", "dim"))
@@ -219,13 +219,3 @@ def _number(value: float) -> str:
 
 def _rate(value: float | None) -> str:
     return "-" if value is None else f"{_number(value)}/s"
-
-
-def _latency(value: float | None) -> str:
-    """At most 6 columns."""
-    if value is None:
-        return "-"
-    for limit, divisor, unit in ((999.5, 1, "us"), (999_500, 1e3, "ms"), (float("inf"), 1e6, "s")):
-        if value < limit:
-            break
-    return f"{value / divisor:.1f}{unit}" if divisor > 1 and value / divisor < 99.5 else f"{value / divisor:.0f}{unit}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
@@ -18,6 +19,7 @@ from shardmem.control.process import AdoptedWorker, WorkerProcess
 from shardmem.memory.control import Control, Inbox
 from shardmem.memory.native import lib, point
 from shardmem.policy import Life, Restarts
+from shardmem.runtime.findings import RECENT
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.worker import EXIT_ALREADY
 
@@ -31,6 +33,7 @@ class Past:
     """What is known of a shard's dead workers."""
 
     crashes: int = 0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=1000))  # CLOCK_MONOTONIC of the last of them
     last_exit: str | None = None
     last_code: int | None = None
     restart_at: float | None = None  # CLOCK_MONOTONIC
@@ -67,7 +70,8 @@ class Workers:
 
     def describe(self) -> dict[str, Any]:
         """For the board: shards of which there is something to say."""
-        return {str(shard): {"crashes": past.crashes, "last_exit": past.last_exit,
+        since = time.monotonic() - RECENT
+        return {str(shard): {"crashes": past.crashes, "recent": sum(at > since for at in past.recent), "last_exit": past.last_exit,
                              "restart_at": past.restart_at} for shard, past in self._pasts.items() if past.crashes}
 
     def given_up(self) -> dict[int, str]:
@@ -77,7 +81,7 @@ class Workers:
     def recall(self, lives: dict[str, Any]) -> None:
         """What an earlier supervisor had written down."""
         for shard, life in lives.items():
-            self._pasts[int(shard)] = Past(life["crashes"], life["last_exit"])
+            self._pasts[int(shard)] = Past(life["crashes"], last_exit=life["last_exit"])
 
     # ---- starting ----------------------------------------------------------------------------------------------------------
 
@@ -217,6 +221,7 @@ class Workers:
     def _died(self, shard: int, life: Life, worker: WorkerProcess | AdoptedWorker | None) -> None:
         past = self._pasts[shard]
         past.crashes, past.last_exit, past.ended_at = past.crashes + 1, life.how, time.monotonic()
+        past.recent.append(past.ended_at)
         past.last_code = worker.exit_code if worker is not None else None
         verdict = self._restarts.ended(shard, life, time.monotonic())
         if verdict.delay is None:

@@ -142,6 +142,8 @@ FIGURES = (
     Figure("shards[].rate", "events/s", GAUGE, "worker", "events handled per second, since an earlier reading"),
     Figure("shards[].batches", "batches", COUNTER, "worker", "batches that the handler was given",
            "shardmem_shard_batches_total"),
+    Figure("shards[].in_hand_s", "seconds", GAUGE, "worker",
+           "how long the handler has had the batch that it has now; null between batches", "shardmem_shard_in_hand_seconds", null=True),
     Figure("shards[].lanes", "lanes", GAUGE, "producer", "lanes that are open", "shardmem_shard_lanes"),
     Figure("shards[].broken_lanes[]", "lanes", GAUGE, "worker", "lanes found corrupt and read no more",
            "shardmem_shard_broken_lanes", fold="count"),
@@ -163,6 +165,7 @@ FIGURES = (
            "null when its process cannot be seen", "shardmem_shard_resident_memory_bytes", null=True),
     Figure("shards[].crashes", "crashes", COUNTER, "supervisor", "workers of this shard that died",
            "shardmem_shard_crashes_total"),
+    Figure("shards[].recent_crashes", "crashes", GAUGE, "supervisor", "of these, in the last 60 s while this supervisor was there"),
     Figure("shards[].restarting_in_s", "seconds", GAUGE, "supervisor", "until the next worker starts; null when none is due",
            "shardmem_shard_restarting_in_seconds", null=True),
 

@@ -14,8 +14,9 @@ LEVELS = ("error", "warning", "info")
 STALE = 10.0      # seconds without a turn of the supervisor's loop, which turns four times a second; a large plan takes one
 FULL = 0.8        # of a lane
 WAITING = 0.25    # part of its time that a producer waits for room
-LOOP = 3          # crashes, the last of them within SHORT
-SHORT = 60.0
+LOOP = 3          # crashes within RECENT
+RECENT = 60.0
+HANGS = 10.0      # seconds that one batch may be in hand: it is worth a look, or a batch_deadline
 NAMED = 4
 
 Finding = dict[str, Any]
@@ -34,6 +35,9 @@ def findings(document: dict[str, Any], lately: Lately = Lately()) -> list[Findin
     shards, pressure = [*_shards(document)], [*_pressure(document, lately)]
     found = [*_engine(document), *_supervisor(document), *shards, *_unowned(document, {each["shard"] for each in shards}), *pressure,
              *_handoffs(document), *_quarantine(document), *_advice(document, {each["kind"] for each in pressure})]
+    if not document["supervisor"]["alive"]:
+        found = [each if each["order"] is None else {**each, "advice": "Commands are not taken until there is a supervisor again.",
+                                                     "command": None, "order": None} for each in found]
     return sorted(found, key=lambda each: LEVELS.index(each["level"]))
 
 
@@ -69,7 +73,7 @@ def _supervisor(document: dict[str, Any]) -> Iterator[Finding]:
     supervisor, state = document["supervisor"], document["engine"]["state"]
     age = supervisor["heartbeat_age_s"]
     if not supervisor["alive"]:
-        if state != "stopped" and not any(shard["alive"] for shard in document["shards"]):
+        if state != "stopped" and not _goes_on(document):
             left, name = document["accounting"]["in_flight"], document["engine"]["name"]
             yield finding("error" if left else "warning", "nothing_runs", f"Nothing of it runs; {left:,} events are in shared memory.",
                           "'shardmem run' with the same settings goes on with it." + ("" if left else " Or remove what is left:"),
@@ -85,24 +89,42 @@ def _supervisor(document: dict[str, Any]) -> Iterator[Finding]:
                       f"kill -9 {supervisor['pid']}")
 
 
+def _goes_on(document: dict[str, Any]) -> bool:
+    return any(shard["alive"] for shard in document["shards"])
+
+
 def _shards(document: dict[str, Any]) -> Iterator[Finding]:
     reload, supervised = f"shardmem reload --engine {document['engine']['name']}", document["supervisor"]["alive"]
+    waits = document["engine"]["state"] != "stopped" and _goes_on(document)
     for shard in document["shards"]:
         number, reason, condition = shard["id"], shard["reason"] or shard["error"] or "no reason is known", shard["condition"]
         exit = f" Last exit: {shard['last_exit']}." if shard["last_exit"] else ""
-        alive = shard["uptime_s"]
         if condition == "failed":
             yield finding("error", "failed", f"Shard {number} has failed, and {shard['slots']} slots wait with it: {reason}",
                           "Mend the cause, then start it again with fresh workers:", reload, _order("reload"), number)
-        elif supervised and shard["crashes"] >= LOOP and (alive is None or alive < SHORT):
-            yield finding("error", "crash_loop", f"Shard {number} crashes again and again, {shard['crashes']} times so far.{exit}",
-                          "Its log says where. When the handler is mended:", reload, _order("reload"), number)
+        elif supervised and shard["recent_crashes"] >= LOOP:
+            memory = " If memory ran out, the kernel's log says so." if "out of memory" in exit else ""
+            yield finding("error", "crash_loop", f"Shard {number} crashes again and again, {shard['recent_crashes']} times in the last "
+                          f"{RECENT:.0f} s.{exit}", f"The log says where.{memory} When the handler is mended:", reload, _order("reload"),
+                          number)
         elif condition == "stuck":
             yield finding("error", "stuck", f"The worker of shard {number} is stuck: {reason}",
-                          "Its stacks go to its log; then it is killed and another takes over.", shard=number)
+                          *(("Its stacks go to its log; then it is killed and another takes over.",) if supervised else
+                            ("Nobody ends it until there is a supervisor again. Its stacks go to the log with:",
+                             f"kill -USR2 {shard['pid']}")), shard=number)
+        elif _hangs(shard):
+            yield finding("warning", "slow", f"The worker of shard {number} has had one batch in hand for {shard['in_hand_s']:.0f} s; "
+                          f"{some(shard['in_flight'], 'event')} wait, its fullest lane is {shard['fill_ratio']:.0%} full.",
+                          "Its handler may hang, and with batch_deadline set it would be replaced. See where it is; its stacks go to "
+                          "the log:", f"kill -USR2 {shard['pid']}", shard=number)
         elif condition in ("dead", "restarting") and supervised:
-            yield finding("warning", "no_worker", f"Shard {number} has no worker, and {shard['slots']} slots wait: {reason}.{exit}",
+            yield finding("warning", "no_worker", f"Shard {number} has no worker, and {shard['slots']} slots wait: {reason}."
+                          # until the supervisor has seen this death, the last exit is that of another one
+                          + (exit if condition == "restarting" else ""),
                           "Its events wait; the supervisor starts another one.", shard=number)
+        elif condition in ("dead", "restarting") and waits and (shard["slots"] or shard["in_flight"]):
+            yield finding("error", "no_worker", f"Shard {number} has no worker, and {some(shard['slots'], 'slot')} wait.",
+                          "Nobody starts another one until there is a supervisor again.", shard=number)
         if shard["broken_lanes"]:
             yield finding("error", "broken_lane", f"Shard {number} found lanes corrupt and reads them no more: seat "
                           f"{', '.join(map(str, shard['broken_lanes']))}.",
@@ -110,19 +132,30 @@ def _shards(document: dict[str, Any]) -> Iterator[Finding]:
                           "counted as in flight.", shard=number)
 
 
+def _hangs(shard: dict[str, Any]) -> bool:
+    return shard["condition"] == "slow" and (shard["in_hand_s"] or 0.0) > HANGS
+
+
+def _gets_nowhere(shard: dict[str, Any]) -> bool:
+    """More shards do not help it: its slots cannot leave, or their events come behind what it has in hand."""
+    return shard["condition"] in ("failed", "stuck") or _hangs(shard)
+
+
 def _unowned(document: dict[str, Any], said: set[int]) -> Iterator[Finding]:
     """said: shards of which it is said already that their slots wait."""
     engine = document["engine"]
     without = [shard["id"] for shard in document["shards"]
                if shard["slots"] and not (shard["alive"] and shard["phase"] == "ready" and shard["state"] in ("active", "draining"))]
-    if engine["slots_unowned"] and engine["state"] == "running" and not (without and said.issuperset(without)):
+    gone = not document["supervisor"]["alive"] and not _goes_on(document)
+    if engine["slots_unowned"] and engine["state"] == "running" and not gone and not (without and said.issuperset(without)):
         yield finding("warning", "unowned", f"{engine['slots_unowned']:,} of {engine['slots']:,} slots have no worker that is "
                       f"ready: their events wait." + (f" They belong to {_named('shard', without)}." if without else ""),
                       "Producers are not refused until the lanes are full.")
 
 
 def _pressure(document: dict[str, Any], lately: Lately) -> Iterator[Finding]:
-    full = [shard for shard in document["shards"] if shard["fill_ratio"] >= FULL and shard["alive"]]
+    idle = [shard["id"] for shard in document["shards"] if _gets_nowhere(shard)]  # it is said of each already
+    full = [shard for shard in document["shards"] if shard["fill_ratio"] >= FULL and shard["alive"] and shard["id"] not in idle]
     waiting = sorted((each for each in document["producers"] if each["alive"] and each["blocked"] >= WAITING),
                      key=lambda each: -each["blocked"])
     if full:
@@ -133,8 +166,9 @@ def _pressure(document: dict[str, Any], lately: Lately) -> Iterator[Finding]:
         yield finding("warning", "backpressure", text, *_relief(document, [shard["id"] for shard in full]),
                       shard=full[0]["id"] if one else None)
     elif waiting:
+        why = f"{_named('Shard', idle)} may be what they wait for: see there.", None, None
         yield finding("warning", "blocked", f"{_named('Producer', [each['pid'] for each in waiting])} waited for room "
-                      f"{waiting[0]['blocked']:.0%} of the time.", *_relief(document, []))
+                      f"{waiting[0]['blocked']:.0%} of the time.", *(why if idle else _relief(document, [])))
     if refused := {reason: count for reason, count in lately.refused.items() if count > 0}:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(refused.items()))
         yield finding("warning", "refused", f"{sum(refused.values()):,} events were refused in the last {lately.seconds:.0f} s "
@@ -149,7 +183,8 @@ def _relief(document: dict[str, Any], shards: list[int]) -> tuple[str, str | Non
     alone = [each["slot"] for each in document["hot_slots"] if each["alone"] and each["shard"] in shards]
     if alone:
         return f"{_named('Slot', alone)} alone is the load; no slot can be split: spread its events over more keys.", None, None
-    engine, active = document["engine"], sum(shard["state"] == "active" for shard in document["shards"])
+    # a failed shard counts in what `scale` is told
+    engine, active = document["engine"], sum(shard["state"] in ("active", "failed") for shard in document["shards"])
     if len(document["shards"]) >= engine["max_shards"]:
         return (f"There are as many shards as max_shards={engine['max_shards']} allows: make the handler faster, or raise it and run "
                 f"the engine again.", None, None)
@@ -158,6 +193,11 @@ def _relief(document: dict[str, Any], shards: list[int]) -> tuple[str, str | Non
 
 
 def _handoffs(document: dict[str, Any]) -> Iterator[Finding]:
+    if not document["supervisor"]["alive"]:
+        if (moving := len(document["handoffs"])) and _goes_on(document):
+            yield finding("error", "frozen", f"{some(moving, 'slot')} {'is' if moving == 1 else 'are'} on the way from shard to shard and "
+                          f"not handled until a supervisor takes over.", "Nothing is lost: the events wait. Start one as above.")
+        return
     late = sorted((each for each in document["handoffs"] if each["late"]), key=lambda each: -each["age_s"])
     if late:
         worst = late[0]
@@ -176,14 +216,15 @@ def _quarantine(document: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _advice(document: dict[str, Any], said: set[str]) -> Iterator[Finding]:
-    name = document["engine"]["name"]
-    last = document["decisions"][-1] if document["decisions"] else None
+    name, pressed = document["engine"]["name"], said & {"backpressure", "blocked"}
+    ill = any(_gets_nowhere(shard) for shard in document["shards"])
+    last = document["decisions"][-1] if document["decisions"] and document["supervisor"]["alive"] else None
     if last is not None and last["cause"] == "manual" and not document["auto_scale"]:
         yield finding("info", "by_hand", f"Scaled by hand; the policy would: {last['reason']}.", "To let it:",
                       f"shardmem scale auto --engine {name}", _order("scale", shards="auto"))
-    elif last is not None and last["cause"] == "auto_scale_off" and last["advice"] == "up":
+    elif last is not None and last["cause"] == "auto_scale_off" and last["advice"] == "up" and not pressed and not ill:
         yield finding("info", "auto_scale_off", f"The policy would add shards: {last['reason']}.", *_relief(document, []))
-    elif last is not None and last["cause"] == "at_max_shards" and not said & {"backpressure", "blocked"}:
+    elif last is not None and last["cause"] == "at_max_shards" and not pressed:
         yield finding("warning", "at_max_shards", f"The policy would add shards and may not: {last['reason']}.",
                       "Raise max_shards and run the engine again, or make the handler faster.")
     if hot := document["hot_slots"]:

@@ -324,10 +324,11 @@ class Observer:
             cpu = max(0.0, cpu_s - last["cpu_s"]) / elapsed
         in_flight = sum(lane.in_flight for lane in lanes)
         due = life.get("restart_at")
-        restarting_in = max(0.0, due - now / 1e9) if due is not None and not alive else None
+        restarting_in = max(0.0, due - now / 1e9) if due is not None and not alive and control.supervisor_alive() else None
+        in_hand = max(0, now - view.batch_since_ns) / 1e9 if alive and view.batch_since_ns else None
         condition, reason = condition_of(
             Facts(state, name_of(PHASES, view.phase), alive, quiet=max(0, now - view.heartbeat_ns) / 1e9,
-                  in_hand=max(0, now - view.batch_since_ns) / 1e9 if view.batch_since_ns else None, in_flight=in_flight, fill=fill,
+                  in_hand=in_hand, in_flight=in_flight, fill=fill,
                   filled_before=last["fill"] if last else None, error=control.shard_error(shard)), limits, restarting_in)
         return {
             "id": shard, "state": state, "pid": view.pid, "alive": alive,
@@ -341,7 +342,8 @@ class Observer:
             "recent_p50_us": quantile_us(recent, 0.50), "recent_p99_us": quantile_us(recent, 0.99),
             "batch_rows_p50": quantile_rows(view.batch_sizes, 0.50), "batch_rows_p99": quantile_rows(view.batch_sizes, 0.99),
             "cpu": cpu, "rss_bytes": rss,
-            "condition": condition, "reason": reason, "crashes": life.get("crashes", 0), "last_exit": life.get("last_exit"),
+            "condition": condition, "reason": reason, "in_hand_s": in_hand, "crashes": life.get("crashes", 0),
+            "recent_crashes": life.get("recent", 0), "last_exit": life.get("last_exit"),
             "restarting_in_s": restarting_in, "error": control.shard_error(shard),
         }, lanes, recent
 

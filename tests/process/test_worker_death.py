@@ -82,7 +82,7 @@ def test_a_killed_worker_is_started_again_at_its_head_while_the_other_shard_goes
         producer.flush(PATIENCE)
         expect_clean(rig, drained(engine), duplicates=ROWS)
         shard = wait_until(lambda: shard_of(engine)["crashes"] and shard_of(engine), "the crash is in the status")
-        assert shard["crashes"] == 1 and shard["last_exit"] == "killed by SIGKILL, perhaps out of memory"
+        assert shard["crashes"] == shard["recent_crashes"] == 1 and shard["last_exit"] == "killed by SIGKILL, perhaps out of memory"
         assert shard["restarting_in_s"] is None and shard_of(engine, 1)["crashes"] == 0
     assert segments_of(engine_name) == []
 

@@ -17,7 +17,7 @@ from shardmem.runtime.findings import LEVELS, STALE, Lately, findings
 from shardmem.runtime.snapshot import Observer
 
 SHARD = {"id": 0, "state": "active", "phase": "ready", "condition": "busy", "reason": "5 events in flight", "error": "", "alive": True,
-         "slots": 32, "fill_ratio": 0.1, "uptime_s": 600.0, "crashes": 0, "last_exit": None, "broken_lanes": []}
+         "slots": 32, "pid": 4713, "in_flight": 5, "in_hand_s": None, "fill_ratio": 0.1, "uptime_s": 600.0, "crashes": 0, "recent_crashes": 0, "last_exit": None, "broken_lanes": []}
 WELL = {"engine": {"name": "ticks", "state": "running", "slots": 64, "slots_unowned": 0, "max_shards": 4, "quarantine_held": 0},
         "supervisor": {"pid": 4711, "alive": True, "heartbeat_age_s": 0.1},
         "shards": [SHARD, {**SHARD, "id": 1}], "handoffs": [], "auto_scale": True, "decisions": [], "hot_slots": [],
@@ -59,9 +59,11 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
     (dict(shard__condition="failed", shard__state="failed", shard__alive=False, shard__reason="boom"), "error", "failed",
      "Shard 0 has failed, and 32 slots wait with it: boom", "shardmem reload --engine ticks"),
     (dict(shard__condition="stuck", shard__reason="not a sign for 31 s"), "error", "stuck", "not a sign for 31 s", None),
+    (dict(shard__condition="slow", shard__in_hand_s=33.0), "warning", "slow", "one batch in hand for 33 s; 5 events wait",
+     "kill -USR2 4713"),
     (dict(shard__condition="restarting", shard__alive=False, shard__last_exit="signal 9"), "warning", "no_worker",
      "Last exit: signal 9.", None),
-    (dict(shard__crashes=5, shard__uptime_s=3.0, shard__last_exit="signal 11"), "error", "crash_loop", "5 times so far",
+    (dict(shard__recent_crashes=5, shard__last_exit="signal 11"), "error", "crash_loop", "5 times in the last 60 s. Last exit: signal 11",
      "shardmem reload --engine ticks"),
     (dict(shard__broken_lanes=[3]), "error", "broken_lane", "seat 3", None),
     (dict(engine__slots_unowned=32), "warning", "unowned", "32 of 64 slots", None),
@@ -97,10 +99,36 @@ def test_what_is_wrong_is_said_with_what_helps(changes, level, kind, part, comma
 @pytest.mark.parametrize("waiting, level, command", [(0, "warning", "shardmem gc ticks"), (5, "error", None)])
 def test_an_engine_of_which_nothing_runs_is_not_said_to_go_on(waiting, level, command):
     gone = [{**SHARD, "alive": False, "condition": "dead", "crashes": 5, "uptime_s": None}]
-    found = of(supervisor__alive=False, shards=gone, accounting__in_flight=waiting)
+    found = of(supervisor__alive=False, shards=gone, accounting__in_flight=waiting, engine__slots_unowned=64, handoffs=[MOVE])
 
     assert [("nothing_runs", level, command)] == [(each["kind"], each["level"], each["command"]) for each in found]
     assert f"{waiting} events are in shared memory" in found[0]["text"]
+
+
+ALONE = dict(supervisor__alive=False)
+
+
+@pytest.mark.parametrize("changes, kind, level, part", [
+    (dict(shard__condition="dead", shard__alive=False, engine__slots_unowned=32), "no_worker", "error", "Nobody starts another"),
+    (dict(shard__condition="stuck"), "stuck", "error", "Nobody ends it"),
+    (dict(shard__condition="failed", shard__state="failed", shard__alive=False), "failed", "error", "Commands are not taken"),
+    (dict(shard__fill_ratio=1.0), "backpressure", "warning", "Commands are not taken"),
+    (dict(handoffs=[MOVE, {**MOVE, "slot": 18, "late": False}]), "frozen", "error", "Nothing is lost"),
+])
+def test_without_a_supervisor_nothing_is_promised_that_only_a_supervisor_does(changes, kind, level, part):
+    found = {each["kind"]: each for each in of(**ALONE, **changes)}
+    assert {"no_supervisor", kind} == set(found) and level == found[kind]["level"], found
+    assert part in found[kind]["advice"] and found[kind]["order"] is None, found[kind]
+    assert "shardmem" not in (found[kind]["command"] or "")
+
+
+def test_slots_that_nobody_brings_to_an_end_are_counted():
+    assert "2 slots are on the way" in of(**ALONE, handoffs=[MOVE, MOVE])[1]["text"]
+    assert "1 slot is on the way" in of(**ALONE, handoffs=[MOVE])[1]["text"]
+
+
+def test_what_a_dead_supervisor_had_decided_is_not_told():
+    assert ["no_supervisor"] == [each["kind"] for each in of(**ALONE, decisions=decided("at_max_shards"))]
 
 
 def test_the_worst_comes_first():
@@ -114,6 +142,25 @@ def test_what_is_true_of_every_moment_is_no_finding():
                     lately=Lately(10.0, {"full": 0}, 0))
 
 
+def test_crashes_that_were_mended_long_ago_are_no_loop():
+    assert [] == of(shard__crashes=30, shard__recent_crashes=2, shard__uptime_s=0.1)
+
+
+@pytest.mark.parametrize("last_exit, named", [("killed by SIGKILL, perhaps out of memory", True), ("exit code 5", False)])
+def test_memory_is_named_where_it_may_be_the_reason(last_exit, named):
+    assert named == ("memory" in of(shard__recent_crashes=3, shard__last_exit=last_exit)[0]["advice"])
+
+
+def test_a_death_that_the_supervisor_has_not_seen_is_not_explained_by_the_one_before():
+    found, = of(shard__condition="dead", shard__alive=False, shard__last_exit="signal 9")
+    assert "no_worker" == found["kind"] and "signal 9" not in found["text"]
+
+
+def test_a_batch_that_takes_a_while_or_is_stuck_is_not_said_to_hang():
+    assert [] == of(shard__condition="slow", shard__in_hand_s=9.0) == of(shard__condition="slow", shard__fill_ratio=0.5)
+    assert ["stuck"] == [each["kind"] for each in of(shard__condition="stuck", shard__in_hand_s=99.0)]
+
+
 def test_a_failed_shard_is_not_said_to_be_slow_or_unowned_too():
     found = of(shard__condition="failed", shard__state="failed", shard__alive=False, shard__fill_ratio=1.0, engine__slots_unowned=32)
     assert ["failed"] == [each["kind"] for each in found]
@@ -124,6 +171,28 @@ def test_more_shards_are_not_advised_where_they_cannot_help():
     assert full["order"] is None and "max_shards=2" in full["advice"]
     hot = of(shard__fill_ratio=0.9, hot_slots=[{"slot": 9, "shard": 0, "share": 0.7, "alone": True}])[0]
     assert hot["order"] is None and "more keys" in hot["advice"]
+
+
+ILL = [dict(shard__condition="failed", shard__state="failed", shard__alive=False), dict(shard__condition="stuck"),
+       dict(shard__condition="slow", shard__in_hand_s=33.0)]
+
+
+@pytest.mark.parametrize("ill", ILL, ids=["failed", "stuck", "hanging"])
+def test_more_shards_are_not_advised_for_a_shard_that_gets_nowhere(ill):
+    waiting = [{"pid": 4712, "alive": True, "blocked": 1.0}]
+    found = of(**ill, shard__fill_ratio=1.0, producers=waiting, decisions=decided("auto_scale_off"), auto_scale=False)
+    assert [] == [each for each in found if each["order"] and each["order"]["name"] == "scale"], found
+    assert "Shard 0 may be what they wait for" in {each["kind"]: each["advice"] for each in found}["blocked"]
+    assert "backpressure" not in {each["kind"] for each in found}, "that it cannot keep up is no news"
+
+
+def test_a_fixed_engine_that_is_too_slow_is_told_once_and_of_one_shard_more():
+    found, = of(shard__fill_ratio=1.0, shards=[{**SHARD, "fill_ratio": 1.0}], decisions=decided("auto_scale_off"), auto_scale=False)
+    assert "backpressure" == found["kind"] and "shardmem scale 2 --engine ticks" == found["command"]
+    assert found["advice"].startswith("One shard more")
+    beside_a_failed_one = {each["kind"]: each for each in of(
+        shards=[{**SHARD, "fill_ratio": 1.0}, {**SHARD, "id": 1, "state": "failed", "condition": "failed", "alive": False}])}
+    assert {"shards": 3} == beside_a_failed_one["backpressure"]["order"]["body"], "with a failed shard, 2 is what there is"
 
 
 def test_refusals_of_the_last_seconds_are_found_in_a_real_engine(loopback):
