@@ -9,7 +9,7 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 
-from shardmem.errors import (AlreadyRunning, Backpressure, ConfigError, HandlerError, NotRunning, SegmentCorrupt,
+from shardmem.errors import (AlreadyRunning, Backpressure, ConfigError, HandlerError, NotRunning, OutOfMemory, SegmentCorrupt,
                              ShardmemError)
 from shardmem.memory import lease
 from shardmem.memory.control import Control, Inbox
@@ -450,7 +450,8 @@ class _Call:
     def explained(self, error: ShardmemError, rest: Any, count: int, already: int = 0) -> ShardmemError:
         """The error of a call that ends early, with what was not accepted, which counts as refused."""
         error.rest = rest  # type: ignore[attr-defined]
-        lib.sm_count_refused(self._producer._sender, REASONS.index("stopped"), count - already)
+        reason = "full" if isinstance(error, OutOfMemory) else "stopped"
+        lib.sm_count_refused(self._producer._sender, REASONS.index(reason), count - already)
         return error
 
     def _mend(self, status: int, shard: int) -> bool:

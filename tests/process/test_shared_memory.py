@@ -65,6 +65,10 @@ def test_a_lane_refused_again_and_again_leaves_no_descriptor_behind(told: dict[s
     assert told["lane 2 again"]["after"]["descriptors"] == told["lane 2 again"]["before"]["descriptors"]
 
 
+def test_an_event_for_which_there_was_no_memory_counts_as_refused_because_it_is_full(told: dict[str, Any]) -> None:
+    assert {"full"} == set(told["status"]["accounting"]["refused"])
+
+
 def test_an_engine_that_runs_already_goes_on_while_memory_is_short(told: dict[str, Any]) -> None:
     assert told["lane 1"]["error"] is None
     assert accounting(told["status"], drained=True) == []
