@@ -189,6 +189,20 @@ def test_mistakes_have_their_exit_code_and_say_what_is_wrong(shell, arguments, c
     assert not [entry for entry in os.listdir("/dev/shm") if shell.name in entry]
 
 
+@pytest.mark.parametrize("arguments", [["scale", "ticks", "3"], ["drain", "ticks", "1"], ["move", "ticks", "17", "--to", "1"]],
+                         ids=lambda each: each[0])
+def test_an_engine_named_where_a_command_takes_numbers_is_told_its_place(arguments):
+    done = CliRunner().invoke(main, arguments)
+    assert 2 == done.exit_code and "name the engine with --engine NAME" in done.output
+
+
+@pytest.mark.parametrize("command", ["reload", "rebalance"])
+def test_commands_without_other_arguments_take_the_name_of_the_engine(command):
+    assert "no engine named 'no-such-engine'" in CliRunner().invoke(main, [command, "no-such-engine"]).output
+    both = CliRunner().invoke(main, [command, "one", "--engine", "another"])
+    assert 2 == both.exit_code and "two engines are named, one and another" in both.output
+
+
 def test_a_second_daemon_of_the_same_name_exits_4_and_harms_nothing(shell):
     shell.daemon("app:handle")
     second = shell("run", "app:handle", "--name", shell.name, code=4)
