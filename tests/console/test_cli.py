@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import shardmem
 from shardmem.console.cli import main
+from shardmem.console.render import answer
 from shardmem.memory.segment import listed
 
 APP = '''
@@ -246,6 +247,14 @@ def test_the_demo_for_people_prints_the_accounting_line(shell):
     text = shell("demo", "--shards", "1", "--producers", "1").stdout
     assert "offered 336,776 · accepted 336,776 · refused 0 · handled 336,776 · in flight 0" in text
     assert "N725MQ" in text
+
+
+def test_an_answer_names_what_was_done_and_no_phase_in_which_nothing_was():
+    nothing = {"moved": [], "late": [], "seconds": {"reroute": 0, "drain": 0, "release": 0, "total": 0.25}}
+    auto = answer("ticks", "scale", {"auto_scale": True, "shards": [0, 1], "added": [], "removed": [], **nothing})
+    assert "engine ticks: the policy decides from now on how many shards run; now 2 shards: 0, 1" == auto
+    reloaded = answer("ticks", "reload", {"reloaded": [{"from": 0, "to": 1}], "not_applied": [], **nothing})
+    assert ["engine ticks: shard 0 is replaced by shard 1", "  total 250.0 ms"] == reloaded.splitlines()
 
 
 def test_an_error_names_few_engines_and_the_likeliest_first():
