@@ -235,10 +235,28 @@ def _ask(name: str | None, as_json: bool, command: str, **wanted: Any) -> None:
     click.echo(json.dumps(done, indent=2) if as_json else answer(name, command, done))
 
 
+class _OfAnEngine(click.Command):
+    """Whose arguments are not the engine: a name too many is one, as it is in `status NAME`."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        _, rest, _ = self.make_parser(context).parse_args(list(args))
+        if rest:
+            raise click.UsageError(f"too many arguments: {' '.join(map(str, rest))}; name the engine with --engine NAME", context)
+        return super().parse_args(context, args)
+
+
+def _either(engine: str | None, name: str | None) -> str | None:
+    """The engine that an argument or --engine names."""
+    if engine is not None and name is not None and engine != name:
+        raise click.UsageError(f"two engines are named, {engine} and {name}")
+    return engine or name
+
+
+engine_argument = click.argument("engine", required=False)
 engine_option = click.option("--engine", "name", help="Name of the engine; default: SHARDMEM_NAME, or the only one here.")
 
 
-@main.command(short_help="Run more or fewer shards, or let the policy decide.")
+@main.command(cls=_OfAnEngine, short_help="Run more or fewer shards, or let the policy decide.")
 @click.argument("shards")
 @engine_option
 @as_json
@@ -252,7 +270,7 @@ def scale(shards: str, name: str | None, as_json: bool) -> None:
     _ask(name, as_json, "scale", shards=shards if shards == "auto" else int(shards))
 
 
-@main.command(short_help="Hand the slots of a shard to the others; remove it.")
+@main.command(cls=_OfAnEngine, short_help="Hand the slots of a shard to the others; remove it.")
 @click.argument("shard", type=click.IntRange(0))
 @engine_option
 @as_json
@@ -261,7 +279,7 @@ def drain(shard: int, name: str | None, as_json: bool) -> None:
     _ask(name, as_json, "drain", shard=shard)
 
 
-@main.command(short_help="Move slots to a shard while events flow.")
+@main.command(cls=_OfAnEngine, short_help="Move slots to a shard while events flow.")
 @click.argument("slots")
 @click.option("--to", "to", type=click.IntRange(0), required=True, help="The shard that is to own them.")
 @engine_option
@@ -272,19 +290,21 @@ def move(slots: str, to: int, name: str | None, as_json: bool) -> None:
 
 
 @main.command()
+@engine_argument
 @engine_option
 @as_json
-def rebalance(name: str | None, as_json: bool) -> None:
+def rebalance(engine: str | None, name: str | None, as_json: bool) -> None:
     """Even out the slots over the shards, with the fewest moves."""
-    _ask(name, as_json, "rebalance")
+    _ask(_either(engine, name), as_json, "rebalance")
 
 
 @main.command(short_help="Fresh workers, with what the configuration says now.")
+@engine_argument
 @engine_option
 @as_json
-def reload(name: str | None, as_json: bool) -> None:
+def reload(engine: str | None, name: str | None, as_json: bool) -> None:
     """Replace every worker by a fresh one, with what the configuration file and the handler's module say now."""
-    _ask(name, as_json, "reload")
+    _ask(_either(engine, name), as_json, "reload")
 
 
 @main.command(short_help="Push lines, CSV or JSON lines into a running engine.")

@@ -56,9 +56,12 @@ def milliseconds(seconds: float) -> str:
 
 
 def answer(engine: str, command: str, done: dict[str, Any]) -> str:
-    """What a command did and how long each phase took, in a few lines."""
+    """What a command did, in a few lines, and how long each phase took in which there was something to do."""
     moved, seconds = done["moved"], done["seconds"]
     lines = []
+    if command == "scale" and done["auto_scale"]:
+        return (f"engine {engine}: the policy decides from now on how many shards run; now {some(len(done['shards']), 'shard')}: "
+                f"{', '.join(map(str, done['shards']))}")
     if command == "scale":
         lines.append(f"engine {engine} runs {some(len(done['shards']), 'shard')}: {', '.join(map(str, done['shards']))}"
                      + (f"; added {', '.join(map(str, done['added']))}" if done["added"] else "")
@@ -75,7 +78,7 @@ def answer(engine: str, command: str, done: dict[str, Any]) -> str:
     lines += [f"  {some(number, 'slot')} from shard {source} to shard {target}" for (source, target), number in sorted(to.items())]
     if not moved and command != "reload":
         lines.append("  no slot had to move")
-    lines.append("  " + ", ".join(f"{phase} {milliseconds(value)}" for phase, value in seconds.items()))
+    lines.append("  " + ", ".join(f"{phase} {milliseconds(value)}" for phase, value in seconds.items() if value or phase == "total"))
     lines += [f"  late: {text}" for text in done["late"]]
     return "\n".join(lines)
 

@@ -151,7 +151,7 @@ def _ready(facts: EngineFacts, discard: bool, common: dict[str, Any]) -> Finding
     if workers:
         return Finding(action=KEEP, pids=workers, stranded=True, **common,
                        reason=f"has live workers (pids {_listed(workers)}) and no supervisor; {waiting}",
-                       remedy="run it again to adopt them, or end them: shardmem gc --end-orphans")
+                       remedy=f"run it again to adopt them, or end them: shardmem gc --end-orphans {facts.name}")
     if producers:
         return Finding(action=KEEP, pids=producers, stranded=facts.in_flight > 0, **common,
                        reason=f"has connected producers (pids {_listed(producers)}), no supervisor and no worker; {waiting}",

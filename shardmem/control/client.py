@@ -46,7 +46,8 @@ class Client:
         """
         if not self._control.supervisor_alive():
             raise NotRunning(f"engine {self.name!r} has no supervisor; its shared memory is there, and 'shardmem run' with "
-                             f"the same settings takes it up")
+                             f"the same settings takes it up. To end it as it is, without handling what it holds: "
+                             f"'shardmem gc --end-orphans {self.name}'")
         self._expect_awake()
         pid = self._control.view_engine().pid
         try:

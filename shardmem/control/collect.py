@@ -27,9 +27,13 @@ def gc(places: Places, only: Collection[str] = (), *, dry_run: bool = False, end
         raise NotRunning(f"nothing of an engine named {discard!r} is here")
     for facts in engines:
         stuck = ""
-        if end_orphans and facts.workers and facts.supervisor is None and not dry_run:
-            stuck = _end_workers(facts, patience)
-            facts = observe(facts.name, places)
+        if end_orphans and facts.workers and facts.supervisor is None:
+            if dry_run:
+                stuck = (f"its workers (pids {', '.join(str(pid) for _, pid in facts.workers)}) would get TERM, and end after the "
+                         f"batch in hand; what is then in flight stays, and memory in which nothing is would go")
+            else:
+                stuck = _end_workers(facts, patience)
+                facts = observe(facts.name, places)
         findings = judge(facts, places.uid, facts.name == discard)
         if discard and not any(each.action == REMOVE for each in findings if each.kind == "engine"):
             kept = [each for each in findings if each.kind == "engine"]

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import shardmem
 from shardmem.console.cli import main
+from shardmem.console.render import answer
 from shardmem.memory.segment import listed
 
 APP = '''
@@ -189,6 +190,20 @@ def test_mistakes_have_their_exit_code_and_say_what_is_wrong(shell, arguments, c
     assert not [entry for entry in os.listdir("/dev/shm") if shell.name in entry]
 
 
+@pytest.mark.parametrize("arguments", [["scale", "ticks", "3"], ["drain", "ticks", "1"], ["move", "ticks", "17", "--to", "1"]],
+                         ids=lambda each: each[0])
+def test_an_engine_named_where_a_command_takes_numbers_is_told_its_place(arguments):
+    done = CliRunner().invoke(main, arguments)
+    assert 2 == done.exit_code and "name the engine with --engine NAME" in done.output
+
+
+@pytest.mark.parametrize("command", ["reload", "rebalance"])
+def test_commands_without_other_arguments_take_the_name_of_the_engine(command):
+    assert "no engine named 'no-such-engine'" in CliRunner().invoke(main, [command, "no-such-engine"]).output
+    both = CliRunner().invoke(main, [command, "one", "--engine", "another"])
+    assert 2 == both.exit_code and "two engines are named, one and another" in both.output
+
+
 def test_a_second_daemon_of_the_same_name_exits_4_and_harms_nothing(shell):
     shell.daemon("app:handle")
     second = shell("run", "app:handle", "--name", shell.name, code=4)
@@ -232,6 +247,14 @@ def test_the_demo_for_people_prints_the_accounting_line(shell):
     text = shell("demo", "--shards", "1", "--producers", "1").stdout
     assert "offered 336,776 · accepted 336,776 · refused 0 · handled 336,776 · in flight 0" in text
     assert "N725MQ" in text
+
+
+def test_an_answer_names_what_was_done_and_no_phase_in_which_nothing_was():
+    nothing = {"moved": [], "late": [], "seconds": {"reroute": 0, "drain": 0, "release": 0, "total": 0.25}}
+    auto = answer("ticks", "scale", {"auto_scale": True, "shards": [0, 1], "added": [], "removed": [], **nothing})
+    assert "engine ticks: the policy decides from now on how many shards run; now 2 shards: 0, 1" == auto
+    reloaded = answer("ticks", "reload", {"reloaded": [{"from": 0, "to": 1}], "not_applied": [], **nothing})
+    assert ["engine ticks: shard 0 is replaced by shard 1", "  total 250.0 ms"] == reloaded.splitlines()
 
 
 def test_an_error_names_few_engines_and_the_likeliest_first():

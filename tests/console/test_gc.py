@@ -111,13 +111,17 @@ def test_orphaned_workers_are_named_and_ended_only_when_asked_and_their_events_s
     named = daemon.gc()
     assert "keep" == named["engine"]["action"] and daemon.workers == named["engine"]["pids"]
     assert f"has live workers (pids {daemon.workers[0]}) and no supervisor; 3 events in flight" in named["engine"]["reason"]
-    assert "--end-orphans" in named["engine"]["remedy"] and "run it again" in named["engine"]["remedy"]
+    command = f"shardmem gc --end-orphans {daemon.name}"
+    assert named["engine"]["remedy"].endswith(command) and "run it again" in named["engine"]["remedy"]
+    assert f"'{command}'" in daemon("stop", daemon.name, code=1)
     assert "socket" not in named, "the next supervisor, which may be starting, sees to it"
-    assert "keep" == daemon.gc("--end-orphans", "--dry-run")["engine"]["action"]
+    foretold = daemon.gc("--end-orphans", "--dry-run")["engine"]
+    assert "keep" == foretold["action"]
+    assert f"its workers (pids {daemon.workers[0]}) would get TERM" in foretold["remedy"]
 
     worker = os.pidfd_open(daemon.workers[0])
     daemon.let(3)  # TERM ends it after the batch in hand, or it finds the gate open
-    found = daemon.gc("--end-orphans")
+    found = {each["kind"]: each for each in json.loads(daemon(*command.split()[1:], "--json"))["findings"]}
     ended = found["engine"]
     assert select.select([worker], [], [], 0)[0], "gc has come back and the worker is still there"
     assert found["socket"]["done"]
