@@ -100,7 +100,7 @@ def _shards(document: dict[str, Any]) -> Iterator[Finding]:
         number, reason, condition = shard["id"], shard["reason"] or shard["error"] or "no reason is known", shard["condition"]
         exit = f" Last exit: {shard['last_exit']}." if shard["last_exit"] else ""
         if condition == "failed":
-            yield finding("error", "failed", f"Shard {number} has failed, and {shard['slots']} slots wait with it: {reason}",
+            yield finding("error", "failed", f"Shard {number} has failed, and {some(shard['slots'], 'slot')} wait with it: {reason}",
                           "Mend the cause, then start it again with fresh workers:", reload, _order("reload"), number)
         elif supervised and shard["recent_crashes"] >= LOOP:
             memory = " If memory ran out, the kernel's log says so." if "out of memory" in exit else ""
@@ -117,12 +117,14 @@ def _shards(document: dict[str, Any]) -> Iterator[Finding]:
                           f"{some(shard['in_flight'], 'event')} wait, its fullest lane is {shard['fill_ratio']:.0%} full.",
                           "Its handler may hang, and with batch_deadline set it would be replaced. See where it is; its stacks go to "
                           "the log:", f"kill -USR2 {shard['pid']}", shard=number)
+        elif condition in ("dead", "restarting") and not shard["slots"] and not shard["in_flight"] and shard["state"] != "active":
+            pass  # it comes or goes: nothing waits for it
         elif condition in ("dead", "restarting") and supervised:
-            yield finding("warning", "no_worker", f"Shard {number} has no worker, and {shard['slots']} slots wait: {reason}."
+            yield finding("warning", "no_worker", f"Shard {number} has no worker, and {some(shard['slots'], 'slot')} wait: {reason}."
                           # until the supervisor has seen this death, the last exit is that of another one
                           + (exit if condition == "restarting" else ""),
                           "Its events wait; the supervisor starts another one.", shard=number)
-        elif condition in ("dead", "restarting") and waits and (shard["slots"] or shard["in_flight"]):
+        elif condition in ("dead", "restarting") and waits:
             yield finding("error", "no_worker", f"Shard {number} has no worker, and {some(shard['slots'], 'slot')} wait.",
                           "Nobody starts another one until there is a supervisor again.", shard=number)
         if shard["broken_lanes"]:

@@ -156,6 +156,13 @@ def test_a_death_that_the_supervisor_has_not_seen_is_not_explained_by_the_one_be
     assert "no_worker" == found["kind"] and "signal 9" not in found["text"]
 
 
+@pytest.mark.parametrize("state", ["provisioning", "draining"])
+def test_a_shard_that_comes_or_goes_with_nothing_waiting_is_no_finding(state):
+    empty = dict(shard__condition="dead", shard__alive=False, shard__state=state, shard__slots=0)
+    assert [] == of(**empty, shard__in_flight=0)
+    assert ["no_worker"] == [each["kind"] for each in of(**empty, shard__in_flight=5)]
+
+
 def test_a_batch_that_takes_a_while_or_is_stuck_is_not_said_to_hang():
     assert [] == of(shard__condition="slow", shard__in_hand_s=9.0) == of(shard__condition="slow", shard__fill_ratio=0.5)
     assert ["stuck"] == [each["kind"] for each in of(shard__condition="stuck", shard__in_hand_s=99.0)]
