@@ -39,7 +39,9 @@ class Pilot:
         moves = self.plan(moving)
         decision = self.mapper.evaluate_scaling(now, moves=len(moves) + len(moving))
         if not self.following and decision.kind is not DecisionKind.NONE:
-            decision = decision.against("manual", "the number of shards was set by hand; 'scale auto' hands back")
+            count = f" {decision.count}" if decision.count else ""
+            decision = decision.against("manual", f"the number of shards was set by hand; otherwise {decision.kind}{count}: "
+                                                  f"{decision.reason}")
         self.history.note(decision)
         return decision, moves
 
