@@ -68,7 +68,7 @@ class Pilot:
         hot = self.strategy.hot_slots(view) if view.shards and hasattr(self.strategy, "hot_slots") else []
         now = time.monotonic()
         return {
-            "auto_scale": self.following,
+            "auto_scale": self.following, "elastic": self.mapper.policy.auto_scale,
             "decisions": [{"kind": str(decision.kind), "count": decision.count, "cause": decision.cause,
                            "reason": decision.reason, "age_s": round(now - decision.at, 3), "since_s": round(now - since, 3),
                            "times": times, "advice": str(decision.advice.kind) if decision.advice else None}
