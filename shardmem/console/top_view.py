@@ -96,7 +96,7 @@ def _head(document: dict[str, Any], rates: Rates, view: View) -> list[Text]:
     first.append(state, _COLORS.get(state, ""))
     if supervisor["alive"]:
         first.append(f"  up {duration(supervisor['uptime_s'])}")
-    following = "auto" if document["auto_scale"] else "by hand"
+    following = "auto" if document["auto_scale"] else "by hand" if document["elastic"] else "fixed"
     first.append(f"  {len(document['shards'])} of {engine['max_shards']} shards, {following}  in {_rate(rates.accepted)}  out {_rate(rates.handled)}")
     lines = [first]
     if view.gone:
@@ -175,6 +175,8 @@ def _handoffs(document: dict[str, Any]) -> list[Text]:
 def _decisions(document: dict[str, Any]) -> list[Text]:
     lines = []
     for each in document["decisions"][-1:]:
+        if not document["elastic"] and each["advice"] != "up":  # fixed: only that it is too few is worth a line
+            continue
         what = "" if each["kind"] == "none" else f"{each['kind']} {each['count'] or ''}".strip() + ": "
         age = f", {duration(each['age_s'])} ago" if each["age_s"] >= 1 else ""
         again = f" (x{each['times']})" if each["times"] > 1 else ""

@@ -165,8 +165,9 @@ class Commands:
                     self._note_scaled(await self._remove(down), f"because {decision.reason}")
                 elif moves and (done := await supervisor.handoffs.run(moves[:ROUND])).moves:
                     # of small differences there is one after the other
-                    supervisor.journal.count("moved", len(done.moves), lambda count: f"{_slots(count)} moved by the strategy; "
-                                                                                     f"{decision.reason}")
+                    # without samples it went by the number of slots: that nothing was measured is not why they moved
+                    why = f"; {decision.reason}" if decision.cause != "no_samples" else ""
+                    supervisor.journal.count("moved", len(done.moves), lambda count: f"{_slots(count)} moved by the strategy{why}")
 
     # ---- what an earlier supervisor had begun -------------------------------------------------------------------------------
 

@@ -39,7 +39,9 @@ class Pilot:
         moves = self.plan(moving)
         decision = self.mapper.evaluate_scaling(now, moves=len(moves) + len(moving))
         if not self.following and decision.kind is not DecisionKind.NONE:
-            decision = decision.against("manual", "the number of shards was set by hand; 'scale auto' hands back")
+            count = f" {decision.count}" if decision.count else ""
+            decision = decision.against("manual", f"the number of shards was set by hand; otherwise {decision.kind}{count}: "
+                                                  f"{decision.reason}")
         self.history.note(decision)
         return decision, moves
 
@@ -66,7 +68,7 @@ class Pilot:
         hot = self.strategy.hot_slots(view) if view.shards and hasattr(self.strategy, "hot_slots") else []
         now = time.monotonic()
         return {
-            "auto_scale": self.following,
+            "auto_scale": self.following, "elastic": self.mapper.policy.auto_scale,
             "decisions": [{"kind": str(decision.kind), "count": decision.count, "cause": decision.cause,
                            "reason": decision.reason, "age_s": round(now - decision.at, 3), "since_s": round(now - since, 3),
                            "times": times, "advice": str(decision.advice.kind) if decision.advice else None}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable
 
 import psutil
@@ -21,6 +22,7 @@ from shardmem.control.chosen import policy_of
 from shardmem.errors import HandlerError, ShardmemError
 from shardmem.memory.native import lib
 from shardmem.policy import Move, Recycling
+from shardmem.policy.recycling import GROWN
 from shardmem.runtime.handler import HandlerRef
 
 if TYPE_CHECKING:
@@ -34,13 +36,24 @@ AFTER_A_FAILURE = 60.0  # seconds until a worker that could not be replaced is l
 log = logging.getLogger("shardmem.replace")
 
 
+@dataclass(frozen=True)
+class _Life:
+    """Of a worker, as it was first seen. batches: of its shard by then. base: bytes of memory; 0: it was no fresh one."""
+
+    incarnation: int
+    batches: int
+    base: int
+    seen: float
+
+
 class Replacements:
     """read_again: the configuration as it is now; None: there is no file to read."""
 
     def __init__(self, supervisor: Supervisor, read_again: Callable[[], tuple[Config, HandlerRef]] | None) -> None:
         self._supervisor, self._read_again = supervisor, read_again
-        self._lives: dict[int, tuple[int, int]] = {}  # shard -> incarnation, batches of its shard when it was first seen
-        self._not_before = 0.0
+        self._lives: dict[int, _Life] = {}
+        self._began, self._not_before = time.monotonic(), 0.0
+        self._said: int | None = None  # the recycle_rss that is known to be too small
 
     async def replace(self, shard: int) -> int:
         """The shard that has taken its place. Raises HandlerError when its worker cannot boot; nothing has changed then."""
@@ -73,16 +86,25 @@ class Replacements:
         recycling = Recycling(config.recycle_batches, config.recycle_age, config.recycle_rss)
         if not recycling.wanted or now < self._not_before or self._supervisor.busy.locked():
             return None
+        control = self._supervisor.control
         for shard in self._supervisor.shards.in_state("active"):
-            view = self._supervisor.control.view_shard(shard)
-            incarnation, before = self._lives.get(shard, (None, 0))
-            if incarnation != view.incarnation:
-                before = view.batches
-                self._lives[shard] = view.incarnation, before
-            rss = _rss(view.pid) if recycling.rss is not None else 0
-            if (why := recycling.due(view.batches - before, now - view.entered_ns / 1e9, rss)) is not None:
+            if control.worker_phase(shard) != "ready":  # what it imports and restores is part of what it begins with
+                continue
+            view, life = control.view_shard(shard), self._lives.get(shard)
+            rss, entered = _rss(view.pid) if recycling.rss is not None else 0, view.entered_ns / 1e9
+            if life is None or life.incarnation != view.incarnation:
+                fresh = entered >= self._began
+                life = self._lives[shard] = _Life(view.incarnation, view.batches, rss if fresh else 0, now if fresh else entered)
+                self._warn(recycling, life)
+            if (why := recycling.due(view.batches - life.batches, now - entered, rss, life.base, now - life.seen)) is not None:
                 return shard, why
         return None
+
+    def _warn(self, recycling: Recycling, life: _Life) -> None:
+        if recycling.in_vain(life.base) and self._said != recycling.rss:
+            self._said = recycling.rss
+            self._supervisor.journal.note("not_done", f"a fresh worker takes {life.base:,} bytes of memory, and recycle_rss="
+                                          f"{recycling.rss:,}: no other would take less, so one is replaced at {GROWN} times that")
 
     async def recycle(self, shard: int, why: str) -> None:
         async with self._supervisor.busy:

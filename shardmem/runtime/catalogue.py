@@ -198,6 +198,7 @@ FIGURES = (
 
     Figure("auto_scale", "", GAUGE, "supervisor", "1 while the policy decides on the number of shards",
            "shardmem_auto_scale", truth=True),
+    Figure("elastic", "", STATE, "supervisor", "whether it ever may: not when `shards` fixes it", truth=True),
     Figure("decisions[].count", "shards", GAUGE, "supervisor", "how many shards more or fewer"),
     Figure("decisions[].age_s", "seconds", GAUGE, "supervisor", "since it was last taken"),
     Figure("decisions[].since_s", "seconds", GAUGE, "supervisor", "since it was first taken"),

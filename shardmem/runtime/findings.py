@@ -13,7 +13,9 @@ from shardmem.settings import some
 LEVELS = ("error", "warning", "info")
 STALE = 10.0      # seconds without a turn of the supervisor's loop, which turns four times a second; a large plan takes one
 FULL = 0.8        # of a lane
+FILLING = 0.5     # of a lane
 WAITING = 0.25    # part of its time that a producer waits for room
+WAITS = 0.02      # the same, where anything that can be felt counts
 LOOP = 3          # crashes within RECENT
 RECENT = 60.0
 HANGS = 10.0      # seconds that one batch may be in hand: it is worth a look, or a batch_deadline
@@ -100,7 +102,7 @@ def _shards(document: dict[str, Any]) -> Iterator[Finding]:
         number, reason, condition = shard["id"], shard["reason"] or shard["error"] or "no reason is known", shard["condition"]
         exit = f" Last exit: {shard['last_exit']}." if shard["last_exit"] else ""
         if condition == "failed":
-            yield finding("error", "failed", f"Shard {number} has failed, and {shard['slots']} slots wait with it: {reason}",
+            yield finding("error", "failed", f"Shard {number} has failed, and {some(shard['slots'], 'slot')} wait with it: {reason}",
                           "Mend the cause, then start it again with fresh workers:", reload, _order("reload"), number)
         elif supervised and shard["recent_crashes"] >= LOOP:
             memory = " If memory ran out, the kernel's log says so." if "out of memory" in exit else ""
@@ -117,12 +119,14 @@ def _shards(document: dict[str, Any]) -> Iterator[Finding]:
                           f"{some(shard['in_flight'], 'event')} wait, its fullest lane is {shard['fill_ratio']:.0%} full.",
                           "Its handler may hang, and with batch_deadline set it would be replaced. See where it is; its stacks go to "
                           "the log:", f"kill -USR2 {shard['pid']}", shard=number)
+        elif condition in ("dead", "restarting") and not shard["slots"] and not shard["in_flight"] and shard["state"] != "active":
+            pass  # it comes or goes: nothing waits for it
         elif condition in ("dead", "restarting") and supervised:
-            yield finding("warning", "no_worker", f"Shard {number} has no worker, and {shard['slots']} slots wait: {reason}."
+            yield finding("warning", "no_worker", f"Shard {number} has no worker, and {some(shard['slots'], 'slot')} wait: {reason}."
                           # until the supervisor has seen this death, the last exit is that of another one
                           + (exit if condition == "restarting" else ""),
                           "Its events wait; the supervisor starts another one.", shard=number)
-        elif condition in ("dead", "restarting") and waits and (shard["slots"] or shard["in_flight"]):
+        elif condition in ("dead", "restarting") and waits:
             yield finding("error", "no_worker", f"Shard {number} has no worker, and {some(shard['slots'], 'slot')} wait.",
                           "Nobody starts another one until there is a supervisor again.", shard=number)
         if shard["broken_lanes"]:
@@ -220,12 +224,14 @@ def _advice(document: dict[str, Any], said: set[str]) -> Iterator[Finding]:
     ill = any(_gets_nowhere(shard) for shard in document["shards"])
     last = document["decisions"][-1] if document["decisions"] and document["supervisor"]["alive"] else None
     if last is not None and last["cause"] == "manual" and not document["auto_scale"]:
-        yield finding("info", "by_hand", f"Scaled by hand; the policy would: {last['reason']}.", "To let it:",
+        yield finding("info", "by_hand", f"{last['reason'][:1].upper()}{last['reason'][1:]}.", "To let it:",
                       f"shardmem scale auto --engine {name}", _order("scale", shards="auto"))
     elif last is not None and last["cause"] == "auto_scale_off" and last["advice"] == "up" and not pressed and not ill:
         yield finding("info", "auto_scale_off", f"The policy would add shards: {last['reason']}.", *_relief(document, []))
     elif last is not None and last["cause"] == "at_max_shards" and not pressed:
-        yield finding("warning", "at_max_shards", f"The policy would add shards and may not: {last['reason']}.",
+        felt = (any(shard["fill_ratio"] >= FILLING for shard in document["shards"])
+                or any(each["alive"] and each["blocked"] >= WAITS for each in document["producers"]))
+        yield finding("warning" if felt else "info", "at_max_shards", f"The policy would add shards and may not: {last['reason']}.",
                       "Raise max_shards and run the engine again, or make the handler faster.")
     if hot := document["hot_slots"]:
         hottest = max(hot, key=lambda each: each["share"])

@@ -257,7 +257,7 @@ class Observer:
 
     def board(self) -> dict[str, Any]:
         """What the supervisor last decided, and why; it may be dead by now."""
-        board = {"auto_scale": False, "decisions": [], "hot_slots": [], "lives": {}, "limits": Limits(), "http": None}
+        board = {"auto_scale": False, "elastic": False, "decisions": [], "hot_slots": [], "lives": {}, "limits": Limits(), "http": None}
         # damaged: the next one comes with the supervisor's next tick
         with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
             said = json.loads(self._board(lib.SM_BOARD_DECISIONS))

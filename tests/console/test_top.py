@@ -30,14 +30,15 @@ def shard(number, **changes):
 
 
 def document(shards=(shard(0), shard(1)), **changes):
-    return {"engine": {"name": "ticks", "state": "running", "max_shards": 8}, "auto_scale": True,
+    return {"engine": {"name": "ticks", "state": "running", "max_shards": 8}, "auto_scale": True, "elastic": True,
             "supervisor": {"alive": True, "uptime_s": 3725.0}, "shards": list(shards),
             "producers": [{"seat": 0, "pid": 4711, "alive": True, "rate": 12_300.0, "refused": {}},
                           {"seat": 1, "pid": 4712, "alive": True, "rate": 45_600.0, "refused": {"full": 9}},
                           {"seat": 2, "pid": 4713, "alive": False, "rate": 0.0, "refused": {}}],
             "findings": [], "handoffs": [{"slot": slot, "from": 0, "to": 1, "phase": "draining", "age_s": 0.2, "late": slot == 3}
                          for slot in range(12)],
-            "decisions": [{"kind": "up", "count": 1, "reason": "shard 0 is overloaded", "age_s": 4.0, "times": 3}],
+            "decisions": [{"kind": "up", "count": 1, "reason": "shard 0 is overloaded", "age_s": 4.0, "times": 3,
+                           "advice": None}],
             "accounting": {"offered": 1009, "accepted": 1000, "refused": {"full": 9}, "handled": 923, "quarantined": 0,
                            "shed": {}, "in_flight": 77},
             "events": [{"at": 0.0 + number, "kind": "worker_died", "shard": number, "text": f"worker pid {number} ended",
@@ -94,6 +95,16 @@ def test_with_the_supervisor_dead_nothing_is_said_to_be_up():
     text = "\n".join(shown(document(supervisor={"alive": False, "uptime_s": 9.0})))
 
     assert "running  2 of 8 shards" in text and " up " not in text.splitlines()[0]
+
+
+@pytest.mark.parametrize("advice, told", [("up", True), ("down", False), (None, False)])
+def test_of_a_fixed_engine_the_policy_is_told_only_where_it_would_add(advice, told):
+    decision = {"kind": "none", "count": 0, "reason": "auto_scale is off; otherwise ...", "age_s": 4.0, "times": 3, "advice": advice}
+    fixed = "\n".join(shown(document(auto_scale=False, elastic=False, decisions=[decision])))
+    by_hand = "\n".join(shown(document(auto_scale=False, decisions=[decision])))
+
+    assert "shards, fixed  in" in fixed and told == ("policy, " in fixed)
+    assert "shards, by hand  in" in by_hand and "policy, " in by_hand
 
 
 def test_what_is_wrong_is_said_with_what_helps_and_the_rest_is_counted():

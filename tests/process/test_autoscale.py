@@ -66,7 +66,8 @@ def test_without_auto_scale_the_policy_only_reports_what_it_would_do():
 def test_a_scale_by_hand_stands_until_it_is_handed_back_to_the_policy():
     with shardmem.Engine(handler=Slow, dtype=ROW, key="key", min_shards=1, max_shards=3, slots=SLOTS, policy=QUICK) as engine:
         engine.scale_to(3)
-        until(lambda: any(each["cause"] == "manual" and each["advice"] == "down" for each in engine.status()["decisions"]), 20,
+        until(lambda: any(each["cause"] == "manual" and "set by hand; otherwise down" in each["reason"]
+                          for each in engine.status()["decisions"]), 20,
               "the policy never said what it would do")
         assert 3 == len(active(engine))
 

@@ -31,7 +31,7 @@ def document(loopback) -> dict[str, Any]:
     board = json.dumps({
         "decisions": [{"kind": "up", "count": 1, "cause": "busy", "reason": "", "age_s": 0.5, "since_s": 1.0, "times": 2,
                        "advice": None}],
-        "hot_slots": [{"slot": 3, "shard": 1, "share": 0.8, "alone": True}], "auto_scale": True,
+        "hot_slots": [{"slot": 3, "shard": 1, "share": 0.8, "alone": True}], "auto_scale": True, "elastic": True,
         "limits": {}}).encode()
     happened = json.dumps({"quarantined": 0, "events": [
         {"at": 1.5, "kind": "started", "shard": 1, "text": "engine e runs", "level": "info"}]}).encode()

@@ -75,8 +75,13 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
     (dict(lately=Lately(10.0, {}, 5)), "warning", "shed", "5 accepted events were dropped", None),
     (dict(handoffs=[MOVE]), "warning", "late", "slot 17 from shard 0 to 1, draining for 12 s", None),
     (dict(engine__quarantine_held=3), "warning", "quarantine", "holds 3 events that", "shardmem quarantine list --engine ticks"),
-    (dict(decisions=decided("manual"), auto_scale=False), "info", "by_hand", "busier than 80%", "shardmem scale auto --engine ticks"),
-    (dict(decisions=decided("at_max_shards")), "warning", "at_max_shards", "may not", None),
+    (dict(decisions=decided("manual", "the number of shards was set by hand; otherwise up 1: shard 0 busier than 80%"), auto_scale=False),
+     "info", "by_hand", "The number of shards was set by hand; otherwise up 1: shard 0 busier than 80%.",
+     "shardmem scale auto --engine ticks"),
+    (dict(decisions=decided("at_max_shards")), "info", "at_max_shards", "may not", None),
+    (dict(decisions=decided("at_max_shards"), shard__fill_ratio=0.5), "warning", "at_max_shards", "may not", None),
+    (dict(decisions=decided("at_max_shards"), producers=[{"pid": 4712, "alive": True, "blocked": 0.05}]), "warning", "at_max_shards",
+     "may not", None),
     (dict(decisions=decided("auto_scale_off"), auto_scale=False), "info", "auto_scale_off", "would add shards",
      "shardmem scale 3 --engine ticks"),
     (dict(hot_slots=[{"slot": 9, "shard": 1, "share": 0.7, "alone": True}]), "info", "hot_slot", "Slot 9 on shard 1 has 70%", None),
@@ -154,6 +159,13 @@ def test_memory_is_named_where_it_may_be_the_reason(last_exit, named):
 def test_a_death_that_the_supervisor_has_not_seen_is_not_explained_by_the_one_before():
     found, = of(shard__condition="dead", shard__alive=False, shard__last_exit="signal 9")
     assert "no_worker" == found["kind"] and "signal 9" not in found["text"]
+
+
+@pytest.mark.parametrize("state", ["provisioning", "draining"])
+def test_a_shard_that_comes_or_goes_with_nothing_waiting_is_no_finding(state):
+    empty = dict(shard__condition="dead", shard__alive=False, shard__state=state, shard__slots=0)
+    assert [] == of(**empty, shard__in_flight=0)
+    assert ["no_worker"] == [each["kind"] for each in of(**empty, shard__in_flight=5)]
 
 
 def test_a_batch_that_takes_a_while_or_is_stuck_is_not_said_to_hang():

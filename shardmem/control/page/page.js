@@ -312,8 +312,8 @@ function show(document) {
   shards.show(document);
   set(
     $("policy"),
-    `${document.auto_scale ? "Scaled by the policy" : "Scaled by hand"}, ${document.shards.length} of at most ${engine.max_shards} shards.` +
-      (lately ? ` Last judgement: ${lately.reason}.` : ""),
+    `${document.auto_scale ? "Scaled by the policy" : document.elastic ? "Scaled by hand" : "Fixed"}, ${document.shards.length} of at most ${engine.max_shards} shards.` +
+      (lately && (document.elastic || lately.advice === "up") ? ` Last judgement: ${lately.reason}.` : ""),
   );
   producers.show(document);
   if (slots) map.show(document, slots);
