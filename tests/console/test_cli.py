@@ -249,6 +249,13 @@ def test_the_demo_for_people_prints_the_accounting_line(shell):
     assert "N725MQ" in text
 
 
+def test_a_first_start_that_fails_says_why_once(shell):
+    (shell.directory / "bad.py").write_text("def handle(batch):\n    pass\nraise OSError('no ' + 'database')\n")
+    said = shell("run", "bad:handle", "--name", shell.name, "--shards", "1", code=3).stderr
+    assert 1 == len([line for line in said.splitlines() if "no database" in line and line[:4].isdigit()]), said
+    assert "events not handled" not in said, said
+
+
 def test_an_answer_names_what_was_done_and_no_phase_in_which_nothing_was():
     nothing = {"moved": [], "late": [], "seconds": {"reroute": 0, "drain": 0, "release": 0, "total": 0.25}}
     auto = answer("ticks", "scale", {"auto_scale": True, "shards": [0, 1], "added": [], "removed": [], **nothing})
