@@ -322,21 +322,32 @@ def ingest(files: tuple[str, ...], engine: str | None, form: str, key: str | Non
 
     An events engine gets each record's own bytes as payload; a records engine gets the fields of its dtype by name.
     """
-    from shardmem.console.ingest import Ingest, size_of
+    from shardmem.console.ingest import BadRecord, Ingest, size_of
     from shardmem.console.progress import Meter
     from shardmem.control.client import only_engine
     from shardmem.runtime.producer import connect
 
     with connect(engine or only_engine()) as producer:
         work = Ingest(producer, form, key=key, delimiter=delimiter, skip_bad=skip_bad)
+        cut_off: Exception | None = None
         with Meter(size_of(files), quiet=as_json) as meter:
-            for name in files or ("-",):
-                work.file(name, meter)
-            meter.finish()
-        if wait:
-            producer.flush()
+            try:
+                for name in files or ("-",):
+                    work.file(name, meter)
+                meter.finish()
+                if wait:
+                    producer.flush()
+            except (ConfigError, BadRecord):
+                raise
+            except (ShardmemError, TimeoutError) as error:
+                cut_off = error
         summary = {"engine": producer.engine, "events": work.events, "skipped": work.skipped, "bytes": meter.bytes,
                    "seconds": round(meter.seconds, 3), "rate": round(work.events / max(meter.seconds, 1e-9))}
+    if cut_off is not None:
+        if as_json:
+            click.echo(json.dumps({**summary, "error": str(cut_off), "next": work.next}))
+        click.echo(f"shardmem: {cut_off}. {some(work.events, 'event')} accepted" + (f"; {work.next}" if work.next else ""), err=True)
+        sys.exit(EXIT_FAILED)
     if as_json:
         click.echo(json.dumps(summary))
     else:

@@ -34,12 +34,15 @@ def size_of(files: Sequence[str]) -> int | None:
 
 
 class Ingest:
-    """Pushes files into one producer. After `file` has returned, `events` and `skipped` count what it did."""
+    """Pushes files into one producer. After `file` has returned or raised, `events` and `skipped` count what it did; `next` says
+    in words where to go on when the engine took no more.
+    """
 
     def __init__(self, producer: Producer, form: str, *, key: str | None, delimiter: str | None, skip_bad: bool) -> None:
         self._producer, self._form, self._key, self._skip_bad = producer, form, key, skip_bad
         self._delimiter = delimiter if delimiter is not None else "," if form == "csv" else None
         self.events = self.skipped = 0
+        self.next: str | None = None
         schema = producer.schema
         if schema.is_records:
             assert schema.dtype is not None
@@ -139,7 +142,13 @@ class Ingest:
             keyed = [(record, self._key_of(record)) for record in block]
             block = [record for record, key in keyed if key is not None]
             keys = [key for _, key in keyed if key is not None]
-        return self._producer.push_many(keys, [raw for _, raw, _ in block])
+        payloads = [raw for _, raw, _ in block]
+        try:
+            return self._producer.push_many(keys, payloads)
+        except ShardmemError as error:
+            if (rest := getattr(error, "rest", None)) is not None:
+                self._cut_off(block, len(rest[1]), [*rest[1]] == payloads[len(block) - len(rest[1]):])
+            raise
 
     def _key_of(self, record: Record) -> Any:
         number, raw, fields = record
@@ -170,9 +179,23 @@ class Ingest:
                 except (ValueError, OverflowError, TypeError):
                     bad |= self._find_bad(block, values, name, dtype[name])
             if not bad:
-                return self._producer.send(rows)
+                try:
+                    return self._producer.send(rows)
+                except ShardmemError as error:
+                    if (rest := getattr(error, "rest", None)) is not None:
+                        self._cut_off(block, len(rest), rest.tobytes() == rows[len(block) - len(rest):].tobytes())
+                    raise
             block = [record for i, record in enumerate(block) if i not in bad]
         return 0
+
+    def _cut_off(self, block: list[Record], left: int, in_one: bool) -> None:
+        """left: how many of the block were not accepted. in_one: they are its end; a shard that had room may have got later ones."""
+        accepted = len(block) - left
+        self.events += accepted
+        if left:
+            self.next = (f"the first that was not is at {self._name}, line {block[accepted][0]}" if in_one else
+                         f"of {self._name}, lines {block[0][0]} to {block[-1][0]}, {some(left, 'event')} were not, and not only "
+                         f"the last")
 
     def _find_bad(self, block: list[Record], values: list[Any], name: str, dtype: np.dtype) -> set[int]:
         bad = set()

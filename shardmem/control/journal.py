@@ -39,12 +39,15 @@ class Journal:
         self._aside: dict[int, int] = {}
         self._broken: dict[int, frozenset[int]] = {}
 
-    def note(self, kind: str, text: str, shard: int | None = None) -> None:
-        """kind: one of HAPPENINGS. The very same as the last entry replaces it. It is written to the log too."""
+    def note(self, kind: str, text: str, shard: int | None = None, logged: bool = False) -> None:
+        """kind: one of HAPPENINGS. The very same as the last entry replaces it. It is written to the log too, unless somebody
+        else has done or does that (logged)."""
         now = self._clock()
         said = text if shard is None or f"shard {shard}" in text else f"shard {shard}: {text}"
         # A text of its own and no format with arguments: what happens twice in ten seconds is two things, unless it is the same.
-        log.log(getattr(logging, HAPPENINGS[kind].upper()), said.encode(errors="backslashreplace").decode(), extra={"shard": shard})
+        if not logged:
+            level = getattr(logging, HAPPENINGS[kind].upper())
+            log.log(level, said.encode(errors="backslashreplace").decode(), extra={"shard": shard})
         last = self._entries[-1].what if self._entries else {}
         if [last.get(key) for key in ("kind", "shard", "text")] == [kind, shard, _cut(text)]:
             self._entries.pop()

@@ -367,7 +367,8 @@ class Supervisor:
         for shard in status["shards"]:
             self.journal.look(shard["id"], shard["quarantined"], shard["broken_lanes"])
         left = status["accounting"]["in_flight"]
-        self.journal.note("stopped", f"stopped with {left:,} events not handled" + (f": {self.error}" if self.error else ""))
+        self.journal.note("stopped", f"stopped with {left:,} events not handled" + (f": {self.error}" if self.error else ""),
+                          logged=self.error is not None)
         self.outcome = self._observer.status()
         self.control.set_state("stopped")
         broken = {shard["id"]: shard["broken_lanes"] for shard in self.outcome["shards"] if shard["broken_lanes"]}
@@ -383,7 +384,8 @@ class Supervisor:
             self._remove_segments()
         self._observer.close()
         if self.error is not None:
-            log.error("%s", self.error)
+            if booted or not self.workers.have_said_why():
+                log.error("%s", self.error)
             return EXIT_WORKER_BOOT if not booted else EXIT_FAILED
         return EXIT_OK
 

@@ -38,6 +38,7 @@ class Past:
     last_code: int | None = None
     restart_at: float | None = None  # CLOCK_MONOTONIC
     given_up: str | None = None      # why
+    said: bool = False               # and the worker has logged it itself, with its traceback
     ended_at: float | None = None    # since then no worker was ready
     forgiven: bool = False           # failures of events in earlier lives do not count for the next one
     timer: Any = field(default=None, repr=False)
@@ -77,6 +78,10 @@ class Workers:
     def given_up(self) -> dict[int, str]:
         """Shards that are, and why."""
         return {shard: past.given_up for shard, past in sorted(self._pasts.items()) if past.given_up is not None}
+
+    def have_said_why(self) -> bool:
+        """Whether one that was given up has logged the reason."""
+        return any(past.said for past in self._pasts.values() if past.given_up is not None)
 
     def recall(self, lives: dict[str, Any]) -> None:
         """What an earlier supervisor had written down."""
@@ -235,8 +240,9 @@ class Workers:
     def _give_up(self, shard: int, reason: str, worker: WorkerProcess | AdoptedWorker | None) -> None:
         past = self._pasts[shard]
         past.restart_at, past.given_up, past.ended_at = None, reason, time.monotonic()
-        self._journal.note("shard_failed", reason, shard)
+        past.said = worker is not None and bool(worker.failure)
+        self._journal.note("shard_failed", reason, shard, logged=past.said)
         self._control.set_shard_state(shard, "failed")
-        if worker is None or not worker.failure:  # it has not said so itself, and cannot any more
+        if not past.said:  # it has not said so itself, and cannot any more
             text = reason.encode()
             lib.sm_shard_note(self._control.address, shard, text, len(text))

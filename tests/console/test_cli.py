@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from click.testing import CliRunner
 
 import shardmem
 from shardmem.console.cli import main
+from shardmem.console.ingest import Ingest
 from shardmem.console.render import answer
 from shardmem.memory.segment import listed
+from shardmem.schema import Schema
 
 APP = '''
 import os, numpy as np
@@ -157,6 +160,36 @@ def test_a_bad_record_stops_ingest_with_file_line_field_and_value_or_is_skipped_
     shell("stop", shell.name)
 
 
+@pytest.mark.parametrize("target, lines", [
+    (["app:handle"], ["line\n"] * 4096), (["app:ticks", "--dtype", "app:TICK", "--key", "symbol"], ["symbol,price,size\n", *["AB,1,2\n"] * 4096]),
+], ids=["events", "records"])
+def test_ingest_that_is_cut_off_by_a_stop_says_how_much_was_accepted_and_where_to_go_on(shell, target, lines):
+    daemon = shell.daemon(*target, "--shards", "1")
+    form = "lines" if len(target) == 1 else "csv"
+    with subprocess.Popen([sys.executable, "-m", "shardmem", "ingest", "--engine", shell.name, "--format", form, "--json"], text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ingest:
+        ingest.stdin.write("".join(lines))
+        ingest.stdin.flush()
+        with shardmem.Client(shell.name) as client:
+            deadline = time.monotonic() + 20
+            while 4096 != client.status()["accounting"]["accepted"]:
+                assert time.monotonic() < deadline, "a block was not pushed"
+        shell("stop", shell.name)
+        assert 0 == daemon.wait(20)
+        out, error = ingest.communicate(lines[-1] * 3, timeout=20)
+    last = json.loads(out)
+    assert (1, 4096) == (ingest.returncode, last["events"]) and "accepts nothing any more" in last["error"], error
+    assert f"the first that was not is at standard input, line {len(lines) + 1}" == last["next"]
+    assert "4,096 events accepted; the first that was not" in error
+
+
+def test_ingest_names_the_lines_among_which_some_were_not_accepted():
+    work = Ingest(SimpleNamespace(schema=Schema()), "lines", key=None, delimiter=None, skip_bad=False)
+    work._name = "a.txt"
+    work._cut_off([(number, b"", b"") for number in range(11, 15)], 2, False)
+    assert (2, "of a.txt, lines 11 to 14, 2 events were not, and not only the last") == (work.events, work.next)
+
+
 def test_ingest_looks_whether_all_files_are_there_before_it_pushes_any_and_guesses_at_a_wrong_delimiter(shell):
     (shell.directory / "there.csv").write_text("user;page\nann;/\n")
     shell.daemon("app:handle", "--shards", "1")
@@ -247,6 +280,13 @@ def test_the_demo_for_people_prints_the_accounting_line(shell):
     text = shell("demo", "--shards", "1", "--producers", "1").stdout
     assert "offered 336,776 · accepted 336,776 · refused 0 · handled 336,776 · in flight 0" in text
     assert "N725MQ" in text
+
+
+def test_a_first_start_that_fails_says_why_once(shell):
+    (shell.directory / "bad.py").write_text("def handle(batch):\n    pass\nraise OSError('no ' + 'database')\n")
+    said = shell("run", "bad:handle", "--name", shell.name, "--shards", "1", code=3).stderr
+    assert 1 == len([line for line in said.splitlines() if "no database" in line and line[:4].isdigit()]), said
+    assert "events not handled" not in said, said
 
 
 def test_an_answer_names_what_was_done_and_no_phase_in_which_nothing_was():

@@ -44,7 +44,7 @@ def place(engine_name: str) -> Iterator[Place]:
     with tempfile.TemporaryDirectory() as directory:  # tmp_path is private to its user
         os.chmod(directory, 0o777)
         Path(directory, "app.py").write_text("def handle(batch):\n    pass\n")
-        found = Place(directory, f"user-{os.getpid()}-{engine_name[-6:]}")
+        found = Place(directory, engine_name)
         yield found
 
 
