@@ -186,6 +186,16 @@ def test_a_drain_wants_a_number_that_there_is_and_a_yes():
     assert escaped.press("\x1b", document()) is None and escaped.press("y", document()) is None
 
 
+def test_while_the_help_is_open_no_key_acts_and_escape_leaves_it():
+    keys = Keys(View(help=True))
+    for key in "+-ad":
+        assert keys.press(key, document()) is None and "" == keys.view.prompt and keys.view.help, key
+    keys.press("\x1b[A", document())
+    assert keys.view.help, "an arrow is no Escape"
+    keys.press("\x1b", document())
+    assert not keys.view.help and keys.press("+", document()) is not None
+
+
 def test_other_keys_change_the_view_alone_and_arrows_nothing():
     keys = Keys(View())
     seen = []
