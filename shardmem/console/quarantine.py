@@ -77,8 +77,8 @@ def list_(everything: bool, name: str | None, state_dir: str | None, as_json: bo
         return
     if not events:
         kept = len(found.numbers(replayed=True)) if found else 0
-        click.echo(f"engine {engine}: the quarantine is empty" if not kept else f"engine {engine}: nothing waits in the quarantine; "
-                   f"{some(kept, 'replayed event')} kept until purged (list --all, purge --all)")
+        click.echo(f"engine {engine}: " + ("the quarantine is empty" if not kept else "nothing waits in the quarantine; "
+                                           f"{some(kept, 'replayed event')} kept until purged (list --all, purge --all)"))
         return
     from rich.console import Console
     from rich.table import Table

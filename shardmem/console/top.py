@@ -61,7 +61,7 @@ class Keys:
             return None
         view = self.view
         self.view = view = dataclasses.replace(view, prompt="")
-        active = sum(shard["state"] == "active" for shard in document["shards"])
+        active = sum(shard["state"] in ("active", "failed") for shard in document["shards"])  # as `scale` counts them
         if view.help and key in "+-ad":  # somebody reads what they do
             return None
         if key in "q\x04":

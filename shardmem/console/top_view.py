@@ -98,7 +98,8 @@ def _head(document: dict[str, Any], rates: Rates, view: View) -> list[Text]:
     if supervisor["alive"]:
         first.append(f"  up {duration(supervisor['uptime_s'])}")
     following = "auto" if document["auto_scale"] else "by hand" if document["elastic"] else "fixed"
-    first.append(f"  {len(document['shards'])} of {some(engine['max_shards'], 'shard')}, {following}  in {_rate(rates.accepted)}  out {_rate(rates.handled)}")
+    first.append(f"  {len(document['shards'])} of {some(engine['max_shards'], 'shard')}, {following}  in {_rate(rates.accepted)}  "
+                 f"out {_rate(rates.handled)}")
     lines = [first]
     if view.gone:
         lines.append(Text("its shared memory was removed: this is the last that was seen of it", "bold red"))

@@ -77,7 +77,8 @@ def _supervisor(document: dict[str, Any]) -> Iterator[Finding]:
     if not supervisor["alive"]:
         if state != "stopped" and not _goes_on(document):
             left, name = document["accounting"]["in_flight"], document["engine"]["name"]
-            yield finding("error" if left else "warning", "nothing_runs", f"Nothing of it runs, with {some(left, 'event')} in shared memory.",
+            yield finding("error" if left else "warning", "nothing_runs", f"Nothing of it runs, with {some(left, 'event')} in "
+                          "shared memory.",
                           "'shardmem run' with the same settings goes on with it." + ("" if left else " Or remove what is left:"),
                           None if left else f"shardmem gc {name}")
         elif state != "stopped":
@@ -199,8 +200,8 @@ def _relief(document: dict[str, Any], shards: list[int]) -> tuple[str, str | Non
 def _handoffs(document: dict[str, Any]) -> Iterator[Finding]:
     if not document["supervisor"]["alive"]:
         if (moving := len(document["handoffs"])) and _goes_on(document):
-            yield finding("error", "frozen", f"{some(moving, 'slot')} {'is' if moving == 1 else 'are'} on the way from shard to shard and "
-                          f"not handled until a supervisor takes over.", "Nothing is lost: the events wait. Start one as above.")
+            yield finding("error", "frozen", f"{some(moving, 'slot')} {'is' if moving == 1 else 'are'} on the way from shard to "
+                          f"shard and not handled until a supervisor takes over.", "Nothing is lost: the events wait. Start one as above.")
         return
     late = sorted((each for each in document["handoffs"] if each["late"]), key=lambda each: -each["age_s"])
     if late:

@@ -164,6 +164,7 @@ def test_plus_and_minus_count_active_shards_and_never_ask_for_none():
     assert {"shards": 3} == keys.press("+", two).wanted
     assert {"shards": 1} == keys.press("-", two).wanted
     assert {"shards": "auto"} == keys.press("a", two).wanted
+    assert {"shards": 3} == keys.press("+", document([shard(0), shard(1, state="failed")])).wanted, "a failed one counts in `scale`"
     assert keys.press("-", document([shard(0)])) is None and "fewest" in keys.view.prompt
 
 

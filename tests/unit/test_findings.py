@@ -17,7 +17,8 @@ from shardmem.runtime.findings import LEVELS, STALE, Lately, findings
 from shardmem.runtime.snapshot import Observer
 
 SHARD = {"id": 0, "state": "active", "phase": "ready", "condition": "busy", "reason": "5 events in flight", "error": "", "alive": True,
-         "slots": 32, "pid": 4713, "in_flight": 5, "in_hand_s": None, "fill_ratio": 0.1, "uptime_s": 600.0, "crashes": 0, "recent_crashes": 0, "last_exit": None, "broken_lanes": []}
+         "slots": 32, "pid": 4713, "in_flight": 5, "in_hand_s": None, "fill_ratio": 0.1, "uptime_s": 600.0, "crashes": 0,
+         "recent_crashes": 0, "last_exit": None, "broken_lanes": []}
 WELL = {"engine": {"name": "ticks", "state": "running", "slots": 64, "slots_unowned": 0, "max_shards": 4, "quarantine_held": 0},
         "supervisor": {"pid": 4711, "alive": True, "heartbeat_age_s": 0.1},
         "shards": [SHARD, {**SHARD, "id": 1}], "handoffs": [], "auto_scale": True, "decisions": [], "hot_slots": [],
