@@ -12,7 +12,7 @@ from typing import Any, Callable, Mapping
 
 from shardmem.errors import ConfigError
 from shardmem.schema import Schema
-from shardmem.settings import REQUIRED, declared, setting
+from shardmem.settings import REQUIRED, declared, setting, some
 from shardmem.sources import Sources
 
 PRESETS = ("default", "high_throughput", "conservative")
@@ -176,7 +176,8 @@ class Config:
             schema = self.schema
             rows = schema.geometry()["row_bytes"]
             if isinstance(self.lane_bytes, int) and rows + 64 > self.lane_bytes // 2:
-                found.append(f"lane_bytes={self.lane_bytes:,} is too small for rows of {rows:,} bytes: half a lane must hold one")
+                what = f"rows of {some(rows, 'byte')}" if rows else "events"
+                found.append(f"lane_bytes={self.lane_bytes:,} is too small for {what}: half a lane must hold one")
         except ConfigError as error:
             found += error.faults
         return found

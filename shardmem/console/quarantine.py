@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from shardmem.errors import NotRunning, ShardmemError
+from shardmem.settings import some
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
 engine_option = click.option("--engine", "name", help="Name of the engine; default: SHARDMEM_NAME, or the only one here.")
@@ -75,7 +76,9 @@ def list_(everything: bool, name: str | None, state_dir: str | None, as_json: bo
         click.echo(json.dumps([describe(event) for event in events], indent=2))
         return
     if not events:
-        click.echo(f"engine {engine}: the quarantine is empty")
+        kept = len(found.numbers(replayed=True)) if found else 0
+        click.echo(f"engine {engine}: " + ("the quarantine is empty" if not kept else "nothing waits in the quarantine; "
+                                           f"{some(kept, 'replayed event')} kept until purged (list --all, purge --all)"))
         return
     from rich.console import Console
     from rich.table import Table
@@ -138,9 +141,9 @@ def replay(ids: tuple[int, ...], everything: bool, timeout: float | None, name: 
     if as_json:
         click.echo(json.dumps({"engine": engine, **asdict(given)}))
     else:
-        click.echo(f"engine {engine}: {len(given.replayed):,} event{'' if len(given.replayed) == 1 else 's'} replayed")
+        click.echo(f"engine {engine}: {some(len(given.replayed), 'event')} replayed")
     if given.left:
-        raise ShardmemError(f"{len(given.left):,} events stay in quarantine, from event {given.left[0]} on: {given.why}")
+        raise ShardmemError(f"{some(len(given.left), 'event')} left in quarantine, from event {given.left[0]} on: {given.why}")
 
 
 @quarantine.command()
@@ -153,7 +156,7 @@ def purge(ids: tuple[int, ...], everything: bool, name: str | None, state_dir: s
         raise click.UsageError("name the ids of events, or --all")
     engine, found = _open(name, state_dir)
     purged = found.purge(ids or None) if found else 0
-    click.echo(json.dumps({"engine": engine, "purged": purged}) if as_json else f"engine {engine}: {purged:,} events purged")
+    click.echo(json.dumps({"engine": engine, "purged": purged}) if as_json else f"engine {engine}: {some(purged, 'event')} purged")
 
 
 def _needed(name: str | None, directory: str | None) -> tuple[str, Any]:

@@ -181,7 +181,7 @@ def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:
     lost = sum(each["events"] for each in findings if each["action"] == "remove")
     total = f"{'would free' if dry_run else 'freed'} {size(freed)} ({freed:,} bytes)" if freed else "nothing to free"
     if lost:
-        total += f"; {lost:,} events {'would be ' if dry_run else ''}lost"
+        total += f"; {some(lost, 'event')} {'would be ' if dry_run else ''}lost"
     return "\n".join([*lines, *remedies, total])
 
 

@@ -20,6 +20,7 @@ from rich.live import Live
 from shardmem.console.top_view import SORTS, Rates, View, frame
 from shardmem.control.client import Client
 from shardmem.errors import ShardmemError
+from shardmem.settings import some
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Keys:
         """All that was typed at once. Arrows and the like are nothing here: their letters must not be taken for keys."""
         if text.startswith("\x1b"):
             self._ask(None, "")
+            if text == "\x1b":
+                self.view = dataclasses.replace(self.view, help=False)
             return None
         orders = [order for key in text if (order := self._press(key, document)) is not None]
         return orders[-1] if orders else None
@@ -58,7 +61,9 @@ class Keys:
             return None
         view = self.view
         self.view = view = dataclasses.replace(view, prompt="")
-        active = sum(shard["state"] == "active" for shard in document["shards"])
+        active = sum(shard["state"] in ("active", "failed") for shard in document["shards"])  # as `scale` counts them
+        if view.help and key in "+-ad":  # somebody reads what they do
+            return None
         if key in "q\x04":
             self.quit = True
         elif key == "s":
@@ -130,7 +135,7 @@ class Errands:
         try:
             with Client(self._engine) as client:
                 done = client.command(order.command, **order.wanted)
-            self._outcomes.put(f"{order.says}: done, {len(done['moved'])} slots moved")
+            self._outcomes.put(f"{order.says}: done, {some(len(done['moved']), 'slot')} moved")
         except Exception as error:  # whatever it is, the display goes on, and says it
             self._outcomes.put(f"{order.says}: {error}")
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from shardmem.console.render import LEVEL_COLORS, accounting_line, count, found_lines, happened, microseconds, verdict, worst
+from shardmem.settings import some
 
 WIDTH = 80
 BAR = 8
@@ -19,7 +20,7 @@ d     drain a shard: its slots go to the others, it is removed
 s     sort shards by id, rate, fill, busy
 p     pause this display; the engine goes on
 q     quit this display; the engine goes on
-?     this help, and back
+?     this help, and back (Esc too)
 fill: of its fullest lane. busy: share of time in the handler.
 p50, p99: from push to handled, of the events since the last look.
 Shards that are not served come first. 'shardmem status' says it all."""
@@ -97,7 +98,8 @@ def _head(document: dict[str, Any], rates: Rates, view: View) -> list[Text]:
     if supervisor["alive"]:
         first.append(f"  up {duration(supervisor['uptime_s'])}")
     following = "auto" if document["auto_scale"] else "by hand" if document["elastic"] else "fixed"
-    first.append(f"  {len(document['shards'])} of {engine['max_shards']} shards, {following}  in {_rate(rates.accepted)}  out {_rate(rates.handled)}")
+    first.append(f"  {len(document['shards'])} of {some(engine['max_shards'], 'shard')}, {following}  in {_rate(rates.accepted)}  "
+                 f"out {_rate(rates.handled)}")
     lines = [first]
     if view.gone:
         lines.append(Text("its shared memory was removed: this is the last that was seen of it", "bold red"))

@@ -16,6 +16,7 @@ from shardmem.control.handoffs import Round
 from shardmem.control.operations import COMMANDS, LANES
 from shardmem.errors import ConfigError, HandlerError, NotRunning, ShardmemError
 from shardmem.policy import DecisionKind, Move, ScalingDecision
+from shardmem.settings import some
 
 if TYPE_CHECKING:
     from shardmem.control.api import Command
@@ -139,14 +140,14 @@ class Commands:
             given = await asyncio.to_thread(self._supervisor.shelf.replay, wanted.get("ids"), wanted.get("timeout", LANES))
         if given.replayed or given.left:
             left = f"; {len(given.left):,} stay: {given.why}" if given.left else ""
-            self._supervisor.journal.note("replayed", f"{_events(len(given.replayed))} of the quarantine given back{left}")
+            self._supervisor.journal.note("replayed", f"{some(len(given.replayed), 'event')} of the quarantine given back{left}")
         return asdict(given)
 
     async def quarantine_purge(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"ids": [...]} or {"all": true}: gone for good."""
         purged = await asyncio.to_thread(self._supervisor.shelf.purge, wanted.get("ids"))
         if purged:
-            self._supervisor.journal.note("purged", f"{_events(purged)} of the quarantine thrown away")
+            self._supervisor.journal.note("purged", f"{some(purged, 'event')} of the quarantine thrown away")
         return {"purged": purged}
 
     # ---- what the policy asks for -------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ class Commands:
                     # of small differences there is one after the other
                     # without samples it went by the number of slots: that nothing was measured is not why they moved
                     why = f"; {decision.reason}" if decision.cause != "no_samples" else ""
-                    supervisor.journal.count("moved", len(done.moves), lambda count: f"{_slots(count)} moved by the strategy{why}")
+                    supervisor.journal.count("moved", len(done.moves), lambda count: f"{some(count, 'slot')} moved by the strategy{why}")
 
     # ---- what an earlier supervisor had begun -------------------------------------------------------------------------------
 
@@ -254,21 +255,13 @@ class Commands:
             return
         changed = ", ".join(f"{what} {_listed(done[what])}" for what in ("added", "removed") if done[what])
         before = len(done["shards"]) - len(done["added"]) + len(done["removed"])
-        text = f"from {before} to {len(done['shards'])} shards in {done['seconds']['total']:.2g} s, {why}: {changed}"
+        text = f"from {before} to {some(len(done['shards']), 'shard')} in {done['seconds']['total']:.2g} s, {why}: {changed}"
         self._supervisor.journal.note("scaled", f"{text}; {_moved_text(done['moved'])}")
 
     def _noted_move(self, done: dict[str, Any], why: str) -> dict[str, Any]:
         if done["moved"]:
             self._supervisor.journal.note("moved", f"{_moved_text(done['moved'])} {why}, in {done['seconds']['total']:.2g} s")
         return done
-
-
-def _events(count: int) -> str:
-    return "1 event" if count == 1 else f"{count:,} events"
-
-
-def _slots(count: int) -> str:
-    return "1 slot" if count == 1 else f"{count:,} slots"
 
 
 def _listed(shards: list[int]) -> str:
@@ -278,7 +271,7 @@ def _listed(shards: list[int]) -> str:
 def _moved_text(moved: list[dict[str, int]]) -> str:
     ways = Counter((each["from"], each["to"]) for each in moved)
     text = [f"{count} from {source} to {target}" for (source, target), count in ways.most_common(4)]
-    return f"{_slots(len(moved))} moved" + (f" ({', '.join(text)}{', ...' if len(ways) > 4 else ''})" if ways else "")
+    return f"{some(len(moved), 'slot')} moved" + (f" ({', '.join(text)}{', ...' if len(ways) > 4 else ''})" if ways else "")
 
 
 def parse_slots(given: str | int | list[int], count: int) -> list[int]:

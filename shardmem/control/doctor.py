@@ -17,7 +17,7 @@ from shardmem.control.census import KEEP, REMOVE, Finding
 from shardmem.control.host import Host
 from shardmem.memory.control import Control, memory_needs
 from shardmem.memory.native import lib
-from shardmem.settings import size
+from shardmem.settings import size, some
 
 OK, NOTE, WARNING, PROBLEM = "ok", "note", "warning", "problem"
 LEVELS = (OK, NOTE, WARNING, PROBLEM)
@@ -120,8 +120,8 @@ def shared_memory(host: Host, plan: Plan) -> Iterator[Check]:
     if kind != "tmpfs":
         yield Check("shared memory kind", WARNING, f"{shm} is {kind}, no tmpfs: what is in it is written to a disk", mount)
     total, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
-    needs = (f"{plan.name} needs {size(plan.base)} and {size(plan.per_producer)} per producer at {plan.shards} shards, "
-             f"{size(plan.worst)} with {plan.producers} producers at {plan.most_shards} shards")
+    needs = (f"{plan.name} needs {size(plan.base)} and {size(plan.per_producer)} per producer at {some(plan.shards, 'shard')}, "
+             f"{size(plan.worst)} with {plan.producers} producers at {some(plan.most_shards, 'shard')}")
     if not total:
         yield Check(name, OK, f"{shm} has no limit; {needs}")
         return
@@ -159,14 +159,14 @@ def memory_group(host: Host, plan: Plan) -> Check:
 def cores(host: Host, plan: Plan) -> Check:
     allowed, quota, name = host.cores(), host.cpu_quota(), "cores"
     there = min(allowed, quota) if quota is not None else allowed
-    found = f"{there:g} cores ({allowed} by affinity" + (f", {quota:g} by cpu quota)" if quota is not None else ")")
+    found = f"{there:g} core{'' if there == 1 else 's'} ({allowed} by affinity" + (f", {quota:g} by cpu quota)" if quota is not None else ")")
     remedy = "fewer shards, or more cores: taskset, docker run --cpus, resources.limits.cpu"
     if plan.shards > math.ceil(there):
-        return Check(name, WARNING, f"{found} for {plan.shards} shards: workers would take turns, and wait for each other",
+        return Check(name, WARNING, f"{found} for {some(plan.shards, 'shard')}: workers would take turns, and wait for each other",
                      remedy)
     if plan.most_shards > math.ceil(there):
-        return Check(name, NOTE, f"{found} for {plan.shards} shards that may become {plan.most_shards}", "lower max_shards")
-    return Check(name, OK, f"{found} for {plan.shards} to {plan.most_shards} shards")
+        return Check(name, NOTE, f"{found} for {some(plan.shards, 'shard')} that may become {plan.most_shards}", "lower max_shards")
+    return Check(name, OK, f"{found} for {plan.shards} to {some(plan.most_shards, 'shard')}")
 
 
 def open_files(host: Host, plan: Plan) -> Check:
@@ -179,7 +179,7 @@ def open_files(host: Host, plan: Plan) -> Check:
     if soft == resource.RLIM_INFINITY or soft >= max(supervisor, producers):
         return Check(name, OK, f"{limit}; the supervisor opens up to {supervisor}, a producer {each}")
     if soft < supervisor:
-        return Check(name, PROBLEM, f"{limit}; the supervisor needs {supervisor} for {plan.most_shards} shards", remedy)
+        return Check(name, PROBLEM, f"{limit}; the supervisor needs {supervisor} for {some(plan.most_shards, 'shard')}", remedy)
     return Check(name, NOTE, f"{limit}; a producer opens {each}, so {(soft - SPARE_FILES) // each} of the {plan.producers} "
                              f"fit in one process", remedy)
 

@@ -10,6 +10,8 @@ import socket
 import time
 from typing import Any, Callable, MutableMapping
 
+from shardmem.settings import some
+
 STATUS_PAUSE = 5.0  # seconds between two lines of STATUS
 
 log = logging.getLogger("shardmem.notify")
@@ -75,7 +77,7 @@ class Notify:
         counts = document["accounting"]
         accepted, handled = counts["accepted"], counts["handled"]
         before, self._last = self._last, (now, accepted, handled)
-        parts = [f"{document['engine']['state']}, {len(document['shards'])} shards"]
+        parts = [f"{document['engine']['state']}, {some(len(document['shards']), 'shard')}"]
         if before is not None and now > before[0]:
             seconds = now - before[0]
             parts.append(f"in {(accepted - before[1]) / seconds:,.0f}/s, out {(handled - before[2]) / seconds:,.0f}/s")

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shardmem.settings import some
+
 SLOW_BATCH = 1.0  # seconds that a batch may take before it is worth a word
 FULL = 0.5        # of a lane
 RISING = 0.02     # of a lane, between two looks
@@ -65,9 +67,9 @@ def condition_of(facts: Facts, limits: Limits, restarting_in: float | None = Non
         return "starting", "its worker is not ready yet"
     rising = facts.filled_before is not None and facts.fill - facts.filled_before >= RISING and facts.fill >= WORTH_A_WORD
     if facts.in_hand is not None and facts.in_hand > SLOW_BATCH:
-        return "slow", f"its batch is in hand for {facts.in_hand:.3g} s, {facts.in_flight:,} events are in flight"
+        return "slow", f"its batch is in hand for {facts.in_hand:.3g} s, {some(facts.in_flight, 'event')} in flight"
     if facts.fill >= FULL or (rising and facts.in_flight):
         return "slow", f"its fullest lane is {facts.fill:.0%} full" + (" and rising" if rising else "")
     if facts.in_hand is not None or facts.in_flight:
-        return "busy", f"{facts.in_flight:,} events in flight"
+        return "busy", f"{some(facts.in_flight, 'event')} in flight"
     return "idle", "nothing is waiting"

@@ -63,11 +63,11 @@ def _engine(document: dict[str, Any]) -> Iterator[Finding]:
     if engine["state"] == "starting":
         yield finding("info", "starting", "The engine is starting.", "Producers are let in when all workers are ready.")
     elif engine["state"] == "draining":
-        yield finding("warning", "draining", f"The engine is being stopped: producers are refused, {left:,} events are left.",
+        yield finding("warning", "draining", f"The engine is being stopped: producers are refused, {some(left, 'event')} left.",
                       "It ends when they are handled. To leave them in shared memory for the next run instead:",
                       f"shardmem stop {name} --now", _order("stop", now=True))
     elif engine["state"] == "stopped":
-        yield finding("error", "stopped", f"The engine has stopped; {left:,} events are in shared memory.",
+        yield finding("error", "stopped", f"The engine has stopped, with {some(left, 'event')} in shared memory.",
                       "The next run of the engine with the same settings handles them.")
 
 
@@ -77,7 +77,8 @@ def _supervisor(document: dict[str, Any]) -> Iterator[Finding]:
     if not supervisor["alive"]:
         if state != "stopped" and not _goes_on(document):
             left, name = document["accounting"]["in_flight"], document["engine"]["name"]
-            yield finding("error" if left else "warning", "nothing_runs", f"Nothing of it runs; {left:,} events are in shared memory.",
+            yield finding("error" if left else "warning", "nothing_runs", f"Nothing of it runs, with {some(left, 'event')} in "
+                          "shared memory.",
                           "'shardmem run' with the same settings goes on with it." + ("" if left else " Or remove what is left:"),
                           None if left else f"shardmem gc {name}")
         elif state != "stopped":
@@ -175,10 +176,10 @@ def _pressure(document: dict[str, Any], lately: Lately) -> Iterator[Finding]:
                       f"{waiting[0]['blocked']:.0%} of the time.", *(why if idle else _relief(document, [])))
     if refused := {reason: count for reason, count in lately.refused.items() if count > 0}:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(refused.items()))
-        yield finding("warning", "refused", f"{sum(refused.values()):,} events were refused in the last {lately.seconds:.0f} s "
+        yield finding("warning", "refused", f"{some(sum(refused.values()), 'event')} refused in the last {lately.seconds:.0f} s "
                       f"({reasons}).", "Whoever pushed them was told so. The table of producers says who it is.")
     if lately.shed > 0:
-        yield finding("warning", "shed", f"{lately.shed:,} accepted events were dropped in the last {lately.seconds:.0f} s, as "
+        yield finding("warning", "shed", f"{some(lately.shed, 'accepted event')} dropped in the last {lately.seconds:.0f} s, as "
                       "drop_oldest asks.", "Full lanes are the reason: more shards, a faster handler, or larger lane_bytes.")
 
 
@@ -199,14 +200,14 @@ def _relief(document: dict[str, Any], shards: list[int]) -> tuple[str, str | Non
 def _handoffs(document: dict[str, Any]) -> Iterator[Finding]:
     if not document["supervisor"]["alive"]:
         if (moving := len(document["handoffs"])) and _goes_on(document):
-            yield finding("error", "frozen", f"{some(moving, 'slot')} {'is' if moving == 1 else 'are'} on the way from shard to shard and "
-                          f"not handled until a supervisor takes over.", "Nothing is lost: the events wait. Start one as above.")
+            yield finding("error", "frozen", f"{some(moving, 'slot')} {'is' if moving == 1 else 'are'} on the way from shard to "
+                          f"shard and not handled until a supervisor takes over.", "Nothing is lost: the events wait. Start one as above.")
         return
     late = sorted((each for each in document["handoffs"] if each["late"]), key=lambda each: -each["age_s"])
     if late:
         worst = late[0]
         on = worst["from"] if worst["phase"] == "draining" else worst["to"]
-        yield finding("warning", "late", f"{len(late):,} slots are late on their way: slot {worst['slot']} from shard "
+        yield finding("warning", "late", f"{some(len(late), 'slot')} late on the way: slot {worst['slot']} from shard "
                       f"{worst['from']} to {worst['to']}, {worst['phase']} for {worst['age_s']:.0f} s.",
                       f"Shard {on} is behind it: a long batch, or a worker that does not get on. Nothing is lost meanwhile.")
 

@@ -102,6 +102,16 @@ def held(engine, tmp_path: Path, shard: int = 0):
 # ---- what it shows -------------------------------------------------------------------------------------------------------
 
 
+def test_what_there_is_no_rate_of_yet_is_not_said_to_be_one(page, engine):
+    page.open(engine.status()["engine"]["http"], """
+        window.said = [];
+        new MutationObserver(() => said.push(document.querySelector("#verdict-sum")?.textContent)).observe(
+          document, {subtree: true, childList: true, characterData: true})""")
+    page.wait_for("said.some(each => / handle .* events[/]s; /.test(each))", "a rate is said")
+    said = page.evaluate("said.filter(Boolean)")
+    assert "2 shards handle events; " in said[0] and not [each for each in said if "handle events/s" in each], said
+
+
 def test_it_is_well_and_updates_by_itself(page, engine, tmp_path):
     page.wait_for(WELL, "a new engine is well")
     assert engine.name == page.text("h1") and "0,1" == page.evaluate(CELLS)

@@ -164,6 +164,7 @@ def test_plus_and_minus_count_active_shards_and_never_ask_for_none():
     assert {"shards": 3} == keys.press("+", two).wanted
     assert {"shards": 1} == keys.press("-", two).wanted
     assert {"shards": "auto"} == keys.press("a", two).wanted
+    assert {"shards": 3} == keys.press("+", document([shard(0), shard(1, state="failed")])).wanted, "a failed one counts in `scale`"
     assert keys.press("-", document([shard(0)])) is None and "fewest" in keys.view.prompt
 
 
@@ -184,6 +185,16 @@ def test_a_drain_wants_a_number_that_there_is_and_a_yes():
     escaped = Keys(View())
     escaped.press("d1\r", document())
     assert escaped.press("\x1b", document()) is None and escaped.press("y", document()) is None
+
+
+def test_while_the_help_is_open_no_key_acts_and_escape_leaves_it():
+    keys = Keys(View(help=True))
+    for key in "+-ad":
+        assert keys.press(key, document()) is None and "" == keys.view.prompt and keys.view.help, key
+    keys.press("\x1b[A", document())
+    assert keys.view.help, "an arrow is no Escape"
+    keys.press("\x1b", document())
+    assert not keys.view.help and keys.press("+", document()) is not None
 
 
 def test_other_keys_change_the_view_alone_and_arrows_nothing():

@@ -66,12 +66,12 @@ def test_a_quarantined_event_is_replayed_into_a_mended_engine_once(rig: Rig, eng
         assert "cannot stand number 3" in cli("quarantine", "list", "--engine", engine_name)
         (rig.directory / "poison").unlink()
         assert "1 event replayed" in cli("quarantine", "replay", "--all", "--engine", engine_name)
-        assert "is empty" in cli("quarantine", "list", "--engine", engine_name)
+        assert "nothing waits in the quarantine; 1 replayed event kept" in cli("quarantine", "list", "--engine", engine_name)
         assert "replayed" in cli("quarantine", "list", "--all", "--engine", engine_name)
         drained(engine)
         assert 7 == engine.status()["accounting"]["accepted"]
     assert [0, 1, 2, 4, 5, 3] == rig.logs().handled["number"].tolist()
-    assert "1 events purged" in cli("quarantine", "purge", "--all", "--engine", engine_name, "--state-dir", settings["state_dir"])
+    assert "1 event purged" in cli("quarantine", "purge", "--all", "--engine", engine_name, "--state-dir", settings["state_dir"])
 
 
 def test_a_quarantined_record_comes_back_as_the_row_it_was(rig: Rig, engine_name: str, settings: dict) -> None:
@@ -230,7 +230,7 @@ def test_what_finds_no_room_in_time_stays_in_quarantine_and_is_said(rig: Rig, en
         status, given = ask(engine, "/quarantine/replay", all=True, timeout=0.3)
         assert (200, [1, 2], [3]) == (status, given["replayed"], given["left"]) and "is full" in given["why"], given
         assert [3] == [each["id"] for each in ask(engine, "/quarantine")[1]["events"]]
-        assert "1 events stay" in cli("quarantine", "replay", "3", "--engine", engine_name, "--timeout", "0.1", code=1)
+        assert "1 event left in quarantine" in cli("quarantine", "replay", "3", "--engine", engine_name, "--timeout", "0.1", code=1)
         os.kill(engine.status()["shards"][0]["pid"], signal.SIGCONT)
         assert [3] == ask(engine, "/quarantine/replay", ids=[3])[1]["replayed"]
         assert 6 == drained(engine)["accounting"]["accepted"]

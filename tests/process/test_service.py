@@ -39,7 +39,7 @@ def test_a_service_says_that_it_is_ready_lives_and_stops(rig, engine_name, manag
         heard = manager("READY=1")
         assert not [each for each in heard if each.startswith(("STATUS=running", "STOPPING"))], heard
         status = manager("STATUS=")[-1]
-        assert status.startswith("STATUS=running, 1 shards") and "0 in flight" in status
+        assert status.startswith("STATUS=running, 1 shard;") and "0 in flight" in status
         manager("WATCHDOG=1")
         manager("WATCHDOG=1")
         daemon.process.send_signal(signal.SIGTERM)

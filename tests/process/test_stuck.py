@@ -58,6 +58,7 @@ def test_a_batch_without_a_deadline_is_slow_however_long_it_is_in_hand(rig: Rig,
             push(producer, log, 1, range(5))
             rig.wait_held(0)
             before = in_condition(engine, "slow")  # after four times the stall_timeout
+            assert 1 < before["in_hand_s"] < 1 + PATIENCE
             assert "in hand" in before["reason"]
         producer.flush(PATIENCE)
         expect_clean(rig, drained(engine))

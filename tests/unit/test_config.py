@@ -43,6 +43,7 @@ def test_durations_take_units(text, expected):
     (dict(dtype=[("a", "O")]), "Python objects"),
     (dict(dtype="f8"), "has no fields"),
     (dict(dtype=[("a", "V9000")], lane_bytes=4096), "too small for rows of 9,000 bytes"),
+    (dict(lane_bytes=64), "lane_bytes=64 is too small for events"),
     (dict(name="no/slash"), "name='no/slash' is not usable"),
     (dict(shards=True), "shards=True is not a whole number"),
 ])

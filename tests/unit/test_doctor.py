@@ -125,7 +125,7 @@ def test_the_limits_of_memory_groups_of_either_version(host, files, level, part)
 @pytest.mark.parametrize("cores, files, level, part", [
     (8, {}, "ok", "8 cores (8 by affinity) for 2 to 4 shards"),
     (3, {}, "note", "for 2 shards that may become 4"),
-    (1, {}, "warning", "1 cores (1 by affinity) for 2 shards: workers would take turns"),
+    (1, {}, "warning", "1 core (1 by affinity) for 2 shards: workers would take turns"),
     (8, groups(cpu__max="150000 100000\n"), "note", "1.5 cores (8 by affinity, 1.5 by cpu quota)"),
     (8, groups(cpu__max="100000 100000\n"), "warning", "1 by cpu quota"),
     (8, groups(cpu__max="max 100000\n"), "ok", "8 cores (8 by affinity)"),

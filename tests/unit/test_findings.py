@@ -17,7 +17,8 @@ from shardmem.runtime.findings import LEVELS, STALE, Lately, findings
 from shardmem.runtime.snapshot import Observer
 
 SHARD = {"id": 0, "state": "active", "phase": "ready", "condition": "busy", "reason": "5 events in flight", "error": "", "alive": True,
-         "slots": 32, "pid": 4713, "in_flight": 5, "in_hand_s": None, "fill_ratio": 0.1, "uptime_s": 600.0, "crashes": 0, "recent_crashes": 0, "last_exit": None, "broken_lanes": []}
+         "slots": 32, "pid": 4713, "in_flight": 5, "in_hand_s": None, "fill_ratio": 0.1, "uptime_s": 600.0, "crashes": 0,
+         "recent_crashes": 0, "last_exit": None, "broken_lanes": []}
 WELL = {"engine": {"name": "ticks", "state": "running", "slots": 64, "slots_unowned": 0, "max_shards": 4, "quarantine_held": 0},
         "supervisor": {"pid": 4711, "alive": True, "heartbeat_age_s": 0.1},
         "shards": [SHARD, {**SHARD, "id": 1}], "handoffs": [], "auto_scale": True, "decisions": [], "hot_slots": [],
@@ -52,8 +53,8 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
 
 @pytest.mark.parametrize("changes, level, kind, part, command", [
     (dict(engine__state="starting"), "info", "starting", "starting", None),
-    (dict(engine__state="draining"), "warning", "draining", "1,234 events are left", "shardmem stop ticks --now"),
-    (dict(engine__state="stopped"), "error", "stopped", "1,234 events are in shared memory", None),
+    (dict(engine__state="draining"), "warning", "draining", "1,234 events left", "shardmem stop ticks --now"),
+    (dict(engine__state="stopped"), "error", "stopped", "1,234 events in shared memory", None),
     (dict(supervisor__alive=False), "error", "no_supervisor", "workers go on", None),
     (dict(supervisor__heartbeat_age_s=STALE + 1), "error", "supervisor_hangs", "for 11 s", "kill -9 4711"),
     (dict(shard__condition="failed", shard__state="failed", shard__alive=False, shard__reason="boom"), "error", "failed",
@@ -70,9 +71,9 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
     (dict(shard__fill_ratio=0.97), "warning", "backpressure", "97% full", "shardmem scale 3 --engine ticks"),
     (dict(producers=[{"pid": 4712, "alive": True, "blocked": 0.6}]), "warning", "blocked", "Producer 4712 waited for room 60%",
      "shardmem scale 3 --engine ticks"),
-    (dict(lately=Lately(10.0, {"full": 7, "timeout": 0}, 0)), "warning", "refused", "7 events were refused in the last 10 s (full 7)",
+    (dict(lately=Lately(10.0, {"full": 7, "timeout": 0}, 0)), "warning", "refused", "7 events refused in the last 10 s (full 7)",
      None),
-    (dict(lately=Lately(10.0, {}, 5)), "warning", "shed", "5 accepted events were dropped", None),
+    (dict(lately=Lately(10.0, {}, 5)), "warning", "shed", "5 accepted events dropped", None),
     (dict(handoffs=[MOVE]), "warning", "late", "slot 17 from shard 0 to 1, draining for 12 s", None),
     (dict(engine__quarantine_held=3), "warning", "quarantine", "holds 3 events that", "shardmem quarantine list --engine ticks"),
     (dict(decisions=decided("manual", "the number of shards was set by hand; otherwise up 1: shard 0 busier than 80%"), auto_scale=False),
@@ -107,7 +108,7 @@ def test_an_engine_of_which_nothing_runs_is_not_said_to_go_on(waiting, level, co
     found = of(supervisor__alive=False, shards=gone, accounting__in_flight=waiting, engine__slots_unowned=64, handoffs=[MOVE])
 
     assert [("nothing_runs", level, command)] == [(each["kind"], each["level"], each["command"]) for each in found]
-    assert f"{waiting} events are in shared memory" in found[0]["text"]
+    assert f"{waiting} events in shared memory" in found[0]["text"]
 
 
 ALONE = dict(supervisor__alive=False)
@@ -217,7 +218,7 @@ def test_refusals_of_the_last_seconds_are_found_in_a_real_engine(loopback):
     observer.close()
 
     refused = document["accounting"]["refused"]["full"]
-    assert 300 < refused and f"{refused:,} events were refused" in {each["kind"]: each["text"] for each in document["findings"]}["refused"]
+    assert 300 < refused and f"{refused:,} events refused" in {each["kind"]: each["text"] for each in document["findings"]}["refused"]
 
 
 def test_every_kind_of_finding_is_in_the_documentation():

@@ -133,7 +133,7 @@ def test_a_new_state_is_told_at_once_and_workers_that_start_are_not_called_dead(
     notify.stopping()
     notify.tick(lambda: {**document(), "engine": {"state": "draining"}})
 
-    assert ["STATUS=starting, 1 shards; 0 in flight", "READY=1", "STATUS=running, 2 shards; 0 in flight", "STOPPING=1",
+    assert ["STATUS=starting, 1 shard; 0 in flight", "READY=1", "STATUS=running, 2 shards; 0 in flight", "STOPPING=1",
             "STATUS=draining, 2 shards; 0 in flight"] == manager.heard()
 
 

@@ -140,7 +140,7 @@ function judge(document) {
     point = history.points[history.points.length - 1];
   const working = shards.filter(each => each.alive).length,
     text =
-      `${plural(working, "shard handles", "shards handle")} ${point.handled === null ? "" : `${short(point.handled)} `}events/s; ` +
+      `${plural(working, "shard handles", "shards handle")} ${point.handled === null ? "events" : `${short(point.handled)} events/s`}; ` +
       `the fullest lane is ${part(fullest)} full` +
       (latency.p99_us === null ? "." : `; 99 of 100 events are handled within ${micro(latency.p99_us)}.`);
   verdict(
