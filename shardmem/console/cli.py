@@ -241,7 +241,8 @@ class _OfAnEngine(click.Command):
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         _, rest, _ = self.make_parser(context).parse_args(list(args))
         if rest:
-            raise click.UsageError(f"too many arguments: {' '.join(map(str, rest))}; name the engine with --engine NAME", context)
+            more = " ".join(map(str, rest))
+            raise click.UsageError(f"too many arguments: {more}; name the engine with --engine NAME", context)
         return super().parse_args(context, args)
 
 
@@ -346,7 +347,7 @@ def ingest(files: tuple[str, ...], engine: str | None, form: str, key: str | Non
     if cut_off is not None:
         if as_json:
             click.echo(json.dumps({**summary, "error": str(cut_off), "next": work.next}))
-        click.echo(f"shardmem: {cut_off}. {some(work.events, 'event')} accepted" + (f"; {work.next}" if work.next else ""), err=True)
+        click.echo(f"shardmem: {cut_off}. {some(work.events, 'event')} accepted{f'; {work.next}' if work.next else ''}", err=True)
         sys.exit(EXIT_FAILED)
     if as_json:
         click.echo(json.dumps(summary))

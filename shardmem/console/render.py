@@ -78,7 +78,8 @@ def answer(engine: str, command: str, done: dict[str, Any]) -> str:
     lines += [f"  {some(number, 'slot')} from shard {source} to shard {target}" for (source, target), number in sorted(to.items())]
     if not moved and command != "reload":
         lines.append("  no slot had to move")
-    lines.append("  " + ", ".join(f"{phase} {milliseconds(value)}" for phase, value in seconds.items() if value or phase == "total"))
+    took = {phase: value for phase, value in seconds.items() if value or phase == "total"}
+    lines.append("  " + ", ".join(f"{phase} {milliseconds(value)}" for phase, value in took.items()))
     lines += [f"  late: {text}" for text in done["late"]]
     return "\n".join(lines)
 

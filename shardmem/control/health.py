@@ -19,8 +19,8 @@ def hangs(control: Control) -> str | None:
         found = observer.status()["findings"]
     finally:
         observer.close()
-    return next((f"{each['text']} {each['advice']} -> {each['command']}" for each in found if each["kind"] == "supervisor_hangs"),
-                None)
+    texts = (f"{each['text']} {each['advice']} -> {each['command']}" for each in found if each["kind"] == "supervisor_hangs")
+    return next(texts, None)
 
 
 def against_life(document: dict[str, Any]) -> list[str]:

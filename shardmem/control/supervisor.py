@@ -215,7 +215,8 @@ class Supervisor:
 
     def _failure(self) -> HandlerError | None:
         """Of the shards as they are now: one that failed and was started again by a reload is no reason to end badly."""
-        return next((HandlerError(f"shard {shard} stopped: {reason}") for shard, reason in self.workers.given_up().items()), None)
+        failed = self.workers.given_up().items()
+        return next((HandlerError(f"shard {shard} stopped: {reason}") for shard, reason in failed), None)
 
     def _in_background(self, what: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
         """A task whose failure goes to the log: nobody else waits for it."""

@@ -161,13 +161,14 @@ def test_a_bad_record_stops_ingest_with_file_line_field_and_value_or_is_skipped_
 
 
 @pytest.mark.parametrize("target, lines", [
-    (["app:handle"], ["line\n"] * 4096), (["app:ticks", "--dtype", "app:TICK", "--key", "symbol"], ["symbol,price,size\n", *["AB,1,2\n"] * 4096]),
+    (["app:handle"], ["line\n"] * 4096),
+    (["app:ticks", "--dtype", "app:TICK", "--key", "symbol"], ["symbol,price,size\n", *["AB,1,2\n"] * 4096]),
 ], ids=["events", "records"])
 def test_ingest_that_is_cut_off_by_a_stop_says_how_much_was_accepted_and_where_to_go_on(shell, target, lines):
     daemon = shell.daemon(*target, "--shards", "1")
     form = "lines" if len(target) == 1 else "csv"
-    with subprocess.Popen([sys.executable, "-m", "shardmem", "ingest", "--engine", shell.name, "--format", form, "--json"], text=True,
-                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ingest:
+    with subprocess.Popen([sys.executable, "-m", "shardmem", "ingest", "--engine", shell.name, "--format", form, "--json"],
+                          text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ingest:
         ingest.stdin.write("".join(lines))
         ingest.stdin.flush()
         with shardmem.Client(shell.name) as client:
