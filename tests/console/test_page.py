@@ -169,6 +169,7 @@ def test_every_text_stays_a_text_whatever_it_says(window, engine):
         const answer = await (await real(path, options)).json();
         if (name !== "status") return Response.json(answer);
         const spoilt = spoil(answer);
+        Object.assign(spoilt, {elastic: true});  // the last judgement is shown
         Object.assign(spoilt.engine, {quarantine_held: 1});
         Object.assign(spoilt.shards[0], {condition: "failed", error: hostile, reason: hostile, last_exit: hostile});
         spoilt.findings = [{level: "error", kind: "failed", shard: 0, text: hostile, advice: hostile, command: hostile, order: {name: "scale", body: {shards: 3}}}];
