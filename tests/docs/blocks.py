@@ -88,7 +88,8 @@ class Page:
 
     def run(self, timeout: float = 100) -> None:
         script = ["set -eu", f"cd {shlex.quote(str(self.directory))}",
-                  'ended() { code=$?; set +e; jobs -rp > still-running.txt; kill $(jobs -rp) 2>/dev/null; wait; exit $code; }',
+                  # a child that is killed before it is what it is to be runs this trap too, and has no jobs to tell of
+                  'ended() { code=$?; [ $BASHPID = $$ ] || exit $code; set +e; jobs -rp > still-running.txt; kill $(jobs -rp) 2>/dev/null; wait; exit $code; }',
                   "trap ended EXIT"]
         for number, block in enumerate(self.blocks):
             script += [f"echo {block.place} > {WHERE}", *self._script(number, block)]
