@@ -35,7 +35,8 @@ class Producer:
 
     def __init__(self, engine: str, *, backpressure: str | None = None, spin_us: int | None = None,
                  sample_every: int = 10, wait: float = 0.0) -> None:
-        """backpressure: the engine's if not given. wait: seconds to wait for the engine to exist. spin_us: spin budget before sleeping on a full lane."""
+        """backpressure: the engine's if not given. wait: seconds to wait for the engine to exist. spin_us: spin budget before
+        sleeping on a full lane."""
         if backpressure is not None and backpressure not in BACKPRESSURE:
             raise ConfigError(f"backpressure={backpressure!r}; one of {', '.join(BACKPRESSURE)}")
         if sample_every < 1:

@@ -1,8 +1,9 @@
 """The worker process of one shard: its orders come on standard input.
 
 It takes the lease of its shard, loads the handler, takes up what its predecessor left, says ready, and then: choose a batch,
-call the handler, commit (checkpoint.py), or try again (failures.py). It goes on when the supervisor dies. It ends when the supervisor says stop (shard state or engine state in the
-control segment), at SIGTERM after the batch in hand, or when the handler fails.
+call the handler, commit (checkpoint.py), or try again (failures.py). It goes on when the supervisor dies. It ends when the
+supervisor says stop (shard state or engine state in the control segment), at SIGTERM after the batch in hand, or when the
+handler fails.
 """
 from __future__ import annotations
 
