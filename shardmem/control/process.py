@@ -50,7 +50,7 @@ class WorkerProcess(_Signalled):
     """One worker process. All callbacks come from the event loop that is passed in."""
 
     def __init__(self, loop: Any, engine: str, shard: int, handler: HandlerRef, *, settings: dict[str, Any], ended: str | None,
-                 previous_exit: int | None, forgiven: bool, on_report: Callable[[WorkerProcess, dict[str, Any]], None],
+                 forgiven: bool, on_report: Callable[[WorkerProcess, dict[str, Any]], None],
                  on_exit: Callable[[WorkerProcess], None]) -> None:
         self.shard = shard
         self.spawned_at = time.monotonic()
@@ -61,7 +61,7 @@ class WorkerProcess(_Signalled):
         self._loop, self._on_report, self._on_exit, self._partial = loop, on_report, on_exit, b""
         read_end, write_end = os.pipe()
         orders = {"engine": engine, "shard": shard, "handler": asdict(handler), "settings": settings, "reports": write_end,
-                  "ended": ended, "previous_exit": previous_exit, "forgiven": forgiven}
+                  "ended": ended, "forgiven": forgiven}
         # By exec, never by fork: a fork of a process with threads or open handles inherits their locks.
         try:
             self._popen = subprocess.Popen(python_command("shardmem.runtime.worker"), stdin=subprocess.PIPE,

@@ -35,7 +35,6 @@ class Past:
     crashes: int = 0
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=1000))  # CLOCK_MONOTONIC of the last of them
     last_exit: str | None = None
-    last_code: int | None = None
     restart_at: float | None = None  # CLOCK_MONOTONIC
     given_up: str | None = None      # why
     said: bool = False               # and the worker has logged it itself, with its traceback
@@ -119,7 +118,7 @@ class Workers:
         try:
             self._living[shard] = WorkerProcess(
                 self._loop, config.name, shard, handler, settings=config.worker_settings(),
-                ended=past.last_exit, previous_exit=past.last_code, forgiven=past.forgiven,
+                ended=past.last_exit, forgiven=past.forgiven,
                 on_report=self._reported, on_exit=self._exited)
         except OSError as error:
             self._died(shard, Life(f"no process could be started: {error}", ready=True, in_hand=False, seconds=0.0), None)
@@ -227,7 +226,6 @@ class Workers:
         past = self._pasts[shard]
         past.crashes, past.last_exit, past.ended_at = past.crashes + 1, life.how, time.monotonic()
         past.recent.append(past.ended_at)
-        past.last_code = worker.exit_code if worker is not None else None
         verdict = self._restarts.ended(shard, life, time.monotonic())
         if verdict.delay is None:
             self._give_up(shard, verdict.reason, worker)

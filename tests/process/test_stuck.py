@@ -137,7 +137,7 @@ def start_successor(rig: Rig, name: str) -> dict[str, Any]:
     read_end, write_end = os.pipe()
     orders = {"engine": name, "shard": 0, "handler": asdict(HandlerRef.of("recorder:Recorder")),
               "settings": Config.of(name=name, handler="recorder:Recorder").worker_settings(), "reports": write_end,
-              "ended": None, "previous_exit": None}
+              "ended": None}
     process = subprocess.run(python_command("shardmem.runtime.worker"), input=json.dumps(orders).encode(), pass_fds=(write_end,),
                              env=rig.environment, stderr=subprocess.PIPE, timeout=PATIENCE)
     os.close(write_end)
