@@ -132,7 +132,7 @@ def replay(ids: tuple[int, ...], everything: bool, timeout: float | None, name: 
 
     Mend the handler first ('shardmem reload', or run the engine anew).
     """
-    from shardmem.control.quarantine import give_back
+    from shardmem.control.quarantine import replay as give_back
 
     if bool(ids) == everything:
         raise click.UsageError("name the ids of events, or --all")

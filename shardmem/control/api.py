@@ -31,7 +31,7 @@ from shardmem.control.client import socket_path
 from shardmem.control.health import against_life, against_readiness
 from shardmem.control.openapi import openapi
 from shardmem.control.operations import COMMANDS, PAGE_FILES, READS, Command as Declared
-from shardmem.control.quarantine import Shelf
+from shardmem.control.quarantine import QuarantineAccess
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
 from shardmem.runtime.quarantine import NoSuchEvent
 from shardmem.runtime.snapshot import Observer
@@ -124,8 +124,8 @@ class Api:
         finally:
             os.close(locked)
 
-    async def start(self, commands: dict[str, Command], observer: Observer, shelf: Shelf) -> None:
-        self._observer, self._shelf = observer, shelf
+    async def start(self, commands: dict[str, Command], observer: Observer, quarantine: QuarantineAccess) -> None:
+        self._observer, self._quarantine_access = observer, quarantine
         application = web.Application(middlewares=[_as_json, self._admit])
         application.router.add_get("/", self._page)
         application.router.add_get("/page/{file}", self._page)
@@ -243,10 +243,10 @@ class Api:
         return answer
 
     async def _quarantine(self, request: web.Request) -> web.Response:
-        return await self._of_file(self._shelf.look)
+        return await self._of_file(self._quarantine_access.look)
 
     async def _quarantined(self, request: web.Request) -> web.Response:
-        return await self._of_file(self._shelf.show, int(request.match_info["id"]))
+        return await self._of_file(self._quarantine_access.show, int(request.match_info["id"]))
 
     async def _of_file(self, look: Callable[..., dict[str, Any]], *arguments: Any) -> web.Response:
         """In a thread: workers write to the file, and the control loop does not wait for them."""

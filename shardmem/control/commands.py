@@ -137,7 +137,7 @@ class Commands:
         """{"ids": [...]} or {"all": true}, "timeout": seconds: pushed again, as far as there is room in time. One after the other:
         two at once would give the same events back twice."""
         async with self._giving_back:
-            given = await asyncio.to_thread(self._supervisor.shelf.replay, wanted.get("ids"), wanted.get("timeout", LANES))
+            given = await asyncio.to_thread(self._supervisor.quarantine.replay, wanted.get("ids"), wanted.get("timeout", LANES))
         if given.replayed or given.left:
             left = f"; {len(given.left):,} stay: {given.why}" if given.left else ""
             self._supervisor.journal.note("replayed", f"{some(len(given.replayed), 'event')} of the quarantine given back{left}")
@@ -145,7 +145,7 @@ class Commands:
 
     async def quarantine_purge(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"ids": [...]} or {"all": true}: gone for good."""
-        purged = await asyncio.to_thread(self._supervisor.shelf.purge, wanted.get("ids"))
+        purged = await asyncio.to_thread(self._supervisor.quarantine.purge, wanted.get("ids"))
         if purged:
             self._supervisor.journal.note("purged", f"{some(purged, 'event')} of the quarantine thrown away")
         return {"purged": purged}

@@ -26,7 +26,7 @@ FILE = 5.0       # seconds for which whoever asks the supervisor waits for the f
 
 
 @dataclass
-class Given:
+class Replay:
     """What became of a replay. left: not given back, still in quarantine; why: what the first of them met with."""
 
     replayed: list[int] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Given:
     why: str | None = None
 
 
-class Shelf:
+class QuarantineAccess:
     """The quarantine of one engine, as the API has it. Every method opens the file anew: it comes with its first event, and may
     be removed. Raises ShardmemError. limit: quarantine_limit as it is now."""
 
@@ -53,11 +53,11 @@ class Shelf:
             event, = found.events([number])
         return describe(event, whole=True)
 
-    def replay(self, numbers: Iterable[int] | None, seconds: float) -> Given:
+    def replay(self, numbers: Iterable[int] | None, seconds: float) -> Replay:
         if numbers is None and not os.path.exists(self._path):
-            return Given()
+            return Replay()
         with self._needed() as found:
-            return give_back(self._engine, found, numbers, seconds)
+            return replay(self._engine, found, numbers, seconds)
 
     def purge(self, numbers: Iterable[int] | None) -> int:
         if numbers is None and not os.path.exists(self._path):
@@ -74,14 +74,14 @@ class Shelf:
         return found
 
 
-def give_back(engine: str, found: Quarantine, numbers: Iterable[int] | None, seconds: float | None = None) -> Given:
+def replay(engine: str, found: Quarantine, numbers: Iterable[int] | None, seconds: float | None = None) -> Replay:
     """Push events into the running engine again, as new ones: these, or all that were not replayed yet. Stops at the first that
     cannot be pushed within so many seconds for all of them: those behind it may have its key. Raises ShardmemError when there
     is no such event, or no engine.
     """
     wanted = found.numbers(numbers)
     deadline = None if seconds is None else time.monotonic() + seconds
-    given = Given(left=wanted)
+    given = Replay(left=wanted)
     with connect(engine) as producer:
         while given.left:
             number = given.left[0]

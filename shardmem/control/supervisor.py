@@ -27,7 +27,7 @@ from shardmem.control.handoffs import Handoffs
 from shardmem.control.journal import Journal
 from shardmem.control.notify import Notify
 from shardmem.control.pilot import Pilot
-from shardmem.control.quarantine import Shelf
+from shardmem.control.quarantine import QuarantineAccess
 from shardmem.control.replace import Replacements
 from shardmem.control.shards import DRAIN_POLL, Shards
 from shardmem.control.stuck import Stuck
@@ -105,7 +105,7 @@ class Supervisor:
                     self.pilot.recall()
                 self._in_background("going on with what an earlier supervisor had begun",
                                     self.commands.resume(self._found, self.handoffs.take_up()))
-                await self._api.start(self.commands.by_name(), self._observer, self.shelf)
+                await self._api.start(self.commands.by_name(), self._observer, self.quarantine)
                 self.control.set_state("running")
                 self._note_start()
                 self._attempt(self._post)
@@ -148,8 +148,8 @@ class Supervisor:
         lib.sm_supervisor_enter(self.control.address, os.getpid(), lib.sm_now_ns())
         logs.incarnate(self.control.view_engine().incarnation)
         self._observer = Observer(self.control)
-        self.shelf = Shelf(self.config.name, quarantine_file(self.config.directory, self.config.name),
-                           lambda: self.config.quarantine_limit)
+        self.quarantine = QuarantineAccess(self.config.name, quarantine_file(self.config.directory, self.config.name),
+                                           lambda: self.config.quarantine_limit)
         self.journal = Journal(lambda text: lib.sm_post(self.control.address, lib.SM_BOARD_EVENTS, text, len(text)),
                                lib.SM_BOARD_BYTES)
         try:

@@ -29,7 +29,7 @@ from shardmem.control.health import against_life, against_readiness
 from shardmem.control.commands import parse_slots
 from shardmem.control.metrics import rows_of, seconds_of
 from shardmem.control.operations import COMMANDS, PAGE_FILES, READS
-from shardmem.control.quarantine import NEWEST, Shelf, describe, plain
+from shardmem.control.quarantine import NEWEST, QuarantineAccess, describe, plain
 from shardmem.errors import AlreadyRunning, ConfigError, NotRunning
 from shardmem.memory.native import lib
 from shardmem.runtime.catalogue import FIGURES, HISTOGRAM
@@ -60,8 +60,8 @@ async def served(engine: Any, port: int | None = 0, token: str | None = None) ->
     """(the API, a client on its unix socket, one on TCP)."""
     api, observer = Api(engine.name, port, token), Observer(engine.control)
     api.bind()
-    shelf = Shelf(engine.name, os.path.join(tempfile.gettempdir(), "e.quarantine"), lambda: 7)
-    await api.start({each.name: scale for each in COMMANDS}, observer, shelf)
+    quarantine = QuarantineAccess(engine.name, os.path.join(tempfile.gettempdir(), "e.quarantine"), lambda: 7)
+    await api.start({each.name: scale for each in COMMANDS}, observer, quarantine)
     try:
         async with aiohttp.ClientSession("http://localhost", connector=aiohttp.UnixConnector(api.path)) as private:
             async with aiohttp.ClientSession(api.http or "http://localhost:1") as tcp:

@@ -7,21 +7,7 @@ import {Quarantine} from "./quarantine.js";
 import {Slots} from "./slots.js";
 import {Producers, Shards} from "./tables.js";
 import {
-  $,
-  attribute,
-  clock,
-  exact,
-  keyed,
-  make,
-  micro,
-  part,
-  plural,
-  rate,
-  reasons,
-  set,
-  short,
-  span,
-  sum,
+  $, attribute, clock, exact, keyed, make, micro, part, plural, rate, reasons, set, short, span, sum,
 } from "./words.js";
 
 const EVERY = 1000,

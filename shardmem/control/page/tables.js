@@ -1,22 +1,7 @@
 // Shards and producers: rows stay the same elements, so that whoever reads or has the focus in one is not disturbed.
 
 import {
-  $,
-  attribute,
-  bytes,
-  exact,
-  keyed,
-  make,
-  micro,
-  named,
-  part,
-  plural,
-  rate,
-  reasons,
-  set,
-  short,
-  span,
-  sum,
+  $, attribute, bytes, exact, keyed, make, micro, named, part, plural, rate, reasons, set, short, span, sum,
 } from "./words.js";
 
 const BAD = ["failed", "stuck", "dead"],
