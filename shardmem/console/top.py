@@ -20,6 +20,7 @@ from rich.live import Live
 from shardmem.console.top_view import SORTS, Rates, View, frame
 from shardmem.control.client import Client
 from shardmem.errors import ShardmemError
+from shardmem.runtime.findings import shard_count
 from shardmem.settings import some
 
 
@@ -61,7 +62,7 @@ class Keys:
             return None
         view = self.view
         self.view = view = dataclasses.replace(view, prompt="")
-        active = sum(shard["state"] in ("active", "failed") for shard in document["shards"])  # as `scale` counts them
+        active = shard_count(document)
         if view.help and key in "+-ad":  # somebody reads what they do
             return None
         if key in "q\x04":

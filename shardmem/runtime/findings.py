@@ -188,13 +188,17 @@ def _relief(document: dict[str, Any], shards: list[int]) -> tuple[str, str | Non
     alone = [each["slot"] for each in document["hot_slots"] if each["alone"] and each["shard"] in shards]
     if alone:
         return f"{_named('Slot', alone)} alone is the load; no slot can be split: spread its events over more keys.", None, None
-    # a failed shard counts in what `scale` is told
-    engine, active = document["engine"], sum(shard["state"] in ("active", "failed") for shard in document["shards"])
+    engine, count = document["engine"], shard_count(document)
     if len(document["shards"]) >= engine["max_shards"]:
         return (f"There are as many shards as max_shards={engine['max_shards']} allows: make the handler faster, or raise it and run "
                 f"the engine again.", None, None)
     policy = "The policy adds shards when it lasts; at once:" if document["auto_scale"] else "One shard more takes a part of it:"
-    return policy, f"shardmem scale {active + 1} --engine {engine['name']}", _order("scale", shards=active + 1)
+    return policy, f"shardmem scale {count + 1} --engine {engine['name']}", _order("scale", shards=count + 1)
+
+
+def shard_count(document: dict[str, Any]) -> int:
+    """What `scale` is told and counts from: one that failed is still one of them. orders.js of the page says the same."""
+    return sum(shard["state"] in ("active", "failed") for shard in document["shards"])
 
 
 def _handoffs(document: dict[str, Any]) -> Iterator[Finding]:

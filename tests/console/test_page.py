@@ -129,6 +129,14 @@ def test_it_is_well_and_updates_by_itself(page, engine, tmp_path):
     kept(page, tmp_path, "light")
 
 
+def test_a_shard_that_failed_is_one_of_those_that_a_scale_counts(page):
+    said = page.evaluate("""import("/page/orders.js").then(({ORDERS}) => {
+        const document = {engine: {max_shards: 8, slots: 64}, shards: [{state: "active"}, {state: "failed"}, {state: "draining"}]};
+        return [ORDERS.scale.fields(document, {})[0].value, ORDERS.scale.says({shards: 3}, document)];
+      })""")
+    assert 2 == said[0] and said[1].startswith("1 worker will be started"), said
+
+
 def test_a_scale_on_the_command_line_shows_up(page, engine):
     for count, shown in ((3, "0,1,2"), (2, "0,1")):
         subprocess.run([sys.executable, "-m", "shardmem", "scale", str(count), "--engine", engine.name], check=True,

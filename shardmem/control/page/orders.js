@@ -3,6 +3,8 @@
 import {exact, plural, span} from "./words.js";
 
 const active = document => document.shards.filter(each => each.state === "active");
+/** What scale is told and counts from: one that failed is still one of them; shard_count of findings.py. */
+const counted = document => document.shards.filter(each => each.state === "active" || each.state === "failed").length;
 const milli = s => (s < 1 ? `${(1000 * s).toFixed(0)} ms` : span(s));
 const quoted = text => (/^[\w,.:-]+$/.test(text) ? text : `'${text}'`);
 const told = (...parts) => parts.filter(Boolean).join(" ");
@@ -43,11 +45,11 @@ export const ORDERS = {
         type: "number",
         min: 1,
         max: Math.min(document.engine.max_shards, document.engine.slots),
-        value: preset.shards ?? active(document).length,
+        value: preset.shards ?? counted(document),
       },
     ],
     says: (values, document) => {
-      const now = active(document).length,
+      const now = counted(document),
         more = Number(values.shards) - now;
       return told(
         more > 0 && `${plural(more, "worker")} will be started, and slots move to ${more === 1 ? "it" : "them"}.`,
