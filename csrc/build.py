@@ -3,14 +3,25 @@
 The text that cffi parses is the public header itself: a second copy would drift. cffi takes neither include
 guards nor other preprocessor lines except integer `#define`s, so those are all that is left out.
 """
+
 import os
 from pathlib import Path
 
 from cffi import FFI
 
 HERE = Path(__file__).parent
-SOURCES = ["hash.c", "lease.c", "park.c", "points.c", "supervisor.c", "observer.c", "producer.c", "worker.c", "attempt.c",
-           "fastcall.c"]
+SOURCES = [
+    "hash.c",
+    "lease.c",
+    "park.c",
+    "points.c",
+    "supervisor.c",
+    "observer.c",
+    "producer.c",
+    "worker.c",
+    "attempt.c",
+    "fastcall.c",
+]
 
 
 def declarations(header: str) -> str:
@@ -30,8 +41,18 @@ ffi.set_source(
     "shardmem._native",
     '#include "shardmem.h"',
     sources=[os.path.join("csrc", name) for name in SOURCES],
-    depends=[os.path.join("csrc", name) for name in ("shardmem.h", "layout.h", "internal.h", "reader.h", "points.h", "build.py")],
+    depends=[
+        os.path.join("csrc", name)
+        for name in ("shardmem.h", "layout.h", "internal.h", "reader.h", "points.h", "build.py")
+    ],
     include_dirs=["csrc"],
-    extra_compile_args=["-std=gnu11", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter",
-                        "-Wno-missing-field-initializers"],
+    extra_compile_args=[
+        "-std=gnu11",
+        "-O3",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unused-parameter",
+        "-Wno-missing-field-initializers",
+    ],
 )

@@ -13,9 +13,8 @@
 #include "internal.h"
 
 typedef struct {
-    PyObject_HEAD
-    sm_sender *sender; /* NULL: closed, everything takes the slow way */
-    PyObject *slow;    /* called with what push was called with */
+    PyObject_HEAD sm_sender *sender; /* NULL: closed, everything takes the slow way */
+    PyObject *slow;                  /* called with what push was called with */
 } Pusher;
 
 /* 0: this process is a fork of the sender's; its mutex must not be touched */
@@ -253,12 +252,12 @@ static PyMethodDef pusher_methods[] = {
 };
 
 static PyType_Slot pusher_slots[] = {
-    {Py_tp_new, pusher_new},           {Py_tp_dealloc, pusher_dealloc}, {Py_tp_traverse, pusher_traverse},
-    {Py_tp_clear, pusher_clear},       {Py_tp_methods, pusher_methods}, {0, NULL},
+    {Py_tp_new, pusher_new},     {Py_tp_dealloc, pusher_dealloc}, {Py_tp_traverse, pusher_traverse},
+    {Py_tp_clear, pusher_clear}, {Py_tp_methods, pusher_methods}, {0, NULL},
 };
 
-static PyType_Spec pusher_spec = {"shardmem._native.Pusher", sizeof(Pusher), 0,
-                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, pusher_slots};
+static PyType_Spec pusher_spec = {"shardmem._native.Pusher", sizeof(Pusher), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+                                  pusher_slots};
 
 /* ---- decoding ------------------------------------------------------------------------------------------------------ */
 
@@ -269,9 +268,12 @@ static PyObject *key_object(const sm_index *index, const uint8_t *bytes)
     case SM_KEY_INT:
         return index->meta & SM_META_UNSIGNED ? PyLong_FromUnsignedLongLong(index->key)
                                               : PyLong_FromLongLong((long long)index->key);
-    case SM_KEY_BYTES: return PyBytes_FromStringAndSize((const char *)bytes, length);
-    case SM_KEY_STR: return PyUnicode_DecodeUTF8((const char *)bytes, length, "surrogateescape");
-    default: Py_RETURN_NONE;
+    case SM_KEY_BYTES:
+        return PyBytes_FromStringAndSize((const char *)bytes, length);
+    case SM_KEY_STR:
+        return PyUnicode_DecodeUTF8((const char *)bytes, length, "surrogateescape");
+    default:
+        Py_RETURN_NONE;
     }
 }
 

@@ -85,14 +85,17 @@ uint64_t sm_hash_bytes(const void *key, uint64_t bytes) { return sm_xxh64(key, b
 static inline uint64_t widen(const uint8_t *p, uint32_t bytes, int is_signed)
 {
     switch (bytes) {
-    case 1: return is_signed ? (uint64_t)(int64_t)(int8_t)*p : *p;
+    case 1:
+        return is_signed ? (uint64_t)(int64_t)(int8_t)*p : *p;
     case 2: {
         uint16_t v;
         memcpy(&v, p, 2);
         return is_signed ? (uint64_t)(int64_t)(int16_t)v : v;
     }
-    case 4: return is_signed ? (uint64_t)(int64_t)(int32_t)load32(p) : load32(p);
-    default: return load64(p);
+    case 4:
+        return is_signed ? (uint64_t)(int64_t)(int32_t)load32(p) : load32(p);
+    default:
+        return load64(p);
     }
 }
 

@@ -28,9 +28,9 @@ void sm_slots_of(const sm_keying *keying, const uint8_t *rows, uint64_t n, uint3
 /* park.c */
 int sm_futex_wait(_Atomic uint32_t *word, uint32_t seen, int64_t timeout_ns);
 void sm_futex_wake(_Atomic uint32_t *word, int count);
-void sm_ring(sm_inbox *inbox);                          /* wake the worker if it sleeps */
-void sm_room(sm_lane *lane, uint64_t head);             /* wake a producer that waits for this head */
-void sm_room_anyway(sm_lane *lane);                     /* whatever the last worker of this lane may owe */
+void sm_ring(sm_inbox *inbox);              /* wake the worker if it sleeps */
+void sm_room(sm_lane *lane, uint64_t head); /* wake a producer that waits for this head */
+void sm_room_anyway(sm_lane *lane);         /* whatever the last worker of this lane may owe */
 
 /* How long to spin before sleeping: learnt from whether it would have paid, never more than the limit, and zero
  * while more processes want to run than there are cores. */
@@ -53,13 +53,13 @@ void sm_sender_unlock(sm_sender *sender);
 
 /* events of one chunk, gathered from wherever they lie */
 typedef struct sm_event {
-    uint64_t key;              /* SM_KEY_INT: the key; else its hash */
+    uint64_t key; /* SM_KEY_INT: the key; else its hash */
     const uint8_t *key_bytes, *payload;
-    uint32_t meta, length;     /* of the payload */
+    uint32_t meta, length; /* of the payload */
 } sm_event;
 
-sm_event *sm_sender_events(sm_sender *sender);                                     /* room for SM_CHUNK */
-int sm_push_one(sm_sender *sender, const sm_event *event, uint32_t *shard);       /* locked by the caller */
+sm_event *sm_sender_events(sm_sender *sender);                                               /* room for SM_CHUNK */
+int sm_push_one(sm_sender *sender, const sm_event *event, uint32_t *shard);                  /* locked by the caller */
 int sm_push_chunk(sm_sender *sender, const sm_event *events, uint32_t n, sm_cursor *cursor); /* likewise */
 
 /* Texts that are read while they are written anew are kept in words: plain bytes could not be read at the same time, and

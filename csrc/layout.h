@@ -37,155 +37,155 @@
 
 typedef struct sm_control {
     uint64_t magic;
-    _Atomic uint32_t version;          /* writer: supervisor (stored last: until then nothing here is valid) */
+    _Atomic uint32_t version; /* writer: supervisor (stored last: until then nothing here is valid) */
     uint32_t header_bytes;
     sm_geometry geometry;
 
-    _Alignas(SM_LINE) _Atomic uint32_t engine_state;  /* writer: supervisor */
-    _Atomic uint64_t topology;                        /* writer: supervisor (counts changes of shard states) */
-    _Atomic int64_t supervisor_pid;                   /* writer: supervisor */
-    _Atomic uint64_t supervisor_incarnation;          /* writer: supervisor */
-    _Atomic uint64_t supervisor_started_ns;           /* writer: supervisor */
-    _Atomic uint64_t supervisor_heartbeat_ns;         /* writer: supervisor */
+    _Alignas(SM_LINE) _Atomic uint32_t engine_state; /* writer: supervisor */
+    _Atomic uint64_t topology;                       /* writer: supervisor (counts changes of shard states) */
+    _Atomic int64_t supervisor_pid;                  /* writer: supervisor */
+    _Atomic uint64_t supervisor_incarnation;         /* writer: supervisor */
+    _Atomic uint64_t supervisor_started_ns;          /* writer: supervisor */
+    _Atomic uint64_t supervisor_heartbeat_ns;        /* writer: supervisor */
 } sm_control;
 
 typedef struct sm_seat {
-    _Alignas(SM_LINE) _Atomic uint64_t mark;          /* writer: producer (odd: inside a send) */
-    _Atomic uint64_t next_sequence;                   /* writer: producer */
+    _Alignas(SM_LINE) _Atomic uint64_t mark;             /* writer: producer (odd: inside a send) */
+    _Atomic uint64_t next_sequence;                      /* writer: producer */
     _Alignas(SM_LINE) _Atomic uint64_t seat_incarnation; /* writer: producer */
-    _Atomic int64_t seat_pid;                         /* writer: producer (0: left in good order) */
-    _Atomic uint64_t seat_entered_ns;                 /* writer: producer */
-    _Atomic uint64_t seat_refused[SM_REASONS];        /* writer: producer */
-    _Atomic uint64_t seat_blocked_ns;                 /* writer: producer */
-    _Atomic uint64_t seat_blocked_count;              /* writer: producer */
+    _Atomic int64_t seat_pid;                            /* writer: producer (0: left in good order) */
+    _Atomic uint64_t seat_entered_ns;                    /* writer: producer */
+    _Atomic uint64_t seat_refused[SM_REASONS];           /* writer: producer */
+    _Atomic uint64_t seat_blocked_ns;                    /* writer: producer */
+    _Atomic uint64_t seat_blocked_count;                 /* writer: producer */
 } sm_seat;
 
 typedef struct sm_shard {
-    _Alignas(SM_LINE) _Atomic uint32_t shard_state;   /* writer: supervisor */
-    _Atomic uint32_t shard_weight;                    /* writer: supervisor */
-    _Atomic uint64_t shard_generation;                /* writer: supervisor (which inbox segment is its) */
-    _Atomic uint32_t shard_holds;                     /* writer: supervisor (slots on their way here: rows of them wait) */
-    _Atomic uint32_t shard_orders;                    /* writer: supervisor (counts what the worker is to look at) */
-    _Atomic uint64_t retired_word;                    /* writer: supervisor (the last generation that is gone << 1 | copy) */
-    _Atomic uint64_t retired_accepted[2];             /* writer: supervisor (what went through all that are gone) */
-    _Atomic uint64_t retired_handled[2];              /* writer: supervisor */
-    _Atomic uint64_t retired_quarantined[2];          /* writer: supervisor */
-    _Atomic uint64_t retired_shed[2];                 /* writer: supervisor */
-    _Alignas(SM_LINE) _Atomic uint32_t worker_phase;  /* writer: worker */
-    _Atomic int64_t worker_pid;                       /* writer: worker */
-    _Atomic uint64_t worker_incarnation;              /* writer: worker */
-    _Atomic uint64_t worker_entered_ns;               /* writer: worker */
-    _Atomic uint64_t worker_heartbeat_ns;             /* writer: worker */
-    _Atomic uint64_t worker_busy_ns;                  /* writer: worker */
-    _Atomic uint64_t worker_batch_since_ns;           /* writer: worker (0: between batches) */
-    _Atomic uint64_t worker_batches;                  /* writer: worker */
-    _Atomic uint64_t worker_rows;                     /* writer: worker */
-    _Atomic uint64_t worker_waited_us;                /* writer: worker (from push to handled, of all rows together) */
-    _Atomic uint32_t worker_stateful;                 /* writer: worker (its slots have state that has to travel) */
+    _Alignas(SM_LINE) _Atomic uint32_t shard_state; /* writer: supervisor */
+    _Atomic uint32_t shard_weight;                  /* writer: supervisor */
+    _Atomic uint64_t shard_generation;              /* writer: supervisor (which inbox segment is its) */
+    _Atomic uint32_t shard_holds;            /* writer: supervisor (slots on their way here: rows of them wait) */
+    _Atomic uint32_t shard_orders;           /* writer: supervisor (counts what the worker is to look at) */
+    _Atomic uint64_t retired_word;           /* writer: supervisor (the last generation that is gone << 1 | copy) */
+    _Atomic uint64_t retired_accepted[2];    /* writer: supervisor (what went through all that are gone) */
+    _Atomic uint64_t retired_handled[2];     /* writer: supervisor */
+    _Atomic uint64_t retired_quarantined[2]; /* writer: supervisor */
+    _Atomic uint64_t retired_shed[2];        /* writer: supervisor */
+    _Alignas(SM_LINE) _Atomic uint32_t worker_phase; /* writer: worker */
+    _Atomic int64_t worker_pid;                      /* writer: worker */
+    _Atomic uint64_t worker_incarnation;             /* writer: worker */
+    _Atomic uint64_t worker_entered_ns;              /* writer: worker */
+    _Atomic uint64_t worker_heartbeat_ns;            /* writer: worker */
+    _Atomic uint64_t worker_busy_ns;                 /* writer: worker */
+    _Atomic uint64_t worker_batch_since_ns;          /* writer: worker (0: between batches) */
+    _Atomic uint64_t worker_batches;                 /* writer: worker */
+    _Atomic uint64_t worker_rows;                    /* writer: worker */
+    _Atomic uint64_t worker_waited_us;               /* writer: worker (from push to handled, of all rows together) */
+    _Atomic uint32_t worker_stateful;                /* writer: worker (its slots have state that has to travel) */
     /* the attempt record: what a successor has to know of the batch that its predecessor died in */
-    _Alignas(SM_LINE) _Atomic uint32_t attempt_rows;  /* writer: worker (of the batch in hand; 0: none) */
-    _Atomic uint32_t attempt_limit;                   /* writer: worker (most rows of a batch among suspects; 0: none) */
-    _Atomic uint32_t attempt_tries;                   /* writer: worker (failures of the one row named here) */
-    _Atomic uint32_t attempt_seat;                    /* writer: worker */
-    _Atomic uint64_t attempt_position;                /* writer: worker (of its frame) */
-    _Atomic uint32_t attempt_row;                     /* writer: worker */
-    _Atomic uint32_t attempt_aside;                   /* writer: worker (events set aside since one was handled) */
-    _Alignas(SM_LINE) _Atomic uint64_t worker_latency[SM_HISTOGRAM]; /* writer: worker */
+    _Alignas(SM_LINE) _Atomic uint32_t attempt_rows; /* writer: worker (of the batch in hand; 0: none) */
+    _Atomic uint32_t attempt_limit;                  /* writer: worker (most rows of a batch among suspects; 0: none) */
+    _Atomic uint32_t attempt_tries;                  /* writer: worker (failures of the one row named here) */
+    _Atomic uint32_t attempt_seat;                   /* writer: worker */
+    _Atomic uint64_t attempt_position;               /* writer: worker (of its frame) */
+    _Atomic uint32_t attempt_row;                    /* writer: worker */
+    _Atomic uint32_t attempt_aside;                  /* writer: worker (events set aside since one was handled) */
+    _Alignas(SM_LINE) _Atomic uint64_t worker_latency[SM_HISTOGRAM];       /* writer: worker */
     _Alignas(SM_LINE) _Atomic uint64_t worker_batch_sizes[SM_BATCH_SIZES]; /* writer: worker */
-    _Alignas(SM_LINE) _Atomic uint64_t error_count;   /* writer: worker (what it said last; copies as on the board) */
-    _Atomic uint64_t error_ns[2];                     /* writer: worker */
-    _Atomic uint32_t error_bytes[2];                  /* writer: worker */
-    _Atomic uint64_t error_text[SM_ERROR_BYTES / 4];  /* writer: worker */
-    _Alignas(SM_LINE) _Atomic uint64_t note_count;    /* writer: supervisor (what it said of the worker, who cannot) */
-    _Atomic uint64_t note_ns[2];                      /* writer: supervisor */
-    _Atomic uint32_t note_bytes[2];                   /* writer: supervisor */
-    _Atomic uint64_t note_text[SM_NOTE_BYTES / 4];    /* writer: supervisor */
+    _Alignas(SM_LINE) _Atomic uint64_t error_count;  /* writer: worker (what it said last; copies as on the board) */
+    _Atomic uint64_t error_ns[2];                    /* writer: worker */
+    _Atomic uint32_t error_bytes[2];                 /* writer: worker */
+    _Atomic uint64_t error_text[SM_ERROR_BYTES / 4]; /* writer: worker */
+    _Alignas(SM_LINE) _Atomic uint64_t note_count;   /* writer: supervisor (what it said of the worker, who cannot) */
+    _Atomic uint64_t note_ns[2];                     /* writer: supervisor */
+    _Atomic uint32_t note_bytes[2];                  /* writer: supervisor */
+    _Atomic uint64_t note_text[SM_NOTE_BYTES / 4];   /* writer: supervisor */
 } sm_shard;
 
 /* slot words: shard in bits 0-15, epoch in bits 32-63. Dense, because every send reads them. */
 typedef struct sm_slot {
-    _Atomic uint64_t slot_word;                       /* writer: supervisor */
+    _Atomic uint64_t slot_word; /* writer: supervisor */
 } sm_slot;
 
 /* The hold: phase in bits 0-7, source in 16-31, target in 32-47. As long as the phase is not SM_MOVE_NONE, rows of
  * the slot wait in the target's lanes. Dense too: a target reads one for each row while it holds any. */
 typedef struct sm_hold {
-    _Atomic uint64_t hold_word;                       /* writer: supervisor */
+    _Atomic uint64_t hold_word; /* writer: supervisor */
 } sm_hold;
 
-typedef struct sm_move {         /* the handoff table: one entry per slot, of its last handoff */
-    _Atomic uint64_t move_number;                     /* writer: supervisor (counts the handoffs of this slot) */
-    _Atomic uint64_t move_since_ns;                   /* writer: supervisor (when its phase began) */
-    _Atomic uint64_t move_deadline_ns;                /* writer: supervisor (when that phase is late) */
-    _Atomic uint64_t drained_number;                  /* writer: worker (the source's: this handoff is drained) */
-    _Atomic uint64_t restored_number;                 /* writer: worker (the target's: its state is restored) */
-    _Atomic uint64_t slot_rows;                       /* writer: worker (the owner's: rows handled, sampled) */
+typedef struct sm_move {               /* the handoff table: one entry per slot, of its last handoff */
+    _Atomic uint64_t move_number;      /* writer: supervisor (counts the handoffs of this slot) */
+    _Atomic uint64_t move_since_ns;    /* writer: supervisor (when its phase began) */
+    _Atomic uint64_t move_deadline_ns; /* writer: supervisor (when that phase is late) */
+    _Atomic uint64_t drained_number;   /* writer: worker (the source's: this handoff is drained) */
+    _Atomic uint64_t restored_number;  /* writer: worker (the target's: its state is restored) */
+    _Atomic uint64_t slot_rows;        /* writer: worker (the owner's: rows handled, sampled) */
 } sm_move;
 
 /* What the supervisor last said of its decisions, and what happened to the engine, as text: a board for each, because the
  * one is written at every tick and the other when something happens. Two copies, so that readers never meet one half
  * written. */
 typedef struct sm_board {
-    _Alignas(SM_LINE) _Atomic uint64_t board_count;   /* writer: supervisor (copy in force: count & 1; 0: none yet) */
-    _Atomic uint32_t board_bytes[2];                  /* writer: supervisor */
-    _Atomic uint64_t board_text[SM_BOARD_BYTES / 4];  /* writer: supervisor (one copy behind the other, in words) */
+    _Alignas(SM_LINE) _Atomic uint64_t board_count;  /* writer: supervisor (copy in force: count & 1; 0: none yet) */
+    _Atomic uint32_t board_bytes[2];                 /* writer: supervisor */
+    _Atomic uint64_t board_text[SM_BOARD_BYTES / 4]; /* writer: supervisor (one copy behind the other, in words) */
 } sm_board;
 
 /* ---- inbox segment ------------------------------------------------------------------------------------ */
 
 typedef struct sm_inbox {
     uint64_t magic;
-    _Atomic uint32_t inbox_version;                   /* writer: supervisor (stored last) */
+    _Atomic uint32_t inbox_version; /* writer: supervisor (stored last) */
     uint32_t shard;
     uint64_t engine_id, generation, lane_bytes;
     uint32_t max_producers;
 
-    _Alignas(SM_LINE) _Atomic uint32_t doorbell;      /* writer: exception (any waker adds; futex word) */
-    _Atomic uint32_t sleeping;                        /* writer: exception (worker raises, a waker takes it down) */
+    _Alignas(SM_LINE) _Atomic uint32_t doorbell; /* writer: exception (any waker adds; futex word) */
+    _Atomic uint32_t sleeping;                   /* writer: exception (worker raises, a waker takes it down) */
 
     _Alignas(1024) _Atomic uint32_t lane_open[SM_MAX_PRODUCERS]; /* writer: producer (each its own entry) */
 } sm_inbox;
 
 typedef struct sm_ledger {
-    _Atomic uint64_t ledger_handled;                  /* writer: worker */
-    _Atomic uint64_t ledger_quarantined;              /* writer: worker */
-    _Atomic uint64_t ledger_shed;                     /* writer: worker */
+    _Atomic uint64_t ledger_handled;     /* writer: worker */
+    _Atomic uint64_t ledger_quarantined; /* writer: worker */
+    _Atomic uint64_t ledger_shed;        /* writer: worker */
 } sm_ledger;
 
 typedef struct sm_lane {
-    _Alignas(SM_LINE) _Atomic uint64_t tail;          /* writer: producer */
-    _Atomic uint64_t accepted[2];                     /* writer: producer */
-    _Atomic uint64_t evict;                           /* writer: producer (drop the frames before this position) */
-    _Alignas(SM_LINE) _Atomic uint64_t head;          /* writer: worker */
+    _Alignas(SM_LINE) _Atomic uint64_t tail; /* writer: producer */
+    _Atomic uint64_t accepted[2];            /* writer: producer */
+    _Atomic uint64_t evict;                  /* writer: producer (drop the frames before this position) */
+    _Alignas(SM_LINE) _Atomic uint64_t head; /* writer: worker */
     sm_ledger ledger[2];
-    _Atomic uint32_t broken;                          /* writer: worker (it found a contradiction and reads no more) */
-    _Atomic uint32_t suspect_row;                     /* writer: worker (where in that frame its batch ended) */
-    _Atomic uint64_t suspect;                         /* writer: worker (the frame that its batch reached into) */
-    _Atomic uint64_t aside_row;                       /* writer: worker (row, and quarantined of its frame << 32) */
-    _Atomic uint64_t aside;                           /* writer: worker (position | 1: that row is being set aside) */
-    _Alignas(SM_LINE) _Atomic uint64_t waiting;       /* writer: exception (producer raises, the worker takes it down) */
-    _Atomic uint32_t space_bell;                      /* writer: exception (worker adds; futex word) */
+    _Atomic uint32_t broken;                    /* writer: worker (it found a contradiction and reads no more) */
+    _Atomic uint32_t suspect_row;               /* writer: worker (where in that frame its batch ended) */
+    _Atomic uint64_t suspect;                   /* writer: worker (the frame that its batch reached into) */
+    _Atomic uint64_t aside_row;                 /* writer: worker (row, and quarantined of its frame << 32) */
+    _Atomic uint64_t aside;                     /* writer: worker (position | 1: that row is being set aside) */
+    _Alignas(SM_LINE) _Atomic uint64_t waiting; /* writer: exception (producer raises, the worker takes it down) */
+    _Atomic uint32_t space_bell;                /* writer: exception (worker adds; futex word) */
 } sm_lane;
 
 /* ---- frames --------------------------------------------------------------------------------------------- */
 
 enum { SM_FRAME_DATA = 0x5d, SM_FRAME_PAD = 0x9a };
 
-typedef struct sm_frame {        /* then done bits, 16-aligned rows (records) or index and bytes (events) */
-    uint32_t length;             /* whole frame, a multiple of 16. A pad has this and kind only: the 16 bytes */
-    uint16_t kind;               /* that are always left at the end of a lane hold them */
-    uint16_t quarantined;        /* by the worker: how many of the rows whose done bit is set were not handled */
+typedef struct sm_frame { /* then done bits, 16-aligned rows (records) or index and bytes (events) */
+    uint32_t length;      /* whole frame, a multiple of 16. A pad has this and kind only: the 16 bytes */
+    uint16_t kind;        /* that are always left at the end of a lane hold them */
+    uint16_t quarantined; /* by the worker: how many of the rows whose done bit is set were not handled */
     uint32_t rows;
-    uint32_t bytes;              /* events: how many bytes follow the index */
-    uint64_t position;           /* where this frame was put: a stale or misread frame says so itself */
+    uint32_t bytes;    /* events: how many bytes follow the index */
+    uint64_t position; /* where this frame was put: a stale or misread frame says so itself */
     uint64_t sequence;
     int64_t sent_ns;
 } sm_frame;
 
-typedef struct sm_index {        /* one event */
-    uint64_t key;                /* SM_KEY_INT: the key itself, no bytes. Otherwise its hash */
-    uint32_t meta;               /* kind in bits 30-31, bit 29: an int beyond int64; below: length of the key bytes */
-    uint32_t end;                /* its bytes are key then payload, up to here */
+typedef struct sm_index { /* one event */
+    uint64_t key;         /* SM_KEY_INT: the key itself, no bytes. Otherwise its hash */
+    uint32_t meta;        /* kind in bits 30-31, bit 29: an int beyond int64; below: length of the key bytes */
+    uint32_t end;         /* its bytes are key then payload, up to here */
 } sm_index;
 
 #define SM_META_KIND(meta) ((meta) >> 30)
@@ -277,10 +277,7 @@ static inline uint8_t *sm_lane_data(const sm_lane *lane) { return (uint8_t *)lan
 static inline uint64_t sm_round(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
 /* header and done bits; what follows is 16-aligned */
-static inline uint64_t sm_prefix(uint64_t rows)
-{
-    return sm_round(sizeof(sm_frame) + (rows + 63) / 64 * 8, SM_ALIGN);
-}
+static inline uint64_t sm_prefix(uint64_t rows) { return sm_round(sizeof(sm_frame) + (rows + 63) / 64 * 8, SM_ALIGN); }
 
 static inline _Atomic uint64_t *sm_done_bits(const sm_frame *frame)
 {

@@ -125,8 +125,8 @@ void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out)
         out->batch_sizes[i] = GET(s->worker_batch_sizes[i]);
     char note[SM_NOTE_BYTES];
     uint64_t said, noted;
-    out->error_bytes = read_text(&s->error_count, s->error_ns, s->error_bytes, s->error_text, SM_ERROR_BYTES, out->error,
-                                 &said);
+    out->error_bytes =
+        read_text(&s->error_count, s->error_ns, s->error_bytes, s->error_text, SM_ERROR_BYTES, out->error, &said);
     uint32_t bytes = read_text(&s->note_count, s->note_ns, s->note_bytes, s->note_text, SM_NOTE_BYTES, note, &noted);
     if (noted > said)
         memcpy(out->error, note, out->error_bytes = bytes);

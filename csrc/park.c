@@ -133,7 +133,8 @@ int sm_wait_head(sm_lane *lane, uint64_t near, uint64_t target, sm_spin *spin, i
     int64_t asleep = sm_clock(), now = asleep;
     int status = SM_OK;
     while (status == SM_OK && (now == asleep || now - asleep < timeout_ns)) {
-        uint32_t bell = atomic_load_explicit(&lane->space_bell, memory_order_seq_cst); /* before the head is looked at */
+        uint32_t bell =
+            atomic_load_explicit(&lane->space_bell, memory_order_seq_cst); /* before the head is looked at */
         want(lane, target);
         if (head_of(lane) >= target)
             break;

@@ -19,14 +19,14 @@ typedef struct sm_link {
     uint32_t parity;
 } sm_link;
 
-typedef struct sm_group {       /* the rows of one pass that go to one shard */
+typedef struct sm_group { /* the rows of one pass that go to one shard */
     uint32_t shard, rows, taken;
-    uint64_t bytes, first;      /* events: key and payload bytes of `rows`, and of the first of them */
-    uint64_t room;              /* frame bytes this pass may write */
-    uint64_t pad, length;       /* length: of the pad and the frame */
+    uint64_t bytes, first; /* events: key and payload bytes of `rows`, and of the first of them */
+    uint64_t room;         /* frame bytes this pass may write */
+    uint64_t pad, length;  /* length: of the pad and the frame */
     sm_frame *frame;
-    uint8_t *out;               /* records: the next row */
-    sm_index *index;            /* events: the next entry */
+    uint8_t *out;    /* records: the next row */
+    sm_index *index; /* events: the next entry */
     uint8_t *bytes_out, *bytes_begin;
     uint32_t blocked;
 } sm_group;
@@ -41,14 +41,14 @@ struct sm_sender {
     uint32_t max_shards, seat_number, closed, linked_count;
     uint64_t mark, sequence, random, topology, pass;
     uint32_t active_count, weight_sum;
-    uint32_t *active, *weights;          /* for keyless events */
-    uint64_t *pass_of;                   /* shard -> the pass its group belongs to */
-    uint64_t *routes;                    /* slot -> shard of this pass in bits 0-15, the pass above */
+    uint32_t *active, *weights; /* for keyless events */
+    uint64_t *pass_of;          /* shard -> the pass its group belongs to */
+    uint64_t *routes;           /* slot -> shard of this pass in bits 0-15, the pass above */
     uint32_t *group_of;
     sm_link *links;
     sm_group *groups;
     uint32_t slots[SM_CHUNK];
-    uint16_t shard_of[SM_CHUNK];         /* row of the chunk -> group, this pass */
+    uint16_t shard_of[SM_CHUNK]; /* row of the chunk -> group, this pass */
     sm_event events[SM_CHUNK];
 };
 
@@ -178,7 +178,8 @@ int sm_sender_link(sm_sender *s, uint32_t shard, uint64_t generation, void *inbo
         /* O1: the lane is reserved, and open before anything is published in it. Pairs with O2 in the worker, which
          * touches a lane only if it is open; seq_cst, because a lane that opens is news to a worker that parks. */
         atomic_store_explicit(&((sm_inbox *)inbox)->lane_open[s->seat_number], 1, memory_order_seq_cst);
-        sm_wake(inbox); /* whatever the last holder of this seat may owe: it may have died between its tail and its ring */
+        sm_wake(
+            inbox); /* whatever the last holder of this seat may owe: it may have died between its tail and its ring */
         s->linked_count += l->lane == NULL;
         *l = link;
     }
@@ -462,7 +463,10 @@ static int open_groups(sm_sender *s, uint32_t count, uint32_t *shard)
     return SM_OK;
 }
 
-static uint64_t records_length(uint64_t rows, uint64_t row_bytes) { return sm_round(sm_prefix(rows) + rows * row_bytes, SM_ALIGN); }
+static uint64_t records_length(uint64_t rows, uint64_t row_bytes)
+{
+    return sm_round(sm_prefix(rows) + rows * row_bytes, SM_ALIGN);
+}
 
 static uint64_t events_length(uint64_t rows, uint64_t bytes)
 {
@@ -487,17 +491,17 @@ static void ring_groups(sm_sender *s, uint32_t count)
             sm_ring(s->links[s->groups[i].shard].inbox);
 }
 
-#define COPY_ROWS(BYTES)                                                                                          \
-    for (uint32_t i = 0; i < n; i++) {                                                                            \
-        sm_group *g = &s->groups[s->shard_of[i]];                                                                 \
-        const uint8_t *row = rows + (uint64_t)(pick ? pick[i] : i) * (BYTES);                                     \
-        if (likely(g->taken < g->rows)) {                                                                         \
-            g->taken++;                                                                                           \
-            memcpy(g->out, row, (BYTES));                                                                         \
-            g->out += (BYTES);                                                                                    \
-        } else {                                                                                                  \
-            pending[left++] = pick ? pick[i] : i;                                                                 \
-        }                                                                                                         \
+#define COPY_ROWS(BYTES)                                                                                               \
+    for (uint32_t i = 0; i < n; i++) {                                                                                 \
+        sm_group *g = &s->groups[s->shard_of[i]];                                                                      \
+        const uint8_t *row = rows + (uint64_t)(pick ? pick[i] : i) * (BYTES);                                          \
+        if (likely(g->taken < g->rows)) {                                                                              \
+            g->taken++;                                                                                                \
+            memcpy(g->out, row, (BYTES));                                                                              \
+            g->out += (BYTES);                                                                                         \
+        } else {                                                                                                       \
+            pending[left++] = pick ? pick[i] : i;                                                                      \
+        }                                                                                                              \
     }
 
 /* rows[pick[i]] or rows[i]; what stays behind is written to pending (which may be pick: it only shrinks) */
@@ -566,12 +570,18 @@ static int pass_records(sm_sender *s, const uint8_t *rows, const uint32_t *pick,
     } else {
         SM_POINT(SEND_COPYING);
         switch (row_bytes) { /* sizes known to the compiler become moves instead of calls */
-        case 16: COPY_ROWS(16) break;
-        case 24: COPY_ROWS(24) break;
-        case 32: COPY_ROWS(32) break;
-        case 48: COPY_ROWS(48) break;
-        case 64: COPY_ROWS(64) break;
-        default: COPY_ROWS(row_bytes) break;
+        case 16:
+            COPY_ROWS(16) break;
+        case 24:
+            COPY_ROWS(24) break;
+        case 32:
+            COPY_ROWS(32) break;
+        case 48:
+            COPY_ROWS(48) break;
+        case 64:
+            COPY_ROWS(64) break;
+        default:
+            COPY_ROWS(row_bytes) break;
         }
     }
     for (uint32_t i = 0; i < count; i++)
@@ -713,7 +723,8 @@ static void advance(sm_cursor *c, uint64_t start, uint32_t rows, int status)
 /* as many rows as one frame for each shard holds, if they spread evenly: larger chunks would be gone over twice */
 static uint32_t chunk_rows(const sm_sender *s)
 {
-    uint64_t rows = (uint64_t)records_that_fit(s->eighth, s->keying.row_bytes) * (s->linked_count ? s->linked_count : 1);
+    uint64_t rows =
+        (uint64_t)records_that_fit(s->eighth, s->keying.row_bytes) * (s->linked_count ? s->linked_count : 1);
     return rows < 64 ? 64 : rows < SM_CHUNK ? (uint32_t)rows : SM_CHUNK;
 }
 

@@ -8,17 +8,17 @@
 
 enum { SM_RANGES = 1024 }; /* of rows that are handled and not committed; held rows in between make them many */
 
-typedef struct sm_end {             /* one lane, seen from here */
+typedef struct sm_end { /* one lane, seen from here */
     sm_lane *lane;
     uint8_t *data;
-    uint64_t head, cursor, tail;    /* head <= cursor <= tail */
+    uint64_t head, cursor, tail; /* head <= cursor <= tail */
     uint64_t handled, quarantined, shed;
-    uint64_t suspect;               /* until here, and suspect_row of the frame there, lay the batch that failed */
-    uint32_t row;                   /* of the frame at the cursor: rows before it have been taken */
-    uint32_t suspect_row, range;    /* range: place of the open one, from 1; 0: none is open */
+    uint64_t suspect;            /* until here, and suspect_row of the frame there, lay the batch that failed */
+    uint32_t row;                /* of the frame at the cursor: rows before it have been taken */
+    uint32_t suspect_row, range; /* range: place of the open one, from 1; 0: none is open */
     uint32_t parity, moved;
     uint8_t open, broken, reported, chosen;
-    uint8_t in_hand;                /* rows were taken and not yet committed */
+    uint8_t in_hand; /* rows were taken and not yet committed */
 } sm_end;
 
 struct sm_reader {
@@ -28,23 +28,23 @@ struct sm_reader {
     uint64_t lane_bytes, row_bytes;
     sm_keying keying;
     uint32_t number, sampled, skipping, orders;
-    uint8_t *skipped;               /* by slot: a row of it was passed over since the last rescan */
+    uint8_t *skipped; /* by slot: a row of it was passed over since the last rescan */
     uint32_t max_producers, max_rows, solo_rows, turn, span_count, open_count;
     uint64_t batches, busy_ns, total_rows, incarnation;
     uint64_t waited_us, waited_rest; /* of all rows handled; rest: in ns, less than a microsecond between batches */
-    uint64_t deferred_rows;         /* handled, and not committed before the state that they made is safe */
+    uint64_t deferred_rows;          /* handled, and not committed before the state that they made is safe */
     int64_t since_ns;
-    uint32_t in_a_row;              /* events set aside since one was handled */
-    uint32_t limit, tries;          /* limit: rows of a batch among suspects; 0: nothing is suspected */
+    uint32_t in_a_row;     /* events set aside since one was handled */
+    uint32_t limit, tries; /* limit: rows of a batch among suspects; 0: nothing is suspected */
     uint32_t suspect_seat, ranges, deferring;
-    uint64_t suspect_position;      /* tries is the number of failures of exactly this row */
+    uint64_t suspect_position; /* tries is the number of failures of exactly this row */
     uint32_t suspect_row;
     sm_range *range;
     sm_spin spin;
-    sm_end *ends;                   /* by seat */
-    uint32_t *open;                 /* seats whose lanes are open */
+    sm_end *ends;   /* by seat */
+    uint32_t *open; /* seats whose lanes are open */
     sm_span *spans;
-    uint32_t slots[SM_CHUNK];       /* of the rows of one frame, when somebody asks */
+    uint32_t slots[SM_CHUNK]; /* of the rows of one frame, when somebody asks */
 };
 
 int sm_refresh_tail(sm_reader *r, sm_end *e);

@@ -29,7 +29,7 @@
 
 enum sm_status {
     SM_OK = 0,
-    SM_FULL = -1,        /* a lane had no room; what was refused is in the cursor, nothing of it was written */
+    SM_FULL = -1, /* a lane had no room; what was refused is in the cursor, nothing of it was written */
     SM_TIMEOUT = -2,
     SM_NEED_LANE = -3,   /* no lane to that shard is open yet (or its inbox was replaced): open it, call again */
     SM_STOPPED = -4,     /* the engine accepts nothing any more */
@@ -39,15 +39,30 @@ enum sm_status {
     SM_UNROUTED = -8,    /* a slot has no shard, or no shard is active */
     SM_INTERRUPTED = -9, /* a signal arrived while waiting */
     SM_CLOSED = -10,
-    SM_FENCED = -15,     /* another life of this shard has begun: this process may not go on */
-    SM_MAGIC = -11, SM_VERSION = -12, SM_GEOMETRY = -13, SM_UNREADY = -14 /* attach */
+    SM_FENCED = -15, /* another life of this shard has begun: this process may not go on */
+    SM_MAGIC = -11,
+    SM_VERSION = -12,
+    SM_GEOMETRY = -13,
+    SM_UNREADY = -14 /* attach */
 };
 
 enum sm_key_kind { SM_KEY_NONE = 0, SM_KEY_INT = 1, SM_KEY_BYTES = 2, SM_KEY_STR = 3 };
 enum sm_engine_state { SM_ENGINE_STARTING = 0, SM_ENGINE_RUNNING = 1, SM_ENGINE_DRAINING = 2, SM_ENGINE_STOPPED = 3 };
-enum sm_shard_state { SM_SHARD_NONE = 0, SM_SHARD_PROVISIONING = 1, SM_SHARD_ACTIVE = 2, SM_SHARD_DRAINING = 3,
-                      SM_SHARD_STOPPED = 4, SM_SHARD_FAILED = 5 };
-enum sm_phase { SM_PHASE_NONE = 0, SM_PHASE_BOOTING = 1, SM_PHASE_READY = 2, SM_PHASE_STOPPED = 3, SM_PHASE_FAILED = 4 };
+enum sm_shard_state {
+    SM_SHARD_NONE = 0,
+    SM_SHARD_PROVISIONING = 1,
+    SM_SHARD_ACTIVE = 2,
+    SM_SHARD_DRAINING = 3,
+    SM_SHARD_STOPPED = 4,
+    SM_SHARD_FAILED = 5
+};
+enum sm_phase {
+    SM_PHASE_NONE = 0,
+    SM_PHASE_BOOTING = 1,
+    SM_PHASE_READY = 2,
+    SM_PHASE_STOPPED = 3,
+    SM_PHASE_FAILED = 4
+};
 /* of a slot's handoff; in between, HandoffState of shardmem/policy says the same in words */
 enum sm_move_phase { SM_MOVE_NONE = 0, SM_MOVE_REROUTING = 1, SM_MOVE_DRAINING = 2, SM_MOVE_RELEASING = 3 };
 enum sm_board_kind { SM_BOARD_DECISIONS = 0, SM_BOARD_EVENTS = 1, SM_BOARDS = 2 };
@@ -56,7 +71,7 @@ enum sm_reason { SM_REASON_FULL = 0, SM_REASON_TIMEOUT = 1, SM_REASON_SAMPLED = 
 typedef struct sm_geometry {
     uint64_t engine_id, created_ns, lane_bytes, control_bytes, inbox_bytes, lane_stride, lanes_offset;
     uint32_t slots, max_shards, max_producers;
-    uint32_t row_bytes;                      /* 0: an events engine */
+    uint32_t row_bytes;                       /* 0: an events engine */
     uint32_t key_kind, key_offset, key_bytes; /* of a records engine */
     uint32_t key_signed;
     uint32_t schema_bytes, name_bytes;
@@ -65,21 +80,20 @@ typedef struct sm_geometry {
 } sm_geometry;
 
 /* ---- segments: create [supervisor], check [any] ------------------------------------------------------- */
-int sm_geometry_complete(sm_geometry *geometry);   /* fills the derived sizes; SM_GEOMETRY if out of range */
+int sm_geometry_complete(sm_geometry *geometry); /* fills the derived sizes; SM_GEOMETRY if out of range */
 uint32_t sm_control_ranges(const sm_geometry *geometry, uint64_t *offsets, uint64_t *lengths); /* what it uses */
 int sm_control_format(void *control, const sm_geometry *geometry);
 int sm_control_read(const void *control, uint64_t bytes, sm_geometry *out, uint32_t *version);
 int sm_inbox_format(void *inbox, const sm_geometry *geometry, uint32_t shard, uint64_t generation);
-int sm_inbox_check(const void *inbox, uint64_t bytes, const sm_geometry *geometry, uint32_t shard,
-                   uint64_t generation);
+int sm_inbox_check(const void *inbox, uint64_t bytes, const sm_geometry *geometry, uint32_t shard, uint64_t generation);
 
 /* ---- leases: who lives is the kernel's word [any] ----------------------------------------------------- */
-int sm_lease_take(int fd, uint64_t byte);          /* 0 taken, 1 somebody holds it, -errno */
-int sm_lease_held(int fd, uint64_t byte);          /* 0 free, 1 held by another description, -errno */
+int sm_lease_take(int fd, uint64_t byte); /* 0 taken, 1 somebody holds it, -errno */
+int sm_lease_held(int fd, uint64_t byte); /* 0 free, 1 held by another description, -errno */
 
 /* ---- hash and routing [any] --------------------------------------------------------------------------- */
 uint64_t sm_xxh64(const void *data, uint64_t bytes, uint64_t seed);
-uint64_t sm_hash_int(uint64_t key);                /* sm_xxh64 of the 8 little-endian bytes, shardmem's seed */
+uint64_t sm_hash_int(uint64_t key); /* sm_xxh64 of the 8 little-endian bytes, shardmem's seed */
 uint64_t sm_hash_bytes(const void *key, uint64_t bytes);
 int sm_slots_of_rows(const sm_geometry *geometry, const void *rows, uint64_t n, uint32_t *slots);
 int sm_slots_of_ints(const uint64_t *keys, uint64_t n, uint32_t slots_count, uint32_t *slots);
@@ -87,31 +101,31 @@ int sm_slots_of_ints(const uint64_t *keys, uint64_t n, uint32_t slots_count, uin
 /* ---- the sender: one producer's end of all its lanes [producer] --------------------------------------- */
 typedef struct sm_sender sm_sender;
 
-typedef struct sm_cursor {       /* how far one call has come; the caller keeps it between calls */
-    uint64_t chunk, next;        /* rows before chunk are accepted; those from next on were not looked at */
+typedef struct sm_cursor { /* how far one call has come; the caller keeps it between calls */
+    uint64_t chunk, next;  /* rows before chunk are accepted; those from next on were not looked at */
     uint64_t accepted;
-    uint32_t pending_count;      /* between them, the ones not accepted, in order: rows[chunk + pending[i]] */
-    uint32_t shard;              /* whose lane was full or missing */
+    uint32_t pending_count; /* between them, the ones not accepted, in order: rows[chunk + pending[i]] */
+    uint32_t shard;         /* whose lane was full or missing */
     uint32_t pending[4096];
 } sm_cursor;
 
-typedef struct sm_columns {      /* n events as columns; ends are exclusive and monotonic */
+typedef struct sm_columns { /* n events as columns; ends are exclusive and monotonic */
     uint64_t n;
     uint32_t key_kind, key_unsigned;
-    const uint64_t *keys;        /* SM_KEY_INT */
-    const uint8_t *key_data;     /* SM_KEY_BYTES, SM_KEY_STR: key i = key_data[key_offsets[i]:key_offsets[i+1]] */
+    const uint64_t *keys;    /* SM_KEY_INT */
+    const uint8_t *key_data; /* SM_KEY_BYTES, SM_KEY_STR: key i = key_data[key_offsets[i]:key_offsets[i+1]] */
     const uint64_t *key_offsets;
-    const uint8_t *data;         /* payload i = data[offsets[i]:offsets[i+1]] */
+    const uint8_t *data; /* payload i = data[offsets[i]:offsets[i+1]] */
     const uint64_t *offsets;
     uint64_t data_bytes, key_bytes; /* how much there is of data and key_data */
 } sm_columns;
 
 sm_sender *sm_sender_new(void *control, const sm_geometry *geometry, uint32_t seat); /* NULL: out of memory */
 void sm_sender_free(sm_sender *sender);
-void sm_sender_close(sm_sender *sender);                      /* later calls return SM_CLOSED */
+void sm_sender_close(sm_sender *sender); /* later calls return SM_CLOSED */
 int sm_sender_link(sm_sender *sender, uint32_t shard, uint64_t generation, void *inbox); /* 1: was linked already */
-int sm_sender_broken(sm_sender *sender, uint32_t shard);      /* 1: the worker reads this lane no more */
-uint64_t sm_sender_generation(sm_sender *sender, uint32_t shard);  /* of the inbox it should be linked to */
+int sm_sender_broken(sm_sender *sender, uint32_t shard);          /* 1: the worker reads this lane no more */
+uint64_t sm_sender_generation(sm_sender *sender, uint32_t shard); /* of the inbox it should be linked to */
 int sm_sender_position(sm_sender *sender, uint32_t shard, uint64_t *tail, uint64_t *head);
 uint64_t sm_max_payload(sm_sender *sender, uint64_t key_bytes);
 int sm_send(sm_sender *sender, const void *rows, uint64_t n, sm_cursor *cursor);
@@ -121,7 +135,7 @@ int sm_push(sm_sender *sender, uint32_t key_kind, uint64_t key, uint32_t key_uns
             uint32_t key_length, const void *payload, uint32_t payload_length, uint32_t *shard);
 void sm_count_refused(sm_sender *sender, uint32_t reason, uint64_t rows);
 void sm_count_blocked(sm_sender *sender, uint64_t nanoseconds);
-int sm_evict(sm_sender *sender, uint32_t shard);              /* ask the worker to drop the oldest half of the lane */
+int sm_evict(sm_sender *sender, uint32_t shard); /* ask the worker to drop the oldest half of the lane */
 int sm_wait_room(sm_sender *sender, uint32_t shard, int64_t spin_ns, int64_t timeout_ns);
 int sm_wait_handled(sm_sender *sender, uint32_t shard, uint64_t position, int64_t spin_ns, int64_t timeout_ns);
 
@@ -132,26 +146,27 @@ int sm_seat_leave(void *control, uint32_t seat);
 /* ---- the reader: one worker's end of its inbox [worker] ----------------------------------------------- */
 typedef struct sm_reader sm_reader;
 
-typedef struct sm_span {         /* contiguous rows of one frame */
-    const uint8_t *rows;         /* records: the first row. events: the first index entry */
-    const uint8_t *bytes;        /* events: where the frame's bytes begin */
-    uint64_t position;           /* of the frame in its lane */
-    uint64_t sequence;           /* of the first row */
+typedef struct sm_span {  /* contiguous rows of one frame */
+    const uint8_t *rows;  /* records: the first row. events: the first index entry */
+    const uint8_t *bytes; /* events: where the frame's bytes begin */
+    uint64_t position;    /* of the frame in its lane */
+    uint64_t sequence;    /* of the first row */
     int64_t sent_ns;
     uint32_t count, first, frame_rows, frame_length, bytes_length, seat;
 } sm_span;
 
 typedef struct sm_batch {
-    uint64_t rows, bytes;        /* bytes: what gathering it takes */
+    uint64_t rows, bytes; /* bytes: what gathering it takes */
     uint32_t spans;
-    uint32_t broken_seat;        /* SM_CORRUPT: whose lane */
-    uint32_t tries;              /* one row: how often it failed, alone, before */
-    uint32_t in_a_row;           /* events set aside since one was handled */
-    uint32_t suspected;          /* rows are being tried in small batches, because one of them fails */
+    uint32_t broken_seat; /* SM_CORRUPT: whose lane */
+    uint32_t tries;       /* one row: how often it failed, alone, before */
+    uint32_t in_a_row;    /* events set aside since one was handled */
+    uint32_t suspected;   /* rows are being tried in small batches, because one of them fails */
     sm_span *span;
 } sm_batch;
 
-typedef struct sm_range {        /* rows of one lane from `row` of the frame at `position` to before `to_row` of that at `to` */
+typedef struct
+    sm_range { /* rows of one lane from `row` of the frame at `position` to before `to_row` of that at `to` */
     uint64_t position, to;
     uint32_t seat, row, to_row, unused;
 } sm_range;
@@ -165,8 +180,9 @@ int sm_commit(sm_reader *reader);
 
 /* A batch that failed: it comes again, whole (again) or in halves, until one row is left and is set aside, which takes the
  * place of its commit. A worker that dies leaves the same record, and its successor goes on with it. */
-int sm_recheck(sm_reader *reader); /* SM_CORRUPT: a frame of the batch in hand is not what it was, its lane is broken now */
-void sm_forgive(sm_reader *reader);  /* before the first batch: attempts of earlier lives do not count */
+int sm_recheck(
+    sm_reader *reader); /* SM_CORRUPT: a frame of the batch in hand is not what it was, its lane is broken now */
+void sm_forgive(sm_reader *reader); /* before the first batch: attempts of earlier lives do not count */
 int sm_failed(sm_reader *reader, int again);
 int sm_set_aside(sm_reader *reader);
 
@@ -179,12 +195,13 @@ uint64_t sm_deferred(const sm_reader *reader, uint32_t *pressed, uint32_t *await
 const sm_range *sm_ranges(const sm_reader *reader, uint32_t *count);
 int sm_commit_deferred(sm_reader *reader);
 int sm_commit_ranges(sm_reader *reader, const sm_range *ranges, uint32_t count);
-uint32_t sm_touched(sm_reader *reader, uint8_t *slots); /* slots of the batch in hand: their bytes become 1; rows without */
+uint32_t sm_touched(sm_reader *reader,
+                    uint8_t *slots); /* slots of the batch in hand: their bytes become 1; rows without */
 int sm_worker_enter(void *control, uint32_t shard, int64_t pid, uint64_t now_ns);
 void sm_worker_phase(void *control, uint32_t shard, uint32_t phase);
 void sm_worker_error(void *control, uint32_t shard, const char *text, uint32_t bytes);
 void sm_worker_stateful(void *control, uint32_t shard, uint32_t stateful); /* before the phase says ready */
-uint32_t sm_worker_orders(const void *control, uint32_t shard); /* engine state, shard state << 8 */
+uint32_t sm_worker_orders(const void *control, uint32_t shard);            /* engine state, shard state << 8 */
 
 /* ---- what only the supervisor writes [supervisor] ------------------------------------------------------ */
 void sm_supervisor_enter(void *control, int64_t pid, uint64_t now_ns);
@@ -195,25 +212,27 @@ void sm_set_shard_generation(void *control, uint32_t shard, uint64_t generation)
 void sm_set_shard_weight(void *control, uint32_t shard, uint32_t weight);
 void sm_set_slot(void *control, uint32_t slot, uint32_t shard);
 int sm_marks(const void *control, uint64_t *marks, uint32_t n);
-void sm_wake(void *inbox);                                    /* [producer] too, when it takes up a lane */
+void sm_wake(void *inbox); /* [producer] too, when it takes up a lane */
 
 /* handoff. begin: the hold, then the slot word; the caller then waits for the marks and goes through the phases. */
 uint64_t sm_move_begin(void *control, uint32_t slot, uint32_t source, uint32_t target, uint64_t deadline_ns);
 void sm_move_phase(void *control, uint32_t slot, uint32_t phase, uint64_t deadline_ns);
 void sm_set_holds(void *control, uint32_t shard, uint32_t holds);
-void sm_give_orders(void *control, uint32_t shard, void *inbox);  /* the worker looks at its handoffs; inbox: woken */
+void sm_give_orders(void *control, uint32_t shard, void *inbox); /* the worker looks at its handoffs; inbox: woken */
 void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t accepted, uint64_t handled,
                uint64_t quarantined, uint64_t shed);
 
 void sm_post(void *control, uint32_t board, const char *text, uint32_t bytes); /* what it decided, or what happened */
-void sm_shard_note(void *control, uint32_t shard, const char *text, uint32_t bytes);  /* of a worker that cannot say it */
+void sm_shard_note(void *control, uint32_t shard, const char *text,
+                   uint32_t bytes); /* of a worker that cannot say it */
 
 /* ---- the worker's side of a handoff [worker] ------------------------------------------------------------ */
-uint32_t sm_orders(sm_reader *reader);            /* how many were given; the reader remembers that they are known */
+uint32_t sm_orders(sm_reader *reader); /* how many were given; the reader remembers that they are known */
 uint32_t sm_moves_at(const void *control, const sm_geometry *geometry, uint32_t shard, uint32_t phase, uint32_t *slots,
-                     uint64_t *numbers, uint32_t limit); /* handoffs of this shard: as source in DRAINING, else as target */
+                     uint64_t *numbers,
+                     uint32_t limit); /* handoffs of this shard: as source in DRAINING, else as target */
 int sm_undone(sm_reader *reader, const uint32_t *slots, uint32_t n, uint8_t *present); /* rows of a slot left here? */
-void sm_rescan(sm_reader *reader);                /* from the heads: a hold has fallen */
+void sm_rescan(sm_reader *reader); /* from the heads: a hold has fallen */
 void sm_move_drained(void *control, uint32_t slot, uint64_t number);
 void sm_move_restored(void *control, uint32_t slot, uint64_t number);
 
@@ -235,10 +254,11 @@ typedef struct sm_shard_view {
     int64_t pid;
     uint64_t retired_generation, retired_accepted, retired_handled, retired_quarantined, retired_shed;
     uint32_t state, phase, weight, holds, error_bytes, stateful;
-    uint64_t waited_us;      /* the sum of what latency counts */
+    uint64_t waited_us; /* the sum of what latency counts */
     uint64_t latency[160];
-    uint64_t batch_sizes[32]; /* batches of at most 1, 2, 4, 8, ... rows, and more than half of that; rows is their sum */
-    char error[1536];        /* the later of what the worker said and what was noted of it */
+    uint64_t
+        batch_sizes[32]; /* batches of at most 1, 2, 4, 8, ... rows, and more than half of that; rows is their sum */
+    char error[1536];    /* the later of what the worker said and what was noted of it */
 } sm_shard_view;
 
 typedef struct sm_lane_view {
@@ -266,8 +286,8 @@ int64_t sm_now_ns(void);
 /* ---- named points at which a test may kill, stop or break this process [tests] ------------------------- */
 int sm_point_count(void);
 const char *sm_point_name(int point);
-void sm_point_arm(int point, uint64_t passes, int signal_number);   /* fires on the passes-th time */
-void sm_point_pass(int point);                                       /* for points that are not in C */
+void sm_point_arm(int point, uint64_t passes, int signal_number); /* fires on the passes-th time */
+void sm_point_pass(int point);                                    /* for points that are not in C */
 
 /* adds the calls that are made once per event (push, push_many, decode) to the extension module */
 int sm_install_fastcalls(void);

@@ -100,7 +100,10 @@ void sm_set_engine_state(void *control, uint32_t state)
     atomic_store_explicit(&((sm_control *)control)->engine_state, state, memory_order_seq_cst);
 }
 
-static int has_shard(const void *control, uint32_t shard) { return shard < ((const sm_control *)control)->geometry.max_shards; }
+static int has_shard(const void *control, uint32_t shard)
+{
+    return shard < ((const sm_control *)control)->geometry.max_shards;
+}
 
 static void topology_changed(sm_control *c)
 {

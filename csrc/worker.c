@@ -127,8 +127,8 @@ int sm_read_frame(sm_reader *r, sm_end *e, uint64_t position, sm_frame *out)
     out->kind = SM_FRAME_DATA;
     if (!out->rows || out->rows > SM_CHUNK || out->position != position || out->quarantined > out->rows)
         return SM_CORRUPT;
-    uint64_t need = sm_prefix(out->rows) + (r->row_bytes ? out->rows * r->row_bytes
-                                                         : out->rows * sizeof(sm_index) + (uint64_t)out->bytes);
+    uint64_t need = sm_prefix(out->rows) +
+                    (r->row_bytes ? out->rows * r->row_bytes : out->rows * sizeof(sm_index) + (uint64_t)out->bytes);
     return need <= length ? SM_OK : SM_CORRUPT;
 }
 
@@ -380,8 +380,14 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
         }
         uint8_t *body = (uint8_t *)shared + sm_prefix(f.rows);
         sm_span *span = &r->spans[r->span_count++];
-        *span = (sm_span){.position = e->cursor, .sequence = f.sequence + first, .sent_ns = f.sent_ns, .count = count,
-                          .first = first, .frame_rows = f.rows, .frame_length = f.length, .seat = seat};
+        *span = (sm_span){.position = e->cursor,
+                          .sequence = f.sequence + first,
+                          .sent_ns = f.sent_ns,
+                          .count = count,
+                          .first = first,
+                          .frame_rows = f.rows,
+                          .frame_length = f.length,
+                          .seat = seat};
         if (r->row_bytes) {
             span->rows = body + first * r->row_bytes;
             b->bytes += count * r->row_bytes;
@@ -581,8 +587,8 @@ int sm_recheck(sm_reader *r)
         const sm_span *span = &r->spans[s];
         sm_end *e = &r->ends[span->seat];
         sm_frame f;
-        if (sm_read_frame(r, e, span->position, &f) != SM_OK || f.rows != span->frame_rows || f.length != span->frame_length ||
-            (!r->row_bytes && (f.bytes != span->bytes_length || !entries_hold(span))))
+        if (sm_read_frame(r, e, span->position, &f) != SM_OK || f.rows != span->frame_rows ||
+            f.length != span->frame_length || (!r->row_bytes && (f.bytes != span->bytes_length || !entries_hold(span))))
             status = sm_give_up(e);
     }
     return status;
@@ -606,8 +612,8 @@ static void count_latency(sm_reader *r, int64_t ns, uint64_t rows)
     if (bucket >= SM_HISTOGRAM)
         bucket = SM_HISTOGRAM - 1;
     _Atomic uint64_t *word = &r->shard->worker_latency[bucket];
-    atomic_store_explicit(&r->shard->worker_latency[bucket],
-                          atomic_load_explicit(word, memory_order_relaxed) + rows, memory_order_relaxed);
+    atomic_store_explicit(&r->shard->worker_latency[bucket], atomic_load_explicit(word, memory_order_relaxed) + rows,
+                          memory_order_relaxed);
 }
 
 /*
@@ -649,8 +655,8 @@ static void count_batch(sm_reader *r, uint64_t rows, int64_t now)
     if (bucket >= SM_BATCH_SIZES)
         bucket = SM_BATCH_SIZES - 1;
     _Atomic uint64_t *word = &r->shard->worker_batch_sizes[bucket];
-    atomic_store_explicit(&r->shard->worker_batch_sizes[bucket],
-                          atomic_load_explicit(word, memory_order_relaxed) + 1, memory_order_relaxed);
+    atomic_store_explicit(&r->shard->worker_batch_sizes[bucket], atomic_load_explicit(word, memory_order_relaxed) + 1,
+                          memory_order_relaxed);
 }
 
 uint64_t sm_count_deferred(sm_reader *r)
@@ -671,7 +677,8 @@ int sm_commit(sm_reader *r)
     SM_POINT(COMMIT_ENTERED);
     if (sm_is_fenced(r))
         return SM_FENCED;
-    for (uint32_t s = 0; s < r->span_count; s++) { /* once over all: a second look at many small frames costs 2 ns each */
+    for (uint32_t s = 0; s < r->span_count;
+         s++) { /* once over all: a second look at many small frames costs 2 ns each */
         sm_span *span = &r->spans[s];
         sm_end *e = &r->ends[span->seat];
         rows += count_span(r, span, now);

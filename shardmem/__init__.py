@@ -8,6 +8,7 @@ Any process pushes events into shared memory; one worker process per shard runs 
 
 Names are imported at first use, so that a producer pays for what it uses and no more.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -16,15 +17,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "AlreadyRunning": "errors", "Backpressure": "errors", "BatchEscaped": "errors", "ConfigError": "errors",
-    "HandlerError": "errors", "LayoutMismatch": "errors", "NotRunning": "errors", "OutOfMemory": "errors",
-    "SegmentCorrupt": "errors", "SegmentError": "errors", "ShardmemError": "errors",
+    "AlreadyRunning": "errors",
+    "Backpressure": "errors",
+    "BatchEscaped": "errors",
+    "ConfigError": "errors",
+    "HandlerError": "errors",
+    "LayoutMismatch": "errors",
+    "NotRunning": "errors",
+    "OutOfMemory": "errors",
+    "SegmentCorrupt": "errors",
+    "SegmentError": "errors",
+    "ShardmemError": "errors",
     "AsyncProducer": "runtime.aio",
-    "Batch": "runtime.batch", "Columns": "runtime.batch",
+    "Batch": "runtime.batch",
+    "Columns": "runtime.batch",
     "Client": "control.client",
-    "Context": "runtime.handler", "Handler": "runtime.handler",
+    "Context": "runtime.handler",
+    "Handler": "runtime.handler",
     "Engine": "control.engine",
-    "Producer": "runtime.producer", "connect": "runtime.producer",
+    "Producer": "runtime.producer",
+    "connect": "runtime.producer",
 }
 
 __all__ = sorted([*_HOME, "__version__"])
@@ -45,8 +57,19 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from shardmem.control.client import Client
     from shardmem.control.engine import Engine
-    from shardmem.errors import (AlreadyRunning, Backpressure, BatchEscaped, ConfigError, HandlerError, LayoutMismatch,
-                                 NotRunning, OutOfMemory, SegmentCorrupt, SegmentError, ShardmemError)
+    from shardmem.errors import (
+        AlreadyRunning,
+        Backpressure,
+        BatchEscaped,
+        ConfigError,
+        HandlerError,
+        LayoutMismatch,
+        NotRunning,
+        OutOfMemory,
+        SegmentCorrupt,
+        SegmentError,
+        ShardmemError,
+    )
     from shardmem.runtime.aio import AsyncProducer
     from shardmem.runtime.batch import Batch, Columns
     from shardmem.runtime.handler import Context, Handler

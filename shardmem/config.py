@@ -1,4 +1,5 @@
 """The settings of an engine: TOML, then SHARDMEM_* variables, then flags. One error lists all faults."""
+
 from __future__ import annotations
 
 import base64
@@ -7,8 +8,9 @@ import os
 import pickle
 import re
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, Callable, Mapping
+from typing import Any
 
 from shardmem.errors import ConfigError
 from shardmem.schema import Schema
@@ -31,61 +33,143 @@ class Config:
 
     name: str = setting(REQUIRED, "name of the engine; default: that of the file or the module")
     handler: Any = setting(REQUIRED, "module:name of the function or Handler that takes batches", "object")
-    dtype: Any = setting(None, "module:NAME of a numpy structured dtype, or in a file a list of fields: a records engine",
-                         "object", unset="none: an events engine")
-    key: str | None = setting(None, "the field of dtype that is the key", unset="none: keys come with each event, if any")
-    slots: int = setting(1024, "hash buckets of keys, the unit of ownership and movement", "number", least=1, most=65536,
-                         power_of_two=True)
-    shards: int | None = setting(None, "how many worker processes, for good", "number", least=1, most=1024,
-                                 unset="from min_shards to max_shards")
-    min_shards: int = setting(1, "shards to start with when `shards` is not given, and the fewest", "number",
-                              least=1, most=1024)
-    max_shards: int | None = setting(None, "how many shards there is room for", "number", least=1, most=1024,
-                                     unset="the number of cores")
-    lane_bytes: int = setting(1 << 20, "ring of each producer to each shard; half of it is the largest event", "bytes",
-                              least=4096, most=1 << 31, power_of_two=True)
+    dtype: Any = setting(
+        None,
+        "module:NAME of a numpy structured dtype, or in a file a list of fields: a records engine",
+        "object",
+        unset="none: an events engine",
+    )
+    key: str | None = setting(
+        None, "the field of dtype that is the key", unset="none: keys come with each event, if any"
+    )
+    slots: int = setting(
+        1024,
+        "hash buckets of keys, the unit of ownership and movement",
+        "number",
+        least=1,
+        most=65536,
+        power_of_two=True,
+    )
+    shards: int | None = setting(
+        None, "how many worker processes, for good", "number", least=1, most=1024, unset="from min_shards to max_shards"
+    )
+    min_shards: int = setting(
+        1, "shards to start with when `shards` is not given, and the fewest", "number", least=1, most=1024
+    )
+    max_shards: int | None = setting(
+        None, "how many shards there is room for", "number", least=1, most=1024, unset="the number of cores"
+    )
+    lane_bytes: int = setting(
+        1 << 20,
+        "ring of each producer to each shard; half of it is the largest event",
+        "bytes",
+        least=4096,
+        most=1 << 31,
+        power_of_two=True,
+    )
     max_producers: int = setting(64, "how many producers can be connected at once", "number", least=1, most=512)
     backpressure: str = setting("block", "what a producer does about a full lane", "choice", choices=BACKPRESSURE)
     batch_rows: int = setting(4096, "the most events of a batch", "number", least=1, most=1 << 20)
     spin_us: int = setting(50, "the longest spin before a process sleeps", "microseconds", least=0, most=1_000_000)
     boot_timeout: float = setting(30.0, "how long a worker may take to get ready", "seconds")
-    drain_timeout: float | None = setting(None, "how long a stop waits for events to be handled", "seconds",
-                                          unset="until all are handled")
-    state_dir: str | None = setting(None, "directory of the state of stateful handlers, and of the quarantine",
-                                    unset="a private directory below the temporary one")
+    drain_timeout: float | None = setting(
+        None, "how long a stop waits for events to be handled", "seconds", unset="until all are handled"
+    )
+    state_dir: str | None = setting(
+        None,
+        "directory of the state of stateful handlers, and of the quarantine",
+        unset="a private directory below the temporary one",
+    )
     auto_scale: bool = setting(True, "whether the policy may change the number of shards", "switch")
-    policy: Any = setting(None, "when to scale: default, high_throughput, conservative, or in a file a table [policy]",
-                          "object", unset="default")
-    strategy: Any = setting(None, "where slots go: least_load, least_slots, or module:Class of your own", "object",
-                            unset="least_load")
-    on_error: str = setting("retry", "when the handler raises: try again and set aside in the end, set aside at once, or stop",
-                            "choice", choices=ON_ERROR)
-    max_attempts: int = setting(3, "how often one event may fail, alone, before it is set aside in the quarantine", "number",
-                                least=1, most=1000)
+    policy: Any = setting(
+        None,
+        "when to scale: default, high_throughput, conservative, or in a file a table [policy]",
+        "object",
+        unset="default",
+    )
+    strategy: Any = setting(
+        None, "where slots go: least_load, least_slots, or module:Class of your own", "object", unset="least_load"
+    )
+    on_error: str = setting(
+        "retry",
+        "when the handler raises: try again and set aside in the end, set aside at once, or stop",
+        "choice",
+        choices=ON_ERROR,
+    )
+    max_attempts: int = setting(
+        3, "how often one event may fail, alone, before it is set aside in the quarantine", "number", least=1, most=1000
+    )
     retry_backoff: float = setting(0.1, "the pause before the second attempt; doubles with each one", "seconds")
-    quarantine_limit: int = setting(10_000, "events in quarantine at which a shard stops rather than add another", "number",
-                                    least=0, most=10**9)
-    checkpoint_interval: float = setting(0.5, "how often the state of a stateful handler is saved, under load", "seconds")
-    max_restarts: int = setting(10, "crashes within restart_window, without an event in hand, after which a shard is given up",
-                                "number", least=0, most=1_000_000)
+    quarantine_limit: int = setting(
+        10_000, "events in quarantine at which a shard stops rather than add another", "number", least=0, most=10**9
+    )
+    checkpoint_interval: float = setting(
+        0.5, "how often the state of a stateful handler is saved, under load", "seconds"
+    )
+    max_restarts: int = setting(
+        10,
+        "crashes within restart_window, without an event in hand, after which a shard is given up",
+        "number",
+        least=0,
+        most=1_000_000,
+    )
     restart_window: float = setting(60.0, "over which max_restarts are counted", "seconds")
-    stall_timeout: float = setting(30.0, "a worker that does not loop for this long, without a batch in hand, is stuck", "seconds")
-    batch_deadline: float | None = setting(None, "a worker that has one batch in hand for longer is stuck", "seconds",
-                                           unset="a batch may take as long as it takes")
-    recycle_batches: int | None = setting(None, "a worker that has handled so many batches is replaced by a fresh one", "number",
-                                          least=1, most=1 << 62, unset="never")
-    recycle_age: float | None = setting(None, "a worker that is older is replaced by a fresh one", "seconds", unset="never")
-    recycle_rss: int | None = setting(None, "a worker with more resident memory is replaced by a fresh one", "bytes", least=1,
-                                      most=1 << 62, unset="never")
-    log_format: str = setting("human", "what supervisor and workers write to standard error: lines for people, or JSON",
-                              "choice", choices=LOG_FORMATS)
-    log_level: str | None = setting(None, "the least that is written there", "choice", choices=LOG_LEVELS,
-                                    unset="info; of the supervisor of an embedded engine warning")
+    stall_timeout: float = setting(
+        30.0, "a worker that does not loop for this long, without a batch in hand, is stuck", "seconds"
+    )
+    batch_deadline: float | None = setting(
+        None,
+        "a worker that has one batch in hand for longer is stuck",
+        "seconds",
+        unset="a batch may take as long as it takes",
+    )
+    recycle_batches: int | None = setting(
+        None,
+        "a worker that has handled so many batches is replaced by a fresh one",
+        "number",
+        least=1,
+        most=1 << 62,
+        unset="never",
+    )
+    recycle_age: float | None = setting(
+        None, "a worker that is older is replaced by a fresh one", "seconds", unset="never"
+    )
+    recycle_rss: int | None = setting(
+        None,
+        "a worker with more resident memory is replaced by a fresh one",
+        "bytes",
+        least=1,
+        most=1 << 62,
+        unset="never",
+    )
+    log_format: str = setting(
+        "human",
+        "what supervisor and workers write to standard error: lines for people, or JSON",
+        "choice",
+        choices=LOG_FORMATS,
+    )
+    log_level: str | None = setting(
+        None,
+        "the least that is written there",
+        "choice",
+        choices=LOG_LEVELS,
+        unset="info; of the supervisor of an embedded engine warning",
+    )
 
-    http_port: int | None = setting(None, "TCP port on 127.0.0.1 for status, metrics and health; 0: any free one, see "
-                                    "status", "number", least=0, most=65535, unset="none: the unix socket only")
-    http_token: str | None = setting(None, "commands over TCP have to show it as Authorization: Bearer; best given as "
-                                     "SHARDMEM_HTTP_TOKEN", unset="TCP is for reading", secret=True)
+    http_port: int | None = setting(
+        None,
+        "TCP port on 127.0.0.1 for status, metrics and health; 0: any free one, see status",
+        "number",
+        least=0,
+        most=65535,
+        unset="none: the unix socket only",
+    )
+    http_token: str | None = setting(
+        None,
+        "commands over TCP have to show it as Authorization: Bearer; best given as SHARDMEM_HTTP_TOKEN",
+        unset="TCP is for reading",
+        secret=True,
+    )
 
     @property
     def elastic(self) -> bool:
@@ -99,12 +183,22 @@ class Config:
 
     def worker_settings(self) -> dict[str, Any]:
         """What a worker is told of these settings, as JSON."""
-        return {"batch_rows": self.batch_rows, "spin_us": self.spin_us, "checkpoint_interval": self.checkpoint_interval,
-                "log_format": self.log_format, "log_level": self.log_level or "info",
-                "state_file": os.path.join(self.directory, f"{self.name}.state"), "keep_state": self.state_dir is not None,
-                "failures": {"on_error": self.on_error, "max_attempts": self.max_attempts, "retry_backoff": self.retry_backoff,
-                             "quarantine_file": quarantine_file(self.directory, self.name),
-                             "quarantine_limit": self.quarantine_limit}}
+        return {
+            "batch_rows": self.batch_rows,
+            "spin_us": self.spin_us,
+            "checkpoint_interval": self.checkpoint_interval,
+            "log_format": self.log_format,
+            "log_level": self.log_level or "info",
+            "state_file": os.path.join(self.directory, f"{self.name}.state"),
+            "keep_state": self.state_dir is not None,
+            "failures": {
+                "on_error": self.on_error,
+                "max_attempts": self.max_attempts,
+                "retry_backoff": self.retry_backoff,
+                "quarantine_file": quarantine_file(self.directory, self.name),
+                "quarantine_limit": self.quarantine_limit,
+            },
+        }
 
     @property
     def schema(self) -> Schema:
@@ -122,9 +216,15 @@ class Config:
 
     def policy_settings(self) -> dict[str, Any]:
         """The scaling policy by name and value, limits included: what ScalingPolicy is made of."""
-        chosen = dict(self.policy) if isinstance(self.policy, Mapping) else {"preset": self.policy} if self.policy else {}
-        return {**chosen, "min_shards": self.min_shards if self.elastic else 1, "max_shards": self.most_shards,
-                "auto_scale": self.elastic}
+        chosen = (
+            dict(self.policy) if isinstance(self.policy, Mapping) else {"preset": self.policy} if self.policy else {}
+        )
+        return {
+            **chosen,
+            "min_shards": self.min_shards if self.elastic else 1,
+            "max_shards": self.most_shards,
+            "auto_scale": self.elastic,
+        }
 
     @classmethod
     def of(cls, **values: Any) -> Config:
@@ -155,23 +255,32 @@ class Config:
     def _faults(self) -> list[str]:
         found = [fault for key, each in declared(Config).items() for fault in each.faults(getattr(self, key))]
         if self.stall_timeout < 0.25:
-            found.append(f"stall_timeout={self.stall_timeout:g} is less than 0.25 s: an idle worker gives a sign every 0.1 s")
+            found.append(
+                f"stall_timeout={self.stall_timeout:g} is less than 0.25 s: an idle worker gives a sign every 0.1 s"
+            )
         if self.http_token is not None and (not self.http_token or self.http_token != self.http_token.strip()):
             found.append("http_token is empty, or has white space around it, which no header can show")
         if self.max_shards is not None and self.max_shards < self.start_shards:
-            found.append(f"max_shards={self.max_shards} is less than the {self.start_shards} to start with "
-                         f"({'shards' if self.shards is not None else 'min_shards'})")
+            found.append(
+                f"max_shards={self.max_shards} is less than the {self.start_shards} to start with "
+                f"({'shards' if self.shards is not None else 'min_shards'})"
+            )
         if isinstance(self.slots, int) and self.slots < self.start_shards:
             found.append(f"slots={self.slots} is less than the {self.start_shards} shards that would own them")
         if self.policy is not None and not isinstance(self.policy, (str, Mapping)):
             found.append(f"policy={self.policy!r} is neither the name of a preset nor a table of settings")
         if isinstance(self.policy, str) and self.policy not in PRESETS:
             found.append(f"policy={self.policy!r} is not one of {', '.join(PRESETS)}")
-        if self.strategy is not None and self.strategy not in STRATEGIES and not (
-                isinstance(self.strategy, str) and re.fullmatch(r"[\w.]+:[\w.]+|pickle:.+", self.strategy)):
+        if (
+            self.strategy is not None
+            and self.strategy not in STRATEGIES
+            and not (isinstance(self.strategy, str) and re.fullmatch(r"[\w.]+:[\w.]+|pickle:.+", self.strategy))
+        ):
             found.append(f"strategy={self.strategy!r} is not one of {', '.join(STRATEGIES)} and not module:Class")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", str(self.name)):
-            found.append(f"name={self.name!r} is not usable: 1 to 64 letters, digits, '-' or '_', the first a letter or digit")
+            found.append(
+                f"name={self.name!r} is not usable: 1 to 64 letters, digits, '-' or '_', the first a letter or digit"
+            )
         try:
             schema = self.schema
             rows = schema.geometry()["row_bytes"]
@@ -203,14 +312,22 @@ def _plain_policy(values: dict[str, Any]) -> None:
         values["strategy"] = "pickle:" + base64.b64encode(pickle.dumps(strategy)).decode()
 
 
-def load(path: str | None, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ,
-         further: Further = lambda config: []) -> Config:
+def load(
+    path: str | None,
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str] = os.environ,
+    further: Further = lambda config: [],
+) -> Config:
     """From a TOML file (or None), SHARDMEM_* variables and flags, the later winning. Raises ConfigError with every fault."""
     return sourced(path, flags, environ, further)[0]
 
 
-def sourced(path: str | None, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ,
-            further: Further = lambda config: []) -> tuple[Config, Sources]:
+def sourced(
+    path: str | None,
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str] = os.environ,
+    further: Further = lambda config: [],
+) -> tuple[Config, Sources]:
     """As `load`, and which source each value is from. further: finds the faults that this module cannot know."""
     sources = Sources(path, flags, environ, declared(Config))
     config, faults = Config.checked(sources.values)

@@ -1,20 +1,22 @@
 """The errors of shardmem. Each says what happened, with which value, against which limit, and what to do.
 
-    ShardmemError
-    ├── ConfigError           a setting is wrong; one error lists all faults
-    ├── SegmentError          shared memory is not what it should be
-    │   ├── LayoutMismatch    made by another version of shardmem, or for another schema
-    │   ├── SegmentCorrupt    a word contradicts the geometry
-    │   └── OutOfMemory       /dev/shm has too little room
-    ├── Backpressure          events were refused; `.rest` is exactly what was not accepted
-    ├── NotRunning            the engine does not exist, is stopping, or this end of it is closed
-    ├── AlreadyRunning        somebody else holds the role
-    ├── BatchEscaped          a view of a batch was kept past its end
-    └── HandlerError          the user's handler failed; the events it had in hand stay in shared memory
+ShardmemError
+├── ConfigError           a setting is wrong; one error lists all faults
+├── SegmentError          shared memory is not what it should be
+│   ├── LayoutMismatch    made by another version of shardmem, or for another schema
+│   ├── SegmentCorrupt    a word contradicts the geometry
+│   └── OutOfMemory       /dev/shm has too little room
+├── Backpressure          events were refused; `.rest` is exactly what was not accepted
+├── NotRunning            the engine does not exist, is stopping, or this end of it is closed
+├── AlreadyRunning        somebody else holds the role
+├── BatchEscaped          a view of a batch was kept past its end
+└── HandlerError          the user's handler failed; the events it had in hand stay in shared memory
 """
+
 from __future__ import annotations
 
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 
 class ShardmemError(Exception):
@@ -51,7 +53,6 @@ class OutOfMemory(SegmentError):
             f"make it larger (docker run --shm-size, a memory-backed emptyDir with sizeLimit in Kubernetes, "
             f"mount -o remount,size=... {directory}) or lower lane_bytes"
         )
-
 
     @classmethod
     def told(cls, text: str, need: int, free: int) -> OutOfMemory:

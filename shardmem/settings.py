@@ -1,12 +1,14 @@
 """How a setting is declared: once, as a field of a dataclass. Flags, `shardmem config` and docs/settings.md come from that.
 
-    lane_bytes: int = setting(1 << 20, "ring of each producer to each shard", "bytes", least=4096, power_of_two=True)
+lane_bytes: int = setting(1 << 20, "ring of each producer to each shard", "bytes", least=4096, power_of_two=True)
 """
+
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Callable, Iterator
+from typing import Any
 
 REQUIRED: Any = MISSING
 UNITS = {
@@ -20,20 +22,52 @@ UNITS = {
     "share": "number from 0 to 1",
     "switch": "true or false",
 }
-_BYTES = {"": 1, "B": 1, "K": 1000, "KB": 1000, "KIB": 1 << 10, "M": 10**6, "MB": 10**6, "MIB": 1 << 20, "G": 10**9,
-          "GB": 10**9, "GIB": 1 << 30}
+_BYTES = {
+    "": 1,
+    "B": 1,
+    "K": 1000,
+    "KB": 1000,
+    "KIB": 1 << 10,
+    "M": 10**6,
+    "MB": 10**6,
+    "MIB": 1 << 20,
+    "G": 10**9,
+    "GB": 10**9,
+    "GIB": 1 << 30,
+}
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SWITCH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def setting(default: Any, help: str, unit: str = "text", *, least: int | None = None, most: int | None = None,
-            power_of_two: bool = False, choices: tuple[str, ...] = (), unset: str = "not set", secret: bool = False) -> Any:
+def setting(
+    default: Any,
+    help: str,
+    unit: str = "text",
+    *,
+    least: int | None = None,
+    most: int | None = None,
+    power_of_two: bool = False,
+    choices: tuple[str, ...] = (),
+    unset: str = "not set",
+    secret: bool = False,
+) -> Any:
     """A field. help: one line, no full stop. least, most: of a whole number. unset: what None stands for, in words. secret:
     its value is never shown."""
     if unit not in UNITS:
         raise ValueError(f"unit={unit!r} is not one of {', '.join(UNITS)}")
-    return field(default=default, metadata=dict(help=help, unit=unit, least=least, most=most, power_of_two=power_of_two,
-                                                choices=choices, unset=unset, secret=secret))
+    return field(
+        default=default,
+        metadata={
+            "help": help,
+            "unit": unit,
+            "least": least,
+            "most": most,
+            "power_of_two": power_of_two,
+            "choices": choices,
+            "unset": unset,
+            "secret": secret,
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -101,7 +135,9 @@ class Setting:
                     return self.default
                 value = int(match[1].replace("_", "")) * _BYTES[match[2].upper()]
         elif self.unit == "seconds":
-            match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*(ms|s|m|h)?\s*", value) if isinstance(value, str) else None
+            match = (
+                re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*(ms|s|m|h)?\s*", value) if isinstance(value, str) else None
+            )
             if match:
                 return float(match[1]) * _SECONDS[match[2] or "s"]
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
@@ -134,8 +170,9 @@ def declared(cls: Any) -> dict[str, Setting]:
     found = {}
     for each in fields(cls):
         if "help" not in each.metadata:
-            raise TypeError(f"{cls.__name__}.{each.name} is no setting: declare it as  {each.name} = setting(default, help, "
-                            f"unit)")
+            raise TypeError(
+                f"{cls.__name__}.{each.name} is no setting: declare it as  {each.name} = setting(default, help, unit)"
+            )
         found[each.name] = Setting(each.name, each.default, **each.metadata)
     return found
 

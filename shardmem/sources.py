@@ -1,4 +1,5 @@
 """Where the values of settings come from: a TOML file, SHARDMEM_* variables, flags; each value remembers which."""
+
 from __future__ import annotations
 
 import difflib
@@ -6,8 +7,9 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Iterable, Mapping
+from typing import Any
 
 from shardmem.errors import ConfigError
 
@@ -28,7 +30,9 @@ class Sources:
     """`values` by name of the setting, the later source winning, and the `origins` of them; of the members of a table too,
     as "policy.cooldown". `faults`: what cannot be had at all."""
 
-    def __init__(self, path: str | None, flags: Mapping[str, Any], environ: Mapping[str, str], known: Iterable[str]) -> None:
+    def __init__(
+        self, path: str | None, flags: Mapping[str, Any], environ: Mapping[str, str], known: Iterable[str]
+    ) -> None:
         """Raises ConfigError when there is no such file, or it is not TOML: then no setting of it can be told."""
         self.values: dict[str, Any] = {}
         self.origins: dict[str, Origin] = {}
@@ -42,7 +46,11 @@ class Sources:
         for name in sorted(environ):
             # Only what is all but a setting: others use the prefix too (Kubernetes gives each pod SHARDMEM_PORT and the like
             # when a service is called shardmem).
-            if name.startswith(PREFIX) and name not in variables and (near := difflib.get_close_matches(name, variables, 1, NEAR)):
+            if (
+                name.startswith(PREFIX)
+                and name not in variables
+                and (near := difflib.get_close_matches(name, variables, 1, NEAR))
+            ):
                 self.faults.append(f"{name} is not a setting; did you mean {near[0]}?")
         for key, value in flags.items():
             if value is not None:
@@ -124,7 +132,7 @@ def lines_of(text: str) -> dict[str, int]:
             name = table + re.sub(r"[\s\"]", "", key[1])
             found.setdefault(name, number)
             found.setdefault(name.partition(".")[0], number)
-            if inline := re.fullmatch(r"\s*\{(.*)\}\s*(?:#.*)?", line[key.end():]):
+            if inline := re.fullmatch(r"\s*\{(.*)\}\s*(?:#.*)?", line[key.end() :]):
                 for member in re.findall(r"(?:^|,)\s*([\w-]+)\s*=", inline[1]):
                     found.setdefault(f"{name}.{member}", number)
         for mark in ('"""', "'''"):

@@ -1,4 +1,5 @@
 """Fixtures for all tests: engine names that never clash, and a look around at the end for what was left behind."""
+
 from __future__ import annotations
 
 import os
@@ -7,7 +8,7 @@ import secrets
 import signal
 import tempfile
 import time
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
@@ -22,7 +23,9 @@ SESSION = f"t{os.getpid()}x{secrets.token_hex(2)}"
 _SESSION_MARK, _TEST_MARK = "PYTEST_SHARDMEM_SESSION", "PYTEST_SHARDMEM_TEST"
 os.environ[_SESSION_MARK] = SESSION
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a run in the background of a script: what it starts would ignore it too
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a run in the background of a script: what it starts would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -61,8 +64,11 @@ def nothing_left_behind() -> Iterator[None]:
     """Fails the session when a segment of its engines, or a process that it started, is still there at the end."""
     yield
     unnamed = f"shardmem.engine-{os.getpid()}-"
-    _expect_nothing("the session", lambda entry: SESSION in entry or entry.startswith(unnamed),
-                    lambda: {**_marked(_SESSION_MARK, SESSION), **_children()})
+    _expect_nothing(
+        "the session",
+        lambda entry: SESSION in entry or entry.startswith(unnamed),
+        lambda: {**_marked(_SESSION_MARK, SESSION), **_children()},
+    )
 
 
 def _expect_nothing(whose: str, is_ours: Callable[[str], bool], processes: Callable[[], dict[int, str]]) -> None:
@@ -78,7 +84,9 @@ def _expect_nothing(whose: str, is_ours: Callable[[str], bool], processes: Calla
     segments = sorted(filter(is_ours, os.listdir(SHM)))
     for entry in segments:
         os.unlink(os.path.join(SHM, entry))
-    if os.path.isdir(SOCKETS):  # a supervisor that was killed leaves its own, and the files of an engine without a state_dir
+    if os.path.isdir(
+        SOCKETS
+    ):  # a supervisor that was killed leaves its own, and the files of an engine without a state_dir
         for entry in filter(is_ours, os.listdir(SOCKETS)):
             os.unlink(os.path.join(SOCKETS, entry))
     found = [f"process {pid}: {command}" for pid, command in left.items()] + [f"{SHM}/{entry}" for entry in segments]

@@ -1,7 +1,8 @@
 """Builds sdist and wheel, builds a wheel from the sdist elsewhere, installs it in a new environment and uses it.
 
-    python tests/dist.py SOURCE_TREE EMPTY_DIRECTORY
+python tests/dist.py SOURCE_TREE EMPTY_DIRECTORY
 """
+
 from __future__ import annotations
 
 import subprocess
@@ -10,7 +11,7 @@ import tarfile
 import venv
 from pathlib import Path
 
-HANDLER = '''
+HANDLER = """
 import sys, shardmem
 
 def handle(batch):
@@ -21,7 +22,7 @@ if __name__ == "__main__":
         producer.push(7, b"seven")
         producer.flush(10)
     assert 1 == engine.status()["accounting"]["handled"]
-'''
+"""
 
 
 def run(*command: object, cwd: Path) -> None:
@@ -42,8 +43,12 @@ def main(source: Path, work: Path) -> None:
     with tarfile.open(only(work / "dist", "*.tar.gz")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
         archive.extractall(work / "elsewhere", **({"filter": "data"} if sys.version_info >= (3, 12) else {}))
-    wanted = {path.relative_to(source).as_posix() for part in ("csrc", "shardmem") for path in (source / part).rglob("*")
-              if path.suffix in (".c", ".h", ".py", ".typed", ".html", ".css", ".js", ".svg") and path.name != "_native.c"}
+    wanted = {
+        path.relative_to(source).as_posix()
+        for part in ("csrc", "shardmem")
+        for path in (source / part).rglob("*")
+        if path.suffix in (".c", ".h", ".py", ".typed", ".html", ".css", ".js", ".svg") and path.name != "_native.c"
+    }
     assert wanted <= names, f"missing from the sdist: {sorted(wanted - names)}"
     unpacked = only(work / "elsewhere", "shardmem-*")
     run(sys.executable, "-m", "build", "--wheel", "--outdir", work / "again", unpacked, cwd=work)

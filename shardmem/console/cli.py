@@ -1,4 +1,5 @@
 """The command line. Exit codes: 0 as asked, 1 failed, 2 usage or configuration, 3 a worker cannot boot, 4 already running."""
+
 from __future__ import annotations
 
 import asyncio
@@ -27,7 +28,13 @@ class Commands(click.Group):
             return super().invoke(context)
         except ShardmemError as error:
             click.echo(f"shardmem: {error}", err=True)
-            code = EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_ALREADY if isinstance(error, AlreadyRunning) else EXIT_FAILED
+            code = (
+                EXIT_CONFIG
+                if isinstance(error, ConfigError)
+                else EXIT_ALREADY
+                if isinstance(error, AlreadyRunning)
+                else EXIT_FAILED
+            )
             context.exit(code)
         except TimeoutError as error:
             click.echo(f"shardmem: {error}", err=True)
@@ -92,19 +99,31 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
         if as_json:
             click.echo(json.dumps({"event": "ready", "status": document}))
         elif for_people:
-            click.echo(f"engine {config.name} is running: {some(len(document['shards']), 'shard')}. Push with "
-                       f"shardmem.connect({config.name!r}); stop with 'shardmem stop {config.name}' or Ctrl-C", err=True)
+            click.echo(
+                f"engine {config.name} is running: {some(len(document['shards']), 'shard')}. Push with "
+                f"shardmem.connect({config.name!r}); stop with 'shardmem stop {config.name}' or Ctrl-C",
+                err=True,
+            )
 
     def read_again() -> tuple[Any, HandlerRef]:
         config, _ = _configured(target, flags)
         return config, HandlerRef.of(config.handler)
 
-    supervisor = Supervisor(config, HandlerRef.of(config.handler), on_ready=ready, read_again=read_again,
-                            notify=Notify.from_environment())
+    supervisor = Supervisor(
+        config, HandlerRef.of(config.handler), on_ready=ready, read_again=read_again, notify=Notify.from_environment()
+    )
     code = asyncio.run(supervisor.run())
     if as_json:
-        click.echo(json.dumps({"event": "ended", "code": code, "status": supervisor.outcome,
-                               "error": str(supervisor.error) if supervisor.error else None}))
+        click.echo(
+            json.dumps(
+                {
+                    "event": "ended",
+                    "code": code,
+                    "status": supervisor.outcome,
+                    "error": str(supervisor.error) if supervisor.error else None,
+                }
+            )
+        )
     elif for_people and supervisor.outcome is not None:
         from shardmem.console.render import accounting_line
 
@@ -122,8 +141,10 @@ def _configured(target: str | None, flags: dict[str, Any]) -> Any:
     if target is None or target.endswith(".toml"):
         return sourced(target, flags, further=faults_of)
     if ":" not in target:
-        raise click.UsageError(f"{target!r} is neither a file that ends in .toml nor module:handler, as app:handle is for "
-                               f"the function handle of app.py")
+        raise click.UsageError(
+            f"{target!r} is neither a file that ends in .toml nor module:handler, as app:handle is for "
+            f"the function handle of app.py"
+        )
     flags["name"] = flags["name"] or os.environ.get("SHARDMEM_NAME") or target.partition(":")[0].rpartition(".")[2]
     return sourced(None, {"handler": target, **flags}, further=faults_of)
 
@@ -150,7 +171,9 @@ def config(target: str | None, markdown: bool, as_json: bool, **flags: Any) -> N
 
 @main.command()
 @click.argument("name", required=False)
-@click.option("--wait", type=click.FloatRange(0), metavar="SECONDS", help="First wait until the engine is ready, or fail.")
+@click.option(
+    "--wait", type=click.FloatRange(0), metavar="SECONDS", help="First wait until the engine is ready, or fail."
+)
 @as_json
 def status(name: str | None, wait: float | None, as_json: bool) -> None:
     """Show an engine: shards, producers, accounting. Works with its supervisor dead."""
@@ -174,8 +197,9 @@ def status(name: str | None, wait: float | None, as_json: bool) -> None:
 @main.command()
 @click.argument("name", metavar="[ENGINE]", required=False)
 @click.option("--once", is_flag=True, help="Print one frame and end, as without a terminal.")
-@click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True,
-              help="Seconds between two looks.")
+@click.option(
+    "--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, help="Seconds between two looks."
+)
 def top(name: str | None, once: bool, interval: float) -> None:
     """Watch an engine: shards, producers, handoffs, decisions. Works with its supervisor dead.
 
@@ -197,8 +221,8 @@ def top(name: str | None, once: bool, interval: float) -> None:
 @as_json
 def stop(name: str | None, now: bool, timeout: float | None, as_json: bool) -> None:
     """Drain an engine and stop it."""
-    from shardmem.control.client import Client, only_engine
     from shardmem.console.render import accounting_line
+    from shardmem.control.client import Client, only_engine
 
     name = name or only_engine()
     shown = False
@@ -219,8 +243,11 @@ def stop(name: str | None, now: bool, timeout: float | None, as_json: bool) -> N
     else:
         click.echo(f"engine {name} has stopped: {accounting_line(document['accounting'])}")
     if left and not now:
-        click.echo(f"shardmem: {left:,} events were not handled (see the engine's log); they stay in shared memory, "
-                   f"run the engine again to handle them", err=True)
+        click.echo(
+            f"shardmem: {left:,} events were not handled (see the engine's log); they stay in shared memory, "
+            f"run the engine again to handle them",
+            err=True,
+        )
         sys.exit(EXIT_FAILED)
 
 
@@ -254,7 +281,9 @@ def _either(engine: str | None, name: str | None) -> str | None:
 
 
 engine_argument = click.argument("engine", required=False)
-engine_option = click.option("--engine", "name", help="Name of the engine; default: SHARDMEM_NAME, or the only one here.")
+engine_option = click.option(
+    "--engine", "name", help="Name of the engine; default: SHARDMEM_NAME, or the only one here."
+)
 
 
 @main.command(cls=_OfAnEngine, short_help="Run more or fewer shards, or let the policy decide.")
@@ -317,8 +346,16 @@ def reload(engine: str | None, name: str | None, as_json: bool) -> None:
 @click.option("--skip-bad", is_flag=True, help="Leave out records that cannot be read, and count them.")
 @click.option("--wait/--no-wait", default=True, help="Return when everything has been handled (default), or pushed.")
 @as_json
-def ingest(files: tuple[str, ...], engine: str | None, form: str, key: str | None, delimiter: str | None, skip_bad: bool,
-           wait: bool, as_json: bool) -> None:
+def ingest(
+    files: tuple[str, ...],
+    engine: str | None,
+    form: str,
+    key: str | None,
+    delimiter: str | None,
+    skip_bad: bool,
+    wait: bool,
+    as_json: bool,
+) -> None:
     """Push records of FILES (default, or '-': standard input) into a running engine.
 
     An events engine gets each record's own bytes as payload; a records engine gets the fields of its dtype by name.
@@ -342,27 +379,40 @@ def ingest(files: tuple[str, ...], engine: str | None, form: str, key: str | Non
                 raise
             except (ShardmemError, TimeoutError) as error:
                 cut_off = error
-        summary = {"engine": producer.engine, "events": work.events, "skipped": work.skipped, "bytes": meter.bytes,
-                   "seconds": round(meter.seconds, 3), "rate": round(work.events / max(meter.seconds, 1e-9))}
+        summary = {
+            "engine": producer.engine,
+            "events": work.events,
+            "skipped": work.skipped,
+            "bytes": meter.bytes,
+            "seconds": round(meter.seconds, 3),
+            "rate": round(work.events / max(meter.seconds, 1e-9)),
+        }
     if cut_off is not None:
         if as_json:
             click.echo(json.dumps({**summary, "error": str(cut_off), "next": work.next}))
-        click.echo(f"shardmem: {cut_off}. {some(work.events, 'event')} accepted{f'; {work.next}' if work.next else ''}", err=True)
+        click.echo(
+            f"shardmem: {cut_off}. {some(work.events, 'event')} accepted{f'; {work.next}' if work.next else ''}",
+            err=True,
+        )
         sys.exit(EXIT_FAILED)
     if as_json:
         click.echo(json.dumps(summary))
     else:
         from shardmem.console.render import count
 
-        click.echo(f"{some(work.events, 'event')} in {meter.seconds:.2f} s ({count(summary['rate'])}/s)"
-                   + (f", {some(work.skipped, 'record')} skipped" if work.skipped else "")
-                   + (", all handled" if wait else ""))
+        click.echo(
+            f"{some(work.events, 'event')} in {meter.seconds:.2f} s ({count(summary['rate'])}/s)"
+            + (f", {some(work.skipped, 'record')} skipped" if work.skipped else "")
+            + (", all handled" if wait else "")
+        )
 
 
 @main.command(short_help="Remove shared memory and sockets that nobody holds.")
 @click.argument("engines", nargs=-1)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-@click.option("--end-orphans", is_flag=True, help="TERM to workers whose supervisor is gone; then look at their engine.")
+@click.option(
+    "--end-orphans", is_flag=True, help="TERM to workers whose supervisor is gone; then look at their engine."
+)
 @click.option("--discard", metavar="NAME", help="Remove this one engine's memory; accepted events in it are lost.")
 @as_json
 def gc(engines: tuple[str, ...], dry_run: bool, end_orphans: bool, discard: str | None, as_json: bool) -> None:
@@ -374,8 +424,10 @@ def gc(engines: tuple[str, ...], dry_run: bool, end_orphans: bool, discard: str 
     from shardmem.control.census import Places
     from shardmem.control.collect import gc as collect
 
-    found = [each.describe() for each in
-             collect(Places(), engines, dry_run=dry_run, end_orphans=end_orphans, discard=discard)]
+    found = [
+        each.describe()
+        for each in collect(Places(), engines, dry_run=dry_run, end_orphans=end_orphans, discard=discard)
+    ]
     if as_json:
         freed = sum(each["bytes"] for each in found if each["done"])
         click.echo(json.dumps({"dry_run": dry_run, "freed": freed, "findings": found}, indent=2))
@@ -408,13 +460,20 @@ def doctor(target: str | None, as_json: bool) -> None:
         plan = Plan.of_config(config)
     places = Places()
     engines, others = census(places)
-    held = {facts.name: sum(inbox.file.bytes for inbox in facts.inboxes) + facts.control.bytes for facts in engines
-            if facts.control}
+    held = {
+        facts.name: sum(inbox.file.bytes for inbox in facts.inboxes) + facts.control.bytes
+        for facts in engines
+        if facts.control
+    }
     leftovers = [*(each for facts in engines for each in judge(facts, places.uid)), *others]
     checks = examine(Host(), replace(plan, held=held.get(plan.name, 0)), leftovers)
     if as_json:
-        click.echo(json.dumps({"engine": plan.name, "worst": worst_of(checks),
-                               "checks": [each.describe() for each in checks]}, indent=2))
+        click.echo(
+            json.dumps(
+                {"engine": plan.name, "worst": worst_of(checks), "checks": [each.describe() for each in checks]},
+                indent=2,
+            )
+        )
     else:
         click.echo(rendered([each.describe() for each in checks]))
     if worst_of(checks) == PROBLEM:

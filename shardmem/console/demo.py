@@ -1,4 +1,5 @@
 """The demonstration: all flights out of New York in 2013, keyed by aircraft, summed up by shards."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -62,7 +63,7 @@ def flights() -> list[bytes]:
 def _produce(engine: str, lines: list[bytes], done: Any) -> None:
     with connect(engine) as producer:
         for start in range(0, len(lines), BLOCK):
-            block = lines[start:start + BLOCK]
+            block = lines[start : start + BLOCK]
             producer.push_many([line.split(b",")[TAIL_NUMBER].decode() for line in block], block)
             with done.get_lock():
                 done.value += len(block)
@@ -75,12 +76,16 @@ def run_demo(shards: int, producers: int, as_json: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="shardmem-demo-") as directory:
         with Engine(handler=AircraftTotals(directory), shards=shards) as engine:
             if not as_json:
-                click.echo(f"engine {engine.name}: {shards} shards, {producers} producers, {len(lines):,} flights of 2013")
+                click.echo(
+                    f"engine {engine.name}: {shards} shards, {producers} producers, {len(lines):,} flights of 2013"
+                )
             done = spawn.Value("q", 0)
             share = -(-len(lines) // producers)
             started = time.monotonic()
-            children = [spawn.Process(target=_produce, args=(engine.name, lines[i * share:(i + 1) * share], done))
-                        for i in range(producers)]
+            children = [
+                spawn.Process(target=_produce, args=(engine.name, lines[i * share : (i + 1) * share], done))
+                for i in range(producers)
+            ]
             for child in children:
                 child.start()
             with Meter(len(lines), quiet=as_json, what="flights") as meter:
@@ -106,8 +111,17 @@ def _report(status: dict[str, Any], totals: dict[str, list[int]], seconds: float
     busiest = sorted(known.items(), key=lambda item: (-item[1][0], item[0]))[:10]
     accounting = status["accounting"]
     if as_json:
-        click.echo(json.dumps({"engine": status["engine"]["name"], "seconds": round(seconds, 3), "aircraft": len(known), "accounting": accounting,
-                               "busiest": {key: {"flights": f, "miles": m} for key, (f, m) in busiest}}))
+        click.echo(
+            json.dumps(
+                {
+                    "engine": status["engine"]["name"],
+                    "seconds": round(seconds, 3),
+                    "aircraft": len(known),
+                    "accounting": accounting,
+                    "busiest": {key: {"flights": f, "miles": m} for key, (f, m) in busiest},
+                }
+            )
+        )
         return
     click.echo(f"\n{len(known):,} aircraft; the ten that flew most:")
     for key, (number, miles) in busiest:
@@ -115,4 +129,6 @@ def _report(status: dict[str, Any], totals: dict[str, list[int]], seconds: float
     for shard in status["shards"]:
         click.echo(f"shard {shard['id']}: {shard['handled']:,} flights in {shard['batches']:,} batches")
     click.echo(accounting_line(accounting))
-    click.echo(f"{seconds:.2f} s from starting the producers to the last flight handled ({count(accounting['handled'] / seconds)}/s)")
+    click.echo(
+        f"{seconds:.2f} s from starting the producers to the last flight handled ({count(accounting['handled'] / seconds)}/s)"
+    )

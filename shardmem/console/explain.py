@@ -1,9 +1,11 @@
 """The declared settings as flags, as text and as the page docs/settings.md."""
+
 from __future__ import annotations
 
 import functools
 import textwrap
-from typing import Any, Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 import click
 
@@ -60,11 +62,20 @@ def _row(each: Setting, name: str, value: Any, origin: Any, text: str | None = N
         return thing if thing is None or isinstance(thing, (bool, int, float, str, dict)) else str(thing)
 
     shown = each.text(value) if each.secret else plain(None if each.required and value is each.default else value)
-    return {"name": name, "value": shown,
-            "text": text or each.text(value), "unit": each.unit, "required": each.required,
-            "default": None if each.required else plain(each.default), "default_text": each.text(each.default),
-            "from": origin.kind if origin else "default", "place": origin.text if origin else "default",
-            "line": origin.line if origin else None, "help": each.help, "limits": each.limits}
+    return {
+        "name": name,
+        "value": shown,
+        "text": text or each.text(value),
+        "unit": each.unit,
+        "required": each.required,
+        "default": None if each.required else plain(each.default),
+        "default_text": each.text(each.default),
+        "from": origin.kind if origin else "default",
+        "place": origin.text if origin else "default",
+        "line": origin.line if origin else None,
+        "help": each.help,
+        "limits": each.limits,
+    }
 
 
 def text(rows: Iterable[dict[str, Any]]) -> str:
@@ -81,6 +92,7 @@ def text(rows: Iterable[dict[str, Any]]) -> str:
 
 def page() -> str:
     """docs/settings.md."""
+
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
@@ -96,20 +108,37 @@ def page() -> str:
     presets = [getattr(ScalingPolicy, name)(4) for name in PRESETS]
 
     def policy(each: Setting) -> list[str]:
-        return [f"`{each.name}`", each.unit, *(each.text(getattr(preset, each.name)) for preset in presets), about(each)]
+        return [
+            f"`{each.name}`",
+            each.unit,
+            *(each.text(getattr(preset, each.name)) for preset in presets),
+            about(each),
+        ]
 
-    return "\n".join([
-        "# Settings", "",
-        "Written by `shardmem config --markdown` from the declarations in `shardmem/config.py` and",
-        "`shardmem/policy/scaling.py`; a test compares the two. `shardmem config engine.toml` shows the values in force and",
-        "where each is from.", "",
-        "A setting is given in the TOML file (`lane_bytes = \"64KiB\"`), as a variable (`SHARDMEM_LANE_BYTES`), as a flag",
-        "(`--lane-bytes`), or to `Engine(...)`; a flag wins over a variable, and that over the file. `handler` has no flag:",
-        "it is what `shardmem run` is given.", "",
-        *table(["setting", "unit", "default", "meaning"], declared(Config).values(), engine), "",
-        "## [policy]", "",
-        "`policy = \"conservative\"` names a preset; a table `[policy]` changes settings of the one that its `preset`",
-        "names, or of `default`. `min_shards`, `max_shards` and `auto_scale` are settings of the engine.", "",
-        *table(["setting", "unit", *PRESETS, "meaning"], policy_settings(), policy),
-        "", "## Units", "",
-        *(f"- **{name}**: {meaning}" for name, meaning in UNITS.items()), ""])
+    return "\n".join(
+        [
+            "# Settings",
+            "",
+            "Written by `shardmem config --markdown` from the declarations in `shardmem/config.py` and",
+            "`shardmem/policy/scaling.py`; a test compares the two. `shardmem config engine.toml` shows the values in force and",
+            "where each is from.",
+            "",
+            'A setting is given in the TOML file (`lane_bytes = "64KiB"`), as a variable (`SHARDMEM_LANE_BYTES`), as a flag',
+            "(`--lane-bytes`), or to `Engine(...)`; a flag wins over a variable, and that over the file. `handler` has no flag:",
+            "it is what `shardmem run` is given.",
+            "",
+            *table(["setting", "unit", "default", "meaning"], declared(Config).values(), engine),
+            "",
+            "## [policy]",
+            "",
+            '`policy = "conservative"` names a preset; a table `[policy]` changes settings of the one that its `preset`',
+            "names, or of `default`. `min_shards`, `max_shards` and `auto_scale` are settings of the engine.",
+            "",
+            *table(["setting", "unit", *PRESETS, "meaning"], policy_settings(), policy),
+            "",
+            "## Units",
+            "",
+            *(f"- **{name}**: {meaning}" for name, meaning in UNITS.items()),
+            "",
+        ]
+    )

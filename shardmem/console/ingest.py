@@ -1,17 +1,19 @@
 """Lines, CSV and JSON lines into an engine, a block at a time."""
+
 from __future__ import annotations
 
 import csv
 import json
 import os
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, BinaryIO, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from shardmem.errors import ConfigError, ShardmemError
 from shardmem.console.progress import Meter
+from shardmem.errors import ConfigError, ShardmemError
 from shardmem.runtime.producer import Producer
 from shardmem.settings import some
 
@@ -38,7 +40,9 @@ class Ingest:
     in words where to go on when the engine took no more.
     """
 
-    def __init__(self, producer: Producer, form: str, *, key: str | None, delimiter: str | None, skip_bad: bool) -> None:
+    def __init__(
+        self, producer: Producer, form: str, *, key: str | None, delimiter: str | None, skip_bad: bool
+    ) -> None:
         self._producer, self._form, self._key, self._skip_bad = producer, form, key, skip_bad
         self._delimiter = delimiter if delimiter is not None else "," if form == "csv" else None
         self.events = self.skipped = 0
@@ -47,11 +51,14 @@ class Ingest:
         if schema.is_records:
             assert schema.dtype is not None
             if form == "lines":
-                raise ConfigError(f"engine {producer.engine!r} carries records with fields {', '.join(schema.dtype.names)}; "
-                                  f"lines have no field names: use --format csv or jsonl")
+                raise ConfigError(
+                    f"engine {producer.engine!r} carries records with fields {', '.join(schema.dtype.names)}; "
+                    f"lines have no field names: use --format csv or jsonl"
+                )
             if key is not None and key != schema.key:
-                raise ConfigError(f"--key {key}: the key of engine {producer.engine!r} is its field {schema.key!r}; leave "
-                                  f"--key out")
+                raise ConfigError(
+                    f"--key {key}: the key of engine {producer.engine!r} is its field {schema.key!r}; leave --key out"
+                )
         elif form == "lines" and key is not None and not (key.isdigit() and int(key) > 0):
             raise ConfigError(f"--key {key}: of lines the key is a field number from 1")
 
@@ -96,7 +103,9 @@ class Ingest:
                 if not self._bad(number, f"is not JSON: {error}"):
                     continue
             else:
-                if isinstance(fields, dict) or not self._bad(number, f"is JSON, but a {type(fields).__name__} and no object"):
+                if isinstance(fields, dict) or not self._bad(
+                    number, f"is JSON, but a {type(fields).__name__} and no object"
+                ):
                     if isinstance(fields, dict):
                         yield number, raw, fields
 
@@ -108,11 +117,19 @@ class Ingest:
         except StopIteration:
             return
         self._columns = {field.lstrip("\ufeff"): i for i, field in enumerate(header)}
-        wanted = [self._key] if self._key else list(self._producer.schema.dtype.names) if self._producer.schema.is_records else []
+        wanted = (
+            [self._key]
+            if self._key
+            else list(self._producer.schema.dtype.names)
+            if self._producer.schema.is_records
+            else []
+        )
         missing = [field for field in wanted if field not in self._columns]
         if missing:
             hint = "; is another --delimiter meant?" if len(header) == 1 else ""
-            raise ConfigError(f"{self._name} has no column {', '.join(missing)}; its columns are {', '.join(self._columns)}{hint}")
+            raise ConfigError(
+                f"{self._name} has no column {', '.join(missing)}; its columns are {', '.join(self._columns)}{hint}"
+            )
         source.take()
         while True:
             first = source.number + 1
@@ -147,7 +164,7 @@ class Ingest:
             return self._producer.push_many(keys, payloads)
         except ShardmemError as error:
             if (rest := getattr(error, "rest", None)) is not None:
-                self._cut_off(block, len(rest[1]), [*rest[1]] == payloads[len(block) - len(rest[1]):])
+                self._cut_off(block, len(rest[1]), [*rest[1]] == payloads[len(block) - len(rest[1]) :])
             raise
 
     def _key_of(self, record: Record) -> Any:
@@ -183,7 +200,7 @@ class Ingest:
                     return self._producer.send(rows)
                 except ShardmemError as error:
                     if (rest := getattr(error, "rest", None)) is not None:
-                        self._cut_off(block, len(rest), rest.tobytes() == rows[len(block) - len(rest):].tobytes())
+                        self._cut_off(block, len(rest), rest.tobytes() == rows[len(block) - len(rest) :].tobytes())
                     raise
             block = [record for i, record in enumerate(block) if i not in bad]
         return 0
@@ -193,9 +210,12 @@ class Ingest:
         accepted = len(block) - left
         self.events += accepted
         if left:
-            self.next = (f"the first that was not is at {self._name}, line {block[accepted][0]}" if in_one else
-                         f"of {self._name}, lines {block[0][0]} to {block[-1][0]}, {some(left, 'event')} were not, and not only "
-                         f"the last")
+            self.next = (
+                f"the first that was not is at {self._name}, line {block[accepted][0]}"
+                if in_one
+                else f"of {self._name}, lines {block[0][0]} to {block[-1][0]}, {some(left, 'event')} were not, and not only "
+                f"the last"
+            )
 
     def _find_bad(self, block: list[Record], values: list[Any], name: str, dtype: np.dtype) -> set[int]:
         bad = set()
@@ -209,8 +229,10 @@ class Ingest:
 
     def _bad(self, number: int, what: str) -> bool:
         if not self._skip_bad:
-            raise BadRecord(f"{self._name}, line {number}: {what}. Pushed before it: {some(self.events, 'event')}; "
-                            f"--skip-bad leaves such records out")
+            raise BadRecord(
+                f"{self._name}, line {number}: {what}. Pushed before it: {some(self.events, 'event')}; "
+                f"--skip-bad leaves such records out"
+            )
         self.skipped += 1
         return False
 
@@ -245,8 +267,10 @@ def _column(values: list[Any], dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "f":
         return np.array([float("nan") if value in _ABSENT else float(value) for value in values], dtype)
     if dtype.kind in "iu":
-        return np.array([int(value) if not isinstance(value, float) or value.is_integer() else _no(value)
-                         for value in values], dtype)
+        return np.array(
+            [int(value) if not isinstance(value, float) or value.is_integer() else _no(value) for value in values],
+            dtype,
+        )
     if dtype.kind == "S":
         encoded = ["" if value is None else str(value) for value in values]
         cells = [text.encode(errors="surrogateescape") for text in encoded]

@@ -1,4 +1,5 @@
 """Progress of long work: a bar on a terminal, a line every few seconds elsewhere, nothing when quiet."""
+
 from __future__ import annotations
 
 import sys
@@ -25,8 +26,13 @@ class Meter:
 
     def __enter__(self) -> Meter:
         if not self._quiet and sys.stderr.isatty():
-            self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"),
-                                 TimeElapsedColumn(), console=Console(stderr=True))
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+            )
             self._bar.start()
             self._task = self._bar.add_task(self._what, total=self._total, rate="")
         return self

@@ -1,4 +1,5 @@
 """`shardmem quarantine`: events that kept failing or killing their handler; look at them, give them back, throw them away."""
+
 from __future__ import annotations
 
 import glob
@@ -15,7 +16,9 @@ from shardmem.errors import NotRunning, ShardmemError
 from shardmem.settings import some
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
-engine_option = click.option("--engine", "name", help="Name of the engine; default: SHARDMEM_NAME, or the only one here.")
+engine_option = click.option(
+    "--engine", "name", help="Name of the engine; default: SHARDMEM_NAME, or the only one here."
+)
 directory_option = click.option("--state-dir", help="Where the engine kept its files, if it is not running any more.")
 
 
@@ -77,8 +80,15 @@ def list_(everything: bool, name: str | None, state_dir: str | None, as_json: bo
         return
     if not events:
         kept = len(found.numbers(replayed=True)) if found else 0
-        click.echo(f"engine {engine}: " + ("the quarantine is empty" if not kept else "nothing waits in the quarantine; "
-                                           f"{some(kept, 'replayed event')} kept until purged (list --all, purge --all)"))
+        click.echo(
+            f"engine {engine}: "
+            + (
+                "the quarantine is empty"
+                if not kept
+                else "nothing waits in the quarantine; "
+                f"{some(kept, 'replayed event')} kept until purged (list --all, purge --all)"
+            )
+        )
         return
     from rich.console import Console
     from rich.table import Table
@@ -86,17 +96,32 @@ def list_(everything: bool, name: str | None, state_dir: str | None, as_json: bo
 
     table = Table(box=None, pad_edge=False)
     for title in ("id", "when", "shard", "key", "attempts", "reason"):
-        table.add_column(title, justify="right" if title in ("id", "shard", "attempts") else "left",
-                         overflow="ellipsis" if title in ("key", "reason") else "fold", no_wrap=True)
+        table.add_column(
+            title,
+            justify="right" if title in ("id", "shard", "attempts") else "left",
+            overflow="ellipsis" if title in ("key", "reason") else "fold",
+            no_wrap=True,
+        )
     for event in events:
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(event.at)) + (" replayed" if event.replayed_at else "")
-        table.add_row(*(Text(str(cell)) for cell in (event.id, when, event.shard, _cut(repr(event.key), 24), event.attempts,
-                                                      _cut(event.reason.splitlines()[0] if event.reason else "", 200))))
+        table.add_row(
+            *(
+                Text(str(cell))
+                for cell in (
+                    event.id,
+                    when,
+                    event.shard,
+                    _cut(repr(event.key), 24),
+                    event.attempts,
+                    _cut(event.reason.splitlines()[0] if event.reason else "", 200),
+                )
+            )
+        )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[:length - 3] + "..."
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 @quarantine.command()
@@ -107,7 +132,7 @@ def show(id: int, name: str | None, state_dir: str | None, as_json: bool) -> Non
     from shardmem.control.quarantine import describe
 
     _, found = _needed(name, state_dir)
-    event, = found.events([id])
+    (event,) = found.events([id])
     described = describe(event, whole=True)
     if as_json:
         click.echo(json.dumps(described, indent=2))
@@ -124,10 +149,18 @@ def show(id: int, name: str | None, state_dir: str | None, as_json: bool) -> Non
 @quarantine.command()
 @click.argument("ids", type=int, nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All that have not been replayed yet.")
-@click.option("--timeout", type=click.FloatRange(0), help="Seconds to wait for room in lanes; default: as long as it takes.")
+@click.option(
+    "--timeout", type=click.FloatRange(0), help="Seconds to wait for room in lanes; default: as long as it takes."
+)
 @_common
-def replay(ids: tuple[int, ...], everything: bool, timeout: float | None, name: str | None, state_dir: str | None,
-           as_json: bool) -> None:
+def replay(
+    ids: tuple[int, ...],
+    everything: bool,
+    timeout: float | None,
+    name: str | None,
+    state_dir: str | None,
+    as_json: bool,
+) -> None:
     """Push events into the running engine again, as new events: they come behind what their keys got since.
 
     Mend the handler first ('shardmem reload', or run the engine anew).
@@ -143,7 +176,9 @@ def replay(ids: tuple[int, ...], everything: bool, timeout: float | None, name: 
     else:
         click.echo(f"engine {engine}: {some(len(given.replayed), 'event')} replayed")
     if given.left:
-        raise ShardmemError(f"{some(len(given.left), 'event')} left in quarantine, from event {given.left[0]} on: {given.why}")
+        raise ShardmemError(
+            f"{some(len(given.left), 'event')} left in quarantine, from event {given.left[0]} on: {given.why}"
+        )
 
 
 @quarantine.command()
@@ -156,7 +191,11 @@ def purge(ids: tuple[int, ...], everything: bool, name: str | None, state_dir: s
         raise click.UsageError("name the ids of events, or --all")
     engine, found = _open(name, state_dir)
     purged = found.purge(ids or None) if found else 0
-    click.echo(json.dumps({"engine": engine, "purged": purged}) if as_json else f"engine {engine}: {some(purged, 'event')} purged")
+    click.echo(
+        json.dumps({"engine": engine, "purged": purged})
+        if as_json
+        else f"engine {engine}: {some(purged, 'event')} purged"
+    )
 
 
 def _needed(name: str | None, directory: str | None) -> tuple[str, Any]:

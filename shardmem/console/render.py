@@ -1,4 +1,5 @@
 """A status document as text for people. Pure: a document in, lines out."""
+
 from __future__ import annotations
 
 import textwrap
@@ -12,8 +13,15 @@ from rich.text import Text
 
 from shardmem.settings import size, some
 
-_COLORS = {"running": "green", "active": "green", "failed": "bold red", "stopped": "red", "draining": "yellow",
-           "starting": "yellow", "provisioning": "yellow"}
+_COLORS = {
+    "running": "green",
+    "active": "green",
+    "failed": "bold red",
+    "stopped": "red",
+    "draining": "yellow",
+    "starting": "yellow",
+    "provisioning": "yellow",
+}
 
 LEVEL_COLORS = {"info": "", "warning": "yellow", "error": "red"}
 VERDICTS = {"info": "well", "warning": "needs attention", "error": "not well"}
@@ -60,22 +68,31 @@ def answer(engine: str, command: str, done: dict[str, Any]) -> str:
     moved, seconds = done["moved"], done["seconds"]
     lines = []
     if command == "scale" and done["auto_scale"]:
-        return (f"engine {engine}: the policy decides from now on how many shards run; now {some(len(done['shards']), 'shard')}: "
-                f"{', '.join(map(str, done['shards']))}")
+        return (
+            f"engine {engine}: the policy decides from now on how many shards run; now {some(len(done['shards']), 'shard')}: "
+            f"{', '.join(map(str, done['shards']))}"
+        )
     if command == "scale":
-        lines.append(f"engine {engine} runs {some(len(done['shards']), 'shard')}: {', '.join(map(str, done['shards']))}"
-                     + (f"; added {', '.join(map(str, done['added']))}" if done["added"] else "")
-                     + (f"; removed {', '.join(map(str, done['removed']))}" if done["removed"] else ""))
+        lines.append(
+            f"engine {engine} runs {some(len(done['shards']), 'shard')}: {', '.join(map(str, done['shards']))}"
+            + (f"; added {', '.join(map(str, done['added']))}" if done["added"] else "")
+            + (f"; removed {', '.join(map(str, done['removed']))}" if done["removed"] else "")
+        )
     elif command == "drain":
         lines.append(f"engine {engine}: shard {done['drained']} is drained and removed")
     elif command == "reload":
-        lines.append(f"engine {engine}: " + ", ".join(f"shard {each['from']} is replaced by shard {each['to']}"
-                                                      for each in done["reloaded"]))
+        lines.append(
+            f"engine {engine}: "
+            + ", ".join(f"shard {each['from']} is replaced by shard {each['to']}" for each in done["reloaded"])
+        )
         lines += [f"  {name} cannot change while the engine runs, and stays as it is" for name in done["not_applied"]]
     to: dict[tuple[int, int], int] = {}
     for each in moved:
         to[each["from"], each["to"]] = to.get((each["from"], each["to"]), 0) + 1
-    lines += [f"  {some(number, 'slot')} from shard {source} to shard {target}" for (source, target), number in sorted(to.items())]
+    lines += [
+        f"  {some(number, 'slot')} from shard {source} to shard {target}"
+        for (source, target), number in sorted(to.items())
+    ]
     if not moved and command != "reload":
         lines.append("  no slot had to move")
     took = {phase: value for phase, value in seconds.items() if value or phase == "total"}
@@ -92,36 +109,65 @@ def status(document: dict[str, Any]) -> Group:
     head.append("  ")
     head.append(engine["state"], _COLORS.get(engine["state"], ""))
     schema = engine["schema"]
-    head.append(f"  {schema['kind']}" + (f" by {schema['key']}" if schema.get("key") else "")
-                + f", {engine['slots']} slots")
+    head.append(
+        f"  {schema['kind']}" + (f" by {schema['key']}" if schema.get("key") else "") + f", {engine['slots']} slots"
+    )
     if supervisor["alive"]:
         head.append(f", supervisor pid {supervisor['pid']}")
     else:
         head.append(", no supervisor: read from shared memory", "bold red")
     head.append(f": {verdict(document['findings'])}", LEVEL_COLORS[worst(document["findings"])] or "green")
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
-    for name, justify in (("shard", "right"), ("state", "left"), ("pid", "right"), ("slots", "right"), ("handled", "right"),
-                          ("in flight", "right"), ("fill", "right"), ("busy", "right"), ("p50", "right"), ("p99", "right")):
+    for name, justify in (
+        ("shard", "right"),
+        ("state", "left"),
+        ("pid", "right"),
+        ("slots", "right"),
+        ("handled", "right"),
+        ("in flight", "right"),
+        ("fill", "right"),
+        ("busy", "right"),
+        ("p50", "right"),
+        ("p99", "right"),
+    ):
         table.add_column(name, justify=justify, no_wrap=True)
     for shard in document["shards"]:
-        table.add_row(str(shard["id"]), _state(shard),
-                      str(shard["pid"]) if shard["alive"] else "-", str(shard["slots"]), count(shard["handled"]),
-                      count(shard["in_flight"]), f"{shard['fill_ratio']:.0%}", f"{shard['busy']:.0%}",
-                      microseconds(shard["latency_p50_us"]), microseconds(shard["latency_p99_us"]))
+        table.add_row(
+            str(shard["id"]),
+            _state(shard),
+            str(shard["pid"]) if shard["alive"] else "-",
+            str(shard["slots"]),
+            count(shard["handled"]),
+            count(shard["in_flight"]),
+            f"{shard['fill_ratio']:.0%}",
+            f"{shard['busy']:.0%}",
+            microseconds(shard["latency_p50_us"]),
+            microseconds(shard["latency_p99_us"]),
+        )
     parts: list[Any] = [head, *found_lines(document["findings"]), table]
     parts += [Text(f"http: {engine['http']}")] if engine.get("http") else []
     moving = document["handoffs"]
     if moving:
-        slow = [f"slot {each['slot']} from {each['from']} to {each['to']}, {each['phase']} for {each['age_s']:.1f} s"
-                for each in moving if each["late"]]
-        parts.append(Text(f"slots in motion: {len(moving)}" + (f"; late: {'; '.join(slow[:3])}" if slow else ""),
-                          "bold red" if slow else "yellow"))
+        slow = [
+            f"slot {each['slot']} from {each['from']} to {each['to']}, {each['phase']} for {each['age_s']:.1f} s"
+            for each in moving
+            if each["late"]
+        ]
+        parts.append(
+            Text(
+                f"slots in motion: {len(moving)}" + (f"; late: {'; '.join(slow[:3])}" if slow else ""),
+                "bold red" if slow else "yellow",
+            )
+        )
     alive = [producer for producer in document["producers"] if producer["alive"]]
     pids = ", ".join(str(producer["pid"]) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
     parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
     parts.append(Text(accounting_line(document["accounting"])))
-    parts += [Text(line, LEVEL_COLORS[each["level"]]) for each in document["events"][-5:]
-              for line in textwrap.wrap(happened(each), 80, subsequent_indent=" " * 16, max_lines=3, placeholder=" ...")]
+    parts += [
+        Text(line, LEVEL_COLORS[each["level"]])
+        for each in document["events"][-5:]
+        for line in textwrap.wrap(happened(each), 80, subsequent_indent=" " * 16, max_lines=3, placeholder=" ...")
+    ]
     return Group(*parts)
 
 
@@ -148,13 +194,26 @@ def found_lines(found: list[dict[str, Any]], most: int | None = None, columns: i
     for each in found:
         indent = " " * (len(_MARKS[each["level"]]) + 1)
         text = printable(f"{_MARKS[each['level']]} {each['text']}")
-        lines += [Text(line, LEVEL_COLORS[each["level"]]) for line in textwrap.wrap(
-            text, columns, subsequent_indent=indent, **({"max_lines": most, "placeholder": " ..."} if most else {}))]
+        lines += [
+            Text(line, LEVEL_COLORS[each["level"]])
+            for line in textwrap.wrap(
+                text, columns, subsequent_indent=indent, **({"max_lines": most, "placeholder": " ..."} if most else {})
+            )
+        ]
         advice = [each["advice"]] if each["advice"] and not (most and each["command"]) else []
         helps = " ".join([*advice, *([f"-> {each['command']}"] if each["command"] else [])])
-        lines += [Text(line) for line in textwrap.wrap(
-            helps, columns, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
-            **({"max_lines": 1, "placeholder": " ..."} if most else {}))]
+        lines += [
+            Text(line)
+            for line in textwrap.wrap(
+                helps,
+                columns,
+                initial_indent=indent,
+                subsequent_indent=indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+                **({"max_lines": 1, "placeholder": " ..."} if most else {}),
+            )
+        ]
     return lines
 
 

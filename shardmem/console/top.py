@@ -1,4 +1,5 @@
 """`shardmem top`: an engine as it runs, and a few keys. It reads shared memory; only what keys ask for needs a supervisor."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -39,8 +40,8 @@ class Keys:
     def __init__(self, view: View) -> None:
         self.view = view
         self.quit = False
-        self._asking: str | None = None   # the digits typed so far
-        self._sure: Order | None = None   # what waits for a yes
+        self._asking: str | None = None  # the digits typed so far
+        self._sure: Order | None = None  # what waits for a yes
 
     def press(self, text: str, document: dict[str, Any]) -> Order | None:
         """All that was typed at once. Arrows and the like are nothing here: their letters must not be taken for keys."""
@@ -183,7 +184,9 @@ def once(engine: str, interval: float) -> None:
         document, rates, gone = source.look()
     finally:
         source.close()
-    console.print(frame(document, rates, View(ascii=is_plain(console), gone=gone, keys=False, rows=1 << 16)), soft_wrap=True)
+    console.print(
+        frame(document, rates, View(ascii=is_plain(console), gone=gone, keys=False, rows=1 << 16)), soft_wrap=True
+    )
 
 
 def watch(engine: str, interval: float) -> None:
@@ -203,8 +206,9 @@ def watch(engine: str, interval: float) -> None:
         source.close()
 
 
-def _show(live: Live, console: Console, source: Source, errands: Errands, keys: Keys, interval: float,
-          keyboard: int) -> None:
+def _show(
+    live: Live, console: Console, source: Source, errands: Errands, keys: Keys, interval: float, keyboard: int
+) -> None:
     document, rates, gone = source.look()
     due = time.monotonic() + interval
     while not keys.quit:

@@ -1,4 +1,5 @@
 """One frame of `shardmem top`. Pure: status documents in, lines of at most 80 columns out."""
+
 from __future__ import annotations
 
 import textwrap
@@ -7,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from shardmem.console.render import LEVEL_COLORS, accounting_line, count, found_lines, happened, microseconds, verdict, worst
+from shardmem.console.render import LEVEL_COLORS, accounting_line, count, found_lines, happened, microseconds
 from shardmem.settings import some
 
 WIDTH = 80
@@ -24,9 +25,21 @@ q     quit this display; the engine goes on
 fill: of its fullest lane. busy: share of time in the handler.
 p50, p99: from push to handled, of the events since the last look.
 Shards that are not served come first. 'shardmem status' says it all."""
-_COLORS = {"running": "green", "busy": "green", "idle": "green", "slow": "yellow", "starting": "yellow",
-           "draining": "yellow", "restarting": "yellow", "provisioning": "yellow", "failed": "bold red", "stuck": "bold red", "dead": "bold red",
-           "stopped": "red", "gone": "bold red"}
+_COLORS = {
+    "running": "green",
+    "busy": "green",
+    "idle": "green",
+    "slow": "yellow",
+    "starting": "yellow",
+    "draining": "yellow",
+    "restarting": "yellow",
+    "provisioning": "yellow",
+    "failed": "bold red",
+    "stuck": "bold red",
+    "dead": "bold red",
+    "stopped": "red",
+    "gone": "bold red",
+}
 _WELL = ("busy", "idle")
 _FIRST = ("failed", "stuck", "dead", "restarting")
 _ASCII = str.maketrans({"█": "#", "░": ".", "·": "|"})
@@ -74,9 +87,9 @@ def frame(document: dict[str, Any], rates: Rates, view: View = View()) -> Text:
         below = [*_producers(document), *_handoffs(document), *_decisions(document), *_happened(document)]
         room, wanted = view.rows - len(top) - 1 - len(below), min(len(document["shards"]) + 1, 8)
         if room < wanted:  # a small window: shards matter more
-            below = below[:max(0, len(below) + room - wanted)]
+            below = below[: max(0, len(below) + room - wanted)]
         middle = _shards(document, view.sort, max(4, view.rows - len(top) - 1 - len(below))) + below
-    lines = [_clean(line, view.ascii) for line in [*top, *middle][:max(1, view.rows - 1)] + [last] * view.keys]
+    lines = [_clean(line, view.ascii) for line in [*top, *middle][: max(1, view.rows - 1)] + [last] * view.keys]
     return Text("\n", no_wrap=True, overflow="crop", end="").join(lines)
 
 
@@ -98,8 +111,10 @@ def _head(document: dict[str, Any], rates: Rates, view: View) -> list[Text]:
     if supervisor["alive"]:
         first.append(f"  up {duration(supervisor['uptime_s'])}")
     following = "auto" if document["auto_scale"] else "by hand" if document["elastic"] else "fixed"
-    first.append(f"  {len(document['shards'])} of {some(engine['max_shards'], 'shard')}, {following}  in {_rate(rates.accepted)}  "
-                 f"out {_rate(rates.handled)}")
+    first.append(
+        f"  {len(document['shards'])} of {some(engine['max_shards'], 'shard')}, {following}  in {_rate(rates.accepted)}  "
+        f"out {_rate(rates.handled)}"
+    )
     lines = [first]
     if view.gone:
         lines.append(Text("its shared memory was removed: this is the last that was seen of it", "bold red"))
@@ -121,18 +136,28 @@ def _found(document: dict[str, Any], room: int) -> list[Text]:
 
 
 def _shards(document: dict[str, Any], sort: str, room: int) -> list[Text]:
-    lines = [Text(f"{'shard':>5} {'state':<12} {'slots':>5} {'rate/s':>7} {'fill':<12} {'busy':>4} {'p50':>6} {'p99':>6} "
-                  f"{'in flight':>9} {'died':>4}", "bold underline")]
+    lines = [
+        Text(
+            f"{'shard':>5} {'state':<12} {'slots':>5} {'rate/s':>7} {'fill':<12} {'busy':>4} {'p50':>6} {'p99':>6} "
+            f"{'in flight':>9} {'died':>4}",
+            "bold underline",
+        )
+    ]
     key = {"id": "id", "rate": "rate", "fill": "fill_ratio", "busy": "busy"}[sort]
-    shards = sorted(document["shards"], key=lambda shard: (shard["condition"] not in _FIRST, shard[key] if sort == "id" else -shard[key],
-                                                           shard["id"]))
+    shards = sorted(
+        document["shards"],
+        key=lambda shard: (shard["condition"] not in _FIRST, shard[key] if sort == "id" else -shard[key], shard["id"]),
+    )
     said = {each["shard"] for each in document["findings"]}
     ill = [shard for shard in shards if shard["condition"] not in (*_WELL, "stopped") and shard["id"] not in said]
-    reasons = [Text(line, "yellow") for shard in ill[:3]
-               for line in _sentence(f"shard {shard['id']} {shard['condition']}: {shard['reason'] or shard['error']}", "  ")]
-    reasons = reasons[:max(0, room - 1 - len(shards))] if len(shards) <= 8 else reasons[:max(0, room - 9)]
+    reasons = [
+        Text(line, "yellow")
+        for shard in ill[:3]
+        for line in _sentence(f"shard {shard['id']} {shard['condition']}: {shard['reason'] or shard['error']}", "  ")
+    ]
+    reasons = reasons[: max(0, room - 1 - len(shards))] if len(shards) <= 8 else reasons[: max(0, room - 9)]
     fitting = max(1, room - 1 - len(reasons))
-    shown = shards if len(shards) <= fitting else shards[:max(1, fitting - 1)]
+    shown = shards if len(shards) <= fitting else shards[: max(1, fitting - 1)]
     for shard in shown:
         state = shard["state"] if shard["state"] in ("draining", "provisioning") else shard["condition"]
         line = Text(f"{shard['id']:>5} ")
@@ -141,18 +166,27 @@ def _shards(document: dict[str, Any], sort: str, room: int) -> list[Text]:
         full = min(BAR, max(0, round(shard["fill_ratio"] * BAR)))
         line.append("█" * full, "red" if shard["fill_ratio"] > 0.7 else "green")
         line.append("░" * (BAR - full), "dim")
-        line.append(f"{min(9.99, shard['fill_ratio']):>4.0%} {shard['busy']:>4.0%} {microseconds(shard['recent_p50_us']):>6} "
-                    f"{microseconds(shard['recent_p99_us']):>6} {_number(shard['in_flight']):>9} {shard['crashes']:>4}")
+        line.append(
+            f"{min(9.99, shard['fill_ratio']):>4.0%} {shard['busy']:>4.0%} {microseconds(shard['recent_p50_us']):>6} "
+            f"{microseconds(shard['recent_p99_us']):>6} {_number(shard['in_flight']):>9} {shard['crashes']:>4}"
+        )
         lines.append(line)
     if len(shown) < len(shards):
-        lines.append(Text(f"      and {len(shards) - len(shown)} more shards: a larger window shows them, 's' sorts", "dim"))
+        lines.append(
+            Text(f"      and {len(shards) - len(shown)} more shards: a larger window shows them, 's' sorts", "dim")
+        )
     return lines + reasons
 
 
 def _producers(document: dict[str, Any]) -> list[Text]:
-    alive = sorted((each for each in document["producers"] if each["alive"]), key=lambda each: (-each["rate"], each["seat"]))
-    parts = [f"pid {each['pid']} {_rate(each['rate'])}" + (
-        f" ({sum(each['refused'].values()):,} refused)" if any(each["refused"].values()) else "") for each in alive[:6]]
+    alive = sorted(
+        (each for each in document["producers"] if each["alive"]), key=lambda each: (-each["rate"], each["seat"])
+    )
+    parts = [
+        f"pid {each['pid']} {_rate(each['rate'])}"
+        + (f" ({sum(each['refused'].values()):,} refused)" if any(each["refused"].values()) else "")
+        for each in alive[:6]
+    ]
     more = [f"and {len(alive) - 6} more"] if len(alive) > 6 else []
     return [Text(line) for line in wrapped([f"producers: {len(alive)}", *parts, *more])]
 
@@ -169,8 +203,13 @@ def _handoffs(document: dict[str, Any]) -> list[Text]:
     for key in sorted(groups, key=lambda key: -oldest[key])[:3]:
         source, target, phase = key
         late = any(each["late"] for each in groups[key])
-        lines.append(Text(f"  {len(groups[key])} from shard {source} to {target}, {phase} for {duration(oldest[key])}"
-                          + (", LATE" if late else ""), "bold red" if late else ""))
+        lines.append(
+            Text(
+                f"  {len(groups[key])} from shard {source} to {target}, {phase} for {duration(oldest[key])}"
+                + (", LATE" if late else ""),
+                "bold red" if late else "",
+            )
+        )
     return lines
 
 
@@ -188,8 +227,11 @@ def _decisions(document: dict[str, Any]) -> list[Text]:
 
 def _happened(document: dict[str, Any]) -> list[Text]:
     """The newest first: in a small window it is what is left."""
-    return [Text(line, LEVEL_COLORS[each["level"]]) for each in reversed(document["events"][-4:])
-            for line in _sentence(happened(each), " " * 16)]
+    return [
+        Text(line, LEVEL_COLORS[each["level"]])
+        for each in reversed(document["events"][-4:])
+        for line in _sentence(happened(each), " " * 16)
+    ]
 
 
 def _sentence(text: str, indent: str) -> list[str]:

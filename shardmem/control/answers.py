@@ -3,6 +3,7 @@
 Every member is named and none may be added (`additionalProperties`), so an answer with one that nobody declared is a fault that
 tests find.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -43,12 +44,24 @@ def one_of(*words: str) -> Schema:
 TEXTS: dict[str, Schema] = {  # what is no figure
     "engine.name": TEXT,
     "engine.schema": {"type": "object", "required": ["kind"], "properties": {"kind": one_of("events", "records")}},
-    "engine.quarantine_file": or_null(TEXT), "engine.http": or_null(TEXT),
-    "shards[].phase": one_of(*PHASES), "shards[].reason": TEXT, "shards[].error": TEXT, "shards[].last_exit": or_null(TEXT),
-    "handoffs[].phase": one_of(*MOVE_PHASES), "decisions[].kind": one_of(*map(str, DecisionKind)), "decisions[].cause": TEXT,
-    "decisions[].reason": TEXT, "decisions[].advice": or_null(one_of(*map(str, DecisionKind))), "events[].text": TEXT,
-    "findings[].level": one_of(*LEVELS), "findings[].kind": TEXT, "findings[].text": TEXT, "findings[].advice": TEXT,
-    "findings[].command": or_null(TEXT), "findings[].order": or_null(obj(name=TEXT, body={"type": "object"})),
+    "engine.quarantine_file": or_null(TEXT),
+    "engine.http": or_null(TEXT),
+    "shards[].phase": one_of(*PHASES),
+    "shards[].reason": TEXT,
+    "shards[].error": TEXT,
+    "shards[].last_exit": or_null(TEXT),
+    "handoffs[].phase": one_of(*MOVE_PHASES),
+    "decisions[].kind": one_of(*map(str, DecisionKind)),
+    "decisions[].cause": TEXT,
+    "decisions[].reason": TEXT,
+    "decisions[].advice": or_null(one_of(*map(str, DecisionKind))),
+    "events[].text": TEXT,
+    "findings[].level": one_of(*LEVELS),
+    "findings[].kind": TEXT,
+    "findings[].text": TEXT,
+    "findings[].advice": TEXT,
+    "findings[].command": or_null(TEXT),
+    "findings[].order": or_null(obj(name=TEXT, body={"type": "object"})),
 }
 
 
@@ -90,9 +103,20 @@ _KEY = {"nullable": True, "anyOf": [TEXT, WHOLE, _BYTES]}
 _SECONDS = {"type": "object", "additionalProperties": NUMBER}
 _MOVED = {"moved": array(obj(slot=COUNT, **{"from": COUNT, "to": COUNT})), "seconds": _SECONDS, "late": array(TEXT)}
 _SHARDS = {"shards": array(COUNT), "added": array(COUNT), "removed": array(COUNT)}
-_ASIDE = {"id": COUNT, "at": NUMBER, "shard": COUNT, "slot": COUNT, "producer": COUNT, "sequence": COUNT,
-          "kind": one_of("exception", "death"), "reason": TEXT, "attempts": COUNT, "key": _KEY, "bytes": COUNT,
-          "replayed_at": or_null(NUMBER)}
+_ASIDE = {
+    "id": COUNT,
+    "at": NUMBER,
+    "shard": COUNT,
+    "slot": COUNT,
+    "producer": COUNT,
+    "sequence": COUNT,
+    "kind": one_of("exception", "death"),
+    "reason": TEXT,
+    "attempts": COUNT,
+    "key": _KEY,
+    "bytes": COUNT,
+    "replayed_at": or_null(NUMBER),
+}
 
 
 def _whole() -> Schema:
@@ -101,19 +125,42 @@ def _whole() -> Schema:
     return schema
 
 
-PROBLEM = {**obj(error=TEXT, kind=TEXT), "example": {"error": "shard 7 is not active; active are [0, 1]", "kind": "ConfigError"}}
+PROBLEM = {
+    **obj(error=TEXT, kind=TEXT),
+    "example": {"error": "shard 7 is not active; active are [0, 1]", "kind": "ConfigError"},
+}
 COMPONENTS: dict[str, Schema] = {
-    "Problem": PROBLEM, "Status": status_schema(),
+    "Problem": PROBLEM,
+    "Status": status_schema(),
     "Live": {**obj(live=TRUTH, reasons=array(TEXT)), "example": {"live": True, "reasons": []}},
-    "Ready": {**obj(ready=TRUTH, reasons=array(TEXT)), "example": {"ready": False, "reasons": ["the engine is draining"]}},
+    "Ready": {
+        **obj(ready=TRUTH, reasons=array(TEXT)),
+        "example": {"ready": False, "reasons": ["the engine is draining"]},
+    },
     "Slots": obj(owners=array({**COUNT, "description": "65535: no shard yet"})),
-    "Lanes": obj(lanes=array(obj(seat=COUNT, pid=COUNT, alive=TRUTH, accepted=COUNT, handled=COUNT, in_flight=WHOLE,
-                                 fill_ratio=NUMBER, broken=TRUTH))),
+    "Lanes": obj(
+        lanes=array(
+            obj(
+                seat=COUNT,
+                pid=COUNT,
+                alive=TRUTH,
+                accepted=COUNT,
+                handled=COUNT,
+                in_flight=WHOLE,
+                fill_ratio=NUMBER,
+                broken=TRUTH,
+            )
+        )
+    ),
     "Access": {**obj(access=one_of("all", "read", "token")), "example": {"access": "token"}},
-    "Quarantine": obj(file=TEXT, count=COUNT, limit=COUNT, events=array(obj(**_ASIDE))), "Quarantined": _whole(),
-    "Replayed": obj(replayed=array(COUNT), left=array(COUNT), why=or_null(TEXT)), "Purged": obj(purged=COUNT),
-    "Scaled": obj(auto_scale=TRUTH, **_SHARDS, **_MOVED), "Drained": obj(drained=COUNT, **_SHARDS, **_MOVED),
-    "Moved": obj(**_MOVED), "Stopping": obj(stopping=TRUTH),
+    "Quarantine": obj(file=TEXT, count=COUNT, limit=COUNT, events=array(obj(**_ASIDE))),
+    "Quarantined": _whole(),
+    "Replayed": obj(replayed=array(COUNT), left=array(COUNT), why=or_null(TEXT)),
+    "Purged": obj(purged=COUNT),
+    "Scaled": obj(auto_scale=TRUTH, **_SHARDS, **_MOVED),
+    "Drained": obj(drained=COUNT, **_SHARDS, **_MOVED),
+    "Moved": obj(**_MOVED),
+    "Stopping": obj(stopping=TRUTH),
     "Reloaded": obj(reloaded=array(obj(**{"from": COUNT, "to": COUNT})), not_applied=array(TEXT), **_MOVED),
     "OpenApi": {"type": "object", "required": ["openapi", "info", "paths"]},
 }

@@ -9,6 +9,7 @@ can reach a TCP port, and so can a page in a browser: what changes something, an
 `http_token`, and the header Host has to name this machine, or a page whose name was rebound to 127.0.0.1 could read the
 answers. There are no CORS headers, so no page of another origin can.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -22,15 +23,17 @@ import socket
 import stat
 import struct
 import time
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import Any, Awaitable, Callable
+from typing import Any
 
 from aiohttp import web
 
 from shardmem.control.client import socket_path
 from shardmem.control.health import against_life, against_readiness
 from shardmem.control.openapi import openapi
-from shardmem.control.operations import COMMANDS, PAGE_FILES, READS, Command as Declared
+from shardmem.control.operations import COMMANDS, PAGE_FILES, READS
+from shardmem.control.operations import Command as Declared
 from shardmem.control.quarantine import QuarantineAccess
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
 from shardmem.runtime.quarantine import NoSuchEvent
@@ -41,11 +44,13 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # Keys, payloads and errors are the users' data. Nothing is loaded from elsewhere, and no text can become markup: the page has no
 # inline script or style, and the browser refuses innerHTML and its like.
-PAGE_MAY = ("default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
-            "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'")
+PAGE_MAY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
 PRIVATE = [read.path for read in READS if read.private]
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-DYING = 2.0       # seconds for which the sockets of a supervisor that is being killed may outlive its lease
+DYING = 2.0  # seconds for which the sockets of a supervisor that is being killed may outlive its lease
 CLOSE_GRACE = 5.0
 
 log = logging.getLogger("shardmem.api")
@@ -84,8 +89,9 @@ class Api:
             except OSError as error:
                 if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
                     why = os.strerror(error.errno or 0)
-                    raise ConfigError(f"http_port={port} cannot be listened on: {why}; choose another, or 0 for any free "
-                                      f"one") from None
+                    raise ConfigError(
+                        f"http_port={port} cannot be listened on: {why}; choose another, or 0 for any free one"
+                    ) from None
                 time.sleep(0.02)
         self._listeners.append(listener)
         self.http = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -95,8 +101,10 @@ class Api:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         owned = os.stat(directory)
         if owned.st_uid != os.getuid() or stat.S_IMODE(owned.st_mode) & 0o077:
-            raise ShardmemError(f"{directory} belongs to uid {owned.st_uid} with mode {stat.S_IMODE(owned.st_mode):o}; it must "
-                                f"be private to uid {os.getuid()} (mode 700): remove it")
+            raise ShardmemError(
+                f"{directory} belongs to uid {owned.st_uid} with mode {stat.S_IMODE(owned.st_mode):o}; it must "
+                f"be private to uid {os.getuid()} (mode 700): remove it"
+            )
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listeners.append(listener)
         locked = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -108,9 +116,11 @@ class Api:
             deadline = time.monotonic() + DYING
             while _answers(self.path):
                 if time.monotonic() > deadline:
-                    raise AlreadyRunning(f"another supervisor listens on {self.path}: an engine {self._engine!r} runs whose "
-                                         f"shared memory is not here (in a container?); choose another name, or give each "
-                                         f"its own TMPDIR")
+                    raise AlreadyRunning(
+                        f"another supervisor listens on {self.path}: an engine {self._engine!r} runs whose "
+                        f"shared memory is not here (in a container?); choose another name, or give each "
+                        f"its own TMPDIR"
+                    )
                 time.sleep(0.02)
             if os.path.lexists(self.path):
                 os.unlink(self.path)
@@ -171,7 +181,9 @@ class Api:
         if (peer := _peer(request)) is None:
             return _problem(400, "the connection is closed")
         if peer.family == socket.AF_UNIX:
-            _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+            _, uid, _ = struct.unpack(
+                "3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            )
             if uid not in (os.getuid(), 0):
                 return _problem(403, f"this engine belongs to uid {os.getuid()}, you are uid {uid}")
             return await handler(request)
@@ -184,10 +196,14 @@ class Api:
         if private or request.method not in ("GET", "HEAD"):
             what = "events of users" if private else "commands"
             if self._token is None:
-                return _problem(403, f"this port is for reading, and not for {what}: set http_token, or use the unix socket "
-                                     f"{self.path}")
+                return _problem(
+                    403,
+                    f"this port is for reading, and not for {what}: set http_token, or use the unix socket {self.path}",
+                )
             if not self._shows_token(request):
-                answer = _problem(401, f"{what} need the header  Authorization: Bearer  with the http_token of this engine")
+                answer = _problem(
+                    401, f"{what} need the header  Authorization: Bearer  with the http_token of this engine"
+                )
                 answer.headers["WWW-Authenticate"] = "Bearer"
                 return answer
         return await handler(request)
@@ -224,9 +240,16 @@ class Api:
         if name not in PAGE_FILES:
             raise web.HTTPNotFound
         text = files("shardmem.control").joinpath("page", name).read_text("utf-8")
-        return web.Response(text=text, content_type=PAGE_FILES[name], headers={
-            "Content-Security-Policy": PAGE_MAY, "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
-            "Cache-Control": "no-cache"})
+        return web.Response(
+            text=text,
+            content_type=PAGE_FILES[name],
+            headers={
+                "Content-Security-Policy": PAGE_MAY,
+                "Referrer-Policy": "no-referrer",
+                "X-Content-Type-Options": "nosniff",
+                "Cache-Control": "no-cache",
+            },
+        )
 
     async def _metrics(self, request: web.Request) -> web.Response:
         from shardmem.control.metrics import exposition  # prometheus-client, for engines that are asked

@@ -2,6 +2,7 @@
 
 Who lives is the kernel's word: leases decide. Age and pids only explain, or hold back what leases would allow.
 """
+
 from __future__ import annotations
 
 import functools
@@ -10,8 +11,9 @@ import re
 import socket
 import stat
 import time
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Collection, Iterable, Mapping
+from typing import Any
 
 from shardmem.control.client import socket_path
 from shardmem.errors import LayoutMismatch, NotRunning, SegmentCorrupt, ShardmemError
@@ -34,8 +36,8 @@ class File:
     path: str
     inode: tuple[int, int] = (0, 0)
     uid: int = 0
-    bytes: int = 0     # that memory stands behind
-    age: float = 1e9   # seconds since it was made
+    bytes: int = 0  # that memory stands behind
+    age: float = 1e9  # seconds since it was made
     regular: bool = True
 
 
@@ -44,8 +46,8 @@ class InboxFacts:
     file: File
     shard: int
     generation: int
-    named: bool                     # the control segment says that this is the inbox of that shard
-    users: tuple[int, ...] = ()     # pids that have it mapped, as far as they can be seen; looked for if not named
+    named: bool  # the control segment says that this is the inbox of that shard
+    users: tuple[int, ...] = ()  # pids that have it mapped, as far as they can be seen; looked for if not named
 
 
 @dataclass(frozen=True)
@@ -62,21 +64,21 @@ class EngineFacts:
     trouble: str = ""
     locked: bool = False
     supervisor: int | None = None
-    workers: tuple[tuple[int, int], ...] = ()    # (shard, pid)
+    workers: tuple[tuple[int, int], ...] = ()  # (shard, pid)
     producers: tuple[tuple[int, int], ...] = ()  # (seat, pid)
     state: str = ""
     in_flight: int = 0
-    unreadable: int = 0                          # of them, in lanes that were found corrupt
+    unreadable: int = 0  # of them, in lanes that were found corrupt
     inboxes: tuple[InboxFacts, ...] = ()
     socket: File | None = None
-    answers: bool = False                        # somebody listens at the socket
+    answers: bool = False  # somebody listens at the socket
 
 
 @dataclass(frozen=True)
 class Finding:
     """What becomes of one thing, and why. `done`: it was carried out."""
 
-    kind: str      # engine, inbox, socket, entry
+    kind: str  # engine, inbox, socket, entry
     name: str
     action: str
     reason: str
@@ -85,14 +87,23 @@ class Finding:
     events: int = 0
     pids: tuple[int, ...] = ()
     remedy: str = ""
-    discardable: bool = False   # nobody holds it, but accepted events would be lost
-    stranded: bool = False      # accepted events wait in it, and nobody handles them
+    discardable: bool = False  # nobody holds it, but accepted events would be lost
+    stranded: bool = False  # accepted events wait in it, and nobody handles them
     done: bool = False
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": self.kind, "name": self.name, "action": self.action, "done": self.done, "reason": self.reason,
-                "bytes": self.bytes, "events": self.events, "pids": list(self.pids), "remedy": self.remedy,
-                "files": [file.path for file in self.files]}
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "action": self.action,
+            "done": self.done,
+            "reason": self.reason,
+            "bytes": self.bytes,
+            "events": self.events,
+            "pids": list(self.pids),
+            "remedy": self.remedy,
+            "files": [file.path for file in self.files],
+        }
 
 
 # ---- judgement: pure ------------------------------------------------------------------------------------------------------
@@ -117,27 +128,46 @@ def _belongs(facts: EngineFacts, inbox: InboxFacts) -> bool:
 def _engine(facts: EngineFacts, uid: int, discard: bool) -> Finding:
     assert facts.control is not None
     files = tuple(inbox.file for inbox in facts.inboxes if _belongs(facts, inbox)) + (facts.control,)
-    common: dict[str, Any] = dict(kind="engine", name=facts.name, files=files, bytes=sum(file.bytes for file in files),
-                                  events=facts.in_flight)
+    common: dict[str, Any] = {
+        "kind": "engine",
+        "name": facts.name,
+        "files": files,
+        "bytes": sum(file.bytes for file in files),
+        "events": facts.in_flight,
+    }
     if foreign := [file for file in files if file.uid != uid]:
-        return Finding(action=SKIP, reason=f"belongs to uid {foreign[0].uid}; this is uid {uid}", **common,
-                       remedy="run gc as that user")
+        return Finding(
+            action=SKIP,
+            reason=f"belongs to uid {foreign[0].uid}; this is uid {uid}",
+            **common,
+            remedy="run gc as that user",
+        )
     if facts.condition == "unreadable" or not all(file.regular for file in files):
         return Finding(action=SKIP, reason=facts.trouble or "is no regular file", **common)
     if facts.condition == "unformatted":
         if facts.locked:
             return Finding(action=KEEP, reason="is being created, or removed, right now", **common)
         if facts.control.age < YOUNG:
-            return Finding(action=KEEP, **common, reason=f"is {facts.control.age:.1f} s old and not formatted yet: its "
-                                                         f"creator may be at it")
+            return Finding(
+                action=KEEP,
+                **common,
+                reason=f"is {facts.control.age:.1f} s old and not formatted yet: its creator may be at it",
+            )
         return Finding(action=REMOVE, reason="was never formatted: its creator was killed in the act", **common)
     if facts.condition in ("foreign", "damaged"):
         if facts.locked:
             return Finding(action=KEEP, reason=f"{facts.trouble}; a process holds a lease on it", **common)
         if discard:
-            return Finding(action=REMOVE, reason=f"{facts.trouble}; events that it may hold are lost, as asked", **common)
-        return Finding(action=KEEP, reason=f"{facts.trouble}; nobody holds a lease on it", discardable=True, **common,
-                       remedy=f"to remove it, with the events that it may hold: shardmem gc --discard {facts.name}")
+            return Finding(
+                action=REMOVE, reason=f"{facts.trouble}; events that it may hold are lost, as asked", **common
+            )
+        return Finding(
+            action=KEEP,
+            reason=f"{facts.trouble}; nobody holds a lease on it",
+            discardable=True,
+            **common,
+            remedy=f"to remove it, with the events that it may hold: shardmem gc --discard {facts.name}",
+        )
     return _ready(facts, discard, common)
 
 
@@ -145,49 +175,91 @@ def _ready(facts: EngineFacts, discard: bool, common: dict[str, Any]) -> Finding
     workers, producers = _pids(facts.workers), _pids(facts.producers)
     waiting = f"{_many(facts.in_flight, 'event')} in flight" if facts.in_flight else "no event in flight"
     if facts.supervisor is not None:
-        return Finding(action=KEEP, pids=(facts.supervisor, *workers), **common,
-                       reason=f"in use: {facts.state}, supervisor pid {facts.supervisor}, {_many(len(workers), 'worker')}, "
-                              f"{_many(len(producers), 'producer')}, {waiting}")
+        return Finding(
+            action=KEEP,
+            pids=(facts.supervisor, *workers),
+            **common,
+            reason=f"in use: {facts.state}, supervisor pid {facts.supervisor}, {_many(len(workers), 'worker')}, "
+            f"{_many(len(producers), 'producer')}, {waiting}",
+        )
     if workers:
-        return Finding(action=KEEP, pids=workers, stranded=True, **common,
-                       reason=f"has live workers (pids {_listed(workers)}) and no supervisor; {waiting}",
-                       remedy=f"run it again to adopt them, or end them: shardmem gc --end-orphans {facts.name}")
+        return Finding(
+            action=KEEP,
+            pids=workers,
+            stranded=True,
+            **common,
+            reason=f"has live workers (pids {_listed(workers)}) and no supervisor; {waiting}",
+            remedy=f"run it again to adopt them, or end them: shardmem gc --end-orphans {facts.name}",
+        )
     if producers:
-        return Finding(action=KEEP, pids=producers, stranded=facts.in_flight > 0, **common,
-                       reason=f"has connected producers (pids {_listed(producers)}), no supervisor and no worker; {waiting}",
-                       remedy="run it again, or end the producers")
+        return Finding(
+            action=KEEP,
+            pids=producers,
+            stranded=facts.in_flight > 0,
+            **common,
+            reason=f"has connected producers (pids {_listed(producers)}), no supervisor and no worker; {waiting}",
+            remedy="run it again, or end the producers",
+        )
     if facts.locked:
         return Finding(action=KEEP, reason="a process is taking it up, or down, right now", **common)
     if facts.in_flight:
         beyond = f", {facts.unreadable:,} of them in corrupt lanes that no run can read" if facts.unreadable else ""
         if discard:
             return Finding(action=REMOVE, reason=f"{waiting}{beyond}: lost, as asked", **common)
-        return Finding(action=KEEP, **common, reason=f"{waiting}{beyond} ({facts.state}, nobody holds it)",
-                       discardable=True, stranded=True,
-                       remedy=f"run it again to handle them; or lose them: shardmem gc --discard {facts.name}")
+        return Finding(
+            action=KEEP,
+            **common,
+            reason=f"{waiting}{beyond} ({facts.state}, nobody holds it)",
+            discardable=True,
+            stranded=True,
+            remedy=f"run it again to handle them; or lose them: shardmem gc --discard {facts.name}",
+        )
     if facts.state == "starting" and common["files"][-1].age < YOUNG and not discard:
-        return Finding(action=KEEP, reason=f"is {common['files'][-1].age:.1f} s old: its supervisor may be about to take it",
-                       **common)
+        return Finding(
+            action=KEEP,
+            reason=f"is {common['files'][-1].age:.1f} s old: its supervisor may be about to take it",
+            **common,
+        )
     return Finding(action=REMOVE, reason=f"nobody holds it, no event in flight ({facts.state})", **common)
 
 
 def _stray(facts: EngineFacts, inbox: InboxFacts, uid: int) -> Finding:
-    common: dict[str, Any] = dict(kind="inbox", name=os.path.basename(inbox.file.path), files=(inbox.file,),
-                                  bytes=inbox.file.bytes)
+    common: dict[str, Any] = {
+        "kind": "inbox",
+        "name": os.path.basename(inbox.file.path),
+        "files": (inbox.file,),
+        "bytes": inbox.file.bytes,
+    }
     if inbox.file.uid != uid or not inbox.file.regular:
-        return Finding(action=SKIP, reason=f"belongs to uid {inbox.file.uid}; this is uid {uid}" if inbox.file.uid != uid
-                       else "is no regular file", **common)
+        return Finding(
+            action=SKIP,
+            reason=f"belongs to uid {inbox.file.uid}; this is uid {uid}"
+            if inbox.file.uid != uid
+            else "is no regular file",
+            **common,
+        )
     if inbox.users:
-        return Finding(action=KEEP, reason=f"no control segment names it, but processes have it mapped (pids "
-                                           f"{_listed(inbox.users)})", pids=inbox.users, remedy="end them", **common)
+        return Finding(
+            action=KEEP,
+            reason=f"no control segment names it, but processes have it mapped (pids {_listed(inbox.users)})",
+            pids=inbox.users,
+            remedy="end them",
+            **common,
+        )
     if facts.condition in ("absent", "unformatted"):
-        return Finding(action=REMOVE, reason="its engine has no control segment, so nobody can find what it holds", **common)
-    return Finding(action=REMOVE, reason=f"engine {facts.name} has no inbox of shard {inbox.shard} with generation "
-                                         f"{inbox.generation}: left from an earlier life", **common)
+        return Finding(
+            action=REMOVE, reason="its engine has no control segment, so nobody can find what it holds", **common
+        )
+    return Finding(
+        action=REMOVE,
+        reason=f"engine {facts.name} has no inbox of shard {inbox.shard} with generation "
+        f"{inbox.generation}: left from an earlier life",
+        **common,
+    )
 
 
 def _socket(facts: EngineFacts, file: File) -> Finding:
-    common: dict[str, Any] = dict(kind="socket", name=file.path, files=(file,))
+    common: dict[str, Any] = {"kind": "socket", "name": file.path, "files": (file,)}
     if facts.answers:
         return Finding(action=KEEP, reason=f"somebody listens, though engine {facts.name} has no supervisor", **common)
     return Finding(action=REMOVE, reason=f"engine {facts.name} has no supervisor", **common)
@@ -228,27 +300,35 @@ def census(places: Places, only: Collection[str] = ()) -> tuple[list[EngineFacts
     return [observe(name, places, users=users) for name in sorted(names) if not only or name in only], others
 
 
-def observe(name: str, places: Places, descriptor: int | None = None, placeholder: bool = False,
-            users: Callable[[], Mapping[int, tuple[int, ...]]] | None = None) -> EngineFacts:
+def observe(
+    name: str,
+    places: Places,
+    descriptor: int | None = None,
+    placeholder: bool = False,
+    users: Callable[[], Mapping[int, tuple[int, ...]]] | None = None,
+) -> EngineFacts:
     """What is there of one engine. descriptor: of the control segment's file, on which the caller holds leases that are not
     to be counted. placeholder: that file is the caller's own and stands for none. users: who has which inode mapped."""
     control = None if placeholder else _file(os.path.join(SHM_DIRECTORY, control_name(name)))
-    facts: dict[str, Any] = dict(name=name, control=control)
-    found = sorted((int(match[2]), int(match[3]), entry) for entry in _entries(SHM_DIRECTORY)
-                   if (match := _INBOX.fullmatch(entry)) and match[1] == name)
+    facts: dict[str, Any] = {"name": name, "control": control}
+    found = sorted(
+        (int(match[2]), int(match[3]), entry)
+        for entry in _entries(SHM_DIRECTORY)
+        if (match := _INBOX.fullmatch(entry)) and match[1] == name
+    )
     named: dict[tuple[int, int], bool] = {}
     if control is not None:
         if descriptor is not None:
             facts |= _control(name, descriptor, named)
         elif control.uid != places.uid or not control.regular:
-            facts |= dict(condition="unreadable")
+            facts |= {"condition": "unreadable"}
         else:
             try:
                 opened = os.open(control.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError:
                 return observe(name, places, users=users)
             except OSError as error:
-                facts |= dict(condition="unreadable", trouble=f"cannot be opened: {error.strerror}")
+                facts |= {"condition": "unreadable", "trouble": f"cannot be opened: {error.strerror}"}
             else:
                 try:
                     facts |= _control(name, opened, named)
@@ -262,10 +342,16 @@ def observe(name: str, places: Places, descriptor: int | None = None, placeholde
     strays_matter = facts.get("condition", "absent") in ("absent", "unformatted", "ready") and not facts.get("locked")
     if strays_matter and not all(inbox.named for inbox in inboxes):  # who uses them takes a look at every process
         used = (users or _users)()
-        inboxes = [inbox if inbox.named else replace(inbox, users=used.get(inbox.file.inode[1], ())) for inbox in inboxes]
+        inboxes = [
+            inbox if inbox.named else replace(inbox, users=used.get(inbox.file.inode[1], ())) for inbox in inboxes
+        ]
     listens = _file(os.path.join(places.sockets, f"{name}.sock"))
-    return EngineFacts(**facts, inboxes=tuple(inboxes), socket=listens,
-                       answers=listens is not None and listens.uid == places.uid and _answers(listens.path))
+    return EngineFacts(
+        **facts,
+        inboxes=tuple(inboxes),
+        socket=listens,
+        answers=listens is not None and listens.uid == places.uid and _answers(listens.path),
+    )
 
 
 def _control(name: str, descriptor: int, named: dict[tuple[int, int], bool]) -> dict[str, Any]:
@@ -274,20 +360,20 @@ def _control(name: str, descriptor: int, named: dict[tuple[int, int], bool]) -> 
     # none left, which is just when somebody calls for gc.
     head = os.pread(descriptor, _MAGIC_AND_VERSION, 0)
     if len(head) < _MAGIC_AND_VERSION or not int.from_bytes(head[8:], "little"):
-        return dict(condition="unformatted", locked=locked)
+        return {"condition": "unformatted", "locked": locked}
     try:
         control = Control.attach(name)
     except LayoutMismatch as error:
-        return dict(condition="foreign", locked=locked, trouble=str(error).partition(";")[0])
+        return {"condition": "foreign", "locked": locked, "trouble": str(error).partition(";")[0]}
     except NotRunning:
-        return dict(condition="unformatted", locked=locked)
+        return {"condition": "unformatted", "locked": locked}
     except (SegmentCorrupt, ValueError, KeyError, TypeError) as error:
-        return dict(condition="damaged", locked=locked, trouble=f"cannot be understood: {error}".partition(";")[0])
+        return {"condition": "damaged", "locked": locked, "trouble": f"cannot be understood: {error}".partition(";")[0]}
     except ShardmemError as error:
-        return dict(condition="unreadable", locked=locked, trouble=str(error))
+        return {"condition": "unreadable", "locked": locked, "trouble": str(error)}
     try:
         if control.engine != name:
-            return dict(condition="damaged", locked=locked, trouble=f"says that it is engine {control.engine!r}")
+            return {"condition": "damaged", "locked": locked, "trouble": f"says that it is engine {control.engine!r}"}
         return dict(locked=locked, **_ready_facts(control, descriptor, named))
     finally:
         control.close()
@@ -298,12 +384,17 @@ def _ready_facts(control: Control, descriptor: int, named: dict[tuple[int, int],
         return lib.sm_lease_held(descriptor, byte) == 1
 
     view = control.view_engine()
-    facts: dict[str, Any] = dict(
-        condition="ready", state=control.state, supervisor=view.pid if held(lease.SUPERVISOR) else None,
-        workers=tuple((shard, control.view_shard(shard).pid) for shard in range(control.room)
-                      if held(lease.shard_byte(shard))),
-        producers=tuple((seat, control.view_seat(seat).pid) for seat in range(control.max_producers)
-                        if held(lease.seat_byte(seat))))
+    facts: dict[str, Any] = {
+        "condition": "ready",
+        "state": control.state,
+        "supervisor": view.pid if held(lease.SUPERVISOR) else None,
+        "workers": tuple(
+            (shard, control.view_shard(shard).pid) for shard in range(control.room) if held(lease.shard_byte(shard))
+        ),
+        "producers": tuple(
+            (seat, control.view_seat(seat).pid) for seat in range(control.max_producers) if held(lease.seat_byte(seat))
+        ),
+    }
     in_flight = unreadable = 0
     for shard in control.known_shards():
         shard_view = control.view_shard(shard)
@@ -343,7 +434,9 @@ def _file(path: str) -> File | None:
     except FileNotFoundError:
         return None
     age = max(0.0, time.time() - found.st_mtime)
-    return File(path, (found.st_dev, found.st_ino), found.st_uid, found.st_blocks * 512, age, stat.S_ISREG(found.st_mode))
+    return File(
+        path, (found.st_dev, found.st_ino), found.st_uid, found.st_blocks * 512, age, stat.S_ISREG(found.st_mode)
+    )
 
 
 def _entries(directory: str) -> list[str]:

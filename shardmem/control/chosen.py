@@ -1,4 +1,5 @@
 """The scaling policy and the strategy that a configuration names."""
+
 from __future__ import annotations
 
 import base64
@@ -6,14 +7,14 @@ import difflib
 import importlib
 import os
 import pickle
-from typing import Any, Callable, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from shardmem.config import PRESETS, Config
 from shardmem.errors import ConfigError
 from shardmem.policy import InvalidPolicy, LeastLoad, LeastSlots, ScalingPolicy, Strategy
 from shardmem.runtime.handler import HandlerRef
 from shardmem.settings import declared
-
 
 OF_THE_ENGINE = ("min_shards", "max_shards", "auto_scale")  # settings that the policy takes from there
 
@@ -34,8 +35,10 @@ def policy_of(config: Config) -> ScalingPolicy:
     for name in list(settings):
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            faults.append(f"policy.{name} is not a setting; " + (f"did you mean {near[0]}?" if near else
-                                                                 f"there are {', '.join(sorted(known))}"))
+            faults.append(
+                f"policy.{name} is not a setting; "
+                + (f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}")
+            )
             del settings[name]
         elif isinstance(settings[name], str):  # a duration as text
             settings[name] = known[name].read(settings[name], lambda fault: faults.append(f"policy.{fault}"))
@@ -54,7 +57,9 @@ def faults_of(config: Config) -> list[str]:
     """Of handler, policy and strategy: what `shardmem.config` cannot know."""
     found = []
     checks: list[Callable[[Config], Any]] = [lambda config: HandlerRef.of(config.handler)] if config.handler else []
-    checks += [policy_of] if config.policy is None or isinstance(config.policy, Mapping) or config.policy in PRESETS else []
+    checks += (
+        [policy_of] if config.policy is None or isinstance(config.policy, Mapping) or config.policy in PRESETS else []
+    )
     checks += [strategy_of] if isinstance(config.strategy, str) and ":" in config.strategy else []
     for check in checks:
         try:
@@ -71,12 +76,18 @@ def strategy_of(config: Config) -> Strategy:
         return LeastLoad() if named == "least_load" else LeastSlots()
     module, _, name = named.partition(":")
     try:
-        found: Any = pickle.loads(base64.b64decode(name)) if module == "pickle" else getattr(importlib.import_module(module), name)
+        found: Any = (
+            pickle.loads(base64.b64decode(name))
+            if module == "pickle"
+            else getattr(importlib.import_module(module), name)
+        )
         made = found() if isinstance(found, type) else found
     except Exception as error:
         raise ConfigError(f"strategy={named!r} cannot be loaded: {type(error).__name__}: {error}") from None
     missing = [method for method in ("allocate", "rebalance") if not callable(getattr(made, method, None))]
     if missing:
-        raise ConfigError(f"strategy={named!r} has no {' and no '.join(missing)}; a strategy has allocate(slot, view) and "
-                          f"rebalance(view), see shardmem.policy.Strategy")
+        raise ConfigError(
+            f"strategy={named!r} has no {' and no '.join(missing)}; a strategy has allocate(slot, view) and "
+            f"rebalance(view), see shardmem.policy.Strategy"
+        )
     return made

@@ -1,4 +1,5 @@
 """Reaching an engine that some other process runs: its status from shared memory, its supervisor by signal."""
+
 from __future__ import annotations
 
 import contextlib
@@ -10,7 +11,8 @@ import signal
 import socket
 import tempfile
 import time
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from shardmem import errors
 from shardmem.control.health import against_readiness, hangs
@@ -37,17 +39,20 @@ class Client:
         """Whether the engine's shared memory, as it was found, is still there under its name."""
         return self._control.segment.is_current()
 
-    def stop(self, now: bool = False, timeout: float | None = None,
-             progress: Callable[[int], None] = lambda in_flight: None) -> dict[str, Any]:
+    def stop(
+        self, now: bool = False, timeout: float | None = None, progress: Callable[[int], None] = lambda in_flight: None
+    ) -> dict[str, Any]:
         """Drain and stop; returns the last status that could be read. now: leave unhandled events in shared memory.
 
         progress: called with the number of events in flight while waiting. Raises NotRunning without a live supervisor,
         TimeoutError when it has not ended after `timeout` seconds.
         """
         if not self._control.supervisor_alive():
-            raise NotRunning(f"engine {self.name!r} has no supervisor; its shared memory is there, and 'shardmem run' with "
-                             f"the same settings takes it up. To end it as it is, without handling what it holds: "
-                             f"'shardmem gc --end-orphans {self.name}'")
+            raise NotRunning(
+                f"engine {self.name!r} has no supervisor; its shared memory is there, and 'shardmem run' with "
+                f"the same settings takes it up. To end it as it is, without handling what it holds: "
+                f"'shardmem gc --end-orphans {self.name}'"
+            )
         self._expect_awake()
         pid = self._control.view_engine().pid
         try:
@@ -64,8 +69,10 @@ class Client:
                 self._expect_awake()
                 progress(status["accounting"]["in_flight"])
                 if deadline is not None and time.monotonic() > deadline:
-                    raise TimeoutError(f"engine {self.name!r} has not ended after {timeout:g} s; "
-                                       f"{status['accounting']['in_flight']:,} events are in flight")
+                    raise TimeoutError(
+                        f"engine {self.name!r} has not ended after {timeout:g} s; "
+                        f"{status['accounting']['in_flight']:,} events are in flight"
+                    )
         finally:
             os.close(pidfd)
 
@@ -79,7 +86,9 @@ class Client:
 
     def move(self, slots: Any, to: int) -> dict[str, Any]:
         """Slots ("17,40-60", a number or a list of numbers) to a shard."""
-        return self.command("move", slots=slots if isinstance(slots, (str, int)) else [int(slot) for slot in slots], to=to)
+        return self.command(
+            "move", slots=slots if isinstance(slots, (str, int)) else [int(slot) for slot in slots], to=to
+        )
 
     def rebalance(self) -> dict[str, Any]:
         """Even out the slots, with the fewest moves."""
@@ -100,15 +109,21 @@ class Client:
             response = connection.getresponse()
             answer = json.loads(response.read())
         except (OSError, http.client.HTTPException) as error:
-            raise NotRunning(f"the supervisor of engine {self.name!r} does not answer ({error}). If it is dead, 'shardmem run' "
-                             f"with the same settings takes over, with the workers that live; 'shardmem status {self.name}' "
-                             f"works without it") from None
+            raise NotRunning(
+                f"the supervisor of engine {self.name!r} does not answer ({error}). If it is dead, 'shardmem run' "
+                f"with the same settings takes over, with the workers that live; 'shardmem status {self.name}' "
+                f"works without it"
+            ) from None
         finally:
             connection.close()
         if response.status == 200:
             return answer
         kind = getattr(errors, answer.get("kind", ""), ShardmemError)
-        raise kind(answer["error"]) if kind not in (errors.OutOfMemory, errors.Backpressure) else ShardmemError(answer["error"])
+        raise (
+            kind(answer["error"])
+            if kind not in (errors.OutOfMemory, errors.Backpressure)
+            else ShardmemError(answer["error"])
+        )
 
     def _expect_awake(self) -> None:
         if (why := hangs(self._control)) is not None:
@@ -158,8 +173,9 @@ def wait_ready(name: str | None, timeout: float) -> dict[str, Any]:
         except (NotRunning, errors.SegmentError) as error:  # not there, or not yet whole
             reasons = [str(error)]
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{f'engine {name!r}' if name else 'an engine'} is not ready after {timeout:g} s: "
-                               f"{'; '.join(reasons)}")
+            raise TimeoutError(
+                f"{f'engine {name!r}' if name else 'an engine'} is not ready after {timeout:g} s: {'; '.join(reasons)}"
+            )
         time.sleep(0.05)
 
 
@@ -178,4 +194,6 @@ def only_engine() -> str:
         return found[0]
     if not found:
         raise NotRunning("no engine is running here; start one with 'shardmem run module:handler'")
-    raise NotRunning(f"several engines {'run' if running else 'have left their memory'} here, name one: {listed(found)}")
+    raise NotRunning(
+        f"several engines {'run' if running else 'have left their memory'} here, name one: {listed(found)}"
+    )

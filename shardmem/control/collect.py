@@ -1,14 +1,15 @@
 """Carries out what the census finds. Every removal happens under the leases that it is about, and is judged again there."""
+
 from __future__ import annotations
 
 import os
 import select
 import signal
 import time
+from collections.abc import Collection
 from dataclasses import replace
-from typing import Collection
 
-from shardmem.control.census import REMOVE, KEEP, EngineFacts, File, Finding, Places, census, judge, mapped_by, observe
+from shardmem.control.census import KEEP, REMOVE, EngineFacts, File, Finding, Places, census, judge, mapped_by, observe
 from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.control import Control
@@ -18,8 +19,15 @@ from shardmem.memory.segment import SHM_DIRECTORY, control_name, path_of
 PATIENCE = 10.0  # seconds that a worker may take to finish the batch in hand
 
 
-def gc(places: Places, only: Collection[str] = (), *, dry_run: bool = False, end_orphans: bool = False,
-       discard: str | None = None, patience: float = PATIENCE) -> list[Finding]:
+def gc(
+    places: Places,
+    only: Collection[str] = (),
+    *,
+    dry_run: bool = False,
+    end_orphans: bool = False,
+    discard: str | None = None,
+    patience: float = PATIENCE,
+) -> list[Finding]:
     """What was found, and what was done about it. only: engines to look at. discard: the one whose events may be lost, and
     the only one that is looked at. Raises NotRunning, ShardmemError when that one cannot be discarded."""
     engines, found = census(places, (discard,) if discard else only)
@@ -29,8 +37,10 @@ def gc(places: Places, only: Collection[str] = (), *, dry_run: bool = False, end
         stuck = ""
         if end_orphans and facts.workers and facts.supervisor is None:
             if dry_run:
-                stuck = (f"its workers (pids {', '.join(str(pid) for _, pid in facts.workers)}) would get TERM, and end after the "
-                         f"batch in hand; what is then in flight stays, and memory in which nothing is would go")
+                stuck = (
+                    f"its workers (pids {', '.join(str(pid) for _, pid in facts.workers)}) would get TERM, and end after the "
+                    f"batch in hand; what is then in flight stays, and memory in which nothing is would go"
+                )
             else:
                 stuck = _end_workers(facts, patience)
                 facts = observe(facts.name, places)
@@ -38,8 +48,10 @@ def gc(places: Places, only: Collection[str] = (), *, dry_run: bool = False, end
         if discard and not any(each.action == REMOVE for each in findings if each.kind == "engine"):
             kept = [each for each in findings if each.kind == "engine"]
             if kept:
-                raise ShardmemError(f"engine {discard!r} {kept[0].reason}; its memory is not discarded"
-                                    + (f": {stuck}" if stuck else ""))
+                raise ShardmemError(
+                    f"engine {discard!r} {kept[0].reason}; its memory is not discarded"
+                    + (f": {stuck}" if stuck else "")
+                )
         if not dry_run and any(each.action == REMOVE for each in findings):
             findings = _sweep(findings, facts.name, places, facts.name == discard)
         found += [replace(each, remedy=stuck) if stuck and each.kind == "engine" else each for each in findings]
@@ -112,8 +124,11 @@ class Claim:
             except FileNotFoundError:
                 descriptor, placeholder = os.open(SHM_DIRECTORY, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), True
             try:
-                if not (lease.take_everything(descriptor) if everything else
-                        lib.sm_lease_take(descriptor, lease.SUPERVISOR) == 0):
+                if not (
+                    lease.take_everything(descriptor)
+                    if everything
+                    else lib.sm_lease_take(descriptor, lease.SUPERVISOR) == 0
+                ):
                     os.close(descriptor)
                     return None
                 if placeholder:
@@ -176,6 +191,8 @@ def _end_workers(facts: EngineFacts, patience: float) -> str:
                 del waiting[pidfd]
         for pidfd in waiting:
             os.close(pidfd)
-    said = [f"pid {pid} got TERM and did not end within {patience:g} s: its handler is busy; kill it, no event is lost"
-            for pid in waiting.values()]
+    said = [
+        f"pid {pid} got TERM and did not end within {patience:g} s: its handler is busy; kill it, no event is lost"
+        for pid in waiting.values()
+    ]
     return "; ".join(said + [f"pid {pid} cannot be seen from here: end it where it runs" for pid in unknown])

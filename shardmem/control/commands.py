@@ -1,5 +1,6 @@
 """What can be asked of a running engine: scale, drain, move, rebalance, reload, stop, and what to do with the quarantine. One
 answer each: what was done."""
+
 from __future__ import annotations
 
 import asyncio
@@ -7,8 +8,9 @@ import contextlib
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from shardmem.control.supervisor import Supervisor
     from shardmem.control.takeover import Found
 
-ROUND = 256   # the most slots that the policy has in motion at a time
+ROUND = 256  # the most slots that the policy has in motion at a time
 ROUNDS = 100  # a strategy of the user's own may never come to rest
 
 log = logging.getLogger("shardmem.supervisor")
@@ -37,12 +39,16 @@ class Commands:
         self._giving_back = asyncio.Lock()
 
     def by_name(self) -> dict[str, Command]:
-        return {each.name: self.stop if each.name == "stop" else
-                self._while_running(each.name, getattr(self, each.name.replace("/", "_")))
-                for each in COMMANDS}
+        return {
+            each.name: self.stop
+            if each.name == "stop"
+            else self._while_running(each.name, getattr(self, each.name.replace("/", "_")))
+            for each in COMMANDS
+        }
 
     def _while_running(self, name: str, command: Command) -> Command:
         """The API answers while the engine drains, but what is asked then could not end."""
+
         async def run(wanted: dict[str, Any]) -> Any:
             if self._supervisor.stopping:
                 raise NotRunning(f"engine {self._supervisor.config.name!r} is being stopped")
@@ -72,21 +78,37 @@ class Commands:
         supervisor = self._supervisor
         if wanted.get("shards") == "auto":
             if not supervisor.config.elastic:
-                raise ConfigError("this engine does not scale by itself: start it with min_shards and max_shards, without shards "
-                                  "and with auto_scale = true")
+                raise ConfigError(
+                    "this engine does not scale by itself: start it with min_shards and max_shards, without shards "
+                    "and with auto_scale = true"
+                )
             supervisor.pilot.following = True
-            return {"auto_scale": True, "shards": supervisor.pilot.mapper.active_shard_ids(), "added": [], "removed": [],
-                    **_summary([], time.monotonic(), {})}
+            return {
+                "auto_scale": True,
+                "shards": supervisor.pilot.mapper.active_shard_ids(),
+                "added": [],
+                "removed": [],
+                **_summary([], time.monotonic(), {}),
+            }
         count, most = wanted["shards"], supervisor.control.max_shards
         if not 1 <= count <= min(most, supervisor.control.slots):
-            raise ConfigError(f"shards={count} is outside 1 to {min(most, supervisor.control.slots)}: the engine has room for "
-                              f"{most} shards (max_shards) and {supervisor.control.slots} slots")
+            raise ConfigError(
+                f"shards={count} is outside 1 to {min(most, supervisor.control.slots)}: the engine has room for "
+                f"{most} shards (max_shards) and {supervisor.control.slots} slots"
+            )
         async with supervisor.busy:
             supervisor.pilot.following = False
             active = supervisor.pilot.mapper.active_shard_ids()
-            done = (await self._add(count - len(active)) if count >= len(active) else
-                    await self._remove([supervisor.pilot.mapper.drain_specific(shard, time.monotonic()) and shard
-                                        for shard in active[count:]]))
+            done = (
+                await self._add(count - len(active))
+                if count >= len(active)
+                else await self._remove(
+                    [
+                        supervisor.pilot.mapper.drain_specific(shard, time.monotonic()) and shard
+                        for shard in active[count:]
+                    ]
+                )
+            )
             self._note_scaled(done, "by hand")
         return {"auto_scale": False, **done}
 
@@ -98,12 +120,17 @@ class Commands:
             if shard not in active:
                 raise ConfigError(f"shard {shard} is not active; active are {active}")
             if len(active) == 1:
-                raise ConfigError(f"shard {shard} is the only one; a draining shard's slots need another (stop the engine, or "
-                                  f"scale up first)")
+                raise ConfigError(
+                    f"shard {shard} is the only one; a draining shard's slots need another (stop the engine, or "
+                    f"scale up first)"
+                )
             mapper.drain_specific(shard, time.monotonic())
             done = await self._remove([shard])
-            self._supervisor.journal.note("shard_removed", f"drained by hand in {done['seconds']['total']:.2g} s; "
-                                                           f"{_moved_text(done['moved'])}", shard)
+            self._supervisor.journal.note(
+                "shard_removed",
+                f"drained by hand in {done['seconds']['total']:.2g} s; {_moved_text(done['moved'])}",
+                shard,
+            )
         return {"drained": shard, **done}
 
     async def move(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -137,10 +164,14 @@ class Commands:
         """{"ids": [...]} or {"all": true}, "timeout": seconds: pushed again, as far as there is room in time. One after the other:
         two at once would give the same events back twice."""
         async with self._giving_back:
-            given = await asyncio.to_thread(self._supervisor.quarantine.replay, wanted.get("ids"), wanted.get("timeout", LANES))
+            given = await asyncio.to_thread(
+                self._supervisor.quarantine.replay, wanted.get("ids"), wanted.get("timeout", LANES)
+            )
         if given.replayed or given.left:
             left = f"; {len(given.left):,} stay: {given.why}" if given.left else ""
-            self._supervisor.journal.note("replayed", f"{some(len(given.replayed), 'event')} of the quarantine given back{left}")
+            self._supervisor.journal.note(
+                "replayed", f"{some(len(given.replayed), 'event')} of the quarantine given back{left}"
+            )
         return asdict(given)
 
     async def quarantine_purge(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +199,9 @@ class Commands:
                     # of small differences there is one after the other
                     # without samples it went by the number of slots: that nothing was measured is not why they moved
                     why = f"; {decision.reason}" if decision.cause != "no_samples" else ""
-                    supervisor.journal.count("moved", len(done.moves), lambda count: f"{some(count, 'slot')} moved by the strategy{why}")
+                    supervisor.journal.count(
+                        "moved", len(done.moves), lambda count: f"{some(count, 'slot')} moved by the strategy{why}"
+                    )
 
     # ---- what an earlier supervisor had begun -------------------------------------------------------------------------------
 
@@ -210,8 +243,12 @@ class Commands:
                 raise
             seconds["spawn"] = time.monotonic() - started - seconds["create"]
         rounds = await self._even_out()
-        return {"shards": supervisor.pilot.mapper.active_shard_ids(), "added": added, "removed": [],
-                **_summary(rounds, started, seconds)}
+        return {
+            "shards": supervisor.pilot.mapper.active_shard_ids(),
+            "added": added,
+            "removed": [],
+            **_summary(rounds, started, seconds),
+        }
 
     async def _remove(self, shards: list[int]) -> dict[str, Any]:
         """Shards that the mapper has as draining: no keyless events any more, every slot away, then their end."""
@@ -228,14 +265,19 @@ class Commands:
                 break
             failed = [shard for shard in shards if supervisor.control.shard_state(shard) == "failed"]
             if failed:
-                raise HandlerError(f"shard {failed[0]} failed while it was being drained: "
-                                   f"{supervisor.control.shard_error(failed[0])}")
+                raise HandlerError(
+                    f"shard {failed[0]} failed while it was being drained: {supervisor.control.shard_error(failed[0])}"
+                )
             if not done.moves:  # a move by hand is still under way
                 await supervisor.shards.pause()
         for shard in shards:
             await supervisor.shards.remove(shard)
-        return {"shards": supervisor.pilot.mapper.active_shard_ids(), "added": [], "removed": shards,
-                **_summary(rounds, started, {})}
+        return {
+            "shards": supervisor.pilot.mapper.active_shard_ids(),
+            "added": [],
+            "removed": shards,
+            **_summary(rounds, started, {}),
+        }
 
     async def _even_out(self) -> list[Round]:
         supervisor, rounds = self._supervisor, []
@@ -245,7 +287,6 @@ class Commands:
                 break
             rounds.append(await supervisor.handoffs.run(moves))
         return rounds
-
 
     # ---- what is noted --------------------------------------------------------------------------------------------------------
 
@@ -260,7 +301,9 @@ class Commands:
 
     def _noted_move(self, done: dict[str, Any], why: str) -> dict[str, Any]:
         if done["moved"]:
-            self._supervisor.journal.note("moved", f"{_moved_text(done['moved'])} {why}, in {done['seconds']['total']:.2g} s")
+            self._supervisor.journal.note(
+                "moved", f"{_moved_text(done['moved'])} {why}, in {done['seconds']['total']:.2g} s"
+            )
         return done
 
 
@@ -271,13 +314,17 @@ def _listed(shards: list[int]) -> str:
 def _moved_text(moved: list[dict[str, int]]) -> str:
     ways = Counter((each["from"], each["to"]) for each in moved)
     text = [f"{count} from {source} to {target}" for (source, target), count in ways.most_common(4)]
-    return f"{some(len(moved), 'slot')} moved" + (f" ({', '.join(text)}{', ...' if len(ways) > 4 else ''})" if ways else "")
+    return f"{some(len(moved), 'slot')} moved" + (
+        f" ({', '.join(text)}{', ...' if len(ways) > 4 else ''})" if ways else ""
+    )
 
 
 def parse_slots(given: str | int | list[int], count: int) -> list[int]:
     """[17, 40, 41, ...] from "17,40-60", a number or a list of numbers. Raises ConfigError."""
     if isinstance(given, str):
-        ends = [(_number(low), _number(high or low)) for part in given.split(",") for low, _, high in [part.partition("-")]]
+        ends = [
+            (_number(low), _number(high or low)) for part in given.split(",") for low, _, high in [part.partition("-")]
+        ]
     else:
         ends = [(slot, slot) for slot in ([given] if isinstance(given, int) else given)]
     # Limits first: all numbers of "0-99999999999" would fill the memory of the supervisor.
@@ -298,5 +345,8 @@ def _summary(rounds: list[Round], started: float, seconds: dict[str, float]) -> 
     for phase in ("reroute", "drain", "release"):
         seconds[phase] = sum(done.describe()["seconds"][phase] for done in rounds)
     seconds["total"] = time.monotonic() - started
-    return {"moved": moved, "seconds": {key: round(value, 6) for key, value in seconds.items()},
-            "late": [text for done in rounds for text in done.late]}
+    return {
+        "moved": moved,
+        "seconds": {key: round(value, 6) for key, value in seconds.items()},
+        "late": [text for done in rounds for text in done.late],
+    }

@@ -1,4 +1,5 @@
 """An engine inside a program: a supervisor process of its own that lives and ends with a block."""
+
 from __future__ import annotations
 
 import json
@@ -10,8 +11,9 @@ import subprocess
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Callable
+from typing import Any
 
 from shardmem import errors
 from shardmem.config import Config
@@ -48,8 +50,10 @@ class Engine:
 
     def __init__(self, name: str | None = None, *, handler: Any, **settings: Any) -> None:
         if importing_main():
-            raise RuntimeError("an Engine is being made while a worker process imports this script to find the handler in it; "
-                               "put the part that makes the engine under  if __name__ == \"__main__\":")
+            raise RuntimeError(
+                "an Engine is being made while a worker process imports this script to find the handler in it; "
+                'put the part that makes the engine under  if __name__ == "__main__":'
+            )
         self._named, self._inherited = name is not None, False
         self.name = name if name is not None else f"engine-{os.getpid()}-{secrets.token_hex(3)}"
         self._config = Config.of(name=self.name, handler=handler, **settings)
@@ -79,10 +83,19 @@ class Engine:
         for key in ("handler", "dtype", "key"):
             del settings[key]
         read_end, write_end = os.pipe()
-        orders = {"settings": settings, "schema": self._config.schema.to_json(), "handler": asdict(self._handler),
-                  "keep_unfinished": self._named, "reports": write_end}
-        self._process = subprocess.Popen(python_command("shardmem.control.main"), stdin=subprocess.PIPE,
-                                         pass_fds=(write_end,), start_new_session=True)
+        orders = {
+            "settings": settings,
+            "schema": self._config.schema.to_json(),
+            "handler": asdict(self._handler),
+            "keep_unfinished": self._named,
+            "reports": write_end,
+        }
+        self._process = subprocess.Popen(
+            python_command("shardmem.control.main"),
+            stdin=subprocess.PIPE,
+            pass_fds=(write_end,),
+            start_new_session=True,
+        )
         os.close(write_end)
         self._reports = _ReportReader(read_end)
         # Not collected before its end of the lifeline is closed: an engine that is forgotten drains and ends too.
@@ -114,7 +127,9 @@ class Engine:
         if self._process is None:
             raise NotRunning(f"engine {self.name!r} was never started")
         if self._inherited:
-            raise NotRunning(f"engine {self.name!r} belongs to the process that this one was forked from; it ends there")
+            raise NotRunning(
+                f"engine {self.name!r} belongs to the process that this one was forked from; it ends there"
+            )
         if self._control is None:  # stopped before
             return self.status()
         for _ in range(REVIVALS):
@@ -272,9 +287,11 @@ class Engine:
             text = report["error"]
             left = self._last["accounting"]["in_flight"] if self._last else 0
             if left:
-                text += (f". {left:,} accepted events were not handled; "
-                         + (f"they stay in shared memory: start engine {self.name!r} again to handle them" if self._named
-                            else "they are gone with this engine, because it has no name to be found again by"))
+                text += f". {left:,} accepted events were not handled; " + (
+                    f"they stay in shared memory: start engine {self.name!r} again to handle them"
+                    if self._named
+                    else "they are gone with this engine, because it has no name to be found again by"
+                )
             kind = getattr(errors, report.get("kind") or "", ShardmemError)
             if kind is ConfigError or not issubclass(kind, ShardmemError):
                 raise ConfigError(text)
@@ -331,5 +348,3 @@ class _ReportReader:
             found = json.loads(line)
         self._file.close()
         return found
-
-

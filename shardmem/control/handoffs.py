@@ -5,14 +5,16 @@
 Every phase is in the handoff table, so a supervisor that takes over can go on with it. A handoff always runs forward; one
 that is late says whom it waits for. Slots of one round go through the phases one by one, as fast as each can.
 """
+
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from shardmem.memory.control import Control, name_of
 from shardmem.memory.native import MOVE_PHASES, ffi, lib, point
 from shardmem.policy import Move
 
-POLL = 0.02       # reports come over the workers' pipes; this is for workers that have none of ours
+POLL = 0.02  # reports come over the workers' pipes; this is for workers that have none of ours
 REROUTE_LIMIT = 1.0
 DRAIN_LIMIT = 10.0
 RELEASE_LIMIT = 10.0
@@ -35,14 +37,20 @@ class Round:
 
     moves: list[Move]
     reroute_s: float = 0.0
-    drain_s: float = 0.0    # until the last slot was drained
+    drain_s: float = 0.0  # until the last slot was drained
     release_s: float = 0.0  # from then until the last was released
     late: list[str] = field(default_factory=list)
 
     def describe(self) -> dict[str, Any]:
-        return {"moved": [{"slot": move.slot, "from": move.source, "to": move.target} for move in self.moves],
-                "seconds": {"reroute": round(self.reroute_s, 6), "drain": round(self.drain_s, 6),
-                            "release": round(self.release_s, 6)}, "late": self.late}
+        return {
+            "moved": [{"slot": move.slot, "from": move.source, "to": move.target} for move in self.moves],
+            "seconds": {
+                "reroute": round(self.reroute_s, 6),
+                "drain": round(self.drain_s, 6),
+                "release": round(self.release_s, 6),
+            },
+            "late": self.late,
+        }
 
 
 class Handoffs:
@@ -64,8 +72,9 @@ class Handoffs:
         for event in self._news:
             event.set()
 
-    async def settle_marks(self, waiting: Callable[[str], None] = lambda text: None,
-                           give_up: Callable[[], bool] = lambda: False) -> list[int]:
+    async def settle_marks(
+        self, waiting: Callable[[str], None] = lambda text: None, give_up: Callable[[], bool] = lambda: False
+    ) -> list[int]:
         """Until every send that was in progress is over, or its process is dead; the seats that were given up on."""
         control = self._control
         before = control.marks()
@@ -92,8 +101,12 @@ class Handoffs:
         with self._in_motion(moves) as event:
             for target, count in _counted(moves).items():
                 self._hold(target, count)  # before the first row can come: a target looks at holds only if it has some
-            numbers = {move.slot: lib.sm_move_begin(control.address, move.slot, move.source, move.target,
-                                                    _deadline(REROUTE_LIMIT)) for move in moves}
+            numbers = {
+                move.slot: lib.sm_move_begin(
+                    control.address, move.slot, move.source, move.target, _deadline(REROUTE_LIMIT)
+                )
+                for move in moves
+            }
             point("handoff.begun")
             await self._forward(done, numbers, event)
         return done
@@ -104,7 +117,9 @@ class Handoffs:
         """
         control, view = self._control, ffi.new("sm_move_view *")
         slots = np.empty(control.slots, "u4")
-        count = lib.sm_view_moving(control.address, control.geometry, ffi.cast("uint32_t *", slots.ctypes.data), control.slots)
+        count = lib.sm_view_moving(
+            control.address, control.geometry, ffi.cast("uint32_t *", slots.ctypes.data), control.slots
+        )
         begun = {}
         for slot in slots[:count].tolist():
             lib.sm_view_move(control.address, slot, view)
@@ -112,7 +127,7 @@ class Handoffs:
             if name_of(MOVE_PHASES, view.phase) == "rerouting":  # the slot word may not have been stored
                 lib.sm_set_slot(control.address, slot, view.target)
         self._moving |= {move.slot for move in begun}
-        self._holds = {shard: 0 for shard in control.known_shards()} | _counted(begun)
+        self._holds = dict.fromkeys(control.known_shards(), 0) | _counted(begun)
         for shard in self._holds:  # a count may have been left too high; and a hold that has fallen not been told of
             self._hold(shard, 0)
             self._wake(shard)

@@ -1,4 +1,5 @@
 """Whether an engine lives and whether it is ready, from its status document. No reason against it: it is."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -19,7 +20,9 @@ def hangs(control: Control) -> str | None:
         found = observer.status()["findings"]
     finally:
         observer.close()
-    texts = (f"{each['text']} {each['advice']} -> {each['command']}" for each in found if each["kind"] == "supervisor_hangs")
+    texts = (
+        f"{each['text']} {each['advice']} -> {each['command']}" for each in found if each["kind"] == "supervisor_hangs"
+    )
     return next(texts, None)
 
 
@@ -38,8 +41,10 @@ def against_readiness(document: dict[str, Any]) -> list[str]:
         if shard["state"] == "failed":
             found.append(f"shard {shard['id']} failed: {shard['error']}")
         elif shard["slots"] and not (shard["alive"] and shard["phase"] == "ready"):
-            found.append(f"shard {shard['id']} has {shard['slots']} slots and no worker that is ready: "
-                         f"{shard['condition']}, {shard['reason']}")
+            found.append(
+                f"shard {shard['id']} has {shard['slots']} slots and no worker that is ready: "
+                f"{shard['condition']}, {shard['reason']}"
+            )
     if engine["slots_unowned"]:
         found.append(f"{engine['slots_unowned']} of {engine['slots']} slots have no live owner")
     return found

@@ -1,4 +1,5 @@
 """The machine as `shardmem doctor` sees it: files below a root and calls of the kernel, each of which a test may replace."""
+
 from __future__ import annotations
 
 import ctypes
@@ -7,8 +8,8 @@ import mmap
 import os
 import resource
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Callable, Iterator, Mapping
 
 from shardmem.control.client import socket_path
 from shardmem.memory.native import lib
@@ -54,8 +55,12 @@ def _posix_fallocate(directory: str) -> None:
             raise OSError(errno.EOPNOTSUPP, "it reserves nothing")
 
 
-TRIALS: dict[str, Callable[[str], None]] = {"OFD locks": _ofd_locks, "pidfd_open": _pidfd_open, "futex": _futex,
-                                            "posix_fallocate": _posix_fallocate}
+TRIALS: dict[str, Callable[[str], None]] = {
+    "OFD locks": _ofd_locks,
+    "pidfd_open": _pidfd_open,
+    "futex": _futex,
+    "posix_fallocate": _posix_fallocate,
+}
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,9 @@ class Host:
             number, controllers, path = line.split(":", 2)
             if controllers and controller not in controllers.split(","):
                 continue
-            bases = [f"/sys/fs/cgroup/{controllers}", f"/sys/fs/cgroup/{controller}"] if controllers else ["/sys/fs/cgroup"]
+            bases = (
+                [f"/sys/fs/cgroup/{controllers}", f"/sys/fs/cgroup/{controller}"] if controllers else ["/sys/fs/cgroup"]
+            )
             parts = [part for part in path.split("/") if part]
             for base in bases:
                 for depth in range(len(parts), -1, -1):
@@ -114,18 +121,20 @@ class Host:
     def memory_limit(self) -> int | None:
         """Bytes; the least of the groups around this process."""
         said = [*self.cgroup("memory", "memory.max"), *self.cgroup("memory", "memory.limit_in_bytes")]
-        return min((int(text) for text, in said if text.isdigit() and int(text) < 1 << 60), default=None)
+        return min((int(text) for (text,) in said if text.isdigit() and int(text) < 1 << 60), default=None)
 
     def cpu_quota(self) -> float | None:
         """Cores; the least of the groups around this process."""
-        said = [text.split() for text, in self.cgroup("cpu", "cpu.max")]
+        said = [text.split() for (text,) in self.cgroup("cpu", "cpu.max")]
         said += self.cgroup("cpu", "cpu.cfs_quota_us", "cpu.cfs_period_us")
         return min((int(quota) / int(period) for quota, period in said if quota.isdigit()), default=None)
 
     def process_room(self) -> int | None:
         """How many processes the groups around this one still have room for."""
-        return min((int(most) - int(now) for most, now in self.cgroup("pids", "pids.max", "pids.current") if most.isdigit()),
-                   default=None)
+        return min(
+            (int(most) - int(now) for most, now in self.cgroup("pids", "pids.max", "pids.current") if most.isdigit()),
+            default=None,
+        )
 
     def threads(self) -> int:
         """Of all processes of this user: what RLIMIT_NPROC counts."""

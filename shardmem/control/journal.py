@@ -3,21 +3,23 @@
 The board is written when something happens and at no other time, and it is whole whenever the supervisor is killed: whoever
 asks reads it without one, and the next supervisor goes on with it. What is too much for the board goes, oldest first.
 """
+
 from __future__ import annotations
 
 import json
 import logging
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Mapping
+from typing import Any
 
 from shardmem.runtime.catalogue import HAPPENINGS
 
 log = logging.getLogger("shardmem.events")
 
 MOST = 64
-LONGEST = 300    # characters of a sentence: an error's text may be a page
+LONGEST = 300  # characters of a sentence: an error's text may be a page
 TOGETHER = 60.0  # seconds for which more of the same makes an entry larger, where each alone would drive out all others
 
 
@@ -57,7 +59,11 @@ class Journal:
         """number more of what comes in numbers. text: the sentence for so many."""
         now = self._clock()
         for entry in self._entries:
-            if entry.count and (entry.what["kind"], entry.what["shard"]) == (kind, shard) and 0 <= now - entry.began < TOGETHER:
+            if (
+                entry.count
+                and (entry.what["kind"], entry.what["shard"]) == (kind, shard)
+                and 0 <= now - entry.began < TOGETHER
+            ):
                 self._entries.remove(entry)
                 self._append(kind, text(number + entry.count), shard, now, entry.began, number + entry.count)
                 return
@@ -79,13 +85,22 @@ class Journal:
         """The counts of a shard as they are now; that they are the same is found at once."""
         if (more := quarantined - self._aside.get(shard, 0)) > 0:
             self._quarantined += more
-            self.count("quarantined", more, lambda count: f"{_events(count)} set aside, {quarantined:,} of this shard in all: "
-                                                          f"'shardmem quarantine list' shows them", shard)
+            self.count(
+                "quarantined",
+                more,
+                lambda count: (
+                    f"{_events(count)} set aside, {quarantined:,} of this shard in all: "
+                    f"'shardmem quarantine list' shows them"
+                ),
+                shard,
+            )
         self._aside[shard] = quarantined
         if (broken := frozenset(broken)) != (before := self._broken.get(shard, frozenset())):
             self._broken[shard] = broken
             for seat in sorted(broken - before):
-                self.note("lane_broken", f"the lane of producer {seat} is corrupt and read no more; other lanes go on", shard)
+                self.note(
+                    "lane_broken", f"the lane of producer {seat} is corrupt and read no more; other lanes go on", shard
+                )
 
     def forget(self, shard: int) -> None:
         """Its lanes are gone; the next shard of this number counts from nothing."""
@@ -111,7 +126,7 @@ def _encoded(what: dict[str, Any]) -> bytes:
 def _cut(text: str) -> str:
     """One line; paths in errors need not be valid text, and what is escaped six-fold in JSON is still one that fits."""
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST else line[:LONGEST - 3] + "..."
+    return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
 
 
 def _events(count: int) -> str:

@@ -3,6 +3,7 @@
 Its orders come on standard input, one line of JSON, and standard input stays open as long as the parent wants the
 engine: end of file means the parent has left its block, or was killed, and the engine drains and ends.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -12,8 +13,8 @@ import sys
 from typing import Any
 
 from shardmem.config import Config
-from shardmem.errors import OutOfMemory
 from shardmem.control.supervisor import Supervisor
+from shardmem.errors import OutOfMemory
 from shardmem.memory.native import arm_from_environment
 from shardmem.runtime import logs
 from shardmem.runtime.handler import HandlerRef
@@ -35,8 +36,12 @@ async def _run(orders: dict[str, Any], reports: Reports) -> int:
     sys.path += [entry for entry in orders["handler"]["main"].get("sys_path", []) if entry not in sys.path]
     schema = Schema.from_json(orders["schema"])
     config = Config.of(handler=orders["handler"]["name"], dtype=schema.dtype, key=schema.key, **orders["settings"])
-    supervisor = Supervisor(config, HandlerRef(**orders["handler"]), keep_unfinished=orders["keep_unfinished"],
-                            on_ready=lambda status: reports.say(ready=True, status=status))
+    supervisor = Supervisor(
+        config,
+        HandlerRef(**orders["handler"]),
+        keep_unfinished=orders["keep_unfinished"],
+        on_ready=lambda status: reports.say(ready=True, status=status),
+    )
     lifeline = sys.stdin.fileno()
     loop = asyncio.get_running_loop()
     asked: list[bool] = []
@@ -59,7 +64,11 @@ async def _run(orders: dict[str, Any], reports: Reports) -> int:
         raise
     loop.remove_reader(lifeline)
     error = supervisor.error
-    reports.say(ended=code, status=supervisor.outcome, error=str(error) if error else None,
-                kind=type(error).__name__ if error else None,
-                memory=(error.need, error.free) if isinstance(error, OutOfMemory) else None)
+    reports.say(
+        ended=code,
+        status=supervisor.outcome,
+        error=str(error) if error else None,
+        kind=type(error).__name__ if error else None,
+        memory=(error.need, error.free) if isinstance(error, OutOfMemory) else None,
+    )
     return code

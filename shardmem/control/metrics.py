@@ -1,7 +1,9 @@
 """The status document and the histograms for Prometheus: what catalogue.py declares, and nothing else."""
+
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry
@@ -12,7 +14,7 @@ from shardmem.runtime.catalogue import COUNTER, FIGURES, HISTOGRAM, STATE, Figur
 from shardmem.runtime.snapshot import FLOORS_NS, Histograms
 
 # Powers of two from 1 us to 17 s: every fourth bucket of ours begins at one, so none has to be divided.
-BOUNDS = [bucket for bucket in range(36, 136, 4)]
+BOUNDS = list(range(36, 136, 4))
 ROWS = range(21)  # powers of two up to a million
 
 

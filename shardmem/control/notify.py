@@ -2,13 +2,15 @@
 
 Only `shardmem run` speaks: an embedded engine is in somebody else's service, and must not call that one ready.
 """
+
 from __future__ import annotations
 
 import logging
 import os
 import socket
 import time
-from typing import Any, Callable, MutableMapping
+from collections.abc import Callable, MutableMapping
+from typing import Any
 
 from shardmem.settings import some
 
@@ -25,8 +27,9 @@ class Notify:
     except those that would be old by then.
     """
 
-    def __init__(self, address: str | None = None, watchdog: float | None = None,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, address: str | None = None, watchdog: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._clock, self._watchdog = clock, watchdog
         self._owed: list[str] = []
         self._alive_due = self._status_due = 0.0
@@ -39,7 +42,9 @@ class Notify:
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> Notify:
         """The variables are taken away: what a handler starts does not speak for this service."""
-        address, microseconds, pid = (environ.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"))
+        address, microseconds, pid = (
+            environ.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+        )
         wanted = microseconds.isdigit() and int(microseconds) > 0 and pid in ("", str(os.getpid()))
         return cls(address, int(microseconds) / 2e6 if wanted else None)
 
@@ -82,8 +87,12 @@ class Notify:
             seconds = now - before[0]
             parts.append(f"in {(accepted - before[1]) / seconds:,.0f}/s, out {(handled - before[2]) / seconds:,.0f}/s")
         parts.append(f"{counts['in_flight']:,} in flight")
-        ill = [f"{shard['id']} {shard['condition']}" for shard in document["shards"]
-               if shard["condition"] in ("failed", "stuck", "restarting", "dead") and document["engine"]["state"] == "running"]
+        ill = [
+            f"{shard['id']} {shard['condition']}"
+            for shard in document["shards"]
+            if shard["condition"] in ("failed", "stuck", "restarting", "dead")
+            and document["engine"]["state"] == "running"
+        ]
         return "; ".join(parts + ([f"shards {', '.join(ill)}"] if ill else []))
 
     def _say(self, *lines: str) -> None:

@@ -1,4 +1,5 @@
 """What the control API can be asked, each declared once: a body is checked against this, and openapi.py is made of it."""
+
 from __future__ import annotations
 
 import re
@@ -12,8 +13,13 @@ LANES = 10  # seconds for which a replay waits for room, in all, unless it is to
 SECONDS = {"title": "a number of seconds from 0 to 60", "type": "number", "minimum": 0, "maximum": 60}
 IDS = {"title": "a list of the numbers of events", "type": "array", "items": WHOLE, "minItems": 1}
 ALL = {"title": "true", "type": "boolean", "enum": [True]}
-SLOTS = {"oneOf": [{"title": "a list of numbers", "type": "array", "items": WHOLE},
-                   {"title": "text like '17,40-60'", "type": "string", "pattern": r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$"}, WHOLE]}
+SLOTS = {
+    "oneOf": [
+        {"title": "a list of numbers", "type": "array", "items": WHOLE},
+        {"title": "text like '17,40-60'", "type": "string", "pattern": r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$"},
+        WHOLE,
+    ]
+}
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,17 @@ class Command:
         """What is wrong with a body; nothing: it can be carried out."""
         if not isinstance(wanted, dict):
             return ["the body is no JSON object"]
-        found = [f"{key} is not a member; there {'are ' + ', '.join(self.body) if self.body else 'is none'}"
-                 for key in wanted if key not in self.body]
+        found = [
+            f"{key} is not a member; there {'are ' + ', '.join(self.body) if self.body else 'is none'}"
+            for key in wanted
+            if key not in self.body
+        ]
         found += [f"{key} is missing" for key in self.required if key not in wanted]
         if self.one_of and sum(key in wanted for key in self.one_of) != 1:
             found.append(f"one of {' and '.join(self.one_of)} has to be there, and only one")
-        return found + [fault for key, schema in self.body.items() if key in wanted for fault in _faults(key, wanted[key], schema)]
+        return found + [
+            fault for key, schema in self.body.items() if key in wanted for fault in _faults(key, wanted[key], schema)
+        ]
 
     @property
     def required(self) -> list[str]:
@@ -47,9 +58,13 @@ class Command:
     @property
     def schema(self) -> dict[str, Any]:
         """Of the body."""
-        return {"type": "object", "properties": self.body, "additionalProperties": False,
-                **({"required": self.required} if self.required else {}),
-                **({"oneOf": [{"required": [key]} for key in self.one_of]} if self.one_of else {})}
+        return {
+            "type": "object",
+            "properties": self.body,
+            "additionalProperties": False,
+            **({"required": self.required} if self.required else {}),
+            **({"oneOf": [{"required": [key]} for key in self.one_of]} if self.one_of else {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -70,49 +85,122 @@ class Read:
 
 
 COMMANDS = (
-    Command("scale", "More or fewer shards, slots evened out; \"auto\" hands back to the policy", "Scaled",
-            {"shards": {"oneOf": [WHOLE, AUTO]}}, {"shards": 2}),
-    Command("drain", "The slots of a shard go to the others, then it is removed", "Drained", {"shard": WHOLE}, {"shard": 1}),
-    Command("move", "Slots to a shard; nothing is lost, repeated or reordered", "Moved",
-            {"slots": SLOTS, "to": WHOLE}, {"slots": "17,40-60", "to": 1}),
+    Command(
+        "scale",
+        'More or fewer shards, slots evened out; "auto" hands back to the policy',
+        "Scaled",
+        {"shards": {"oneOf": [WHOLE, AUTO]}},
+        {"shards": 2},
+    ),
+    Command(
+        "drain", "The slots of a shard go to the others, then it is removed", "Drained", {"shard": WHOLE}, {"shard": 1}
+    ),
+    Command(
+        "move",
+        "Slots to a shard; nothing is lost, repeated or reordered",
+        "Moved",
+        {"slots": SLOTS, "to": WHOLE},
+        {"slots": "17,40-60", "to": 1},
+    ),
     Command("rebalance", "Even out the slots over the shards, with the fewest moves", "Moved"),
     Command("reload", "Every worker is replaced by a fresh one, with what the configuration says now", "Reloaded"),
-    Command("quarantine/replay", "Events of the quarantine are pushed again, as new ones; the answer says which stay (left), "
-            f"and why. timeout: how long to wait for room in lanes, {LANES} s unless given", "Replayed",
-            {"ids": IDS, "all": ALL, "timeout": SECONDS}, {"ids": [1, 2]}, optional=("timeout",), one_of=("ids", "all")),
-    Command("quarantine/purge", "Events of the quarantine are thrown away, for good; all: those that were replayed too", "Purged",
-            {"ids": IDS, "all": ALL}, {"all": True}, one_of=("ids", "all")),
-    Command("stop", "Drain and stop; now: leave what is not handled in shared memory", "Stopping", {"now": SWITCH},
-            {"now": False}, optional=("now",)),
+    Command(
+        "quarantine/replay",
+        "Events of the quarantine are pushed again, as new ones; the answer says which stay (left), "
+        f"and why. timeout: how long to wait for room in lanes, {LANES} s unless given",
+        "Replayed",
+        {"ids": IDS, "all": ALL, "timeout": SECONDS},
+        {"ids": [1, 2]},
+        optional=("timeout",),
+        one_of=("ids", "all"),
+    ),
+    Command(
+        "quarantine/purge",
+        "Events of the quarantine are thrown away, for good; all: those that were replayed too",
+        "Purged",
+        {"ids": IDS, "all": ALL},
+        {"all": True},
+        one_of=("ids", "all"),
+    ),
+    Command(
+        "stop",
+        "Drain and stop; now: leave what is not handled in shared memory",
+        "Stopping",
+        {"now": SWITCH},
+        {"now": False},
+        optional=("now",),
+    ),
 )
 PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-PAGE_FILES = {name: PAGE_TYPES[name[name.index("."):]] for name in (
-    "page.html", "page.css", "icon.svg", "charts.js", "dialog.js", "orders.js", "page.js", "quarantine.js", "slots.js",
-    "tables.js", "words.js")}
+PAGE_FILES = {
+    name: PAGE_TYPES[name[name.index(".") :]]
+    for name in (
+        "page.html",
+        "page.css",
+        "icon.svg",
+        "charts.js",
+        "dialog.js",
+        "orders.js",
+        "page.js",
+        "quarantine.js",
+        "slots.js",
+        "tables.js",
+        "words.js",
+    )
+}
 READS = (
     Read("/", "The page: an engine as it runs, for a browser", "string", ("text/html",)),
-    Read("/page/{file}", "What the page is made of", "string", tuple(sorted(set(PAGE_FILES.values()))), problems=("404",),
-         values={"file": {"type": "string", "enum": list(PAGE_FILES)}}),
+    Read(
+        "/page/{file}",
+        "What the page is made of",
+        "string",
+        tuple(sorted(set(PAGE_FILES.values()))),
+        problems=("404",),
+        values={"file": {"type": "string", "enum": list(PAGE_FILES)}},
+    ),
     Read("/access", "What whoever asks may do: all; only read; or, with the token, all", "Access"),
     Read("/slots", "The shard of every slot, in order", "Slots"),
-    Read("/lanes/{shard}", "The open lanes of a shard, one for each producer", "Lanes", problems=("404",),
-         values={"shard": {"type": "integer", "minimum": 0, "maximum": 99_999, "example": 0}}),
+    Read(
+        "/lanes/{shard}",
+        "The open lanes of a shard, one for each producer",
+        "Lanes",
+        problems=("404",),
+        values={"shard": {"type": "integer", "minimum": 0, "maximum": 99_999, "example": 0}},
+    ),
     Read("/status", "The document of `shardmem status --json`", "Status"),
-    Read("/quarantine", "The newest 100 events in quarantine that were not replayed, without payloads; how many there are, and "
-         "how many there may be", "Quarantine", private=True, problems=("409",)),
-    Read("/quarantine/{id}", "One event of the quarantine, with traceback, key and payload", "Quarantined", private=True,
-         problems=("404", "409"),
-         values={"id": {"type": "integer", "minimum": 0, "maximum": 999_999_999_999_999_999, "example": 1}}),
-    Read("/metrics", "The figures of docs/metrics.md, as Prometheus text or OpenMetrics", "string",
-         ("text/plain", "application/openmetrics-text")),
+    Read(
+        "/quarantine",
+        "The newest 100 events in quarantine that were not replayed, without payloads; how many there are, and "
+        "how many there may be",
+        "Quarantine",
+        private=True,
+        problems=("409",),
+    ),
+    Read(
+        "/quarantine/{id}",
+        "One event of the quarantine, with traceback, key and payload",
+        "Quarantined",
+        private=True,
+        problems=("404", "409"),
+        values={"id": {"type": "integer", "minimum": 0, "maximum": 999_999_999_999_999_999, "example": 1}},
+    ),
+    Read(
+        "/metrics",
+        "The figures of docs/metrics.md, as Prometheus text or OpenMetrics",
+        "string",
+        ("text/plain", "application/openmetrics-text"),
+    ),
     Read("/livez", "Whether the supervisor's loop goes round", "Live", refused="It does not, and why"),
     Read("/readyz", "Whether every slot has a live owner", "Ready", refused="It has not, and why"),
     Read("/openapi.json", "This document", "OpenApi"),
 )
-_IS: dict[str, Any] = {"integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
-                       "number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
-                       "string": lambda value: isinstance(value, str), "boolean": lambda value: isinstance(value, bool),
-                       "array": lambda value: isinstance(value, list)}
+_IS: dict[str, Any] = {
+    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
+    "string": lambda value: isinstance(value, str),
+    "boolean": lambda value: isinstance(value, bool),
+    "array": lambda value: isinstance(value, list),
+}
 
 
 def _faults(key: str, value: Any, schema: dict[str, Any]) -> list[str]:
@@ -122,11 +210,14 @@ def _faults(key: str, value: Any, schema: dict[str, Any]) -> list[str]:
 def _fits(value: Any, schema: dict[str, Any]) -> bool:
     if "oneOf" in schema:
         return any(_fits(value, each) for each in schema["oneOf"])
-    return (_IS[schema["type"]](value) and value in schema.get("enum", (value,))
-            and ("pattern" not in schema or re.fullmatch(schema["pattern"], value) is not None)
-            and ("minimum" not in schema or schema["minimum"] <= value <= schema["maximum"])
-            and ("minItems" not in schema or len(value) >= schema["minItems"])
-            and ("items" not in schema or all(_fits(each, schema["items"]) for each in value)))
+    return (
+        _IS[schema["type"]](value)
+        and value in schema.get("enum", (value,))
+        and ("pattern" not in schema or re.fullmatch(schema["pattern"], value) is not None)
+        and ("minimum" not in schema or schema["minimum"] <= value <= schema["maximum"])
+        and ("minItems" not in schema or len(value) >= schema["minItems"])
+        and ("items" not in schema or all(_fits(each, schema["items"]) for each in value))
+    )
 
 
 def _wrong(schema: dict[str, Any]) -> str:

@@ -2,24 +2,37 @@
 
 It decides and remembers; `commands.py` carries out.
 """
+
 from __future__ import annotations
 
 import time
-from typing import Any, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from shardmem.control.sampler import Sampler
 from shardmem.memory.control import Control
-from shardmem.policy import (DecisionHistory, DecisionKind, Move, ScalingDecision, ScalingPolicy, ShardMapper, Strategy, View, plan_of)
+from shardmem.policy import (
+    DecisionHistory,
+    DecisionKind,
+    Move,
+    ScalingDecision,
+    ScalingPolicy,
+    ShardMapper,
+    Strategy,
+    View,
+    plan_of,
+)
 from shardmem.runtime.snapshot import Observer
 
 
 class Pilot:
     """mapper: shards and their lives. strategy: slots and their owners. history: the last decisions, with reasons."""
 
-    def __init__(self, control: Control, observer: Observer, policy: ScalingPolicy, strategy: Strategy,
-                 shards: Mapping[int, str]) -> None:
+    def __init__(
+        self, control: Control, observer: Observer, policy: ScalingPolicy, strategy: Strategy, shards: Mapping[int, str]
+    ) -> None:
         self._control, self._observer = control, observer
         self.sampler = Sampler(observer)
         self.mapper = ShardMapper(shards, policy, now=time.monotonic(), room=control.room, drain_grace=0.0)
@@ -40,8 +53,9 @@ class Pilot:
         decision = self.mapper.evaluate_scaling(now, moves=len(moves) + len(moving))
         if not self.following and decision.kind is not DecisionKind.NONE:
             count = f" {decision.count}" if decision.count else ""
-            decision = decision.against("manual", f"the number of shards was set by hand; otherwise {decision.kind}{count}: "
-                                                  f"{decision.reason}")
+            decision = decision.against(
+                "manual", f"the number of shards was set by hand; otherwise {decision.kind}{count}: {decision.reason}"
+            )
         self.history.note(decision)
         return decision, moves
 
@@ -55,12 +69,20 @@ class Pilot:
         busy = {shard: sample.busy for shard, sample in self.mapper.metrics(time.monotonic()).items()}
         rates = self.sampler.rates if self.sampler.rates.any() else None
         failed = [shard for shard in self._control.known_shards() if self._control.shard_state(shard) == "failed"]
-        taking = [shard for shard in (self.mapper.active_shard_ids() if shards is None else shards) if shard not in failed]
+        taking = [
+            shard for shard in (self.mapper.active_shard_ids() if shards is None else shards) if shard not in failed
+        ]
         # A failed shard takes nothing, and cannot give: its worker would have to drain it.
         locked = {*moving, *np.flatnonzero(np.isin(owners, failed)).tolist()} if failed else moving
-        return View.of(owners.astype("i8"), taking, rates=rates, locked=list(locked),
-                       # with nobody busy at this moment the rates of the last seconds still say what is hot
-                       busy={shard: busy.get(shard, 0.0) for shard in taking} if any(busy.values()) else {}, eager=eager)
+        return View.of(
+            owners.astype("i8"),
+            taking,
+            rates=rates,
+            locked=list(locked),
+            # with nobody busy at this moment the rates of the last seconds still say what is hot
+            busy={shard: busy.get(shard, 0.0) for shard in taking} if any(busy.values()) else {},
+            eager=eager,
+        )
 
     def describe(self) -> dict[str, Any]:
         """For status: the policy's state, its last decisions and slots too hot for any shard."""
@@ -68,11 +90,23 @@ class Pilot:
         hot = self.strategy.hot_slots(view) if view.shards and hasattr(self.strategy, "hot_slots") else []
         now = time.monotonic()
         return {
-            "auto_scale": self.following, "elastic": self.mapper.policy.auto_scale,
-            "decisions": [{"kind": str(decision.kind), "count": decision.count, "cause": decision.cause,
-                           "reason": decision.reason, "age_s": round(now - decision.at, 3), "since_s": round(now - since, 3),
-                           "times": times, "advice": str(decision.advice.kind) if decision.advice else None}
-                          for decision, since, times in self.history][-16:],
-            "hot_slots": [{"slot": each.slot, "shard": each.shard, "share": round(each.share, 4), "alone": each.alone}
-                          for each in hot],
+            "auto_scale": self.following,
+            "elastic": self.mapper.policy.auto_scale,
+            "decisions": [
+                {
+                    "kind": str(decision.kind),
+                    "count": decision.count,
+                    "cause": decision.cause,
+                    "reason": decision.reason,
+                    "age_s": round(now - decision.at, 3),
+                    "since_s": round(now - since, 3),
+                    "times": times,
+                    "advice": str(decision.advice.kind) if decision.advice else None,
+                }
+                for decision, since, times in self.history
+            ][-16:],
+            "hot_slots": [
+                {"slot": each.slot, "shard": each.shard, "share": round(each.share, 4), "alone": each.alone}
+                for each in hot
+            ],
         }

@@ -1,4 +1,5 @@
 """A worker as its supervisor sees it: spawned by exec, watched by pidfd, its reports read from a pipe."""
+
 from __future__ import annotations
 
 import json
@@ -7,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Callable
+from typing import Any
 
 from shardmem.memory.control import Control
 from shardmem.runtime.handler import HandlerRef
@@ -49,9 +51,19 @@ class _Signalled:
 class WorkerProcess(_Signalled):
     """One worker process. All callbacks come from the event loop that is passed in."""
 
-    def __init__(self, loop: Any, engine: str, shard: int, handler: HandlerRef, *, settings: dict[str, Any], ended: str | None,
-                 forgiven: bool, on_report: Callable[[WorkerProcess, dict[str, Any]], None],
-                 on_exit: Callable[[WorkerProcess], None]) -> None:
+    def __init__(
+        self,
+        loop: Any,
+        engine: str,
+        shard: int,
+        handler: HandlerRef,
+        *,
+        settings: dict[str, Any],
+        ended: str | None,
+        forgiven: bool,
+        on_report: Callable[[WorkerProcess, dict[str, Any]], None],
+        on_exit: Callable[[WorkerProcess], None],
+    ) -> None:
         self.shard = shard
         self.spawned_at = time.monotonic()
         self.exit_code: int | None = None
@@ -60,12 +72,20 @@ class WorkerProcess(_Signalled):
         self.told: str | None = None  # to end, and why
         self._loop, self._on_report, self._on_exit, self._partial = loop, on_report, on_exit, b""
         read_end, write_end = os.pipe()
-        orders = {"engine": engine, "shard": shard, "handler": asdict(handler), "settings": settings, "reports": write_end,
-                  "ended": ended, "forgiven": forgiven}
+        orders = {
+            "engine": engine,
+            "shard": shard,
+            "handler": asdict(handler),
+            "settings": settings,
+            "reports": write_end,
+            "ended": ended,
+            "forgiven": forgiven,
+        }
         # By exec, never by fork: a fork of a process with threads or open handles inherits their locks.
         try:
-            self._popen = subprocess.Popen(python_command("shardmem.runtime.worker"), stdin=subprocess.PIPE,
-                                           pass_fds=(write_end,))
+            self._popen = subprocess.Popen(
+                python_command("shardmem.runtime.worker"), stdin=subprocess.PIPE, pass_fds=(write_end,)
+            )
         except OSError:
             os.close(read_end)
             raise
@@ -151,9 +171,17 @@ class AdoptedWorker(_Signalled):
     exit_code: int | None = None  # is told to its parent only
     told: str | None = None
 
-    def __init__(self, loop: Any, control: Control, inbox: str, shard: int, on_exit: Callable[[AdoptedWorker], None]) -> None:
+    def __init__(
+        self, loop: Any, control: Control, inbox: str, shard: int, on_exit: Callable[[AdoptedWorker], None]
+    ) -> None:
         view = control.view_shard(shard)
-        self.shard, self.pid, self.spawned_at, self.alive, self.killed = shard, view.pid, view.entered_ns / 1e9, True, False
+        self.shard, self.pid, self.spawned_at, self.alive, self.killed = (
+            shard,
+            view.pid,
+            view.entered_ns / 1e9,
+            True,
+            False,
+        )
         self._loop, self._control, self._incarnation, self._on_exit = loop, control, view.incarnation, on_exit
         self._pidfd = self._open(inbox)
         if self._pidfd is not None:
@@ -197,8 +225,11 @@ class AdoptedWorker(_Signalled):
         return self._phase == "stopped"
 
     def how_it_ended(self) -> str:
-        return ("killed by the supervisor" if self.killed else
-                "how it ended is not known, because it was started by an earlier supervisor")
+        return (
+            "killed by the supervisor"
+            if self.killed
+            else "how it ended is not known, because it was started by an earlier supervisor"
+        )
 
     def _poll(self) -> None:
         if self._control.worker_alive(self.shard):

@@ -3,6 +3,7 @@ command line alike, which opens the file itself and needs no supervisor.
 
 All of it waits: for the file, which workers write to, and for room in lanes. The supervisor does it in a thread.
 """
+
 from __future__ import annotations
 
 import base64
@@ -10,8 +11,9 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +22,9 @@ from shardmem.runtime.producer import Producer, connect
 from shardmem.runtime.quarantine import NoSuchEvent, Quarantine, Quarantined
 from shardmem.schema import Schema
 
-NEWEST = 100     # events that the API shows at once
-LONGEST = 1000   # characters of a key, where many are listed
-FILE = 5.0       # seconds for which whoever asks the supervisor waits for the file
+NEWEST = 100  # events that the API shows at once
+LONGEST = 1000  # characters of a key, where many are listed
+FILE = 5.0  # seconds for which whoever asks the supervisor waits for the file
 
 
 @dataclass
@@ -46,11 +48,16 @@ class QuarantineAccess:
         if (found := self._open()) is not None:
             with found:
                 count, events = found.count(), found.events(newest=NEWEST, payloads=False)
-        return {"file": self._path, "count": count, "limit": self._limit(), "events": [describe(each) for each in events]}
+        return {
+            "file": self._path,
+            "count": count,
+            "limit": self._limit(),
+            "events": [describe(each) for each in events],
+        }
 
     def show(self, number: int) -> dict[str, Any]:
         with self._needed() as found:
-            event, = found.events([number])
+            (event,) = found.events([number])
         return describe(event, whole=True)
 
     def replay(self, numbers: Iterable[int] | None, seconds: float) -> Replay:
@@ -86,9 +93,11 @@ def replay(engine: str, found: Quarantine, numbers: Iterable[int] | None, second
         while given.left:
             number = given.left[0]
             try:
-                event, = found.events([number])
+                (event,) = found.events([number])
                 _push(event, producer, None if deadline is None else max(0.0, deadline - time.monotonic()))
-                found.replayed(number)  # after it was accepted: killed in between, it is there twice rather than nowhere
+                found.replayed(
+                    number
+                )  # after it was accepted: killed in between, it is there twice rather than nowhere
             except (ShardmemError, ValueError, TypeError) as error:
                 given.why = str(error)
                 break
@@ -99,8 +108,10 @@ def replay(engine: str, found: Quarantine, numbers: Iterable[int] | None, second
 def _push(event: Quarantined, producer: Producer, timeout: float | None) -> None:
     """With a timeout, be it None, the engine's mode is not asked: what that drops would be marked as replayed."""
     if json.loads(json.dumps(event.schema)) != json.loads(producer.schema.to_json()):
-        raise ShardmemError(f"event {event.id} was set aside by an engine of {event.schema['kind']} with another schema; engine "
-                            f"{producer.engine} carries {producer.schema.to_json()}")
+        raise ShardmemError(
+            f"event {event.id} was set aside by an engine of {event.schema['kind']} with another schema; engine "
+            f"{producer.engine} carries {producer.schema.to_json()}"
+        )
     if producer.schema.is_records:
         producer.send(_rows(event), timeout)
     else:
@@ -110,9 +121,20 @@ def _push(event: Quarantined, producer: Producer, timeout: float | None) -> None
 def describe(event: Quarantined, *, whole: bool = False) -> dict[str, Any]:
     """An event as JSON. Keys and payloads that are not text are base64, and say so."""
     key = event.key if whole or not isinstance(event.key, (str, bytes)) else event.key[:LONGEST]
-    described = {"id": event.id, "at": event.at, "shard": event.shard, "slot": event.slot, "producer": event.seat,
-                 "sequence": event.sequence, "kind": event.kind, "reason": event.reason, "attempts": event.attempts,
-                 "key": plain(key), "bytes": event.size, "replayed_at": event.replayed_at}
+    described = {
+        "id": event.id,
+        "at": event.at,
+        "shard": event.shard,
+        "slot": event.slot,
+        "producer": event.seat,
+        "sequence": event.sequence,
+        "kind": event.kind,
+        "reason": event.reason,
+        "attempts": event.attempts,
+        "key": plain(key),
+        "bytes": event.size,
+        "replayed_at": event.replayed_at,
+    }
     if whole:
         described |= {"traceback": event.traceback, "payload": plain(event.payload)}
         if event.schema["kind"] == "records":

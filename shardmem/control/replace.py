@@ -7,13 +7,15 @@ It is a handoff like any other, so nothing is lost, repeated or reordered, and t
 there is one shard more than `max_shards`. The successor has weight 0 until the old one drains: a supervisor that takes over
 knows by that whether the replacement had begun (takeover.py). Recycling and reload are replacements, one after the other.
 """
+
 from __future__ import annotations
 
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -29,8 +31,22 @@ if TYPE_CHECKING:
     from shardmem.control.supervisor import Supervisor
 
 # What shared memory, its users or the mapper were made with. All else takes effect when the worker is replaced.
-FIXED = ("name", "schema", "slots", "lane_bytes", "max_producers", "backpressure", "shards", "min_shards", "max_shards",
-         "auto_scale", "strategy", "state_dir", "http_port", "http_token")
+FIXED = (
+    "name",
+    "schema",
+    "slots",
+    "lane_bytes",
+    "max_producers",
+    "backpressure",
+    "shards",
+    "min_shards",
+    "max_shards",
+    "auto_scale",
+    "strategy",
+    "state_dir",
+    "http_port",
+    "http_token",
+)
 AFTER_A_FAILURE = 60.0  # seconds until a worker that could not be replaced is looked at again
 
 log = logging.getLogger("shardmem.replace")
@@ -94,17 +110,24 @@ class Replacements:
             rss, entered = _rss(view.pid) if recycling.rss is not None else 0, view.entered_ns / 1e9
             if life is None or life.incarnation != view.incarnation:
                 fresh = entered >= self._began
-                life = self._lives[shard] = _Life(view.incarnation, view.batches, rss if fresh else 0, now if fresh else entered)
+                life = self._lives[shard] = _Life(
+                    view.incarnation, view.batches, rss if fresh else 0, now if fresh else entered
+                )
                 self._warn(recycling, life)
-            if (why := recycling.due(view.batches - life.batches, now - entered, rss, life.base, now - life.seen)) is not None:
+            if (
+                why := recycling.due(view.batches - life.batches, now - entered, rss, life.base, now - life.seen)
+            ) is not None:
                 return shard, why
         return None
 
     def _warn(self, recycling: Recycling, life: _Life) -> None:
         if recycling.in_vain(life.base) and self._said != recycling.rss:
             self._said = recycling.rss
-            self._supervisor.journal.note("not_done", f"a fresh worker takes {life.base:,} bytes of memory, and recycle_rss="
-                                          f"{recycling.rss:,}: no other would take less, so one is replaced at {GROWN} times that")
+            self._supervisor.journal.note(
+                "not_done",
+                f"a fresh worker takes {life.base:,} bytes of memory, and recycle_rss="
+                f"{recycling.rss:,}: no other would take less, so one is replaced at {GROWN} times that",
+            )
 
     async def recycle(self, shard: int, why: str) -> None:
         async with self._supervisor.busy:
@@ -139,8 +162,14 @@ class Replacements:
         config, handler = (old, workers.handler) if self._read_again is None else self._read_again()
         fixed = [key for key in FIXED if getattr(config, key) != getattr(old, key)]
         if fixed:
-            log.warning("these settings cannot change while the engine runs, and stay as they are: %s", ", ".join(fixed))
-        keep = {key: getattr(old, key) for key in (*fixed, *(("dtype", "key") if "schema" in fixed else ())) if key != "schema"}
+            log.warning(
+                "these settings cannot change while the engine runs, and stay as they are: %s", ", ".join(fixed)
+            )
+        keep = {
+            key: getattr(old, key)
+            for key in (*fixed, *(("dtype", "key") if "schema" in fixed else ()))
+            if key != "schema"
+        }
         config = dataclasses.replace(config, **keep)
         policy = policy_of(config)
         reloaded = []
@@ -160,8 +189,11 @@ class Replacements:
                     raise HandlerError(text) if isinstance(error, HandlerError) else ShardmemError(text) from error
             supervisor.config, supervisor.pilot.mapper.policy = config, policy
             supervisor.take_limits()
-        done = [f"shard {new} took the place of {old}" if new != old else f"shard {new} was started again"
-                for each in reloaded for old, new in [(each["from"], each["to"])]]
+        done = [
+            f"shard {new} took the place of {old}" if new != old else f"shard {new} was started again"
+            for each in reloaded
+            for old, new in [(each["from"], each["to"])]
+        ]
         kept = f"; not changed while it runs: {', '.join(fixed)}" if fixed else ""
         supervisor.journal.note("reload", f"in {time.monotonic() - started:.2g} s: {', '.join(done)}{kept}")
         return {"reloaded": reloaded, "not_applied": fixed}

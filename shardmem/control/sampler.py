@@ -1,4 +1,5 @@
 """What the supervisor measures: one sample per active shard, and the rate of each slot. Reads shared memory, changes nothing."""
+
 from __future__ import annotations
 
 import math
@@ -46,9 +47,15 @@ class Sampler:
             return None
         elapsed = now - last[0]
         fill = fullest(lanes, self._control.lane_bytes)
-        return ShardSample(shard, fill_ratio=fill, busy=min(1.0, max(0.0, (busy_ns - last[1]) / 1e9 / elapsed)),
-                           push_wait=blocked if fill >= 0.5 else 0.0, flush_latency=_p99(latency - last[3]),
-                           rate=(handled - last[2]) / elapsed, in_flight=sum(lane.in_flight for lane in lanes))
+        return ShardSample(
+            shard,
+            fill_ratio=fill,
+            busy=min(1.0, max(0.0, (busy_ns - last[1]) / 1e9 / elapsed)),
+            push_wait=blocked if fill >= 0.5 else 0.0,
+            flush_latency=_p99(latency - last[3]),
+            rate=(handled - last[2]) / elapsed,
+            in_flight=sum(lane.in_flight for lane in lanes),
+        )
 
     def _blocked_per_event(self) -> float:
         """Seconds that producers were blocked per event since the last call; whose lane it was is told by its fill."""

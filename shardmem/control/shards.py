@@ -1,9 +1,11 @@
 """Shards that come and go: created with an inbox and a worker, drained, counted, removed (commands.py says who asks)."""
+
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Callable
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from shardmem.control.journal import Journal
 from shardmem.control.workers import Workers
@@ -25,8 +27,15 @@ class Shards:
     pilot: Pilot | None = None
     handoffs: Handoffs
 
-    def __init__(self, control: Control, observer: Observer, inboxes: dict[int, Inbox], workers: Workers,
-                 give_up: Callable[[], bool], journal: Journal) -> None:
+    def __init__(
+        self,
+        control: Control,
+        observer: Observer,
+        inboxes: dict[int, Inbox],
+        workers: Workers,
+        give_up: Callable[[], bool],
+        journal: Journal,
+    ) -> None:
         self.control, self._observer, self.inboxes, self.workers = control, observer, inboxes, workers
         self._give_up, self._journal = give_up, journal
 
@@ -62,7 +71,7 @@ class Shards:
         except BaseException:
             for shard in made:
                 self.abandon(shard)
-            for shard in added[len(made):]:
+            for shard in added[len(made) :]:
                 self._forget(shard)
             raise
         point("spawn.created")
@@ -113,7 +122,9 @@ class Shards:
         inbox = self.inboxes[shard]
         while any(lane.waiting for lane in inbox.lanes()):
             if self.control.shard_state(shard) == "failed":
-                raise HandlerError(f"shard {shard} failed while it was being drained: {self.control.shard_error(shard)}")
+                raise HandlerError(
+                    f"shard {shard} failed while it was being drained: {self.control.shard_error(shard)}"
+                )
             await self.pause()
         await self.finish_removal(shard)
 
@@ -128,8 +139,13 @@ class Shards:
         lanes = inbox.lanes()
         quarantined = sum(lane.quarantined for lane in lanes)
         self._journal.look(shard, quarantined)
-        self._bury(shard, sum(lane.accepted for lane in lanes), sum(lane.handled for lane in lanes), quarantined,
-                   sum(lane.shed for lane in lanes))
+        self._bury(
+            shard,
+            sum(lane.accepted for lane in lanes),
+            sum(lane.handled for lane in lanes),
+            quarantined,
+            sum(lane.shed for lane in lanes),
+        )
 
     def _bury(self, shard: int, accepted: int, handled: int, quarantined: int, shed: int) -> None:
         """Its counts are kept, its inbox goes, its number is free. Killed anywhere in here, a later supervisor goes on."""

@@ -5,6 +5,7 @@
 It is looked at twice before anything is done: a host that was suspended, or a process group that was stopped, wakes up with
 old heartbeats everywhere. One that moves again at any step is left alone. Nothing is taken from it as long as it lives.
 """
+
 from __future__ import annotations
 
 import logging
@@ -54,7 +55,9 @@ class Stuck:
         if view.pid != worker.pid:  # it has not come to say anything yet: the words are its predecessor's
             return stuck(Facts("", "booting", True, now / 1e9 - worker.spawned_at, None), self.limits)
         in_hand = (now - view.batch_since_ns) / 1e9 if view.batch_since_ns else None
-        return stuck(Facts("", name_of(PHASES, view.phase), True, (now - view.heartbeat_ns) / 1e9, in_hand), self.limits)
+        return stuck(
+            Facts("", name_of(PHASES, view.phase), True, (now - view.heartbeat_ns) / 1e9, in_hand), self.limits
+        )
 
     def _proceed(self, case: _Case, why: str) -> None:
         worker, now = case.worker, time.monotonic()
@@ -71,7 +74,12 @@ class Stuck:
             worker.signal(signal.SIGTERM)
             case.kill_at = now + min(GRACE, max(1.0, self.limits.stall))
         elif case.looks > 3 and now > case.kill_at:
-            log.error("shard %d (pid %d) did not end when told to: killed", worker.shard, worker.pid, extra={"shard": worker.shard})
+            log.error(
+                "shard %d (pid %d) did not end when told to: killed",
+                worker.shard,
+                worker.pid,
+                extra={"shard": worker.shard},
+            )
             worker.kill()
 
 

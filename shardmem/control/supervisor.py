@@ -6,6 +6,7 @@ it: it only writes words that producers and workers read.
     starting ──▶ running ──TERM──▶ draining ──▶ stopped     everything handled, segments removed, exit 0
                     └────INT, QUIT, second TERM────▶ stopped     events stay in shared memory for the next run
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -15,11 +16,11 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
-from typing import Any, Callable, Coroutine
+from typing import Any
 
 from shardmem.config import Config, quarantine_file
-from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, LayoutMismatch, SegmentCorrupt, ShardmemError
 from shardmem.control.api import Api
 from shardmem.control.chosen import policy_of, strategy_of
 from shardmem.control.commands import Commands
@@ -33,6 +34,7 @@ from shardmem.control.shards import DRAIN_POLL, Shards
 from shardmem.control.stuck import Stuck
 from shardmem.control.takeover import check_directory, check_fit, find_shards, take_role
 from shardmem.control.workers import Workers
+from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, LayoutMismatch, SegmentCorrupt, ShardmemError
 from shardmem.memory.control import Inbox
 from shardmem.memory.native import lib, point
 from shardmem.policy import DecisionKind, Limits
@@ -51,10 +53,16 @@ log = logging.getLogger("shardmem.supervisor")
 class Supervisor:
     """Runs one engine. `run` returns when it has ended; `outcome` is then the last status document."""
 
-    def __init__(self, config: Config, handler: HandlerRef, *, keep_unfinished: bool = True,
-                 on_ready: Callable[[dict[str, Any]], None] = lambda status: None,
-                 read_again: Callable[[], tuple[Config, HandlerRef]] | None = None,
-                 notify: Notify | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        handler: HandlerRef,
+        *,
+        keep_unfinished: bool = True,
+        on_ready: Callable[[dict[str, Any]], None] = lambda status: None,
+        read_again: Callable[[], tuple[Config, HandlerRef]] | None = None,
+        notify: Notify | None = None,
+    ) -> None:
         self.config, self._handler, self.notify = config, handler, notify or Notify()
         self._keep_unfinished, self._on_ready = keep_unfinished, on_ready
         self.outcome: dict[str, Any] | None = None
@@ -88,9 +96,18 @@ class Supervisor:
             return self._give_up(ShardmemError(f"cannot open engine {self.config.name!r}: {error}"), EXIT_FAILED)
         for number in SIGNALS:
             self._loop.add_signal_handler(number, self._on_signal, number)
-        self.workers = Workers(self.control, self._inboxes, self.config, self._handler, told_to_end=self._told_to_end,
-                               changed=self._news, journal=self.journal)
-        self.shards = Shards(self.control, self._observer, self._inboxes, self.workers, lambda: self._stop_now, self.journal)
+        self.workers = Workers(
+            self.control,
+            self._inboxes,
+            self.config,
+            self._handler,
+            told_to_end=self._told_to_end,
+            changed=self._news,
+            journal=self.journal,
+        )
+        self.shards = Shards(
+            self.control, self._observer, self._inboxes, self.workers, lambda: self._stop_now, self.journal
+        )
         self.shards.handoffs = self.handoffs = Handoffs(self.control, self.shards.give_orders, self.journal)
         self._stuck = Stuck(self.control, self.workers, self.journal)
         self.take_limits()
@@ -99,12 +116,15 @@ class Supervisor:
         try:
             booted = await self._boot()
             if booted and not self._stop_now:
-                self.shards.pilot = self.pilot = Pilot(self.control, self._observer, self._policy, self._strategy,
-                                                       self._found.states)
+                self.shards.pilot = self.pilot = Pilot(
+                    self.control, self._observer, self._policy, self._strategy, self._found.states
+                )
                 if self._found.running:
                     self.pilot.recall()
-                self._in_background("going on with what an earlier supervisor had begun",
-                                    self.commands.resume(self._found, self.handoffs.take_up()))
+                self._in_background(
+                    "going on with what an earlier supervisor had begun",
+                    self.commands.resume(self._found, self.handoffs.take_up()),
+                )
                 await self._api.start(self.commands.by_name(), self._observer, self.quarantine)
                 self.control.set_state("running")
                 self._note_start()
@@ -148,10 +168,14 @@ class Supervisor:
         lib.sm_supervisor_enter(self.control.address, os.getpid(), lib.sm_now_ns())
         logs.incarnate(self.control.view_engine().incarnation)
         self._observer = Observer(self.control)
-        self.quarantine = QuarantineAccess(self.config.name, quarantine_file(self.config.directory, self.config.name),
-                                           lambda: self.config.quarantine_limit)
-        self.journal = Journal(lambda text: lib.sm_post(self.control.address, lib.SM_BOARD_EVENTS, text, len(text)),
-                               lib.SM_BOARD_BYTES)
+        self.quarantine = QuarantineAccess(
+            self.config.name,
+            quarantine_file(self.config.directory, self.config.name),
+            lambda: self.config.quarantine_limit,
+        )
+        self.journal = Journal(
+            lambda text: lib.sm_post(self.control.address, lib.SM_BOARD_EVENTS, text, len(text)), lib.SM_BOARD_BYTES
+        )
         try:
             self._policy, self._strategy = policy_of(self.config), strategy_of(self.config)
             if not fresh:
@@ -167,15 +191,22 @@ class Supervisor:
             raise
         self._left = None if fresh else sum(self._observer.in_flight().values())
         if not fresh:
-            log.info("engine %s: took up shared memory of an earlier %s, %d events in flight", self.config.name,
-                     "supervisor" if self._found.running else "run", self._left)
+            log.info(
+                "engine %s: took up shared memory of an earlier %s, %d events in flight",
+                self.config.name,
+                "supervisor" if self._found.running else "run",
+                self._left,
+            )
 
     def _note_start(self) -> None:
         shards = f"{len(self._inboxes)} shards, {self.control.slots} slots"
         if self._found.running:
             kept = f"workers of shards {self._adopted} went on" if self._adopted else "no worker was alive"
-            self.journal.note("took_over", f"supervisor pid {os.getpid()} took over from one that was gone: {shards}; {kept}, "
-                                           f"{self._left:,} events in flight")
+            self.journal.note(
+                "took_over",
+                f"supervisor pid {os.getpid()} took over from one that was gone: {shards}; {kept}, "
+                f"{self._left:,} events in flight",
+            )
         else:
             left = "" if self._left is None else f"; {self._left:,} events were left of an earlier run"
             self.journal.note("started", f"the engine is running: {shards}, supervisor pid {os.getpid()}{left}")
@@ -207,7 +238,9 @@ class Supervisor:
         await self.shards.boot(shards)
 
     def _told_to_end(self, shard: int) -> bool:
-        return self._stop_now or self.control.shard_state(shard) in ("none", "stopped") or self.control.state == "stopped"
+        return (
+            self._stop_now or self.control.shard_state(shard) in ("none", "stopped") or self.control.state == "stopped"
+        )
 
     def _news(self) -> None:
         self._changed.set()
@@ -270,7 +303,9 @@ class Supervisor:
             if decision.kind is not DecisionKind.NONE or (moves and self.pilot.following):
                 if decision.kind is not DecisionKind.NONE:
                     log.info("%s %s: %s", decision.kind, decision.count or "", decision.reason)
-                self._following = self._in_background("the policy's last decision", self.commands.follow(decision, moves))
+                self._following = self._in_background(
+                    "the policy's last decision", self.commands.follow(decision, moves)
+                )
         if (old := self.replacements.due()) is not None:
             self._in_background(f"recycling shard {old[0]}", self.replacements.recycle(*old))
 
@@ -315,7 +350,9 @@ class Supervisor:
         # E1/E2: a producer that saw "running" had its mark odd by then, and it changes once that send is over.
         self.control.set_state("draining")
         left = sum(self._observer.in_flight().values())
-        self.journal.note("draining", f"asked to stop: producers are refused, {left:,} events in flight are handled first")
+        self.journal.note(
+            "draining", f"asked to stop: producers are refused, {left:,} events in flight are handled first"
+        )
         started, limit = time.monotonic(), self.config.drain_timeout
 
         def give_up() -> bool:
@@ -323,18 +360,24 @@ class Supervisor:
 
         inside = await self.handoffs.settle_marks(give_up=give_up)
         if inside and not self._stop_now:
-            self.error = ShardmemError(f"drain_timeout={limit:g} s is over and a producer (seat {inside[0]}, pid "
-                                       f"{self.control.view_seat(inside[0]).pid}) is still inside a send: it is stopped, or starved")
+            self.error = ShardmemError(
+                f"drain_timeout={limit:g} s is over and a producer (seat {inside[0]}, pid "
+                f"{self.control.view_seat(inside[0]).pid}) is still inside a send: it is stopped, or starved"
+            )
             self._stop_now = True
         while not self._stop_now:
             in_flight = self._observer.in_flight()
-            waiting = {shard: count for shard, count in in_flight.items()
-                       if count and self.control.shard_state(shard) != "failed"}
+            waiting = {
+                shard: count
+                for shard, count in in_flight.items()
+                if count and self.control.shard_state(shard) != "failed"
+            }
             if not waiting:
                 return
             if limit is not None and time.monotonic() - started > limit:
-                self.error = self._failure() or ShardmemError(f"drain_timeout={limit:g} s is over and shards still hold events: "
-                                                              f"{waiting}")
+                self.error = self._failure() or ShardmemError(
+                    f"drain_timeout={limit:g} s is over and shards still hold events: {waiting}"
+                )
                 self._stop_now = True
                 return
             await self._wait_for_change(DRAIN_POLL)
@@ -357,8 +400,13 @@ class Supervisor:
             if deadline is not None and time.monotonic() > deadline:
                 for worker in living:
                     if not worker.killed:
-                        log.warning("shard %d (pid %d) did not end within %g s of being told to stop now: killed",
-                                    worker.shard, worker.pid, STOP_GRACE, extra={"shard": worker.shard})
+                        log.warning(
+                            "shard %d (pid %d) did not end within %g s of being told to stop now: killed",
+                            worker.shard,
+                            worker.pid,
+                            STOP_GRACE,
+                            extra={"shard": worker.shard},
+                        )
                         worker.kill()
             await self._wait_for_change(0.05)
 
@@ -368,19 +416,27 @@ class Supervisor:
         for shard in status["shards"]:
             self.journal.look(shard["id"], shard["quarantined"], shard["broken_lanes"])
         left = status["accounting"]["in_flight"]
-        self.journal.note("stopped", f"stopped with {left:,} events not handled" + (f": {self.error}" if self.error else ""),
-                          logged=self.error is not None)
+        self.journal.note(
+            "stopped",
+            f"stopped with {left:,} events not handled" + (f": {self.error}" if self.error else ""),
+            logged=self.error is not None,
+        )
         self.outcome = self._observer.status()
         self.control.set_state("stopped")
         broken = {shard["id"]: shard["broken_lanes"] for shard in self.outcome["shards"] if shard["broken_lanes"]}
         if broken and self.error is None:
-            self.error = SegmentCorrupt(f"lanes were found corrupt and not read to their end (shard: seats of their producers) "
-                                        f"{broken}; {left} events in flight")
+            self.error = SegmentCorrupt(
+                f"lanes were found corrupt and not read to their end (shard: seats of their producers) "
+                f"{broken}; {left} events in flight"
+            )
         # by positions: a damaged count would keep segments in which nothing is left
         unread = any(lane.head != lane.tail for inbox in self._inboxes.values() for lane in inbox.lanes())
         if unread and self._keep_unfinished:
-            log.warning("engine %s stopped with %d events not handled; they stay in shared memory for the next run",
-                        self.config.name, left)
+            log.warning(
+                "engine %s stopped with %d events not handled; they stay in shared memory for the next run",
+                self.config.name,
+                left,
+            )
         else:
             self._remove_segments()
         self._observer.close()

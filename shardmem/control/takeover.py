@@ -13,6 +13,7 @@ begun goes on. What a shard was at comes from three words:
     stopped, in an engine that runs               its removal goes on
     anything, in an engine that does not run      a run that ended with events left: starts like a first one
 """
+
 from __future__ import annotations
 
 import logging
@@ -32,7 +33,7 @@ from shardmem.memory.native import ffi, lib, point
 from shardmem.memory.segment import control_name, inbox_files, inbox_name, path_of
 from shardmem.policy import first_table
 
-NO_SHARD = 0xffff
+NO_SHARD = 0xFFFF
 HELD_BRIEFLY = 0.3  # seconds: `shardmem gc` takes the lease of an engine while it looks whether anybody holds it
 
 log = logging.getLogger("shardmem.supervisor")
@@ -44,7 +45,7 @@ class Found:
 
     running: bool = False
     inboxes: dict[int, Inbox] = field(default_factory=dict)
-    joining: list[int] = field(default_factory=list)    # provisioning in an engine that runs
+    joining: list[int] = field(default_factory=list)  # provisioning in an engine that runs
     draining: list[int] = field(default_factory=list)
     stopped: list[int] = field(default_factory=list)
     useless: list[int] = field(default_factory=list)
@@ -52,8 +53,14 @@ class Found:
     @property
     def states(self) -> dict[int, str]:
         """For the mapper."""
-        return {shard: "provisioning" if shard in (*self.joining, *self.useless) else
-                "draining" if shard in (*self.draining, *self.stopped) else "active" for shard in self.inboxes}
+        return {
+            shard: "provisioning"
+            if shard in (*self.joining, *self.useless)
+            else "draining"
+            if shard in (*self.draining, *self.stopped)
+            else "active"
+            for shard in self.inboxes
+        }
 
 
 def take_role(config: Config) -> tuple[Control, lease.Lease, bool]:
@@ -62,9 +69,16 @@ def take_role(config: Config) -> tuple[Control, lease.Lease, bool]:
     while True:
         fresh = False
         try:
-            control = Control.create(config.name, config.schema, slots=config.slots, max_shards=config.most_shards,
-                                     max_producers=config.max_producers, lane_bytes=config.lane_bytes,
-                                     backpressure=config.backpressure, state_dir=config.directory)
+            control = Control.create(
+                config.name,
+                config.schema,
+                slots=config.slots,
+                max_shards=config.most_shards,
+                max_producers=config.max_producers,
+                lane_bytes=config.lane_bytes,
+                backpressure=config.backpressure,
+                state_dir=config.directory,
+            )
             fresh = True
         except FileExistsError:
             try:
@@ -103,22 +117,34 @@ def check_directory(config: Config) -> None:
         with tempfile.TemporaryFile(dir=config.directory):
             pass
     except OSError as error:
-        raise ConfigError(f"state_dir={config.directory!r} cannot be written to by uid {os.getuid()}: {error.strerror}; state and "
-                          f"quarantine are kept there. Make it writable, or choose another") from None
+        raise ConfigError(
+            f"state_dir={config.directory!r} cannot be written to by uid {os.getuid()}: {error.strerror}; state and "
+            f"quarantine are kept there. Make it writable, or choose another"
+        ) from None
 
 
 def check_fit(control: Control, config: Config) -> None:
     """Raises ConfigError when the memory that was found is of other settings."""
-    wanted = dict(schema=config.schema, slots=config.slots, lane_bytes=config.lane_bytes, max_producers=config.max_producers,
-                  state_dir=config.directory)
-    different = [f"{key} is {getattr(control, key)} there and {value} here"
-                 for key, value in wanted.items() if getattr(control, key) != value]
+    wanted = {
+        "schema": config.schema,
+        "slots": config.slots,
+        "lane_bytes": config.lane_bytes,
+        "max_producers": config.max_producers,
+        "state_dir": config.directory,
+    }
+    different = [
+        f"{key} is {getattr(control, key)} there and {value} here"
+        for key, value in wanted.items()
+        if getattr(control, key) != value
+    ]
     if control.max_shards < config.start_shards:
         different.append(f"max_shards is {control.max_shards} there and {config.start_shards} shards are to start here")
     if different:
-        raise ConfigError(f"shared memory of engine {config.name!r} is left from an earlier run and does not fit: "
-                          f"{'; '.join(different)}. Run it once more with the old settings and stop it, which handles "
-                          f"what is there; or lose that: 'shardmem gc --discard {config.name}'; or choose another name")
+        raise ConfigError(
+            f"shared memory of engine {config.name!r} is left from an earlier run and does not fit: "
+            f"{'; '.join(different)}. Run it once more with the old settings and stop it, which handles "
+            f"what is there; or lose that: 'shardmem gc --discard {config.name}'; or choose another name"
+        )
 
 
 def find_shards(control: Control, config: Config) -> Found:
@@ -162,8 +188,12 @@ def find_shards(control: Control, config: Config) -> Found:
         for slot in unowned:
             lib.sm_set_slot(control.address, slot, table[slot])
     elif not found.running and len(found.inboxes) != config.start_shards:
-        log.warning("engine %s: %d shards were asked for; shared memory of an earlier run has %d and keeps them",
-                    config.name, config.start_shards, len(found.inboxes))
+        log.warning(
+            "engine %s: %d shards were asked for; shared memory of an earlier run has %d and keeps them",
+            config.name,
+            config.start_shards,
+            len(found.inboxes),
+        )
     return found
 
 
@@ -178,7 +208,9 @@ def _finish_removals(control: Control) -> None:
 
 def _sweep(control: Control) -> None:
     """Inboxes of this engine that no shard has: made by a supervisor that was killed before it could say so."""
-    known = {inbox_name(control.engine, shard, control.view_shard(shard).generation) for shard in control.known_shards()}
+    known = {
+        inbox_name(control.engine, shard, control.view_shard(shard).generation) for shard in control.known_shards()
+    }
     for name in inbox_files(control.engine):
         if name not in known:
             _unlink(name)
@@ -193,7 +225,9 @@ def _unlink(name: str) -> None:
 
 def _moving_at(control: Control) -> set[int]:
     slots, view = np.empty(control.slots, "u4"), ffi.new("sm_move_view *")
-    count = lib.sm_view_moving(control.address, control.geometry, ffi.cast("uint32_t *", slots.ctypes.data), control.slots)
+    count = lib.sm_view_moving(
+        control.address, control.geometry, ffi.cast("uint32_t *", slots.ctypes.data), control.slots
+    )
     found = set()
     for slot in slots[:count].tolist():
         lib.sm_view_move(control.address, slot, view)

@@ -4,14 +4,16 @@ A shard whose worker died keeps everything: its state, its slots, its holds, its
 shards notice nothing, a handoff waits, and the next worker resumes at the head. It is started when the kernel says that the
 last one is dead, and not before: its lease is free.
 """
+
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any
 
 from shardmem.config import Config
 from shardmem.control.journal import Journal
@@ -36,10 +38,10 @@ class Past:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=1000))  # CLOCK_MONOTONIC of the last of them
     last_exit: str | None = None
     restart_at: float | None = None  # CLOCK_MONOTONIC
-    given_up: str | None = None      # why
-    said: bool = False               # and the worker has logged it itself, with its traceback
-    ended_at: float | None = None    # since then no worker was ready
-    forgiven: bool = False           # failures of events in earlier lives do not count for the next one
+    given_up: str | None = None  # why
+    said: bool = False  # and the worker has logged it itself, with its traceback
+    ended_at: float | None = None  # since then no worker was ready
+    forgiven: bool = False  # failures of events in earlier lives do not count for the next one
     timer: Any = field(default=None, repr=False)
 
 
@@ -48,8 +50,17 @@ class Workers:
     is new.
     """
 
-    def __init__(self, control: Control, inboxes: dict[int, Inbox], config: Config, handler: HandlerRef, *,
-                 told_to_end: Callable[[int], bool], changed: Callable[[], None], journal: Journal) -> None:
+    def __init__(
+        self,
+        control: Control,
+        inboxes: dict[int, Inbox],
+        config: Config,
+        handler: HandlerRef,
+        *,
+        told_to_end: Callable[[int], bool],
+        changed: Callable[[], None],
+        journal: Journal,
+    ) -> None:
         self._control, self._inboxes, self.config, self.handler = control, inboxes, config, handler
         self.told_to_end, self._changed = told_to_end, changed
         self._journal = journal
@@ -57,7 +68,9 @@ class Workers:
         self._restarts = Restarts(config.max_restarts, config.restart_window)
         self._living: dict[int, WorkerProcess | AdoptedWorker] = {}
         self._pasts: dict[int, Past] = {}
-        self._given: dict[int, tuple[Config, HandlerRef]] = {}  # what the workers of a shard are started with, reload or not
+        self._given: dict[
+            int, tuple[Config, HandlerRef]
+        ] = {}  # what the workers of a shard are started with, reload or not
         self._were_ready: set[int] = set()  # since somebody began to wait for them; perhaps dead by now
 
     # ---- what there is -----------------------------------------------------------------------------------------------------
@@ -71,8 +84,16 @@ class Workers:
     def describe(self) -> dict[str, Any]:
         """For the board: shards of which there is something to say."""
         since = time.monotonic() - RECENT
-        return {str(shard): {"crashes": past.crashes, "recent": sum(at > since for at in past.recent), "last_exit": past.last_exit,
-                             "restart_at": past.restart_at} for shard, past in self._pasts.items() if past.crashes}
+        return {
+            str(shard): {
+                "crashes": past.crashes,
+                "recent": sum(at > since for at in past.recent),
+                "last_exit": past.last_exit,
+                "restart_at": past.restart_at,
+            }
+            for shard, past in self._pasts.items()
+            if past.crashes
+        }
 
     def given_up(self) -> dict[int, str]:
         """Shards that are, and why."""
@@ -103,7 +124,9 @@ class Workers:
         if not self._control.worker_alive(shard):
             return False
         self._pasts.setdefault(shard, Past())
-        self._living[shard] = AdoptedWorker(self._loop, self._control, self._inboxes[shard].segment.name, shard, self._exited)
+        self._living[shard] = AdoptedWorker(
+            self._loop, self._control, self._inboxes[shard].segment.name, shard, self._exited
+        )
         return True
 
     def _spawn(self, shard: int) -> None:
@@ -117,11 +140,20 @@ class Workers:
         config, handler = self._given.setdefault(shard, (self.config, self.handler))
         try:
             self._living[shard] = WorkerProcess(
-                self._loop, config.name, shard, handler, settings=config.worker_settings(),
-                ended=past.last_exit, forgiven=past.forgiven,
-                on_report=self._reported, on_exit=self._exited)
+                self._loop,
+                config.name,
+                shard,
+                handler,
+                settings=config.worker_settings(),
+                ended=past.last_exit,
+                forgiven=past.forgiven,
+                on_report=self._reported,
+                on_exit=self._exited,
+            )
         except OSError as error:
-            self._died(shard, Life(f"no process could be started: {error}", ready=True, in_hand=False, seconds=0.0), None)
+            self._died(
+                shard, Life(f"no process could be started: {error}", ready=True, in_hand=False, seconds=0.0), None
+            )
             return
         past.restart_at, past.forgiven = None, False
         point("spawn.started")
@@ -132,8 +164,11 @@ class Workers:
         self._were_ready.difference_update(shards)
         deadline, late = time.monotonic() + self.config.boot_timeout, shards
         while not give_up():
-            late = [shard for shard in late if shard not in self._were_ready
-                    and not ((worker := self.of(shard)) and worker.alive and worker.ready)]
+            late = [
+                shard
+                for shard in late
+                if shard not in self._were_ready and not ((worker := self.of(shard)) and worker.alive and worker.ready)
+            ]
             if not late:
                 return None
             for shard in late:
@@ -142,8 +177,10 @@ class Workers:
             if time.monotonic() > deadline:
                 worker = self.of(late[0])
                 pid = worker.pid if worker is not None else self._control.view_shard(late[0]).pid
-                return (f"shard {late[0]} (pid {pid}) was not ready within boot_timeout={self.config.boot_timeout:g} s; its "
-                        f"handler may hang in import or in open()")
+                return (
+                    f"shard {late[0]} (pid {pid}) was not ready within boot_timeout={self.config.boot_timeout:g} s; its "
+                    f"handler may hang in import or in open()"
+                )
             await asyncio.sleep(0.005)
         return None
 
@@ -199,11 +236,19 @@ class Workers:
             if worker.failure:
                 self._give_up(shard, worker.failure, worker)
             elif worker.exit_code and not worker.killed:
-                log.warning("shard %d: worker pid %d had been told to end, and did so by %s", shard, worker.pid,
-                            worker.how_it_ended(), extra={"shard": shard})
-        elif worker.exit_code == EXIT_ALREADY:  # somebody else holds the shard: when that one is dead, as the kernel says
-            log.warning("shard %d: %s", shard, worker.failure or f"worker pid {worker.pid} had lost it",
-                        extra={"shard": shard})
+                log.warning(
+                    "shard %d: worker pid %d had been told to end, and did so by %s",
+                    shard,
+                    worker.pid,
+                    worker.how_it_ended(),
+                    extra={"shard": shard},
+                )
+        elif (
+            worker.exit_code == EXIT_ALREADY
+        ):  # somebody else holds the shard: when that one is dead, as the kernel says
+            log.warning(
+                "shard %d: %s", shard, worker.failure or f"worker pid {worker.pid} had lost it", extra={"shard": shard}
+            )
             self.start(shard)
         elif worker.failure:
             self._give_up(shard, worker.failure, worker)
@@ -230,8 +275,10 @@ class Workers:
         if verdict.delay is None:
             self._give_up(shard, verdict.reason, worker)
             return
-        text = (f"worker{f' pid {worker.pid}' if worker is not None else ''} ended: {life.how}"
-                f"{', with a batch in hand' if life.in_hand else ''}; the next one starts in {verdict.delay:.3g} s")
+        text = (
+            f"worker{f' pid {worker.pid}' if worker is not None else ''} ended: {life.how}"
+            f"{', with a batch in hand' if life.in_hand else ''}; the next one starts in {verdict.delay:.3g} s"
+        )
         self._journal.note("worker_died", text, shard)
         self.start(shard, verdict.delay)
 

@@ -1,12 +1,14 @@
 """The control segment and the inbox segments, typed. Words are named and owned in csrc/layout.h."""
+
 from __future__ import annotations
 
 import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -73,28 +75,53 @@ class Control:
         return json.loads(self._text).get("state_dir", "")
 
     @classmethod
-    def create(cls, engine: str, schema: Schema, *, slots: int, max_shards: int, max_producers: int,
-               lane_bytes: int, backpressure: str = "block", state_dir: str = "") -> Control:
+    def create(
+        cls,
+        engine: str,
+        schema: Schema,
+        *,
+        slots: int,
+        max_shards: int,
+        max_producers: int,
+        lane_bytes: int,
+        backpressure: str = "block",
+        state_dir: str = "",
+    ) -> Control:
         """A fresh control segment. Raises FileExistsError, OutOfMemory, ConfigError."""
         check_name(engine)
-        text = json.dumps({**schema.describe(), "backpressure": backpressure, "state_dir": state_dir, "max_shards": max_shards},
-                          separators=(",", ":")).encode()
+        text = json.dumps(
+            {**schema.describe(), "backpressure": backpressure, "state_dir": state_dir, "max_shards": max_shards},
+            separators=(",", ":"),
+        ).encode()
         name = engine.encode()
         if len(text) > lib.SM_SCHEMA_BYTES:
-            raise ConfigError(f"the description of the dtype takes {len(text):,} bytes, the limit is "
-                              f"{lib.SM_SCHEMA_BYTES:,}; use fewer or shorter field names")
-        geometry = ffi.new("sm_geometry *", dict(
-            engine_id=int.from_bytes(os.urandom(8), "little"), created_ns=time.time_ns(), lane_bytes=lane_bytes,
-            slots=slots, max_shards=_room(max_shards),
-            max_producers=max_producers, schema_bytes=len(text),
-            name_bytes=len(name), **schema.geometry()))
+            raise ConfigError(
+                f"the description of the dtype takes {len(text):,} bytes, the limit is "
+                f"{lib.SM_SCHEMA_BYTES:,}; use fewer or shorter field names"
+            )
+        geometry = ffi.new(
+            "sm_geometry *",
+            dict(
+                engine_id=int.from_bytes(os.urandom(8), "little"),
+                created_ns=time.time_ns(),
+                lane_bytes=lane_bytes,
+                slots=slots,
+                max_shards=_room(max_shards),
+                max_producers=max_producers,
+                schema_bytes=len(text),
+                name_bytes=len(name),
+                **schema.geometry(),
+            ),
+        )
         ffi.memmove(geometry.schema, text, len(text))
         ffi.memmove(geometry.name, name, len(name))
         if lib.sm_geometry_complete(geometry) != lib.SM_OK:
-            raise ConfigError(f"these do not fit together: slots={slots} (a power of two up to {lib.SM_MAX_SLOTS}), "
-                              f"max_shards={max_shards} (1 to {lib.SM_MAX_SHARDS}), max_producers={max_producers} (1 to "
-                              f"{lib.SM_MAX_PRODUCERS}), lane_bytes={lane_bytes} (a power of two from {PAGE} to 2 GiB), "
-                              f"row of {geometry.row_bytes} bytes (half a lane holds at least one)")
+            raise ConfigError(
+                f"these do not fit together: slots={slots} (a power of two up to {lib.SM_MAX_SLOTS}), "
+                f"max_shards={max_shards} (1 to {lib.SM_MAX_SHARDS}), max_producers={max_producers} (1 to "
+                f"{lib.SM_MAX_PRODUCERS}), lane_bytes={lane_bytes} (a power of two from {PAGE} to 2 GiB), "
+                f"row of {geometry.row_bytes} bytes (half a lane holds at least one)"
+            )
         what = f"the control segment of engine {engine!r}"
         segment = Segment.create(control_name(engine), geometry.control_bytes, PAGE, what)
         try:
@@ -122,8 +149,10 @@ class Control:
                 if time.monotonic() >= deadline:
                     others = engine_names()
                     here = f"engines here: {listed(others, engine)}" if others else "no engine is running here"
-                    raise NotRunning(f"no engine named {engine!r} ({error}); {here}; start one with "
-                                     f"'shardmem run --name {engine} module:handler'") from None
+                    raise NotRunning(
+                        f"no engine named {engine!r} ({error}); {here}; start one with "
+                        f"'shardmem run --name {engine} module:handler'"
+                    ) from None
                 time.sleep(0.01)
 
     @classmethod
@@ -138,12 +167,18 @@ class Control:
         if status == lib.SM_UNREADY:
             raise NotRunning(f"{name} is not formatted yet")
         if status == lib.SM_VERSION:
-            raise LayoutMismatch(f"{name} has layout version {version[0]}, this shardmem reads {lib.SM_LAYOUT_VERSION}; "
-                                 f"use the version that made it, or stop that engine and start it anew")
+            raise LayoutMismatch(
+                f"{name} has layout version {version[0]}, this shardmem reads {lib.SM_LAYOUT_VERSION}; "
+                f"use the version that made it, or stop that engine and start it anew"
+            )
         if status == lib.SM_MAGIC:
-            raise LayoutMismatch(f"{name} was not made by shardmem (wrong magic number); remove it or choose another name")
-        raise SegmentCorrupt(f"{name} contradicts itself: its sizes do not follow from its geometry; it was damaged, "
-                             f"or cut short; remove it")
+            raise LayoutMismatch(
+                f"{name} was not made by shardmem (wrong magic number); remove it or choose another name"
+            )
+        raise SegmentCorrupt(
+            f"{name} contradicts itself: its sizes do not follow from its geometry; it was damaged, "
+            f"or cut short; remove it"
+        )
 
     def close(self) -> None:
         self.segment.close()
@@ -216,8 +251,12 @@ class Control:
     def slot_table(self) -> tuple[np.ndarray, np.ndarray]:
         """(shard of each slot, epoch of each slot); shard 65535: none yet."""
         shards, epochs = np.empty(self.slots, "u4"), np.empty(self.slots, "u4")
-        lib.sm_view_slots(self.address, self.geometry, ffi.cast("uint32_t *", shards.ctypes.data),
-                          ffi.cast("uint32_t *", epochs.ctypes.data))
+        lib.sm_view_slots(
+            self.address,
+            self.geometry,
+            ffi.cast("uint32_t *", shards.ctypes.data),
+            ffi.cast("uint32_t *", epochs.ctypes.data),
+        )
         return shards, epochs
 
     def open_inbox(self, shard: int, generation: int | None = None) -> Inbox:
@@ -246,15 +285,30 @@ def _ranges(geometry: Any) -> list[tuple[int, int]]:
     return [(offsets[i], lengths[i]) for i in range(lib.sm_control_ranges(geometry, offsets, lengths))]
 
 
-def memory_needs(schema: Schema, *, slots: int, max_shards: int, max_producers: int, lane_bytes: int) -> tuple[int, int,
-                                                                                                               int]:
+def memory_needs(
+    schema: Schema, *, slots: int, max_shards: int, max_producers: int, lane_bytes: int
+) -> tuple[int, int, int]:
     """Bytes that will be backed by memory: of the control segment, of an inbox without lanes, of one lane."""
-    geometry = ffi.new("sm_geometry *", dict(lane_bytes=lane_bytes, slots=slots, max_shards=_room(max_shards), name_bytes=1,
-                                             schema_bytes=2, max_producers=max_producers, **schema.geometry()))
+    geometry = ffi.new(
+        "sm_geometry *",
+        dict(
+            lane_bytes=lane_bytes,
+            slots=slots,
+            max_shards=_room(max_shards),
+            name_bytes=1,
+            schema_bytes=2,
+            max_producers=max_producers,
+            **schema.geometry(),
+        ),
+    )
     if lib.sm_geometry_complete(geometry) != lib.SM_OK:
-        raise ConfigError(f"slots={slots}, max_shards={max_shards}, max_producers={max_producers}, lane_bytes={lane_bytes} "
-                          f"do not fit together")
-    pages = {page for offset, length in _ranges(geometry) for page in range(offset // PAGE, -(-(offset + length) // PAGE))}
+        raise ConfigError(
+            f"slots={slots}, max_shards={max_shards}, max_producers={max_producers}, lane_bytes={lane_bytes} "
+            f"do not fit together"
+        )
+    pages = {
+        page for offset, length in _ranges(geometry) for page in range(offset // PAGE, -(-(offset + length) // PAGE))
+    }
     return PAGE * len(pages | {0}), PAGE, geometry.lane_stride
 
 
@@ -282,8 +336,11 @@ class Inbox:
     def reserve_lane(self, seat: int) -> None:
         """Raises OutOfMemory; the lane is not open then and nothing of it was touched."""
         geometry = self.control.geometry
-        self.segment.reserve(geometry.lanes_offset + geometry.lane_stride * seat, geometry.lane_stride,
-                             f"the lane of producer {seat} to shard {self.shard}")
+        self.segment.reserve(
+            geometry.lanes_offset + geometry.lane_stride * seat,
+            geometry.lane_stride,
+            f"the lane of producer {seat} to shard {self.shard}",
+        )
 
     def lanes(self) -> list[LaneView]:
         """The open lanes."""
@@ -291,8 +348,18 @@ class Inbox:
         for seat in range(self.control.max_producers):
             lib.sm_view_lane(self.address, self.control.geometry, seat, view)
             if view.open:
-                found.append(LaneView(seat, view.tail, view.head, view.accepted, view.handled, view.quarantined,
-                                      view.shed, bool(view.broken)))
+                found.append(
+                    LaneView(
+                        seat,
+                        view.tail,
+                        view.head,
+                        view.accepted,
+                        view.handled,
+                        view.quarantined,
+                        view.shed,
+                        bool(view.broken),
+                    )
+                )
         return found
 
     def wake(self) -> None:
@@ -313,5 +380,6 @@ def name_of(names: tuple[str, ...], number: int) -> str:
 
 def check_name(engine: str) -> None:
     if not isinstance(engine, str) or not ENGINE_NAME.fullmatch(engine):
-        raise ConfigError(f"engine name {engine!r} is not usable: 1 to 64 letters, digits, '-' or '_', the first a "
-                          f"letter or a digit")
+        raise ConfigError(
+            f"engine name {engine!r} is not usable: 1 to 64 letters, digits, '-' or '_', the first a letter or a digit"
+        )

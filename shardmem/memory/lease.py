@@ -4,6 +4,7 @@ A lease is an open-file-description lock on a byte of the control segment's file
 it when the holder dies, whatever kills it. A forked child shares the description and would keep the lock alive, so
 its copies of the descriptors are closed at fork.
 """
+
 from __future__ import annotations
 
 import fcntl

@@ -1,4 +1,5 @@
 """The C extension, and the little that every user of it needs."""
+
 from __future__ import annotations
 
 import os
@@ -48,5 +49,21 @@ def point(name: str) -> None:
         lib.sm_point_pass(points()[name])
 
 
-__all__ = ["DECODE_KEYS", "DECODE_PAIRS", "DECODE_PAYLOADS", "ENGINE_STATES", "MOVE_PHASES", "PHASES", "REASONS", "SHARD_STATES",
-           "Pusher", "arm_from_environment", "arm_point", "decode", "ffi", "lib", "point", "points"]
+__all__ = [
+    "DECODE_KEYS",
+    "DECODE_PAIRS",
+    "DECODE_PAYLOADS",
+    "ENGINE_STATES",
+    "MOVE_PHASES",
+    "PHASES",
+    "REASONS",
+    "SHARD_STATES",
+    "Pusher",
+    "arm_from_environment",
+    "arm_point",
+    "decode",
+    "ffi",
+    "lib",
+    "point",
+    "points",
+]

@@ -7,6 +7,7 @@ It is `multiprocessing.shared_memory.SharedMemory` with three habits taken away:
   every range is reserved with `posix_fallocate` before it is touched;
 - closing while a view exists raises from a destructor, so only `close` unmaps, and only its owner calls it.
 """
+
 from __future__ import annotations
 
 import errno
@@ -89,8 +90,10 @@ class Segment:
         except FileExistsError:
             raise
         except OSError as error:
-            raise SegmentError(f"cannot create {path_of(name)}: {error.strerror} (errno {error.errno}); shardmem needs "
-                               f"a writable {SHM_DIRECTORY}") from error
+            raise SegmentError(
+                f"cannot create {path_of(name)}: {error.strerror} (errno {error.errno}); shardmem needs "
+                f"a writable {SHM_DIRECTORY}"
+            ) from error
         try:
             segment.reserve(0, reserve, what)
         except BaseException:
@@ -108,11 +111,15 @@ class Segment:
             raise NotRunning(f"there is no {path_of(name)}") from None
         except PermissionError:
             owner = os.stat(path_of(name)).st_uid
-            raise SegmentError(f"engine {name.removeprefix(PREFIX).partition('.')[0]!r} belongs to uid {owner}, and this process "
-                               f"runs as uid {os.getuid()}: run this as that user; its segments are private (mode 0600)") from None
+            raise SegmentError(
+                f"engine {name.removeprefix(PREFIX).partition('.')[0]!r} belongs to uid {owner}, and this process "
+                f"runs as uid {os.getuid()}: run this as that user; its segments are private (mode 0600)"
+            ) from None
         except ValueError:  # an empty file: its creator is between shm_open and ftruncate, or died there
-            raise NotRunning(f"{path_of(name)} is empty: it is being created right now, or its creator was killed "
-                             f"in the act; then remove it") from None
+            raise NotRunning(
+                f"{path_of(name)} is empty: it is being created right now, or its creator was killed "
+                f"in the act; then remove it"
+            ) from None
 
     def reserve(self, offset: int, length: int, what: str) -> None:
         """Back the range with memory now. Raises OutOfMemory and leaves everything as it was if there is none."""
@@ -120,7 +127,9 @@ class Segment:
             os.posix_fallocate(self.descriptor, offset, length)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
-                raise SegmentError(f"cannot reserve {length:,} bytes in {path_of(self.name)}: {error.strerror}") from error
+                raise SegmentError(
+                    f"cannot reserve {length:,} bytes in {path_of(self.name)}: {error.strerror}"
+                ) from error
             space = os.statvfs(SHM_DIRECTORY)
             raise OutOfMemory(what, length, space.f_bavail * space.f_frsize, SHM_DIRECTORY) from None
 
@@ -181,8 +190,11 @@ def inbox_files(engine: str) -> list[str]:
 def engine_names() -> list[str]:
     """Engines that have a control segment here, running or not."""
     suffix = ".control"
-    return sorted(entry[len(PREFIX):-len(suffix)] for entry in os.listdir(SHM_DIRECTORY)
-                  if entry.startswith(PREFIX) and entry.endswith(suffix))
+    return sorted(
+        entry[len(PREFIX) : -len(suffix)]
+        for entry in os.listdir(SHM_DIRECTORY)
+        if entry.startswith(PREFIX) and entry.endswith(suffix)
+    )
 
 
 def listed(names: list[str], like: str = "") -> str:

@@ -11,10 +11,21 @@ everything, and in a simulation with thousands of shards.
     restarts   when a dead worker is started again            condition    stuck, slow, busy or idle
     recycling  which worker has lived long enough
 """
+
 from shardmem.policy.condition import Facts, Limits, condition_of, stuck
 from shardmem.policy.coordinator import ShardCoordinator
-from shardmem.policy.handoff import (Deadlines, Drain, Finished, HandoffCoordinator, HandoffError, HandoffState, Late, Release,
-                                     Reroute, Respawn)
+from shardmem.policy.handoff import (
+    Deadlines,
+    Drain,
+    Finished,
+    HandoffCoordinator,
+    HandoffError,
+    HandoffState,
+    Late,
+    Release,
+    Reroute,
+    Respawn,
+)
 from shardmem.policy.least_load import HotSlot, LeastLoad
 from shardmem.policy.least_slots import LeastSlots
 from shardmem.policy.mapper import ShardMapper, ShardState
@@ -23,13 +34,58 @@ from shardmem.policy.placement import NOBODY, Move, Strategy, View, first_table,
 from shardmem.policy.rebalance import Allocate, BeginHandoff, RebalanceRunner
 from shardmem.policy.recycling import Recycling
 from shardmem.policy.restarts import Life, Restarts, Verdict
-from shardmem.policy.scaling import (DecisionHistory, DecisionKind, InvalidPolicy, ScalingDecision, ScalingError,
-                                     ScalingErrorKind, ScalingPolicy)
+from shardmem.policy.scaling import (
+    DecisionHistory,
+    DecisionKind,
+    InvalidPolicy,
+    ScalingDecision,
+    ScalingError,
+    ScalingErrorKind,
+    ScalingPolicy,
+)
 from shardmem.policy.signals import ShardSample
 
-__all__ = ["Allocate", "BeginHandoff", "Deadlines", "DecisionHistory", "DecisionKind", "Drain", "Facts", "Finished",
-           "HandoffCoordinator", "HandoffError", "HandoffState", "HotSlot", "InvalidPolicy", "Late", "LeastLoad",
-           "LeastSlots", "Life", "Limits", "Move", "NOBODY", "Pinned", "RebalanceRunner", "Recycling", "Release", "Reroute",
-           "Respawn", "Restarts", "ScalingDecision", "ScalingError", "ScalingErrorKind", "ScalingPolicy",
-           "ShardCoordinator", "ShardMapper", "ShardSample", "ShardState", "Strategy", "Verdict", "View", "condition_of",
-           "first_table", "plan_of", "stuck"]
+__all__ = [
+    "Allocate",
+    "BeginHandoff",
+    "Deadlines",
+    "DecisionHistory",
+    "DecisionKind",
+    "Drain",
+    "Facts",
+    "Finished",
+    "HandoffCoordinator",
+    "HandoffError",
+    "HandoffState",
+    "HotSlot",
+    "InvalidPolicy",
+    "Late",
+    "LeastLoad",
+    "LeastSlots",
+    "Life",
+    "Limits",
+    "Move",
+    "NOBODY",
+    "Pinned",
+    "RebalanceRunner",
+    "Recycling",
+    "Release",
+    "Reroute",
+    "Respawn",
+    "Restarts",
+    "ScalingDecision",
+    "ScalingError",
+    "ScalingErrorKind",
+    "ScalingPolicy",
+    "ShardCoordinator",
+    "ShardMapper",
+    "ShardSample",
+    "ShardState",
+    "Strategy",
+    "Verdict",
+    "View",
+    "condition_of",
+    "first_table",
+    "plan_of",
+    "stuck",
+]

@@ -1,4 +1,5 @@
 """What a shard is doing, from what its worker's words say: stuck is told from slow, and slow from idle."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -6,8 +7,8 @@ from dataclasses import dataclass
 from shardmem.settings import some
 
 SLOW_BATCH = 1.0  # seconds that a batch may take before it is worth a word
-FULL = 0.5        # of a lane
-RISING = 0.02     # of a lane, between two looks
+FULL = 0.5  # of a lane
+RISING = 0.02  # of a lane, between two looks
 WORTH_A_WORD = 0.25  # of a lane: below, it rises and falls with every batch
 
 
@@ -41,11 +42,18 @@ def stuck(facts: Facts, limits: Limits) -> str | None:
     if not facts.alive:
         return None
     if facts.phase == "booting":
-        return (f"not ready for {facts.quiet:.3g} s (boot_timeout={limits.boot:g} s): its handler may hang in import or in "
-                f"open()" if facts.quiet > limits.boot else None)
+        return (
+            f"not ready for {facts.quiet:.3g} s (boot_timeout={limits.boot:g} s): its handler may hang in import or in "
+            f"open()"
+            if facts.quiet > limits.boot
+            else None
+        )
     if facts.in_hand is not None:
-        return (f"its batch is in hand for {facts.in_hand:.3g} s (batch_deadline={limits.batch:g} s)"
-                if limits.batch is not None and facts.in_hand > limits.batch else None)
+        return (
+            f"its batch is in hand for {facts.in_hand:.3g} s (batch_deadline={limits.batch:g} s)"
+            if limits.batch is not None and facts.in_hand > limits.batch
+            else None
+        )
     if facts.quiet > limits.stall:
         return f"no batch in hand and not a sign for {facts.quiet:.3g} s (stall_timeout={limits.stall:g} s)"
     return None
@@ -65,7 +73,9 @@ def condition_of(facts: Facts, limits: Limits, restarting_in: float | None = Non
         return "stuck", why
     if facts.phase == "booting":
         return "starting", "its worker is not ready yet"
-    rising = facts.filled_before is not None and facts.fill - facts.filled_before >= RISING and facts.fill >= WORTH_A_WORD
+    rising = (
+        facts.filled_before is not None and facts.fill - facts.filled_before >= RISING and facts.fill >= WORTH_A_WORD
+    )
     if facts.in_hand is not None and facts.in_hand > SLOW_BATCH:
         return "slow", f"its batch is in hand for {facts.in_hand:.3g} s, {some(facts.in_flight, 'event')} in flight"
     if facts.fill >= FULL or (rising and facts.in_flight):

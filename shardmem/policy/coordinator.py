@@ -3,9 +3,10 @@
 There a shard exists only through the slots that it owns, so one with none is never given any. Here the shards are known,
 whatever they own. The death of a worker changes nothing here: it is started again on the same inbox and owns what it owned.
 """
+
 from __future__ import annotations
 
-from typing import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -29,8 +30,14 @@ class ShardCoordinator:
     `shard_for` is who handles a slot: one shard, until the last step of a handoff makes it another.
     """
 
-    def __init__(self, slots: int, shards: Iterable[int], strategy: Strategy | None = None, *,
-                 owners: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        slots: int,
+        shards: Iterable[int],
+        strategy: Strategy | None = None,
+        *,
+        owners: Sequence[int] | None = None,
+    ) -> None:
         self.strategy: Strategy = LeastLoad() if strategy is None else strategy
         self._owner = np.full(slots, NOBODY, np.int64) if owners is None else np.array(owners, np.int64)
         if len(self._owner) != slots:
@@ -68,8 +75,11 @@ class ShardCoordinator:
         owned = int((self._owner == shard).sum())
         coming = int(((self._heading == shard) & (self._owner != shard)).sum())
         if owned or coming:
-            raise ScalingError(ScalingErrorKind.WRONG_STATE, f"shard {shard} cannot be removed: it owns {owned} slots, and "
-                                                             f"{coming} are on their way to it; drain it first")
+            raise ScalingError(
+                ScalingErrorKind.WRONG_STATE,
+                f"shard {shard} cannot be removed: it owns {owned} slots, and "
+                f"{coming} are on their way to it; drain it first",
+            )
         self._takers.discard(shard)
         self._draining.discard(shard)
 
@@ -135,11 +145,15 @@ class ShardCoordinator:
             return owner
         if shard is None:
             if not self._takers:
-                raise ScalingError(ScalingErrorKind.WRONG_STATE, f"slot {slot} needs an owner, and no shard takes slots")
+                raise ScalingError(
+                    ScalingErrorKind.WRONG_STATE, f"slot {slot} needs an owner, and no shard takes slots"
+                )
             shard = self.strategy.allocate(slot, self.view())
         if shard not in self._takers:
-            raise ScalingError(ScalingErrorKind.UNKNOWN_SHARD, f"slot {slot} cannot go to shard {shard}: those that take slots "
-                                                               f"are {list(self.shards)}")
+            raise ScalingError(
+                ScalingErrorKind.UNKNOWN_SHARD,
+                f"slot {slot} cannot go to shard {shard}: those that take slots are {list(self.shards)}",
+            )
         self._owner[slot] = self._heading[slot] = shard
         return shard
 
@@ -163,8 +177,14 @@ class ShardCoordinator:
 
     # ---- moves --------------------------------------------------------------------------------------------------------
 
-    def view(self, *, rates: Sequence[float] | np.ndarray | None = None, busy: Mapping[int, float] | None = None,
-             eager: bool = False, without: Collection[int] = ()) -> View:
+    def view(
+        self,
+        *,
+        rates: Sequence[float] | np.ndarray | None = None,
+        busy: Mapping[int, float] | None = None,
+        eager: bool = False,
+        without: Collection[int] = (),
+    ) -> View:
         """What a strategy is given. Shards named in `without` are out of bounds, with all that they own or expect."""
         owners, moving = self._heading, self._owner != self._heading
         if without:
@@ -179,8 +199,14 @@ class ShardCoordinator:
                 raise ValueError(f"there are {self.slots} slots, and rates of shape {rates.shape}")
         return View(owners, shards, moving, rates, busy or {}, eager)
 
-    def rebalance(self, *, rates: Sequence[float] | np.ndarray | None = None, busy: Mapping[int, float] | None = None,
-                  eager: bool = False, without: Collection[int] = ()) -> list[Move]:
+    def rebalance(
+        self,
+        *,
+        rates: Sequence[float] | np.ndarray | None = None,
+        busy: Mapping[int, float] | None = None,
+        eager: bool = False,
+        without: Collection[int] = (),
+    ) -> list[Move]:
         """The strategy's plan: moves that would be good now, the most urgent first. Changes nothing.
 
         A slot that is on its way, or whose move makes no sense, is left out of the plan, whatever the strategy says; what is
@@ -228,15 +254,23 @@ class ShardCoordinator:
         Raises ScalingError: unknown_shard; wrong_state when one has no owner, is there already, or is on its way.
         """
         if target not in self._takers:
-            raise ScalingError(ScalingErrorKind.UNKNOWN_SHARD, f"shard {target} takes no slots; those that do are "
-                                                               f"{list(self.shards)}")
+            raise ScalingError(
+                ScalingErrorKind.UNKNOWN_SHARD, f"shard {target} takes no slots; those that do are {list(self.shards)}"
+            )
         for slot in slots:
             self._check_slot(slot)
             owner, heading = int(self._owner[slot]), int(self._heading[slot])
             if owner == NOBODY or owner == target or owner != heading:
-                what = ("has no owner yet" if owner == NOBODY else f"is on its way from shard {owner} to {heading} already"
-                        if owner != heading else "is there already")
-                raise ScalingError(ScalingErrorKind.WRONG_STATE, f"slot {slot} cannot move to shard {target}: it {what}")
+                what = (
+                    "has no owner yet"
+                    if owner == NOBODY
+                    else f"is on its way from shard {owner} to {heading} already"
+                    if owner != heading
+                    else "is there already"
+                )
+                raise ScalingError(
+                    ScalingErrorKind.WRONG_STATE, f"slot {slot} cannot move to shard {target}: it {what}"
+                )
         self._heading[list(slots)] = target
 
     def arrive(self, slots: Collection[int]) -> None:
@@ -267,8 +301,10 @@ class ShardCoordinator:
 
     def _check_shard(self, shard: int) -> None:
         if shard not in self._takers and shard not in self._draining:
-            raise ScalingError(ScalingErrorKind.UNKNOWN_SHARD, f"there is no shard {shard}; there are "
-                                                               f"{sorted(self._takers | self._draining)}")
+            raise ScalingError(
+                ScalingErrorKind.UNKNOWN_SHARD,
+                f"there is no shard {shard}; there are {sorted(self._takers | self._draining)}",
+            )
 
     def _check_slot(self, slot: int) -> int:
         if not 0 <= slot < len(self._owner):

@@ -10,11 +10,13 @@ ever, and nobody asks for how long. Here:
   comfortably; and by the most that was needed at any time within `scale_down_delay`.
 - A shard that is one slot and nothing else, and overloaded, is left out of both: no number of shards relieves it.
 """
+
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +51,7 @@ class Verdict:
     busy: np.ndarray
     push: np.ndarray
     flush: np.ndarray
-    stuck: np.ndarray     # overloaded by one slot alone: no change of the shards helps
+    stuck: np.ndarray  # overloaded by one slot alone: no change of the shards helps
     saturated: np.ndarray  # among the overloaded: demand is more than can be measured
 
     @property
@@ -96,8 +98,16 @@ def _round_up(value: float) -> int:
     return math.ceil(value - 1e-9)  # sums of shares are not exact: 0.8 / 0.8 is one shard
 
 
-def decide(policy: ScalingPolicy, load: Load, *, now: float, most_needed: int, watched: float, cooldown_left: float,
-           moves: int | None = None) -> ScalingDecision:
+def decide(
+    policy: ScalingPolicy,
+    load: Load,
+    *,
+    now: float,
+    most_needed: int,
+    watched: float,
+    cooldown_left: float,
+    moves: int | None = None,
+) -> ScalingDecision:
     """The decision.
 
     most_needed: the largest `needed` within the last `scale_down_delay`.
@@ -107,16 +117,21 @@ def decide(policy: ScalingPolicy, load: Load, *, now: float, most_needed: int, w
     """
     decision = _wanted(policy, load, now, most_needed, watched, moves)
     if decision.kind in (DecisionKind.UP, DecisionKind.DOWN) and cooldown_left > 0:
-        decision = decision.against("cooldown", f"{cooldown_left:.3g} s of the cooldown of {policy.cooldown:g} s are left; "
-                                                f"then: {decision.reason}")
+        decision = decision.against(
+            "cooldown",
+            f"{cooldown_left:.3g} s of the cooldown of {policy.cooldown:g} s are left; then: {decision.reason}",
+        )
     if not policy.auto_scale and decision.kind is not DecisionKind.NONE:
         count = f" {decision.count}" if decision.count else ""
-        decision = decision.against("auto_scale_off", f"auto_scale is off; otherwise {decision.kind}{count}: {decision.reason}")
+        decision = decision.against(
+            "auto_scale_off", f"auto_scale is off; otherwise {decision.kind}{count}: {decision.reason}"
+        )
     return decision
 
 
-def _wanted(policy: ScalingPolicy, load: Load, now: float, most_needed: int, watched: float,
-            moves: int | None) -> ScalingDecision:
+def _wanted(
+    policy: ScalingPolicy, load: Load, now: float, most_needed: int, watched: float, moves: int | None
+) -> ScalingDecision:
     verdict = judge(policy, load)
     total = load.active + load.provisioning
     evidence = _evidence(load, verdict, most_needed)
@@ -126,27 +141,50 @@ def _wanted(policy: ScalingPolicy, load: Load, now: float, most_needed: int, wat
 
     none, up, down = DecisionKind.NONE, DecisionKind.UP, DecisionKind.DOWN
     if total < policy.min_shards:
-        return answer(up, policy.min_shards - total, "below_min", f"{_shards(total)}, and min_shards is {policy.min_shards}")
+        return answer(
+            up, policy.min_shards - total, "below_min", f"{_shards(total)}, and min_shards is {policy.min_shards}"
+        )
     if load.active > policy.max_shards:
-        return answer(down, load.active - policy.max_shards, "above_max",
-                      f"{_shards(load.active)} active, and max_shards is {policy.max_shards}")
+        return answer(
+            down,
+            load.active - policy.max_shards,
+            "above_max",
+            f"{_shards(load.active)} active, and max_shards is {policy.max_shards}",
+        )
     if not len(load.voters):
-        return answer(none, 0, "no_samples", f"no samples of the last {policy.metrics_window:g} s from "
-                                             f"{_shards(load.active)} active")
+        return answer(
+            none,
+            0,
+            "no_samples",
+            f"no samples of the last {policy.metrics_window:g} s from {_shards(load.active)} active",
+        )
     if verdict.overloaded.any():
         trouble = _trouble(policy, load, verdict)
         rest = ~verdict.stuck
         busy, fill = load.values[rest, BUSY].mean(), load.values[rest, FILL].mean()
         late_only = verdict.overloaded & ~verdict.busy & ~verdict.fill
         mean = f"the mean of {rest.sum()} is {busy:.0%} busy and {fill:.0%} full"
-        room = (busy < policy.busy_threshold and fill < policy.fill_ratio_threshold
-                and 2 * late_only.sum() <= rest.sum() and not verdict.overloaded[rest].all())
+        room = (
+            busy < policy.busy_threshold
+            and fill < policy.fill_ratio_threshold
+            and 2 * late_only.sum() <= rest.sum()
+            and not verdict.overloaded[rest].all()
+        )
         if room and moves != 0:
             return answer(DecisionKind.REBALANCE, 0, "uneven", f"{trouble}; {mean}, so moving slots is enough")
-        idle = rest & (load.values[:, BUSY] < policy.underutilized_threshold) & (load.values[:, FILL] < policy.fill_ratio_threshold)
+        idle = (
+            rest
+            & (load.values[:, BUSY] < policy.underutilized_threshold)
+            & (load.values[:, FILL] < policy.fill_ratio_threshold)
+        )
         if room and idle.any():
-            return answer(none, 0, "nothing_to_move", f"{trouble}; {_named(load.voters[idle])} would have room, but the "
-                                                      f"strategy moves nothing there, so another shard would stay idle too")
+            return answer(
+                none,
+                0,
+                "nothing_to_move",
+                f"{trouble}; {_named(load.voters[idle])} would have room, but the "
+                f"strategy moves nothing there, so another shard would stay idle too",
+            )
         count = _enough(policy, load, verdict) - total
         if count <= 0:
             return answer(none, 0, "provisioning", f"{trouble}; {_shards(load.provisioning)} on the way already")
@@ -155,33 +193,58 @@ def _wanted(policy: ScalingPolicy, load: Load, now: float, most_needed: int, wat
         if total >= policy.max_shards:
             return decision.against("at_max_shards", f"{trouble}; {why}; but max_shards={policy.max_shards} is reached")
         if total + count > policy.max_shards:
-            return ScalingDecision(up, policy.max_shards - total, "overloaded",
-                                   f"{decision.reason}, of which max_shards allows {policy.max_shards - total}", now, evidence)
+            return ScalingDecision(
+                up,
+                policy.max_shards - total,
+                "overloaded",
+                f"{decision.reason}, of which max_shards allows {policy.max_shards - total}",
+                now,
+                evidence,
+            )
         return decision
     keep = max(most_needed, policy.min_shards)
     now_needed = max(needed(policy, load), policy.min_shards)
     if now_needed < load.active and not load.provisioning:
-        mean = (f"{_shards(load.active)} are {load.values[:, BUSY].mean():.0%} busy on average at "
-                f"{load.values[:, RATE].sum():,.0f} events/s; {now_needed} would do")
+        mean = (
+            f"{_shards(load.active)} are {load.values[:, BUSY].mean():.0%} busy on average at "
+            f"{load.values[:, RATE].sum():,.0f} events/s; {now_needed} would do"
+        )
         if watched < policy.scale_down_delay:
             return answer(down, load.active - now_needed, "underused", mean).against(
-                "scale_down_delay", f"{mean}, but the load has been watched for {watched:.3g} s of the scale_down_delay of "
-                                    f"{policy.scale_down_delay:g} s")
+                "scale_down_delay",
+                f"{mean}, but the load has been watched for {watched:.3g} s of the scale_down_delay of "
+                f"{policy.scale_down_delay:g} s",
+            )
         if keep < load.active:
-            return answer(down, load.active - keep, "underused",
-                          f"{mean}, and no more than {keep} were needed in the last {policy.scale_down_delay:g} s")
+            return answer(
+                down,
+                load.active - keep,
+                "underused",
+                f"{mean}, and no more than {keep} were needed in the last {policy.scale_down_delay:g} s",
+            )
         return answer(down, load.active - now_needed, "underused", mean).against(
-            "scale_down_delay", f"{mean}, but {keep} were needed within the last {policy.scale_down_delay:g} s")
+            "scale_down_delay", f"{mean}, but {keep} were needed within the last {policy.scale_down_delay:g} s"
+        )
     if verdict.stuck.any():
-        return answer(none, 0, "hot_slot", f"{_named(load.voters[verdict.stuck])} overloaded by a single slot each; no slot "
-                                           f"can be split, so neither moves nor shards help: spread its events over more keys")
+        return answer(
+            none,
+            0,
+            "hot_slot",
+            f"{_named(load.voters[verdict.stuck])} overloaded by a single slot each; no slot "
+            f"can be split, so neither moves nor shards help: spread its events over more keys",
+        )
     return answer(none, 0, "steady", f"{_shards(load.active)} at {load.values[:, BUSY].mean():.0%} busy on average")
 
 
 def _evidence(load: Load, verdict: Verdict, most_needed: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"active": load.active, "provisioning": load.provisioning, "sampled": len(load.voters),
-                             "overloaded": load.voters[verdict.overloaded].tolist(),
-                             "hot_slot": load.voters[verdict.stuck].tolist(), "most_needed": most_needed}
+    found: dict[str, Any] = {
+        "active": load.active,
+        "provisioning": load.provisioning,
+        "sampled": len(load.voters),
+        "overloaded": load.voters[verdict.overloaded].tolist(),
+        "hot_slot": load.voters[verdict.stuck].tolist(),
+        "most_needed": most_needed,
+    }
     if len(load.voters):
         for name, column in (("fill_ratio", FILL), ("busy", BUSY)):
             found[f"{name}_mean"] = round(float(load.values[:, column].mean()), 4)
@@ -194,14 +257,18 @@ def _evidence(load: Load, verdict: Verdict, most_needed: int) -> dict[str, Any]:
 def _trouble(policy: ScalingPolicy, load: Load, verdict: Verdict) -> str:
     """Which shards are over which threshold, with the worst figure of each."""
     parts = []
-    for mask, column, what in ((verdict.fill, FILL, f"fuller than {policy.fill_ratio_threshold:.0%}"),
-                               (verdict.busy, BUSY, f"busier than {policy.busy_threshold:.0%}"),
-                               (verdict.push, PUSH, f"blocking producers more than {policy.push_latency_threshold:g} s an event"),
-                               (verdict.flush, FLUSH, f"later than {policy.flush_latency_threshold:g} s")):
+    for mask, column, what in (
+        (verdict.fill, FILL, f"fuller than {policy.fill_ratio_threshold:.0%}"),
+        (verdict.busy, BUSY, f"busier than {policy.busy_threshold:.0%}"),
+        (verdict.push, PUSH, f"blocking producers more than {policy.push_latency_threshold:g} s an event"),
+        (verdict.flush, FLUSH, f"later than {policy.flush_latency_threshold:g} s"),
+    ):
         mask = mask & ~verdict.stuck
         if mask.any():
             worst = load.values[mask, column].max()
-            parts.append(f"{_named(load.voters[mask])} {what} ({f'{worst:.0%}' if column in (FILL, BUSY) else f'{worst:.3g} s'})")
+            parts.append(
+                f"{_named(load.voters[mask])} {what} ({f'{worst:.0%}' if column in (FILL, BUSY) else f'{worst:.3g} s'})"
+            )
     return "; ".join(parts)
 
 

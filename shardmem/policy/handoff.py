@@ -8,12 +8,14 @@ is no abort: once the slot words name the target, events wait there, and the way
 longer than its deadline is late, which says who is waited for and nothing else; other handoffs do not wait for it. A dead
 worker is waited for as what it is: its shard has to be started again (Respawn), and then it is told once more.
 """
+
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Collection, Iterable, Union
+from typing import Any, Union
 
 from shardmem.errors import ShardmemError
 from shardmem.policy.coordinator import ShardCoordinator
@@ -38,6 +40,7 @@ class HandoffError(ShardmemError):
 
 
 # ---- what to do next ------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Reroute:
@@ -160,7 +163,9 @@ class HandoffCoordinator:
             return []
         strange = [slot for slot in slots if self._table.shard_for(slot) != source]
         if strange:
-            raise HandoffError(f"shard {source} does not own slots {strange[:8]} and cannot hand them to shard {target}")
+            raise HandoffError(
+                f"shard {source} does not own slots {strange[:8]} and cannot hand them to shard {target}"
+            )
         self._table.depart(slots, target)
         return [self._reroute(self._enter(slots, source, target, now))]
 
@@ -208,7 +213,9 @@ class HandoffCoordinator:
         if found is None:
             return []
         if found.state is HandoffState.REROUTING:
-            raise HandoffError(f"handoff {handoff} cannot be drained: producers may still push its slots to shard {found.source}")
+            raise HandoffError(
+                f"handoff {handoff} cannot be drained: producers may still push its slots to shard {found.source}"
+            )
         ready = self._part(found, found.undrained, slots)
         if not ready:
             return []
@@ -289,8 +296,17 @@ class HandoffCoordinator:
         found = []
         for each in self._open.values():
             if self._is_late(each, now):
-                found.append(Late(each.number, each.slots, each.source, each.target, each.state, now - each.since,
-                                  self._waiting_for(each)))
+                found.append(
+                    Late(
+                        each.number,
+                        each.slots,
+                        each.source,
+                        each.target,
+                        each.state,
+                        now - each.since,
+                        self._waiting_for(each),
+                    )
+                )
         return found
 
     def finished(self) -> list[Finished]:
@@ -299,9 +315,19 @@ class HandoffCoordinator:
 
     def snapshot(self, now: float) -> list[dict[str, Any]]:
         """All under way, as plain values. [atomr-cluster-sharding: the same name]"""
-        return [{"handoff": each.number, "slots": list(each.slots), "source": each.source, "target": each.target,
-                 "state": each.state.value, "seconds": {**each.seconds, each.state.value: now - each.phase_began},
-                 "late": self._is_late(each, now), "waiting_for": self._waiting_for(each)} for each in self._open.values()]
+        return [
+            {
+                "handoff": each.number,
+                "slots": list(each.slots),
+                "source": each.source,
+                "target": each.target,
+                "state": each.state.value,
+                "seconds": {**each.seconds, each.state.value: now - each.phase_began},
+                "late": self._is_late(each, now),
+                "waiting_for": self._waiting_for(each),
+            }
+            for each in self._open.values()
+        ]
 
     def _is_late(self, each: _Handoff, now: float) -> bool:
         allowed = {HandoffState.REROUTING: self.deadlines.reroute, HandoffState.DRAINING: self.deadlines.drain}
@@ -310,11 +336,15 @@ class HandoffCoordinator:
     def _waiting_for(self, each: _Handoff) -> str:
         if each.state is HandoffState.REROUTING:
             named = ", ".join(map(str, each.seats))
-            return f"a push in progress by the producer{'s' * (len(each.seats) != 1)} of seat {named}" if named else \
-                "pushes in progress"
+            return (
+                f"a push in progress by the producer{'s' * (len(each.seats) != 1)} of seat {named}"
+                if named
+                else "pushes in progress"
+            )
         shard, doing = (each.source, "drain") if each.state is HandoffState.DRAINING else (each.target, "release")
-        return f"shard {shard} to {doing} {len(each.undrained or each.unreleased)} slots" + \
-            ("; its worker is dead and has to be started again" if self._is_dead(shard) else "")
+        return f"shard {shard} to {doing} {len(each.undrained or each.unreleased)} slots" + (
+            "; its worker is dead and has to be started again" if self._is_dead(shard) else ""
+        )
 
     # ---- for the runner -----------------------------------------------------------------------------------------------
 
@@ -362,7 +392,9 @@ class HandoffCoordinator:
     def _part(self, found: _Handoff, left: set[int], slots: Collection[int] | None) -> tuple[int, ...]:
         """Which of `slots` (None: all) are in `left`; the others have been dealt with before."""
         if slots is not None and not set(found.slots).issuperset(slots):
-            raise HandoffError(f"slots {sorted(set(slots).difference(found.slots))[:8]} are not in handoff {found.number}")
+            raise HandoffError(
+                f"slots {sorted(set(slots).difference(found.slots))[:8]} are not in handoff {found.number}"
+            )
         return self._ordered(found, left if slots is None else left.intersection(slots))
 
     @staticmethod
@@ -371,10 +403,18 @@ class HandoffCoordinator:
 
     def _drain(self, found: _Handoff, slots: tuple[int, ...]) -> list[Action]:
         """A dead worker cannot be told; `respawned` comes back to it."""
-        return self._respawn(found.source, [found]) if self._is_dead(found.source) else [Drain(found.number, slots, found.source)]
+        return (
+            self._respawn(found.source, [found])
+            if self._is_dead(found.source)
+            else [Drain(found.number, slots, found.source)]
+        )
 
     def _release(self, found: _Handoff, slots: tuple[int, ...]) -> list[Action]:
-        return self._respawn(found.target, [found]) if self._is_dead(found.target) else [Release(found.number, slots, found.target)]
+        return (
+            self._respawn(found.target, [found])
+            if self._is_dead(found.target)
+            else [Release(found.number, slots, found.target)]
+        )
 
     def _is_dead(self, shard: int) -> bool:
         return self._dead.get(shard) == self._table.life(shard)

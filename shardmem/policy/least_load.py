@@ -1,10 +1,12 @@
 """Every shard the same load. [atomr-cluster-sharding: none; Akka neither: both count shards, and count is not load]"""
+
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -85,8 +87,15 @@ class LeastLoad:
             return []
         total, cold = loads[mine].sum(), _cold(view.rates)
         warm = np.bincount(view.places[~cold & (view.places >= 0)], minlength=len(view.shards))
-        return [HotSlot(int(slot), int(view.owners[slot]), float(loads[slot] / total),
-                        bool(view.places[slot] >= 0 and warm[view.places[slot]] == 1)) for slot in mine[hot]]
+        return [
+            HotSlot(
+                int(slot),
+                int(view.owners[slot]),
+                float(loads[slot] / total),
+                bool(view.places[slot] >= 0 and warm[view.places[slot]] == 1),
+            )
+            for slot in mine[hot]
+        ]
 
     def _loads(self, view: View) -> np.ndarray | None:
         """For each slot, in busy share of a worker if that is known; None if nothing is measured."""
@@ -136,7 +145,7 @@ class _Plan:
         hot, self.fair = _hot(loads[mine], len(view.shards))
         self.hot: set[int] = set(mine[hot].tolist())
         big = mine[loads[mine] > self.fair / 2]
-        self.big: list[int] = big[np.lexsort((big, -loads[big]))][:len(view.shards)].tolist()  # the hot ones first
+        self.big: list[int] = big[np.lexsort((big, -loads[big]))][: len(view.shards)].tolist()  # the hot ones first
         self.sums: list[float] = np.bincount(self.places[placed], loads[placed], len(view.shards)).tolist()
         self.counts: list[int] = view.counts.tolist()
         self.limit = limit_of(len(loads), rule.absolute_limit, rule.relative_limit)
@@ -157,7 +166,7 @@ class _Plan:
             self._level(self.fair * (1 + self.inner), quota, fill=True)
             self._level(self.fair * (1 + self.rule.tolerance), len(self.loads), fill=False)
         worth = self.planned if self.view.eager else self._worthwhile()
-        return (self.fixed + worth)[:self.limit]
+        return (self.fixed + worth)[: self.limit]
 
     def _move(self, slot: int, target: int, into: list[Move]) -> None:
         source, load = int(self.places[slot]), float(self.loads[slot])
@@ -171,7 +180,7 @@ class _Plan:
 
     def _evacuate(self) -> None:
         leaving = self.view.leaving
-        leaving = leaving[np.argsort(-self.loads[leaving], kind="stable")][:self.limit]
+        leaving = leaving[np.argsort(-self.loads[leaving], kind="stable")][: self.limit]
         heap = [(load, count, shard) for shard, (load, count) in enumerate(zip(self.sums, self.counts))]
         heapify(heap)
         for slot in leaving.tolist():
@@ -186,11 +195,19 @@ class _Plan:
         big = [slot for slot in self.big if self.places[slot] >= 0]
         settled = {move.slot for move in self.fixed}
         taken = dict.fromkeys((int(self.places[slot]) for slot in big), 0.0)  # shard -> load of the big slots that stay
-        free = sorted((shard for shard in range(len(self.sums)) if shard not in taken), key=self.sums.__getitem__, reverse=True)
+        free = sorted(
+            (shard for shard in range(len(self.sums)) if shard not in taken), key=self.sums.__getitem__, reverse=True
+        )
         for slot in big:
             shard, load = int(self.places[slot]), float(self.loads[slot])
-            if 0 < taken[shard] and taken[shard] + load > self.fair * (1 + self.rule.tolerance) and free \
-                    and slot not in settled and not self.view.locked[slot] and len(self.fixed) < self.limit:
+            if (
+                0 < taken[shard]
+                and taken[shard] + load > self.fair * (1 + self.rule.tolerance)
+                and free
+                and slot not in settled
+                and not self.view.locked[slot]
+                and len(self.fixed) < self.limit
+            ):
                 shard = free.pop()
                 self._move(slot, shard, self.fixed)
             taken[shard] = taken.get(shard, 0.0) + load
@@ -201,8 +218,10 @@ class _Plan:
         """Whether some shard is beyond the band: for one that hosts a hot slot, what it holds besides is."""
         low, high = self.fair * (1 - self.band), self.fair * (1 + self.band)
         warm = np.bincount(self.places[~self.cold & (self.places >= 0)], minlength=len(self.sums))
-        return any(load > high and not (shard in self.hosts and warm[shard] == 1) or load < low
-                   for shard, load in enumerate(self.sums))
+        return any(
+            load > high and not (shard in self.hosts and warm[shard] == 1) or load < low
+            for shard, load in enumerate(self.sums)
+        )
 
     def _level(self, enough: float, quota: int, fill: bool) -> None:
         """From shards above `enough` to the emptiest with fewer slots than `quota`, as long as it lowers the higher of the
@@ -210,8 +229,11 @@ class _Plan:
         """
         fair, low = self.fair, self.fair * (1 - self.inner)
         donors = [(-load, shard) for shard, load in enumerate(self.sums) if load > fair]
-        takers = [(load, count, shard) for shard, (load, count) in enumerate(zip(self.sums, self.counts))
-                  if load < fair and count < quota]
+        takers = [
+            (load, count, shard)
+            for shard, (load, count) in enumerate(zip(self.sums, self.counts))
+            if load < fair and count < quota
+        ]
         heapify(donors)
         heapify(takers)
         stock = self._stock([shard for _, shard in donors])
@@ -247,7 +269,10 @@ class _Plan:
         slots = slots[np.lexsort((slots, self.loads[slots], self.places[slots]))]
         bounds = np.searchsorted(self.places[slots], np.arange(len(self.sums) + 1))
         loads, numbers = self.loads[slots].tolist(), slots.tolist()
-        return {shard: (loads[bounds[shard]:bounds[shard + 1]], numbers[bounds[shard]:bounds[shard + 1]]) for shard in donors}
+        return {
+            shard: (loads[bounds[shard] : bounds[shard + 1]], numbers[bounds[shard] : bounds[shard + 1]])
+            for shard in donors
+        }
 
     def _pick(self, stock: tuple[list[float], list[int]], high: float, least: float, pace: float) -> int | None:
         """The slot to give: the largest that brings neither shard past a fair share, unless a larger one gains twice as
@@ -275,5 +300,8 @@ class _Plan:
             given[move.source] += float(self.loads[move.slot])
             taken[move.target] += float(self.loads[move.slot])
         least = self.fair * self.rule.tolerance / 2
-        return [move for move in self.planned if given[move.source] >= least or taken[move.target] >= least
-                or position[move.source] in self.hosts]
+        return [
+            move
+            for move in self.planned
+            if given[move.source] >= least or taken[move.target] >= least or position[move.source] in self.hosts
+        ]

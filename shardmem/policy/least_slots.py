@@ -1,4 +1,5 @@
 """Every shard the same number of slots. [atomr-cluster-sharding: LeastShardAllocationStrategy]"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class LeastSlots:
             return []
         total = int(counts.sum()) + len(view.leaving)
         quota = np.full(len(shards), total // len(shards))
-        quota[np.argsort(-counts, kind="stable")[:total % len(shards)]] += 1
+        quota[np.argsort(-counts, kind="stable")[: total % len(shards)]] += 1
         # who gives: slots of shards above their quota, the lowest first; the level is how full the shard is before it goes
         free = np.flatnonzero((places >= 0) & ~view.locked)
         free = free[np.argsort(places[free], kind="stable")]

@@ -7,14 +7,15 @@
 Every method either does all it was asked for or raises ScalingError and changes nothing. A change of any size is one
 change: the cooldown stands between decisions, never between the shards of one.
 """
+
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate
-from typing import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -22,9 +23,9 @@ from shardmem.policy.decide import Load, decide, needed
 from shardmem.policy.scaling import MOST_SHARDS, ScalingDecision, ScalingError, ScalingErrorKind, ScalingPolicy
 from shardmem.policy.signals import BUSY, FILL, RATE, SampleWindow, ShardSample
 
-DRAIN_GRACE = 0.1   # seconds: far longer than a push takes between reading that a shard is active and publishing
+DRAIN_GRACE = 0.1  # seconds: far longer than a push takes between reading that a shard is active and publishing
 LEAST_WEIGHT = 0.05  # of keyless events, so that a full shard is seen to recover
-NEAR = 0.05         # loads that differ by less are equal
+NEAR = 0.05  # loads that differ by less are equal
 _WORD = (1 << 64) - 1
 
 
@@ -59,9 +60,17 @@ class ShardMapper:
     Raises ScalingError: at_max_shards when more shards are given than `room`.
     """
 
-    def __init__(self, shards: int | Mapping[int, ShardState | str], policy: ScalingPolicy, *, now: float = 0.0,
-                 room: int = MOST_SHARDS, drain_grace: float = DRAIN_GRACE,
-                 on_created: Callable[[int], None] | None = None, on_removed: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        shards: int | Mapping[int, ShardState | str],
+        policy: ScalingPolicy,
+        *,
+        now: float = 0.0,
+        room: int = MOST_SHARDS,
+        drain_grace: float = DRAIN_GRACE,
+        on_created: Callable[[int], None] | None = None,
+        on_removed: Callable[[int], None] | None = None,
+    ) -> None:
         self.policy, self.room, self.drain_grace = policy, room, drain_grace
         self.on_created, self.on_removed = on_created, on_removed
         states = dict.fromkeys(range(shards), ShardState.ACTIVE) if isinstance(shards, int) else shards
@@ -127,12 +136,17 @@ class ShardMapper:
             self._check_cooldown(now)
         there = self._ids(ShardState.ACTIVE) + self._ids(ShardState.PROVISIONING)
         if len(there) + count > self.policy.max_shards:
-            raise ScalingError(ScalingErrorKind.AT_MAX_SHARDS, f"{len(there)} shards and {count} more would exceed max_shards="
-                                                               f"{self.policy.max_shards}; none was added")
+            raise ScalingError(
+                ScalingErrorKind.AT_MAX_SHARDS,
+                f"{len(there)} shards and {count} more would exceed max_shards="
+                f"{self.policy.max_shards}; none was added",
+            )
         if len(self._shards) + count > self.room:
-            raise ScalingError(ScalingErrorKind.AT_MAX_SHARDS,
-                               f"of {self.room} places {len(self._shards)} are taken, some by shards that are draining or not "
-                               f"removed yet; {count} more do not fit, and none was added")
+            raise ScalingError(
+                ScalingErrorKind.AT_MAX_SHARDS,
+                f"of {self.room} places {len(self._shards)} are taken, some by shards that are draining or not "
+                f"removed yet; {count} more do not fit, and none was added",
+            )
         ids: list[int] = []
         for shard in range(self.room):
             if shard not in self._shards:
@@ -161,8 +175,10 @@ class ShardMapper:
         self._expect(shard, found, ShardState.PROVISIONING)
         active = self.active_shard_count()
         if active >= self.policy.max_shards:
-            raise ScalingError(ScalingErrorKind.AT_MAX_SHARDS, f"shard {shard} is ready, but {active} are active and "
-                                                               f"max_shards={self.policy.max_shards}")
+            raise ScalingError(
+                ScalingErrorKind.AT_MAX_SHARDS,
+                f"shard {shard} is ready, but {active} are active and max_shards={self.policy.max_shards}",
+            )
         self._enter(found, ShardState.ACTIVE, now)
         self._window.open(shard, now)
         self._tell(self.on_created, [shard])
@@ -190,7 +206,9 @@ class ShardMapper:
         self._expect(shard, self._known(shard), ShardState.ACTIVE)
         successor = next((each for each in range(self.room) if each not in self._shards), None)
         if successor is None:
-            raise ScalingError(ScalingErrorKind.AT_MAX_SHARDS, f"shard {shard} cannot be replaced: all {self.room} places are taken")
+            raise ScalingError(
+                ScalingErrorKind.AT_MAX_SHARDS, f"shard {shard} cannot be replaced: all {self.room} places are taken"
+            )
         self._shards[successor] = _Shard(ShardState.PROVISIONING, now)
         self._window.open(successor, now)
         self._shards = dict(sorted(self._shards.items()))
@@ -221,8 +239,11 @@ class ShardMapper:
         self._expect(shard, found, ShardState.ACTIVE)
         active = self.active_shard_count()
         if active <= self.policy.min_shards:
-            raise ScalingError(ScalingErrorKind.AT_MIN_SHARDS, f"shard {shard} cannot drain: {active} are active and "
-                                                               f"min_shards={self.policy.min_shards}; add one first")
+            raise ScalingError(
+                ScalingErrorKind.AT_MIN_SHARDS,
+                f"shard {shard} cannot drain: {active} are active and "
+                f"min_shards={self.policy.min_shards}; add one first",
+            )
         self._enter(found, ShardState.DRAINING, now)
         self._begin_cooldown(now)
         return True
@@ -240,17 +261,28 @@ class ShardMapper:
         active = self.active_shard_ids()
         count = min(count, len(active) - self.policy.min_shards)
         if count <= 0:
-            raise ScalingError(ScalingErrorKind.AT_MIN_SHARDS, f"{len(active)} shards are active and min_shards="
-                                                               f"{self.policy.min_shards}; none was drained")
+            raise ScalingError(
+                ScalingErrorKind.AT_MIN_SHARDS,
+                f"{len(active)} shards are active and min_shards={self.policy.min_shards}; none was drained",
+            )
         averages = self._window.averages(now)
-        cheapest = sorted(active, key=lambda shard: (bool(averages.alone[shard]), averages.values[shard, BUSY],
-                                                     averages.values[shard, RATE], -shard))[:count]
+        cheapest = sorted(
+            active,
+            key=lambda shard: (
+                bool(averages.alone[shard]),
+                averages.values[shard, BUSY],
+                averages.values[shard, RATE],
+                -shard,
+            ),
+        )[:count]
         for shard in cheapest:
             self._enter(self._shards[shard], ShardState.DRAINING, now)
         self._begin_cooldown(now)
         return sorted(cheapest)
 
-    def finalize_draining(self, in_flight: Mapping[int, int], now: float, slots: Mapping[int, int] | None = None) -> list[int]:
+    def finalize_draining(
+        self, in_flight: Mapping[int, int], now: float, slots: Mapping[int, int] | None = None
+    ) -> list[int]:
         """Stops the draining shards that are done; their ids.
 
         in_flight: events accepted and not handled, per shard, as they are now. One that is not named goes on draining.
@@ -295,8 +327,11 @@ class ShardMapper:
     def metrics(self, now: float) -> dict[int, ShardSample]:
         """The average of each shard over the window; those without samples are left out. Reading changes nothing."""
         averages = self._window.averages(now)
-        return {shard: ShardSample(shard, *averages.values[shard].tolist(), bool(averages.alone[shard]))
-                for shard in self.all_shard_ids() if averages.covered[shard] > 0}
+        return {
+            shard: ShardSample(shard, *averages.values[shard].tolist(), bool(averages.alone[shard]))
+            for shard in self.all_shard_ids()
+            if averages.covered[shard] > 0
+        }
 
     def evaluate_scaling(self, now: float, moves: int | None = None) -> ScalingDecision:
         """What to do, and why. Changes nothing: carrying it out is `scale_up_provisioning` or `scale_down` with its count.
@@ -317,8 +352,14 @@ class ShardMapper:
         active = np.array(self.active_shard_ids(), int)
         voters = active[averages.covered[active] >= self._window.seconds / 2]
         draining = np.array(self.draining_shard_ids(), int)
-        return Load(len(active), len(self._ids(ShardState.PROVISIONING)), voters, averages.values[voters],
-                    averages.alone[voters], float(averages.values[draining, BUSY].sum()))
+        return Load(
+            len(active),
+            len(self._ids(ShardState.PROVISIONING)),
+            voters,
+            averages.values[voters],
+            averages.alone[voters],
+            float(averages.values[draining, BUSY].sum()),
+        )
 
     def _note_need(self, need: int, now: float) -> None:
         if self._need is not None:
@@ -336,8 +377,10 @@ class ShardMapper:
         of the last `collect_metrics`.
         """
         values = self._window.averages(self._collected).values
-        return {shard: max(LEAST_WEIGHT, 1.0 - float(min(1.0, max(values[shard, FILL], values[shard, BUSY]))))
-                for shard in self.active_shard_ids()}
+        return {
+            shard: max(LEAST_WEIGHT, 1.0 - float(min(1.0, max(values[shard, FILL], values[shard, BUSY]))))
+            for shard in self.active_shard_ids()
+        }
 
     def select_shard(self, hash64: int) -> int | None:
         """The shard for a keyless event, from any 64-bit number; None without an active shard.
@@ -354,19 +397,25 @@ class ShardMapper:
         if not ids:
             return None
         draw = _mixed(hash64)
-        first, second = (min(bisect_right(sums, each / (1 << 64) * sums[-1]), len(ids) - 1) for each in (draw, _mixed(draw)))
+        first, second = (
+            min(bisect_right(sums, each / (1 << 64) * sums[-1]), len(ids) - 1) for each in (draw, _mixed(draw))
+        )
         return ids[second if loads[second] < loads[first] - NEAR else first]
 
     # ---- rules --------------------------------------------------------------------------------------------------------
 
     def _known(self, shard: int) -> _Shard:
         if shard not in self._shards:
-            raise ScalingError(ScalingErrorKind.UNKNOWN_SHARD, f"there is no shard {shard}; there are {sorted(self._shards)}")
+            raise ScalingError(
+                ScalingErrorKind.UNKNOWN_SHARD, f"there is no shard {shard}; there are {sorted(self._shards)}"
+            )
         return self._shards[shard]
 
     def _expect(self, shard: int, found: _Shard, state: ShardState) -> None:
         if found.state is not state:
-            raise ScalingError(ScalingErrorKind.WRONG_STATE, f"shard {shard} is {found.state}, and must be {state} for this")
+            raise ScalingError(
+                ScalingErrorKind.WRONG_STATE, f"shard {shard} is {found.state}, and must be {state} for this"
+            )
 
     def _enter(self, found: _Shard, state: ShardState, now: float) -> None:
         found.state, found.since = state, now
@@ -375,8 +424,11 @@ class ShardMapper:
     def _check_cooldown(self, now: float) -> None:
         left = -1.0 if self._changed is None else self._changed + self.policy.cooldown - now
         if left > 0:
-            raise ScalingError(ScalingErrorKind.IN_COOLDOWN, f"the last change was {now - self._changed:.3g} s ago; the cooldown "
-                                                             f"of {self.policy.cooldown:g} s lasts {left:.3g} s more")
+            raise ScalingError(
+                ScalingErrorKind.IN_COOLDOWN,
+                f"the last change was {now - self._changed:.3g} s ago; the cooldown "
+                f"of {self.policy.cooldown:g} s lasts {left:.3g} s more",
+            )
 
     def _begin_cooldown(self, now: float) -> None:
         self._changed = now
@@ -391,7 +443,7 @@ class ShardMapper:
 
 def _mixed(word: int) -> int:
     """The finaliser of splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014)."""
-    word = (word + 0x9e3779b97f4a7c15) & _WORD
-    word = ((word ^ (word >> 30)) * 0xbf58476d1ce4e5b9) & _WORD
-    word = ((word ^ (word >> 27)) * 0x94d049bb133111eb) & _WORD
+    word = (word + 0x9E3779B97F4A7C15) & _WORD
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
     return word ^ (word >> 31)

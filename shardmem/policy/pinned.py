@@ -1,8 +1,9 @@
 """Some slots where the user wants them. [atomr-cluster-sharding: PinnedAllocationStrategy, which sends all to one place]"""
+
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Mapping
 
 import numpy as np
 
@@ -28,8 +29,11 @@ class Pinned:
     def rebalance(self, view: View) -> list[Move]:
         present = set(view.shards)
         held = [(slot, shard) for slot, shard in self.mapping.items() if shard in present and slot < len(view.owners)]
-        moves = [Move(slot, int(view.owners[slot]), shard) for slot, shard in held
-                 if 0 <= view.owners[slot] != shard and not view.locked[slot]]
+        moves = [
+            Move(slot, int(view.owners[slot]), shard)
+            for slot, shard in held
+            if 0 <= view.owners[slot] != shard and not view.locked[slot]
+        ]
         locked = view.locked.copy()
         locked[np.array([slot for slot, _ in held], int)] = True
         return [*moves, *self.fallback.rebalance(replace(view.after(moves), locked=locked))]

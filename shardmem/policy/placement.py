@@ -2,11 +2,13 @@
 
 [atomr-cluster-sharding: ShardAllocationStrategy. What is called a shard there is a slot here, and a region is a shard]
 """
+
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Mapping, NamedTuple, Protocol, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -55,13 +57,25 @@ class View:
     eager: bool = False
 
     @classmethod
-    def of(cls, owners: Sequence[int], shards: Sequence[int], *, rates: Sequence[float] | None = None,
-           locked: Sequence[int] = (), **others: object) -> View:
+    def of(
+        cls,
+        owners: Sequence[int],
+        shards: Sequence[int],
+        *,
+        rates: Sequence[float] | None = None,
+        locked: Sequence[int] = (),
+        **others: object,
+    ) -> View:
         """A view from plain values; `locked` lists slots."""
         mask = np.zeros(len(owners), bool)
         mask[list(locked)] = True
-        return cls(np.asarray(owners, np.int64), tuple(sorted(shards)), mask,
-                   None if rates is None else np.asarray(rates, float), **others)  # type: ignore[arg-type]
+        return cls(
+            np.asarray(owners, np.int64),
+            tuple(sorted(shards)),
+            mask,
+            None if rates is None else np.asarray(rates, float),
+            **others,
+        )  # type: ignore[arg-type]
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -116,11 +130,19 @@ def plan_of(strategy: Strategy, view: View) -> list[Move]:
         raise ShardmemError(f"strategy {name}: rebalance raised {type(error).__name__}: {error}") from error
     slots, shards, seen = len(view.owners), set(view.shards), set()
     for move in moves:
-        wrong = (f"there are slots 0 to {slots - 1}" if not 0 <= move.slot < slots else
-                 f"slot {move.slot} belongs to shard {view.owners[move.slot]}" if view.owners[move.slot] != move.source else
-                 f"slot {move.slot} is locked" if view.locked[move.slot] else
-                 f"shards that take slots are {', '.join(map(str, view.shards))}" if move.target not in shards else
-                 f"slot {move.slot} is there twice" if move.slot in seen else "")
+        wrong = (
+            f"there are slots 0 to {slots - 1}"
+            if not 0 <= move.slot < slots
+            else f"slot {move.slot} belongs to shard {view.owners[move.slot]}"
+            if view.owners[move.slot] != move.source
+            else f"slot {move.slot} is locked"
+            if view.locked[move.slot]
+            else f"shards that take slots are {', '.join(map(str, view.shards))}"
+            if move.target not in shards
+            else f"slot {move.slot} is there twice"
+            if move.slot in seen
+            else ""
+        )
         if wrong:
             raise ShardmemError(f"strategy {name}: rebalance answered {move}, but {wrong}")
         seen.add(move.slot)

@@ -4,10 +4,12 @@ There the same first few are proposed in each round, and those under way are ski
 ones as a round is long end all rebalancing. Here the plan is made around what is stuck: a handoff past its deadline no
 longer takes up room, and the shard that it waits for is out of bounds, with its slots, until it moves again.
 """
+
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Mapping, Sequence, Union
+from typing import Union
 
 import numpy as np
 
@@ -47,8 +49,9 @@ class RebalanceRunner:
     way, as soon as what is left is small.
     """
 
-    def __init__(self, table: ShardCoordinator, handoffs: HandoffCoordinator, *, max_in_flight: int = 256,
-                 max_per_pair: int = 64) -> None:
+    def __init__(
+        self, table: ShardCoordinator, handoffs: HandoffCoordinator, *, max_in_flight: int = 256, max_per_pair: int = 64
+    ) -> None:
         if max_in_flight < 1 or max_per_pair < 1:
             raise ValueError(f"max_in_flight={max_in_flight} and max_per_pair={max_per_pair} must be at least 1")
         self.max_in_flight, self.max_per_pair = max_in_flight, max_per_pair
@@ -57,14 +60,21 @@ class RebalanceRunner:
         self.planned = 0  # moves of the last plan, whether or not there was room to begin them
         self.held_back = ""  # why nothing is begun although there is a plan
 
-    def step(self, now: float, *, rates: Sequence[float] | np.ndarray | None = None,
-             busy: Mapping[int, float] | None = None, eager: bool = False) -> list[Union[BeginHandoff, Allocate]]:
+    def step(
+        self,
+        now: float,
+        *,
+        rates: Sequence[float] | np.ndarray | None = None,
+        busy: Mapping[int, float] | None = None,
+        eager: bool = False,
+    ) -> list[BeginHandoff | Allocate]:
         """Allocations first, then the most urgent moves that there is room for, those of a pair of shards in one handoff.
 
         rates, busy: the load, as in `View`. eager: even out small differences too, because somebody asked for it.
         """
-        actions: list[Union[BeginHandoff, Allocate]] = [Allocate(tuple(slots), shard)
-                                                        for shard, slots in sorted(self._table.propose().items())]
+        actions: list[BeginHandoff | Allocate] = [
+            Allocate(tuple(slots), shard) for shard, slots in sorted(self._table.propose().items())
+        ]
         timely, pairs, stuck, seats = self._handoffs.load(now)
         plan = self._table.rebalance(rates=rates, busy=busy, eager=eager or self._budget > 0, without=stuck)
         if not plan:

@@ -1,11 +1,14 @@
 """Which worker has lived long enough: after so many batches, at that age, or with that much memory."""
+
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-YOUNG = 30.0  # seconds in which a worker is not replaced for its memory: a limit that none can keep would replace for ever
-GROWN = 2     # times what it began with: where that is above the limit already, only growth can be undone by a fresh one
+YOUNG = (
+    30.0  # seconds in which a worker is not replaced for its memory: a limit that none can keep would replace for ever
+)
+GROWN = 2  # times what it began with: where that is above the limit already, only growth can be undone by a fresh one
 
 
 @dataclass(frozen=True)

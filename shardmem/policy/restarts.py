@@ -7,13 +7,14 @@ Two kinds of deaths are told apart, because more of the one help and more of the
   nothing is handled in between, somebody has to know.
 - Without one: the machine, the code around the handler. Once may be chance; then waits that double, and a budget.
 """
+
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
 
-BOOT_CRASHES = 3    # in a row before the worker was ready: it will not get there
-NARROWING = 50      # deaths with a batch in hand and nothing handled between them; halving 4096 rows to one takes 12
+BOOT_CRASHES = 3  # in a row before the worker was ready: it will not get there
+NARROWING = 50  # deaths with a batch in hand and nothing handled between them; halving 4096 rows to one takes 12
 NARROWING_STEP, NARROWING_MOST = 0.01, 0.1  # seconds
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
 FORGOTTEN_AFTER = 60.0  # of life: what ends then is not the end of the same story
@@ -63,8 +64,11 @@ class Restarts:
     def _booting(past: _Past, life: Life) -> Verdict:
         past.boots += 1
         if past.boots >= BOOT_CRASHES:
-            return Verdict(None, f"its worker ended {past.boots} times in a row before it was ready, the last time: {life.how}",
-                           boot=True)
+            return Verdict(
+                None,
+                f"its worker ended {past.boots} times in a row before it was ready, the last time: {life.how}",
+                boot=True,
+            )
         return Verdict(FIRST_WAIT * 2 ** (past.boots - 1), life.how)
 
     @staticmethod
@@ -72,8 +76,11 @@ class Restarts:
         past.narrowing = past.narrowing + 1 if life.progress == past.progress else 1
         past.progress = life.progress
         if past.narrowing >= NARROWING:
-            return Verdict(None, f"its worker ended {past.narrowing} times with a batch in hand and handled nothing in "
-                                 f"between, the last time: {life.how}")
+            return Verdict(
+                None,
+                f"its worker ended {past.narrowing} times with a batch in hand and handled nothing in "
+                f"between, the last time: {life.how}",
+            )
         return Verdict(min(NARROWING_MOST, NARROWING_STEP * (past.narrowing - 1)), life.how)
 
     def _idle(self, past: _Past, life: Life, now: float) -> Verdict:
@@ -82,8 +89,11 @@ class Restarts:
         while past.recent and past.recent[0] <= now - self.window:
             past.recent.popleft()
         if len(past.recent) >= self.most:
-            return Verdict(None, f"its worker was started again {len(past.recent)} times within {self.window:g} s "
-                                 f"(max_restarts, restart_window) and ended once more: {life.how}")
+            return Verdict(
+                None,
+                f"its worker was started again {len(past.recent)} times within {self.window:g} s "
+                f"(max_restarts, restart_window) and ended once more: {life.how}",
+            )
         past.recent.append(now)
         past.waits += 1
         return Verdict(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (past.waits - 2)) if past.waits > 1 else 0.0, life.how)

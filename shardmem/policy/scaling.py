@@ -2,20 +2,22 @@
 
 [atomr-cluster-sharding: none. net-mesh: the types of the same names]
 """
+
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import Any, Iterable, Iterator, Mapping
+from typing import Any
 
 from shardmem.errors import ConfigError, ShardmemError
 from shardmem.settings import REQUIRED, setting
 
-MOST_SHARDS = 0xffff  # ids are 16 bit, and the highest means "no shard"
-PUSH_COSTS = 1e-6     # seconds: an unblocked push takes 0.1 to 1 microsecond
-WAKE_COSTS = 1e-4     # seconds: what it may take until a sleeping worker runs
+MOST_SHARDS = 0xFFFF  # ids are 16 bit, and the highest means "no shard"
+PUSH_COSTS = 1e-6  # seconds: an unblocked push takes 0.1 to 1 microsecond
+WAKE_COSTS = 1e-4  # seconds: what it may take until a sleeping worker runs
 
 
 class ScalingErrorKind(str, Enum):
@@ -72,14 +74,24 @@ class ScalingPolicy:
     max_shards: int = setting(REQUIRED, "never more active and provisioning", "number")
     min_shards: int = setting(1, "never fewer active", "number")
     fill_ratio_threshold: float = setting(0.7, "a shard whose lanes are fuller than this is overloaded", "share")
-    busy_threshold: float = setting(0.8, "so is one whose worker is in the handler for a larger share of its time", "share")
-    push_latency_threshold: float = setting(0.001, "so is one that blocks producers longer per accepted event", "seconds")
-    flush_latency_threshold: float = setting(1.0, "so is one whose 99th percentile of push to handled is longer", "seconds")
-    underutilized_threshold: float = setting(0.3, "too many shards are there when mean busy and fill are below", "share")
+    busy_threshold: float = setting(
+        0.8, "so is one whose worker is in the handler for a larger share of its time", "share"
+    )
+    push_latency_threshold: float = setting(
+        0.001, "so is one that blocks producers longer per accepted event", "seconds"
+    )
+    flush_latency_threshold: float = setting(
+        1.0, "so is one whose 99th percentile of push to handled is longer", "seconds"
+    )
+    underutilized_threshold: float = setting(
+        0.3, "too many shards are there when mean busy and fill are below", "share"
+    )
     cooldown: float = setting(2.0, "pause after a change before the next", "seconds")
     scale_down_delay: float = setting(30.0, "shards go only when they were too many for all of this time", "seconds")
     metrics_window: float = setting(1.0, "what is averaged over: a few samples of a quarter second", "seconds")
-    auto_scale: bool = setting(True, "false makes every decision none, with what it would have been as advice", "switch")
+    auto_scale: bool = setting(
+        True, "false makes every decision none, with what it would have been as advice", "switch"
+    )
 
     def __post_init__(self) -> None:
         faults = list(_faults(self))
@@ -94,16 +106,33 @@ class ScalingPolicy:
     @classmethod
     def high_throughput(cls, cpus: int) -> ScalingPolicy:
         """Grows early and keeps what it has: for engines that must not make producers wait."""
-        return cls(min_shards=min(4, _bounded(cpus)), max_shards=_bounded(2 * cpus), fill_ratio_threshold=0.5,
-                   busy_threshold=0.7, push_latency_threshold=0.0001, flush_latency_threshold=0.25,
-                   underutilized_threshold=0.2, cooldown=1.0, scale_down_delay=60.0, metrics_window=0.5)
+        return cls(
+            min_shards=min(4, _bounded(cpus)),
+            max_shards=_bounded(2 * cpus),
+            fill_ratio_threshold=0.5,
+            busy_threshold=0.7,
+            push_latency_threshold=0.0001,
+            flush_latency_threshold=0.25,
+            underutilized_threshold=0.2,
+            cooldown=1.0,
+            scale_down_delay=60.0,
+            metrics_window=0.5,
+        )
 
     @classmethod
     def conservative(cls, cpus: int) -> ScalingPolicy:
         """Changes rarely: for handlers that are dear to start or whose state is dear to move."""
-        return cls(max_shards=_bounded(cpus), fill_ratio_threshold=0.85, busy_threshold=0.9, push_latency_threshold=0.01,
-                   flush_latency_threshold=5.0, underutilized_threshold=0.2, cooldown=15.0, scale_down_delay=300.0,
-                   metrics_window=5.0)
+        return cls(
+            max_shards=_bounded(cpus),
+            fill_ratio_threshold=0.85,
+            busy_threshold=0.9,
+            push_latency_threshold=0.01,
+            flush_latency_threshold=5.0,
+            underutilized_threshold=0.2,
+            cooldown=15.0,
+            scale_down_delay=300.0,
+            metrics_window=5.0,
+        )
 
     @property
     def comfortable(self) -> float:
@@ -140,8 +169,10 @@ def _faults(policy: ScalingPolicy) -> Iterator[str]:
             yield from check(name, 0 < getattr(policy, name) <= 1, "above 0 and at most 1")
     if "underutilized_threshold" not in bad:
         yield from check("underutilized_threshold", 0 <= policy.underutilized_threshold < 1, "at least 0 and below 1")
-    for name, least, why in (("push_latency_threshold", PUSH_COSTS, "a push that waits for nothing costs as much"),
-                             ("flush_latency_threshold", WAKE_COSTS, "waking a worker costs as much")):
+    for name, least, why in (
+        ("push_latency_threshold", PUSH_COSTS, "a push that waits for nothing costs as much"),
+        ("flush_latency_threshold", WAKE_COSTS, "waking a worker costs as much"),
+    ):
         if name not in bad:
             yield from check(name, getattr(policy, name) >= least, f"at least {least:g} s ({why}; the unit is seconds)")
     for name in ("cooldown", "scale_down_delay", "metrics_window"):
@@ -155,8 +186,10 @@ def _faults(policy: ScalingPolicy) -> Iterator[str]:
         yield f"max_shards={policy.max_shards} is less than min_shards={policy.min_shards}"
     for name in ("busy_threshold", "fill_ratio_threshold"):
         if not bad & {name, "underutilized_threshold"} and policy.underutilized_threshold >= getattr(policy, name):
-            yield (f"underutilized_threshold={policy.underutilized_threshold:g} must be below {name}="
-                   f"{getattr(policy, name):g}, or a shard would be idle and overloaded at once")
+            yield (
+                f"underutilized_threshold={policy.underutilized_threshold:g} must be below {name}="
+                f"{getattr(policy, name):g}, or a shard would be idle and overloaded at once"
+            )
 
 
 class DecisionKind(str, Enum):

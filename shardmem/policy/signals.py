@@ -4,10 +4,12 @@
 busy shards look idle; here reading changes nothing, and a figure weighs by the time that it stands for, so that it does
 not matter how often somebody reads or how often the supervisor samples]
 """
+
 from __future__ import annotations
 
 from collections import deque
-from typing import Iterable, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 

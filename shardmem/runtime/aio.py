@@ -1,8 +1,10 @@
 """A producer for asyncio programs: the same calls, awaitable, never blocking the loop."""
+
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +31,13 @@ class AsyncProducer:
         """As Producer.push_many."""
         return await self._try(self._producer.push_many, (keys, payloads), timeout, lambda rest: rest, int.__add__)
 
-    async def push_columns(self, keys: np.ndarray | None, data: Any, offsets: np.ndarray,
-                           timeout: float | None = DEFAULT) -> int:
+    async def push_columns(
+        self, keys: np.ndarray | None, data: Any, offsets: np.ndarray, timeout: float | None = DEFAULT
+    ) -> int:
         """As Producer.push_columns."""
-        return await self._try(self._producer.push_columns, (keys, data, offsets), timeout, lambda rest: rest, int.__add__)
+        return await self._try(
+            self._producer.push_columns, (keys, data, offsets), timeout, lambda rest: rest, int.__add__
+        )
 
     async def send(self, records: np.ndarray, timeout: float | None = DEFAULT) -> int:
         """As Producer.send."""
@@ -51,7 +56,9 @@ class AsyncProducer:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _try(self, call: Callable, arguments: tuple, timeout: float | None, again: Callable, total: Callable) -> Any:
+    async def _try(
+        self, call: Callable, arguments: tuple, timeout: float | None, again: Callable, total: Callable
+    ) -> Any:
         producer = self._producer
         if timeout is DEFAULT and producer.backpressure != "block":
             if producer.backpressure == "drop_oldest":  # may wait for the worker's next batch

@@ -1,4 +1,5 @@
 """A batch as an Arrow stream of one record batch. Needs nanoarrow (`pip install 'shardmem[arrow]'`)."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,19 @@ from shardmem.schema import KEY_INT
 if TYPE_CHECKING:
     from shardmem.runtime.batch import Batch
 
-_FORMATS = {"i1": "int8", "i2": "int16", "i4": "int32", "i8": "int64", "u1": "uint8", "u2": "uint16", "u4": "uint32",
-            "u8": "uint64", "f2": "float16", "f4": "float32", "f8": "float64"}
+_FORMATS = {
+    "i1": "int8",
+    "i2": "int16",
+    "i4": "int32",
+    "i8": "int64",
+    "u1": "uint8",
+    "u2": "uint16",
+    "u4": "uint32",
+    "u8": "uint64",
+    "f2": "float16",
+    "f4": "float32",
+    "f8": "float64",
+}
 _UNITS = {"s": "s", "ms": "ms", "us": "us", "ns": "ns"}
 
 
@@ -48,13 +60,16 @@ def _column(nanoarrow: Any, name: str, values: np.ndarray) -> Any:
         # bytes fields lose their padding, void fields keep every byte
         cells = packed.tolist() if kind.kind == "S" else [cell.tobytes() for cell in packed]
         return _binary(nanoarrow, b"".join(cells), np.cumsum([0] + [len(cell) for cell in cells]))
-    raise TypeError(f"field {name} has dtype {packed.dtype}{packed.shape[1:] or ''}, which has no Arrow type here; take "
-                    f"batch.records[{name!r}].copy() instead")
+    raise TypeError(
+        f"field {name} has dtype {packed.dtype}{packed.shape[1:] or ''}, which has no Arrow type here; take "
+        f"batch.records[{name!r}].copy() instead"
+    )
 
 
 def _binary(nanoarrow: Any, data: bytes, offsets: Any) -> Any:
-    return nanoarrow.c_array_from_buffers(nanoarrow.large_binary(), len(offsets) - 1,
-                                          [None, np.asarray(offsets, "i8"), data])
+    return nanoarrow.c_array_from_buffers(
+        nanoarrow.large_binary(), len(offsets) - 1, [None, np.asarray(offsets, "i8"), data]
+    )
 
 
 def _events(nanoarrow: Any, batch: Batch) -> dict[str, Any]:
@@ -63,6 +78,8 @@ def _events(nanoarrow: Any, batch: Batch) -> dict[str, Any]:
     index, _ = batch._index_and_data()
     if (index["meta"] >> 30 == KEY_INT).all():
         return {"key": _column(nanoarrow, "key", batch._int_keys(index)), "payload": payload}
-    keys = [key if isinstance(key, bytes) else b"" if key is None else str(key).encode("utf-8", "surrogateescape")
-            for key in batch.keys]
+    keys = [
+        key if isinstance(key, bytes) else b"" if key is None else str(key).encode("utf-8", "surrogateescape")
+        for key in batch.keys
+    ]
     return {"key": _binary(nanoarrow, b"".join(keys), np.cumsum([0] + [len(key) for key in keys])), "payload": payload}

@@ -1,10 +1,12 @@
 """A batch: what the handler gets. Zero-copy views into the lane where the events lie, valid until it returns."""
+
 from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterable, Iterator
 from operator import length_hint
-from typing import Any, Iterable, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,8 +38,22 @@ class Batch:
     found and raises BatchEscaped. `copy()` makes a batch that may be kept.
     """
 
-    __slots__ = ("shard", "_schema", "_slots", "_c", "_address", "_length", "_over", "_roots", "_records", "_events",
-                 "_iterator", "_scratch", "_numbers", "__weakref__")
+    __slots__ = (
+        "shard",
+        "_schema",
+        "_slots",
+        "_c",
+        "_address",
+        "_length",
+        "_over",
+        "_roots",
+        "_records",
+        "_events",
+        "_iterator",
+        "_scratch",
+        "_numbers",
+        "__weakref__",
+    )
 
     def __init__(self, schema: Schema, slots: int, shard: int, batch: Any, scratch: Any = None) -> None:
         self.shard: int = shard
@@ -52,8 +68,16 @@ class Batch:
         self._numbers: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
-    def of(cls, content: Any, *, key: str | None = None, shard: int = 0, slots: int = 1024, producer: int = 0,
-           sequence: int = 0) -> Batch:
+    def of(
+        cls,
+        content: Any,
+        *,
+        key: str | None = None,
+        shard: int = 0,
+        slots: int = 1024,
+        producer: int = 0,
+        sequence: int = 0,
+    ) -> Batch:
         """A batch made by hand, to try a handler without an engine: `handle(Batch.of([("user-17", b"...")]))`.
 
         content: pairs of key and payload, as `push` takes them; or a structured array, of which `key` names the key field.
@@ -173,8 +197,15 @@ class Batch:
         return self._owner_of(self._schema, self._slots, self.shard, numbers, index, data[first:])
 
     @classmethod
-    def _owner_of(cls, schema: Schema, slots: int, shard: int, numbers: tuple[np.ndarray, np.ndarray], rows: np.ndarray,
-                  data: np.ndarray | None = None) -> Batch:
+    def _owner_of(
+        cls,
+        schema: Schema,
+        slots: int,
+        shard: int,
+        numbers: tuple[np.ndarray, np.ndarray],
+        rows: np.ndarray,
+        data: np.ndarray | None = None,
+    ) -> Batch:
         """A batch of these arrays: records, or an index and the bytes that it is of. Views are made of the arrays themselves and
         not of their addresses, so that they keep them alive: `batch.copy().records` outlives the batch."""
         span, batch = ffi.new("sm_span *"), ffi.new("sm_batch *")
@@ -203,11 +234,16 @@ class Batch:
 
     def _check(self, *, records: bool) -> None:
         if self._over:
-            raise BatchEscaped(f"this batch of shard {self.shard} ended when its handler returned; its memory is in use "
-                               f"again. Keep batch.copy() instead")
+            raise BatchEscaped(
+                f"this batch of shard {self.shard} ended when its handler returned; its memory is in use "
+                f"again. Keep batch.copy() instead"
+            )
         if records != self._schema.is_records:
-            raise TypeError("this engine carries events: use iteration, payloads or columns()" if records else
-                            "this engine carries records: use batch.records")
+            raise TypeError(
+                "this engine carries events: use iteration, payloads or columns()"
+                if records
+                else "this engine carries records: use batch.records"
+            )
 
     def _root(self, array: np.ndarray) -> np.ndarray:
         """Every view of ours hangs on one of these arrays, so a weak reference to it finds them all."""
@@ -255,8 +291,8 @@ class Batch:
                 self._check(records=self._schema.is_records)
             sequences, producers, at = np.empty(self._length, "u8"), np.empty(self._length, "u4"), 0
             for span in (self._c.span[i] for i in range(self._c.spans)):
-                sequences[at:at + span.count] = np.arange(span.sequence, span.sequence + span.count, dtype="u8")
-                producers[at:at + span.count] = span.seat
+                sequences[at : at + span.count] = np.arange(span.sequence, span.sequence + span.count, dtype="u8")
+                producers[at : at + span.count] = span.seat
                 at += span.count
             self._numbers = sequences, producers
         return self._numbers
@@ -277,9 +313,11 @@ class Batch:
             return
         gc.collect()  # a view in a dead reference cycle is not kept, only not collected yet
         if any(root() is not None for root in self._roots):
-            raise BatchEscaped(f"the handler of shard {self.shard} returned but something still refers to the memory of "
-                               f"its batch (a slice, a field, a row or a memoryview of it); keep a copy instead: "
-                               f"batch.copy(), or .copy() of the array")
+            raise BatchEscaped(
+                f"the handler of shard {self.shard} returned but something still refers to the memory of "
+                f"its batch (a slice, a field, a row or a memoryview of it); keep a copy instead: "
+                f"batch.copy(), or .copy() of the array"
+            )
 
 
 def _index_of(events: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
@@ -289,7 +327,9 @@ def _index_of(events: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray
     entries, data = [], bytearray()
     for key, payload in events:
         kind, number, text = plain_key(key)
-        hashed = number & (1 << 64) - 1 if kind == KEY_INT else lib.sm_hash_bytes(text, len(text)) if kind != KEY_NONE else 0
+        hashed = (
+            number & (1 << 64) - 1 if kind == KEY_INT else lib.sm_hash_bytes(text, len(text)) if kind != KEY_NONE else 0
+        )
         data += text + bytes(bytes_of(payload))
         entries.append((hashed, kind << 30 | int(_UNSIGNED) * (number >> 63 == 1) | len(text), len(data)))
     return np.array(entries, _INDEX), np.frombuffer(bytes(data), "u1").copy()
@@ -313,4 +353,3 @@ class Scratch:
         if len(self._memory) < need:
             self._memory = bytearray(max(need, 2 * len(self._memory)))
         return memoryview(self._memory)[:need]
-

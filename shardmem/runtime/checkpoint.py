@@ -1,9 +1,11 @@
 """What happens to a batch that was handled: its rows are committed, at once or together with the state that they made."""
+
 from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -55,8 +57,16 @@ class Checkpoints:
     raise, ShardmemError when the file cannot be used.
     """
 
-    def __init__(self, control: Any, shard: int, reader: Any, handler: Handler, store: StateStore, interval: float,
-                 anew: Callable[[], Handler]) -> None:
+    def __init__(
+        self,
+        control: Any,
+        shard: int,
+        reader: Any,
+        handler: Handler,
+        store: StateStore,
+        interval: float,
+        anew: Callable[[], Handler],
+    ) -> None:
         self._control, self._shard, self._reader = control, shard, reader
         self.handler, self._store, self._interval, self._anew = handler, store, interval, anew
         self._touched = np.zeros(control.slots, "u1")
@@ -81,10 +91,17 @@ class Checkpoints:
         """Before the first batch: what the predecessor had saved, in lanes and in the handler."""
         view = self._control.view_shard(self._shard)
         ranges = self._store.begin_life(self._shard, view.incarnation, view.generation)
-        if ranges and lib.sm_commit_ranges(self._reader, ffi.from_buffer("sm_range[]", ranges),
-                                           len(ranges) // ffi.sizeof("sm_range")) == lib.SM_CORRUPT:
-            log.error("shard %d: the last checkpoint speaks of rows that its lanes do not have; rows may be handled again",
-                      self._shard)
+        if (
+            ranges
+            and lib.sm_commit_ranges(
+                self._reader, ffi.from_buffer("sm_range[]", ranges), len(ranges) // ffi.sizeof("sm_range")
+            )
+            == lib.SM_CORRUPT
+        ):
+            log.error(
+                "shard %d: the last checkpoint speaks of rows that its lanes do not have; rows may be handled again",
+                self._shard,
+            )
         self.restore(self._owned())
 
     def handled(self) -> int:
@@ -92,8 +109,11 @@ class Checkpoints:
         if not self._all_touched:
             if lib.sm_touched(self._reader, self._touched_address) and not self._told_of_keyless:
                 self._told_of_keyless = True
-                log.warning("shard %d: events without a key have come to a handler that keeps state per key: they belong to no slot, "
-                            "so what it keeps of them is not saved; give every event a key", self._shard)
+                log.warning(
+                    "shard %d: events without a key have come to a handler that keeps state per key: they belong to no slot, "
+                    "so what it keeps of them is not saved; give every event a key",
+                    self._shard,
+                )
             self._batches += 1
             if self._batches % LOOK_AT_ALL == 0:
                 self._all_touched = bool(self._touched[list(self._mine)].all())
@@ -105,7 +125,11 @@ class Checkpoints:
         if not self._deferred:
             return
         age = time.monotonic() - self._saved_at
-        if self._pressed[0] or age >= self._interval or (idle and (self._awaited[0] or age >= self._interval * IDLE_SHARE)):
+        if (
+            self._pressed[0]
+            or age >= self._interval
+            or (idle and (self._awaited[0] or age >= self._interval * IDLE_SHARE))
+        ):
             self.save()
 
     def settle(self) -> None:
@@ -163,8 +187,10 @@ class Checkpoints:
             optional(self.handler, "close")()
             self.handler = self._anew()
         except Exception as error:
-            raise HandlerError(f"the handler of shard {self._shard}, which has no drop, cannot be made anew: "
-                               f"{type(error).__name__}: {error}") from error
+            raise HandlerError(
+                f"the handler of shard {self._shard}, which has no drop, cannot be made anew: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         return True
 
     def restore(self, slots: Iterable[int]) -> None:
@@ -183,7 +209,9 @@ class Checkpoints:
         owners, _ = control.slot_table()
         owned = set(np.flatnonzero(owners == self._shard).tolist())
         moving = np.empty(control.slots, "u4")
-        count = lib.sm_view_moving(control.address, control.geometry, ffi.cast("uint32_t *", moving.ctypes.data), control.slots)
+        count = lib.sm_view_moving(
+            control.address, control.geometry, ffi.cast("uint32_t *", moving.ctypes.data), control.slots
+        )
         for slot in moving[:count].tolist():
             lib.sm_view_move(control.address, slot, view)
             phase = name_of(MOVE_PHASES, view.phase)
@@ -208,9 +236,11 @@ class Checkpoints:
         try:
             return optional(self.handler, method)(slot, *values)
         except Exception as error:
-            raise HandlerError(f"{method}(slot {slot}) of the handler of shard {self._shard} raised {type(error).__name__}: "
-                               f"{error}; nothing was committed since the last checkpoint, and its events stay in shared "
-                               f"memory") from error
+            raise HandlerError(
+                f"{method}(slot {slot}) of the handler of shard {self._shard} raised {type(error).__name__}: "
+                f"{error}; nothing was committed since the last checkpoint, and its events stay in shared "
+                f"memory"
+            ) from error
 
 
 def fenced(shard: int) -> AlreadyRunning:

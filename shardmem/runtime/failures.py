@@ -3,12 +3,14 @@
 The record of attempts is in shared memory (csrc/attempt.c), so it makes no difference whether the handler raised or took its
 worker with it: the successor goes on where the predecessor died.
 """
+
 from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
 from shardmem.errors import HandlerError
 from shardmem.memory.native import ffi, lib
@@ -36,8 +38,18 @@ class OnError:
 class Failures:
     """What this worker does with failures. batch: the C view of the batch in hand."""
 
-    def __init__(self, control: Any, shard: int, reader: Any, batch: Any, keeper: Stateless | Checkpoints, rules: OnError,
-                 ended: str | None, pause: Callable[[float], None], say: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        control: Any,
+        shard: int,
+        reader: Any,
+        batch: Any,
+        keeper: Stateless | Checkpoints,
+        rules: OnError,
+        ended: str | None,
+        pause: Callable[[float], None],
+        say: Callable[..., None],
+    ) -> None:
         self._control, self._shard, self._reader, self._batch = control, shard, reader, batch
         self._keeper, self._rules, self._pause, self._say = keeper, rules, pause, say
         self._ended = ended or "it ended without a word"
@@ -48,9 +60,15 @@ class Failures:
         if self._batch.tries < self._rules.max_attempts:
             return False
         tries = self._batch.tries
-        self._not_too_many(f"an event was in hand, alone, when the worker died, {tries} times; the last time: {self._ended}")
-        self._set_aside("death", f"it was in hand, alone, when the worker died, {tries} times; the last time: {self._ended}", "",
-                        tries)
+        self._not_too_many(
+            f"an event was in hand, alone, when the worker died, {tries} times; the last time: {self._ended}"
+        )
+        self._set_aside(
+            "death",
+            f"it was in hand, alone, when the worker died, {tries} times; the last time: {self._ended}",
+            "",
+            tries,
+        )
         return True
 
     def raised(self, work: Batch, error: Exception) -> None:
@@ -61,7 +79,9 @@ class Failures:
             return
         text, what = explain(work, error), f"{type(error).__name__}: {error}"
         if rules.on_error == "stop":
-            raise HandlerError(f"{text}. The events of this batch stay in shared memory and will be handed out again") from error
+            raise HandlerError(
+                f"{text}. The events of this batch stay in shared memory and will be handed out again"
+            ) from error
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()
         self._let_go(work, error)
         rows, tries = batch.rows, batch.tries
@@ -72,16 +92,25 @@ class Failures:
             return
         again = rules.on_error == "retry" and rows > 1 and not batch.suspected
         # once for people; how it is narrowed down is of interest to few
-        log.log(logging.DEBUG if batch.suspected else logging.WARNING, "%.1000s; %s", text,
-                "it is tried again" if again or rows == 1 else "it is tried in halves")
+        log.log(
+            logging.DEBUG if batch.suspected else logging.WARNING,
+            "%.1000s; %s",
+            text,
+            "it is tried again" if again or rows == 1 else "it is tried in halves",
+        )
         self._come_again(whole=again)
         if rules.on_error == "retry" and (again or rows == 1):
-            self._pause(min(LONGEST_PAUSE, rules.retry_backoff * 2 ** tries))
+            self._pause(min(LONGEST_PAUSE, rules.retry_backoff * 2**tries))
 
     def _give_back(self, work: Batch, error: Exception) -> None:
         """A frame changed under the batch, so it is not the handler's failure. What is left without that lane comes again."""
-        log.error("shard %d: a frame changed under the handler, which raised %s: %.500s; its lane is left alone, the other "
-                  "events of the batch come again", self._shard, type(error).__name__, error)
+        log.error(
+            "shard %d: a frame changed under the handler, which raised %s: %.500s; its lane is left alone, the other "
+            "events of the batch come again",
+            self._shard,
+            type(error).__name__,
+            error,
+        )
         self._let_go(work, error)
         self._come_again(whole=True)
 
@@ -100,9 +129,11 @@ class Failures:
 
     def _not_too_many(self, text: str) -> None:
         if self._batch.in_a_row >= MOST_IN_A_ROW:
-            raise HandlerError(f"{text}. It is the {self._batch.in_a_row + 1}th event in a row that fails, so it is not the events: "
-                               f"the shard stops. {self._batch.in_a_row} events are in quarantine "
-                               f"({self._rules.quarantine_file}), the rest stay in shared memory")
+            raise HandlerError(
+                f"{text}. It is the {self._batch.in_a_row + 1}th event in a row that fails, so it is not the events: "
+                f"the shard stops. {self._batch.in_a_row} events are in quarantine "
+                f"({self._rules.quarantine_file}), the rest stay in shared memory"
+            )
 
     def _set_aside(self, kind: str, reason: str, trace: str, attempts: int) -> None:
         control, shard, span = self._control, self._shard, self._batch.span[0]
@@ -111,7 +142,9 @@ class Failures:
         try:
             keys = event.keys.tolist() if records and event.keys is not None else event.keys
             payload = bytes(ffi.buffer(span.rows, control.schema.dtype.itemsize)) if records else event.payloads[0]
-        except BufferError:  # it changed since it was found good; when it comes again it is good again, or its lane is broken
+        except (
+            BufferError
+        ):  # it changed since it was found good; when it comes again it is good again, or its lane is broken
             lib.sm_recheck(self._reader)
             self._come_again(whole=True)
             return
@@ -121,14 +154,33 @@ class Failures:
         if self._quarantine is None:
             self._quarantine = Quarantine(self._rules.quarantine_file, self._rules.quarantine_limit)
         generation = control.view_shard(shard).generation
-        self._quarantine.add(f"{control.geometry.engine_id:x}/{shard}/{generation}/{span.seat}/{span.position}/{span.first}",
-                             shard=shard, slot=slot, seat=span.seat, sequence=sequence, kind=kind, reason=reason,
-                             traceback=trace, attempts=attempts, key=key, payload=payload, schema=control.schema.describe())
+        self._quarantine.add(
+            f"{control.geometry.engine_id:x}/{shard}/{generation}/{span.seat}/{span.position}/{span.first}",
+            shard=shard,
+            slot=slot,
+            seat=span.seat,
+            sequence=sequence,
+            kind=kind,
+            reason=reason,
+            traceback=trace,
+            attempts=attempts,
+            key=key,
+            payload=payload,
+            schema=control.schema.describe(),
+        )
         seat = span.seat
         if lib.sm_set_aside(self._reader) == lib.SM_FENCED:
             raise fenced(shard)
-        log.error("shard %d: the event with key %s, sequence %d of producer %d, is in quarantine after %d attempts: %.500s", shard,
-                  _short(key), sequence, seat, attempts, reason, extra={"slot": slot, "seat": seat})
+        log.error(
+            "shard %d: the event with key %s, sequence %d of producer %d, is in quarantine after %d attempts: %.500s",
+            shard,
+            _short(key),
+            sequence,
+            seat,
+            attempts,
+            reason,
+            extra={"slot": slot, "seat": seat},
+        )
         self._say(quarantined=sequence)
 
 
@@ -148,8 +200,10 @@ def explain(batch: Batch, error: Exception) -> str:
             where += f", payload {_short(payloads[at])}"
     else:
         first, last = (keys[0], keys[-1]) if keys is not None else (None, None)
-        where = (f"batch of {len(batch)} events, keys {_short(first)} to {_short(last)}, sequences {sequences[0]} of producer "
-                 f"{producers[0]} to {sequences[-1]} of producer {producers[-1]}")
+        where = (
+            f"batch of {len(batch)} events, keys {_short(first)} to {_short(last)}, sequences {sequences[0]} of producer "
+            f"{producers[0]} to {sequences[-1]} of producer {producers[-1]}"
+        )
     return f"the handler of shard {batch.shard} raised {type(error).__name__}: {error} at the {where}"
 
 

@@ -1,4 +1,5 @@
 """The user's code: how it is written, how it is named, and how a worker process gets hold of it."""
+
 from __future__ import annotations
 
 import base64
@@ -10,8 +11,9 @@ import multiprocessing
 import os
 import pickle
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any
 
 from shardmem.errors import ConfigError, HandlerError
 from shardmem.runtime.batch import Batch, slot_of
@@ -96,16 +98,22 @@ class HandlerRef:
         main = sys.modules["__main__"]
         file = getattr(main, "__file__", None)
         if module == "__main__" and getattr(main, "__spec__", None) is None and not (file and os.path.exists(file)):
-            raise ConfigError(f"handler {name} is defined in an interactive session, which worker processes cannot "
-                              f"import; put it into a file and pass 'module:{name}', or run that file")
+            raise ConfigError(
+                f"handler {name} is defined in an interactive session, which worker processes cannot "
+                f"import; put it into a file and pass 'module:{name}', or run that file"
+            )
         try:
             pickled = pickle.dumps(handler)
         except Exception as error:
-            raise ConfigError(f"handler {name} cannot be found by worker processes ({error}); use a function or class at "
-                              f"the top level of a module, or 'module:name'") from None
+            raise ConfigError(
+                f"handler {name} cannot be found by worker processes ({error}); use a function or class at "
+                f"the top level of a module, or 'module:name'"
+            ) from None
         # The main module is imported in workers only if something of it is needed: a script that takes its handler from
         # elsewhere needs no __main__ guard then.
-        return cls(f"{module}:{name}", base64.b64encode(pickled).decode(), _main_of_this_process(b"__main__" in pickled))
+        return cls(
+            f"{module}:{name}", base64.b64encode(pickled).decode(), _main_of_this_process(b"__main__" in pickled)
+        )
 
     def load(self) -> Handler:
         """In the worker: import and build it. Raises HandlerError with the reason."""
@@ -117,8 +125,10 @@ class HandlerRef:
         except Exception as error:
             text = f"handler {self.name!r} cannot be loaded: {type(error).__name__}: {error}"
             if isinstance(error, ModuleNotFoundError) and error.name == self.name.partition(":")[0].partition(".")[0]:
-                text += (f". Workers look in {os.getcwd()} and where Python looks: start in the directory that {error.name} is in, "
-                         f"or set PYTHONPATH")
+                text += (
+                    f". Workers look in {os.getcwd()} and where Python looks: start in the directory that {error.name} is in, "
+                    f"or set PYTHONPATH"
+                )
             raise HandlerError(text) from error
         if callable(getattr(found, "handle", None)):
             if getattr(found.handle, "__func__", None) is Handler.handle:
@@ -184,13 +194,21 @@ def _import_main_of_package(name: str) -> None:
 def _check_call(handle: Callable[..., Any], name: str) -> None:
     """Raises HandlerError. What calling a coroutine or generator function returns does nothing until it is awaited or iterated,
     so every event would count as handled and none would be."""
-    body = handle if inspect.isroutine(handle) or isinstance(handle, functools.partial) else getattr(handle, "__call__", handle)
+    body = (
+        handle
+        if inspect.isroutine(handle) or isinstance(handle, functools.partial)
+        else getattr(handle, "__call__", handle)
+    )
     if inspect.isgeneratorfunction(body):
-        raise HandlerError(f"handler {name!r} is a generator function, so calling it handles nothing; make it a plain one, without "
-                           f"yield")
+        raise HandlerError(
+            f"handler {name!r} is a generator function, so calling it handles nothing; make it a plain one, without "
+            f"yield"
+        )
     if inspect.iscoroutinefunction(body) or inspect.isasyncgenfunction(body):
-        raise HandlerError(f"handler {name!r} is an async function, so calling it handles nothing; make it a plain one, which may "
-                           f"call asyncio.run")
+        raise HandlerError(
+            f"handler {name!r} is an async function, so calling it handles nothing; make it a plain one, which may "
+            f"call asyncio.run"
+        )
     try:
         signature = inspect.signature(handle)
     except (ValueError, TypeError):
@@ -198,8 +216,10 @@ def _check_call(handle: Callable[..., Any], name: str) -> None:
     try:
         signature.bind(None)
     except TypeError as error:
-        raise HandlerError(f"handler {name!r} takes {signature}, and is called with one batch ({error}); iterate over the batch "
-                           f"for keys and payloads") from None
+        raise HandlerError(
+            f"handler {name!r} takes {signature}, and is called with one batch ({error}); iterate over the batch "
+            f"for keys and payloads"
+        ) from None
 
 
 def _check_state(handler: Any, name: str, shared: bool) -> None:
@@ -209,9 +229,11 @@ def _check_state(handler: Any, name: str, shared: bool) -> None:
     needed = ("snapshot", "restore", "drop") if shared else ("snapshot", "restore")
     missing = [method for method in needed if method not in have]
     if missing and have not in ([], ["drop"]):
-        raise HandlerError(f"handler {name!r} has {' and '.join(have)}, but no {' and no '.join(missing)}: a handler that keeps "
-                           f"state per key needs snapshot(slot) and restore(slot, state), and drop(slot) too if it is an object "
-                           f"and not a class")
+        raise HandlerError(
+            f"handler {name!r} has {' and '.join(have)}, but no {' and no '.join(missing)}: a handler that keeps "
+            f"state per key needs snapshot(slot) and restore(slot, state), and drop(slot) too if it is an object "
+            f"and not a class"
+        )
 
 
 def is_stateful(handler: Any) -> bool:

@@ -1,4 +1,5 @@
 """What supervisor and workers say on standard error: lines for people or JSON, who says it, and not the same for ever."""
+
 from __future__ import annotations
 
 import json
@@ -9,9 +10,11 @@ import time
 from datetime import datetime, timezone
 from typing import Any, TextIO
 
-PAUSE = 10.0   # seconds in which the same event is let through once
-TEXT = 500     # characters of a text that is kept
-KINDS = 1024   # different events that are remembered; a program that puts values into its format strings has no end of them
+PAUSE = 10.0  # seconds in which the same event is let through once
+TEXT = 500  # characters of a text that is kept
+KINDS = (
+    1024  # different events that are remembered; a program that puts values into its format strings has no end of them
+)
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "more"}
 
 
@@ -23,7 +26,9 @@ class Who:
 
     def __str__(self) -> str:
         life = "" if self.incarnation is None else f"/{self.incarnation}"
-        return f"shardmem[{self.engine}] " + (f"supervisor{life}" if self.shard is None else f"shard {self.shard}{life}")
+        return f"shardmem[{self.engine}] " + (
+            f"supervisor{life}" if self.shard is None else f"shard {self.shard}{life}"
+        )
 
     def fields(self) -> dict[str, Any]:
         return {"engine": self.engine, "shard": self.shard, "incarnation": self.incarnation}
@@ -47,8 +52,13 @@ class _Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
-        fields = {"ts": at, "level": record.levelname.lower(), "logger": record.name,
-                  "message": record.getMessage() + _more(record), **self._who.fields()}
+        fields = {
+            "ts": at,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage() + _more(record),
+            **self._who.fields(),
+        }
         if fields["shard"] is None:  # the supervisor speaks of a shard with extra={"shard": ...}
             fields["shard"] = getattr(record, "shard", None)
         for name, value in vars(record).items():
@@ -115,7 +125,9 @@ class _Stream(logging.StreamHandler):
 _who: Who | None = None
 
 
-def set_up(form: str, level: str, engine: str, shard: int | None = None, stream: TextIO | None = None) -> logging.Handler:
+def set_up(
+    form: str, level: str, engine: str, shard: int | None = None, stream: TextIO | None = None
+) -> logging.Handler:
     """All logging of this process. form: "human" or "json"."""
     global _who
     _who = Who(engine, shard)

@@ -5,10 +5,12 @@
 
 Between reroute and release the target keeps rows of the slot back in its lanes (csrc/worker.c); it needs no word for that.
 """
+
 from __future__ import annotations
 
 import time
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from shardmem.memory.native import ffi, lib
 from shardmem.runtime.checkpoint import Checkpoints, Stateless
@@ -19,7 +21,9 @@ LOOK_AGAIN = 0.001  # seconds between two looks at what is left: each goes over 
 class Moves:
     """What this worker owes to handoffs."""
 
-    def __init__(self, control: Any, shard: int, reader: Any, keeper: Stateless | Checkpoints, say: Callable[..., None]) -> None:
+    def __init__(
+        self, control: Any, shard: int, reader: Any, keeper: Stateless | Checkpoints, say: Callable[..., None]
+    ) -> None:
         self._control, self._shard, self._reader = control, shard, reader
         self._keeper, self._say = keeper, say
         self._seen = -1
@@ -49,8 +53,9 @@ class Moves:
     def _found(self, phase: int, done: str) -> dict[int, int]:
         """slot -> number of the handoff, of those in this phase that are not acknowledged yet."""
         address, view = self._control.address, ffi.new("sm_move_view *")
-        count = lib.sm_moves_at(address, self._control.geometry, self._shard, phase, self._slots, self._numbers,
-                                self._control.slots)
+        count = lib.sm_moves_at(
+            address, self._control.geometry, self._shard, phase, self._slots, self._numbers, self._control.slots
+        )
         found = {}
         for i in range(count):
             lib.sm_view_move(address, self._slots[i], view)

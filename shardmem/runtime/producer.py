@@ -1,16 +1,26 @@
 """The producer: any process's end of an engine. Pushes events into shared memory, and waits only when it is full."""
+
 from __future__ import annotations
 
 import os
 import threading
 import time
 import weakref
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from shardmem.errors import (AlreadyRunning, Backpressure, ConfigError, HandlerError, NotRunning, OutOfMemory, SegmentCorrupt,
-                             ShardmemError)
+from shardmem.errors import (
+    AlreadyRunning,
+    Backpressure,
+    ConfigError,
+    HandlerError,
+    NotRunning,
+    OutOfMemory,
+    SegmentCorrupt,
+    ShardmemError,
+)
 from shardmem.memory import lease
 from shardmem.memory.control import Control, Inbox
 from shardmem.memory.native import REASONS, Pusher, ffi, lib
@@ -33,8 +43,15 @@ class Producer:
     much was accepted, and what was dropped is counted by reason in `status`.
     """
 
-    def __init__(self, engine: str, *, backpressure: str | None = None, spin_us: int | None = None,
-                 sample_every: int = 10, wait: float = 0.0) -> None:
+    def __init__(
+        self,
+        engine: str,
+        *,
+        backpressure: str | None = None,
+        spin_us: int | None = None,
+        sample_every: int = 10,
+        wait: float = 0.0,
+    ) -> None:
         """backpressure: the engine's if not given. wait: seconds to wait for the engine to exist. spin_us: spin budget before
         sleeping on a full lane."""
         if backpressure is not None and backpressure not in BACKPRESSURE:
@@ -99,8 +116,17 @@ class Producer:
         data, key_data = ffi.from_buffer(memory), ffi.from_buffer(key_bytes)
         shard, call = ffi.new("uint32_t *"), _Call(self, timeout)
         while True:
-            status = lib.sm_push(self._sender, kind, number & (1 << 64) - 1, int(number >> 63 == 1), key_data,
-                                 len(key_bytes), data, len(memory), shard)
+            status = lib.sm_push(
+                self._sender,
+                kind,
+                number & (1 << 64) - 1,
+                int(number >> 63 == 1),
+                key_data,
+                len(key_bytes),
+                data,
+                len(memory),
+                shard,
+            )
             if status == lib.SM_OK:
                 return call.done(1) == 1
             if call.mend(status, shard[0], lambda: ((key, payload), 1)):
@@ -149,7 +175,7 @@ class Producer:
             kept = call.sampled(len(left))  # the others of the full shard are dropped; other shards may have room
             call.dropped(len(left) - len(kept))
             self.push_many([full[0][i] for i in kept], [full[1][i] for i in kept], timeout=None)
-            keys, payloads = keys[len(left):], payloads[len(left):]
+            keys, payloads = keys[len(left) :], payloads[len(left) :]
 
     def _push_each(self, call: _Call, keys: list, payloads: list, offered: int) -> int:
         """Keys with surrogates (names of files that are not UTF-8) have no plain form in C."""
@@ -160,8 +186,9 @@ class Producer:
                 raise call.explained(error, (keys[i:], payloads[i:]), offered - i, already=1) from None
         return call.done(offered)
 
-    def push_columns(self, keys: np.ndarray | None, data: Any, offsets: np.ndarray,
-                     timeout: float | None = DEFAULT) -> int:
+    def push_columns(
+        self, keys: np.ndarray | None, data: Any, offsets: np.ndarray, timeout: float | None = DEFAULT
+    ) -> int:
         """Events as columns, without a Python object for each; returns how many were accepted.
 
         keys: integer array of shape (n,), bytes array ('S'), or None for no keys. data: one bytes-like.
@@ -170,7 +197,11 @@ class Producer:
         """
         self._usable(records=False)
         columns, keep = self._columns(keys, data, offsets)
-        offered, call, cursor = columns.n, None, self._idle_cursors.pop() if self._idle_cursors else ffi.new("sm_cursor *")
+        offered, call, cursor = (
+            columns.n,
+            None,
+            self._idle_cursors.pop() if self._idle_cursors else ffi.new("sm_cursor *"),
+        )
         cursor.chunk = cursor.next = cursor.accepted = cursor.pending_count = 0
         while True:
             status = lib.sm_push_columns(self._sender, columns, cursor)
@@ -244,8 +275,10 @@ class Producer:
                 self._still_handled(shard)
                 if deadline is not None and time.monotonic() >= deadline:
                     lib.sm_sender_position(sender, shard, tail, head)
-                    raise TimeoutError(f"after {timeout:.3g} s shard {shard} has not handled everything that was pushed: "
-                                       f"{target - head[0]:,} bytes of its lane are left")
+                    raise TimeoutError(
+                        f"after {timeout:.3g} s shard {shard} has not handled everything that was pushed: "
+                        f"{target - head[0]:,} bytes of its lane are left"
+                    )
 
     def close(self) -> None:
         """Give up the seat. What was pushed is in shared memory and will be handled; flush first to wait for it.
@@ -291,8 +324,10 @@ class Producer:
         if not self._lease.held:
             self._reattach()
         if records is not None and records != self.schema.is_records:
-            raise TypeError(f"engine {self.engine!r} carries "
-                            f"{'records: use send' if self.schema.is_records else 'events: use push, push_many or push_columns'}")
+            raise TypeError(
+                f"engine {self.engine!r} carries "
+                f"{'records: use send' if self.schema.is_records else 'events: use push, push_many or push_columns'}"
+            )
 
     def _detach(self) -> None:
         self._fast.detach()
@@ -322,8 +357,10 @@ class Producer:
                 raise
             if status == lib.SM_CORRUPT:
                 inbox.close()
-                raise SegmentCorrupt(f"the lane of producer {self.seat} to shard {shard} contradicts itself: its head and "
-                                     f"tail are further apart than the lane is long; connect again to get another seat")
+                raise SegmentCorrupt(
+                    f"the lane of producer {self.seat} to shard {shard} contradicts itself: its head and "
+                    f"tail are further apart than the lane is long; connect again to get another seat"
+                )
             if known is not None:
                 self._retired.append(known)  # a thread may still wait in it
             self._inboxes[shard] = inbox
@@ -331,24 +368,34 @@ class Producer:
     def _still_handled(self, shard: int) -> None:
         """Raises when nobody will ever make room in this lane."""
         if self._control.shard_state(shard) == "failed":
-            raise HandlerError(f"shard {shard} of engine {self.engine!r} has given up: "
-                               f"{self._control.shard_error(shard) or 'no reason recorded'}")
+            raise HandlerError(
+                f"shard {shard} of engine {self.engine!r} has given up: "
+                f"{self._control.shard_error(shard) or 'no reason recorded'}"
+            )
         if lib.sm_sender_broken(self._sender, shard):
-            raise SegmentCorrupt(f"the worker of shard {shard} found the lane of producer {self.seat} (this one) corrupt and "
-                                 f"reads it no more; what it had accepted is lost to that worker: close, connect again, and "
-                                 f"look for a program that writes into memory that is not its own")
+            raise SegmentCorrupt(
+                f"the worker of shard {shard} found the lane of producer {self.seat} (this one) corrupt and "
+                f"reads it no more; what it had accepted is lost to that worker: close, connect again, and "
+                f"look for a program that writes into memory that is not its own"
+            )
         if self._control.state == "stopped":
-            raise NotRunning(f"engine {self.engine!r} was stopped; what it had accepted but not handled is in shared memory")
+            raise NotRunning(
+                f"engine {self.engine!r} was stopped; what it had accepted but not handled is in shared memory"
+            )
 
     def _too_large(self, payload: int, key: int) -> str:
-        return (f"an event of {payload:,} bytes with a key of {key:,} does not fit: half a lane holds at most "
-                f"{lib.sm_max_payload(self._sender, 0):,} (lane_bytes={self._control.lane_bytes:,}); raise lane_bytes")
+        return (
+            f"an event of {payload:,} bytes with a key of {key:,} does not fit: half a lane holds at most "
+            f"{lib.sm_max_payload(self._sender, 0):,} (lane_bytes={self._control.lane_bytes:,}); raise lane_bytes"
+        )
 
     def _rows(self, records: np.ndarray) -> np.ndarray:
         if not isinstance(records, np.ndarray) or records.dtype != self.schema.dtype:
-            raise TypeError(f"send takes an array of dtype {self.schema.dtype}, not "
-                            f"{records.dtype if isinstance(records, np.ndarray) else type(records).__name__}; "
-                            f"use .astype(...)")
+            raise TypeError(
+                f"send takes an array of dtype {self.schema.dtype}, not "
+                f"{records.dtype if isinstance(records, np.ndarray) else type(records).__name__}; "
+                f"use .astype(...)"
+            )
         return np.ascontiguousarray(records).reshape(-1)
 
     def _plain_lists(self, keys: list, payloads: list) -> tuple[list, list]:
@@ -362,8 +409,15 @@ class Producer:
                 raise (TypeError if isinstance(error, TypeError) else ValueError)(f"event {i}: {error}") from None
             if len(memory) + len(key_bytes) > lib.sm_max_payload(self._sender, 0):
                 raise ValueError(f"event {i}: {self._too_large(len(memory), len(key_bytes))}")
-            plain_keys.append(None if kind == KEY_NONE else number if kind == KEY_INT else key_bytes if kind == KEY_BYTES
-                              else key_bytes.decode("utf-8", "surrogateescape"))
+            plain_keys.append(
+                None
+                if kind == KEY_NONE
+                else number
+                if kind == KEY_INT
+                else key_bytes
+                if kind == KEY_BYTES
+                else key_bytes.decode("utf-8", "surrogateescape")
+            )
             plain_payloads.append(memory)
         return plain_keys, plain_payloads
 
@@ -397,7 +451,7 @@ class Producer:
         return columns, _Keep(keys, memory, wide, held)
 
     def _bad_columns(self, keep: _Keep, event: int) -> str:
-        first, last = keep.offsets[event:event + 2].tolist()
+        first, last = keep.offsets[event : event + 2].tolist()
         if first <= last <= len(keep.data):
             return f"event {event}: {self._too_large(last - first, 0)}"
         return f"offsets must rise from 0 to at most len(data) = {len(keep.data)}; they do not at {event}"
@@ -412,7 +466,7 @@ class _Keep:
     def rest(self, events: np.ndarray) -> tuple[tuple, int]:
         """((keys, data, offsets) of some of the events, how many)."""
         memory, bounds = memoryview(self.data), self.offsets.tolist()
-        pieces = [memory[bounds[i]:bounds[i + 1]] for i in events.tolist()]
+        pieces = [memory[bounds[i] : bounds[i + 1]] for i in events.tolist()]
         offsets = np.cumsum([0] + [len(piece) for piece in pieces]).astype("i8")
         return (None if self.keys is None else self.keys[events], b"".join(pieces), offsets), len(events)
 
@@ -473,8 +527,10 @@ class _Call:
                 return False
             time.sleep(0.005)
         elif status == lib.SM_CORRUPT:
-            raise SegmentCorrupt(f"the lane of producer {producer.seat} to shard {shard} contradicts itself (its head is "
-                                 f"beyond its tail); nothing more is pushed into it")
+            raise SegmentCorrupt(
+                f"the lane of producer {producer.seat} to shard {shard} contradicts itself (its head is "
+                f"beyond its tail); nothing more is pushed into it"
+            )
         else:
             raise ShardmemError(f"unexpected status {status} of the lane to shard {shard}")
         return True
@@ -510,7 +566,9 @@ class _Call:
 
     def dropped(self, count: int) -> None:
         self._lost += count
-        lib.sm_count_refused(self._producer._sender, REASONS.index("sampled" if self._mode == "sample" else "full"), count)
+        lib.sm_count_refused(
+            self._producer._sender, REASONS.index("sampled" if self._mode == "sample" else "full"), count
+        )
 
     def done(self, offered: int) -> int:
         """How many were accepted."""
@@ -532,8 +590,9 @@ def _take_seat(control: Control) -> tuple[int, lease.Lease]:
         held = lease.Lease.take(control.segment, lease.seat_byte(seat))
         if held is not None:
             return seat, held
-    raise AlreadyRunning(f"engine {control.engine!r} has {control.max_producers} producers, all alive; close one or raise "
-                         f"max_producers")
+    raise AlreadyRunning(
+        f"engine {control.engine!r} has {control.max_producers} producers, all alive; close one or raise max_producers"
+    )
 
 
 def plain_key(key: Any) -> tuple[int, int, bytes]:
@@ -559,8 +618,9 @@ def bytes_of(payload: Any) -> Any:
     try:
         memory = memoryview(payload)
     except TypeError:
-        raise TypeError(f"payload is a {type(payload).__name__}; it must be bytes-like (encode text, for example "
-                        f"text.encode())") from None
+        raise TypeError(
+            f"payload is a {type(payload).__name__}; it must be bytes-like (encode text, for example text.encode())"
+        ) from None
     return memory.cast("B") if memory.c_contiguous else memory.tobytes()
 
 

@@ -1,9 +1,11 @@
 """Where events go that keep killing or failing their handler: one SQLite file per engine, bounded, never dropping silently."""
+
 from __future__ import annotations
 
 import json
 import time
-from typing import Any, Iterable, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from shardmem.errors import ShardmemError
 from shardmem.runtime.sqlite import PATIENCE, Database
@@ -61,21 +63,53 @@ class Quarantine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, origin: str, *, shard: int, slot: int, seat: int, sequence: int, kind: str, reason: str, traceback: str,
-            attempts: int, key: Any, payload: bytes, schema: dict[str, Any]) -> None:
+    def add(
+        self,
+        origin: str,
+        *,
+        shard: int,
+        slot: int,
+        seat: int,
+        sequence: int,
+        kind: str,
+        reason: str,
+        traceback: str,
+        attempts: int,
+        key: Any,
+        payload: bytes,
+        schema: dict[str, Any],
+    ) -> None:
         """Raises QuarantineFull. Adding what is there already changes nothing."""
         with self._database.transaction() as connection:
             if connection.execute("select 1 from events where origin = ?", (origin,)).fetchone():
                 return
             held = connection.execute("select count(*) from events where replayed_at is null").fetchone()[0]
             if self._limit is not None and held >= self._limit:
-                raise QuarantineFull(f"the quarantine {self.path} holds {held:,} events, which is its limit "
-                                     f"(quarantine_limit={self._limit:,}); the next would be {reason}. Look at them with "
-                                     f"'shardmem quarantine list', then replay or purge them, or raise the limit; the shard "
-                                     f"stops here and its events stay in shared memory")
-            connection.execute(f"insert into events ({_FIELDS}, origin) values (null{', ?' * 13}, ?)",
-                               (time.time(), shard, slot, seat, sequence, kind, reason, traceback, attempts,
-                                _key_text(key), payload, json.dumps(schema), None, origin))
+                raise QuarantineFull(
+                    f"the quarantine {self.path} holds {held:,} events, which is its limit "
+                    f"(quarantine_limit={self._limit:,}); the next would be {reason}. Look at them with "
+                    f"'shardmem quarantine list', then replay or purge them, or raise the limit; the shard "
+                    f"stops here and its events stay in shared memory"
+                )
+            connection.execute(
+                f"insert into events ({_FIELDS}, origin) values (null{', ?' * 13}, ?)",
+                (
+                    time.time(),
+                    shard,
+                    slot,
+                    seat,
+                    sequence,
+                    kind,
+                    reason,
+                    traceback,
+                    attempts,
+                    _key_text(key),
+                    payload,
+                    json.dumps(schema),
+                    None,
+                    origin,
+                ),
+            )
 
     def count(self) -> int:
         """Those that count for the limit: they were not replayed."""
@@ -89,11 +123,19 @@ class Quarantine:
             return [number for number, when in known.items() if replayed or when is None]
         wanted = list(dict.fromkeys(ids))
         if missing := [str(number) for number in wanted if number not in known]:
-            raise NoSuchEvent(f"there is no event {', '.join(missing)} in {self.path}; 'shardmem quarantine list' shows them")
+            raise NoSuchEvent(
+                f"there is no event {', '.join(missing)} in {self.path}; 'shardmem quarantine list' shows them"
+            )
         return wanted
 
-    def events(self, ids: Iterable[int] | None = None, *, replayed: bool = False, newest: int | None = None,
-               payloads: bool = True) -> list[Quarantined]:
+    def events(
+        self,
+        ids: Iterable[int] | None = None,
+        *,
+        replayed: bool = False,
+        newest: int | None = None,
+        payloads: bool = True,
+    ) -> list[Quarantined]:
         """Those of `numbers`; or so many of them, the newest first."""
         wanted = self.numbers(ids, replayed=replayed)
         wanted = wanted if newest is None else wanted[::-1][:newest]
@@ -125,7 +167,12 @@ def _key_text(key: Any) -> str:
 
 
 def _read(row: tuple) -> Quarantined:
-    (kind, value), = json.loads(row[10]).items()
-    key = (value if kind == "int" else bytes.fromhex(value) if kind == "bytes" else
-           bytes.fromhex(value).decode("utf-8", "surrogateescape"))
+    ((kind, value),) = json.loads(row[10]).items()
+    key = (
+        value
+        if kind == "int"
+        else bytes.fromhex(value)
+        if kind == "bytes"
+        else bytes.fromhex(value).decode("utf-8", "surrogateescape")
+    )
     return Quarantined(*row[:10], key, bytes(row[11] or b""), json.loads(row[12]), row[13], row[14])

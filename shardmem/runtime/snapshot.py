@@ -1,4 +1,5 @@
 """One document about an engine, read from shared memory. Reading it changes nothing and needs nobody alive."""
+
 from __future__ import annotations
 
 import contextlib
@@ -21,8 +22,8 @@ from shardmem.policy import Facts, Limits, condition_of
 from shardmem.runtime.findings import Lately, findings
 
 RATES_OVER = 0.2  # seconds at least, if a reading is that old: whoever reads at short intervals would see noise
-LATELY = 10.0     # seconds over which refusals are news
-COUNTED = 1.0     # seconds for which a count of the quarantine file stands
+LATELY = 10.0  # seconds over which refusals are news
+COUNTED = 1.0  # seconds for which a count of the quarantine file stands
 FLOORS_NS = [lib.sm_histogram_floor_ns(bucket) for bucket in range(lib.SM_HISTOGRAM)]
 
 
@@ -35,7 +36,11 @@ def quantile_us(counts: np.ndarray, share: float) -> float | None:
 def quantile_rows(sizes: Any, share: float) -> int | None:
     """A quantile of a histogram of batch sizes, at most twice too high; None when nothing was counted."""
     sums = np.cumsum(np.array(ffi.unpack(sizes, lib.SM_BATCH_SIZES), "u8"))
-    return 1 << min(int(np.searchsorted(sums, max(1, share * int(sums[-1])))), lib.SM_BATCH_SIZES - 1) if sums[-1] else None
+    return (
+        1 << min(int(np.searchsorted(sums, max(1, share * int(sums[-1])))), lib.SM_BATCH_SIZES - 1)
+        if sums[-1]
+        else None
+    )
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,9 @@ class Observer:
         for shard, (shard_view, inbox) in enumerate(looks):
             if not shard_view.state:
                 continue
-            entry, lanes, latency = self._shard(shard, shard_view, inbox, int(owned[shard]), reading, last,
-                                                lives.get(str(shard), {}), limits)
+            entry, lanes, latency = self._shard(
+                shard, shard_view, inbox, int(owned[shard]), reading, last, lives.get(str(shard), {}), limits
+            )
             shards.append(entry)
             recent += latency
             for lane in lanes:
@@ -138,28 +144,52 @@ class Observer:
             elapsed = max(reading.at - last.at, 1e-9)
             pushed = max(0, seat_view.sequence - last.sequences.get(seat, seat_view.sequence))
             blocked = max(0, seat_view.blocked_ns - last.blocked_ns.get(seat, seat_view.blocked_ns))
-            producers.append({"seat": seat, "pid": seat_view.pid, "alive": control.seat_alive(seat),
-                              "incarnation": seat_view.incarnation, "accepted": by_seat.get(seat, 0),
-                              "sequence": seat_view.sequence, "rate": pushed / elapsed,
-                              "blocked": min(1.0, blocked / 1e9 / elapsed), "refused": reasons, "blocked_s": seat_view.blocked_ns / 1e9,
-                              "blocked_count": seat_view.blocked_count})
-        serving = sum(shard["slots"] for shard in shards if shard["state"] in ("active", "draining") and shard["alive"]
-                      and shard["phase"] == "ready")
+            producers.append(
+                {
+                    "seat": seat,
+                    "pid": seat_view.pid,
+                    "alive": control.seat_alive(seat),
+                    "incarnation": seat_view.incarnation,
+                    "accepted": by_seat.get(seat, 0),
+                    "sequence": seat_view.sequence,
+                    "rate": pushed / elapsed,
+                    "blocked": min(1.0, blocked / 1e9 / elapsed),
+                    "refused": reasons,
+                    "blocked_s": seat_view.blocked_ns / 1e9,
+                    "blocked_count": seat_view.blocked_count,
+                }
+            )
+        serving = sum(
+            shard["slots"]
+            for shard in shards
+            if shard["state"] in ("active", "draining") and shard["alive"] and shard["phase"] == "ready"
+        )
         now = lib.sm_now_ns()
         accepted = sum(shard["accepted"] for shard in shards)
         shed = sum(shard["shed"] for shard in shards)
         accepted += sum(gone.retired_accepted for gone, _ in looks)
         shed += sum(gone.retired_shed for gone, _ in looks)
         document = {
-            "engine": {"name": control.engine, "state": control.state, "slots": control.slots,
-                       "slots_unowned": control.slots - serving, "schema": control.schema.describe(),
-                       "lane_bytes": control.lane_bytes, "max_shards": control.max_shards,
-                       "max_producers": control.max_producers,
-                       "quarantine_file": quarantine_file(control.state_dir, control.engine) if control.state_dir else None,
-                       "quarantine_held": self._quarantine_held(reading.at), "http": http if alive else None},
-            "supervisor": {"pid": view.pid, "incarnation": view.incarnation, "alive": alive,
-                           "uptime_s": max(0.0, (now - view.started_ns) / 1e9) if view.started_ns else 0.0,
-                           "heartbeat_age_s": max(0, now - view.heartbeat_ns) / 1e9 if view.heartbeat_ns else None},
+            "engine": {
+                "name": control.engine,
+                "state": control.state,
+                "slots": control.slots,
+                "slots_unowned": control.slots - serving,
+                "schema": control.schema.describe(),
+                "lane_bytes": control.lane_bytes,
+                "max_shards": control.max_shards,
+                "max_producers": control.max_producers,
+                "quarantine_file": quarantine_file(control.state_dir, control.engine) if control.state_dir else None,
+                "quarantine_held": self._quarantine_held(reading.at),
+                "http": http if alive else None,
+            },
+            "supervisor": {
+                "pid": view.pid,
+                "incarnation": view.incarnation,
+                "alive": alive,
+                "uptime_s": max(0.0, (now - view.started_ns) / 1e9) if view.started_ns else 0.0,
+                "heartbeat_age_s": max(0, now - view.heartbeat_ns) / 1e9 if view.heartbeat_ns else None,
+            },
             "shards": shards,
             "producers": producers,
             "handoffs": self.handoffs(),
@@ -170,8 +200,9 @@ class Observer:
                 "accepted": accepted,
                 "refused": refused,
                 "handled": sum(shard["handled"] for shard in shards) + sum(gone.retired_handled for gone, _ in looks),
-                "quarantined": (sum(shard["quarantined"] for shard in shards)
-                                + sum(gone.retired_quarantined for gone, _ in looks)),
+                "quarantined": (
+                    sum(shard["quarantined"] for shard in shards) + sum(gone.retired_quarantined for gone, _ in looks)
+                ),
                 "shed": {"oldest": shed} if shed else {},
                 "in_flight": sum(shard["in_flight"] for shard in shards),
             },
@@ -187,7 +218,9 @@ class Observer:
         while len(self._losses) > 1 and now - self._losses[1][0] >= LATELY:
             self._losses.popleft()
         at, before, shed_before = self._losses[0]
-        return Lately(now - at, {reason: count - before.get(reason, 0) for reason, count in refused.items()}, shed - shed_before)
+        return Lately(
+            now - at, {reason: count - before.get(reason, 0) for reason, count in refused.items()}, shed - shed_before
+        )
 
     def _quarantine_held(self, now: float) -> int | None:
         """Events in the quarantine file that were not replayed; None when it cannot be read. Counted when the file changes."""
@@ -205,7 +238,9 @@ class Observer:
             count = 0
         elif marks != seen:
             try:
-                with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=0)) as connection:
+                with contextlib.closing(
+                    sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=0)
+                ) as connection:
                     count = connection.execute("select count(*) from events where replayed_at is null").fetchone()[0]
             except sqlite3.Error:
                 count, marks = None, None  # of somebody else, damaged, or just being made: the next look may see more
@@ -218,18 +253,33 @@ class Observer:
         if not 0 <= shard < control.room or not control.view_shard(shard).state:
             return None
         inbox = self.inbox(shard, control.view_shard(shard).generation)
-        return [{"seat": lane.seat, "pid": control.view_seat(lane.seat).pid, "alive": control.seat_alive(lane.seat),
-                 "accepted": lane.accepted, "handled": lane.handled, "in_flight": lane.in_flight,
-                 "fill_ratio": min(1.0, max(0, lane.tail - lane.head) / control.lane_bytes), "broken": lane.broken}
-                for lane in (inbox.lanes() if inbox else [])]
+        return [
+            {
+                "seat": lane.seat,
+                "pid": control.view_seat(lane.seat).pid,
+                "alive": control.seat_alive(lane.seat),
+                "accepted": lane.accepted,
+                "handled": lane.handled,
+                "in_flight": lane.in_flight,
+                "fill_ratio": min(1.0, max(0, lane.tail - lane.head) / control.lane_bytes),
+                "broken": lane.broken,
+            }
+            for lane in (inbox.lanes() if inbox else [])
+        ]
 
     def histograms(self) -> dict[int, Histograms]:
         """By shard."""
         views = {shard: self.control.view_shard(shard) for shard in self.control.known_shards()}
         # cffi frees an array with the view that it is part of, so views are kept until all are unpacked
-        return {shard: Histograms(np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8"), view.waited_us / 1e6,
-                                  np.array(ffi.unpack(view.batch_sizes, lib.SM_BATCH_SIZES), "u8"), view.rows)
-                for shard, view in views.items()}
+        return {
+            shard: Histograms(
+                np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8"),
+                view.waited_us / 1e6,
+                np.array(ffi.unpack(view.batch_sizes, lib.SM_BATCH_SIZES), "u8"),
+                view.rows,
+            )
+            for shard, view in views.items()
+        }
 
     def _next_reading(self) -> tuple[Reading, Reading]:
         """A new one, and the one to compare it with."""
@@ -257,7 +307,15 @@ class Observer:
 
     def board(self) -> dict[str, Any]:
         """What the supervisor last decided, and why; it may be dead by now."""
-        board = {"auto_scale": False, "elastic": False, "decisions": [], "hot_slots": [], "lives": {}, "limits": Limits(), "http": None}
+        board = {
+            "auto_scale": False,
+            "elastic": False,
+            "decisions": [],
+            "hot_slots": [],
+            "lives": {},
+            "limits": Limits(),
+            "http": None,
+        }
         # damaged: the next one comes with the supervisor's next tick
         with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
             said = json.loads(self._board(lib.SM_BOARD_DECISIONS))
@@ -284,17 +342,36 @@ class Observer:
         """Slots in motion: where from and to, in which phase, for how long, and whether that is late."""
         control, view, now = self.control, ffi.new("sm_move_view *"), lib.sm_now_ns()
         slots = np.empty(control.slots, "u4")
-        count = lib.sm_view_moving(control.address, control.geometry, ffi.cast("uint32_t *", slots.ctypes.data), control.slots)
+        count = lib.sm_view_moving(
+            control.address, control.geometry, ffi.cast("uint32_t *", slots.ctypes.data), control.slots
+        )
         found = []
         for slot in slots[:count].tolist():
             lib.sm_view_move(control.address, slot, view)
             if view.phase:
-                found.append({"slot": slot, "from": view.source, "to": view.target, "phase": name_of(MOVE_PHASES, view.phase),
-                              "age_s": (now - view.since_ns) / 1e9, "late": now > view.deadline_ns})
+                found.append(
+                    {
+                        "slot": slot,
+                        "from": view.source,
+                        "to": view.target,
+                        "phase": name_of(MOVE_PHASES, view.phase),
+                        "age_s": (now - view.since_ns) / 1e9,
+                        "late": now > view.deadline_ns,
+                    }
+                )
         return found
 
-    def _shard(self, shard: int, view: Any, inbox: Inbox | None, slots: int, reading: Reading, before: Reading,
-               life: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], list, np.ndarray]:
+    def _shard(
+        self,
+        shard: int,
+        view: Any,
+        inbox: Inbox | None,
+        slots: int,
+        reading: Reading,
+        before: Reading,
+        life: dict[str, Any],
+        limits: Limits,
+    ) -> tuple[dict[str, Any], list, np.ndarray]:
         control, last, elapsed = self.control, before.shards.get(shard), reading.at - before.at
         lanes = inbox.lanes() if inbox else []
         handled = sum(lane.handled for lane in lanes)
@@ -307,8 +384,14 @@ class Observer:
         latency = np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8")
         earlier = last["latency"] if last is not None and (last["latency"] <= latency).all() else latency
         recent = latency - earlier  # nothing when there was no earlier look, or the number is another shard's by now
-        reading.shards[shard] = {"handled": handled, "busy_ns": busy_ns, "fill": fill, "cpu_s": cpu_s, "pid": view.pid,
-                                 "latency": latency}
+        reading.shards[shard] = {
+            "handled": handled,
+            "busy_ns": busy_ns,
+            "fill": fill,
+            "cpu_s": cpu_s,
+            "pid": view.pid,
+            "latency": latency,
+        }
         if last is None or elapsed <= 0:
             since = max(1, now - view.entered_ns) / 1e9
             rate, busy = 0.0, min(1.0, busy_ns / 1e9 / since)
@@ -324,28 +407,66 @@ class Observer:
             cpu = max(0.0, cpu_s - last["cpu_s"]) / elapsed
         in_flight = sum(lane.in_flight for lane in lanes)
         due = life.get("restart_at")
-        restarting_in = max(0.0, due - now / 1e9) if due is not None and not alive and control.supervisor_alive() else None
+        restarting_in = (
+            max(0.0, due - now / 1e9) if due is not None and not alive and control.supervisor_alive() else None
+        )
         in_hand = max(0, now - view.batch_since_ns) / 1e9 if alive and view.batch_since_ns else None
         condition, reason = condition_of(
-            Facts(state, name_of(PHASES, view.phase), alive, quiet=max(0, now - view.heartbeat_ns) / 1e9,
-                  in_hand=in_hand, in_flight=in_flight, fill=fill,
-                  filled_before=last["fill"] if last else None, error=control.shard_error(shard)), limits, restarting_in)
-        return {
-            "id": shard, "state": state, "pid": view.pid, "alive": alive,
-            "incarnation": view.incarnation, "phase": name_of(PHASES, view.phase), "uptime_s": uptime, "slots": slots,
-            "accepted": sum(lane.accepted for lane in lanes), "handled": handled,
-            "quarantined": sum(lane.quarantined for lane in lanes), "shed": sum(lane.shed for lane in lanes),
-            "in_flight": in_flight, "fill_ratio": fill,
-            "busy": round(busy, 4), "rate": rate, "batches": view.batches, "lanes": len(lanes),
-            "broken_lanes": [lane.seat for lane in lanes if lane.broken],
-            "latency_p50_us": quantile_us(latency, 0.50), "latency_p99_us": quantile_us(latency, 0.99),
-            "recent_p50_us": quantile_us(recent, 0.50), "recent_p99_us": quantile_us(recent, 0.99),
-            "batch_rows_p50": quantile_rows(view.batch_sizes, 0.50), "batch_rows_p99": quantile_rows(view.batch_sizes, 0.99),
-            "cpu": cpu, "rss_bytes": rss,
-            "condition": condition, "reason": reason, "in_hand_s": in_hand, "crashes": life.get("crashes", 0),
-            "recent_crashes": life.get("recent", 0), "last_exit": life.get("last_exit"),
-            "restarting_in_s": restarting_in, "error": control.shard_error(shard),
-        }, lanes, recent
+            Facts(
+                state,
+                name_of(PHASES, view.phase),
+                alive,
+                quiet=max(0, now - view.heartbeat_ns) / 1e9,
+                in_hand=in_hand,
+                in_flight=in_flight,
+                fill=fill,
+                filled_before=last["fill"] if last else None,
+                error=control.shard_error(shard),
+            ),
+            limits,
+            restarting_in,
+        )
+        return (
+            {
+                "id": shard,
+                "state": state,
+                "pid": view.pid,
+                "alive": alive,
+                "incarnation": view.incarnation,
+                "phase": name_of(PHASES, view.phase),
+                "uptime_s": uptime,
+                "slots": slots,
+                "accepted": sum(lane.accepted for lane in lanes),
+                "handled": handled,
+                "quarantined": sum(lane.quarantined for lane in lanes),
+                "shed": sum(lane.shed for lane in lanes),
+                "in_flight": in_flight,
+                "fill_ratio": fill,
+                "busy": round(busy, 4),
+                "rate": rate,
+                "batches": view.batches,
+                "lanes": len(lanes),
+                "broken_lanes": [lane.seat for lane in lanes if lane.broken],
+                "latency_p50_us": quantile_us(latency, 0.50),
+                "latency_p99_us": quantile_us(latency, 0.99),
+                "recent_p50_us": quantile_us(recent, 0.50),
+                "recent_p99_us": quantile_us(recent, 0.99),
+                "batch_rows_p50": quantile_rows(view.batch_sizes, 0.50),
+                "batch_rows_p99": quantile_rows(view.batch_sizes, 0.99),
+                "cpu": cpu,
+                "rss_bytes": rss,
+                "condition": condition,
+                "reason": reason,
+                "in_hand_s": in_hand,
+                "crashes": life.get("crashes", 0),
+                "recent_crashes": life.get("recent", 0),
+                "last_exit": life.get("last_exit"),
+                "restarting_in_s": restarting_in,
+                "error": control.shard_error(shard),
+            },
+            lanes,
+            recent,
+        )
 
     def _used(self, shard: int, view: Any) -> tuple[float | None, int | None]:
         if self._usage is None:

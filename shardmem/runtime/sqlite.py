@@ -1,10 +1,11 @@
 """What the state file and the quarantine file share: opening, transactions, errors that say what to do."""
+
 from __future__ import annotations
 
 import contextlib
 import os
 import sqlite3
-from typing import Iterator
+from collections.abc import Iterator
 
 from shardmem.errors import ShardmemError
 
@@ -24,8 +25,10 @@ class Database:
             try:
                 os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             except OSError as error:
-                raise ShardmemError(f"cannot create {os.path.dirname(path)} for {what}: {error.strerror}; set state_dir to a "
-                                    f"directory that this user can write to") from error
+                raise ShardmemError(
+                    f"cannot create {os.path.dirname(path)} for {what}: {error.strerror}; set state_dir to a "
+                    f"directory that this user can write to"
+                ) from error
             self.connection = sqlite3.connect(path, timeout=patience, isolation_level=None)
             try:
                 os.chmod(path, 0o600)
@@ -60,5 +63,7 @@ class Database:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise ShardmemError(f"{self._what} {self.path} cannot be used: {error}; nothing of this step was written. Make room, "
-                                f"or mend or remove the file, or set state_dir to another directory") from error
+            raise ShardmemError(
+                f"{self._what} {self.path} cannot be used: {error}; nothing of this step was written. Make room, "
+                f"or mend or remove the file, or set state_dir to another directory"
+            ) from error

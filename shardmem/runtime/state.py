@@ -4,9 +4,10 @@ A checkpoint is one transaction: the states of the slots that changed, and the r
 after it. A worker that is killed in between leaves ranges beyond its heads; its successor commits them first and then reads
 the state, so both are of one moment whenever the kill comes (`sm_commit_ranges`).
 """
+
 from __future__ import annotations
 
-from typing import Iterable
+from collections.abc import Iterable
 
 from shardmem.errors import AlreadyRunning, ShardmemError
 from shardmem.runtime.sqlite import Database
@@ -32,8 +33,10 @@ class StateStore:
         with self._database.transaction() as connection:
             found = connection.execute("select id, slots from engine").fetchone()
             if found and found[1] != slots and keep:
-                raise ShardmemError(f"the state file {path} was made with slots={found[1]} and the engine has slots={slots}: "
-                                    f"keys would not find their state; run it with slots={found[1]}, or set another state_dir")
+                raise ShardmemError(
+                    f"the state file {path} was made with slots={found[1]} and the engine has slots={slots}: "
+                    f"keys would not find their state; run it with slots={found[1]}, or set another state_dir"
+                )
             if not found or found[0] != f"{engine_id:x}":
                 connection.execute("delete from life")  # about lanes that are gone
                 if not keep:
@@ -44,23 +47,32 @@ class StateStore:
         """From here on only this incarnation writes for the shard. The ranges of its predecessor's last checkpoint."""
         self._shard, self._incarnation, self._generation = shard, incarnation, generation
         with self._database.transaction() as connection:
-            found = connection.execute("select incarnation, generation, ranges from life where shard = ?", (shard,)).fetchone()
+            found = connection.execute(
+                "select incarnation, generation, ranges from life where shard = ?", (shard,)
+            ).fetchone()
             if found and found[0] > incarnation:
                 raise AlreadyRunning(f"shard {shard}: incarnation {found[0]} has begun, this is {incarnation}")
             ranges = found[2] if found and found[1] == generation else b""
-            connection.execute("insert or replace into life values (?, ?, ?, ?)", (shard, incarnation, generation, ranges))
+            connection.execute(
+                "insert or replace into life values (?, ?, ?, ?)", (shard, incarnation, generation, ranges)
+            )
         return ranges
 
     def save(self, states: Iterable[tuple[int, bytes]], ranges: bytes) -> None:
         """(slot, state) of what changed, and the ranges of rows behind it, all or nothing."""
         with self._database.transaction() as connection:
-            written = connection.execute("update life set ranges = ? where shard = ? and incarnation = ? and generation = ?",
-                                         (ranges, self._shard, self._incarnation, self._generation)).rowcount
+            written = connection.execute(
+                "update life set ranges = ? where shard = ? and incarnation = ? and generation = ?",
+                (ranges, self._shard, self._incarnation, self._generation),
+            ).rowcount
             if not written:
-                raise AlreadyRunning(f"shard {self._shard}: incarnation {self._incarnation} may not write to {self.path}, "
-                                     f"another life of the shard has begun")
-            connection.executemany("insert or replace into state values (?, ?, ?)",
-                                   [(slot, self._shard, value) for slot, value in states])
+                raise AlreadyRunning(
+                    f"shard {self._shard}: incarnation {self._incarnation} may not write to {self.path}, "
+                    f"another life of the shard has begun"
+                )
+            connection.executemany(
+                "insert or replace into state values (?, ?, ?)", [(slot, self._shard, value) for slot, value in states]
+            )
 
     def load(self, slots: Iterable[int]) -> dict[int, bytes]:
         """The states of these slots that have one."""

@@ -1,4 +1,5 @@
 """What worker processes use of the machine, by psutil. For whoever asks for a status, not for producers and workers."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -5,6 +5,7 @@ call the handler, commit (checkpoint.py), or try again (failures.py). It goes on
 supervisor says stop (shard state or engine state in the control segment), at SIGTERM after the batch in hand, or when the
 handler fails.
 """
+
 from __future__ import annotations
 
 import faulthandler
@@ -42,8 +43,9 @@ class Worker:
         self._spin_ns = spin_us * 1000
         held = lease.Lease.take(control.segment, lease.shard_byte(shard))
         if held is None:
-            raise AlreadyRunning(f"shard {shard} of engine {control.engine!r} has a live worker "
-                                 f"(pid {control.view_shard(shard).pid})")
+            raise AlreadyRunning(
+                f"shard {shard} of engine {control.engine!r} has a live worker (pid {control.view_shard(shard).pid})"
+            )
         self._lease = held
         lib.sm_worker_enter(control.address, shard, os.getpid(), lib.sm_now_ns())
         self._inbox = control.open_inbox(shard)
@@ -65,13 +67,16 @@ class Worker:
 
     def say_error(self, text: str) -> None:
         """Leave the reason where `status` finds it, whoever is alive by then."""
-        encoded = text.encode()[:lib.SM_ERROR_BYTES]
+        encoded = text.encode()[: lib.SM_ERROR_BYTES]
         lib.sm_worker_error(self.control.address, self.shard, encoded, len(encoded))
 
     def ordered_to_stop(self) -> bool:
         orders = lib.sm_worker_orders(self.control.address, self.shard)
-        return (self.stop_now or orders & 0xff == ENGINE_STATES.index("stopped")
-                or orders >> 8 == SHARD_STATES.index("stopped"))
+        return (
+            self.stop_now
+            or orders & 0xFF == ENGINE_STATES.index("stopped")
+            or orders >> 8 == SHARD_STATES.index("stopped")
+        )
 
     def pause(self, seconds: float) -> None:
         """Between two attempts; ends early when told to stop."""
@@ -111,8 +116,10 @@ class Worker:
 
     def _report_lane(self, seat: int) -> None:
         view = self.control.view_seat(seat)
-        text = (f"the lane of producer {seat} (pid {view.pid}) to shard {self.shard} is corrupt; it is left alone, other "
-                f"lanes go on")
+        text = (
+            f"the lane of producer {seat} (pid {view.pid}) to shard {self.shard} is corrupt; it is left alone, other "
+            f"lanes go on"
+        )
         log.error("%s", text, extra={"seat": seat})
         self.say_error(text)
 
@@ -148,8 +155,12 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        worker = Worker(Control.attach(orders["engine"]), orders["shard"], batch_rows=settings["batch_rows"],
-                        spin_us=settings["spin_us"])
+        worker = Worker(
+            Control.attach(orders["engine"]),
+            orders["shard"],
+            batch_rows=settings["batch_rows"],
+            spin_us=settings["spin_us"],
+        )
         if orders.get("forgiven"):
             lib.sm_forgive(worker.reader)
         logs.incarnate(worker.incarnation)
@@ -163,8 +174,17 @@ def main() -> int:
         return _boot_failure(worker, reports, error)
 
     moves = Moves(worker.control, worker.shard, worker.reader, keeper, reports.say)
-    failures = Failures(worker.control, worker.shard, worker.reader, worker.batch, keeper, OnError(**settings["failures"]),
-                        orders.get("ended"), worker.pause, reports.say)
+    failures = Failures(
+        worker.control,
+        worker.shard,
+        worker.reader,
+        worker.batch,
+        keeper,
+        OnError(**settings["failures"]),
+        orders.get("ended"),
+        worker.pause,
+        reports.say,
+    )
 
     def finish(*_: Any) -> None:
         worker.stop_now = True
@@ -192,8 +212,14 @@ def main() -> int:
 
 def _keeper(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) -> Stateless | Checkpoints:
     control = worker.control
-    context = Context(control.engine, worker.shard, worker.incarnation, control.slots,
-                      logging.getLogger(f"shardmem.handler.{worker.shard}"), f"{control.geometry.engine_id:016x}")
+    context = Context(
+        control.engine,
+        worker.shard,
+        worker.incarnation,
+        control.slots,
+        logging.getLogger(f"shardmem.handler.{worker.shard}"),
+        f"{control.geometry.engine_id:016x}",
+    )
 
     def opened() -> Handler:
         handler = reference.load()

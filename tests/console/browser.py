@@ -1,4 +1,5 @@
 """A real browser, headless, driven over its own protocol; one page at a time."""
+
 from __future__ import annotations
 
 import asyncio
@@ -10,15 +11,26 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, Coroutine
+from typing import Any
 
 import aiohttp
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 30.0
-KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39,
-        "ArrowDown": 40}
+KEYS = {
+    "Tab": 9,
+    "Enter": 13,
+    "Escape": 27,
+    " ": 32,
+    "End": 35,
+    "Home": 36,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+}
 
 
 class Browser:
@@ -27,13 +39,23 @@ class Browser:
 
     def __init__(self, directory: Path, width: int = 1280, height: int = 900) -> None:
         self._log = directory / "chromium.log"
-        flags = ["--headless=new", "--no-first-run", "--disable-gpu", "--disable-extensions", "--remote-debugging-port=0",
-                 f"--user-data-dir={directory / 'profile'}", f"--window-size={width},{height}", "--disable-dev-shm-usage"]
+        flags = [
+            "--headless=new",
+            "--no-first-run",
+            "--disable-gpu",
+            "--disable-extensions",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={directory / 'profile'}",
+            f"--window-size={width},{height}",
+            "--disable-dev-shm-usage",
+        ]
         if os.getuid() == 0:
             flags.append("--no-sandbox")
         assert CHROMIUM is not None
         with open(self._log, "w") as log:
-            self._process = subprocess.Popen([CHROMIUM, *flags, "about:blank"], stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                [CHROMIUM, *flags, "about:blank"], stdout=log, stderr=log, start_new_session=True
+            )
         self._numbers = itertools.count(1)
         self._media: dict[str, str] = {}
         self.complaints: list[str] = []
@@ -70,7 +92,9 @@ class Browser:
         self._socket = await self._session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0)
         for domain in ("Page", "Runtime", "Log"):
             await self._ask(f"{domain}.enable", {})
-        await self._ask("Emulation.setFocusEmulationEnabled", {"enabled": True})  # or nothing has the focus: there is no window
+        await self._ask(
+            "Emulation.setFocusEmulationEnabled", {"enabled": True}
+        )  # or nothing has the focus: there is no window
 
     async def _ask(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         number = next(self._numbers)
@@ -83,8 +107,12 @@ class Browser:
             self._hear(message.get("method"), json.dumps(message.get("params"))[:500])
 
     def _hear(self, method: str, said: str) -> None:
-        if method == "Runtime.exceptionThrown" or method == "Log.entryAdded" and "net::ERR_" not in said or (
-                method == "Runtime.consoleAPICalled" and re.search(r'"type": "(error|warning|assert)"', said)):
+        if (
+            method == "Runtime.exceptionThrown"
+            or method == "Log.entryAdded"
+            and "net::ERR_" not in said
+            or (method == "Runtime.consoleAPICalled" and re.search(r'"type": "(error|warning|assert)"', said))
+        ):
             self.complaints.append(said)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -110,7 +138,9 @@ class Browser:
         deadline = time.monotonic() + PATIENCE
         while not self.evaluate(f"Boolean({script})"):
             if time.monotonic() > deadline:
-                raise AssertionError(f"still not: {what}; the page says {self.evaluate('document.body && document.body.innerText')}")
+                raise AssertionError(
+                    f"still not: {what}; the page says {self.evaluate('document.body && document.body.innerText')}"
+                )
             time.sleep(0.05)
 
     def text(self, selector: str) -> str:
@@ -124,7 +154,12 @@ class Browser:
                 continue
             pressed = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": KEYS[key]}
             text = {"Enter": "\r", " ": " "}.get(key)
-            self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **pressed, **({"text": text} if text else {}))
+            self.call(
+                "Input.dispatchKeyEvent",
+                type="keyDown" if text else "rawKeyDown",
+                **pressed,
+                **({"text": text} if text else {}),
+            )
             self.call("Input.dispatchKeyEvent", type="keyUp", **pressed)
 
     def nodes(self) -> list[tuple[str, str, dict[str, Any]]]:
@@ -141,10 +176,15 @@ class Browser:
     def media(self, **features: str) -> None:
         """prefers_color_scheme="dark" and the like."""
         self._media |= {name.replace("_", "-"): value for name, value in features.items()}
-        self.call("Emulation.setEmulatedMedia", features=[{"name": name, "value": value} for name, value in self._media.items()])
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": name, "value": value} for name, value in self._media.items()],
+        )
 
     def width(self, pixels: int) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=pixels, height=900, deviceScaleFactor=1, mobile=pixels < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=pixels, height=900, deviceScaleFactor=1, mobile=pixels < 600
+        )
 
     def picture(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))

@@ -1,4 +1,5 @@
 """A handler for the tests of the page: what it is given says what it does."""
+
 from __future__ import annotations
 
 import os

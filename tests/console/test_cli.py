@@ -1,4 +1,5 @@
 """The command line as a person uses it: a daemon in one terminal, other programs beside it."""
+
 from __future__ import annotations
 
 import json
@@ -21,7 +22,7 @@ from shardmem.console.render import answer
 from shardmem.memory.segment import listed
 from shardmem.schema import Schema
 
-APP = '''
+APP = """
 import os, numpy as np
 TICK = np.dtype([("symbol", "S4"), ("price", "f8"), ("size", "i4")])
 def handle(batch):
@@ -32,7 +33,7 @@ def ticks(batch):
     with open(os.environ["OUT"], "a") as out:
         for row in batch.records.tolist():
             out.write(f"{row!r}\\n")
-'''
+"""
 
 
 @pytest.fixture
@@ -48,14 +49,26 @@ def shell(tmp_path):
         directory = tmp_path
 
         def __call__(self, *arguments, given=None, code=0):
-            done = subprocess.run([sys.executable, "-m", "shardmem", *arguments], cwd=tmp_path, env=environment, text=True,
-                                  input=given, capture_output=True, timeout=60)
+            done = subprocess.run(
+                [sys.executable, "-m", "shardmem", *arguments],
+                cwd=tmp_path,
+                env=environment,
+                text=True,
+                input=given,
+                capture_output=True,
+                timeout=60,
+            )
             assert code == done.returncode, (done.returncode, done.stdout, done.stderr)
             return done
 
         def daemon(self, target, *arguments):
-            process = subprocess.Popen([sys.executable, "-m", "shardmem", "run", target, "--name", self.name, "--json",
-                                        *arguments], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "shardmem", "run", target, "--name", self.name, "--json", *arguments],
+                cwd=tmp_path,
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
             started.append(process)
             ready = json.loads(process.stdout.readline())
             assert "ready" == ready["event"]
@@ -83,8 +96,18 @@ def test_run_push_from_several_processes_status_and_stop(shell):
     assert {"engine", "supervisor", "shards", "producers", "accounting"} <= document.keys()
     assert shell.name == document["engine"]["name"] and document["supervisor"]["alive"]
     assert daemon.pid == document["supervisor"]["pid"]
-    assert {"id", "state", "pid", "incarnation", "slots", "accepted", "handled", "in_flight", "fill_ratio",
-            "busy"} <= document["shards"][0].keys()
+    assert {
+        "id",
+        "state",
+        "pid",
+        "incarnation",
+        "slots",
+        "accepted",
+        "handled",
+        "in_flight",
+        "fill_ratio",
+        "busy",
+    } <= document["shards"][0].keys()
     assert "handled 300" in stopped.stdout and "in flight 0" in stopped.stdout
     assert 0 == daemon.wait(10)
     ended = json.loads(daemon.stdout.readline())
@@ -108,7 +131,8 @@ def test_status_for_people_fits_80_columns_and_names_the_essentials(shell):
 
 def test_an_engine_from_a_toml_file(shell):
     (shell.directory / "engine.toml").write_text(
-        'handler = "app:ticks"\ndtype = "app:TICK"\nkey = "symbol"\nshards = 3\nlane_bytes = "64KiB"\n')
+        'handler = "app:ticks"\ndtype = "app:TICK"\nkey = "symbol"\nshards = 3\nlane_bytes = "64KiB"\n'
+    )
     shell.daemon("engine.toml")
     tick = np.dtype([("symbol", "S4"), ("price", "f8"), ("size", "i4")])
     with shardmem.connect(shell.name) as producer:
@@ -119,12 +143,25 @@ def test_an_engine_from_a_toml_file(shell):
     assert ["(b'ABCD', 1.5, 3)", "(b'EF', 2.5, 4)"] == sorted(shell.lines())
 
 
-@pytest.mark.parametrize("form, arguments, given, expected", [
-    ("lines", [], "one\ntwo\n", ["None b'one'", "None b'two'"]),
-    ("lines", ["--key", "2"], "a b\nc d e\n", ["'b' b'a b'", "'d' b'c d e'"]),
-    ("csv", ["--key", "who"], 'who,what\nx,1\n"y ""z""","a\nb"\n', ["'x' b'x,1'", "'y \"z\"' b'\"y \"\"z\"\"\",\"a\\nb\"'"]),
-    ("jsonl", ["--key", "k"], '{"k": 5}\n\n{"k": "five", "n": [1]}\n', ["5 b'{\"k\": 5}'", "'five' b'{\"k\": \"five\", \"n\": [1]}'"]),
-])
+@pytest.mark.parametrize(
+    "form, arguments, given, expected",
+    [
+        ("lines", [], "one\ntwo\n", ["None b'one'", "None b'two'"]),
+        ("lines", ["--key", "2"], "a b\nc d e\n", ["'b' b'a b'", "'d' b'c d e'"]),
+        (
+            "csv",
+            ["--key", "who"],
+            'who,what\nx,1\n"y ""z""","a\nb"\n',
+            ["'x' b'x,1'", '\'y "z"\' b\'"y ""z""","a\\nb"\''],
+        ),
+        (
+            "jsonl",
+            ["--key", "k"],
+            '{"k": 5}\n\n{"k": "five", "n": [1]}\n',
+            ["5 b'{\"k\": 5}'", '\'five\' b\'{"k": "five", "n": [1]}\''],
+        ),
+    ],
+)
 def test_ingest_from_standard_input(shell, form, arguments, given, expected):
     shell.daemon("app:handle")
     done = shell("ingest", "--engine", shell.name, "--format", form, *arguments, "--json", given=given)
@@ -143,32 +180,48 @@ def test_ingest_of_files_into_a_records_engine_takes_fields_by_name(shell):
     assert ["(b'ABC', 1.25, 7)", "(b'DEF', nan, 8)", "(b'GH', 2.0, 9)"] == sorted(shell.lines())
 
 
-@pytest.mark.parametrize("line, part", [
-    ("AB,x,3", "line 3: field price: 'x'"), ("AB,1.0,2.5", "line 3: field size: '2.5'"),
-    ("TOOLONG,1.0,2", "line 3: field symbol: 'TOOLONG' is no |S4 (7 bytes, the field holds 4)"),
-    ("AB,1.0,99999999999", "line 3: field size"), ("AB,1.0", "line 3: has 2 fields, the header 3"),
-])
+@pytest.mark.parametrize(
+    "line, part",
+    [
+        ("AB,x,3", "line 3: field price: 'x'"),
+        ("AB,1.0,2.5", "line 3: field size: '2.5'"),
+        ("TOOLONG,1.0,2", "line 3: field symbol: 'TOOLONG' is no |S4 (7 bytes, the field holds 4)"),
+        ("AB,1.0,99999999999", "line 3: field size"),
+        ("AB,1.0", "line 3: has 2 fields, the header 3"),
+    ],
+)
 def test_a_bad_record_stops_ingest_with_file_line_field_and_value_or_is_skipped_and_counted(shell, line, part):
     (shell.directory / "bad.csv").write_text(f"symbol,price,size\nOK,1.0,2\n{line}\nOK,3.0,4\n")
     shell.daemon("app:ticks", "--dtype", "app:TICK", "--key", "symbol")
 
     refused = shell("ingest", "--engine", shell.name, "--format", "csv", "bad.csv", code=1)
-    skipped = json.loads(shell("ingest", "--engine", shell.name, "--format", "csv", "--skip-bad", "--json", "bad.csv").stdout)
+    skipped = json.loads(
+        shell("ingest", "--engine", shell.name, "--format", "csv", "--skip-bad", "--json", "bad.csv").stdout
+    )
 
     assert "bad.csv, " + part in refused.stderr and "--skip-bad" in refused.stderr
     assert (2, 1) == (skipped["events"], skipped["skipped"])
     shell("stop", shell.name)
 
 
-@pytest.mark.parametrize("target, lines", [
-    (["app:handle"], ["line\n"] * 4096),
-    (["app:ticks", "--dtype", "app:TICK", "--key", "symbol"], ["symbol,price,size\n", *["AB,1,2\n"] * 4096]),
-], ids=["events", "records"])
+@pytest.mark.parametrize(
+    "target, lines",
+    [
+        (["app:handle"], ["line\n"] * 4096),
+        (["app:ticks", "--dtype", "app:TICK", "--key", "symbol"], ["symbol,price,size\n", *["AB,1,2\n"] * 4096]),
+    ],
+    ids=["events", "records"],
+)
 def test_ingest_that_is_cut_off_by_a_stop_says_how_much_was_accepted_and_where_to_go_on(shell, target, lines):
     daemon = shell.daemon(*target, "--shards", "1")
     form = "lines" if len(target) == 1 else "csv"
-    with subprocess.Popen([sys.executable, "-m", "shardmem", "ingest", "--engine", shell.name, "--format", form, "--json"],
-                          text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ingest:
+    with subprocess.Popen(
+        [sys.executable, "-m", "shardmem", "ingest", "--engine", shell.name, "--format", form, "--json"],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as ingest:
         ingest.stdin.write("".join(lines))
         ingest.stdin.flush()
         with shardmem.Client(shell.name) as client:
@@ -201,22 +254,31 @@ def test_ingest_looks_whether_all_files_are_there_before_it_pushes_any_and_guess
     right = shell(*ingest, "--delimiter", ";", "there.csv")
 
     assert "cannot read missing.csv: No such file or directory; nothing was pushed" in missing.stderr
-    assert "Traceback" not in missing.stderr and "no column user; its columns are user;page; is another --delimiter meant?" in wrong.stderr
-    assert right.stdout.startswith("1 event in ") and 1 == json.loads(shell("status", shell.name, "--json").stdout)["accounting"]["offered"]
+    assert (
+        "Traceback" not in missing.stderr
+        and "no column user; its columns are user;page; is another --delimiter meant?" in wrong.stderr
+    )
+    assert (
+        right.stdout.startswith("1 event in ")
+        and 1 == json.loads(shell("status", shell.name, "--json").stdout)["accounting"]["offered"]
+    )
     shell("stop", shell.name)
 
 
-@pytest.mark.parametrize("arguments, code, part", [
-    (["run", "app:handle", "--slots", "3", "--shards", "x"], 2, "slots=3 is not a power of two"),
-    (["run", "nonsense"], 2, "neither a file that ends in .toml nor module:handler"),
-    (["run", "missing.toml"], 2, "there is no file missing.toml"),
-    (["run", "app:nothing"], 3, "has no attribute 'nothing'"),
-    (["run", "nomodule:handle"], 3, "No module named 'nomodule'. Workers look in /"),
-    (["status", "no-such-engine"], 1, "no engine named 'no-such-engine'"),
-    (["stop", "no-such-engine"], 1, "no engine named 'no-such-engine'"),
-    (["ingest", "--engine", "no-such-engine"], 1, "no engine named 'no-such-engine'"),
-    (["ingest", "--format", "xml"], 2, "'xml' is not one of"),
-])
+@pytest.mark.parametrize(
+    "arguments, code, part",
+    [
+        (["run", "app:handle", "--slots", "3", "--shards", "x"], 2, "slots=3 is not a power of two"),
+        (["run", "nonsense"], 2, "neither a file that ends in .toml nor module:handler"),
+        (["run", "missing.toml"], 2, "there is no file missing.toml"),
+        (["run", "app:nothing"], 3, "has no attribute 'nothing'"),
+        (["run", "nomodule:handle"], 3, "No module named 'nomodule'. Workers look in /"),
+        (["status", "no-such-engine"], 1, "no engine named 'no-such-engine'"),
+        (["stop", "no-such-engine"], 1, "no engine named 'no-such-engine'"),
+        (["ingest", "--engine", "no-such-engine"], 1, "no engine named 'no-such-engine'"),
+        (["ingest", "--format", "xml"], 2, "'xml' is not one of"),
+    ],
+)
 def test_mistakes_have_their_exit_code_and_say_what_is_wrong(shell, arguments, code, part):
     if arguments[0] == "run":
         arguments = [*arguments, "--name", shell.name]
@@ -224,8 +286,11 @@ def test_mistakes_have_their_exit_code_and_say_what_is_wrong(shell, arguments, c
     assert not [entry for entry in os.listdir("/dev/shm") if shell.name in entry]
 
 
-@pytest.mark.parametrize("arguments", [["scale", "ticks", "3"], ["drain", "ticks", "1"], ["move", "ticks", "17", "--to", "1"]],
-                         ids=lambda each: each[0])
+@pytest.mark.parametrize(
+    "arguments",
+    [["scale", "ticks", "3"], ["drain", "ticks", "1"], ["move", "ticks", "17", "--to", "1"]],
+    ids=lambda each: each[0],
+)
 def test_an_engine_named_where_a_command_takes_numbers_is_told_its_place(arguments):
     done = CliRunner().invoke(main, arguments)
     assert 2 == done.exit_code and "name the engine with --engine NAME" in done.output
@@ -259,12 +324,18 @@ def test_scale_move_drain_and_rebalance_answer_with_what_they_did(shell):
     text = shell("drain", "1", "--engine", shell.name).stdout
     assert "shard 1 is drained and removed" in text and "ms" in text
     assert "total" in shell("rebalance", "--engine", shell.name).stdout
-    assert "only one" in shell("drain", "0", "--engine", shell.name).stdout + shell("drain", "2", "--engine", shell.name, code=2).stderr
+    assert (
+        "only one"
+        in shell("drain", "0", "--engine", shell.name).stdout
+        + shell("drain", "2", "--engine", shell.name, code=2).stderr
+    )
     assert "does not scale by itself" in shell("scale", "auto", "--engine", shell.name, code=2).stderr
 
     daemon.send_signal(signal.SIGTTIN)
     deadline = time.monotonic() + 20
-    while 2 != len([s for s in json.loads(shell("status", shell.name, "--json").stdout)["shards"] if s["state"] == "active"]):
+    while 2 != len(
+        [s for s in json.loads(shell("status", shell.name, "--json").stdout)["shards"] if s["state"] == "active"]
+    ):
         assert time.monotonic() < deadline
     shell("stop", shell.name)
     assert 0 == daemon.wait(10)

@@ -1,4 +1,5 @@
 """`shardmem config`: what is in force, and where it is from."""
+
 from __future__ import annotations
 
 import json
@@ -19,8 +20,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 @pytest.fixture
 def shardmem(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "ticks.toml").write_text('handler = "json:loads"\nlane_bytes = "64KiB"\n'
-                                         '[policy]\npreset = "conservative"\ncooldown = "5s"\n')
+    (tmp_path / "ticks.toml").write_text(
+        'handler = "json:loads"\nlane_bytes = "64KiB"\n[policy]\npreset = "conservative"\ncooldown = "5s"\n'
+    )
 
     def run(*arguments, code=0, **variables):
         done = CliRunner().invoke(main, arguments, env=variables)
@@ -37,8 +39,9 @@ def rows(done):
 def test_every_setting_is_shown_with_value_unit_default_origin_and_help(shardmem):
     found = rows(shardmem("config", "ticks.toml", "--shards", "2", "--json", SHARDMEM_SLOTS="64"))
 
-    of_the_policy = [f"policy.{name}" for name in declared(ScalingPolicy) if name not in ("min_shards", "max_shards",
-                                                                                          "auto_scale")]
+    of_the_policy = [
+        f"policy.{name}" for name in declared(ScalingPolicy) if name not in ("min_shards", "max_shards", "auto_scale")
+    ]
     assert [*declared(Config), *of_the_policy] == list(found)
     for name, row in found.items():
         assert row["help"] and row["unit"], name
@@ -89,11 +92,14 @@ def test_module_and_name_are_a_target_too(shardmem):
 
 
 def test_faults_have_their_lines_and_exit_code_2(shardmem, tmp_path):
-    (tmp_path / "bad.toml").write_text('slots = 3\n\nlane_byte = 4\n')
+    (tmp_path / "bad.toml").write_text("slots = 3\n\nlane_byte = 4\n")
     done = shardmem("config", "bad.toml", "--spin-us", "x", code=2)
-    assert ["shardmem: - handler is missing", "- --spin-us: spin_us='x' is not a number",
-            "- bad.toml line 1: slots=3 is not a power of two; the next is 4",
-            "- bad.toml line 3: lane_byte is not a setting; did you mean lane_bytes?"] == done.stderr.splitlines()
+    assert [
+        "shardmem: - handler is missing",
+        "- --spin-us: spin_us='x' is not a number",
+        "- bad.toml line 1: slots=3 is not a power of two; the next is 4",
+        "- bad.toml line 3: lane_byte is not a setting; did you mean lane_bytes?",
+    ] == done.stderr.splitlines()
 
 
 def test_run_has_a_flag_for_every_setting_and_reports_faults_with_their_lines_too(shardmem, tmp_path):

@@ -1,4 +1,5 @@
 """`shardmem doctor`: of settings, of a file, of an engine that is here."""
+
 from __future__ import annotations
 
 import json
@@ -29,8 +30,9 @@ def test_every_check_has_name_level_finding_and_remedy(doctor):
     assert document["worst"] in ("ok", "note", "warning")
     for check in document["checks"]:
         assert {"name", "level", "found", "remedy"} == check.keys() and check["name"] and check["found"]
-        assert check["level"] in ("ok", "note", "warning",
-                                  "problem") and bool(check["remedy"]) >= (check["level"] != "ok"), check
+        assert check["level"] in ("ok", "note", "warning", "problem") and bool(check["remedy"]) >= (
+            check["level"] != "ok"
+        ), check
     assert {"shared memory", "kernel", "cores"} <= {check["name"] for check in document["checks"]}
 
 

@@ -1,4 +1,5 @@
 """`shardmem gc` among real processes: what lives is left alone, what died goes, and no accepted event is lost unasked."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -37,15 +38,24 @@ class Daemon:
         os.mkfifo(gate)
         (directory / "app.py").write_text(APP.format(gate=gate))
         self.gate = os.open(gate, os.O_RDWR)
-        self.process = subprocess.Popen([sys.executable, "-m", "shardmem", "run", "app:handle", "--name", name, "--json"],
-                                        cwd=directory, env=self.environment, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "shardmem", "run", "app:handle", "--name", name, "--json"],
+            cwd=directory,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+        )
         assert b"ready" in self.process.stdout.readline()
         self.workers = [shard["pid"] for shard in json.loads(self("status", name, "--json"))["shards"]]
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
-        done = subprocess.run([sys.executable, "-m", "shardmem", *arguments], cwd=self.directory, env=self.environment,
-                              text=True,
-                              capture_output=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-m", "shardmem", *arguments],
+            cwd=self.directory,
+            env=self.environment,
+            text=True,
+            capture_output=True,
+            timeout=60,
+        )
         assert code == done.returncode, (done.returncode, done.stdout, done.stderr)
         return done.stdout + done.stderr
 
@@ -110,7 +120,10 @@ def test_orphaned_workers_are_named_and_ended_only_when_asked_and_their_events_s
 
     named = daemon.gc()
     assert "keep" == named["engine"]["action"] and daemon.workers == named["engine"]["pids"]
-    assert f"has live workers (pids {daemon.workers[0]}) and no supervisor; 3 events in flight" in named["engine"]["reason"]
+    assert (
+        f"has live workers (pids {daemon.workers[0]}) and no supervisor; 3 events in flight"
+        in named["engine"]["reason"]
+    )
     command = f"shardmem gc --end-orphans {daemon.name}"
     assert named["engine"]["remedy"].endswith(command) and "run it again" in named["engine"]["remedy"]
     assert f"'{command}'" in daemon("stop", daemon.name, code=1)
@@ -136,7 +149,7 @@ def test_a_worker_that_does_not_end_is_reported_and_a_process_that_is_not_the_wo
     daemon.kill()
     places = Places(sockets=str(daemon.directory))
 
-    engine, = gc(places, [daemon.name], end_orphans=True, patience=0.1)
+    (engine,) = gc(places, [daemon.name], end_orphans=True, patience=0.1)
     assert "keep" == engine.action and f"pid {daemon.workers[0]} got TERM and did not end within 0.1 s" in engine.remedy
 
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as bystander:

@@ -2,6 +2,7 @@
 
 SHARDMEM_PICTURES=DIR keeps what it looked like.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -22,15 +23,24 @@ from shardmem.runtime.batch import slot_of
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="no chromium is installed: the page was not looked at")
 TOKEN = "a-token-of-this-test"
-HOSTILE = "<img src=x onerror=\"window.hit=1\"><script>window.hit=1</script>&amp;\u202e'\"`${window.hit=1}"
+HOSTILE = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>&amp;\u202e\'"`${window.hit=1}'
 CELLS = "[...document.querySelectorAll('#shard-table tbody th button')].map(each => each.textContent.slice(2)).join()"
 WELL = "document.querySelector('#verdict-word').textContent === 'Well'"
 
 
 @pytest.fixture(scope="module")
 def engine():
-    with shardmem.Engine(f"page{uuid.uuid4().hex[:8]}", handler="page_load:handle", min_shards=2, max_shards=4, slots=256,
-                         auto_scale=False, http_port=0, http_token=TOKEN, retry_backoff=0.01) as engine:
+    with shardmem.Engine(
+        f"page{uuid.uuid4().hex[:8]}",
+        handler="page_load:handle",
+        min_shards=2,
+        max_shards=4,
+        slots=256,
+        auto_scale=False,
+        http_port=0,
+        http_token=TOKEN,
+        retry_backoff=0.01,
+    ) as engine:
         yield engine
 
 
@@ -66,7 +76,9 @@ def give_token(page, token: str = TOKEN) -> None:
 
 def done(page, part: str) -> None:
     """The open dialog says that its command is done; it is closed."""
-    page.wait_for(f"document.querySelector('#dialog-progress').textContent.includes({part!r})", f"the dialog says {part!r}")
+    page.wait_for(
+        f"document.querySelector('#dialog-progress').textContent.includes({part!r})", f"the dialog says {part!r}"
+    )
     page.press("Escape")
     page.wait_for("!document.querySelector('dialog').open", "the dialog is closed")
 
@@ -74,7 +86,9 @@ def done(page, part: str) -> None:
 def do(page, selector: str, part: str) -> None:
     """A button, and yes to what its dialog asks."""
     page.evaluate(f"document.querySelector({selector!r}).click()")
-    page.wait_for("document.querySelector('dialog').open && !document.querySelector('#dialog-do').disabled", "the dialog asks")
+    page.wait_for(
+        "document.querySelector('dialog').open && !document.querySelector('#dialog-do').disabled", "the dialog asks"
+    )
     page.evaluate("document.querySelector('#dialog-do').click()")
     done(page, part)
 
@@ -103,10 +117,13 @@ def held(engine, tmp_path: Path, shard: int = 0):
 
 
 def test_what_there_is_no_rate_of_yet_is_not_said_to_be_one(page, engine):
-    page.open(engine.status()["engine"]["http"], """
+    page.open(
+        engine.status()["engine"]["http"],
+        """
         window.said = [];
         new MutationObserver(() => said.push(document.querySelector("#verdict-sum")?.textContent)).observe(
-          document, {subtree: true, childList: true, characterData: true})""")
+          document, {subtree: true, childList: true, characterData: true})""",
+    )
     page.wait_for("said.some(each => / handle .* events[/]s; /.test(each))", "a rate is said")
     said = page.evaluate("said.filter(Boolean)")
     assert "2 shards handle events; " in said[0] and not [each for each in said if "handle events/s" in each], said
@@ -119,13 +136,27 @@ def test_it_is_well_and_updates_by_itself(page, engine, tmp_path):
     before = engine.status()["accounting"]["accepted"]
     with engine.producer() as producer:
         producer.push_many(list(range(500)), [b"ok"] * 500)
-        page.wait_for(f"document.querySelector('#tiles').innerText.includes('{before + 500:,}')", "accepted events are counted")
-        page.wait_for(f"document.querySelector('#producer-table tbody').innerText.includes('{os.getpid()}')", "the producer is listed")
-    page.wait_for("[...document.querySelectorAll('.plot path.line')].filter(each => each.getAttribute('d').includes('L')).length >= 4 "
-                  "&& document.querySelectorAll('.plot path.line').length === 6", "lines are drawn, two in each of three charts")
-    page.wait_for("document.querySelector('#producers-none').innerText.includes('No producer is connected')", "it has left")
-    axis = page.evaluate("[...document.querySelector('.plot svg').querySelectorAll('text')].map(each => each.textContent)")
-    assert "0/s" in axis and any(re.fullmatch(r"\d\d:\d\d(:\d\d)?", each) for each in axis), f"an axis without unit or time: {axis}"
+        page.wait_for(
+            f"document.querySelector('#tiles').innerText.includes('{before + 500:,}')", "accepted events are counted"
+        )
+        page.wait_for(
+            f"document.querySelector('#producer-table tbody').innerText.includes('{os.getpid()}')",
+            "the producer is listed",
+        )
+    page.wait_for(
+        "[...document.querySelectorAll('.plot path.line')].filter(each => each.getAttribute('d').includes('L')).length >= 4 "
+        "&& document.querySelectorAll('.plot path.line').length === 6",
+        "lines are drawn, two in each of three charts",
+    )
+    page.wait_for(
+        "document.querySelector('#producers-none').innerText.includes('No producer is connected')", "it has left"
+    )
+    axis = page.evaluate(
+        "[...document.querySelector('.plot svg').querySelectorAll('text')].map(each => each.textContent)"
+    )
+    assert "0/s" in axis and any(re.fullmatch(r"\d\d:\d\d(:\d\d)?", each) for each in axis), (
+        f"an axis without unit or time: {axis}"
+    )
     kept(page, tmp_path, "light")
 
 
@@ -139,18 +170,27 @@ def test_a_shard_that_failed_is_one_of_those_that_a_scale_counts(page):
 
 def test_a_scale_on_the_command_line_shows_up(page, engine):
     for count, shown in ((3, "0,1,2"), (2, "0,1")):
-        subprocess.run([sys.executable, "-m", "shardmem", "scale", str(count), "--engine", engine.name], check=True,
-                       stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "shardmem", "scale", str(count), "--engine", engine.name],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         page.wait_for(f"{CELLS} === '{shown}'", f"shards {shown} are shown")
-    page.wait_for("document.querySelector('#timeline').innerText.includes('from 3 to 2 shards')", "it is in the timeline")
+    page.wait_for(
+        "document.querySelector('#timeline').innerText.includes('from 3 to 2 shards')", "it is in the timeline"
+    )
 
 
 def test_slots_in_motion_are_named_and_a_button_evens_them_out(page, engine, tmp_path):
     with held(engine, tmp_path):
-        moved = subprocess.Popen([sys.executable, "-m", "shardmem", "move", "0-255", "--to", "1", "--engine", engine.name],
-                                 stdout=subprocess.DEVNULL)
-        page.wait_for("document.querySelector('#moving').innerText.includes('from shard 0 to shard 1: draining')",
-                      "slots in motion are named, with phase")
+        moved = subprocess.Popen(
+            [sys.executable, "-m", "shardmem", "move", "0-255", "--to", "1", "--engine", engine.name],
+            stdout=subprocess.DEVNULL,
+        )
+        page.wait_for(
+            "document.querySelector('#moving').innerText.includes('from shard 0 to shard 1: draining')",
+            "slots in motion are named, with phase",
+        )
         page.evaluate("document.querySelector('#slot-map').focus()")
         assert "on its way from shard 0 to shard 1, draining" in page.text("#slot-said")
         kept(page, tmp_path, "moving")
@@ -188,15 +228,22 @@ def test_every_text_stays_a_text_whatever_it_says(window, engine):
     window.open(engine.status()["engine"]["http"], spoil)
     window.wait_for("document.querySelectorAll('#quarantine-table tbody tr').length", "the event is listed")
     window.evaluate("for (const each of document.querySelectorAll('tbody th button')) each.click()")
-    window.wait_for("document.querySelectorAll('#quarantine-table pre')[1]?.textContent.includes('onerror')", "the traceback is shown")
+    window.wait_for(
+        "document.querySelectorAll('#quarantine-table pre')[1]?.textContent.includes('onerror')",
+        "the traceback is shown",
+    )
     for part in ("h1", "#findings", "#shard-table", "#timeline", "#quarantine-table", "#policy"):
         assert "<img src=x" in window.text(part), f"{part} does not show the text: {window.text(part)}"
     assert 0 == window.evaluate("document.querySelectorAll('img, body script').length"), "a text has become an element"
     assert window.evaluate("window.hit") is None, "a text was run"
-    refused = window.evaluate("(() => { try { document.body.innerHTML = 'x'; return ''; } catch (error) { return error.name; } })()")
+    refused = window.evaluate(
+        "(() => { try { document.body.innerHTML = 'x'; return ''; } catch (error) { return error.name; } })()"
+    )
     assert "TypeError" == refused, "the browser was not told to refuse markup"
     window.evaluate("document.querySelector('#findings button').click()")
-    assert "3" == window.evaluate("document.querySelector('#dialog-fields input').value"), "the button does not do what the finding says"
+    assert "3" == window.evaluate("document.querySelector('#dialog-fields input').value"), (
+        "the button does not do what the finding says"
+    )
     assert all("TrustedHTML" in each for each in window.complaints), window.complaints
 
 
@@ -205,8 +252,12 @@ def test_a_supervisor_that_is_gone_is_said_and_what_is_old_is_marked_until_it_is
     supervisor = engine.status()["supervisor"]["pid"]
     os.kill(supervisor, signal.SIGSTOP)
     try:
-        page.wait_for("document.querySelector('#verdict-word').textContent === 'No answer from the supervisor'", "it is said")
-        assert "does not answer within 3 s" in page.text("#findings") and f"shardmem status {engine.name}" in page.text("#findings")
+        page.wait_for(
+            "document.querySelector('#verdict-word').textContent === 'No answer from the supervisor'", "it is said"
+        )
+        assert "does not answer within 3 s" in page.text("#findings") and f"shardmem status {engine.name}" in page.text(
+            "#findings"
+        )
         for title in ("#shards-title", "#slots-title", "#charts-title"):
             assert "as of" in page.text(title) and "ago" in page.text(title), "what is old is not marked"
         assert "does not answer" in page.text("#access")
@@ -216,7 +267,9 @@ def test_a_supervisor_that_is_gone_is_said_and_what_is_old_is_marked_until_it_is
     finally:
         os.kill(supervisor, signal.SIGCONT)
     page.wait_for(WELL, "it goes on by itself")
-    assert page.evaluate("!document.querySelector('.age') && !document.querySelector('.stale')"), "it is still called old"
+    assert page.evaluate("!document.querySelector('.age') && !document.querySelector('.stale')"), (
+        "it is still called old"
+    )
     page.wait_for("document.querySelector('.plot .gap')", "the gap is a gap in the charts")
 
 
@@ -234,9 +287,13 @@ def test_the_history_is_kept_across_a_reload_of_the_page(page):
 def test_commands_need_the_token_and_say_so(page):
     page.evaluate("document.querySelector('#token').focus()")
     page.press("wrong")
-    page.wait_for("document.querySelector('#access').innerText.includes('not the http_token')", "a wrong token is told at once")
+    page.wait_for(
+        "document.querySelector('#access').innerText.includes('not the http_token')", "a wrong token is told at once"
+    )
     page.evaluate("document.querySelector('[data-order=scale]').click()")
-    assert "not the http_token" in page.text("#dialog-why") and page.evaluate("document.querySelector('#dialog-do').disabled")
+    assert "not the http_token" in page.text("#dialog-why") and page.evaluate(
+        "document.querySelector('#dialog-do').disabled"
+    )
     page.evaluate("document.querySelector('#dialog-token-input').select()")
     page.press(TOKEN)
     page.wait_for("!document.querySelector('#dialog-do').disabled", "the right one is")
@@ -244,22 +301,30 @@ def test_commands_need_the_token_and_say_so(page):
 
 def test_a_dialog_that_is_opened_as_another_closes_works(page):
     give_token(page)
-    page.evaluate("document.querySelector('[data-order=drain]').click(); document.querySelector('dialog').close();"
-                  "document.querySelector('[data-order=scale]').click()")  # that it was closed is told after this
+    page.evaluate(
+        "document.querySelector('[data-order=drain]').click(); document.querySelector('dialog').close();"
+        "document.querySelector('[data-order=scale]').click()"
+    )  # that it was closed is told after this
     page.press("ArrowUp")
     assert "1 worker will be started" in page.text("#dialog-says") and " scale 3 " in page.text("#dialog-shell")
 
 
 def test_an_engine_without_a_token_can_be_read_and_names_the_commands(window, tmp_path):
     window.complaints.clear()
-    with shardmem.Engine(f"page{uuid.uuid4().hex[:8]}", handler="page_load:handle", shards=1, slots=16, http_port=0) as engine:
+    with shardmem.Engine(
+        f"page{uuid.uuid4().hex[:8]}", handler="page_load:handle", shards=1, slots=16, http_port=0
+    ) as engine:
         window.open(engine.status()["engine"]["http"], "sessionStorage.clear()")
-        window.wait_for("document.querySelector('#access').innerText.includes('started without http_token')", "it says why not")
+        window.wait_for(
+            "document.querySelector('#access').innerText.includes('started without http_token')", "it says why not"
+        )
         window.wait_for("document.querySelector('#shard-table tbody tr')", "the engine is shown")
         assert window.evaluate("document.querySelector('#token-form').hidden"), "it asks for a token that there is not"
         window.evaluate("document.querySelector('[data-order=drain]').click()")
         assert f"shardmem drain 0 --engine {engine.name}" == window.text("#dialog-shell")
-        assert window.evaluate("document.querySelector('#dialog-do').disabled") and "for reading" in window.text("#dialog-why")
+        assert window.evaluate("document.querySelector('#dialog-do').disabled") and "for reading" in window.text(
+            "#dialog-why"
+        )
     assert [] == window.complaints
 
 
@@ -282,7 +347,9 @@ def test_a_shard_is_added_and_drained_by_the_keyboard_alone(page, engine):
     assert "shards" == page.evaluate("document.activeElement.name"), "the dialog's field has not the focus"
     page.press("Escape")
     page.wait_for("!document.querySelector('dialog').open", "Escape cancels")
-    assert "scale" == page.evaluate(focused) and 2 == len(engine.status()["shards"]), "the focus is lost, or it was done"
+    assert "scale" == page.evaluate(focused) and 2 == len(engine.status()["shards"]), (
+        "the focus is lost, or it was done"
+    )
 
     page.press("Enter", "ArrowUp")
     assert "1 worker will be started" in page.text("#dialog-says")
@@ -298,7 +365,9 @@ def test_a_shard_is_added_and_drained_by_the_keyboard_alone(page, engine):
     page.press("Tab")
     assert "Drain shard 2" == page.evaluate("document.activeElement.textContent")
     page.press(" ")
-    assert "2" == page.evaluate("document.querySelector('#dialog select').value") and "Its 85 slots go" in page.text("#dialog-says")
+    assert "2" == page.evaluate("document.querySelector('#dialog select').value") and "Its 85 slots go" in page.text(
+        "#dialog-says"
+    )
     page.press("Tab", "Enter")
     done(page, "shard 2 is drained and removed")
     page.wait_for(f"{CELLS} === '0,1'", "it is gone")
@@ -312,8 +381,12 @@ def test_values_of_charts_and_owners_of_slots_are_reached_by_keys(page, engine):
     first = page.evaluate(said)
     page.press("End")
     last = page.evaluate(said)
-    assert first != last and re.fullmatch(r"\d\d:\d\d:\d\d: accepted [\d.,]+( [kMG])?/s, handled [\d.,]+( [kMG])?/s", last), last
-    assert 3 == page.evaluate("document.querySelectorAll('.plot .cross').length"), "not every chart shows the same moment"
+    assert first != last and re.fullmatch(
+        r"\d\d:\d\d:\d\d: accepted [\d.,]+( [kMG])?/s, handled [\d.,]+( [kMG])?/s", last
+    ), last
+    assert 3 == page.evaluate("document.querySelectorAll('.plot .cross').length"), (
+        "not every chart shows the same moment"
+    )
     page.press("Escape")
     assert "now" == page.text("#moment")
 
@@ -335,7 +408,10 @@ def test_events_in_quarantine_are_read_replayed_and_thrown_away(page, engine, tm
     page.wait_for("document.querySelectorAll('#quarantine-table tbody tr').length === 3", "they are listed")
     assert HOSTILE.split(">")[0].replace('"', '\\"') in page.text("#quarantine-table"), "the key is not shown"
     page.evaluate("[...document.querySelectorAll('#quarantine-table tbody th button')].pop().click()")
-    page.wait_for("document.querySelector('#quarantine-table .detail')?.innerText.includes('raise ValueError')", "the traceback is shown")
+    page.wait_for(
+        "document.querySelector('#quarantine-table .detail')?.innerText.includes('raise ValueError')",
+        "the traceback is shown",
+    )
     assert page.evaluate("window.hit") is None
     kept(page, tmp_path, "quarantine")
 
@@ -393,12 +469,17 @@ def test_a_phone_does_not_scroll_sideways(page, engine, tmp_path):
     page.wait_for("document.querySelector('#shard-table .detail')", "the row opens")
     assert page.evaluate("document.documentElement.scrollWidth <= 360"), page.evaluate(
         "[...document.querySelectorAll('body *')].filter(each => each.getBoundingClientRect().right > 361 && !each.closest('.scroll'))"
-        ".map(each => each.outerHTML.slice(0, 100))")
+        ".map(each => each.outerHTML.slice(0, 100))"
+    )
     kept(page, tmp_path, "phone")
     page.evaluate("document.querySelector('[data-order=move]').click()")
-    assert page.evaluate("document.querySelector('dialog').getBoundingClientRect().right <= 360"), "the dialog does not fit"
-    small = page.evaluate("[...document.querySelectorAll('button, input, select')].filter(each => each.checkVisibility() && "
-                          "each.getBoundingClientRect().height < 18).map(each => each.outerHTML)")
+    assert page.evaluate("document.querySelector('dialog').getBoundingClientRect().right <= 360"), (
+        "the dialog does not fit"
+    )
+    small = page.evaluate(
+        "[...document.querySelectorAll('button, input, select')].filter(each => each.checkVisibility() && "
+        "each.getBoundingClientRect().height < 18).map(each => each.outerHTML)"
+    )
     assert [] == small, "too small for a finger"
 
 
@@ -410,14 +491,37 @@ def test_a_screen_reader_finds_landmarks_headings_and_a_name_for_everything(page
     for landmark in ("main", "banner", "navigation"):
         assert 1 == roles.count(landmark), landmark
     levels = [properties["level"] for role, _, properties in nodes if role == "heading"]
-    assert 1 == levels[0] and 1 == levels.count(1) and all(after <= before + 1 for before, after in zip(levels, levels[1:])), levels
-    nameless = [(role, properties) for role, name, properties in nodes if not name.strip() and role in (
-        "button", "link", "textbox", "slider", "checkbox", "combobox", "spinbutton", "region", "dialog", "heading", "columnheader")]
+    assert (
+        1 == levels[0]
+        and 1 == levels.count(1)
+        and all(after <= before + 1 for before, after in zip(levels, levels[1:]))
+    ), levels
+    nameless = [
+        (role, properties)
+        for role, name, properties in nodes
+        if not name.strip()
+        and role
+        in (
+            "button",
+            "link",
+            "textbox",
+            "slider",
+            "checkbox",
+            "combobox",
+            "spinbutton",
+            "region",
+            "dialog",
+            "heading",
+            "columnheader",
+        )
+    ]
     assert [] == nameless
     assert {"Not well", "Well", "Needs attention"} & {name for role, name, _ in nodes if role == "heading"}
     assert 4 <= roles.count("slider") and "status" in roles, "charts and the map are silent"
     assert page.evaluate("document.documentElement.lang") == "en"
-    assert [] == page.evaluate("[...document.querySelectorAll('[id]')].map(each => each.id).filter((id, i, all) => all.indexOf(id) !== i)")
+    assert [] == page.evaluate(
+        "[...document.querySelectorAll('[id]')].map(each => each.id).filter((id, i, all) => all.indexOf(id) !== i)"
+    )
 
 
 def test_nothing_is_read_aloud_every_second(page):

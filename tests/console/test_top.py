@@ -1,4 +1,5 @@
 """`shardmem top`: what is shown, what the keys do, and that the terminal is left as it was."""
+
 from __future__ import annotations
 
 import fcntl
@@ -24,25 +25,65 @@ from shardmem.runtime.findings import finding
 
 
 def shard(number, **changes):
-    return {"id": number, "state": "active", "condition": "busy", "reason": "", "error": "", "slots": 512,
-            "rate": 1000.0 * number, "fill_ratio": 0.5, "busy": 0.9, "recent_p50_us": 800.0, "recent_p99_us": 12_345.0,
-            "in_flight": 77, "crashes": 0, **changes}
+    return {
+        "id": number,
+        "state": "active",
+        "condition": "busy",
+        "reason": "",
+        "error": "",
+        "slots": 512,
+        "rate": 1000.0 * number,
+        "fill_ratio": 0.5,
+        "busy": 0.9,
+        "recent_p50_us": 800.0,
+        "recent_p99_us": 12_345.0,
+        "in_flight": 77,
+        "crashes": 0,
+        **changes,
+    }
 
 
 def document(shards=(shard(0), shard(1)), **changes):
-    return {"engine": {"name": "ticks", "state": "running", "max_shards": 8}, "auto_scale": True, "elastic": True,
-            "supervisor": {"alive": True, "uptime_s": 3725.0}, "shards": list(shards),
-            "producers": [{"seat": 0, "pid": 4711, "alive": True, "rate": 12_300.0, "refused": {}},
-                          {"seat": 1, "pid": 4712, "alive": True, "rate": 45_600.0, "refused": {"full": 9}},
-                          {"seat": 2, "pid": 4713, "alive": False, "rate": 0.0, "refused": {}}],
-            "findings": [], "handoffs": [{"slot": slot, "from": 0, "to": 1, "phase": "draining", "age_s": 0.2, "late": slot == 3}
-                         for slot in range(12)],
-            "decisions": [{"kind": "up", "count": 1, "reason": "shard 0 is overloaded", "age_s": 4.0, "times": 3,
-                           "advice": None}],
-            "accounting": {"offered": 1009, "accepted": 1000, "refused": {"full": 9}, "handled": 923, "quarantined": 0,
-                           "shed": {}, "in_flight": 77},
-            "events": [{"at": 0.0 + number, "kind": "worker_died", "shard": number, "text": f"worker pid {number} ended",
-                        "level": "warning"} for number in range(9)], **changes}
+    return {
+        "engine": {"name": "ticks", "state": "running", "max_shards": 8},
+        "auto_scale": True,
+        "elastic": True,
+        "supervisor": {"alive": True, "uptime_s": 3725.0},
+        "shards": list(shards),
+        "producers": [
+            {"seat": 0, "pid": 4711, "alive": True, "rate": 12_300.0, "refused": {}},
+            {"seat": 1, "pid": 4712, "alive": True, "rate": 45_600.0, "refused": {"full": 9}},
+            {"seat": 2, "pid": 4713, "alive": False, "rate": 0.0, "refused": {}},
+        ],
+        "findings": [],
+        "handoffs": [
+            {"slot": slot, "from": 0, "to": 1, "phase": "draining", "age_s": 0.2, "late": slot == 3}
+            for slot in range(12)
+        ],
+        "decisions": [
+            {"kind": "up", "count": 1, "reason": "shard 0 is overloaded", "age_s": 4.0, "times": 3, "advice": None}
+        ],
+        "accounting": {
+            "offered": 1009,
+            "accepted": 1000,
+            "refused": {"full": 9},
+            "handled": 923,
+            "quarantined": 0,
+            "shed": {},
+            "in_flight": 77,
+        },
+        "events": [
+            {
+                "at": 0.0 + number,
+                "kind": "worker_died",
+                "shard": number,
+                "text": f"worker pid {number} ended",
+                "level": "warning",
+            }
+            for number in range(9)
+        ],
+        **changes,
+    }
 
 
 def shown(document, rates=Rates(), view=View(), width=80):
@@ -56,22 +97,53 @@ def test_everything_is_shown_within_80_columns():
     text = "\n".join(lines)
 
     assert max(map(len, lines)) <= 80
-    for part in ("ticks  running  up 1h02m  2 of 8 shards, auto  in 58k/s  out 57.1k/s", "offered 1,009", "refused (full) 9",
-                 "in flight 77", "    0 busy           512       0 ████░░░░ 50%  90%  800us 12.3ms        77    0",
-                 "producers: 2 · pid 4712 45.6k/s (9 refused) · pid 4711 12.3k/s",
-                 "slots in motion: 12", "  12 from shard 0 to 1, draining for 0.2s, LATE",
-                 "policy, 4.0s ago: up 1: shard 0 is overloaded (x3)", ":08  shard 8: worker pid 8 ended", "q quit"):
+    for part in (
+        "ticks  running  up 1h02m  2 of 8 shards, auto  in 58k/s  out 57.1k/s",
+        "offered 1,009",
+        "refused (full) 9",
+        "in flight 77",
+        "    0 busy           512       0 ████░░░░ 50%  90%  800us 12.3ms        77    0",
+        "producers: 2 · pid 4712 45.6k/s (9 refused) · pid 4711 12.3k/s",
+        "slots in motion: 12",
+        "  12 from shard 0 to 1, draining for 0.2s, LATE",
+        "policy, 4.0s ago: up 1: shard 0 is overloaded (x3)",
+        ":08  shard 8: worker pid 8 ended",
+        "q quit",
+    ):
         assert part in text, f"{part!r} is not in\n{text}"
     assert "4713" not in text, "a producer that is gone is not connected"
 
 
 def test_no_figure_however_large_breaks_the_table_or_80_columns():
-    huge = [shard(1023, condition="provisioning", slots=65536, rate=9.99e11, fill_ratio=7.0, busy=1.0, recent_p50_us=9.9e9,
-                  recent_p99_us=None, in_flight=10**15, crashes=9999, reason="x" * 500)]
-    counts = {"offered": 10**18, "accepted": 10**18, "refused": {"draining": 10**18}, "handled": 10**18,
-              "quarantined": 10**18, "shed": {"oldest": 10**18}, "in_flight": 10**18}
-    lines = shown(document(huge, accounting=counts, engine={"name": "n" * 64, "state": "running", "max_shards": 1024}),
-                  Rates(9.9e12, 9.9e12), width=200)
+    huge = [
+        shard(
+            1023,
+            condition="provisioning",
+            slots=65536,
+            rate=9.99e11,
+            fill_ratio=7.0,
+            busy=1.0,
+            recent_p50_us=9.9e9,
+            recent_p99_us=None,
+            in_flight=10**15,
+            crashes=9999,
+            reason="x" * 500,
+        )
+    ]
+    counts = {
+        "offered": 10**18,
+        "accepted": 10**18,
+        "refused": {"draining": 10**18},
+        "handled": 10**18,
+        "quarantined": 10**18,
+        "shed": {"oldest": 10**18},
+        "in_flight": 10**18,
+    }
+    lines = shown(
+        document(huge, accounting=counts, engine={"name": "n" * 64, "state": "running", "max_shards": 1024}),
+        Rates(9.9e12, 9.9e12),
+        width=200,
+    )
 
     assert max(map(len, lines)) <= 80
     assert any(line.startswith(" 1023 provisioning 65536 ") for line in lines), "\n".join(lines)
@@ -88,7 +160,9 @@ def test_a_terminal_that_is_not_utf8_gets_ascii_only():
 def test_what_an_error_says_does_not_reach_the_terminal_as_an_order():
     text = "\n".join(shown(document([shard(1, condition="failed", reason="boom\x1b[2J\r\n\u200bend\x9b5m")])))
 
-    assert "shard 1 failed: boom?[2J  ?end?5m" in text and not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text), repr(text)
+    assert "shard 1 failed: boom?[2J  ?end?5m" in text and not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text), repr(
+        text
+    )
 
 
 def test_with_the_supervisor_dead_nothing_is_said_to_be_up():
@@ -99,7 +173,14 @@ def test_with_the_supervisor_dead_nothing_is_said_to_be_up():
 
 @pytest.mark.parametrize("advice, told", [("up", True), ("down", False), (None, False)])
 def test_of_a_fixed_engine_the_policy_is_told_only_where_it_would_add(advice, told):
-    decision = {"kind": "none", "count": 0, "reason": "auto_scale is off; otherwise ...", "age_s": 4.0, "times": 3, "advice": advice}
+    decision = {
+        "kind": "none",
+        "count": 0,
+        "reason": "auto_scale is off; otherwise ...",
+        "age_s": 4.0,
+        "times": 3,
+        "advice": advice,
+    }
     fixed = "\n".join(shown(document(auto_scale=False, elastic=False, decisions=[decision])))
     by_hand = "\n".join(shown(document(auto_scale=False, decisions=[decision])))
 
@@ -109,9 +190,14 @@ def test_of_a_fixed_engine_the_policy_is_told_only_where_it_would_add(advice, to
 
 def test_what_is_wrong_is_said_with_what_helps_and_the_rest_is_counted():
     assert "well" in shown(document())
-    bad = [finding("error", "failed", "Shard 7 has failed: \x1b[2J" + "x " * 100, "Mend it:", "shardmem reload", shard=7),
-           finding("warning", "refused", "9 events were refused", "Look who pushes them."), *[finding("warning", "w", "more")] * 4]
-    lines = shown(document([shard(number, condition="failed" if number == 7 else "busy") for number in range(30)], findings=bad))
+    bad = [
+        finding("error", "failed", "Shard 7 has failed: \x1b[2J" + "x " * 100, "Mend it:", "shardmem reload", shard=7),
+        finding("warning", "refused", "9 events were refused", "Look who pushes them."),
+        *[finding("warning", "w", "more")] * 4,
+    ]
+    lines = shown(
+        document([shard(number, condition="failed" if number == 7 else "busy") for number in range(30)], findings=bad)
+    )
     text = "\n".join(lines)
 
     assert len(lines) <= 24 and max(map(len, lines)) <= 80
@@ -121,10 +207,15 @@ def test_what_is_wrong_is_said_with_what_helps_and_the_rest_is_counted():
     assert first.startswith("    7 failed"), "what is not served is below what is"
 
 
-@pytest.mark.parametrize("sort, order", [("id", [0, 1, 2]), ("rate", [1, 0, 2]), ("fill", [2, 1, 0]), ("busy", [0, 2, 1])])
+@pytest.mark.parametrize(
+    "sort, order", [("id", [0, 1, 2]), ("rate", [1, 0, 2]), ("fill", [2, 1, 0]), ("busy", [0, 2, 1])]
+)
 def test_shards_are_sorted(sort, order):
-    shards = [shard(0, rate=20, fill_ratio=0.1, busy=0.9), shard(1, rate=30, fill_ratio=0.2, busy=0.1),
-              shard(2, rate=10, fill_ratio=0.3, busy=0.5)]
+    shards = [
+        shard(0, rate=20, fill_ratio=0.1, busy=0.9),
+        shard(1, rate=30, fill_ratio=0.2, busy=0.1),
+        shard(2, rate=10, fill_ratio=0.3, busy=0.5),
+    ]
     lines = shown(document(shards), view=View(sort=sort))
 
     assert order == [int(line.split()[0]) for line in lines if re.match(r" +\d+ busy ", line)]
@@ -148,8 +239,10 @@ def test_rates_are_differences_of_two_documents():
     assert Rates() == Rates.between(None, later, 2.0)
 
 
-@pytest.mark.parametrize("seconds, text", [(0.04, "0.0s"), (59.4, "59s"), (61, "1m01s"), (3600, "1h00m"), (90_000, "25h00m"),
-                                           (200_000, "2d07h")])
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0.04, "0.0s"), (59.4, "59s"), (61, "1m01s"), (3600, "1h00m"), (90_000, "25h00m"), (200_000, "2d07h")],
+)
 def test_durations_are_short(seconds, text):
     assert text == duration(seconds)
 
@@ -164,14 +257,21 @@ def test_plus_and_minus_count_active_shards_and_never_ask_for_none():
     assert {"shards": 3} == keys.press("+", two).wanted
     assert {"shards": 1} == keys.press("-", two).wanted
     assert {"shards": "auto"} == keys.press("a", two).wanted
-    assert {"shards": 3} == keys.press("+", document([shard(0), shard(1, state="failed")])).wanted, "a failed one counts in `scale`"
+    assert {"shards": 3} == keys.press("+", document([shard(0), shard(1, state="failed")])).wanted, (
+        "a failed one counts in `scale`"
+    )
     assert keys.press("-", document([shard(0)])) is None and "fewest" in keys.view.prompt
 
 
 def test_a_drain_wants_a_number_that_there_is_and_a_yes():
     keys = Keys(View())
-    for typed, prompt in (("d", "drain which shard?"), ("1", "none) 1"), ("7", "none) 17"), ("\x7f", "none) 1"),
-                          ("q", "none) 1")):
+    for typed, prompt in (
+        ("d", "drain which shard?"),
+        ("1", "none) 1"),
+        ("7", "none) 17"),
+        ("\x7f", "none) 1"),
+        ("q", "none) 1"),
+    ):
         assert keys.press(typed, document()) is None and prompt in keys.view.prompt
     assert keys.press("\r", document()) is None and "drain shard 1" in keys.view.prompt and "Sure?" in keys.view.prompt
     keys.say("scale to 3: done")
@@ -225,9 +325,14 @@ class Terminal:
         self.master, self.slave = pty.openpty()
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         self.before = termios.tcgetattr(self.slave)
-        self.process = subprocess.Popen([sys.executable, "-m", "shardmem", "top", *arguments], stdin=self.slave,
-                                        stdout=self.slave, stderr=self.slave, start_new_session=True,
-                                        env={**os.environ, "TERM": "xterm", "PYTHONUTF8": "1", **environment})
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "shardmem", "top", *arguments],
+            stdin=self.slave,
+            stdout=self.slave,
+            stderr=self.slave,
+            start_new_session=True,
+            env={**os.environ, "TERM": "xterm", "PYTHONUTF8": "1", **environment},
+        )
         self.seen = ""
 
     def until(self, pattern, timeout=30.0):
@@ -237,7 +342,7 @@ class Terminal:
             ready = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))[0]
             assert ready, f"{pattern!r} was never shown; last:\n{self.seen[-3000:]!r}"
             self.seen += os.read(self.master, 1 << 16).decode(errors="replace")
-        self.seen = self.seen[found.end():]
+        self.seen = self.seen[found.end() :]
         return found
 
     def type(self, keys):
@@ -303,9 +408,12 @@ def test_a_signal_too_leaves_the_terminal_as_it_was(engine, number, code):
 
 
 def test_without_a_terminal_one_frame_is_printed_in_what_the_locale_can_show(engine):
-    done = subprocess.run([sys.executable, "-m", "shardmem", "top", engine.name, "--interval", "0.1"], capture_output=True,
-                          env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
-                               "PYTHONIOENCODING": ""}, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "shardmem", "top", engine.name, "--interval", "0.1"],
+        capture_output=True,
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""},
+        timeout=60,
+    )
 
     assert 0 == done.returncode, done.stderr.decode()
     text = done.stdout.decode("ascii")

@@ -1,12 +1,13 @@
 """Code blocks of a page, and the page as a session: one directory, one shell, from top to bottom.
 
-    ```python title="app.py"   any language with a title is written as that file
-    ```python                  is run as a script
-    ```sh                      is run by the shell of the page, which stops at the first command that fails
-    ```console                 `$ command`, and between commands what they print, `...` for whatever is in between
-    ```toml                    is read as configuration
-    others, `text` and `json` among them, are shown and not run
+```python title="app.py"   any language with a title is written as that file
+```python                  is run as a script
+```sh                      is run by the shell of the page, which stops at the first command that fails
+```console                 `$ command`, and between commands what they print, `...` for whatever is in between
+```toml                    is read as configuration
+others, `text` and `json` among them, are shown and not run
 """
+
 from __future__ import annotations
 
 import doctest
@@ -15,16 +16,20 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator
 
 from markdown_it import MarkdownIt
 
 OUTPUT = doctest.OutputChecker()
 LIKE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-NAMED = re.compile(r"(?:--name[ =]|--engine[ =]|\bname\s*=\s*\"|Engine\(\"|connect\(\"|Client\(\"|SHARDMEM_NAME=)([A-Za-z0-9][\w-]*)")
-SET_UP = re.compile(r"(?m)^(python3 -m venv|\.venv/bin/(pip|tox)) .*$")  # was done, or no test would run: tox is what runs it
+NAMED = re.compile(
+    r"(?:--name[ =]|--engine[ =]|\bname\s*=\s*\"|Engine\(\"|connect\(\"|Client\(\"|SHARDMEM_NAME=)([A-Za-z0-9][\w-]*)"
+)
+SET_UP = re.compile(
+    r"(?m)^(python3 -m venv|\.venv/bin/(pip|tox)) .*$"
+)  # was done, or no test would run: tox is what runs it
 WHERE = "block.txt"
 
 
@@ -87,20 +92,35 @@ class Page:
         self._outputs: list[tuple[Block, str, str, Path]] = []
 
     def run(self, timeout: float = 100) -> None:
-        script = ["set -eu", f"cd {shlex.quote(str(self.directory))}",
-                  # a child that is killed before it is what it is to be runs this trap too, and has no jobs to tell of
-                  'ended() { code=$?; [ $BASHPID = $$ ] || exit $code; set +e; jobs -rp > still-running.txt; kill $(jobs -rp) 2>/dev/null; wait; exit $code; }',
-                  "trap ended EXIT"]
+        script = [
+            "set -eu",
+            f"cd {shlex.quote(str(self.directory))}",
+            # a child that is killed before it is what it is to be runs this trap too, and has no jobs to tell of
+            "ended() { code=$?; [ $BASHPID = $$ ] || exit $code; set +e; jobs -rp > still-running.txt; kill $(jobs -rp) 2>/dev/null; wait; exit $code; }",
+            "trap ended EXIT",
+        ]
         for number, block in enumerate(self.blocks):
             script += [f"echo {block.place} > {WHERE}", *self._script(number, block)]
-        environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NO_COLOR": "1", "COLUMNS": "100",
-                   "PYTHONUNBUFFERED": "1", "HOME": str(self.directory)}
+        environ = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "NO_COLOR": "1",
+            "COLUMNS": "100",
+            "PYTHONUNBUFFERED": "1",
+            "HOME": str(self.directory),
+        }
         if len(self.engines) == 1:  # "not needed if there is only one" is true of the reader's machine
             environ["SHARDMEM_NAME"] = self.engines[0]
         with open(self.directory / "output.txt", "w+", encoding="utf-8") as output:
             try:
-                done = subprocess.run(["bash", "-c", "\n".join(script)], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                      env=environ, timeout=timeout)
+                done = subprocess.run(
+                    ["bash", "-c", "\n".join(script)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=environ,
+                    timeout=timeout,
+                )
                 code: int | str = done.returncode
             except subprocess.TimeoutExpired:
                 code = f"nothing within {timeout:g} s"
@@ -111,9 +131,12 @@ class Page:
             printed = path.read_text(encoding="utf-8")
             assert OUTPUT.check_output(expected, printed, LIKE), (
                 f"{block.place}: $ {command.strip()}\nis said to print\n{expected}\nand prints\n{printed}\n"
-                f"(the rest of what the page printed:\n{said})")
+                f"(the rest of what the page printed:\n{said})"
+            )
         left = (self.directory / "still-running.txt").read_text().split()
-        assert not left, f"{self.blocks[0].page} leaves {len(left)} commands running in the background; stop them on the page"
+        assert not left, (
+            f"{self.blocks[0].page} leaves {len(left)} commands running in the background; stop them on the page"
+        )
 
     def _script(self, number: int, block: Block) -> Iterator[str]:
         if block.title:

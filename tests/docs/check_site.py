@@ -1,4 +1,5 @@
 """What the built site must be: it fetches nothing from elsewhere, and what is written from the code is there."""
+
 from __future__ import annotations
 
 import re
@@ -19,7 +20,9 @@ class Fetched(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         given = dict(attributes)
-        if tag in ("script", "img", "iframe", "source") or (tag == "link" and given.get("rel") not in ("canonical", "next", "prev")):
+        if tag in ("script", "img", "iframe", "source") or (
+            tag == "link" and given.get("rel") not in ("canonical", "next", "prev")
+        ):
             self.places += [given[name] or "" for name in ("src", "href") if given.get(name)]
 
 
@@ -35,9 +38,16 @@ def faults(site: Path) -> list[str]:
             elif not place.startswith("data:") and not (page.parent / place.split("?")[0].split("#")[0]).exists():
                 found.append(f"{page.name} shows {place}, which is not there")
     headings = {name: (site / f"{name}.html").read_text(encoding="utf-8") for name in ("api", "cli")}
-    found += [f"api.html says nothing about shardmem.{name}" for name in shardmem.__all__
-              if name != "__version__" and f'id="shardmem.{name}"' not in headings["api"]]
-    found += [f"cli.html says nothing about shardmem {name}" for name in main.commands if f'id="shardmem-{name}"' not in headings["cli"]]
+    found += [
+        f"api.html says nothing about shardmem.{name}"
+        for name in shardmem.__all__
+        if name != "__version__" and f'id="shardmem.{name}"' not in headings["api"]
+    ]
+    found += [
+        f"cli.html says nothing about shardmem {name}"
+        for name in main.commands
+        if f'id="shardmem-{name}"' not in headings["cli"]
+    ]
     return found if pages else [f"{site} has no pages"]
 
 

@@ -1,10 +1,10 @@
 """Every code block of README.md and docs/ is run, page by page; see blocks.py."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-
 from blocks import Page, blocks_of, commands_of, renamed
 
 TREE = Path(__file__).resolve().parents[2]
@@ -13,8 +13,10 @@ PAGES = [TREE / "README.md", *sorted(path for path in (TREE / "docs").glob("*.md
 
 
 def has_something_to_run(path):
-    return any(block.title or block.language in ("python", "sh", "console", "toml")
-               for block in blocks_of(path.name, path.read_text(encoding="utf-8")))
+    return any(
+        block.title or block.language in ("python", "sh", "console", "toml")
+        for block in blocks_of(path.name, path.read_text(encoding="utf-8"))
+    )
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if has_something_to_run(path)], ids=lambda path: path.name)
@@ -51,20 +53,33 @@ def test_configuration_that_is_not_accepted_fails_its_page(tmp_path):
 
 def test_files_are_written_when_it_is_their_turn_and_scripts_see_them(tmp_path):
     read = "```python\nimport app\nassert app.x == {}\n```\n"
-    page('```python title="app.py"\nx = 1\n```\n' + read.format(1) + '```python title="app.py"\nx = 2\n```\n' + read.format(2),
-         tmp_path).run()
+    page(
+        '```python title="app.py"\nx = 1\n```\n'
+        + read.format(1)
+        + '```python title="app.py"\nx = 2\n```\n'
+        + read.format(2),
+        tmp_path,
+    ).run()
 
 
 def test_the_names_of_engines_are_replaced_everywhere_and_nothing_else_is():
-    text, names = renamed('name = "clicks"\nshardmem status clicks; cat clicks.csv click my-clicks', lambda name: f"u-{name}")
+    text, names = renamed(
+        'name = "clicks"\nshardmem status clicks; cat clicks.csv click my-clicks', lambda name: f"u-{name}"
+    )
 
-    assert text == 'name = "u-clicks"\nshardmem status u-clicks; cat u-clicks.csv click my-clicks' and names == ["u-clicks"]
+    assert text == 'name = "u-clicks"\nshardmem status u-clicks; cat u-clicks.csv click my-clicks' and names == [
+        "u-clicks"
+    ]
 
 
 def test_every_block_of_every_page_says_what_it_is():
     known = {"python", "sh", "console", "toml", "text", "json", "yaml", "ini", "dockerfile", "csv", "promql"}
-    unknown = [f"{block.place}: {block.language or 'no language'}" for path in PAGES
-               for block in blocks_of(path.name, path.read_text(encoding="utf-8")) if block.language not in known]
+    unknown = [
+        f"{block.place}: {block.language or 'no language'}"
+        for path in PAGES
+        for block in blocks_of(path.name, path.read_text(encoding="utf-8"))
+        if block.language not in known
+    ]
 
     assert not unknown, "\n".join(unknown)
 

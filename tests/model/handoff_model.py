@@ -86,7 +86,9 @@ class Model:
     A kill and the start of the successor are one step: a successor that has not done anything yet is as good as none.
     """
 
-    def __init__(self, plans, rounds, *, stateful=False, capacity=9, kills=(0, 0, 0), adopts=False, fine=False, fault=""):
+    def __init__(
+        self, plans, rounds, *, stateful=False, capacity=9, kills=(0, 0, 0), adopts=False, fine=False, fault=""
+    ):
         self.plans, self.rounds, self.stateful, self.capacity = plans, rounds, stateful, capacity
         self.kills, self.adopts, self.fine, self.fault = kills, adopts, fine, fault
         self.lanes = range(len(plans))
@@ -217,7 +219,9 @@ class Model:
             for slot, _, _ in rows:
                 published[slot] += 1
             routes = tuple(None if route == shard else route for route in me.routes)
-            after = me._replace(routes=routes, left=tuple(sorted(me.left + tuple(left))), full=shard if left else me.full)
+            after = me._replace(
+                routes=routes, left=tuple(sorted(me.left + tuple(left))), full=shard if left else me.full
+            )
             if all(route is None for route in routes):
                 kept = tuple(me.rows[i] for i in after.left)
                 memory = (after.full,) * len(kept) if fault == "refused rows keep the shard they were routed to" else ()
@@ -306,7 +310,10 @@ class Model:
                 return
             value, nothing = state.values[shard][slot], put(state.values, shard, put(state.values[shard], slot, None))
             if value is None:
-                yield f"{name}: hands over {SLOT_NAMES[slot]}", state._replace(wrong=f"{name} has no state to hand over")
+                yield (
+                    f"{name}: hands over {SLOT_NAMES[slot]}",
+                    state._replace(wrong=f"{name} has no state to hand over"),
+                )
             elif fault == "state dropped before it is stored":
                 yield (
                     f"{name}: drops {SLOT_NAMES[slot]}",
@@ -425,7 +432,9 @@ class Model:
             cursor += 1
         if cursor and rows[0][2] and self.fault != "the head moves in a commit alone":
             # done while the head was behind: by an earlier life, or around a held row. No commit may come after it
-            after = state._replace(workers=put(state.workers, shard, me._replace(cursors=put(me.cursors, lane, cursor))))
+            after = state._replace(
+                workers=put(state.workers, shard, me._replace(cursors=put(me.cursors, lane, cursor)))
+            )
             yield f"{name}: passes rows that are done, moves the head", self.advance(after, shard, lane)
             return
         if cursor == len(rows):
@@ -519,19 +528,20 @@ class Model:
         elif me.watching:
             todo, watching = self.look(state, me)
             if todo:
-                yield "supervisor: hears of it", state._replace(
-                    supervisor=me._replace(todo=todo, watching=watching)
-                )
+                yield "supervisor: hears of it", state._replace(supervisor=me._replace(todo=todo, watching=watching))
         elif me.finishing:
             yield "supervisor: has finished what was begun", state._replace(supervisor=me._replace(finishing=False))
         elif me.round < len(self.rounds):
             moves = [move for move in self.rounds[me.round] if state.word[move[0]] == move[1]]
-            yield f"supervisor: round {me.round + 1}", state._replace(
-                supervisor=me._replace(
-                    todo=self.begin(state, moves),
-                    watching=tuple((slot, state.number[slot] + 1) for slot, _, _ in moves),
-                    round=me.round + 1,
-                )
+            yield (
+                f"supervisor: round {me.round + 1}",
+                state._replace(
+                    supervisor=me._replace(
+                        todo=self.begin(state, moves),
+                        watching=tuple((slot, state.number[slot] + 1) for slot, _, _ in moves),
+                        round=me.round + 1,
+                    )
+                ),
             )
 
     def begin(self, state, moves):
@@ -616,8 +626,7 @@ class Model:
             odd = frozenset(
                 lane
                 for lane, producer in enumerate(state.producers)
-                if producer.odd
-                and (producer.at != "stopped" or self.fault == "the mark of the dead is waited for")
+                if producer.odd and (producer.at != "stopped" or self.fault == "the mark of the dead is waited for")
             )
             return f"supervisor: reads the marks, odd: {sorted(odd)}", after._replace(supervisor=me._replace(marks=odd))
         (shard,) = how
@@ -695,7 +704,9 @@ class Commit:
         if self.final(state):
             for key, row in zip(self.names, state.values, strict=True):
                 if row != self.keys.rindex(key):
-                    return f"all is handled and row {row} is what was written last of {key}, not {self.keys.rindex(key)}"
+                    return (
+                        f"all is handled and row {row} is what was written last of {key}, not {self.keys.rindex(key)}"
+                    )
         return None
 
     def steps(self, state):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import pytest
 from explorer import explore, find_violation
-from handoff_model import A, B, S, T, Commit, Model
+from handoff_model import A, B, Commit, Model, S, T
 
 AWAY = (((S, A, B),),)
 AWAY_AND_BACK = (((S, A, B),), ((S, B, A),))
@@ -58,7 +58,12 @@ RUNS = {
     "two producers, back again": (TWO, AWAY_AND_BACK, {}, 40_000),
     "full lanes": (BEHIND, OPPOSITE, {"capacity": 1}, 10_000),
     "full lanes, back again": (BEHIND, AWAY_AND_BACK, {"capacity": 2}, 2_000),
-    "full lanes, two producers, one dies": ((((S,), (S, S)), ((S,),)), AWAY, {"capacity": 1, "kills": PRODUCERS}, 7_000),
+    "full lanes, two producers, one dies": (
+        (((S,), (S, S)), ((S,),)),
+        AWAY,
+        {"capacity": 1, "kills": PRODUCERS},
+        7_000,
+    ),
     "a worker dies": (MIXED, OPPOSITE, {"kills": WORKERS}, 30_000),
     "workers die twice, back again": (THRICE, AWAY_AND_BACK, {"kills": (2, 0, 0)}, 29_000),
     "a worker dies, two producers": ((((S,),), ((S,), (S,))), AWAY, {"kills": WORKERS}, 18_000),
@@ -67,12 +72,7 @@ RUNS = {
     "the supervisor dies, workers begin anew": (TWICE, OPPOSITE, {"kills": SUPERVISORS}, 20_000),
     "the supervisor dies, workers are adopted": (MIXED, OPPOSITE, {"kills": SUPERVISORS, "adopts": True}, 60_000),
     "the supervisor dies, state travels": (TWICE, AWAY_AND_BACK, {"kills": SUPERVISORS, "stateful": True}, 22_000),
-    "a worker and the supervisor die": (
-        TWICE,
-        AWAY,
-        {"kills": (1, 1, 0), "adopts": True, "stateful": True},
-        18_000,
-    ),
+    "a worker and the supervisor die": (TWICE, AWAY, {"kills": (1, 1, 0), "adopts": True, "stateful": True}, 18_000),
     "a worker and two supervisors die": (TWICE, AWAY, {"kills": (1, 2, 0)}, 20_000),
     "anyone dies": (TWICE, AWAY, {"kills": (1, 1, 1)}, 20_000),
 }
@@ -163,7 +163,12 @@ def test_a_number_read_after_its_hold_acknowledges_a_handoff_that_is_not_its_own
     print(f"{fault}, stateful {stateful}: caught in {len(found.trace)} steps: {found.what}")
 
 
-COMMITS = [(("a", "ab"), 2, 2), (("a", "ab", "b", "ab"), 4, 2), (("ab", "aba", "b"), 6, 3), (("a", "b", "aab", "ba", "b"), 5, 2)]
+COMMITS = [
+    (("a", "ab"), 2, 2),
+    (("a", "ab", "b", "ab"), 4, 2),
+    (("ab", "aba", "b"), 6, 3),
+    (("a", "b", "aab", "ba", "b"), 5, 2),
+]
 
 
 @pytest.mark.parametrize("frames, limit, kills", COMMITS)

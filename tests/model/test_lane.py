@@ -266,8 +266,9 @@ class Model:
                 after = after._replace(wrong="a frame was handled twice and no worker died of it")
             yield f"worker: handles frame {me.frame}", after
             if taken < self.batch and pos < me.seen:
-                yield f"worker: handles frame {me.frame}, takes one more", after._replace(
-                    workers=become(worker._replace(at="header")).workers
+                yield (
+                    f"worker: handles frame {me.frame}, takes one more",
+                    after._replace(workers=become(worker._replace(at="header")).workers),
                 )
         elif me.at == "release":
             yield from self.release(lane, me, become)

@@ -430,11 +430,7 @@ def test_without_that_a_kill_costs_a_wakeup(victim):
 
 @pytest.mark.parametrize(
     "plans, capacity, order, victims, kills, at_least",
-    [
-        (ONE, 1, "x86", ALL, 2, 70_000),
-        (WIDE, 2, "arm", ALL, 1, 50_000),
-        (TWO, 1, "x86", ("producer0",), 1, 50_000),
-    ],
+    [(ONE, 1, "x86", ALL, 2, 70_000), (WIDE, 2, "arm", ALL, 1, 50_000), (TWO, 1, "x86", ("producer0",), 1, 50_000)],
 )
 def test_without_that_one_expiry_of_the_bound_makes_good_any_one_kill(plans, capacity, order, victims, kills, at_least):
     found = Model(plans, capacity, order, victims=victims, kills=kills, expiries=kills).explore()

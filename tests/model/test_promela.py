@@ -9,6 +9,7 @@ other model, too, knew as a fault to be planted.
 Each size is explored to its end without a fault. Each planted fault is caught in one of these sizes.
 SHARDMEM_SPIN=full adds sizes that take minutes.
 """
+
 from __future__ import annotations
 
 import os
@@ -55,8 +56,14 @@ LARGE = {
     "the supervisor dies, opposite, workers are adopted": (f"ROWS=2 {OPPOSITE} SUPERVISORS_DIE=1 ADOPT=1", 4_000_000),
     "two supervisors die": ("ROWS=1 SUPERVISORS_DIE=2 STATE=1", 1_700_000),
     "two supervisors die, workers are adopted": ("ROWS=1 SUPERVISORS_DIE=2 ADOPT=1 STATE=1", 1_400_000),
-    "a worker and the supervisor die, state travels": ("ROWS=2 STATE=1 WORKERS_DIE=1 SUPERVISORS_DIE=1 ADOPT=1", 2_400_000),
-    "anyone dies, state travels": ("ROWS=2 STATE=1 WORKERS_DIE=1 SUPERVISORS_DIE=1 PRODUCERS_DIE=1 ADOPT=1", 12_000_000),
+    "a worker and the supervisor die, state travels": (
+        "ROWS=2 STATE=1 WORKERS_DIE=1 SUPERVISORS_DIE=1 ADOPT=1",
+        2_400_000,
+    ),
+    "anyone dies, state travels": (
+        "ROWS=2 STATE=1 WORKERS_DIE=1 SUPERVISORS_DIE=1 PRODUCERS_DIE=1 ADOPT=1",
+        12_000_000,
+    ),
 }
 
 BROKEN, STUCK, ENDLESS = "assertion violated", "invalid end state", "non-progress cycle"
@@ -125,7 +132,9 @@ def check(macros: str, directory: Path, optimise: str = "-O1", cycles: bool = Fa
 
     said = run([*generate, "-a", MODEL.name])
     assert "rror" not in said, said
-    run([*compiler, optimise, "-w", "-DNP" if cycles else "-DSAFETY", "-DNOFAIR", "-DMEMLIM=8000", "-o", "pan", "pan.c"])
+    run(
+        [*compiler, optimise, "-w", "-DNP" if cycles else "-DSAFETY", "-DNOFAIR", "-DMEMLIM=8000", "-o", "pan", "pan.c"]
+    )
     said = run(["./pan", f"-m{DEPTH}", "-w22", *(["-l"] if cycles else [])])
     errors, states = re.search(r"errors: (\d+)", said), re.search(r"(\d+) states, stored", said)
     assert errors and states, said
@@ -138,8 +147,14 @@ def check(macros: str, directory: Path, optimise: str = "-O1", cycles: bool = Fa
     if errors[1] != "0":
         trail = "\n".join(run([*generate, "-t", "-p", MODEL.name]).splitlines()[-80:])
     violated = re.search(r"pan:1: (.*)", said)
-    return Found(int(states[1]), int(errors[1]), violated[1] if violated else "",
-                 tuple(re.findall(r"^\t(\S+:\d+, state .*)", said, re.M)), float(seconds[1]) if seconds else 0.0, trail)
+    return Found(
+        int(states[1]),
+        int(errors[1]),
+        violated[1] if violated else "",
+        tuple(re.findall(r"^\t(\S+:\d+, state .*)", said, re.M)),
+        float(seconds[1]) if seconds else 0.0,
+        trail,
+    )
 
 
 @pytest.mark.timeout(1200 if FULL else 120)
@@ -149,9 +164,13 @@ def test_nothing_is_lost_reordered_handled_by_two_or_stuck(run, tmp_path):
     found = check(macros, tmp_path, "-O2" if at_least > 1_000_000 else "-O1")
     print(f"spin, {run}: {found.states} states in {found.seconds} s")
     assert not found.errors, f"{macros}: {found.what}\n{found.trail}"
-    assert found.states >= at_least, f"{macros}: {found.states} states are fewer than there have to be: what is left out?"
+    assert found.states >= at_least, (
+        f"{macros}: {found.states} states are fewer than there have to be: what is left out?"
+    )
     if run == "anyone dies, state travels":
-        assert not found.unreached, "where all have their turn, these steps cannot be taken:\n" + "\n".join(found.unreached)
+        assert not found.unreached, "where all have their turn, these steps cannot be taken:\n" + "\n".join(
+            found.unreached
+        )
 
 
 ENDED = ["opposite", "a producer dies", "a worker dies, back again", "the supervisor dies, workers are adopted"]

@@ -101,8 +101,8 @@ static uint32_t compose(char *text, uint64_t n)
 static void check_text(const char *what, const char *text, uint32_t bytes)
 {
     for (uint32_t i = 0; i < bytes; i++)
-        CHECK(text[i] == text[0] && bytes == 7 + (uint32_t)(text[0] - 'a') * 17, "%s is torn at %u of %u: %.*s", what, i,
-              bytes, (int)bytes, text);
+        CHECK(text[i] == text[0] && bytes == 7 + (uint32_t)(text[0] - 'a') * 17, "%s is torn at %u of %u: %.*s", what,
+              i, bytes, (int)bytes, text);
 }
 
 static void *speak(void *argument)

@@ -14,18 +14,32 @@
 
 #include "harness.h"
 
-enum { SHARDS = 2, KEYS = 8, BLOCK = 60, LARGEST = 1500, SLOTS = 64, NUMBERS = 3000, MOST_ROWS = 256,
-       SEQUENCES = 2 * KEYS * NUMBERS, LONGEST_FRAME = LARGEST + 128 };
+enum {
+    SHARDS = 2,
+    KEYS = 8,
+    BLOCK = 60,
+    LARGEST = 1500,
+    SLOTS = 64,
+    NUMBERS = 3000,
+    MOST_ROWS = 256,
+    SEQUENCES = 2 * KEYS * NUMBERS,
+    LONGEST_FRAME = LARGEST + 128
+};
 
-typedef struct row { uint64_t key, nth, check; } row; /* an event: nth first, then whatever its length needs */
-typedef struct name { uint64_t key, nth, sequence; } name;
+typedef struct row {
+    uint64_t key, nth, check;
+} row; /* an event: nth first, then whatever its length needs */
+typedef struct name {
+    uint64_t key, nth, sequence;
+} name;
 
 enum fate { REFUSED, DOUBTED, ACCEPTED }; /* doubted: its producer died in the call */
 
-static const int producer_points[] = {SM_POINT_SEND_LOCKED, SM_POINT_SEND_MARKED, SM_POINT_SEND_ROUTED, SM_POINT_SEND_CLAIMED,
-                                      SM_POINT_SEND_COPYING, SM_POINT_SEND_COPIED, SM_POINT_SEND_COUNTED,
-                                      SM_POINT_SEND_PUBLISHED, SM_POINT_SEND_UNMARKED, SM_POINT_SEND_WAITING};
-static const int worker_points[] = {SM_POINT_POLL_TAKEN, SM_POINT_COMMIT_ENTERED, SM_POINT_COMMIT_MARKED,
+static const int producer_points[] = {SM_POINT_SEND_LOCKED,  SM_POINT_SEND_MARKED,    SM_POINT_SEND_ROUTED,
+                                      SM_POINT_SEND_CLAIMED, SM_POINT_SEND_COPYING,   SM_POINT_SEND_COPIED,
+                                      SM_POINT_SEND_COUNTED, SM_POINT_SEND_PUBLISHED, SM_POINT_SEND_UNMARKED,
+                                      SM_POINT_SEND_WAITING};
+static const int worker_points[] = {SM_POINT_POLL_TAKEN,     SM_POINT_COMMIT_ENTERED,  SM_POINT_COMMIT_MARKED,
                                     SM_POINT_COMMIT_COUNTED, SM_POINT_COMMIT_RELEASED, SM_POINT_ROOM_TAKEN,
                                     SM_POINT_PARK_RAISED};
 
@@ -106,7 +120,11 @@ static void offer(void)
         sender = take_seat(&e, 0);
         return;
     }
-    sm_columns columns = {.n = count, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets,
+    sm_columns columns = {.n = count,
+                          .key_kind = SM_KEY_INT,
+                          .keys = keys,
+                          .data = data,
+                          .offsets = offsets,
                           .data_bytes = offsets[count]};
     for (tries = 0; tries < 3 + 2 * SHARDS; tries++) {
         arm(producer_points, sizeof producer_points / sizeof *producer_points);
@@ -162,7 +180,8 @@ static void handle(uint32_t shard, const name *event)
     CHECK(key < KEYS && nth < numbers[key], "key %llu, number %llu was never offered", k, n);
     CHECK(fates[key][nth] != REFUSED, "key %llu, number %llu was refused, and is here", k, n);
     CHECK(!handled[key][nth] || in_hand[key][nth], "key %llu, number %llu came again, and no death explains it", k, n);
-    CHECK(handled[key][nth] || nth + 1 > highest[key], "key %llu: number %llu after %llu", k, n, (unsigned long long)highest[key] - 1);
+    CHECK(handled[key][nth] || nth + 1 > highest[key], "key %llu: number %llu after %llu", k, n,
+          (unsigned long long)highest[key] - 1);
     CHECK(event->sequence < SEQUENCES && (!owner[event->sequence] || owner[event->sequence] == whose),
           "sequence %llu was given twice", (unsigned long long)event->sequence);
     owner[event->sequence] = whose;
@@ -302,7 +321,8 @@ static uint64_t run(uint32_t row_bytes)
     CHECK(evicting || !shed, "%llu shed unasked", (unsigned long long)shed);
     CHECK((evicting && workers_die) || accepted == first_handlings + shed, "%llu accepted, %llu handled, %llu shed",
           (unsigned long long)accepted, (unsigned long long)first_handlings, (unsigned long long)shed);
-    CHECK(missing <= shed, "%llu accepted events were lost, %llu counted as shed", (unsigned long long)missing, (unsigned long long)shed);
+    CHECK(missing <= shed, "%llu accepted events were lost, %llu counted as shed", (unsigned long long)missing,
+          (unsigned long long)shed);
     CHECK(counted <= first_handlings, "%llu counted as handled, %llu were", (unsigned long long)counted,
           (unsigned long long)first_handlings);
     total_shed += shed;
@@ -325,10 +345,12 @@ int main(int argc, char **argv)
     uint64_t lives = 0, total = 0;
     for (; sm_now_ns() < until; lives++)
         total += run(lives % 2 ? 0 : sizeof(row));
-    printf("%llu engines, %llu events, %llu shed\n", (unsigned long long)lives, (unsigned long long)total, (unsigned long long)total_shed);
+    printf("%llu engines, %llu events, %llu shed\n", (unsigned long long)lives, (unsigned long long)total,
+           (unsigned long long)total_shed);
     for (int i = 0; i < SM_POINT_COUNT; i++) {
         printf("  %7llu deaths at %s\n", (unsigned long long)deaths[i], sm_point_name(i));
-        int elsewhere = i > SM_POINT_PARK_RAISED && i != SM_POINT_ROOM_TAKEN; /* copies.c, wakeups.c, tests/unit, tests/process */
+        int elsewhere =
+            i > SM_POINT_PARK_RAISED && i != SM_POINT_ROOM_TAKEN; /* copies.c, wakeups.c, tests/unit, tests/process */
         CHECK(deaths[i] || elsewhere, "nobody died at %s", sm_point_name(i));
     }
     return 0;

@@ -8,14 +8,22 @@
 #include "harness.h"
 
 enum {
-    PRODUCERS = 2, SHARDS = 2, INTS = 16, TEXTS = 10, KEYS = INTS + 2 * TEXTS, KEYLESS = KEYS,
+    PRODUCERS = 2,
+    SHARDS = 2,
+    INTS = 16,
+    TEXTS = 10,
+    KEYS = INTS + 2 * TEXTS,
+    KEYLESS = KEYS,
     LOOSE = 1 << 20, /* keyless events of one producer at most: each is ticked off */
     BLOCK = 5000,    /* more than one chunk */
     LONGEST_KEY = 40,
     LARGEST_LANE = 65536
 };
 
-typedef struct text { uint8_t bytes[LONGEST_KEY]; uint32_t length; } text;
+typedef struct text {
+    uint8_t bytes[LONGEST_KEY];
+    uint32_t length;
+} text;
 
 static engine e;
 static int64_t deadline;
@@ -47,7 +55,11 @@ static uint32_t length_of(uint32_t producer, uint32_t k, uint64_t nth)
 {
     uint64_t h = mix(mix(nth * 64 + k) ^ producer), most = limit - (k < INTS || k == KEYLESS ? 0 : text_of(k)->length);
     uint64_t shape = h % 32, length = h >> 8;
-    length = shape == 0 ? 0 : shape < 24 ? length % 64 : shape < 29 ? length % 600 : shape < 31 ? length % (most + 1) : most;
+    length = shape == 0   ? 0
+             : shape < 24 ? length % 64
+             : shape < 29 ? length % 600
+             : shape < 31 ? length % (most + 1)
+                          : most;
     return (uint32_t)(k == KEYLESS && length < 8 ? 8 : length);
 }
 
@@ -80,7 +92,8 @@ static void push_one(sm_sender *s, uint32_t seat, uint32_t k, uint8_t *payload, 
     uint64_t key = k < INTS ? int_key(k) : 0;
     const text *t = kind == SM_KEY_BYTES || kind == SM_KEY_STR ? text_of(k) : NULL;
     uint32_t key_length = t ? t->length : 0, length = fill(payload, seat, k, next_number(seat, k));
-    for (int status; (status = sm_push(s, kind, key, key >> 63, t ? t->bytes : NULL, key_length, payload, length, &shard)) != SM_OK;)
+    for (int status; (status = sm_push(s, kind, key, key >> 63, t ? t->bytes : NULL, key_length, payload, length,
+                                       &shard)) != SM_OK;)
         mend(&e, s, status, shard, p);
     uint32_t too_long = (uint32_t)sm_max_payload(s, key_length) + 1;
     CHECK(sm_push(s, kind, key, key >> 63, t ? t->bytes : NULL, key_length, payload, too_long, &shard) == SM_TOO_LARGE,
@@ -109,9 +122,16 @@ static void push_block(sm_sender *s, uint32_t seat, uint64_t *random, block *b, 
         b->key_offsets[i + 1] = b->key_offsets[i] + key_length;
         b->offsets[i + 1] = b->offsets[i] + fill(b->data + b->offsets[i], seat, k, next_number(seat, k));
     }
-    sm_columns columns = {.n = n, .key_kind = kind, .key_unsigned = 1, .keys = b->keys, .key_data = b->key_data,
-                          .key_offsets = b->key_offsets, .data = b->data, .offsets = b->offsets,
-                          .data_bytes = b->offsets[n], .key_bytes = b->key_offsets[n]};
+    sm_columns columns = {.n = n,
+                          .key_kind = kind,
+                          .key_unsigned = 1,
+                          .keys = b->keys,
+                          .key_data = b->key_data,
+                          .key_offsets = b->key_offsets,
+                          .data = b->data,
+                          .offsets = b->offsets,
+                          .data_bytes = b->offsets[n],
+                          .key_bytes = b->key_offsets[n]};
     sm_cursor *c = &b->cursor;
     memset(c, 0, sizeof *c);
     for (int status; (status = sm_push_columns(s, &columns, c)) != SM_OK;) {
@@ -187,11 +207,13 @@ static void receive(uint32_t shard, uint32_t seat, const sm_index *entry, const 
         CHECK(owner_of(k) == shard, "key %u at shard %u", k, shard);
         nth = arrived[shard][seat][k]++;
     }
-    CHECK(length == length_of(seat, k, nth), "producer %u, key %u, number %llu: %u bytes, not %u: lost, repeated or out of "
-          "order", seat, k, (unsigned long long)nth, length, length_of(seat, k, nth));
+    CHECK(length == length_of(seat, k, nth),
+          "producer %u, key %u, number %llu: %u bytes, not %u: lost, repeated or out of "
+          "order",
+          seat, k, (unsigned long long)nth, length, length_of(seat, k, nth));
     fill(expected[shard], seat, k, nth);
-    CHECK(memcmp(bytes, expected[shard], length) == 0, "producer %u, key %u, number %llu: not the bytes that were pushed", seat,
-          k, (unsigned long long)nth);
+    CHECK(memcmp(bytes, expected[shard], length) == 0,
+          "producer %u, key %u, number %llu: not the bytes that were pushed", seat, k, (unsigned long long)nth);
 }
 
 static void receive_batch(uint32_t shard, const sm_batch *b, int gather, uint8_t *scratch)
@@ -279,7 +301,8 @@ static void run(uint64_t lane_bytes, double share)
             total += sent[p][k];
         }
         for (uint64_t i = 0; i < sent[p][KEYLESS]; i++)
-            CHECK(atomic_load_explicit(&ticked[p][i], memory_order_relaxed), "keyless event %llu was lost", (unsigned long long)i);
+            CHECK(atomic_load_explicit(&ticked[p][i], memory_order_relaxed), "keyless event %llu was lost",
+                  (unsigned long long)i);
         total += sent[p][KEYLESS];
     }
     uint64_t counted = atomic_load_explicit(&pushes, memory_order_relaxed);
@@ -312,16 +335,22 @@ static void sizes(void)
         for (uint64_t payload = 0; payload <= LANE / 2; payload += payload ? 500 : 1) {
             uint64_t offsets[] = {0, payload}, key_offsets[] = {0, key};
             uint32_t shard;
-            sm_columns columns = {.n = 1, .key_kind = SM_KEY_BYTES, .key_data = bytes, .key_offsets = key_offsets,
-                                  .data = bytes, .offsets = offsets, .data_bytes = payload, .key_bytes = key};
+            sm_columns columns = {.n = 1,
+                                  .key_kind = SM_KEY_BYTES,
+                                  .key_data = bytes,
+                                  .key_offsets = key_offsets,
+                                  .data = bytes,
+                                  .offsets = offsets,
+                                  .data_bytes = payload,
+                                  .key_bytes = key};
             memset(&c, 0, sizeof c);
             int checked = sm_push_columns(s, &columns, &c);
             drop_all(r);
             int pushed = sm_push(s, SM_KEY_BYTES, 0, 0, bytes, (uint32_t)key, bytes, (uint32_t)payload, &shard);
             int fits = key + payload <= limit;
             drop_all(r);
-            CHECK(checked == (fits ? SM_OK : SM_TOO_LARGE), "key of %llu, payload of %llu: checked %d", (unsigned long long)key,
-                  (unsigned long long)payload, checked);
+            CHECK(checked == (fits ? SM_OK : SM_TOO_LARGE), "key of %llu, payload of %llu: checked %d",
+                  (unsigned long long)key, (unsigned long long)payload, checked);
             CHECK(pushed == (fits ? SM_OK : SM_TOO_LARGE), "key of %llu, payload of %llu: pushed %d",
                   (unsigned long long)key, (unsigned long long)payload, pushed);
             CHECK(sm_max_payload(s, key) == (key < limit ? limit - key : 0), "key of %llu", (unsigned long long)key);

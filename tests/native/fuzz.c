@@ -12,7 +12,9 @@
 enum { HONEST = 0, MAD = 2, UNOPENED = 4, SEATS = 6 };
 enum { ROUNDS = 12, MOST_ROWS = 100, LARGEST = 1900, TURNS = 20000, SAVED = 1100 };
 
-typedef struct row { uint64_t key, nth, filler[2]; } row;
+typedef struct row {
+    uint64_t key, nth, filler[2];
+} row;
 
 static uint64_t sink, corrupt, batches, pushed, received, expected, committed, deferred_to, saved_to;
 static int is_resumed, is_deferring, is_threaded;
@@ -27,7 +29,10 @@ static uint64_t length_of(uint64_t nth) { return 8 + mix(nth) % 90; }
 
 /* ---- words of others than the producer --------------------------------------------------------------------------- */
 
-static void put32(_Atomic uint32_t *word, uint64_t value) { atomic_store_explicit(word, (uint32_t)value, memory_order_relaxed); }
+static void put32(_Atomic uint32_t *word, uint64_t value)
+{
+    atomic_store_explicit(word, (uint32_t)value, memory_order_relaxed);
+}
 static void put64(_Atomic uint64_t *word, uint64_t value) { atomic_store_explicit(word, value, memory_order_relaxed); }
 static uint64_t get64(_Atomic uint64_t *word) { return atomic_load_explicit(word, memory_order_relaxed); }
 
@@ -41,10 +46,12 @@ static uint64_t some_position(void)
 static void spoil_words_of_worker(void)
 {
     sm_ledger *l = &lane->ledger[below(&rng, 2)];
-    _Atomic uint64_t *words[] = {&lane->head, &l->ledger_handled, &l->ledger_quarantined, &l->ledger_shed, &lane->aside,
-                                 &lane->aside_row, &lane->suspect};
+    _Atomic uint64_t *words[] = {&lane->head,  &l->ledger_handled, &l->ledger_quarantined, &l->ledger_shed,
+                                 &lane->aside, &lane->aside_row,   &lane->suspect};
     switch (below(&rng, 5)) {
-    case 0: spoil64(words[below(&rng, sizeof words / sizeof *words)]); break;
+    case 0:
+        spoil64(words[below(&rng, sizeof words / sizeof *words)]);
+        break;
     case 1:
         put64(&lane->aside, some_position() | below(&rng, 4));
         put64(&lane->aside_row, below(&rng, 40) | below(&rng, 20) << 32);
@@ -53,7 +60,9 @@ static void spoil_words_of_worker(void)
         put64(&lane->suspect, below(&rng, 2) ? some_position() : draw(&rng));
         put32(&lane->suspect_row, strange(3));
         break;
-    case 3: put32(&lane->broken, draw(&rng)); break;
+    case 3:
+        put32(&lane->broken, draw(&rng));
+        break;
     case 4: {
         sm_frame *f = some_frame();
         if (!whole(f))
@@ -94,9 +103,16 @@ static void spoil_doors(void)
 {
     sm_inbox *b = e.inbox[0];
     switch (below(&rng, 3)) {
-    case 0: put32(&b->lane_open[below(&rng, 2) ? MAD : UNOPENED], below(&rng, 3)); break;
-    case 1: put32(&b->doorbell, draw(&rng)); put32(&b->sleeping, below(&rng, 2)); break;
-    case 2: spoil64((_Atomic uint64_t *)b + below(&rng, 6)); break;
+    case 0:
+        put32(&b->lane_open[below(&rng, 2) ? MAD : UNOPENED], below(&rng, 3));
+        break;
+    case 1:
+        put32(&b->doorbell, draw(&rng));
+        put32(&b->sleeping, below(&rng, 2));
+        break;
+    case 2:
+        spoil64((_Atomic uint64_t *)b + below(&rng, 6));
+        break;
     }
 }
 
@@ -105,11 +121,23 @@ static void spoil_anything(void)
     spoil();
     for (uint64_t n = below(&rng, 3); n; n--)
         switch (below(&rng, 8)) {
-        case 0: case 1: case 2: spoil_words_of_worker(); break;
-        case 3: spoil_attempt(); break;
-        case 4: case 5: spoil_control(); break;
-        case 6: spoil_doors(); break;
-        case 7: break;
+        case 0:
+        case 1:
+        case 2:
+            spoil_words_of_worker();
+            break;
+        case 3:
+            spoil_attempt();
+            break;
+        case 4:
+        case 5:
+            spoil_control();
+            break;
+        case 6:
+            spoil_doors();
+            break;
+        case 7:
+            break;
         }
 }
 
@@ -145,7 +173,8 @@ static void push_honestly(void)
 {
     for (uint64_t n = below(&rng, 5); n; n--) {
         int status = push(honest, 1, pushed, length_of(pushed));
-        CHECK(status == SM_OK || status == SM_FULL || status == SM_NEED_LANE || status == SM_UNROUTED || status == SM_STOPPED,
+        CHECK(status == SM_OK || status == SM_FULL || status == SM_NEED_LANE || status == SM_UNROUTED ||
+                  status == SM_STOPPED,
               "the honest producer got %d", status);
         if (status != SM_OK)
             return;
@@ -158,9 +187,15 @@ static void push_madly(void)
     for (uint64_t n = below(&rng, 6); n; n--)
         push(mad, 2, 0, below(&rng, below(&rng, 8) ? 60 : LARGEST));
     switch (below(&rng, 8)) {
-    case 0: sm_evict(mad, 0); break;
-    case 1: sm_wait_room(mad, 0, 0, 1); break;
-    case 2: sm_wait_handled(mad, 0, strange(0), 0, 1); break;
+    case 0:
+        sm_evict(mad, 0);
+        break;
+    case 1:
+        sm_wait_room(mad, 0, 0, 1);
+        break;
+    case 2:
+        sm_wait_handled(mad, 0, strange(0), 0, 1);
+        break;
     }
 }
 
@@ -207,14 +242,24 @@ static void comes_again(void)
 static sm_range strange_range(void)
 {
     uint64_t at = some_position();
-    sm_range range = {.position = at, .to = at + 16 * below(&rng, 40), .row = (uint32_t)below(&rng, 3),
+    sm_range range = {.position = at,
+                      .to = at + 16 * below(&rng, 40),
+                      .row = (uint32_t)below(&rng, 3),
                       .to_row = (uint32_t)below(&rng, 3)};
     range.seat = below(&rng, 3) ? MAD : below(&rng, 2) ? UNOPENED : SEATS + (uint32_t)(draw(&rng) >> below(&rng, 64));
     switch (below(&rng, 6)) {
-    case 0: range.position = strange(at); break;
-    case 1: range.to = strange(range.to); break;
-    case 2: range.row = (uint32_t)strange(range.row); break;
-    case 3: range.to_row = (uint32_t)strange(range.to_row); break;
+    case 0:
+        range.position = strange(at);
+        break;
+    case 1:
+        range.to = strange(range.to);
+        break;
+    case 2:
+        range.row = (uint32_t)strange(range.row);
+        break;
+    case 3:
+        range.to_row = (uint32_t)strange(range.to_row);
+        break;
     }
     return range;
 }
@@ -238,7 +283,8 @@ static void new_life(void)
             ranges[n++] = saved[i];
         ranges = realloc(ranges, n ? n * sizeof *ranges : 1);
         int status = sm_commit_ranges(reader, ranges, n);
-        CHECK(status == SM_OK || status == SM_CORRUPT || (status == SM_FENCED && is_threaded), "sm_commit_ranges: %d", status);
+        CHECK(status == SM_OK || status == SM_CORRUPT || (status == SM_FENCED && is_threaded), "sm_commit_ranges: %d",
+              status);
         if (status != SM_FENCED && saved_to > committed)
             committed = saved_to;
         free(ranges);
@@ -290,10 +336,12 @@ static void read_span(const sm_span *span, int is_honest)
         if (!is_honest)
             continue;
         if (is_resumed)
-            CHECK(r.nth >= committed && r.nth <= expected, "event %llu after a new beginning: %llu are committed, %llu were seen",
-                  (unsigned long long)r.nth, (unsigned long long)committed, (unsigned long long)expected);
+            CHECK(r.nth >= committed && r.nth <= expected,
+                  "event %llu after a new beginning: %llu are committed, %llu were seen", (unsigned long long)r.nth,
+                  (unsigned long long)committed, (unsigned long long)expected);
         else
-            CHECK(r.nth == received, "event %llu where %llu was due", (unsigned long long)r.nth, (unsigned long long)received);
+            CHECK(r.nth == received, "event %llu where %llu was due", (unsigned long long)r.nth,
+                  (unsigned long long)received);
         is_resumed = 0;
         received = r.nth + 1;
         expected = received > expected ? received : expected;
@@ -343,10 +391,10 @@ static int turn(void (*meanwhile)(void))
         new_life();
         return 1;
     }
-    CHECK(status == SM_OK || (status == SM_CORRUPT && (b.broken_seat == MAD || b.broken_seat == UNOPENED)), "sm_next: %d, seat %u",
-          status, b.broken_seat);
-    CHECK(b.rows <= max_rows && b.spans <= b.rows, "%llu rows in %u spans, of at most %u", (unsigned long long)b.rows, b.spans,
-          max_rows);
+    CHECK(status == SM_OK || (status == SM_CORRUPT && (b.broken_seat == MAD || b.broken_seat == UNOPENED)),
+          "sm_next: %d, seat %u", status, b.broken_seat);
+    CHECK(b.rows <= max_rows && b.spans <= b.rows, "%llu rows in %u spans, of at most %u", (unsigned long long)b.rows,
+          b.spans, max_rows);
     corrupt += status == SM_CORRUPT;
     batches += b.rows != 0;
     meanwhile();
@@ -380,7 +428,8 @@ static int turn(void (*meanwhile)(void))
         if (status == SM_FENCED)
             new_life();
     }
-    if (is_deferring && sm_deferred(reader, &pressed, &awaited) && (pressed || awaited || !b.rows || below(&rng, 4) == 0))
+    if (is_deferring && sm_deferred(reader, &pressed, &awaited) &&
+        (pressed || awaited || !b.rows || below(&rng, 4) == 0))
         checkpoint();
     return b.rows != 0;
 }
@@ -399,8 +448,8 @@ static void settle_honestly(void)
         new_life();
     }
     for (int i = 0; committed < pushed || i < 3; i++) {
-        CHECK(i < TURNS, "the honest producer waits for ever: %llu of %llu, %llu committed", (unsigned long long)expected,
-              (unsigned long long)pushed, (unsigned long long)committed);
+        CHECK(i < TURNS, "the honest producer waits for ever: %llu of %llu, %llu committed",
+              (unsigned long long)expected, (unsigned long long)pushed, (unsigned long long)committed);
         turn(nothing);
     }
 }
@@ -442,10 +491,20 @@ static void episode(int threaded)
         turn(meanwhile);
         look();
         switch (below(&rng, 10)) {
-        case 0: new_life(); break;
-        case 1: moves(); break;
-        case 2: sm_rescan(reader); comes_again(); break;
-        case 3: sm_orders(reader); sm_worker_orders(e.control, 0); break;
+        case 0:
+            new_life();
+            break;
+        case 1:
+            moves();
+            break;
+        case 2:
+            sm_rescan(reader);
+            comes_again();
+            break;
+        case 3:
+            sm_orders(reader);
+            sm_worker_orders(e.control, 0);
+            break;
         }
     }
     atomic_store_explicit(&is_over, 1, memory_order_relaxed);
@@ -491,9 +550,9 @@ static void episodes(uint32_t row_bytes, uint64_t lane_bytes, uint64_t count, in
         rng = mix(seed ^ i << 20 ^ row_bytes ^ lane_bytes << 40);
         episode(threaded);
     }
-    printf("rows of %2u, lanes of %5llu%s: %llu episodes, %llu batches, %llu lanes found corrupt, %llu honest events\n", row_bytes,
-           (unsigned long long)lane_bytes, threaded ? ", threaded" : "", (unsigned long long)count, (unsigned long long)batches,
-           (unsigned long long)corrupt, (unsigned long long)committed);
+    printf("rows of %2u, lanes of %5llu%s: %llu episodes, %llu batches, %llu lanes found corrupt, %llu honest events\n",
+           row_bytes, (unsigned long long)lane_bytes, threaded ? ", threaded" : "", (unsigned long long)count,
+           (unsigned long long)batches, (unsigned long long)corrupt, (unsigned long long)committed);
     CHECK(corrupt > count / 20, "hardly any damage was found");
     sm_reader_free(reader);
     leave_seat(&e, honest, HONEST);

@@ -10,7 +10,9 @@
 
 enum { PRODUCERS = 2, SHARDS = 3, KEYS = 48, SLOTS = 64, BLOCK = 300, MOST_ROWS = 4096 };
 
-typedef struct row { uint64_t key, nth; } row; /* events carry nth as their payload */
+typedef struct row {
+    uint64_t key, nth;
+} row; /* events carry nth as their payload */
 
 static engine e;
 static int stateful;
@@ -33,13 +35,18 @@ static void *produce(void *argument)
     row rows[BLOCK];
     while (sm_now_ns() < deadline) {
         /* a few large blocks, so that a frame may be a batch of its own; some of one key, some of all */
-        uint64_t n = 1 + below(&random, below(&random, 8) ? 10 : BLOCK), only = below(&random, 3) ? KEYS : below(&random, KEYS);
+        uint64_t n = 1 + below(&random, below(&random, 8) ? 10 : BLOCK),
+                 only = below(&random, 3) ? KEYS : below(&random, KEYS);
         for (uint64_t i = 0; i < n; i++) {
             keys[i] = rows[i].key = only < KEYS ? only : below(&random, KEYS);
             numbers[i] = rows[i].nth = sent[seat][keys[i]]++;
             offsets[i + 1] = 8 * (i + 1);
         }
-        sm_columns columns = {.n = n, .key_kind = SM_KEY_INT, .keys = keys, .data = (uint8_t *)numbers, .offsets = offsets,
+        sm_columns columns = {.n = n,
+                              .key_kind = SM_KEY_INT,
+                              .keys = keys,
+                              .data = (uint8_t *)numbers,
+                              .offsets = offsets,
                               .data_bytes = 8 * n};
         memset(c, 0, sizeof *c);
         for (int status; (status = e.g.row_bytes ? sm_send(s, rows, n, c) : sm_push_columns(s, &columns, c)) != SM_OK;)
@@ -59,7 +66,7 @@ static void *produce(void *argument)
 
 typedef struct worker {
     uint32_t shard, seen, draining;
-    uint32_t slots[SLOTS];   /* draining, and the numbers of their handoffs */
+    uint32_t slots[SLOTS]; /* draining, and the numbers of their handoffs */
     uint64_t numbers[SLOTS], random;
     sm_reader *reader;
 } worker;
@@ -111,8 +118,8 @@ static void receive(uint32_t shard, uint32_t seat, uint64_t key, uint64_t nth)
     uint32_t other = atomic_exchange_explicit(&in_hand[slot_of(key)], shard + 1, memory_order_relaxed);
     CHECK(!other || other == shard + 1, "slot %u is in the hands of shards %u and %u", slot_of(key), other - 1, shard);
     uint64_t due = arrived[seat][key]++;
-    CHECK(nth == due, "producer %u, key %llu (slot %u) at shard %u: number %llu where %llu was due", seat, (unsigned long long)key,
-          slot_of(key), shard, (unsigned long long)nth, (unsigned long long)due);
+    CHECK(nth == due, "producer %u, key %llu (slot %u) at shard %u: number %llu where %llu was due", seat,
+          (unsigned long long)key, slot_of(key), shard, (unsigned long long)nth, (unsigned long long)due);
 }
 
 /* between batches nothing is in hand */
@@ -217,9 +224,10 @@ static void move_some(uint64_t *random)
         for (uint32_t i = 0; i < n; i++) {
             sm_move_view v;
             sm_view_move(e.control, slots[i], &v);
-            int done = phase[i] == SM_MOVE_DRAINING ? v.drained == numbers[i] : phase[i] == SM_MOVE_RELEASING && v.restored == numbers[i];
-            CHECK(sm_now_ns() - from < 10 * INT64_C(1000000000), "slot %u does not get from %u to %u: phase %u", slots[i], sources[i],
-                  targets[i], v.phase);
+            int done = phase[i] == SM_MOVE_DRAINING ? v.drained == numbers[i]
+                                                    : phase[i] == SM_MOVE_RELEASING && v.restored == numbers[i];
+            CHECK(sm_now_ns() - from < 10 * INT64_C(1000000000), "slot %u does not get from %u to %u: phase %u",
+                  slots[i], sources[i], targets[i], v.phase);
             if (!done)
                 continue;
             phase[i] = stateful && phase[i] == SM_MOVE_DRAINING ? SM_MOVE_RELEASING : SM_MOVE_NONE;
@@ -269,13 +277,14 @@ static void run(uint32_t row_bytes, int with_state, double share)
     uint64_t total = 0;
     for (uint32_t p = 0; p < PRODUCERS; p++)
         for (uint64_t key = 0; key < KEYS; key++) {
-            CHECK(arrived[p][key] == sent[p][key], "producer %u, key %llu: %llu of %llu arrived", p, (unsigned long long)key,
-                  (unsigned long long)arrived[p][key], (unsigned long long)sent[p][key]);
+            CHECK(arrived[p][key] == sent[p][key], "producer %u, key %llu: %llu of %llu arrived", p,
+                  (unsigned long long)key, (unsigned long long)arrived[p][key], (unsigned long long)sent[p][key]);
             total += sent[p][key];
         }
     CHECK(settle(&e) == total, "the counters do not say %llu", (unsigned long long)total);
-    printf("%s, %s state: %llu rows, %llu moves in %llu rounds\n", row_bytes ? "records" : "events", with_state ? "with" : "without",
-           (unsigned long long)total, (unsigned long long)moves, (unsigned long long)rounds);
+    printf("%s, %s state: %llu rows, %llu moves in %llu rounds\n", row_bytes ? "records" : "events",
+           with_state ? "with" : "without", (unsigned long long)total, (unsigned long long)moves,
+           (unsigned long long)rounds);
     engine_free(&e);
 }
 
@@ -296,16 +305,20 @@ static void handled_around_a_hold(void)
     sm_move_begin(e.control, slot_of(held), SM_NO_SHARD, 0, 0);
     CHECK(sm_push(s, SM_KEY_INT, held, 0, NULL, 0, "", 0, &shard) == SM_OK, "push");
     CHECK(sm_push(s, SM_KEY_INT, other, 0, NULL, 0, "", 0, &shard) == SM_OK, "push");
-    CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 1 && ((sm_index *)b.span->rows)->key == other, "the row behind the held one");
+    CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 1 && ((sm_index *)b.span->rows)->key == other,
+          "the row behind the held one");
     CHECK(sm_commit(r) == SM_OK && sm_next(r, 0, 0, &b) == SM_OK && !b.rows, "the held row stays");
     sm_move_phase(e.control, slot_of(held), SM_MOVE_NONE, 0);
     sm_set_holds(e.control, 0, 0);
-    CHECK(sm_next(r, 0, 0, &b) == SM_OK && !b.rows, "what was passed over stays held until the lanes are gone over again");
+    CHECK(sm_next(r, 0, 0, &b) == SM_OK && !b.rows,
+          "what was passed over stays held until the lanes are gone over again");
     sm_rescan(r);
-    CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 1 && ((sm_index *)b.span->rows)->key == held, "the row that was held");
+    CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 1 && ((sm_index *)b.span->rows)->key == held,
+          "the row that was held");
     CHECK(sm_commit(r) == SM_OK && sm_next(r, 0, 0, &b) == SM_OK && !b.rows, "nothing is left");
     sm_sender_position(s, 0, &tail, &head);
-    CHECK(head == tail, "all is handled, and the head is %llu of %llu", (unsigned long long)head, (unsigned long long)tail);
+    CHECK(head == tail, "all is handled, and the head is %llu of %llu", (unsigned long long)head,
+          (unsigned long long)tail);
     settle(&e);
     sm_reader_free(r);
     leave_seat(&e, s, 0);
@@ -326,7 +339,8 @@ static void every_slot_at_once(void)
     uint8_t *present = malloc(SM_MAX_SLOTS);
     for (uint32_t i = 0; i < SM_MAX_SLOTS; i++)
         slots[i] = (used + 1 + i) & (SM_MAX_SLOTS - 1);
-    CHECK(sm_undone(r, slots, SM_MAX_SLOTS, present) == 1 && present[SM_MAX_SLOTS - 1], "slot %u was called drained", used);
+    CHECK(sm_undone(r, slots, SM_MAX_SLOTS, present) == 1 && present[SM_MAX_SLOTS - 1], "slot %u was called drained",
+          used);
     free(slots);
     free(present);
     sm_reader_free(r);

@@ -22,14 +22,14 @@
 #define PARK_NS 100000000
 
 /* _exit: the other threads must not go on and bury the message */
-#define CHECK(condition, ...)                                                                                     \
-    do {                                                                                                          \
-        if (!(condition)) {                                                                                       \
-            fprintf(stderr, "%s:%d: not so: %s: ", __FILE__, __LINE__, #condition);                               \
-            fprintf(stderr, __VA_ARGS__);                                                                         \
-            fputc('\n', stderr);                                                                                  \
-            _exit(1);                                                                                             \
-        }                                                                                                         \
+#define CHECK(condition, ...)                                                                                          \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: not so: %s: ", __FILE__, __LINE__, #condition);                                    \
+            fprintf(stderr, __VA_ARGS__);                                                                              \
+            fputc('\n', stderr);                                                                                       \
+            _exit(1);                                                                                                  \
+        }                                                                                                              \
     } while (0)
 
 static uint64_t seed = 1;
@@ -88,8 +88,12 @@ static uint32_t engine_slots = 64;
 static inline engine engine_new(uint32_t shards, uint32_t seats, uint64_t lane_bytes, uint32_t row_bytes)
 {
     engine e = {.shards = shards};
-    e.g = (sm_geometry){.engine_id = seed, .lane_bytes = lane_bytes, .slots = engine_slots, .max_shards = shards,
-                        .max_producers = seats, .row_bytes = row_bytes};
+    e.g = (sm_geometry){.engine_id = seed,
+                        .lane_bytes = lane_bytes,
+                        .slots = engine_slots,
+                        .max_shards = shards,
+                        .max_producers = seats,
+                        .row_bytes = row_bytes};
     if (row_bytes) {
         e.g.key_kind = SM_KEY_INT;
         e.g.key_bytes = 8;
@@ -118,7 +122,10 @@ static inline void engine_free(engine *e)
     unmap_guarded(e->control, e->g.control_bytes);
 }
 
-static inline uint32_t shard_of_int(const engine *e, uint64_t key) { return (uint32_t)(sm_hash_int(key) & (e->g.slots - 1)) % e->shards; }
+static inline uint32_t shard_of_int(const engine *e, uint64_t key)
+{
+    return (uint32_t)(sm_hash_int(key) & (e->g.slots - 1)) % e->shards;
+}
 
 static inline sm_sender *take_seat(engine *e, uint32_t seat)
 {
@@ -145,7 +152,9 @@ static inline sm_reader *take_shard(engine *e, uint32_t shard, uint32_t max_rows
 }
 
 /* How often in a row a lane refused at the same tail and head although the wait in between said that there is room. */
-typedef struct patience { uint64_t tail[MAX_SHARDS], head[MAX_SHARDS], repeats[MAX_SHARDS]; } patience;
+typedef struct patience {
+    uint64_t tail[MAX_SHARDS], head[MAX_SHARDS], repeats[MAX_SHARDS];
+} patience;
 
 /*
  * What the producer in Python does about a status before it calls again. A wait that ends at once although the lane
@@ -163,7 +172,8 @@ static inline void mend(engine *e, sm_sender *s, int status, uint32_t shard, pat
     if (p) {
         CHECK(sm_sender_position(s, shard, &tail, &head) == SM_OK, "shard %u", shard);
         p->repeats[shard] = tail == p->tail[shard] && head == p->head[shard] ? p->repeats[shard] + 1 : 0;
-        CHECK(p->repeats[shard] < 3, "sm_wait_room sees room in lane %u with tail %llu and head %llu, the push does not", shard,
+        CHECK(p->repeats[shard] < 3,
+              "sm_wait_room sees room in lane %u with tail %llu and head %llu, the push does not", shard,
               (unsigned long long)tail, (unsigned long long)head);
     }
     status = sm_wait_room(s, shard, SPIN_NS, PARK_NS);
@@ -222,7 +232,8 @@ static inline void look_at_lane(engine *e, uint32_t shard, uint32_t seat, sm_lan
     CHECK(v.accepted >= last->accepted && v.handled >= last->handled && v.quarantined >= last->quarantined &&
               v.shed >= last->shed && v.tail >= last->tail && v.head >= last->head,
           "lane %u/%u: a count or a position fell", shard, seat);
-    CHECK((v.tail == last->tail) == (v.accepted == last->accepted), "lane %u/%u: a tail without its count", shard, seat);
+    CHECK((v.tail == last->tail) == (v.accepted == last->accepted), "lane %u/%u: a tail without its count", shard,
+          seat);
     CHECK(v.head != last->head || v.handled == last->handled, "lane %u/%u: a count without its head", shard, seat);
     CHECK(v.head <= v.tail && v.tail - v.head <= e->g.lane_bytes, "lane %u/%u: tail %llu, head %llu, %llu bytes", shard,
           seat, (unsigned long long)v.tail, (unsigned long long)v.head, (unsigned long long)e->g.lane_bytes);

@@ -13,7 +13,9 @@
 
 enum { HONEST = 0, MAD = 2, SEATS = 4, ROUNDS = 6, MOST_ROWS = 100, LARGEST = 1900 };
 
-typedef struct row { uint64_t key, nth, filler[2]; } row;
+typedef struct row {
+    uint64_t key, nth, filler[2];
+} row;
 
 static uint64_t sink, reach, corrupt, batches, pushed, received;
 static sm_sender *honest, *mad;
@@ -117,10 +119,12 @@ static int turn(int spoiled)
     uint64_t tail = sm_position(atomic_load_explicit(&lane->tail, memory_order_relaxed));
     reach = tail > reach ? tail : reach;
     int status = sm_next(reader, 0, 0, &b);
-    CHECK(status == SM_OK || (status == SM_CORRUPT && b.broken_seat == MAD), "sm_next: %d, seat %u", status, b.broken_seat);
+    CHECK(status == SM_OK || (status == SM_CORRUPT && b.broken_seat == MAD), "sm_next: %d, seat %u", status,
+          b.broken_seat);
     CHECK(b.rows <= MOST_ROWS && b.spans <= b.rows, "%llu rows in %u spans", (unsigned long long)b.rows, b.spans);
     for (uint32_t i = 0; i < b.spans; i++)
-        CHECK(b.span[i].seat == HONEST || b.span[i].position + b.span[i].frame_length <= reach, "a frame beyond all tails");
+        CHECK(b.span[i].seat == HONEST || b.span[i].position + b.span[i].frame_length <= reach,
+              "a frame beyond all tails");
     corrupt += status == SM_CORRUPT;
     if (!b.rows)
         return 0;
@@ -170,7 +174,8 @@ static void episode(void)
         sm_view_lane(e.inbox[0], &e.g, MAD, &v);
     }
     for (int i = 0; received < pushed || i < 3; i++) {
-        CHECK(i < 10000, "the honest producer waits for ever: %llu of %llu", (unsigned long long)received, (unsigned long long)pushed);
+        CHECK(i < 10000, "the honest producer waits for ever: %llu of %llu", (unsigned long long)received,
+              (unsigned long long)pushed);
         turn(0);
     }
     leave_seat(&e, mad, MAD);
@@ -194,7 +199,8 @@ static void lanes(uint32_t row_bytes, double share)
         episode();
     }
     printf("rows of %2u: %llu episodes, %llu batches, %llu lanes found corrupt, %llu honest events\n", row_bytes,
-           (unsigned long long)episodes, (unsigned long long)batches, (unsigned long long)corrupt, (unsigned long long)received);
+           (unsigned long long)episodes, (unsigned long long)batches, (unsigned long long)corrupt,
+           (unsigned long long)received);
     CHECK(corrupt > episodes / 20, "hardly any damage was found");
     sm_reader_free(reader);
     leave_seat(&e, honest, HONEST);
@@ -203,9 +209,28 @@ static void lanes(uint32_t row_bytes, double share)
 
 /* ---- single lies --------------------------------------------------------------------------------------------------------------- */
 
-enum { NO_LIE, TAIL_TOO_FAR, TAIL_FELL, LENGTH_NONE, LENGTH_ODD, LENGTH_BEYOND_TAIL, LENGTH_TOO_SHORT, KIND_UNKNOWN, ROWS_NONE,
-       ROWS_TOO_MANY, ROWS_BEYOND_FRAME, BYTES_BEYOND_FRAME, BYTES_WRAP, POSITION_OF_ANOTHER, PAD_TOO_SHORT, PAD_AT_TAIL,
-       END_BEYOND_BYTES, END_FELL, KEY_BEYOND_EVENT, LIES };
+enum {
+    NO_LIE,
+    TAIL_TOO_FAR,
+    TAIL_FELL,
+    LENGTH_NONE,
+    LENGTH_ODD,
+    LENGTH_BEYOND_TAIL,
+    LENGTH_TOO_SHORT,
+    KIND_UNKNOWN,
+    ROWS_NONE,
+    ROWS_TOO_MANY,
+    ROWS_BEYOND_FRAME,
+    BYTES_BEYOND_FRAME,
+    BYTES_WRAP,
+    POSITION_OF_ANOTHER,
+    PAD_TOO_SHORT,
+    PAD_AT_TAIL,
+    END_BEYOND_BYTES,
+    END_FELL,
+    KEY_BEYOND_EVENT,
+    LIES
+};
 
 /* A lane with two frames, of one and of two events; the second has been told the lie. */
 static void lie(int which)
@@ -219,7 +244,8 @@ static void lie(int which)
     mad = take_seat(&e, MAD);
     mend(&e, mad, SM_NEED_LANE, 0, NULL);
     CHECK(sm_push(mad, SM_KEY_INT, 2, 0, NULL, 0, data, 10, &shard) == SM_OK, "push");
-    sm_columns columns = {.n = 2, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets, .data_bytes = 50};
+    sm_columns columns = {
+        .n = 2, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets, .data_bytes = 50};
     memset(&c, 0, sizeof c);
     CHECK(sm_push_columns(mad, &columns, &c) == SM_OK, "push");
     uint64_t tail = sm_position(atomic_load_explicit(&lane->tail, memory_order_relaxed)), put = tail;
@@ -229,24 +255,62 @@ static void lie(int which)
     sm_batch b;
     CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 1 && sm_commit(r) == SM_OK, "the first event");
     switch (which) {
-    case TAIL_TOO_FAR: put = first->length + e.g.lane_bytes + 16; break;
-    case TAIL_FELL: put = 0; break;
-    case LENGTH_NONE: f->length = 0; break;
-    case LENGTH_ODD: f->length -= 8; break;
-    case LENGTH_BEYOND_TAIL: f->length += 16; break;
-    case LENGTH_TOO_SHORT: f->length = 32; break;
-    case KIND_UNKNOWN: f->kind = 7; break;
-    case ROWS_NONE: f->rows = 0; break;
-    case ROWS_TOO_MANY: f->rows = UINT32_MAX; break;
-    case ROWS_BEYOND_FRAME: f->rows = 6; break;
-    case BYTES_BEYOND_FRAME: f->bytes += 100; break;
-    case BYTES_WRAP: f->bytes = UINT32_MAX; break;
-    case POSITION_OF_ANOTHER: f->position -= e.g.lane_bytes; break;
-    case PAD_TOO_SHORT: f->kind = SM_FRAME_PAD; break;
-    case PAD_AT_TAIL: f->kind = SM_FRAME_PAD; f->length = (uint32_t)(e.g.lane_bytes - first->length); put = e.g.lane_bytes; break;
-    case END_BEYOND_BYTES: index[1].end = f->bytes + 1; break;
-    case END_FELL: index[1].end = index[0].end - 1; break;
-    case KEY_BEYOND_EVENT: index[0].meta = (uint32_t)SM_KEY_BYTES << 30 | 21; break;
+    case TAIL_TOO_FAR:
+        put = first->length + e.g.lane_bytes + 16;
+        break;
+    case TAIL_FELL:
+        put = 0;
+        break;
+    case LENGTH_NONE:
+        f->length = 0;
+        break;
+    case LENGTH_ODD:
+        f->length -= 8;
+        break;
+    case LENGTH_BEYOND_TAIL:
+        f->length += 16;
+        break;
+    case LENGTH_TOO_SHORT:
+        f->length = 32;
+        break;
+    case KIND_UNKNOWN:
+        f->kind = 7;
+        break;
+    case ROWS_NONE:
+        f->rows = 0;
+        break;
+    case ROWS_TOO_MANY:
+        f->rows = UINT32_MAX;
+        break;
+    case ROWS_BEYOND_FRAME:
+        f->rows = 6;
+        break;
+    case BYTES_BEYOND_FRAME:
+        f->bytes += 100;
+        break;
+    case BYTES_WRAP:
+        f->bytes = UINT32_MAX;
+        break;
+    case POSITION_OF_ANOTHER:
+        f->position -= e.g.lane_bytes;
+        break;
+    case PAD_TOO_SHORT:
+        f->kind = SM_FRAME_PAD;
+        break;
+    case PAD_AT_TAIL:
+        f->kind = SM_FRAME_PAD;
+        f->length = (uint32_t)(e.g.lane_bytes - first->length);
+        put = e.g.lane_bytes;
+        break;
+    case END_BEYOND_BYTES:
+        index[1].end = f->bytes + 1;
+        break;
+    case END_FELL:
+        index[1].end = index[0].end - 1;
+        break;
+    case KEY_BEYOND_EVENT:
+        index[0].meta = (uint32_t)SM_KEY_BYTES << 30 | 21;
+        break;
     }
     atomic_store_explicit(&lane->tail, put, memory_order_relaxed);
     int status = SM_OK;
@@ -299,7 +363,8 @@ static void lie_while_gathering(void)
     CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 2 && b.spans == 2 && b.bytes == 72, "two frames");
     CHECK(sm_gather(&b, 0, out, 2 * sizeof(sm_index) + 72) == SM_OK, "gather");
     ((sm_index *)b.span[0].rows)->end = 70;
-    CHECK(sm_gather(&b, 0, out, 2 * sizeof(sm_index) + 72) == SM_CORRUPT, "an event that ends in the next frame was gathered");
+    CHECK(sm_gather(&b, 0, out, 2 * sizeof(sm_index) + 72) == SM_CORRUPT,
+          "an event that ends in the next frame was gathered");
     free(out);
     sm_reader_free(r);
     leave_seat(&e, mad, MAD);
@@ -315,7 +380,8 @@ static void lie_before_the_commit(void)
     e = engine_new(1, SEATS, 4096, 0);
     mad = take_seat(&e, MAD);
     mend(&e, mad, SM_NEED_LANE, 0, NULL);
-    sm_columns columns = {.n = 2, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets, .data_bytes = 50};
+    sm_columns columns = {
+        .n = 2, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets, .data_bytes = 50};
     memset(&c, 0, sizeof c);
     CHECK(sm_push_columns(mad, &columns, &c) == SM_OK, "push");
     sm_reader *r = take_shard(&e, 0, 1);
@@ -323,7 +389,8 @@ static void lie_before_the_commit(void)
     CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 1, "the first of two rows");
     ((sm_frame *)sm_lane_data(sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD)))->length = 0;
     CHECK(sm_commit(r) == SM_CORRUPT, "a frame without a length was committed");
-    CHECK(sm_next(r, 0, 0, &b) == SM_CORRUPT && b.broken_seat == MAD && !b.rows, "the lane goes on, or is broken in silence");
+    CHECK(sm_next(r, 0, 0, &b) == SM_CORRUPT && b.broken_seat == MAD && !b.rows,
+          "the lane goes on, or is broken in silence");
     CHECK(sm_sender_broken(mad, 0) == 1, "its producer would wait for room for ever");
     sm_reader_free(r);
     leave_seat(&e, mad, MAD);
@@ -346,7 +413,11 @@ static void lie_about_the_head(void)
         atomic_store_explicit(&lane->head, 1024, memory_order_relaxed);
         while (which == 2 && push(mad, 2, 0, 500) == SM_OK) /* it has now seen this head */
             ;
-        atomic_store_explicit(&lane->head, which == 0 ? tail + 16 : which == 1 ? tail - e.g.lane_bytes - 16 : 512, memory_order_relaxed);
+        atomic_store_explicit(&lane->head,
+                              which == 0   ? tail + 16
+                              : which == 1 ? tail - e.g.lane_bytes - 16
+                                           : 512,
+                              memory_order_relaxed);
         while ((status = push(mad, 2, 0, 500)) == SM_OK)
             ;
         CHECK(status == SM_CORRUPT, "head lie %d was believed: %d", which, status);
@@ -371,7 +442,8 @@ static void lie_before_publishing(uint32_t row_bytes, int many)
 {
     static uint8_t data[64];
     static const uint64_t keys[] = {2, 2}, offsets[] = {0, 20, 50};
-    sm_columns columns = {.n = 2, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets, .data_bytes = sizeof data};
+    sm_columns columns = {
+        .n = 2, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets, .data_bytes = sizeof data};
     static sm_cursor c;
     uint64_t tail[2], head;
     sm_lane_view v;
@@ -410,7 +482,8 @@ static void lie_about_suspects(void)
     sm_batch b;
     for (int i = 0, is_there = 0; !is_there; i++) {
         CHECK(i < 100, "one lane of suspects without an end keeps the others waiting");
-        CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows <= 4, "%llu rows in a batch of at most 4", (unsigned long long)b.rows);
+        CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows <= 4, "%llu rows in a batch of at most 4",
+              (unsigned long long)b.rows);
         for (uint32_t k = 0; k < b.spans; k++)
             is_there |= b.span[k].seat == HONEST;
         CHECK(sm_commit(r) == SM_OK && push(mad, 2, 0, 8) == SM_OK, "commit and push");
@@ -460,17 +533,21 @@ static void lie_behind_deferred_rows(int about_their_tail)
     CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 5 && sm_defer(r) == SM_OK, "five events");
     CHECK(sm_deferred(r, &pressed, &awaited) == 5 && pressed, "half a lane is handled and not committed");
     CHECK(push(mad, 2, 0, 440) == SM_OK, "push");
-    ((sm_frame *)(sm_lane_data(lane) + (sm_position(atomic_load_explicit(&lane->tail, memory_order_relaxed)) - 512)))->rows = 0;
+    ((sm_frame *)(sm_lane_data(lane) + (sm_position(atomic_load_explicit(&lane->tail, memory_order_relaxed)) - 512)))
+        ->rows = 0;
     if (about_their_tail)
         atomic_store_explicit(&lane->tail, 16, memory_order_relaxed);
     CHECK(sm_next(r, 0, 0, &b) == SM_CORRUPT && b.broken_seat == MAD, "the sixth event");
     sm_ranges(r, &n);
     CHECK(n == 1 && sm_commit_deferred(r) == (about_their_tail ? SM_CORRUPT : SM_OK), "commit of %u ranges", n);
     sm_view_lane(e.inbox[0], &e.g, MAD, &v);
-    CHECK(v.handled == (about_their_tail ? 0 : 5), "%llu events of the broken lane count as handled", (unsigned long long)v.handled);
-    CHECK(push(honest, 1, 0, 8) == SM_OK && sm_next(r, 0, 0, &b) == SM_OK && b.rows == 1 && sm_defer(r) == SM_OK, "another lane");
+    CHECK(v.handled == (about_their_tail ? 0 : 5), "%llu events of the broken lane count as handled",
+          (unsigned long long)v.handled);
+    CHECK(push(honest, 1, 0, 8) == SM_OK && sm_next(r, 0, 0, &b) == SM_OK && b.rows == 1 && sm_defer(r) == SM_OK,
+          "another lane");
     atomic_store_explicit(&lane->waiting, 99, memory_order_relaxed);
-    CHECK(sm_deferred(r, &pressed, &awaited) == 1 && !pressed && !awaited, "each batch is a checkpoint because of a broken lane");
+    CHECK(sm_deferred(r, &pressed, &awaited) == 1 && !pressed && !awaited,
+          "each batch is a checkpoint because of a broken lane");
     sm_reader_free(r);
     leave_seat(&e, honest, HONEST);
     leave_seat(&e, mad, MAD);
@@ -515,16 +592,30 @@ static void routes(double share)
     for (; sm_now_ns() < until; attempts++) {
         sm_shard *shard = sm_shard_at(e.control, (uint32_t)below(&rng, 2));
         switch (below(&rng, 6)) {
-        case 0: spoil64(&sm_slot_at(e.control, (uint32_t)below(&rng, e.g.slots))->slot_word); break;
-        case 1: sm_set_slot(e.control, (uint32_t)below(&rng, e.g.slots), (uint32_t)below(&rng, 2)); break;
-        case 2: sm_set_shard_weight(e.control, (uint32_t)below(&rng, 2), (uint32_t)strange(1000)); break;
-        case 3: sm_set_shard_state(e.control, (uint32_t)below(&rng, 2), below(&rng, 2) ? SM_SHARD_ACTIVE : (uint32_t)draw(&rng)); break;
-        case 4: atomic_store_explicit(&shard->shard_generation, below(&rng, 4) ? 1 : draw(&rng), memory_order_relaxed); break;
-        case 5: sm_set_engine_state(e.control, below(&rng, 4) ? SM_ENGINE_RUNNING : (uint32_t)draw(&rng)); break;
+        case 0:
+            spoil64(&sm_slot_at(e.control, (uint32_t)below(&rng, e.g.slots))->slot_word);
+            break;
+        case 1:
+            sm_set_slot(e.control, (uint32_t)below(&rng, e.g.slots), (uint32_t)below(&rng, 2));
+            break;
+        case 2:
+            sm_set_shard_weight(e.control, (uint32_t)below(&rng, 2), (uint32_t)strange(1000));
+            break;
+        case 3:
+            sm_set_shard_state(e.control, (uint32_t)below(&rng, 2),
+                               below(&rng, 2) ? SM_SHARD_ACTIVE : (uint32_t)draw(&rng));
+            break;
+        case 4:
+            atomic_store_explicit(&shard->shard_generation, below(&rng, 4) ? 1 : draw(&rng), memory_order_relaxed);
+            break;
+        case 5:
+            sm_set_engine_state(e.control, below(&rng, 4) ? SM_ENGINE_RUNNING : (uint32_t)draw(&rng));
+            break;
         }
         uint32_t to = 0, kind = below(&rng, 2) ? SM_KEY_INT : SM_KEY_NONE;
         int status = sm_push(s, kind, below(&rng, 64), 0, NULL, 0, &attempts, 8, &to);
-        CHECK(status == SM_OK || status == SM_STOPPED || status == SM_UNROUTED || status == SM_NEED_LANE || status == SM_FULL,
+        CHECK(status == SM_OK || status == SM_STOPPED || status == SM_UNROUTED || status == SM_NEED_LANE ||
+                  status == SM_FULL,
               "push: %d", status);
         counts[-status]++;
         sm_lane_view v[2];
@@ -533,16 +624,17 @@ static void routes(double share)
             sm_view_lane(e.inbox[i], &e.g, 0, &v[i]);
             now += v[i].accepted;
         }
-        CHECK(now == sum + (status == SM_OK), "status %d, and %llu events were accepted", status, (unsigned long long)(now - sum));
+        CHECK(now == sum + (status == SM_OK), "status %d, and %llu events were accepted", status,
+              (unsigned long long)(now - sum));
         sum = now;
         sm_batch b;
         for (uint32_t i = 0; i < 2 && attempts % 16 == 0; i++)
             while (sm_next(readers[i], 0, 0, &b) == SM_OK && b.rows)
                 sm_commit(readers[i]);
     }
-    printf("routes: %llu pushes, %llu accepted, %llu without a route, %llu without a lane, %llu stopped\n", (unsigned long long)attempts,
-           (unsigned long long)counts[0], (unsigned long long)counts[-SM_UNROUTED], (unsigned long long)counts[-SM_NEED_LANE],
-           (unsigned long long)counts[-SM_STOPPED]);
+    printf("routes: %llu pushes, %llu accepted, %llu without a route, %llu without a lane, %llu stopped\n",
+           (unsigned long long)attempts, (unsigned long long)counts[0], (unsigned long long)counts[-SM_UNROUTED],
+           (unsigned long long)counts[-SM_NEED_LANE], (unsigned long long)counts[-SM_STOPPED]);
     for (int i = 0; i < 2; i++)
         sm_reader_free(readers[i]);
     leave_seat(&e, s, 0);
@@ -579,7 +671,9 @@ static void attaching(double share)
         CHECK(status == SM_OK || (status <= SM_MAGIC && status >= SM_UNREADY), "sm_control_read: %d", status);
         if (status == SM_OK) {
             sm_geometry again = g;
-            CHECK(sm_geometry_complete(&again) == SM_OK && memcmp(&g, &again, sizeof g) == 0 && g.control_bytes <= bytes, "geometry");
+            CHECK(sm_geometry_complete(&again) == SM_OK && memcmp(&g, &again, sizeof g) == 0 &&
+                      g.control_bytes <= bytes,
+                  "geometry");
             accepted++;
         }
         bytes = below(&rng, 2) ? e.g.inbox_bytes : below(&rng, e.g.inbox_bytes);

@@ -14,10 +14,43 @@ static sm_lane *lane; /* the mad one's */
 static uint64_t strange(uint64_t now)
 {
     uint64_t n = e.g.lane_bytes;
-    const uint64_t values[] = {0, 1, 15, 16, 17, 32, 40, 47, 48, 63, 64, n / 2 - 16, n / 2, n / 2 + 16, n - 16, n, n + 16,
-                               SM_CHUNK, SM_CHUNK + 1, INT32_MAX, UINT64_C(1) << 31, UINT32_MAX, INT64_MAX, UINT64_C(1) << 63, UINT64_MAX,
-                               now + 1, now - 1, now + 16, now - 16, now + n, now - n, now << 1, now | 1,
-                               draw(&rng), draw(&rng) >> 32, draw(&rng) >> 48, draw(&rng) >> 56};
+    const uint64_t values[] = {0,
+                               1,
+                               15,
+                               16,
+                               17,
+                               32,
+                               40,
+                               47,
+                               48,
+                               63,
+                               64,
+                               n / 2 - 16,
+                               n / 2,
+                               n / 2 + 16,
+                               n - 16,
+                               n,
+                               n + 16,
+                               SM_CHUNK,
+                               SM_CHUNK + 1,
+                               INT32_MAX,
+                               UINT64_C(1) << 31,
+                               UINT32_MAX,
+                               INT64_MAX,
+                               UINT64_C(1) << 63,
+                               UINT64_MAX,
+                               now + 1,
+                               now - 1,
+                               now + 16,
+                               now - 16,
+                               now + n,
+                               now - n,
+                               now << 1,
+                               now | 1,
+                               draw(&rng),
+                               draw(&rng) >> 32,
+                               draw(&rng) >> 48,
+                               draw(&rng) >> 56};
     return below(&rng, 4) ? values[below(&rng, sizeof values / sizeof *values)] : now ^ UINT64_C(1) << below(&rng, 64);
 }
 
@@ -28,7 +61,8 @@ static void spoil64(_Atomic uint64_t *word)
 
 static void spoil_word(void)
 {
-    _Atomic uint64_t *words[] = {&lane->tail, &lane->tail, &lane->tail, &lane->head, &lane->evict, &lane->waiting,
+    _Atomic uint64_t *words[] = {&lane->tail,        &lane->tail,        &lane->tail,
+                                 &lane->head,        &lane->evict,       &lane->waiting,
                                  &lane->accepted[0], &lane->accepted[1], &lane->ledger[0].ledger_handled};
     spoil64(words[below(&rng, sizeof words / sizeof *words)]);
 }
@@ -55,14 +89,30 @@ static void spoil_frame(void)
 {
     sm_frame *f = some_frame();
     switch (below(&rng, whole(f) ? 8 : 2)) {
-    case 0: f->length = (uint32_t)strange(f->length); break;
-    case 1: f->kind = below(&rng, 3) ? (uint16_t)(below(&rng, 2) ? SM_FRAME_PAD : SM_FRAME_DATA) : (uint16_t)draw(&rng); break;
-    case 2: f->rows = (uint32_t)strange(f->rows); break;
-    case 3: f->bytes = (uint32_t)strange(f->bytes); break;
-    case 4: f->position = strange(f->position); break;
-    case 5: f->sequence = strange(f->sequence); break;
-    case 6: f->sent_ns = (int64_t)strange((uint64_t)f->sent_ns); break;
-    case 7: f->length = (uint32_t)(f->length - 16 + 32 * below(&rng, 2)); break;
+    case 0:
+        f->length = (uint32_t)strange(f->length);
+        break;
+    case 1:
+        f->kind = below(&rng, 3) ? (uint16_t)(below(&rng, 2) ? SM_FRAME_PAD : SM_FRAME_DATA) : (uint16_t)draw(&rng);
+        break;
+    case 2:
+        f->rows = (uint32_t)strange(f->rows);
+        break;
+    case 3:
+        f->bytes = (uint32_t)strange(f->bytes);
+        break;
+    case 4:
+        f->position = strange(f->position);
+        break;
+    case 5:
+        f->sequence = strange(f->sequence);
+        break;
+    case 6:
+        f->sent_ns = (int64_t)strange((uint64_t)f->sent_ns);
+        break;
+    case 7:
+        f->length = (uint32_t)(f->length - 16 + 32 * below(&rng, 2));
+        break;
     }
 }
 
@@ -75,10 +125,18 @@ static void spoil_entry(void)
     if ((uint8_t *)(entry + 1) > sm_lane_data(lane) + e.g.lane_bytes)
         return;
     switch (below(&rng, 4)) {
-    case 0: entry->end = (uint32_t)strange(entry->end); break;
-    case 3: entry->end = f->bytes = (uint32_t)strange(f->bytes); break; /* a lie that agrees with itself */
-    case 1: entry->meta = (uint32_t)strange(entry->meta); break;
-    case 2: entry->key = strange(entry->key); break;
+    case 0:
+        entry->end = (uint32_t)strange(entry->end);
+        break;
+    case 3:
+        entry->end = f->bytes = (uint32_t)strange(f->bytes);
+        break; /* a lie that agrees with itself */
+    case 1:
+        entry->meta = (uint32_t)strange(entry->meta);
+        break;
+    case 2:
+        entry->key = strange(entry->key);
+        break;
     }
 }
 
@@ -94,10 +152,22 @@ static void spoil(void)
 {
     for (uint64_t n = below(&rng, 3); n; n--)
         switch (below(&rng, 8)) {
-        case 0: case 1: spoil_word(); break;
-        case 2: case 3: case 4: spoil_frame(); break;
-        case 5: case 6: spoil_entry(); break;
-        case 7: spoil_bytes(); break;
+        case 0:
+        case 1:
+            spoil_word();
+            break;
+        case 2:
+        case 3:
+        case 4:
+            spoil_frame();
+            break;
+        case 5:
+        case 6:
+            spoil_entry();
+            break;
+        case 7:
+            spoil_bytes();
+            break;
         }
 }
 

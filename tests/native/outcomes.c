@@ -7,13 +7,18 @@
 
 #define FOREVER INT64_C(8000000000) /* a sleep as long as that was ended by nobody */
 
-typedef struct outcome { const char *what; int allowed; uint64_t count; } outcome;
+typedef struct outcome {
+    const char *what;
+    int allowed;
+    uint64_t count;
+} outcome;
 
 static void report(const char *title, const outcome *outcomes, size_t n)
 {
     int bad = 0;
     for (size_t i = 0; i < n; i++) {
-        printf("  %-10s %9llu  %s\n", outcomes[i].allowed ? "" : "FORBIDDEN", (unsigned long long)outcomes[i].count, outcomes[i].what);
+        printf("  %-10s %9llu  %s\n", outcomes[i].allowed ? "" : "FORBIDDEN", (unsigned long long)outcomes[i].count,
+               outcomes[i].what);
         bad |= outcomes[i].count && !outcomes[i].allowed;
     }
     CHECK(!bad, "%s: a forbidden outcome", title);
@@ -64,7 +69,8 @@ static void sleep_until_handled(sm_sender *s, uint64_t tail, int64_t spin_ns, ui
     for (int status = SM_TIMEOUT; status != SM_OK;) {
         int64_t asleep = sm_now_ns();
         status = sm_wait_handled(s, 0, tail, spin_ns, 2 * FOREVER);
-        CHECK(sm_now_ns() - asleep < 2 * FOREVER, "FORBIDDEN: event %llu was handled and the producer slept on", (unsigned long long)i);
+        CHECK(sm_now_ns() - asleep < 2 * FOREVER, "FORBIDDEN: event %llu was handled and the producer slept on",
+              (unsigned long long)i);
     }
 }
 
@@ -93,8 +99,11 @@ static void *answer(void *argument)
 
 static void parking(double share)
 {
-    outcome outcomes[] = {{"no bell rung, both saw it for themselves", 1, 0}, {"the worker's bell rung", 1, 0},
-                          {"the producer's bell rung", 1, 0}, {"both bells rung", 1, 0}, {"one event, two rings", 0, 0}};
+    outcome outcomes[] = {{"no bell rung, both saw it for themselves", 1, 0},
+                          {"the worker's bell rung", 1, 0},
+                          {"the producer's bell rung", 1, 0},
+                          {"both bells rung", 1, 0},
+                          {"one event, two rings", 0, 0}};
     uint64_t random = mix(seed + 8);
     e = engine_new(1, 1, 4096, 0);
     atomic_store_explicit(&offered, 0, memory_order_relaxed);
@@ -103,7 +112,8 @@ static void parking(double share)
     sm_sender *s = take_seat(&e, 0);
     open_lane(s, 0);
     pthread_t worker = start(answer, NULL);
-    _Atomic uint32_t *door = &((sm_inbox *)e.inbox[0])->doorbell, *space = &sm_lane_at(e.inbox[0], e.g.lane_bytes, 0)->space_bell;
+    _Atomic uint32_t *door = &((sm_inbox *)e.inbox[0])->doorbell,
+                     *space = &sm_lane_at(e.inbox[0], e.g.lane_bytes, 0)->space_bell;
     while (!bell(space)) /* a worker rings every lane that it opens */
         sched_yield();
     deadline = sm_now_ns() + (int64_t)(seconds * share * 1e9);
@@ -184,8 +194,13 @@ static void opening(double share)
 
 enum { STEPS = 1 << 19 };
 
-typedef struct pair { uint64_t position, count; } pair;
-typedef struct history { pair *pairs; uint64_t n; } history;
+typedef struct pair {
+    uint64_t position, count;
+} pair;
+typedef struct history {
+    pair *pairs;
+    uint64_t n;
+} history;
 
 static history tails, heads, seen_tails, seen_heads;
 
@@ -266,9 +281,13 @@ static void judge(const history *truth, const history *seen, outcome *outcomes)
 
 static void counting(double share)
 {
-    outcome tail_outcomes[] = {{"tail with its count", 1, 0}, {"tail with a later count", 0, 0}, {"tail with an earlier count", 0, 0},
+    outcome tail_outcomes[] = {{"tail with its count", 1, 0},
+                               {"tail with a later count", 0, 0},
+                               {"tail with an earlier count", 0, 0},
                                {"a tail that never was", 0, 0}};
-    outcome head_outcomes[] = {{"head with its count", 1, 0}, {"head with a later count", 0, 0}, {"head with an earlier count", 0, 0},
+    outcome head_outcomes[] = {{"head with its count", 1, 0},
+                               {"head with a later count", 0, 0},
+                               {"head with an earlier count", 0, 0},
                                {"a head that never was", 0, 0}};
     history *all[] = {&tails, &heads, &seen_tails, &seen_heads};
     for (int i = 0; i < 4; i++) {
@@ -350,9 +369,11 @@ static uint64_t accepted_by(uint32_t shard)
 /* a slot is moved, or the engine drained, under a producer that does not stop pushing into it */
 static void marking(double share)
 {
-    outcome outcomes[] = {{"slot moved, no send under way", 1, 0}, {"slot moved, a send waited for", 1, 0},
+    outcome outcomes[] = {{"slot moved, no send under way", 1, 0},
+                          {"slot moved, a send waited for", 1, 0},
                           {"slot moved, and an event still entered the old lane", 0, 0},
-                          {"draining, no send under way", 1, 0}, {"draining, a send waited for", 1, 0},
+                          {"draining, no send under way", 1, 0},
+                          {"draining, a send waited for", 1, 0},
                           {"draining, and an event was still accepted", 0, 0}};
     uint64_t random = mix(seed + 12), key = 5;
     e = engine_new(2, 1, 4096, 0);
@@ -406,9 +427,11 @@ static void *look_for_moves(void *argument)
 
 static void numbering(double share)
 {
-    outcome outcomes[] = {{"nothing is given up", 1, 0}, {"a slot is given up", 1, 0},
+    outcome outcomes[] = {{"nothing is given up", 1, 0},
+                          {"a slot is given up", 1, 0},
                           {"a slot is given up, with the number of a handoff to here", 0, 0},
-                          {"nothing is taken up", 1, 0}, {"a slot is taken up", 1, 0},
+                          {"nothing is taken up", 1, 0},
+                          {"a slot is taken up", 1, 0},
                           {"a slot is taken up, with the number of a handoff from here", 0, 0}};
     uint64_t random = mix(seed + 13);
     e = engine_new(2, 1, 4096, 0);

@@ -19,7 +19,10 @@ static int64_t deadline;
 static _Atomic int finished;
 static uint64_t sent[PRODUCERS][KEYS], arrived[SHARDS][PRODUCERS][KEYS];
 
-static uint32_t check_of(uint32_t producer, uint64_t key, uint64_t nth) { return (uint32_t)mix(mix(nth) ^ key << 8 ^ producer); }
+static uint32_t check_of(uint32_t producer, uint64_t key, uint64_t nth)
+{
+    return (uint32_t)mix(mix(nth) ^ key << 8 ^ producer);
+}
 
 static void *produce(void *argument)
 {
@@ -90,7 +93,8 @@ static void *work(void *argument)
             continue;
         int gather = below(&random, 4) == 0;
         if (gather) {
-            CHECK(b.rows * row_bytes <= 4096 * LONGEST_ROW && b.rows <= max_rows, "%llu rows", (unsigned long long)b.rows);
+            CHECK(b.rows * row_bytes <= 4096 * LONGEST_ROW && b.rows <= max_rows, "%llu rows",
+                  (unsigned long long)b.rows);
             CHECK(sm_gather(&b, row_bytes, scratch, b.rows * row_bytes - 1) == SM_GEOMETRY, "gathered into too little");
             CHECK(sm_gather(&b, row_bytes, scratch, b.rows * row_bytes) == SM_OK, "gather");
         }
@@ -102,7 +106,8 @@ static void *work(void *argument)
             for (uint32_t j = 0; j < span->count; j++, rows++)
                 receive(shard, span->seat, gather ? scratch + rows * row_bytes : span->rows + (uint64_t)j * row_bytes);
         }
-        CHECK(rows == b.rows, "%llu rows in the spans, %llu in the batch", (unsigned long long)rows, (unsigned long long)b.rows);
+        CHECK(rows == b.rows, "%llu rows in the spans, %llu in the batch", (unsigned long long)rows,
+              (unsigned long long)b.rows);
         if (below(&random, 200) == 0)
             usleep(300); /* lanes fill up, producers park */
         CHECK(sm_commit(r) == SM_OK, "commit");

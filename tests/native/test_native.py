@@ -3,6 +3,7 @@
 Each program's first comment says what it claims. They run with one seed, so that a red run is red again;
 SHARDMEM_NATIVE_SEED and SHARDMEM_NATIVE_SECONDS (2) make other and longer runs, SHARDMEM_FUZZ_EPISODES (12000) those of fuzz.
 """
+
 from __future__ import annotations
 
 import os
@@ -17,11 +18,18 @@ import pytest
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parents[1] / "csrc"
 PROGRAMS = sorted(path.stem for path in HERE.glob("*.c"))
-RUNS = [(program, sanitizer) for program in PROGRAMS for sanitizer in ("thread", "address,undefined")
-        if (program, sanitizer) != ("fuzz", "thread")]  # its second thread breaks every rule, on purpose
+RUNS = [
+    (program, sanitizer)
+    for program in PROGRAMS
+    for sanitizer in ("thread", "address,undefined")
+    if (program, sanitizer) != ("fuzz", "thread")
+]  # its second thread breaks every rule, on purpose
 FLAGS = ["-std=gnu11", "-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-pthread"]
-OPTIONS = {"TSAN_OPTIONS": "halt_on_error=1:exitcode=66", "ASAN_OPTIONS": "halt_on_error=1:exitcode=67:detect_leaks=0",
-           "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+OPTIONS = {
+    "TSAN_OPTIONS": "halt_on_error=1:exitcode=66",
+    "ASAN_OPTIONS": "halt_on_error=1:exitcode=67:detect_leaks=0",
+    "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+}
 REPORTS = ("WARNING: ThreadSanitizer", "ERROR: AddressSanitizer", "runtime error:", "FATAL: ThreadSanitizer")
 
 
@@ -30,16 +38,28 @@ def compiler() -> list[str]:
         words = shlex.split(command)
         if words and shutil.which(words[0]):
             return words
-    pytest.fail("no C compiler: none of $CC, cc, gcc and clang can be run. The C sources are tested by building them with "
-                "sanitizers; install gcc or clang", pytrace=False)
+    pytest.fail(
+        "no C compiler: none of $CC, cc, gcc and clang can be run. The C sources are tested by building them with "
+        "sanitizers; install gcc or clang",
+        pytrace=False,
+    )
 
 
 def build(program: str, sanitizer: str, directory: Path) -> Path:
     built = directory / program
     # fastcall.c needs an interpreter around it; all else is what is shipped
     sources = [path for path in sorted(SOURCES.glob("*.c")) if path.name != "fastcall.c"]
-    command = [*compiler(), *FLAGS, f"-fsanitize={sanitizer}", f"-I{SOURCES}", f"-I{HERE}", str(HERE / f"{program}.c"),
-               *map(str, sources), "-o", str(built)]
+    command = [
+        *compiler(),
+        *FLAGS,
+        f"-fsanitize={sanitizer}",
+        f"-I{SOURCES}",
+        f"-I{HERE}",
+        str(HERE / f"{program}.c"),
+        *map(str, sources),
+        "-o",
+        str(built),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     if done.returncode:
         pytest.fail(f"{shlex.join(command)}\n{done.stdout}{done.stderr}", pytrace=False)
@@ -49,8 +69,14 @@ def build(program: str, sanitizer: str, directory: Path) -> Path:
 def run(command: list[str]) -> tuple[int, str]:
     length = ("SHARDMEM_FUZZ_EPISODES", "12000") if command[-1].endswith("/fuzz") else ("SHARDMEM_NATIVE_SECONDS", "2")
     command = [*command, os.environ.get("SHARDMEM_NATIVE_SEED", "1"), os.environ.get(*length)]
-    done = subprocess.run(command, env={**os.environ, **OPTIONS}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          encoding="utf-8", errors="replace")  # each ends itself by an alarm
+    done = subprocess.run(
+        command,
+        env={**os.environ, **OPTIONS},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )  # each ends itself by an alarm
     return done.returncode, done.stdout
 
 

@@ -9,7 +9,9 @@
 
 enum { THREADS = 4, SHARDS = 2, KEYS = 6, MOST = 40 };
 
-typedef struct row { uint64_t key, nth; } row; /* key = thread * KEYS + k; events have nth as their payload */
+typedef struct row {
+    uint64_t key, nth;
+} row; /* key = thread * KEYS + k; events have nth as their payload */
 
 static engine e;
 static sm_sender *sender;
@@ -43,7 +45,11 @@ static void push_events(uint32_t thread, uint64_t *random, sm_cursor *c)
     }
     if (n <= 4)
         return;
-    sm_columns columns = {.n = n, .key_kind = SM_KEY_INT, .keys = keys, .data = (uint8_t *)numbers, .offsets = offsets,
+    sm_columns columns = {.n = n,
+                          .key_kind = SM_KEY_INT,
+                          .keys = keys,
+                          .data = (uint8_t *)numbers,
+                          .offsets = offsets,
                           .data_bytes = offsets[n]};
     memset(c, 0, sizeof *c);
     for (int status; (status = sm_push_columns(sender, &columns, c)) != SM_OK;)
@@ -151,7 +157,8 @@ static uint64_t run(uint32_t row_bytes)
     sm_seat_view seat;
     sm_view_seat(e.control, 0, &seat);
     CHECK(seat.refused[SM_REASON_FULL] == counts[0] && seat.blocked_count == counts[1] && seat.blocked_ns == counts[1],
-          "refused %llu, blocked %llu", (unsigned long long)seat.refused[SM_REASON_FULL], (unsigned long long)seat.blocked_count);
+          "refused %llu, blocked %llu", (unsigned long long)seat.refused[SM_REASON_FULL],
+          (unsigned long long)seat.blocked_count);
     CHECK(seat.mark % 2 == 0, "mark %llu with nobody inside", (unsigned long long)seat.mark);
     atomic_store_explicit(&finished, 1, memory_order_release);
     for (int i = 0; i < SHARDS; i++) {

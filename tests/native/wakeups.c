@@ -127,7 +127,8 @@ static void killed_waker(int point)
     if (worker == 0) {
         sm_batch b;
         sm_reader *r = take_shard(&e, 0, 1);
-        if (sm_next(r, 0, 0, &b) != SM_OK || b.rows != 1 || write(ready[1], &byte, 1) != 1 || read(go[0], &byte, 1) != 1)
+        if (sm_next(r, 0, 0, &b) != SM_OK || b.rows != 1 || write(ready[1], &byte, 1) != 1 ||
+            read(go[0], &byte, 1) != 1)
             _exit(1);
         sm_point_arm(point, 1, SIGKILL);
         sm_commit(r);
@@ -211,7 +212,8 @@ static void ordered_before_the_poll(int how, int64_t spin_ns)
     if (how == 0) {
         sm_give_orders(e.control, 0, e.inbox[0]);
     } else {
-        how == 1 ? sm_set_shard_state(e.control, 0, SM_SHARD_STOPPED) : sm_set_engine_state(e.control, SM_ENGINE_STOPPED);
+        how == 1 ? sm_set_shard_state(e.control, 0, SM_SHARD_STOPPED)
+                 : sm_set_engine_state(e.control, SM_ENGINE_STOPPED);
         sm_wake(e.inbox[0]);
     }
     int64_t from = sm_now_ns();
@@ -321,7 +323,8 @@ static void *sleep_until_one(void *argument)
     do {
         int64_t from = sm_now_ns();
         int status = sm_next(r, 0, FOREVER, &b);
-        CHECK(status == SM_OK && sm_now_ns() - from < FOREVER, "status %d: an event waits, and the worker slept on", status);
+        CHECK(status == SM_OK && sm_now_ns() - from < FOREVER, "status %d: an event waits, and the worker slept on",
+              status);
     } while (!b.rows);
     CHECK(b.rows == 1 && sm_commit(r) == SM_OK, "one event");
     return NULL;

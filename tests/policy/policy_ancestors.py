@@ -1,6 +1,7 @@
 """The rules of the two ancestors where they misbehave, as short as they can be told, so that the tests can show that each
 scenario is one that goes wrong. N: net-mesh 0.34, R: atomr-cluster-sharding 0.9.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -118,7 +119,7 @@ class LeastShard:
         if not counts or max(counts.values()) - min(counts.values()) < self.threshold:
             return []
         fullest = {region for region, count in counts.items() if count == max(counts.values())}
-        return sorted(slot for slot, region in self.owner.items() if region in fullest)[:self.limit]
+        return sorted(slot for slot, region in self.owner.items() if region in fullest)[: self.limit]
 
     def tick(self, stuck: frozenset[int] = frozenset()) -> int:
         """R5: those under way (here: stuck) are skipped and not replaced. How many moved."""

@@ -7,6 +7,7 @@ drains shards by hand; slots turn hot and cold; the whole load rises and falls. 
 After each tick it is checked that nobody has two owners, that nothing is lost (arrived = served + queued + held), that the
 bounds hold, and that the books of mapper, coordinator and handoffs agree with who really handles what.
 """
+
 from __future__ import annotations
 
 import heapq
@@ -17,9 +18,26 @@ from typing import Any
 
 import numpy as np
 
-from shardmem.policy import (Allocate, Deadlines, Drain, Finished, HandoffCoordinator, HandoffState, LeastLoad, RebalanceRunner,
-                             Release, Reroute, Respawn, ScalingError, ScalingPolicy, ShardCoordinator, ShardMapper, ShardSample,
-                             ShardState, Strategy)
+from shardmem.policy import (
+    Allocate,
+    Deadlines,
+    Drain,
+    Finished,
+    HandoffCoordinator,
+    HandoffState,
+    LeastLoad,
+    RebalanceRunner,
+    Release,
+    Reroute,
+    Respawn,
+    ScalingError,
+    ScalingPolicy,
+    ShardCoordinator,
+    ShardMapper,
+    ShardSample,
+    ShardState,
+    Strategy,
+)
 
 TICK = 0.25
 NOBODY = -1
@@ -31,10 +49,10 @@ class Chances:
 
     death: float = 0.002
     hang: float = 0.001
-    join: float = 0.05      # of the engine
-    leave: float = 0.05     # of the engine
-    hot: float = 0.1        # of the engine
-    swing: float = 0.02     # of the engine: the whole load changes
+    join: float = 0.05  # of the engine
+    leave: float = 0.05  # of the engine
+    hot: float = 0.1  # of the engine
+    swing: float = 0.02  # of the engine: the whole load changes
     boot_failure: float = 0.2
     stopped_producer: float = 0.002
     said_twice: float = 0.1
@@ -48,9 +66,9 @@ class World:
     policy: ScalingPolicy
     strategy: Strategy = field(default_factory=LeastLoad)
     chances: Chances = field(default_factory=Chances)
-    work: float = 0.5           # busy share at the start
-    power: float = 10_000.0     # events per second that a worker can do
-    queue: float = 10_000.0     # events that the lanes of a shard hold; producers wait when they are full
+    work: float = 0.5  # busy share at the start
+    power: float = 10_000.0  # events per second that a worker can do
+    queue: float = 10_000.0  # events that the lanes of a shard hold; producers wait when they are full
     max_in_flight: int = 256
     max_per_pair: int = 64
 
@@ -62,24 +80,26 @@ class World:
         self.table = ShardCoordinator(self.slots, range(self.shards), self.strategy, owners=owners)
         self.mapper = ShardMapper(self.shards, self.policy, room=self.room, on_created=self.table.add_shard)
         self.handoffs = HandoffCoordinator(self.table, Deadlines(reroute=1.0, drain=5.0, release=2.0))
-        self.runner = RebalanceRunner(self.table, self.handoffs, max_in_flight=self.max_in_flight, max_per_pair=self.max_per_pair)
+        self.runner = RebalanceRunner(
+            self.table, self.handoffs, max_in_flight=self.max_in_flight, max_per_pair=self.max_per_pair
+        )
         shape = self.numbers.lognormal(0, 1, self.slots)
         self.rates = shape / shape.sum() * self.work * self.shards * self.power
         self.measured = self.rates.copy()
-        self.handler = np.array(owners)               # who works on a slot; NOBODY: its events are held
-        self.queued = np.zeros(self.room)             # events in lanes, not of held slots
-        self.held = np.zeros(self.slots)              # events of slots on their way, at the target
+        self.handler = np.array(owners)  # who works on a slot; NOBODY: its events are held
+        self.queued = np.zeros(self.room)  # events in lanes, not of held slots
+        self.held = np.zeros(self.slots)  # events of slots on their way, at the target
         self.arrived = self.served = 0.0
         self.busy = np.zeros(self.room)
-        self.life = [0] * self.room                   # incarnations
-        self.dead: dict[int, float] = {}              # until when
+        self.life = [0] * self.room  # incarnations
+        self.dead: dict[int, float] = {}  # until when
         self.hung: dict[int, float] = {}
         self.news: list[tuple[float, int, str, tuple[Any, ...]]] = []
         self.told = 0
         self.moved = 0
         self.calm = False
         self.decisions: list[Any] = []
-        self.cost: list[float] = []                   # seconds of each control tick, by the real clock
+        self.cost: list[float] = []  # seconds of each control tick, by the real clock
         self.moves_of: dict[int, tuple[tuple[int, ...], int, int]] = {}
         self.stuck_at_most = 0
 
@@ -116,16 +136,22 @@ class World:
     def rest(self, seconds: float = 30.0, within: float = 400.0) -> None:
         """No more faults, and the load stays as it is: until nothing has been decided or moved for `seconds`."""
         self.calm = True
-        self.dead = {shard: self.now for shard in self.dead}
-        self.hung = {shard: self.now for shard in self.hung}
+        self.dead = dict.fromkeys(self.dead, self.now)
+        self.hung = dict.fromkeys(self.hung, self.now)
         quiet, end = 0.0, self.now + within
         while quiet < seconds:
-            assert self.now < end, f"no rest within {within} s: {self.runner.planned} moves planned, " \
-                                   f"{self.handoffs.slots_in_flight()} slots on their way, {self.decisions[-1].reason}"
+            assert self.now < end, (
+                f"no rest within {within} s: {self.runner.planned} moves planned, "
+                f"{self.handoffs.slots_in_flight()} slots on their way, {self.decisions[-1].reason}"
+            )
             moved, decided = self.moved, len([each for each in self.decisions if each.count])
             self.tick()
             still = moved == self.moved and decided == len([each for each in self.decisions if each.count])
-            quiet = quiet + TICK if still and not self.handoffs.slots_in_flight() and not self.mapper.draining_shard_ids() else 0.0
+            quiet = (
+                quiet + TICK
+                if still and not self.handoffs.slots_in_flight() and not self.mapper.draining_shard_ids()
+                else 0.0
+            )
 
     # ---- what happens to them -----------------------------------------------------------------------------------------
 
@@ -148,7 +174,9 @@ class World:
             fair = self.rates.sum() / self.mapper.active_shard_count()
             self.rates[self.random.randrange(self.slots)] = fair * self.random.choice([0.0, 0.3, 0.7, 1.0, 2.5])
         if self.random.random() < chance.swing * TICK:
-            self.rates *= self.random.uniform(0.3, 0.9) * self.mapper.active_shard_count() * self.power / self.rates.sum()
+            self.rates *= (
+                self.random.uniform(0.3, 0.9) * self.mapper.active_shard_count() * self.power / self.rates.sum()
+            )
 
     def _chosen(self, shards: list[int], rate: float) -> list[int]:
         return [shard for shard in shards if self.random.random() < rate * TICK]
@@ -177,7 +205,9 @@ class World:
 
     def _provision(self, shards: list[int]) -> None:
         for shard in shards:
-            assert self.queued[shard] == 0 and not (self.handler == shard).any(), "an id is used again only when all is gone"
+            assert self.queued[shard] == 0 and not (self.handler == shard).any(), (
+                "an id is used again only when all is gone"
+            )
             self.life[shard] += 1
             fails = not self.calm and self.random.random() < self.chances.boot_failure
             self._say(self.random.uniform(0.1, 0.6), "abandon" if fails else "ready", shard, self.life[shard])
@@ -243,7 +273,9 @@ class World:
         for action in actions:
             if isinstance(action, Reroute):
                 assert action.source != action.target, "never to where it is"
-                assert (self.handler[list(action.slots)] == action.source).all(), "only who handles a slot can hand it over"
+                assert (self.handler[list(action.slots)] == action.source).all(), (
+                    "only who handles a slot can hand it over"
+                )
                 self.moves_of[action.handoff] = action.slots, action.source, action.target
                 if not self.calm and self.random.random() < self.chances.stopped_producer:
                     self.handoffs.waiting_for_marks(action.handoff, [self.random.randrange(8)])
@@ -263,8 +295,14 @@ class World:
                 self.handler[numbers] = action.shard
                 self.queued[action.shard] += self.held[numbers].sum()
                 self.held[numbers] = 0.0
-                self._say(self.random.uniform(0.0, 0.1), "released", action.handoff, action.slots, action.shard,
-                          self.life[action.shard])
+                self._say(
+                    self.random.uniform(0.0, 0.1),
+                    "released",
+                    action.handoff,
+                    action.slots,
+                    action.shard,
+                    self.life[action.shard],
+                )
             elif isinstance(action, Finished):
                 assert (action.slots, action.source, action.target) == self.moves_of.pop(action.handoff)
                 assert (self.handler[list(action.slots)] == action.target).all()
@@ -278,7 +316,11 @@ class World:
         waiting = self.handler != heading
         there = self.queued + np.bincount(heading, self.held, self.room)
         offered = np.bincount(heading, self.rates * TICK, self.room)
-        new = self.rates * TICK * np.minimum(1.0, np.maximum(self.queue - there, 0.0) / np.maximum(offered, 1e-9))[heading]
+        new = (
+            self.rates
+            * TICK
+            * np.minimum(1.0, np.maximum(self.queue - there, 0.0) / np.maximum(offered, 1e-9))[heading]
+        )
         self.arrived += new.sum()  # the producers keep the rest for later, or for themselves
         self.held[waiting] += new[waiting]
         self.queued += np.bincount(heading[~waiting], new[~waiting], self.room)
@@ -301,18 +343,34 @@ class World:
     def _samples(self) -> list[ShardSample]:
         alone = {hot.shard for hot in self.table.hot_slots() if hot.alone}
         fill, busy, queued = (self.queued / self.queue).tolist(), self.busy.tolist(), self.queued.tolist()
-        return [ShardSample(shard, fill[shard], busy[shard], 0.0, queued[shard] / self.power, busy[shard] * self.power,
-                            queued[shard], shard in alone)
-                for shard in self.mapper.active_shard_ids() + self.mapper.draining_shard_ids() if shard not in self.dead]
+        return [
+            ShardSample(
+                shard,
+                fill[shard],
+                busy[shard],
+                0.0,
+                queued[shard] / self.power,
+                busy[shard] * self.power,
+                queued[shard],
+                shard in alone,
+            )
+            for shard in self.mapper.active_shard_ids() + self.mapper.draining_shard_ids()
+            if shard not in self.dead
+        ]
 
     # ---- what has to hold ---------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
         active, draining = set(self.mapper.active_shard_ids()), set(self.mapper.draining_shard_ids())
-        assert self.policy.min_shards <= len(active) and len(self.mapper.all_shard_ids()) - len(draining) <= self.policy.max_shards
+        assert (
+            self.policy.min_shards <= len(active)
+            and len(self.mapper.all_shard_ids()) - len(draining) <= self.policy.max_shards
+        )
         assert set(self.table.shards) == active
         assert set(self.table.shard_slot_counts()) == active | draining
-        assert abs(self.arrived - self.served - self.queued.sum() - self.held.sum()) < 1e-6 * self.arrived + 1.0, "an event is lost"
+        assert abs(self.arrived - self.served - self.queued.sum() - self.held.sum()) < 1e-6 * self.arrived + 1.0, (
+            "an event is lost"
+        )
         owner, heading = self.table.owners, self.table.view().owners
         moving = owner != heading
         slots = [slot for each, _, _ in self.moves_of.values() for slot in each]

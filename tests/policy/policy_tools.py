@@ -1,7 +1,9 @@
 """Short ways to say what tests of policies say often."""
+
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +13,19 @@ TICK = 0.25
 
 
 def policy(**changes: Any) -> ScalingPolicy:
-    return ScalingPolicy(**{"max_shards": 16, "cooldown": 2.0, "scale_down_delay": 10.0, "metrics_window": 1.0, **changes})
+    return ScalingPolicy(
+        **{"max_shards": 16, "cooldown": 2.0, "scale_down_delay": 10.0, "metrics_window": 1.0, **changes}
+    )
 
 
-def watch(mapper: ShardMapper, start: float, seconds: float, sample: Callable[[int, float], ShardSample], *,
-          every: float = TICK) -> float:
+def watch(
+    mapper: ShardMapper,
+    start: float,
+    seconds: float,
+    sample: Callable[[int, float], ShardSample],
+    *,
+    every: float = TICK,
+) -> float:
     """Feed what `sample(shard, now)` says of each shard; the time then."""
     now = start
     for _ in range(round(seconds / every)):
@@ -60,8 +70,9 @@ def owners(*counts: int) -> list[int]:
 def sums(view: View, rates: Sequence[float] | None = None) -> list[float]:
     """For each shard what its slots sum up to; without rates, how many they are."""
     rates = view.rates if rates is None else np.asarray(rates)
-    return np.bincount(view.places[view.places >= 0], None if rates is None else rates[view.places >= 0],
-                       len(view.shards)).tolist()
+    return np.bincount(
+        view.places[view.places >= 0], None if rates is None else rates[view.places >= 0], len(view.shards)
+    ).tolist()
 
 
 def story(decisions: Iterable[ScalingDecision]) -> list[tuple[str, int, str]]:

@@ -2,6 +2,7 @@
 
 Numbers as in the list of faults: N of net-mesh, R of atomr-cluster-sharding.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -9,13 +10,25 @@ import pytest
 from policy_ancestors import Counted, Counter, Drain, Gate, Ids, LeastShard, Votes, emptiest
 from policy_tools import load, loads, owners, policy, settled, sums, watch
 
-from shardmem.policy import (HandoffCoordinator, HandoffState, LeastLoad, LeastSlots, RebalanceRunner, ScalingError,
-                             ShardCoordinator, ShardMapper, ShardSample, ShardState, View, first_table)
+from shardmem.policy import (
+    HandoffCoordinator,
+    HandoffState,
+    LeastLoad,
+    LeastSlots,
+    RebalanceRunner,
+    ScalingError,
+    ShardCoordinator,
+    ShardMapper,
+    ShardSample,
+    ShardState,
+    View,
+    first_table,
+)
 from shardmem.policy.handoff import Drain as DrainAction
 from shardmem.policy.handoff import Finished, Release, Respawn
 
-
 # ---- scaling ----------------------------------------------------------------------------------------------------------------
+
 
 def test_N1_idle_shards_are_kept_for_the_whole_scale_down_delay():
     assert -2 == Votes(scale_down_delay=3600).decide([(0.0, 0.0, 0)] * 4)
@@ -131,7 +144,7 @@ def test_N7_a_trickle_does_not_keep_shards():
 
 def test_N8_a_small_difference_of_fill_moves_a_small_share_of_the_keyless_events():
     fills = [0.0152 + 0.0011 * shard for shard in range(8)]
-    hashes = [(draw * 0x9e3779b97f4a7c15) % 2**64 for draw in range(4000)]
+    hashes = [(draw * 0x9E3779B97F4A7C15) % 2**64 for draw in range(4000)]
     assert {0} == {emptiest(each, fills) for each in hashes}
 
     mapper = ShardMapper(8, policy())
@@ -143,7 +156,9 @@ def test_N8_a_small_difference_of_fill_moves_a_small_share_of_the_keyless_events
 
 def test_N8_four_to_five_shards_moves_no_more_than_a_fifth_of_the_slots():
     slots = range(1000)
-    assert sum(slot * 4 // 1000 != slot * 5 // 1000 for slot in slots) > 400  # a table that is stretched over more shards
+    assert (
+        sum(slot * 4 // 1000 != slot * 5 // 1000 for slot in slots) > 400
+    )  # a table that is stretched over more shards
 
     for strategy, rates in ((LeastSlots(), None), (LeastLoad(), None), (LeastLoad(), [10.0] * 1000)):
         _, moves = settled(strategy, View.of(first_table(1000, range(4)), range(5), rates=rates))
@@ -213,7 +228,7 @@ def test_R3_an_empty_table_is_filled():
         for slot in action.slots:
             assert action.shard == table.allocate(slot, action.shard)
 
-    assert {shard: 16 for shard in range(4)} == table.shard_slot_counts()
+    assert dict.fromkeys(range(4), 16) == table.shard_slot_counts()
 
 
 def test_R4_a_handoff_with_nothing_to_drain_completes_without_the_source():
@@ -276,7 +291,7 @@ def test_R7_a_dead_source_is_started_again_and_drains():
 
 
 def test_R8_nothing_moves_to_where_it_is():
-    theirs = LeastShard(owner={slot: 0 for slot in range(4)})
+    theirs = LeastShard(owner=dict.fromkeys(range(4), 0))
     assert 0 == theirs.target() == theirs.owner[0]
 
     class Stubborn:
@@ -285,6 +300,7 @@ def test_R8_nothing_moves_to_where_it_is():
 
         def rebalance(self, view):
             from shardmem.policy import Move
+
             return [Move(slot, int(owner), int(owner)) for slot, owner in enumerate(view.owners)]
 
     table = ShardCoordinator(4, range(2), Stubborn(), owners=[0, 0, 0, 0])

@@ -1,4 +1,5 @@
 """The table of slots: one owner each, and what is on its way."""
+
 from __future__ import annotations
 
 import pytest
@@ -19,7 +20,11 @@ def test_the_first_allocation_stands():
     assert None is table.shard_for(0)
     assert 1 == table.allocate(0, 1) == table.allocate(0, 0) == table.shard_for(0) == table.heading_for(0)
     assert 0 == table.allocate(1), "the strategy: least slots as long as nothing is measured"
-    assert {0: 1, 1: 0} == table.allocations() and [2, 3] == table.without_owner() and {0: 1, 1: 1} == table.shard_slot_counts()
+    assert (
+        {0: 1, 1: 0} == table.allocations()
+        and [2, 3] == table.without_owner()
+        and {0: 1, 1: 1} == table.shard_slot_counts()
+    )
     assert [1] == table.slots_of(0)
     refused("unknown_shard", table.allocate, 2, 7)
     refused("wrong_state", ShardCoordinator(2, []).allocate, 0)
@@ -93,6 +98,7 @@ def test_shards_out_of_bounds_neither_give_nor_take_and_the_others_are_balanced_
 
 
 # ---- a strategy of the user's ---------------------------------------------------------------------------------------------
+
 
 class Users:
     def __init__(self, *moves, allocate=0):

@@ -1,4 +1,5 @@
 """Handoffs one by one, and in any order of events."""
+
 from __future__ import annotations
 
 import pytest
@@ -7,8 +8,24 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from policy_tools import owners
 
-from shardmem.policy import (Allocate, BeginHandoff, Deadlines, Drain, Finished, HandoffCoordinator, HandoffError, HandoffState,
-                             LeastLoad, LeastSlots, RebalanceRunner, Release, Reroute, Respawn, ScalingError, ShardCoordinator)
+from shardmem.policy import (
+    Allocate,
+    BeginHandoff,
+    Deadlines,
+    Drain,
+    Finished,
+    HandoffCoordinator,
+    HandoffError,
+    HandoffState,
+    LeastLoad,
+    LeastSlots,
+    RebalanceRunner,
+    Release,
+    Reroute,
+    Respawn,
+    ScalingError,
+    ShardCoordinator,
+)
 
 IDLE, REROUTING, DRAINING, STOPPED, STARTED = HandoffState
 
@@ -92,7 +109,11 @@ def test_a_late_handoff_names_whom_it_waits_for():
     assert "pushes in progress" == handoffs.late(1.5)[0].waiting_for
     handoffs.waiting_for_marks(1, {7, 3})
     (late,) = handoffs.late(1.5)
-    assert (REROUTING, 1.5, "a push in progress by the producers of seat 3, 7") == (late.state, late.seconds, late.waiting_for)
+    assert (REROUTING, 1.5, "a push in progress by the producers of seat 3, 7") == (
+        late.state,
+        late.seconds,
+        late.waiting_for,
+    )
     handoffs.marks_settled(1, 2.0)
     assert [] == handoffs.late(12.0), "each phase has a deadline of its own"
     assert "shard 0 to drain 2 slots" == handoffs.late(12.5)[0].waiting_for
@@ -102,7 +123,12 @@ def test_a_late_handoff_names_whom_it_waits_for():
     handoffs.drained(1, 15.0)
     assert "shard 1 to release 2 slots" == handoffs.late(21.0)[0].waiting_for
     (plain,) = handoffs.snapshot(21.0)
-    assert ("stopped", True, [0, 1], 6.0) == (plain["state"], plain["late"], plain["slots"], plain["seconds"]["stopped"])
+    assert ("stopped", True, [0, 1], 6.0) == (
+        plain["state"],
+        plain["late"],
+        plain["slots"],
+        plain["seconds"]["stopped"],
+    )
 
 
 def test_a_dead_worker_is_not_told_anything_until_it_is_back():
@@ -122,8 +148,15 @@ def test_a_dead_worker_is_not_told_anything_until_it_is_back():
     assert 1 == len(handoffs.released(1, 1.0))
 
 
-@pytest.mark.parametrize("state, action", [(REROUTING, Reroute(1, (1, 2), 0, 1)), (DRAINING, Drain(1, (1, 2), 0)),
-                                           (STOPPED, Release(1, (1, 2), 1)), (STARTED, Release(1, (1, 2), 1))])
+@pytest.mark.parametrize(
+    "state, action",
+    [
+        (REROUTING, Reroute(1, (1, 2), 0, 1)),
+        (DRAINING, Drain(1, (1, 2), 0)),
+        (STOPPED, Release(1, (1, 2), 1)),
+        (STARTED, Release(1, (1, 2), 1)),
+    ],
+)
 def test_a_successor_finishes_what_it_finds(state, action):
     table = ShardCoordinator(4, range(2), owners=[0, 1, 1, 0])  # the slot words name the target
     handoffs = HandoffCoordinator(table)
@@ -145,6 +178,7 @@ def test_a_new_shard_with_the_id_of_a_dead_one_is_not_dead():
 
 
 # ---- the runner -------------------------------------------------------------------------------------------------------------
+
 
 def carry_out(table, handoffs, actions, now, ends=lambda action: True):
     for action in actions:
@@ -211,24 +245,33 @@ def test_a_plan_that_takes_several_rounds_is_carried_through_though_the_rest_is_
     counts = table.shard_slot_counts()
     assert abs(counts[0] - counts[1]) <= 50, "within a quarter of the tolerance, not just within it"
     even = ShardCoordinator(1000, range(2), LeastLoad(), owners=owners(540, 460))
-    assert [] == RebalanceRunner(even, HandoffCoordinator(even)).step(0.0, rates=rates), "that alone is no reason to begin"
+    assert [] == RebalanceRunner(even, HandoffCoordinator(even)).step(0.0, rates=rates), (
+        "that alone is no reason to begin"
+    )
     assert RebalanceRunner(even, HandoffCoordinator(even)).step(0.0, rates=rates, eager=True)
 
 
 # ---- any order of anything --------------------------------------------------------------------------------------------------
+
 
 class Slots(RuleBasedStateMachine):
     """Shards come, drain and die; handoffs are slow, stuck, partly done and told twice. Beside it a plain record of who
     handles what, kept by the actions: it is what the workers would do.
     """
 
-    @initialize(shards=st.integers(1, 4), kind=st.sampled_from([LeastSlots(), LeastLoad(), LeastSlots(absolute_limit=2)]),
-                in_flight=st.integers(1, 20), pair=st.integers(1, 10), bare=st.booleans())
+    @initialize(
+        shards=st.integers(1, 4),
+        kind=st.sampled_from([LeastSlots(), LeastLoad(), LeastSlots(absolute_limit=2)]),
+        in_flight=st.integers(1, 20),
+        pair=st.integers(1, 10),
+        bare=st.booleans(),
+    )
     def start(self, shards, kind, in_flight, pair, bare):
         self.slots, self.now = 40, 0.0
         self.rates = [1.0 + slot % 5 for slot in range(self.slots)]
-        self.table = ShardCoordinator(self.slots, range(shards), kind,
-                                      owners=None if bare else [slot % shards for slot in range(self.slots)])
+        self.table = ShardCoordinator(
+            self.slots, range(shards), kind, owners=None if bare else [slot % shards for slot in range(self.slots)]
+        )
         self.handoffs = HandoffCoordinator(self.table, Deadlines(1.0, 2.0, 2.0))
         self.runner = RebalanceRunner(self.table, self.handoffs, max_in_flight=in_flight, max_per_pair=pair)
         self.handler = [self.table.shard_for(slot) for slot in range(self.slots)]  # None: nobody, events wait
@@ -370,8 +413,10 @@ class Slots(RuleBasedStateMachine):
                 assert self.table.shard_for(slot) == source and self.table.heading_for(slot) == target
                 state = self.handoffs.state(slot)
                 assert (state is REROUTING) == (phase == "reroute")
-                assert self.handler[slot] in {REROUTING: [source], DRAINING: [source], STOPPED: [None, target],
-                                              STARTED: [target]}[state]
+                assert (
+                    self.handler[slot]
+                    in {REROUTING: [source], DRAINING: [source], STOPPED: [None, target], STARTED: [target]}[state]
+                )
 
     def teardown(self):
         """Whatever has happened: when all live and nothing is stuck, it comes to rest, even, and stays there."""

@@ -1,4 +1,5 @@
 """The lives of shards, and where keyless events go."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -22,12 +23,20 @@ def refused(kind, call, *args) -> str:
 
 def test_a_shard_lives_from_provisioning_to_stopped_and_its_callbacks_are_called_once():
     told = []
-    mapper = ShardMapper(1, policy(), on_created=lambda shard: told.append(("created", shard)),
-                         on_removed=lambda shard: told.append(("removed", shard)))
+    mapper = ShardMapper(
+        1,
+        policy(),
+        on_created=lambda shard: told.append(("created", shard)),
+        on_removed=lambda shard: told.append(("removed", shard)),
+    )
 
     assert [1] == mapper.scale_up_provisioning(1, 10.0) and PROVISIONING is mapper.shard_state(1)
-    assert ([0], [0, 1], 1, 2) == (mapper.active_shard_ids(), mapper.all_shard_ids(), mapper.active_shard_count(),
-                                   mapper.total_shard_count())
+    assert ([0], [0, 1], 1, 2) == (
+        mapper.active_shard_ids(),
+        mapper.all_shard_ids(),
+        mapper.active_shard_count(),
+        mapper.total_shard_count(),
+    )
     assert not told
     assert mapper.activate(1, 11.0) and not mapper.activate(1, 11.0) and ACTIVE is mapper.shard_state(1)
     assert mapper.drain_specific(1, 12.0) and not mapper.drain_specific(1, 12.0) and DRAINING is mapper.shard_state(1)
@@ -125,6 +134,7 @@ def test_scale_down_takes_those_with_least_to_do_and_no_more_than_allowed():
 
 # ---- keyless events ---------------------------------------------------------------------------------------------------------
 
+
 def share(mapper, draws=8000):
     counts = np.zeros(20)
     for draw in range(draws):
@@ -154,7 +164,9 @@ def test_the_share_of_a_shard_changes_by_little_when_its_load_does():
         mapper = ShardMapper(4, policy())
         watch(mapper, 0, 2, loads({"fill_ratio": float(fill)}, *[{"fill_ratio": 0.5}] * 3))
         now = share(mapper, 2000)[0]
-        if before is not None and abs(fill - 0.5) > 0.1:  # where it passes the others, two choices tip within a few percent
+        if (
+            before is not None and abs(fill - 0.5) > 0.1
+        ):  # where it passes the others, two choices tip within a few percent
             assert abs(now - before) < 0.05
         before = now
 
@@ -169,6 +181,7 @@ def test_the_same_hash_gives_the_same_shard():
 
 # ---- any order of anything --------------------------------------------------------------------------------------------------
 
+
 class Lives(RuleBasedStateMachine):
     """A plain model of who is in which state, and beside the mapper a twin that is never read."""
 
@@ -177,10 +190,15 @@ class Lives(RuleBasedStateMachine):
         self.policy = policy(min_shards=low, max_shards=max(first, low) + spread, scale_down_delay=3.0)
         self.room = self.policy.max_shards + extra
         self.told = {"created": [], "removed": []}
-        self.mapper = ShardMapper(max(first, low), self.policy, room=self.room, on_created=self.told["created"].append,
-                                  on_removed=self.told["removed"].append)
+        self.mapper = ShardMapper(
+            max(first, low),
+            self.policy,
+            room=self.room,
+            on_created=self.told["created"].append,
+            on_removed=self.told["removed"].append,
+        )
         self.twin = ShardMapper(max(first, low), self.policy, room=self.room)
-        self.model = {shard: ACTIVE for shard in range(max(first, low))}
+        self.model = dict.fromkeys(range(max(first, low)), ACTIVE)
         self.created, self.removed, self.changed, self.now = [], [], -99.0, 0.0
         self.drained_at = {}
 
@@ -206,10 +224,16 @@ class Lives(RuleBasedStateMachine):
     def time_passes(self, step):
         self.now += step
 
-    @rule(count=st.integers(0, 5), how=st.sampled_from(["scale_up", "scale_up_provisioning", "scale_up_provisioning_force"]))
+    @rule(
+        count=st.integers(0, 5),
+        how=st.sampled_from(["scale_up", "scale_up_provisioning", "scale_up_provisioning_force"]),
+    )
     def grow(self, count, how):
         answer = self.both(how, count, self.now)
-        fits = len(self.having(ACTIVE, PROVISIONING)) + count <= self.policy.max_shards and len(self.model) + count <= self.room
+        fits = (
+            len(self.having(ACTIVE, PROVISIONING)) + count <= self.policy.max_shards
+            and len(self.model) + count <= self.room
+        )
         if count == 0:
             assert [] == answer
         elif self.cooling and how != "scale_up_provisioning_force":
@@ -264,12 +288,18 @@ class Lives(RuleBasedStateMachine):
             self.drained_at.update(dict.fromkeys(answer, self.now))
             self.changed = self.now
 
-    @rule(left=st.lists(st.sampled_from([0, 0, 1, None]), min_size=10, max_size=10), owned=st.sets(st.integers(0, 9), max_size=3))
+    @rule(
+        left=st.lists(st.sampled_from([0, 0, 1, None]), min_size=10, max_size=10),
+        owned=st.sets(st.integers(0, 9), max_size=3),
+    )
     def finalize(self, left, owned):
         in_flight = {shard: events for shard, events in enumerate(left) if events is not None}
         answer = self.both("finalize_draining", in_flight, self.now, dict.fromkeys(owned, 1))
-        assert answer == [shard for shard in self.having(DRAINING) if in_flight.get(shard) == 0 and shard not in owned
-                          and self.now - self.drained_at[shard] >= 0.1]
+        assert answer == [
+            shard
+            for shard in self.having(DRAINING)
+            if in_flight.get(shard) == 0 and shard not in owned and self.now - self.drained_at[shard] >= 0.1
+        ]
         self.model.update(dict.fromkeys(answer, STOPPED))
         self.removed += answer
 
@@ -285,11 +315,20 @@ class Lives(RuleBasedStateMachine):
         assert self.both("remove_stopped_shards") == self.having(STOPPED)
         self.model = {shard: state for shard, state in self.model.items() if state is not STOPPED}
 
-    @rule(busy=st.lists(st.floats(0, 1), min_size=10, max_size=10), fill=st.lists(st.floats(0, 1), min_size=10, max_size=10),
-          heard=st.sets(st.integers(0, 9), min_size=5))
+    @rule(
+        busy=st.lists(st.floats(0, 1), min_size=10, max_size=10),
+        fill=st.lists(st.floats(0, 1), min_size=10, max_size=10),
+        heard=st.sets(st.integers(0, 9), min_size=5),
+    )
     def sample(self, busy, fill, heard):
-        self.both("collect_metrics", [ShardSample(shard, fill_ratio=fill[shard], busy=busy[shard], rate=busy[shard] * 1e4)
-                                      for shard in sorted(heard)], self.now)
+        self.both(
+            "collect_metrics",
+            [
+                ShardSample(shard, fill_ratio=fill[shard], busy=busy[shard], rate=busy[shard] * 1e4)
+                for shard in sorted(heard)
+            ],
+            self.now,
+        )
 
     @rule(hash64=st.integers(0, 2**64 - 1), ahead=st.floats(0, 2))
     def read(self, hash64, ahead):
@@ -329,6 +368,7 @@ TestLives.settings = settings(max_examples=100, stateful_step_count=50, deadline
 
 
 # ---- one for another ---------------------------------------------------------------------------------------------------------
+
 
 def test_a_replacement_is_beyond_every_limit_and_the_number_of_shards_stays():
     mapper = ShardMapper(2, ScalingPolicy(min_shards=2, max_shards=2), room=3)

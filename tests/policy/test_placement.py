@@ -1,4 +1,5 @@
 """Strategies: where they lead, how few moves they need, and that they come to rest."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -10,20 +11,46 @@ from policy_tools import owners, settled, sums
 from shardmem.errors import ShardmemError
 from shardmem.policy import NOBODY, HotSlot, LeastLoad, LeastSlots, Move, Pinned, View, first_table, plan_of
 
-EVEN = st.sampled_from([LeastSlots(), LeastSlots(absolute_limit=1), LeastSlots(absolute_limit=7), LeastSlots(relative_limit=0.02)])
-BY_LOAD = st.sampled_from([LeastLoad(), LeastLoad(absolute_limit=1), LeastLoad(absolute_limit=7), LeastLoad(tolerance=0.02)])
+EVEN = st.sampled_from(
+    [LeastSlots(), LeastSlots(absolute_limit=1), LeastSlots(absolute_limit=7), LeastSlots(relative_limit=0.02)]
+)
+BY_LOAD = st.sampled_from(
+    [LeastLoad(), LeastLoad(absolute_limit=1), LeastLoad(absolute_limit=7), LeastLoad(tolerance=0.02)]
+)
 
 
 @st.composite
 def views(draw, rates=st.booleans()):
     slots, shards = draw(st.integers(1, 120)), draw(st.integers(1, 12))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    table = draw(st.sampled_from([rng.integers(0, shards, slots), rng.integers(0, shards + 4, slots), np.zeros(slots, int),
-                                  np.arange(slots) % shards]))
-    measured = draw(st.sampled_from([np.full(slots, 3.0), rng.lognormal(0, 1.5, slots), rng.pareto(1.0, slots), np.zeros(slots),
-                                     rng.lognormal(0, 1, slots) * (rng.random(slots) < 0.2)]))
-    return View.of(table, range(shards), rates=measured if draw(rates) else None, eager=draw(st.booleans()),
-                   busy={shard: float(rng.random()) for shard in range(shards)} if draw(st.booleans()) else {})
+    table = draw(
+        st.sampled_from(
+            [
+                rng.integers(0, shards, slots),
+                rng.integers(0, shards + 4, slots),
+                np.zeros(slots, int),
+                np.arange(slots) % shards,
+            ]
+        )
+    )
+    measured = draw(
+        st.sampled_from(
+            [
+                np.full(slots, 3.0),
+                rng.lognormal(0, 1.5, slots),
+                rng.pareto(1.0, slots),
+                np.zeros(slots),
+                rng.lognormal(0, 1, slots) * (rng.random(slots) < 0.2),
+            ]
+        )
+    )
+    return View.of(
+        table,
+        range(shards),
+        rates=measured if draw(rates) else None,
+        eager=draw(st.booleans()),
+        busy={shard: float(rng.random()) for shard in range(shards)} if draw(st.booleans()) else {},
+    )
 
 
 class Answers:
@@ -36,29 +63,48 @@ class Answers:
         return [].no_such if self.answer is None else self.answer
 
 
-@pytest.mark.parametrize("answer, why", [
-    ([Move(1, 1, 7)], "shards that take slots are 0, 1"), ([Move(1, 1, -1)], "shards that take slots"), ([Move(1, 0, 0)], "belongs to shard 1"),
-    ([Move(4, 0, 1)], "slots 0 to 3"), ([Move(-1, 1, 0)], "slots 0 to 3"), ([Move(2, 0, 1)], "slot 2 is locked"),
-    ([Move(1, 1, 0), Move(1, 1, 0)], "there twice"), ([(1, 1)], "raised TypeError"), (5, "raised TypeError"),
-    (None, "raised AttributeError")])
+@pytest.mark.parametrize(
+    "answer, why",
+    [
+        ([Move(1, 1, 7)], "shards that take slots are 0, 1"),
+        ([Move(1, 1, -1)], "shards that take slots"),
+        ([Move(1, 0, 0)], "belongs to shard 1"),
+        ([Move(4, 0, 1)], "slots 0 to 3"),
+        ([Move(-1, 1, 0)], "slots 0 to 3"),
+        ([Move(2, 0, 1)], "slot 2 is locked"),
+        ([Move(1, 1, 0), Move(1, 1, 0)], "there twice"),
+        ([(1, 1)], "raised TypeError"),
+        (5, "raised TypeError"),
+        (None, "raised AttributeError"),
+    ],
+)
 def test_a_plan_that_cannot_be_carried_out_is_refused_and_names_its_strategy(answer, why):
     """A slot that was given to a shard which was not there had no owner, and the next push raised NotRunning."""
     view = View.of([0, 1, 0, 1], [0, 1], locked=[2])
-    with pytest.raises(ShardmemError, match=f"strategy Answers: rebalance (answered|raised) .*{why.removeprefix('raised ')}"):
+    with pytest.raises(
+        ShardmemError, match=f"strategy Answers: rebalance (answered|raised) .*{why.removeprefix('raised ')}"
+    ):
         plan_of(Answers(answer), view)
     assert plan_of(Answers([(1, 1, 0)]), view) == [Move(1, 1, 0)]
 
 
 @settings(max_examples=100, deadline=None)
-@given(views(), EVEN | BY_LOAD | st.builds(Pinned, st.dictionaries(st.integers(0, 130), st.integers(0, 13), max_size=5), BY_LOAD))
+@given(
+    views(),
+    EVEN | BY_LOAD | st.builds(Pinned, st.dictionaries(st.integers(0, 130), st.integers(0, 13), max_size=5), BY_LOAD),
+)
 def test_plans_of_our_own_strategies_can_be_carried_out(view, strategy):
     assert plan_of(strategy, view) == list(strategy.rebalance(view))
 
 
 # ---- all of them ------------------------------------------------------------------------------------------------------------
 
+
 @settings(max_examples=200, deadline=None)
-@given(views(), EVEN | BY_LOAD | st.builds(Pinned, st.dictionaries(st.integers(0, 130), st.integers(0, 13), max_size=5), BY_LOAD))
+@given(
+    views(),
+    EVEN | BY_LOAD | st.builds(Pinned, st.dictionaries(st.integers(0, 130), st.integers(0, 13), max_size=5), BY_LOAD),
+)
 def test_from_every_start_every_strategy_comes_to_rest_and_leaves_nothing_on_a_draining_shard(view, strategy):
     view, _ = settled(strategy, view, rounds=20 * len(view.owners) + 20)
     assert not len(view.leaving)
@@ -94,10 +140,13 @@ def test_strategies_give_the_same_answer_for_the_same_view():
     rng = np.random.default_rng(7)
     table, rates = rng.integers(0, 9, 512), rng.lognormal(0, 1, 512)
     for strategy in (LeastSlots(), LeastLoad()):
-        assert strategy.rebalance(View.of(table, range(9), rates=rates)) == strategy.rebalance(View.of(table, range(9), rates=rates))
+        assert strategy.rebalance(View.of(table, range(9), rates=rates)) == strategy.rebalance(
+            View.of(table, range(9), rates=rates)
+        )
 
 
 # ---- by count ---------------------------------------------------------------------------------------------------------------
+
 
 @settings(max_examples=200, deadline=None)
 @given(views(rates=st.just(False)), EVEN)
@@ -149,6 +198,7 @@ def test_allocate_takes_the_emptiest():
 
 
 # ---- by load ----------------------------------------------------------------------------------------------------------------
+
 
 def test_one_key_at_sixty_percent_of_fresh_four_shards_is_left_alone_and_the_others_are_even():
     rng = np.random.default_rng(1)
@@ -211,14 +261,18 @@ def test_nothing_switches_as_traffic_grows_from_nothing_to_full():
     for level in np.geomspace(1e-6, 1.0, 60):
         rates = shape * level * 1e5
         loads = np.bincount(view.places, rates, 4) / rates.sum() * 3.0 * level
-        view, moves = settled(LeastLoad(), View.of(view.owners, range(4), rates=rates, busy=dict(enumerate(loads.tolist()))))
+        view, moves = settled(
+            LeastLoad(), View.of(view.owners, range(4), rates=rates, busy=dict(enumerate(loads.tolist())))
+        )
         moved += [move.slot for move in moves]
     assert len(moved) < 1.5 * len(set(moved)), "hardly a slot moves twice"
     assert max(sums(view)) <= max(shape.max() * 1e5, shape.sum() * 1e5 / 4 * 1.1)
 
 
 @pytest.mark.parametrize("shape", ["uniform", "lognormal"])
-@pytest.mark.parametrize("slots, shards", [(1024, 1), (1024, 2), (1024, 3), (1024, 4), (1024, 7), (1024, 15), (16384, 100)])
+@pytest.mark.parametrize(
+    "slots, shards", [(1024, 1), (1024, 2), (1024, 3), (1024, 4), (1024, 7), (1024, 15), (16384, 100)]
+)
 def test_one_more_shard_moves_no_more_than_its_part_of_the_slots(shape, slots, shards):
     rng = np.random.default_rng(shards)
     rates = np.full(slots, 50.0) if shape == "uniform" else rng.lognormal(0, 1, slots)
@@ -264,6 +318,7 @@ def test_rates_that_are_no_numbers_count_as_none():
 
 # ---- pinned -----------------------------------------------------------------------------------------------------------------
 
+
 def test_pinned_slots_go_where_they_are_pinned_and_the_rest_is_balanced_around_them():
     strategy = Pinned({0: 3, 1: 3, 5: 3}, LeastSlots())
     view, moves = settled(strategy, View.of(first_table(16, range(4)), range(4)))
@@ -282,7 +337,11 @@ def test_a_pin_to_a_shard_that_is_not_there_waits_for_it():
 
 def test_pinned_allocates_as_pinned_or_as_the_fallback_says():
     view = View.of([NOBODY, NOBODY, 0], range(2))
-    assert (0, 1, 1) == (Pinned({0: 0}).allocate(0, view), Pinned({0: 0}).allocate(1, view), Pinned({0: 7}).allocate(0, view))
+    assert (0, 1, 1) == (
+        Pinned({0: 0}).allocate(0, view),
+        Pinned({0: 0}).allocate(1, view),
+        Pinned({0: 7}).allocate(0, view),
+    )
     assert [] == Pinned({}, LeastSlots()).hot_slots(view)
 
 

@@ -1,4 +1,5 @@
 """Policies decide and do nothing else: they import no clock, no chance, no I/O, and nobody but base modules and numpy."""
+
 from __future__ import annotations
 
 import ast
@@ -7,8 +8,22 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "shardmem" / "policy"
-ALLOWED = {"__future__", "bisect", "collections", "dataclasses", "enum", "functools", "heapq", "itertools", "math", "numpy",
-           "typing", "shardmem.errors", "shardmem.policy", "shardmem.settings"}
+ALLOWED = {
+    "__future__",
+    "bisect",
+    "collections",
+    "dataclasses",
+    "enum",
+    "functools",
+    "heapq",
+    "itertools",
+    "math",
+    "numpy",
+    "typing",
+    "shardmem.errors",
+    "shardmem.policy",
+    "shardmem.settings",
+}
 CALLS = {"open", "print", "input", "hash", "id", "exec", "eval", "__import__"}  # hash and id differ from run to run
 
 
@@ -32,7 +47,17 @@ def test_a_policy_has_no_clock_no_chance_and_no_io(path):
     assert [] == impurities(path.read_text())
 
 
-@pytest.mark.parametrize("source", ["import time", "from random import choice", "import numpy as np\nnp.random.rand()", "open('x')",
-                                    "from shardmem.memory.control import Control", "import os.path", "hash('key')"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import time",
+        "from random import choice",
+        "import numpy as np\nnp.random.rand()",
+        "open('x')",
+        "from shardmem.memory.control import Control",
+        "import os.path",
+        "hash('key')",
+    ],
+)
 def test_the_check_catches_a_planted_impurity(source):
     assert impurities(source)

@@ -1,4 +1,5 @@
 """When a dead worker is started again, with a clock that the test turns."""
+
 from __future__ import annotations
 
 import pytest
@@ -45,7 +46,9 @@ def test_a_budget_of_no_restarts_gives_up_at_the_first_death():
 
 def test_a_batch_that_is_being_narrowed_down_is_tried_again_at_once_and_takes_nothing_from_the_budget():
     restarts = Restarts(most=1)
-    waits = [restarts.ended(0, Life("died", ready=True, in_hand=True, seconds=0.1, progress=7), 0.0).delay for _ in range(15)]
+    waits = [
+        restarts.ended(0, Life("died", ready=True, in_hand=True, seconds=0.1, progress=7), 0.0).delay for _ in range(15)
+    ]
     assert 0.0 == waits[0] and waits == sorted(waits) and 0.1 == waits[-1] < 0.11
     assert restarts.ended(0, idle(), 0.0).delay is not None
 
@@ -60,7 +63,9 @@ def test_deaths_with_a_batch_in_hand_end_when_nothing_at_all_is_handled_between_
 
 def test_deaths_with_a_batch_in_hand_go_on_as_long_as_something_is_handled():
     restarts = Restarts()
-    lives = [Life("died", ready=True, in_hand=True, seconds=0.1, progress=turn // (NARROWING - 1)) for turn in range(1000)]
+    lives = [
+        Life("died", ready=True, in_hand=True, seconds=0.1, progress=turn // (NARROWING - 1)) for turn in range(1000)
+    ]
     assert all(restarts.ended(0, life, 0.0).delay is not None for life in lives)
 
 

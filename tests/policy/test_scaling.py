@@ -1,4 +1,5 @@
 """Policies, and how many shards a load needs."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -9,8 +10,17 @@ from hypothesis import strategies as st
 from policy_tools import load, loads, policy, watch
 
 from shardmem.errors import ConfigError
-from shardmem.policy import (DecisionHistory, InvalidPolicy, ScalingDecision, ScalingError, ScalingErrorKind, ScalingPolicy,
-                             ShardMapper, ShardSample, ShardState)
+from shardmem.policy import (
+    DecisionHistory,
+    InvalidPolicy,
+    ScalingDecision,
+    ScalingError,
+    ScalingErrorKind,
+    ScalingPolicy,
+    ShardMapper,
+    ShardSample,
+    ShardState,
+)
 
 HOT = {"busy": 1.0, "fill_ratio": 0.95}
 
@@ -22,6 +32,7 @@ def decide(mapper, now, **options) -> tuple[str, int, str]:
 
 
 # ---- the policy -------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 64, 100_000])
 def test_presets_are_valid_for_any_number_of_processors(cpus):
@@ -35,9 +46,19 @@ def test_presets_are_valid_for_any_number_of_processors(cpus):
 
 def test_one_error_names_every_fault_of_a_policy():
     with pytest.raises(InvalidPolicy) as caught:
-        ScalingPolicy(min_shards=0, max_shards=-1, fill_ratio_threshold=float("nan"), busy_threshold=1.5,
-                      underutilized_threshold=-0.1, push_latency_threshold=5e-9, flush_latency_threshold="1",
-                      cooldown=0, scale_down_delay=-1, metrics_window=float("inf"), auto_scale="yes")
+        ScalingPolicy(
+            min_shards=0,
+            max_shards=-1,
+            fill_ratio_threshold=float("nan"),
+            busy_threshold=1.5,
+            underutilized_threshold=-0.1,
+            push_latency_threshold=5e-9,
+            flush_latency_threshold="1",
+            cooldown=0,
+            scale_down_delay=-1,
+            metrics_window=float("inf"),
+            auto_scale="yes",
+        )
 
     error = caught.value
     assert ScalingErrorKind.INVALID_POLICY is error.kind
@@ -46,14 +67,17 @@ def test_one_error_names_every_fault_of_a_policy():
     assert named == {field.name for field in dataclasses.fields(ScalingPolicy)}
 
 
-@pytest.mark.parametrize("changes, text", [
-    ({"min_shards": 5, "max_shards": 4}, "max_shards=4 is less than min_shards=5"),
-    ({"min_shards": 2.0}, "min_shards must be a whole number"),
-    ({"max_shards": True}, "max_shards must be a whole number"),
-    ({"max_shards": 65536}, "between 1 and 65,535"),
-    ({"underutilized_threshold": 0.8}, "idle and overloaded at once"),
-    ({"fill_ratio_threshold": 0.2}, "idle and overloaded at once"),
-])
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"min_shards": 5, "max_shards": 4}, "max_shards=4 is less than min_shards=5"),
+        ({"min_shards": 2.0}, "min_shards must be a whole number"),
+        ({"max_shards": True}, "max_shards must be a whole number"),
+        ({"max_shards": 65536}, "between 1 and 65,535"),
+        ({"underutilized_threshold": 0.8}, "idle and overloaded at once"),
+        ({"fill_ratio_threshold": 0.2}, "idle and overloaded at once"),
+    ],
+)
 def test_faults_say_the_value_and_the_limit(changes, text):
     with pytest.raises(InvalidPolicy, match=text):
         policy(**changes)
@@ -68,9 +92,16 @@ def test_a_policy_cannot_be_changed_only_replaced():
 
 # ---- up ---------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("figures, word", [
-    ({"fill_ratio": 0.8}, "fuller"), ({"busy": 0.9}, "busier"), ({"busy": 0.5, "push_wait": 0.01}, "blocking"),
-    ({"busy": 0.5, "flush_latency": 3.0}, "later than 1 s (3 s)")])
+
+@pytest.mark.parametrize(
+    "figures, word",
+    [
+        ({"fill_ratio": 0.8}, "fuller"),
+        ({"busy": 0.9}, "busier"),
+        ({"busy": 0.5, "push_wait": 0.01}, "blocking"),
+        ({"busy": 0.5, "flush_latency": 3.0}, "later than 1 s (3 s)"),
+    ],
+)
 def test_each_signal_alone_adds_shards(figures, word):
     mapper = ShardMapper(2, policy())
     now = watch(mapper, 0, 3, load(**figures))
@@ -90,7 +121,9 @@ def test_as_many_shards_as_bring_the_work_below_the_threshold():
     mapper = ShardMapper(10, policy())
     assert ("up", 1, "overloaded") == decide(mapper, watch(mapper, 0, 3, load(busy=0.85)))  # 8.5 / 0.8 = 10.6
     mapper = ShardMapper(10, policy(max_shards=40))
-    assert ("up", 5, "overloaded") == decide(mapper, watch(mapper, 0, 3, load(busy=1.0)))  # saturated: half as many again
+    assert ("up", 5, "overloaded") == decide(
+        mapper, watch(mapper, 0, 3, load(busy=1.0))
+    )  # saturated: half as many again
 
 
 def test_what_is_provisioning_counts_as_capacity():
@@ -137,6 +170,7 @@ def test_bounds_are_restored_whatever_the_load():
 
 
 # ---- rebalance --------------------------------------------------------------------------------------------------------------
+
 
 def test_hot_shards_are_relieved_by_moves_as_long_as_the_average_shard_is_not_overloaded():
     mapper = ShardMapper(4, policy())
@@ -187,6 +221,7 @@ def test_nor_does_one_slot_that_is_alone_on_its_shard_and_has_little_to_do():
 
 
 # ---- down -------------------------------------------------------------------------------------------------------------------
+
 
 def test_what_stays_is_not_too_busy_and_what_was_added_is_not_too_idle():
     mapper = ShardMapper(4, policy(scale_down_delay=5.0))
@@ -271,7 +306,9 @@ def test_decisions_do_not_depend_on_how_often_the_load_is_sampled(series, times)
 def test_decisions_do_not_depend_on_how_often_anything_is_read(series, reads):
     silent, asked = (ShardMapper(3, policy(scale_down_delay=4.0)) for _ in range(2))
     for step, each in enumerate(series, 1):
-        sample = [ShardSample(shard, fill_ratio=value / 14, busy=value / 14, rate=value) for shard, value in enumerate(each)]
+        sample = [
+            ShardSample(shard, fill_ratio=value / 14, busy=value / 14, rate=value) for shard, value in enumerate(each)
+        ]
         for mapper in (silent, asked):
             mapper.collect_metrics(sample, step * 0.25)
         for offset in reads:
@@ -307,6 +344,7 @@ def test_a_shard_with_a_used_id_begins_without_a_past():
 
 # ---- history ----------------------------------------------------------------------------------------------------------------
 
+
 def test_the_history_is_bounded_and_counts_what_repeats():
     history = DecisionHistory(limit=3)
     for number in range(10):
@@ -319,5 +357,7 @@ def test_the_history_is_bounded_and_counts_what_repeats():
 
 
 def test_states_and_kinds_are_written_as_their_names():
-    assert "active draining up in_cooldown" == f"{ShardState.ACTIVE} {ShardState.DRAINING} " \
+    assert (
+        "active draining up in_cooldown" == f"{ShardState.ACTIVE} {ShardState.DRAINING} "
         f"{ScalingDecision('up', 1, '', '', 0.0).kind} {ScalingErrorKind.IN_COOLDOWN}"
+    )

@@ -1,4 +1,5 @@
 """The policies of a whole engine under everything that can happen to one. A failure names its seed."""
+
 from __future__ import annotations
 
 import statistics
@@ -17,15 +18,33 @@ def told(world):
     try:
         yield world
     except BaseException as error:
-        error.args = (f"seed {world.seed}, {world.shards} shards, {world.slots} slots, tick {world.ticks} ({world.now:g} s): "
-                      f"{' '.join(map(str, error.args))}",)
+        error.args = (
+            f"seed {world.seed}, {world.shards} shards, {world.slots} slots, tick {world.ticks} ({world.now:g} s): "
+            f"{' '.join(map(str, error.args))}",
+        )
         raise
 
 
 def small(seed, strategy=LeastLoad(), **chances):
-    harsh = {"death": 0.05, "hang": 0.02, "join": 0.1, "leave": 0.1, "hot": 0.2, "swing": 0.05, "stopped_producer": 0.02}
-    return World(seed, shards=6, slots=128, strategy=strategy, chances=Chances(**{**harsh, **chances}), max_in_flight=24,
-                 max_per_pair=8, policy=policy(min_shards=2, max_shards=12, cooldown=1.0, scale_down_delay=8.0))
+    harsh = {
+        "death": 0.05,
+        "hang": 0.02,
+        "join": 0.1,
+        "leave": 0.1,
+        "hot": 0.2,
+        "swing": 0.05,
+        "stopped_producer": 0.02,
+    }
+    return World(
+        seed,
+        shards=6,
+        slots=128,
+        strategy=strategy,
+        chances=Chances(**{**harsh, **chances}),
+        max_in_flight=24,
+        max_per_pair=8,
+        policy=policy(min_shards=2, max_shards=12, cooldown=1.0, scale_down_delay=8.0),
+    )
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -57,8 +76,13 @@ def even(world):
 
 
 def test_a_thousand_shards_and_sixteen_thousand_slots():
-    world = World(seed=2024, shards=1000, slots=16_384, chances=Chances(hot=1.0, join=0.3, leave=0.3),
-                  policy=policy(min_shards=900, max_shards=1100, cooldown=2.0, scale_down_delay=10.0))
+    world = World(
+        seed=2024,
+        shards=1000,
+        slots=16_384,
+        chances=Chances(hot=1.0, join=0.3, leave=0.3),
+        policy=policy(min_shards=900, max_shards=1100, cooldown=2.0, scale_down_delay=10.0),
+    )
     with told(world):
         for _ in range(120):
             world.tick()
@@ -66,8 +90,10 @@ def test_a_thousand_shards_and_sixteen_thousand_slots():
         world.rest(seconds=12.0)
         even(world)
     cost = sorted(1000 * each for each in world.cost)
-    print(f"\ncontrol tick at 1,000 shards and 16,384 slots: median {statistics.median(cost):.1f} ms, "
-          f"90 % {cost[len(cost) * 9 // 10]:.1f} ms, worst {cost[-1]:.1f} ms of {len(cost)} ticks; {world.moved:,} slots moved")
+    print(
+        f"\ncontrol tick at 1,000 shards and 16,384 slots: median {statistics.median(cost):.1f} ms, "
+        f"90 % {cost[len(cost) * 9 // 10]:.1f} ms, worst {cost[-1]:.1f} ms of {len(cost)} ticks; {world.moved:,} slots moved"
+    )
 
 
 def test_the_same_seed_is_the_same_history():
@@ -86,7 +112,9 @@ def test_a_failure_names_its_seed():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_an_engine_grows_with_its_load_and_shrinks_when_it_goes(seed):
-    with told(World(seed, shards=1, slots=128, policy=policy(max_shards=8, cooldown=1.0, scale_down_delay=8.0), work=0.1)) as world:
+    with told(
+        World(seed, shards=1, slots=128, policy=policy(max_shards=8, cooldown=1.0, scale_down_delay=8.0), work=0.1)
+    ) as world:
         world.calm = True
         for _ in range(20):
             world.tick()

@@ -1,13 +1,14 @@
 """A strategy that lets a test arm a point of the supervisor: the supervisor asks its strategy four times a second."""
+
 from __future__ import annotations
 
 import os
 from pathlib import Path
 from typing import Any
 
-from shardmem.policy import LeastLoad
-
 from recorder import arm_when_told
+
+from shardmem.policy import LeastLoad
 
 
 class Arming(LeastLoad):

@@ -1,4 +1,5 @@
 """Handlers and a strategy for the autoscale tests, where worker processes can import them."""
+
 from __future__ import annotations
 
 import time
@@ -21,8 +22,11 @@ class Backwards:
         return max(view.shards)
 
     def rebalance(self, view):
-        return [Move(slot, int(owner), max(view.shards)) for slot, owner in enumerate(view.owners)
-                if owner != max(view.shards) and not view.locked[slot]]
+        return [
+            Move(slot, int(owner), max(view.shards))
+            for slot, owner in enumerate(view.owners)
+            if owner != max(view.shards) and not view.locked[slot]
+        ]
 
 
 def look(batch: shardmem.Batch) -> None:

@@ -1,4 +1,5 @@
 """Chaos: an engine under load, random commands, random deaths of whatever runs; and figures and violations of it."""
+
 from __future__ import annotations
 
 import contextlib
@@ -12,24 +13,32 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
+from checker import Logs, accounting, check
+from rig import HERE, PATIENCE, Program, Rig, drained, segments_of, wait_until
 
 import shardmem
 from shardmem.memory.control import Control
 
-from checker import Logs, accounting, check
-from rig import HERE, PATIENCE, Program, Rig, drained, segments_of, wait_until
-
-ROWS = 64    # of a batch: the most that one kill may repeat
+ROWS = 64  # of a batch: the most that one kill may repeat
 SLOTS = 64
 MOST_SHARDS = 4
-SETTINGS = {"slots": SLOTS, "batch_rows": ROWS, "min_shards": 2, "max_shards": MOST_SHARDS, "lane_bytes": 1 << 14,
-            "max_producers": 8, "checkpoint_interval": 0.05, "on_error": "stop",
-            "max_attempts": 1000,      # a kill at random is not the fault of the event that was in hand
-            "max_restarts": 1_000_000}
+SETTINGS = {
+    "slots": SLOTS,
+    "batch_rows": ROWS,
+    "min_shards": 2,
+    "max_shards": MOST_SHARDS,
+    "lane_bytes": 1 << 14,
+    "max_producers": 8,
+    "checkpoint_interval": 0.05,
+    "on_error": "stop",
+    "max_attempts": 1000,  # a kill at random is not the fault of the event that was in hand
+    "max_restarts": 1_000_000,
+}
 
 
 class Daemons:
@@ -37,17 +46,36 @@ class Daemons:
 
     def __init__(self, rig: Rig, name: str, handler: str, **settings: Any) -> None:
         self.rig, self.name, self.said = rig, name, rig.directory / "supervisors"
-        flags = [part for key, value in {**SETTINGS, "state_dir": rig.directory / "state", **settings}.items()
-                 for part in ("--" + key.replace("_", "-"), str(value))]
-        self._command = [sys.executable, "-m", "shardmem", "run", handler, "--name", name, "--json", "--no-auto-scale",
-                         *flags]
+        flags = [
+            part
+            for key, value in {**SETTINGS, "state_dir": rig.directory / "state", **settings}.items()
+            for part in ("--" + key.replace("_", "-"), str(value))
+        ]
+        self._command = [
+            sys.executable,
+            "-m",
+            "shardmem",
+            "run",
+            handler,
+            "--name",
+            name,
+            "--json",
+            "--no-auto-scale",
+            *flags,
+        ]
         self.all: list[subprocess.Popen] = []
         self._ready: list[subprocess.Popen] = []
 
     def start(self, **environment: str) -> subprocess.Popen:
         with open(self.said, "ab") as said:
-            process = subprocess.Popen(self._command, cwd=HERE, env={**self.rig.environment, **environment}, stderr=said,
-                                       stdout=subprocess.PIPE, start_new_session=True)
+            process = subprocess.Popen(
+                self._command,
+                cwd=HERE,
+                env={**self.rig.environment, **environment},
+                stderr=said,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
         self.all.append(process)
         return process
 
@@ -128,8 +156,9 @@ class Chaos:
 
     def _new_producer(self) -> None:
         self._number += 1
-        self._producers[self._number] = Program("push_at_a_pace", self.rig, engine=self.name, producer=self._number,
-                                                pause=0.02, patience=2 * PATIENCE)
+        self._producers[self._number] = Program(
+            "push_at_a_pace", self.rig, engine=self.name, producer=self._number, pause=0.02, patience=2 * PATIENCE
+        )
 
     def _kill(self) -> None:
         chance, until = random.Random(f"{self.seed} kills"), time.monotonic() + self.seconds
@@ -141,8 +170,9 @@ class Chaos:
                 victim = chance.choice([self._worker, self._worker, self._producer, self._supervisor])
                 self._one(chance, victim, signal.SIGSTOP)
             elif kind == "several":
-                victims = chance.sample([*3 * [self._worker], *2 * [self._producer], self._supervisor],
-                                        chance.randint(2, 4))
+                victims = chance.sample(
+                    [*3 * [self._worker], *2 * [self._producer], self._supervisor], chance.randint(2, 4)
+                )
                 self.kills["at once"] += sum([self._one(chance, victim, signal.SIGKILL) for victim in victims]) > 1
             else:
                 self._one(chance, getattr(self, f"_{kind}"), signal.SIGKILL)
@@ -235,9 +265,15 @@ class Chaos:
                 continue
             active = [shard for shard in self.control.known_shards() if self.control.shard_state(shard) == "active"]
             one, slots = chance.choice(active or [0]), chance.sample(range(SLOTS), chance.randint(1, SLOTS // 2))
-            kind, wanted = chance.choice([("scale", {"shards": chance.randint(1, MOST_SHARDS)}), ("rebalance", {}),
-                                          ("reload", {}), *2 * [("move", {"slots": slots, "to": one})],
-                                          ("drain", {"shard": one})])
+            kind, wanted = chance.choice(
+                [
+                    ("scale", {"shards": chance.randint(1, MOST_SHARDS)}),
+                    ("rebalance", {}),
+                    ("reload", {}),
+                    *2 * [("move", {"slots": slots, "to": one})],
+                    ("drain", {"shard": one}),
+                ]
+            )
             try:
                 self.client.command(kind, **wanted)
                 came = kind
@@ -276,8 +312,10 @@ class Chaos:
                     self._end(key, program)
             document = drained(self.client)
             wait_until(lambda: not self.client.status()["handoffs"], "handoffs are finished")
-            wait_until(lambda: {shard["state"] for shard in self.client.status()["shards"]} == {"active"},
-                       "all shards are active")
+            wait_until(
+                lambda: {shard["state"] for shard in self.client.status()["shards"]} == {"active"},
+                "all shards are active",
+            )
             self.violations += accounting(document, drained=True, removed=True)
             self.accounts = self.client.status()["accounting"]
             self.daemons.all[-1].terminate()
@@ -313,12 +351,24 @@ class Chaos:
             found += wrong
         self.violations += found
         all_of_them, led = self.recoveries(logs.handled)
-        self.figures = {"seed": self.seed, "seconds": self.seconds, "handler": "stateful" if self.stateful else "stateless",
-                        "events": len(logs.accepted), "handlings": len(logs.handled), "producers": self._number,
-                        "supervisors": len(self.daemons.all), "kills": self.kills,
-                        "lost": sum("never handled" in text for text in found), "duplicates": repeats,
-                        "worker_kills": len(self.lives), "recovery_ms": spread(all_of_them), "recovery_led_ms": spread(led),
-                        "state_exact": exact, "commands": self.commands, "violations": len(self.violations)}
+        self.figures = {
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "handler": "stateful" if self.stateful else "stateless",
+            "events": len(logs.accepted),
+            "handlings": len(logs.handled),
+            "producers": self._number,
+            "supervisors": len(self.daemons.all),
+            "kills": self.kills,
+            "lost": sum("never handled" in text for text in found),
+            "duplicates": repeats,
+            "worker_kills": len(self.lives),
+            "recovery_ms": spread(all_of_them),
+            "recovery_led_ms": spread(led),
+            "state_exact": exact,
+            "commands": self.commands,
+            "violations": len(self.violations),
+        }
         (self.rig.directory / "figures.json").write_text(json.dumps(self.figures, indent=1))
 
     def recoveries(self, handled: np.ndarray) -> tuple[list[float], list[float]]:
@@ -326,7 +376,9 @@ class Chaos:
         those during which there was no supervisor. A shard that was removed instead does not count."""
         everything, led = [], []
         for when, shard, incarnation, generation in self.lives:
-            later = handled[(handled["shard"] == shard) & (handled["incarnation"] > incarnation) & (handled["end"] > when)]
+            later = handled[
+                (handled["shard"] == shard) & (handled["incarnation"] > incarnation) & (handled["end"] > when)
+            ]
             if not len(later):
                 continue
             back = int(later["end"].min())
@@ -354,8 +406,10 @@ def repeated(handled: np.ndarray, killed: set[tuple[int, int]]) -> tuple[int, li
             continue
         repeats += 1
         if life not in killed or row[7] != last[life]:
-            foreign.append(f"duplicates: event {event[2]} of producer {event[0]}, key {event[1]}, was handled again after "
-                           f"shard {life[0]}, incarnation {life[1]}, had handled it, in a batch that no kill ended")
+            foreign.append(
+                f"duplicates: event {event[2]} of producer {event[0]}, key {event[1]}, was handled again after "
+                f"shard {life[0]}, incarnation {life[1]}, had handled it, in a batch that no kill ended"
+            )
     return repeats, foreign[:5]
 
 
@@ -372,9 +426,12 @@ def inexact(logs: Logs, path: Path) -> list[str]:
         return {f"{pair['producer']}/{pair['key']}": int(count) for pair, count in zip(pairs, found)}
 
     accepted, offered = sums(logs.accepted), sums(logs.offered)
-    return [f"state: producer/key {name}: counted {counts.get(name, 0)}, accepted {accepted.get(name, 0)}, offered "
-            f"{offered.get(name, 0)}" for name in sorted({*counts, *offered})
-            if not accepted.get(name, 0) <= counts.get(name, 0) <= offered.get(name, 0)][:5]
+    return [
+        f"state: producer/key {name}: counted {counts.get(name, 0)}, accepted {accepted.get(name, 0)}, offered "
+        f"{offered.get(name, 0)}"
+        for name in sorted({*counts, *offered})
+        if not accepted.get(name, 0) <= counts.get(name, 0) <= offered.get(name, 0)
+    ][:5]
 
 
 def spread(values: list[float]) -> dict[str, float | int] | None:

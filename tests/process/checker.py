@@ -4,19 +4,32 @@ Producers log rows of EVENT: `offered` before a call, `accepted` after it return
 short by SIGKILL leaves its events in `offered` alone: maybe. Handlers log rows of HANDLED before they return.
 Every function returns its violations as sentences; an empty list is a pass.
 """
+
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 # number: rises by one for each event that this producer pushes under this key
 EVENT = np.dtype([("producer", "u4"), ("key", "u8"), ("number", "u8")])
 # written by one life of one shard; start and end: of the batch, CLOCK_MONOTONIC; good: the payload is what was pushed
-HANDLED = np.dtype([("producer", "u4"), ("key", "u8"), ("number", "u8"), ("shard", "u4"), ("incarnation", "u4"),
-                    ("slot", "u4"), ("good", "u4"), ("start", "i8"), ("end", "i8")])
+HANDLED = np.dtype(
+    [
+        ("producer", "u4"),
+        ("key", "u8"),
+        ("number", "u8"),
+        ("shard", "u4"),
+        ("incarnation", "u4"),
+        ("slot", "u4"),
+        ("good", "u4"),
+        ("start", "i8"),
+        ("end", "i8"),
+    ]
+)
 SHOWN = 5
 
 
@@ -36,14 +49,22 @@ class Logs:
     @classmethod
     def read(cls, directory: Path) -> Logs:
         """From the files `offered-*`, `accepted-*`, `refused-*` and `handled-*`."""
-        return cls(*(read_rows(sorted(directory.glob(f"{name}-*")), dtype)
-                     for name, dtype in (("offered", EVENT), ("accepted", EVENT), ("refused", EVENT), ("handled", HANDLED))))
+        return cls(
+            *(
+                read_rows(sorted(directory.glob(f"{name}-*")), dtype)
+                for name, dtype in (("offered", EVENT), ("accepted", EVENT), ("refused", EVENT), ("handled", HANDLED))
+            )
+        )
 
     def of(self, producers: Iterable[int]) -> Logs:
         """Only these producers."""
         wanted = list(producers)
-        return Logs(*(rows[np.isin(rows["producer"], wanted)]
-                      for rows in (self.offered, self.accepted, self.refused, self.handled)))
+        return Logs(
+            *(
+                rows[np.isin(rows["producer"], wanted)]
+                for rows in (self.offered, self.accepted, self.refused, self.handled)
+            )
+        )
 
 
 def read_rows(paths: Sequence[Path], dtype: np.dtype) -> np.ndarray:
@@ -69,8 +90,11 @@ def no_invention(logs: Logs) -> list[str]:
     invented = logs.handled[~_among(logs.handled, logs.offered, logs.accepted, logs.refused)]
     refused = logs.handled[_among(logs.handled, logs.refused) & ~_among(logs.handled, logs.accepted)]
     torn = logs.handled[logs.handled["good"] == 0]
-    return [*_say(invented, "was handled but never offered"), *_say(refused, "was handled although it was refused"),
-            *_say(torn, "was handled with a payload that was not pushed so: torn")]
+    return [
+        *_say(invented, "was handled but never offered"),
+        *_say(refused, "was handled although it was refused"),
+        *_say(torn, "was handled with a payload that was not pushed so: torn"),
+    ]
 
 
 def order(logs: Logs) -> list[str]:
@@ -81,9 +105,14 @@ def order(logs: Logs) -> list[str]:
     rows = rows[np.lexsort((np.arange(len(rows)), rows["key"], rows["producer"]))]
     same = (rows["producer"][1:] == rows["producer"][:-1]) & (rows["key"][1:] == rows["key"][:-1])
     wrong = np.flatnonzero(same & (rows["number"][1:] < rows["number"][:-1]))
-    return _limited([f"order: producer {rows['producer'][i]}, key {rows['key'][i]}: number {rows['number'][i + 1]} was first "
-                     f"handled (shard {rows['shard'][i + 1]}) after number {rows['number'][i]} (shard {rows['shard'][i]})"
-                     for i in wrong[:SHOWN]], len(wrong))
+    return _limited(
+        [
+            f"order: producer {rows['producer'][i]}, key {rows['key'][i]}: number {rows['number'][i + 1]} was first "
+            f"handled (shard {rows['shard'][i + 1]}) after number {rows['number'][i]} (shard {rows['shard'][i]})"
+            for i in wrong[:SHOWN]
+        ],
+        len(wrong),
+    )
 
 
 def one_owner(logs: Logs) -> list[str]:
@@ -101,8 +130,10 @@ def one_owner(logs: Logs) -> list[str]:
             continue
         if batch[1] < latest[2] and batch[3:] != latest[3:]:
             count += 1
-            found.append(f"owners: slot {slot} was handled by shard {latest[3]} (incarnation {latest[4]}) until {latest[2]} "
-                         f"and by shard {batch[3]} (incarnation {batch[4]}) from {batch[1]}")
+            found.append(
+                f"owners: slot {slot} was handled by shard {latest[3]} (incarnation {latest[4]}) until {latest[2]} "
+                f"and by shard {batch[3]} (incarnation {batch[4]}) from {batch[1]}"
+            )
         if batch[2] > latest[2]:
             latest = batch
     return _limited(found[:SHOWN], count)
@@ -114,8 +145,10 @@ def few_duplicates(logs: Logs, bound: int) -> list[str]:
     if extra <= bound:
         return []
     worst = int(counts.argmax())
-    return [f"duplicates: {extra} handlings beyond the first, {bound} are allowed; {_name(logs.handled[first[worst]])} was "
-            f"handled {counts[worst]} times"]
+    return [
+        f"duplicates: {extra} handlings beyond the first, {bound} are allowed; {_name(logs.handled[first[worst]])} was "
+        f"handled {counts[worst]} times"
+    ]
 
 
 def accounting(document: dict[str, Any], *, drained: bool = False, removed: bool = False) -> list[str]:
@@ -129,15 +162,21 @@ def accounting(document: dict[str, Any], *, drained: bool = False, removed: bool
 
     equal("offered = accepted + refused", total["offered"], total["accepted"] + _sum(total["refused"]))
     for name, part in [("in total", total), *((f"shard {shard['id']}", shard) for shard in document["shards"])]:
-        equal(f"accepted = handled + quarantined + shed + in flight, {name}", part["accepted"],
-              part["handled"] + part["quarantined"] + _sum(part["shed"]) + part["in_flight"])
+        equal(
+            f"accepted = handled + quarantined + shed + in flight, {name}",
+            part["accepted"],
+            part["handled"] + part["quarantined"] + _sum(part["shed"]) + part["in_flight"],
+        )
         for key in ("accepted", "handled", "quarantined", "shed", "in_flight"):
             if _sum(part[key]) < 0:
                 found.append(f"accounting: {key}, {name}: {part[key]} is negative")
         if drained:
             equal(f"in flight after the drain, {name}", part["in_flight"], 0)
-    for key, part in [*((key, "shards") for key in ("accepted", "handled", "quarantined", "shed", "in_flight")),
-                      ("accepted", "producers"), ("refused", "producers")]:
+    for key, part in [
+        *((key, "shards") for key in ("accepted", "handled", "quarantined", "shed", "in_flight")),
+        ("accepted", "producers"),
+        ("refused", "producers"),
+    ]:
         of_all, of_these = _sum(total[key]), sum(_sum(each[key]) for each in document[part])
         if not removed or of_these > of_all or key in ("in_flight", "refused"):
             equal(f"{key} = sum over {part}", of_all, of_these)

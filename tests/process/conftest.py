@@ -1,11 +1,11 @@
 """Fixtures of the process tests."""
+
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import pytest
-
 from rig import Rig
 
 

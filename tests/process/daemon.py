@@ -1,4 +1,5 @@
 """`shardmem run` as a process of a test."""
+
 from __future__ import annotations
 
 import json
@@ -6,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from rig import HERE, PATIENCE, Rig
 
@@ -14,12 +16,19 @@ from rig import HERE, PATIENCE, Rig
 class Daemon:
     """`shardmem run recorder:Recorder --name NAME`, or `shardmem run NAME.toml`."""
 
-    def __init__(self, rig: Rig, name: str, *flags: str, handler: str = "recorder:Recorder",
-                 environment: Mapping[str, str] = {}) -> None:
+    def __init__(
+        self, rig: Rig, name: str, *flags: str, handler: str = "recorder:Recorder", environment: Mapping[str, str] = {}
+    ) -> None:
         target = [name] if name.endswith(".toml") else [handler, "--name", name, "--max-producers", "8"]
-        self.process = subprocess.Popen([sys.executable, "-m", "shardmem", "run", *target, "--json", *flags], cwd=HERE,
-                                        env={**rig.environment, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                        text=True, start_new_session=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "shardmem", "run", *target, "--json", *flags],
+            cwd=HERE,
+            env={**rig.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     def ready(self) -> dict[str, Any]:
         assert self.process.stdout is not None

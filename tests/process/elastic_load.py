@@ -1,7 +1,8 @@
 """Load for the elastic tests: handlers that record, a producer that never stops, and the checker of what they recorded.
 
-    python elastic_load.py ENGINE PRODUCER PAUSE    pushes until a line comes on standard input, then prints how many blocks
+python elastic_load.py ENGINE PRODUCER PAUSE    pushes until a line comes on standard input, then prints how many blocks
 """
+
 from __future__ import annotations
 
 import json
@@ -73,8 +74,15 @@ class Traffic:
     """Producers in processes of their own that push until told to stop; pause: seconds between two blocks."""
 
     def __init__(self, engine: str, count: int, pause: float = 0.0) -> None:
-        self.processes = [subprocess.Popen([sys.executable, __file__, engine, str(number), str(pause)], stdin=subprocess.PIPE,
-                                           stdout=subprocess.PIPE, text=True) for number in range(count)]
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, __file__, engine, str(number), str(pause)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(count)
+        ]
         for process in self.processes:
             assert "ready\n" == process.stdout.readline()
 

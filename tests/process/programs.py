@@ -1,4 +1,5 @@
 """Processes that tests start: `python programs.py NAME`. Orders come as lines of JSON on standard input."""
+
 from __future__ import annotations
 
 import json
@@ -10,17 +11,17 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
+from recorder import payload, records
+from rig import PATIENCE, Log, drained, sleeps_in_futex, wait_until
 
 import shardmem
 from shardmem.memory.control import PAGE, Control
 from shardmem.memory.native import arm_point, ffi
-
-from recorder import payload, records
-from rig import PATIENCE, Log, drained, sleeps_in_futex, wait_until
 
 NOT_REACHED, UNHAPPY = 7, 8
 
@@ -51,7 +52,9 @@ class Source:
             self._numbers[key] += 1
         return keys, numbers
 
-    def push(self, producer: shardmem.Producer, method: str, count: int, filler: int, timeout: float | None = None) -> None:
+    def push(
+        self, producer: shardmem.Producer, method: str, count: int, filler: int, timeout: float | None = None
+    ) -> None:
         """One call, logged before and after."""
         keys, numbers = self.take(1 if method == "push" else count)
         self._log.rows("offered", self.id, keys, numbers)
@@ -59,13 +62,17 @@ class Source:
         if method == "send":
             producer.send(records(self.id, keys, numbers), **options)
         else:
-            payloads = [payload(self.id, key, number, self._random.randrange(filler + 1)) for key, number in zip(keys, numbers)]
+            payloads = [
+                payload(self.id, key, number, self._random.randrange(filler + 1)) for key, number in zip(keys, numbers)
+            ]
             if method == "push":
                 producer.push(keys[0], payloads[0], **options)
             elif method == "push_many":
                 producer.push_many(keys, payloads, **options)
             else:
-                producer.push_columns(np.array(keys), b"".join(payloads), np.cumsum([0, *map(len, payloads)]), **options)
+                producer.push_columns(
+                    np.array(keys), b"".join(payloads), np.cumsum([0, *map(len, payloads)]), **options
+                )
         self._log.rows("accepted", self.id, keys, numbers)
 
 
@@ -99,6 +106,7 @@ def reap(pid: int, timeout: float = PATIENCE) -> int:
 
 
 # ---- killed and stopped inside a send ------------------------------------------------------------------------------------
+
 
 def nursery() -> None:
     """Forks children of a warm process and has each one killed, or stopped, at a named point of a send.
@@ -142,8 +150,9 @@ def kill_at_random(producer: Any, own: Source, directory: Path, method: str, fir
     return {"codes": codes}
 
 
-def kill_children(producer: Any, own: Source, directory: Path, method: str, point: str, first: int, count: int,
-                  signal: int) -> dict[str, Any]:
+def kill_children(
+    producer: Any, own: Source, directory: Path, method: str, point: str, first: int, count: int, signal: int
+) -> dict[str, Any]:
     chance, codes, rows = random.Random(f"{point} {method}"), [], 100 if point == "send.waiting" else 25
     for number in range(first, first + count):
         passes = chance.randint(1, 3) if point == "send.waiting" else chance.randint(1, 40)
@@ -163,9 +172,11 @@ def kill_children(producer: Any, own: Source, directory: Path, method: str, poin
     return {"codes": codes}
 
 
-def stop_children(producer: Any, own: Source, directory: Path, method: str, point: str, first: int, count: int,
-                  signal: int) -> dict[str, Any]:
-    from signal import SIGCONT, signal as handle_signal
+def stop_children(
+    producer: Any, own: Source, directory: Path, method: str, point: str, first: int, count: int, signal: int
+) -> dict[str, Any]:
+    from signal import SIGCONT
+    from signal import signal as handle_signal
 
     chance, codes, rows = random.Random(f"{point} {method}"), [], 100 if point == "send.waiting" else 25
     for number in range(first, first + 2 * count, 2):
@@ -286,12 +297,18 @@ def vandal() -> None:
     control = Control.attach(orders["engine"])
     draw, geometry, flips = random.Random(orders["seed"]), control.geometry, 0
     inboxes = [control.open_inbox(shard) for shard in control.known_shards()]
-    lanes = [ffi.buffer(ffi.cast("uint8_t *", inbox.address) + geometry.lanes_offset + geometry.lane_stride * orders["seat"],
-                        geometry.lane_stride) for inbox in inboxes]
+    lanes = [
+        ffi.buffer(
+            ffi.cast("uint8_t *", inbox.address) + geometry.lanes_offset + geometry.lane_stride * orders["seat"],
+            geometry.lane_stride,
+        )
+        for inbox in inboxes
+    ]
     until = time.monotonic() + PATIENCE
     started = time.monotonic()
     while time.monotonic() - started < orders["seconds"] or not all(
-            lane.broken for inbox in inboxes for lane in inbox.lanes() if lane.seat == orders["seat"]):
+        lane.broken for inbox in inboxes for lane in inbox.lanes() if lane.seat == orders["seat"]
+    ):
         for memory in lanes:
             at = draw.randrange(PAGE, geometry.lane_stride) if draw.randrange(4) else draw.randrange(32)
             memory[at] = bytes([memory[at][0] ^ 1 << draw.randrange(8)])
@@ -322,6 +339,7 @@ def wait_for_engine() -> None:
 
 
 # ---- forks and threads ---------------------------------------------------------------------------------------------------
+
 
 def prefork() -> None:
     """A producer made before the forks is used in every child and in the parent at once."""
@@ -368,9 +386,13 @@ def threads() -> None:
                 failures.append(repr(error))
 
         with Log(directory) as log:
-            pool = [threading.Thread(target=work, args=(number, orders["small"], orders["calls"], 1))
-                    for number in range(orders["threads"])]
-            pool.append(threading.Thread(target=work, args=(orders["threads"], orders["block"], orders["blocks"], 2000)))
+            pool = [
+                threading.Thread(target=work, args=(number, orders["small"], orders["calls"], 1))
+                for number in range(orders["threads"])
+            ]
+            pool.append(
+                threading.Thread(target=work, args=(orders["threads"], orders["block"], orders["blocks"], 2000))
+            )
             for thread in pool:
                 thread.start()
             for thread in pool:
@@ -394,8 +416,10 @@ def first_calls_together() -> None:
                     source.push(producer, orders["method"], orders["count"], 20)
                     source.push(producer, orders["method"], 1, 20)
 
-                pool = [threading.Thread(target=work, args=(turn * orders["threads"] + number,))
-                        for number in range(orders["threads"])]
+                pool = [
+                    threading.Thread(target=work, args=(turn * orders["threads"] + number,))
+                    for number in range(orders["threads"])
+                ]
                 for thread in pool:
                     thread.start()
                 for thread in pool:
@@ -461,13 +485,17 @@ def threads_in_a_forked_child() -> None:
                         except BaseException as error:
                             failures.append(error)
 
-                    pool = [threading.Thread(target=push, args=(1 + child * orders["threads"] + number,))
-                            for number in range(orders["threads"])]
+                    pool = [
+                        threading.Thread(target=push, args=(1 + child * orders["threads"] + number,))
+                        for number in range(orders["threads"])
+                    ]
                     for thread in pool:
                         thread.start()
                     for thread in pool:
                         thread.join()
-                    held = sum(each["pid"] == os.getpid() and each["alive"] for each in status(orders["engine"])["producers"])
+                    held = sum(
+                        each["pid"] == os.getpid() and each["alive"] for each in status(orders["engine"])["producers"]
+                    )
                     if failures or held != 1:
                         print(f"{held} seats are held by one process; {failures}", file=sys.stderr)
                         os._exit(UNHAPPY)
@@ -509,6 +537,7 @@ def close_while_blocked() -> None:
 
 # ---- waiting ----------------------------------------------------------------------------------------------------------------
 
+
 def interrupted() -> None:
     """Is blocked in a call until a signal comes; says how long after the signal the call ended."""
     orders = order()
@@ -541,6 +570,7 @@ def interrupted() -> None:
 
 
 # ---- engines and their parents ----------------------------------------------------------------------------------------------
+
 
 def parent() -> None:
     """Starts an engine, pushes, says so, and waits for whatever comes."""
@@ -661,6 +691,7 @@ def own_shared_memory() -> None:
 
 # ---- small memory -------------------------------------------------------------------------------------------------------
 
+
 def in_small_memory() -> None:
     """Run in a mount namespace of its own. Says what happened at each step with a /dev/shm of a few MB."""
     import ctypes
@@ -676,8 +707,11 @@ def in_small_memory() -> None:
         return space.f_bavail * space.f_frsize
 
     def look() -> dict[str, Any]:
-        return {"free": free(), "segments": sorted(os.listdir("/dev/shm")),
-                "descriptors": len(os.listdir("/proc/self/fd"))}
+        return {
+            "free": free(),
+            "segments": sorted(os.listdir("/dev/shm")),
+            "descriptors": len(os.listdir("/proc/self/fd")),
+        }
 
     def attempt(step: str, work: Callable[[], Any]) -> None:
         before = look()
@@ -685,13 +719,18 @@ def in_small_memory() -> None:
             work()
             said: dict[str, Any] = {"error": None}
         except shardmem.ShardmemError as error:
-            said = {"error": type(error).__name__, "text": str(error), "need": getattr(error, "need", None),
-                    "free": getattr(error, "free", None)}
+            said = {
+                "error": type(error).__name__,
+                "text": str(error),
+                "need": getattr(error, "need", None),
+                "free": getattr(error, "free", None),
+            }
         told[step] = {**said, "before": before, "after": look()}
 
     def engine(name: str, **settings: Any) -> shardmem.Engine:
-        return shardmem.Engine(name, handler="recorder:Recorder", shards=1, lane_bytes=65536,
-                               **{"max_shards": 1, **settings})
+        return shardmem.Engine(
+            name, handler="recorder:Recorder", shards=1, lane_bytes=65536, **{"max_shards": 1, **settings}
+        )
 
     def leave_free(amount: int) -> None:
         """Fills the rest."""

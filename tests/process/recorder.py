@@ -3,6 +3,7 @@
 A worker writes what it handled to files in $RECORD_DIR, which the checker reads. Before each batch it passes a gate: a
 lock on a file that a test may hold, so that a test decides when a batch goes on, and nobody polls.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -16,18 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from checker import HANDLED
 
 from shardmem import Batch, Context, Handler
 from shardmem.memory.native import arm_point
-
-from checker import HANDLED
 
 RECORD = np.dtype([("key", "u8"), ("number", "u8"), ("producer", "u4"), ("check", "u4"), ("filler", "u8", (2,))])
 _HEAD = struct.Struct("<IIQQ")  # check, producer, key, number; then bytes that follow from the number
 
 
 def payload(producer: int, key: int, number: int, filler: int = 0) -> bytes:
-    body = _HEAD.pack(0, producer, key, number)[4:] + (number & 0xff).to_bytes(1, "little") * filler
+    body = _HEAD.pack(0, producer, key, number)[4:] + (number & 0xFF).to_bytes(1, "little") * filler
     return zlib.crc32(body).to_bytes(4, "little") + body
 
 
@@ -48,7 +48,7 @@ def records(producer: int, keys: Any, numbers: Any, dtype: np.dtype = RECORD) ->
 
 
 def _check_of(rows: np.ndarray) -> np.ndarray:
-    mixed = rows["key"] * np.uint64(0x9e3779b97f4a7c15) + rows["number"] * np.uint64(31) + rows["producer"]
+    mixed = rows["key"] * np.uint64(0x9E3779B97F4A7C15) + rows["number"] * np.uint64(31) + rows["producer"]
     return ((mixed ^ rows["filler"].sum(axis=1)) >> np.uint64(7)).astype("u4")
 
 
@@ -62,10 +62,14 @@ class Recorder(Handler):
     def open(self, context: Context) -> None:
         self.context = context
         self.directory = Path(os.environ["RECORD_DIR"])
-        self._log = os.open(self.directory / f"handled-{context.shard}-{context.incarnation}-{os.getpid()}",
-                            os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._gates = [os.open(self.directory / name, os.O_RDWR | os.O_CREAT, 0o600)
-                       for name in ("gate", f"gate-{context.shard}")]
+        self._log = os.open(
+            self.directory / f"handled-{context.shard}-{context.incarnation}-{os.getpid()}",
+            os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+            0o600,
+        )
+        self._gates = [
+            os.open(self.directory / name, os.O_RDWR | os.O_CREAT, 0o600) for name in ("gate", f"gate-{context.shard}")
+        ]
 
     def handle(self, batch: Batch) -> None:
         start = time.monotonic_ns()
@@ -240,8 +244,11 @@ class Hesitating(Recorder):
     """Waits in open() as long as somebody holds the lock `open-SHARD-INCARNATION`."""
 
     def open(self, context: Context) -> None:
-        gate = os.open(Path(os.environ["RECORD_DIR"]) / f"open-{context.shard}-{context.incarnation}",
-                       os.O_RDWR | os.O_CREAT, 0o600)
+        gate = os.open(
+            Path(os.environ["RECORD_DIR"]) / f"open-{context.shard}-{context.incarnation}",
+            os.O_RDWR | os.O_CREAT,
+            0o600,
+        )
         fcntl.flock(gate, fcntl.LOCK_SH)
         os.close(gate)
         super().open(context)
@@ -284,7 +291,14 @@ class KeepsCopies(Recorder):
     @staticmethod
     def told_by(batch: Batch) -> list:
         events = [repr(event) for event in batch]  # of a record, tolist() would hold views of its inner arrays
-        return [len(batch), events, list(batch.keys), batch.slots.tolist(), batch.sequences.tolist(), batch.producers.tolist()]
+        return [
+            len(batch),
+            events,
+            list(batch.keys),
+            batch.slots.tolist(),
+            batch.sequences.tolist(),
+            batch.producers.tolist(),
+        ]
 
 
 class LateUser(Recorder):

@@ -1,4 +1,5 @@
 """What process tests share: engines that record, programs that run as processes of their own, waiting with a deadline."""
+
 from __future__ import annotations
 
 import contextlib
@@ -10,15 +11,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, NoReturn, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
+from checker import EVENT, Logs, accounting, check
 
 import shardmem
 from shardmem.memory.native import lib, points
-
-from checker import EVENT, Logs, accounting, check
 
 HERE = Path(__file__).parent
 PATIENCE = 20.0  # a wait that lasts longer has failed; the machine may be busy
@@ -40,8 +41,10 @@ class Log:
     """The log of one process that produces, as checker.Logs reads it. A row is in the file when its call returns."""
 
     def __init__(self, directory: Path) -> None:
-        self._files = {name: os.open(directory / f"{name}-{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-                       for name in ("offered", "accepted", "refused")}
+        self._files = {
+            name: os.open(directory / f"{name}-{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            for name in ("offered", "accepted", "refused")
+        }
 
     def rows(self, name: str, producer: int, keys: Any, numbers: Any) -> None:
         rows = np.empty(len(keys), EVENT)
@@ -109,6 +112,7 @@ class Rig:
 
 def drained(engine: shardmem.Engine | shardmem.Client) -> dict[str, Any]:
     """Waits until nothing is in flight; the status then."""
+
     def status() -> dict[str, Any] | None:
         document = engine.status()
         return None if document["accounting"]["in_flight"] else document
@@ -136,9 +140,15 @@ class Program:
     def __init__(self, name: str, rig: Rig | None = None, *, prefix: Sequence[str] = (), **orders: Any) -> None:
         if rig is not None:
             orders["directory"] = str(rig.directory)
-        self.process = subprocess.Popen([*prefix, sys.executable, "-W", "error::ResourceWarning", str(HERE / "programs.py"),
-                                         name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                        start_new_session=True, bufsize=0, env=rig.environment if rig else None)
+        self.process = subprocess.Popen(
+            [*prefix, sys.executable, "-W", "error::ResourceWarning", str(HERE / "programs.py"), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            bufsize=0,
+            env=rig.environment if rig else None,
+        )
         self.say(**orders)
 
     @property
@@ -183,7 +193,9 @@ class Program:
         assert self.process.stderr is not None
         os.set_blocking(self.process.stderr.fileno(), False)  # its children may hold the other end
         said = self.process.stderr.read() or b""
-        raise AssertionError(f"program {self.process.args[-1]} {what} (code {self.process.returncode}): {said.decode()}")
+        raise AssertionError(
+            f"program {self.process.args[-1]} {what} (code {self.process.returncode}): {said.decode()}"
+        )
 
     def _kill_group(self) -> None:
         try:
@@ -202,7 +214,9 @@ class Program:
             stream.close()
 
 
-def run_program(name: str, rig: Rig | None = None, *, timeout: float = PATIENCE, stderr: str | None = "", **orders: Any) -> Any:
+def run_program(
+    name: str, rig: Rig | None = None, *, timeout: float = PATIENCE, stderr: str | None = "", **orders: Any
+) -> Any:
     """Runs it to its end; its one reply. stderr as in Program.end; the rest as of Program."""
     with Program(name, rig, **orders) as program:
         reply = program.hear(timeout)

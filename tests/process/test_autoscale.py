@@ -1,4 +1,5 @@
 """An engine under load adds workers, one without load removes them, and every decision says why."""
+
 from __future__ import annotations
 
 import time
@@ -11,7 +12,7 @@ from elastic_load import ROW, SLOTS
 import shardmem
 from shardmem.policy import LeastSlots, ScalingPolicy
 
-QUICK = dict(metrics_window=0.5, cooldown=0.5, scale_down_delay=1.0)
+QUICK = {"metrics_window": 0.5, "cooldown": 0.5, "scale_down_delay": 1.0}
 
 
 def active(engine: shardmem.Engine) -> list[int]:
@@ -32,8 +33,20 @@ def block(number: int) -> np.ndarray:
 
 
 def test_load_adds_workers_and_rest_removes_them_after_the_delay():
-    with shardmem.Engine(handler=Slow, dtype=ROW, key="key", min_shards=1, max_shards=3, slots=SLOTS, lane_bytes=1 << 15,
-                         batch_rows=200, policy=QUICK) as engine, engine.producer() as producer:
+    with (
+        shardmem.Engine(
+            handler=Slow,
+            dtype=ROW,
+            key="key",
+            min_shards=1,
+            max_shards=3,
+            slots=SLOTS,
+            lane_bytes=1 << 15,
+            batch_rows=200,
+            policy=QUICK,
+        ) as engine,
+        engine.producer() as producer,
+    ):
         number, deadline = 0, time.monotonic() + 40
         while len(active(engine)) < 3:
             assert time.monotonic() < deadline, engine.status()["decisions"]
@@ -53,8 +66,21 @@ def test_load_adds_workers_and_rest_removes_them_after_the_delay():
 
 
 def test_without_auto_scale_the_policy_only_reports_what_it_would_do():
-    with shardmem.Engine(handler=Slow, dtype=ROW, key="key", min_shards=1, max_shards=3, slots=SLOTS, lane_bytes=1 << 15,
-                         batch_rows=200, policy=QUICK, auto_scale=False) as engine, engine.producer() as producer:
+    with (
+        shardmem.Engine(
+            handler=Slow,
+            dtype=ROW,
+            key="key",
+            min_shards=1,
+            max_shards=3,
+            slots=SLOTS,
+            lane_bytes=1 << 15,
+            batch_rows=200,
+            policy=QUICK,
+            auto_scale=False,
+        ) as engine,
+        engine.producer() as producer,
+    ):
         number, deadline = 0, time.monotonic() + 30
         while not any(each["advice"] == "up" for each in engine.status()["decisions"]):
             assert time.monotonic() < deadline, engine.status()["decisions"]
@@ -64,11 +90,18 @@ def test_without_auto_scale_the_policy_only_reports_what_it_would_do():
 
 
 def test_a_scale_by_hand_stands_until_it_is_handed_back_to_the_policy():
-    with shardmem.Engine(handler=Slow, dtype=ROW, key="key", min_shards=1, max_shards=3, slots=SLOTS, policy=QUICK) as engine:
+    with shardmem.Engine(
+        handler=Slow, dtype=ROW, key="key", min_shards=1, max_shards=3, slots=SLOTS, policy=QUICK
+    ) as engine:
         engine.scale_to(3)
-        until(lambda: any(each["cause"] == "manual" and "set by hand; otherwise down" in each["reason"]
-                          for each in engine.status()["decisions"]), 20,
-              "the policy never said what it would do")
+        until(
+            lambda: any(
+                each["cause"] == "manual" and "set by hand; otherwise down" in each["reason"]
+                for each in engine.status()["decisions"]
+            ),
+            20,
+            "the policy never said what it would do",
+        )
         assert 3 == len(active(engine))
 
         engine.scale_to("auto")
@@ -76,21 +109,26 @@ def test_a_scale_by_hand_stands_until_it_is_handed_back_to_the_policy():
         until(lambda: len(active(engine)) == 1, 30, "the policy did not take over")
 
 
-@pytest.mark.parametrize("strategy, expected", [(LeastSlots(), [32, 32]), ("least_slots", [32, 32]), (Backwards(), [0, 64])])
+@pytest.mark.parametrize(
+    "strategy, expected", [(LeastSlots(), [32, 32]), ("least_slots", [32, 32]), (Backwards(), [0, 64])]
+)
 def test_the_strategy_that_is_named_places_the_slots(strategy, expected):
     with shardmem.Engine(handler="json:loads", shards=1, max_shards=2, slots=64, strategy=strategy) as engine:
         engine.scale_to(2)
         assert expected == [shard["slots"] for shard in engine.status()["shards"]]
 
 
-@pytest.mark.parametrize("settings, part", [
-    (dict(policy="eager"), "is not one of default, high_throughput, conservative"),
-    (dict(strategy="no such"), "is not one of least_load, least_slots and not module:Class"),
-    (dict(strategy="nomodule:Thing"), "cannot be loaded"),
-    (dict(policy=dict(busy_threshold=7)), "busy_threshold must be above 0 and at most 1"),
-    (dict(policy=dict(busyness=1)), "policy.busyness is not a setting"),
-    (dict(auto_scale="perhaps"), "neither true nor false"),
-])
+@pytest.mark.parametrize(
+    "settings, part",
+    [
+        ({"policy": "eager"}, "is not one of default, high_throughput, conservative"),
+        ({"strategy": "no such"}, "is not one of least_load, least_slots and not module:Class"),
+        ({"strategy": "nomodule:Thing"}, "cannot be loaded"),
+        ({"policy": {"busy_threshold": 7}}, "busy_threshold must be above 0 and at most 1"),
+        ({"policy": {"busyness": 1}}, "policy.busyness is not a setting"),
+        ({"auto_scale": "perhaps"}, "neither true nor false"),
+    ],
+)
 def test_a_policy_or_strategy_that_cannot_be_is_refused_at_the_start(settings, part):
     with pytest.raises(shardmem.ConfigError) as caught:
         with shardmem.Engine(handler="json:loads", **settings):
@@ -105,8 +143,10 @@ def test_a_policy_object_brings_its_limits_with_it():
 
 def test_one_hot_key_is_isolated_and_the_other_shards_are_even():
     """60 % of the traffic on one key of a fresh engine with four shards."""
-    with shardmem.Engine(handler=look, dtype=ROW, key="key", shards=4, slots=1024) as engine, \
-            engine.producer() as producer:
+    with (
+        shardmem.Engine(handler=look, dtype=ROW, key="key", shards=4, slots=1024) as engine,
+        engine.producer() as producer,
+    ):
         chance = np.random.default_rng(5)
         rows = np.zeros(4096, ROW)
         for _ in range(300):

@@ -1,4 +1,5 @@
 """Whatever dies, at whatever moment, together or one after the other: every promise is kept."""
+
 from __future__ import annotations
 
 import json
@@ -6,7 +7,6 @@ import os
 import time
 
 import pytest
-
 from chaos import Chaos
 from rig import Rig
 
@@ -15,8 +15,9 @@ SECONDS = float(os.environ.get("SHARDMEM_CHAOS_SECONDS", 6))
 
 @pytest.mark.timeout(SECONDS * 2 + 200)
 @pytest.mark.parametrize("handler, stateful", [("recorder:Lingering", False), ("recorder:Counting", True)])
-def test_whatever_is_killed_at_random_every_promise_is_kept(rig: Rig, engine_name: str, handler: str,
-                                                            stateful: bool) -> None:
+def test_whatever_is_killed_at_random_every_promise_is_kept(
+    rig: Rig, engine_name: str, handler: str, stateful: bool
+) -> None:
     seed = int(os.environ.get("SHARDMEM_SEED", time.time_ns() // 1000 % 10**6))
     print(f"SHARDMEM_SEED={seed}")
     chaos = Chaos(rig, engine_name, handler, stateful=stateful, seed=seed, seconds=SECONDS)

@@ -1,4 +1,5 @@
 """The checker finds each kind of violation that is planted, names it, and finds nothing in a clean run."""
+
 from __future__ import annotations
 
 import copy
@@ -6,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from checker import EVENT, HANDLED, Logs, accounting, check
 
 
@@ -55,8 +55,9 @@ def test_an_event_that_was_only_offered_may_be_handled_or_not() -> None:
 def test_an_invented_event_is_found() -> None:
     logs = clean_run()
     logs.handled["number"][at(logs, 1, 0, 3)] = 77
-    assert [text for text in check(logs) if "never offered" in text] == \
-        ["event 77 of producer 1, key 0, was handled but never offered"]
+    assert [text for text in check(logs) if "never offered" in text] == [
+        "event 77 of producer 1, key 0, was handled but never offered"
+    ]
 
 
 def test_a_refused_event_that_is_handled_is_found() -> None:
@@ -101,8 +102,9 @@ def test_a_second_handling_out_of_order_is_a_duplicate_and_no_violation_of_order
     again["start"], again["end"] = 9000, 9010
     logs.handled = np.concatenate([logs.handled, again])
     assert check(logs, duplicates=1) == []
-    assert check(logs) == ["duplicates: 1 handlings beyond the first, 0 are allowed; event 0 of producer 1, key 0, was "
-                           "handled 2 times"]
+    assert check(logs) == [
+        "duplicates: 1 handlings beyond the first, 0 are allowed; event 0 of producer 1, key 0, was handled 2 times"
+    ]
 
 
 def test_two_owners_of_a_slot_at_a_time_are_found() -> None:
@@ -115,15 +117,16 @@ def test_two_owners_of_a_slot_at_a_time_are_found() -> None:
 
 def test_two_incarnations_of_a_shard_at_a_time_are_found() -> None:
     logs = clean_run()
-    logs.handled["incarnation"][at(logs, 1, 0, 3):] = 2
+    logs.handled["incarnation"][at(logs, 1, 0, 3) :] = 2
     logs.handled["end"][at(logs, 2, 0, 2)] = logs.handled["end"][at(logs, 1, 0, 3)]
     assert any("(incarnation 2)" in text for text in check(logs))
 
 
 def test_an_overlap_hidden_behind_a_short_batch_is_found() -> None:
     logs = Logs()
-    logs.handled = np.array([(1, 0, 0, 0, 1, 5, 1, 0, 100), (1, 0, 1, 0, 1, 5, 1, 10, 20), (1, 0, 2, 1, 1, 5, 1, 50, 60)],
-                            HANDLED)
+    logs.handled = np.array(
+        [(1, 0, 0, 0, 1, 5, 1, 0, 100), (1, 0, 1, 0, 1, 5, 1, 10, 20), (1, 0, 2, 1, 1, 5, 1, 50, 60)], HANDLED
+    )
     logs.offered = logs.accepted = np.array([(1, 0, number) for number in range(3)], EVENT)
     assert any(text.startswith("owners: slot 5") for text in check(logs))
 
@@ -145,11 +148,20 @@ def test_a_row_cut_short_by_a_death_is_left_out(tmp_path: Any) -> None:
 
 
 STATUS = {
-    "shards": [dict(id=0, accepted=10, handled=6, quarantined=1, shed=1, in_flight=2),
-               dict(id=1, accepted=5, handled=5, quarantined=0, shed=0, in_flight=0)],
-    "producers": [dict(accepted=11, refused={"full": 2}), dict(accepted=4, refused={"timeout": 1})],
-    "accounting": dict(offered=18, accepted=15, refused={"full": 2, "timeout": 1}, handled=11, quarantined=1,
-                       shed={"oldest": 1}, in_flight=2),
+    "shards": [
+        {"id": 0, "accepted": 10, "handled": 6, "quarantined": 1, "shed": 1, "in_flight": 2},
+        {"id": 1, "accepted": 5, "handled": 5, "quarantined": 0, "shed": 0, "in_flight": 0},
+    ],
+    "producers": [{"accepted": 11, "refused": {"full": 2}}, {"accepted": 4, "refused": {"timeout": 1}}],
+    "accounting": {
+        "offered": 18,
+        "accepted": 15,
+        "refused": {"full": 2, "timeout": 1},
+        "handled": 11,
+        "quarantined": 1,
+        "shed": {"oldest": 1},
+        "in_flight": 2,
+    },
 }
 
 
@@ -157,15 +169,18 @@ def test_a_status_that_adds_up_has_no_violation() -> None:
     assert accounting(STATUS) == []
 
 
-@pytest.mark.parametrize("where, key, said", [
-    ("accounting", "offered", "offered = accepted + refused"),
-    ("accounting", "handled", "in total"),
-    ("accounting", "in_flight", "in total"),
-    ("accounting", "accepted", "sum over shards"),
-    ("shards", "handled", "shard 0"),
-    ("shards", "accepted", "shard 0"),
-    ("producers", "accepted", "sum over producers"),
-])
+@pytest.mark.parametrize(
+    "where, key, said",
+    [
+        ("accounting", "offered", "offered = accepted + refused"),
+        ("accounting", "handled", "in total"),
+        ("accounting", "in_flight", "in total"),
+        ("accounting", "accepted", "sum over shards"),
+        ("shards", "handled", "shard 0"),
+        ("shards", "accepted", "shard 0"),
+        ("producers", "accepted", "sum over producers"),
+    ],
+)
 def test_a_status_that_does_not_add_up_is_found(where: str, key: str, said: str) -> None:
     document = copy.deepcopy(STATUS)
     part: Any = document[where] if where == "accounting" else document[where][0]
@@ -184,8 +199,9 @@ def test_two_errors_that_cancel_out_in_total_are_found_per_shard() -> None:
     document: Any = copy.deepcopy(STATUS)
     document["shards"][0]["handled"] += 1
     document["shards"][1]["handled"] -= 1
-    assert [text for text in accounting(document) if "shard 0" in text] and \
-        [text for text in accounting(document) if "shard 1" in text]
+    assert [text for text in accounting(document) if "shard 0" in text] and [
+        text for text in accounting(document) if "shard 1" in text
+    ]
 
 
 def test_events_in_flight_after_a_drain_are_found() -> None:

@@ -1,4 +1,5 @@
 """Slots move while events flow: nothing lost, repeated or reordered, one owner at a time, and the books balance."""
+
 from __future__ import annotations
 
 import os
@@ -38,8 +39,16 @@ def test_random_commands_under_full_load_lose_repeat_and_reorder_nothing(tmp_pat
     print(f"SHARDMEM_SEED={seed}")
     chance = random.Random(seed)
     commands = int(os.environ.get("SHARDMEM_COMMANDS", commands))
-    with shardmem.Engine(handler=handler(str(tmp_path)), dtype=ROW, key="key", shards=2, max_shards=4, slots=SLOTS,
-                         lane_bytes=1 << 15, state_dir=str(tmp_path)) as engine:
+    with shardmem.Engine(
+        handler=handler(str(tmp_path)),
+        dtype=ROW,
+        key="key",
+        shards=2,
+        max_shards=4,
+        slots=SLOTS,
+        lane_bytes=1 << 15,
+        state_dir=str(tmp_path),
+    ) as engine:
         traffic, stop = Traffic(engine.name, producers), threading.Event()
 
         def watch() -> None:
@@ -69,12 +78,15 @@ def log(*rows) -> np.ndarray:
     return made
 
 
-@pytest.mark.parametrize("planted, part", [
-    ([(0, 1, 5, 0, 0, 0), (2, 3, 5, 0, 0, 0)], "handled twice"),
-    ([(0, 1, 5, 0, 7, 0)], "never sent"),
-    ([(0, 1, 5, 0, 1, 0), (2, 3, 5, 0, 0, 0)], "out of order"),
-    ([(0, 5, 5, 0, 0, 0), (3, 6, 5, 0, 1, 1)], "two shards at a time"),
-])
+@pytest.mark.parametrize(
+    "planted, part",
+    [
+        ([(0, 1, 5, 0, 0, 0), (2, 3, 5, 0, 0, 0)], "handled twice"),
+        ([(0, 1, 5, 0, 7, 0)], "never sent"),
+        ([(0, 1, 5, 0, 1, 0), (2, 3, 5, 0, 0, 0)], "out of order"),
+        ([(0, 5, 5, 0, 0, 0), (3, 6, 5, 0, 1, 1)], "two shards at a time"),
+    ],
+)
 def test_the_checker_finds_a_planted_violation(planted, part):
     everything = [(100 + key, 101 + key, 6, key, number, 0) for key in range(1, KEYS) for number in range(2)]
     assert any(part in text for text in violations(log(*planted, *everything), {0: 2}))
@@ -94,13 +106,21 @@ def test_going_from_n_to_n_plus_1_shards_moves_no_more_slots_than_it_must():
         assert [] == engine.rebalance()["moved"]
 
 
-@pytest.mark.parametrize("call, part", [
-    (lambda e: e.scale_to(9), "shards=9 is outside 1 to 2"), (lambda e: e.scale_to(0), "shards=0 is outside"),
-    (lambda e: e.drain(7), "shard 7 is not active; active are [0]"), (lambda e: e.drain(0), "is the only one"),
-    (lambda e: e.move("1-x", 0), "neither a list of numbers nor text"), (lambda e: e.move([64], 0), "slots 0 to 63"),
-    (lambda e: e.move([1], 5), "shard 5 is not active"), (lambda e: e.move([], 0), "must name at least one"),
-    (lambda e: e.move("0-99999999999999", 0), "slots 0 to 63"), (lambda e: e.scale_to("many"), "neither a whole number nor"),
-])
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        (lambda e: e.scale_to(9), "shards=9 is outside 1 to 2"),
+        (lambda e: e.scale_to(0), "shards=0 is outside"),
+        (lambda e: e.drain(7), "shard 7 is not active; active are [0]"),
+        (lambda e: e.drain(0), "is the only one"),
+        (lambda e: e.move("1-x", 0), "neither a list of numbers nor text"),
+        (lambda e: e.move([64], 0), "slots 0 to 63"),
+        (lambda e: e.move([1], 5), "shard 5 is not active"),
+        (lambda e: e.move([], 0), "must name at least one"),
+        (lambda e: e.move("0-99999999999999", 0), "slots 0 to 63"),
+        (lambda e: e.scale_to("many"), "neither a whole number nor"),
+    ],
+)
 def test_a_command_that_makes_no_sense_says_why_and_changes_nothing(call, part):
     with shardmem.Engine(handler="json:loads", shards=1, max_shards=2, slots=64) as engine:
         before = engine.status()["shards"][0]["slots"]
@@ -113,7 +133,8 @@ def test_a_command_that_makes_no_sense_says_why_and_changes_nothing(call, part):
 def test_a_new_worker_that_cannot_start_is_reported_and_the_engine_goes_on(tmp_path):
     (tmp_path / "second.py").write_text(
         "import shardmem, os\nclass H(shardmem.Handler):\n    def open(self, c):\n        if c.shard: raise RuntimeError('no second')\n"
-        "    def handle(self, b): pass\n")
+        "    def handle(self, b): pass\n"
+    )
     sys.path.insert(0, str(tmp_path))
     try:
         with shardmem.Engine(handler="second:H", shards=1, max_shards=2) as engine, engine.producer() as producer:

@@ -1,4 +1,5 @@
 """Engines start, drain, stop, are interrupted and are orphaned: nothing accepted is lost and nothing is left behind."""
+
 from __future__ import annotations
 
 import gc
@@ -13,13 +14,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-import shardmem
 from checker import check, no_loss
 from daemon import Daemon
 from recorder import RECORD, parse, payload, records
-from rig import (PATIENCE, SMALL_LANE, Log, Program, Rig, drained, expect_clean, keys_of_shard, process_is_gone,
-                 run_program, segments_of, sleeps_in_futex, wait_until)
+from rig import (
+    PATIENCE,
+    SMALL_LANE,
+    Log,
+    Program,
+    Rig,
+    drained,
+    expect_clean,
+    keys_of_shard,
+    process_is_gone,
+    run_program,
+    segments_of,
+    sleeps_in_futex,
+    wait_until,
+)
+
+import shardmem
 
 
 def push(producer: shardmem.Producer, log: Log, numbers: range, key: int = 1, test_producer: int = 1) -> None:
@@ -30,6 +44,7 @@ def push(producer: shardmem.Producer, log: Log, numbers: range, key: int = 1, te
 
 
 # ---- parents ------------------------------------------------------------------------------------------------------------
+
 
 def test_an_engine_whose_parent_is_killed_drains_and_leaves_nothing(rig: Rig, engine_name: str) -> None:
     with Program("parent", rig, engine=engine_name, calls=40) as parent:
@@ -65,8 +80,9 @@ def test_leaving_the_block_does_not_wait_for_children_forked_inside_it(engine_na
 
 
 @pytest.mark.parametrize("how, code, handled", [("exit", 0, 2), ("push", 0, 3), ("error", 1, 2)])
-def test_a_forked_child_that_leaves_the_block_ends_and_leaves_the_engine_alone(engine_name: str, how: str, code: int,
-                                                                               handled: int) -> None:
+def test_a_forked_child_that_leaves_the_block_ends_and_leaves_the_engine_alone(
+    engine_name: str, how: str, code: int, handled: int
+) -> None:
     assert run_program("child_that_leaves_the_block", how=how, stderr=None) == {"codes": [code], "handled": handled}
 
 
@@ -117,8 +133,9 @@ def test_an_embedded_engine_whose_supervisor_is_killed_leaves_nothing_when_its_b
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_engine_whose_supervisor_dies_before_it_is_ready_leaves_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch,
-                                                                          workers: int) -> None:
+def test_an_engine_whose_supervisor_dies_before_it_is_ready_leaves_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
     monkeypatch.setenv("SHARDMEM_POINT", f"spawn.started:{workers}:{signal.SIGKILL:d}")
     engine = rig.engine(None, shards=3)
     with pytest.raises(shardmem.ShardmemError, match="was killed by SIGKILL"):
@@ -147,6 +164,7 @@ def test_workers_and_producers_carry_on_without_a_supervisor(rig: Rig, engine_na
 
 # ---- signals ------------------------------------------------------------------------------------------------------------
 
+
 def test_term_drains_and_removes_everything(rig: Rig, engine_name: str) -> None:
     with Daemon(rig, engine_name, "--shards", "2") as daemon:
         daemon.ready()
@@ -164,10 +182,14 @@ def test_term_drains_and_removes_everything(rig: Rig, engine_name: str) -> None:
     assert segments_of(engine_name) == []
 
 
-@pytest.mark.parametrize("signals", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT,), (signal.SIGQUIT,)],
-                         ids=["second TERM", "INT", "QUIT"])
-def test_a_stop_now_ends_after_the_batch_in_hand_and_keeps_the_rest_for_the_next_run(rig: Rig, engine_name: str,
-                                                                                    signals: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    "signals",
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT,), (signal.SIGQUIT,)],
+    ids=["second TERM", "INT", "QUIT"],
+)
+def test_a_stop_now_ends_after_the_batch_in_hand_and_keeps_the_rest_for_the_next_run(
+    rig: Rig, engine_name: str, signals: tuple[int, ...]
+) -> None:
     with Daemon(rig, engine_name, "--shards", "2") as daemon:
         daemon.ready()
         with rig.hold() as release, shardmem.connect(engine_name) as producer, Log(rig.directory) as log:
@@ -199,7 +221,9 @@ def test_a_stop_now_ends_after_the_batch_in_hand_and_keeps_the_rest_for_the_next
     assert segments_of(engine_name) == []
 
 
-def test_a_stop_now_kills_a_worker_that_does_not_come_back_and_does_not_call_it_a_fault(rig: Rig, engine_name: str) -> None:
+def test_a_stop_now_kills_a_worker_that_does_not_come_back_and_does_not_call_it_a_fault(
+    rig: Rig, engine_name: str
+) -> None:
     """The handler holds its batch for longer than the grace; the batch comes again in the next run."""
     engine = rig.engine(engine_name, handler="recorder:Deaf", shards=1).start()
     try:
@@ -234,8 +258,10 @@ def leave(rig: Rig, name: str, count: int, **settings: Any) -> None:
     assert engine.status()["accounting"]["in_flight"] == count
 
 
-@pytest.mark.parametrize("schema", [{}, dict(dtype=RECORD, key="key")], ids=["events", "records"])
-def test_what_is_left_is_handled_by_the_next_run_before_anything_is_pushed(rig: Rig, engine_name: str, schema: dict) -> None:
+@pytest.mark.parametrize("schema", [{}, {"dtype": RECORD, "key": "key"}], ids=["events", "records"])
+def test_what_is_left_is_handled_by_the_next_run_before_anything_is_pushed(
+    rig: Rig, engine_name: str, schema: dict
+) -> None:
     leave(rig, engine_name, 3, **schema)
     with rig.engine(engine_name, shards=1, **schema) as engine:
         assert drained(engine)["accounting"]["handled"] == 4
@@ -243,12 +269,14 @@ def test_what_is_left_is_handled_by_the_next_run_before_anything_is_pushed(rig: 
 
 
 @pytest.mark.parametrize("method", ["push", "push_many", "push_columns", "send"])
-def test_a_producer_blocked_when_the_engine_stops_now_is_told_what_was_not_accepted(rig: Rig, engine_name: str,
-                                                                                  method: str) -> None:
-    schema = dict(dtype=RECORD, key="key") if method == "send" else {}
+def test_a_producer_blocked_when_the_engine_stops_now_is_told_what_was_not_accepted(
+    rig: Rig, engine_name: str, method: str
+) -> None:
+    schema = {"dtype": RECORD, "key": "key"} if method == "send" else {}
     engine = rig.engine(engine_name, shards=1, lane_bytes=SMALL_LANE, **schema).start()
     told: list[tuple[str, list[int], int]] = []  # text, numbers in the rest, how many were offered
     with rig.hold() as release, engine.producer() as producer:
+
         def block() -> None:
             offered, numbers = 0, list(range(500))
             data = [payload(1, 1, number) for number in numbers]
@@ -295,6 +323,7 @@ def numbers_of(rest: Any, method: str) -> list[int]:
 
 # ---- the end of an engine, seen by producers ----------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("turn", range(3))
 def test_what_is_accepted_while_the_engine_drains_is_handled(rig: Rig, engine_name: str, turn: int) -> None:
     """Producers push without a pause until they are told that it is over."""
@@ -313,11 +342,14 @@ def test_what_is_accepted_while_the_engine_drains_is_handled(rig: Rig, engine_na
 
 @pytest.mark.parametrize("method", ["push", "push_many", "push_columns", "send"])
 def test_a_producer_of_an_engine_that_has_ended_says_so(rig: Rig, engine_name: str, method: str) -> None:
-    engine = rig.engine(engine_name, shards=1, **(dict(dtype=RECORD, key="key") if method == "send" else {})).start()
+    engine = rig.engine(engine_name, shards=1, **({"dtype": RECORD, "key": "key"} if method == "send" else {})).start()
     producer = engine.producer()
-    offer = {"push": lambda: producer.push(1, b""), "push_many": lambda: producer.push_many([1], [b""]),
-             "push_columns": lambda: producer.push_columns(np.ones(1, "i8"), b"", np.zeros(2, "i8")),
-             "send": lambda: producer.send(np.zeros(1, RECORD))}[method]
+    offer = {
+        "push": lambda: producer.push(1, b""),
+        "push_many": lambda: producer.push_many([1], [b""]),
+        "push_columns": lambda: producer.push_columns(np.ones(1, "i8"), b"", np.zeros(2, "i8")),
+        "send": lambda: producer.send(np.zeros(1, RECORD)),
+    }[method]
     offer()
     engine.stop()
     with pytest.raises(shardmem.NotRunning, match=f"{engine_name}.*stopped"):
@@ -343,7 +375,9 @@ def test_the_next_run_of_a_name_is_another_engine_to_old_producers(rig: Rig, eng
 
 
 def test_connecting_to_nothing_names_what_is_here(rig: Rig, engine_name: str) -> None:
-    with pytest.raises(shardmem.NotRunning, match=f"no engine named '{engine_name}'.*shardmem run --name {engine_name}"):
+    with pytest.raises(
+        shardmem.NotRunning, match=f"no engine named '{engine_name}'.*shardmem run --name {engine_name}"
+    ):
         shardmem.connect(engine_name)
     with rig.engine(f"{engine_name}-here", shards=1):
         with pytest.raises(shardmem.NotRunning, match=f"engines here: .*{engine_name}-here"):
@@ -365,8 +399,12 @@ def test_a_producer_can_wait_for_its_engine_to_start(rig: Rig, engine_name: str)
 
 def test_a_script_can_wait_until_an_engine_is_ready(rig: Rig, engine_name: str) -> None:
     def wait(seconds: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "shardmem", "status", engine_name, "--wait", seconds, "--json"],
-                              capture_output=True, text=True, env=rig.environment)
+        return subprocess.run(
+            [sys.executable, "-m", "shardmem", "status", engine_name, "--wait", seconds, "--json"],
+            capture_output=True,
+            text=True,
+            env=rig.environment,
+        )
 
     early = wait("0.1")
     assert early.returncode == 1 and f"engine '{engine_name}' is not ready after 0.1 s" in early.stderr
@@ -379,11 +417,14 @@ def test_a_script_can_wait_until_an_engine_is_ready(rig: Rig, engine_name: str) 
 
 # ---- a name is taken once -----------------------------------------------------------------------------------------------
 
+
 def test_a_second_engine_of_the_same_name_is_refused_and_the_first_goes_on(rig: Rig, engine_name: str) -> None:
     with rig.engine(engine_name, shards=1) as engine, engine.producer() as producer, Log(rig.directory) as log:
         push(producer, log, range(5))
         pid = engine.status()["supervisor"]["pid"]
-        with pytest.raises(shardmem.AlreadyRunning, match=f"'{engine_name}' is already run by process {pid}.*another name"):
+        with pytest.raises(
+            shardmem.AlreadyRunning, match=f"'{engine_name}' is already run by process {pid}.*another name"
+        ):
             rig.engine(engine_name, shards=1).start()
         gc.collect()
         with Daemon(rig, engine_name) as daemon:
@@ -397,8 +438,11 @@ def test_a_second_engine_of_the_same_name_is_refused_and_the_first_goes_on(rig: 
 def test_of_many_engines_started_at_once_under_one_name_exactly_one_runs(rig: Rig, engine_name: str) -> None:
     daemons = [Daemon(rig, engine_name, "--shards", "1") for _ in range(4)]
     try:
-        losers = [daemon for daemon in daemons if daemon.process.stdout and
-                  json.loads(daemon.process.stdout.readline())["event"] == "ended"]
+        losers = [
+            daemon
+            for daemon in daemons
+            if daemon.process.stdout and json.loads(daemon.process.stdout.readline())["event"] == "ended"
+        ]
         assert [daemon.process.wait(PATIENCE) for daemon in losers] == [4] * 3
         winner = next(daemon for daemon in daemons if daemon not in losers)
         with shardmem.connect(engine_name) as producer, Log(rig.directory) as log:
@@ -425,9 +469,19 @@ def test_the_next_run_must_fit_what_was_left(rig: Rig, engine_name: str) -> None
 
 # ---- a drain and a producer that is stopped inside a send ---------------------------------------------------------------
 
-@pytest.mark.parametrize("point, ended", [("send.locked", "NotRunning"), ("send.marked", "NotRunning"),
-                                          ("send.routed", "accepted"), ("send.published", "accepted")])
-def test_a_drain_waits_for_a_send_that_has_begun_and_splits_none(rig: Rig, engine_name: str, point: str, ended: str) -> None:
+
+@pytest.mark.parametrize(
+    "point, ended",
+    [
+        ("send.locked", "NotRunning"),
+        ("send.marked", "NotRunning"),
+        ("send.routed", "accepted"),
+        ("send.published", "accepted"),
+    ],
+)
+def test_a_drain_waits_for_a_send_that_has_begun_and_splits_none(
+    rig: Rig, engine_name: str, point: str, ended: str
+) -> None:
     """The engine's end finds a producer stopped inside a send. What that send then says is the truth."""
     with rig.engine(engine_name, shards=1, drain_timeout=None) as engine:
         program = stopped(rig, engine_name, point)

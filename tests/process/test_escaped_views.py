@@ -1,16 +1,17 @@
 """A view of a batch that outlives its handler's return is found; copies may be kept; nothing is lost by it."""
+
 from __future__ import annotations
 
 import re
 from typing import Any
 
 import pytest
-
-import shardmem
 from recorder import RECORD, payload, records
 from rig import PATIENCE, Log, Rig, drained, expect_clean
 
-RECORDS = dict(dtype=RECORD, key="key")
+import shardmem
+
+RECORDS = {"dtype": RECORD, "key": "key"}
 ESCAPE = {
     "records": ["array", "slice", "field", "keys", "row", "memoryview", "asarray", "reshape", "view", "iterator"],
     "events": ["columns", "data", "int keys"],
@@ -47,8 +48,16 @@ def schema_of(schema: str) -> dict[str, Any]:
     return RECORDS if schema == "records" else {}
 
 
-@pytest.mark.parametrize("schema, how, frames", [*((schema, how, 1) for schema, how in cases(ESCAPE)), ("records", "field", 3),
-                                                 ("records", "memoryview", 3), ("events", "columns", 3), ("events", "data", 3)])
+@pytest.mark.parametrize(
+    "schema, how, frames",
+    [
+        *((schema, how, 1) for schema, how in cases(ESCAPE)),
+        ("records", "field", 3),
+        ("records", "memoryview", 3),
+        ("events", "columns", 3),
+        ("events", "data", 3),
+    ],
+)
 def test_a_view_that_is_kept_is_found(rig: Rig, schema: str, how: str, frames: int) -> None:
     """Of the second batch; it lies in the lane, or was gathered from several frames."""
     rig.tell("keep-from", "4")
@@ -112,7 +121,9 @@ def test_copies_and_plain_values_may_be_kept(rig: Rig, engine_name: str, schema:
 @pytest.mark.parametrize("schema", ["records", "events"])
 def test_a_copy_of_a_batch_stays_what_it_was(rig: Rig, engine_name: str, schema: str) -> None:
     """KeepsCopies compares each copy with the batch it was made of, many batches later."""
-    with rig.engine(engine_name, handler="recorder:KeepsCopies", shards=1, lane_bytes=4096, **schema_of(schema)) as engine:
+    with rig.engine(
+        engine_name, handler="recorder:KeepsCopies", shards=1, lane_bytes=4096, **schema_of(schema)
+    ) as engine:
         with engine.producer() as producer, Log(rig.directory) as log:
             for call in range(60):
                 push(producer, log, 12 * call, 3)
@@ -121,7 +132,9 @@ def test_a_copy_of_a_batch_stays_what_it_was(rig: Rig, engine_name: str, schema:
 
 
 @pytest.mark.parametrize("schema, how", [("records", "slice"), ("events", "data")])
-def test_the_events_of_an_escaped_batch_stay_for_the_next_run(rig: Rig, engine_name: str, schema: str, how: str) -> None:
+def test_the_events_of_an_escaped_batch_stay_for_the_next_run(
+    rig: Rig, engine_name: str, schema: str, how: str
+) -> None:
     rig.tell("keep", how)
     engine = rig.engine(engine_name, handler="recorder:Keeper", shards=1, **schema_of(schema))
     with pytest.raises(shardmem.HandlerError, match=STILL_KEPT), engine:

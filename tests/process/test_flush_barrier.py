@@ -1,24 +1,34 @@
 """flush is a barrier: when it returns, handlers have returned from everything that was pushed before."""
+
 from __future__ import annotations
 
 import threading
 import time
 
 import pytest
-
-import shardmem
 from checker import no_loss
 from programs import Source
 from recorder import RECORD, payload
 from rig import PATIENCE, SMALL_LANE, Log, Rig, drained, expect_clean, keys_of_shard
 
+import shardmem
 
 
-@pytest.mark.parametrize("method, lane_bytes", [("push", SMALL_LANE), ("push_many", SMALL_LANE), ("push_many", 1 << 20),
-                                                ("push_columns", SMALL_LANE), ("send", SMALL_LANE), ("send", 1 << 20)])
-def test_after_a_flush_everything_pushed_before_has_been_handled(rig: Rig, engine_name: str, method: str,
-                                                                 lane_bytes: int) -> None:
-    schema = dict(dtype=RECORD, key="key") if method == "send" else {}
+@pytest.mark.parametrize(
+    "method, lane_bytes",
+    [
+        ("push", SMALL_LANE),
+        ("push_many", SMALL_LANE),
+        ("push_many", 1 << 20),
+        ("push_columns", SMALL_LANE),
+        ("send", SMALL_LANE),
+        ("send", 1 << 20),
+    ],
+)
+def test_after_a_flush_everything_pushed_before_has_been_handled(
+    rig: Rig, engine_name: str, method: str, lane_bytes: int
+) -> None:
+    schema = {"dtype": RECORD, "key": "key"} if method == "send" else {}
     with rig.engine(engine_name, handler="recorder:Slow", shards=3, lane_bytes=lane_bytes, **schema) as engine:
         with engine.producer() as producer, Log(rig.directory) as log:
             source = Source(1, log, keys=30)
@@ -37,7 +47,9 @@ def test_a_flush_of_a_producer_that_pushed_nothing_returns_at_once(rig: Rig, eng
 
 
 @pytest.mark.parametrize("timeout", [0, 0.2])
-def test_a_flush_with_a_timeout_gives_up_in_time_and_says_which_shard(rig: Rig, engine_name: str, timeout: float) -> None:
+def test_a_flush_with_a_timeout_gives_up_in_time_and_says_which_shard(
+    rig: Rig, engine_name: str, timeout: float
+) -> None:
     with rig.engine(engine_name, shards=1) as engine, engine.producer() as producer:
         with rig.hold():
             producer.push(1, payload(0, 1, 0))

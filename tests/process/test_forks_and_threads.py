@@ -1,20 +1,21 @@
 """One producer object, used across forks and by many threads at once."""
+
 from __future__ import annotations
 
 import signal
 
 import pytest
-
 from recorder import RECORD
 from rig import SMALL_LANE, Rig, drained, expect_clean, run_program
 
-RECORDS = dict(dtype=RECORD, key="key")
+RECORDS = {"dtype": RECORD, "key": "key"}
 
 
 def test_a_producer_made_before_the_forks_serves_every_child_and_the_parent_at_once(rig: Rig, engine_name: str) -> None:
     with rig.engine(engine_name, shards=2, lane_bytes=1 << 14) as engine:
-        reply = run_program("prefork", rig, engine=engine_name, children=4, calls=150,
-                            methods=["push", "push_many", "push_columns"])
+        reply = run_program(
+            "prefork", rig, engine=engine_name, children=4, calls=150, methods=["push", "push_many", "push_columns"]
+        )
         assert reply["codes"] == [0] * 4
         status = drained(engine)
         logs = expect_clean(rig, status)
@@ -30,29 +31,42 @@ def test_a_producer_of_records_made_before_the_forks_serves_every_process(rig: R
         assert len(logs.accepted) == 1 + 5 * 100 * 20
 
 
-@pytest.mark.parametrize("small, block, lane_bytes", [
-    ("push", "push_columns", SMALL_LANE), ("push", "push_columns", 1 << 20), ("push", "push_many", SMALL_LANE),
-    ("push_many", "push_columns", 1 << 16), ("send", "send", SMALL_LANE), ("send", "send", 1 << 20)])
-def test_threads_push_through_one_producer_in_order_and_nothing_is_lost(rig: Rig, engine_name: str, small: str, block: str,
-                                                                        lane_bytes: int) -> None:
+@pytest.mark.parametrize(
+    "small, block, lane_bytes",
+    [
+        ("push", "push_columns", SMALL_LANE),
+        ("push", "push_columns", 1 << 20),
+        ("push", "push_many", SMALL_LANE),
+        ("push_many", "push_columns", 1 << 16),
+        ("send", "send", SMALL_LANE),
+        ("send", "send", 1 << 20),
+    ],
+)
+def test_threads_push_through_one_producer_in_order_and_nothing_is_lost(
+    rig: Rig, engine_name: str, small: str, block: str, lane_bytes: int
+) -> None:
     with rig.engine(engine_name, shards=2, lane_bytes=lane_bytes, **(RECORDS if small == "send" else {})) as engine:
-        reply = run_program("threads", rig, engine=engine_name, threads=8, calls=200, blocks=4, small=small, block=block)
+        reply = run_program(
+            "threads", rig, engine=engine_name, threads=8, calls=200, blocks=4, small=small, block=block
+        )
         assert reply["failures"] == []
         logs = expect_clean(rig, drained(engine))
         assert len(logs.accepted) == 8 * 200 + 4 * 2000
 
 
 @pytest.mark.parametrize("method, schema", [("push_columns", {}), ("push_many", {}), ("send", RECORDS)])
-def test_threads_that_open_the_same_lane_together_lose_nothing(rig: Rig, engine_name: str, method: str,
-                                                               schema: dict) -> None:
+def test_threads_that_open_the_same_lane_together_lose_nothing(
+    rig: Rig, engine_name: str, method: str, schema: dict
+) -> None:
     with rig.engine(engine_name, shards=1, lane_bytes=1 << 20, **schema) as engine:
         run_program("first_calls_together", rig, engine=engine_name, method=method, threads=4, turns=15, count=1500)
         expect_clean(rig, drained(engine))
 
 
 @pytest.mark.parametrize("method, schema", [("push", {}), ("push_many", {}), ("push_columns", {}), ("send", RECORDS)])
-def test_a_child_forked_while_a_thread_is_inside_a_send_can_push(rig: Rig, engine_name: str, method: str,
-                                                                 schema: dict) -> None:
+def test_a_child_forked_while_a_thread_is_inside_a_send_can_push(
+    rig: Rig, engine_name: str, method: str, schema: dict
+) -> None:
     with rig.engine(engine_name, shards=1, lane_bytes=1 << 22, handler="recorder:Recorder", **schema) as engine:
         reply = run_program("fork_inside_send", rig, engine=engine_name, children=8, method=method)
         assert -signal.SIGALRM not in reply["codes"], "a child hangs"

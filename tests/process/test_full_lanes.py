@@ -1,4 +1,5 @@
 """A full lane: what is refused is said exactly, waiting keeps to its limit, and every loss is counted."""
+
 from __future__ import annotations
 
 import os
@@ -7,16 +8,28 @@ import signal
 import threading
 import time
 from collections import Counter
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
-
-import shardmem
 from checker import accounting, check
 from recorder import RECORD, parse, payload, records
-from rig import (PATIENCE, SMALL_LANE, Log, Program, Rig, drained, expect_clean, handled_numbers, keys_of_shard,
-                 sleeps_in_futex, wait_until)
+from rig import (
+    PATIENCE,
+    SMALL_LANE,
+    Log,
+    Program,
+    Rig,
+    drained,
+    expect_clean,
+    handled_numbers,
+    keys_of_shard,
+    sleeps_in_futex,
+    wait_until,
+)
+
+import shardmem
 
 METHODS = ["push", "push_many", "push_columns", "send"]
 SLACK = 1.0  # how much later than asked a wait may end on a busy machine
@@ -24,7 +37,7 @@ Event = tuple[int, int]  # key, number
 
 
 def settings(method: str) -> dict[str, Any]:
-    return dict(dtype=RECORD, key="key") if method == "send" else {}
+    return {"dtype": RECORD, "key": "key"} if method == "send" else {}
 
 
 class Caller:
@@ -80,7 +93,9 @@ class Caller:
             return self.producer.push(keys[0], payloads[0], **options)
         if self.method == "push_many":
             return self.producer.push_many(keys, payloads, **options)
-        return self.producer.push_columns(np.array(keys), b"".join(payloads), np.cumsum([0, *map(len, payloads)]), **options)
+        return self.producer.push_columns(
+            np.array(keys), b"".join(payloads), np.cumsum([0, *map(len, payloads)]), **options
+        )
 
     def _rest_of(self, error: shardmem.Backpressure, offered: list[Event]) -> list[Event]:
         """The rest, checked: of the form that was offered, unchanged, in order, with the count that is said."""
@@ -125,7 +140,9 @@ def fill(caller: Caller, key: int) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("full", [[1], [0, 1, 2]])
-def test_the_rest_is_exactly_what_was_not_accepted(rig: Rig, engine_name: str, log: Log, method: str, full: list[int]) -> None:
+def test_the_rest_is_exactly_what_was_not_accepted(
+    rig: Rig, engine_name: str, log: Log, method: str, full: list[int]
+) -> None:
     """Random calls against lanes of which some are full; afterwards handlers have what was accepted, and nothing else."""
     with rig.engine(engine_name, shards=3, lane_bytes=SMALL_LANE, batch_rows=64, **settings(method)) as engine:
         with engine.producer(backpressure="fail") as producer:
@@ -138,8 +155,10 @@ def test_the_rest_is_exactly_what_was_not_accepted(rig: Rig, engine_name: str, l
                 for call in range(30 if method != "push" else 300):
                     size = 1 if method == "push" else caller.random.choice([1, 2, 7, 60, 300])
                     timeout = caller.random.choice([0, 0, 0, 0.01])
-                    refused += caller.call(caller.events([caller.random.randrange(40) for _ in range(size)]),
-                                           **caller.random.choice([{}, {"timeout": timeout}]))
+                    refused += caller.call(
+                        caller.events([caller.random.randrange(40) for _ in range(size)]),
+                        **caller.random.choice([{}, {"timeout": timeout}]),
+                    )
                 for gate in gates:
                     gate.__exit__(None, None, None)
                 producer.flush(PATIENCE)
@@ -154,7 +173,9 @@ def test_the_rest_is_exactly_what_was_not_accepted(rig: Rig, engine_name: str, l
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_offering_the_rest_again_until_it_is_accepted_keeps_order(rig: Rig, engine_name: str, log: Log, method: str) -> None:
+def test_offering_the_rest_again_until_it_is_accepted_keeps_order(
+    rig: Rig, engine_name: str, log: Log, method: str
+) -> None:
     with rig.engine(engine_name, shards=2, lane_bytes=SMALL_LANE, batch_rows=16, **settings(method)) as engine:
         with engine.producer(backpressure="fail") as producer:
             caller = Caller(producer, method, log)
@@ -238,8 +259,7 @@ def test_a_blocked_call_goes_on_when_there_is_room(rig: Rig, engine_name: str, l
 @pytest.mark.parametrize("method", [*METHODS, "flush"])
 def test_a_signal_interrupts_a_blocked_call_promptly(rig: Rig, engine_name: str, method: str) -> None:
     lane = 1 << 20 if method == "flush" else SMALL_LANE
-    with rig.engine(engine_name, shards=1, lane_bytes=lane, handler="recorder:Gated",
-                    **settings(method)) as engine:
+    with rig.engine(engine_name, shards=1, lane_bytes=lane, handler="recorder:Gated", **settings(method)) as engine:
         with rig.hold(), Program("interrupted", rig, engine=engine_name, method=method) as program:
             pid = program.hear()["pid"]
             wait_until(lambda: sleeps_in_futex(pid), "the call is blocked")
@@ -252,7 +272,9 @@ def test_a_signal_interrupts_a_blocked_call_promptly(rig: Rig, engine_name: str,
 
 @pytest.mark.parametrize("method", METHODS)
 def test_drop_newest_drops_what_finds_no_room_and_counts_it(rig: Rig, engine_name: str, log: Log, method: str) -> None:
-    with rig.engine(engine_name, shards=2, lane_bytes=SMALL_LANE, backpressure="drop_newest", **settings(method)) as engine:
+    with rig.engine(
+        engine_name, shards=2, lane_bytes=SMALL_LANE, backpressure="drop_newest", **settings(method)
+    ) as engine:
         with engine.producer() as producer, rig.hold():
             caller = Caller(producer, method, log)
             for _ in range(300 if method == "push" else 20):
@@ -268,10 +290,13 @@ def test_drop_newest_drops_what_finds_no_room_and_counts_it(rig: Rig, engine_nam
 
 
 @pytest.mark.parametrize("method", ["push_many", "push_columns", "send"])
-def test_one_full_shard_costs_the_others_nothing_in_a_mode_that_drops(rig: Rig, engine_name: str, log: Log,
-                                                                      method: str) -> None:
+def test_one_full_shard_costs_the_others_nothing_in_a_mode_that_drops(
+    rig: Rig, engine_name: str, log: Log, method: str
+) -> None:
     """A large call is cut into pieces inside; a piece that meets a full lane must not give up the pieces after it."""
-    with rig.engine(engine_name, shards=2, lane_bytes=1 << 20, backpressure="drop_newest", **settings(method)) as engine:
+    with rig.engine(
+        engine_name, shards=2, lane_bytes=1 << 20, backpressure="drop_newest", **settings(method)
+    ) as engine:
         with rig.hold(1), engine.producer() as producer:
             caller = Caller(producer, method, log)
             stuck, free = keys_of_shard(1, 2, 1)[0], keys_of_shard(0, 2, 1)[0]
@@ -284,10 +309,12 @@ def test_one_full_shard_costs_the_others_nothing_in_a_mode_that_drops(rig: Rig, 
 
 
 @pytest.mark.parametrize("method", ["push", "push_many", "send"])
-def test_sample_keeps_one_in_so_many_of_what_finds_no_room_and_counts_the_others(rig: Rig, engine_name: str, log: Log,
-                                                                                 method: str) -> None:
-    with rig.engine(engine_name, shards=2, lane_bytes=SMALL_LANE, backpressure="sample", handler="recorder:Slow",
-                    **settings(method)) as engine:
+def test_sample_keeps_one_in_so_many_of_what_finds_no_room_and_counts_the_others(
+    rig: Rig, engine_name: str, log: Log, method: str
+) -> None:
+    with rig.engine(
+        engine_name, shards=2, lane_bytes=SMALL_LANE, backpressure="sample", handler="recorder:Slow", **settings(method)
+    ) as engine:
         with engine.producer(sample_every=5) as producer:
             caller = Caller(producer, method, log)
             for _ in range(600 if method == "push" else 30):
@@ -321,9 +348,18 @@ def test_sample_keeps_exactly_every_so_many(rig: Rig, engine_name: str, log: Log
 
 
 @pytest.mark.parametrize("method", ["push", "push_columns", "send"])
-def test_drop_oldest_accepts_everything_and_counts_what_it_sheds(rig: Rig, engine_name: str, log: Log, method: str) -> None:
-    with rig.engine(engine_name, shards=2, lane_bytes=SMALL_LANE, backpressure="drop_oldest", handler="recorder:Slow",
-                    batch_rows=8, **settings(method)) as engine:
+def test_drop_oldest_accepts_everything_and_counts_what_it_sheds(
+    rig: Rig, engine_name: str, log: Log, method: str
+) -> None:
+    with rig.engine(
+        engine_name,
+        shards=2,
+        lane_bytes=SMALL_LANE,
+        backpressure="drop_oldest",
+        handler="recorder:Slow",
+        batch_rows=8,
+        **settings(method),
+    ) as engine:
         with engine.producer() as producer:
             caller = Caller(producer, method, log)
             for _ in range(800 if method == "push" else 30):
@@ -345,8 +381,9 @@ def test_drop_oldest_accepts_everything_and_counts_what_it_sheds(rig: Rig, engin
 
 
 def test_a_drop_of_the_oldest_drops_no_newer_event_before_an_older_one(rig: Rig, engine_name: str, log: Log) -> None:
-    with rig.engine(engine_name, shards=1, lane_bytes=SMALL_LANE, backpressure="drop_oldest", handler="recorder:Slow",
-                    batch_rows=8) as engine:
+    with rig.engine(
+        engine_name, shards=1, lane_bytes=SMALL_LANE, backpressure="drop_oldest", handler="recorder:Slow", batch_rows=8
+    ) as engine:
         with engine.producer() as producer:
             caller = Caller(producer, "push", log)
             for _ in range(500):

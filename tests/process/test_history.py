@@ -1,4 +1,5 @@
 """What happens to an engine is told in its history: once, in order, with shard and figures; it outlives the supervisor."""
+
 from __future__ import annotations
 
 import os
@@ -6,10 +7,11 @@ import signal
 import time
 from typing import Any
 
-import shardmem
 from daemon import Daemon
 from recorder import payload
 from rig import PATIENCE, Rig, drained, wait_until
+
+import shardmem
 
 
 def kinds(document: dict[str, Any], *wanted: str) -> list[str]:
@@ -18,6 +20,7 @@ def kinds(document: dict[str, Any], *wanted: str) -> list[str]:
 
 def told(engine: Any, kind: str) -> dict[str, Any]:
     """The last entry of that kind, once there is one."""
+
     def found() -> dict[str, Any] | None:
         entries = [each for each in engine.status()["events"] if each["kind"] == kind]
         return entries[-1] if entries else None
@@ -35,7 +38,9 @@ def test_commands_deaths_and_the_end_are_told_with_their_figures(rig: Rig, engin
         assert said.startswith("from 1 to 3 shards in ") and ", by hand: added 1, 2; " in said, said
         here = engine.move([0, 1, 2, 3, 4], to=2)["moved"]
         engine.move([0, 1, 2, 3, 4], to=2)  # nothing moves: nothing happened
-        assert told(engine, "moved")["text"].startswith(f"{len(here)} slots moved (") and 1 == len(kinds(engine.status(), "moved"))
+        assert told(engine, "moved")["text"].startswith(f"{len(here)} slots moved (") and 1 == len(
+            kinds(engine.status(), "moved")
+        )
         engine.drain(1)
         assert 1 == told(engine, "shard_removed")["shard"]
         pid = next(each["pid"] for each in engine.status()["shards"] if each["id"] == 2)
@@ -48,7 +53,9 @@ def test_commands_deaths_and_the_end_are_told_with_their_figures(rig: Rig, engin
         engine.reload()
         assert "shard 1 took the place of 0" in told(engine, "reload")["text"]
         document = engine.status()
-        assert ["started", "scaled", "moved", "shard_removed", "worker_died", "worker_started", "reload"] == kinds(document)
+        assert ["started", "scaled", "moved", "shard_removed", "worker_died", "worker_started", "reload"] == kinds(
+            document
+        )
     times = [each["at"] for each in document["events"]]
     assert sorted(times) == times and before - 1 < times[0] and times[-1] < time.time() + 1
 
@@ -82,7 +89,9 @@ def test_the_history_is_there_without_a_supervisor_and_a_takeover_keeps_it(rig: 
                 assert 0 == code and "stopped with 0 events not handled" == last["status"]["events"][-1]["text"]
 
 
-def test_a_shard_that_is_given_up_and_a_command_that_cannot_be_done_are_errors_in_the_history(rig: Rig, engine_name: str) -> None:
+def test_a_shard_that_is_given_up_and_a_command_that_cannot_be_done_are_errors_in_the_history(
+    rig: Rig, engine_name: str
+) -> None:
     engine = rig.engine(engine_name, handler="recorder:Fragile", shards=1, max_shards=2).start()
     rig.tell("open", "raise")
     try:

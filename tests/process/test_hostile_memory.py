@@ -1,24 +1,25 @@
 """A process that writes into memory that is not its own, while the engine runs: one lane suffers, and everybody is told."""
+
 from __future__ import annotations
 
 import contextlib
 import os
 import select
 import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import pytest
-
-import shardmem
-from shardmem.memory.control import PAGE
-
 from checker import check
 from recorder import payload
 from rig import PATIENCE, SMALL_LANE, Program, Rig, segments_of, wait_until
 
+import shardmem
+from shardmem.memory.control import PAGE
+
 MAD, HONEST = 1, 1022  # far enough from each other that no flip makes one the other
-VERSION = 8   # where it is in both headers
+VERSION = 8  # where it is in both headers
 ACCEPTED = 8  # where both copies are in a lane
 
 
@@ -38,8 +39,10 @@ def kept(engine_name: str) -> Iterator[None]:
 def test_flipped_bits_break_their_lane_and_nothing_else(rig: Rig, engine_name: str, kept: None, handler: str) -> None:
     engine = rig.engine(engine_name, handler=handler, shards=2, lane_bytes=16384).start()
     before = lives(engine.status())
-    with (Program("push_until_told", rig, engine=engine_name, producer=MAD) as mad,
-          Program("push_until_told", rig, engine=engine_name, producer=HONEST) as honest):
+    with (
+        Program("push_until_told", rig, engine=engine_name, producer=MAD) as mad,
+        Program("push_until_told", rig, engine=engine_name, producer=HONEST) as honest,
+    ):
         at, _ = mad.hear(), honest.hear()
         with Program("vandal", rig, engine=engine_name, seat=at["seat"], seed=1, seconds=1) as vandal:
             looks = 0
@@ -48,8 +51,10 @@ def test_flipped_bits_break_their_lane_and_nothing_else(rig: Rig, engine_name: s
                 looks += 1
             assert vandal.hear()["flips"] > 100 and looks
             vandal.end()
-        status = wait_until(lambda: (now := engine.status()) and all(shard["error"] for shard in now["shards"]) and now,
-                            "both workers report the lane")
+        status = wait_until(
+            lambda: (now := engine.status()) and all(shard["error"] for shard in now["shards"]) and now,
+            "both workers report the lane",
+        )
         assert [shard["broken_lanes"] for shard in status["shards"]] == [[at["seat"]]] * 2
         for shard in status["shards"]:
             assert f"lane of producer {at['seat']} (pid {at['pid']})" in shard["error"] and "corrupt" in shard["error"]
@@ -61,7 +66,7 @@ def test_flipped_bits_break_their_lane_and_nothing_else(rig: Rig, engine_name: s
         honest.end()
     assert lives(engine.status()) == before, "a worker died of it"
     # what a handler has seen of other lanes when a frame changes under it comes again; state is rolled back for that
-    assert check(rig.logs().of([HONEST]), duplicates=0 if handler == "recorder:Recorder" else 10 ** 6) == []
+    assert check(rig.logs().of([HONEST]), duplicates=0 if handler == "recorder:Recorder" else 10**6) == []
     with pytest.raises(shardmem.SegmentCorrupt, match="found corrupt.*events in flight"):
         engine.stop()
 
@@ -77,7 +82,7 @@ def test_what_a_broken_lane_still_holds_counts_as_in_flight(rig: Rig, engine_nam
         rig.wait_held(0)
         mad.push_many([1] * 10, [payload(MAD, 1, number) for number in range(1, 11)])
         with lane_of(engine_name, 0, mad.seat) as (read, write):
-            length, = struct.unpack("<I", read(PAGE, 4))
+            (length,) = struct.unpack("<I", read(PAGE, 4))
             write(PAGE + length, struct.pack("<I", 7))  # of the second frame
         good.push(1, payload(HONEST, 1, 0))
         release()
@@ -107,12 +112,16 @@ def test_a_damaged_count_keeps_no_drain_waiting(rig: Rig, engine_name: str) -> N
 
 
 @contextlib.contextmanager
-def lane_of(engine: str, shard: int, seat: int) -> Iterator[tuple[Callable[[int, int], bytes], Callable[[int, bytes], int]]]:
+def lane_of(
+    engine: str, shard: int, seat: int
+) -> Iterator[tuple[Callable[[int, int], bytes], Callable[[int, bytes], int]]]:
     """read(offset, length) and write(offset, data) in a lane of SMALL_LANE bytes: its page of words, then its frames."""
     file = os.open(Path("/dev/shm") / f"shardmem.{engine}.inbox.{shard}.1", os.O_RDWR)
     begin = PAGE + (PAGE + SMALL_LANE) * seat
-    yield (lambda offset, length: os.pread(file, length, begin + offset),
-           lambda offset, data: os.pwrite(file, data, begin + offset))
+    yield (
+        lambda offset, length: os.pread(file, length, begin + offset),
+        lambda offset, data: os.pwrite(file, data, begin + offset),
+    )
     os.close(file)
 
 

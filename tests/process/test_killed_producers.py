@@ -1,12 +1,12 @@
 """A producer may be killed or stopped at any point of a send: nothing is torn, nothing accepted is lost, nobody waits."""
+
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Iterator
 
 import pytest
-
 from recorder import RECORD
 from rig import SEND_POINTS, SMALL_LANE, Program, Rig, drained, expect_clean
 
@@ -19,7 +19,7 @@ class Ward:
 
     def __init__(self, method: str, name: str, directory: Path) -> None:
         self.rig, self.method = Rig(directory), method
-        schema = dict(dtype=RECORD, key="key") if method == "send" else {}
+        schema = {"dtype": RECORD, "key": "key"} if method == "send" else {}
         self.engine = self.rig.engine(name, shards=2, lane_bytes=SMALL_LANE, spin_us=0, **schema)
         self._next = 1
 
@@ -30,8 +30,9 @@ class Ward:
 
 
 @pytest.fixture(scope="module", params=METHODS)
-def ward(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory,
-         make_engine_name: Callable[[str], str]) -> Iterator[Ward]:
+def ward(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_engine_name: Callable[[str], str]
+) -> Iterator[Ward]:
     ward = Ward(request.param, make_engine_name(request.param), tmp_path_factory.mktemp(request.param))
     with ward.engine:
         with Program("nursery", ward.rig, engine=ward.engine.name, method=ward.method, first=0) as nursery:
@@ -46,7 +47,9 @@ def test_a_producer_killed_at_any_point_of_a_send_loses_tears_and_wedges_nothing
     seats = {seat["seat"]: seat["incarnation"] for seat in ward.engine.status()["producers"]}
     first = ward.numbers(KILLS + 1)
     reply = ward.nursery.ask(timeout=50, point=point, first=first, count=KILLS, signal=signal.SIGKILL)
-    assert reply["codes"] == [-signal.SIGKILL] * KILLS + [0], "each child is killed at the point, the next producer goes on"
+    assert reply["codes"] == [-signal.SIGKILL] * KILLS + [0], (
+        "each child is killed at the point, the next producer goes on"
+    )
     status = drained(ward.engine)
     logs = expect_clean(ward.rig, status, producers=[0, *range(first, first + KILLS + 1)])
     assert len(logs.of(range(first, first + KILLS)).handled) > 0
@@ -62,8 +65,6 @@ def test_a_producer_stopped_at_any_point_of_a_send_keeps_nobody_waiting(ward: Wa
     assert reply["codes"] == [0] * 4
     logs = expect_clean(ward.rig, drained(ward.engine), producers=[0, *range(first, first + 4)])
     assert len(logs.of([first]).accepted) == len(logs.of([first]).offered)
-
-
 
 
 def test_producers_killed_at_any_moment_lose_tear_and_wedge_nothing(ward: Ward) -> None:

@@ -1,4 +1,5 @@
 """What a monitoring system sees of a daemon: health and metrics over TCP, from its start to its end."""
+
 from __future__ import annotations
 
 import http.client
@@ -13,13 +14,13 @@ import urllib.parse
 from typing import Any
 
 import pytest
+from daemon import Daemon
 from prometheus_client.parser import text_string_to_metric_families
+from recorder import payload
 from rich.console import Console
+from rig import Rig, drained, segments_of, wait_until
 
 import shardmem
-from daemon import Daemon
-from recorder import payload
-from rig import Rig, drained, segments_of, wait_until
 from shardmem.console import render
 from shardmem.runtime.findings import finding
 
@@ -45,18 +46,30 @@ def test_health_metrics_and_commands_over_tcp(rig: Rig, engine_name: str) -> Non
         assert ask(url, "/livez")[0] == ask(url, "/readyz")[0] == 200
         with Console(width=80, file=io.StringIO()) as console:
             console.print(render.status(ready))
-            worse = {**ready, "findings": [finding("error", "failed", "Shard 1 has failed: \x1b[2J", "Mend it:", "shardmem reload")]}
+            worse = {
+                **ready,
+                "findings": [finding("error", "failed", "Shard 1 has failed: \x1b[2J", "Mend it:", "shardmem reload")],
+            }
             console.print(render.status(worse))
-        assert f"http: {url}" in (said := console.file.getvalue()) and "running: 2 shards, 1024 slots" in said and ": well\n" in said, said
-        assert ": not well\nx Shard 1 has failed: ?[2J\n  Mend it: -> shardmem reload\n" in re.sub(" +\n", "\n", said), said
+        assert (
+            f"http: {url}" in (said := console.file.getvalue())
+            and "running: 2 shards, 1024 slots" in said
+            and ": well\n" in said
+        ), said
+        assert ": not well\nx Shard 1 has failed: ?[2J\n  Mend it: -> shardmem reload\n" in re.sub(
+            " +\n", "\n", said
+        ), said
         with shardmem.connect(engine_name) as producer, shardmem.Client(engine_name) as client:
             for number in range(100):
                 producer.push(number, payload(1, number, 0))
             document = drained(client)
             assert ask(url, "/status")[1]["accounting"] == document["accounting"]
             status, text = ask(url, "/metrics")
-            told = {(sample.name, sample.labels.get("shard")): sample.value
-                    for family in text_string_to_metric_families(text) for sample in family.samples}
+            told = {
+                (sample.name, sample.labels.get("shard")): sample.value
+                for family in text_string_to_metric_families(text)
+                for sample in family.samples
+            }
             assert status == 200 and told["shardmem_handled_total", None] == 100
             assert told["shardmem_slots_unowned", None] == 0
             for shard in document["shards"]:
@@ -69,7 +82,9 @@ def test_health_metrics_and_commands_over_tcp(rig: Rig, engine_name: str) -> Non
                 rig.wait_held(0)
                 producer.push_many(list(range(100)), [payload(1, key, 2) for key in range(100)])
                 daemon.process.send_signal(signal.SIGTERM)
-                wait_until(lambda: ask(url, "/readyz")[1]["reasons"] == ["the engine is draining"], "it says that it drains")
+                wait_until(
+                    lambda: ask(url, "/readyz")[1]["reasons"] == ["the engine is draining"], "it says that it drains"
+                )
                 assert ask(url, "/livez")[0] == 200, "an engine that drains is not one to be killed"
                 beat = client._control.view_engine().heartbeat_ns
                 wait_until(lambda: client._control.view_engine().heartbeat_ns > beat, "its heart beats while it drains")
@@ -82,8 +97,12 @@ def test_health_metrics_and_commands_over_tcp(rig: Rig, engine_name: str) -> Non
     assert segments_of(engine_name) == []
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: nobody but us has read the metrics")
-def test_prometheus_has_nothing_to_say_against_the_metrics_of_an_engine_that_has_worked(rig: Rig, engine_name: str) -> None:
+@pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed: nobody but us has read the metrics"
+)
+def test_prometheus_has_nothing_to_say_against_the_metrics_of_an_engine_that_has_worked(
+    rig: Rig, engine_name: str
+) -> None:
     with rig.engine(engine_name, shards=2, http_port=0) as engine, engine.producer() as producer:
         producer.push_many(list(range(100)), [payload(1, key, 0) for key in range(100)])
         producer.flush(20)
@@ -97,8 +116,10 @@ def test_a_failed_shard_makes_an_engine_unready_and_leaves_it_alive(rig: Rig, en
         ready = daemon.ready()
         url = ready["engine"]["http"]
         os.kill(ready["shards"][1]["pid"], signal.SIGKILL)
-        status, answer = wait_until(lambda: (found := ask(url, "/readyz"))[0] == 503 and "failed" in str(found) and found,
-                                    "a shard has been given up")
+        status, answer = wait_until(
+            lambda: (found := ask(url, "/readyz"))[0] == 503 and "failed" in str(found) and found,
+            "a shard has been given up",
+        )
         assert any(each.startswith("shard 1 failed: ") for each in answer["reasons"]) and not answer["ready"]
         assert "512 of 1024 slots have no live owner" in answer["reasons"]
         assert ask(url, "/livez")[0] == 200

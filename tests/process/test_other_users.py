@@ -1,4 +1,5 @@
 """An engine that runs as a service user, and operators who are somebody else."""
+
 from __future__ import annotations
 
 import contextlib
@@ -8,8 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 
@@ -25,10 +26,27 @@ class Place:
 
     def start(self, uid: int, *arguments: str) -> subprocess.Popen[str]:
         # An interpreter below /root is out of their reach; the capability lets them read it, and write nothing.
-        prefix = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--inh-caps=+dac_read_search",
-                  "--ambient-caps=+dac_read_search"] if uid else []
-        return subprocess.Popen([*prefix, sys.executable, "-m", *arguments], cwd=self.directory, env=self.environment,
-                                text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        prefix = (
+            [
+                "setpriv",
+                f"--reuid={uid}",
+                f"--regid={uid}",
+                "--clear-groups",
+                "--inh-caps=+dac_read_search",
+                "--ambient-caps=+dac_read_search",
+            ]
+            if uid
+            else []
+        )
+        return subprocess.Popen(
+            [*prefix, sys.executable, "-m", *arguments],
+            cwd=self.directory,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def said(self, uid: int, *arguments: str, code: int = 0) -> str:
         with self.start(uid, "shardmem", *arguments) as process:
@@ -50,16 +68,32 @@ def place(engine_name: str) -> Iterator[Place]:
 
 def test_root_gives_commands_to_the_engine_of_a_service_user_and_others_are_told_whose_it_is(place: Place) -> None:
     name = place.name
-    with place.start(OWNER, "shardmem", "run", "app:handle", "--name", name, "--shards", "1", "--max-shards", "2",
-                     "--log-level", "error") as daemon:
+    with place.start(
+        OWNER,
+        "shardmem",
+        "run",
+        "app:handle",
+        "--name",
+        name,
+        "--shards",
+        "1",
+        "--max-shards",
+        "2",
+        "--log-level",
+        "error",
+    ) as daemon:
         try:
             place.said(0, "status", name, "--wait", "20")
             assert "runs 2 shards" in place.said(0, "scale", "2", "--engine", name)
             assert "replaced" in place.said(0, "reload", "--engine", name)
             assert f"engine {name}: the quarantine is empty" in place.said(0, "quarantine", "list", "--engine", name)
             theirs = f"engine {name!r} belongs to uid {OWNER}, and this process runs as uid {STRANGER}: run this as"
-            for command in (["status", name], ["scale", "2", "--engine", name], ["quarantine", "list", "--engine", name],
-                            ["stop", name]):
+            for command in (
+                ["status", name],
+                ["scale", "2", "--engine", name],
+                ["quarantine", "list", "--engine", name],
+                ["stop", name],
+            ):
                 assert theirs in place.said(STRANGER, *command, code=1)
             assert "Traceback" not in place.said(STRANGER, "status", code=1)
             place.said(0, "stop", name)

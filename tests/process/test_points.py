@@ -1,4 +1,5 @@
 """Every named point of every process: killed there, stopped there, or refused what it needs there. The engine goes on."""
+
 from __future__ import annotations
 
 import contextlib
@@ -7,17 +8,18 @@ import resource
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
-
-import shardmem
 from chaos import SLOTS, Daemons, inexact
 from checker import accounting, check
 from programs import Source
 from recorder import POISON, payload
 from rig import HERE, PATIENCE, SEND_POINTS, Log, Rig, drained, is_stopped, segments_of, slot_of, wait_until
+
+import shardmem
 from shardmem.memory.control import Control
 from shardmem.memory.native import points
 
@@ -38,7 +40,12 @@ class Point(NamedTuple):
 
 FLOW, POISONED, MOVE = "events", "an event that fails", "move half of a shard's slots to the other"
 MORE, FEWER, AGAIN = "scale from 2 to 3", "scale from 3 to 2", "a killed supervisor is started again"
-PRODUCERS, DEATHS, STATE, TAKEOVER = "test_killed_producers.py", "test_worker_death.py", "test_state.py", "test_takeover.py"
+PRODUCERS, DEATHS, STATE, TAKEOVER = (
+    "test_killed_producers.py",
+    "test_worker_death.py",
+    "test_state.py",
+    "test_takeover.py",
+)
 
 TABLE = {
     **{name: Point("producer", FLOW, PRODUCERS) for name in SEND_POINTS},  # stopped by the same tests
@@ -46,23 +53,31 @@ TABLE = {
     "send.waiting": Point("producer", "a full lane", PRODUCERS),
     "ring.taken": Point("producer", "a worker that sleeps", PRODUCERS),
     "poll.taken": Point("worker", FLOW, DEATHS),
-    "commit.entered": Point("worker", FLOW, DEATHS), "commit.marked": Point("worker", FLOW, DEATHS),
-    "commit.counted": Point("worker", FLOW, DEATHS), "commit.released": Point("worker", FLOW, DEATHS),
+    "commit.entered": Point("worker", FLOW, DEATHS),
+    "commit.marked": Point("worker", FLOW, DEATHS),
+    "commit.counted": Point("worker", FLOW, DEATHS),
+    "commit.released": Point("worker", FLOW, DEATHS),
     "park.raised": Point("worker", FLOW),
     "room.taken": Point("worker", "full lanes"),
     "aside.stored": Point("worker", POISONED, "", "test_a_quarantine_file_that_cannot_grow_stops_its_shard"),
-    "aside.acting": Point("worker", POISONED), "aside.marked": Point("worker", POISONED),
+    "aside.acting": Point("worker", POISONED),
+    "aside.marked": Point("worker", POISONED),
     "save.begun": Point("keeper", FLOW, STATE, "test_a_state_file_that_cannot_grow_stops_its_shard"),
-    "save.saved": Point("keeper", FLOW, STATE), "save.marked": Point("keeper", FLOW, STATE),
+    "save.saved": Point("keeper", FLOW, STATE),
+    "save.marked": Point("keeper", FLOW, STATE),
     "spawn.created": Point("supervisor", MORE, TAKEOVER, "test_an_inbox_that_cannot_be_reserved_changes_nothing"),
     "remove.retired": Point("supervisor", FEWER, TAKEOVER),
     "spawn.started": Point("supervisor", MORE, TAKEOVER, "test_a_worker_process_that_cannot_be_started_is_tried_again"),
     "remove.unlinked": Point("supervisor", FEWER, TAKEOVER),
-    "handoff.begun": Point("supervisor", MOVE, TAKEOVER), "handoff.rerouted": Point("supervisor", MOVE, TAKEOVER),
-    "handoff.draining": Point("supervisor", MOVE, TAKEOVER), "handoff.drained": Point("supervisor", MOVE, TAKEOVER),
-    "handoff.releasing": Point("supervisor", MOVE, TAKEOVER), "handoff.released": Point("supervisor", MOVE, TAKEOVER),
+    "handoff.begun": Point("supervisor", MOVE, TAKEOVER),
+    "handoff.rerouted": Point("supervisor", MOVE, TAKEOVER),
+    "handoff.draining": Point("supervisor", MOVE, TAKEOVER),
+    "handoff.drained": Point("supervisor", MOVE, TAKEOVER),
+    "handoff.releasing": Point("supervisor", MOVE, TAKEOVER),
+    "handoff.released": Point("supervisor", MOVE, TAKEOVER),
     "retire.counted": Point("supervisor", FEWER),
-    "takeover.locked": Point("supervisor", AGAIN, TAKEOVER), "takeover.adopted": Point("supervisor", AGAIN, TAKEOVER),
+    "takeover.locked": Point("supervisor", AGAIN, TAKEOVER),
+    "takeover.adopted": Point("supervisor", AGAIN, TAKEOVER),
 }
 HERE_TOO = "SHARDMEM_ALL_POINTS" in os.environ  # points at which other tests kill are killed at here as well
 
@@ -76,7 +91,9 @@ def killed(*who: str) -> list[str]:
 
 
 def test_every_point_is_in_the_table() -> None:
-    assert set(TABLE) == set(points()), "a point that is new has to be killed at, stopped at, and written into the table"
+    assert set(TABLE) == set(points()), (
+        "a point that is new has to be killed at, stopped at, and written into the table"
+    )
     for name, point in TABLE.items():
         if point.killed and point.killed != PRODUCERS:
             assert f'"{name}"' in (HERE / point.killed).read_text(), f"{point.killed} does not kill at {name}"
@@ -85,13 +102,24 @@ def test_every_point_is_in_the_table() -> None:
 
 # ---- the engine ----------------------------------------------------------------------------------------------------------
 
+
 class Field:
     """An engine under `shardmem run` that goes through point after point."""
 
     def __init__(self, directory: Path, name: str, handler: str) -> None:
         self.rig, self.name, self.stateful = Rig(directory), name, handler == "recorder:Counting"
-        self.daemons = Daemons(self.rig, name, handler, strategy="arming:Arming", batch_rows=ROWS, lane_bytes=4096,
-                               max_shards=3, on_error="retry", retry_backoff=0.001, max_attempts=3)
+        self.daemons = Daemons(
+            self.rig,
+            name,
+            handler,
+            strategy="arming:Arming",
+            batch_rows=ROWS,
+            lane_bytes=4096,
+            max_shards=3,
+            on_error="retry",
+            retry_backoff=0.001,
+            max_attempts=3,
+        )
         self._next, self._numbering = 1, threading.Lock()
 
     def source(self, log: Log) -> Source:
@@ -157,7 +185,9 @@ class Field:
         """Events of slots that neither move nor belong to these shards are handled all the time."""
         owners, _ = self.control.slot_table()
         moving = {each["slot"] for each in self.client.status()["handoffs"]}
-        keys = [key for key in range(1000) if (slot := slot_of(key, SLOTS)) not in moving and owners[slot] not in without]
+        keys = [
+            key for key in range(1000) if (slot := slot_of(key, SLOTS)) not in moving and owners[slot] not in without
+        ]
         with shardmem.connect(self.name) as producer, Log(self.rig.directory) as log:
             me = self._number()
             number, until, over = 0, time.monotonic() + seconds, threading.Event()
@@ -172,8 +202,9 @@ class Field:
     def expect_clean(self, duplicates: int = 0) -> dict[str, Any]:
         """All that was begun is finished, all that was accepted is handled, and nothing is wrong with how."""
         wait_until(lambda: not self.client.status()["handoffs"], "handoffs are finished")
-        wait_until(lambda: {shard["state"] for shard in self.client.status()["shards"]} == {"active"},
-                   "all shards are active")
+        wait_until(
+            lambda: {shard["state"] for shard in self.client.status()["shards"]} == {"active"}, "all shards are active"
+        )
         document = drained(self.client)
         logs = self.rig.logs()
         allowed = len(logs.handled) if self.stateful else duplicates
@@ -218,6 +249,7 @@ def field(request: pytest.FixtureRequest, point: str) -> Field:
 
 
 # ---- killed and stopped --------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("point", killed("worker", "keeper"))
 def test_a_worker_killed_at_any_point_leaves_nothing_undone(field: Field, point: str) -> None:
@@ -303,14 +335,16 @@ def _provoke(field: Field, point: str, number: int) -> Callable[[], list[Excepti
     how = TABLE[point].how
     if how == AGAIN:
         field.restart(SHARDMEM_POINT=f"{point}:1:{number:d}")
-        return lambda: []
+        return list
     field.scale(3 if how == FEWER else 2)
     armed, errors = field.rig.arm("supervisor", point, 1, number), []
     wait_until(lambda: not armed.exists(), "the supervisor is armed")
 
     def ask() -> None:
         try:
-            {MORE: lambda: field.client.scale_to(3), FEWER: lambda: field.client.scale_to(2), MOVE: field.move_half}[how]()
+            {MORE: lambda: field.client.scale_to(3), FEWER: lambda: field.client.scale_to(2), MOVE: field.move_half}[
+                how
+            ]()
         except Exception as error:
             errors.append(error)
 
@@ -326,6 +360,7 @@ def _provoke(field: Field, point: str, number: int) -> Callable[[], list[Excepti
 
 
 # ---- refused -------------------------------------------------------------------------------------------------------------
+
 
 @contextlib.contextmanager
 def _limited(pid: int, what: int, most: int) -> Iterator[None]:
@@ -368,14 +403,18 @@ def test_a_worker_process_that_cannot_be_started_is_tried_again(rig: Rig, engine
     with engine, engine.producer() as producer, Log(rig.directory) as log:
         supervisor = engine.status()["supervisor"]["pid"]
         used = len(os.listdir(f"/proc/{supervisor}/fd"))
-        with _limited(supervisor, resource.RLIMIT_NOFILE, used + 1):  # room for the pipe of its reports, and not for more
+        with _limited(
+            supervisor, resource.RLIMIT_NOFILE, used + 1
+        ):  # room for the pipe of its reports, and not for more
             os.kill(engine.status()["shards"][0]["pid"], signal.SIGKILL)
             wait_until(lambda: engine.status()["shards"][0]["crashes"] > 3, "it could not be started, again and again")
             assert "no process could be started: [Errno 24]" in engine.status()["shards"][0]["last_exit"]
         source = Source(1, log)
         source.push(producer, "push_many", 100, 40)
         producer.flush(PATIENCE)
-        assert len(os.listdir(f"/proc/{supervisor}/fd")) <= used, "what was opened for those that did not start is closed"
+        assert len(os.listdir(f"/proc/{supervisor}/fd")) <= used, (
+            "what was opened for those that did not start is closed"
+        )
         assert check(rig.logs()) == []
 
 

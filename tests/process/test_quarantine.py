@@ -1,4 +1,5 @@
 """One bad event ends in quarantine with all that is known of it, and only that one; it can be looked at, replayed, purged."""
+
 from __future__ import annotations
 
 import contextlib
@@ -14,16 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-import shardmem
 from recorder import RECORD, payload, records
 from rig import PATIENCE, Rig, drained, wait_until
+
+import shardmem
 from shardmem.control.client import _UnixConnection, socket_path
 from shardmem.runtime.quarantine import Quarantine, QuarantineFull
 
 
 def cli(*arguments: str, code: int = 0) -> str:
-    done = subprocess.run([sys.executable, "-m", "shardmem", *arguments], cwd="/", capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "shardmem", *arguments], cwd="/", capture_output=True, text=True, timeout=60
+    )
     assert code == done.returncode, (done.stdout, done.stderr)
     return done.stdout if code == 0 else done.stderr
 
@@ -34,28 +37,36 @@ def quarantined(engine: shardmem.Engine) -> int:
 
 @pytest.fixture
 def settings(rig: Rig, tmp_path: Path) -> dict[str, Any]:
-    return dict(handler="recorder:Failing", shards=1, retry_backoff=0.01, state_dir=str(tmp_path / "state"))
+    return {"handler": "recorder:Failing", "shards": 1, "retry_backoff": 0.01, "state_dir": str(tmp_path / "state")}
 
 
 @pytest.mark.parametrize("on_error", ["retry", "quarantine"])
-def test_an_event_that_always_raises_is_set_aside_and_the_rest_flows_on(rig: Rig, engine_name: str, settings: dict, on_error: str) -> None:
+def test_an_event_that_always_raises_is_set_aside_and_the_rest_flows_on(
+    rig: Rig, engine_name: str, settings: dict, on_error: str
+) -> None:
     rig.tell("poison", "77")
     with rig.engine(engine_name, on_error=on_error, **settings) as engine, engine.producer() as producer:
         keys, numbers = [number % 5 for number in range(300)], list(range(300))
         producer.push_many(keys, [payload(1, key, number, 3) for key, number in zip(keys, numbers)])
         producer.flush(PATIENCE)
         status = drained(engine)
-        assert (300, 299, 1, 0) == tuple(status["accounting"][name] for name in ("accepted", "handled", "quarantined", "in_flight"))
+        assert (300, 299, 1, 0) == tuple(
+            status["accounting"][name] for name in ("accepted", "handled", "quarantined", "in_flight")
+        )
 
-        event, = json.loads(cli("quarantine", "list", "--json", "--engine", engine_name))
+        (event,) = json.loads(cli("quarantine", "list", "--json", "--engine", engine_name))
         shown = json.loads(cli("quarantine", "show", str(event["id"]), "--json", "--engine", engine_name))
     assert sorted(set(rig.logs().handled["number"].tolist())) == sorted(set(range(300)) - {77})
     assert (2, 77, 0, "exception", "ValueError: cannot stand number 77") == tuple(
-        event[name] for name in ("key", "sequence", "shard", "kind", "reason"))
+        event[name] for name in ("key", "sequence", "shard", "kind", "reason")
+    )
     assert event["attempts"] == (3 if on_error == "retry" else 1)
     assert "in handle" in shown["traceback"] and "cannot stand number 77" in shown["traceback"]
-    assert payload(1, 2, 77, 3) in (shown["payload"].encode() if isinstance(shown["payload"], str) else
-                                    __import__("base64").b64decode(shown["payload"]["base64"]))
+    assert payload(1, 2, 77, 3) in (
+        shown["payload"].encode()
+        if isinstance(shown["payload"], str)
+        else __import__("base64").b64decode(shown["payload"]["base64"])
+    )
 
 
 def test_a_quarantined_event_is_replayed_into_a_mended_engine_once(rig: Rig, engine_name: str, settings: dict) -> None:
@@ -66,29 +77,35 @@ def test_a_quarantined_event_is_replayed_into_a_mended_engine_once(rig: Rig, eng
         assert "cannot stand number 3" in cli("quarantine", "list", "--engine", engine_name)
         (rig.directory / "poison").unlink()
         assert "1 event replayed" in cli("quarantine", "replay", "--all", "--engine", engine_name)
-        assert "nothing waits in the quarantine; 1 replayed event kept" in cli("quarantine", "list", "--engine", engine_name)
+        assert "nothing waits in the quarantine; 1 replayed event kept" in cli(
+            "quarantine", "list", "--engine", engine_name
+        )
         assert "replayed" in cli("quarantine", "list", "--all", "--engine", engine_name)
         drained(engine)
         assert 7 == engine.status()["accounting"]["accepted"]
     assert [0, 1, 2, 4, 5, 3] == rig.logs().handled["number"].tolist()
-    assert "1 event purged" in cli("quarantine", "purge", "--all", "--engine", engine_name, "--state-dir", settings["state_dir"])
+    assert "1 event purged" in cli(
+        "quarantine", "purge", "--all", "--engine", engine_name, "--state-dir", settings["state_dir"]
+    )
 
 
 def test_a_quarantined_record_comes_back_as_the_row_it_was(rig: Rig, engine_name: str, settings: dict) -> None:
-    settings |= dict(handler="quarantine_load:no_odd_ones", dtype=RECORD, key="key")
+    settings |= {"handler": "quarantine_load:no_odd_ones", "dtype": RECORD, "key": "key"}
     with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
         producer.send(records(1, [4] * 5, [0, 2, 5, 6, 8]))
         producer.flush(PATIENCE)
-        event, = json.loads(cli("quarantine", "list", "--json", "--engine", engine_name))
+        (event,) = json.loads(cli("quarantine", "list", "--json", "--engine", engine_name))
         shown = json.loads(cli("quarantine", "show", str(event["id"]), "--json", "--engine", engine_name))
         assert (4, 5, 1) == tuple(shown["record"][name] for name in ("key", "number", "producer"))
-        row = np.frombuffer(Quarantine(str(Path(settings["state_dir"]) / f"{engine_name}.quarantine")).events()[0].payload, RECORD)
+        row = np.frombuffer(
+            Quarantine(str(Path(settings["state_dir"]) / f"{engine_name}.quarantine")).events()[0].payload, RECORD
+        )
         assert row == records(1, [4], [5])
         assert 1 == quarantined(engine)
 
 
 def test_a_full_quarantine_stops_the_shard_and_loses_nothing(rig: Rig, engine_name: str, settings: dict) -> None:
-    settings |= dict(handler="quarantine_load:no_odd_ones_of_events", quarantine_limit=2)
+    settings |= {"handler": "quarantine_load:no_odd_ones_of_events", "quarantine_limit": 2}
     with pytest.raises(shardmem.HandlerError, match="holds 2 events, which is its limit .quarantine_limit=2.*purge"):
         with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
             for text in (b"0", b"1", b"2", b"3", b"5", b"6"):  # counted as their frames are over
@@ -103,7 +120,7 @@ def test_a_full_quarantine_stops_the_shard_and_loses_nothing(rig: Rig, engine_na
 
 
 def test_a_handler_that_fails_on_everything_is_stopped_soon(rig: Rig, settings: dict) -> None:
-    settings |= dict(handler="recorder:FailingAtOnce")
+    settings |= {"handler": "recorder:FailingAtOnce"}
     with pytest.raises(shardmem.HandlerError, match="17th event in a row that fails, so it is not the events"):
         with rig.engine(None, on_error="quarantine", **settings) as engine, engine.producer() as producer:
             for _ in range(100):
@@ -114,10 +131,11 @@ def test_a_handler_that_fails_on_everything_is_stopped_soon(rig: Rig, settings: 
 
 @pytest.mark.parametrize("again", ["reload", "run"])
 @pytest.mark.parametrize("handler", ["quarantine_load:mendable", "quarantine_load:Mendable"])
-def test_what_failed_under_a_handler_is_not_held_against_it_when_it_was_mended(rig: Rig, engine_name: str, settings: dict,
-                                                                             handler: str, again: str) -> None:
+def test_what_failed_under_a_handler_is_not_held_against_it_when_it_was_mended(
+    rig: Rig, engine_name: str, settings: dict, handler: str, again: str
+) -> None:
     """The 17th event was set aside, or stopped the shard again, before the mended handler was called: nothing helped."""
-    settings |= dict(handler=handler, on_error="retry", max_attempts=2, retry_backoff=0.001)
+    settings |= {"handler": handler, "on_error": "retry", "max_attempts": 2, "retry_backoff": 0.001}
 
     def fail(engine: shardmem.Engine) -> None:
         with engine.producer() as producer:
@@ -137,7 +155,9 @@ def test_what_failed_under_a_handler_is_not_held_against_it_when_it_was_mended(r
                 fail(engine)
         with rig.engine(engine_name, **settings) as engine:
             status = given_back(engine)
-    assert (46, 30, 16, 0) == tuple(status["accounting"][name] for name in ("accepted", "handled", "quarantined", "in_flight"))
+    assert (46, 30, 16, 0) == tuple(
+        status["accounting"][name] for name in ("accepted", "handled", "quarantined", "in_flight")
+    )
 
 
 def given_back(engine: shardmem.Engine) -> dict[str, Any]:
@@ -147,8 +167,10 @@ def given_back(engine: shardmem.Engine) -> dict[str, Any]:
     return drained(engine)
 
 
-def test_a_handler_that_kills_its_worker_on_everything_is_stopped_soon(rig: Rig, settings: dict, capfd: pytest.CaptureFixture) -> None:
-    settings |= dict(handler="quarantine_load:dies_of_bad", max_attempts=1)
+def test_a_handler_that_kills_its_worker_on_everything_is_stopped_soon(
+    rig: Rig, settings: dict, capfd: pytest.CaptureFixture
+) -> None:
+    settings |= {"handler": "quarantine_load:dies_of_bad", "max_attempts": 1}
     with pytest.raises(shardmem.HandlerError, match="SIGSEGV. It is the 17th event in a row that fails"):
         with rig.engine(None, **settings) as engine, engine.producer() as producer:
             for _ in range(20):
@@ -162,7 +184,10 @@ def test_an_outage_that_ends_within_the_retries_sets_nothing_aside(rig: Rig, eng
     settings["retry_backoff"] = 5
     with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
         producer.push_many([1] * 4, [payload(1, 1, number) for number in range(4)])
-        wait_until(lambda: engine.status()["shards"][0]["batches"] == 0 and engine.status()["accounting"]["in_flight"] == 4, "tried")
+        wait_until(
+            lambda: engine.status()["shards"][0]["batches"] == 0 and engine.status()["accounting"]["in_flight"] == 4,
+            "tried",
+        )
         (rig.directory / "poison").unlink()
         producer.flush(PATIENCE)
         assert 0 == quarantined(engine)
@@ -175,8 +200,20 @@ def test_what_is_asked_of_an_empty_quarantine_is_answered(engine_name: str, tmp_
     assert "nothing was ever set aside" in cli("quarantine", "show", "1", *where, code=1)
     store = Quarantine(str(tmp_path / f"{engine_name}.quarantine"), 0)
     with pytest.raises(QuarantineFull):
-        store.add("x", shard=0, slot=0, seat=0, sequence=0, kind="death", reason="r", traceback="", attempts=1, key="k",
-                  payload=b"", schema={"kind": "events"})
+        store.add(
+            "x",
+            shard=0,
+            slot=0,
+            seat=0,
+            sequence=0,
+            kind="death",
+            reason="r",
+            traceback="",
+            attempts=1,
+            key="k",
+            payload=b"",
+            schema={"kind": "events"},
+        )
     store.close()
     assert "there is no event 1" in cli("quarantine", "show", "1", *where, code=1)
     assert "name the ids" in cli("quarantine", "purge", *where, code=2)
@@ -190,8 +227,9 @@ def ask(engine: shardmem.Engine, path: str, **body: Any) -> tuple[int, Any]:
         return response.status, json.loads(response.read())
 
 
-def test_the_control_api_shows_gives_back_and_throws_away_what_is_in_quarantine(rig: Rig, engine_name: str,
-                                                                                settings: dict) -> None:
+def test_the_control_api_shows_gives_back_and_throws_away_what_is_in_quarantine(
+    rig: Rig, engine_name: str, settings: dict
+) -> None:
     rig.tell("poison", "3")
     with rig.engine(engine_name, quarantine_limit=9, **settings) as engine, engine.producer() as producer:
         for _ in range(2):
@@ -216,10 +254,16 @@ def test_the_control_api_shows_gives_back_and_throws_away_what_is_in_quarantine(
 
 
 @pytest.mark.parametrize("backpressure", ["block", "drop_newest"])
-def test_what_finds_no_room_in_time_stays_in_quarantine_and_is_said(rig: Rig, engine_name: str, settings: dict,
-                                                                    backpressure: str) -> None:
+def test_what_finds_no_room_in_time_stays_in_quarantine_and_is_said(
+    rig: Rig, engine_name: str, settings: dict, backpressure: str
+) -> None:
     """In a mode that drops, too: what was dropped on its way back would be gone."""
-    settings |= dict(handler="quarantine_load:no_odd_ones_of_events", lane_bytes=4096, batch_rows=1, backpressure=backpressure)
+    settings |= {
+        "handler": "quarantine_load:no_odd_ones_of_events",
+        "lane_bytes": 4096,
+        "batch_rows": 1,
+        "backpressure": backpressure,
+    }
     with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
         for _ in range(3):
             producer.push(1, b"3" * 1501, timeout=PATIENCE)
@@ -230,14 +274,17 @@ def test_what_finds_no_room_in_time_stays_in_quarantine_and_is_said(rig: Rig, en
         status, given = ask(engine, "/quarantine/replay", all=True, timeout=0.3)
         assert (200, [1, 2], [3]) == (status, given["replayed"], given["left"]) and "is full" in given["why"], given
         assert [3] == [each["id"] for each in ask(engine, "/quarantine")[1]["events"]]
-        assert "1 event left in quarantine" in cli("quarantine", "replay", "3", "--engine", engine_name, "--timeout", "0.1", code=1)
+        assert "1 event left in quarantine" in cli(
+            "quarantine", "replay", "3", "--engine", engine_name, "--timeout", "0.1", code=1
+        )
         os.kill(engine.status()["shards"][0]["pid"], signal.SIGCONT)
         assert [3] == ask(engine, "/quarantine/replay", ids=[3])[1]["replayed"]
         assert 6 == drained(engine)["accounting"]["accepted"]
 
 
-def test_the_supervisor_answers_and_beats_while_its_quarantine_waits_for_the_file(rig: Rig, engine_name: str,
-                                                                                  settings: dict) -> None:
+def test_the_supervisor_answers_and_beats_while_its_quarantine_waits_for_the_file(
+    rig: Rig, engine_name: str, settings: dict
+) -> None:
     rig.tell("poison", "3")
     with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
         producer.push_many(["a"] * 6, [payload(1, 0, number) for number in range(6)])
@@ -248,7 +295,9 @@ def test_the_supervisor_answers_and_beats_while_its_quarantine_waits_for_the_fil
                 purge = pool.submit(ask, engine, "/quarantine/purge", all=True)
                 with shardmem.Client(engine_name) as client:
                     beat = client._control.view_engine().heartbeat_ns
-                    wait_until(lambda: client._control.view_engine().heartbeat_ns > beat + 6e8, "the heart beats on", timeout=4)
+                    wait_until(
+                        lambda: client._control.view_engine().heartbeat_ns > beat + 6e8, "the heart beats on", timeout=4
+                    )
                 assert 200 == ask(engine, "/livez")[0] and not purge.done(), "the file was not waited for"
                 other.execute("rollback")
                 assert (200, {"purged": 1}) == purge.result()
@@ -258,7 +307,19 @@ def test_the_supervisor_answers_and_beats_while_its_quarantine_waits_for_the_fil
 def test_keys_of_every_kind_come_back_as_they_were(tmp_path: Path, key: Any) -> None:
     store = Quarantine(str(tmp_path / "q"), 5)
     for origin in ("a", "a", "b"):
-        store.add(origin, shard=0, slot=0, seat=0, sequence=0, kind="death", reason="r", traceback="", attempts=1, key=key,
-                  payload=b"\xff", schema={"kind": "events"})
+        store.add(
+            origin,
+            shard=0,
+            slot=0,
+            seat=0,
+            sequence=0,
+            kind="death",
+            reason="r",
+            traceback="",
+            attempts=1,
+            key=key,
+            payload=b"\xff",
+            schema={"kind": "events"},
+        )
     assert [key, key] == [event.key for event in store.events()]  # the same row of memory again is the same event
     store.close()

@@ -1,4 +1,5 @@
 """Workers are replaced while events flow, by age or by order: nothing is lost, repeated or reordered, and nobody waits."""
+
 from __future__ import annotations
 
 import itertools
@@ -10,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from elastic_load import KEYS, ROW, SLOTS, Counter, Traffic, read_logs, violations
-
-import shardmem
 from checker import check
 from daemon import Daemon
+from elastic_load import KEYS, ROW, SLOTS, Counter, Traffic, read_logs, violations
 from recorder import payload
 from rig import PATIENCE, Log, Rig, drained, segments_of, wait_until
 
-VERSION = '''
+import shardmem
+
+VERSION = """
 from recorder import Recorder
 import os
 
@@ -27,7 +28,7 @@ class Handler(Recorder):
         super().open(context)
         {opening}
         (self.directory / f"version-{{context.shard}}-{{os.getpid()}}").write_text("{version}")
-'''
+"""
 
 
 def push(producer: shardmem.Producer, log: Log, numbers: range, keys: range = range(10)) -> None:
@@ -55,12 +56,24 @@ def expect_exact(rig: Rig, status: dict[str, Any]) -> None:
 
 # ---- recycling ---------------------------------------------------------------------------------------------------------------
 
+
 def test_a_worker_over_a_limit_is_replaced_under_load_and_its_state_travels(tmp_path: Path) -> None:
-    with shardmem.Engine(handler=Counter(str(tmp_path)), dtype=ROW, key="key", shards=1, max_shards=1, slots=SLOTS,
-                         lane_bytes=1 << 15, state_dir=str(tmp_path), recycle_batches=5) as engine:
+    with shardmem.Engine(
+        handler=Counter(str(tmp_path)),
+        dtype=ROW,
+        key="key",
+        shards=1,
+        max_shards=1,
+        slots=SLOTS,
+        lane_bytes=1 << 15,
+        state_dir=str(tmp_path),
+        recycle_batches=5,
+    ) as engine:
         traffic = Traffic(engine.name, 2, pause=0.005)
         try:
-            wait_until(lambda: len({path.name.split("-")[1] for path in tmp_path.glob("*.log")}) >= 3, "two were replaced")
+            wait_until(
+                lambda: len({path.name.split("-")[1] for path in tmp_path.glob("*.log")}) >= 3, "two were replaced"
+            )
         finally:
             sent = traffic.stop()
         assert engine.status()["engine"]["max_shards"] == 1
@@ -73,7 +86,9 @@ def test_a_worker_over_a_limit_is_replaced_under_load_and_its_state_travels(tmp_
 def test_a_limit_of_memory_that_no_worker_can_keep_is_said_once_and_replaces_nobody(rig: Rig, engine_name: str) -> None:
     with rig.engine(engine_name, shards=2, max_shards=2, recycle_rss="1MiB") as engine:
         before = engine.status()
-        said = wait_until(lambda: [each["text"] for each in engine.status()["events"] if each["kind"] == "not_done"], "it is said")
+        said = wait_until(
+            lambda: [each["text"] for each in engine.status()["events"] if each["kind"] == "not_done"], "it is said"
+        )
         assert re.match(r"a fresh worker takes [\d,]{9,} bytes of memory, and recycle_rss=1,048,576: ", said[0]), said
         engine.rebalance()  # comes behind a replacement, had one begun
         after = engine.status()
@@ -86,7 +101,9 @@ def test_a_successor_that_cannot_boot_is_given_up_and_the_old_worker_goes_on(rig
             push(producer, log, range(3))
             rig.tell("open", "raise")
             before = engine.status()["shards"]
-            with pytest.raises(shardmem.HandlerError, match="reload stopped at shard 0, which goes on.*OSError: as told"):
+            with pytest.raises(
+                shardmem.HandlerError, match="reload stopped at shard 0, which goes on.*OSError: as told"
+            ):
                 engine.reload()
             push(producer, log, range(3, 6))
             producer.flush(PATIENCE)
@@ -101,6 +118,7 @@ def test_a_successor_that_cannot_boot_is_given_up_and_the_old_worker_goes_on(rig
 
 
 # ---- reload ------------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def daemon(rig: Rig, engine_name: str, monkeypatch: Any) -> Any:
@@ -129,7 +147,9 @@ def tell_settings(rig: Rig, name: str, **more: Any) -> None:
     rig.tell("engine.toml", "".join(f"{key} = {value!r}\n".replace("'", '"') for key, value in settings.items()))
 
 
-def test_hup_replaces_every_worker_by_one_that_imports_the_handler_anew(rig: Rig, engine_name: str, daemon: Daemon) -> None:
+def test_hup_replaces_every_worker_by_one_that_imports_the_handler_anew(
+    rig: Rig, engine_name: str, daemon: Daemon
+) -> None:
     with shardmem.connect(engine_name) as producer, shardmem.Client(engine_name) as client, Log(rig.directory) as log:
         push(producer, log, range(5))
         before = client.status()
@@ -144,7 +164,9 @@ def test_hup_replaces_every_worker_by_one_that_imports_the_handler_anew(rig: Rig
                 break
             assert time.monotonic() < deadline, f"no reload after {number} events of each key"
         producer.flush(PATIENCE)
-        assert versions(rig, client.status()) == ["2", "2"] and client.status()["supervisor"]["pid"] == daemon.process.pid
+        assert (
+            versions(rig, client.status()) == ["2", "2"] and client.status()["supervisor"]["pid"] == daemon.process.pid
+        )
         drained(client)
 
 
@@ -159,8 +181,9 @@ def test_a_reload_names_what_cannot_change_and_applies_the_rest(rig: Rig, engine
         producer.flush(PATIENCE)
 
 
-def test_a_reload_of_a_handler_that_does_not_load_stops_at_the_first_shard_and_changes_nothing(rig: Rig, engine_name: str,
-                                                                                              daemon: Daemon) -> None:
+def test_a_reload_of_a_handler_that_does_not_load_stops_at_the_first_shard_and_changes_nothing(
+    rig: Rig, engine_name: str, daemon: Daemon
+) -> None:
     with shardmem.connect(engine_name) as producer, shardmem.Client(engine_name) as client, Log(rig.directory) as log:
         before = client.status()
         tell_version(rig, "2", opening="raise OSError('no such warehouse')")
@@ -171,7 +194,9 @@ def test_a_reload_of_a_handler_that_does_not_load_stops_at_the_first_shard_and_c
         producer.flush(PATIENCE)
 
 
-def test_a_reload_of_a_file_that_is_wrong_is_refused_and_changes_nothing(rig: Rig, engine_name: str, daemon: Daemon) -> None:
+def test_a_reload_of_a_file_that_is_wrong_is_refused_and_changes_nothing(
+    rig: Rig, engine_name: str, daemon: Daemon
+) -> None:
     with shardmem.Client(engine_name) as client:
         before = client.status()
         tell_settings(rig, engine_name, lane_bites=5)
@@ -211,10 +236,15 @@ def test_a_daemon_judges_its_end_by_the_shards_as_they_are_then(rig: Rig, engine
         assert (0, None) == (code, last["error"]), "the failure was mended"
 
 
-def test_a_supervisor_killed_before_a_successor_had_anything_is_followed_by_one_that_gives_it_up(rig: Rig, engine_name: str,
-                                                                                               monkeypatch: Any) -> None:
+def test_a_supervisor_killed_before_a_successor_had_anything_is_followed_by_one_that_gives_it_up(
+    rig: Rig, engine_name: str, monkeypatch: Any
+) -> None:
     monkeypatch.setenv("SHARDMEM_POINT", f"spawn.created:1:{signal.SIGKILL:d}")
-    with rig.engine(engine_name, shards=1, max_shards=1) as engine, engine.producer() as producer, Log(rig.directory) as log:
+    with (
+        rig.engine(engine_name, shards=1, max_shards=1) as engine,
+        engine.producer() as producer,
+        Log(rig.directory) as log,
+    ):
         monkeypatch.delenv("SHARDMEM_POINT")
         push(producer, log, range(3))
         assert [each["from"] for each in engine.reload()["reloaded"]] == [0]  # killed, taken over, and asked again

@@ -1,4 +1,5 @@
 """Handlers where people put them: in the script itself, in a module beside it, in a package; and where none can be found."""
+
 from __future__ import annotations
 
 import os
@@ -8,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from rig import PATIENCE, Rig
 
 HANDLE = """
@@ -35,14 +35,25 @@ def indented(text: str, by: int) -> str:
 
 def script(use: str = USE, handler: str = "handle", guard: bool = True, handle: str = HANDLE, before: str = "") -> str:
     body = use.replace("HANDLER", handler)
-    return (indented(handle, 0) + before + "\n"
-            + ('if __name__ == "__main__":\n' + indented(body, 4) if guard else indented(body, 0)))
+    return (
+        indented(handle, 0)
+        + before
+        + "\n"
+        + ('if __name__ == "__main__":\n' + indented(body, 4) if guard else indented(body, 0))
+    )
 
 
 def run(rig: Rig, *command: str, stdin: str | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess:
     """Python with these arguments, in the test's directory, with warnings about unclosed things on."""
-    return subprocess.run([sys.executable, "-W", "error::ResourceWarning", *command], input=stdin, cwd=cwd or rig.directory,
-                          env=rig.environment, capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", *command],
+        input=stdin,
+        cwd=cwd or rig.directory,
+        env=rig.environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
 
 
 def expect_done(rig: Rig, result: subprocess.CompletedProcess) -> None:
@@ -66,15 +77,22 @@ def test_a_handler_in_the_script_itself_works_under_a_main_guard(rig: Rig) -> No
 
 @pytest.mark.parametrize("handler", ["Handler", "Handler()", "Handler().handle", "'app:handle'", "'app:Handler'"])
 def test_every_way_to_name_a_handler_of_the_script_works(rig: Rig, handler: str) -> None:
-    rig.tell("app.py", script(handler=handler, before="class Handler(shardmem.Handler):\n"
-                                                      "    def handle(self, batch):\n        handle(batch)\n"))
+    rig.tell(
+        "app.py",
+        script(
+            handler=handler,
+            before="class Handler(shardmem.Handler):\n    def handle(self, batch):\n        handle(batch)\n",
+        ),
+    )
     expect_done(rig, run(rig, "app.py"))
 
 
 def test_an_instance_brings_its_settings_to_the_worker(rig: Rig) -> None:
-    before = ("class Handler(shardmem.Handler):\n"
-              "    def __init__(self, count): self.count = count\n"
-              "    def handle(self, batch):\n        assert self.count == 42\n        handle(batch)\n")
+    before = (
+        "class Handler(shardmem.Handler):\n"
+        "    def __init__(self, count): self.count = count\n"
+        "    def handle(self, batch):\n        assert self.count == 42\n        handle(batch)\n"
+    )
     rig.tell("app.py", script(handler="Handler(42)", before=before))
     expect_done(rig, run(rig, "app.py"))
 
@@ -133,7 +151,7 @@ def test_a_handler_that_no_worker_could_find_is_a_configuration_error(rig: Rig, 
 def test_a_handler_of_an_interactive_session_is_a_configuration_error(rig: Rig, how: str) -> None:
     text = script(guard=False)
     if how == "-i":  # typed: a block ends with an empty line
-        text = ("import shardmem\ndef handle(batch): pass\n\nshardmem.Engine(handler=handle)\n")
+        text = "import shardmem\ndef handle(batch): pass\n\nshardmem.Engine(handler=handle)\n"
     result = run(rig, "-c", text) if how == "-c" else run(rig, how, stdin=text)
     assert "ConfigError: handler handle is defined in an interactive session" in result.stderr
     assert "done" not in result.stdout
@@ -147,8 +165,10 @@ def test_an_interactive_session_may_name_a_handler_in_a_module(rig: Rig, how: st
 
 
 def test_an_engine_that_is_never_stopped_ends_with_its_script(rig: Rig) -> None:
-    use = ("\n    engine = shardmem.Engine(handler=handle, shards=2).start()\n    producer = engine.producer()\n"
-           "    for number in range(20):\n        producer.push(number % 4, b'%d' % number)\n    print('done')\n")
+    use = (
+        "\n    engine = shardmem.Engine(handler=handle, shards=2).start()\n    producer = engine.producer()\n"
+        "    for number in range(20):\n        producer.push(number % 4, b'%d' % number)\n    print('done')\n"
+    )
     rig.tell("app.py", script(use=use))
     result = run(rig, "-W", "ignore::ResourceWarning", "app.py")
     assert (result.returncode, result.stdout) == (0, "done\n")
@@ -156,10 +176,14 @@ def test_an_engine_that_is_never_stopped_ends_with_its_script(rig: Rig) -> None:
 
 
 def test_what_a_handler_prints_arrives(rig: Rig) -> None:
-    handle = ("    import os, sys\n    import shardmem\n\n    def handle(batch):\n"
-              "        print(f'seen {len(batch)}', flush=True)\n        print('and an error', file=sys.stderr)\n")
-    use = ("\n    with shardmem.Engine(handler=HANDLER, shards=1) as engine, engine.producer() as producer:\n"
-           "        producer.push(1, b'')\n")
+    handle = (
+        "    import os, sys\n    import shardmem\n\n    def handle(batch):\n"
+        "        print(f'seen {len(batch)}', flush=True)\n        print('and an error', file=sys.stderr)\n"
+    )
+    use = (
+        "\n    with shardmem.Engine(handler=HANDLER, shards=1) as engine, engine.producer() as producer:\n"
+        "        producer.push(1, b'')\n"
+    )
     rig.tell("app.py", script(use=use, handle=handle))
     result = run(rig, "app.py")
     assert (result.returncode, result.stdout, result.stderr) == (0, "seen 1\n", "and an error\n")

@@ -1,4 +1,5 @@
 """Seats: taken by a lock that death gives up, reused with a higher incarnation, and limited."""
+
 from __future__ import annotations
 
 import gc
@@ -6,9 +7,9 @@ import os
 import signal
 
 import pytest
+from rig import PATIENCE, Program, Rig, drained, expect_clean
 
 import shardmem
-from rig import PATIENCE, Program, Rig, drained, expect_clean
 
 
 def seats(engine: shardmem.Engine) -> dict[int, dict]:
@@ -21,7 +22,7 @@ def test_a_closed_producer_leaves_its_seat_to_the_next(rig: Rig, engine_name: st
             with engine.producer() as producer:
                 producer.push(0, b"")
                 found = seats(engine)[0]
-                assert found == found | dict(pid=os.getpid(), alive=True, incarnation=life)
+                assert found == found | {"pid": os.getpid(), "alive": True, "incarnation": life}
             assert seats(engine)[0]["alive"] is False
         assert list(seats(engine)) == [0]
 
@@ -41,7 +42,7 @@ def test_a_killed_producer_leaves_its_seat_and_its_events(rig: Rig, engine_name:
             with Program("pusher", rig, engine=engine_name, producer=life) as program:
                 assert program.hear()["seat"] == 0
                 found = seats(engine)[0]
-                assert found == found | dict(pid=program.pid, alive=True, incarnation=life)
+                assert found == found | {"pid": program.pid, "alive": True, "incarnation": life}
                 program.kill()
                 program.process.wait()
                 assert seats(engine)[0]["alive"] is False, "the kernel's word, without a delay"
@@ -78,6 +79,7 @@ def test_a_full_house_raises_already_running_and_says_what_to_do(rig: Rig, engin
 
 def test_a_refused_producer_leaves_no_descriptor_behind(rig: Rig, engine_name: str) -> None:
     with rig.engine(engine_name, shards=1, max_producers=1) as engine, engine.producer():
+
         def refused() -> int:
             with pytest.raises(shardmem.AlreadyRunning):
                 engine.producer()
@@ -89,6 +91,7 @@ def test_a_refused_producer_leaves_no_descriptor_behind(rig: Rig, engine_name: s
 
 def test_a_closed_producer_leaves_no_descriptor_and_no_mapping_behind(rig: Rig, engine_name: str) -> None:
     with rig.engine(engine_name, shards=2) as engine:
+
         def used() -> tuple[int, int]:
             with engine.producer() as producer:
                 producer.push_many(list(range(20)), [b""] * 20)

@@ -1,4 +1,5 @@
 """An engine as a service manager sees it."""
+
 from __future__ import annotations
 
 import select
@@ -6,11 +7,10 @@ import signal
 import socket
 
 import pytest
-
-from shardmem.console.top import Source
-
 from daemon import Daemon
 from rig import PATIENCE
+
+from shardmem.console.top import Source
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 """Shared memory that is short, foreign, damaged or abandoned: a clear error, never a SIGBUS, never a tracker's cleaning."""
+
 from __future__ import annotations
 
 import os
@@ -6,27 +7,34 @@ import shutil
 import stat
 import struct
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import pytest
-
-import shardmem
 from checker import accounting, check
 from recorder import payload
 from rig import PATIENCE, SMALL_LANE, Program, Rig, drained, run_program, segments_of
+
+import shardmem
 
 SHM = Path("/dev/shm")
 
 
 # ---- too little of it -----------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def namespace() -> list[str]:
     """The command that gives a program a mount namespace of its own."""
     for command in (["unshare", "-m"], ["unshare", "-rm"]):
-        if shutil.which("unshare") and subprocess.run(
-                [*command, "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/dev/shm"], capture_output=True).returncode == 0:
+        if (
+            shutil.which("unshare")
+            and subprocess.run(
+                [*command, "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/dev/shm"], capture_output=True
+            ).returncode
+            == 0
+        ):
             return command
     pytest.skip("this user may not mount a small /dev/shm of its own")
 
@@ -40,16 +48,23 @@ def told(namespace: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict
     return told
 
 
-@pytest.mark.parametrize("step, what", [("second engine", "the control segment of engine 'second'"),
-                                        ("third engine", "the inbox of shard 0"),
-                                        ("lane 2", "the lane of producer 2 to shard 0"),
-                                        ("lane 2 again", "the lane of producer 2 to shard 0")])
-def test_too_little_memory_is_an_error_that_names_need_free_space_and_remedy(told: dict[str, Any], step: str,
-                                                                              what: str) -> None:
+@pytest.mark.parametrize(
+    "step, what",
+    [
+        ("second engine", "the control segment of engine 'second'"),
+        ("third engine", "the inbox of shard 0"),
+        ("lane 2", "the lane of producer 2 to shard 0"),
+        ("lane 2 again", "the lane of producer 2 to shard 0"),
+    ],
+)
+def test_too_little_memory_is_an_error_that_names_need_free_space_and_remedy(
+    told: dict[str, Any], step: str, what: str
+) -> None:
     said = told[step]
     assert said["error"] == "OutOfMemory"
-    assert said["text"].startswith(f"{what} needs {said['need']:,} bytes of shared memory and /dev/shm has "
-                                   f"{said['free']:,} free")
+    assert said["text"].startswith(
+        f"{what} needs {said['need']:,} bytes of shared memory and /dev/shm has {said['free']:,} free"
+    )
     assert "--shm-size" in said["text"] and "lane_bytes" in said["text"]
     assert said["need"] > said["free"] >= 0
 
@@ -87,8 +102,11 @@ def test_the_end_of_the_engine_gives_all_memory_back(told: dict[str, Any]) -> No
 
 # ---- not what it should be ------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
-def left(make_engine_name: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, bytes]]:
+def left(
+    make_engine_name: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, bytes]]:
     """The segments of an engine that was left with one event in them: ends of their names, and what is in them."""
     rig, name = Rig(tmp_path_factory.mktemp("left")), make_engine_name("left")
     engine = rig.engine(name, handler="recorder:Leaving", shards=1, lane_bytes=SMALL_LANE, max_shards=1)
@@ -127,10 +145,22 @@ def cut(size: int) -> Callable[[Path], None]:
 
 
 DAMAGES = {
-    "a later version": (write(8, struct.pack("<I", 999)), shardmem.LayoutMismatch, "layout version 999.*this shardmem reads"),
+    "a later version": (
+        write(8, struct.pack("<I", 999)),
+        shardmem.LayoutMismatch,
+        "layout version 999.*this shardmem reads",
+    ),
     "another header": (write(12, struct.pack("<I", 1)), shardmem.LayoutMismatch, "layout version"),
-    "another magic": (write(0, b"NOTSHMEM"), shardmem.LayoutMismatch, "not made by shardmem.*remove it or choose another name"),
-    "absurd geometry": (write(16 + 7 * 8, struct.pack("<I", 12345)), shardmem.SegmentCorrupt, "contradicts itself.*remove it"),
+    "another magic": (
+        write(0, b"NOTSHMEM"),
+        shardmem.LayoutMismatch,
+        "not made by shardmem.*remove it or choose another name",
+    ),
+    "absurd geometry": (
+        write(16 + 7 * 8, struct.pack("<I", 12345)),
+        shardmem.SegmentCorrupt,
+        "contradicts itself.*remove it",
+    ),
     "cut in the table": (cut(8192), shardmem.SegmentCorrupt, "cut short.*remove it"),
     "cut in the header": (cut(100), shardmem.SegmentCorrupt, "cut short.*remove it"),
 }
@@ -148,8 +178,9 @@ def test_a_copy_that_is_not_damaged_is_taken_up(rig: Rig, engine_name: str, copy
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_control_segment_that_is_not_ours_or_damaged_is_a_clear_error(rig: Rig, engine_name: str, copy: Path,
-                                                                        damage: str) -> None:
+def test_a_control_segment_that_is_not_ours_or_damaged_is_a_clear_error(
+    rig: Rig, engine_name: str, copy: Path, damage: str
+) -> None:
     harm, kind, text = DAMAGES[damage]
     harm(copy)
     for who in (shardmem.connect, shardmem.Client, lambda name: taken_up(rig, name).start()):
@@ -169,11 +200,19 @@ def test_a_control_segment_that_was_never_finished_is_no_engine_and_is_taken_ove
         producer.flush(PATIENCE)
 
 
-@pytest.mark.parametrize("harm, text", [(write(0, b"NOTSHMEM"), "not the inbox"), (cut(4096), "not the inbox"),
-                                        (cut(0), "empty"), (write(8, struct.pack("<I", 999)), "version|not the inbox")],
-                         ids=["another magic", "cut", "empty", "a later version"])
-def test_an_inbox_that_is_damaged_is_a_clear_error(rig: Rig, engine_name: str, copy: Path, harm: Callable[[Path], None],
-                                                   text: str) -> None:
+@pytest.mark.parametrize(
+    "harm, text",
+    [
+        (write(0, b"NOTSHMEM"), "not the inbox"),
+        (cut(4096), "not the inbox"),
+        (cut(0), "empty"),
+        (write(8, struct.pack("<I", 999)), "version|not the inbox"),
+    ],
+    ids=["another magic", "cut", "empty", "a later version"],
+)
+def test_an_inbox_that_is_damaged_is_a_clear_error(
+    rig: Rig, engine_name: str, copy: Path, harm: Callable[[Path], None], text: str
+) -> None:
     harm(copy.with_name(copy.name.replace(".control", ".inbox.0.1")))
     with pytest.raises(shardmem.ShardmemError, match=f"inbox.0.1.*({text})"):
         taken_up(rig, engine_name).start()
@@ -189,6 +228,7 @@ def test_segments_are_private_to_their_user(rig: Rig, engine_name: str) -> None:
 
 
 # ---- the standard library's resource tracker ------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("how", ["close", "no close", "os._exit", "spawn"])
 def test_the_end_of_a_producer_process_removes_and_prints_nothing(rig: Rig, engine_name: str, how: str) -> None:

@@ -1,4 +1,5 @@
 """State is exact after any crash: each event is counted once, although it may be handed out twice."""
+
 from __future__ import annotations
 
 import contextlib
@@ -10,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import shardmem
 from quarantine_load import totals
 from rig import PATIENCE, Rig, drained, wait_until
 
-POINTS = ["poll.taken", "commit.entered", "commit.counted", "commit.released", "save.begun", "save.saved", "save.marked"]
+import shardmem
+
+POINTS = [
+    "poll.taken",
+    "commit.entered",
+    "commit.counted",
+    "commit.released",
+    "save.begun",
+    "save.saved",
+    "save.marked",
+]
 KEYS = 40
 
 
@@ -42,8 +51,15 @@ class Feed:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
-    return dict(handler="quarantine_load:Tally", slots=32, on_error="stop", state_dir=str(tmp_path / "state"),
-                checkpoint_interval=0.02, batch_rows=64, lane_bytes=1 << 14)
+    return {
+        "handler": "quarantine_load:Tally",
+        "slots": 32,
+        "on_error": "stop",
+        "state_dir": str(tmp_path / "state"),
+        "checkpoint_interval": 0.02,
+        "batch_rows": 64,
+        "lane_bytes": 1 << 14,
+    }
 
 
 def state_file(settings: dict[str, Any], name: str) -> str:
@@ -51,8 +67,9 @@ def state_file(settings: dict[str, Any], name: str) -> str:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_worker_killed_at_any_point_resumes_with_state_and_position_that_agree(rig: Rig, engine_name: str, settings: dict,
-                                                                                point: str) -> None:
+def test_a_worker_killed_at_any_point_resumes_with_state_and_position_that_agree(
+    rig: Rig, engine_name: str, settings: dict, point: str
+) -> None:
     chance = random.Random(point)
     rig.tell("arm", "\n".join(f"{point} {chance.randint(1, 6)} {signal.SIGKILL:d}" for _ in range(3)))
     with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
@@ -88,8 +105,10 @@ def test_state_is_exact_through_random_kills_and_moves_at_once(rig: Rig, engine_
     assert feed.expected == totals(state_file(settings, engine_name))
 
 
-def test_a_bad_event_is_set_aside_and_what_it_did_to_the_state_is_undone(rig: Rig, engine_name: str, settings: dict) -> None:
-    settings |= dict(on_error="retry", retry_backoff=0.01)
+def test_a_bad_event_is_set_aside_and_what_it_did_to_the_state_is_undone(
+    rig: Rig, engine_name: str, settings: dict
+) -> None:
+    settings |= {"on_error": "retry", "retry_backoff": 0.01}
     with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
         producer.push_many([1] * 6 + [2], [b"0 ", b"1 ", b"2 bad", b"2 ", b"3 ", b"4 ", b"0 "])
         producer.flush(PATIENCE)
@@ -98,13 +117,17 @@ def test_a_bad_event_is_set_aside_and_what_it_did_to_the_state_is_undone(rig: Ri
 
 
 @pytest.mark.parametrize("handler", ["quarantine_load:Tally", "quarantine_load:TallyWithoutDrop"])
-def test_a_handler_without_drop_is_as_exact_as_one_with_it(rig: Rig, engine_name: str, settings: dict, handler: str) -> None:
+def test_a_handler_without_drop_is_as_exact_as_one_with_it(
+    rig: Rig, engine_name: str, settings: dict, handler: str
+) -> None:
     """It is made anew when a batch has failed, and when slots leave: what it kept of them would be there when they return."""
-    settings |= dict(handler=handler, on_error="quarantine")
+    settings |= {"handler": handler, "on_error": "quarantine"}
     with rig.engine(engine_name, shards=2, **settings) as engine, engine.producer() as producer:
         for number in range(30):
-            producer.push_many(list(range(KEYS)), [b"%d %s" % (number, b"bad" if number in (7, 20) and key == 3 else b"")
-                                                   for key in range(KEYS)])
+            producer.push_many(
+                list(range(KEYS)),
+                [b"%d %s" % (number, b"bad" if number in (7, 20) and key == 3 else b"") for key in range(KEYS)],
+            )
             if number % 10 == 9:
                 for shard in (1, 0):
                     engine.move(range(16), to=shard)
@@ -117,9 +140,10 @@ def test_a_handler_without_drop_is_as_exact_as_one_with_it(rig: Rig, engine_name
     assert dict.fromkeys(range(KEYS), 30) == totals(state_file(settings, engine_name))
 
 
-def test_a_stateful_handler_that_gets_events_without_a_key_says_once_that_they_are_not_saved(rig: Rig, engine_name: str, settings: dict,
-                                                                                           capfd: pytest.CaptureFixture) -> None:
-    settings |= dict(handler="quarantine_load:TallyOfKeyed")
+def test_a_stateful_handler_that_gets_events_without_a_key_says_once_that_they_are_not_saved(
+    rig: Rig, engine_name: str, settings: dict, capfd: pytest.CaptureFixture
+) -> None:
+    settings |= {"handler": "quarantine_load:TallyOfKeyed"}
     with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
         for number in range(3):
             producer.push(None, b"%d" % number)
@@ -129,15 +153,26 @@ def test_a_stateful_handler_that_gets_events_without_a_key_says_once_that_they_a
     assert 3 == totals(state_file(settings, engine_name))[5]
 
 
-def test_how_soon_a_bad_event_is_set_aside_does_not_depend_on_the_checkpoint_interval(rig: Rig, engine_name: str,
-                                                                                    settings: dict) -> None:
+def test_how_soon_a_bad_event_is_set_aside_does_not_depend_on_the_checkpoint_interval(
+    rig: Rig, engine_name: str, settings: dict
+) -> None:
     """What was handled between two of its attempts was undone by the second, until the interval was over: two million calls of
     the handler for one bad event of a thousand, at 2 s."""
-    settings |= dict(on_error="retry", retry_backoff=0.01, checkpoint_interval=3600, batch_rows=4096, lane_bytes=1 << 18)
+    settings |= {
+        "on_error": "retry",
+        "retry_backoff": 0.01,
+        "checkpoint_interval": 3600,
+        "batch_rows": 4096,
+        "lane_bytes": 1 << 18,
+    }
     with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
-        producer.push_many([1] * 1000, [b"%d " % number for number in range(500)] + [b"500 bad"]
-                           + [b"%d " % number for number in range(500, 999)])
-        status = wait_until(lambda: (found := engine.status())["accounting"]["quarantined"] and found, "the event is set aside")
+        producer.push_many(
+            [1] * 1000,
+            [b"%d " % number for number in range(500)] + [b"500 bad"] + [b"%d " % number for number in range(500, 999)],
+        )
+        status = wait_until(
+            lambda: (found := engine.status())["accounting"]["quarantined"] and found, "the event is set aside"
+        )
         assert status["shards"][0]["batches"] < 3000
     assert {1: 999} == totals(state_file(settings, engine_name))
 
@@ -151,7 +186,9 @@ def test_state_outlives_the_engine_if_it_has_a_directory_of_its_own(rig: Rig, en
         rig.engine(engine_name, shards=1, **{**settings, "slots": 64}).start()
 
 
-def test_state_without_a_directory_lasts_as_long_as_the_shared_memory(rig: Rig, engine_name: str, settings: dict) -> None:
+def test_state_without_a_directory_lasts_as_long_as_the_shared_memory(
+    rig: Rig, engine_name: str, settings: dict
+) -> None:
     del settings["state_dir"]
     for _ in range(2):
         with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
@@ -159,7 +196,9 @@ def test_state_without_a_directory_lasts_as_long_as_the_shared_memory(rig: Rig, 
             producer.flush(PATIENCE)
 
 
-def test_a_state_file_that_cannot_be_written_stops_the_shard_and_loses_nothing(rig: Rig, engine_name: str, settings: dict) -> None:
+def test_a_state_file_that_cannot_be_written_stops_the_shard_and_loses_nothing(
+    rig: Rig, engine_name: str, settings: dict
+) -> None:
     path = state_file(settings, engine_name)
     with pytest.raises(shardmem.HandlerError, match="the state file .* cannot be used: no such table: state"):
         with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
@@ -189,8 +228,9 @@ def test_a_snapshot_that_raises_stops_the_shard_and_says_so(rig: Rig, engine_nam
                 producer.flush(PATIENCE)
 
 
-def test_an_event_that_kills_its_worker_is_set_aside_with_the_signal_and_the_rest_flows_on(rig: Rig, engine_name: str,
-                                                                                          settings: dict) -> None:
+def test_an_event_that_kills_its_worker_is_set_aside_with_the_signal_and_the_rest_flows_on(
+    rig: Rig, engine_name: str, settings: dict
+) -> None:
     from shardmem.runtime.quarantine import Quarantine
 
     settings["handler"] = "quarantine_load:dies_of_bad"
@@ -203,7 +243,7 @@ def test_an_event_that_kills_its_worker_is_set_aside_with_the_signal_and_the_res
         producer.push(3, b"good")
         producer.flush(PATIENCE)
     store = Quarantine(os.path.join(settings["state_dir"], f"{engine_name}.quarantine"))
-    event, = store.events()
+    (event,) = store.events()
     store.close()
     assert ("death", 3, b"bad", 3) == (event.kind, event.key, event.payload, event.attempts)
     assert "SIGSEGV" in event.reason

@@ -1,11 +1,11 @@
 """What an operator reads of a live engine is true of its processes."""
+
 from __future__ import annotations
 
 import os
 import signal
 
 import psutil
-
 from recorder import payload
 from rig import Rig, drained, wait_until
 
@@ -16,8 +16,10 @@ def test_status_says_what_workers_use_and_since_when_and_forgets_it_with_them(ri
             for number in range(200):
                 producer.push(number, payload(1, number, 0))
             drained(engine)
-            document = wait_until(lambda: (found := engine.status())["supervisor"]["heartbeat_age_s"] is not None and found,
-                                  "the supervisor's loop has gone round")
+            document = wait_until(
+                lambda: (found := engine.status())["supervisor"]["heartbeat_age_s"] is not None and found,
+                "the supervisor's loop has gone round",
+            )
             assert sum(each["sequence"] for each in document["producers"]) == 200
         for shard in document["shards"]:
             process = psutil.Process(shard["pid"])

@@ -1,4 +1,5 @@
 """Stuck is told from slow and from idle; a stuck worker is killed, and nothing is taken from it before it is dead."""
+
 from __future__ import annotations
 
 import json
@@ -8,10 +9,11 @@ import subprocess
 from dataclasses import asdict
 from typing import Any
 
-import shardmem
 from daemon import Daemon
 from recorder import payload
 from rig import PATIENCE, Log, Rig, drained, expect_clean, keys_of_shard, process_is_gone, wait_until
+
+import shardmem
 from shardmem.config import Config
 from shardmem.control.process import python_command
 from shardmem.runtime.handler import HandlerRef
@@ -22,7 +24,9 @@ def shard_of(engine: Any, shard: int = 0) -> dict[str, Any]:
 
 
 def in_condition(engine: Any, word: str, shard: int = 0) -> dict[str, Any]:
-    return wait_until(lambda: (found := shard_of(engine, shard))["condition"] == word and found, f"shard {shard} is {word}")
+    return wait_until(
+        lambda: (found := shard_of(engine, shard))["condition"] == word and found, f"shard {shard} is {word}"
+    )
 
 
 def push(producer: shardmem.Producer, log: Log, key: int, numbers: range) -> None:
@@ -34,15 +38,21 @@ def push(producer: shardmem.Producer, log: Log, key: int, numbers: range) -> Non
 
 def test_a_stopped_worker_is_stuck_and_is_followed_by_another_once_it_is_dead(rig: Rig, engine_name: str) -> None:
     first, second = (keys_of_shard(shard, 2, 1)[0] for shard in (0, 1))
-    with rig.engine(engine_name, shards=2, stall_timeout=0.3) as engine, engine.producer() as producer, Log(rig.directory) as log:
+    with (
+        rig.engine(engine_name, shards=2, stall_timeout=0.3) as engine,
+        engine.producer() as producer,
+        Log(rig.directory) as log,
+    ):
         before = in_condition(engine, "idle")
         os.kill(before["pid"], signal.SIGSTOP)
         push(producer, log, first, range(20))
         push(producer, log, second, range(20))
         stuck = in_condition(engine, "stuck")
         assert "not a sign for" in stuck["reason"] and stuck["pid"] == before["pid"]
-        after = wait_until(lambda: (found := shard_of(engine))["incarnation"] > before["incarnation"] and found["alive"] and found,
-                           "another worker has come")
+        after = wait_until(
+            lambda: (found := shard_of(engine))["incarnation"] > before["incarnation"] and found["alive"] and found,
+            "another worker has come",
+        )
         assert process_is_gone(before["pid"]) and after["state"] == "active"
         producer.flush(PATIENCE)
         expect_clean(rig, drained(engine))
@@ -53,7 +63,11 @@ def test_a_stopped_worker_is_stuck_and_is_followed_by_another_once_it_is_dead(ri
 
 
 def test_a_batch_without_a_deadline_is_slow_however_long_it_is_in_hand(rig: Rig, engine_name: str) -> None:
-    with rig.engine(engine_name, shards=1, stall_timeout=0.25) as engine, engine.producer() as producer, Log(rig.directory) as log:
+    with (
+        rig.engine(engine_name, shards=1, stall_timeout=0.25) as engine,
+        engine.producer() as producer,
+        Log(rig.directory) as log,
+    ):
         with rig.hold():
             push(producer, log, 1, range(5))
             rig.wait_held(0)
@@ -66,17 +80,28 @@ def test_a_batch_without_a_deadline_is_slow_however_long_it_is_in_hand(rig: Rig,
         in_condition(engine, "idle")
 
 
-def test_a_batch_beyond_its_deadline_gets_its_worker_dumped_and_killed_and_comes_again(rig: Rig, engine_name: str) -> None:
-    rig.tell("settings.toml", f'name = "{engine_name}"\nhandler = "recorder:Hangs"\nshards = 1\nbatch_deadline = 0.4\n'
-                              "stall_timeout = 1\nmax_producers = 8\n")
+def test_a_batch_beyond_its_deadline_gets_its_worker_dumped_and_killed_and_comes_again(
+    rig: Rig, engine_name: str
+) -> None:
+    rig.tell(
+        "settings.toml",
+        f'name = "{engine_name}"\nhandler = "recorder:Hangs"\nshards = 1\nbatch_deadline = 0.4\n'
+        "stall_timeout = 1\nmax_producers = 8\n",
+    )
     rig.tell("hang", "")
     with Daemon(rig, str(rig.directory / "settings.toml")) as daemon:
         before = daemon.ready()["shards"][0]
-        with shardmem.connect(engine_name) as producer, shardmem.Client(engine_name) as client, Log(rig.directory) as log:
+        with (
+            shardmem.connect(engine_name) as producer,
+            shardmem.Client(engine_name) as client,
+            Log(rig.directory) as log,
+        ):
             push(producer, log, 1, range(5))
             stuck = in_condition(client, "stuck")
             assert "batch_deadline=0.4 s" in stuck["reason"]
-            wait_until(lambda: client.status()["shards"][0]["incarnation"] > before["incarnation"], "another worker has come")
+            wait_until(
+                lambda: client.status()["shards"][0]["incarnation"] > before["incarnation"], "another worker has come"
+            )
             (rig.directory / "hang").unlink()
             producer.flush(PATIENCE)
             expect_clean(rig, drained(client), duplicates=5)
@@ -87,7 +112,11 @@ def test_a_batch_beyond_its_deadline_gets_its_worker_dumped_and_killed_and_comes
 
 
 def test_a_worker_that_moves_again_in_time_is_left_alone(rig: Rig, engine_name: str) -> None:
-    with rig.engine(engine_name, shards=1, stall_timeout=2.0) as engine, engine.producer() as producer, Log(rig.directory) as log:
+    with (
+        rig.engine(engine_name, shards=1, stall_timeout=2.0) as engine,
+        engine.producer() as producer,
+        Log(rig.directory) as log,
+    ):
         before = shard_of(engine)
         os.kill(before["pid"], signal.SIGSTOP)
         heart = producer._control.view_shard(0).heartbeat_ns
@@ -110,7 +139,8 @@ def test_an_engine_ends_although_a_worker_is_stopped(rig: Rig, engine_name: str)
 
 
 def test_a_successor_of_a_worker_that_is_only_stopped_is_refused_and_after_the_kill_nothing_of_the_old_one_runs(
-        rig: Rig, engine_name: str) -> None:
+    rig: Rig, engine_name: str
+) -> None:
     """Given up for dead, it could wake again and write: so nobody may follow it before the kernel says that it is dead."""
     with rig.engine(engine_name, shards=1) as engine, engine.producer() as producer, Log(rig.directory) as log:
         push(producer, log, 1, range(5))
@@ -135,11 +165,22 @@ def test_a_successor_of_a_worker_that_is_only_stopped_is_refused_and_after_the_k
 def start_successor(rig: Rig, name: str) -> dict[str, Any]:
     """A worker process started by hand, as a supervisor would; what it reports."""
     read_end, write_end = os.pipe()
-    orders = {"engine": name, "shard": 0, "handler": asdict(HandlerRef.of("recorder:Recorder")),
-              "settings": Config.of(name=name, handler="recorder:Recorder").worker_settings(), "reports": write_end,
-              "ended": None}
-    process = subprocess.run(python_command("shardmem.runtime.worker"), input=json.dumps(orders).encode(), pass_fds=(write_end,),
-                             env=rig.environment, stderr=subprocess.PIPE, timeout=PATIENCE)
+    orders = {
+        "engine": name,
+        "shard": 0,
+        "handler": asdict(HandlerRef.of("recorder:Recorder")),
+        "settings": Config.of(name=name, handler="recorder:Recorder").worker_settings(),
+        "reports": write_end,
+        "ended": None,
+    }
+    process = subprocess.run(
+        python_command("shardmem.runtime.worker"),
+        input=json.dumps(orders).encode(),
+        pass_fds=(write_end,),
+        env=rig.environment,
+        stderr=subprocess.PIPE,
+        timeout=PATIENCE,
+    )
     os.close(write_end)
     with os.fdopen(read_end) as reports:
         said = json.loads(reports.readline())

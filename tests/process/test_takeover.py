@@ -1,4 +1,5 @@
 """The supervisor is killed, anywhere: nobody notices, and the next one goes on with everything."""
+
 from __future__ import annotations
 
 import asyncio
@@ -11,21 +12,42 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from elastic_load import KEYS, ROW, SLOTS, Counter, Traffic, read_logs, violations
-from elastic_load import Recorder as Plain
-
-import shardmem
 from checker import accounting
 from daemon import Daemon
+from elastic_load import KEYS, ROW, SLOTS, Counter, Traffic, read_logs, violations
+from elastic_load import Recorder as Plain
 from recorder import payload
-from rig import (PATIENCE, Log, Program, Rig, drained, expect_clean, is_stopped, process_is_gone, run_program, segments_of,
-                 wait_until)
+from rig import (
+    PATIENCE,
+    Log,
+    Program,
+    Rig,
+    drained,
+    expect_clean,
+    is_stopped,
+    process_is_gone,
+    run_program,
+    segments_of,
+    wait_until,
+)
+
+import shardmem
 from shardmem.control.process import AdoptedWorker
 from shardmem.memory.control import Control
 from shardmem.memory.native import lib
 
-STEPS = ["handoff.begun", "handoff.rerouted", "handoff.draining", "handoff.drained", "handoff.releasing", "handoff.released",
-         "spawn.created", "spawn.started", "remove.retired", "remove.unlinked"]
+STEPS = [
+    "handoff.begun",
+    "handoff.rerouted",
+    "handoff.draining",
+    "handoff.drained",
+    "handoff.releasing",
+    "handoff.released",
+    "spawn.created",
+    "spawn.started",
+    "remove.retired",
+    "remove.unlinked",
+]
 
 
 def kill_supervisor(engine: Any) -> int:
@@ -48,15 +70,26 @@ def push(producer: shardmem.Producer, log: Log, numbers: range, key: int = 1) ->
 
 # ---- a daemon ----------------------------------------------------------------------------------------------------------------
 
-def test_run_after_the_supervisor_was_killed_adopts_the_workers_while_producers_push(rig: Rig, engine_name: str) -> None:
-    with Daemon(rig, engine_name, "--shards", "2") as first, Daemon(rig, f"{engine_name}-other", "--shards", "1") as other:
+
+def test_run_after_the_supervisor_was_killed_adopts_the_workers_while_producers_push(
+    rig: Rig, engine_name: str
+) -> None:
+    with (
+        Daemon(rig, engine_name, "--shards", "2") as first,
+        Daemon(rig, f"{engine_name}-other", "--shards", "1") as other,
+    ):
         before = first.ready()
         other.ready()
-        with Program("push_until_over", rig, engine=engine_name, producer=1) as program, shardmem.Client(engine_name) as client:
+        with (
+            Program("push_until_over", rig, engine=engine_name, producer=1) as program,
+            shardmem.Client(engine_name) as client,
+        ):
             program.hear()
             first.kill_supervisor()
             accepted = client.status()["accounting"]["accepted"]
-            wait_until(lambda: client.status()["accounting"]["handled"] > accepted + 100, "workers go on without a supervisor")
+            wait_until(
+                lambda: client.status()["accounting"]["handled"] > accepted + 100, "workers go on without a supervisor"
+            )
             with Daemon(rig, engine_name, "--shards", "2") as second:
                 after = second.ready()
                 assert lives(after) == lives(before) and after["supervisor"]["incarnation"] == 2
@@ -103,7 +136,9 @@ def client_status(name: str) -> dict[str, Any]:
         return client.status()
 
 
-def test_a_takeover_starts_the_worker_that_died_meanwhile_adopts_the_other_and_clears_up(rig: Rig, engine_name: str) -> None:
+def test_a_takeover_starts_the_worker_that_died_meanwhile_adopts_the_other_and_clears_up(
+    rig: Rig, engine_name: str
+) -> None:
     with Daemon(rig, engine_name, "--shards", "2") as first:
         before = lives(first.ready())
         first.kill_supervisor()
@@ -125,15 +160,19 @@ def test_a_takeover_starts_the_worker_that_died_meanwhile_adopts_the_other_and_c
                 expect_clean(rig, last["status"])
 
 
-def test_an_adopted_worker_that_dies_is_started_again_and_its_end_is_said_to_be_unknown(rig: Rig, engine_name: str) -> None:
+def test_an_adopted_worker_that_dies_is_started_again_and_its_end_is_said_to_be_unknown(
+    rig: Rig, engine_name: str
+) -> None:
     with Daemon(rig, engine_name, "--shards", "1") as first:
         first.ready()
         first.kill_supervisor()
         with Daemon(rig, engine_name, "--shards", "1") as second, shardmem.Client(engine_name) as client:
             pid = second.ready()["shards"][0]["pid"]
             os.kill(pid, signal.SIGKILL)
-            shard = wait_until(lambda: (found := client.status()["shards"][0])["crashes"] and found["alive"] and found,
-                               "it is started again")
+            shard = wait_until(
+                lambda: (found := client.status()["shards"][0])["crashes"] and found["alive"] and found,
+                "it is started again",
+            )
             assert shard["pid"] != pid and "not known" in shard["last_exit"]
             second.process.terminate()
             assert second.end()[0] == 0
@@ -218,11 +257,18 @@ def test_whoever_asks_a_supervisor_that_hangs_is_told_so_at_once_and_what_helps(
             os.kill(pid, signal.SIGSTOP)
             wait_until(lambda: is_stopped(pid), "it is stopped")
             control = Control.attach(engine_name)
-            lib.sm_supervisor_beat(control.address, lib.sm_now_ns() - 11 * 10**9)  # as if that had been eleven seconds ago
+            lib.sm_supervisor_beat(
+                control.address, lib.sm_now_ns() - 11 * 10**9
+            )  # as if that had been eleven seconds ago
             control.close()
             helps = rf"has not gone round for \d+ s.*-> kill -9 {pid}"
-            for name, wanted in dict(scale={"shards": 1}, drain={"shard": 0}, move={"slots": "1", "to": 0}, rebalance={},
-                                     reload={}).items():
+            for name, wanted in {
+                "scale": {"shards": 1},
+                "drain": {"shard": 0},
+                "move": {"slots": "1", "to": 0},
+                "rebalance": {},
+                "reload": {},
+            }.items():
                 with pytest.raises(shardmem.NotRunning, match=helps):
                     client.command(name, **wanted)
             with pytest.raises(shardmem.NotRunning, match=helps):
@@ -238,12 +284,16 @@ def test_whoever_asks_a_supervisor_that_hangs_is_told_so_at_once_and_what_helps(
 
 # ---- killed in the middle of a handoff, a scale up, a removal ----------------------------------------------------------------
 
+
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("handler", [Counter, Plain], ids=["stateful", "stateless"])
-def test_supervisors_killed_one_after_the_other_at_every_step_of_their_work_leave_nothing_undone(tmp_path: Path, handler: Any,
-                                                                                                monkeypatch: Any) -> None:
+def test_supervisors_killed_one_after_the_other_at_every_step_of_their_work_leave_nothing_undone(
+    tmp_path: Path, handler: Any, monkeypatch: Any
+) -> None:
     """Two producers push all the while. Each supervisor is killed at its point, in the middle of a command or of a takeover."""
-    points = STEPS if handler is Counter else ["handoff.drained", "handoff.released"]  # elsewhere state makes no difference
+    points = (
+        STEPS if handler is Counter else ["handoff.drained", "handoff.released"]
+    )  # elsewhere state makes no difference
     armed, launch = iter(points), shardmem.Engine._launch
 
     def launch_armed(self: Any) -> Any:
@@ -259,11 +309,25 @@ def test_supervisors_killed_one_after_the_other_at_every_step_of_their_work_leav
 
     monkeypatch.setattr(shardmem.Engine, "_launch", launch_armed)
     monkeypatch.setattr("shardmem.control.engine.REVIVALS", len(points) + 1)  # one command may meet all of them
-    with shardmem.Engine(handler=handler(str(tmp_path)), dtype=ROW, key="key", shards=2, max_shards=3, slots=SLOTS,
-                         lane_bytes=1 << 15, state_dir=str(tmp_path)) as engine:
+    with shardmem.Engine(
+        handler=handler(str(tmp_path)),
+        dtype=ROW,
+        key="key",
+        shards=2,
+        max_shards=3,
+        slots=SLOTS,
+        lane_bytes=1 << 15,
+        state_dir=str(tmp_path),
+    ) as engine:
         traffic, evens = Traffic(engine.name, 2, pause=0.005), list(range(0, SLOTS, 2))
-        commands = itertools.cycle([lambda: engine.move(evens, 1), lambda: engine.move(evens, 0), lambda: engine.scale_to(3),
-                                    lambda: engine.scale_to(2)])
+        commands = itertools.cycle(
+            [
+                lambda: engine.move(evens, 1),
+                lambda: engine.move(evens, 0),
+                lambda: engine.scale_to(3),
+                lambda: engine.scale_to(2),
+            ]
+        )
         try:
             for command in itertools.islice(commands, 3 * len(points)):
                 command()
@@ -271,13 +335,17 @@ def test_supervisors_killed_one_after_the_other_at_every_step_of_their_work_leav
                 if engine.status()["supervisor"]["incarnation"] > len(points):
                     break
             assert len(engine.scale_to(3)["shards"]) == 3
-            owning = [shard["id"] for shard in engine.status()["shards"] if shard["state"] == "active" and shard["slots"]]
+            owning = [
+                shard["id"] for shard in engine.status()["shards"] if shard["state"] == "active" and shard["slots"]
+            ]
             assert owning == [0, 1, 2]
             assert engine.scale_to(1)["shards"] == [0]
         finally:
             sent = traffic.stop()
         status = engine.status()
-        assert status["supervisor"]["incarnation"] == len(points) + 1, f"a supervisor did not come to its point of {points}"
+        assert status["supervisor"]["incarnation"] == len(points) + 1, (
+            f"a supervisor did not come to its point of {points}"
+        )
         assert [(shard["id"], shard["state"], shard["slots"]) for shard in status["shards"]] == [(0, "active", SLOTS)]
         assert [] == [text for text in accounting(status) if "sum over" not in text]
         assert len([name for name in segments_of(engine.name) if ".inbox." in name]) == 1
@@ -290,8 +358,15 @@ def test_supervisors_killed_one_after_the_other_at_every_step_of_their_work_leav
 def test_a_drain_that_is_resumed_begins_no_handoff_again_that_is_in_motion(tmp_path: Path, monkeypatch: Any) -> None:
     """Else two go over the same slots, both count their holds down, and rows are handled before their state has come."""
     monkeypatch.setenv("SHARDMEM_POINT", f"handoff.drained:1:{signal.SIGKILL:d}")
-    with shardmem.Engine(handler=Counter(str(tmp_path)), dtype=ROW, key="key", shards=2, slots=SLOTS, lane_bytes=1 << 15,
-                         state_dir=str(tmp_path)) as engine:
+    with shardmem.Engine(
+        handler=Counter(str(tmp_path)),
+        dtype=ROW,
+        key="key",
+        shards=2,
+        slots=SLOTS,
+        lane_bytes=1 << 15,
+        state_dir=str(tmp_path),
+    ) as engine:
         monkeypatch.delenv("SHARDMEM_POINT")
         traffic = Traffic(engine.name, 2)
         try:
@@ -305,9 +380,11 @@ def test_a_drain_that_is_resumed_begins_no_handoff_again_that_is_in_motion(tmp_p
 
 # ---- embedded ----------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
-def test_an_embedded_engine_whose_supervisor_is_killed_still_drains_at_the_end_of_its_block(rig: Rig, engine_name: str,
-                                                                                           named: bool) -> None:
+def test_an_embedded_engine_whose_supervisor_is_killed_still_drains_at_the_end_of_its_block(
+    rig: Rig, engine_name: str, named: bool
+) -> None:
     with rig.engine(engine_name if named else None, shards=2) as engine, Log(rig.directory) as log:
         with rig.hold(), engine.producer() as producer:
             before = lives(engine.status())
@@ -319,7 +396,11 @@ def test_an_embedded_engine_whose_supervisor_is_killed_still_drains_at_the_end_o
 
 
 def test_an_embedded_engine_whose_supervisor_is_killed_goes_on_at_its_next_command(rig: Rig, engine_name: str) -> None:
-    with rig.engine(engine_name, shards=1, max_shards=3) as engine, engine.producer() as producer, Log(rig.directory) as log:
+    with (
+        rig.engine(engine_name, shards=1, max_shards=3) as engine,
+        engine.producer() as producer,
+        Log(rig.directory) as log,
+    ):
         for shards in (2, 3, 1):
             push(producer, log, range(shards * 10, shards * 10 + 10), key=shards)
             killed = kill_supervisor(engine)
@@ -354,8 +435,10 @@ def test_a_child_forked_inside_the_block_does_not_revive_the_engine_of_its_paren
 
 # ---- a worker that cannot be seen ---------------------------------------------------------------------------------------------
 
-def test_the_death_of_a_worker_in_another_pid_namespace_is_learned_from_its_lease(rig: Rig, engine_name: str,
-                                                                                 monkeypatch: Any) -> None:
+
+def test_the_death_of_a_worker_in_another_pid_namespace_is_learned_from_its_lease(
+    rig: Rig, engine_name: str, monkeypatch: Any
+) -> None:
     def unseen(pid: int, flags: int = 0) -> int:
         raise ProcessLookupError(pid)
 

@@ -1,4 +1,5 @@
 """Workers are killed: nothing accepted is lost or reordered, at most the batch in hand comes again, and others notice nothing."""
+
 from __future__ import annotations
 
 import contextlib
@@ -8,19 +9,20 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
+from checker import accounting, check
+from daemon import Daemon
+from recorder import payload
+from rig import PATIENCE, Log, Program, Rig, drained, expect_clean, keys_of_shard, segments_of, wait_until
 
 import shardmem
 from shardmem.control.client import socket_path
 from shardmem.control.process import python_command
 from shardmem.memory.control import Control
-from checker import accounting, check
-from daemon import Daemon
-from recorder import payload
-from rig import PATIENCE, Log, Program, Rig, drained, expect_clean, keys_of_shard, segments_of, wait_until
 
 ROWS = 32  # of a batch: the most that one kill may repeat
 
@@ -67,7 +69,11 @@ class Books:
 
 def test_a_killed_worker_is_started_again_at_its_head_while_the_other_shard_goes_on(rig: Rig, engine_name: str) -> None:
     first, second = (keys_of_shard(shard, 2, 1)[0] for shard in (0, 1))
-    with rig.engine(engine_name, shards=2, batch_rows=ROWS) as engine, engine.producer() as producer, Log(rig.directory) as log:
+    with (
+        rig.engine(engine_name, shards=2, batch_rows=ROWS) as engine,
+        engine.producer() as producer,
+        Log(rig.directory) as log,
+    ):
         with rig.hold(0) as release:
             push(producer, log, first, range(5))
             rig.wait_held(0)
@@ -82,18 +88,31 @@ def test_a_killed_worker_is_started_again_at_its_head_while_the_other_shard_goes
         producer.flush(PATIENCE)
         expect_clean(rig, drained(engine), duplicates=ROWS)
         shard = wait_until(lambda: shard_of(engine)["crashes"] and shard_of(engine), "the crash is in the status")
-        assert shard["crashes"] == shard["recent_crashes"] == 1 and shard["last_exit"] == "killed by SIGKILL, perhaps out of memory"
+        assert (
+            shard["crashes"] == shard["recent_crashes"] == 1
+            and shard["last_exit"] == "killed by SIGKILL, perhaps out of memory"
+        )
         assert shard["restarting_in_s"] is None and shard_of(engine, 1)["crashes"] == 0
     assert segments_of(engine_name) == []
 
 
-@pytest.mark.parametrize("point", ["poll.taken", "commit.entered", "commit.marked", "commit.counted", "commit.released"])
-def test_a_worker_killed_at_a_named_point_life_after_life_loses_and_reorders_nothing(rig: Rig, engine_name: str, point: str,
-                                                                                   monkeypatch: Any) -> None:
-    monkeypatch.setenv("SHARDMEM_POINT", f"{point}:8:{signal.SIGKILL:d}")  # every life ends when it comes there the 8th time
-    with rig.engine(engine_name, shards=1, batch_rows=ROWS, lane_bytes=1 << 16) as engine:  # frames of more than a batch
+@pytest.mark.parametrize(
+    "point", ["poll.taken", "commit.entered", "commit.marked", "commit.counted", "commit.released"]
+)
+def test_a_worker_killed_at_a_named_point_life_after_life_loses_and_reorders_nothing(
+    rig: Rig, engine_name: str, point: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv(
+        "SHARDMEM_POINT", f"{point}:8:{signal.SIGKILL:d}"
+    )  # every life ends when it comes there the 8th time
+    with rig.engine(
+        engine_name, shards=1, batch_rows=ROWS, lane_bytes=1 << 16
+    ) as engine:  # frames of more than a batch
         monkeypatch.delenv("SHARDMEM_POINT")
-        with Books(engine) as books, Program("push_some", rig, engine=engine_name, producer=1, blocks=20, rows=50) as program:
+        with (
+            Books(engine) as books,
+            Program("push_some", rig, engine=engine_name, producer=1, blocks=20, rows=50) as program,
+        ):
             assert program.hear(40)["pushed"] == 1000
             assert program.end() == 0
         status = drained(engine)
@@ -115,7 +134,7 @@ def test_random_kills_of_workers_under_load_keep_every_promise(rig: Rig, engine_
         with Books(engine) as books:
             until = time.monotonic() + 3
             while time.monotonic() < until:
-                victim = chance.choice([shard for shard in engine.status()["shards"]])
+                victim = chance.choice(list(engine.status()["shards"]))
                 if victim["alive"] and victim["phase"] == "ready":
                     os.kill(victim["pid"], signal.SIGKILL)
                     kills += 1
@@ -131,10 +150,15 @@ def test_random_kills_of_workers_under_load_keep_every_promise(rig: Rig, engine_
 
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["source", "target"])
-def test_a_handoff_waits_for_the_next_life_of_a_worker_that_is_killed_in_the_middle(rig: Rig, engine_name: str,
-                                                                                   victim: int) -> None:
+def test_a_handoff_waits_for_the_next_life_of_a_worker_that_is_killed_in_the_middle(
+    rig: Rig, engine_name: str, victim: int
+) -> None:
     keys = keys_of_shard(0, 2, 6)
-    with rig.engine(engine_name, shards=2, batch_rows=ROWS) as engine, engine.producer() as producer, Log(rig.directory) as log:
+    with (
+        rig.engine(engine_name, shards=2, batch_rows=ROWS) as engine,
+        engine.producer() as producer,
+        Log(rig.directory) as log,
+    ):
         with rig.hold(0) as release:
             for key in keys:
                 push(producer, log, key, range(5))
@@ -176,7 +200,9 @@ def test_an_engine_that_drains_starts_a_killed_worker_again_and_drains(rig: Rig,
     assert segments_of(engine_name) == []
 
 
-def test_workers_that_die_in_turn_while_an_engine_starts_do_not_keep_it_from_running(rig: Rig, engine_name: str) -> None:
+def test_workers_that_die_in_turn_while_an_engine_starts_do_not_keep_it_from_running(
+    rig: Rig, engine_name: str
+) -> None:
     """It waited for a moment at which all were ready; with deaths in turn there was none, and handoffs stood still."""
     engine = rig.engine(engine_name, handler="recorder:Hesitating", shards=2)
     with contextlib.ExitStack() as stack:
@@ -210,7 +236,9 @@ def test_a_stop_now_does_not_wait_for_a_move_whose_worker_is_dead(rig: Rig, engi
             with shardmem.connect(engine_name) as producer, Log(rig.directory) as log:
                 push(producer, log, key, range(5))
             rig.wait_held(0)
-            mover = threading.Thread(target=lambda: _ignoring(shardmem.NotRunning, client.move, list(range(0, 1024, 2)), 1))
+            mover = threading.Thread(
+                target=lambda: _ignoring(shardmem.NotRunning, client.move, list(range(0, 1024, 2)), 1)
+            )
             mover.start()
             wait_until(lambda: any(each["phase"] == "draining" for each in client.status()["handoffs"]), "it drains")
             pid = shard_of(client, 0)["pid"]
@@ -235,6 +263,7 @@ def test_a_worker_whose_supervisor_is_killed_before_it_gives_orders_ends_without
 
 
 # ---- given up ----------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def fragile(rig: Rig, engine_name: str) -> Iterator[Any]:
@@ -262,10 +291,13 @@ def test_a_worker_killed_between_its_two_words_for_ready_was_ready(rig: Rig) -> 
             wait_failed(engine)
 
 
-@pytest.mark.parametrize("how, part", [("raise", "OSError: as told"), ("9", "3 times in a row before it was ready, the last time: "
-                                                                           "exit code 9")])
-def test_a_respawned_worker_that_cannot_boot_fails_its_shard_with_the_reason_and_does_not_loop(rig: Rig, fragile: Any, how: str,
-                                                                                              part: str) -> None:
+@pytest.mark.parametrize(
+    "how, part",
+    [("raise", "OSError: as told"), ("9", "3 times in a row before it was ready, the last time: exit code 9")],
+)
+def test_a_respawned_worker_that_cannot_boot_fails_its_shard_with_the_reason_and_does_not_loop(
+    rig: Rig, fragile: Any, how: str, part: str
+) -> None:
     rig.tell("open", how)
     with fragile.producer() as producer, Log(rig.directory) as log:
         os.kill(shard_of(fragile)["pid"], signal.SIGKILL)
@@ -289,7 +321,9 @@ def test_more_deaths_than_the_budget_allows_fail_the_shard_and_say_how_many_and_
 
 
 @pytest.mark.parametrize("how, part", [("raise", "OSError: as told"), ("11", "3 times in a row before it was ready")])
-def test_a_first_start_that_cannot_boot_says_why_and_leaves_nothing(rig: Rig, engine_name: str, how: str, part: str) -> None:
+def test_a_first_start_that_cannot_boot_says_why_and_leaves_nothing(
+    rig: Rig, engine_name: str, how: str, part: str
+) -> None:
     rig.tell("open", how)
     with pytest.raises(shardmem.HandlerError, match=f"shard 0 cannot start: .*{part}"):
         rig.engine(engine_name, handler="recorder:Fragile", shards=1).start()
@@ -304,7 +338,9 @@ def test_a_worker_that_was_sent_term_by_somebody_else_is_started_again(rig: Rig,
         wait_restarted(engine, 0, pid)
         producer.flush(PATIENCE)
         expect_clean(rig, drained(engine))
-        assert "nobody had told it to end" in wait_until(lambda: shard_of(engine)["last_exit"], "the exit is in the status")
+        assert "nobody had told it to end" in wait_until(
+            lambda: shard_of(engine)["last_exit"], "the exit is in the status"
+        )
 
 
 def test_a_crash_with_a_batch_in_hand_is_tried_again_quickly_and_the_wait_shows(rig: Rig, engine_name: str) -> None:

@@ -1,4 +1,5 @@
 """An engine without processes: real segments, real lanes, the worker's end in the hands of the test."""
+
 from __future__ import annotations
 
 import os
@@ -17,11 +18,27 @@ from shardmem.schema import Schema
 class Loopback:
     """`producer()` pushes; `take(shard)` is what the worker of that shard would get next; `commit(shard)` ends it."""
 
-    def __init__(self, dtype=None, key=None, *, shards=1, slots=64, lane_bytes=1 << 16, max_producers=8, batch_rows=4096,
-                 state_dir=""):
-        self.control = Control.create(f"t{os.getpid()}-{uuid.uuid4().hex[:8]}", Schema.of(dtype, key), slots=slots,
-                                      max_shards=max(shards, 2), max_producers=max_producers, lane_bytes=lane_bytes,
-                                      state_dir=state_dir)
+    def __init__(
+        self,
+        dtype=None,
+        key=None,
+        *,
+        shards=1,
+        slots=64,
+        lane_bytes=1 << 16,
+        max_producers=8,
+        batch_rows=4096,
+        state_dir="",
+    ):
+        self.control = Control.create(
+            f"t{os.getpid()}-{uuid.uuid4().hex[:8]}",
+            Schema.of(dtype, key),
+            slots=slots,
+            max_shards=max(shards, 2),
+            max_producers=max_producers,
+            lane_bytes=lane_bytes,
+            state_dir=state_dir,
+        )
         self.name = self.control.engine
         self.inboxes, self.readers, self.batches, self.held = [], [], [], {}
         self.scratch, self._opened = Scratch(), []
@@ -30,8 +47,11 @@ class Loopback:
             lib.sm_set_shard_generation(self.control.address, shard, 1)
             lib.sm_set_shard_weight(self.control.address, shard, 1000)
             self.control.set_shard_state(shard, "active")
-            self.readers.append(lib.sm_reader_new(self.control.address, self.control.geometry, self.inboxes[shard].address,
-                                                  shard, batch_rows))
+            self.readers.append(
+                lib.sm_reader_new(
+                    self.control.address, self.control.geometry, self.inboxes[shard].address, shard, batch_rows
+                )
+            )
             self.batches.append(ffi.new("sm_batch *"))
         for slot, shard in enumerate(first_table(slots, range(shards))):
             lib.sm_set_slot(self.control.address, slot, shard)
@@ -57,8 +77,9 @@ class Loopback:
         """A new incarnation of the worker: it knows what is in shared memory and nothing else."""
         self.held.pop(shard, None)
         lib.sm_reader_free(self.readers[shard])
-        self.readers[shard] = lib.sm_reader_new(self.control.address, self.control.geometry, self.inboxes[shard].address, shard,
-                                                batch_rows)
+        self.readers[shard] = lib.sm_reader_new(
+            self.control.address, self.control.geometry, self.inboxes[shard].address, shard, batch_rows
+        )
 
     def close(self) -> None:
         for producer in self._opened:

@@ -1,4 +1,5 @@
 """The control API over real sockets, on an engine without processes: who may ask, and what is answered."""
+
 from __future__ import annotations
 
 import asyncio
@@ -12,9 +13,10 @@ import stat
 import struct
 import tempfile
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.resources import files
 from types import SimpleNamespace
-from typing import Any, AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import aiohttp
 import jsonschema
@@ -25,8 +27,8 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 
 from shardmem.control import api as module
 from shardmem.control.api import Api
-from shardmem.control.health import against_life, against_readiness
 from shardmem.control.commands import parse_slots
+from shardmem.control.health import against_life, against_readiness
 from shardmem.control.metrics import rows_of, seconds_of
 from shardmem.control.operations import COMMANDS, PAGE_FILES, READS
 from shardmem.control.quarantine import NEWEST, QuarantineAccess, describe, plain
@@ -87,6 +89,7 @@ def run(engine: Any, test: Callable[..., Awaitable[None]], **options: Any) -> No
 
 # ---- who may ask --------------------------------------------------------------------------------------------------------
 
+
 def test_tcp_reads_and_without_a_token_changes_nothing(loopback, sockets):
     async def test(api, private, tcp):
         assert 200 == (await ask(tcp, "GET", "/status"))[0]
@@ -98,9 +101,19 @@ def test_tcp_reads_and_without_a_token_changes_nothing(loopback, sockets):
     run(loopback(), test)
 
 
-@pytest.mark.parametrize("header, status", [
-    (None, 401), (f"Bearer {TOKEN}", 200), (f"bearer  {TOKEN}", 200), ("Bearer", 401), (f"Bearer {TOKEN}x", 401),
-    (f"Basic {TOKEN}", 401), (TOKEN, 401), ("Bearer ü", 401)])
+@pytest.mark.parametrize(
+    "header, status",
+    [
+        (None, 401),
+        (f"Bearer {TOKEN}", 200),
+        (f"bearer  {TOKEN}", 200),
+        ("Bearer", 401),
+        (f"Bearer {TOKEN}x", 401),
+        (f"Basic {TOKEN}", 401),
+        (TOKEN, 401),
+        ("Bearer ü", 401),
+    ],
+)
 def test_commands_over_tcp_have_to_show_the_token(loopback, sockets, header, status):
     async def test(api, private, tcp):
         headers = {"Authorization": header} if header else {}
@@ -110,8 +123,16 @@ def test_commands_over_tcp_have_to_show_the_token(loopback, sockets, header, sta
     run(loopback(), test, token=TOKEN)
 
 
-@pytest.mark.parametrize("token, header, over_tcp", [(None, None, "read"), (None, f"Bearer {TOKEN}", "read"), (TOKEN, None, "token"),
-                                                     (TOKEN, "Bearer no", "token"), (TOKEN, f"Bearer {TOKEN}", "all")])
+@pytest.mark.parametrize(
+    "token, header, over_tcp",
+    [
+        (None, None, "read"),
+        (None, f"Bearer {TOKEN}", "read"),
+        (TOKEN, None, "token"),
+        (TOKEN, "Bearer no", "token"),
+        (TOKEN, f"Bearer {TOKEN}", "all"),
+    ],
+)
 def test_what_may_be_done_is_known_beforehand(loopback, sockets, token, header, over_tcp):
     async def test(api, private, tcp):
         headers = {"Authorization": header} if header else {}
@@ -130,9 +151,13 @@ def test_the_page_may_load_nothing_from_elsewhere_and_make_no_markup_of_texts(lo
             async with tcp.get(path) as response:
                 assert 200 == response.status and "nosniff" == response.headers["X-Content-Type-Options"], path
                 may = response.headers["Content-Security-Policy"]
-                assert "default-src 'none'" in may and "unsafe" not in may and "require-trusted-types-for 'script'" in may
+                assert (
+                    "default-src 'none'" in may and "unsafe" not in may and "require-trusted-types-for 'script'" in may
+                )
                 text = await response.text()
-                assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|style=|\son\w+=", text), path
+                assert not re.search(
+                    r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|style=|\son\w+=", text
+                ), path
                 assert not re.search(r"(https?:)?//(?!www\.w3\.org/2000/svg)[a-z]", re.sub(r"//[ -].*", "", text)), path
                 served.add(path.rpartition("/")[2])
         there = {each.name for each in files("shardmem.control").joinpath("page").iterdir()}
@@ -149,7 +174,7 @@ def test_lanes_of_a_shard_say_whose_they_are(loopback, sockets):
     shard = next(shard for shard in range(2) if engine.inboxes[shard].lanes())
 
     async def test(api, private, tcp):
-        lane, = (await ask(tcp, "GET", f"/lanes/{shard}"))[1]["lanes"]
+        (lane,) = (await ask(tcp, "GET", f"/lanes/{shard}"))[1]["lanes"]
         assert (100, 100, os.getpid(), True) == (lane["accepted"], lane["in_flight"], lane["pid"], lane["alive"])
         assert 0.0 < lane["fill_ratio"] < 1.0 and not lane["broken"]
         assert 404 == (await ask(tcp, "GET", "/lanes/7"))[0]
@@ -157,9 +182,22 @@ def test_lanes_of_a_shard_say_whose_they_are(loopback, sockets):
     run(engine, test)
 
 
-@pytest.mark.parametrize("host, status", [("localhost", 200), ("LOCALHOST:80", 200), ("127.0.0.1:9", 200), ("[::1]:9", 200),
-                                          ("evil.example", 403), ("evil.example:80", 403), ("127.0.0.1.evil.example", 403),
-                                          ("localhost.", 403), ("", 403), ("[::1", 403), ("user@localhost", 403)])
+@pytest.mark.parametrize(
+    "host, status",
+    [
+        ("localhost", 200),
+        ("LOCALHOST:80", 200),
+        ("127.0.0.1:9", 200),
+        ("[::1]:9", 200),
+        ("evil.example", 403),
+        ("evil.example:80", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.", 403),
+        ("", 403),
+        ("[::1", 403),
+        ("user@localhost", 403),
+    ],
+)
 def test_a_name_that_was_rebound_to_this_machine_reads_nothing(loopback, sockets, host, status):
     async def test(api, private, tcp):
         found, answer = await ask(tcp, "GET", "/status", headers={"Host": host})
@@ -210,6 +248,7 @@ def test_the_users_events_are_not_read_over_tcp_without_the_token(loopback, sock
 
 
 # ---- the sockets --------------------------------------------------------------------------------------------------------
+
 
 def test_the_socket_is_private_from_birth(sockets, monkeypatch):
     seen = []
@@ -280,42 +319,75 @@ def test_the_port_of_a_supervisor_that_is_just_being_killed_is_waited_for(socket
 
 # ---- what is answered ---------------------------------------------------------------------------------------------------
 
+
 def test_what_cannot_be_answered_says_so_in_json(loopback, sockets):
     async def test(api, private, tcp):
         for client in (private, tcp):
             status, answer = await ask(client, "GET", "/nothing")
-            assert 404 == status and "/metrics, /move, /openapi.json, /page/{file}, /quarantine, /quarantine/purge" in answer["error"]
+            assert (
+                404 == status
+                and "/metrics, /move, /openapi.json, /page/{file}, /quarantine, /quarantine/purge" in answer["error"]
+            )
             assert 405 == (await ask(client, "GET", "/scale"))[0]
         for body in (b"{", b"[1]", b"\xff\xfe", b"3", b"{}}", b"[" * 100_000):
-            status, answer = await ask(private, "POST", "/scale", data=body, headers={"Content-Type": "x/y; charset=none"})
+            status, answer = await ask(
+                private, "POST", "/scale", data=body, headers={"Content-Type": "x/y; charset=none"}
+            )
             assert 400 == status and "JSON" in answer["error"], body
-        assert (409, {"error": "the engine is being stopped", "kind": "NotRunning"}) == await ask(private, "POST", "/scale",
-                                                                                                 json={"shards": 0})
+        assert (409, {"error": "the engine is being stopped", "kind": "NotRunning"}) == await ask(
+            private, "POST", "/scale", json={"shards": 0}
+        )
         assert (500, "KeyError: 'a mistake of ours'") == (
-            (found := await ask(private, "POST", "/scale", json={"shards": 13}))[0], found[1]["error"])
+            (found := await ask(private, "POST", "/scale", json={"shards": 13}))[0],
+            found[1]["error"],
+        )
 
     run(loopback(), test)
 
 
-@pytest.mark.parametrize("command, body, fault", [
-    ("scale", {"shards": 2}, None), ("scale", {"shards": "auto"}, None), ("move", {"slots": 3, "to": 1}, None),
-    ("move", {"slots": "17,40-60", "to": 1}, None), ("move", {"slots": [1, 2], "to": 1}, None), ("stop", {}, None),
-    ("stop", {"now": True}, None), ("rebalance", {}, None),
-    ("scale", {}, "shards is missing"), ("scale", {"shards": "many"}, "shards='many' is neither a whole number nor 'auto'"),
-    ("scale", {"shards": True}, "shards=True is neither"), ("scale", {"shards": 1.5}, "shards=1.5 is neither"),
-    ("scale", {"shards": None}, "shards=None is neither"), ("scale", {"shards": 2, "shard": 1}, "shard is not a member"),
-    ("drain", {"shard": "0"}, "shard='0' is not a whole number"), ("rebalance", {"now": True}, "there is none"),
-    ("move", {"slots": "1-x"}, "slots='1-x' is neither a list of numbers nor text like '17,40-60' nor a whole number"),
-    ("move", {"slots": "1 ", "to": 1}, "slots='1 ' is neither"), ("move", {"slots": [1, "2"], "to": 1}, "is neither a list"),
-    ("quarantine/replay", {"ids": [1, 2]}, None), ("quarantine/replay", {"all": True, "timeout": 0.5}, None),
-    ("quarantine/purge", {"all": True}, None), ("quarantine/purge", {"all": False}, "all=False is not true"),
-    ("quarantine/purge", {}, "one of ids and all has to be there"), ("quarantine/purge", {"ids": []}, "ids=[] is not a list of"),
-    ("quarantine/purge", {"ids": [1], "all": True}, "and only one"), ("quarantine/replay", {"ids": [1.5]}, "is not a list of"),
-    ("quarantine/replay", {"all": True, "timeout": 61}, "timeout=61 is not a number of seconds from 0 to 60"),
-    ("quarantine/replay", {"all": True, "timeout": -1}, "timeout=-1 is"), ("quarantine/replay", {"timeout": 1}, "one of ids"),
-    ("quarantine/replay", {"all": True, "timeout": True}, "timeout=True is"), ("quarantine/purge", {"ids": 1}, "ids=1 is not"),
-    ("move", {"slots": {"1": 2}, "to": 1}, "is neither"), ("stop", {"now": 1}, "now=1 is not true or false"),
-])
+@pytest.mark.parametrize(
+    "command, body, fault",
+    [
+        ("scale", {"shards": 2}, None),
+        ("scale", {"shards": "auto"}, None),
+        ("move", {"slots": 3, "to": 1}, None),
+        ("move", {"slots": "17,40-60", "to": 1}, None),
+        ("move", {"slots": [1, 2], "to": 1}, None),
+        ("stop", {}, None),
+        ("stop", {"now": True}, None),
+        ("rebalance", {}, None),
+        ("scale", {}, "shards is missing"),
+        ("scale", {"shards": "many"}, "shards='many' is neither a whole number nor 'auto'"),
+        ("scale", {"shards": True}, "shards=True is neither"),
+        ("scale", {"shards": 1.5}, "shards=1.5 is neither"),
+        ("scale", {"shards": None}, "shards=None is neither"),
+        ("scale", {"shards": 2, "shard": 1}, "shard is not a member"),
+        ("drain", {"shard": "0"}, "shard='0' is not a whole number"),
+        ("rebalance", {"now": True}, "there is none"),
+        (
+            "move",
+            {"slots": "1-x"},
+            "slots='1-x' is neither a list of numbers nor text like '17,40-60' nor a whole number",
+        ),
+        ("move", {"slots": "1 ", "to": 1}, "slots='1 ' is neither"),
+        ("move", {"slots": [1, "2"], "to": 1}, "is neither a list"),
+        ("quarantine/replay", {"ids": [1, 2]}, None),
+        ("quarantine/replay", {"all": True, "timeout": 0.5}, None),
+        ("quarantine/purge", {"all": True}, None),
+        ("quarantine/purge", {"all": False}, "all=False is not true"),
+        ("quarantine/purge", {}, "one of ids and all has to be there"),
+        ("quarantine/purge", {"ids": []}, "ids=[] is not a list of"),
+        ("quarantine/purge", {"ids": [1], "all": True}, "and only one"),
+        ("quarantine/replay", {"ids": [1.5]}, "is not a list of"),
+        ("quarantine/replay", {"all": True, "timeout": 61}, "timeout=61 is not a number of seconds from 0 to 60"),
+        ("quarantine/replay", {"all": True, "timeout": -1}, "timeout=-1 is"),
+        ("quarantine/replay", {"timeout": 1}, "one of ids"),
+        ("quarantine/replay", {"all": True, "timeout": True}, "timeout=True is"),
+        ("quarantine/purge", {"ids": 1}, "ids=1 is not"),
+        ("move", {"slots": {"1": 2}, "to": 1}, "is neither"),
+        ("stop", {"now": 1}, "now=1 is not true or false"),
+    ],
+)
 def test_a_body_is_checked_against_what_openapi_says(loopback, sockets, command, body, fault):
     async def test(api, private, tcp):
         status, answer = await ask(private, "POST", f"/{command}", json=body)
@@ -325,7 +397,9 @@ def test_a_body_is_checked_against_what_openapi_says(loopback, sockets, command,
             assert 400 == status and fault in answer["error"], answer
         document = (await ask(tcp, "GET", "/openapi.json"))[1]
         schema = document["paths"][f"/{command}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        assert (fault is None) == jsonschema.Draft4Validator(schema).is_valid(body), "the page and the check do not agree"
+        assert (fault is None) == jsonschema.Draft4Validator(schema).is_valid(body), (
+            "the page and the check do not agree"
+        )
 
     run(loopback(), test)
 
@@ -358,27 +432,54 @@ def test_openapi_has_every_path_that_is_answered_and_no_other(loopback, sockets)
     run(loopback(), test)
 
 
-def set_aside(path: Any, count: int, *, key: Any = "secret key", payload: bytes = b"secret", schema: Any = None) -> None:
+def set_aside(
+    path: Any, count: int, *, key: Any = "secret key", payload: bytes = b"secret", schema: Any = None
+) -> None:
     store = Quarantine(str(path))
     for number in range(count):
-        store.add(f"{time.monotonic_ns()} {number}", shard=0, slot=3, seat=1, sequence=number, kind="exception",
-                  reason="ValueError: no", traceback="in handle", attempts=3, key=key, payload=payload,
-                  schema=schema or {"kind": "events"})
+        store.add(
+            f"{time.monotonic_ns()} {number}",
+            shard=0,
+            slot=3,
+            seat=1,
+            sequence=number,
+            kind="exception",
+            reason="ValueError: no",
+            traceback="in handle",
+            attempts=3,
+            key=key,
+            payload=payload,
+            schema=schema or {"kind": "events"},
+        )
     store.close()
 
 
 def test_the_quarantine_is_shown_newest_first_without_payloads_and_one_event_whole(loopback, sockets):
     async def test(api, private, tcp):
         file = sockets / "e.quarantine"
-        assert (200, {"file": str(file), "count": 0, "limit": 7, "events": []}) == await ask(private, "GET", "/quarantine")
+        assert (200, {"file": str(file), "count": 0, "limit": 7, "events": []}) == await ask(
+            private, "GET", "/quarantine"
+        )
         assert not file.exists(), "looking made one"
         assert 404 == (await ask(private, "GET", "/quarantine/1"))[0]
         set_aside(file, NEWEST + 3)
         status, found = await ask(private, "GET", "/quarantine")
         assert (200, NEWEST + 3, NEWEST) == (status, found["count"], len(found["events"]))
         assert [NEWEST + 3, NEWEST + 2] == [each["id"] for each in found["events"][:2]]
-        assert {"id", "at", "shard", "slot", "producer", "sequence", "kind", "reason", "attempts", "key", "bytes",
-                "replayed_at"} == found["events"][0].keys() and 6 == found["events"][0]["bytes"]
+        assert {
+            "id",
+            "at",
+            "shard",
+            "slot",
+            "producer",
+            "sequence",
+            "kind",
+            "reason",
+            "attempts",
+            "key",
+            "bytes",
+            "replayed_at",
+        } == found["events"][0].keys() and 6 == found["events"][0]["bytes"]
         status, whole = await ask(private, "GET", "/quarantine/2")
         shown = [whole[key] for key in ("id", "key", "payload", "traceback")]
         assert (200, [2, "secret key", "secret", "in handle"]) == (status, shown)
@@ -398,11 +499,23 @@ def test_a_quarantine_that_is_no_database_is_a_sentence_and_no_traceback(loopbac
     run(loopback(), test)
 
 
-@pytest.mark.parametrize("value, shown", [
-    (b"text", "text"), (b"\xff", {"base64": "/w=="}), (math.nan, "nan"), (-math.inf, "-inf"), (np.float32(0.5), 0.5), (None, None),
-    (np.array([1.0, math.inf]), [1.0, "inf"]), (np.zeros((), [("a", "i4"), ("b", "S2")])[()], [0, ""]),
-    ((1 << 64) - 1, (1 << 64) - 1),
-    (np.datetime64("2026-01-02", "D"), "2026-01-02"), (np.complex64(1j), "1j"), (np.True_, True)])
+@pytest.mark.parametrize(
+    "value, shown",
+    [
+        (b"text", "text"),
+        (b"\xff", {"base64": "/w=="}),
+        (math.nan, "nan"),
+        (-math.inf, "-inf"),
+        (np.float32(0.5), 0.5),
+        (None, None),
+        (np.array([1.0, math.inf]), [1.0, "inf"]),
+        (np.zeros((), [("a", "i4"), ("b", "S2")])[()], [0, ""]),
+        ((1 << 64) - 1, (1 << 64) - 1),
+        (np.datetime64("2026-01-02", "D"), "2026-01-02"),
+        (np.complex64(1j), "1j"),
+        (np.True_, True),
+    ],
+)
 def test_what_is_in_an_event_is_shown_as_json_that_every_reader_takes(value, shown):
     assert shown == json.loads(json.dumps(plain(value), allow_nan=False))
 
@@ -410,32 +523,41 @@ def test_what_is_in_an_event_is_shown_as_json_that_every_reader_takes(value, sho
 def test_a_list_of_events_is_not_made_large_by_their_keys(tmp_path):
     set_aside(tmp_path / "q", 1, key=b"k" * 100_000)
     with Quarantine(str(tmp_path / "q")) as store:
-        event, = store.events(payloads=False)
+        (event,) = store.events(payloads=False)
         assert len(describe(event)["key"]) == 1000 and len(describe(store.events([1])[0], whole=True)["key"]) == 100_000
         assert (b"", 6) == (event.payload, event.size)
 
 
-@pytest.mark.parametrize("given, slots", [("3", [3]), ("0" * 5000 + "3", [3]), ("5,1-3,2", [1, 2, 3, 5]), (7, [7]),
-                                          ([4, 2, 4], [2, 4])])
+@pytest.mark.parametrize(
+    "given, slots", [("3", [3]), ("0" * 5000 + "3", [3]), ("5,1-3,2", [1, 2, 3, 5]), (7, [7]), ([4, 2, 4], [2, 4])]
+)
 def test_slots_are_read_from_text_and_numbers(given, slots):
     assert slots == parse_slots(given, 8)
 
 
-@pytest.mark.parametrize("given", ["8", "0-99999999999999", "99999999999999", "9" * 5000, "0-" + "9" * 5000, "3-1", -1, 8, [],
-                                   [1, 8], [-1]])
+@pytest.mark.parametrize(
+    "given", ["8", "0-99999999999999", "99999999999999", "9" * 5000, "0-" + "9" * 5000, "3-1", -1, 8, [], [1, 8], [-1]]
+)
 def test_slots_that_are_not_there_are_refused_before_they_are_counted(given):
     with pytest.raises(ConfigError, match="slots 0 to 7"):
         parse_slots(given, 8)
 
 
 def samples(families: Any) -> dict[tuple[str, tuple], float]:
-    return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value
-            for family in families for sample in family.samples}
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
 
 
-@pytest.mark.parametrize("accept, kind, parse", [
-    ("*/*", "text/plain", prometheus_text),
-    ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text", open_metrics)])
+@pytest.mark.parametrize(
+    "accept, kind, parse",
+    [
+        ("*/*", "text/plain", prometheus_text),
+        ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text", open_metrics),
+    ],
+)
 def test_metrics_say_what_status_says_in_the_format_that_was_asked_for(loopback, sockets, accept, kind, parse):
     async def test(api, private, tcp):
         document = (await ask(private, "GET", "/status"))[1]
@@ -454,14 +576,24 @@ def test_metrics_say_what_status_says_in_the_format_that_was_asked_for(loopback,
         assert 0 == told["shardmem_in_flight", name] == told["shardmem_refused_total", (*name, ("reason", "full"))]
         assert 1 == told["shardmem_shard_state", (*name, ("shard", "0"), ("state", "active"))]
         assert 0 == told["shardmem_shard_state", (*name, ("shard", "0"), ("state", "failed"))]
-        buckets = [value for (metric, labels), value in told.items() if metric == "shardmem_shard_latency_seconds_bucket"]
+        buckets = [
+            value for (metric, labels), value in told.items() if metric == "shardmem_shard_latency_seconds_bucket"
+        ]
         assert sorted(buckets) == buckets and 100 == buckets[-1]
         shard = (*name, ("shard", "0"))
-        assert 100 == told["shardmem_shard_latency_seconds_count", shard] == told["shardmem_shard_batch_rows_sum", shard]
-        upto = {bound: told["shardmem_shard_batch_rows_bucket", (*name, ("le", bound), shard[1])] for bound in ("64.0", "128.0")}
+        assert (
+            100 == told["shardmem_shard_latency_seconds_count", shard] == told["shardmem_shard_batch_rows_sum", shard]
+        )
+        upto = {
+            bound: told["shardmem_shard_batch_rows_bucket", (*name, ("le", bound), shard[1])]
+            for bound in ("64.0", "128.0")
+        }
         assert {"64.0": 0, "128.0": 1} == upto and 1 == told["shardmem_shard_batch_rows_count", shard]
         seconds = told["shardmem_shard_latency_seconds_sum", shard]
-        assert 0 < seconds / 100 < 60 and abs(seconds / 100 - document["shards"][0]["latency_p50_us"] / 1e6) < 0.3 * seconds / 100
+        assert (
+            0 < seconds / 100 < 60
+            and abs(seconds / 100 - document["shards"][0]["latency_p50_us"] / 1e6) < 0.3 * seconds / 100
+        )
 
     engine = loopback()
     engine.producer().push_many(list(range(100)), [b""] * 100)
@@ -486,7 +618,7 @@ def test_a_batch_is_counted_up_to_the_bound_that_holds_it(bucket):
     counts = np.zeros(lib.SM_BATCH_SIZES, "u8")
     counts[bucket] = 7
     found = [(float(bound), batches) for bound, batches in rows_of(counts)]
-    assert [bound for bound, batches in found if batches][0] == (2.0 ** bucket if bucket <= 20 else math.inf)
+    assert [bound for bound, batches in found if batches][0] == (2.0**bucket if bucket <= 20 else math.inf)
     assert ["1.0", "2.0", "4.0"] == [bound for bound, _ in rows_of(counts)][:3] and (math.inf, 7) == found[-1]
 
 
@@ -505,19 +637,37 @@ def test_health_says_why_not(loopback, sockets):
 
 
 def healthy(**changes: Any) -> dict[str, Any]:
-    shard = {"id": 3, "state": "active", "alive": True, "phase": "ready", "slots": 8, "error": "", "condition": "idle",
-             "reason": "nothing is waiting"}
-    return {"engine": {"state": changes.pop("engine", "running"), "slots": 8, "slots_unowned": changes.pop("unowned", 0)},
-            "supervisor": {"heartbeat_age_s": changes.pop("age", 0.1)}, "shards": [{**shard, **changes}]}
+    shard = {
+        "id": 3,
+        "state": "active",
+        "alive": True,
+        "phase": "ready",
+        "slots": 8,
+        "error": "",
+        "condition": "idle",
+        "reason": "nothing is waiting",
+    }
+    return {
+        "engine": {"state": changes.pop("engine", "running"), "slots": 8, "slots_unowned": changes.pop("unowned", 0)},
+        "supervisor": {"heartbeat_age_s": changes.pop("age", 0.1)},
+        "shards": [{**shard, **changes}],
+    }
 
 
-@pytest.mark.parametrize("changes, part", [
-    ({}, None), ({"state": "draining"}, None), ({"age": 1e6}, None), ({"alive": False, "slots": 0}, None),
-    ({"engine": "draining"}, "the engine is draining"), ({"unowned": 8}, "8 of 8 slots"),
-    ({"state": "failed", "error": "it was bad"}, "shard 3 failed: it was bad"),
-    ({"alive": False}, "shard 3 has 8 slots and no"),
-    ({"phase": "booting"}, "no worker that is ready"),
-])
+@pytest.mark.parametrize(
+    "changes, part",
+    [
+        ({}, None),
+        ({"state": "draining"}, None),
+        ({"age": 1e6}, None),
+        ({"alive": False, "slots": 0}, None),
+        ({"engine": "draining"}, "the engine is draining"),
+        ({"unowned": 8}, "8 of 8 slots"),
+        ({"state": "failed", "error": "it was bad"}, "shard 3 failed: it was bad"),
+        ({"alive": False}, "shard 3 has 8 slots and no"),
+        ({"phase": "booting"}, "no worker that is ready"),
+    ],
+)
 def test_ready_is_an_engine_that_handles_every_slot(changes, part):
     reasons = against_readiness(healthy(**changes))
     assert [] == reasons if part is None else any(part in each for each in reasons), reasons

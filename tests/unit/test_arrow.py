@@ -1,4 +1,5 @@
 """A batch as an Arrow stream, as pyarrow reads it."""
+
 from __future__ import annotations
 
 import datetime
@@ -23,11 +24,24 @@ def test_each_kind_of_field_becomes_a_column_of_its_type():
     wanted = dict(zip(dtype.names, (*range(1, 11), 1, datetime.datetime(2026, 1, 31, 12), b"ab", b"\x00\x01")))
     assert table.to_pylist() == [wanted] * 3
     assert [str(table.schema.field(name).type) for name in ("i2", "u8", "f4", "at", "name")] == [
-        "int16", "uint64", "float", "timestamp[us]", "large_binary"]
+        "int16",
+        "uint64",
+        "float",
+        "timestamp[us]",
+        "large_binary",
+    ]
 
 
-@pytest.mark.parametrize("keys, column", [([1, -2], [1, -2]), ([1, (1 << 64) - 1], [1, (1 << 64) - 1]),
-                                          (["a", 7], [b"a", b"7"]), ([b"\x00", None], [b"\x00", b""]), (["\udcff", "é"], [b"\xff", "é".encode()])])
+@pytest.mark.parametrize(
+    "keys, column",
+    [
+        ([1, -2], [1, -2]),
+        ([1, (1 << 64) - 1], [1, (1 << 64) - 1]),
+        (["a", 7], [b"a", b"7"]),
+        ([b"\x00", None], [b"\x00", b""]),
+        (["\udcff", "é"], [b"\xff", "é".encode()]),
+    ],
+)
 def test_events_become_the_columns_key_and_payload(keys, column):
     table = pyarrow.table(shardmem.Batch.of(list(zip(keys, [b"", b"\x00payload"]))))
     assert table.to_pydict() == {"key": column, "payload": [b"", b"\x00payload"]}

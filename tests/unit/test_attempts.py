@@ -2,6 +2,7 @@
 
 A worker that dies is a reader that is made anew: it knows what is in shared memory, and what was saved, and nothing else.
 """
+
 from __future__ import annotations
 
 import os
@@ -47,7 +48,11 @@ def dies_at(point: str, call) -> None:
 
 def ledger(engine) -> tuple[int, int, int]:
     lanes = engine.inboxes[0].lanes()
-    return (sum(lane.handled for lane in lanes), sum(lane.quarantined for lane in lanes), sum(lane.in_flight for lane in lanes))
+    return (
+        sum(lane.handled for lane in lanes),
+        sum(lane.quarantined for lane in lanes),
+        sum(lane.in_flight for lane in lanes),
+    )
 
 
 def finish(engine) -> None:
@@ -64,7 +69,9 @@ def test_exactly_the_events_that_fail_are_set_aside_and_all_others_are_handled_i
     engine = loopback(ROW, "key", batch_rows=limit)
     pushed = push(engine, data, data.draw(st.integers(1, 3)))
     bad = set(data.draw(st.lists(st.integers(0, max(0, pushed - 1)), max_size=3)) if pushed else [])
-    innocent_kills = data.draw(st.integers(0, MOST - 1))  # an event that is in hand, alone, at more of them is set aside
+    innocent_kills = data.draw(
+        st.integers(0, MOST - 1)
+    )  # an event that is in hand, alone, at more of them is set aside
     handled, aside, failures = [], [], 0
     while (batch := engine.take()) is not None:
         numbers = batch.records["number"].tolist()
@@ -90,7 +97,9 @@ def test_exactly_the_events_that_fail_are_set_aside_and_all_others_are_handled_i
             if data.draw(st.booleans()):
                 engine.restart(batch_rows=limit)
             else:
-                assert lib.SM_OK == lib.sm_failed(engine.readers[0], int(data.draw(st.booleans()) and not view.suspected))
+                assert lib.SM_OK == lib.sm_failed(
+                    engine.readers[0], int(data.draw(st.booleans()) and not view.suspected)
+                )
         else:
             handled += zip(producers, numbers)
             assert lib.SM_OK == lib.sm_commit(engine.readers[0])
@@ -136,8 +145,9 @@ class Saved:
         lib.sm_defer_commits(self.reader)
         self.live = set(self.state)
         if self.ranges:
-            assert lib.SM_OK == lib.sm_commit_ranges(self.reader, ffi.from_buffer("sm_range[]", self.ranges),
-                                                     len(self.ranges) // ffi.sizeof("sm_range"))
+            assert lib.SM_OK == lib.sm_commit_ranges(
+                self.reader, ffi.from_buffer("sm_range[]", self.ranges), len(self.ranges) // ffi.sizeof("sm_range")
+            )
 
 
 @RELAXED
@@ -226,7 +236,13 @@ def test_a_worker_whose_successor_has_entered_takes_and_commits_nothing(loopback
     lib.sm_worker_enter(engine.control.address, 0, os.getpid(), lib.sm_now_ns())
     engine.held.clear()
 
-    for call in (lib.sm_commit, lib.sm_defer, lib.sm_set_aside, lib.sm_commit_deferred, lambda reader: lib.sm_failed(reader, 0)):
+    for call in (
+        lib.sm_commit,
+        lib.sm_defer,
+        lib.sm_set_aside,
+        lib.sm_commit_deferred,
+        lambda reader: lib.sm_failed(reader, 0),
+    ):
         assert lib.SM_FENCED == call(engine.readers[0])
     producer.send(rows(range(5, 9)))
     assert engine.take() is None and lib.SM_FENCED == engine.last_status

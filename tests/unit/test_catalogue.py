@@ -1,10 +1,12 @@
 """The catalogue of figures and the status document say the same."""
+
 from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import jsonschema
 import pytest
@@ -28,13 +30,32 @@ def document(loopback) -> dict[str, Any]:
     with pytest.raises(shardmem.Backpressure):
         engine.producer(backpressure="fail").push_many([1] * 400, [b"x" * 64] * 400)
     lib.sm_move_begin(engine.control.address, 5, 1, 0, lib.sm_now_ns())
-    board = json.dumps({
-        "decisions": [{"kind": "up", "count": 1, "cause": "busy", "reason": "", "age_s": 0.5, "since_s": 1.0, "times": 2,
-                       "advice": None}],
-        "hot_slots": [{"slot": 3, "shard": 1, "share": 0.8, "alone": True}], "auto_scale": True, "elastic": True,
-        "limits": {}}).encode()
-    happened = json.dumps({"quarantined": 0, "events": [
-        {"at": 1.5, "kind": "started", "shard": 1, "text": "engine e runs", "level": "info"}]}).encode()
+    board = json.dumps(
+        {
+            "decisions": [
+                {
+                    "kind": "up",
+                    "count": 1,
+                    "cause": "busy",
+                    "reason": "",
+                    "age_s": 0.5,
+                    "since_s": 1.0,
+                    "times": 2,
+                    "advice": None,
+                }
+            ],
+            "hot_slots": [{"slot": 3, "shard": 1, "share": 0.8, "alone": True}],
+            "auto_scale": True,
+            "elastic": True,
+            "limits": {},
+        }
+    ).encode()
+    happened = json.dumps(
+        {
+            "quarantined": 0,
+            "events": [{"at": 1.5, "kind": "started", "shard": 1, "text": "engine e runs", "level": "info"}],
+        }
+    ).encode()
     lib.sm_post(engine.control.address, lib.SM_BOARD_DECISIONS, board, len(board))
     lib.sm_post(engine.control.address, lib.SM_BOARD_EVENTS, happened, len(happened))
     observer = Observer(engine.control)
@@ -50,7 +71,9 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         return
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from leaves(value, f"{path}{{reason}}" if path.split(".")[-1] in OPEN else f"{path}.{key}".lstrip("."))
+            yield from leaves(
+                value, f"{path}{{reason}}" if path.split(".")[-1] in OPEN else f"{path}.{key}".lstrip(".")
+            )
     elif isinstance(node, list):
         for each in node:
             yield from leaves(each, f"{path}[]")
@@ -60,7 +83,9 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def unknown(document: dict[str, Any]) -> set[str]:
     """Paths of numbers that no figure declares."""
-    return {path for path, value in leaves(document) if isinstance(value, (int, float))} - {each.path for each in FIGURES}
+    return {path for path, value in leaves(document) if isinstance(value, (int, float))} - {
+        each.path for each in FIGURES
+    }
 
 
 def absent(document: dict[str, Any], figures: tuple[Figure, ...] = FIGURES) -> set[str]:
@@ -96,7 +121,10 @@ def test_folds_and_labels_read_what_is_there(document):
     assert {(): 1} == read("handoffs") and {(): 1} == read("hot_slots") and {(): 0.8} == read("hot_slot_ratio")
     assert {("0",): 1, ("1",): 0} == read("shard_broken_lanes")
     refused = read("producer_refused_total")
-    assert set(REFUSALS) == {reason for _, reason in refused} and 0 < refused["0", "full"] == read("refused_total")["full",]
+    assert (
+        set(REFUSALS) == {reason for _, reason in refused}
+        and 0 < refused["0", "full"] == read("refused_total")["full",]
+    )
     assert 0 == refused["0", "timeout"], "a reason that did not occur is a zero, so that its first increase is seen"
 
 
@@ -104,8 +132,12 @@ def test_what_a_state_and_a_reason_can_be_is_what_the_engine_knows():
     by_path = {each.path: set(each.values) for each in FIGURES}
     assert set(ENGINE_STATES) == by_path["engine.state"] and REASONS == REFUSALS
     assert set(SHARD_STATES) - {"none"} == by_path["shards[].state"]
-    facts = [Facts(*each) for each in itertools.product(SHARD_STATES, ("booting", "ready"), (True, False), (0.0, 1e6),
-                                                        (None, 0.0, 1e6), (0, 1))]
+    facts = [
+        Facts(*each)
+        for each in itertools.product(
+            SHARD_STATES, ("booting", "ready"), (True, False), (0.0, 1e6), (None, 0.0, 1e6), (0, 1)
+        )
+    ]
     said = {condition_of(each, Limits(), due)[0] for each in facts for due in (None, 1.0)}
     assert said == by_path["shards[].condition"]
 

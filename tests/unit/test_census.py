@@ -1,4 +1,5 @@
 """What gc makes of what it finds: judgement on facts, then on real segments whose holders are this process."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -31,7 +32,7 @@ CONTROL = File("/dev/shm/shardmem.e.control", bytes=1000)
 FIRST = InboxFacts(File("/dev/shm/shardmem.e.inbox.0.1", bytes=10), 0, 1, named=True)
 STRAY = InboxFacts(File("/dev/shm/shardmem.e.inbox.1.4", bytes=20), 1, 4, named=False)
 DEAD = EngineFacts("e", CONTROL, "ready", state="running", inboxes=(FIRST,))
-ORPHANS = dict(workers=((0, 71), (1, 72)), locked=True)
+ORPHANS = {"workers": ((0, 71), (1, 72)), "locked": True}
 HALF = EngineFacts("e", CONTROL, "unformatted")
 OTHER = EngineFacts("e", CONTROL, "foreign", trouble="it has layout version 1")
 
@@ -44,31 +45,49 @@ def young(facts: EngineFacts) -> EngineFacts:
     return but(facts, control=dataclasses.replace(CONTROL, age=0.5))
 
 
-@pytest.mark.parametrize("facts, action, part", [
-    (DEAD, REMOVE, "nobody holds it, no event in flight (running)"),
-    (but(DEAD, state="stopped"), REMOVE, "nobody holds it, no event in flight (stopped)"),
-    (but(DEAD, in_flight=1234), KEEP, "1,234 events in flight (running, nobody holds it)"),
-    # 'stop --now' has promised them to the next run
-    (but(DEAD, in_flight=1234, state="stopped"), KEEP, "1,234 events in flight"),
-    (but(DEAD, in_flight=5, unreadable=2), KEEP, "2 of them in corrupt lanes that no run can read"),
-    (but(DEAD, supervisor=70, workers=((0, 71),), locked=True), KEEP,
-     "in use: running, supervisor pid 70, 1 worker, 0 producers"),
-    (but(DEAD, **ORPHANS), KEEP, "has live workers (pids 71, 72) and no supervisor"),
-    (but(DEAD, producers=((3, 80),), locked=True), KEEP, "has connected producers (pids 80), no supervisor and no worker"),
-    (but(DEAD, locked=True), KEEP, "right now"),
-    (young(but(DEAD, state="starting")), KEEP, "0.5 s old: its supervisor may be about to take it"),
-    (young(DEAD), REMOVE, "nobody holds it"),
-    (but(DEAD, state="starting"), REMOVE, "nobody holds it"),
-    (HALF, REMOVE, "never formatted: its creator was killed in the act"),
-    (young(HALF), KEEP, "not formatted yet"),
-    (but(HALF, locked=True), KEEP, "right now"),
-    (OTHER, KEEP, "layout version 1; nobody holds a lease on it"),
-    (but(OTHER, locked=True), KEEP, "layout version 1; a process holds a lease on it"),
-    (but(DEAD, condition="damaged", trouble="cannot be understood"), KEEP, "cannot be understood; nobody holds a lease"),
-    (but(DEAD, condition="unreadable", trouble="cannot be opened: no"), SKIP, "cannot be opened: no"),
-    (but(DEAD, control=dataclasses.replace(CONTROL, uid=33)), SKIP, "belongs to uid 33; this is uid 0"),
-    (but(DEAD, control=dataclasses.replace(CONTROL, regular=False), condition="unreadable"), SKIP, "is no regular file"),
-])
+@pytest.mark.parametrize(
+    "facts, action, part",
+    [
+        (DEAD, REMOVE, "nobody holds it, no event in flight (running)"),
+        (but(DEAD, state="stopped"), REMOVE, "nobody holds it, no event in flight (stopped)"),
+        (but(DEAD, in_flight=1234), KEEP, "1,234 events in flight (running, nobody holds it)"),
+        # 'stop --now' has promised them to the next run
+        (but(DEAD, in_flight=1234, state="stopped"), KEEP, "1,234 events in flight"),
+        (but(DEAD, in_flight=5, unreadable=2), KEEP, "2 of them in corrupt lanes that no run can read"),
+        (
+            but(DEAD, supervisor=70, workers=((0, 71),), locked=True),
+            KEEP,
+            "in use: running, supervisor pid 70, 1 worker, 0 producers",
+        ),
+        (but(DEAD, **ORPHANS), KEEP, "has live workers (pids 71, 72) and no supervisor"),
+        (
+            but(DEAD, producers=((3, 80),), locked=True),
+            KEEP,
+            "has connected producers (pids 80), no supervisor and no worker",
+        ),
+        (but(DEAD, locked=True), KEEP, "right now"),
+        (young(but(DEAD, state="starting")), KEEP, "0.5 s old: its supervisor may be about to take it"),
+        (young(DEAD), REMOVE, "nobody holds it"),
+        (but(DEAD, state="starting"), REMOVE, "nobody holds it"),
+        (HALF, REMOVE, "never formatted: its creator was killed in the act"),
+        (young(HALF), KEEP, "not formatted yet"),
+        (but(HALF, locked=True), KEEP, "right now"),
+        (OTHER, KEEP, "layout version 1; nobody holds a lease on it"),
+        (but(OTHER, locked=True), KEEP, "layout version 1; a process holds a lease on it"),
+        (
+            but(DEAD, condition="damaged", trouble="cannot be understood"),
+            KEEP,
+            "cannot be understood; nobody holds a lease",
+        ),
+        (but(DEAD, condition="unreadable", trouble="cannot be opened: no"), SKIP, "cannot be opened: no"),
+        (but(DEAD, control=dataclasses.replace(CONTROL, uid=33)), SKIP, "belongs to uid 33; this is uid 0"),
+        (
+            but(DEAD, control=dataclasses.replace(CONTROL, regular=False), condition="unreadable"),
+            SKIP,
+            "is no regular file",
+        ),
+    ],
+)
 def test_what_becomes_of_an_engine(facts, action, part):
     engine = judge(facts, uid=0)[0]
 
@@ -76,11 +95,19 @@ def test_what_becomes_of_an_engine(facts, action, part):
     assert 1010 == engine.bytes or facts is HALF or facts.condition != "ready" or not facts.inboxes
 
 
-@pytest.mark.parametrize("facts, discardable", [
-    (but(DEAD, in_flight=7), True), (OTHER, True), (but(OTHER, condition="damaged"), True), (but(OTHER, locked=True), False),
-    (but(DEAD, in_flight=7, **ORPHANS), False), (but(DEAD, in_flight=7, supervisor=3), False),
-    (but(DEAD, in_flight=7, producers=((0, 5),)), False), (but(DEAD, in_flight=7, locked=True), False),
-])
+@pytest.mark.parametrize(
+    "facts, discardable",
+    [
+        (but(DEAD, in_flight=7), True),
+        (OTHER, True),
+        (but(OTHER, condition="damaged"), True),
+        (but(OTHER, locked=True), False),
+        (but(DEAD, in_flight=7, **ORPHANS), False),
+        (but(DEAD, in_flight=7, supervisor=3), False),
+        (but(DEAD, in_flight=7, producers=((0, 5),)), False),
+        (but(DEAD, in_flight=7, locked=True), False),
+    ],
+)
 def test_events_are_only_lost_when_asked_and_only_when_nobody_holds_the_engine(facts, discardable):
     kept, asked = judge(facts, 0)[0], judge(facts, 0, discard=True)[0]
 
@@ -89,32 +116,42 @@ def test_events_are_only_lost_when_asked_and_only_when_nobody_holds_the_engine(f
     assert not discardable or "lost, as asked" in asked.reason
 
 
-@pytest.mark.parametrize("facts, action, part", [
-    (but(DEAD, inboxes=(FIRST, STRAY)), REMOVE, "engine e has no inbox of shard 1 with generation 4"),
-    (but(DEAD, inboxes=(STRAY,), in_flight=3), REMOVE, "left from an earlier life"),
-    (EngineFacts("e", inboxes=(STRAY,)), REMOVE, "no control segment"),
-    (but(HALF, inboxes=(STRAY,)), REMOVE, "no control segment"),
-    (EngineFacts("e", inboxes=(dataclasses.replace(STRAY, users=(5,)),)), KEEP, "mapped (pids 5)"),
-    (EngineFacts("e", inboxes=(dataclasses.replace(STRAY, file=File("/x", uid=9)),)), SKIP, "belongs to uid 9"),
-    (EngineFacts("e", socket=File("/run/e.sock")), REMOVE, "has no supervisor"),
-    (but(DEAD, socket=File("/run/e.sock"), inboxes=(), in_flight=1), REMOVE, "has no supervisor"),
-    (EngineFacts("e", socket=File("/run/e.sock"), answers=True), KEEP, "somebody listens"),
-])
+@pytest.mark.parametrize(
+    "facts, action, part",
+    [
+        (but(DEAD, inboxes=(FIRST, STRAY)), REMOVE, "engine e has no inbox of shard 1 with generation 4"),
+        (but(DEAD, inboxes=(STRAY,), in_flight=3), REMOVE, "left from an earlier life"),
+        (EngineFacts("e", inboxes=(STRAY,)), REMOVE, "no control segment"),
+        (but(HALF, inboxes=(STRAY,)), REMOVE, "no control segment"),
+        (EngineFacts("e", inboxes=(dataclasses.replace(STRAY, users=(5,)),)), KEEP, "mapped (pids 5)"),
+        (EngineFacts("e", inboxes=(dataclasses.replace(STRAY, file=File("/x", uid=9)),)), SKIP, "belongs to uid 9"),
+        (EngineFacts("e", socket=File("/run/e.sock")), REMOVE, "has no supervisor"),
+        (but(DEAD, socket=File("/run/e.sock"), inboxes=(), in_flight=1), REMOVE, "has no supervisor"),
+        (EngineFacts("e", socket=File("/run/e.sock"), answers=True), KEEP, "somebody listens"),
+    ],
+)
 def test_what_becomes_of_strays_and_sockets(facts, action, part):
     stray = judge(facts, uid=0)[-1]
     assert stray.kind in ("inbox", "socket") and action == stray.action and part in stray.reason, stray
 
 
-@pytest.mark.parametrize("facts", [
-    but(DEAD, supervisor=70, locked=True), but(DEAD, **ORPHANS), but(DEAD, producers=((0, 5),), locked=True),
-    but(HALF, locked=True), but(OTHER, locked=True), but(DEAD, condition="unreadable"),
-])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        but(DEAD, supervisor=70, locked=True),
+        but(DEAD, **ORPHANS),
+        but(DEAD, producers=((0, 5),), locked=True),
+        but(HALF, locked=True),
+        but(OTHER, locked=True),
+        but(DEAD, condition="unreadable"),
+    ],
+)
 def test_strays_and_sockets_of_an_engine_that_has_a_supervisor_or_awaits_one_are_its_own_business(facts):
     assert 1 == len(judge(but(facts, inboxes=(FIRST, STRAY), socket=File("/run/e.sock")), uid=0))
 
 
 def test_the_inboxes_of_a_segment_that_cannot_be_read_go_the_way_that_it_goes():
-    kept, = judge(but(OTHER, inboxes=(STRAY,)), uid=0)
+    (kept,) = judge(but(OTHER, inboxes=(STRAY,)), uid=0)
     assert (KEEP, 1020) == (kept.action, kept.bytes)
 
 
@@ -148,9 +185,9 @@ def entries(name: str) -> list[str]:
 def test_an_engine_that_nobody_holds_is_removed_with_its_inboxes(engine, places):
     before = sum(os.stat(path_of(entry)).st_blocks * 512 for entry in entries(engine.name))
 
-    would, = gc(places, [engine.name], dry_run=True)
+    (would,) = gc(places, [engine.name], dry_run=True)
     assert REMOVE == would.action and not would.done and 3 == len(entries(engine.name))
-    done, = gc(places, [engine.name])
+    (done,) = gc(places, [engine.name])
 
     assert done.done and before == done.bytes > 3 * 4096
     assert [] == entries(engine.name) == gc(places, [engine.name])
@@ -162,14 +199,14 @@ def test_events_in_flight_are_kept_and_counted_until_they_are_discarded_by_name(
         batch = engine.take(0)
         handled = len(batch)
         engine.commit(0)
-        in_use, = gc(places, [engine.name])
+        (in_use,) = gc(places, [engine.name])
         with pytest.raises(ShardmemError, match=rf"has connected producers \(pids {os.getpid()}\).*not discarded"):
             gc(places, discard=engine.name)
     engine.control.set_state("stopped")  # as after 'stop --now'
 
-    kept, = gc(places, [engine.name])
+    (kept,) = gc(places, [engine.name])
     assert (KEEP, KEEP) == (in_use.action, kept.action) and 10 - handled == in_use.events == kept.events > 0
-    lost, = gc(places, discard=engine.name)
+    (lost,) = gc(places, discard=engine.name)
     assert lost.done and kept.events == lost.events and [] == entries(engine.name)
     with pytest.raises(NotRunning, match="nothing of an engine named"):
         gc(places, discard=engine.name)
@@ -178,7 +215,7 @@ def test_events_in_flight_are_kept_and_counted_until_they_are_discarded_by_name(
 @pytest.mark.parametrize("byte", [lease.SUPERVISOR, lease.shard_byte(1), lease.seat_byte(7), lease.seat_byte(500)])
 def test_any_lease_keeps_an_engine(engine, places, byte):
     held = lease.Lease.take(engine.control.segment, byte)
-    kept, = gc(places, [engine.name])
+    (kept,) = gc(places, [engine.name])
     assert KEEP == kept.action and 3 == len(entries(engine.name))
     held.release()
     assert gc(places, [engine.name])[0].done
@@ -199,7 +236,9 @@ def test_an_inbox_that_no_control_segment_names_goes_when_nobody_has_it_mapped(e
 def test_an_inbox_of_an_engine_that_had_the_name_before_is_a_stray(engine, places):
     with engine.producer() as producer:
         producer.push(1, b"keeps the engine")
-    shard = next(shard for shard, inbox in enumerate(engine.inboxes) if not inbox.lanes() or not inbox.lanes()[0].in_flight)
+    shard = next(
+        shard for shard, inbox in enumerate(engine.inboxes) if not inbox.lanes() or not inbox.lanes()[0].in_flight
+    )
     path = path_of(inbox_name(engine.name, shard, 1))
     old = bytearray(Path(path).read_bytes()[:4096])
     old[16:24] = b"elsewise"  # the number of its engine
@@ -241,24 +280,24 @@ def test_a_segment_of_another_layout_goes_only_by_name_and_only_when_nobody_lock
         file.flush()
         # wherever that layout has its locks
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, lease._FLOCK.pack(fcntl.F_WRLCK, 0, 12345, 1, 0))
-        locked, = gc(places, [engine.name])
+        (locked,) = gc(places, [engine.name])
         with pytest.raises(ShardmemError, match="layout version 99.*holds a lease.*not discarded"):
             gc(places, discard=engine.name)
-    kept, = gc(places, [engine.name])
+    (kept,) = gc(places, [engine.name])
 
     assert "layout version 99" in locked.reason and not locked.discardable and kept.discardable
     assert 3 == len(entries(engine.name)) == len(kept.files)
     assert gc(places, discard=engine.name)[0].done and [] == entries(engine.name)
 
 
-@pytest.mark.parametrize("offset, planted, part", [
-    (0, b"NOT OURS", "was not made by shardmem"), (40, b"\xff" * 8, "contradicts itself"),
-])
+@pytest.mark.parametrize(
+    "offset, planted, part", [(0, b"NOT OURS", "was not made by shardmem"), (40, b"\xff" * 8, "contradicts itself")]
+)
 def test_a_segment_that_cannot_be_understood_goes_only_by_name(engine, places, offset, planted, part):
     with open(path_of(control_name(engine.name)), "r+b") as file:
         file.seek(offset)
         file.write(planted)
-    kept, = gc(places, [engine.name])
+    (kept,) = gc(places, [engine.name])
     assert KEEP == kept.action and kept.discardable and part in kept.reason, kept
     assert gc(places, discard=engine.name)[0].done
 
@@ -266,7 +305,7 @@ def test_a_segment_that_cannot_be_understood_goes_only_by_name(engine, places, o
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_what_belongs_to_another_user_is_skipped(engine, places):
     os.chown(path_of(control_name(engine.name)), 12345, -1)
-    skipped, = gc(places, [engine.name])
+    (skipped,) = gc(places, [engine.name])
     assert SKIP == skipped.action and "uid 12345" in skipped.reason and 3 == len(entries(engine.name))
 
 
@@ -297,7 +336,7 @@ def test_what_cannot_be_removed_is_kept_and_says_why(name, places, monkeypatch, 
     Path(path_of(inbox_name(name, 0, 3))).write_bytes(b"")
     with monkeypatch.context() as patch:
         patch.setattr(collect.os, broken, refuse) if broken == "open" else patch.setattr(collect, "_unlink", refuse)
-        kept, = gc(places, [name])
+        (kept,) = gc(places, [name])
     assert KEEP == kept.action and part in kept.reason and not kept.done
 
 
@@ -352,9 +391,12 @@ def test_gc_never_takes_a_segment_from_a_supervisor_that_has_taken_it(name, plac
     """Supervisors come and vanish, gc runs all the time: who has the role has the segment of that name, and its inbox."""
     config = Config.of(name=name, handler="json:loads", lane_bytes=4096, max_shards=1)
     chance, refused = random.Random(1), 0
-    with subprocess.Popen([sys.executable, "-c", COLLECTOR, name, places.sockets], stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE,
-                          text=True) as collector:
+    with subprocess.Popen(
+        [sys.executable, "-c", COLLECTOR, name, places.sockets],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as collector:
         assert "ready\n" == collector.stdout.readline()
         for life in range(40):
             while True:
@@ -366,7 +408,9 @@ def test_gc_never_takes_a_segment_from_a_supervisor_that_has_taken_it(name, plac
             assert control.segment.is_current(), f"the segment was taken away from supervisor {life}"
             Inbox.create(control, 0, life + 1).close()
             assert control.segment.is_current(), f"the segment was taken away from supervisor {life}"
-            assert os.path.exists(path_of(inbox_name(name, 0, life + 1))), f"the inbox was taken away from supervisor {life}"
+            assert os.path.exists(path_of(inbox_name(name, 0, life + 1))), (
+                f"the inbox was taken away from supervisor {life}"
+            )
             held.release()
             control.close()
             over = time.perf_counter() + chance.random() * 0.004  # so that gc comes at every moment
@@ -395,7 +439,7 @@ def test_a_producer_that_was_about_to_take_a_seat_cannot_push_into_memory_that_g
 def test_what_was_taken_between_the_census_and_the_claim_is_left_alone(engine, places):
     before = judge(census.observe(engine.name, places), places.uid)
     held = lease.Lease.take(engine.control.segment, lease.SUPERVISOR)
-    left, = collect._sweep(before, engine.name, places, False)
+    (left,) = collect._sweep(before, engine.name, places, False)
 
     assert KEEP == left.action and "just now" in left.reason and 3 == len(entries(engine.name))
     held.release()

@@ -1,4 +1,5 @@
 """Settings: every fault in one error, each with the value and the limit."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -34,19 +35,22 @@ def test_durations_take_units(text, expected):
     assert expected == Config.of(name="e", handler="m:f", drain_timeout=text).drain_timeout
 
 
-@pytest.mark.parametrize("values, part", [
-    (dict(shards=4, max_shards=2), "max_shards=2 is less than the 4 to start with (shards)"),
-    (dict(slots=2, shards=4), "slots=2 is less than the 4 shards"),
-    (dict(key="x"), "dtype is not given"),
-    (dict(dtype=[("a", "u8")], key="b"), "is not a field of the dtype; its fields are a"),
-    (dict(dtype=[("a", "f8")], key="a"), "a key is a native integer"),
-    (dict(dtype=[("a", "O")]), "Python objects"),
-    (dict(dtype="f8"), "has no fields"),
-    (dict(dtype=[("a", "V9000")], lane_bytes=4096), "too small for rows of 9,000 bytes"),
-    (dict(lane_bytes=64), "lane_bytes=64 is too small for events"),
-    (dict(name="no/slash"), "name='no/slash' is not usable"),
-    (dict(shards=True), "shards=True is not a whole number"),
-])
+@pytest.mark.parametrize(
+    "values, part",
+    [
+        ({"shards": 4, "max_shards": 2}, "max_shards=2 is less than the 4 to start with (shards)"),
+        ({"slots": 2, "shards": 4}, "slots=2 is less than the 4 shards"),
+        ({"key": "x"}, "dtype is not given"),
+        ({"dtype": [("a", "u8")], "key": "b"}, "is not a field of the dtype; its fields are a"),
+        ({"dtype": [("a", "f8")], "key": "a"}, "a key is a native integer"),
+        ({"dtype": [("a", "O")]}, "Python objects"),
+        ({"dtype": "f8"}, "has no fields"),
+        ({"dtype": [("a", "V9000")], "lane_bytes": 4096}, "too small for rows of 9,000 bytes"),
+        ({"lane_bytes": 64}, "lane_bytes=64 is too small for events"),
+        ({"name": "no/slash"}, "name='no/slash' is not usable"),
+        ({"shards": True}, "shards=True is not a whole number"),
+    ],
+)
 def test_a_fault_says_what_and_why(values, part):
     assert any(part in fault for fault in faults_of(**values)), faults_of(**values)
 
@@ -55,7 +59,9 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path):
     file = tmp_path / "ticks.toml"
     file.write_text('handler = "m:f"\nslots = 64\nshards = 2\nlane_bytes = "64KiB"\n')
 
-    config = load(str(file), {"shards": "5", "name": None}, {"SHARDMEM_SLOTS": "128", "SHARDMEM_SHARDS": "3", "HOME": "x"})
+    config = load(
+        str(file), {"shards": "5", "name": None}, {"SHARDMEM_SLOTS": "128", "SHARDMEM_SHARDS": "3", "HOME": "x"}
+    )
 
     assert ("ticks", 128, 5, 65536) == (config.name, config.slots, config.shards, config.lane_bytes)
 
@@ -80,4 +86,8 @@ def test_a_variable_that_is_all_but_a_setting_is_a_fault_and_others_are_somebody
     with pytest.raises(ConfigError, match="SHARDMEM_SHARD is not a setting; did you mean SHARDMEM_SHARDS?"):
         load(None, {"name": "e", "handler": "m:f"}, {"SHARDMEM_SHARD": "3"})
 
-    load(None, {"name": "e", "handler": "m:f"}, {"SHARDMEM_PORT": "tcp://10.0.0.1:80", "SHARDMEM_SERVICE_HOST": "10.0.0.1"})
+    load(
+        None,
+        {"name": "e", "handler": "m:f"},
+        {"SHARDMEM_PORT": "tcp://10.0.0.1:80", "SHARDMEM_SERVICE_HOST": "10.0.0.1"},
+    )

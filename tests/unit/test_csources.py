@@ -1,4 +1,5 @@
 """Rules of the C sources that no compiler checks: orders are explicit, each shared word has one writer, edges have two ends."""
+
 from __future__ import annotations
 
 import os
@@ -7,8 +8,9 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -23,10 +25,14 @@ BANNED = {
 }
 # Both sides of a handshake store their own word and then read the other's; weaker than seq_cst, both may read the old one.
 HANDSHAKES = {
-    "sleeping": {"load": None, "store": None}, "waiting": {"load": None, "store": None},
-    "tail": {"store": {"producer.c"}, "load": {"worker.c"}}, "head": {"store": {"worker.c"}, "load": {"park.c"}},
-    "mark": {"load": {"supervisor.c"}}, "engine_state": {"store": {"supervisor.c"}, "load": {"producer.c"}},
-    "slot_word": {"store": {"supervisor.c"}, "load": {"producer.c"}}, "lane_open": {"store": {"producer.c"}, "load": {"worker.c"}},
+    "sleeping": {"load": None, "store": None},
+    "waiting": {"load": None, "store": None},
+    "tail": {"store": {"producer.c"}, "load": {"worker.c"}},
+    "head": {"store": {"worker.c"}, "load": {"park.c"}},
+    "mark": {"load": {"supervisor.c"}},
+    "engine_state": {"store": {"supervisor.c"}, "load": {"producer.c"}},
+    "slot_word": {"store": {"supervisor.c"}, "load": {"producer.c"}},
+    "lane_open": {"store": {"producer.c"}, "load": {"worker.c"}},
     "evict": {"store": {"producer.c"}, "load": {"worker.c"}},
     "shard_orders": {"store": {"supervisor.c"}, "load": {"worker.c"}},
 }
@@ -49,7 +55,7 @@ class Access(NamedTuple):
     line: int
     function: str
     operation: str  # load, store, exchange, fetch_add...
-    target: str     # the first argument
+    target: str  # the first argument
     order: str
     position: int
 
@@ -63,7 +69,9 @@ class Source:
 
     def __init__(self, path: Path) -> None:
         self.name, self.text = path.name, path.read_text()
-        self.comments = [(match.start(), match.end(), match[0][2:-2]) for match in re.finditer(r"/\*.*?\*/", self.text, re.S)]
+        self.comments = [
+            (match.start(), match.end(), match[0][2:-2]) for match in re.finditer(r"/\*.*?\*/", self.text, re.S)
+        ]
         self.code = re.sub(r"/\*.*?\*/|//[^\n]*", lambda match: re.sub(r"[^\n]", " ", match[0]), self.text, flags=re.S)
         self.functions = list(self._functions())
 
@@ -100,8 +108,15 @@ class Source:
                 continue  # GET in observer.c: its uses are loads, and loads only
             arguments = split_arguments(self.code, match.end())
             order = next((argument for argument in arguments[1:] if argument.startswith("memory_order_")), "")
-            yield Access(self.name, self.line(match.start()), self.function_at(match.start())[0], match[1],
-                         arguments[0], order.removeprefix("memory_order_"), match.start())
+            yield Access(
+                self.name,
+                self.line(match.start()),
+                self.function_at(match.start())[0],
+                match[1],
+                arguments[0],
+                order.removeprefix("memory_order_"),
+                match.start(),
+            )
 
     def members(self, target: str, position: int, depth: int = 0) -> set[str]:
         """Which words of layout.h an atomic access may mean; an empty string among them: cannot be known."""
@@ -140,9 +155,14 @@ def sources(directory: Path) -> list[Source]:
 
 # ---- the rules --------------------------------------------------------------------------------------------------------------
 
+
 def banned_words(directory: Path) -> list[str]:
-    return [f"{source.name}:{source.line(match.start())}: {why}: {match[0]}"
-            for source in sources(directory) for why, pattern in BANNED.items() for match in re.finditer(pattern, source.code)]
+    return [
+        f"{source.name}:{source.line(match.start())}: {why}: {match[0]}"
+        for source in sources(directory)
+        for why, pattern in BANNED.items()
+        for match in re.finditer(pattern, source.code)
+    ]
 
 
 def unnamed_writers(directory: Path) -> list[str]:
@@ -160,8 +180,11 @@ def unnamed_writers(directory: Path) -> list[str]:
 
 def writers(directory: Path) -> dict[str, str]:
     lines = (directory / "layout.h").read_text().splitlines()
-    named = {match[1]: role[1] for line in lines if (match := ATOMIC_MEMBER.search(line))
-             and (role := re.search(r"writer: (\w+)", line))}
+    named = {
+        match[1]: role[1]
+        for line in lines
+        if (match := ATOMIC_MEMBER.search(line)) and (role := re.search(r"writer: (\w+)", line))
+    }
     return {**named, "sm_done_bits": "worker"}
 
 
@@ -186,15 +209,28 @@ def second_writers(directory: Path) -> list[str]:
 def plain_accesses(directory: Path, workspace: Path) -> list[str]:
     """Compiles the sources with every _Atomic word turned into a structure that only the atomic calls can open."""
     types, copy = set(), workspace / "plain"
-    shutil.copytree(directory, copy, ignore=lambda _, names: [name for name in names if not name.endswith((".c", ".h"))])
+    shutil.copytree(
+        directory, copy, ignore=lambda _, names: [name for name in names if not name.endswith((".c", ".h"))]
+    )
     for path in copy.iterdir():
         text = Source(path).code.replace("#include <stdatomic.h>", "")
         types |= set(re.findall(r"_Atomic\s+(\w+)", text))
         path.write_text(re.sub(r"_Atomic\s+(\w+)", r"sm_atomic_\1", text))
-    wrapped = "".join(f"typedef struct {{ {name} only_through_atomic_calls; }} sm_atomic_{name};\n" for name in sorted(types))
+    wrapped = "".join(
+        f"typedef struct {{ {name} only_through_atomic_calls; }} sm_atomic_{name};\n" for name in sorted(types)
+    )
     (copy / "prelude.h").write_text(PRELUDE + wrapped)
-    command = [*compiler(), "-std=gnu11", "-D_GNU_SOURCE", "-fsyntax-only", "-w", f"-I{copy}", f"-I{sysconfig.get_path('include')}", "-include",
-               str(copy / "prelude.h")]
+    command = [
+        *compiler(),
+        "-std=gnu11",
+        "-D_GNU_SOURCE",
+        "-fsyntax-only",
+        "-w",
+        f"-I{copy}",
+        f"-I{sysconfig.get_path('include')}",
+        "-include",
+        str(copy / "prelude.h"),
+    ]
     done = subprocess.run([*command, *map(str, sorted(copy.glob("*.c")))], capture_output=True, text=True, timeout=60)
     return [line.replace(f"{copy}{os.sep}", "") for line in done.stderr.splitlines() if "error" in line]
 
@@ -204,7 +240,10 @@ def compiler() -> list[str]:
         words = shlex.split(command)
         if words and shutil.which(words[0]):
             return words
-    pytest.fail("no C compiler: none of $CC, cc, gcc and clang can be run; this test lets one look for plain accesses", pytrace=False)
+    pytest.fail(
+        "no C compiler: none of $CC, cc, gcc and clang can be run; this test lets one look for plain accesses",
+        pytrace=False,
+    )
 
 
 def weak_handshakes(directory: Path) -> list[str]:
@@ -218,8 +257,10 @@ def weak_handshakes(directory: Path) -> list[str]:
             for member in source.members(access.target, access.position):
                 files = HANDSHAKES.get(member, {}).get(access.kind, set())
                 if files is None or access.file in files:
-                    found.append(f"{access.file}:{access.line}: {access.kind} of {member} with {access.order}: the other side of "
-                                 f"the handshake may be missed")
+                    found.append(
+                        f"{access.file}:{access.line}: {access.kind} of {member} with {access.order}: the other side of "
+                        f"the handshake may be missed"
+                    )
     return found
 
 
@@ -227,14 +268,14 @@ def labels(source: Source) -> Iterator[tuple[str, int, int, str]]:
     """Where an edge is named (first in a comment, or with a colon): its label, the comment's place, what follows the label."""
     for start, end, text in source.comments:
         for match in re.finditer(rf"(?<!with )(?<!and )\b({LABEL})(?=:)|^\s*({LABEL})\b", text):
-            yield match[1] or match[2], start, end, text[match.end():]
+            yield match[1] or match[2], start, end, text[match.end() :]
 
 
 def labelled_orders(source: Source, start: int, end: int) -> set[str]:
     """Orders of the accesses that a label can mean: of its line; of the function below it; or of the next access."""
     accesses = list(source.accesses())
     line = source.line(start)
-    before = source.code[source.text.rfind("\n", 0, start) + 1:start]
+    before = source.code[source.text.rfind("\n", 0, start) + 1 : start]
     if before.strip():  # behind code: this statement, which may have begun some lines above
         begin = max(source.code.rfind(mark, 0, start - 1) for mark in ";{}")
         same = [access.order for access in accesses if begin - 200 < access.position < start and line - access.line < 3]
@@ -242,8 +283,13 @@ def labelled_orders(source: Source, start: int, end: int) -> set[str]:
     name, head, tail = source.function_at(end)
     if source.code[head:start].strip() == "" and name:  # in front of a function
         return {access.order for access in accesses if head <= access.position < tail}
-    return {access.order for access in accesses if access.position > end and access.function == name and
-            access.position == min(other.position for other in accesses if other.position > end)}
+    return {
+        access.order
+        for access in accesses
+        if access.position > end
+        and access.function == name
+        and access.position == min(other.position for other in accesses if other.position > end)
+    }
 
 
 def loose_edges(directory: Path) -> list[str]:
@@ -266,7 +312,9 @@ def loose_edges(directory: Path) -> list[str]:
             flat, where = " ".join(text.replace("\n *", " ").split()), f"{source.name}:{source.line(start)}"
             for label in set(re.findall(rf"\b{LABEL}\b", flat)) - places.keys():
                 found.append(f"{where}: {label} is nowhere to be found")
-            for cited, place in re.findall(rf"[Pp]airs with ((?:{LABEL}(?:'s \w+)?(?:, | and )?)+) in (?:the )?(\w+(?:\.c)?)", flat):
+            for cited, place in re.findall(
+                rf"[Pp]airs with ((?:{LABEL}(?:'s \w+)?(?:, | and )?)+) in (?:the )?(\w+(?:\.c)?)", flat
+            ):
                 for label in re.findall(LABEL, cited):
                     if place not in places.get(label, {place}):
                         found.append(f"{where}: {label} is not in {place}")
@@ -289,6 +337,7 @@ def test_the_sources_keep_the_rule(rule, tmp_path):
 
 
 # ---- the rules find what they are for ------------------------------------------------------------------------------------
+
 
 def plant(directory: Path, file: str, change: Callable[[str], str]) -> None:
     before = (directory / file).read_text()
@@ -325,34 +374,91 @@ PLANTED = [
     ("banned words", "hash.c", planted("atomic_exchange(&l->head, 1);"), "left to the default: atomic_exchange("),
     ("unnamed writers", "layout.h", in_layout(r"/\* writer: worker", "/* who: worker"), "names no writer"),
     ("unnamed writers", "layout.h", in_layout(r"/\* writer: producer", "/* writer: anybody"), "names no writer"),
-    ("unnamed writers", "layout.h", in_layout(r"_Atomic uint64_t evict;", "_Atomic uint64_t tail;"),
-     "tail is the name of another word"),
+    (
+        "unnamed writers",
+        "layout.h",
+        in_layout(r"_Atomic uint64_t evict;", "_Atomic uint64_t tail;"),
+        "tail is the name of another word",
+    ),
     ("second writers", "worker.c", planted(store("&l->tail")), "planted stores to tail, whose writer is the producer"),
-    ("second writers", "producer.c", planted(store("&l[0].ledger[1].ledger_shed")),
-     "planted stores to ledger_shed, whose writer is the worker"),
-    ("second writers", "observer.c",
-     planted("_Atomic uint64_t *word = &sm_slot_at(c, 0)->slot_word; atomic_exchange_explicit(word, 1, memory_order_seq_cst);",
-             "void *c"), "planted stores to slot_word, whose writer is the supervisor"),
-    ("second writers", "producer.c", planted("_Atomic uint64_t *word = &sm_done_bits(f)[3]; " + store("word"), "sm_frame *f"),
-     "planted stores to sm_done_bits, whose writer is the worker"),
-    ("second writers", "park.c",
-     planted("uint64_t x = 0; atomic_compare_exchange_strong_explicit(&l->head, &x, 1, memory_order_seq_cst, memory_order_seq_cst);"),
-     "planted stores to head, whose writer is the worker"),
+    (
+        "second writers",
+        "producer.c",
+        planted(store("&l[0].ledger[1].ledger_shed")),
+        "planted stores to ledger_shed, whose writer is the worker",
+    ),
+    (
+        "second writers",
+        "observer.c",
+        planted(
+            "_Atomic uint64_t *word = &sm_slot_at(c, 0)->slot_word; atomic_exchange_explicit(word, 1, memory_order_seq_cst);",
+            "void *c",
+        ),
+        "planted stores to slot_word, whose writer is the supervisor",
+    ),
+    (
+        "second writers",
+        "producer.c",
+        planted("_Atomic uint64_t *word = &sm_done_bits(f)[3]; " + store("word"), "sm_frame *f"),
+        "planted stores to sm_done_bits, whose writer is the worker",
+    ),
+    (
+        "second writers",
+        "park.c",
+        planted(
+            "uint64_t x = 0; atomic_compare_exchange_strong_explicit(&l->head, &x, 1, memory_order_seq_cst, memory_order_seq_cst);"
+        ),
+        "planted stores to head, whose writer is the worker",
+    ),
     ("second writers", "worker.c", planted(store("anything"), "_Atomic uint64_t *anything"), "cannot be traced"),
     ("second writers", "internal.h", planted(store("&l->head")), "planted stores to head, whose writer is the worker"),
     ("second writers", "worker.c", in_layout("role: worker", "part: worker"), "names no role"),
     ("plain accesses", "worker.c", planted("l->head = 16;"), "worker.c"),
     ("plain accesses", "observer.c", planted("uint64_t n = l->accepted[1];"), "observer.c"),
     ("plain accesses", "producer.c", planted("s->mark++;", "sm_seat *s"), "producer.c"),
-    ("plain accesses", "supervisor.c", planted("_Atomic uint64_t *word = &s->slot_word; *word = 1;", "sm_slot *s"), "supervisor.c"),
-    ("weak handshakes", "worker.c", planted(store("&b->sleeping", "release"), "sm_inbox *b"), "store of sleeping with release"),
-    ("weak handshakes", "park.c", planted("atomic_load_explicit(&l->waiting, memory_order_acquire);"), "load of waiting with acquire"),
+    (
+        "plain accesses",
+        "supervisor.c",
+        planted("_Atomic uint64_t *word = &s->slot_word; *word = 1;", "sm_slot *s"),
+        "supervisor.c",
+    ),
+    (
+        "weak handshakes",
+        "worker.c",
+        planted(store("&b->sleeping", "release"), "sm_inbox *b"),
+        "store of sleeping with release",
+    ),
+    (
+        "weak handshakes",
+        "park.c",
+        planted("atomic_load_explicit(&l->waiting, memory_order_acquire);"),
+        "load of waiting with acquire",
+    ),
     ("weak handshakes", "producer.c", planted(store("&l->tail", "release")), "store of tail with release"),
-    ("loose edges", "worker.c", planted(store("&l->head"), comment="/* Z1: pairs with Z2 */"), "Z2 is nowhere to be found"),
-    ("loose edges", "worker.c", planted(store("&l->head", "relaxed"), comment="/* Z1: why not */"), "Z1 is at no ordered access"),
-    ("loose edges", "worker.c", planted(store("&l->head"), comment="/* Z1: pairs with P1 in the worker. */"), "P1 is not in worker"),
-    ("loose edges", "worker.c", planted("/* Z1: seq_cst */\n    " + store("&l->head", "release")),
-     "Z1 says seq_cst, the access says release"),
+    (
+        "loose edges",
+        "worker.c",
+        planted(store("&l->head"), comment="/* Z1: pairs with Z2 */"),
+        "Z2 is nowhere to be found",
+    ),
+    (
+        "loose edges",
+        "worker.c",
+        planted(store("&l->head", "relaxed"), comment="/* Z1: why not */"),
+        "Z1 is at no ordered access",
+    ),
+    (
+        "loose edges",
+        "worker.c",
+        planted(store("&l->head"), comment="/* Z1: pairs with P1 in the worker. */"),
+        "P1 is not in worker",
+    ),
+    (
+        "loose edges",
+        "worker.c",
+        planted("/* Z1: seq_cst */\n    " + store("&l->head", "release")),
+        "Z1 says seq_cst, the access says release",
+    ),
 ]
 
 
@@ -376,5 +482,7 @@ static void f(void *inbox, uint32_t seat)
 }
 """)
     source = Source(tmp_path / "x.c")
-    traced = [(source.members(access.target, access.position), access.order, access.function) for access in source.accesses()]
+    traced = [
+        (source.members(access.target, access.position), access.order, access.function) for access in source.accesses()
+    ]
     assert [({"lane_open"}, "release", "f"), ({"ledger_handled"}, "relaxed", "f")] == traced

@@ -1,12 +1,13 @@
 """The dashboard and the alerts in examples/ ask for metrics, labels and values that there are."""
+
 from __future__ import annotations
 
 import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 import yaml
@@ -15,8 +16,12 @@ from shardmem.runtime.catalogue import FIGURES, HISTOGRAM
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ALERTS, DASHBOARD = EXAMPLES / "alerts.yml", EXAMPLES / "grafana-dashboard.json"
-FIGURE_OF = {each.metric + part: each for each in FIGURES if each.metric
-             for part in (("_bucket", "_sum", "_count") if each.kind == HISTOGRAM else ("",))}
+FIGURE_OF = {
+    each.metric + part: each
+    for each in FIGURES
+    if each.metric
+    for part in (("_bucket", "_sum", "_count") if each.kind == HISTOGRAM else ("",))
+}
 IN_BRACES = re.compile(r"(shardmem_\w+)(?:\{([^}]*)\})?")
 GIVEN = re.compile(r'(\w+)(=~|!=|!~|=)"([^"]*)"')
 
@@ -56,20 +61,32 @@ def test_what_is_asked_for_exists():
     assert 30 < len(asked) and all("shardmem" in expression for _, expression in asked)
 
 
-@pytest.mark.parametrize("expression, part", [
-    ("rate(shardmem_handled[5m])", "no shardmem_handled"), ("shardmem_slots_unknown", "there is no"),
-    ('shardmem_shard_state{state="broken"}', "never 'broken'"), ('shardmem_in_flight{shard="0"}', "no label shard"),
-    ("shardmem_shard_latency_seconds", "there is no"),
-])
+@pytest.mark.parametrize(
+    "expression, part",
+    [
+        ("rate(shardmem_handled[5m])", "no shardmem_handled"),
+        ("shardmem_slots_unknown", "there is no"),
+        ('shardmem_shard_state{state="broken"}', "never 'broken'"),
+        ('shardmem_in_flight{shard="0"}', "no label shard"),
+        ("shardmem_shard_latency_seconds", "there is no"),
+    ],
+)
 def test_what_does_not_exist_is_found(expression, part):
     assert any(part in each for each in faults(expression))
 
 
 def test_every_alert_says_how_bad_it_is_and_what_to_do():
     found = {rule["alert"]: rule for rule in rules()}
-    assert {"ShardmemCrashLoop", "ShardmemShardFailed", "ShardmemSlotsUnowned", "ShardmemLaneNearlyFull",
-            "ShardmemQuarantineGrowing", "ShardmemSupervisorHeartbeatOld", "ShardmemHandoffLate",
-            "ShardmemEventsRefused"} <= found.keys()
+    assert {
+        "ShardmemCrashLoop",
+        "ShardmemShardFailed",
+        "ShardmemSlotsUnowned",
+        "ShardmemLaneNearlyFull",
+        "ShardmemQuarantineGrowing",
+        "ShardmemSupervisorHeartbeatOld",
+        "ShardmemHandoffLate",
+        "ShardmemEventsRefused",
+    } <= found.keys()
     for name, rule in found.items():
         assert rule["labels"]["severity"] in ("critical", "warning") and rule["annotations"]["summary"], name
         labels = re.findall(r"\$labels\.(\w+)", json.dumps(rule))
@@ -80,42 +97,84 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do():
 def test_panels_of_the_dashboard_do_not_overlap_and_have_numbers_of_their_own():
     panels = json.loads(DASHBOARD.read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
-    cells = [(x, y) for each in (panel["gridPos"] for panel in panels) for x in range(each["x"], each["x"] + each["w"])
-             for y in range(each["y"], each["y"] + each["h"])]
+    cells = [
+        (x, y)
+        for each in (panel["gridPos"] for panel in panels)
+        for x in range(each["x"], each["x"] + each["w"])
+        for y in range(each["y"], each["y"] + each["h"])
+    ]
     assert len(set(cells)) == len(cells) and max(x for x, _ in cells) < 24
 
 
 # ---- with Prometheus's own tool ---------------------------------------------------------------------------------------------
 
-needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None,
-                                    reason="promtool is not installed (it is in Debian's package prometheus): rules are not run")
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None,
+    reason="promtool is not installed (it is in Debian's package prometheus): rules are not run",
+)
 # For each alert: series, minute by minute, with which it fires at the minute that is named; its labels beside the severity; and
 # what it says by then, where that is not the text of the rule.
 ILL: dict[str, tuple[dict[str, str], int, dict[str, str], dict[str, str]]] = {
-    "ShardmemDown": ({'up{job="shardmem", instance="a:9105"}': "1 0x5"}, 3, {"job": "shardmem", "instance": "a:9105"},
-                     {"summary": "a:9105 does not answer"}),
+    "ShardmemDown": (
+        {'up{job="shardmem", instance="a:9105"}': "1 0x5"},
+        3,
+        {"job": "shardmem", "instance": "a:9105"},
+        {"summary": "a:9105 does not answer"},
+    ),
     "ShardmemSupervisorHeartbeatOld": (
-        {'shardmem_supervisor_heartbeat_age_seconds{engine="e"}': "0.1 40 100 160"}, 3, {"engine": "e"},
-        {"summary": "e: the supervisor's loop has not gone round for 2m 40s"}),
+        {'shardmem_supervisor_heartbeat_age_seconds{engine="e"}': "0.1 40 100 160"},
+        3,
+        {"engine": "e"},
+        {"summary": "e: the supervisor's loop has not gone round for 2m 40s"},
+    ),
     "ShardmemShardFailed": (
-        {'shardmem_shard_state{engine="e", shard="3", state="failed"}': "0 1",
-         'shardmem_shard_state{engine="e", shard="3", state="active"}': "1 0"}, 1,
-        {"engine": "e", "shard": "3", "state": "failed"}, {"summary": "e: shard 3 failed and is not started again"}),
-    "ShardmemSlotsUnowned": ({'shardmem_slots_unowned{engine="e"}': "0 512 512 512"}, 3, {"engine": "e"},
-                             {"summary": "e: 512 slots have no live owner"}),
+        {
+            'shardmem_shard_state{engine="e", shard="3", state="failed"}': "0 1",
+            'shardmem_shard_state{engine="e", shard="3", state="active"}': "1 0",
+        },
+        1,
+        {"engine": "e", "shard": "3", "state": "failed"},
+        {"summary": "e: shard 3 failed and is not started again"},
+    ),
+    "ShardmemSlotsUnowned": (
+        {'shardmem_slots_unowned{engine="e"}': "0 512 512 512"},
+        3,
+        {"engine": "e"},
+        {"summary": "e: 512 slots have no live owner"},
+    ),
     "ShardmemCrashLoop": (
-        {'shardmem_shard_crashes_total{engine="e", shard="3"}': "0+1x10"}, 6, {"engine": "e", "shard": "3"},
-        {"summary": "e: workers of shard 3 keep dying",
-         "description": "5 in five minutes. `shardmem status --json` has the last exit of each shard."}),
-    "ShardmemLaneNearlyFull": ({'shardmem_shard_fill_ratio{engine="e", shard="3"}': "0.5 0.95x5"}, 4,
-                               {"engine": "e", "shard": "3"}, {"summary": "e: a lane of shard 3 is 95% full"}),
-    "ShardmemQuarantineGrowing": ({'shardmem_quarantined_total{engine="e"}': "7x15 8x5"}, 17, {"engine": "e"},
-                                  {"summary": "e: 1 events were set aside"}),
-    "ShardmemHandoffLate": ({'shardmem_handoffs_late{engine="e"}': "0 2 2 2"}, 3, {"engine": "e"},
-                            {"summary": "e: 2 handoffs are late"}),
+        {'shardmem_shard_crashes_total{engine="e", shard="3"}': "0+1x10"},
+        6,
+        {"engine": "e", "shard": "3"},
+        {
+            "summary": "e: workers of shard 3 keep dying",
+            "description": "5 in five minutes. `shardmem status --json` has the last exit of each shard.",
+        },
+    ),
+    "ShardmemLaneNearlyFull": (
+        {'shardmem_shard_fill_ratio{engine="e", shard="3"}': "0.5 0.95x5"},
+        4,
+        {"engine": "e", "shard": "3"},
+        {"summary": "e: a lane of shard 3 is 95% full"},
+    ),
+    "ShardmemQuarantineGrowing": (
+        {'shardmem_quarantined_total{engine="e"}': "7x15 8x5"},
+        17,
+        {"engine": "e"},
+        {"summary": "e: 1 events were set aside"},
+    ),
+    "ShardmemHandoffLate": (
+        {'shardmem_handoffs_late{engine="e"}': "0 2 2 2"},
+        3,
+        {"engine": "e"},
+        {"summary": "e: 2 handoffs are late"},
+    ),
     "ShardmemEventsRefused": (
-        {'shardmem_refused_total{engine="e", reason="full"}': "0+60x12"}, 11, {"engine": "e", "reason": "full"},
-        {"summary": "e: 1 events a second are refused (full)"}),
+        {'shardmem_refused_total{engine="e", reason="full"}': "0+60x12"},
+        11,
+        {"engine": "e", "reason": "full"},
+        {"summary": "e: 1 events a second are refused (full)"},
+    ),
 }
 # An engine that is well, though not idle: what each alert is about has happened, or comes near it.
 WELL = {
@@ -123,7 +182,7 @@ WELL = {
     'shardmem_supervisor_heartbeat_age_seconds{engine="e"}': "0.2x8 11 0.2x12",
     'shardmem_shard_state{engine="e", shard="0", state="failed"}': "0x20",
     'shardmem_shard_state{engine="e", shard="0", state="active"}': "1x20",
-    'shardmem_slots_unowned{engine="e"}': "0x5 512 0x15",    # a worker was started again
+    'shardmem_slots_unowned{engine="e"}': "0x5 512 0x15",  # a worker was started again
     'shardmem_shard_crashes_total{engine="e", shard="0"}': "5x6 7x14",
     'shardmem_shard_fill_ratio{engine="e", shard="0"}': "0.89x5 0.95 0.89x15",
     'shardmem_quarantined_total{engine="e"}': "23x20",
@@ -143,10 +202,18 @@ def for_promtool(ill: dict) -> dict:
     about = {rule["alert"]: rule for rule in rules()}
     tests = []
     for name, (values, minute, labels, said) in ill.items():
-        expected = {"exp_labels": {**labels, "severity": about[name]["labels"]["severity"]},
-                    "exp_annotations": {**about[name]["annotations"], **said}}
-        tests.append({"name": name, "interval": "1m", "input_series": series(values),
-                      "alert_rule_test": [{"eval_time": f"{minute}m", "alertname": name, "exp_alerts": [expected]}]})
+        expected = {
+            "exp_labels": {**labels, "severity": about[name]["labels"]["severity"]},
+            "exp_annotations": {**about[name]["annotations"], **said},
+        }
+        tests.append(
+            {
+                "name": name,
+                "interval": "1m",
+                "input_series": series(values),
+                "alert_rule_test": [{"eval_time": f"{minute}m", "alertname": name, "exp_alerts": [expected]}],
+            }
+        )
     quiet = [{"eval_time": f"{minute}m", "alertname": name, "exp_alerts": []} for name in about for minute in range(21)]
     tests.append({"name": "well", "interval": "1m", "input_series": series(WELL), "alert_rule_test": quiet})
     return {"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": tests}

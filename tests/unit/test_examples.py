@@ -1,4 +1,5 @@
 """The examples for systemd, containers and Kubernetes are what they say they are."""
+
 from __future__ import annotations
 
 import configparser
@@ -43,8 +44,11 @@ def test_the_unit_is_valid_for_systemd(tmp_path):
         pytest.skip("systemd-analyze is not here")
     text = re.sub(r"(?m)^Documentation=.*\n", "", SERVICE.read_text())  # and the program has to exist
     (tmp_path / "shardmem@.service").write_text(text.replace("/opt/shardmem/bin/shardmem", sys.executable))
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(tmp_path / "shardmem@ticks.service")],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / "shardmem@ticks.service")],
+        capture_output=True,
+        text=True,
+    )
     said = [line for line in done.stderr.splitlines() if "shardmem" in line]
 
     assert not said, "\n".join(said)
@@ -55,13 +59,17 @@ def test_the_unit_runs_a_command_that_there_is_and_drains_before_it_kills():
 
     assert "human" != understood(service["ExecStart"].split())["log_format"]
     assert ("notify", "mixed", "no") == (service["Type"], service["KillMode"], service["RemoveIPC"])
-    assert "DynamicUser" not in service and "PrivateTmp" not in service, "segments go, or commands do not find the socket"
+    assert "DynamicUser" not in service and "PrivateTmp" not in service, (
+        "segments go, or commands do not find the socket"
+    )
     assert "/dev/shm" in service["ReadWritePaths"]
     assert "2 3 4" == service["RestartPreventExitStatus"]
 
 
 def test_the_image_ends_when_it_is_told_to():
-    last = [line for line in (EXAMPLES / "container" / "Dockerfile").read_text().splitlines() if line.startswith("CMD")][-1]
+    last = [
+        line for line in (EXAMPLES / "container" / "Dockerfile").read_text().splitlines() if line.startswith("CMD")
+    ][-1]
 
     assert "engine.toml" == understood(json.loads(last.removeprefix("CMD ")))["target"]
 
@@ -95,5 +103,7 @@ def test_the_pod_has_memory_for_its_settings_and_drains_before_it_is_killed(tmp_
     assert config.name == stop["name"] and 0 < stop["timeout"] < pod["terminationGracePeriodSeconds"]
     assert {"name": "state", "mountPath": config.state_dir} in engine["volumeMounts"]
     for probe in ("startupProbe", "readinessProbe"):
-        assert (config.name, 0.0) == tuple(understood(engine[probe]["exec"]["command"])[key] for key in ("name", "wait"))
+        assert (config.name, 0.0) == tuple(
+            understood(engine[probe]["exec"]["command"])[key] for key in ("name", "wait")
+        )
     assert f"127.0.0.1:{config.http_port}/livez" in engine["livenessProbe"]["exec"]["command"][-1]

@@ -1,4 +1,5 @@
 """What an operator is told of an engine: whether it is well, what is wrong, what helps. One judgement for page, `top` and `status`."""
+
 from __future__ import annotations
 
 import copy
@@ -16,14 +17,43 @@ from shardmem.runtime import findings as module
 from shardmem.runtime.findings import LEVELS, STALE, Lately, findings
 from shardmem.runtime.snapshot import Observer
 
-SHARD = {"id": 0, "state": "active", "phase": "ready", "condition": "busy", "reason": "5 events in flight", "error": "", "alive": True,
-         "slots": 32, "pid": 4713, "in_flight": 5, "in_hand_s": None, "fill_ratio": 0.1, "uptime_s": 600.0, "crashes": 0,
-         "recent_crashes": 0, "last_exit": None, "broken_lanes": []}
-WELL = {"engine": {"name": "ticks", "state": "running", "slots": 64, "slots_unowned": 0, "max_shards": 4, "quarantine_held": 0},
-        "supervisor": {"pid": 4711, "alive": True, "heartbeat_age_s": 0.1},
-        "shards": [SHARD, {**SHARD, "id": 1}], "handoffs": [], "auto_scale": True, "decisions": [], "hot_slots": [],
-        "producers": [{"pid": 4712, "alive": True, "blocked": 0.0}],
-        "accounting": {"in_flight": 1234}}
+SHARD = {
+    "id": 0,
+    "state": "active",
+    "phase": "ready",
+    "condition": "busy",
+    "reason": "5 events in flight",
+    "error": "",
+    "alive": True,
+    "slots": 32,
+    "pid": 4713,
+    "in_flight": 5,
+    "in_hand_s": None,
+    "fill_ratio": 0.1,
+    "uptime_s": 600.0,
+    "crashes": 0,
+    "recent_crashes": 0,
+    "last_exit": None,
+    "broken_lanes": [],
+}
+WELL = {
+    "engine": {
+        "name": "ticks",
+        "state": "running",
+        "slots": 64,
+        "slots_unowned": 0,
+        "max_shards": 4,
+        "quarantine_held": 0,
+    },
+    "supervisor": {"pid": 4711, "alive": True, "heartbeat_age_s": 0.1},
+    "shards": [SHARD, {**SHARD, "id": 1}],
+    "handoffs": [],
+    "auto_scale": True,
+    "decisions": [],
+    "hot_slots": [],
+    "producers": [{"pid": 4712, "alive": True, "blocked": 0.0}],
+    "accounting": {"in_flight": 1234},
+}
 
 
 def of(lately=Lately(), **changes):
@@ -51,44 +81,120 @@ def test_a_well_engine_has_no_findings():
 MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "late": True}
 
 
-@pytest.mark.parametrize("changes, level, kind, part, command", [
-    (dict(engine__state="starting"), "info", "starting", "starting", None),
-    (dict(engine__state="draining"), "warning", "draining", "1,234 events left", "shardmem stop ticks --now"),
-    (dict(engine__state="stopped"), "error", "stopped", "1,234 events in shared memory", None),
-    (dict(supervisor__alive=False), "error", "no_supervisor", "workers go on", None),
-    (dict(supervisor__heartbeat_age_s=STALE + 1), "error", "supervisor_hangs", "for 11 s", "kill -9 4711"),
-    (dict(shard__condition="failed", shard__state="failed", shard__alive=False, shard__reason="boom"), "error", "failed",
-     "Shard 0 has failed, and 32 slots wait with it: boom", "shardmem reload --engine ticks"),
-    (dict(shard__condition="stuck", shard__reason="not a sign for 31 s"), "error", "stuck", "not a sign for 31 s", None),
-    (dict(shard__condition="slow", shard__in_hand_s=33.0), "warning", "slow", "one batch in hand for 33 s; 5 events wait",
-     "kill -USR2 4713"),
-    (dict(shard__condition="restarting", shard__alive=False, shard__last_exit="signal 9"), "warning", "no_worker",
-     "Last exit: signal 9.", None),
-    (dict(shard__recent_crashes=5, shard__last_exit="signal 11"), "error", "crash_loop", "5 times in the last 60 s. Last exit: signal 11",
-     "shardmem reload --engine ticks"),
-    (dict(shard__broken_lanes=[3]), "error", "broken_lane", "seat 3", None),
-    (dict(engine__slots_unowned=32), "warning", "unowned", "32 of 64 slots", None),
-    (dict(shard__fill_ratio=0.97), "warning", "backpressure", "97% full", "shardmem scale 3 --engine ticks"),
-    (dict(producers=[{"pid": 4712, "alive": True, "blocked": 0.6}]), "warning", "blocked", "Producer 4712 waited for room 60%",
-     "shardmem scale 3 --engine ticks"),
-    (dict(lately=Lately(10.0, {"full": 7, "timeout": 0}, 0)), "warning", "refused", "7 events refused in the last 10 s (full 7)",
-     None),
-    (dict(lately=Lately(10.0, {}, 5)), "warning", "shed", "5 accepted events dropped", None),
-    (dict(handoffs=[MOVE]), "warning", "late", "slot 17 from shard 0 to 1, draining for 12 s", None),
-    (dict(engine__quarantine_held=3), "warning", "quarantine", "holds 3 events that", "shardmem quarantine list --engine ticks"),
-    (dict(decisions=decided("manual", "the number of shards was set by hand; otherwise up 1: shard 0 busier than 80%"), auto_scale=False),
-     "info", "by_hand", "The number of shards was set by hand; otherwise up 1: shard 0 busier than 80%.",
-     "shardmem scale auto --engine ticks"),
-    (dict(decisions=decided("at_max_shards")), "info", "at_max_shards", "may not", None),
-    (dict(decisions=decided("at_max_shards"), shard__fill_ratio=0.5), "warning", "at_max_shards", "may not", None),
-    (dict(decisions=decided("at_max_shards"), producers=[{"pid": 4712, "alive": True, "blocked": 0.05}]), "warning", "at_max_shards",
-     "may not", None),
-    (dict(decisions=decided("auto_scale_off"), auto_scale=False), "info", "auto_scale_off", "would add shards",
-     "shardmem scale 3 --engine ticks"),
-    (dict(hot_slots=[{"slot": 9, "shard": 1, "share": 0.7, "alone": True}]), "info", "hot_slot", "Slot 9 on shard 1 has 70%", None),
-])
+@pytest.mark.parametrize(
+    "changes, level, kind, part, command",
+    [
+        ({"engine__state": "starting"}, "info", "starting", "starting", None),
+        ({"engine__state": "draining"}, "warning", "draining", "1,234 events left", "shardmem stop ticks --now"),
+        ({"engine__state": "stopped"}, "error", "stopped", "1,234 events in shared memory", None),
+        ({"supervisor__alive": False}, "error", "no_supervisor", "workers go on", None),
+        ({"supervisor__heartbeat_age_s": STALE + 1}, "error", "supervisor_hangs", "for 11 s", "kill -9 4711"),
+        (
+            {"shard__condition": "failed", "shard__state": "failed", "shard__alive": False, "shard__reason": "boom"},
+            "error",
+            "failed",
+            "Shard 0 has failed, and 32 slots wait with it: boom",
+            "shardmem reload --engine ticks",
+        ),
+        (
+            {"shard__condition": "stuck", "shard__reason": "not a sign for 31 s"},
+            "error",
+            "stuck",
+            "not a sign for 31 s",
+            None,
+        ),
+        (
+            {"shard__condition": "slow", "shard__in_hand_s": 33.0},
+            "warning",
+            "slow",
+            "one batch in hand for 33 s; 5 events wait",
+            "kill -USR2 4713",
+        ),
+        (
+            {"shard__condition": "restarting", "shard__alive": False, "shard__last_exit": "signal 9"},
+            "warning",
+            "no_worker",
+            "Last exit: signal 9.",
+            None,
+        ),
+        (
+            {"shard__recent_crashes": 5, "shard__last_exit": "signal 11"},
+            "error",
+            "crash_loop",
+            "5 times in the last 60 s. Last exit: signal 11",
+            "shardmem reload --engine ticks",
+        ),
+        ({"shard__broken_lanes": [3]}, "error", "broken_lane", "seat 3", None),
+        ({"engine__slots_unowned": 32}, "warning", "unowned", "32 of 64 slots", None),
+        ({"shard__fill_ratio": 0.97}, "warning", "backpressure", "97% full", "shardmem scale 3 --engine ticks"),
+        (
+            {"producers": [{"pid": 4712, "alive": True, "blocked": 0.6}]},
+            "warning",
+            "blocked",
+            "Producer 4712 waited for room 60%",
+            "shardmem scale 3 --engine ticks",
+        ),
+        (
+            {"lately": Lately(10.0, {"full": 7, "timeout": 0}, 0)},
+            "warning",
+            "refused",
+            "7 events refused in the last 10 s (full 7)",
+            None,
+        ),
+        ({"lately": Lately(10.0, {}, 5)}, "warning", "shed", "5 accepted events dropped", None),
+        ({"handoffs": [MOVE]}, "warning", "late", "slot 17 from shard 0 to 1, draining for 12 s", None),
+        (
+            {"engine__quarantine_held": 3},
+            "warning",
+            "quarantine",
+            "holds 3 events that",
+            "shardmem quarantine list --engine ticks",
+        ),
+        (
+            {
+                "decisions": decided(
+                    "manual", "the number of shards was set by hand; otherwise up 1: shard 0 busier than 80%"
+                ),
+                "auto_scale": False,
+            },
+            "info",
+            "by_hand",
+            "The number of shards was set by hand; otherwise up 1: shard 0 busier than 80%.",
+            "shardmem scale auto --engine ticks",
+        ),
+        ({"decisions": decided("at_max_shards")}, "info", "at_max_shards", "may not", None),
+        (
+            {"decisions": decided("at_max_shards"), "shard__fill_ratio": 0.5},
+            "warning",
+            "at_max_shards",
+            "may not",
+            None,
+        ),
+        (
+            {"decisions": decided("at_max_shards"), "producers": [{"pid": 4712, "alive": True, "blocked": 0.05}]},
+            "warning",
+            "at_max_shards",
+            "may not",
+            None,
+        ),
+        (
+            {"decisions": decided("auto_scale_off"), "auto_scale": False},
+            "info",
+            "auto_scale_off",
+            "would add shards",
+            "shardmem scale 3 --engine ticks",
+        ),
+        (
+            {"hot_slots": [{"slot": 9, "shard": 1, "share": 0.7, "alone": True}]},
+            "info",
+            "hot_slot",
+            "Slot 9 on shard 1 has 70%",
+            None,
+        ),
+    ],
+)
 def test_what_is_wrong_is_said_with_what_helps(changes, level, kind, part, command):
-    found, = of(**changes)
+    (found,) = of(**changes)
 
     assert (level, kind, command) == (found["level"], found["kind"], found["command"])
     assert part in found["text"] and (found["advice"] or found["command"]), found
@@ -105,22 +211,37 @@ def test_what_is_wrong_is_said_with_what_helps(changes, level, kind, part, comma
 @pytest.mark.parametrize("waiting, level, command", [(0, "warning", "shardmem gc ticks"), (5, "error", None)])
 def test_an_engine_of_which_nothing_runs_is_not_said_to_go_on(waiting, level, command):
     gone = [{**SHARD, "alive": False, "condition": "dead", "crashes": 5, "uptime_s": None}]
-    found = of(supervisor__alive=False, shards=gone, accounting__in_flight=waiting, engine__slots_unowned=64, handoffs=[MOVE])
+    found = of(
+        supervisor__alive=False, shards=gone, accounting__in_flight=waiting, engine__slots_unowned=64, handoffs=[MOVE]
+    )
 
     assert [("nothing_runs", level, command)] == [(each["kind"], each["level"], each["command"]) for each in found]
     assert f"{waiting} events in shared memory" in found[0]["text"]
 
 
-ALONE = dict(supervisor__alive=False)
+ALONE = {"supervisor__alive": False}
 
 
-@pytest.mark.parametrize("changes, kind, level, part", [
-    (dict(shard__condition="dead", shard__alive=False, engine__slots_unowned=32), "no_worker", "error", "Nobody starts another"),
-    (dict(shard__condition="stuck"), "stuck", "error", "Nobody ends it"),
-    (dict(shard__condition="failed", shard__state="failed", shard__alive=False), "failed", "error", "Commands are not taken"),
-    (dict(shard__fill_ratio=1.0), "backpressure", "warning", "Commands are not taken"),
-    (dict(handoffs=[MOVE, {**MOVE, "slot": 18, "late": False}]), "frozen", "error", "Nothing is lost"),
-])
+@pytest.mark.parametrize(
+    "changes, kind, level, part",
+    [
+        (
+            {"shard__condition": "dead", "shard__alive": False, "engine__slots_unowned": 32},
+            "no_worker",
+            "error",
+            "Nobody starts another",
+        ),
+        ({"shard__condition": "stuck"}, "stuck", "error", "Nobody ends it"),
+        (
+            {"shard__condition": "failed", "shard__state": "failed", "shard__alive": False},
+            "failed",
+            "error",
+            "Commands are not taken",
+        ),
+        ({"shard__fill_ratio": 1.0}, "backpressure", "warning", "Commands are not taken"),
+        ({"handoffs": [MOVE, {**MOVE, "slot": 18, "late": False}]}, "frozen", "error", "Nothing is lost"),
+    ],
+)
 def test_without_a_supervisor_nothing_is_promised_that_only_a_supervisor_does(changes, kind, level, part):
     found = {each["kind"]: each for each in of(**ALONE, **changes)}
     assert {"no_supervisor", kind} == set(found) and level == found[kind]["level"], found
@@ -138,33 +259,46 @@ def test_what_a_dead_supervisor_had_decided_is_not_told():
 
 
 def test_the_worst_comes_first():
-    levels = [each["level"] for each in of(engine__state="draining", shard__fill_ratio=0.9, supervisor__alive=False,
-                                           hot_slots=[{"slot": 9, "shard": 1, "share": 0.7, "alone": False}])]
+    levels = [
+        each["level"]
+        for each in of(
+            engine__state="draining",
+            shard__fill_ratio=0.9,
+            supervisor__alive=False,
+            hot_slots=[{"slot": 9, "shard": 1, "share": 0.7, "alone": False}],
+        )
+    ]
     assert levels == sorted(levels, key=LEVELS.index) and "error" == levels[0] and "info" == levels[-1]
 
 
 def test_what_is_true_of_every_moment_is_no_finding():
-    assert [] == of(producers=[{"pid": 1, "alive": False, "blocked": 1.0}], handoffs=[{**MOVE, "late": False}], shard__crashes=50,
-                    lately=Lately(10.0, {"full": 0}, 0))
+    assert [] == of(
+        producers=[{"pid": 1, "alive": False, "blocked": 1.0}],
+        handoffs=[{**MOVE, "late": False}],
+        shard__crashes=50,
+        lately=Lately(10.0, {"full": 0}, 0),
+    )
 
 
 def test_crashes_that_were_mended_long_ago_are_no_loop():
     assert [] == of(shard__crashes=30, shard__recent_crashes=2, shard__uptime_s=0.1)
 
 
-@pytest.mark.parametrize("last_exit, named", [("killed by SIGKILL, perhaps out of memory", True), ("exit code 5", False)])
+@pytest.mark.parametrize(
+    "last_exit, named", [("killed by SIGKILL, perhaps out of memory", True), ("exit code 5", False)]
+)
 def test_memory_is_named_where_it_may_be_the_reason(last_exit, named):
     assert named == ("memory" in of(shard__recent_crashes=3, shard__last_exit=last_exit)[0]["advice"])
 
 
 def test_a_death_that_the_supervisor_has_not_seen_is_not_explained_by_the_one_before():
-    found, = of(shard__condition="dead", shard__alive=False, shard__last_exit="signal 9")
+    (found,) = of(shard__condition="dead", shard__alive=False, shard__last_exit="signal 9")
     assert "no_worker" == found["kind"] and "signal 9" not in found["text"]
 
 
 @pytest.mark.parametrize("state", ["provisioning", "draining"])
 def test_a_shard_that_comes_or_goes_with_nothing_waiting_is_no_finding(state):
-    empty = dict(shard__condition="dead", shard__alive=False, shard__state=state, shard__slots=0)
+    empty = {"shard__condition": "dead", "shard__alive": False, "shard__state": state, "shard__slots": 0}
     assert [] == of(**empty, shard__in_flight=0)
     assert ["no_worker"] == [each["kind"] for each in of(**empty, shard__in_flight=5)]
 
@@ -175,19 +309,28 @@ def test_a_batch_that_takes_a_while_or_is_stuck_is_not_said_to_hang():
 
 
 def test_a_failed_shard_is_not_said_to_be_slow_or_unowned_too():
-    found = of(shard__condition="failed", shard__state="failed", shard__alive=False, shard__fill_ratio=1.0, engine__slots_unowned=32)
+    found = of(
+        shard__condition="failed",
+        shard__state="failed",
+        shard__alive=False,
+        shard__fill_ratio=1.0,
+        engine__slots_unowned=32,
+    )
     assert ["failed"] == [each["kind"] for each in found]
 
 
 def test_more_shards_are_not_advised_where_they_cannot_help():
-    full, = of(shard__fill_ratio=0.9, engine__max_shards=2)
+    (full,) = of(shard__fill_ratio=0.9, engine__max_shards=2)
     assert full["order"] is None and "max_shards=2" in full["advice"]
     hot = of(shard__fill_ratio=0.9, hot_slots=[{"slot": 9, "shard": 0, "share": 0.7, "alone": True}])[0]
     assert hot["order"] is None and "more keys" in hot["advice"]
 
 
-ILL = [dict(shard__condition="failed", shard__state="failed", shard__alive=False), dict(shard__condition="stuck"),
-       dict(shard__condition="slow", shard__in_hand_s=33.0)]
+ILL = [
+    {"shard__condition": "failed", "shard__state": "failed", "shard__alive": False},
+    {"shard__condition": "stuck"},
+    {"shard__condition": "slow", "shard__in_hand_s": 33.0},
+]
 
 
 @pytest.mark.parametrize("ill", ILL, ids=["failed", "stuck", "hanging"])
@@ -200,12 +343,26 @@ def test_more_shards_are_not_advised_for_a_shard_that_gets_nowhere(ill):
 
 
 def test_a_fixed_engine_that_is_too_slow_is_told_once_and_of_one_shard_more():
-    found, = of(shard__fill_ratio=1.0, shards=[{**SHARD, "fill_ratio": 1.0}], decisions=decided("auto_scale_off"), auto_scale=False)
+    (found,) = of(
+        shard__fill_ratio=1.0,
+        shards=[{**SHARD, "fill_ratio": 1.0}],
+        decisions=decided("auto_scale_off"),
+        auto_scale=False,
+    )
     assert "backpressure" == found["kind"] and "shardmem scale 2 --engine ticks" == found["command"]
     assert found["advice"].startswith("One shard more")
-    beside_a_failed_one = {each["kind"]: each for each in of(
-        shards=[{**SHARD, "fill_ratio": 1.0}, {**SHARD, "id": 1, "state": "failed", "condition": "failed", "alive": False}])}
-    assert {"shards": 3} == beside_a_failed_one["backpressure"]["order"]["body"], "with a failed shard, 2 is what there is"
+    beside_a_failed_one = {
+        each["kind"]: each
+        for each in of(
+            shards=[
+                {**SHARD, "fill_ratio": 1.0},
+                {**SHARD, "id": 1, "state": "failed", "condition": "failed", "alive": False},
+            ]
+        )
+    }
+    assert {"shards": 3} == beside_a_failed_one["backpressure"]["order"]["body"], (
+        "with a failed shard, 2 is what there is"
+    )
 
 
 def test_refusals_of_the_last_seconds_are_found_in_a_real_engine(loopback):
@@ -218,10 +375,15 @@ def test_refusals_of_the_last_seconds_are_found_in_a_real_engine(loopback):
     observer.close()
 
     refused = document["accounting"]["refused"]["full"]
-    assert 300 < refused and f"{refused:,} events refused" in {each["kind"]: each["text"] for each in document["findings"]}["refused"]
+    assert (
+        300 < refused
+        and f"{refused:,} events refused" in {each["kind"]: each["text"] for each in document["findings"]}["refused"]
+    )
 
 
 def test_every_kind_of_finding_is_in_the_documentation():
     kinds = set(re.findall(r'finding\("\w+", "(\w+)"', inspect.getsource(module)))
-    documented = (Path(__file__).parents[2] / "docs" / "operations.md").read_text().partition("## Whether it is well")[2]
+    documented = (
+        (Path(__file__).parents[2] / "docs" / "operations.md").read_text().partition("## Whether it is well")[2]
+    )
     assert 15 < len(kinds) and set() == {kind for kind in kinds if f"`{kind}`" not in documented.partition("\n## ")[0]}

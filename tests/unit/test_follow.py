@@ -1,4 +1,5 @@
 """What the history says of moves that the strategy asked for."""
+
 from __future__ import annotations
 
 import asyncio
@@ -11,10 +12,13 @@ from shardmem.control.journal import Journal
 from shardmem.policy import DecisionKind, Move, ScalingDecision
 
 
-@pytest.mark.parametrize("cause, reason, text", [
-    ("no_samples", "no samples of the last 1 s from 2 shards active", "1 slot moved by the strategy"),
-    ("uneven", "shard 0 busier than 80%", "1 slot moved by the strategy; shard 0 busier than 80%"),
-])
+@pytest.mark.parametrize(
+    "cause, reason, text",
+    [
+        ("no_samples", "no samples of the last 1 s from 2 shards active", "1 slot moved by the strategy"),
+        ("uneven", "shard 0 busier than 80%", "1 slot moved by the strategy; shard 0 busier than 80%"),
+    ],
+)
 def test_that_nothing_was_measured_is_no_reason_for_a_move(cause, reason, text):
     said, moves = [], [Move(1, 0, 1)]
 
@@ -22,7 +26,9 @@ def test_that_nothing_was_measured_is_no_reason_for_a_move(cause, reason, text):
         return SimpleNamespace(moves=wanted)
 
     async def follow():
-        supervisor = SimpleNamespace(busy=asyncio.Lock(), handoffs=SimpleNamespace(run=run), journal=Journal(lambda text: None, 4096))
+        supervisor = SimpleNamespace(
+            busy=asyncio.Lock(), handoffs=SimpleNamespace(run=run), journal=Journal(lambda text: None, 4096)
+        )
         await Commands(supervisor).follow(ScalingDecision(DecisionKind.NONE, 0, cause, reason, 0.0), moves)
         said.extend(entry.what["text"] for entry in supervisor.journal._entries)
 

@@ -1,4 +1,5 @@
 """What a worker accepts as a handler, without a worker."""
+
 from __future__ import annotations
 
 import functools
@@ -24,8 +25,9 @@ def load(monkeypatch: pytest.MonkeyPatch, methods: set[str], shared: bool) -> An
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("methods", SUBSETS, ids=lambda methods: "+".join(sorted(methods)))
-def test_a_handler_keeps_no_state_or_has_what_state_needs_and_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch,
-                                                                                     methods: set[str], shared: bool) -> None:
+def test_a_handler_keeps_no_state_or_has_what_state_needs_and_is_told_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, methods: set[str], shared: bool
+) -> None:
     """One with a part of it was taken for stateless, or its state was never forgotten and so counted events again."""
     if methods in ENOUGH[shared] + NONE:
         assert is_stateful(load(monkeypatch, methods, shared)) == (methods not in NONE)
@@ -68,9 +70,18 @@ def found(monkeypatch: pytest.MonkeyPatch, what: Any) -> Any:
     return HandlerRef("app:made").load()
 
 
-@pytest.mark.parametrize("what, kind", [(awaits, "an async"), (awaits_and_yields, "an async"), (yields, "a generator"),
-                                        (Called(), "an async"), (Awaits, "an async"), (functools.partial(awaits), "an async"),
-                                        (functools.partial(yields), "a generator")])
+@pytest.mark.parametrize(
+    "what, kind",
+    [
+        (awaits, "an async"),
+        (awaits_and_yields, "an async"),
+        (yields, "a generator"),
+        (Called(), "an async"),
+        (Awaits, "an async"),
+        (functools.partial(awaits), "an async"),
+        (functools.partial(yields), "a generator"),
+    ],
+)
 def test_a_handler_whose_call_does_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, what: Any, kind: str) -> None:
     """Every event was counted as handled."""
     with pytest.raises(HandlerError, match=f"'app:made' is {kind} function"):
@@ -91,7 +102,19 @@ def test_a_handler_class_without_handle_is_refused(monkeypatch: pytest.MonkeyPat
         found(monkeypatch, Forgetful)
 
 
-@pytest.mark.parametrize("what", [lambda batch: None, lambda *all: None, lambda batch, more=1: None, Plain, Plain(), Plain().handle, len,
-                                  print, functools.partial(lambda more, batch: None, 1)])
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda batch: None,
+        lambda *all: None,
+        lambda batch, more=1: None,
+        Plain,
+        Plain(),
+        Plain().handle,
+        len,
+        print,
+        functools.partial(lambda more, batch: None, 1),
+    ],
+)
 def test_whatever_takes_one_batch_is_a_handler(monkeypatch: pytest.MonkeyPatch, what: Any) -> None:
     assert callable(found(monkeypatch, what).handle)

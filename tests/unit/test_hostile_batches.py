@@ -1,4 +1,5 @@
 """Frames that change while they are read, and words that say anything: what Python does with them."""
+
 from __future__ import annotations
 
 import contextlib
@@ -36,26 +37,39 @@ def push(engine: Any, producer: Any, count: int, start: int = 0) -> None:
         made["key"], made["number"] = b"good", numbers
         producer.send(made)
     else:
-        producer.push_many(["good" if number % 2 else 7 for number in numbers],
-                           [number.to_bytes(2, "little") for number in numbers])
+        producer.push_many(
+            ["good" if number % 2 else 7 for number in numbers], [number.to_bytes(2, "little") for number in numbers]
+        )
 
 
 READ = {
-    "len": len, "repr": repr, "records": lambda b: b.records.tolist() if b._schema.is_records else None,
-    "items": lambda b: list(b), "payloads": lambda b: None if b._schema.is_records else b.payloads,
-    "columns": lambda b: None if b._schema.is_records else [bytes(b.columns().data[a:z]) for a, z in zip(*b.columns()[2:])],
+    "len": len,
+    "repr": repr,
+    "records": lambda b: b.records.tolist() if b._schema.is_records else None,
+    "items": lambda b: list(b),
+    "payloads": lambda b: None if b._schema.is_records else b.payloads,
+    "columns": lambda b: (
+        None if b._schema.is_records else [bytes(b.columns().data[a:z]) for a, z in zip(*b.columns()[2:])]
+    ),
     "keys": lambda b: list(b.keys),
     "slots": lambda b: b.slots.max() < b._slots or pytest.fail("a slot that is not there"),
-    "sequences": lambda b: b.sequences.tolist(), "producers": lambda b: b.producers.tolist(), "copy": lambda b: list(b.copy()),
+    "sequences": lambda b: b.sequences.tolist(),
+    "producers": lambda b: b.producers.tolist(),
+    "copy": lambda b: list(b.copy()),
     "explain": lambda b: explain(b, ValueError()),
 }
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 1 << 32), is_records=st.booleans(), batch_rows=st.sampled_from([5, 64, 4096]),
-       order=st.permutations(sorted(READ)))
-def test_a_batch_of_a_changing_frame_is_read_or_refused_and_the_other_lane_is_whole(loopback, seed, is_records, batch_rows,
-                                                                                    order):
+@given(
+    seed=st.integers(0, 1 << 32),
+    is_records=st.booleans(),
+    batch_rows=st.sampled_from([5, 64, 4096]),
+    order=st.permutations(sorted(READ)),
+)
+def test_a_batch_of_a_changing_frame_is_read_or_refused_and_the_other_lane_is_whole(
+    loopback, seed, is_records, batch_rows, order
+):
     """Bits flip in a lane's words and frames before rows are chosen, while they are read, and before they are committed."""
     draw = random.Random(seed)
     engine = loopback(*((ROW, "key") if is_records else ()), lane_bytes=4096, batch_rows=batch_rows)
@@ -98,9 +112,20 @@ def test_a_batch_of_a_changing_frame_is_read_or_refused_and_the_other_lane_is_wh
 
 def failures_of(engine: Any) -> Failures:
     reader = engine.readers[0]
-    rules = OnError(on_error="stop", max_attempts=3, retry_backoff=0.0, quarantine_file="/nonexistent", quarantine_limit=1)
-    return Failures(engine.control, 0, reader, engine.batches[0], Stateless(reader, object()), rules, None, lambda _: None,
-                    lambda **_: None)
+    rules = OnError(
+        on_error="stop", max_attempts=3, retry_backoff=0.0, quarantine_file="/nonexistent", quarantine_limit=1
+    )
+    return Failures(
+        engine.control,
+        0,
+        reader,
+        engine.batches[0],
+        Stateless(reader, object()),
+        rules,
+        None,
+        lambda _: None,
+        lambda **_: None,
+    )
 
 
 def damaged(engine: Any, good: int) -> tuple[Any, Any]:
@@ -112,7 +137,7 @@ def damaged(engine: Any, good: int) -> tuple[Any, Any]:
     batch = engine.take()
     assert len(batch) == 1 + good
     lane = lane_of(engine, mad.seat)
-    lane[PAGE + 48 + 12:PAGE + 48 + 16] = b"\xff" * 4  # the end of the only entry of the first frame
+    lane[PAGE + 48 + 12 : PAGE + 48 + 16] = b"\xff" * 4  # the end of the only entry of the first frame
     return batch, mad
 
 
@@ -185,7 +210,7 @@ def test_status_and_samples_survive_whatever_words_say(loopback, what):
         observer.status()
         sampler.sample([0], float(number))
         values = [draw.choice([0, 1, 200, 1 << 63, (1 << 64) - 1, draw.getrandbits(64)]) for _ in range(16)]
-        memory[start:start + 128] = b"".join(value.to_bytes(8, "little") for value in values)
+        memory[start : start + 128] = b"".join(value.to_bytes(8, "little") for value in values)
     observer.close()
 
 
@@ -217,7 +242,7 @@ def test_the_pilot_decides_something_whatever_words_say(loopback, strategy):
             part = draw.choice([1, 2, 3, 5, 5])  # slots, holds, moves, shards
             at = begins[part] + 8 * draw.randrange(lengths[part] // 8)
             value = draw.choice([0, 1, 200, 5000, 1 << 63, (1 << 64) - 1, draw.getrandbits(64)])
-            memory[at:at + 8] = value.to_bytes(8, "little")
+            memory[at : at + 8] = value.to_bytes(8, "little")
             if draw.randrange(8) == 0:
                 pilot.tick([])
                 pilot.describe()

@@ -1,4 +1,5 @@
 """What a producer pays for importing shardmem."""
+
 from __future__ import annotations
 
 import subprocess

@@ -1,4 +1,5 @@
 """The history of an engine: bounded, whole, oldest first, and told once."""
+
 from __future__ import annotations
 
 import json
@@ -36,9 +37,13 @@ class Board:
 
 
 def status(*quarantined: int, broken: tuple[int, ...] = ()) -> dict[str, Any]:
-    return {"accounting": {"quarantined": sum(quarantined)},
-            "shards": [{"id": number, "quarantined": count, "broken_lanes": list(broken)}
-                       for number, count in enumerate(quarantined)]}
+    return {
+        "accounting": {"quarantined": sum(quarantined)},
+        "shards": [
+            {"id": number, "quarantined": count, "broken_lanes": list(broken)}
+            for number, count in enumerate(quarantined)
+        ],
+    }
 
 
 def test_the_last_64_are_kept_oldest_first_with_time_kind_shard_and_level():
@@ -48,7 +53,9 @@ def test_the_last_64_are_kept_oldest_first_with_time_kind_shard_and_level():
         board.journal.note("worker_died", f"number {number}", number % 3)
 
     assert [f"number {number}" for number in range(100 - MOST, 100)] == board.texts
-    assert {"at": 1100.0, "kind": "worker_died", "shard": 0, "text": "number 99", "level": "warning"} == board.events[-1]
+    assert {"at": 1100.0, "kind": "worker_died", "shard": 0, "text": "number 99", "level": "warning"} == board.events[
+        -1
+    ]
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "\N{SNAKE}", "\udce4", '"', "\x00"])
@@ -58,7 +65,9 @@ def test_the_longest_sentences_in_any_alphabet_never_overflow_the_board_and_the_
         board.journal.note("shard_failed", f"{number} " + letter * 10_000, 1023)
         assert len(board.texts[-1]) <= LONGEST and board.texts[-1].startswith(f"{number} ")
     assert 3 < len(board.events) <= MOST
-    assert [int(text.split()[0]) for text in board.texts] == list(range(MOST - len(board.events), MOST)), "the oldest go"
+    assert [int(text.split()[0]) for text in board.texts] == list(range(MOST - len(board.events), MOST)), (
+        "the oldest go"
+    )
 
 
 def test_a_sentence_is_one_line_and_the_same_again_replaces_itself():
@@ -69,7 +78,8 @@ def test_a_sentence_is_one_line_and_the_same_again_replaces_itself():
     board.journal.note("not_done", "ValueError:\n  in the strategy", 1)
 
     assert [("ValueError: in the strategy", 1003.0, None), ("ValueError: in the strategy", 1003.0, 1)] == [
-        (each["text"], each["at"], each["shard"]) for each in board.events]
+        (each["text"], each["at"], each["shard"]) for each in board.events
+    ]
 
 
 def test_events_that_go_to_quarantine_are_one_entry_a_minute_and_shard_and_the_same_count_is_no_news():
@@ -130,8 +140,18 @@ def test_a_takeover_in_which_nothing_happened_tells_nothing_and_keeps_all():
     assert first.texts[1:] + ["from one that was gone"] == second.texts
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b'{"events": 3, "quarantined": 0}', b'{"events": []}', b"\xff\xfe",
-                                  b'{"events": [{"at": 1}], "quarantined": 0}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b'{"events": 3, "quarantined": 0}',
+        b'{"events": []}',
+        b"\xff\xfe",
+        b'{"events": [{"at": 1}], "quarantined": 0}',
+    ],
+)
 def test_a_damaged_board_is_an_empty_history(loopback, text):
     engine = loopback()
     lib.sm_post(engine.control.address, lib.SM_BOARD_EVENTS, text, len(text))

@@ -1,13 +1,13 @@
 """A lane from both ends, through the Python layers, in one process."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
-
-import shardmem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import shardmem
 from shardmem.errors import Backpressure, BatchEscaped
 from shardmem.memory.native import lib
 
@@ -118,8 +118,12 @@ def test_a_restarted_worker_repeats_no_event_of_a_frame_that_it_had_committed_in
     assert list(range(100)) == first and list(range(100, 200)) == second
 
 
-@pytest.mark.parametrize("payload", [b"", b"x", b"y" * 32000, bytearray(b"z" * 10), memoryview(b"abc"), np.arange(4, dtype="u1")])
-@pytest.mark.parametrize("key", [0, 1, -1, -(1 << 63), (1 << 64) - 1, "", "naïve", b"", b"\x00bytes", None, True, np.int64(-3)])
+@pytest.mark.parametrize(
+    "payload", [b"", b"x", b"y" * 32000, bytearray(b"z" * 10), memoryview(b"abc"), np.arange(4, dtype="u1")]
+)
+@pytest.mark.parametrize(
+    "key", [0, 1, -1, -(1 << 63), (1 << 64) - 1, "", "naïve", b"", b"\x00bytes", None, True, np.int64(-3)]
+)
 def test_every_kind_of_key_and_payload_comes_out_as_it_went_in(loopback, key, payload):
     engine = loopback()
     producer = engine.producer()
@@ -152,14 +156,22 @@ def test_columns_go_in_and_come_out_without_an_object_per_event(loopback):
 
     assert (np.arange(500) - 250 == columns.keys).all() and columns.keys.dtype == np.int64
     assert lengths.tolist() == (columns.ends - columns.starts).tolist()
-    assert data[:offsets[-1]] == b"".join(columns.data[a:b].tobytes() for a, b in zip(columns.starts, columns.ends))
+    assert data[: offsets[-1]] == b"".join(columns.data[a:b].tobytes() for a, b in zip(columns.starts, columns.ends))
     assert not columns.data.flags.writeable
 
 
-@pytest.mark.parametrize("bad", [(np.arange(2), b"abc", [0, 1, 9]), (np.arange(2), b"abc", [0, 2, 1]),
-                                 (np.arange(3), b"abc", [0, 1, 2]), (np.arange(2), b"abc", [0, -1, 2]),
-                                 (np.arange(2), b"abc", [-1, 2, 3]), (None, bytes(9000), [*range(9000), 9001]),
-                                 (np.array([b"k"] * 5000), bytes(9000), [0] * 5000 + [9001])])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        (np.arange(2), b"abc", [0, 1, 9]),
+        (np.arange(2), b"abc", [0, 2, 1]),
+        (np.arange(3), b"abc", [0, 1, 2]),
+        (np.arange(2), b"abc", [0, -1, 2]),
+        (np.arange(2), b"abc", [-1, 2, 3]),
+        (None, bytes(9000), [*range(9000), 9001]),
+        (np.array([b"k"] * 5000), bytes(9000), [0] * 5000 + [9001]),
+    ],
+)
 def test_columns_that_contradict_themselves_are_refused_whole(loopback, bad):
     engine = loopback()
     with pytest.raises(ValueError):
@@ -167,9 +179,20 @@ def test_columns_that_contradict_themselves_are_refused_whole(loopback, bad):
     assert engine.take() is None
 
 
-@pytest.mark.parametrize("keep", [lambda b: b.records, lambda b: b.records[3:5], lambda b: b.records["number"], lambda b: b.records[0],
-                                  lambda b: memoryview(b.records["number"]), lambda b: np.asarray(b.records), lambda b: b.keys,
-                                  lambda b: b.records.view("u1"), lambda b: b.records.reshape(2, -1)])
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda b: b.records,
+        lambda b: b.records[3:5],
+        lambda b: b.records["number"],
+        lambda b: b.records[0],
+        lambda b: memoryview(b.records["number"]),
+        lambda b: np.asarray(b.records),
+        lambda b: b.keys,
+        lambda b: b.records.view("u1"),
+        lambda b: b.records.reshape(2, -1),
+    ],
+)
 @pytest.mark.parametrize("frames", [1, 10])
 def test_a_view_kept_past_its_batch_is_found(loopback, keep, frames):
     engine = loopback(ROW, "key")
@@ -185,8 +208,18 @@ def test_a_view_kept_past_its_batch_is_found(loopback, keep, frames):
     del kept
 
 
-@pytest.mark.parametrize("keep", [lambda b: b.records.copy(), lambda b: b.records["number"].sum(), lambda b: b.copy(), lambda b: len(b),
-                                  lambda b: b.records[[1, 2]], lambda b: b.records["number"].tolist(), lambda b: b.sequences])
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda b: b.records.copy(),
+        lambda b: b.records["number"].sum(),
+        lambda b: b.copy(),
+        lambda b: len(b),
+        lambda b: b.records[[1, 2]],
+        lambda b: b.records["number"].tolist(),
+        lambda b: b.sequences,
+    ],
+)
 def test_copies_may_be_kept(loopback, keep):
     engine = loopback(ROW, "key")
     engine.producer().send(rows(2000))
@@ -195,7 +228,9 @@ def test_copies_may_be_kept(loopback, keep):
     assert kept is not None
 
 
-@pytest.mark.parametrize("view", [lambda b: b.records, lambda b: b.records[10:20], lambda b: b.records["number"], lambda b: b.keys])
+@pytest.mark.parametrize(
+    "view", [lambda b: b.records, lambda b: b.records[10:20], lambda b: b.records["number"], lambda b: b.keys]
+)
 def test_a_view_of_a_copied_batch_outlives_it(loopback, view):
     """batch.copy().records was an address in memory that went with the copy, and nothing held the copy."""
     engine = loopback(ROW, "key")
@@ -204,7 +239,7 @@ def test_a_view_of_a_copied_batch_outlives_it(loopback, view):
     wanted = view(batch).tolist()
 
     kept = view(batch.copy())
-    others = [np.full(2000 * ROW.itemsize, 0xee, "u1") for _ in range(50)]  # take the memory that was freed, if any was
+    others = [np.full(2000 * ROW.itemsize, 0xEE, "u1") for _ in range(50)]  # take the memory that was freed, if any was
 
     assert wanted == kept.tolist() and not kept.flags.writeable and len(others) == 50
     batch._end()
@@ -216,14 +251,26 @@ def test_columns_of_a_copied_batch_outlive_it(loopback, key):
     engine.producer().push_many([key] * 2000, [b"%08d" % number for number in range(2000)])
 
     kept = engine.take().copy().columns()
-    others = [np.full(32000, 0xee, "u1") for _ in range(50)]
+    others = [np.full(32000, 0xEE, "u1") for _ in range(50)]
 
-    assert [b"%08d" % number for number in range(2000)] == [bytes(kept.data[a:z]) for a, z in zip(kept.starts, kept.ends)]
+    assert [b"%08d" % number for number in range(2000)] == [
+        bytes(kept.data[a:z]) for a, z in zip(kept.starts, kept.ends)
+    ]
     assert list(kept.keys) == [key] * 2000 and len(others) == 50
 
 
-EVENTS = [(0, b"zero"), (-1, b""), ((1 << 64) - 1, b"most"), ("na\u00efve", b"x" * 300), ("", b"1"), (b"\x00", b"2"), (None, b"3"),
-          ("\udcff", bytearray(b"4")), (np.int64(-3), memoryview(b"5")), (True, b"6")]
+EVENTS = [
+    (0, b"zero"),
+    (-1, b""),
+    ((1 << 64) - 1, b"most"),
+    ("na\u00efve", b"x" * 300),
+    ("", b"1"),
+    (b"\x00", b"2"),
+    (None, b"3"),
+    ("\udcff", bytearray(b"4")),
+    (np.int64(-3), memoryview(b"5")),
+    (True, b"6"),
+]
 
 
 @pytest.mark.parametrize("events", [EVENTS, [(number, b"%d" % number) for number in range(300)], EVENTS[3:4]])
@@ -232,9 +279,19 @@ def test_a_batch_made_by_hand_is_the_one_that_a_worker_gets(loopback, events):
     engine.producer().push_many(*map(list, zip(*events)))
     there, made = engine.take(), shardmem.Batch.of(events, slots=64)
 
-    for look in (list, len, repr, lambda b: b.keys, lambda b: b.payloads, lambda b: b.slots.tolist(), lambda b: b.shard,
-                 lambda b: b.sequences.tolist(), lambda b: b.producers.tolist(), lambda b: list(b.copy()),
-                 lambda b: [bytes(b.columns().data[a:z]) for a, z in zip(*b.columns()[2:])]):
+    for look in (
+        list,
+        len,
+        repr,
+        lambda b: b.keys,
+        lambda b: b.payloads,
+        lambda b: b.slots.tolist(),
+        lambda b: b.shard,
+        lambda b: b.sequences.tolist(),
+        lambda b: b.producers.tolist(),
+        lambda b: list(b.copy()),
+        lambda b: [bytes(b.columns().data[a:z]) for a, z in zip(*b.columns()[2:])],
+    ):
         assert look(there) == look(made)
     with pytest.raises(TypeError, match="iteration, payloads or columns"):
         made.records
@@ -250,8 +307,15 @@ def test_a_batch_of_records_made_by_hand_is_the_one_that_a_worker_gets(loopback,
     there, made = engine.take(), shardmem.Batch.of(content, key=key, slots=64)
     content["number"] = 0  # it is a copy
 
-    for look in (lambda b: b.records.tolist(), len, repr, lambda b: b.keys if key is None else b.keys.tolist(),
-                 lambda b: b.slots.tolist(), lambda b: b.sequences.tolist(), lambda b: b.copy().records.tolist()):
+    for look in (
+        lambda b: b.records.tolist(),
+        len,
+        repr,
+        lambda b: b.keys if key is None else b.keys.tolist(),
+        lambda b: b.slots.tolist(),
+        lambda b: b.sequences.tolist(),
+        lambda b: b.copy().records.tolist(),
+    ):
         assert look(there) == look(made)
     assert not made.records.flags.writeable
     there._end()
@@ -263,10 +327,18 @@ def test_a_batch_made_by_hand_is_of_the_producer_shard_and_sequence_that_it_is_g
     assert list(shardmem.Batch.of([])) == [] == shardmem.Batch.of([]).columns().data.tolist()
 
 
-@pytest.mark.parametrize("content, settings, error", [
-    ([("a", "text")], {}, TypeError), ([(1.5, b"")], {}, TypeError), ([(1 << 64, b"")], {}, ValueError),
-    ([("a", b"")], {"slots": 1000}, ValueError), ([("a", b"")], {"key": "user"}, shardmem.ConfigError),
-    (np.zeros(3), {}, shardmem.ConfigError), (np.zeros(3, ROW), {"key": "nothing"}, shardmem.ConfigError)])
+@pytest.mark.parametrize(
+    "content, settings, error",
+    [
+        ([("a", "text")], {}, TypeError),
+        ([(1.5, b"")], {}, TypeError),
+        ([(1 << 64, b"")], {}, ValueError),
+        ([("a", b"")], {"slots": 1000}, ValueError),
+        ([("a", b"")], {"key": "user"}, shardmem.ConfigError),
+        (np.zeros(3), {}, shardmem.ConfigError),
+        (np.zeros(3, ROW), {"key": "nothing"}, shardmem.ConfigError),
+    ],
+)
 def test_a_batch_that_no_engine_could_carry_cannot_be_made_by_hand(content, settings, error):
     with pytest.raises(error):
         shardmem.Batch.of(content, **settings)
@@ -314,8 +386,17 @@ def test_an_event_larger_than_half_a_lane_is_refused_with_the_limit_and_nothing_
     assert limit == len(engine.take().payloads[0])
 
 
-@pytest.mark.parametrize("call", [lambda p: p.push(1.5, b""), lambda p: p.push(1, "text"), lambda p: p.push_many([1], ["text"]),
-                                  lambda p: p.push_many([1.5], [b""]), lambda p: p.send(np.zeros(1)), lambda p: p.push([1], b"")])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda p: p.push(1.5, b""),
+        lambda p: p.push(1, "text"),
+        lambda p: p.push_many([1], ["text"]),
+        lambda p: p.push_many([1.5], [b""]),
+        lambda p: p.send(np.zeros(1)),
+        lambda p: p.push([1], b""),
+    ],
+)
 def test_what_is_no_key_or_no_payload_is_a_type_error_and_changes_nothing(loopback, call):
     engine = loopback()
     with pytest.raises(TypeError):
@@ -334,9 +415,10 @@ def test_a_worker_leaves_a_corrupt_lane_alone_and_goes_on_with_the_others(loopba
     bad, good = engine.producer(), engine.producer()
     bad.send(rows(10))
     from shardmem.memory.native import ffi
+
     geometry = engine.control.geometry
     lane = ffi.cast("uint8_t *", engine.inboxes[0].address) + geometry.lanes_offset
-    ffi.buffer(lane + 4096, 4)[:] = (0xfffffff0).to_bytes(4, "little")  # the frame's length
+    ffi.buffer(lane + 4096, 4)[:] = (0xFFFFFFF0).to_bytes(4, "little")  # the frame's length
     good.send(rows(10, 100))
 
     batch = engine.take()

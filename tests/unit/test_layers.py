@@ -1,4 +1,5 @@
 """The tree is what docs/architecture.md says: a module imports from its own layer or a lower one."""
+
 from __future__ import annotations
 
 import ast
@@ -19,8 +20,12 @@ def imports_of(path: Path) -> set[str]:
     """Modules of shardmem that a file imports, at any depth of it, except for type checking."""
     found = set()
     tree = ast.parse(path.read_text())
-    guarded = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-               for inner in ast.walk(node)}
+    guarded = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
     for node in ast.walk(tree):
         if id(node) in guarded:
             continue
@@ -47,28 +52,37 @@ def violations(files: dict[str, set[str]]) -> list[str]:
 
 
 def tree() -> dict[str, set[str]]:
-    return {".".join(("shardmem", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): imports_of(path)
-            for path in PACKAGE.rglob("*.py")}
+    return {
+        ".".join(("shardmem", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): imports_of(
+            path
+        )
+        for path in PACKAGE.rglob("*.py")
+    }
 
 
 def test_no_module_imports_from_a_layer_above_its_own():
     assert [] == violations(tree())
 
 
-@pytest.mark.parametrize("module, imported", [
-    ("shardmem.memory.lane", "shardmem.runtime.producer.Producer"),
-    ("shardmem.policy.placement", "shardmem.memory.control.Control"),
-    ("shardmem.runtime.worker", "shardmem._native.lib"),
-    ("shardmem.errors", "shardmem.memory.native.lib"),
-])
+@pytest.mark.parametrize(
+    "module, imported",
+    [
+        ("shardmem.memory.lane", "shardmem.runtime.producer.Producer"),
+        ("shardmem.policy.placement", "shardmem.memory.control.Control"),
+        ("shardmem.runtime.worker", "shardmem._native.lib"),
+        ("shardmem.errors", "shardmem.memory.native.lib"),
+    ],
+)
 def test_the_layer_check_catches_a_planted_violation(module, imported):
     assert violations({module: {imported}})
 
 
 def test_the_imports_of_the_package_have_no_cycle():
     files = tree()
-    graph = {module: {name if name in files else name.rpartition(".")[0] for name in imported}
-             for module, imported in files.items()}
+    graph = {
+        module: {name if name in files else name.rpartition(".")[0] for name in imported}
+        for module, imported in files.items()
+    }
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:

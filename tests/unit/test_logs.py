@@ -1,4 +1,5 @@
 """What is written to standard error: for people and for programs, by whom, and how often."""
+
 from __future__ import annotations
 
 import io
@@ -50,8 +51,14 @@ def test_a_json_line_has_time_level_logger_message_and_who_says_it(written):
 
     before, after = map(json.loads, lines())
     assert datetime.fromisoformat(before.pop("ts")).tzinfo is not None
-    assert {"level": "info", "logger": "shardmem.some", "message": "before 1", "engine": "ticks", "shard": 3,
-            "incarnation": None} == before
+    assert {
+        "level": "info",
+        "logger": "shardmem.some",
+        "message": "before 1",
+        "engine": "ticks",
+        "shard": 3,
+        "incarnation": None,
+    } == before
     names = ("message", "incarnation", "slot", "seat", "level")
     assert ("after\nit", 7, 17, 2, "warning") == tuple(after[name] for name in names)
 
@@ -61,7 +68,7 @@ def test_an_exception_is_one_field_of_its_json_line_and_what_is_no_json_is_text(
     try:
         raise ValueError("bad\nnews")
     except ValueError:
-        log.exception("it failed", extra={"what": {1, }, "of": b"x"})
+        log.exception("it failed", extra={"what": {1}, "of": b"x"})
 
     (line,) = map(json.loads, lines())
     assert line["exception"].startswith("Traceback") and line["exception"].endswith("ValueError: bad\nnews")
@@ -89,8 +96,13 @@ def test_the_same_event_is_written_once_in_ten_seconds_and_counted(written, cloc
     clock.now += logs.PAUSE
     log.error("shard %d is not well", 102)
 
-    assert ["shard 0 is not well", "another kind", "shard 101 is not well (100 more like this)", "another kind",
-            "shard 102 is not well"] == [line.partition("ERROR ")[2] for line in lines()]
+    assert [
+        "shard 0 is not well",
+        "another kind",
+        "shard 101 is not well (100 more like this)",
+        "another kind",
+        "shard 102 is not well",
+    ] == [line.partition("ERROR ")[2] for line in lines()]
 
 
 def test_the_same_event_of_another_shard_is_another_event(written):
@@ -98,8 +110,9 @@ def test_the_same_event_of_another_shard_is_another_event(written):
     for shard in (1, 2, 1, 2):
         log.error("shard %d is not well", shard, extra={"shard": shard})
 
-    assert [(1, "shard 1 is not well"), (2, "shard 2 is not well")] == [(line["shard"], line["message"]) for line in
-                                                                          map(json.loads, lines())]
+    assert [(1, "shard 1 is not well"), (2, "shard 2 is not well")] == [
+        (line["shard"], line["message"]) for line in map(json.loads, lines())
+    ]
 
 
 def test_the_same_words_of_another_logger_are_another_event(written):
@@ -138,7 +151,9 @@ def test_what_is_held_back_keeps_nothing_alive_that_it_speaks_of(written):
     del rows
     gc.collect()
 
-    assert seen() is None, "an argument of a record that was held back is still referred to: BatchEscaped, if it is a batch's"
+    assert seen() is None, (
+        "an argument of a record that was held back is still referred to: BatchEscaped, if it is a batch's"
+    )
     assert 1 == len(lines())
 
 

@@ -1,4 +1,5 @@
 """What systemd is told, over a real datagram socket."""
+
 from __future__ import annotations
 
 import os
@@ -34,8 +35,11 @@ def manager(request, tmp_path):
 
 
 def document(accepted=0, handled=0, conditions=("busy", "idle")):
-    return {"engine": {"state": "running"}, "shards": [{"id": at, "condition": each} for at, each in enumerate(conditions)],
-            "accounting": {"accepted": accepted, "handled": handled, "in_flight": accepted - handled}}
+    return {
+        "engine": {"state": "running"},
+        "shards": [{"id": at, "condition": each} for at, each in enumerate(conditions)],
+        "accounting": {"accepted": accepted, "handled": handled, "in_flight": accepted - handled},
+    }
 
 
 @pytest.fixture
@@ -67,23 +71,34 @@ def test_ready_reloading_and_stopping_are_each_one_datagram(manager, open_notify
 
 def test_a_sign_of_life_comes_at_half_of_the_time_and_only_when_the_loop_ticks(manager, open_notify):
     now = 0.0
-    environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "4000000", "WATCHDOG_PID": str(os.getpid()),
-                   "OTHER": "x"}
+    environment = {
+        "NOTIFY_SOCKET": manager.address,
+        "WATCHDOG_USEC": "4000000",
+        "WATCHDOG_PID": str(os.getpid()),
+        "OTHER": "x",
+    }
     taken = Notify.from_environment(environment)
     taken.close()
     notify = open_notify(manager.address, taken._watchdog, clock=lambda: now)
 
     assert {"OTHER": "x"} == environment, "what the handler starts would speak for this service"
     signs = []
-    for tenths in [*range(0, 50), 90]:  # nothing from 5 s to 9 s: the loop hung
+    for tenths in [*range(50), 90]:  # nothing from 5 s to 9 s: the loop hung
         now = tenths / 10
         notify.tick(document)
         signs += [now] * manager.heard().count("WATCHDOG=1")
     assert [0.0, 2.0, 4.0, 9.0] == signs
 
 
-@pytest.mark.parametrize("variables", [{"WATCHDOG_USEC": "soon"}, {"WATCHDOG_USEC": "0"}, {},
-                                       {"WATCHDOG_USEC": "4000000", "WATCHDOG_PID": str(os.getpid() + 1)}])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WATCHDOG_USEC": "soon"},
+        {"WATCHDOG_USEC": "0"},
+        {},
+        {"WATCHDOG_USEC": "4000000", "WATCHDOG_PID": str(os.getpid() + 1)},
+    ],
+)
 def test_no_sign_of_life_is_given_that_was_not_asked_of_this_process(variables, manager):
     notify = Notify.from_environment({"NOTIFY_SOCKET": manager.address, **variables})
     notify.tick(document)
@@ -133,8 +148,13 @@ def test_a_new_state_is_told_at_once_and_workers_that_start_are_not_called_dead(
     notify.stopping()
     notify.tick(lambda: {**document(), "engine": {"state": "draining"}})
 
-    assert ["STATUS=starting, 1 shard; 0 in flight", "READY=1", "STATUS=running, 2 shards; 0 in flight", "STOPPING=1",
-            "STATUS=draining, 2 shards; 0 in flight"] == manager.heard()
+    assert [
+        "STATUS=starting, 1 shard; 0 in flight",
+        "READY=1",
+        "STATUS=running, 2 shards; 0 in flight",
+        "STOPPING=1",
+        "STATUS=draining, 2 shards; 0 in flight",
+    ] == manager.heard()
 
 
 def test_a_manager_that_does_not_read_holds_nobody_up_and_still_hears_that_it_stops(manager, open_notify):

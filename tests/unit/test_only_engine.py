@@ -1,4 +1,5 @@
 """Which engine is meant when none is named."""
+
 from __future__ import annotations
 
 import pytest
@@ -15,6 +16,7 @@ def here(monkeypatch):
     def make(names, running):
         monkeypatch.setattr(client, "engine_names", lambda: names)
         monkeypatch.setattr(client.lease, "is_free", lambda name, byte: name not in map(control_name, running))
+
     return make
 
 
@@ -37,12 +39,15 @@ def test_waiting_for_an_engine_that_never_comes_ends_and_says_what_is_missing(he
         client.wait_ready(None, 0.01)
 
 
-@pytest.mark.parametrize("names, running, text", [
-    ([], [], "no engine is running here; start one with"),
-    (["a", "b"], ["a", "b"], "several engines run here, name one: a, b$"),
-    (["a", "b"], [], "several engines have left their memory here, name one: a, b$"),
-    ([f"e{number}" for number in range(20)], [], "e0, e1, e2, e3, e4, e5, e6, e7 and 12 more$"),
-])
+@pytest.mark.parametrize(
+    "names, running, text",
+    [
+        ([], [], "no engine is running here; start one with"),
+        (["a", "b"], ["a", "b"], "several engines run here, name one: a, b$"),
+        (["a", "b"], [], "several engines have left their memory here, name one: a, b$"),
+        ([f"e{number}" for number in range(20)], [], "e0, e1, e2, e3, e4, e5, e6, e7 and 12 more$"),
+    ],
+)
 def test_when_it_cannot_be_known_a_few_are_named(here, names, running, text):
     here(names, running)
     with pytest.raises(NotRunning, match=text):

@@ -1,4 +1,5 @@
 """A status document as text: what `shardmem status` shows."""
+
 from __future__ import annotations
 
 import io
@@ -13,6 +14,7 @@ from shardmem.runtime.snapshot import Observer
 @pytest.fixture
 def lines(loopback):
     """Of the status in 80 columns, with changes to its first shard."""
+
     def of(**changes):
         observer = Observer(loopback(shards=2).control)
         document = observer.status()
@@ -26,16 +28,51 @@ def lines(loopback):
 
 
 def test_the_largest_figures_are_not_cut_at_80_columns(lines):
-    said = lines(condition="restarting", pid=4194304, alive=True, slots=65536, handled=999.4e6, in_flight=999.4e6, fill_ratio=1.0,
-                 busy=1.0, latency_p50_us=536.9e3, latency_p99_us=998.9e6)
+    said = lines(
+        condition="restarting",
+        pid=4194304,
+        alive=True,
+        slots=65536,
+        handled=999.4e6,
+        in_flight=999.4e6,
+        fill_ratio=1.0,
+        busy=1.0,
+        latency_p50_us=536.9e3,
+        latency_p99_us=998.9e6,
+    )
 
-    row, = (line for line in said if "65536" in line)
-    assert ["0", "active,", "restarting", "4194304", "65536", "999", "M", "999", "M", "100%", "100%", "537ms", "999s"] == row.split()
+    (row,) = (line for line in said if "65536" in line)
+    assert [
+        "0",
+        "active,",
+        "restarting",
+        "4194304",
+        "65536",
+        "999",
+        "M",
+        "999",
+        "M",
+        "100%",
+        "100%",
+        "537ms",
+        "999s",
+    ] == row.split()
 
 
-@pytest.mark.parametrize("state, condition, shown", [
-    ("active", "busy", "active "), ("active", "idle", "active "), ("active", "slow", "active, slow"), ("active", "stuck", "active, stuck"),
-    ("draining", "slow", "draining, slow"), ("failed", "failed", "failed "), ("provisioning", "starting", "provisioning "),
-])
+@pytest.mark.parametrize(
+    "state, condition, shown",
+    [
+        ("active", "busy", "active "),
+        ("active", "idle", "active "),
+        ("active", "slow", "active, slow"),
+        ("active", "stuck", "active, stuck"),
+        ("draining", "slow", "draining, slow"),
+        ("failed", "failed", "failed "),
+        ("provisioning", "starting", "provisioning "),
+    ],
+)
 def test_how_a_shard_is_doing_is_said_unless_all_is_well(lines, state, condition, shown):
-    assert any(line.split()[:1] == ["0"] and line.strip()[1:].strip().startswith(shown) for line in lines(state=state, condition=condition))
+    assert any(
+        line.split()[:1] == ["0"] and line.strip()[1:].strip().startswith(shown)
+        for line in lines(state=state, condition=condition)
+    )

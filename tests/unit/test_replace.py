@@ -1,4 +1,5 @@
 """Which worker is due, as the supervisor finds it out from memory and the words of its workers."""
+
 from __future__ import annotations
 
 import asyncio
@@ -17,10 +18,16 @@ def looks(monkeypatch):
     monkeypatch.setattr(replace, "time", clock)
     monkeypatch.setattr(replace, "_rss", lambda pid: memory[0])
     worker = SimpleNamespace(pid=1, incarnation=1, batches=0, entered_ns=101 * 10**9, phase="ready")
-    replacements = replace.Replacements(SimpleNamespace(
-        config=SimpleNamespace(recycle_batches=None, recycle_age=None, recycle_rss=1000), busy=asyncio.Lock(),
-        shards=SimpleNamespace(in_state=lambda *states: [0]), journal=SimpleNamespace(note=lambda *entry: notes.append(entry)),
-        control=SimpleNamespace(view_shard=lambda shard: worker, worker_phase=lambda shard: worker.phase)), None)
+    replacements = replace.Replacements(
+        SimpleNamespace(
+            config=SimpleNamespace(recycle_batches=None, recycle_age=None, recycle_rss=1000),
+            busy=asyncio.Lock(),
+            shards=SimpleNamespace(in_state=lambda *states: [0]),
+            journal=SimpleNamespace(note=lambda *entry: notes.append(entry)),
+            control=SimpleNamespace(view_shard=lambda shard: worker, worker_phase=lambda shard: worker.phase),
+        ),
+        None,
+    )
 
     def look(seconds: float, rss: int) -> bool:
         clock.now, memory[0] = 101.0 + seconds, rss
@@ -41,7 +48,7 @@ def test_a_worker_that_began_over_the_limit_is_due_at_twice_that_and_it_is_said_
     assert [False, False, True] == [looks.look(1, 1500), looks.look(YOUNG + 2, 2999), looks.look(YOUNG + 2, 3000)]
     looks.worker.incarnation = 2
     assert not looks.look(YOUNG + 3, 1500)
-    (kind, text), = looks.notes
+    ((kind, text),) = looks.notes
     assert "not_done" == kind and "1,500 bytes" in text and "recycle_rss=1,000" in text
 
 

@@ -1,4 +1,5 @@
 """The document of `status`, read while what it is about changes."""
+
 from __future__ import annotations
 
 import time
@@ -28,8 +29,15 @@ def test_a_shard_that_is_retired_while_status_is_read_is_counted_once(loopback, 
     def retire(shard: int) -> None:
         if shard == 1:
             lanes = engine.inboxes[1].lanes()
-            lib.sm_retire(engine.control.address, 1, 1, sum(lane.accepted for lane in lanes),
-                          sum(lane.handled for lane in lanes), 0, 0)
+            lib.sm_retire(
+                engine.control.address,
+                1,
+                1,
+                sum(lane.accepted for lane in lanes),
+                sum(lane.handled for lane in lanes),
+                0,
+                0,
+            )
 
     def read_and_retire(shard, *rest):
         if when.startswith("before"):
@@ -84,11 +92,13 @@ def test_the_histograms_count_each_batch_and_event_once_and_go_on_in_the_next_li
     engine.restart(batch_rows=64)  # it died with a batch in hand: that one was not handled
 
     counted = observer.histograms()[0]
-    assert {0: 1, 1: 1, 2: 2, 3: 1, 6: 2} == {bucket: int(count) for bucket, count in enumerate(counted.batches) if count}
+    assert {0: 1, 1: 1, 2: 2, 3: 1, 6: 2} == {
+        bucket: int(count) for bucket, count in enumerate(counted.batches) if count
+    }
     assert sum(sizes) == counted.events == counted.latency.sum()
     floors = sum(floor * int(count) for floor, count in zip(FLOORS_NS, counted.latency)) / 1e9
     assert floors - 1e-6 <= counted.waited_s <= floors * 1.34 + 1e-6
-    shard, = observer.status()["shards"]
+    (shard,) = observer.status()["shards"]
     assert (4, 64, len(sizes)) == (shard["batch_rows_p50"], shard["batch_rows_p99"], shard["batches"])
     observer.close()
 
@@ -111,7 +121,9 @@ def test_quantiles_of_batch_sizes_are_powers_of_two_and_none_without_a_batch():
         return quantile_rows(sizes, 0.5), quantile_rows(sizes, 0.99)
 
     assert (None, None) == of()
-    assert (1, 1) == of(b0=1) and (1, 8) == of(b0=51, b3=49) and (8, 8) == of(b0=1, b3=99) and (1 << 31,) * 2 == of(b31=1)
+    assert (
+        (1, 1) == of(b0=1) and (1, 8) == of(b0=51, b3=49) and (8, 8) == of(b0=1, b3=99) and (1 << 31,) * 2 == of(b31=1)
+    )
 
 
 def test_recent_latency_is_that_of_the_events_since_the_last_look(loopback, monkeypatch):
@@ -124,7 +136,9 @@ def test_recent_latency_is_that_of_the_events_since_the_last_look(loopback, monk
         clock.now = at
         document = observer.status()
         shard = document["shards"][0]
-        assert (shard["recent_p50_us"], shard["recent_p99_us"]) == tuple(document["latency"].values()), "one shard is all"
+        assert (shard["recent_p50_us"], shard["recent_p99_us"]) == tuple(document["latency"].values()), (
+            "one shard is all"
+        )
         return shard["recent_p99_us"], shard["latency_p99_us"]
 
     def handle(waiting: float) -> None:
@@ -158,8 +172,20 @@ def test_events_in_quarantine_are_counted_when_the_file_changes(loopback, tmp_pa
     assert 0 == held()
     store = Quarantine(str(path))
     for number in range(3):
-        store.add(str(number), shard=0, slot=0, seat=0, sequence=number, kind="exception", reason="", traceback="", attempts=3,
-                  key=1, payload=b"", schema={})
+        store.add(
+            str(number),
+            shard=0,
+            slot=0,
+            seat=0,
+            sequence=number,
+            kind="exception",
+            reason="",
+            traceback="",
+            attempts=3,
+            key=1,
+            payload=b"",
+            schema={},
+        )
     assert 3 == held() == held()
     store.replayed(1)
     assert 2 == held()

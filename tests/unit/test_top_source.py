@@ -1,4 +1,5 @@
 """Where `shardmem top` reads: an engine without a supervisor still has rates, and one that is gone is said to be."""
+
 from __future__ import annotations
 
 from shardmem.console.top import Source
