@@ -64,7 +64,7 @@ class Shardmem(Contender):
     spin_us = {"latency": 0}  # elsewhere the default
 
     def missing(self) -> str | None:
-        return unimportable("shardmem.control.engine")
+        return unimportable("shardmem.client.engine")
 
     def setup(self, trial: Trial) -> None:
         import shardmem

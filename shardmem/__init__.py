@@ -31,10 +31,10 @@ _HOME = {
     "AsyncProducer": "runtime.aio",
     "Batch": "runtime.batch",
     "Columns": "runtime.batch",
-    "Client": "control.client",
+    "Client": "client.client",
     "Context": "runtime.handler",
     "Handler": "runtime.handler",
-    "Engine": "control.engine",
+    "Engine": "client.engine",
     "Producer": "runtime.producer",
     "connect": "runtime.producer",
 }
@@ -55,8 +55,8 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from shardmem.control.client import Client
-    from shardmem.control.engine import Engine
+    from shardmem.client.client import Client
+    from shardmem.client.engine import Engine
     from shardmem.errors import (
         AlreadyRunning,
         Backpressure,

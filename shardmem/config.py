@@ -15,7 +15,7 @@ from typing import Any
 from shardmem.errors import ConfigError
 from shardmem.schema import Schema
 from shardmem.settings import REQUIRED, declared, setting, some
-from shardmem.sources import Sources
+from shardmem.settings_sources import Sources
 
 PRESETS = ("default", "high_throughput", "conservative")
 STRATEGIES = ("least_load", "least_slots")

@@ -121,7 +121,7 @@ class Setting:
 
     def read(self, value: Any, fault: Callable[[str], None]) -> Any:
         """A value from a file, a variable or a flag. What cannot be read is a fault, and the default takes its place, so
-        that one mistake is not reported twice. Faults begin with the name of their setting: see sources.py."""
+        that one mistake is not reported twice. Faults begin with the name of their setting: see settings_sources.py."""
         key = self.name
         if self.unit in ("number", "bytes", "microseconds"):
             if isinstance(value, bool) or not isinstance(value, (int, str)):

@@ -84,11 +84,11 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; HUP reads the
     configuration again and replaces the workers one by one; TTIN and TTOU are one shard more and one fewer.
     """
-    from shardmem.control.notify import Notify
-    from shardmem.control.supervisor import Supervisor
     from shardmem.memory.native import arm_from_environment
     from shardmem.runtime import logs
     from shardmem.runtime.handler import HandlerRef
+    from shardmem.supervisor.notify import Notify
+    from shardmem.supervisor.supervisor import Supervisor
 
     arm_from_environment()
     config, _ = _configured(target, flags)
@@ -134,7 +134,7 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
 def _configured(target: str | None, flags: dict[str, Any]) -> Any:
     """(settings, their sources) of what `run` is given, or of nothing but variables and flags. Raises ConfigError."""
     from shardmem.config import sourced
-    from shardmem.control.chosen import faults_of
+    from shardmem.supervisor.configured import faults_of
 
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -177,7 +177,7 @@ def config(target: str | None, markdown: bool, as_json: bool, **flags: Any) -> N
 @as_json
 def status(name: str | None, wait: float | None, as_json: bool) -> None:
     """Show an engine: shards, producers, accounting. Works with its supervisor dead."""
-    from shardmem.control.client import Client, only_engine, wait_ready
+    from shardmem.client.client import Client, only_engine, wait_ready
 
     if wait is not None:
         document = wait_ready(name, wait)
@@ -208,8 +208,8 @@ def top(name: str | None, once: bool, interval: float) -> None:
     d    drain a shard                    p  pause the display
     a    scale auto: back to the policy   q  quit; the engine goes on
     """
+    from shardmem.client.client import only_engine
     from shardmem.console.top import run
-    from shardmem.control.client import only_engine
 
     run(name or only_engine(), interval, once)
 
@@ -221,8 +221,8 @@ def top(name: str | None, once: bool, interval: float) -> None:
 @as_json
 def stop(name: str | None, now: bool, timeout: float | None, as_json: bool) -> None:
     """Drain an engine and stop it."""
+    from shardmem.client.client import Client, only_engine
     from shardmem.console.render import accounting_line
-    from shardmem.control.client import Client, only_engine
 
     name = name or only_engine()
     shown = False
@@ -253,8 +253,8 @@ def stop(name: str | None, now: bool, timeout: float | None, as_json: bool) -> N
 
 def _ask(name: str | None, as_json: bool, command: str, **wanted: Any) -> None:
     """One command of the control API, its answer for people or programs."""
+    from shardmem.client.client import Client, only_engine
     from shardmem.console.render import answer
-    from shardmem.control.client import Client, only_engine
 
     name = name or only_engine()
     with Client(name) as client:
@@ -360,9 +360,9 @@ def ingest(
 
     An events engine gets each record's own bytes as payload; a records engine gets the fields of its dtype by name.
     """
+    from shardmem.client.client import only_engine
     from shardmem.console.ingest import BadRecord, Ingest, size_of
     from shardmem.console.progress import Meter
-    from shardmem.control.client import only_engine
     from shardmem.runtime.producer import connect
 
     with connect(engine or only_engine()) as producer:
@@ -421,8 +421,8 @@ def gc(engines: tuple[str, ...], dry_run: bool, end_orphans: bool, discard: str 
     What holds accepted events is kept, because a run of the same engine handles them; state files are not touched.
     """
     from shardmem.console.render import collected
-    from shardmem.control.census import Places
-    from shardmem.control.collect import gc as collect
+    from shardmem.host.census import Places
+    from shardmem.host.gc import gc as collect
 
     found = [
         each.describe()
@@ -446,13 +446,13 @@ def doctor(target: str | None, as_json: bool) -> None:
     from dataclasses import replace
 
     from shardmem.console.render import checks as rendered
-    from shardmem.control.census import Places, census, judge
-    from shardmem.control.doctor import PROBLEM, Plan, examine, worst_of
-    from shardmem.control.host import Host
-    from shardmem.memory.control import Control
+    from shardmem.host.census import Places, census, judge
+    from shardmem.host.doctor import PROBLEM, Plan, examine, worst_of
+    from shardmem.host.machine import Host
+    from shardmem.memory.engine_segment import ControlSegment
 
     if target is not None and not target.endswith(".toml") and ":" not in target:
-        control = Control.attach(target)
+        control = ControlSegment.attach(target)
         plan = Plan.of_engine(control)
         control.close()
     else:

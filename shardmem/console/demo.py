@@ -16,9 +16,9 @@ from typing import Any
 
 import click
 
+from shardmem.client.engine import Engine
 from shardmem.console.progress import Meter
 from shardmem.console.render import accounting_line, count
-from shardmem.control.engine import Engine
 from shardmem.errors import ConfigError
 from shardmem.runtime.batch import Batch
 from shardmem.runtime.handler import Context, Handler

@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from shardmem.config import PRESETS, Config
-from shardmem.control.chosen import OF_THE_ENGINE, policy_of, preset_of
 from shardmem.policy import ScalingPolicy
 from shardmem.settings import UNITS, Setting, declared
-from shardmem.sources import Sources
+from shardmem.settings_sources import Sources
+from shardmem.supervisor.configured import OF_THE_ENGINE, policy_of, preset_of
 
 WIDTH = 80
 

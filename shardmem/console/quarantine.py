@@ -33,9 +33,9 @@ def _common(command: Any) -> Any:
 
 def _path(name: str | None, directory: str | None) -> tuple[str, str]:
     """(engine, its quarantine file), whether or not the engine is running."""
+    from shardmem.client.client import only_engine
     from shardmem.config import default_directory, quarantine_file
-    from shardmem.control.client import only_engine
-    from shardmem.memory.control import Control
+    from shardmem.memory.engine_segment import ControlSegment
 
     if name is None:
         files = glob.glob(os.path.join(directory or default_directory(), "*.quarantine"))
@@ -47,7 +47,7 @@ def _path(name: str | None, directory: str | None) -> tuple[str, str]:
             name = os.path.basename(files[0]).removesuffix(".quarantine")
     if directory is None:
         try:
-            control = Control.attach(name)
+            control = ControlSegment.attach(name)
         except NotRunning:
             directory = default_directory()
         else:
@@ -71,7 +71,7 @@ def _open(name: str | None, directory: str | None) -> tuple[str, Any]:
 @_common
 def list_(everything: bool, name: str | None, state_dir: str | None, as_json: bool) -> None:
     """What is there: one line each, oldest first."""
-    from shardmem.control.quarantine import describe
+    from shardmem.client.quarantine import describe
 
     engine, found = _open(name, state_dir)
     events = found.events(replayed=everything, payloads=False) if found else []
@@ -129,7 +129,7 @@ def _cut(text: str, length: int) -> str:
 @_common
 def show(id: int, name: str | None, state_dir: str | None, as_json: bool) -> None:
     """Everything about one event: reason, traceback or signal, key and payload."""
-    from shardmem.control.quarantine import describe
+    from shardmem.client.quarantine import describe
 
     _, found = _needed(name, state_dir)
     (event,) = found.events([id])
@@ -165,7 +165,7 @@ def replay(
 
     Mend the handler first ('shardmem reload', or run the engine anew).
     """
-    from shardmem.control.quarantine import replay as give_back
+    from shardmem.client.quarantine import replay as give_back
 
     if bool(ids) == everything:
         raise click.UsageError("name the ids of events, or --all")

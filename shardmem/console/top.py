@@ -18,11 +18,11 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from shardmem.console.top_view import SORTS, Rates, View, frame
-from shardmem.control.client import Client
+from shardmem.client.client import Client
+from shardmem.console.top_view import SORTS, Rates, Screen, frame
 from shardmem.errors import ShardmemError
-from shardmem.runtime.findings import shard_count
 from shardmem.settings import some
+from shardmem.status.findings import shard_count
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Order:
 class Keys:
     """What each key does, without doing it: keys in; view, orders and the end out."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: Screen) -> None:
         self.view = view
         self.quit = False
         self._asking: str | None = None  # the digits typed so far
@@ -185,14 +185,14 @@ def once(engine: str, interval: float) -> None:
     finally:
         source.close()
     console.print(
-        frame(document, rates, View(ascii=is_plain(console), gone=gone, keys=False, rows=1 << 16)), soft_wrap=True
+        frame(document, rates, Screen(ascii=is_plain(console), gone=gone, keys=False, rows=1 << 16)), soft_wrap=True
     )
 
 
 def watch(engine: str, interval: float) -> None:
     """Until `q`. The terminal is left as it was found, however this ends."""
     console = Console(highlight=False)
-    source, errands, keys = Source(engine), Errands(engine), Keys(View(ascii=is_plain(console)))
+    source, errands, keys = Source(engine), Errands(engine), Keys(Screen(ascii=is_plain(console)))
     keyboard = sys.stdin.fileno()
     modes = termios.tcgetattr(keyboard)
     before = signal.signal(signal.SIGTERM, _end)

@@ -46,7 +46,7 @@ _ASCII = str.maketrans({"█": "#", "░": ".", "·": "|"})
 
 
 @dataclass(frozen=True)
-class View:
+class Screen:
     """How to look at it. keys: whether there is a keyboard. prompt: a question or the outcome of a command, instead of the
     line of keys."""
 
@@ -75,7 +75,7 @@ class Rates:
         return cls((now["accepted"] - was["accepted"]) / seconds, (now["handled"] - was["handled"]) / seconds)
 
 
-def frame(document: dict[str, Any], rates: Rates, view: View = View()) -> Text:
+def frame(document: dict[str, Any], rates: Rates, view: Screen = Screen()) -> Text:
     """As many lines as view.rows, at most. What is cut first are shards beyond those that fit, and it says how many."""
     top = _head(document, rates, view)
     keys = f"+/- shards  d drain  a auto  s sort by {view.sort}  p pause  q quit  ? help"
@@ -102,7 +102,7 @@ def _clean(line: Text, ascii: bool) -> Text:
     return cleaned
 
 
-def _head(document: dict[str, Any], rates: Rates, view: View) -> list[Text]:
+def _head(document: dict[str, Any], rates: Rates, view: Screen) -> list[Text]:
     engine, supervisor = document["engine"], document["supervisor"]
     state = "gone" if view.gone else engine["state"]
     first = Text()

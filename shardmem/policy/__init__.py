@@ -33,7 +33,7 @@ from shardmem.policy.pinned import Pinned
 from shardmem.policy.placement import NOBODY, Move, Strategy, View, first_table, plan_of
 from shardmem.policy.rebalance import Allocate, BeginHandoff, RebalanceRunner
 from shardmem.policy.recycling import Recycling
-from shardmem.policy.restarts import Life, Restarts, Verdict
+from shardmem.policy.restarts import Restart, Restarts, WorkerDeath
 from shardmem.policy.scaling import (
     DecisionHistory,
     DecisionKind,
@@ -62,7 +62,7 @@ __all__ = [
     "Late",
     "LeastLoad",
     "LeastSlots",
-    "Life",
+    "WorkerDeath",
     "Limits",
     "Move",
     "NOBODY",
@@ -82,7 +82,8 @@ __all__ = [
     "ShardSample",
     "ShardState",
     "Strategy",
-    "Verdict",
+    "WorkerDeath",
+    "Restart",
     "View",
     "condition_of",
     "first_table",

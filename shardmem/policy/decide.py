@@ -44,7 +44,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     """The shards of a load, told apart. Masks are in the order of the voters."""
 
     fill: np.ndarray
@@ -59,7 +59,7 @@ class Verdict:
         return (self.fill | self.busy | self.push | self.flush) & ~self.stuck
 
 
-def judge(policy: ScalingPolicy, load: Load) -> Verdict:
+def judge(policy: ScalingPolicy, load: Load) -> Diagnosis:
     values = load.values
     working = values[:, BUSY] >= policy.underutilized_threshold
     fill = values[:, FILL] > policy.fill_ratio_threshold
@@ -68,7 +68,7 @@ def judge(policy: ScalingPolicy, load: Load) -> Verdict:
     flush = working & (values[:, FLUSH] > policy.flush_latency_threshold)
     stuck = load.alone & (fill | busy | push | flush)
     saturated = (fill | push | flush | (values[:, BUSY] > (1 + policy.busy_threshold) / 2)) & ~stuck
-    return Verdict(fill, busy, push, flush, stuck, saturated)
+    return Diagnosis(fill, busy, push, flush, stuck, saturated)
 
 
 def needed(policy: ScalingPolicy, load: Load) -> int:
@@ -87,7 +87,7 @@ def needed(policy: ScalingPolicy, load: Load) -> int:
     return min(total, bearing + int(verdict.stuck.sum()) + load.unheard)
 
 
-def _enough(policy: ScalingPolicy, load: Load, verdict: Verdict) -> int:
+def _enough(policy: ScalingPolicy, load: Load, verdict: Diagnosis) -> int:
     """Shards that bring an overloaded engine below the thresholds, as far as can be told."""
     work = load.values[~verdict.stuck, BUSY].sum() + load.draining_busy
     by_work = _round_up(work / policy.busy_threshold) + int(verdict.stuck.sum()) + load.unheard
@@ -236,7 +236,7 @@ def _wanted(
     return answer(none, 0, "steady", f"{_shards(load.active)} at {load.values[:, BUSY].mean():.0%} busy on average")
 
 
-def _evidence(load: Load, verdict: Verdict, most_needed: int) -> dict[str, Any]:
+def _evidence(load: Load, verdict: Diagnosis, most_needed: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "active": load.active,
         "provisioning": load.provisioning,
@@ -254,7 +254,7 @@ def _evidence(load: Load, verdict: Verdict, most_needed: int) -> dict[str, Any]:
     return found
 
 
-def _trouble(policy: ScalingPolicy, load: Load, verdict: Verdict) -> str:
+def _trouble(policy: ScalingPolicy, load: Load, verdict: Diagnosis) -> str:
     """Which shards are over which threshold, with the worst figure of each."""
     parts = []
     for mask, column, what in (

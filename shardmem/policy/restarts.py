@@ -21,7 +21,7 @@ FORGOTTEN_AFTER = 60.0  # of life: what ends then is not the end of the same sto
 
 
 @dataclass(frozen=True)
-class Life:
+class WorkerDeath:
     """How a life of a worker ended, by nobody's order. progress: events that were handled in all lives of its shard."""
 
     how: str
@@ -32,7 +32,7 @@ class Life:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Restart:
     """delay: seconds until the next life; None: there is none, and `reason` says why."""
 
     delay: float | None
@@ -45,10 +45,10 @@ class Restarts:
 
     def __init__(self, most: int = 10, window: float = 60.0) -> None:
         self.most, self.window = most, window
-        self._shards: dict[int, _Past] = {}
+        self._shards: dict[int, _DeathRecord] = {}
 
-    def ended(self, shard: int, life: Life, now: float) -> Verdict:
-        past = self._shards.setdefault(shard, _Past())
+    def ended(self, shard: int, life: WorkerDeath, now: float) -> Restart:
+        past = self._shards.setdefault(shard, _DeathRecord())
         if not life.ready:
             return self._booting(past, life)
         past.boots = 0
@@ -61,45 +61,45 @@ class Restarts:
         self._shards.pop(shard, None)
 
     @staticmethod
-    def _booting(past: _Past, life: Life) -> Verdict:
+    def _booting(past: _DeathRecord, life: WorkerDeath) -> Restart:
         past.boots += 1
         if past.boots >= BOOT_CRASHES:
-            return Verdict(
+            return Restart(
                 None,
                 f"its worker ended {past.boots} times in a row before it was ready, the last time: {life.how}",
                 boot=True,
             )
-        return Verdict(FIRST_WAIT * 2 ** (past.boots - 1), life.how)
+        return Restart(FIRST_WAIT * 2 ** (past.boots - 1), life.how)
 
     @staticmethod
-    def _narrowing(past: _Past, life: Life) -> Verdict:
+    def _narrowing(past: _DeathRecord, life: WorkerDeath) -> Restart:
         past.narrowing = past.narrowing + 1 if life.progress == past.progress else 1
         past.progress = life.progress
         if past.narrowing >= NARROWING:
-            return Verdict(
+            return Restart(
                 None,
                 f"its worker ended {past.narrowing} times with a batch in hand and handled nothing in "
                 f"between, the last time: {life.how}",
             )
-        return Verdict(min(NARROWING_MOST, NARROWING_STEP * (past.narrowing - 1)), life.how)
+        return Restart(min(NARROWING_MOST, NARROWING_STEP * (past.narrowing - 1)), life.how)
 
-    def _idle(self, past: _Past, life: Life, now: float) -> Verdict:
+    def _idle(self, past: _DeathRecord, life: WorkerDeath, now: float) -> Restart:
         if life.seconds >= FORGOTTEN_AFTER:
             past.waits = 0
         while past.recent and past.recent[0] <= now - self.window:
             past.recent.popleft()
         if len(past.recent) >= self.most:
-            return Verdict(
+            return Restart(
                 None,
                 f"its worker was started again {len(past.recent)} times within {self.window:g} s "
                 f"(max_restarts, restart_window) and ended once more: {life.how}",
             )
         past.recent.append(now)
         past.waits += 1
-        return Verdict(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (past.waits - 2)) if past.waits > 1 else 0.0, life.how)
+        return Restart(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (past.waits - 2)) if past.waits > 1 else 0.0, life.how)
 
 
-class _Past:
+class _DeathRecord:
     def __init__(self) -> None:
         self.boots = self.narrowing = self.waits = 0
         self.progress = -1

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from shardmem.errors import AlreadyRunning, HandlerError
-from shardmem.memory.control import name_of
+from shardmem.memory.engine_segment import name_of
 from shardmem.memory.native import MOVE_PHASES, ffi, lib
 from shardmem.runtime.handler import Handler, optional
 from shardmem.runtime.state import StateStore
@@ -21,8 +21,8 @@ IDLE_SHARE = 0.1  # of the interval: with nothing else to do, whoever waits in f
 log = logging.getLogger("shardmem.checkpoint")
 
 
-class Stateless:
-    """Heads move when the handler has returned. The interface of Checkpoints, most of it without work."""
+class Immediate:
+    """Heads move when the handler has returned. The interface of Checkpointed, most of it without work."""
 
     patience_ns = 100_000_000
 
@@ -49,7 +49,7 @@ class Stateless:
     def restore(self, slots: Iterable[int]) -> None: ...
 
 
-class Checkpoints:
+class Checkpointed:
     """A stateful handler: the states of changed slots and the rows behind them are saved in one transaction, then heads move.
 
     interval: seconds between checkpoints under load. Sooner when half a lane is handled and not committed, and when there is

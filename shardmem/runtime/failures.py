@@ -15,7 +15,7 @@ from typing import Any
 from shardmem.errors import HandlerError
 from shardmem.memory.native import ffi, lib
 from shardmem.runtime.batch import Batch
-from shardmem.runtime.checkpoint import Checkpoints, Stateless, fenced
+from shardmem.runtime.checkpoint import Checkpointed, Immediate, fenced
 from shardmem.runtime.quarantine import Quarantine
 
 MOST_IN_A_ROW = 16  # events that fail one after the other, with no success between: then it is not the events
@@ -44,7 +44,7 @@ class Failures:
         shard: int,
         reader: Any,
         batch: Any,
-        keeper: Stateless | Checkpoints,
+        keeper: Immediate | Checkpointed,
         rules: OnError,
         ended: str | None,
         pause: Callable[[float], None],

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shardmem.memory.native import ffi, lib
-from shardmem.runtime.checkpoint import Checkpoints, Stateless
+from shardmem.runtime.checkpoint import Checkpointed, Immediate
 
 LOOK_AGAIN = 0.001  # seconds between two looks at what is left: each goes over all that is waiting in the lanes
 
@@ -22,7 +22,7 @@ class Moves:
     """What this worker owes to handoffs."""
 
     def __init__(
-        self, control: Any, shard: int, reader: Any, keeper: Stateless | Checkpoints, say: Callable[..., None]
+        self, control: Any, shard: int, reader: Any, keeper: Immediate | Checkpointed, say: Callable[..., None]
     ) -> None:
         self._control, self._shard, self._reader = control, shard, reader
         self._keeper, self._say = keeper, say

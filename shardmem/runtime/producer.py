@@ -22,7 +22,7 @@ from shardmem.errors import (
     ShardmemError,
 )
 from shardmem.memory import lease
-from shardmem.memory.control import Control, Inbox
+from shardmem.memory.engine_segment import ControlSegment, InboxSegment
 from shardmem.memory.native import REASONS, Pusher, ffi, lib
 from shardmem.schema import KEY_BYTES, KEY_INT, KEY_NONE, KEY_STR
 
@@ -72,7 +72,7 @@ class Producer:
 
     def _attach(self) -> None:
         """Take a seat. The lease is stored last: whoever finds it held finds the rest of it too."""
-        control = Control.attach(self.engine, self._wait)
+        control = ControlSegment.attach(self.engine, self._wait)
         try:
             state = control.state
             if state in ("draining", "stopped"):
@@ -90,7 +90,7 @@ class Producer:
         self._control, self.seat, self._sender, self.schema = control, seat, sender, control.schema
         self.backpressure = self._chosen or control.backpressure
         self._timeout = 0.0 if self.backpressure == "fail" else None
-        self._inboxes: dict[int, Inbox] = {}
+        self._inboxes: dict[int, InboxSegment] = {}
         self._fast = Pusher(int(ffi.cast("uintptr_t", sender)), self._push_slow)
         if not self.schema.is_records and self.backpressure in ("block", "fail"):
             # the same call without a Python frame: see csrc/fastcall.c
@@ -585,7 +585,7 @@ class _Call:
         raise Backpressure(rest, accepted, refused, shard, time.monotonic() - self._started)
 
 
-def _take_seat(control: Control) -> tuple[int, lease.Lease]:
+def _take_seat(control: ControlSegment) -> tuple[int, lease.Lease]:
     for seat in range(control.max_producers):
         held = lease.Lease.take(control.segment, lease.seat_byte(seat))
         if held is not None:

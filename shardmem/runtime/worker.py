@@ -20,11 +20,12 @@ from typing import Any
 
 from shardmem.errors import AlreadyRunning, BatchEscaped, HandlerError, ShardmemError
 from shardmem.memory import lease
-from shardmem.memory.control import Control
+from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import ENGINE_STATES, SHARD_STATES, arm_from_environment, ffi, lib
 from shardmem.runtime import logs
 from shardmem.runtime.batch import Batch, Scratch
-from shardmem.runtime.checkpoint import Checkpoints, Stateless, fenced
+from shardmem.runtime.checkpoint import Checkpointed, Immediate, fenced
+from shardmem.runtime.child import Reports
 from shardmem.runtime.failures import Failures, OnError
 from shardmem.runtime.handler import Context, Handler, HandlerRef, is_stateful, optional
 from shardmem.runtime.moves import Moves
@@ -38,7 +39,7 @@ log = logging.getLogger("shardmem.worker")
 class Worker:
     """One life of one shard."""
 
-    def __init__(self, control: Control, shard: int, *, batch_rows: int, spin_us: int) -> None:
+    def __init__(self, control: ControlSegment, shard: int, *, batch_rows: int, spin_us: int) -> None:
         self.control, self.shard = control, shard
         self._spin_ns = spin_us * 1000
         held = lease.Lease.take(control.segment, lease.shard_byte(shard))
@@ -84,7 +85,7 @@ class Worker:
         while not self.ordered_to_stop() and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, 0.02))
 
-    def run(self, keeper: Stateless | Checkpoints, moves: Moves, failures: Failures) -> None:
+    def run(self, keeper: Immediate | Checkpointed, moves: Moves, failures: Failures) -> None:
         """Until told to stop. Raises HandlerError, with the event, when the handler fails and that is to stop the worker."""
         next_batch, handled, reader, batch, spin = lib.sm_next, keeper.handled, self.reader, self.batch, self._spin_ns
         schema, slots, shard, scratch = self.control.schema, self.control.slots, self.shard, self._scratch
@@ -124,19 +125,6 @@ class Worker:
         self.say_error(text)
 
 
-class Reports:
-    """Lines of JSON to the supervisor. It may be gone: then nobody needs them."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def say(self, **what: Any) -> None:
-        try:
-            os.write(self._descriptor, json.dumps(what).encode() + b"\n")
-        except OSError:
-            pass
-
-
 def main() -> int:
     arm_from_environment()
     faulthandler.enable()  # where a handler was that crashes the process
@@ -156,7 +144,7 @@ def main() -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         worker = Worker(
-            Control.attach(orders["engine"]),
+            ControlSegment.attach(orders["engine"]),
             orders["shard"],
             batch_rows=settings["batch_rows"],
             spin_us=settings["spin_us"],
@@ -210,7 +198,7 @@ def main() -> int:
     return EXIT_STOPPED
 
 
-def _keeper(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) -> Stateless | Checkpoints:
+def _keeper(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) -> Immediate | Checkpointed:
     control = worker.control
     context = Context(
         control.engine,
@@ -228,9 +216,9 @@ def _keeper(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) -> 
 
     handler = opened()
     if not is_stateful(handler):
-        return Stateless(worker.reader, handler)
+        return Immediate(worker.reader, handler)
     store = StateStore(settings["state_file"], control.geometry.engine_id, control.slots, keep=settings["keep_state"])
-    return Checkpoints(control, worker.shard, worker.reader, handler, store, settings["checkpoint_interval"], opened)
+    return Checkpointed(control, worker.shard, worker.reader, handler, store, settings["checkpoint_interval"], opened)
 
 
 def _boot_failure(worker: Worker | None, reports: Reports, error: Exception) -> int:

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from shardmem.console.cli import main
-from shardmem.memory.control import Control
+from shardmem.memory.engine_segment import ControlSegment
 from shardmem.schema import Schema
 
 
@@ -44,7 +44,7 @@ def test_a_problem_is_exit_code_1_and_what_to_do_is_said_within_80_columns(docto
 
 
 def test_an_engine_that_is_here_is_examined_as_it_was_made(doctor, engine_name):
-    control = Control.create(engine_name, Schema(), slots=64, max_shards=3, max_producers=5, lane_bytes=1 << 16)
+    control = ControlSegment.create(engine_name, Schema(), slots=64, max_shards=3, max_producers=5, lane_bytes=1 << 16)
     try:
         document = json.loads(doctor(engine_name, "--json").stdout)
         memory = next(check for check in document["checks"] if check["name"] == "shared memory")

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import shardmem
-from shardmem.control.census import Places, observe
-from shardmem.control.collect import _end_workers, gc
+from shardmem.host.census import Places, observe
+from shardmem.host.gc import _end_workers, gc
 
 APP = """
 import os

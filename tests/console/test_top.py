@@ -20,8 +20,8 @@ from rich.console import Console
 
 import shardmem
 from shardmem.console.top import Keys
-from shardmem.console.top_view import SORTS, Rates, View, duration, frame
-from shardmem.runtime.findings import finding
+from shardmem.console.top_view import SORTS, Rates, Screen, duration, frame
+from shardmem.status.findings import finding
 
 
 def shard(number, **changes):
@@ -86,7 +86,7 @@ def document(shards=(shard(0), shard(1)), **changes):
     }
 
 
-def shown(document, rates=Rates(), view=View(), width=80):
+def shown(document, rates=Rates(), view=Screen(), width=80):
     out = io.StringIO()
     Console(file=out, width=width, color_system=None).print(frame(document, rates, view))
     return out.getvalue().splitlines()
@@ -151,7 +151,7 @@ def test_no_figure_however_large_breaks_the_table_or_80_columns():
 
 def test_a_terminal_that_is_not_utf8_gets_ascii_only():
     bad = shard(1, condition="failed", reason="höll … ✗")
-    text = "\n".join(shown(document([shard(0), bad]), view=View(ascii=True)))
+    text = "\n".join(shown(document([shard(0), bad]), view=Screen(ascii=True)))
 
     assert text.isascii()
     assert "####.... 50%" in text and "h?ll ? ?" in text
@@ -216,14 +216,14 @@ def test_shards_are_sorted(sort, order):
         shard(1, rate=30, fill_ratio=0.2, busy=0.1),
         shard(2, rate=10, fill_ratio=0.3, busy=0.5),
     ]
-    lines = shown(document(shards), view=View(sort=sort))
+    lines = shown(document(shards), view=Screen(sort=sort))
 
     assert order == [int(line.split()[0]) for line in lines if re.match(r" +\d+ busy ", line)]
 
 
 @pytest.mark.parametrize("rows", [6, 10, 24, 50])
 def test_many_shards_fit_the_window_and_the_rest_is_counted(rows):
-    lines = shown(document([shard(number) for number in range(300)]), view=View(rows=rows))
+    lines = shown(document([shard(number) for number in range(300)]), view=Screen(rows=rows))
     there = sum(bool(re.match(r" +\d+ busy ", line)) for line in lines)
 
     assert len(lines) <= rows and "q quit" in lines[-1]
@@ -251,7 +251,7 @@ def test_durations_are_short(seconds, text):
 
 
 def test_plus_and_minus_count_active_shards_and_never_ask_for_none():
-    keys = Keys(View())
+    keys = Keys(Screen())
     two = document([shard(0), shard(1), shard(2, state="draining")])
 
     assert {"shards": 3} == keys.press("+", two).wanted
@@ -264,7 +264,7 @@ def test_plus_and_minus_count_active_shards_and_never_ask_for_none():
 
 
 def test_a_drain_wants_a_number_that_there_is_and_a_yes():
-    keys = Keys(View())
+    keys = Keys(Screen())
     for typed, prompt in (
         ("d", "drain which shard?"),
         ("1", "none) 1"),
@@ -281,14 +281,14 @@ def test_a_drain_wants_a_number_that_there_is_and_a_yes():
     assert not keys.quit
 
     for typed in ("d1\rn", "d1\r\r", "d\r", "d9\ry", "d1\x1b", "y"):
-        assert Keys(View()).press(typed, document()) is None, typed
-    escaped = Keys(View())
+        assert Keys(Screen()).press(typed, document()) is None, typed
+    escaped = Keys(Screen())
     escaped.press("d1\r", document())
     assert escaped.press("\x1b", document()) is None and escaped.press("y", document()) is None
 
 
 def test_while_the_help_is_open_no_key_acts_and_escape_leaves_it():
-    keys = Keys(View(help=True))
+    keys = Keys(Screen(help=True))
     for key in "+-ad":
         assert keys.press(key, document()) is None and "" == keys.view.prompt and keys.view.help, key
     keys.press("\x1b[A", document())
@@ -298,7 +298,7 @@ def test_while_the_help_is_open_no_key_acts_and_escape_leaves_it():
 
 
 def test_other_keys_change_the_view_alone_and_arrows_nothing():
-    keys = Keys(View())
+    keys = Keys(Screen())
     seen = []
     for _ in SORTS:
         assert keys.press("s", document()) is None

@@ -54,7 +54,7 @@ def test_a_policy_has_no_clock_no_chance_and_no_io(path):
         "from random import choice",
         "import numpy as np\nnp.random.rand()",
         "open('x')",
-        "from shardmem.memory.control import Control",
+        "from shardmem.memory.engine_segment import ControlSegment",
         "import os.path",
         "hash('key')",
     ],

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from shardmem.policy import Life, Restarts
+from shardmem.policy import Restarts, WorkerDeath
 from shardmem.policy.restarts import BOOT_CRASHES, FORGOTTEN_AFTER, LONGEST_WAIT, NARROWING
 
 
-def idle(seconds: float = 1.0) -> Life:
-    return Life("killed by SIGKILL", ready=True, in_hand=False, seconds=seconds)
+def idle(seconds: float = 1.0) -> WorkerDeath:
+    return WorkerDeath("killed by SIGKILL", ready=True, in_hand=False, seconds=seconds)
 
 
 def test_a_first_death_without_a_batch_in_hand_is_chance_and_later_waits_double_up_to_the_longest():
@@ -47,7 +47,8 @@ def test_a_budget_of_no_restarts_gives_up_at_the_first_death():
 def test_a_batch_that_is_being_narrowed_down_is_tried_again_at_once_and_takes_nothing_from_the_budget():
     restarts = Restarts(most=1)
     waits = [
-        restarts.ended(0, Life("died", ready=True, in_hand=True, seconds=0.1, progress=7), 0.0).delay for _ in range(15)
+        restarts.ended(0, WorkerDeath("died", ready=True, in_hand=True, seconds=0.1, progress=7), 0.0).delay
+        for _ in range(15)
     ]
     assert 0.0 == waits[0] and waits == sorted(waits) and 0.1 == waits[-1] < 0.11
     assert restarts.ended(0, idle(), 0.0).delay is not None
@@ -56,7 +57,7 @@ def test_a_batch_that_is_being_narrowed_down_is_tried_again_at_once_and_takes_no
 def test_deaths_with_a_batch_in_hand_end_when_nothing_at_all_is_handled_between_them():
     restarts, verdicts = Restarts(), []
     for _ in range(NARROWING):
-        verdicts.append(restarts.ended(0, Life("died", ready=True, in_hand=True, seconds=0.1, progress=7), 0.0))
+        verdicts.append(restarts.ended(0, WorkerDeath("died", ready=True, in_hand=True, seconds=0.1, progress=7), 0.0))
     assert all(verdict.delay is not None for verdict in verdicts[:-1]) and verdicts[-1].delay is None
     assert "handled nothing in between" in verdicts[-1].reason
 
@@ -64,14 +65,15 @@ def test_deaths_with_a_batch_in_hand_end_when_nothing_at_all_is_handled_between_
 def test_deaths_with_a_batch_in_hand_go_on_as_long_as_something_is_handled():
     restarts = Restarts()
     lives = [
-        Life("died", ready=True, in_hand=True, seconds=0.1, progress=turn // (NARROWING - 1)) for turn in range(1000)
+        WorkerDeath("died", ready=True, in_hand=True, seconds=0.1, progress=turn // (NARROWING - 1))
+        for turn in range(1000)
     ]
     assert all(restarts.ended(0, life, 0.0).delay is not None for life in lives)
 
 
 def test_crashes_before_ready_are_a_boot_failure_after_three_in_a_row():
     restarts = Restarts()
-    early = Life("killed by SIGSEGV", ready=False, in_hand=False, seconds=0.1)
+    early = WorkerDeath("killed by SIGSEGV", ready=False, in_hand=False, seconds=0.1)
     assert [0.1, 0.2] == [restarts.ended(0, early, 0.0).delay for _ in range(BOOT_CRASHES - 1)]
     assert restarts.ended(0, idle(), 0.0).delay is not None  # it was ready once: the count begins again
     verdicts = [restarts.ended(0, early, 0.0) for _ in range(BOOT_CRASHES)]

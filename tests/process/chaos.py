@@ -22,7 +22,7 @@ from checker import Logs, accounting, check
 from rig import HERE, PATIENCE, Program, Rig, drained, segments_of, wait_until
 
 import shardmem
-from shardmem.memory.control import Control
+from shardmem.memory.engine_segment import ControlSegment
 
 ROWS = 64  # of a batch: the most that one kill may repeat
 SLOTS = 64
@@ -130,7 +130,7 @@ class Chaos:
             self.daemons.start()
             self.daemons.ready()
             self.client = stack.enter_context(shardmem.Client(self.name))
-            self.control = Control.attach(self.name)
+            self.control = ControlSegment.attach(self.name)
             stack.callback(self.control.close)
             stack.callback(lambda: [program.__exit__() for program in self._producers.values()])
             for _ in range(3):

@@ -20,7 +20,7 @@ from recorder import payload, records
 from rig import PATIENCE, Log, drained, sleeps_in_futex, wait_until
 
 import shardmem
-from shardmem.memory.control import PAGE, Control
+from shardmem.memory.engine_segment import PAGE, ControlSegment
 from shardmem.memory.native import arm_point, ffi
 
 NOT_REACHED, UNHAPPY = 7, 8
@@ -294,7 +294,7 @@ def push_until_told() -> None:
 def vandal() -> None:
     """Flips bits of one producer's lanes, in frames and in the words that the producer writes, until each is found broken."""
     orders = order()
-    control = Control.attach(orders["engine"])
+    control = ControlSegment.attach(orders["engine"])
     draw, geometry, flips = random.Random(orders["seed"]), control.geometry, 0
     inboxes = [control.open_inbox(shard) for shard in control.known_shards()]
     lanes = [

@@ -23,7 +23,7 @@ from recorder import payload
 from rig import PATIENCE, Rig, drained
 
 import shardmem
-from shardmem.control.client import socket_path
+from shardmem.client.client import socket_path
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("schemathesis") is None,

@@ -22,7 +22,7 @@ from rig import Rig, drained, segments_of, wait_until
 
 import shardmem
 from shardmem.console import render
-from shardmem.runtime.findings import finding
+from shardmem.status.findings import finding
 
 
 def ask(url: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:

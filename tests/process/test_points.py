@@ -20,7 +20,7 @@ from recorder import POISON, payload
 from rig import HERE, PATIENCE, SEND_POINTS, Log, Rig, drained, is_stopped, segments_of, slot_of, wait_until
 
 import shardmem
-from shardmem.memory.control import Control
+from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import points
 
 ROWS = 16  # of a batch: the most that one kill may repeat
@@ -222,7 +222,7 @@ class Field:
             self.daemons.ready()
             self._checked = 0
             with shardmem.Client(self.name) as self.client:
-                self.control = Control.attach(self.name)
+                self.control = ControlSegment.attach(self.name)
                 yield self
                 self.expect_clean()
                 self.control.close()

@@ -19,7 +19,7 @@ from recorder import RECORD, payload, records
 from rig import PATIENCE, Rig, drained, wait_until
 
 import shardmem
-from shardmem.control.client import _UnixConnection, socket_path
+from shardmem.client.client import _UnixConnection, socket_path
 from shardmem.runtime.quarantine import Quarantine, QuarantineFull
 
 

@@ -15,7 +15,7 @@ from rig import PATIENCE, Log, Rig, drained, expect_clean, keys_of_shard, proces
 
 import shardmem
 from shardmem.config import Config
-from shardmem.control.process import python_command
+from shardmem.runtime.child import python_command
 from shardmem.runtime.handler import HandlerRef
 
 

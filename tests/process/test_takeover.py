@@ -32,9 +32,9 @@ from rig import (
 )
 
 import shardmem
-from shardmem.control.process import AdoptedWorker
-from shardmem.memory.control import Control
+from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import lib
+from shardmem.supervisor.process import AdoptedWorker
 
 STEPS = [
     "handoff.begun",
@@ -256,7 +256,7 @@ def test_whoever_asks_a_supervisor_that_hangs_is_told_so_at_once_and_what_helps(
         with shardmem.Client(engine_name) as client:
             os.kill(pid, signal.SIGSTOP)
             wait_until(lambda: is_stopped(pid), "it is stopped")
-            control = Control.attach(engine_name)
+            control = ControlSegment.attach(engine_name)
             lib.sm_supervisor_beat(
                 control.address, lib.sm_now_ns() - 11 * 10**9
             )  # as if that had been eleven seconds ago
@@ -308,7 +308,7 @@ def test_supervisors_killed_one_after_the_other_at_every_step_of_their_work_leav
         return not engine.status()["handoffs"]
 
     monkeypatch.setattr(shardmem.Engine, "_launch", launch_armed)
-    monkeypatch.setattr("shardmem.control.engine.REVIVALS", len(points) + 1)  # one command may meet all of them
+    monkeypatch.setattr("shardmem.client.engine.REVIVALS", len(points) + 1)  # one command may meet all of them
     with shardmem.Engine(
         handler=handler(str(tmp_path)),
         dtype=ROW,
@@ -442,7 +442,7 @@ def test_the_death_of_a_worker_in_another_pid_namespace_is_learned_from_its_leas
     def unseen(pid: int, flags: int = 0) -> int:
         raise ProcessLookupError(pid)
 
-    async def adopt_and_kill(control: Control, pid: int) -> AdoptedWorker:
+    async def adopt_and_kill(control: ControlSegment, pid: int) -> AdoptedWorker:
         ended = asyncio.Event()
         monkeypatch.setattr("os.pidfd_open", unseen)
         worker = AdoptedWorker(asyncio.get_running_loop(), control, "nothing", 0, lambda _: ended.set())
@@ -455,18 +455,18 @@ def test_the_death_of_a_worker_in_another_pid_namespace_is_learned_from_its_leas
         return worker
 
     with rig.engine(engine_name, shards=1) as engine:
-        control = Control.attach(engine_name)
+        control = ControlSegment.attach(engine_name)
         worker = asyncio.run(adopt_and_kill(control, engine.status()["shards"][0]["pid"]))
         assert not worker.alive
         control.close()
 
 
 def test_a_process_that_only_has_the_number_of_a_worker_is_never_taken_for_it(rig: Rig, engine_name: str) -> None:
-    async def adopt(control: Control, inbox: str) -> AdoptedWorker:
+    async def adopt(control: ControlSegment, inbox: str) -> AdoptedWorker:
         return AdoptedWorker(asyncio.get_running_loop(), control, inbox, 0, lambda _: None)
 
     with rig.engine(engine_name, shards=1):
-        control = Control.attach(engine_name)
+        control = ControlSegment.attach(engine_name)
         inbox = f"shardmem.{engine_name}.inbox.0.1"
         assert asyncio.run(adopt(control, inbox))._pidfd is not None
         assert asyncio.run(adopt(control, "shardmem.another.inbox.0.1"))._pidfd is None

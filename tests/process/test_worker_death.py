@@ -20,9 +20,9 @@ from recorder import payload
 from rig import PATIENCE, Log, Program, Rig, drained, expect_clean, keys_of_shard, segments_of, wait_until
 
 import shardmem
-from shardmem.control.client import socket_path
-from shardmem.control.process import python_command
-from shardmem.memory.control import Control
+from shardmem.client.client import socket_path
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.runtime.child import python_command
 
 ROWS = 32  # of a batch: the most that one kill may repeat
 
@@ -209,7 +209,7 @@ def test_workers_that_die_in_turn_while_an_engine_starts_do_not_keep_it_from_run
         second_life, other_shard = (stack.enter_context(rig.locked(name)) for name in ("open-0-2", "open-1-1"))
         starting = threading.Thread(target=engine.start, daemon=True)
         starting.start()
-        control = Control.attach(engine_name, wait=PATIENCE)
+        control = ControlSegment.attach(engine_name, wait=PATIENCE)
         wait_until(lambda: control.worker_phase(0) == "ready", "the first shard is ready")
         first = control.view_shard(0)  # it says so to its supervisor before it looks for events
         wait_until(lambda: control.view_shard(0).heartbeat_ns > first.entered_ns, "it has said that it is ready")

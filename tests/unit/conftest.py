@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from shardmem.memory.control import Control, Inbox
+from shardmem.memory.engine_segment import ControlSegment, InboxSegment
 from shardmem.memory.native import ffi, lib
 from shardmem.policy.placement import first_table
 from shardmem.runtime.batch import Batch, Scratch
@@ -30,7 +30,7 @@ class Loopback:
         batch_rows=4096,
         state_dir="",
     ):
-        self.control = Control.create(
+        self.control = ControlSegment.create(
             f"t{os.getpid()}-{uuid.uuid4().hex[:8]}",
             Schema.of(dtype, key),
             slots=slots,
@@ -43,7 +43,7 @@ class Loopback:
         self.inboxes, self.readers, self.batches, self.held = [], [], [], {}
         self.scratch, self._opened = Scratch(), []
         for shard in range(shards):
-            self.inboxes.append(Inbox.create(self.control, shard, 1))
+            self.inboxes.append(InboxSegment.create(self.control, shard, 1))
             lib.sm_set_shard_generation(self.control.address, shard, 1)
             lib.sm_set_shard_weight(self.control.address, shard, 1000)
             self.control.set_shard_state(shard, "active")

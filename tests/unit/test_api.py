@@ -25,19 +25,19 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
 
-from shardmem.control import api as module
-from shardmem.control.api import Api
-from shardmem.control.commands import parse_slots
-from shardmem.control.health import against_life, against_readiness
-from shardmem.control.metrics import rows_of, seconds_of
-from shardmem.control.operations import COMMANDS, PAGE_FILES, READS
-from shardmem.control.quarantine import NEWEST, QuarantineAccess, describe, plain
+from shardmem.client.quarantine import NEWEST, QuarantineAccess, describe, plain
 from shardmem.errors import AlreadyRunning, ConfigError, NotRunning
+from shardmem.http import server as module
+from shardmem.http.metrics import rows_of, seconds_of
+from shardmem.http.operations import COMMANDS, PAGE_FILES, READS
+from shardmem.http.server import Api
 from shardmem.memory.native import lib
-from shardmem.runtime.catalogue import FIGURES, HISTOGRAM
-from shardmem.runtime.findings import STALE
 from shardmem.runtime.quarantine import Quarantine
-from shardmem.runtime.snapshot import FLOORS_NS, Observer
+from shardmem.status.figures import FIGURES, HISTOGRAM
+from shardmem.status.findings import STALE
+from shardmem.status.health import against_life, against_readiness
+from shardmem.status.observer import FLOORS_NS, Observer
+from shardmem.supervisor.commands import parse_slots
 
 TOKEN = "open sesame"
 
@@ -160,7 +160,7 @@ def test_the_page_may_load_nothing_from_elsewhere_and_make_no_markup_of_texts(lo
                 ), path
                 assert not re.search(r"(https?:)?//(?!www\.w3\.org/2000/svg)[a-z]", re.sub(r"//[ -].*", "", text)), path
                 served.add(path.rpartition("/")[2])
-        there = {each.name for each in files("shardmem.control").joinpath("page").iterdir()}
+        there = {each.name for each in files("shardmem.http").joinpath("page").iterdir()}
         assert there == served - {""}, "a file of the page is not served"
         for name in ("../api.py", "api.py", "..%2fapi.py", "page.html%00", ""):
             assert 404 == (await tcp.get(f"/page/{name}")).status, name

@@ -12,12 +12,12 @@ import jsonschema
 import pytest
 
 import shardmem
-from shardmem.control.answers import COMPONENTS
-from shardmem.control.metrics import OF
+from shardmem.http.answers import COMPONENTS
+from shardmem.http.metrics import OF
 from shardmem.memory.native import ENGINE_STATES, REASONS, SHARD_STATES, lib
 from shardmem.policy import Facts, Limits, condition_of
-from shardmem.runtime.catalogue import COUNTER, FIGURES, HISTOGRAM, PREFIX, REFUSALS, STATE, Figure, page
-from shardmem.runtime.snapshot import Observer
+from shardmem.status.figures import COUNTER, FIGURES, HISTOGRAM, PREFIX, REFUSALS, STATE, Figure, page
+from shardmem.status.observer import Observer
 
 OPEN = ("refused", "shed")  # objects whose members are not known beforehand
 DOCS = Path(__file__).parents[2] / "docs"
@@ -157,7 +157,7 @@ def test_names_follow_the_conventions_of_prometheus_and_are_declared_once():
 
 
 def test_the_page_of_metrics_is_what_the_catalogue_says():
-    said = "out of date: python -m shardmem.runtime.catalogue > docs/metrics.md"
+    said = "out of date: python -m shardmem.status.figures > docs/metrics.md"
     assert (DOCS / "metrics.md").read_text() == page(), said
 
 

@@ -18,15 +18,16 @@ from pathlib import Path
 import pytest
 
 from shardmem.config import Config
-from shardmem.control import census, collect
-from shardmem.control.census import KEEP, REMOVE, SKIP, EngineFacts, File, InboxFacts, Places, judge
-from shardmem.control.collect import Claim, gc
-from shardmem.control.takeover import take_role
 from shardmem.errors import AlreadyRunning, NotRunning, ShardmemError
+from shardmem.host import census
+from shardmem.host import gc as collector
+from shardmem.host.census import KEEP, REMOVE, SKIP, EngineFacts, File, InboxFacts, Places, judge
+from shardmem.host.gc import Claim, gc
 from shardmem.memory import lease
-from shardmem.memory.control import Control, Inbox
+from shardmem.memory.engine_segment import ControlSegment, InboxSegment
 from shardmem.memory.segment import Segment, control_name, inbox_name, path_of
 from shardmem.runtime import producer as producer_module
+from shardmem.supervisor.takeover import take_role
 
 CONTROL = File("/dev/shm/shardmem.e.control", bytes=1000)
 FIRST = InboxFacts(File("/dev/shm/shardmem.e.inbox.0.1", bytes=10), 0, 1, named=True)
@@ -222,7 +223,7 @@ def test_any_lease_keeps_an_engine(engine, places, byte):
 
 
 def test_an_inbox_that_no_control_segment_names_goes_when_nobody_has_it_mapped(engine, places):
-    stray = Inbox.create(engine.control, 1, 7)
+    stray = InboxSegment.create(engine.control, 1, 7)
     with engine.producer() as producer:
         producer.push(1, b"keeps the engine")
 
@@ -335,7 +336,7 @@ def test_what_cannot_be_removed_is_kept_and_says_why(name, places, monkeypatch, 
 
     Path(path_of(inbox_name(name, 0, 3))).write_bytes(b"")
     with monkeypatch.context() as patch:
-        patch.setattr(collect.os, broken, refuse) if broken == "open" else patch.setattr(collect, "_unlink", refuse)
+        patch.setattr(collector.os, broken, refuse) if broken == "open" else patch.setattr(collector, "_unlink", refuse)
         (kept,) = gc(places, [name])
     assert KEEP == kept.action and part in kept.reason and not kept.done
 
@@ -376,8 +377,8 @@ def test_where_there_is_no_control_segment_a_locked_empty_one_stands_for_it(name
 
 COLLECTOR = """
 import select, sys
-from shardmem.control import census
-from shardmem.control.collect import gc
+from shardmem.host import census
+from shardmem.host.gc import gc
 census.YOUNG = 0.0
 removed = 0
 print('ready', flush=True)
@@ -406,7 +407,7 @@ def test_gc_never_takes_a_segment_from_a_supervisor_that_has_taken_it(name, plac
                 except AlreadyRunning:  # gc had just claimed it
                     refused += 1
             assert control.segment.is_current(), f"the segment was taken away from supervisor {life}"
-            Inbox.create(control, 0, life + 1).close()
+            InboxSegment.create(control, 0, life + 1).close()
             assert control.segment.is_current(), f"the segment was taken away from supervisor {life}"
             assert os.path.exists(path_of(inbox_name(name, 0, life + 1))), (
                 f"the inbox was taken away from supervisor {life}"
@@ -426,7 +427,7 @@ def test_gc_never_takes_a_segment_from_a_supervisor_that_has_taken_it(name, plac
 def test_a_producer_that_was_about_to_take_a_seat_cannot_push_into_memory_that_gc_removed(engine, places, monkeypatch):
     take_seat = producer_module._take_seat
 
-    def late(control: Control):
+    def late(control: ControlSegment):
         assert gc(places, [engine.name])[0].done
         return take_seat(control)
 
@@ -439,7 +440,7 @@ def test_a_producer_that_was_about_to_take_a_seat_cannot_push_into_memory_that_g
 def test_what_was_taken_between_the_census_and_the_claim_is_left_alone(engine, places):
     before = judge(census.observe(engine.name, places), places.uid)
     held = lease.Lease.take(engine.control.segment, lease.SUPERVISOR)
-    (left,) = collect._sweep(before, engine.name, places, False)
+    (left,) = collector._sweep(before, engine.name, places, False)
 
     assert KEEP == left.action and "just now" in left.reason and 3 == len(entries(engine.name))
     held.release()

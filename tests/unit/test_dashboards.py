@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shardmem.runtime.catalogue import FIGURES, HISTOGRAM
+from shardmem.status.figures import FIGURES, HISTOGRAM
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ALERTS, DASHBOARD = EXAMPLES / "alerts.yml", EXAMPLES / "grafana-dashboard.json"

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from shardmem.config import Config
-from shardmem.control import doctor
-from shardmem.control.census import KEEP, REMOVE, Finding
-from shardmem.control.doctor import LEVELS, Check, Plan, examine, worst_of
-from shardmem.control.host import TRIALS, Host
-from shardmem.memory.control import memory_needs
+from shardmem.host import doctor
+from shardmem.host.census import KEEP, REMOVE, Leftover
+from shardmem.host.doctor import LEVELS, Check, Plan, examine, worst_of
+from shardmem.host.machine import TRIALS, Host
+from shardmem.memory.engine_segment import memory_needs
 
 MIB = 1 << 20
 # 3 MiB .. 33 MiB
@@ -414,15 +414,15 @@ def test_a_file_system_that_keeps_no_files_is_no_place_for_state(host, tmp_path)
     "finding, level, part",
     [
         (None, "ok", "none; 0 engines are in use"),
-        (Finding("engine", "x", KEEP, "in use: running"), "ok", "none; 1 engines are in use"),
-        (Finding("engine", "x", REMOVE, "nobody holds it", bytes=2 * MIB), "note", "1 things with 2.0 MiB"),
+        (Leftover("engine", "x", KEEP, "in use: running"), "ok", "none; 1 engines are in use"),
+        (Leftover("engine", "x", REMOVE, "nobody holds it", bytes=2 * MIB), "note", "1 things with 2.0 MiB"),
         (
-            Finding("engine", "x", KEEP, "layout version 1", discardable=True, remedy="discard it"),
+            Leftover("engine", "x", KEEP, "layout version 1", discardable=True, remedy="discard it"),
             "note",
             "layout version 1",
         ),
         (
-            Finding("engine", "x", KEEP, "3 events in flight", discardable=True, stranded=True, remedy="run it"),
+            Leftover("engine", "x", KEEP, "3 events in flight", discardable=True, stranded=True, remedy="run it"),
             "warning",
             "3 events in flight",
         ),

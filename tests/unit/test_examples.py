@@ -14,7 +14,7 @@ import pytest
 
 from shardmem.config import load
 from shardmem.console.cli import main
-from shardmem.control.doctor import Plan
+from shardmem.host.doctor import Plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SERVICE = EXAMPLES / "service" / "shardmem@.service"

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from shardmem.console.cli import main
-from shardmem.control.operations import COMMANDS
 from shardmem.errors import Backpressure
-from shardmem.runtime import findings as module
-from shardmem.runtime.findings import LEVELS, STALE, Lately, findings
-from shardmem.runtime.snapshot import Observer
+from shardmem.http.operations import COMMANDS
+from shardmem.status import findings as module
+from shardmem.status.findings import LEVELS, STALE, Lately, findings
+from shardmem.status.observer import Observer
 
 SHARD = {
     "id": 0,
@@ -382,7 +382,7 @@ def test_refusals_of_the_last_seconds_are_found_in_a_real_engine(loopback):
 
 
 def test_every_kind_of_finding_is_in_the_documentation():
-    kinds = set(re.findall(r'finding\("\w+", "(\w+)"', inspect.getsource(module)))
+    kinds = set(re.findall(r'finding\(\s*"\w+",\s*"(\w+)"', inspect.getsource(module)))
     documented = (
         (Path(__file__).parents[2] / "docs" / "operations.md").read_text().partition("## Whether it is well")[2]
     )

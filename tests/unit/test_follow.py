@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from shardmem.control.commands import Commands
-from shardmem.control.journal import Journal
 from shardmem.policy import DecisionKind, Move, ScalingDecision
+from shardmem.supervisor.commands import Commands
+from shardmem.supervisor.history import History
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,10 @@ def test_that_nothing_was_measured_is_no_reason_for_a_move(cause, reason, text):
 
     async def follow():
         supervisor = SimpleNamespace(
-            busy=asyncio.Lock(), handoffs=SimpleNamespace(run=run), journal=Journal(lambda text: None, 4096)
+            busy=asyncio.Lock(), handoffs=SimpleNamespace(run=run), history=History(lambda text: None, 4096)
         )
         await Commands(supervisor).follow(ScalingDecision(DecisionKind.NONE, 0, cause, reason, 0.0), moves)
-        said.extend(entry.what["text"] for entry in supervisor.journal._entries)
+        said.extend(entry.what["text"] for entry in supervisor.history._entries)
 
     asyncio.run(follow())
 

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shardmem.control.pilot import Pilot
-from shardmem.control.sampler import Sampler
 from shardmem.errors import HandlerError, ShardmemError
 from shardmem.memory.native import ffi, lib
 from shardmem.policy import LeastLoad, LeastSlots, Move, ScalingPolicy
-from shardmem.runtime.checkpoint import Stateless
+from shardmem.runtime.checkpoint import Immediate
 from shardmem.runtime.failures import Failures, OnError, explain
-from shardmem.runtime.snapshot import Observer
+from shardmem.status.observer import Observer
+from shardmem.supervisor.planner import Planner
+from shardmem.supervisor.sampler import Sampler
 
 PAGE = 4096
 ROW = np.dtype([("key", "S6"), ("number", "u4"), ("pad", "V6")])
@@ -120,7 +120,7 @@ def failures_of(engine: Any) -> Failures:
         0,
         reader,
         engine.batches[0],
-        Stateless(reader, object()),
+        Immediate(reader, object()),
         rules,
         None,
         lambda _: None,
@@ -222,8 +222,10 @@ def test_the_pilot_plans_nothing_that_a_strategy_should_not_have_answered(loopba
     engine = loopback(shards=2)
     observer = Observer(engine.control)
     with contextlib.closing(observer):
-        pilot = Pilot(engine.control, observer, ScalingPolicy(max_shards=2), Elsewhere(), {0: "active", 1: "active"})
-        for plan in (pilot.plan, pilot.tick):
+        planner = Planner(
+            engine.control, observer, ScalingPolicy(max_shards=2), Elsewhere(), {0: "active", 1: "active"}
+        )
+        for plan in (planner.plan, planner.tick):
             with pytest.raises(ShardmemError, match="strategy Elsewhere"):
                 plan([])
 
@@ -235,7 +237,7 @@ def test_the_pilot_decides_something_whatever_words_say(loopback, strategy):
     for _ in range(5):
         engine = loopback(shards=2)
         observer = Observer(engine.control)
-        pilot = Pilot(engine.control, observer, ScalingPolicy(max_shards=2), strategy(), {0: "active", 1: "active"})
+        planner = Planner(engine.control, observer, ScalingPolicy(max_shards=2), strategy(), {0: "active", 1: "active"})
         begins, lengths = offsets(engine)
         memory = ffi.buffer(engine.control.address, engine.control.geometry.control_bytes)
         for _ in range(200):
@@ -244,9 +246,9 @@ def test_the_pilot_decides_something_whatever_words_say(loopback, strategy):
             value = draw.choice([0, 1, 200, 5000, 1 << 63, (1 << 64) - 1, draw.getrandbits(64)])
             memory[at : at + 8] = value.to_bytes(8, "little")
             if draw.randrange(8) == 0:
-                pilot.tick([])
-                pilot.describe()
-                pilot.plan([], eager=True)
+                planner.tick([])
+                planner.describe()
+                planner.plan([], eager=True)
                 observer.status()
         observer.close()
 

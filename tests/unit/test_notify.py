@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from shardmem.control.notify import STATUS_PAUSE, Notify
+from shardmem.supervisor.notify import STATUS_PAUSE, Notify
 
 
 @pytest.fixture(params=["path", "abstract"])

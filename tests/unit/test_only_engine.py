@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardmem.control import client
+from shardmem.client import client
 from shardmem.errors import NotRunning
 from shardmem.memory.segment import control_name
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from shardmem.console import render
-from shardmem.runtime.snapshot import Observer
+from shardmem.status.observer import Observer
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from shardmem.config import Config, sourced
-from shardmem.control.chosen import faults_of
 from shardmem.errors import ConfigError
 from shardmem.policy import ScalingPolicy
 from shardmem.settings import declared, setting
-from shardmem.sources import lines_of
+from shardmem.settings_sources import lines_of
+from shardmem.supervisor.configured import faults_of
 
 
 @pytest.mark.parametrize("cls", [Config, ScalingPolicy])

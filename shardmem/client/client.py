@@ -1,0 +1,199 @@
+"""Reaching an engine that some other process runs: its status from shared memory, its supervisor by signal."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import select
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from shardmem import errors
+from shardmem.errors import NotRunning, ShardmemError
+from shardmem.memory import lease
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.segment import control_name, engine_names, listed
+from shardmem.status.health import against_readiness, hangs
+from shardmem.status.observer import Observer
+
+
+class Client:
+    """The engine `name`. Raises NotRunning, LayoutMismatch, SegmentError."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._control = ControlSegment.attach(name)
+        self._observer = Observer(self._control)
+
+    def status(self) -> dict[str, Any]:
+        """The document of `shardmem status --json`. Works with the supervisor dead."""
+        return self._observer.status()
+
+    def is_current(self) -> bool:
+        """Whether the engine's shared memory, as it was found, is still there under its name."""
+        return self._control.segment.is_current()
+
+    def stop(
+        self, now: bool = False, timeout: float | None = None, progress: Callable[[int], None] = lambda in_flight: None
+    ) -> dict[str, Any]:
+        """Drain and stop; returns the last status that could be read. now: leave unhandled events in shared memory.
+
+        progress: called with the number of events in flight while waiting. Raises NotRunning without a live supervisor,
+        TimeoutError when it has not ended after `timeout` seconds.
+        """
+        if not self._control.supervisor_alive():
+            raise NotRunning(
+                f"engine {self.name!r} has no supervisor; its shared memory is there, and 'shardmem run' with "
+                f"the same settings takes it up. To end it as it is, without handling what it holds: "
+                f"'shardmem gc --end-orphans {self.name}'"
+            )
+        self._expect_awake()
+        pid = self._control.view_engine().pid
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise NotRunning(f"the supervisor of engine {self.name!r} (pid {pid}) has just ended") from None
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGINT if now else signal.SIGTERM)
+            while True:
+                status = self.status()
+                if select.select([pidfd], [], [], 0.1)[0]:
+                    return self.status()
+                self._expect_awake()
+                progress(status["accounting"]["in_flight"])
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"engine {self.name!r} has not ended after {timeout:g} s; "
+                        f"{status['accounting']['in_flight']:,} events are in flight"
+                    )
+        finally:
+            os.close(pidfd)
+
+    def scale_to(self, shards: int) -> dict[str, Any]:
+        """More or fewer shards; slots evened out. Returns what was done and how long each phase took."""
+        return self.command("scale", shards=shards)
+
+    def drain(self, shard: int) -> dict[str, Any]:
+        """Hand its slots to the others, then stop and remove the shard."""
+        return self.command("drain", shard=shard)
+
+    def move(self, slots: Any, to: int) -> dict[str, Any]:
+        """Slots ("17,40-60", a number or a list of numbers) to a shard."""
+        return self.command(
+            "move", slots=slots if isinstance(slots, (str, int)) else [int(slot) for slot in slots], to=to
+        )
+
+    def rebalance(self) -> dict[str, Any]:
+        """Even out the slots, with the fewest moves."""
+        return self.command("rebalance")
+
+    def reload(self) -> dict[str, Any]:
+        """Every worker is replaced by a fresh one, with what the configuration says now; events keep flowing."""
+        return self.command("reload")
+
+    def command(self, name: str, **wanted: Any) -> dict[str, Any]:
+        """One call of the control API. Raises what the supervisor says, NotRunning without one or if it hangs."""
+        self._expect_awake()
+        connection = _UnixConnection(socket_path(self.name, self._control.segment.owner))
+        try:
+            connection.request("POST", f"/{name}", json.dumps(wanted), {"Content-Type": "application/json"})
+            while not select.select([connection.sock], [], [], 1.0)[0]:
+                self._expect_awake()
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        except (OSError, http.client.HTTPException) as error:
+            raise NotRunning(
+                f"the supervisor of engine {self.name!r} does not answer ({error}). If it is dead, 'shardmem run' "
+                f"with the same settings takes over, with the workers that live; 'shardmem status {self.name}' "
+                f"works without it"
+            ) from None
+        finally:
+            connection.close()
+        if response.status == 200:
+            return answer
+        kind = getattr(errors, answer.get("kind", ""), ShardmemError)
+        raise (
+            kind(answer["error"])
+            if kind not in (errors.OutOfMemory, errors.Backpressure)
+            else ShardmemError(answer["error"])
+        )
+
+    def _expect_awake(self) -> None:
+        if (why := hangs(self._control)) is not None:
+            raise NotRunning(f"the supervisor of engine {self.name!r} does not answer: {why}")
+
+    def close(self) -> None:
+        self._observer.close()
+        self._control.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(self._path)
+
+
+def socket_path(engine: str, uid: int | None = None) -> str:
+    """Where the supervisor of an engine listens. uid: whose engine it is, if not the caller's: root may ask any."""
+    return os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid() if uid is None else uid}", f"{engine}.sock")
+
+
+def wait_ready(name: str | None, timeout: float) -> dict[str, Any]:
+    """The status of an engine once it is ready: every slot has a live worker. None: the one engine here, when there is one.
+
+    Raises TimeoutError with what it still waits for after `timeout` seconds, LayoutMismatch.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            with Client(name or only_engine()) as client:
+                document = client.status()
+            reasons = ["it has no supervisor"] if not document["supervisor"]["alive"] else against_readiness(document)
+            if not reasons:
+                return document
+        except errors.LayoutMismatch:
+            raise
+        except (NotRunning, errors.SegmentError) as error:  # not there, or not yet whole
+            reasons = [str(error)]
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"{f'engine {name!r}' if name else 'an engine'} is not ready after {timeout:g} s: {'; '.join(reasons)}"
+            )
+        time.sleep(0.05)
+
+
+def only_engine() -> str:
+    """The engine that SHARDMEM_NAME names; else the one that runs on this host, or the one whose memory is left. Raises
+    NotRunning."""
+    if named := os.environ.get("SHARDMEM_NAME"):
+        return named
+    names, free = engine_names(), {}
+    for name in names:
+        with contextlib.suppress(PermissionError):  # another user's: it is meant only if there is no other
+            free[name] = lease.is_free(control_name(name), lease.SUPERVISOR)
+    running = [name for name, ended in free.items() if not ended]
+    found = running or [*free] or names
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise NotRunning("no engine is running here; start one with 'shardmem run module:handler'")
+    raise NotRunning(
+        f"several engines {'run' if running else 'have left their memory'} here, name one: {listed(found)}"
+    )

@@ -1,0 +1,350 @@
+"""An engine inside a program: a supervisor process of its own that lives and ends with a block."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import signal
+import subprocess
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from shardmem import errors
+from shardmem.client.client import Client
+from shardmem.config import Config
+from shardmem.errors import ConfigError, NotRunning, ShardmemError
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.runtime.child import python_command
+from shardmem.runtime.handler import HandlerRef, importing_main
+from shardmem.runtime.producer import Producer
+from shardmem.status.observer import Observer
+
+REVIVALS = 5  # supervisors in a row that may be killed while the engine ends
+
+
+class Engine:
+    """Workers that run `handler` on what producers push; a supervisor process of its own, which ends with the block.
+
+    - `handler`: a function of one `Batch`, a `Handler` class or instance, or `"module:name"`. It runs in worker processes, so
+      it must be importable there: top level of a module, or of the script itself under `if __name__ == "__main__":`.
+    - `name`: for `shardmem.connect(name)` and `shardmem status`; made up if not given. Events that are not handled when a
+      named engine ends stay in shared memory for its next run; those of an unnamed one cannot be found again and go.
+    - `dtype`, `key`: a numpy structured dtype and the name of its key field make a records engine; without a dtype it
+      carries events, whose keys come with each push.
+    - `shards`: how many workers, for good; or `min_shards` (1) to `max_shards` (the number of cores), as the policy decides.
+    - `slots`: hash buckets of keys, a power of two. `lane_bytes`: ring of each producer to each shard, a power of two; half of
+      it is the largest event. `max_producers`: how many can be connected at once.
+    - `backpressure`: "block", "fail", "drop_newest", "drop_oldest" or "sample", when a lane is full.
+    - `state_dir`: where the state of a stateful handler outlives the engine.
+    - and every other setting of docs/settings.md, under its name there. Durations are in seconds, sizes in bytes; text with a
+      unit ("250ms", "4MiB") does as well.
+
+    Raises ConfigError (every fault in one), OutOfMemory, AlreadyRunning (name is taken), HandlerError.
+    """
+
+    def __init__(self, name: str | None = None, *, handler: Any, **settings: Any) -> None:
+        if importing_main():
+            raise RuntimeError(
+                "an Engine is being made while a worker process imports this script to find the handler in it; "
+                'put the part that makes the engine under  if __name__ == "__main__":'
+            )
+        self._named, self._inherited = name is not None, False
+        self.name = name if name is not None else f"engine-{os.getpid()}-{secrets.token_hex(3)}"
+        self._config = Config.of(name=self.name, handler=handler, **settings)
+        self._handler = HandlerRef.of(handler)
+        self._process: subprocess.Popen | None = None
+        self._control: ControlSegment | None = None
+        self._last: dict[str, Any] | None = None
+        self._commands: Client | None = None
+        self._reviving = threading.Lock()
+
+    # ---- life ---------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> Engine:
+        """Returns when every worker is ready. `with Engine(...)` calls it."""
+        if self._process is not None:
+            raise ShardmemError(f"engine {self.name!r} was started already; make a new Engine to start again")
+        report = self._launch()
+        if not report or "ready" not in report:
+            self._end(report)
+        self._control = ControlSegment.attach(self.name)
+        self._observer = Observer(self._control)
+        return self
+
+    def _launch(self) -> dict[str, Any] | None:
+        """A supervisor process; what it says first. If an earlier one left live workers, it adopts them."""
+        settings = asdict(self._config)
+        for key in ("handler", "dtype", "key"):
+            del settings[key]
+        read_end, write_end = os.pipe()
+        orders = {
+            "settings": settings,
+            "schema": self._config.schema.to_json(),
+            "handler": asdict(self._handler),
+            "keep_unfinished": self._named,
+            "reports": write_end,
+        }
+        self._process = subprocess.Popen(
+            python_command("shardmem.supervisor.embedded"),
+            stdin=subprocess.PIPE,
+            pass_fds=(write_end,),
+            start_new_session=True,
+        )
+        os.close(write_end)
+        self._reports = _ReportReader(read_end)
+        # Not collected before its end of the lifeline is closed: an engine that is forgotten drains and ends too.
+        weakref.finalize(self, _close_lifeline, self._process)
+        _running.add(self)
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(orders).encode() + b"\n")
+        self._process.stdin.flush()
+        return self._reports.next(self._config.boot_timeout + 30)
+
+    def _revive(self) -> None:
+        """A new supervisor if the last one was killed; workers and producers have gone on without."""
+        assert self._process is not None
+        if self._inherited:
+            return
+        with self._reviving:
+            for turn in range(REVIVALS):
+                if self._process.poll() is None or self._process.returncode >= 0:
+                    return
+                self._reports.close()
+                _close_lifeline(self._process)
+                report = self._launch()
+                if not report or "ready" not in report:
+                    if turn == REVIVALS - 1 or self._process.wait() >= 0:
+                        self._end(report)
+
+    def stop(self, now: bool = False) -> dict[str, Any]:
+        """Drain, stop, and return the last status. now: do not drain. Raises HandlerError if a shard is failed then."""
+        if self._process is None:
+            raise NotRunning(f"engine {self.name!r} was never started")
+        if self._inherited:
+            raise NotRunning(
+                f"engine {self.name!r} belongs to the process that this one was forked from; it ends there"
+            )
+        if self._control is None:  # stopped before
+            return self.status()
+        for _ in range(REVIVALS):
+            self._revive()
+            if self._process.poll() is None:
+                if now:
+                    self._process.send_signal(signal.SIGINT)
+                _close_lifeline(self._process)
+            report = self._reports.last()
+            if self._process.wait() >= 0 or report:  # otherwise it was killed before it could end the engine
+                break
+        if self._process.wait() != 0 or (report and report.get("error")):
+            self._end(report)
+        if report and report.get("status"):
+            self._last = report["status"]
+        self._forget_memory()
+        assert self._last is not None
+        return self._last
+
+    def __enter__(self) -> Engine:
+        return self.start()
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if self._process is None or self._control is None or self._inherited:
+            return
+        if error is None:
+            self.stop()
+            return
+        try:
+            self.stop()
+        except ShardmemError as second:  # the block's own error matters more; do not hide it
+            if not isinstance(error, ShardmemError):
+                error.__notes__ = [*getattr(error, "__notes__", ()), f"and engine {self.name!r} ended badly: {second}"]
+
+    # ---- use ------------------------------------------------------------------------------------------------------------------
+
+    def producer(self, **options: Any) -> Producer:
+        """A producer of this engine; options as of Producer. Other processes use `shardmem.connect(engine.name)`."""
+        options.setdefault("backpressure", self._config.backpressure)
+        options.setdefault("spin_us", self._config.spin_us)
+        return Producer(self.name, **options)
+
+    def status(self) -> dict[str, Any]:
+        """What `shardmem status --json` prints. After the end of the engine: the last one."""
+        if self._control is None:
+            if self._last is None:
+                raise NotRunning(f"engine {self.name!r} is not running")
+            return self._last
+        return self._observer.status()
+
+    def scale_to(self, shards: int) -> dict[str, Any]:
+        """More or fewer shards while events flow. Returns what was done and the seconds of each phase."""
+        return self._ask(lambda client: client.scale_to(shards))
+
+    def drain(self, shard: int) -> dict[str, Any]:
+        """Hand the shard's slots to the others, stop and remove it."""
+        return self._ask(lambda client: client.drain(shard))
+
+    def move(self, slots: Any, to: int) -> dict[str, Any]:
+        """Slots ("17,40-60", a number or a list) to a shard; nothing is lost, repeated or reordered on the way."""
+        return self._ask(lambda client: client.move(slots, to))
+
+    def rebalance(self) -> dict[str, Any]:
+        """Even out the slots, with the fewest moves."""
+        return self._ask(lambda client: client.rebalance())
+
+    def reload(self) -> dict[str, Any]:
+        """Every worker is replaced by a fresh one, which imports the handler anew; events keep flowing."""
+        return self._ask(lambda client: client.reload())
+
+    # ---- inside -----------------------------------------------------------------------------------------------------------------
+
+    def _ask(self, command: Callable[[Client], dict[str, Any]]) -> dict[str, Any]:
+        """A command, once more if the supervisor is killed before it has answered: each goes on from where things are."""
+        if self._control is None:
+            raise NotRunning(f"engine {self.name!r} is not running")
+        assert self._process is not None
+        if self._commands is None:
+            self._commands = Client(self.name)
+        for _ in range(REVIVALS):
+            self._revive()
+            try:
+                return command(self._commands)
+            except NotRunning as error:
+                said = error
+                try:
+                    if self._inherited or self._process.wait(1.0) >= 0:
+                        raise
+                except subprocess.TimeoutExpired:
+                    raise said from None  # it lives, and does not answer
+        raise said
+
+    def _forget_memory(self) -> None:
+        if self._commands is not None:
+            self._commands.close()
+            self._commands = None
+        if self._control is not None:
+            self._observer.close()
+            self._control.close()
+            self._control = None
+
+    def _clean_up(self) -> None:
+        """No supervisor will be: end the workers, who would go on without it, and an engine that nobody can name."""
+        if self._control is None:
+            return
+        control = self._control
+        control.set_state("stopped")  # a worker that is still booting ends when it comes in
+        for shard in control.known_shards():
+            if control.worker_alive(shard):
+                pidfd = os.pidfd_open(control.view_shard(shard).pid)
+                if control.worker_alive(shard):  # so the number was still its own when it was opened
+                    signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+                    if not select.select([pidfd], [], [], 10)[0]:
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                os.close(pidfd)
+        self._last = self._observer.status()
+        if not self._named:
+            for shard in control.known_shards():
+                inbox = self._observer.inbox(shard, control.view_shard(shard).generation)
+                if inbox is not None:
+                    inbox.segment.unlink()
+            control.segment.unlink()
+
+    def _find_what_it_left(self, pid: int) -> None:
+        """The memory of a supervisor that died before it was ready, if it is of that one and nobody has taken it over."""
+        try:
+            control = ControlSegment.attach(self.name)
+        except ShardmemError:
+            return
+        if control.view_engine().pid != pid or control.supervisor_alive():
+            control.close()
+            return
+        self._control, self._observer = control, Observer(control)
+
+    def _end(self, report: dict[str, Any] | None) -> None:
+        """The supervisor ended, or never got ready: raise why."""
+        assert self._process is not None
+        _close_lifeline(self._process)
+        try:
+            code = self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        self._reports.close()
+        crashed = code < 0 or not report or bool(report.get("error") and report.get("kind") is None)
+        if crashed and self._control is None:
+            self._find_what_it_left(self._process.pid)
+        if crashed or self._control is not None and any(map(self._control.worker_alive, self._control.known_shards())):
+            self._clean_up()
+        self._forget_memory()
+        if report and report.get("status"):
+            self._last = report["status"]
+            self._last["supervisor"]["alive"] = False
+        if report and report.get("error"):
+            text = report["error"]
+            left = self._last["accounting"]["in_flight"] if self._last else 0
+            if left:
+                text += f". {left:,} accepted events were not handled; " + (
+                    f"they stay in shared memory: start engine {self.name!r} again to handle them"
+                    if self._named
+                    else "they are gone with this engine, because it has no name to be found again by"
+                )
+            kind = getattr(errors, report.get("kind") or "", ShardmemError)
+            if kind is ConfigError or not issubclass(kind, ShardmemError):
+                raise ConfigError(text)
+            if kind is errors.OutOfMemory:
+                raise errors.OutOfMemory.told(text, *(report.get("memory") or (0, 0)))
+            raise kind(text)
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code} and said nothing"
+        raise ShardmemError(f"the supervisor of engine {self.name!r} {how}; its standard error may say more")
+
+
+def _close_lifeline(process: subprocess.Popen) -> None:
+    if process.stdin is not None and not process.stdin.closed:
+        try:
+            process.stdin.write(b"stop\n")  # the end of the file alone waits for copies in other processes
+            process.stdin.close()
+        except (BrokenPipeError, OSError):
+            pass
+
+
+def _forget_in_child() -> None:
+    """A forked child is not the parent: its copy of the lifeline must neither keep the engine alive nor end it."""
+    for engine in list(_running):
+        engine._inherited = True
+        if engine._process is not None and engine._process.stdin is not None and not engine._process.stdin.closed:
+            engine._process.stdin.close()
+
+
+_running: weakref.WeakSet[Engine] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+class _ReportReader:
+    """Lines of JSON from the supervisor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._file = os.fdopen(descriptor, "rb")
+
+    def next(self, timeout: float) -> dict[str, Any] | None:
+        """The next report; None when the supervisor has closed its end or the time is over."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if select.select([self._file], [], [], max(0.0, min(1.0, deadline - time.monotonic())))[0]:
+                line = self._file.readline()
+                return json.loads(line) if line else None
+        return None
+
+    def close(self) -> None:
+        self._file.close()
+
+    def last(self) -> dict[str, Any] | None:
+        """The last report of all: reads until the supervisor has ended."""
+        found = None
+        for line in self._file:
+            found = json.loads(line)
+        self._file.close()
+        return found

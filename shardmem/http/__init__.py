@@ -1,0 +1,1 @@
+"""The door: the control API over HTTP, its metrics, and the page."""

@@ -1,0 +1,166 @@
+"""What the control API answers, as JSON schemas: the status document from the catalogue of its figures, the rest by hand.
+
+Every member is named and none may be added (`additionalProperties`), so an answer with one that nobody declared is a fault that
+tests find.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardmem.memory.native import MOVE_PHASES, PHASES
+from shardmem.policy import DecisionKind
+from shardmem.status.figures import COUNTER, FIGURES, GAUGE, STATE, Figure
+from shardmem.status.findings import LEVELS
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+WHOLE: Schema = {"type": "integer"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+NUMBER: Schema = {"type": "number"}
+TRUTH: Schema = {"type": "boolean"}
+
+
+def obj(**members: Schema) -> Schema:
+    """An object of exactly these."""
+    return {"type": "object", "properties": members, "required": list(members), "additionalProperties": False}
+
+
+def array(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def or_null(schema: Schema) -> Schema:
+    return {**schema, "nullable": True}
+
+
+def one_of(*words: str) -> Schema:
+    return {"type": "string", "enum": list(words)}
+
+
+# ---- the status document --------------------------------------------------------------------------------------------------------
+
+TEXTS: dict[str, Schema] = {  # what is no figure
+    "engine.name": TEXT,
+    "engine.schema": {"type": "object", "required": ["kind"], "properties": {"kind": one_of("events", "records")}},
+    "engine.quarantine_file": or_null(TEXT),
+    "engine.http": or_null(TEXT),
+    "shards[].phase": one_of(*PHASES),
+    "shards[].reason": TEXT,
+    "shards[].error": TEXT,
+    "shards[].last_exit": or_null(TEXT),
+    "handoffs[].phase": one_of(*MOVE_PHASES),
+    "decisions[].kind": one_of(*map(str, DecisionKind)),
+    "decisions[].cause": TEXT,
+    "decisions[].reason": TEXT,
+    "decisions[].advice": or_null(one_of(*map(str, DecisionKind))),
+    "events[].text": TEXT,
+    "findings[].level": one_of(*LEVELS),
+    "findings[].kind": TEXT,
+    "findings[].text": TEXT,
+    "findings[].advice": TEXT,
+    "findings[].command": or_null(TEXT),
+    "findings[].order": or_null(obj(name=TEXT, body={"type": "object"})),
+}
+
+
+def _leaf(figure: Figure) -> Schema:
+    if figure.values and figure.kind == STATE:
+        return one_of(*figure.values)
+    if figure.truth:
+        return TRUTH
+    schema = NUMBER if figure.kind == GAUGE or figure.unit == "seconds" else COUNT if figure.kind == COUNTER else WHOLE
+    return or_null(schema) if figure.null else schema
+
+
+def status_schema() -> Schema:
+    leaves = {figure.path: {**_leaf(figure), "description": figure.help} for figure in FIGURES if figure.path} | TEXTS
+    return _joined({tuple(path.split(".")): schema for path, schema in leaves.items()})
+
+
+def _joined(leaves: dict[tuple[str, ...], Schema]) -> Schema:
+    """One object of what is below each first part: `name[]` is an array, `name{reason}` an object of any members."""
+    below: dict[str, dict[tuple[str, ...], Schema]] = {}
+    for path, schema in leaves.items():
+        below.setdefault(path[0], {})[path[1:]] = schema
+    members = {}
+    for part, rest in below.items():
+        inner = rest[()] if () in rest else _joined(rest)
+        if part.endswith("[]"):
+            members[part[:-2]] = array(inner)
+        elif part.endswith("}"):
+            members[part.partition("{")[0]] = {"type": "object", "additionalProperties": inner}
+        else:
+            members[part] = inner
+    return obj(**members)
+
+
+# ---- the others -----------------------------------------------------------------------------------------------------------------
+
+_BYTES = {"type": "object", "required": ["base64"], "properties": {"base64": TEXT}, "additionalProperties": False}
+_KEY = {"nullable": True, "anyOf": [TEXT, WHOLE, _BYTES]}
+_SECONDS = {"type": "object", "additionalProperties": NUMBER}
+_MOVED = {"moved": array(obj(slot=COUNT, **{"from": COUNT, "to": COUNT})), "seconds": _SECONDS, "late": array(TEXT)}
+_SHARDS = {"shards": array(COUNT), "added": array(COUNT), "removed": array(COUNT)}
+_ASIDE = {
+    "id": COUNT,
+    "at": NUMBER,
+    "shard": COUNT,
+    "slot": COUNT,
+    "producer": COUNT,
+    "sequence": COUNT,
+    "kind": one_of("exception", "death"),
+    "reason": TEXT,
+    "attempts": COUNT,
+    "key": _KEY,
+    "bytes": COUNT,
+    "replayed_at": or_null(NUMBER),
+}
+
+
+def _whole() -> Schema:
+    schema = obj(**_ASIDE, traceback=TEXT, payload={"anyOf": [TEXT, _BYTES]})
+    schema["properties"]["record"] = {"type": "object", "description": "of an engine of records: its fields by name"}
+    return schema
+
+
+PROBLEM = {
+    **obj(error=TEXT, kind=TEXT),
+    "example": {"error": "shard 7 is not active; active are [0, 1]", "kind": "ConfigError"},
+}
+COMPONENTS: dict[str, Schema] = {
+    "Problem": PROBLEM,
+    "Status": status_schema(),
+    "Live": {**obj(live=TRUTH, reasons=array(TEXT)), "example": {"live": True, "reasons": []}},
+    "Ready": {
+        **obj(ready=TRUTH, reasons=array(TEXT)),
+        "example": {"ready": False, "reasons": ["the engine is draining"]},
+    },
+    "Slots": obj(owners=array({**COUNT, "description": "65535: no shard yet"})),
+    "Lanes": obj(
+        lanes=array(
+            obj(
+                seat=COUNT,
+                pid=COUNT,
+                alive=TRUTH,
+                accepted=COUNT,
+                handled=COUNT,
+                in_flight=WHOLE,
+                fill_ratio=NUMBER,
+                broken=TRUTH,
+            )
+        )
+    ),
+    "Access": {**obj(access=one_of("all", "read", "token")), "example": {"access": "token"}},
+    "Quarantine": obj(file=TEXT, count=COUNT, limit=COUNT, events=array(obj(**_ASIDE))),
+    "Quarantined": _whole(),
+    "Replayed": obj(replayed=array(COUNT), left=array(COUNT), why=or_null(TEXT)),
+    "Purged": obj(purged=COUNT),
+    "Scaled": obj(auto_scale=TRUTH, **_SHARDS, **_MOVED),
+    "Drained": obj(drained=COUNT, **_SHARDS, **_MOVED),
+    "Moved": obj(**_MOVED),
+    "Stopping": obj(stopping=TRUTH),
+    "Reloaded": obj(reloaded=array(obj(**{"from": COUNT, "to": COUNT})), not_applied=array(TEXT), **_MOVED),
+    "OpenApi": {"type": "object", "required": ["openapi", "info", "paths"]},
+}

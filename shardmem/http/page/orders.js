@@ -1,0 +1,206 @@
+// The commands: what each will do, in words; what is asked of whoever gives it; the same for a shell; and what was done.
+
+import {exact, plural, span} from "./words.js";
+
+const active = document => document.shards.filter(each => each.state === "active");
+/** What scale is told and counts from: one that failed is still one of them; shard_count of status/findings.py. */
+const counted = document => document.shards.filter(each => each.state === "active" || each.state === "failed").length;
+const milli = s => (s < 1 ? `${(1000 * s).toFixed(0)} ms` : span(s));
+const quoted = text => (/^[\w,.:-]+$/.test(text) ? text : `'${text}'`);
+const told = (...parts) => parts.filter(Boolean).join(" ");
+const listed = (...parts) => parts.filter(Boolean).join("; ");
+const some = values => (values.ids ? plural(values.ids.length, "event") : "every event");
+const onShard = document => active(document).map(each => [each.id, `shard ${each.id}, ${plural(each.slots, "slot")}`]);
+
+/** What was done, from the answer to a command that moves slots. */
+function moves(done) {
+  const ways = new Map();
+  for (const each of done.moved) {
+    const way = `${each.from} to shard ${each.to}`;
+    ways.set(way, (ways.get(way) || 0) + 1);
+  }
+  return listed(
+    ...[...ways].map(([way, count]) => `${plural(count, "slot")} went from shard ${way}`),
+    done.moved.length ? "" : "no slot had to move",
+    `it took ${milli(done.seconds.total)}`,
+    ...done.late.map(text => `late: ${text}`),
+  );
+}
+
+const replaced = each =>
+  each.from === each.to ? `shard ${each.from} was started again` : `shard ${each.from} was replaced by shard ${each.to}`;
+
+/** title, verb: of the dialog and of its button. fields: what is asked. says: what will happen. body: what is sent. shell: its
+    arguments after `shardmem`. done: the answer in words. */
+export const ORDERS = {
+  scale: {
+    title: "Change the number of shards",
+    button: "Scale …",
+    path: "scale",
+    verb: values => `Run ${plural(Number(values.shards), "shard")}`,
+    fields: (document, preset) => [
+      {
+        name: "shards",
+        label: "Number of shards",
+        type: "number",
+        min: 1,
+        max: Math.min(document.engine.max_shards, document.engine.slots),
+        value: preset.shards ?? counted(document),
+      },
+    ],
+    says: (values, document) => {
+      const now = counted(document),
+        more = Number(values.shards) - now;
+      return told(
+        more > 0 && `${plural(more, "worker")} will be started, and slots move to ${more === 1 ? "it" : "them"}.`,
+        more < 0 &&
+          `The slots of ${plural(-more, "shard")} go to the others, then ${more === -1 ? "it is" : "they are"} removed.`,
+        more === 0 && "As many as there are now: slots are evened out.",
+        "Events go on flowing, none is lost or reordered.",
+        document.auto_scale && "From then on the policy does not change the number, until you hand it back.",
+      );
+    },
+    body: values => ({shards: Number(values.shards)}),
+    shell: (values, name) => `scale ${Number(values.shards)} --engine ${name}`,
+    done: answer =>
+      listed(`${plural(answer.shards.length, "shard runs", "shards run")}: ${answer.shards.join(", ")}`, moves(answer)),
+  },
+  auto: {
+    title: "Let the policy scale",
+    button: "Scale by itself …",
+    path: "scale",
+    verb: () => "Let the policy scale",
+    says: () =>
+      told(
+        "The policy decides on the number of shards from now on, by how busy they are and how full their lanes are.",
+        "It gives its reason for every change.",
+      ),
+    body: () => ({shards: "auto"}),
+    shell: (values, name) => `scale auto --engine ${name}`,
+    done: () => "the policy decides on the number of shards",
+  },
+  drain: {
+    title: "Drain a shard",
+    button: "Drain …",
+    path: "drain",
+    verb: values => `Drain shard ${values.shard}`,
+    fields: (document, preset) => [{name: "shard", label: "Shard", options: onShard(document), value: preset.shard}],
+    says: (values, document) => {
+      const shard = document.shards.find(each => String(each.id) === String(values.shard));
+      return told(
+        shard && `Its ${plural(shard.slots, "slot goes", "slots go")} to the other shards, what is in its lanes is handled,`,
+        shard && "then its worker ends and the shard is removed. Nothing is lost or reordered.",
+        document.auto_scale && "The policy may add another one later.",
+      );
+    },
+    body: values => ({shard: Number(values.shard)}),
+    shell: (values, name) => `drain ${values.shard} --engine ${name}`,
+    done: answer => listed(`shard ${answer.drained} is drained and removed`, moves(answer)),
+  },
+  move: {
+    title: "Move slots",
+    button: "Move slots …",
+    path: "move",
+    verb: () => "Move them",
+    fields: (document, preset) => [
+      {
+        name: "slots",
+        label: "Slots, like 17,40-60",
+        type: "text",
+        pattern: "[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*",
+        value: preset.slots ?? "",
+      },
+      {name: "to", label: "To", options: onShard(document), value: preset.to},
+    ],
+    says: (values, document) =>
+      told(
+        `They are handed over to shard ${values.to} while events flow: what is in the lanes of the old owner is handled first,`,
+        "so nothing is lost, repeated or reordered.",
+        document.auto_scale && "The strategy may move them on when the load asks for it.",
+      ),
+    body: values => ({slots: values.slots, to: Number(values.to)}),
+    shell: (values, name) => `move ${quoted(values.slots || "SLOTS")} --to ${values.to} --engine ${name}`,
+    done: moves,
+  },
+  rebalance: {
+    title: "Even out the slots",
+    button: "Rebalance …",
+    path: "rebalance",
+    verb: () => "Rebalance",
+    says: () => "Slots are moved until the load of the shards is even, as few as possible. Events go on flowing.",
+    body: () => ({}),
+    shell: (values, name) => `rebalance --engine ${name}`,
+    done: moves,
+  },
+  reload: {
+    title: "Fresh workers",
+    button: "Reload …",
+    path: "reload",
+    verb: () => "Replace all workers",
+    says: () =>
+      told(
+        "The configuration is read again, and every worker is replaced by a fresh one, one after the other, without a pause.",
+        "Failed shards are started again. If one cannot start, the others stay as they are.",
+      ),
+    body: () => ({}),
+    shell: (values, name) => `reload --engine ${name}`,
+    done: answer =>
+      listed(
+        answer.reloaded.map(replaced).join(", "),
+        answer.not_applied.length && `these cannot change while the engine runs: ${answer.not_applied.join(", ")}`,
+        `it took ${milli(answer.seconds.total)}`,
+      ),
+  },
+  stop: {
+    title: "Stop the engine",
+    button: "Stop …",
+    path: "stop",
+    verb: values => (values.now ? "Stop now" : "Drain and stop"),
+    fields: (document, preset) => [
+      {name: "now", label: "Do not drain: leave what is not handled in shared memory", type: "checkbox", value: preset.now},
+    ],
+    says: (values, document) => {
+      const left = exact(document.accounting.in_flight);
+      return told(
+        values.now &&
+          `Workers end after the batch in hand. The ${left} events in flight stay in shared memory for the next run.`,
+        !values.now && `Producers are refused from now on. The ${left} events in flight are handled, then the engine ends.`,
+        "This page will have nobody to ask then, and cannot start the engine again.",
+      );
+    },
+    body: values => (values.now ? {now: true} : {}),
+    shell: (values, name) => `stop ${name}${values.now ? " --now" : ""}`,
+    done: () => "the engine is ending",
+  },
+  replay: {
+    title: "Replay events",
+    path: "quarantine/replay",
+    verb: values => `Replay ${some(values)}`,
+    says: values =>
+      told(
+        values.ids ? plural(values.ids.length, "event") : "Every event that was not replayed",
+        "will be pushed into the engine again, as new: behind what their keys got since.",
+        "Mend the handler first, or they come back.",
+      ),
+    body: values => (values.ids ? {ids: values.ids} : {all: true}),
+    shell: (values, name) => `quarantine replay ${values.ids ? values.ids.join(" ") : "--all"} --engine ${name}`,
+    done: answer =>
+      listed(
+        `${plural(answer.replayed.length, "event")} replayed`,
+        answer.left.length && `${plural(answer.left.length, "event stays", "events stay")}: ${answer.why}`,
+      ),
+  },
+  purge: {
+    title: "Throw events away",
+    path: "quarantine/purge",
+    verb: values => `Throw ${some(values)} away`,
+    says: values =>
+      told(
+        values.ids ? plural(values.ids.length, "event") : "Every event in the quarantine, those that were replayed too,",
+        "will be gone for good. There is no way back.",
+      ),
+    body: values => (values.ids ? {ids: values.ids} : {all: true}),
+    shell: (values, name) => `quarantine purge ${values.ids ? values.ids.join(" ") : "--all"} --engine ${name}`,
+    done: answer => `${plural(answer.purged, "event")} purged`,
+  },
+};

@@ -1,0 +1,1 @@
+"""The one document about an engine, read from shared memory."""

@@ -1,0 +1,74 @@
+"""The supervisor process of an embedded engine.
+
+Its orders come on standard input, one line of JSON, and standard input stays open as long as the parent wants the
+engine: end of file means the parent has left its block, or was killed, and the engine drains and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import Any
+
+from shardmem.config import Config
+from shardmem.errors import OutOfMemory
+from shardmem.memory.native import arm_from_environment
+from shardmem.runtime import logs
+from shardmem.runtime.child import Reports
+from shardmem.runtime.handler import HandlerRef
+from shardmem.schema import Schema
+from shardmem.supervisor.supervisor import Supervisor
+
+
+def main() -> int:
+    arm_from_environment()
+    orders = json.loads(sys.stdin.buffer.readline())
+    reports = Reports(orders["reports"])
+    os.set_inheritable(orders["reports"], False)
+    settings = orders["settings"]
+    logs.set_up(settings["log_format"], settings["log_level"] or "warning", settings["name"])
+    return asyncio.run(_run(orders, reports))
+
+
+async def _run(orders: dict[str, Any], reports: Reports) -> int:
+    sys.path += [entry for entry in orders["handler"]["main"].get("sys_path", []) if entry not in sys.path]
+    schema = Schema.from_json(orders["schema"])
+    config = Config.of(handler=orders["handler"]["name"], dtype=schema.dtype, key=schema.key, **orders["settings"])
+    supervisor = Supervisor(
+        config,
+        HandlerRef(**orders["handler"]),
+        keep_unfinished=orders["keep_unfinished"],
+        on_ready=lambda status: reports.say(ready=True, status=status),
+    )
+    lifeline = sys.stdin.fileno()
+    loop = asyncio.get_running_loop()
+    asked: list[bool] = []
+
+    def parent_said() -> None:
+        # A line asks for the stop. The end of the file says the same, but comes only when every copy of the other end is
+        # closed, and a program that the parent started without closing it may hold one for long.
+        if not os.read(lifeline, 4096):
+            loop.remove_reader(lifeline)
+            if asked:
+                return
+        asked.append(True)
+        supervisor.request_stop()
+
+    loop.add_reader(lifeline, parent_said)
+    try:
+        code = await supervisor.run()
+    except Exception as error:
+        reports.say(ended=1, status=None, error=f"the supervisor failed: {type(error).__name__}: {error}", kind=None)
+        raise
+    loop.remove_reader(lifeline)
+    error = supervisor.error
+    reports.say(
+        ended=code,
+        status=supervisor.outcome,
+        error=str(error) if error else None,
+        kind=type(error).__name__ if error else None,
+        memory=(error.need, error.free) if isinstance(error, OutOfMemory) else None,
+    )
+    return code

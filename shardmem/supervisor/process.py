@@ -1,0 +1,236 @@
+"""A worker as its supervisor sees it: spawned by exec, watched by pidfd, its reports read from a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.runtime.child import python_command
+from shardmem.runtime.handler import HandlerRef
+
+LEASE_POLL = 0.05
+
+
+class _Signalled:
+    """What can be done to a worker, whoever started it. _pidfd None: its process cannot be seen from here."""
+
+    alive: bool
+    killed: bool
+    _pidfd: int | None
+
+    def signal(self, number: int) -> None:
+        """Through the pidfd: a number that was reused by another process cannot be hit."""
+        if self.alive and self._pidfd is not None:
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                pass
+
+    def kill(self) -> None:
+        self.killed = True
+        self.signal(signal.SIGKILL)
+
+
+class WorkerProcess(_Signalled):
+    """One worker process. All callbacks come from the event loop that is passed in."""
+
+    def __init__(
+        self,
+        loop: Any,
+        engine: str,
+        shard: int,
+        handler: HandlerRef,
+        *,
+        settings: dict[str, Any],
+        ended: str | None,
+        forgiven: bool,
+        on_report: Callable[[WorkerProcess, dict[str, Any]], None],
+        on_exit: Callable[[WorkerProcess], None],
+    ) -> None:
+        self.shard = shard
+        self.spawned_at = time.monotonic()
+        self.exit_code: int | None = None
+        self.failure: str | None = None
+        self.ready = self.killed = self.obeyed = False
+        self.told: str | None = None  # to end, and why
+        self._loop, self._on_report, self._on_exit, self._partial = loop, on_report, on_exit, b""
+        read_end, write_end = os.pipe()
+        orders = {
+            "engine": engine,
+            "shard": shard,
+            "handler": asdict(handler),
+            "settings": settings,
+            "reports": write_end,
+            "ended": ended,
+            "forgiven": forgiven,
+        }
+        # By exec, never by fork: a fork of a process with threads or open handles inherits their locks.
+        try:
+            self._popen = subprocess.Popen(
+                python_command("shardmem.runtime.worker"), stdin=subprocess.PIPE, pass_fds=(write_end,)
+            )
+        except OSError:
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
+        assert self._popen.stdin is not None
+        try:
+            self._popen.stdin.write(json.dumps(orders).encode())
+            self._popen.stdin.close()
+        except BrokenPipeError:
+            pass  # it died already; the pidfd says so
+        self.pid = self._popen.pid
+        self._reports: int | None = read_end
+        os.set_blocking(read_end, False)
+        self._pidfd = os.pidfd_open(self.pid)
+        loop.add_reader(read_end, self._read)
+        loop.add_reader(self._pidfd, self._exited)
+
+    @property
+    def alive(self) -> bool:
+        return self.exit_code is None
+
+    def how_it_ended(self) -> str:
+        """For people: "exit code 1", or "killed by SIGKILL, perhaps out of memory"."""
+        assert self.exit_code is not None
+        if self.exit_code >= 0:
+            return f"exit code {self.exit_code}"
+        if self.killed:
+            return "killed by the supervisor"
+        number = -self.exit_code
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        return f"killed by {name}" + (", perhaps out of memory" if number == signal.SIGKILL else "")
+
+    def _read(self) -> None:
+        assert self._reports is not None
+        try:
+            data = os.read(self._reports, 1 << 16)
+        except BlockingIOError:
+            return
+        if not data:
+            self._close_reports()
+            return
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            report = json.loads(line)
+            self.ready |= bool(report.get("ready"))
+            self.failure = report.get("failed") or report.get("boot_failed") or self.failure
+            self._on_report(self, report)
+
+    def _close_reports(self) -> None:
+        if self._reports is not None:
+            self._loop.remove_reader(self._reports)
+            os.close(self._reports)
+            self._reports = None
+
+    def _exited(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        self.exit_code = self._popen.wait()
+        os.close(self._pidfd)
+        while self._reports is not None:  # what it said last
+            before = self._reports
+            try:
+                self._read()
+            except OSError:
+                break
+            if self._reports == before:
+                break
+        self._close_reports()
+        self._on_exit(self)
+
+
+class AdoptedWorker(_Signalled):
+    """A worker that an earlier supervisor started: it has no pipe to this one, and it is not its child.
+
+    What it says is in its words. That it lives is the kernel's word: it holds the lease of its shard. Its pidfd brings the
+    news of its death, unless its process cannot be seen from here (another pid namespace): then the lease is looked at, and
+    it cannot be sent signals.
+    """
+
+    exit_code: int | None = None  # is told to its parent only
+    told: str | None = None
+
+    def __init__(
+        self, loop: Any, control: ControlSegment, inbox: str, shard: int, on_exit: Callable[[AdoptedWorker], None]
+    ) -> None:
+        view = control.view_shard(shard)
+        self.shard, self.pid, self.spawned_at, self.alive, self.killed = (
+            shard,
+            view.pid,
+            view.entered_ns / 1e9,
+            True,
+            False,
+        )
+        self._loop, self._control, self._incarnation, self._on_exit = loop, control, view.incarnation, on_exit
+        self._pidfd = self._open(inbox)
+        if self._pidfd is not None:
+            loop.add_reader(self._pidfd, self._exited)
+        else:
+            loop.call_later(LEASE_POLL, self._poll)
+
+    def _open(self, inbox: str) -> int | None:
+        """Of this process and no other: the number may have been given to another since, or mean another here."""
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            return None
+        try:
+            with open(f"/proc/{self.pid}/cmdline", "rb") as command, open(f"/proc/{self.pid}/maps", "rb") as maps:
+                itself = b"shardmem.runtime.worker" in command.read() and inbox.encode() in maps.read()
+        except OSError:
+            itself = False
+        if itself and self._control.worker_alive(self.shard) and self._control.view_shard(self.shard).pid == self.pid:
+            return pidfd
+        os.close(pidfd)
+        return None
+
+    @property
+    def _phase(self) -> str:
+        """Of this life, until the next one enters."""
+        same = self._control.view_shard(self.shard).incarnation == self._incarnation
+        return self._control.worker_phase(self.shard) if same else "none"
+
+    @property
+    def ready(self) -> bool:
+        return self._phase in ("ready", "stopped")
+
+    @property
+    def failure(self) -> str | None:
+        return self._control.shard_error(self.shard) or "it said that it failed" if self._phase == "failed" else None
+
+    @property
+    def obeyed(self) -> bool:
+        """It ended in good order: the earlier supervisor had told it to."""
+        return self._phase == "stopped"
+
+    def how_it_ended(self) -> str:
+        return (
+            "killed by the supervisor"
+            if self.killed
+            else "how it ended is not known, because it was started by an earlier supervisor"
+        )
+
+    def _poll(self) -> None:
+        if self._control.worker_alive(self.shard):
+            self._loop.call_later(LEASE_POLL, self._poll)
+        else:
+            self._exited()
+
+    def _exited(self) -> None:
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+        self.alive = False
+        self._on_exit(self)

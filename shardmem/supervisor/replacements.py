@@ -1,0 +1,213 @@
+"""A worker is replaced without a pause: a fresh one on a shard of its own takes over the slots, and the old one is removed.
+
+    create ──▶ ready ──▶ active, the old one draining ──▶ every slot moves ──▶ the old one is removed
+      └──────────▶ cannot boot: given up, and the old one has noticed nothing
+
+It is a handoff like any other, so nothing is lost, repeated or reordered, and the state of slots travels. For the time of it
+there is one shard more than `max_shards`. The successor has weight 0 until the old one drains: a supervisor that takes over
+knows by that whether the replacement had begun (takeover.py). Recycling and reload are replacements, one after the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from shardmem.config import Config
+from shardmem.errors import HandlerError, ShardmemError
+from shardmem.memory.native import lib
+from shardmem.policy import Move, Recycling
+from shardmem.policy.recycling import GROWN
+from shardmem.runtime.handler import HandlerRef
+from shardmem.supervisor.configured import policy_of
+
+if TYPE_CHECKING:
+    from shardmem.supervisor.supervisor import Supervisor
+
+# What shared memory, its users or the mapper were made with. All else takes effect when the worker is replaced.
+FIXED = (
+    "name",
+    "schema",
+    "slots",
+    "lane_bytes",
+    "max_producers",
+    "backpressure",
+    "shards",
+    "min_shards",
+    "max_shards",
+    "auto_scale",
+    "strategy",
+    "state_dir",
+    "http_port",
+    "http_token",
+)
+AFTER_A_FAILURE = 60.0  # seconds until a worker that could not be replaced is looked at again
+
+log = logging.getLogger("shardmem.replace")
+
+
+@dataclass(frozen=True)
+class _Age:
+    """Of a worker, as it was first seen. batches: of its shard by then. base: bytes of memory; 0: it was no fresh one."""
+
+    incarnation: int
+    batches: int
+    base: int
+    seen: float
+
+
+class Replacements:
+    """read_again: the configuration as it is now; None: there is no file to read."""
+
+    def __init__(self, supervisor: Supervisor, read_again: Callable[[], tuple[Config, HandlerRef]] | None) -> None:
+        self._supervisor, self._read_again = supervisor, read_again
+        self._lives: dict[int, _Age] = {}
+        self._began, self._not_before = time.monotonic(), 0.0
+        self._said: int | None = None  # the recycle_rss that is known to be too small
+
+    async def replace(self, shard: int) -> int:
+        """The shard that has taken its place. Raises HandlerError when its worker cannot boot; nothing has changed then."""
+        supervisor = self._supervisor
+        shards, mapper, address = supervisor.shards, supervisor.planner.mapper, supervisor.control.address
+        successor = shards.create_successor(shard)
+        supervisor.workers.start(successor)
+        reason = await supervisor.workers.ready([successor], lambda: supervisor.stopping)
+        if reason is not None or supervisor.stopping:
+            shards.abandon(successor)
+            raise HandlerError(reason or "the engine is being stopped")
+        supervisor.control.set_shard_state(successor, "active")
+        supervisor.control.set_shard_state(shard, "draining")
+        lib.sm_set_shard_weight(address, successor, 1000)
+        mapper.succeed(shard, successor, time.monotonic())
+        while shards.is_used(shard):
+            owners, _ = supervisor.control.slot_table()
+            mine = [Move(slot, shard, successor) for slot in (owners == shard).nonzero()[0].tolist()]
+            done = await supervisor.handoffs.run([move for move in mine if move.slot not in supervisor.handoffs.moving])
+            if not done.moves:  # some are on their way by hand
+                await shards.pause()
+        await shards.remove(shard)
+        return successor
+
+    # ---- recycling ---------------------------------------------------------------------------------------------------------
+
+    def due(self) -> tuple[int, str] | None:
+        """A shard whose worker is to be replaced, and why."""
+        config, now = self._supervisor.config, time.monotonic()
+        recycling = Recycling(config.recycle_batches, config.recycle_age, config.recycle_rss)
+        if not recycling.wanted or now < self._not_before or self._supervisor.busy.locked():
+            return None
+        control = self._supervisor.control
+        for shard in self._supervisor.shards.in_state("active"):
+            if control.worker_phase(shard) != "ready":  # what it imports and restores is part of what it begins with
+                continue
+            view, life = control.view_shard(shard), self._lives.get(shard)
+            rss, entered = _rss(view.pid) if recycling.rss is not None else 0, view.entered_ns / 1e9
+            if life is None or life.incarnation != view.incarnation:
+                fresh = entered >= self._began
+                life = self._lives[shard] = _Age(
+                    view.incarnation, view.batches, rss if fresh else 0, now if fresh else entered
+                )
+                self._warn(recycling, life)
+            if (
+                why := recycling.due(view.batches - life.batches, now - entered, rss, life.base, now - life.seen)
+            ) is not None:
+                return shard, why
+        return None
+
+    def _warn(self, recycling: Recycling, life: _Age) -> None:
+        if recycling.in_vain(life.base) and self._said != recycling.rss:
+            self._said = recycling.rss
+            self._supervisor.history.note(
+                "not_done",
+                f"a fresh worker takes {life.base:,} bytes of memory, and recycle_rss="
+                f"{recycling.rss:,}: no other would take less, so one is replaced at {GROWN} times that",
+            )
+
+    async def recycle(self, shard: int, why: str) -> None:
+        async with self._supervisor.busy:
+            if self._supervisor.control.shard_state(shard) != "active":
+                return
+            try:
+                successor = await self.replace(shard)
+            except ShardmemError:
+                self._not_before = time.monotonic() + AFTER_A_FAILURE
+                raise
+            self._lives.pop(shard, None)
+            text = f"shard {shard} was recycled, because {why}; shard {successor} has its slots"
+            self._supervisor.history.note("worker_replaced", text, successor)
+
+    # ---- reload ------------------------------------------------------------------------------------------------------------
+
+    async def reload(self) -> dict[str, Any]:
+        """Every worker anew, with what the configuration says now. Raises ConfigError, HandlerError: then the workers that were
+        not replaced yet go on as they are.
+        """
+        notify = self._supervisor.notify
+        notify.reloading()
+        try:
+            return await self._reload()
+        finally:
+            if not self._supervisor.stopping:
+                notify.ready()
+
+    async def _reload(self) -> dict[str, Any]:
+        supervisor, started = self._supervisor, time.monotonic()
+        old, workers = supervisor.config, supervisor.workers
+        config, handler = (old, workers.handler) if self._read_again is None else self._read_again()
+        fixed = [key for key in FIXED if getattr(config, key) != getattr(old, key)]
+        if fixed:
+            log.warning(
+                "these settings cannot change while the engine runs, and stay as they are: %s", ", ".join(fixed)
+            )
+        keep = {
+            key: getattr(old, key)
+            for key in (*fixed, *(("dtype", "key") if "schema" in fixed else ()))
+            if key != "schema"
+        }
+        config = dataclasses.replace(config, **keep)
+        policy = policy_of(config)
+        reloaded = []
+        async with supervisor.busy:
+            before = workers.config, workers.handler
+            workers.config, workers.handler = config, handler
+            for shard in supervisor.shards.in_state("active", "failed"):
+                try:
+                    if supervisor.control.shard_state(shard) == "failed":
+                        await self._start_again(shard)
+                        reloaded.append({"from": shard, "to": shard})
+                    else:
+                        reloaded.append({"from": shard, "to": await self.replace(shard)})
+                except ShardmemError as error:
+                    workers.config, workers.handler = before
+                    text = f"reload stopped at shard {shard}, which goes on with what it had: {error}"
+                    raise HandlerError(text) if isinstance(error, HandlerError) else ShardmemError(text) from error
+            supervisor.config, supervisor.planner.mapper.policy = config, policy
+            supervisor.take_limits()
+        done = [
+            f"shard {new} took the place of {old}" if new != old else f"shard {new} was started again"
+            for each in reloaded
+            for old, new in [(each["from"], each["to"])]
+        ]
+        kept = f"; not changed while it runs: {', '.join(fixed)}" if fixed else ""
+        supervisor.history.note("reload", f"in {time.monotonic() - started:.2g} s: {', '.join(done)}{kept}")
+        return {"reloaded": reloaded, "not_applied": fixed}
+
+    async def _start_again(self, shard: int) -> None:
+        """A failed shard has no worker to hand anything over: the next one starts where it ended."""
+        supervisor = self._supervisor
+        supervisor.workers.renew(shard)
+        if (reason := await supervisor.workers.ready([shard], lambda: supervisor.stopping)) is not None:
+            raise HandlerError(reason)
+
+
+def _rss(pid: int) -> int:
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:
+        return 0

@@ -1,0 +1,83 @@
+"""What the supervisor measures: one sample per active shard, and the rate of each slot. Reads shared memory, changes nothing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from shardmem.memory.native import ffi, lib
+from shardmem.policy import ShardSample
+from shardmem.status.observer import Observer, floor_ns, fullest
+
+SLOT_MEMORY = 10.0  # seconds: a slot's rate forgets half of the past in about seven
+
+
+class Sampler:
+    """Differences between readings. `sample` is called once per control tick."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer, self._control = observer, observer.control
+        self._last: dict[int, tuple[float, int, int, np.ndarray]] = {}
+        self._seats: tuple[int, int] = (0, 0)
+        self._rows: np.ndarray | None = None
+        self._at = 0.0
+        self.rates = np.zeros(self._control.slots)
+        self.aside: dict[int, tuple[int, list[int]]] = {}  # shard -> events in quarantine, seats whose lanes are broken
+
+    def sample(self, shards: list[int], now: float) -> list[ShardSample]:
+        self._sample_slots(now)
+        blocked = self._blocked_per_event()
+        return [found for shard in shards if (found := self._sample_shard(shard, now, blocked)) is not None]
+
+    def _sample_shard(self, shard: int, now: float, blocked: float) -> ShardSample | None:
+        view = self._control.view_shard(shard)
+        inbox = self._observer.inbox(shard, view.generation)
+        if inbox is None:
+            return None
+        lanes = inbox.lanes()
+        self.aside[shard] = sum(lane.quarantined for lane in lanes), [lane.seat for lane in lanes if lane.broken]
+        clock = lib.sm_now_ns()
+        # The batch in hand counts as busy up to now, or a long batch would look like an idle worker.
+        busy_ns = view.busy_ns + (clock - view.batch_since_ns if view.batch_since_ns else 0)
+        handled = sum(lane.handled for lane in lanes)
+        latency = np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8").view("i8")
+        last, self._last[shard] = self._last.get(shard), (now, busy_ns, handled, latency)
+        if last is None or now <= last[0] or handled < last[2]:
+            return None
+        elapsed = now - last[0]
+        fill = fullest(lanes, self._control.lane_bytes)
+        return ShardSample(
+            shard,
+            fill_ratio=fill,
+            busy=min(1.0, max(0.0, (busy_ns - last[1]) / 1e9 / elapsed)),
+            push_wait=blocked if fill >= 0.5 else 0.0,
+            flush_latency=_p99(latency - last[3]),
+            rate=(handled - last[2]) / elapsed,
+            in_flight=sum(lane.in_flight for lane in lanes),
+        )
+
+    def _blocked_per_event(self) -> float:
+        """Seconds that producers were blocked per event since the last call; whose lane it was is told by its fill."""
+        views = [view for _, view in self._control.known_seats()]
+        now = sum(view.blocked_ns for view in views), sum(view.sequence for view in views)
+        last, self._seats = self._seats, now
+        return max(0, now[0] - last[0]) / 1e9 / max(1, now[1] - last[1])
+
+    def _sample_slots(self, now: float) -> None:
+        """Exponentially decaying rates: what a slot did long ago says little about what it will do."""
+        rows = np.empty(self._control.slots, "u8")
+        lib.sm_view_rows(self._control.address, self._control.geometry, ffi.cast("uint64_t *", rows.ctypes.data))
+        if self._rows is not None and now > self._at:
+            keep = math.exp(-(now - self._at) / SLOT_MEMORY)
+            self.rates = self.rates * keep + (rows - self._rows).astype("f8") / (now - self._at) * (1 - keep)
+        self._rows, self._at = rows, now
+
+    def forget(self, shard: int) -> None:
+        self._last.pop(shard, None)
+        self.aside.pop(shard, None)
+
+
+def _p99(counts: np.ndarray) -> float:
+    total = int(counts.sum())
+    return floor_ns(counts, 0.99 * total) / 1e9 if total > 0 else 0.0
