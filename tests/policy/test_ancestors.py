@@ -304,7 +304,7 @@ def test_R8_nothing_moves_to_where_it_is():
             return [Move(slot, int(owner), int(owner)) for slot, owner in enumerate(view.owners)]
 
     table = ShardCoordinator(4, range(2), Stubborn(), owners=[0, 0, 0, 0])
-    assert [] == table.rebalance() and "does not lead to another shard" in table.complaints[0]
+    assert [] == table.rebalance() and "is there already" in table.complaints[0]
     with pytest.raises(ScalingError, match="is there already"):
         table.depart([1], 0)
 
@@ -328,4 +328,4 @@ def test_a_hot_shard_beyond_help_is_not_answered_with_more_and_more_shards():
 
 
 def test_handoff_states_have_the_names_of_the_ancestor_where_they_mean_the_same():
-    assert {"idle", "stopped", "started"} < {str(state) for state in HandoffState}
+    assert {"IDLE", "STOPPED", "STARTED"} < set(HandoffState.__members__)

@@ -11,7 +11,7 @@ from policy_tools import loads, policy, watch
 
 from shardmem.policy import ScalingError, ScalingPolicy, ShardMapper, ShardSample, ShardState
 
-PROVISIONING, ACTIVE, DRAINING, STOPPED = ShardState
+PROVISIONING, ACTIVE, DRAINING, FAILED, STOPPED = ShardState
 
 
 def refused(kind, call, *args) -> str:

@@ -33,7 +33,9 @@ def small(seed, strategy=LeastLoad(), **chances):
         "leave": 0.1,
         "hot": 0.2,
         "swing": 0.05,
-        "stopped_producer": 0.02,
+        "stopped_producer": 0.1,
+        "fail": 0.01,
+        "killed_supervisor": 0.05,
     }
     return World(
         seed,
@@ -53,8 +55,8 @@ def test_a_small_engine_survives_everything_and_comes_to_rest(seed):
         for _ in range(320):
             world.tick()
         world.rest()
-        assert world.moved > 20 and world.stuck_at_most
-        assert [] == world.table.rebalance(rates=world.measured, busy=world.busy_by_shard())
+        assert world.moved > 20 and world.waited_at_most
+        assert world.takeovers and 0 == world.planner.runner.planned
         even(world)
 
 
@@ -86,7 +88,7 @@ def test_a_thousand_shards_and_sixteen_thousand_slots():
     with told(world):
         for _ in range(120):
             world.tick()
-        assert world.moved > 500 and world.stuck_at_most
+        assert world.moved > 500
         world.rest(seconds=12.0)
         even(world)
     cost = sorted(1000 * each for each in world.cost)
