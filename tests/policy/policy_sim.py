@@ -157,7 +157,7 @@ class World:
         self.booting: dict[int, tuple[float, bool]] = {}  # ready or given up: when
         self.successors: dict[int, int] = {}  # new -> old
         self.stopped: dict[int, float] = {}  # seats inside a send: until when
-        self.moved = self.ups = self.downs = self.takeovers = 0
+        self.moved = self.ups = self.downs = 0
         self.calm = False
         self.decisions: list[ScalingDecision] = []
         self.cost: list[float] = []  # seconds of each control tick, by the real clock
@@ -279,7 +279,7 @@ class World:
             share = self.random.uniform(0.3, 0.9) * max(1, self.mapper.active_shard_count())
             self.rates *= share * self.power / self.rates.sum()
         if self._happens(chance.killed_supervisor):
-            self._take_over()
+            self.take_over()
 
     def _happens(self, rate: float) -> bool:
         return self.random.random() < rate * TICK
@@ -305,9 +305,8 @@ class World:
             self.table.draining,
         )
 
-    def _take_over(self) -> None:
+    def take_over(self) -> None:
         """The supervisor is killed; the next one finds what is in memory, and what had been noted of shards."""
-        self.takeovers += 1
         states = {}
         for shard in self.mapper.all_shard_ids():
             state = self.mapper.shard_state(shard)
