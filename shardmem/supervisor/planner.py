@@ -38,12 +38,26 @@ class Planner:
         strategy: Strategy,
         shards: Mapping[int, str],
     ) -> None:
-        self._control, self._observer = control, observer
+        self._control, self._observer, self._shards = control, observer, shards
         self.sampler = Sampler(observer)
-        self.mapper = ShardMapper(shards, policy, now=time.monotonic(), room=control.room, drain_grace=0.0)
+        self.mapper = self._new_mapper(policy)
         self.strategy = strategy
         self.history = DecisionHistory()
         self.following = policy.auto_scale  # a manual `scale` takes over; `scale auto` hands back
+
+    def _new_mapper(self, policy: ScalingPolicy) -> ShardMapper:
+        return ShardMapper(self._shards, policy, now=time.monotonic(), room=self._control.room, drain_grace=0.0)
+
+    def begin(self) -> None:
+        """The first workers are ready. What they did while they booted says nothing, so the windows begin here."""
+        self.mapper = self._new_mapper(self.mapper.policy)
+
+    def follow(self, following: bool) -> None:
+        """Whether the policy's decisions are carried out."""
+        self.following = following
+
+    def reconfigure(self, policy: ScalingPolicy) -> None:
+        self.mapper.policy = policy
 
     def recall(self) -> None:
         """What an earlier supervisor of the same run had been told by hand stands."""

@@ -5,27 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from shardmem.errors import HandlerError
 from shardmem.memory.engine_segment import ControlSegment, InboxSegment
 from shardmem.memory.native import lib, point
 from shardmem.status.observer import Observer
+from shardmem.supervisor.handoffs import Handoffs
 from shardmem.supervisor.history import History
+from shardmem.supervisor.planner import Planner
 from shardmem.supervisor.workers import Workers
-
-if TYPE_CHECKING:
-    from shardmem.supervisor.handoffs import Handoffs
-    from shardmem.supervisor.planner import Planner
 
 DRAIN_POLL = 0.005
 
 
 class Shards:
-    """All shards of one engine. planner: None until the first workers are ready."""
-
-    planner: Planner | None = None
-    handoffs: Handoffs
+    """All shards of one engine. give_up: whether waiting for a new worker is in vain, because the engine is stopping now."""
 
     def __init__(
         self,
@@ -33,30 +27,28 @@ class Shards:
         observer: Observer,
         inboxes: dict[int, InboxSegment],
         workers: Workers,
-        give_up: Callable[[], bool],
+        handoffs: Handoffs,
+        planner: Planner,
         history: History,
+        *,
+        give_up: Callable[[], bool],
     ) -> None:
         self.control, self._observer, self.inboxes, self.workers = control, observer, inboxes, workers
-        self._give_up, self._history = give_up, history
+        self._handoffs, self._planner, self._history, self._give_up = handoffs, planner, history, give_up
 
     def in_state(self, *states: str) -> list[int]:
         return [shard for shard in self.control.known_shards() if self.control.shard_state(shard) in states]
-
-    def give_orders(self, shard: int) -> None:
-        inbox = self.inboxes.get(shard)
-        if inbox is not None:
-            lib.sm_give_orders(self.control.address, shard, inbox.address)
 
     # ---- more --------------------------------------------------------------------------------------------------------------
 
     def create(self, count: int) -> list[int]:
         """New shards, provisioning, without slots; ids are the lowest free. Raises ScalingError, OutOfMemory: then none."""
         now = time.monotonic()
-        return self._create(self.planner.mapper.scale_up_provisioning_force(count, now), 1000)
+        return self._create(self._planner.mapper.scale_up_provisioning_force(count, now), 1000)
 
     def create_successor(self, shard: int) -> int:
         """One new shard to replace this one. Raises the same."""
-        return self._create([self.planner.mapper.replace(shard, time.monotonic())], 0)[0]
+        return self._create([self._planner.mapper.replace(shard, time.monotonic())], 0)[0]
 
     def _create(self, added: list[int], weight: int) -> list[int]:
         address, made = self.control.address, []
@@ -90,8 +82,7 @@ class Shards:
         for shard in shards:
             if self.control.shard_state(shard) == "provisioning":
                 self.control.set_shard_state(shard, "active")
-                if self.planner is not None:
-                    self.planner.mapper.activate(shard, time.monotonic())
+                self._planner.mapper.activate(shard, time.monotonic())
 
     def abandon(self, shard: int) -> None:
         """A new shard whose worker did not get ready: nothing was ever sent to it."""
@@ -110,15 +101,12 @@ class Shards:
         """Whether a slot is on its way to or from this shard."""
         return any(shard in (handoff["from"], handoff["to"]) for handoff in self._observer.handoffs())
 
-    def status(self) -> dict[str, Any]:
-        return self._observer.status()
-
     async def pause(self) -> None:
         await asyncio.sleep(DRAIN_POLL)
 
     async def remove(self, shard: int) -> None:
         """A draining shard without slots: wait for its lanes, stop its worker, count it, remove its inbox."""
-        await self.handoffs.settle_marks()  # keyless events that saw it active are in its lanes now
+        await self._handoffs.settle_marks()  # keyless events that saw it active are in its lanes now
         inbox = self.inboxes[shard]
         while any(lane.waiting for lane in inbox.lanes()):
             if self.control.shard_state(shard) == "failed":
@@ -163,10 +151,10 @@ class Shards:
         self._forget(shard)
 
     def _forget(self, shard: int) -> None:
-        mapper, now = self.planner.mapper, time.monotonic()
+        mapper, now = self._planner.mapper, time.monotonic()
         if mapper.shard_state(shard) == "provisioning":
             mapper.abandon(shard, now)
         else:
             mapper.finalize_draining({shard: 0}, now)
         mapper.remove_specific_stopped_shard(shard)
-        self.planner.sampler.forget(shard)
+        self._planner.sampler.forget(shard)
