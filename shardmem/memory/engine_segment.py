@@ -274,9 +274,14 @@ class ControlSegment:
         raise SegmentCorrupt(f"{name} is not the inbox of shard {shard}, generation {generation}, of this engine")
 
 
+SPARE_SHARDS = 3
+
+
 def _room(max_shards: int) -> int:
-    """One shard more than the limit: a worker is replaced by another beside it."""
-    return min(max_shards + 1, lib.SM_MAX_SHARDS) if max_shards >= 1 else max_shards
+    """Some shards more than the limit: a worker is replaced by another beside it, and one that takes long to be must not keep the
+    others waiting.
+    """
+    return min(max_shards + SPARE_SHARDS, lib.SM_MAX_SHARDS) if max_shards >= 1 else max_shards
 
 
 def _ranges(geometry: Any) -> list[tuple[int, int]]:

@@ -97,6 +97,12 @@ class ShardMapper:
         for shard in self._shards:
             self._window.open(shard, now)
 
+    def begin(self, now: float) -> None:
+        """Nothing that was sampled before counts."""
+        for shard in self._shards:
+            self._window.open(shard, now)
+        self._collected = now
+
     # ---- what there is ------------------------------------------------------------------------------------------------
 
     def shard_state(self, shard: int) -> ShardState | None:

@@ -19,6 +19,7 @@ from shardmem.policy import (
     DecisionKind,
     Finished,
     HandoffCoordinator,
+    HandoffState,
     Late,
     LongBatches,
     Pinned,
@@ -97,8 +98,15 @@ class Planner:
         self._facts: dict[int, ShardFact] = {}
         self._long = LongBatches()
         self._rates: np.ndarray | None = None
-        self._stopped_seats: Sequence[int] = ()
+        self.stopped_seats: Sequence[int] = ()  # producers in the middle of a push, for long
+
+    def begin(self, now: float) -> None:
+        """The first workers are ready: what they did while they booted says nothing. Takes up handoffs that were left."""
+        self.mapper.begin(now)
         self._done(self.carrier.resume(now))
+
+    def reconfigure(self, policy: ScalingPolicy) -> None:
+        self.mapper.policy = policy
 
     # ---- facts ----------------------------------------------------------------------------------------------------------
 
@@ -131,6 +139,10 @@ class Planner:
             if shard not in out and self._facts.get(shard, ShardFact()).alive
         ]
 
+    def blocked(self) -> set[int]:
+        """Shards in the middle of one long batch."""
+        return self._long.blocked()
+
     def _out_of_bounds(self) -> set[int]:
         """Shards that can neither give nor take at this moment."""
         down = {shard for shard, fact in self._facts.items() if fact.failed is not None or not fact.alive}
@@ -149,7 +161,7 @@ class Planner:
         unmeasured = set(self.mapper.active_shard_ids()).difference(self.measurable(now))
         self.mapper.collect_metrics([each._replace(alone=each.shard in alone) for each in samples], now, unmeasured)
         self._rates = rates
-        self._stopped_seats = self.carrier.stopped_seats(now)
+        self.stopped_seats = self.carrier.stopped_seats(now)
         self.advance(now)
         decision = self.mapper.evaluate_scaling(now, moves=self.runner.moves if self.automatic else 0)
         if not self.wishes.following and decision.kind is not DecisionKind.NONE:
@@ -172,7 +184,7 @@ class Planner:
                 rates=self._rates,
                 busy=busy if any(busy.values()) else None,
                 without=self._out_of_bounds(),
-                stopped_seats=self._stopped_seats,
+                stopped_seats=self.stopped_seats,
             )
         finally:
             self.wishes.suspended = was
@@ -233,6 +245,11 @@ class Planner:
         self.table.add_shard(successor)
         self.table.drain_shard(shard)
         self.wishes.succession[shard] = successor
+
+    @property
+    def is_rerouting(self) -> bool:
+        """Whether a handoff waits for pushes that are in progress."""
+        return any(state is HandoffState.REROUTING for _, state, _, _ in self.handoffs.under_way())
 
     # ---- what is asked --------------------------------------------------------------------------------------------------
 

@@ -23,12 +23,15 @@ class Sampler:
         self._rows: np.ndarray | None = None
         self._at = 0.0
         self.rates = np.zeros(self._control.slots)
-        self.aside: dict[int, tuple[int, list[int]]] = {}  # shard -> events in quarantine, seats whose lanes are broken
+        self.quarantine: dict[
+            int, tuple[int, list[int]]
+        ] = {}  # shard -> events in quarantine, seats whose lanes are broken
 
     def sample(self, shards: list[int], now: float) -> list[ShardSample]:
         self._sample_slots(now)
         blocked = self._blocked_per_event()
-        return [found for shard in shards if (found := self._sample_shard(shard, now, blocked)) is not None]
+        samples = [self._sample_shard(shard, now, blocked) for shard in shards]
+        return [sample for sample in samples if sample is not None]
 
     def _sample_shard(self, shard: int, now: float, blocked: float) -> ShardSample | None:
         view = self._control.view_shard(shard)
@@ -36,7 +39,7 @@ class Sampler:
         if inbox is None:
             return None
         lanes = inbox.lanes()
-        self.aside[shard] = sum(lane.quarantined for lane in lanes), [lane.seat for lane in lanes if lane.broken]
+        self.quarantine[shard] = sum(lane.quarantined for lane in lanes), [lane.seat for lane in lanes if lane.broken]
         clock = lib.sm_now_ns()
         # The batch in hand counts as busy up to now, or a long batch would look like an idle worker.
         busy_ns = view.busy_ns + (clock - view.batch_since_ns if view.batch_since_ns else 0)
@@ -75,7 +78,7 @@ class Sampler:
 
     def forget(self, shard: int) -> None:
         self._last.pop(shard, None)
-        self.aside.pop(shard, None)
+        self.quarantine.pop(shard, None)
 
 
 def _p99(counts: np.ndarray) -> float:

@@ -10,6 +10,7 @@ import pytest
 from shardmem.policy import DecisionKind, Move, ScalingDecision
 from shardmem.supervisor.commands import Commands
 from shardmem.supervisor.history import History
+from shardmem.supervisor.life import Life
 
 
 @pytest.mark.parametrize(
@@ -26,11 +27,11 @@ def test_that_nothing_was_measured_is_no_reason_for_a_move(cause, reason, text):
         return SimpleNamespace(moves=wanted)
 
     async def follow():
-        supervisor = SimpleNamespace(
-            busy=asyncio.Lock(), handoffs=SimpleNamespace(run=run), history=History(lambda text: None, 4096)
+        fleet = SimpleNamespace(
+            change_lock=asyncio.Lock(), handoffs=SimpleNamespace(run=run), history=History(lambda text: None, 4096)
         )
-        await Commands(supervisor).follow(ScalingDecision(DecisionKind.NONE, 0, cause, reason, 0.0), moves)
-        said.extend(entry.what["text"] for entry in supervisor.history._entries)
+        await Commands(fleet, Life(), None).follow(ScalingDecision(DecisionKind.NONE, 0, cause, reason, 0.0), moves)
+        said.extend(entry.what["text"] for entry in fleet.history._entries)
 
     asyncio.run(follow())
 
