@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shardmem import errors
+from shardmem.client.calls import ControlCalls
 from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
@@ -23,7 +24,7 @@ from shardmem.status.health import against_readiness, hangs
 from shardmem.status.observer import Observer
 
 
-class Client:
+class Client(ControlCalls):
     """The engine `name`. Raises NotRunning, LayoutMismatch, SegmentError."""
 
     def __init__(self, name: str) -> None:
@@ -75,28 +76,6 @@ class Client:
                     )
         finally:
             os.close(pidfd)
-
-    def scale_to(self, shards: int) -> dict[str, Any]:
-        """More or fewer shards; slots evened out. Returns what was done and how long each phase took."""
-        return self.command("scale", shards=shards)
-
-    def drain(self, shard: int) -> dict[str, Any]:
-        """Hand its slots to the others, then stop and remove the shard."""
-        return self.command("drain", shard=shard)
-
-    def move(self, slots: Any, to: int) -> dict[str, Any]:
-        """Slots ("17,40-60", a number or a list of numbers) to a shard."""
-        return self.command(
-            "move", slots=slots if isinstance(slots, (str, int)) else [int(slot) for slot in slots], to=to
-        )
-
-    def rebalance(self) -> dict[str, Any]:
-        """Even out the slots, with the fewest moves."""
-        return self.command("rebalance")
-
-    def reload(self) -> dict[str, Any]:
-        """Every worker is replaced by a fresh one, with what the configuration says now; events keep flowing."""
-        return self.command("reload")
 
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
         """One call of the control API. Raises what the supervisor says, NotRunning without one or if it hangs."""

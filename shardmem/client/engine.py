@@ -16,6 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 from shardmem import errors
+from shardmem.client.calls import ControlCalls
 from shardmem.client.client import Client
 from shardmem.config import Config
 from shardmem.errors import ConfigError, NotRunning, ShardmemError
@@ -28,7 +29,7 @@ from shardmem.status.observer import Observer
 REVIVALS = 5  # supervisors in a row that may be killed while the engine ends
 
 
-class Engine:
+class Engine(ControlCalls):
     """Workers that run `handler` on what producers push; a supervisor process of its own, which ends with the block.
 
     - `handler`: a function of one `Batch`, a `Handler` class or instance, or `"module:name"`. It runs in worker processes, so
@@ -180,25 +181,9 @@ class Engine:
             return self._last
         return self._observer.status()
 
-    def scale_to(self, shards: int) -> dict[str, Any]:
-        """More or fewer shards while events flow. Returns what was done and the seconds of each phase."""
-        return self._ask(lambda client: client.scale_to(shards))
-
-    def drain(self, shard: int) -> dict[str, Any]:
-        """Hand the shard's slots to the others, stop and remove it."""
-        return self._ask(lambda client: client.drain(shard))
-
-    def move(self, slots: Any, to: int) -> dict[str, Any]:
-        """Slots ("17,40-60", a number or a list) to a shard; nothing is lost, repeated or reordered on the way."""
-        return self._ask(lambda client: client.move(slots, to))
-
-    def rebalance(self) -> dict[str, Any]:
-        """Even out the slots, with the fewest moves."""
-        return self._ask(lambda client: client.rebalance())
-
-    def reload(self) -> dict[str, Any]:
-        """Every worker is replaced by a fresh one, which imports the handler anew; events keep flowing."""
-        return self._ask(lambda client: client.reload())
+    def command(self, name: str, **wanted: Any) -> dict[str, Any]:
+        """One call of the control API; once more if the supervisor is killed before it has answered."""
+        return self._ask(lambda client: client.command(name, **wanted))
 
     # ---- inside -----------------------------------------------------------------------------------------------------------------
 

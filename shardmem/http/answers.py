@@ -101,7 +101,27 @@ def _joined(leaves: dict[tuple[str, ...], Schema]) -> Schema:
 _BYTES = {"type": "object", "required": ["base64"], "properties": {"base64": TEXT}, "additionalProperties": False}
 _KEY = {"nullable": True, "anyOf": [TEXT, WHOLE, _BYTES]}
 _SECONDS = {"type": "object", "additionalProperties": NUMBER}
-_MOVED = {"moved": array(obj(slot=COUNT, **{"from": COUNT, "to": COUNT})), "seconds": _SECONDS, "late": array(TEXT)}
+_WAIT = {
+    "type": "object",
+    "required": ["pid", "slots", "text"],
+    "properties": {"shard": COUNT, "seat": COUNT, "pid": COUNT, "slots": array(COUNT), "text": TEXT},
+    "additionalProperties": False,
+}
+_DONE = {
+    "done": {"type": "boolean", "description": "false: it goes on in the background"},
+    "waiting_for": array(_WAIT),
+}
+_MOVED = {
+    "moved": array(obj(slot=COUNT, **{"from": COUNT, "to": COUNT})),
+    "seconds": _SECONDS,
+    "late": array(TEXT),
+    **_DONE,
+}
+_PLACED = {
+    "cordoned": array(COUNT),
+    "pins": array(obj(shard=COUNT, slots=array(COUNT))),
+    "suspended": {"type": "boolean"},
+}
 _SHARDS = {"shards": array(COUNT), "added": array(COUNT), "removed": array(COUNT)}
 _ASIDE = {
     "id": COUNT,
@@ -160,6 +180,8 @@ COMPONENTS: dict[str, Schema] = {
     "Scaled": obj(auto_scale=TRUTH, **_SHARDS, **_MOVED),
     "Drained": obj(drained=COUNT, **_SHARDS, **_MOVED),
     "Moved": obj(**_MOVED),
+    "Placed": obj(**_PLACED),
+    "Pinned": obj(**_PLACED, **_MOVED),
     "Stopping": obj(stopping=TRUTH),
     "Reloaded": obj(reloaded=array(obj(**{"from": COUNT, "to": COUNT})), not_applied=array(TEXT), **_MOVED),
     "OpenApi": {"type": "object", "required": ["openapi", "info", "paths"]},

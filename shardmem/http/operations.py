@@ -9,6 +9,7 @@ from typing import Any
 WHOLE = {"title": "a whole number", "type": "integer"}  # how large it may be depends on the engine, and it says so
 AUTO = {"title": "'auto'", "type": "string", "enum": ["auto"]}
 SWITCH = {"title": "true or false", "type": "boolean"}
+DEADLINE = {"title": "a number of seconds from 0 to 86400", "type": "number", "minimum": 0, "maximum": 86400}
 LANES = 10  # seconds for which a replay waits for room, in all, unless it is told otherwise
 SECONDS = {"title": "a number of seconds from 0 to 60", "type": "number", "minimum": 0, "maximum": 60}
 IDS = {"title": "a list of the numbers of events", "type": "array", "items": WHOLE, "minItems": 1}
@@ -89,21 +90,58 @@ COMMANDS = (
         "scale",
         'More or fewer shards, slots evened out; "auto" hands back to the policy',
         "Scaled",
-        {"shards": {"oneOf": [WHOLE, AUTO]}},
+        {"shards": {"oneOf": [WHOLE, AUTO]}, "timeout": DEADLINE},
         {"shards": 2},
+        optional=("timeout",),
     ),
     Command(
-        "drain", "The slots of a shard go to the others, then it is removed", "Drained", {"shard": WHOLE}, {"shard": 1}
+        "drain",
+        "The slots of a shard go to the others, then it is removed",
+        "Drained",
+        {"shard": WHOLE, "timeout": DEADLINE},
+        {"shard": 1},
+        optional=("timeout",),
     ),
     Command(
         "move",
         "Slots to a shard; nothing is lost, repeated or reordered",
         "Moved",
-        {"slots": SLOTS, "to": WHOLE},
+        {"slots": SLOTS, "to": WHOLE, "timeout": DEADLINE},
         {"slots": "17,40-60", "to": 1},
+        optional=("timeout",),
     ),
-    Command("rebalance", "Even out the slots over the shards, with the fewest moves", "Moved"),
-    Command("reload", "Every worker is replaced by a fresh one, with what the configuration says now", "Reloaded"),
+    Command(
+        "rebalance",
+        "Even out the slots over the shards, with the fewest moves",
+        "Moved",
+        {"timeout": DEADLINE},
+        optional=("timeout",),
+    ),
+    Command(
+        "reload",
+        "Every worker is replaced by a fresh one, with what the configuration says now",
+        "Reloaded",
+        {"timeout": DEADLINE},
+        optional=("timeout",),
+    ),
+    Command("cordon", "A shard takes no more slots, and keeps what it has", "Placed", {"shard": WHOLE}, {"shard": 1}),
+    Command("uncordon", "A cordoned shard takes slots again", "Placed", {"shard": WHOLE}, {"shard": 1}),
+    Command(
+        "pin",
+        "Slots go to a shard and stay there",
+        "Pinned",
+        {"slots": SLOTS, "to": WHOLE, "timeout": DEADLINE},
+        {"slots": "17", "to": 1},
+        optional=("timeout",),
+    ),
+    Command("unpin", "The strategy may move pinned slots again", "Placed", {"slots": SLOTS}, {"slots": "17"}),
+    Command(
+        "moves",
+        "Whether the strategy may move slots; what is asked for, drains and pins go on",
+        "Placed",
+        {"suspended": SWITCH},
+        {"suspended": True},
+    ),
     Command(
         "quarantine/replay",
         "Events of the quarantine are pushed again, as new ones; the answer says which stay (left), "
