@@ -281,7 +281,7 @@ def _room(max_shards: int) -> int:
 
 def _ranges(geometry: Any) -> list[tuple[int, int]]:
     """(offset, length) of what an engine of this geometry uses of its control segment; the rest is never touched."""
-    offsets, lengths = ffi.new("uint64_t[8]"), ffi.new("uint64_t[8]")
+    offsets, lengths = ffi.new("uint64_t[]", 8), ffi.new("uint64_t[]", 8)
     return [(offsets[i], lengths[i]) for i in range(lib.sm_control_ranges(geometry, offsets, lengths))]
 
 
