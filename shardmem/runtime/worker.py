@@ -9,11 +9,9 @@ handler fails.
 from __future__ import annotations
 
 import faulthandler
-import json
 import logging
 import os
 import signal
-import sys
 import time
 import traceback
 from typing import Any
@@ -25,13 +23,11 @@ from shardmem.memory.native import ENGINE_STATES, SHARD_STATES, arm_from_environ
 from shardmem.runtime import logs
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.checkpoint import Checkpointed, Immediate, fenced
-from shardmem.runtime.child import Reports
+from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, read_orders
 from shardmem.runtime.failures import Failures, OnError
 from shardmem.runtime.handler import Context, Handler, HandlerRef, is_stateful, optional
 from shardmem.runtime.moves import Moves
 from shardmem.runtime.state import StateStore
-
-EXIT_STOPPED, EXIT_FAILED, EXIT_BOOT, EXIT_ALREADY = 0, 1, 3, 4
 
 log = logging.getLogger("shardmem.worker")
 
@@ -129,35 +125,33 @@ def main() -> int:
     arm_from_environment()
     faulthandler.enable()  # where a handler was that crashes the process
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # a supervisor that finds it stuck wants to know where
-    if not (told := sys.stdin.buffer.read()):
-        return EXIT_BOOT  # its supervisor was killed before it could say for what; the next one starts another
-    orders = json.loads(told)
+    if (told := read_orders(WorkerOrders)) is None:
+        return ExitCode.BOOT  # its supervisor was killed before it could say for what; the next one starts another
+    orders, reports = told
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
-    reports = Reports(orders["reports"])
-    os.set_inheritable(orders["reports"], False)
-    settings = orders["settings"]
-    logs.set_up(settings["log_format"], settings["log_level"], orders["engine"], orders["shard"])
+    settings = orders.settings
+    logs.set_up(settings["log_format"], settings["log_level"], orders.engine, orders.shard)
     worker = None
     # A terminal's Ctrl-C and its end go to the whole process group; the supervisor decides what they mean for workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         worker = Worker(
-            ControlSegment.attach(orders["engine"]),
-            orders["shard"],
+            ControlSegment.attach(orders.engine),
+            orders.shard,
             batch_rows=settings["batch_rows"],
             spin_us=settings["spin_us"],
         )
-        if orders.get("forgiven"):
+        if orders.forgiven:
             lib.sm_forgive(worker.reader)
         logs.incarnate(worker.incarnation)
-        keeper = _keeper(worker, HandlerRef(**orders["handler"]), settings)
+        keeper = _keeper(worker, orders.handler, settings)
         keeper.take_up()
     except AlreadyRunning as error:  # the shard's words are another's
         log.error("%s", error)
         reports.say(boot_failed=str(error))
-        return EXIT_ALREADY
+        return ExitCode.ALREADY
     except Exception as error:
         return _boot_failure(worker, reports, error)
 
@@ -169,7 +163,7 @@ def main() -> int:
         worker.batch,
         keeper,
         OnError(**settings["failures"]),
-        orders.get("ended"),
+        orders.ended,
         worker.pause,
         reports.say,
     )
@@ -186,16 +180,16 @@ def main() -> int:
         optional(keeper.handler, "close")()
     except AlreadyRunning as error:  # its words in shared memory are another's by now
         log.error("%s", error)
-        return EXIT_ALREADY
+        return ExitCode.ALREADY
     except Exception as error:
         text = str(error) if isinstance(error, (HandlerError, BatchEscaped)) else f"{type(error).__name__}: {error}"
         worker.say_error(text)
         worker.set_phase("failed")
         log.error("%s", text, exc_info=error.__cause__ or error)
         reports.say(failed=text)
-        return EXIT_FAILED
+        return ExitCode.FAILED
     worker.set_phase("stopped")
-    return EXIT_STOPPED
+    return ExitCode.OK
 
 
 def _keeper(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) -> Immediate | Checkpointed:
@@ -230,4 +224,4 @@ def _boot_failure(worker: Worker | None, reports: Reports, error: Exception) -> 
         worker.say_error(text)
         worker.set_phase("failed")
     reports.say(boot_failed=text, traceback=trace)
-    return EXIT_BOOT
+    return ExitCode.BOOT
