@@ -22,7 +22,8 @@ from shardmem.errors import (
     ShardmemError,
 )
 from shardmem.memory import lease
-from shardmem.memory.engine_segment import ControlSegment, InboxSegment
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import REASONS, Pusher, ffi, lib
 from shardmem.schema import KEY_BYTES, KEY_INT, KEY_NONE, KEY_STR
 

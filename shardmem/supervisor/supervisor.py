@@ -24,7 +24,7 @@ from shardmem.client.quarantine import QuarantineAccess
 from shardmem.config import Config, quarantine_file
 from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, LayoutMismatch, SegmentCorrupt, ShardmemError
 from shardmem.http.server import Api
-from shardmem.memory.engine_segment import InboxSegment
+from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import lib, point
 from shardmem.policy import DecisionKind, Limits
 from shardmem.runtime import logs

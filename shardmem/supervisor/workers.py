@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardmem.config import Config
-from shardmem.memory.engine_segment import ControlSegment, InboxSegment
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import lib, point
 from shardmem.policy import Restarts, WorkerDeath
 from shardmem.runtime.child import ExitCode, Report
