@@ -96,7 +96,8 @@ class Client(ControlCalls):
         finally:
             connection.close()
         if response.status == 200:
-            return answer
+            document: dict[str, Any] = answer
+            return document
         kind = getattr(errors, answer.get("kind", ""), ShardmemError)
         raise (
             kind(answer["error"])

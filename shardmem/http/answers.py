@@ -107,10 +107,7 @@ _WAIT = {
     "properties": {"shard": COUNT, "seat": COUNT, "pid": COUNT, "slots": array(COUNT), "text": TEXT},
     "additionalProperties": False,
 }
-_DONE = {
-    "done": {"type": "boolean", "description": "false: it goes on in the background"},
-    "waiting_for": array(_WAIT),
-}
+_DONE = {"done": {"type": "boolean", "description": "false: it goes on in the background"}, "waiting_for": array(_WAIT)}
 _MOVED = {
     "moved": array(obj(slot=COUNT, **{"from": COUNT, "to": COUNT})),
     "seconds": _SECONDS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -27,21 +27,25 @@ from shardmem.policy import (
 STOPPED_AFTER = 0.5  # seconds inside one push: it takes microseconds, so that producer is stopped, or starved
 
 
-class MoveWords(NamedTuple):
-    """The entry of one slot in the handoff table."""
+class MoveWords(Protocol):
+    """The entry of one slot in the handoff table. drained, restored: its source, its target has acknowledged this handoff."""
 
-    phase: str
-    source: int
-    target: int
-    number: int
-    drained: int
-    restored: int
+    @property
+    def phase(self) -> str: ...
+    @property
+    def source(self) -> int: ...
+    @property
+    def target(self) -> int: ...
+    @property
+    def drained(self) -> bool: ...
+    @property
+    def restored(self) -> bool: ...
 
 
 class HandoffWords(Protocol):
     """The words of shared memory that handoffs are made of: memory/handoff_table.py, or arrays in a simulation."""
 
-    def begin(self, slot: int, source: int, target: int, seconds: float) -> int: ...
+    def begin(self, slot: int, source: int, target: int, seconds: float) -> None: ...
     def set_phase(self, slot: int, phase: HandoffState, seconds: float) -> None: ...
     def set_slot(self, slot: int, shard: int) -> None: ...
     def set_holds(self, shard: int, holds: int) -> None: ...
@@ -77,7 +81,6 @@ class Carrier:
         self, words: HandoffWords, handoffs: HandoffCoordinator, point: Callable[[str], None] = lambda name: None
     ) -> None:
         self._words, self._handoffs, self._point = words, handoffs, point
-        self._numbers: dict[int, int] = {}  # slot -> number of its handoff in the table
         self._holds: Counter[int] = Counter()
         self._marks: dict[int, Marks] = {}  # handoff -> sends that may still go by the old slot words
         self._pushing: dict[int, tuple[int, float]] = {}  # seat -> its odd mark, and since when it is seen
@@ -98,10 +101,10 @@ class Carrier:
             if state is HandoffState.REROUTING:
                 actions += self._settled(number, now)
                 continue
-            if drained := [slot for slot in undrained if self._words.view(slot).drained == self._numbers[slot]]:
+            if drained := [slot for slot in undrained if self._words.view(slot).drained]:
                 self._point("handoff.drained")
                 actions += self._handoffs.drained(number, now, drained)
-            if restored := [slot for slot in unreleased if self._words.view(slot).restored == self._numbers[slot]]:
+            if restored := [slot for slot in unreleased if self._words.view(slot).restored]:
                 self._arrive(restored)
                 actions += self._handoffs.released(number, now, restored)
         return self.carry(actions, now)
@@ -128,7 +131,6 @@ class Carrier:
         groups: dict[tuple[int, int, HandoffState], list[int]] = {}
         for slot in self._words.moving():
             view = self._words.view(slot)
-            self._numbers[slot] = view.number
             self._holds[view.target] += 1
             groups.setdefault((view.source, view.target, HandoffState(view.phase)), []).append(slot)
         for shard, holds in self._holds.items():
@@ -167,7 +169,7 @@ class Carrier:
         # before the first row can come: a target looks at holds only if it has some
         self._hold(action.target, len(action.slots))
         for slot in action.slots:
-            self._numbers[slot] = self._words.begin(slot, action.source, action.target, self.deadlines.reroute)
+            self._words.begin(slot, action.source, action.target, self.deadlines.reroute)
         self._point("handoff.begun")
         self._marks[action.handoff] = Marks(self._words)
         return self._settled(action.handoff, now)
@@ -203,7 +205,6 @@ class Carrier:
         for slot in slots:
             targets[self._words.view(slot).target] += 1
             self._words.set_phase(slot, HandoffState.NONE, 0.0)
-            self._numbers.pop(slot, None)
         self._point("handoff.released")
         for target, count in targets.items():
             self._hold(target, -count)

@@ -132,7 +132,9 @@ def _log_failure(what: str, task: asyncio.Task[Any]) -> None:
         log.error("%s failed: %s", what, error, exc_info=None if isinstance(error, ShardmemError) else error)
 
 
-def described(waits: Iterable[Late], pid_of_shard: Callable[[int], int], pid_of_seat: Callable[[int], int]) -> list[dict[str, Any]]:
+def described(
+    waits: Iterable[Late], pid_of_shard: Callable[[int], int], pid_of_seat: Callable[[int], int]
+) -> list[dict[str, Any]]:
     """For an answer: whom handoffs wait for."""
     found = []
     for each in waits:

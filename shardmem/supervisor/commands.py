@@ -355,7 +355,9 @@ class Commands:
                 }
                 for seat in seats
             ]
-        for shard in sorted(fleet.planner.blocked() & (set(shards) | {fleet.planner.table.shard_for(s) for s in slots or ()})):
+        for shard in sorted(
+            fleet.planner.blocked() & (set(shards) | {fleet.planner.table.shard_for(s) for s in slots or ()})
+        ):
             if not any(each.get("shard") == shard for each in found):
                 pid = control.view_shard(shard).pid
                 text = f"shard {shard} (worker pid {pid}) has one batch in hand for long, and hands over nothing before"

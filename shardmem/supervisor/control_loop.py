@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 
-from shardmem.memory.native import lib
 from shardmem.policy import DecisionKind
 from shardmem.supervisor.background import Background
 from shardmem.supervisor.commands import Commands
@@ -85,6 +84,5 @@ class ControlLoop:
         board = {**fleet.planner.describe(time.monotonic()), "limits": asdict(fleet.stuck.limits), "http": self._http()}
         for extra in ({"lives": fleet.workers.describe()}, {}):
             text = json.dumps({**board, **extra}).encode()
-            if len(text) <= lib.SM_BOARD_BYTES:
-                lib.sm_post(fleet.control.address, lib.SM_BOARD_DECISIONS, text, len(text))
+            if fleet.control.post("decisions", text):
                 return

@@ -10,9 +10,9 @@ import time
 
 from shardmem.client.quarantine import QuarantineAccess
 from shardmem.config import Config, quarantine_file
-from shardmem.memory.engine_segment import InboxSegment
 from shardmem.memory.handoff_table import HandoffTable
-from shardmem.memory.native import lib, point
+from shardmem.memory.inbox_segment import InboxSegment
+from shardmem.memory.native import point
 from shardmem.policy import Finished, ScalingDecision, ScalingPolicy, Strategy
 from shardmem.runtime.handler import HandlerRef
 from shardmem.settings import some
@@ -99,7 +99,7 @@ class Fleet:
     def give_orders(self, shard: int) -> None:
         inbox = self.inboxes.get(shard)
         if inbox is not None:
-            lib.sm_give_orders(self.control.address, shard, inbox.address)
+            self.control.give_orders(shard, inbox.address)
 
     def _is_stopping(self, shard: int) -> bool:
         return (

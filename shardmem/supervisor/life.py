@@ -12,8 +12,7 @@ import asyncio
 from enum import IntEnum
 
 from shardmem.errors import ShardmemError
-
-EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_WORKER_BOOT, EXIT_ALREADY = 0, 1, 2, 3, 4
+from shardmem.runtime.child import ExitCode
 
 
 class Stage(IntEnum):
@@ -40,7 +39,7 @@ class Life:
         self.stage = Stage.OPENING
         self.shutdown = Shutdown.NONE
         self.error: ShardmemError | None = None
-        self.exit_code = EXIT_OK
+        self.exit_code = ExitCode.OK
         self.has_run = False
         self._changed = asyncio.Event()
 
@@ -82,7 +81,7 @@ class Life:
         self.shutdown = Shutdown.NOW if now or self.is_stopping else Shutdown.DRAIN
         self.wake()
 
-    def fail(self, error: ShardmemError, exit_code: int = EXIT_FAILED) -> None:
+    def fail(self, error: ShardmemError, exit_code: ExitCode = ExitCode.FAILED) -> None:
         """The engine cannot go on: it stops now. The first error is the one that is told."""
         if self.error is None:
             self.error, self.exit_code = error, exit_code

@@ -222,8 +222,7 @@ class Replacements:
             since, limit = time.monotonic(), fleet.config.boot_timeout
             fleet.workers.expect([shard])
             await fleet.conditions.until(
-                lambda: fleet.workers.is_ready(shard)
-                or fleet.workers.why_not_ready(shard, since, limit) is not None
+                lambda: fleet.workers.is_ready(shard) or fleet.workers.why_not_ready(shard, since, limit) is not None
             )
             if (reason := fleet.workers.why_not_ready(shard, since, limit)) is not None:
                 raise HandlerError(reason)

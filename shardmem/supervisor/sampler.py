@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from shardmem.memory.native import ffi, lib
+from shardmem.memory.words import latency_of, now_ns
 from shardmem.policy import ShardSample
 from shardmem.status.observer import Observer, floor_ns, fullest
 
@@ -40,11 +40,11 @@ class Sampler:
             return None
         lanes = inbox.lanes()
         self.quarantine[shard] = sum(lane.quarantined for lane in lanes), [lane.seat for lane in lanes if lane.broken]
-        clock = lib.sm_now_ns()
+        clock = now_ns()
         # The batch in hand counts as busy up to now, or a long batch would look like an idle worker.
         busy_ns = view.busy_ns + (clock - view.batch_since_ns if view.batch_since_ns else 0)
         handled = sum(lane.handled for lane in lanes)
-        latency = np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8").view("i8")
+        latency = latency_of(view).view("i8")
         last, self._last[shard] = self._last.get(shard), (now, busy_ns, handled, latency)
         if last is None or now <= last[0] or handled < last[2]:
             return None
@@ -69,8 +69,7 @@ class Sampler:
 
     def _sample_slots(self, now: float) -> None:
         """Exponentially decaying rates: what a slot did long ago says little about what it will do."""
-        rows = np.empty(self._control.slots, "u8")
-        lib.sm_view_rows(self._control.address, self._control.geometry, ffi.cast("uint64_t *", rows.ctypes.data))
+        rows = self._control.rows_by_slot()
         if self._rows is not None and now > self._at:
             keep = math.exp(-(now - self._at) / SLOT_MEMORY)
             self.rates = self.rates * keep + (rows - self._rows).astype("f8") / (now - self._at) * (1 - keep)

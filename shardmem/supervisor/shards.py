@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from shardmem.errors import ShardmemError
-from shardmem.memory.engine_segment import ControlSegment, InboxSegment
+from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.handoff_table import HandoffTable
-from shardmem.memory.native import lib, point
+from shardmem.memory.inbox_segment import InboxSegment
+from shardmem.memory.native import point
+from shardmem.memory.words import now_ns
 from shardmem.policy import ShardState
 from shardmem.status.observer import Observer
 from shardmem.supervisor.carrier import Marks
@@ -78,13 +80,13 @@ class Shards:
         return self._create([self._planner.mapper.replace(shard, time.monotonic())], shard)[0]
 
     def _create(self, added: list[int], replaces: int | None) -> list[int]:
-        address, made = self.control.address, []
+        made = []
         try:
             for shard in added:
                 generation = self.control.view_shard(shard).generation + 1
                 self.inboxes[shard] = InboxSegment.create(self.control, shard, generation)
                 made.append(shard)
-                lib.sm_set_shard_generation(address, shard, generation)
+                self.control.set_shard_generation(shard, generation)
                 # a successor has weight 0 until it succeeds: who takes over knows by that whether it has
                 self._set_weight(shard, FULL_WEIGHT if replaces is None else 0)
                 self.control.set_shard_state(shard, "provisioning")
@@ -144,7 +146,7 @@ class Shards:
 
     def facts(self) -> dict[int, ShardFact]:
         """What is known of each shard's worker."""
-        given_up, clock = self.workers.given_up(), lib.sm_now_ns()
+        given_up, clock = self.workers.given_up(), now_ns()
         facts = {}
         for shard in self.inboxes:
             if self._planner.mapper.shard_state(shard) in (None, ShardState.PROVISIONING, ShardState.STOPPED):
@@ -166,7 +168,7 @@ class Shards:
 
     def _set_weight(self, shard: int, weight: int) -> None:
         self._weights[shard] = weight
-        lib.sm_set_shard_weight(self.control.address, shard, weight)
+        self.control.set_shard_weight(shard, weight)
 
     # ---- joining -----------------------------------------------------------------------------------------------------------
 
@@ -249,7 +251,7 @@ class Shards:
         inbox = self.inboxes.pop(shard)
         # damaged ones are beyond all bounds
         counts = (count & (1 << 64) - 1 for count in (accepted, handled, quarantined, shed))
-        lib.sm_retire(self.control.address, shard, inbox.generation, *counts)
+        self.control.retire(shard, inbox.generation, *counts)
         point("remove.retired")
         inbox.segment.unlink()
         point("remove.unlinked")

@@ -12,12 +12,13 @@ from typing import Any
 from shardmem.errors import HandlerError, SegmentCorrupt, ShardmemError
 from shardmem.http.server import Api
 from shardmem.memory.native import point
+from shardmem.runtime.child import ExitCode
 from shardmem.supervisor.background import Background
 from shardmem.supervisor.carrier import Marks
 from shardmem.supervisor.commands import Commands
 from shardmem.supervisor.control_loop import ControlLoop
 from shardmem.supervisor.fleet import REROUTE_POLL, Fleet
-from shardmem.supervisor.life import EXIT_FAILED, EXIT_WORKER_BOOT, Life, Stage
+from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
 from shardmem.supervisor.takeover import Takeover
 
@@ -82,7 +83,7 @@ class Stages:
         if adopted and takeover.running:
             return True
         if (reason := await fleet.workers.ready(wanted, lambda: self._life.is_stopping_now)) is not None:
-            self._life.fail(HandlerError(reason), EXIT_WORKER_BOOT)
+            self._life.fail(HandlerError(reason), ExitCode.BOOT)
         if self._life.is_stopping_now:
             return False
         fleet.shards.activate(wanted if not takeover.running else [])
@@ -201,7 +202,7 @@ class Stages:
         """The last status document. The segments go, unless events are left in them that the next run is to handle."""
         fleet, life = self._fleet, self._life
         if (failure := self._failure()) is not None:
-            life.fail(failure, EXIT_FAILED if life.has_run else EXIT_WORKER_BOOT)
+            life.fail(failure, ExitCode.FAILED if life.has_run else ExitCode.BOOT)
         status = fleet.observer.status()
         for shard in status["shards"]:
             fleet.history.look(shard["id"], shard["quarantined"], shard["broken_lanes"])

@@ -14,8 +14,9 @@ import time
 from dataclasses import dataclass
 
 from shardmem.config import Config
-from shardmem.memory.engine_segment import ControlSegment, name_of
-from shardmem.memory.native import PHASES, lib
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.native import PHASES
+from shardmem.memory.words import name_of, now_ns
 from shardmem.policy import Facts, Limits, stuck
 from shardmem.supervisor.history import History
 from shardmem.supervisor.process import AdoptedWorker, WorkerProcess
@@ -56,7 +57,7 @@ class Stuck:
     def _why(self, worker: WorkerProcess | AdoptedWorker) -> str | None:
         if self._workers.is_stopping(worker.shard) and not _is_stopped(worker.pid):
             return None  # its handler's close() may take the time that it takes, without a sign
-        view, now = self._control.view_shard(worker.shard), lib.sm_now_ns()
+        view, now = self._control.view_shard(worker.shard), now_ns()
         if view.pid != worker.pid:  # it has not come to say anything yet: the words are its predecessor's
             return stuck(Facts("", "booting", True, now / 1e9 - worker.spawned_at, None), self.limits)
         in_hand = (now - view.batch_since_ns) / 1e9 if view.batch_since_ns else None

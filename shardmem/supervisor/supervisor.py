@@ -17,14 +17,14 @@ from typing import Any
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, ConfigError, LayoutMismatch, ShardmemError
 from shardmem.http.server import Api
-from shardmem.memory.native import lib
+from shardmem.runtime.child import ExitCode
 from shardmem.runtime.handler import HandlerRef
 from shardmem.supervisor.background import Background
 from shardmem.supervisor.commands import Commands
 from shardmem.supervisor.configured import policy_of, strategy_of
 from shardmem.supervisor.control_loop import ControlLoop
 from shardmem.supervisor.fleet import TICK, Fleet
-from shardmem.supervisor.life import EXIT_ALREADY, EXIT_CONFIG, EXIT_FAILED, Life, Stage
+from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
 from shardmem.supervisor.replacements import Replacements
 from shardmem.supervisor.stages import Stages
@@ -117,7 +117,7 @@ class Supervisor:
     async def _watch_workers(self, fleet: Fleet) -> None:
         """As long as there are workers, while the engine drains too."""
         while True:
-            lib.sm_supervisor_beat(fleet.control.address, lib.sm_now_ns())
+            fleet.control.beat()
             try:
                 fleet.stuck.look()
             except Exception:
@@ -157,7 +157,7 @@ async def _scale_by(commands: Commands, step: int) -> None:
         log.warning("%s by signal: %s", "one more" if step > 0 else "one fewer", error)
 
 
-def _exit_code_of(error: ShardmemError) -> int:
+def _exit_code_of(error: ShardmemError) -> ExitCode:
     if isinstance(error, AlreadyRunning):
-        return EXIT_ALREADY
-    return EXIT_CONFIG if isinstance(error, (ConfigError, LayoutMismatch)) else EXIT_FAILED
+        return ExitCode.ALREADY
+    return ExitCode.CONFIG if isinstance(error, (ConfigError, LayoutMismatch)) else ExitCode.FAILED

@@ -28,8 +28,9 @@ import numpy as np
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, ConfigError, NotRunning
 from shardmem.memory import lease
-from shardmem.memory.engine_segment import ControlSegment, InboxSegment
-from shardmem.memory.native import ffi, lib, point
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import InboxSegment
+from shardmem.memory.native import BOARD_BYTES, point
 from shardmem.memory.segment import control_name, inbox_files, inbox_name, path_of
 from shardmem.policy import first_table
 from shardmem.runtime import logs
@@ -67,11 +68,9 @@ class Takeover:
         """The role alone. Raises AlreadyRunning, ConfigError, LayoutMismatch, ShardmemError; then nothing is held."""
         check_directory(config)
         control, held, fresh = take_role(config)
-        lib.sm_supervisor_enter(control.address, os.getpid(), lib.sm_now_ns())
+        control.enter_supervisor()
         logs.incarnate(control.view_engine().incarnation)
-        history = History(
-            lambda text: lib.sm_post(control.address, lib.SM_BOARD_EVENTS, text, len(text)), lib.SM_BOARD_BYTES
-        )
+        history = History(lambda text: control.post("events", text), BOARD_BYTES)
         return cls(control, held, fresh, Observer(control), history)
 
     def find(self, config: Config) -> None:
@@ -222,7 +221,7 @@ def _find_shards(takeover: Takeover, config: Config) -> None:
             control.set_shard_state(shard, "active")
     for shard in unweighted:
         if takeover.draining:
-            lib.sm_set_shard_weight(control.address, shard, 1000)
+            control.set_shard_weight(shard, 1000)
         else:
             control.set_shard_state(shard, "draining")
             takeover.draining.append(shard)
@@ -230,12 +229,12 @@ def _find_shards(takeover: Takeover, config: Config) -> None:
     if unowned:  # the table is written last, so as long as it has gaps the shards may have too
         for shard in set(range(config.start_shards)) - set(takeover.inboxes):
             takeover.inboxes[shard] = InboxSegment.create(control, shard, 1)
-            lib.sm_set_shard_generation(control.address, shard, 1)
-            lib.sm_set_shard_weight(control.address, shard, 1000)
+            control.set_shard_generation(shard, 1)
+            control.set_shard_weight(shard, 1000)
             control.set_shard_state(shard, "provisioning")
         table = first_table(control.slots, sorted(takeover.inboxes))
         for slot in unowned:
-            lib.sm_set_slot(control.address, slot, table[slot])
+            control.set_slot(slot, table[slot])
     elif not takeover.running and len(takeover.inboxes) != config.start_shards:
         log.warning(
             "engine %s: %d shards were asked for; shared memory of an earlier run has %d and keeps them",
@@ -272,12 +271,4 @@ def _unlink(name: str) -> None:
 
 
 def _shards_of_handoffs(control: ControlSegment) -> set[int]:
-    slots, view = np.empty(control.slots, "u4"), ffi.new("sm_move_view *")
-    count = lib.sm_view_moving(
-        control.address, control.geometry, ffi.cast("uint32_t *", slots.ctypes.data), control.slots
-    )
-    shards = set()
-    for slot in slots[:count].tolist():
-        lib.sm_view_move(control.address, slot, view)
-        shards |= {view.source, view.target}
-    return shards
+    return {shard for move in control.moves() for shard in (move.source, move.target)}

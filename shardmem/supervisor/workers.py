@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardmem.config import Config
-from shardmem.memory.engine_segment import ControlSegment, InboxSegment
-from shardmem.memory.native import lib, point
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import InboxSegment
+from shardmem.memory.native import point
 from shardmem.policy import Restarts, WorkerDeath
+from shardmem.runtime.child import ExitCode, Report
 from shardmem.runtime.handler import HandlerRef
-from shardmem.runtime.worker import EXIT_ALREADY
 from shardmem.status.findings import RECENT
 from shardmem.supervisor.history import History
 from shardmem.supervisor.process import AdoptedWorker, WorkerProcess
@@ -242,7 +243,7 @@ class Workers:
             past.timer.cancel()
             past.timer = None
 
-    def _reported(self, worker: WorkerProcess, report: dict[str, Any]) -> None:
+    def _reported(self, worker: WorkerProcess, report: Report) -> None:
         if worker.ready:
             self._ready_since_wait.add(worker.shard)
         past = self._pasts.get(worker.shard)
@@ -269,7 +270,7 @@ class Workers:
                     extra={"shard": shard},
                 )
         elif (
-            worker.exit_code == EXIT_ALREADY
+            worker.exit_code == ExitCode.ALREADY
         ):  # somebody else holds the shard: when that one is dead, as the kernel says
             log.warning(
                 "shard %d: %s", shard, worker.failure or f"worker pid {worker.pid} had lost it", extra={"shard": shard}
@@ -314,5 +315,4 @@ class Workers:
         self._history.note("shard_failed", reason, shard, logged=past.logged_reason)
         self._control.set_shard_state(shard, "failed")
         if not past.logged_reason:  # it has not said so itself, and cannot any more
-            text = reason.encode()
-            lib.sm_shard_note(self._control.address, shard, text, len(text))
+            self._control.note_shard(shard, reason)

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,13 +25,20 @@ from shardmem.policy import (
     ShardState,
     Strategy,
 )
-from shardmem.supervisor.carrier import MoveWords
 from shardmem.supervisor.planner import Planner, ShardFact
 
 TICK = 0.25
 NOBODY = -1
 SEATS = 8
 PHASES = [str(each) for each in HandoffState]
+
+
+class SimulatedMove(NamedTuple):
+    phase: str
+    source: int
+    target: int
+    drained: bool
+    restored: bool
 
 
 class ArrayWords:
@@ -50,12 +57,11 @@ class ArrayWords:
         self.stateful = stateful
         self.on_arrival: Callable[[int], None] = lambda slot: None
 
-    def begin(self, slot: int, source: int, target: int, seconds: float) -> int:
+    def begin(self, slot: int, source: int, target: int, seconds: float) -> None:
         assert self.holds[target] > 0, "the hold is there before the first row can come"
         self.numbers[slot] += 1
         self.phases[slot], self.sources[slot], self.targets[slot] = 1, source, target
         self.slot_words[slot] = target
-        return int(self.numbers[slot])
 
     def set_phase(self, slot: int, phase: HandoffState, seconds: float) -> None:
         self.phases[slot] = PHASES.index(str(phase))
@@ -70,13 +76,12 @@ class ArrayWords:
         self.holds[shard] = holds
 
     def view(self, slot: int) -> MoveWords:
-        return MoveWords(
+        return SimulatedMove(
             PHASES[self.phases[slot]],
             int(self.sources[slot]),
             int(self.targets[slot]),
-            int(self.numbers[slot]),
-            int(self.drained[slot]),
-            int(self.restored[slot]),
+            bool(self.drained[slot] == self.numbers[slot]),
+            bool(self.restored[slot] == self.numbers[slot]),
         )
 
     def moving(self) -> list[int]:
