@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from shardmem.errors import ShardmemError
 from shardmem.policy.slots import ShardCoordinator
@@ -127,6 +128,16 @@ class Late:
     waiting_for: str
     shard: int | None = None  # whom that is about
     seats: tuple[int, ...] = ()
+
+
+class UnderWay(NamedTuple):
+    """A handoff, its slots that are not drained, and those that are and have not been released."""
+
+    number: int
+    state: HandoffState
+    target: int
+    undrained: tuple[int, ...]
+    unreleased: tuple[int, ...]
 
 
 @dataclass
@@ -287,6 +298,11 @@ class HandoffCoordinator:
                 actions += self._release(each, self._ordered(each, each.unreleased))
         return actions
 
+    @property
+    def shards(self) -> tuple[int, ...]:
+        """All that there are, draining ones too."""
+        return tuple(self._table.shard_slot_counts())
+
     # ---- what there is ------------------------------------------------------------------------------------------------
 
     def state(self, slot: int) -> HandoffState:
@@ -302,10 +318,15 @@ class HandoffCoordinator:
         found = self._of_slot.get(slot)
         return found and found.number
 
-    def under_way(self) -> list[tuple[int, HandoffState, tuple[int, ...], tuple[int, ...]]]:
-        """(number, state, slots that are not drained, slots that are drained and not released) of each."""
+    def under_way(self) -> list[UnderWay]:
         return [
-            (each.number, each.state, self._ordered(each, each.undrained), self._ordered(each, each.unreleased))
+            UnderWay(
+                each.number,
+                each.state,
+                each.target,
+                self._ordered(each, each.undrained),
+                self._ordered(each, each.unreleased),
+            )
             for each in self._open.values()
         ]
 

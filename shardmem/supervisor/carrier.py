@@ -24,6 +24,7 @@ from shardmem.policy import (
     Respawn,
 )
 
+_PHASES = {str(each) for each in HandoffState}
 STOPPED_AFTER = 0.5  # seconds inside one push: it takes microseconds, so that producer is stopped, or starved
 
 
@@ -97,7 +98,7 @@ class Carrier:
     def look(self, now: float) -> list[Finished]:
         """Reads the words of all handoffs under way, and moves each on as far as they allow."""
         actions: list[Action] = []
-        for number, state, undrained, unreleased in self._handoffs.under_way():
+        for number, state, target, undrained, unreleased in self._handoffs.under_way():
             if state is HandoffState.REROUTING:
                 actions += self._settled(number, now)
                 continue
@@ -105,7 +106,7 @@ class Carrier:
                 self._point("handoff.drained")
                 actions += self._handoffs.drained(number, now, drained)
             if restored := [slot for slot in unreleased if self._words.view(slot).restored]:
-                self._arrive(restored)
+                self._arrive(restored, target)
                 actions += self._handoffs.released(number, now, restored)
         return self.carry(actions, now)
 
@@ -129,8 +130,12 @@ class Carrier:
     def resume(self, now: float) -> list[Finished]:
         """Takes up the handoffs that an earlier supervisor left in some phase."""
         groups: dict[tuple[int, int, HandoffState], list[int]] = {}
+        known = set(self._handoffs.shards)
         for slot in self._words.moving():
             view = self._words.view(slot)
+            if view.source not in known or view.target not in known or view.phase not in _PHASES:
+                self._words.set_phase(slot, HandoffState.NONE, 0.0)  # damaged: nobody could ever answer it
+                continue
             self._holds[view.target] += 1
             groups.setdefault((view.source, view.target, HandoffState(view.phase)), []).append(slot)
         for shard, holds in self._holds.items():
@@ -191,7 +196,7 @@ class Carrier:
 
     def _release(self, action: Release, now: float) -> list[Action]:
         if not self._words.is_stateful():  # there is nothing to restore: the hold falls at once
-            self._arrive(action.slots)
+            self._arrive(action.slots, action.shard)
             return self._handoffs.released(action.handoff, now, action.slots)
         for slot in action.slots:
             self._words.set_phase(slot, HandoffState.RELEASING, self.deadlines.release)
@@ -199,16 +204,13 @@ class Carrier:
         self._words.wake(action.shard)
         return []
 
-    def _arrive(self, slots: Iterable[int]) -> None:
+    def _arrive(self, slots: Sequence[int], target: int) -> None:
         """The hold falls, and the target is told: what it kept back lies behind its cursors."""
-        targets: Counter[int] = Counter()
         for slot in slots:
-            targets[self._words.view(slot).target] += 1
             self._words.set_phase(slot, HandoffState.NONE, 0.0)
         self._point("handoff.released")
-        for target, count in targets.items():
-            self._hold(target, -count)
-            self._words.wake(target)
+        self._hold(target, -len(slots))
+        self._words.wake(target)
 
     def _hold(self, shard: int, change: int) -> None:
         self._holds[shard] += change

@@ -293,13 +293,17 @@ class Commands:
         fleet, planner = self._fleet, self._fleet.planner
         why = f"because {decision.reason}"
         if decision.kind is DecisionKind.UP:
-            return self._settle(fleet.shards.create(decision.count, force=False), [], why)
+            return self._followed(decision, self._settle(fleet.shards.create(decision.count, force=False), [], why))
         if decision.kind is DecisionKind.DOWN:
             removed = planner.mapper.scale_down(decision.count, time.monotonic(), planner.table.cordoned)
             for shard in removed:
                 planner.table.drain_shard(shard)
-            return self._settle([], removed, why)
+            return self._followed(decision, self._settle([], removed, why))
         return None
+
+    async def _followed(self, decision: ScalingDecision, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+        with self.noting(f"{decision.kind} {decision.count}, because {decision.reason}"):
+            return await work
 
     # ---- waiting -------------------------------------------------------------------------------------------------------------
 

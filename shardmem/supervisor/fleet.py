@@ -43,7 +43,7 @@ class Fleet:
         strategy: Strategy,
         life: Life,
     ) -> None:
-        self._config, self._life, self._wanted = config, life, False
+        self._config, self._life, self._wanted, self._why = config, life, False, ""
         self.conditions, self.changes = Conditions(), Changes()
         self.control, self.observer, self.history = takeover.control, takeover.observer, takeover.history
         self.inboxes: dict[int, InboxSegment] = takeover.inboxes
@@ -130,6 +130,8 @@ class Fleet:
         samples = self.sampler.sample(self.planner.measurable(now), now)
         rates = self.sampler.rates
         decision = self.planner.tick(samples, rates if rates.any() else None, now)
+        # without samples it went by the number of slots: that nothing was measured is not why they moved
+        self._why = "" if decision.cause in ("no_samples", "steady", "manual") else f"; {decision.reason}"
         self._wanted = False
         self.shards.step(now)
         self.shards.weigh()
@@ -158,7 +160,7 @@ class Fleet:
         self.changes.finished(finished)
         if not self.changes.any_open and not self.planner.table.draining:
             count = len(finished.slots)
-            self.history.count("moved", count, lambda count: f"{some(count, 'slot')} moved by the strategy")
+            self.history.count("moved", count, lambda count: f"{some(count, 'slot')} moved by the strategy{self._why}")
 
     def _note_late(self, now: float) -> None:
         late = {(each.handoff, str(each.state)): each for each in self.planner.handoffs.late(now)}

@@ -249,7 +249,7 @@ class Planner:
     @property
     def is_rerouting(self) -> bool:
         """Whether a handoff waits for pushes that are in progress."""
-        return any(state is HandoffState.REROUTING for _, state, _, _ in self.handoffs.under_way())
+        return any(each.state is HandoffState.REROUTING for each in self.handoffs.under_way())
 
     # ---- what is asked --------------------------------------------------------------------------------------------------
 

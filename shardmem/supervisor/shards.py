@@ -178,7 +178,8 @@ class Shards:
             if self._planner.table.shard_slot_counts(coming=True).get(shard):
                 return  # begun by an earlier supervisor, and slots have moved: it is tried for ever
             self._failures[shard] = reason
-            self._history.note("not_done", f"{reason}; nothing had moved to it, so it is given up", shard)
+            if joining.begun_before:  # otherwise whoever wanted it says so
+                self._history.note("not_done", f"{reason}; nothing had moved to it, so it is given up", shard)
             self.abandon(shard)
         elif self.workers.is_ready(shard):
             del self._joining[shard]

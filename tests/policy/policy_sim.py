@@ -75,7 +75,7 @@ class ArrayWords:
         assert holds >= 0
         self.holds[shard] = holds
 
-    def view(self, slot: int) -> MoveWords:
+    def view(self, slot: int) -> SimulatedMove:
         return SimulatedMove(
             PHASES[self.phases[slot]],
             int(self.sources[slot]),
@@ -181,6 +181,7 @@ class World:
             on_moved=self._on_moved,
         )
         planner.runner.max_in_flight, planner.runner.max_per_pair = self.max_in_flight, self.max_per_pair
+        planner.begin(self.now)
         return planner
 
     @property

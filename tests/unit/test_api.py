@@ -327,7 +327,7 @@ def test_what_cannot_be_answered_says_so_in_json(loopback, sockets):
             status, answer = await ask(client, "GET", "/nothing")
             assert (
                 404 == status
-                and "/metrics, /move, /openapi.json, /page/{file}, /quarantine, /quarantine/purge" in answer["error"]
+                and "/metrics, /move, /moves, /openapi.json, /page/{file}, /pin, /quarantine, /quarantine/purge" in answer["error"]
             )
             assert 405 == (await ask(client, "GET", "/scale"))[0]
         for body in (b"{", b"[1]", b"\xff\xfe", b"3", b"{}}", b"[" * 100_000):
@@ -364,7 +364,7 @@ def test_what_cannot_be_answered_says_so_in_json(loopback, sockets):
         ("scale", {"shards": None}, "shards=None is neither"),
         ("scale", {"shards": 2, "shard": 1}, "shard is not a member"),
         ("drain", {"shard": "0"}, "shard='0' is not a whole number"),
-        ("rebalance", {"now": True}, "there is none"),
+        ("rebalance", {"now": True}, "there are timeout"),
         (
             "move",
             {"slots": "1-x"},
