@@ -399,19 +399,19 @@ def _moved_text(moved: list[dict[str, int]]) -> str:
     )
 
 
-def parse_slots(given: str | int | list[int], count: int) -> list[int]:
+def parse_slots(wanted: str | int | list[int], count: int) -> list[int]:
     """[17, 40, 41, ...] from "17,40-60", a number or a list of numbers. Raises ConfigError."""
-    if isinstance(given, str):
+    if isinstance(wanted, str):
         ends = [
-            (_number(low), _number(high or low)) for part in given.split(",") for low, _, high in [part.partition("-")]
+            (_number(low), _number(high or low)) for part in wanted.split(",") for low, _, high in [part.partition("-")]
         ]
     else:
-        ends = [(slot, slot) for slot in ([given] if isinstance(given, int) else given)]
+        ends = [(slot, slot) for slot in ([wanted] if isinstance(wanted, int) else wanted)]
     # Limits first: all numbers of "0-99999999999" would fill the memory of the supervisor.
     inside = all(0 <= low and high < count for low, high in ends)
     slots = sorted({slot for low, high in ends for slot in range(low, high + 1)}) if inside else []
     if not slots:
-        raise ConfigError(f"slots={given!r} must name at least one of the slots 0 to {count - 1}, and no other")
+        raise ConfigError(f"slots={wanted!r} must name at least one of the slots 0 to {count - 1}, and no other")
     return slots
 
 

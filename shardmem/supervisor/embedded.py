@@ -60,12 +60,12 @@ async def _run(orders: SupervisorOrders, reports: Reports) -> int:
         reports.say(ended=1, status=None, error=f"the supervisor failed: {type(error).__name__}: {error}", kind=None)
         raise
     loop.remove_reader(lifeline)
-    error = supervisor.error
+    failure = supervisor.error
     reports.say(
         ended=code,
         status=supervisor.outcome,
-        error=str(error) if error else None,
-        kind=type(error).__name__ if error else None,
-        memory=(error.need, error.free) if isinstance(error, OutOfMemory) else None,
+        error=str(failure) if failure else None,
+        kind=type(failure).__name__ if failure else None,
+        memory=(failure.need, failure.free) if isinstance(failure, OutOfMemory) else None,
     )
     return code

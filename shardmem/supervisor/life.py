@@ -65,7 +65,7 @@ class Life:
             self.stage = Stage.ENDED
         return self.stage
 
-    # ---- how it has been asked to end --------------------------------------------------------------------------------------
+    # ---- how it has been asked to end -------------------------------------------------------------------------------
 
     @property
     def is_stopping(self) -> bool:
@@ -87,7 +87,7 @@ class Life:
             self.error, self.exit_code = error, exit_code
         self.shutdown = Shutdown.NOW
 
-    # ---- news --------------------------------------------------------------------------------------------------------------
+    # ---- news -------------------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
         self._changed.set()

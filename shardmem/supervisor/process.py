@@ -69,9 +69,9 @@ class WorkerProcess(_Signalled):
         orders = WorkerOrders(handler, engine, shard, settings, ended, forgiven)
         self._popen, self._reports = launch("worker", orders)
         self.pid = self._popen.pid
-        self._pidfd = os.pidfd_open(self.pid)
+        self._pidfd = pidfd = os.pidfd_open(self.pid)
         loop.add_reader(self._reports, self._read)
-        loop.add_reader(self._pidfd, self._exited)
+        loop.add_reader(pidfd, self._exited, pidfd)
 
     @property
     def alive(self) -> bool:
@@ -104,10 +104,10 @@ class WorkerProcess(_Signalled):
             self._loop.remove_reader(self._reports)
             self._reports.close()
 
-    def _exited(self) -> None:
-        self._loop.remove_reader(self._pidfd)
+    def _exited(self, pidfd: int) -> None:
+        self._loop.remove_reader(pidfd)
         self.exit_code = self._popen.wait()
-        os.close(self._pidfd)
+        os.close(pidfd)
         self._read()  # what it said last
         self._close_reports()
         self._on_exit(self)

@@ -65,7 +65,7 @@ class Sampler:
         views = [view for _, view in self._control.known_seats()]
         now = sum(view.blocked_ns for view in views), sum(view.sequence for view in views)
         last, self._seats = self._seats, now
-        return max(0, now[0] - last[0]) / 1e9 / max(1, now[1] - last[1])
+        return float(max(0, now[0] - last[0]) / 1e9 / max(1, now[1] - last[1]))
 
     def _sample_slots(self, now: float) -> None:
         """Exponentially decaying rates: what a slot did long ago says little about what it will do."""

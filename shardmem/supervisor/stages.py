@@ -57,7 +57,7 @@ class Stages:
         }
         await stages[self._life.stage]()
 
-    # ---- booting -----------------------------------------------------------------------------------------------------------
+    # ---- booting ----------------------------------------------------------------------------------------------------
 
     async def _boot(self) -> None:
         adopted = self._adopt_workers()
@@ -116,14 +116,14 @@ class Stages:
             text = "" if left is None else f"; {left:,} events were left of an earlier run"
             fleet.history.note("started", f"the engine is running: {shards}, supervisor pid {os.getpid()}{text}")
 
-    # ---- running -----------------------------------------------------------------------------------------------------------
+    # ---- running ----------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         await self._loop.run()
         await self._background.finish(STOP_GRACE)  # a handoff runs forward; it does not take long
         self._notify.stopping()
 
-    # ---- ending ------------------------------------------------------------------------------------------------------------
+    # ---- ending -----------------------------------------------------------------------------------------------------
 
     async def _drain(self) -> None:
         """Refuse new events, wait for the sends in progress, then for empty lanes."""

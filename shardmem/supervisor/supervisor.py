@@ -126,7 +126,7 @@ class Supervisor:
                 self._notify.tick(fleet.observer.status)
             await asyncio.sleep(TICK)
 
-    # ---- signals -----------------------------------------------------------------------------------------------------------
+    # ---- signals ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _signals(self, commands: Commands, replacements: Replacements, background: Background) -> Iterator[None]:

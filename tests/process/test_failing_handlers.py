@@ -70,6 +70,12 @@ def test_a_handler_that_hangs_in_open_is_given_up_after_boot_timeout(rig: Rig, e
     assert segments_of(engine_name) == []
 
 
+def test_an_engine_whose_worker_is_not_ready_in_time_logs_why(rig: Rig, engine_name: str, capfd) -> None:
+    with pytest.raises(shardmem.HandlerError):
+        rig.engine(engine_name, handler="recorder:Hanging", shards=1, boot_timeout=1).start()
+    assert "was not ready within boot_timeout=1 s" in capfd.readouterr().err
+
+
 def test_an_exception_is_reported_with_the_event_that_caused_it(rig: Rig) -> None:
     rig.tell("poison", "13")
     engine = rig.engine(None, handler="recorder:Failing", shards=1)
