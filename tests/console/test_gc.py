@@ -1,4 +1,5 @@
-"""`shardmem gc` among real processes: what lives is left alone, what died goes, and no accepted event is lost unasked."""
+"""`shardmem gc` among real processes: what lives is left alone, what died goes, and no accepted event is lost
+unasked."""
 
 from __future__ import annotations
 

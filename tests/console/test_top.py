@@ -247,7 +247,7 @@ def test_durations_are_short(seconds, text):
     assert text == duration(seconds)
 
 
-# ---- keys ----------------------------------------------------------------------------------------------------------------
+# ---- keys ------------------------------------------------------------------------------------------------------------
 
 
 def test_plus_and_minus_count_active_shards_and_never_ask_for_none():
@@ -315,7 +315,7 @@ def test_other_keys_change_the_view_alone_and_arrows_nothing():
     assert keys.quit
 
 
-# ---- a real terminal -----------------------------------------------------------------------------------------------------
+# ---- a real terminal -------------------------------------------------------------------------------------------------
 
 
 class Terminal:

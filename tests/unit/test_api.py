@@ -87,7 +87,7 @@ def run(engine: Any, test: Callable[..., Awaitable[None]], **options: Any) -> No
     asyncio.run(inside())
 
 
-# ---- who may ask --------------------------------------------------------------------------------------------------------
+# ---- who may ask -----------------------------------------------------------------------------------------------------
 
 
 def test_tcp_reads_and_without_a_token_changes_nothing(loopback, sockets):
@@ -247,7 +247,7 @@ def test_the_users_events_are_not_read_over_tcp_without_the_token(loopback, sock
     run(loopback(), test, token=token)
 
 
-# ---- the sockets --------------------------------------------------------------------------------------------------------
+# ---- the sockets -----------------------------------------------------------------------------------------------------
 
 
 def test_the_socket_is_private_from_birth(sockets, monkeypatch):
@@ -317,7 +317,7 @@ def test_the_port_of_a_supervisor_that_is_just_being_killed_is_waited_for(socket
     api.close()
 
 
-# ---- what is answered ---------------------------------------------------------------------------------------------------
+# ---- what is answered ------------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_answered_says_so_in_json(loopback, sockets):

@@ -156,7 +156,7 @@ def test_the_inboxes_of_a_segment_that_cannot_be_read_go_the_way_that_it_goes():
     assert (KEEP, 1020) == (kept.action, kept.bytes)
 
 
-# ---- real segments --------------------------------------------------------------------------------------------------------
+# ---- real segments ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ def test_entries_that_are_no_engines_are_named_and_left_alone(name, places):
     assert os.path.exists(path)
 
 
-# ---- nobody can come in between -------------------------------------------------------------------------------------------
+# ---- nobody can come in between --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("everything", [True, False])
@@ -389,7 +389,8 @@ print(removed)
 
 
 def test_gc_never_takes_a_segment_from_a_supervisor_that_has_taken_it(name, places, monkeypatch):
-    """Supervisors come and vanish, gc runs all the time: who has the role has the segment of that name, and its inbox."""
+    """Supervisors come and vanish, gc runs all the time: who has the role has the segment of that name, and its
+    inbox."""
     config = Config.of(name=name, handler="json:loads", lane_bytes=4096, max_shards=1)
     chance, refused = random.Random(1), 0
     with subprocess.Popen(

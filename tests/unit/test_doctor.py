@@ -62,7 +62,7 @@ def expect(check: Check, level: str, *parts: str) -> None:
     assert check.remedy or level == "ok", f"no remedy: {said}"
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------------
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_the_limits_of_memory_groups_of_either_version(host, files, level, part)
     expect(doctor.memory_group(host(files), PLAN), level, part)
 
 
-# ---- processes ------------------------------------------------------------------------------------------------------------
+# ---- processes -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_pid_namespace_of_its_own_is_noted(host, tmp_path, namespace, level):
     expect(doctor.container(host()), level)
 
 
-# ---- the kernel -----------------------------------------------------------------------------------------------------------
+# ---- the kernel ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("feature", list(TRIALS))
@@ -330,7 +330,7 @@ def test_remove_ipc_concerns_people_and_not_system_users(host, uid, files, level
     expect(doctor.remove_ipc(host(files, uid=uid)), level, part)
 
 
-# ---- directories ----------------------------------------------------------------------------------------------------------
+# ---- directories -----------------------------------------------------------------------------------------------------
 
 
 def test_the_socket_directory_must_be_private(host, tmp_path):
@@ -407,7 +407,7 @@ def test_a_file_system_that_keeps_no_files_is_no_place_for_state(host, tmp_path)
     expect(check, "warning", "files cannot be kept")
 
 
-# ---- the rest -------------------------------------------------------------------------------------------------------------
+# ---- the rest --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
