@@ -173,7 +173,8 @@ class Config:
 
     @property
     def elastic(self) -> bool:
-        """Whether the policy may change the number of shards: not when `shards` fixes it, or there is room for no other."""
+        """Whether the policy may change the number of shards: not when `shards` fixes it, or there is room for no
+        other."""
         return self.auto_scale and self.shards is None and self.most_shards > self.min_shards
 
     @property
@@ -318,7 +319,8 @@ def load(
     environ: Mapping[str, str] = os.environ,
     further: Further = lambda config: [],
 ) -> Config:
-    """From a TOML file (or None), SHARDMEM_* variables and flags, the later winning. Raises ConfigError with every fault."""
+    """From a TOML file (or None), SHARDMEM_* variables and flags, the later winning. Raises ConfigError with every
+    fault."""
     return sourced(path, flags, environ, further)[0]
 
 

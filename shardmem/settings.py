@@ -1,4 +1,5 @@
-"""How a setting is declared: once, as a field of a dataclass. Flags, `shardmem config` and docs/settings.md come from that.
+"""How a setting is declared: once, as a field of a dataclass. Flags, `shardmem config` and docs/settings.md come from
+that.
 
 lane_bytes: int = setting(1 << 20, "ring of each producer to each shard", "bytes", least=4096, power_of_two=True)
 """
@@ -51,8 +52,8 @@ def setting(
     unset: str = "not set",
     secret: bool = False,
 ) -> Any:
-    """A field. help: one line, no full stop. least, most: of a whole number. unset: what None stands for, in words. secret:
-    its value is never shown."""
+    """A field. help: one line, no full stop. least, most: of a whole number. unset: what None stands for, in words.
+    secret: its value is never shown."""
     if unit not in UNITS:
         raise ValueError(f"unit={unit!r} is not one of {', '.join(UNITS)}")
     return field(
@@ -120,8 +121,9 @@ class Setting:
         return f"{value:g} s" if self.unit == "seconds" and isinstance(value, (int, float)) else str(value)
 
     def read(self, value: Any, fault: Callable[[str], None]) -> Any:
-        """A value from a file, a variable or a flag. What cannot be read is a fault, and the default takes its place, so
-        that one mistake is not reported twice. Faults begin with the name of their setting: see settings_sources.py."""
+        """A value from a file, a variable or a flag. What cannot be read is a fault, and the default takes its place,
+        so that one mistake is not reported twice. Faults begin with the name of their setting: see
+        settings_sources.py."""
         key = self.name
         if self.unit in ("number", "bytes", "microseconds"):
             if isinstance(value, bool) or not isinstance(value, (int, str)):
@@ -166,7 +168,8 @@ class Setting:
 
 
 def declared(cls: Any) -> dict[str, Setting]:
-    """The settings of a dataclass, by name. A field without a declaration is an error of the program: it has no help."""
+    """The settings of a dataclass, by name. A field without a declaration is an error of the program: it has no
+    help."""
     found = {}
     for each in fields(cls):
         if "help" not in each.metadata:

@@ -27,8 +27,8 @@ class Origin:
 
 
 class Sources:
-    """`values` by name of the setting, the later source winning, and the `origins` of them; of the members of a table too,
-    as "policy.cooldown". `faults`: what cannot be had at all."""
+    """`values` by name of the setting, the later source winning, and the `origins` of them; of the members of a table
+    too, as "policy.cooldown". `faults`: what cannot be had at all."""
 
     def __init__(
         self, path: str | None, flags: Mapping[str, Any], environ: Mapping[str, str], known: Iterable[str]
@@ -44,8 +44,8 @@ class Sources:
             if name in environ:
                 self._put(key, environ[name], Origin("variable", name))
         for name in sorted(environ):
-            # Only what is all but a setting: others use the prefix too (Kubernetes gives each pod SHARDMEM_PORT and the like
-            # when a service is called shardmem).
+            # Only what is all but a setting: others use the prefix too (Kubernetes gives each pod SHARDMEM_PORT and the
+            # like when a service is called shardmem).
             if (
                 name.startswith(PREFIX)
                 and name not in variables
@@ -118,7 +118,8 @@ _KEY = re.compile(r"\s*([\w\"-]+(?:\s*\.\s*[\w\"-]+)*)\s*=")
 
 
 def lines_of(text: str) -> dict[str, int]:
-    """The line of each key of valid TOML. A scan, not a parser: keys begin lines, and a text of several lines hides none."""
+    """The line of each key of valid TOML. A scan, not a parser: keys begin lines, and a text of several lines hides
+    none."""
     found: dict[str, int] = {}
     table, quote = "", ""
     for number, line in enumerate(text.splitlines(), 1):

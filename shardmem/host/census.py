@@ -106,7 +106,7 @@ class Leftover:
         }
 
 
-# ---- judgement: pure ------------------------------------------------------------------------------------------------------
+# ---- judgement: pure -------------------------------------------------------------------------------------------------
 
 
 def judge(facts: EngineFacts, uid: int, discard: bool = False) -> list[Leftover]:
@@ -277,7 +277,7 @@ def _listed(pids: Collection[int], most: int = 8) -> str:
     return ", ".join(map(str, list(pids)[:most])) + (", ..." if len(pids) > most else "")
 
 
-# ---- observation ----------------------------------------------------------------------------------------------------------
+# ---- observation -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -307,8 +307,9 @@ def observe(
     placeholder: bool = False,
     users: Callable[[], Mapping[int, tuple[int, ...]]] | None = None,
 ) -> EngineFacts:
-    """What is there of one engine. descriptor: of the control segment's file, on which the caller holds leases that are not
-    to be counted. placeholder: that file is the caller's own and stands for none. users: who has which inode mapped."""
+    """What is there of one engine. descriptor: of the control segment's file, on which the caller holds leases that are
+    not to be counted. placeholder: that file is the caller's own and stands for none. users: who has which inode
+    mapped."""
     control = None if placeholder else _file(os.path.join(SHM_DIRECTORY, control_name(name)))
     facts: dict[str, Any] = {"name": name, "control": control}
     found = sorted(
@@ -356,8 +357,8 @@ def observe(
 
 def _control(name: str, descriptor: int, named: dict[tuple[int, int], bool]) -> dict[str, Any]:
     locked = lease.anything_held(descriptor)
-    # Read, not mapped: a page that was never reserved costs memory when it is mapped and touched, and SIGBUS when there is
-    # none left, which is just when somebody calls for gc.
+    # Read, not mapped: a page that was never reserved costs memory when it is mapped and touched, and SIGBUS when there
+    # is none left, which is just when somebody calls for gc.
     head = os.pread(descriptor, _MAGIC_AND_VERSION, 0)
     if len(head) < _MAGIC_AND_VERSION or not int.from_bytes(head[8:], "little"):
         return {"condition": "unformatted", "locked": locked}

@@ -135,7 +135,7 @@ def worst_of(checks: Iterable[Check]) -> str:
     return max((check.level for check in checks), key=LEVELS.index)
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------------
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
 
 def shared_memory(host: Host, plan: Plan) -> Iterator[Check]:
@@ -171,7 +171,8 @@ def shared_memory(host: Host, plan: Plan) -> Iterator[Check]:
         )
     total, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
     needs = (
-        f"{plan.name} needs {size(plan.base)} and {size(plan.per_producer)} per producer at {some(plan.shards, 'shard')}, "
+        f"{plan.name} needs {size(plan.base)} and {size(plan.per_producer)} per producer at "
+        f"{some(plan.shards, 'shard')}, "
         f"{size(plan.worst)} with {plan.producers} producers at {some(plan.most_shards, 'shard')}"
     )
     if not total:
@@ -216,7 +217,7 @@ def memory_group(host: Host, plan: Plan) -> Check:
     return Check(name, OK, found)
 
 
-# ---- processes ------------------------------------------------------------------------------------------------------------
+# ---- processes -------------------------------------------------------------------------------------------------------
 
 
 def cores(host: Host, plan: Plan) -> Check:
@@ -309,7 +310,7 @@ def container(host: Host) -> Check:
     )
 
 
-# ---- the kernel -----------------------------------------------------------------------------------------------------------
+# ---- the kernel ------------------------------------------------------------------------------------------------------
 
 _REMEDIES = {
     "OFD locks": "Linux 3.15 or later; leases need it",
@@ -407,7 +408,7 @@ def _lingers(host: Host) -> bool:
     return host.uid in users and host.exists(f"/var/lib/systemd/linger/{users[host.uid]}")
 
 
-# ---- directories ----------------------------------------------------------------------------------------------------------
+# ---- directories -----------------------------------------------------------------------------------------------------
 
 
 def sockets(host: Host, plan: Plan) -> Check:
@@ -492,7 +493,7 @@ def _nearest(path: str) -> str:
     return path
 
 
-# ---- the rest -------------------------------------------------------------------------------------------------------------
+# ---- the rest --------------------------------------------------------------------------------------------------------
 
 
 def versions() -> Check:

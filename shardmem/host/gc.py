@@ -1,4 +1,5 @@
-"""Carries out what the census finds. Every removal happens under the leases that it is about, and is judged again there."""
+"""Carries out what the census finds. Every removal happens under the leases that it is about, and is judged again
+there."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ def gc(
     discard: str | None = None,
     patience: float = PATIENCE,
 ) -> list[Leftover]:
-    """What was found, and what was done about it. only: engines to look at. discard: the one whose events may be lost, and
-    the only one that is looked at. Raises NotRunning, ShardmemError when that one cannot be discarded."""
+    """What was found, and what was done about it. only: engines to look at. discard: the one whose events may be lost,
+    and the only one that is looked at. Raises NotRunning, ShardmemError when that one cannot be discarded."""
     engines, found = census(places, (discard,) if discard else only)
     if discard and not engines:
         raise NotRunning(f"nothing of an engine named {discard!r} is here")
@@ -38,7 +39,8 @@ def gc(
         if end_orphans and facts.workers and facts.supervisor is None:
             if dry_run:
                 stuck = (
-                    f"its workers (pids {', '.join(str(pid) for _, pid in facts.workers)}) would get TERM, and end after the "
+                    f"its workers (pids {', '.join(str(pid) for _, pid in facts.workers)}) would get TERM, and end "
+                    "after the "
                     f"batch in hand; what is then in flight stays, and memory in which nothing is would go"
                 )
             else:
@@ -87,8 +89,8 @@ def _sweep(before: list[Leftover], name: str, places: Places, discard: bool) -> 
 
 
 def _refuse(name: str) -> None:
-    """A producer that has mapped the segment and is about to take a seat shall find a stopped engine, not inboxes that are
-    gone, or those of the next engine of that name. This word is the supervisor's, whose lease the claim holds."""
+    """A producer that has mapped the segment and is about to take a seat shall find a stopped engine, not inboxes that
+    are gone, or those of the next engine of that name. This word is the supervisor's, whose lease the claim holds."""
     control = ControlSegment.attach(name)
     control.set_state("stopped")
     control.close()
@@ -106,8 +108,9 @@ def _unlink(file: File) -> None:
 class Claim:
     """Holds the supervisor's lease of a name, or every lease of it: no supervisor of that name can start in between.
 
-    Where there is no control segment, an empty file stands for it, locked before it gets the name. A supervisor that comes
-    takes it for one that is being created, and waits; if this process is killed, for one whose creator was killed.
+    Where there is no control segment, an empty file stands for it, locked before it gets the name. A supervisor that
+    comes takes it for one that is being created, and waits; if this process is killed, for one whose creator was
+    killed.
     """
 
     def __init__(self, descriptor: int, path: str, placeholder: bool) -> None:
@@ -132,7 +135,8 @@ class Claim:
                     os.close(descriptor)
                     return None
                 if placeholder:
-                    # With a directory given, or os.link calls link(2), which does not follow the link in /proc to the file.
+                    # With a directory given, or os.link calls link(2), which does not follow the link in /proc to the
+                    # file.
                     os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)
                 if _is(path, descriptor):
                     return cls(descriptor, path, placeholder)

@@ -1,7 +1,8 @@
 """Whether an engine is well, and if not, what is wrong and what helps: one judgement for the page, `top` and `status`.
 
-Pure: a status document in, findings out, the worst first. A finding is {level, kind, shard, text, advice, command, order}:
-`command` is for a shell, `order` the same for the control API; both are None where only the user's own program can help.
+Pure: a status document in, findings out, the worst first. A finding is {level, kind, shard, text, advice, command,
+order}: `command` is for a shell, `order` the same for the control API; both are None where only the user's own program
+can help.
 """
 
 from __future__ import annotations
@@ -202,7 +203,8 @@ def _shards(document: dict[str, Any]) -> Iterator[Finding]:
                 "slow",
                 f"The worker of shard {number} has had one batch in hand for {shard['in_hand_s']:.0f} s; "
                 f"{some(shard['in_flight'], 'event')} wait, its fullest lane is {shard['fill_ratio']:.0%} full.",
-                "Its handler may hang, and with batch_deadline set it would be replaced. See where it is; its stacks go to "
+                "Its handler may hang, and with batch_deadline set it would be replaced. See where it is; its stacks "
+                "go to "
                 "the log:",
                 f"kill -USR2 {shard['pid']}",
                 shard=number,
@@ -293,7 +295,8 @@ def _pressure(document: dict[str, Any], lately: Lately) -> Iterator[Finding]:
         most = max(shard["fill_ratio"] for shard in full)
         one = len(full) == 1
         text = (
-            f"{_named('Shard', [shard['id'] for shard in full])} cannot keep up: {'its' if one else 'the'} fullest lane is "
+            f"{_named('Shard', [shard['id'] for shard in full])} cannot keep up: {'its' if one else 'the'} fullest "
+            "lane is "
             f"{most:.0%} full, so producers wait or are refused."
         )
         yield finding(
@@ -341,7 +344,8 @@ def _relief(document: dict[str, Any], shards: list[int]) -> tuple[str, str | Non
     engine, count = document["engine"], shard_count(document)
     if len(document["shards"]) >= engine["max_shards"]:
         return (
-            f"There are as many shards as max_shards={engine['max_shards']} allows: make the handler faster, or raise it and run "
+            f"There are as many shards as max_shards={engine['max_shards']} allows: make the handler faster, or raise "
+            "it and run "
             f"the engine again.",
             None,
             None,
@@ -355,7 +359,8 @@ def _relief(document: dict[str, Any], shards: list[int]) -> tuple[str, str | Non
 
 
 def shard_count(document: dict[str, Any]) -> int:
-    """What `scale` is told and counts from: one that failed is still one of them. orders.js of the page says the same."""
+    """What `scale` is told and counts from: one that failed is still one of them. orders.js of the page says the
+    same."""
     return sum(shard["state"] in ("active", "failed") for shard in document["shards"])
 
 

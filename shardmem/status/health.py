@@ -11,7 +11,8 @@ from shardmem.status.observer import Observer
 
 
 def hangs(control: ControlSegment) -> str | None:
-    """That the supervisor lives and its loop stands still, and what helps, as the findings say it: it would not answer."""
+    """That the supervisor lives and its loop stands still, and what helps, as the findings say it: it would not
+    answer."""
     beat = control.view_engine().heartbeat_ns
     if not beat or lib.sm_now_ns() - beat <= STALE * 1e9:
         return None
@@ -27,13 +28,15 @@ def hangs(control: ControlSegment) -> str | None:
 
 
 def against_life(document: dict[str, Any]) -> list[str]:
-    """Why a new supervisor would do better. What workers do is no reason: a supervisor that is killed cannot help them."""
+    """Why a new supervisor would do better. What workers do is no reason: a supervisor that is killed cannot help
+    them."""
     age = document["supervisor"]["heartbeat_age_s"]
     return [f"the supervisor's loop has not gone round for {age:.3g} s"] if age is not None and age > STALE else []
 
 
 def against_readiness(document: dict[str, Any]) -> list[str]:
-    """Why not every event that is sent now would be handled soon. A shard that drains still serves the slots it has left."""
+    """Why not every event that is sent now would be handled soon. A shard that drains still serves the slots it has
+    left."""
     engine, found = document["engine"], []
     if engine["state"] != "running":
         found.append(f"the engine is {engine['state']}")

@@ -45,8 +45,9 @@ def quantile_rows(sizes: Any, share: float) -> int | None:
 
 @dataclass(frozen=True)
 class Histograms:
-    """Of one shard, what is too long for the document. latency: events from push to handled, in the buckets whose floors are
-    FLOORS_NS; they waited so many seconds together. batches: of at most 1, 2, 4, 8, ... events, which are so many together."""
+    """Of one shard, what is too long for the document. latency: events from push to handled, in the buckets whose
+    floors are FLOORS_NS; they waited so many seconds together. batches: of at most 1, 2, 4, 8, ... events, which are so
+    many together."""
 
     latency: np.ndarray
     waited_s: float
@@ -60,7 +61,8 @@ def floor_ns(counts: np.ndarray, rank: float) -> int:
 
 
 def fullest(lanes: list[LaneView], lane_bytes: int) -> float:
-    """How full the fullest lane is, 0 to 1; lanes that are read no more stay as full as they are, and need no more workers."""
+    """How full the fullest lane is, 0 to 1; lanes that are read no more stay as full as they are, and need no more
+    workers."""
     return min(1.0, max((max(0, lane.tail - lane.head) for lane in lanes if not lane.broken), default=0) / lane_bytes)
 
 
@@ -223,7 +225,8 @@ class Observer:
         )
 
     def _quarantine_held(self, now: float) -> int | None:
-        """Events in the quarantine file that were not replayed; None when it cannot be read. Counted when the file changes."""
+        """Events in the quarantine file that were not replayed; None when it cannot be read. Counted when the file
+        changes."""
         at, seen, count = self._held
         if not self.control.state_dir or now - at < COUNTED:
             return count
@@ -293,8 +296,9 @@ class Observer:
         return reading, self._readings[0]
 
     def _look(self, shard: int) -> tuple[Any, InboxSegment | None]:
-        """Its words, and its inbox unless they say that it is retired: an inbox is counted by its lanes or by its retired
-        counts, and both come from this one look, or a shard that goes away meanwhile is counted twice or not at all."""
+        """Its words, and its inbox unless they say that it is retired: an inbox is counted by its lanes or by its
+        retired counts, and both come from this one look, or a shard that goes away meanwhile is counted twice or not at
+        all."""
         last = None
         while True:
             view = self.control.view_shard(shard)
