@@ -36,6 +36,7 @@ _HOME = {
     "Handler": "runtime.handler",
     "Engine": "client.engine",
     "Producer": "runtime.producer",
+    "Status": "status.document",
     "connect": "runtime.producer",
 }
 
@@ -74,3 +75,4 @@ if TYPE_CHECKING:
     from shardmem.runtime.batch import Batch, Columns
     from shardmem.runtime.handler import Context, Handler
     from shardmem.runtime.producer import Producer, connect
+    from shardmem.status.document import Status

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+from shardmem.text import plural
+
 REQUIRED: Any = MISSING
 UNITS = {
     "text": "text",
@@ -174,21 +176,11 @@ def declared(cls: Any) -> dict[str, Setting]:
     for each in fields(cls):
         if "help" not in each.metadata:
             raise TypeError(
-                f"{cls.__name__}.{each.name} is no setting: declare it as  {each.name} = setting(default, help, unit)"
+                f"{cls.__name__}.{each.name} is not a setting: declare it as  {each.name} = setting(default, help, "
+                "unit)"
             )
         found[each.name] = Setting(each.name, each.default, **each.metadata)
     return found
 
 
-def size(number: float) -> str:
-    """1536 -> 1.5 KiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024 or unit == "GiB":
-            break
-        number /= 1024
-    return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
-
-
-def some(number: int, what: str) -> str:
-    """1 event, 2 events."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+some = plural  # the name that other rooms still use

@@ -23,6 +23,7 @@ from shardmem.memory.engine_segment import ControlSegment
 from shardmem.runtime.child import python_command
 from shardmem.runtime.handler import HandlerRef, importing_main
 from shardmem.runtime.producer import Producer
+from shardmem.status.document import Status
 from shardmem.status.observer import Observer
 
 REVIVALS = 5  # supervisors in a row that may be killed while the engine ends
@@ -60,7 +61,7 @@ class Engine:
         self._handler = HandlerRef.of(handler)
         self._process: subprocess.Popen | None = None
         self._control: ControlSegment | None = None
-        self._last: dict[str, Any] | None = None
+        self._last: Status | None = None
         self._commands: Client | None = None
         self._reviving = threading.Lock()
 
@@ -172,7 +173,7 @@ class Engine:
         options.setdefault("spin_us", self._config.spin_us)
         return Producer(self.name, **options)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """What `shardmem status --json` prints. After the end of the engine: the last one."""
         if self._control is None:
             if self._last is None:

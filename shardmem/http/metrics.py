@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 
 from shardmem.status.figures import COUNTER, FIGURES, HISTOGRAM, STATE, Figure
-from shardmem.status.observer import FLOORS_NS, Histograms
+from shardmem.status.reading import FLOORS_NS, Histograms
 
 # Powers of two from 1 us to 17 s: every fourth bucket of ours begins at one, so none has to be divided.
 BOUNDS = list(range(36, 136, 4))

@@ -27,7 +27,7 @@ FOLDS: dict[str, Callable[[list[Any]], float]] = {
     "max": lambda values: max(values, default=0),
 }
 PREFIX = "shardmem_"
-# What can happen to an engine, and how bad that is: kind and level of an entry of `events`. docs/operations.md has a
+# What can happen to an engine, and how bad that is: kind and level of an entry of `history`. docs/operations.md has a
 # line on each.
 HISTORY_KINDS = {
     "started": "info",
@@ -495,10 +495,10 @@ FIGURES = (
     Figure("decisions[].age_s", "seconds", GAUGE, "supervisor", "since it was last taken"),
     Figure("decisions[].since_s", "seconds", GAUGE, "supervisor", "since it was first taken"),
     Figure("decisions[].times", "decisions", GAUGE, "supervisor", "how often in a row"),
-    Figure("events[].at", "seconds", GAUGE, "supervisor", "when it happened, since 1970; oldest first, at most 64"),
-    Figure("events[].kind", "", STATE, "supervisor", "what happened", values=tuple(HISTORY_KINDS)),
-    Figure("events[].shard", "", STATE, "supervisor", "shard that it happened to; null: to the engine", null=True),
-    Figure("events[].level", "", STATE, "supervisor", "how bad that is", values=LEVELS),
+    Figure("history[].at", "seconds", GAUGE, "supervisor", "when it happened, since 1970; oldest first, at most 64"),
+    Figure("history[].kind", "", STATE, "supervisor", "what happened", values=tuple(HISTORY_KINDS)),
+    Figure("history[].shard", "", STATE, "supervisor", "shard that it happened to; null: to the engine", null=True),
+    Figure("history[].level", "", STATE, "supervisor", "how bad that is", values=LEVELS),
     Figure(
         "hot_slots[].slot",
         "slots",
@@ -610,7 +610,9 @@ def page() -> str:
             place = f"`{each.path}`" + (f" ({each.fold})" if each.fold else "") if each.path else "beside it"
             labels = ", ".join(("engine", *each.labels))
             cells = [f"`{each.metric}`", each.kind, labels, each.unit, place, each.writer, about]
-            yield f"| {' | '.join(cells if metrics else [f'`{each.path}`', each.kind, each.unit, each.writer, about])} |"
+            if not metrics:
+                cells = [f"`{each.path}`", each.kind, each.unit, each.writer, about]
+            yield f"| {' | '.join(cells)} |"
 
     return "\n".join(
         [

@@ -21,7 +21,7 @@ from shardmem.memory.native import lib, point
 from shardmem.policy import Restarts, WorkerDeath
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.worker import EXIT_ALREADY
-from shardmem.status.findings import RECENT
+from shardmem.status.findings import RECENT_S
 from shardmem.supervisor.history import History
 from shardmem.supervisor.process import AdoptedWorker, WorkerProcess
 
@@ -83,7 +83,7 @@ class Workers:
 
     def describe(self) -> dict[str, Any]:
         """For the board: shards of which there is something to say."""
-        since = time.monotonic() - RECENT
+        since = time.monotonic() - RECENT_S
         return {
             str(shard): {
                 "crashes": past.crashes,

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="no chromium is
 TOKEN = "a-token-of-this-test"
 HOSTILE = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>&amp;\u202e\'"`${window.hit=1}'
 CELLS = "[...document.querySelectorAll('#shard-table tbody th button')].map(each => each.textContent.slice(2)).join()"
-WELL = "document.querySelector('#verdict-word').textContent === 'Well'"
+WELL = "document.querySelector('#verdict-word').textContent === 'Healthy'"
 
 
 @pytest.fixture(scope="module")
@@ -535,7 +535,7 @@ def test_a_screen_reader_finds_landmarks_headings_and_a_name_for_everything(page
         )
     ]
     assert [] == nameless
-    assert {"Not well", "Well", "Needs attention"} & {name for role, name, _ in nodes if role == "heading"}
+    assert {"Failing", "Healthy", "Needs attention"} & {name for role, name, _ in nodes if role == "heading"}
     assert 4 <= roles.count("slider") and "status" in roles, "charts and the map are silent"
     assert page.evaluate("document.documentElement.lang") == "en"
     assert [] == page.evaluate(

@@ -261,7 +261,7 @@ def test_whoever_asks_a_supervisor_that_hangs_is_told_so_at_once_and_what_helps(
                 control.address, lib.sm_now_ns() - 11 * 10**9
             )  # as if that had been eleven seconds ago
             control.close()
-            helps = rf"has not gone round for \d+ s.*-> kill -9 {pid}"
+            helps = rf"has not responded for \d+ s.*-> kill -9 {pid}"
             for name, wanted in {
                 "scale": {"shards": 1},
                 "drain": {"shard": 0},

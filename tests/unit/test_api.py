@@ -34,9 +34,10 @@ from shardmem.http.server import Api
 from shardmem.memory.native import lib
 from shardmem.runtime.quarantine import Quarantine
 from shardmem.status.figures import FIGURES, HISTOGRAM
-from shardmem.status.findings import STALE
+from shardmem.status.findings import STALE_S
 from shardmem.status.health import against_life, against_readiness
-from shardmem.status.observer import FLOORS_NS, Observer
+from shardmem.status.observer import Observer
+from shardmem.status.reading import FLOORS_NS
 from shardmem.supervisor.commands import parse_slots
 
 TOKEN = "open sesame"
@@ -629,9 +630,9 @@ def test_health_says_why_not(loopback, sockets):
         assert (200, {"live": True, "reasons": []}) == await ask(tcp, "GET", "/livez")
         status, answer = await ask(tcp, "GET", "/readyz")  # there are no workers in this test
         assert 503 == status and not answer["ready"] and "64 of 64 slots have no live owner" in answer["reasons"]
-        lib.sm_supervisor_beat(engine.control.address, lib.sm_now_ns() - int(2 * STALE * 1e9))
+        lib.sm_supervisor_beat(engine.control.address, lib.sm_now_ns() - int(2 * STALE_S * 1e9))
         status, answer = await ask(tcp, "GET", "/livez")
-        assert 503 == status and "has not gone round for 20" in answer["reasons"][0]
+        assert 503 == status and "has not responded for 20" in answer["reasons"][0]
 
     run(engine, test)
 
@@ -675,4 +676,4 @@ def test_ready_is_an_engine_that_handles_every_slot(changes, part):
 
 def test_what_workers_do_is_no_reason_to_end_the_supervisor():
     assert [] == against_life(healthy(state="failed", alive=False, unowned=8)) == against_life(healthy(age=None))
-    assert against_life(healthy(age=STALE + 1))
+    assert against_life(healthy(age=STALE_S + 1))

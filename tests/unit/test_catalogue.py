@@ -68,7 +68,7 @@ def document(loopback) -> dict[str, Any]:
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if path in ("engine.schema", "decisions[].advice", "findings[].order"):
+    if path in ("engine.schema", "decisions[].advice", "findings[].order", "events"):
         return
     if isinstance(node, dict):
         for key, value in node.items():

@@ -11,7 +11,8 @@ from shardmem.errors import Backpressure
 from shardmem.memory.native import ffi, lib
 from shardmem.runtime.quarantine import Quarantine
 from shardmem.status import observer as observing
-from shardmem.status.observer import FLOORS_NS, Observer, quantile_rows
+from shardmem.status.observer import Observer
+from shardmem.status.reading import FLOORS_NS, quantile_rows
 
 
 @pytest.mark.parametrize("when", ["before its lanes are read", "after its lanes are read"])

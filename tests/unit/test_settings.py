@@ -32,7 +32,7 @@ def test_a_field_without_help_and_a_unit_that_is_none_are_refused():
     class Bare:
         naked: int = 3
 
-    with pytest.raises(TypeError, match="Bare.naked is no setting"):
+    with pytest.raises(TypeError, match="Bare.naked is not a setting"):
         declared(Bare)
     with pytest.raises(ValueError, match="unit='furlongs' is not one of"):
         setting(1, "how far", "furlongs")
