@@ -19,7 +19,7 @@ NEAR = 0.9  # of 1, as difflib counts: a letter wrong, missing or too many in an
 
 @dataclass(frozen=True)
 class Origin:
-    """kind: file, variable or flag; what was given by nobody has no origin. text: for people, with the line."""
+    """kind: file, variable or flag; a default has no origin. text: for people, with the line."""
 
     kind: str
     text: str
@@ -33,7 +33,7 @@ class Sources:
     def __init__(
         self, path: str | None, flags: Mapping[str, Any], environ: Mapping[str, str], known: Iterable[str]
     ) -> None:
-        """Raises ConfigError when there is no such file, or it is not TOML: then no setting of it can be told."""
+        """Raises ConfigError when there is no such file, or it is not TOML: then none of its settings can be checked."""
         self.values: dict[str, Any] = {}
         self.origins: dict[str, Origin] = {}
         self.faults: list[str] = []
@@ -44,7 +44,7 @@ class Sources:
             if name in environ:
                 self._put(key, environ[name], Origin("variable", name))
         for name in sorted(environ):
-            # Only what is all but a setting: others use the prefix too (Kubernetes gives each pod SHARDMEM_PORT and the
+            # Only what nearly matches a setting: others use the prefix too (Kubernetes gives each pod SHARDMEM_PORT and the
             # like when a service is called shardmem).
             if (
                 name.startswith(PREFIX)
@@ -106,7 +106,7 @@ def read_toml(path: str) -> tuple[dict[str, Any], dict[str, int]]:
             text = file.read().decode()
         return tomllib.loads(text), lines_of(text)
     except FileNotFoundError:
-        raise ConfigError(f"there is no file {path}") from None
+        raise ConfigError(f"file {path} does not exist") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

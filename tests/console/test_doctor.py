@@ -57,4 +57,4 @@ def test_an_engine_that_is_here_is_examined_as_it_was_made(doctor, engine_name):
 
 def test_a_target_that_is_neither_file_nor_engine_fails(doctor):
     assert "no engine named 'no-such-engine'" in doctor("no-such-engine", code=1).stderr
-    assert "there is no file nothing.toml" in doctor("nothing.toml", code=2).stderr
+    assert "file nothing.toml does not exist" in doctor("nothing.toml", code=2).stderr
