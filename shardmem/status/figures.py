@@ -194,7 +194,7 @@ FIGURES = (
         "seconds",
         GAUGE,
         "supervisor",
-        "since its control loop last went round",
+        "since its loop last ran",
         "shardmem_supervisor_heartbeat_age_seconds",
         null=True,
     ),
@@ -261,7 +261,7 @@ FIGURES = (
         "events",
         COUNTER,
         "worker",
-        "events set aside by this shard",
+        "events quarantined by this shard",
         "shardmem_shard_quarantined_total",
     ),
     Figure(
@@ -553,12 +553,7 @@ FIGURES = (
         "shardmem_handled_total",
     ),
     Figure(
-        "accounting.quarantined",
-        "events",
-        COUNTER,
-        "worker",
-        "events set aside in the quarantine",
-        "shardmem_quarantined_total",
+        "accounting.quarantined", "events", COUNTER, "worker", "events in the quarantine", "shardmem_quarantined_total"
     ),
     Figure(
         "accounting.shed{reason}",
