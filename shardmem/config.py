@@ -57,9 +57,7 @@ class Config:
     min_shards: int = setting(
         1, "shards to start with, and the fewest, when `shards` is not set", "number", least=1, most=1024
     )
-    max_shards: int | None = setting(
-        None, "the most shards", "number", least=1, most=1024, unset="the number of cores"
-    )
+    max_shards: int | None = setting(None, "the most shards", "number", least=1, most=1024, unset="the number of cores")
     lane_bytes: int = setting(
         1 << 20,
         "ring of each producer to each shard; half of it is the largest event",
@@ -79,7 +77,7 @@ class Config:
     state_dir: str | None = setting(
         None,
         "directory for the state of stateful handlers and for the quarantine",
-        unset="a private directory below the system's temporary directory",
+        unset="a private directory in the temporary directory",
     )
     auto_scale: bool = setting(True, "whether the policy may change the number of shards", "switch")
     policy: Any = setting(
@@ -104,9 +102,7 @@ class Config:
     quarantine_limit: int = setting(
         10_000, "events in quarantine at which a shard stops rather than add another", "number", least=0, most=10**9
     )
-    checkpoint_interval: float = setting(
-        0.5, "how often state is saved under load", "seconds"
-    )
+    checkpoint_interval: float = setting(0.5, "how often state is saved under load", "seconds")
     max_restarts: int = setting(
         10,
         "crashes within restart_window, without an event in hand, after which a shard fails",
@@ -119,35 +115,17 @@ class Config:
         30.0, "a worker that does not loop for this long, without a batch in hand, is stuck", "seconds"
     )
     batch_deadline: float | None = setting(
-        None,
-        "a worker that has had one batch in hand for longer is stuck",
-        "seconds",
-        unset="no limit",
+        None, "a worker that has had one batch in hand for longer is stuck", "seconds", unset="no limit"
     )
     recycle_batches: int | None = setting(
-        None,
-        "a worker that has handled this many batches is replaced",
-        "number",
-        least=1,
-        most=1 << 62,
-        unset="never",
+        None, "a worker that has handled this many batches is replaced", "number", least=1, most=1 << 62, unset="never"
     )
-    recycle_age: float | None = setting(
-        None, "a worker that is older is replaced", "seconds", unset="never"
-    )
+    recycle_age: float | None = setting(None, "a worker that is older is replaced", "seconds", unset="never")
     recycle_rss: int | None = setting(
-        None,
-        "a worker with more resident memory is replaced",
-        "bytes",
-        least=1,
-        most=1 << 62,
-        unset="never",
+        None, "a worker with more resident memory is replaced", "bytes", least=1, most=1 << 62, unset="never"
     )
     log_format: str = setting(
-        "human",
-        "format of the log on standard error: text for people, or JSON",
-        "choice",
-        choices=LOG_FORMATS,
+        "human", "format of the log on standard error: text for people, or JSON", "choice", choices=LOG_FORMATS
     )
     log_level: str | None = setting(
         None,

@@ -113,7 +113,7 @@ class Leftover:
 def judge(facts: EngineFacts, uid: int, discard: bool = False) -> list[Leftover]:
     """discard: the user has said that the events of this engine may be lost."""
     found = [_engine(facts, uid, discard)] if facts.control is not None else []
-    # A live supervisor, or whoever is just becoming one, sees to its inboxes and its socket. While workers or producers
+    # A live supervisor, or a process that is becoming one, sees to its inboxes and its socket. While workers or producers
     # live, the next one is awaited: it would find the lease taken if gc were just at it, and give up.
     if facts.supervisor is None and facts.condition != "unreadable" and not facts.locked:
         found += [_stray(facts, inbox, uid) for inbox in facts.inboxes if not _belongs(facts, inbox)]
@@ -353,7 +353,7 @@ def observe(
 def _control(name: str, descriptor: int, named: dict[tuple[int, int], bool]) -> dict[str, Any]:
     locked = lease.anything_held(descriptor)
     # Read, not mapped: a page that was never reserved costs memory when it is mapped and touched, and SIGBUS when there
-    # is none left, which is just when somebody calls for gc.
+    # is none left, which is just when gc is needed.
     head = os.pread(descriptor, _MAGIC_AND_VERSION, 0)
     if len(head) < _MAGIC_AND_VERSION or not int.from_bytes(head[8:], "little"):
         return {"condition": "unformatted", "locked": locked}

@@ -203,7 +203,7 @@ def shared_memory(host: Host, plan: Plan) -> Iterator[Check]:
 
 
 def memory_group(host: Host, plan: Plan) -> Check:
-    """Shared memory counts in the group of whoever touches it first."""
+    """Shared memory counts in the group of the process that touches it first."""
     limit, name = host.memory_limit(), "memory limit"
     if limit is None:
         return Check(name, OK, "no memory cgroup limits this process")

@@ -621,7 +621,7 @@ def page() -> str:
             "OpenMetrics.",
             "Rates and shares of time in the document are taken over at least a fifth of a second, if it was read "
             "before; for",
-            "Prometheus, take `rate()` of the counters. A figure that is null is no sample. Counters of a shard begin "
+            "Prometheus, take `rate()` of the counters. A figure that is null has no sample. Counters of a shard begin "
             "again",
             "when it is removed and its number is used again; those of the engine do not.",
             "",

@@ -1,4 +1,4 @@
-"""One document about an engine, read from shared memory. Reading it changes nothing and needs nobody alive."""
+"""One document about an engine, read from shared memory. Reading it changes nothing, and works with every process dead."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from shardmem.status.document import (
 from shardmem.status.findings import Lately, findings
 from shardmem.status.reading import Counts, Histograms, Reading, ShardReading, fullest, quantile_rows, quantile_us
 
-RATES_OVER = 0.2  # seconds at least, if a reading is that old: whoever reads at short intervals would see noise
+RATES_OVER = 0.2  # seconds at least, if a reading is that old: shorter intervals would show noise
 LATELY = 10.0  # seconds over which refusals are news
 COUNTED = 1.0  # seconds for which a count of the quarantine file stands
 
@@ -185,7 +185,7 @@ class Observer:
         return found
 
     def _lately(self, now: float, refused: dict[str, int], shed: int) -> Lately:
-        """What was lost within the last seconds. Looks are kept half a second apart: somebody may read very often."""
+        """What was lost within the last seconds. Looks are kept half a second apart: a reader may come very often."""
         if not self._losses or now - self._losses[-1][0] >= 0.5:
             self._losses.append((now, dict(refused), shed))
         while len(self._losses) > 1 and now - self._losses[1][0] >= LATELY:
@@ -217,12 +217,12 @@ class Observer:
                 ) as connection:
                     count = connection.execute("select count(*) from events where replayed_at is null").fetchone()[0]
             except sqlite3.Error:
-                count, marks = None, []  # of somebody else, damaged, or just being made: the next look may see more
+                count, marks = None, []  # of another user, damaged, or just being made: the next look may see more
         self._held = now, marks, count
         return count
 
     def lanes(self, shard: int) -> list[Lane] | None:
-        """Each open lane of a shard, and whose it is; None: there is no such shard."""
+        """Each open lane of a shard, and whose it is; None: the shard does not exist."""
         control = self.control
         if not 0 <= shard < control.room or not control.view_shard(shard).state:
             return None
