@@ -33,7 +33,8 @@ class Sources:
     def __init__(
         self, path: str | None, flags: Mapping[str, Any], environ: Mapping[str, str], known: Iterable[str]
     ) -> None:
-        """Raises ConfigError when there is no such file, or it is not TOML: then none of its settings can be checked."""
+        """Raises ConfigError when there is no such file, or it is not TOML: then none of its settings can be
+        checked."""
         self.values: dict[str, Any] = {}
         self.origins: dict[str, Origin] = {}
         self.faults: list[str] = []
@@ -44,8 +45,8 @@ class Sources:
             if name in environ:
                 self._put(key, environ[name], Origin("variable", name))
         for name in sorted(environ):
-            # Only what nearly matches a setting: others use the prefix too (Kubernetes gives each pod SHARDMEM_PORT and the
-            # like when a service is called shardmem).
+            # Only what nearly matches a setting: others use the prefix too (Kubernetes gives each pod SHARDMEM_PORT and
+            # the like when a service is called shardmem).
             if (
                 name.startswith(PREFIX)
                 and name not in variables

@@ -1,4 +1,4 @@
-"""One document about an engine, read from shared memory. Reading it changes nothing, and works with every process dead."""
+"""One document about an engine, read from shared memory. Reading changes nothing, and needs no process alive."""
 
 from __future__ import annotations
 
@@ -368,13 +368,10 @@ class Observer:
         recent = look.latency_since(last)
         up = max(1, now - view.entered_ns) / 1e9
         rate, busy = look.rate_and_busy(last, elapsed, up)
-        due = life.get("restart_at")
-        waits = due is not None and not alive and control.supervisor_alive()
-        restarting_in = max(0.0, due - now / 1e9) if due is not None and waits else None
+        restarting_in = None if alive else self._restarting_in(life, now)
         in_hand = max(0, now - view.batch_since_ns) / 1e9 if alive and view.batch_since_ns else None
-        quiet = max(0, now - view.heartbeat_ns) / 1e9
-        filled_before = last.fill if last else None
-        facts = Facts(state, phase, alive, quiet, in_hand, in_flight, fill, filled_before, error)
+        quiet, fill_before = max(0, now - view.heartbeat_ns) / 1e9, last.fill if last else None
+        facts = Facts(state, phase, alive, quiet, in_hand, in_flight, fill, fill_before, error)
         condition, reason = condition_of(facts, limits, restarting_in)
         return {
             "id": shard,
@@ -413,6 +410,11 @@ class Observer:
             "last_exit": life.get("last_exit"),
             "restarting_in_s": restarting_in,
         }, recent
+
+    def _restarting_in(self, life: dict[str, Any], now: int) -> float | None:
+        """Seconds until the supervisor starts the next worker of a shard that has none."""
+        due = life.get("restart_at")
+        return max(0.0, due - now / 1e9) if due is not None and self.control.supervisor_alive() else None
 
     def _used(self, shard: int, view: Any) -> tuple[float | None, int | None]:
         if self._usage is None:

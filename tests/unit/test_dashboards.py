@@ -125,7 +125,7 @@ ILL: dict[str, tuple[dict[str, str], int, dict[str, str], dict[str, str]]] = {
         {'shardmem_supervisor_heartbeat_age_seconds{engine="e"}': "0.1 40 100 160"},
         3,
         {"engine": "e"},
-        {"summary": "e: the supervisor's loop has not responded for 2m 40s"},
+        {"summary": "e: the supervisor has not responded for 2m 40s"},
     ),
     "ShardmemShardFailed": (
         {

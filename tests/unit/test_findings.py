@@ -1,5 +1,5 @@
-"""What an operator is told of an engine: whether it is healthy, what is wrong, what helps. One judgement for page, `top`
-and `status`."""
+"""What an operator is told of an engine: whether it is healthy, what is wrong, what helps. One judgement for page,
+`top` and `status`."""
 
 from __future__ import annotations
 
