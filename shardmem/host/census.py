@@ -113,8 +113,8 @@ class Leftover:
 def judge(facts: EngineFacts, uid: int, discard: bool = False) -> list[Leftover]:
     """discard: the user has said that the events of this engine may be lost."""
     found = [_engine(facts, uid, discard)] if facts.control is not None else []
-    # A live supervisor, or a process that is becoming one, sees to its inboxes and its socket. While workers or producers
-    # live, the next one is awaited: it would find the lease taken if gc were just at it, and give up.
+    # A live supervisor, or a process that is becoming one, sees to its inboxes and its socket. While workers or
+    # producers live, the next one is awaited: it would find the lease taken if gc were just at it, and give up.
     if facts.supervisor is None and facts.condition != "unreadable" and not facts.locked:
         found += [_stray(facts, inbox, uid) for inbox in facts.inboxes if not _belongs(facts, inbox)]
         if facts.socket is not None and facts.socket.uid == uid:

@@ -10,8 +10,8 @@ from typing import Any
 
 from shardmem.memory.native import MOVE_PHASES, PHASES
 from shardmem.policy import DecisionKind
-from shardmem.status.figures import COUNTER, FIGURES, GAUGE, STATE, Figure
 from shardmem.status.document import LEVELS
+from shardmem.status.figures import COUNTER, FIGURES, GAUGE, STATE, Figure
 
 Schema = dict[str, Any]
 
