@@ -11,7 +11,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from shardmem import errors
@@ -85,7 +85,7 @@ class Client:
         """Hand its slots to the others, then stop and remove the shard."""
         return self.command("drain", shard=shard)
 
-    def move(self, slots: Any, to: int) -> dict[str, Any]:
+    def move(self, slots: str | int | Iterable[int], to: int) -> dict[str, Any]:
         """Slots ("17,40-60", a number or a list of numbers) to a shard."""
         return self.command(
             "move", slots=slots if isinstance(slots, (str, int)) else [int(slot) for slot in slots], to=to
@@ -118,7 +118,8 @@ class Client:
         finally:
             connection.close()
         if response.status == 200:
-            return answer
+            document: dict[str, Any] = answer
+            return document
         kind = getattr(errors, answer.get("kind", ""), ShardmemError)
         raise (
             kind(answer["error"])

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import select
 import signal
 import subprocess
 import threading
-import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardmem import errors
 from shardmem.client.client import Client
+from shardmem.client.engine_settings import EngineSettings, HandlerLike
 from shardmem.config import Config
 from shardmem.errors import ConfigError, NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
-from shardmem.runtime.child import python_command
+from shardmem.runtime.child import Report, ReportReader, SupervisorOrders, launch
 from shardmem.runtime.handler import HandlerRef, importing_main
-from shardmem.runtime.producer import Producer
+from shardmem.runtime.producer import Producer, ProducerOptions
 from shardmem.status.document import Status
 from shardmem.status.observer import Observer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 REVIVALS = 5  # supervisors in a row that may be killed while the engine ends
 
@@ -49,7 +51,7 @@ class Engine:
     Raises ConfigError (every fault in one), OutOfMemory, AlreadyRunning (name is taken), HandlerError.
     """
 
-    def __init__(self, name: str | None = None, *, handler: Any, **settings: Any) -> None:
+    def __init__(self, name: str | None = None, *, handler: HandlerLike, **settings: Unpack[EngineSettings]) -> None:
         if importing_main():
             raise RuntimeError(
                 "an Engine is being made while a worker process imports this script to find the handler in it; "
@@ -59,7 +61,8 @@ class Engine:
         self.name = name if name is not None else f"engine-{os.getpid()}-{secrets.token_hex(3)}"
         self._config = Config.of(name=self.name, handler=handler, **settings)
         self._handler = HandlerRef.of(handler)
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reports: ReportReader
         self._control: ControlSegment | None = None
         self._last: Status | None = None
         self._commands: Client | None = None
@@ -78,33 +81,16 @@ class Engine:
         self._observer = Observer(self._control)
         return self
 
-    def _launch(self) -> dict[str, Any] | None:
+    def _launch(self) -> Report | None:
         """A supervisor process; what it says first. If an earlier one left live workers, it adopts them."""
         settings = asdict(self._config)
         for key in ("handler", "dtype", "key"):
             del settings[key]
-        read_end, write_end = os.pipe()
-        orders = {
-            "settings": settings,
-            "schema": self._config.schema.to_json(),
-            "handler": asdict(self._handler),
-            "keep_unfinished": self._named,
-            "reports": write_end,
-        }
-        self._process = subprocess.Popen(
-            python_command("shardmem.supervisor.embedded"),
-            stdin=subprocess.PIPE,
-            pass_fds=(write_end,),
-            start_new_session=True,
-        )
-        os.close(write_end)
-        self._reports = _ReportReader(read_end)
+        orders = SupervisorOrders(self._handler, settings, self._config.schema.to_json(), keep_unfinished=self._named)
+        self._process, self._reports = launch("supervisor", orders)
         # Not collected before its end of the lifeline is closed: an engine that is forgotten drains and ends too.
         weakref.finalize(self, _close_lifeline, self._process)
         _running.add(self)
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(orders).encode() + b"\n")
-        self._process.stdin.flush()
         return self._reports.next(self._config.boot_timeout + 30)
 
     def _revive(self) -> None:
@@ -167,11 +153,10 @@ class Engine:
 
     # ---- use ------------------------------------------------------------------------------------------------------------------
 
-    def producer(self, **options: Any) -> Producer:
+    def producer(self, **options: Unpack[ProducerOptions]) -> Producer:
         """A producer of this engine; options as of Producer. Other processes use `shardmem.connect(engine.name)`."""
-        options.setdefault("backpressure", self._config.backpressure)
-        options.setdefault("spin_us", self._config.spin_us)
-        return Producer(self.name, **options)
+        defaults: Any = {"backpressure": self._config.backpressure, "spin_us": self._config.spin_us}
+        return Producer(self.name, **(defaults | options))
 
     def status(self) -> Status:
         """What `shardmem status --json` prints. After the end of the engine: the last one."""
@@ -182,23 +167,37 @@ class Engine:
         return self._observer.status()
 
     def scale_to(self, shards: int) -> dict[str, Any]:
-        """More or fewer shards while events flow. Returns what was done and the seconds of each phase."""
+        """More or fewer shards while events flow; the policy leaves them alone from here on.
+
+        Returns {"auto_scale": False, "shards": ids that are active now, "added": ids, "removed": ids} and what `move` returns.
+        Raises ConfigError (outside the limits), HandlerError (a shard fails meanwhile), NotRunning.
+        """
         return self._ask(lambda client: client.scale_to(shards))
 
     def drain(self, shard: int) -> dict[str, Any]:
-        """Hand the shard's slots to the others, stop and remove it."""
+        """Hand the shard's slots to the others, stop and remove it.
+
+        Returns {"drained": shard, "shards", "added", "removed"} as `scale_to`, and what `move` returns. Raises what it raises.
+        """
         return self._ask(lambda client: client.drain(shard))
 
-    def move(self, slots: Any, to: int) -> dict[str, Any]:
-        """Slots ("17,40-60", a number or a list) to a shard; nothing is lost, repeated or reordered on the way."""
+    def move(self, slots: str | int | Iterable[int], to: int) -> dict[str, Any]:
+        """Slots ("17,40-60", a number or numbers) to a shard; nothing is lost, repeated or reordered on the way.
+
+        Returns {"moved": [{"slot", "from", "to"}], "seconds": {phase: seconds}, "late": sentences on what was waited for}.
+        Raises ConfigError (no such slot, or no such active shard), NotRunning.
+        """
         return self._ask(lambda client: client.move(slots, to))
 
     def rebalance(self) -> dict[str, Any]:
-        """Even out the slots, with the fewest moves."""
+        """Even out the slots, with the fewest moves. Returns and raises what `move` does."""
         return self._ask(lambda client: client.rebalance())
 
     def reload(self) -> dict[str, Any]:
-        """Every worker is replaced by a fresh one, which imports the handler anew; events keep flowing."""
+        """Every worker is replaced by a fresh one, which imports the handler again; events keep flowing.
+
+        Returns {"reloaded": [{"from": shard, "to": shard}], "not_applied": settings that need a restart} and what `move` returns.
+        """
         return self._ask(lambda client: client.reload())
 
     # ---- inside -----------------------------------------------------------------------------------------------------------------
@@ -265,7 +264,7 @@ class Engine:
             return
         self._control, self._observer = control, Observer(control)
 
-    def _end(self, report: dict[str, Any] | None) -> None:
+    def _end(self, report: Report | None) -> None:
         """The supervisor ended, or never got ready: raise why."""
         assert self._process is not None
         _close_lifeline(self._process)
@@ -284,8 +283,7 @@ class Engine:
         if report and report.get("status"):
             self._last = report["status"]
             self._last["supervisor"]["alive"] = False
-        if report and report.get("error"):
-            text = report["error"]
+        if report and (text := report.get("error")):
             left = self._last["accounting"]["in_flight"] if self._last else 0
             if left:
                 text += f". {left:,} accepted events were not handled; " + (
@@ -303,7 +301,7 @@ class Engine:
         raise ShardmemError(f"the supervisor of engine {self.name!r} {how}; its standard error may say more")
 
 
-def _close_lifeline(process: subprocess.Popen) -> None:
+def _close_lifeline(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None and not process.stdin.closed:
         try:
             process.stdin.write(b"stop\n")  # the end of the file alone waits for copies in other processes
@@ -322,30 +320,3 @@ def _forget_in_child() -> None:
 
 _running: weakref.WeakSet[Engine] = weakref.WeakSet()
 os.register_at_fork(after_in_child=_forget_in_child)
-
-
-class _ReportReader:
-    """Lines of JSON from the supervisor."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._file = os.fdopen(descriptor, "rb")
-
-    def next(self, timeout: float) -> dict[str, Any] | None:
-        """The next report; None when the supervisor has closed its end or the time is over."""
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            if select.select([self._file], [], [], max(0.0, min(1.0, deadline - time.monotonic())))[0]:
-                line = self._file.readline()
-                return json.loads(line) if line else None
-        return None
-
-    def close(self) -> None:
-        self._file.close()
-
-    def last(self) -> dict[str, Any] | None:
-        """The last report of all: reads until the supervisor has ended."""
-        found = None
-        for line in self._file:
-            found = json.loads(line)
-        self._file.close()
-        return found

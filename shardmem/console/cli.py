@@ -13,9 +13,8 @@ import click
 from shardmem import __version__
 from shardmem.console.quarantine import quarantine
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
+from shardmem.runtime.child import ExitCode
 from shardmem.settings import some
-
-EXIT_FAILED, EXIT_CONFIG, EXIT_ALREADY = 1, 2, 4
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
 
@@ -29,16 +28,16 @@ class Commands(click.Group):
         except ShardmemError as error:
             click.echo(f"shardmem: {error}", err=True)
             code = (
-                EXIT_CONFIG
+                ExitCode.CONFIG
                 if isinstance(error, ConfigError)
-                else EXIT_ALREADY
+                else ExitCode.ALREADY
                 if isinstance(error, AlreadyRunning)
-                else EXIT_FAILED
+                else ExitCode.FAILED
             )
             context.exit(code)
         except TimeoutError as error:
             click.echo(f"shardmem: {error}", err=True)
-            context.exit(EXIT_FAILED)
+            context.exit(ExitCode.FAILED)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -248,7 +247,7 @@ def stop(name: str | None, now: bool, timeout: float | None, as_json: bool) -> N
             f"run the engine again to handle them",
             err=True,
         )
-        sys.exit(EXIT_FAILED)
+        sys.exit(ExitCode.FAILED)
 
 
 def _ask(name: str | None, as_json: bool, command: str, **wanted: Any) -> None:
@@ -394,7 +393,7 @@ def ingest(
             f"shardmem: {cut_off}. {some(work.events, 'event')} accepted{f'; {work.next}' if work.next else ''}",
             err=True,
         )
-        sys.exit(EXIT_FAILED)
+        sys.exit(ExitCode.FAILED)
     if as_json:
         click.echo(json.dumps(summary))
     else:
@@ -477,7 +476,7 @@ def doctor(target: str | None, as_json: bool) -> None:
     else:
         click.echo(rendered([each.describe() for each in checks]))
     if worst_of(checks) == PROBLEM:
-        sys.exit(EXIT_FAILED)
+        sys.exit(ExitCode.FAILED)
 
 
 @main.command(short_help="See it work on 336,776 real flights.")

@@ -6,30 +6,50 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from shardmem.errors import (
-    AlreadyRunning,
-    Backpressure,
-    ConfigError,
-    HandlerError,
-    NotRunning,
-    OutOfMemory,
-    SegmentCorrupt,
-    ShardmemError,
-)
+from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, NotRunning, SegmentCorrupt, ShardmemError
 from shardmem.memory import lease
-from shardmem.memory.engine_segment import ControlSegment, InboxSegment
-from shardmem.memory.native import REASONS, Pusher, ffi, lib
-from shardmem.schema import KEY_BYTES, KEY_INT, KEY_NONE, KEY_STR
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import InboxSegment
+from shardmem.memory.native import Pusher, ffi, lib
+from shardmem.runtime.call import DEFAULT, MODES, SLICE, Call, Mode
+from shardmem.runtime.encode import (
+    HeldColumns,
+    Key,
+    bytes_of,
+    columns_of,
+    is_encodable,
+    left_of,
+    pending,
+    plain_key,
+    plain_lists,
+    rest_of,
+)
 
-BACKPRESSURE = ("block", "fail", "drop_newest", "drop_oldest", "sample")
-SLICE = 0.1  # the longest single wait, so that signals, a stop and a failed shard are noticed
-DEFAULT: Any = type("default", (), {"__repr__": lambda self: "the engine's backpressure"})()
-PROBE: Any = type("probe", (), {"__repr__": lambda self: "one try that is not counted as refused"})()
+if TYPE_CHECKING:
+    from typing_extensions import Buffer, Unpack
+
+    from shardmem.memory.native import sm_cursor, sm_sender
+
+
+class ProducerOptions(TypedDict, total=False):
+    """How a producer behaves.
+
+    backpressure: what it does about a full lane: "block" until there is room, "fail" at once, "drop_newest", "drop_oldest", or
+        "sample" (of what finds no room, every `sample_every`-th event waits, the others are dropped). None: as the engine says.
+    spin_us: microseconds to spin before sleeping on a full lane; None: 50.
+    wait: seconds to wait for an engine that does not exist yet.
+    """
+
+    backpressure: Mode | None
+    spin_us: int | None
+    sample_every: int
+    wait: float
+
 
 _producers: weakref.WeakSet[Producer] = weakref.WeakSet()
 
@@ -47,15 +67,18 @@ class Producer:
         self,
         engine: str,
         *,
-        backpressure: str | None = None,
+        backpressure: Mode | None = None,
         spin_us: int | None = None,
         sample_every: int = 10,
         wait: float = 0.0,
     ) -> None:
-        """backpressure: the engine's if not given. wait: seconds to wait for the engine to exist. spin_us: spin budget before
-        sleeping on a full lane."""
-        if backpressure is not None and backpressure not in BACKPRESSURE:
-            raise ConfigError(f"backpressure={backpressure!r}; one of {', '.join(BACKPRESSURE)}")
+        """backpressure, spin_us, sample_every, wait: see ProducerOptions; without a backpressure, the engine's.
+
+        Raises ConfigError (an option is wrong), NotRunning (no such engine, or it is stopping), LayoutMismatch, SegmentCorrupt,
+        SegmentError (another user's), AlreadyRunning (every seat is taken).
+        """
+        if backpressure is not None and backpressure not in MODES:
+            raise ConfigError(f"backpressure={backpressure!r}; one of {', '.join(MODES)}")
         if sample_every < 1:
             raise ConfigError(f"sample_every={sample_every}; of every so many refused events one is kept, at least 1")
         self.engine = engine
@@ -64,8 +87,8 @@ class Producer:
         self._sample_every, self._sampled = sample_every, 0
         self._wait = wait
         self._closed = False
-        self._retired: list[Any] = []
-        self._idle_cursors: list[Any] = []  # 16 KiB each: making one costs as much as pushing a hundred events
+        self._retired: list[InboxSegment | ControlSegment] = []
+        self._idle_cursors: list[sm_cursor] = []  # 16 KiB each: making one costs as much as pushing a hundred events
         self._mending = threading.RLock()
         self._attach()
         _producers.add(self)
@@ -81,15 +104,16 @@ class Producer:
         except BaseException:
             control.close()
             raise
-        lib.sm_seat_enter(control.address, seat, os.getpid(), lib.sm_now_ns())
+        control.enter_seat(seat)
         sender = lib.sm_sender_new(control.address, control.geometry, seat)
         if sender == ffi.NULL:
             held.release()
             control.close()
             raise MemoryError("no memory for a sender")
-        self._control, self.seat, self._sender, self.schema = control, seat, sender, control.schema
+        self._control, self.seat, self.schema = control, seat, control.schema
+        self._sender: sm_sender = sender
         self.backpressure = self._chosen or control.backpressure
-        self._timeout = 0.0 if self.backpressure == "fail" else None
+        self._timeout: float | None = 0.0 if self.backpressure == "fail" else None
         self._inboxes: dict[int, InboxSegment] = {}
         self._fast = Pusher(int(ffi.cast("uintptr_t", sender)), self._push_slow)
         if not self.schema.is_records and self.backpressure in ("block", "fail"):
@@ -99,7 +123,7 @@ class Producer:
 
     # ---- events engines ---------------------------------------------------------------------------------------------------
 
-    def push(self, key: int | str | bytes | None, payload: bytes, timeout: float | None = DEFAULT) -> bool:
+    def push(self, key: Key, payload: Buffer, timeout: float | None = DEFAULT) -> bool:
         """One event; True when it is accepted (False: dropped, in a mode that drops).
 
         key: int (-2**63 to 2**64-1), str, bytes, or None for no order. payload: bytes-like.
@@ -111,10 +135,9 @@ class Producer:
         kind, number, key_bytes = plain_key(key)
         self._usable(records=False)
         memory = bytes_of(payload)
-        if len(memory) + len(key_bytes) > lib.sm_max_payload(self._sender, 0):
-            raise ValueError(self._too_large(len(memory), len(key_bytes)))
+        self._check_size(len(memory), len(key_bytes))
         data, key_data = ffi.from_buffer(memory), ffi.from_buffer(key_bytes)
-        shard, call = ffi.new("uint32_t *"), _Call(self, timeout)
+        shard, call = ffi.new("uint32_t *"), Call(self, timeout)
         while True:
             status = lib.sm_push(
                 self._sender,
@@ -138,7 +161,9 @@ class Producer:
             call.dropped(1)
             return False
 
-    def push_many(self, keys: Sequence[Any], payloads: Sequence[Any], timeout: float | None = DEFAULT) -> int:
+    def push_many(
+        self, keys: Sequence[Key] | np.ndarray, payloads: Sequence[Buffer], timeout: float | None = DEFAULT
+    ) -> int:
         """Many events: `payloads[i]` under `keys[i]`. Returns how many were accepted.
 
         Fastest with two lists of plain int, str, bytes or None and of bytes. Either all events are well-formed or none
@@ -157,11 +182,11 @@ class Producer:
             if state is None:
                 return offered if call is None else call.done(offered)
             if call is None:
-                call = _Call(self, timeout)
+                call = Call(self, timeout)
             status, chunk, ahead, pending, shard, _ = state
             if status == lib.SM_TOO_LARGE:  # something that is not plain; nothing was accepted
-                keys, payloads = self._plain_lists(keys, payloads)
-                if any(isinstance(key, str) and not _encodable(key) for key in keys):
+                keys, payloads = plain_lists(keys, payloads, self._check_size)
+                if any(isinstance(key, str) and not is_encodable(key) for key in keys):
                     return self._push_each(call, keys, payloads, offered)
                 continue
             left = np.frombuffer(pending, "u4").tolist()
@@ -177,7 +202,7 @@ class Producer:
             self.push_many([full[0][i] for i in kept], [full[1][i] for i in kept], timeout=None)
             keys, payloads = keys[len(left) :], payloads[len(left) :]
 
-    def _push_each(self, call: _Call, keys: list, payloads: list, offered: int) -> int:
+    def _push_each(self, call: Call, keys: list[Any], payloads: list[Any], offered: int) -> int:
         """Keys with surrogates (names of files that are not UTF-8) have no plain form in C."""
         for i, (key, payload) in enumerate(zip(keys, payloads)):
             try:
@@ -187,7 +212,7 @@ class Producer:
         return call.done(offered)
 
     def push_columns(
-        self, keys: np.ndarray | None, data: Any, offsets: np.ndarray, timeout: float | None = DEFAULT
+        self, keys: np.ndarray | None, data: Buffer, offsets: np.ndarray, timeout: float | None = DEFAULT
     ) -> int:
         """Events as columns, without a Python object for each; returns how many were accepted.
 
@@ -196,12 +221,9 @@ class Producer:
         Raises what `push` raises; `Backpressure.rest` is `(keys, data, offsets)` of what was not accepted.
         """
         self._usable(records=False)
-        columns, keep = self._columns(keys, data, offsets)
-        offered, call, cursor = (
-            columns.n,
-            None,
-            self._idle_cursors.pop() if self._idle_cursors else ffi.new("sm_cursor *"),
-        )
+        columns, held = columns_of(keys, data, offsets)
+        offered, call = columns.n, None
+        cursor = self._idle_cursors.pop() if self._idle_cursors else ffi.new("sm_cursor *")
         cursor.chunk = cursor.next = cursor.accepted = cursor.pending_count = 0
         while True:
             status = lib.sm_push_columns(self._sender, columns, cursor)
@@ -209,18 +231,18 @@ class Producer:
                 self._idle_cursors.append(cursor)
                 return offered if call is None else call.done(offered)
             if status == lib.SM_TOO_LARGE:
-                raise ValueError(self._bad_columns(keep, int(cursor.next)))
+                raise ValueError(self._bad_columns(held, int(cursor.next)))
             if call is None:
-                call = _Call(self, timeout)
-            if call.mend(status, cursor.shard, lambda: keep.rest(_left(cursor, offered))):
+                call = Call(self, timeout)
+            if call.mend(status, cursor.shard, lambda: held.rest(left_of(cursor, offered))):
                 continue
             if not call.drops:
-                rest, _ = keep.rest(_left(cursor, offered))
+                rest, _ = held.rest(left_of(cursor, offered))
                 return call.give_up(offered, int(cursor.accepted), rest, cursor.shard)
-            full = int(cursor.chunk) + _pending(cursor)
+            full = int(cursor.chunk) + pending(cursor)
             kept = call.sampled(len(full))
             call.dropped(len(full) - len(kept))
-            self.push_columns(*keep.rest(full[kept])[0], timeout=None)
+            self.push_columns(*held.rest(full[kept])[0], None)
             cursor.pending_count = 0
 
     # ---- records engines --------------------------------------------------------------------------------------------------
@@ -234,17 +256,17 @@ class Producer:
         self._usable(records=True)
         rows = self._rows(records)
         pointer = ffi.cast("void *", rows.ctypes.data)
-        call, cursor = _Call(self, timeout), ffi.new("sm_cursor *")
+        call, cursor = Call(self, timeout), ffi.new("sm_cursor *")
         while True:
             status = lib.sm_send(self._sender, pointer, len(rows), cursor)
             if status == lib.SM_OK:
                 return call.done(len(rows))
-            if call.mend(status, cursor.shard, lambda: _rest_of(rows, cursor)):
+            if call.mend(status, cursor.shard, lambda: rest_of(rows, cursor)):
                 continue
             if not call.drops:
-                rest, count = _rest_of(rows, cursor)
+                rest, count = rest_of(rows, cursor)
                 return call.give_up(len(rows), len(rows) - count, rest, cursor.shard)
-            full = rows[int(cursor.chunk) + _pending(cursor)]
+            full = rows[int(cursor.chunk) + pending(cursor)]
             kept = call.sampled(len(full))
             call.dropped(len(full) - len(kept))
             self.send(full[kept], timeout=None)
@@ -293,7 +315,7 @@ class Producer:
             self._detach()
             lib.sm_sender_close(self._sender)
             if self._lease.held:  # last: the next holder of the seat must find nobody writing
-                lib.sm_seat_leave(self._control.address, self.seat)
+                self._control.leave_seat(self.seat)
                 self._lease.release()
 
     def __enter__(self) -> Producer:
@@ -383,6 +405,10 @@ class Producer:
                 f"engine {self.engine!r} was stopped; what it had accepted but not handled is in shared memory"
             )
 
+    def _check_size(self, payload: int, key: int) -> None:
+        if payload + key > lib.sm_max_payload(self._sender, 0):
+            raise ValueError(self._too_large(payload, key))
+
     def _too_large(self, payload: int, key: int) -> str:
         return (
             f"an event of {payload:,} bytes with a key of {key:,} does not fit: half a lane holds at most "
@@ -398,191 +424,11 @@ class Producer:
             )
         return np.ascontiguousarray(records).reshape(-1)
 
-    def _plain_lists(self, keys: list, payloads: list) -> tuple[list, list]:
-        """The same events as plain objects. Raises for the first that cannot be one, before any is accepted."""
-        plain_keys, plain_payloads = [], []
-        for i, (key, payload) in enumerate(zip(keys, payloads)):
-            try:
-                kind, number, key_bytes = plain_key(key)
-                memory = bytes(bytes_of(payload))
-            except (TypeError, ValueError) as error:
-                raise (TypeError if isinstance(error, TypeError) else ValueError)(f"event {i}: {error}") from None
-            if len(memory) + len(key_bytes) > lib.sm_max_payload(self._sender, 0):
-                raise ValueError(f"event {i}: {self._too_large(len(memory), len(key_bytes))}")
-            plain_keys.append(
-                None
-                if kind == KEY_NONE
-                else number
-                if kind == KEY_INT
-                else key_bytes
-                if kind == KEY_BYTES
-                else key_bytes.decode("utf-8", "surrogateescape")
-            )
-            plain_payloads.append(memory)
-        return plain_keys, plain_payloads
-
-    def _columns(self, keys: np.ndarray | None, data: Any, offsets: np.ndarray) -> tuple[Any, _Keep]:
-        """The columns as C takes them. Raises TypeError, ValueError; what the offsets say is checked by C."""
-        raw = np.asarray(offsets)
-        if raw.ndim != 1 or raw.dtype.kind not in "iu" or not len(raw):
-            raise TypeError("offsets must be an integer array of shape (n + 1,)")
-        wide = np.ascontiguousarray(raw, "u8")  # a negative one becomes a huge one, which is beyond the data
-        columns, memory = ffi.new("sm_columns *"), bytes_of(data)
-        held = [ffi.from_buffer("uint64_t[]", wide), ffi.from_buffer("uint8_t[]", memory)]
-        columns.offsets, columns.data = held
-        columns.n, columns.data_bytes = len(wide) - 1, len(memory)
-        if keys is not None:
-            keys = np.asarray(keys)
-            if keys.shape != (len(wide) - 1,):
-                raise ValueError(f"keys have shape {keys.shape}, offsets say {len(wide) - 1} events")
-            kind = keys.dtype.kind
-            if kind in "iu":
-                columns.key_kind, columns.key_unsigned = KEY_INT, kind == "u"
-                held.append(ffi.from_buffer("uint64_t[]", np.ascontiguousarray(keys, "i8" if kind == "i" else "u8")))
-                columns.keys = held[2]
-            elif kind == "S":
-                key_offsets = np.concatenate([[0], np.cumsum(np.char.str_len(keys))]).astype("u8")
-                key_data = b"".join(keys.tolist())
-                columns.key_kind, columns.key_bytes = KEY_BYTES, len(key_data)
-                held += [ffi.from_buffer("uint64_t[]", key_offsets), ffi.from_buffer("uint8_t[]", key_data)]
-                columns.key_offsets, columns.key_data = held[2:]
-            else:
-                raise TypeError(f"keys have dtype {keys.dtype}; integers, bytes ('S'), or None")
-        return columns, _Keep(keys, memory, wide, held)
-
-    def _bad_columns(self, keep: _Keep, event: int) -> str:
-        first, last = keep.offsets[event : event + 2].tolist()
-        if first <= last <= len(keep.data):
+    def _bad_columns(self, held: HeldColumns, event: int) -> str:
+        first, last = held.offsets[event : event + 2].tolist()
+        if first <= last <= len(held.data):
             return f"event {event}: {self._too_large(last - first, 0)}"
-        return f"offsets must rise from 0 to at most len(data) = {len(keep.data)}; they do not at {event}"
-
-
-class _Keep:
-    """The columns of a call: what C points into, for as long as the call may be repeated."""
-
-    def __init__(self, keys: np.ndarray | None, data: Any, offsets: np.ndarray, held: list[Any]) -> None:
-        self.keys, self.data, self.offsets, self.held = keys, data, offsets, held
-
-    def rest(self, events: np.ndarray) -> tuple[tuple, int]:
-        """((keys, data, offsets) of some of the events, how many)."""
-        memory, bounds = memoryview(self.data), self.offsets.tolist()
-        pieces = [memory[bounds[i] : bounds[i + 1]] for i in events.tolist()]
-        offsets = np.cumsum([0] + [len(piece) for piece in pieces]).astype("i8")
-        return (None if self.keys is None else self.keys[events], b"".join(pieces), offsets), len(events)
-
-
-class _Call:
-    """One call of a producer that could not be finished at once: what to do about it, and for how long."""
-
-    def __init__(self, producer: Producer, timeout: float | None) -> None:
-        self._producer = producer
-        self._mode = producer.backpressure if timeout is DEFAULT else "block"
-        self._probe = timeout is PROBE
-        self._lost = 0
-        timeout = producer._timeout if timeout is DEFAULT else 0.0 if self._probe else timeout
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"timeout={timeout!r}; None, or seconds from 0 on")
-        self._timeout = timeout
-        self._started = time.monotonic()
-        self._blocked = False
-
-    @property
-    def drops(self) -> bool:
-        """Whether what finds no room is dropped and counted instead of waited for."""
-        return self._mode in ("drop_newest", "sample")
-
-    def mend(self, status: int, shard: int, rest: Callable[[], tuple[Any, int]]) -> bool:
-        """Remove the obstacle, waiting if need be. True: call again. False: the time is over.
-
-        rest: what is not accepted yet and how much that is; an error that ends the call carries it as `.rest`.
-        """
-        try:
-            return self._mend(status, shard)
-        except ShardmemError as error:
-            left, count = rest()
-            raise self.explained(error, left, count)
-
-    def explained(self, error: ShardmemError, rest: Any, count: int, already: int = 0) -> ShardmemError:
-        """The error of a call that ends early, with what was not accepted, which counts as refused."""
-        error.rest = rest  # type: ignore[attr-defined]
-        reason = "full" if isinstance(error, OutOfMemory) else "stopped"
-        lib.sm_count_refused(self._producer._sender, REASONS.index(reason), count - already)
-        return error
-
-    def _mend(self, status: int, shard: int) -> bool:
-        producer = self._producer
-        if status == lib.SM_NEED_LANE:
-            producer._open_lane(shard)
-        elif status == lib.SM_FULL:
-            return self._make_room(shard)
-        elif status == lib.SM_FORKED:
-            producer._reattach()
-        elif status == lib.SM_CLOSED:
-            producer._usable()
-            raise NotRunning("this producer is closed")
-        elif status == lib.SM_STOPPED and producer._control.state != "starting":
-            raise NotRunning(f"engine {producer.engine!r} is {producer._control.state}; it accepts nothing any more")
-        elif status in (lib.SM_STOPPED, lib.SM_UNROUTED):  # about to start: no shard, or no slot table yet
-            if self.left() == 0:
-                return False
-            time.sleep(0.005)
-        elif status == lib.SM_CORRUPT:
-            raise SegmentCorrupt(
-                f"the lane of producer {producer.seat} to shard {shard} contradicts itself (its head is "
-                f"beyond its tail); nothing more is pushed into it"
-            )
-        else:
-            raise ShardmemError(f"unexpected status {status} of the lane to shard {shard}")
-        return True
-
-    def _make_room(self, shard: int) -> bool:
-        producer, left = self._producer, self.left()
-        if self.drops:
-            return False
-        if self._mode == "drop_oldest":
-            lib.sm_evict(producer._sender, shard)
-        elif left == 0:
-            return False
-        self._blocked = True
-        slice_ns = int(1e9 * (SLICE if left is None else min(SLICE, left)))
-        lib.sm_wait_room(producer._sender, shard, producer._spin_ns, slice_ns)
-        if producer._closed:
-            raise NotRunning("this producer was closed by another thread")
-        producer._still_handled(shard)
-        return True
-
-    def left(self) -> float | None:
-        """Seconds; None without a limit."""
-        return None if self._timeout is None else max(0.0, self._timeout - (time.monotonic() - self._started))
-
-    def sampled(self, refused: int) -> list[int]:
-        """In mode "sample": which of so many refused events are kept all the same, every n-th over all calls."""
-        if self._mode != "sample":
-            return []
-        producer = self._producer
-        start = -producer._sampled % producer._sample_every
-        producer._sampled += refused
-        return list(range(start, refused, producer._sample_every))
-
-    def dropped(self, count: int) -> None:
-        self._lost += count
-        lib.sm_count_refused(
-            self._producer._sender, REASONS.index("sampled" if self._mode == "sample" else "full"), count
-        )
-
-    def done(self, offered: int) -> int:
-        """How many were accepted."""
-        if self._blocked:
-            lib.sm_count_blocked(self._producer._sender, int((time.monotonic() - self._started) * 1e9))
-        return offered - self._lost
-
-    def give_up(self, offered: int, accepted: int, rest: Any, shard: int) -> int:
-        """The time is over: count what is refused, and raise."""
-        self.done(offered)
-        refused = offered - accepted
-        if not self._probe:
-            lib.sm_count_refused(self._producer._sender, REASONS.index("timeout" if self._timeout else "full"), refused)
-        raise Backpressure(rest, accepted, refused, shard, time.monotonic() - self._started)
+        return f"offsets must rise from 0 to at most len(data) = {len(held.data)}; they do not at {event}"
 
 
 def _take_seat(control: ControlSegment) -> tuple[int, lease.Lease]:
@@ -595,57 +441,6 @@ def _take_seat(control: ControlSegment) -> tuple[int, lease.Lease]:
     )
 
 
-def plain_key(key: Any) -> tuple[int, int, bytes]:
-    """(kind, number, bytes) of a key. Raises TypeError or ValueError."""
-    if key is None:
-        return KEY_NONE, 0, b""
-    if isinstance(key, str):
-        return KEY_STR, 0, key.encode("utf-8", "surrogateescape")
-    if isinstance(key, (bytes, bytearray, memoryview)):
-        return KEY_BYTES, 0, bytes(key)
-    if isinstance(key, (int, np.integer)):
-        number = int(key)
-        if -(1 << 63) <= number < 1 << 64:
-            return KEY_INT, number, b""
-        raise ValueError(f"key {number} is outside the range of a key, -2**63 to 2**64-1; use its text or bytes")
-    raise TypeError(f"key {key!r} is a {type(key).__name__}; a key is int, str, bytes or None")
-
-
-def bytes_of(payload: Any) -> Any:
-    """The payload as contiguous bytes. Raises TypeError."""
-    if isinstance(payload, bytes):
-        return payload
-    try:
-        memory = memoryview(payload)
-    except TypeError:
-        raise TypeError(
-            f"payload is a {type(payload).__name__}; it must be bytes-like (encode text, for example text.encode())"
-        ) from None
-    return memory.cast("B") if memory.c_contiguous else memory.tobytes()
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _pending(cursor: Any) -> np.ndarray:
-    return np.array(ffi.unpack(cursor.pending, cursor.pending_count), "i8")
-
-
-def _left(cursor: Any, offered: int) -> np.ndarray:
-    """Numbers of the events of a call that are not accepted, in order."""
-    return np.concatenate([int(cursor.chunk) + _pending(cursor), np.arange(cursor.next, offered)]).astype("i8")
-
-
-def _rest_of(rows: np.ndarray, cursor: Any) -> tuple[np.ndarray, int]:
-    rest = rows[_left(cursor, len(rows))]
-    return rest, len(rest)
-
-
 def _new_locks() -> None:
     for producer in list(_producers):
         producer._mending = threading.RLock()  # a thread that does not exist here may have held it
@@ -654,7 +449,7 @@ def _new_locks() -> None:
 os.register_at_fork(after_in_child=_new_locks)
 
 
-def connect(engine: str, **options: Any) -> Producer:
+def connect(engine: str, **options: Unpack[ProducerOptions]) -> Producer:
     """A producer of the engine of that name, which some other process runs (`shardmem run`, or `Engine(name)`).
 
     Takes what Producer takes: backpressure, spin_us, sample_every, wait. Raises NotRunning, LayoutMismatch,

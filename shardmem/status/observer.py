@@ -15,8 +15,10 @@ import numpy as np
 
 from shardmem.config import quarantine_file
 from shardmem.errors import NotRunning
-from shardmem.memory.engine_segment import ControlSegment, InboxSegment, LaneView, name_of, refused_by_reason
-from shardmem.memory.native import MOVE_PHASES, PHASES, SHARD_STATES, ffi, lib
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import InboxSegment, LaneView
+from shardmem.memory.native import PHASES, SHARD_STATES
+from shardmem.memory.words import FLOORS_NS, batch_sizes_of, latency_of, name_of, now_ns, refused_by_reason
 from shardmem.policy import Facts, Limits, condition_of
 from shardmem.status.document import (
     Accounting,
@@ -128,7 +130,7 @@ class Observer:
         }
 
     def _supervisor(self, alive: bool) -> SupervisorStatus:
-        view, now = self.control.view_engine(), lib.sm_now_ns()
+        view, now = self.control.view_engine(), now_ns()
         return {
             "pid": view.pid,
             "incarnation": view.incarnation,
@@ -146,7 +148,7 @@ class Observer:
         owned = np.bincount(slot_owner[slot_owner < control.room], minlength=control.room)
         shards: list[ShardStatus] = []
         by_seat: dict[int, int] = {}
-        latency: Counts = np.zeros(lib.SM_HISTOGRAM, "u8")
+        latency: Counts = np.zeros(len(FLOORS_NS), "u8")
         for shard, (view, inbox) in enumerate(looks):
             if not view.state:
                 continue
@@ -244,14 +246,8 @@ class Observer:
     def histograms(self) -> dict[int, Histograms]:
         """By shard."""
         views = {shard: self.control.view_shard(shard) for shard in self.control.known_shards()}
-        # cffi frees an array with the view that it is part of, so views are kept until all are unpacked
         return {
-            shard: Histograms(
-                np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8"),
-                view.waited_us / 1e6,
-                np.array(ffi.unpack(view.batch_sizes, lib.SM_BATCH_SIZES), "u8"),
-                view.rows,
-            )
+            shard: Histograms(latency_of(view), view.waited_us / 1e6, batch_sizes_of(view), view.rows)
             for shard, view in views.items()
         }
 
@@ -293,7 +289,7 @@ class Observer:
         }
         # damaged: the next one comes with the supervisor's next tick
         with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
-            said = json.loads(self._board(lib.SM_BOARD_DECISIONS))
+            said = json.loads(self.control.board("decisions"))
             for each in said.get("decisions", ()):
                 each["cause"] + each["reason"], each["advice"]
             for each in said.get("hot_slots", ()):
@@ -304,7 +300,7 @@ class Observer:
     def history(self) -> tuple[list[HistoryEntry], int]:
         """What happened, oldest first, and how many events had been quarantined when it was written."""
         with contextlib.suppress(ValueError, TypeError, KeyError):  # damaged: it begins again with what happens next
-            said = json.loads(self._board(lib.SM_BOARD_EVENTS))
+            said = json.loads(self.control.board("events"))
             entries: list[HistoryEntry] = [
                 {key: each[key] for key in ("at", "kind", "shard", "text", "level")}  # type: ignore[misc]
                 for each in said["events"]
@@ -312,32 +308,20 @@ class Observer:
             return entries, int(said["quarantined"])
         return [], 0
 
-    def _board(self, which: int) -> bytes:
-        text = ffi.new("char[]", lib.SM_BOARD_BYTES)
-        return bytes(ffi.buffer(text, lib.sm_view_board(self.control.address, which, text)))
-
     def handoffs(self) -> list[HandoffStatus]:
         """Slots in motion: where from and to, in which phase, for how long, and whether that is late."""
-        control, view, now = self.control, ffi.new("sm_move_view *"), lib.sm_now_ns()
-        slots = np.empty(control.slots, "u4")
-        count = lib.sm_view_moving(
-            control.address, control.geometry, ffi.cast("uint32_t *", slots.ctypes.data), control.slots
-        )
-        found: list[HandoffStatus] = []
-        for slot in slots[:count].tolist():
-            lib.sm_view_move(control.address, slot, view)
-            if view.phase:
-                found.append(
-                    {
-                        "slot": slot,
-                        "from": view.source,
-                        "to": view.target,
-                        "phase": name_of(MOVE_PHASES, view.phase),
-                        "age_s": (now - view.since_ns) / 1e9,
-                        "late": now > view.deadline_ns,
-                    }
-                )
-        return found
+        now = now_ns()
+        return [
+            {
+                "slot": move.slot,
+                "from": move.source,
+                "to": move.target,
+                "phase": move.phase,
+                "age_s": (now - move.since_ns) / 1e9,
+                "late": now > move.deadline_ns,
+            }
+            for move in self.control.moves()
+        ]
 
     def _shard(
         self,
@@ -350,7 +334,7 @@ class Observer:
         life: dict[str, Any],
         limits: Limits,
     ) -> tuple[ShardStatus, Counts]:
-        control, now = self.control, lib.sm_now_ns()
+        control, now = self.control, now_ns()
         state, phase, error = name_of(SHARD_STATES, view.state), name_of(PHASES, view.phase), control.shard_error(shard)
         alive, fill = control.worker_alive(shard), fullest(lanes, control.lane_bytes)
         in_flight = sum(lane.in_flight for lane in lanes)
@@ -362,10 +346,10 @@ class Observer:
             fill=fill,
             cpu_s=cpu_s,
             pid=view.pid,
-            latency=np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8"),
+            latency=latency_of(view),
         )
         last, elapsed = before.shards.get(shard), reading.at - before.at
-        recent = look.latency_since(last)
+        recent, batch_sizes = look.latency_since(last), batch_sizes_of(view)
         up = max(1, now - view.entered_ns) / 1e9
         rate, busy = look.rate_and_busy(last, elapsed, up)
         restarting_in = None if alive else self._restarting_in(life, now)
@@ -401,8 +385,8 @@ class Observer:
             "latency_p99_us": quantile_us(look.latency, 0.99),
             "recent_p50_us": quantile_us(recent, 0.50),
             "recent_p99_us": quantile_us(recent, 0.99),
-            "batch_rows_p50": quantile_rows(view.batch_sizes, 0.50),
-            "batch_rows_p99": quantile_rows(view.batch_sizes, 0.99),
+            "batch_rows_p50": quantile_rows(batch_sizes, 0.50),
+            "batch_rows_p99": quantile_rows(batch_sizes, 0.99),
             "cpu": look.cores_used(last, elapsed, up) if alive else None,
             "rss_bytes": rss,
             "crashes": life.get("crashes", 0),

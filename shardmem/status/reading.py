@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shardmem.memory.engine_segment import LaneView
-from shardmem.memory.native import ffi, lib
+from shardmem.memory.inbox_segment import LaneView
+from shardmem.memory.words import FLOORS_NS
 
 Counts = npt.NDArray[np.uint64]
-FLOORS_NS: list[int] = [lib.sm_histogram_floor_ns(bucket) for bucket in range(lib.SM_HISTOGRAM)]
 
 
 def quantile_us(counts: Counts, share: float) -> float | None:
@@ -21,14 +19,10 @@ def quantile_us(counts: Counts, share: float) -> float | None:
     return floor_ns(counts, max(1, share * total)) / 1000 if total else None
 
 
-def quantile_rows(sizes: Any, share: float) -> int | None:
+def quantile_rows(sizes: Counts, share: float) -> int | None:
     """A quantile of a histogram of batch sizes, at most twice too high; None when nothing was counted."""
-    sums = np.cumsum(np.array(ffi.unpack(sizes, lib.SM_BATCH_SIZES), "u8"))
-    return (
-        1 << min(int(np.searchsorted(sums, max(1, share * int(sums[-1])))), lib.SM_BATCH_SIZES - 1)
-        if sums[-1]
-        else None
-    )
+    sums = np.cumsum(sizes)
+    return 1 << min(int(np.searchsorted(sums, max(1, share * int(sums[-1])))), len(sums) - 1) if sums[-1] else None
 
 
 @dataclass(frozen=True)
