@@ -36,6 +36,7 @@ _HOME = {
     "Handler": "runtime.handler",
     "Engine": "client.engine",
     "Producer": "runtime.producer",
+    "Status": "status.document",
     "connect": "runtime.producer",
 }
 
@@ -59,6 +60,7 @@ __all__ = [
     "SegmentCorrupt",
     "SegmentError",
     "ShardmemError",
+    "Status",
     "__version__",
     "connect",
 ]
@@ -88,6 +90,7 @@ if TYPE_CHECKING:
     from shardmem.runtime.batch import Batch, Columns
     from shardmem.runtime.handler import Context, Handler
     from shardmem.runtime.producer import Producer, connect
+    from shardmem.status.document import Status
 else:  # a checker would take every name for one of ours
 
     def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.segment import control_name, engine_names, listed
+from shardmem.status.document import Status
 from shardmem.status.health import against_readiness, hangs
 from shardmem.status.observer import Observer
 
@@ -32,7 +33,7 @@ class Client(ControlCalls):
         self._control = ControlSegment.attach(name)
         self._observer = Observer(self._control)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """The document of `shardmem status --json`. Works with the supervisor dead."""
         return self._observer.status()
 

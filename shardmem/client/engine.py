@@ -23,6 +23,7 @@ from shardmem.memory.engine_segment import ControlSegment
 from shardmem.runtime.child import Report, ReportReader, SupervisorOrders, launch
 from shardmem.runtime.handler import HandlerRef, importing_main
 from shardmem.runtime.producer import Producer, ProducerOptions
+from shardmem.status.document import Status
 from shardmem.status.observer import Observer
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Engine(ControlCalls):
         self._process: subprocess.Popen[bytes] | None = None
         self._reports: ReportReader
         self._control: ControlSegment | None = None
-        self._last: dict[str, Any] | None = None
+        self._last: Status | None = None
         self._commands: Client | None = None
         self._reviving = threading.Lock()
 
@@ -158,7 +159,7 @@ class Engine(ControlCalls):
         defaults: Any = {"backpressure": self._config.backpressure, "spin_us": self._config.spin_us}
         return Producer(self.name, **(defaults | options))
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """What `shardmem status --json` prints. After the end of the engine: the last one."""
         if self._control is None:
             if self._last is None:

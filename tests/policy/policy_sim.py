@@ -196,7 +196,7 @@ class World:
         self.moved += len(finished.slots)
         self.moves_of_slot[list(finished.slots)] += 1
 
-    # ---- one tick -----------------------------------------------------------------------------------------------------
+    # ---- one tick ----------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         self.now += TICK
@@ -251,7 +251,7 @@ class World:
             left = self.planner.handoffs.slots_in_flight() or self.mapper.draining_shard_ids() or self.booting
             quiet = quiet + TICK if still and not left else 0.0
 
-    # ---- what happens to them -----------------------------------------------------------------------------------------
+    # ---- what happens to them ----------------------------------------------------------------------------------------
 
     def _fate(self) -> None:
         chance = self.chances
@@ -414,7 +414,7 @@ class World:
                 self.words.send_marks[seat] += 1
                 del self.stopped[seat]
 
-    # ---- events -------------------------------------------------------------------------------------------------------
+    # ---- events ------------------------------------------------------------------------------------------------------
 
     def _flow(self) -> None:
         heading = self.words.slot_words
@@ -452,7 +452,7 @@ class World:
             for shard in self.planner.measurable(self.now)
         ]
 
-    # ---- what has to hold ---------------------------------------------------------------------------------------------
+    # ---- what has to hold --------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
         mapper, table, words = self.mapper, self.table, self.words

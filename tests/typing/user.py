@@ -37,7 +37,7 @@ def right() -> None:
             count: int = producer.push_many([1, "two", None], [b"a", b"b", b"c"], timeout=0.5)
             producer.push_columns(np.arange(2), b"abcd", np.array([0, 2, 4]))
             print(accepted, count)
-        status: dict[str, Any] = engine.status()
+        status: shardmem.Status = engine.status()
         print(status)
     shardmem.Engine("name", handler=Counter, dtype=ROW, key="key", min_shards=1, max_shards=4)
     shardmem.Engine(handler=Plain(), log_level="debug", on_error="stop")
