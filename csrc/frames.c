@@ -3,7 +3,7 @@
  * in front of the head is never looked at again; what is behind it and not done comes again after a crash.
  *
  * Everything read from a lane is compared with the geometry first, and frame headers are copied before they are
- * judged, so that a producer gone mad can spoil its own lane and nothing else.
+ * judged, so that a misbehaving producer can spoil its own lane and nothing else.
  */
 #include "reader.h"
 
@@ -199,7 +199,7 @@ static void open_end(sm_reader *r, uint32_t seat)
     e->open = 1;
     atomic_store_explicit(&lane->broken, 0, memory_order_relaxed); /* a new life looks for itself */
     finish_aside(r, e);
-    sm_room_anyway(lane);
+    sm_wake_waiters(lane);
     r->open[r->open_count++] = seat;
 }
 

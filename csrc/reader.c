@@ -305,7 +305,7 @@ static int anything_new(sm_reader *r)
 
 /* Something that the caller does not know of yet. D3: read after the doorbell; what is not seen here rings it later (D1 in
  * sm_give_orders; states are stored before sm_wake), and then the futex does not sleep on what was read of it. */
-static int called(const sm_reader *r)
+static int has_news(const sm_reader *r)
 {
     return atomic_load_explicit(&r->shard->shard_orders, memory_order_seq_cst) != r->orders ||
            atomic_load_explicit(&r->shard->shard_state, memory_order_seq_cst) == SM_SHARD_STOPPED ||
@@ -328,7 +328,7 @@ int sm_next(sm_reader *r, int64_t spin_ns, int64_t timeout_ns, sm_batch *b)
         while (!found && until > now && sm_clock() < until)
             for (int i = 0; i < 16 && !found; i++) {
                 sm_pause();
-                found = anything_new(r) || called(r);
+                found = anything_new(r) || has_news(r);
             }
         if (found) {
             sm_spin_paid(&r->spin, spin_ns);
@@ -336,7 +336,7 @@ int sm_next(sm_reader *r, int64_t spin_ns, int64_t timeout_ns, sm_batch *b)
             /* W1: the flag, then the tails. Pairs with P1 in sm_ring. */
             atomic_store_explicit(&inbox->sleeping, 1, memory_order_seq_cst);
             SM_POINT(PARK_RAISED);
-            if (!anything_new(r) && !called(r)) {
+            if (!anything_new(r) && !has_news(r)) {
                 int64_t asleep = sm_clock();
                 status = sm_futex_wait(&inbox->doorbell, bell, timeout_ns);
                 sm_spin_slept(&r->spin, spin_ns, sm_clock() - asleep);

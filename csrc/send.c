@@ -197,8 +197,8 @@ static uint32_t choose_shard(sm_sender *s)
 
 static sm_group *group_for(sm_sender *s, uint32_t shard, uint32_t *count)
 {
-    if (s->pass_of[shard] != s->pass) {
-        s->pass_of[shard] = s->pass;
+    if (s->pass_seen[shard] != s->pass) {
+        s->pass_seen[shard] = s->pass;
         s->group_of[shard] = *count;
         sm_group *g = &s->groups[(*count)++];
         memset(g, 0, sizeof *g);
@@ -286,7 +286,7 @@ static int pass_records(sm_sender *s, const uint8_t *rows, const uint32_t *pick,
                 status = SM_UNROUTED;
                 goto leave;
             }
-            if (unlikely(s->pass_of[shard] != s->pass))
+            if (unlikely(s->pass_seen[shard] != s->pass))
                 group_for(s, shard, &count);
             uint32_t g = s->group_of[shard];
             s->groups[g].rows++;
@@ -376,7 +376,7 @@ static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pic
             status = SM_UNROUTED;
             goto leave;
         }
-        if (unlikely(s->pass_of[shard] != s->pass))
+        if (unlikely(s->pass_seen[shard] != s->pass))
             group_for(s, shard, &count);
         uint32_t at = s->group_of[shard];
         sm_group *g = &s->groups[at];

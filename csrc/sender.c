@@ -25,6 +25,7 @@ sm_sender *sm_sender_new(void *control, const sm_geometry *g, uint32_t seat)
     sm_sender *s = calloc(1, sizeof *s);
     if (!s)
         return NULL;
+    pthread_mutex_init(&s->lock, NULL);
     s->control = control;
     s->seat = sm_seat_at(control, seat);
     s->seat_number = seat;
@@ -39,25 +40,25 @@ sm_sender *sm_sender_new(void *control, const sm_geometry *g, uint32_t seat)
     s->random = sm_hash_int(g->engine_id ^ seat ^ (uint64_t)sm_clock()) | 1;
     s->active = calloc(g->max_shards, sizeof *s->active);
     s->weights = calloc(g->max_shards, sizeof *s->weights);
-    s->pass_of = calloc(g->max_shards, sizeof *s->pass_of);
+    s->pass_seen = calloc(g->max_shards, sizeof *s->pass_seen);
     s->routes = calloc(g->slots, sizeof *s->routes);
     s->group_of = calloc(g->max_shards, sizeof *s->group_of);
     s->links = calloc(g->max_shards, sizeof *s->links);
     s->groups = calloc(g->max_shards, sizeof *s->groups);
     s->topology = UINT64_MAX;
-    if (!s->active || !s->weights || !s->pass_of || !s->routes || !s->group_of || !s->links || !s->groups) {
+    if (!s->active || !s->weights || !s->pass_seen || !s->routes || !s->group_of || !s->links || !s->groups) {
         sm_sender_free(s);
         return NULL;
     }
-    pthread_mutex_init(&s->lock, NULL);
     return s;
 }
 
 void sm_sender_free(sm_sender *s)
 {
+    pthread_mutex_destroy(&s->lock);
     free(s->active);
     free(s->weights);
-    free(s->pass_of);
+    free(s->pass_seen);
     free(s->routes);
     free(s->group_of);
     free(s->links);

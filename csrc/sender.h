@@ -39,7 +39,7 @@ struct sm_sender {
     uint64_t mark, sequence, random, topology, pass;
     uint32_t active_count, weight_sum;
     uint32_t *active, *weights; /* for keyless events */
-    uint64_t *pass_of;          /* shard -> the pass its group belongs to */
+    uint64_t *pass_seen;        /* shard -> the pass its group belongs to */
     uint64_t *routes;           /* slot -> shard of this pass in bits 0-15, the pass above */
     uint32_t *group_of;
     sm_link *links;

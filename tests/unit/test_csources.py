@@ -329,6 +329,43 @@ def loose_edges(directory: Path) -> list[str]:
     return found
 
 
+def calls_between_files(directory: Path) -> dict[str, dict[str, str]]:
+    """file -> the files that it calls, each with a call that says so."""
+    every = [source for source in sources(directory) if source.name.endswith(".c")]
+    homes = {
+        name: source.name
+        for source in every
+        for name, start, end in source.functions
+        if not re.search(r"\bstatic\b", source.code[start : source.code.index("{", start)])
+    }
+    found: dict[str, dict[str, str]] = {source.name: {} for source in every}
+    for source in every:
+        for name in re.findall(r"\b(\w+)\s*\(", source.code):
+            if (home := homes.get(name, source.name)) != source.name:
+                found[source.name].setdefault(home, name)
+    return found
+
+
+def circles(directory: Path) -> list[str]:
+    """A file that cannot be read without one that cannot be read without it."""
+    calls, found = calls_between_files(directory), set()
+
+    def visit(file: str, path: tuple[str, ...]) -> None:
+        if file in path:
+            circle = path[path.index(file) :]
+            first = circle.index(min(circle))
+            turned = [*circle[first:], *circle[: first + 1]]
+            steps = [f"{a} calls {calls[a][b]} of {b}" for a, b in zip(turned, turned[1:], strict=False)]
+            found.add("; ".join(steps))
+            return
+        for called in calls[file]:
+            visit(called, (*path, file))
+
+    for file in calls:
+        visit(file, ())
+    return sorted(found)
+
+
 RULES: dict[str, Callable[[Path, Path], list[str]]] = {
     "banned words": lambda directory, _: banned_words(directory),
     "unnamed writers": lambda directory, _: unnamed_writers(directory),
@@ -336,6 +373,7 @@ RULES: dict[str, Callable[[Path, Path], list[str]]] = {
     "plain accesses": plain_accesses,
     "weak handshakes": lambda directory, _: weak_handshakes(directory),
     "loose edges": lambda directory, _: loose_edges(directory),
+    "circles": lambda directory, _: circles(directory),
 }
 
 
@@ -470,6 +508,18 @@ PLANTED = [
         "frames.c",
         planted("/* Z1: seq_cst */\n    " + store("&l->head", "release")),
         "Z1 says seq_cst, the access says release",
+    ),
+    (
+        "circles",
+        "frames.c",
+        planted("sm_attempt_load(r);", "sm_reader *r"),
+        "attempt.c calls sm_rescan of frames.c; frames.c calls sm_attempt_load of attempt.c",
+    ),
+    (
+        "circles",
+        "sender.c",
+        planted("sm_push_one(s, e, &(uint32_t){0});", "sm_sender *s, sm_event *e"),
+        "send.c calls sm_sender_unlock of sender.c; sender.c calls sm_push_one of send.c",
     ),
 ]
 
