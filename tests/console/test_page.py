@@ -15,11 +15,12 @@ import sys
 import uuid
 from pathlib import Path
 
-import browser
 import pytest
 
 import shardmem
 from shardmem.runtime.batch import slot_of
+
+from . import browser
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="no chromium is installed: the page was not looked at")
 TOKEN = "a-token-of-this-test"
@@ -32,7 +33,7 @@ WELL = "document.querySelector('#verdict-word').textContent === 'Healthy'"
 def engine():
     with shardmem.Engine(
         f"page{uuid.uuid4().hex[:8]}",
-        handler="page_load:handle",
+        handler="console.page_load:handle",
         min_shards=2,
         max_shards=4,
         slots=256,
@@ -318,7 +319,7 @@ def test_a_dialog_that_is_opened_as_another_closes_works(page):
 def test_an_engine_without_a_token_can_be_read_and_names_the_commands(window, tmp_path):
     window.complaints.clear()
     with shardmem.Engine(
-        f"page{uuid.uuid4().hex[:8]}", handler="page_load:handle", shards=1, slots=16, http_port=0
+        f"page{uuid.uuid4().hex[:8]}", handler="console.page_load:handle", shards=1, slots=16, http_port=0
     ) as engine:
         window.open(engine.status()["engine"]["http"], "sessionStorage.clear()")
         window.wait_for(

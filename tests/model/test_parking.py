@@ -31,8 +31,9 @@ from __future__ import annotations
 from itertools import accumulate
 
 import pytest
-from explorer import explore, find_violation
-from machine import (
+
+from .explorer import explore, find_violation
+from .machine import (
     ACQUIRE,
     PLAIN,
     RELEASE,

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_tools import owners, settled, sums
 
 from shardmem.errors import ShardmemError
 from shardmem.policy import NOBODY, HotSlot, LeastLoad, LeastSlots, Move, Pinned, View, first_table, plan_of
+
+from .policy_tools import owners, settled, sums
 
 EVEN = st.sampled_from(
     [LeastSlots(), LeastSlots(absolute_limit=1), LeastSlots(absolute_limit=7), LeastSlots(relative_limit=0.02)]

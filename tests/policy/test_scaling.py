@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_tools import load, loads, policy, watch
 
 from shardmem.errors import ConfigError
 from shardmem.policy import (
@@ -21,6 +20,8 @@ from shardmem.policy import (
     ShardSample,
     ShardState,
 )
+
+from .policy_tools import load, loads, policy, watch
 
 HOT = {"busy": 1.0, "fill_ratio": 0.95}
 
