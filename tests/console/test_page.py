@@ -130,7 +130,7 @@ def test_what_there_is_no_rate_of_yet_is_not_said_to_be_one(page, engine):
     assert "2 shards handle events; " in said[0] and not [each for each in said if "handle events/s" in each], said
 
 
-def test_it_is_well_and_updates_by_itself(page, engine, tmp_path):
+def test_an_engine_that_is_well_is_said_to_be_and_the_page_updates_by_itself(page, engine, tmp_path):
     page.wait_for(WELL, "a new engine is well")
     assert engine.name == page.text("h1") and "0,1" == page.evaluate(CELLS)
     assert "256 slots" in page.text("#slots-sum") and "All are at rest" in page.text("#slots-sum")
