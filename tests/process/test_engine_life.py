@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -420,6 +422,27 @@ def test_a_script_can_wait_until_an_engine_is_ready(rig: Rig, engine_name: str) 
 
 
 # ---- a name is taken once --------------------------------------------------------------------------------------------
+
+
+def test_a_socket_path_that_is_too_long_is_a_configuration_error_that_says_what_helps(
+    rig: Rig, engine_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (directory := tmp_path / ("x" * 100)).mkdir()
+    monkeypatch.setenv("TMPDIR", str(directory))
+    with pytest.raises(shardmem.ConfigError, match="room for 107. Set TMPDIR to a shorter directory"):
+        rig.engine(engine_name).start()
+    assert segments_of(engine_name) == []
+
+
+def test_a_command_to_a_socket_path_that_is_too_long_says_what_helps(
+    rig: Rig, engine_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rig.engine(engine_name, shards=1) as engine, shardmem.Client(engine_name) as client:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 100)))
+        with pytest.raises(shardmem.ConfigError, match="Set TMPDIR to a shorter directory"):
+            client.rebalance()
+        monkeypatch.undo()
+        assert engine.status()["supervisor"]["alive"]
 
 
 def test_a_second_engine_of_the_same_name_is_refused_and_the_first_goes_on(rig: Rig, engine_name: str) -> None:
