@@ -106,8 +106,8 @@ class Rig:
         (self.directory / name).write_text(text)
 
     def arm(self, who: int | str, point: str, passes: int, number: int) -> Path:
-        """The worker of a shard (handlers.counting.Lingering) or the supervisor (arming.Arming) sends itself the signal at that
-        point, once. The file that tells it so is gone when it has read it."""
+        """The worker of a shard (handlers.counting.Lingering) or the supervisor (arming.Arming) sends itself the signal
+        at that point, once. The file that tells it so is gone when it has read it."""
         self.tell("arming", f"{point} {passes} {number:d}")
         return (self.directory / "arming").replace(self.directory / f"arm-{who}")  # whole, when it is there
 
@@ -138,7 +138,7 @@ def handled_numbers(logs: Logs, producer: int) -> list[int]:
 
 
 class Program:
-    """A program of `support.programs` as a process: its orders lines of JSON on standard input, its replies lines of JSON."""
+    """A program of `support.programs` as a process: its orders and its replies are lines of JSON."""
 
     def __init__(
         self, main: MainFunction, rig: Rig | None = None, *, prefix: Sequence[str] = (), **orders: Any

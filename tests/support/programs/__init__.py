@@ -1,6 +1,6 @@
-"""Programs that tests start as processes of their own. Orders come as lines of JSON on standard input, and the replies go
-as lines of JSON to standard output. A test hands over the function itself (rig.Program), so a name that is misspelt fails
-when the test is collected; the process is told where it is.
+"""Programs that tests start as processes of their own. Orders come as lines of JSON on standard input, and the replies
+go as lines of JSON to standard output. A test hands over the function itself (rig.Program), so a name that is misspelt
+fails when the test is collected; the process is told where it is.
 """
 
 from __future__ import annotations
