@@ -24,6 +24,8 @@ from shardmem.status.document import Status
 from shardmem.status.health import against_readiness, hangs
 from shardmem.status.observer import Observer
 
+SOCKET_ADDRESS = 107  # bytes of sun_path, without its end
+
 
 class Client(ControlCalls):
     """The engine `name`. Raises NotRunning, LayoutMismatch, SegmentError."""
@@ -81,7 +83,9 @@ class Client(ControlCalls):
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
         """One call of the control API. Raises what the supervisor says, NotRunning without one or if it hangs."""
         self._expect_awake()
-        connection = _UnixConnection(socket_path(self.name, self._control.segment.owner))
+        path = socket_path(self.name, self._control.segment.owner)
+        check_socket_path(path)
+        connection = _UnixConnection(path)
         try:
             connection.request("POST", f"/{name}", json.dumps(wanted), {"Content-Type": "application/json"})
             while not select.select([connection.sock], [], [], 1.0)[0]:
@@ -134,6 +138,15 @@ class _UnixConnection(http.client.HTTPConnection):
 def socket_path(engine: str, uid: int | None = None) -> str:
     """Where the supervisor of an engine listens. uid: whose engine it is, if not the caller's: root may ask any."""
     return os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid() if uid is None else uid}", f"{engine}.sock")
+
+
+def check_socket_path(path: str) -> None:
+    """Raises ConfigError when the system has no room for it in the address of a socket."""
+    if (length := len(os.fsencode(path))) > SOCKET_ADDRESS:
+        raise errors.ConfigError(
+            f"the control socket cannot be {path}: that is {length} bytes, and the address of a unix socket has room for "
+            f"{SOCKET_ADDRESS}. Set TMPDIR to a shorter directory, or give the engine a shorter name"
+        )
 
 
 def wait_ready(name: str | None, timeout: float) -> dict[str, Any]:

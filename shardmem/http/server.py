@@ -29,7 +29,7 @@ from typing import Any
 
 from aiohttp import web
 
-from shardmem.client.client import socket_path
+from shardmem.client.client import check_socket_path, socket_path
 from shardmem.client.quarantine import QuarantineAccess
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
 from shardmem.http.openapi import openapi
@@ -98,6 +98,7 @@ class Api:
         self.http = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     def _bind_unix(self) -> None:
+        check_socket_path(self.path)
         directory = os.path.dirname(self.path)
         os.makedirs(directory, mode=0o700, exist_ok=True)
         owned = os.stat(directory)

@@ -58,7 +58,7 @@ def test_every_setting_is_shown_with_value_unit_default_origin_and_help(shardmem
     assert (0.9, "share", 0.9, "default", "default", None) == brief("policy.busy_threshold")
 
 
-def test_text_for_people_says_the_same_within_80_columns(shardmem):
+def test_settings_are_shown_to_people_within_80_columns(shardmem):
     lines = shardmem("config", "ticks.toml", "--slots", "64").stdout.splitlines()
 
     assert "lane_bytes: 65,536 bytes   [ticks.toml line 2; default: 1,048,576 bytes]" in lines

@@ -398,7 +398,7 @@ def test_keys_scale_the_engine_and_the_terminal_is_left_as_it_was(engine):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 0)])
-def test_a_signal_too_leaves_the_terminal_as_it_was(engine, number, code):
+def test_a_signal_leaves_the_terminal_as_it_was(engine, number, code):
     with Terminal(engine.name) as terminal:
         terminal.until("q quit")
         terminal.process.send_signal(number)

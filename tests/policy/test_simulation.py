@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from policy_sim import Chances, World
-from policy_tools import policy
 
 from shardmem.policy import LeastLoad, LeastSlots
+
+from .policy_sim import Chances, World
+from .policy_tools import policy
 
 
 @contextmanager

@@ -14,15 +14,15 @@ import urllib.parse
 from typing import Any
 
 import pytest
-from daemon import Daemon
 from prometheus_client.parser import text_string_to_metric_families
-from recorder import payload
 from rich.console import Console
-from rig import Rig, drained, segments_of, wait_until
 
 import shardmem
 from shardmem.console import render
 from shardmem.status.findings import finding
+from support.daemon import Daemon
+from support.recorder import payload
+from support.rig import Rig, drained, segments_of, wait_until
 
 
 def ask(url: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.resources import files
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,10 +45,11 @@ TOKEN = "open sesame"
 
 
 @pytest.fixture
-def sockets(tmp_path, monkeypatch):
+def sockets(monkeypatch):
     """Where sockets are, for this test alone."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+    with tempfile.TemporaryDirectory() as directory:  # tmp_path is too long for the address of a socket
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        yield Path(directory)
 
 
 async def scale(wanted: dict[str, Any]) -> dict[str, Any]:
