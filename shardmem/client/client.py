@@ -50,16 +50,17 @@ class Client:
         """
         if not self._control.supervisor_alive():
             raise NotRunning(
-                f"engine {self.name!r} has no supervisor; its shared memory is there, and 'shardmem run' with "
-                f"the same settings takes it up. To end it as it is, without handling what it holds: "
-                f"'shardmem gc --end-orphans {self.name}'"
+                f"engine {self.name!r} has no supervisor",
+                detail="Its shared memory is there.",
+                hint="Take it over with `shardmem run` and the same settings; or end it without handling what it "
+                f"holds: `shardmem gc --end-orphans {self.name}`",
             )
         self._expect_awake()
         pid = self._control.view_engine().pid
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
-            raise NotRunning(f"the supervisor of engine {self.name!r} (pid {pid}) has just ended") from None
+            raise NotRunning(f"the supervisor of engine {self.name!r} (pid {pid}) has just exited") from None
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGINT if now else signal.SIGTERM)
@@ -78,25 +79,34 @@ class Client:
             os.close(pidfd)
 
     def scale_to(self, shards: int) -> dict[str, Any]:
-        """More or fewer shards; slots evened out. Returns what was done and how long each phase took."""
+        """Change the number of shards and even out the slots.
+
+        Events keep flowing. Returns what was done and how many seconds each phase took.
+        """
         return self.command("scale", shards=shards)
 
     def drain(self, shard: int) -> dict[str, Any]:
-        """Hand its slots to the others, then stop and remove the shard."""
+        """Hand the slots of a shard to the others, then stop and remove it."""
         return self.command("drain", shard=shard)
 
     def move(self, slots: str | int | Iterable[int], to: int) -> dict[str, Any]:
-        """Slots ("17,40-60", a number or a list of numbers) to a shard."""
+        """Move slots to a shard while events flow.
+
+        slots: "17,40-60", a number or numbers. No event is lost, repeated or reordered.
+        """
         return self.command(
             "move", slots=slots if isinstance(slots, (str, int)) else [int(slot) for slot in slots], to=to
         )
 
     def rebalance(self) -> dict[str, Any]:
-        """Even out the slots, with the fewest moves."""
+        """Even out the slots over the shards, with the fewest moves."""
         return self.command("rebalance")
 
     def reload(self) -> dict[str, Any]:
-        """Every worker is replaced by a fresh one, with what the configuration says now; events keep flowing."""
+        """Replace all workers, with configuration and handler read again.
+
+        Events keep flowing.
+        """
         return self.command("reload")
 
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
@@ -108,28 +118,25 @@ class Client:
             while not select.select([connection.sock], [], [], 1.0)[0]:
                 self._expect_awake()
             response = connection.getresponse()
-            answer = json.loads(response.read())
+            answer: dict[str, Any] = json.loads(response.read())
         except (OSError, http.client.HTTPException) as error:
             raise NotRunning(
-                f"the supervisor of engine {self.name!r} does not answer ({error}). If it is dead, 'shardmem run' "
-                f"with the same settings takes over, with the workers that live; 'shardmem status {self.name}' "
-                f"works without it"
+                f"the supervisor of engine {self.name!r} does not answer: {error}",
+                hint=f"See `shardmem status {self.name}`, which works without it; if it is dead, `shardmem run` with "
+                "the same settings takes over with the workers that live",
             ) from None
         finally:
             connection.close()
         if response.status == 200:
-            document: dict[str, Any] = answer
-            return document
-        kind = getattr(errors, answer.get("kind", ""), ShardmemError)
-        raise (
-            kind(answer["error"])
-            if kind not in (errors.OutOfMemory, errors.Backpressure)
-            else ShardmemError(answer["error"])
-        )
+            return answer
+        raise ShardmemError.of(answer)
 
     def _expect_awake(self) -> None:
         if (why := hangs(self._control)) is not None:
-            raise NotRunning(f"the supervisor of engine {self.name!r} does not answer: {why}")
+            raise NotRunning(
+                f"the supervisor of engine {self.name!r} does not answer: {why}",
+                hint=f"See `shardmem status {self.name}`, which works without it",
+            )
 
     def close(self) -> None:
         self._observer.close()
@@ -157,8 +164,8 @@ def socket_path(engine: str, uid: int | None = None) -> str:
     return os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid() if uid is None else uid}", f"{engine}.sock")
 
 
-def wait_ready(name: str | None, timeout: float) -> dict[str, Any]:
-    """The status of an engine once it is ready: every slot has a live worker. None: the one engine here, when there is one.
+def wait_ready(name: str | None, timeout: float) -> Status:
+    """The status of an engine once it is ready: every slot has a live worker. None: the one engine here.
 
     Raises TimeoutError with what it still waits for after `timeout` seconds, LayoutMismatch.
     """
@@ -195,7 +202,8 @@ def only_engine() -> str:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise NotRunning("no engine is running here; start one with 'shardmem run module:handler'")
+        raise NotRunning("no engine is running here", hint="Start one: `shardmem run module:handler`")
     raise NotRunning(
-        f"several engines {'run' if running else 'have left their memory'} here, name one: {listed(found)}"
+        f"several engines {'run' if running else 'have left their memory'} here: {listed(found)}",
+        hint="Name one of them",
     )

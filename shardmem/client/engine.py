@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from shardmem import errors
 from shardmem.client.client import Client
 from shardmem.client.engine_settings import EngineSettings, HandlerLike
 from shardmem.config import Config
-from shardmem.errors import ConfigError, NotRunning, ShardmemError
+from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.runtime.child import Report, ReportReader, SupervisorOrders, launch
 from shardmem.runtime.handler import HandlerRef, importing_main
@@ -73,7 +72,7 @@ class Engine:
     def start(self) -> Engine:
         """Returns when every worker is ready. `with Engine(...)` calls it."""
         if self._process is not None:
-            raise ShardmemError(f"engine {self.name!r} was started already; make a new Engine to start again")
+            raise ShardmemError(f"engine {self.name!r} was already started", hint="Make a new Engine to start again")
         report = self._launch()
         if not report or "ready" not in report:
             self._end(report)
@@ -167,7 +166,9 @@ class Engine:
         return self._observer.status()
 
     def scale_to(self, shards: int) -> dict[str, Any]:
-        """More or fewer shards while events flow; the policy leaves them alone from here on.
+        """Change the number of shards and even out the slots.
+
+        Events keep flowing; the policy no longer changes the number.
 
         Returns {"auto_scale": False, "shards": ids that are active now, "added": ids, "removed": ids} and what `move` returns.
         Raises ConfigError (outside the limits), HandlerError (a shard fails meanwhile), NotRunning.
@@ -175,14 +176,16 @@ class Engine:
         return self._ask(lambda client: client.scale_to(shards))
 
     def drain(self, shard: int) -> dict[str, Any]:
-        """Hand the shard's slots to the others, stop and remove it.
+        """Hand the slots of a shard to the others, then stop and remove it.
 
         Returns {"drained": shard, "shards", "added", "removed"} as `scale_to`, and what `move` returns. Raises what it raises.
         """
         return self._ask(lambda client: client.drain(shard))
 
     def move(self, slots: str | int | Iterable[int], to: int) -> dict[str, Any]:
-        """Slots ("17,40-60", a number or numbers) to a shard; nothing is lost, repeated or reordered on the way.
+        """Move slots to a shard while events flow.
+
+        slots: "17,40-60", a number or numbers. No event is lost, repeated or reordered.
 
         Returns {"moved": [{"slot", "from", "to"}], "seconds": {phase: seconds}, "late": sentences on what was waited for}.
         Raises ConfigError (no such slot, or no such active shard), NotRunning.
@@ -190,11 +193,16 @@ class Engine:
         return self._ask(lambda client: client.move(slots, to))
 
     def rebalance(self) -> dict[str, Any]:
-        """Even out the slots, with the fewest moves. Returns and raises what `move` does."""
+        """Even out the slots over the shards, with the fewest moves.
+
+        Returns and raises what `move` does.
+        """
         return self._ask(lambda client: client.rebalance())
 
     def reload(self) -> dict[str, Any]:
-        """Every worker is replaced by a fresh one, which imports the handler again; events keep flowing.
+        """Replace all workers, with configuration and handler read again.
+
+        Events keep flowing.
 
         Returns {"reloaded": [{"from": shard, "to": shard}], "not_applied": settings that need a restart} and what `move` returns.
         """
@@ -283,22 +291,18 @@ class Engine:
         if report and report.get("status"):
             self._last = report["status"]
             self._last["supervisor"]["alive"] = False
-        if report and (text := report.get("error")):
+        if report and report.get("error"):
+            error = ShardmemError.of(report)
             left = self._last["accounting"]["in_flight"] if self._last else 0
             if left:
-                text += f". {left:,} accepted events were not handled; " + (
-                    f"they stay in shared memory: start engine {self.name!r} again to handle them"
+                error.detail = f"{left:,} accepted events were not handled; " + (
+                    f"they stay in shared memory: start engine {self.name!r} again to handle them."
                     if self._named
-                    else "they are gone with this engine, because it has no name to be found again by"
+                    else "they are lost: an unnamed engine cannot be resumed."
                 )
-            kind = getattr(errors, report.get("kind") or "", ShardmemError)
-            if kind is ConfigError or not issubclass(kind, ShardmemError):
-                raise ConfigError(text)
-            if kind is errors.OutOfMemory:
-                raise errors.OutOfMemory.told(text, *(report.get("memory") or (0, 0)))
-            raise kind(text)
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code} and said nothing"
-        raise ShardmemError(f"the supervisor of engine {self.name!r} {how}; its standard error may say more")
+            raise error
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code} without a report"
+        raise ShardmemError(f"the supervisor of engine {self.name!r} {how}", hint="See its standard error")
 
 
 def _close_lifeline(process: subprocess.Popen[bytes]) -> None:

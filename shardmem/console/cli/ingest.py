@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import click
 
-from shardmem.console.cli.common import EXIT_FAILED, as_json
+from shardmem.console.cli.common import as_json
 from shardmem.errors import ConfigError, ShardmemError
+from shardmem.runtime.child import ExitCode
 from shardmem.settings import some
 
 
@@ -54,7 +56,7 @@ def ingest(
                 raise
             except (ShardmemError, TimeoutError) as error:
                 cut_off = error
-        summary = {
+        summary: dict[str, Any] = {
             "engine": producer.engine,
             "events": work.events,
             "skipped": work.skipped,
@@ -69,7 +71,7 @@ def ingest(
             f"shardmem: {cut_off}. {some(work.events, 'event')} accepted{f'; {work.next}' if work.next else ''}",
             err=True,
         )
-        sys.exit(EXIT_FAILED)
+        sys.exit(ExitCode.FAILED)
     if as_json:
         click.echo(json.dumps(summary))
     else:
