@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
@@ -104,7 +105,7 @@ def _what_was_done(engine: str, command: str, done: dict[str, Any]) -> list[str]
     return []
 
 
-def status(document: dict[str, Any]) -> Group:
+def status(document: Mapping[str, Any]) -> Group:
     """The whole document, legible in 80 columns."""
     engine = document["engine"]
     parts: list[RenderableType] = [
@@ -120,13 +121,13 @@ def status(document: dict[str, Any]) -> Group:
     parts.append(Text(accounting_line(document["accounting"])))
     parts += [
         Text(line, LEVEL_COLORS[each["level"]])
-        for each in document["events"][-5:]
+        for each in document["history"][-5:]
         for line in textwrap.wrap(happened(each), 80, subsequent_indent=" " * 16, max_lines=3, placeholder=" ...")
     ]
     return Group(*parts)
 
 
-def _head(document: dict[str, Any]) -> Text:
+def _head(document: Mapping[str, Any]) -> Text:
     engine, supervisor, schema = document["engine"], document["supervisor"], document["engine"]["schema"]
     head = Text()
     head.append(engine["name"], "bold")
@@ -221,7 +222,7 @@ def printable(text: str) -> str:
 
 
 def happened(each: dict[str, Any]) -> str:
-    """An entry of `events`, with the time of day here."""
+    """An entry of `history`, with the time of day here."""
     where = f"shard {each['shard']}: " if each["shard"] is not None else ""
     return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{printable(each['text'])}"
 

@@ -229,7 +229,7 @@ def _happened(document: dict[str, Any]) -> list[Text]:
     """The newest first: in a small window it is what is left."""
     return [
         Text(line, LEVEL_COLORS[each["level"]])
-        for each in reversed(document["events"][-4:])
+        for each in reversed(document["history"][-4:])
         for line in _sentence(happened(each), " " * 16)
     ]
 

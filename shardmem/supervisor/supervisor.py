@@ -22,7 +22,15 @@ from typing import Any
 
 from shardmem.client.quarantine import QuarantineAccess
 from shardmem.config import Config, quarantine_file
-from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, LayoutMismatch, SegmentCorrupt, ShardmemError
+from shardmem.errors import (
+    AlreadyRunning,
+    ConfigError,
+    HandlerError,
+    LayoutMismatch,
+    SegmentCorrupt,
+    ShardmemError,
+    with_hint,
+)
 from shardmem.http.server import Api
 from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import lib, point
@@ -442,7 +450,7 @@ class Supervisor:
         self._observer.close()
         if self.error is not None:
             if booted or not self.workers.have_said_why():
-                log.error("%s", self.error)
+                log.error("%s", with_hint(self.error))
             return ExitCode.BOOT if not booted else ExitCode.FAILED
         return ExitCode.OK
 
@@ -457,7 +465,7 @@ class Supervisor:
 
     def _give_up(self, error: ShardmemError, code: int) -> int:
         self.error = error
-        log.error("%s", error)
+        log.error("%s", with_hint(error))
         return code
 
 

@@ -72,7 +72,7 @@ def document(shards=(shard(0), shard(1)), **changes):
             "shed": {},
             "in_flight": 77,
         },
-        "events": [
+        "history": [
             {
                 "at": 0.0 + number,
                 "kind": "worker_died",

@@ -335,7 +335,7 @@ def test_what_cannot_be_answered_says_so_in_json(loopback, sockets):
                 private, "POST", "/scale", data=body, headers={"Content-Type": "x/y; charset=none"}
             )
             assert 400 == status and "JSON" in answer["error"], body
-        assert (409, {"error": "the engine is being stopped", "kind": "NotRunning"}) == await ask(
+        assert (409, {"error": "the engine is being stopped", "hint": None, "kind": "NotRunning"}) == await ask(
             private, "POST", "/scale", json={"shards": 0}
         )
         assert (500, "KeyError: 'a mistake of ours'") == (

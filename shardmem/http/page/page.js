@@ -246,7 +246,7 @@ function timeline(document, now) {
       text: `The policy: ${each.kind} ${each.count || ""}: ${each.reason}${each.times > 1 ? ` (${exact(each.times)} times)` : ""}`,
       id: `decision ${Math.round(now - each.since_s)}`,
     }));
-  const events = (document.history || document.events || []).map(each => ({...each, id: `${each.at} ${each.kind} ${each.shard} ${each.text}`}));
+  const events = (document.history).map(each => ({...each, id: `${each.at} ${each.kind} ${each.shard} ${each.text}`}));
   keyed(
     $("timeline"),
     [...events, ...decisions].sort((a, b) => b.at - a.at),
