@@ -53,16 +53,17 @@ class Client(ControlCalls):
         """
         if not self._control.supervisor_alive():
             raise NotRunning(
-                f"engine {self.name!r} has no supervisor; its shared memory is there, and 'shardmem run' with "
-                f"the same settings takes it up. To end it as it is, without handling what it holds: "
-                f"'shardmem gc --end-orphans {self.name}'"
+                f"engine {self.name!r} has no supervisor",
+                detail="Its shared memory is there.",
+                hint="Take it over with `shardmem run` and the same settings; or end it without handling what it "
+                f"holds: `shardmem gc --end-orphans {self.name}`",
             )
         self._expect_awake()
         pid = self._control.view_engine().pid
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
-            raise NotRunning(f"the supervisor of engine {self.name!r} (pid {pid}) has just ended") from None
+            raise NotRunning(f"the supervisor of engine {self.name!r} (pid {pid}) has just exited") from None
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGINT if now else signal.SIGTERM)
@@ -91,28 +92,25 @@ class Client(ControlCalls):
             while not select.select([connection.sock], [], [], 1.0)[0]:
                 self._expect_awake()
             response = connection.getresponse()
-            answer = json.loads(response.read())
+            answer: dict[str, Any] = json.loads(response.read())
         except (OSError, http.client.HTTPException) as error:
             raise NotRunning(
-                f"the supervisor of engine {self.name!r} does not answer ({error}). If it is dead, 'shardmem run' "
-                f"with the same settings takes over, with the workers that live; 'shardmem status {self.name}' "
-                f"works without it"
+                f"the supervisor of engine {self.name!r} does not answer: {error}",
+                hint=f"See `shardmem status {self.name}`, which works without it; if it is dead, `shardmem run` with "
+                "the same settings takes over with the workers that live",
             ) from None
         finally:
             connection.close()
         if response.status == 200:
-            document: dict[str, Any] = answer
-            return document
-        kind = getattr(errors, answer.get("kind", ""), ShardmemError)
-        raise (
-            kind(answer["error"])
-            if kind not in (errors.OutOfMemory, errors.Backpressure)
-            else ShardmemError(answer["error"])
-        )
+            return answer
+        raise ShardmemError.of(answer)
 
     def _expect_awake(self) -> None:
         if (why := hangs(self._control)) is not None:
-            raise NotRunning(f"the supervisor of engine {self.name!r} does not answer: {why}")
+            raise NotRunning(
+                f"the supervisor of engine {self.name!r} does not answer: {why}",
+                hint=f"See `shardmem status {self.name}`, which works without it",
+            )
 
     def close(self) -> None:
         self._observer.close()
@@ -187,7 +185,8 @@ def only_engine() -> str:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise NotRunning("no engine is running here; start one with 'shardmem run module:handler'")
+        raise NotRunning("no engine is running here", hint="Start one: `shardmem run module:handler`")
     raise NotRunning(
-        f"several engines {'run' if running else 'have left their memory'} here, name one: {listed(found)}"
+        f"several engines {'run' if running else 'have left their memory'} here: {listed(found)}",
+        hint="Name one of them",
     )

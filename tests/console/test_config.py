@@ -95,7 +95,7 @@ def test_faults_have_their_lines_and_exit_code_2(shardmem, tmp_path):
     (tmp_path / "bad.toml").write_text("slots = 3\n\nlane_byte = 4\n")
     done = shardmem("config", "bad.toml", "--spin-us", "x", code=2)
     assert [
-        "shardmem: - handler is missing",
+        "error: - handler is missing",
         "- --spin-us: spin_us='x' is not a number",
         "- bad.toml line 1: slots=3 is not a power of two; the next is 4",
         "- bad.toml line 3: lane_byte is not a setting; did you mean lane_bytes?",

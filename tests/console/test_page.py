@@ -133,7 +133,7 @@ def test_what_there_is_no_rate_of_yet_is_not_said_to_be_one(page, engine):
 def test_an_engine_that_is_well_is_said_to_be_and_the_page_updates_by_itself(page, engine, tmp_path):
     page.wait_for(WELL, "a new engine is well")
     assert engine.name == page.text("h1") and "0,1" == page.evaluate(CELLS)
-    assert "256 slots" in page.text("#slots-sum") and "All are at rest" in page.text("#slots-sum")
+    assert "256 slots" in page.text("#slots-sum") and "None is moving" in page.text("#slots-sum")
     before = engine.status()["accounting"]["accepted"]
     with engine.producer() as producer:
         producer.push_many(list(range(500)), [b"ok"] * 500)
@@ -262,7 +262,7 @@ def test_a_supervisor_that_is_gone_is_said_and_what_is_old_is_marked_until_it_is
         page.wait_for(
             "document.querySelector('#verdict-word').textContent === 'No answer from the supervisor'", "it is said"
         )
-        assert "does not answer within 3 s" in page.text("#findings") and f"shardmem status {engine.name}" in page.text(
+        assert "has not responded for 3 s" in page.text("#findings") and f"shardmem status {engine.name}" in page.text(
             "#findings"
         )
         for title in ("#shards-title", "#slots-title", "#charts-title"):
@@ -329,7 +329,7 @@ def test_an_engine_without_a_token_can_be_read_and_names_the_commands(window, tm
         assert window.evaluate("document.querySelector('#token-form').hidden"), "it asks for a token that there is not"
         window.evaluate("document.querySelector('[data-order=drain]').click()")
         assert f"shardmem drain 0 --engine {engine.name}" == window.text("#dialog-shell")
-        assert window.evaluate("document.querySelector('#dialog-do').disabled") and "for reading" in window.text(
+        assert window.evaluate("document.querySelector('#dialog-do').disabled") and "read-only" in window.text(
             "#dialog-why"
         )
     assert [] == window.complaints
