@@ -7,6 +7,7 @@ ShardmemError
 │   ├── SegmentCorrupt    a word contradicts the geometry
 │   └── OutOfMemory       /dev/shm has too little room
 ├── Backpressure          events were refused; `.rest` is exactly what was not accepted
+├── Interrupted           a call that waited for room was told to give up
 ├── NotRunning            the engine does not exist, is stopping, or this end of it is closed
 ├── AlreadyRunning        somebody else holds the role
 ├── BatchEscaped          a view of a batch was kept past its end
@@ -77,6 +78,10 @@ class Backpressure(ShardmemError):
             f"the lane to shard {shard} is full: {refused:,} of {accepted + refused:,} events were not accepted "
             f"after waiting {waited:.3g} s; they are in .rest (wait longer, add shards, or raise lane_bytes)"
         )
+
+
+class Interrupted(ShardmemError):
+    """A call that waited for room was told to give up: `Producer.interrupt`."""
 
 
 class NotRunning(ShardmemError):

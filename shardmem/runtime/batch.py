@@ -322,7 +322,9 @@ class Batch:
 
 def _index_of(events: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """The index and the bytes of (key, payload) pairs, as a producer writes them into a frame."""
-    from shardmem.runtime.producer import bytes_of, plain_key  # a worker has no use for the rest of it
+    from shardmem.runtime.columns import bytes_of  # a worker has no use for these
+    from shardmem.runtime.producer import plain_key
+
 
     entries, data = [], bytearray()
     for key, payload in events:

@@ -16,6 +16,7 @@ from shardmem.errors import (
     Backpressure,
     ConfigError,
     HandlerError,
+    Interrupted,
     NotRunning,
     OutOfMemory,
     SegmentCorrupt,
@@ -24,12 +25,15 @@ from shardmem.errors import (
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment, InboxSegment
 from shardmem.memory.native import REASONS, Pusher, ffi, lib
+from shardmem.runtime.columns import EventColumns, Keys, bytes_of
 from shardmem.schema import KEY_BYTES, KEY_INT, KEY_NONE, KEY_STR
 
 BACKPRESSURE = ("block", "fail", "drop_newest", "drop_oldest", "sample")
 SLICE = 0.1  # the longest single wait, so that signals, a stop and a failed shard are noticed
 DEFAULT: Any = type("default", (), {"__repr__": lambda self: "the engine's backpressure"})()
 PROBE: Any = type("probe", (), {"__repr__": lambda self: "one try that is not counted as refused"})()
+
+Marks = dict[int, tuple[int, int]]  # shard -> generation of its inbox, tail of this producer's lane in it
 
 _producers: weakref.WeakSet[Producer] = weakref.WeakSet()
 
@@ -91,6 +95,11 @@ class Producer:
         self.backpressure = self._chosen or control.backpressure
         self._timeout = 0.0 if self.backpressure == "fail" else None
         self._inboxes: dict[int, InboxSegment] = {}
+        self._interrupted = False
+        self._lanes: list[tuple[InboxSegment, tuple[int, int, int, int]]] = []  # every lane of this seat so far, and its counts before
+        view = ffi.new("sm_seat_view *")
+        lib.sm_view_seat(control.address, seat, view)
+        self._refused_before = [int(count) for count in view.refused]
         self._fast = Pusher(int(ffi.cast("uintptr_t", sender)), self._push_slow)
         if not self.schema.is_records and self.backpressure in ("block", "fail"):
             # the same call without a Python frame: see csrc/fastcall.c
@@ -187,40 +196,44 @@ class Producer:
         return call.done(offered)
 
     def push_columns(
-        self, keys: np.ndarray | None, data: Any, offsets: np.ndarray, timeout: float | None = DEFAULT
+        self, keys: np.ndarray | Keys | None, data: Any, offsets: np.ndarray, timeout: float | None = DEFAULT
     ) -> int:
         """Events as columns, without a Python object for each; returns how many were accepted.
 
-        keys: integer array of shape (n,), bytes array ('S'), or None for no keys. data: one bytes-like.
-        offsets: integer array of shape (n + 1,); payload i is `data[offsets[i]:offsets[i + 1]]`.
+        keys: integer array of shape (n,), bytes array ('S'), `(data, offsets)` of keys of bytes, `Keys`, or None for no keys.
+        data: one bytes-like. offsets: integer array of shape (n + 1,), payload i is `data[offsets[i]:offsets[i + 1]]`; or of
+        shape (n, 2), a start and an end for each: then there may be bytes between them that are nobody's. So too of keys.
         Raises what `push` raises; `Backpressure.rest` is `(keys, data, offsets)` of what was not accepted.
         """
         self._usable(records=False)
-        columns, keep = self._columns(keys, data, offsets)
-        offered, call, cursor = (
-            columns.n,
-            None,
-            self._idle_cursors.pop() if self._idle_cursors else ffi.new("sm_cursor *"),
-        )
+        given = EventColumns.of(keys, data, offsets)
+        cursor = self._idle_cursors.pop() if self._idle_cursors else ffi.new("sm_cursor *")
         cursor.chunk = cursor.next = cursor.accepted = cursor.pending_count = 0
+        try:
+            return self._push_columns(given, timeout, cursor)
+        except ShardmemError as error:
+            raise _with_left(error, cursor, given.count)
+
+    def _push_columns(self, given: EventColumns, timeout: float | None, cursor: Any) -> int:
+        columns, offered, call = given.for_c(), given.count, None
         while True:
             status = lib.sm_push_columns(self._sender, columns, cursor)
             if status == lib.SM_OK:
                 self._idle_cursors.append(cursor)
                 return offered if call is None else call.done(offered)
             if status == lib.SM_TOO_LARGE:
-                raise ValueError(self._bad_columns(keep, int(cursor.next)))
+                raise ValueError(self._bad_columns(given, int(cursor.next)))
             if call is None:
                 call = _Call(self, timeout)
-            if call.mend(status, cursor.shard, lambda: keep.rest(_left(cursor, offered))):
+            if call.mend(status, cursor.shard, lambda: given.rest(_left(cursor, offered))):
                 continue
             if not call.drops:
-                rest, _ = keep.rest(_left(cursor, offered))
+                rest, _ = given.rest(_left(cursor, offered))
                 return call.give_up(offered, int(cursor.accepted), rest, cursor.shard)
             full = int(cursor.chunk) + _pending(cursor)
             kept = call.sampled(len(full))
             call.dropped(len(full) - len(kept))
-            self.push_columns(*keep.rest(full[kept])[0], timeout=None)
+            self.push_columns(*given.rest(full[kept])[0], timeout=None)
             cursor.pending_count = 0
 
     # ---- records engines --------------------------------------------------------------------------------------------------
@@ -233,8 +246,15 @@ class Producer:
         """
         self._usable(records=True)
         rows = self._rows(records)
+        cursor = ffi.new("sm_cursor *")
+        try:
+            return self._send(rows, timeout, cursor)
+        except ShardmemError as error:
+            raise _with_left(error, cursor, len(rows))
+
+    def _send(self, rows: np.ndarray, timeout: float | None, cursor: Any) -> int:
         pointer = ffi.cast("void *", rows.ctypes.data)
-        call, cursor = _Call(self, timeout), ffi.new("sm_cursor *")
+        call = _Call(self, timeout)
         while True:
             status = lib.sm_send(self._sender, pointer, len(rows), cursor)
             if status == lib.SM_OK:
@@ -249,6 +269,49 @@ class Producer:
             call.dropped(len(full) - len(kept))
             self.send(full[kept], timeout=None)
             cursor.pending_count = 0
+
+    # ---- how far it has come ------------------------------------------------------------------------------------------------
+
+    def position(self) -> Marks:
+        """Where the lanes end now: `handled` says later whether all that was pushed before has been handled."""
+        tail, head = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        return {
+            shard: (inbox.generation, int(tail[0]))
+            for shard, inbox in list(self._inboxes.items())
+            if lib.sm_sender_position(self._sender, shard, tail, head) == lib.SM_OK
+        }
+
+    def handled(self, position: Marks) -> bool:
+        """Whether all that was pushed before `position` was taken has been handled, quarantined or shed."""
+        tail, head = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        for shard, (generation, target) in position.items():
+            inbox = self._inboxes.get(shard)
+            if inbox is None or inbox.generation != generation:
+                continue  # the shard ended since, which it does with empty lanes
+            if lib.sm_sender_position(self._sender, shard, tail, head) == lib.SM_OK and head[0] < target:
+                return False
+        return True
+
+    def outcome(self) -> dict[str, Any]:
+        """What became of the events of this producer: accepted, handled, quarantined, shed, and refused by reason."""
+        counts = dict.fromkeys(("accepted", "handled", "quarantined", "shed"), 0)
+        for inbox, before in list(self._lanes):
+            lane = _lane_counts(inbox, self.seat)
+            for name, now, then in zip(counts, lane, before):
+                counts[name] += now - then
+        seat = ffi.new("sm_seat_view *")
+        lib.sm_view_seat(self._control.address, self.seat, seat)
+        refused = {
+            reason: int(seat.refused[i]) - self._refused_before[i]
+            for i, reason in enumerate(REASONS)
+            if seat.refused[i] != self._refused_before[i]
+        }
+        return {**counts, "refused": refused}
+
+    def interrupt(self) -> None:
+        """A call that waits for room, and every later one that would, raises Interrupted; from a signal handler or another
+        thread."""
+        self._interrupted = True
 
     # ---- both ---------------------------------------------------------------------------------------------------------------
 
@@ -351,6 +414,7 @@ class Producer:
             inbox = self._control.open_inbox(shard, generation)
             try:
                 inbox.reserve_lane(self.seat)
+                before = _lane_counts(inbox, self.seat)
                 status = lib.sm_sender_link(self._sender, shard, generation, inbox.address)
             except BaseException:
                 inbox.close()
@@ -364,6 +428,7 @@ class Producer:
             if known is not None:
                 self._retired.append(known)  # a thread may still wait in it
             self._inboxes[shard] = inbox
+            self._lanes.append((inbox, before))
 
     def _still_handled(self, shard: int) -> None:
         """Raises when nobody will ever make room in this lane."""
@@ -421,54 +486,11 @@ class Producer:
             plain_payloads.append(memory)
         return plain_keys, plain_payloads
 
-    def _columns(self, keys: np.ndarray | None, data: Any, offsets: np.ndarray) -> tuple[Any, _Keep]:
-        """The columns as C takes them. Raises TypeError, ValueError; what the offsets say is checked by C."""
-        raw = np.asarray(offsets)
-        if raw.ndim != 1 or raw.dtype.kind not in "iu" or not len(raw):
-            raise TypeError("offsets must be an integer array of shape (n + 1,)")
-        wide = np.ascontiguousarray(raw, "u8")  # a negative one becomes a huge one, which is beyond the data
-        columns, memory = ffi.new("sm_columns *"), bytes_of(data)
-        held = [ffi.from_buffer("uint64_t[]", wide), ffi.from_buffer("uint8_t[]", memory)]
-        columns.offsets, columns.data = held
-        columns.n, columns.data_bytes = len(wide) - 1, len(memory)
-        if keys is not None:
-            keys = np.asarray(keys)
-            if keys.shape != (len(wide) - 1,):
-                raise ValueError(f"keys have shape {keys.shape}, offsets say {len(wide) - 1} events")
-            kind = keys.dtype.kind
-            if kind in "iu":
-                columns.key_kind, columns.key_unsigned = KEY_INT, kind == "u"
-                held.append(ffi.from_buffer("uint64_t[]", np.ascontiguousarray(keys, "i8" if kind == "i" else "u8")))
-                columns.keys = held[2]
-            elif kind == "S":
-                key_offsets = np.concatenate([[0], np.cumsum(np.char.str_len(keys))]).astype("u8")
-                key_data = b"".join(keys.tolist())
-                columns.key_kind, columns.key_bytes = KEY_BYTES, len(key_data)
-                held += [ffi.from_buffer("uint64_t[]", key_offsets), ffi.from_buffer("uint8_t[]", key_data)]
-                columns.key_offsets, columns.key_data = held[2:]
-            else:
-                raise TypeError(f"keys have dtype {keys.dtype}; integers, bytes ('S'), or None")
-        return columns, _Keep(keys, memory, wide, held)
-
-    def _bad_columns(self, keep: _Keep, event: int) -> str:
-        first, last = keep.offsets[event : event + 2].tolist()
-        if first <= last <= len(keep.data):
-            return f"event {event}: {self._too_large(last - first, 0)}"
-        return f"offsets must rise from 0 to at most len(data) = {len(keep.data)}; they do not at {event}"
-
-
-class _Keep:
-    """The columns of a call: what C points into, for as long as the call may be repeated."""
-
-    def __init__(self, keys: np.ndarray | None, data: Any, offsets: np.ndarray, held: list[Any]) -> None:
-        self.keys, self.data, self.offsets, self.held = keys, data, offsets, held
-
-    def rest(self, events: np.ndarray) -> tuple[tuple, int]:
-        """((keys, data, offsets) of some of the events, how many)."""
-        memory, bounds = memoryview(self.data), self.offsets.tolist()
-        pieces = [memory[bounds[i] : bounds[i + 1]] for i in events.tolist()]
-        offsets = np.cumsum([0] + [len(piece) for piece in pieces]).astype("i8")
-        return (None if self.keys is None else self.keys[events], b"".join(pieces), offsets), len(events)
+    def _bad_columns(self, columns: EventColumns, event: int) -> str:
+        first, last = columns.bounds(event)
+        if first <= last <= len(columns.data):
+            return f"event {event}: {self._too_large(last - first, columns.key_bytes(event))}"
+        return f"offsets must rise from 0 to at most len(data) = {len(columns.data)}; they do not at {event}"
 
 
 class _Call:
@@ -548,6 +570,8 @@ class _Call:
         lib.sm_wait_room(producer._sender, shard, producer._spin_ns, slice_ns)
         if producer._closed:
             raise NotRunning("this producer was closed by another thread")
+        if producer._interrupted:
+            raise Interrupted("interrupted while a lane was full")
         producer._still_handled(shard)
         return True
 
@@ -585,6 +609,12 @@ class _Call:
         raise Backpressure(rest, accepted, refused, shard, time.monotonic() - self._started)
 
 
+def _lane_counts(inbox: InboxSegment, seat: int) -> tuple[int, int, int, int]:
+    view = ffi.new("sm_lane_view *")
+    lib.sm_view_lane(inbox.address, inbox.control.geometry, seat, view)
+    return int(view.accepted), int(view.handled), int(view.quarantined), int(view.shed)
+
+
 def _take_seat(control: ControlSegment) -> tuple[int, lease.Lease]:
     for seat in range(control.max_producers):
         held = lease.Lease.take(control.segment, lease.seat_byte(seat))
@@ -611,19 +641,6 @@ def plain_key(key: Any) -> tuple[int, int, bytes]:
     raise TypeError(f"key {key!r} is a {type(key).__name__}; a key is int, str, bytes or None")
 
 
-def bytes_of(payload: Any) -> Any:
-    """The payload as contiguous bytes. Raises TypeError."""
-    if isinstance(payload, bytes):
-        return payload
-    try:
-        memory = memoryview(payload)
-    except TypeError:
-        raise TypeError(
-            f"payload is a {type(payload).__name__}; it must be bytes-like (encode text, for example text.encode())"
-        ) from None
-    return memory.cast("B") if memory.c_contiguous else memory.tobytes()
-
-
 def _encodable(text: str) -> bool:
     try:
         text.encode()
@@ -639,6 +656,11 @@ def _pending(cursor: Any) -> np.ndarray:
 def _left(cursor: Any, offered: int) -> np.ndarray:
     """Numbers of the events of a call that are not accepted, in order."""
     return np.concatenate([int(cursor.chunk) + _pending(cursor), np.arange(cursor.next, offered)]).astype("i8")
+
+
+def _with_left(error: ShardmemError, cursor: Any, offered: int) -> ShardmemError:
+    error.left = _left(cursor, offered)  # type: ignore[attr-defined]
+    return error
 
 
 def _rest_of(rows: np.ndarray, cursor: Any) -> tuple[np.ndarray, int]:
