@@ -1,4 +1,4 @@
-"""`shardmem quarantine`: events that kept failing or killing their handler; look at them, give them back, throw them away."""
+"""`shardmem quarantine`: list, show, replay and purge events that kept failing or killing their handler."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from typing import Any
 
 import click
 
+from shardmem.console.cli.common import as_json, engine_option
 from shardmem.errors import NotRunning, ShardmemError
 from shardmem.settings import some
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
-engine_option = click.option(
-    "--engine", "name", help="Name of the engine; default: SHARDMEM_NAME, or the only one here."
-)
 directory_option = click.option("--state-dir", help="Where the engine kept its files, if it is not running any more.")
 
 
