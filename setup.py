@@ -16,7 +16,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["shardmem", "shardmem.*"]),
-    package_data={"shardmem": ["py.typed", "http/page/*"]},
+    package_data={"shardmem": ["py.typed", "_native.pyi", "http/page/*"]},
     cffi_modules=["csrc/build.py:ffi"],
     install_requires=[
         "numpy>=1.24",

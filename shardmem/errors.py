@@ -21,7 +21,10 @@ from typing import Any
 
 
 class ShardmemError(Exception):
-    """Base of all errors that shardmem raises on its own account."""
+    """Base of all errors that shardmem raises on its own account. left: of a call of a producer with many events, the numbers of
+    those that were not accepted."""
+
+    left: Any = ()
 
 
 class ConfigError(ShardmemError):

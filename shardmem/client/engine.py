@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import select
 import signal
 import subprocess
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,7 +18,7 @@ from shardmem.client.client import Client
 from shardmem.config import Config
 from shardmem.errors import ConfigError, NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
-from shardmem.runtime.child import python_command
+from shardmem.runtime.child import Report, ReportReader, SupervisorOrders, launch
 from shardmem.runtime.handler import HandlerRef, importing_main
 from shardmem.runtime.producer import Producer
 from shardmem.status.observer import Observer
@@ -58,7 +56,8 @@ class Engine:
         self.name = name if name is not None else f"engine-{os.getpid()}-{secrets.token_hex(3)}"
         self._config = Config.of(name=self.name, handler=handler, **settings)
         self._handler = HandlerRef.of(handler)
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reports: ReportReader
         self._control: ControlSegment | None = None
         self._last: dict[str, Any] | None = None
         self._commands: Client | None = None
@@ -77,33 +76,16 @@ class Engine:
         self._observer = Observer(self._control)
         return self
 
-    def _launch(self) -> dict[str, Any] | None:
+    def _launch(self) -> Report | None:
         """A supervisor process; what it says first. If an earlier one left live workers, it adopts them."""
         settings = asdict(self._config)
         for key in ("handler", "dtype", "key"):
             del settings[key]
-        read_end, write_end = os.pipe()
-        orders = {
-            "settings": settings,
-            "schema": self._config.schema.to_json(),
-            "handler": asdict(self._handler),
-            "keep_unfinished": self._named,
-            "reports": write_end,
-        }
-        self._process = subprocess.Popen(
-            python_command("shardmem.supervisor.embedded"),
-            stdin=subprocess.PIPE,
-            pass_fds=(write_end,),
-            start_new_session=True,
-        )
-        os.close(write_end)
-        self._reports = _ReportReader(read_end)
+        orders = SupervisorOrders(self._handler, settings, self._config.schema.to_json(), keep_unfinished=self._named)
+        self._process, self._reports = launch("supervisor", orders)
         # Not collected before its end of the lifeline is closed: an engine that is forgotten drains and ends too.
         weakref.finalize(self, _close_lifeline, self._process)
         _running.add(self)
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(orders).encode() + b"\n")
-        self._process.stdin.flush()
         return self._reports.next(self._config.boot_timeout + 30)
 
     def _revive(self) -> None:
@@ -264,7 +246,7 @@ class Engine:
             return
         self._control, self._observer = control, Observer(control)
 
-    def _end(self, report: dict[str, Any] | None) -> None:
+    def _end(self, report: Report | None) -> None:
         """The supervisor ended, or never got ready: raise why."""
         assert self._process is not None
         _close_lifeline(self._process)
@@ -283,8 +265,7 @@ class Engine:
         if report and report.get("status"):
             self._last = report["status"]
             self._last["supervisor"]["alive"] = False
-        if report and report.get("error"):
-            text = report["error"]
+        if report and (text := report.get("error")):
             left = self._last["accounting"]["in_flight"] if self._last else 0
             if left:
                 text += f". {left:,} accepted events were not handled; " + (
@@ -302,7 +283,7 @@ class Engine:
         raise ShardmemError(f"the supervisor of engine {self.name!r} {how}; its standard error may say more")
 
 
-def _close_lifeline(process: subprocess.Popen) -> None:
+def _close_lifeline(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None and not process.stdin.closed:
         try:
             process.stdin.write(b"stop\n")  # the end of the file alone waits for copies in other processes
@@ -321,30 +302,3 @@ def _forget_in_child() -> None:
 
 _running: weakref.WeakSet[Engine] = weakref.WeakSet()
 os.register_at_fork(after_in_child=_forget_in_child)
-
-
-class _ReportReader:
-    """Lines of JSON from the supervisor."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._file = os.fdopen(descriptor, "rb")
-
-    def next(self, timeout: float) -> dict[str, Any] | None:
-        """The next report; None when the supervisor has closed its end or the time is over."""
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            if select.select([self._file], [], [], max(0.0, min(1.0, deadline - time.monotonic())))[0]:
-                line = self._file.readline()
-                return json.loads(line) if line else None
-        return None
-
-    def close(self) -> None:
-        self._file.close()
-
-    def last(self) -> dict[str, Any] | None:
-        """The last report of all: reads until the supervisor has ended."""
-        found = None
-        for line in self._file:
-            found = json.loads(line)
-        self._file.close()
-        return found

@@ -19,7 +19,6 @@ from shardmem.client.client import socket_path
 from shardmem.errors import LayoutMismatch, NotRunning, SegmentCorrupt, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ENGINE_NAME, ControlSegment
-from shardmem.memory.native import lib
 from shardmem.memory.segment import PREFIX, SHM_DIRECTORY, control_name
 
 KEEP, REMOVE, SKIP = "keep", "remove", "skip"
@@ -381,7 +380,7 @@ def _control(name: str, descriptor: int, named: dict[tuple[int, int], bool]) -> 
 
 def _ready_facts(control: ControlSegment, descriptor: int, named: dict[tuple[int, int], bool]) -> dict[str, Any]:
     def held(byte: int) -> bool:
-        return lib.sm_lease_held(descriptor, byte) == 1
+        return lease.is_locked(descriptor, byte)
 
     view = control.view_engine()
     facts: dict[str, Any] = {

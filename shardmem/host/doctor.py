@@ -18,7 +18,7 @@ from shardmem.config import Config, default_directory
 from shardmem.host.census import KEEP, REMOVE, Leftover
 from shardmem.host.machine import Host
 from shardmem.memory.engine_segment import ControlSegment, memory_needs
-from shardmem.memory.native import lib
+from shardmem.memory.native import LAYOUT_VERSION
 from shardmem.settings import size, some
 
 OK, NOTE, WARNING, PROBLEM = "ok", "note", "warning", "problem"
@@ -499,7 +499,7 @@ def versions() -> Check:
     return Check(
         "versions",
         OK,
-        f"shardmem {__version__}, layout {lib.SM_LAYOUT_VERSION}, Python "
+        f"shardmem {__version__}, layout {LAYOUT_VERSION}, Python "
         f"{platform.python_version()}, numpy {np.__version__}, Linux "
         f"{os.uname().release} {os.uname().machine}",
     )

@@ -13,7 +13,6 @@ from shardmem.errors import NotRunning, ShardmemError
 from shardmem.host.census import KEEP, REMOVE, EngineFacts, File, Leftover, Places, census, judge, mapped_by, observe
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
-from shardmem.memory.native import lib
 from shardmem.memory.segment import SHM_DIRECTORY, control_name, path_of
 
 PATIENCE = 10.0  # seconds that a worker may take to finish the batch in hand
@@ -124,11 +123,7 @@ class Claim:
             except FileNotFoundError:
                 descriptor, placeholder = os.open(SHM_DIRECTORY, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), True
             try:
-                if not (
-                    lease.take_everything(descriptor)
-                    if everything
-                    else lib.sm_lease_take(descriptor, lease.SUPERVISOR) == 0
-                ):
+                if not (lease.take_everything(descriptor) if everything else lease.lock(descriptor, lease.SUPERVISOR)):
                     os.close(descriptor)
                     return None
                 if placeholder:
@@ -177,7 +172,7 @@ def _end_workers(facts: EngineFacts, patience: float) -> str:
                 continue
             # The number is that of the worker if it has the segment mapped, and the lease is still held: in another PID
             # namespace it would be anybody's.
-            held = lib.sm_lease_held(claim.descriptor, lease.shard_byte(shard)) == 1
+            held = lease.is_locked(claim.descriptor, lease.shard_byte(shard))
             if facts.control.inode[1] in mapped_by(pid) and held:
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
                 waiting[pidfd] = pid

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from shardmem.client.client import socket_path
-from shardmem.memory.native import lib
+from shardmem.memory import lease
 from shardmem.memory.segment import SHM_DIRECTORY
 
 FUTEX = {"x86_64": 202, "aarch64": 98}
@@ -23,9 +23,9 @@ def _ofd_locks(directory: str) -> None:
     with tempfile.TemporaryFile(dir=directory) as file:
         again = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDWR | os.O_CLOEXEC)
         try:
-            if (status := lib.sm_lease_take(file.fileno(), 1 << 40)) != 0:
-                raise OSError(-status, os.strerror(-status))
-            if lib.sm_lease_held(again, 1 << 40) != 1:
+            if not lease.lock(file.fileno(), lease.SUPERVISOR):
+                raise OSError(errno.EAGAIN, "a lock that nobody holds is not given")
+            if not lease.is_locked(again, lease.SUPERVISOR):
                 raise OSError(errno.ENOLCK, "a lock that is held is not seen")
         finally:
             os.close(again)

@@ -10,8 +10,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 
+from shardmem.memory.words import FLOORS_NS
 from shardmem.status.figures import COUNTER, FIGURES, HISTOGRAM, STATE, Figure
-from shardmem.status.observer import FLOORS_NS, Histograms
+from shardmem.status.observer import Histograms
 
 # Powers of two from 1 us to 17 s: every fourth bucket of ours begins at one, so none has to be divided.
 BOUNDS = list(range(36, 136, 4))

@@ -1,4 +1,4 @@
-"""The control segment and the inbox segments, typed. Words are named and owned in csrc/layout.h."""
+"""The control segment of an engine: made, attached, checked. What its words say is in words.py."""
 
 from __future__ import annotations
 
@@ -6,50 +6,26 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from shardmem.errors import ConfigError, LayoutMismatch, NotRunning, SegmentCorrupt
 from shardmem.memory import lease
-from shardmem.memory.native import ENGINE_STATES, PHASES, REASONS, SHARD_STATES, ffi, lib
-from shardmem.memory.segment import Segment, control_name, engine_names, inbox_name, listed, path_of
+from shardmem.memory.inbox_segment import PAGE, InboxSegment
+from shardmem.memory.native import ffi, lib
+from shardmem.memory.segment import Segment, control_name, engine_names, inbox_name, listed
+from shardmem.memory.words import Words
 from shardmem.schema import Schema
 
-PAGE = 4096
+if TYPE_CHECKING:
+    from shardmem.memory.native import sm_geometry
+
 ENGINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
-@dataclass(frozen=True)
-class LaneView:
-    """One lane at one moment: positions and the counts that belong to them."""
-
-    seat: int
-    tail: int
-    head: int
-    accepted: int
-    handled: int
-    quarantined: int
-    shed: int
-    broken: bool
-
-    @property
-    def in_flight(self) -> int:
-        return self.accepted - self.handled - self.quarantined - self.shed
-
-    @property
-    def waiting(self) -> int:
-        """Events that its worker will still take. Whether there are any is told by the positions: only they are checked, and
-        a damaged count must not keep anybody waiting."""
-        return max(1, self.in_flight) if self.head != self.tail and not self.broken else 0
-
-
-class ControlSegment:
+class ControlSegment(Words):
     """The control segment of one engine. `create` (supervisor) or `attach` (anybody)."""
 
-    def __init__(self, segment: Segment, geometry: Any) -> None:
+    def __init__(self, segment: Segment, geometry: sm_geometry) -> None:
         self.segment = segment
         self.geometry = geometry
         self.address = segment.address
@@ -67,12 +43,12 @@ class ControlSegment:
     @property
     def backpressure(self) -> str:
         """What producers do on a full lane, unless they say otherwise."""
-        return json.loads(self._text).get("backpressure", "block")
+        return str(json.loads(self._text).get("backpressure", "block"))
 
     @property
     def state_dir(self) -> str:
         """Where its workers keep state and quarantine."""
-        return json.loads(self._text).get("state_dir", "")
+        return str(json.loads(self._text).get("state_dir", ""))
 
     @classmethod
     def create(
@@ -195,69 +171,7 @@ class ControlSegment:
     def seat_alive(self, seat: int) -> bool:
         return lease.is_held(self.segment, lease.seat_byte(seat))
 
-    # ---- words -----------------------------------------------------------------------------------------------------------
-
-    def view_engine(self) -> Any:
-        view = ffi.new("sm_engine_view *")
-        lib.sm_view_engine(self.address, view)
-        return view
-
-    @property
-    def state(self) -> str:
-        return name_of(ENGINE_STATES, self.view_engine().state)
-
-    def set_state(self, state: str) -> None:
-        lib.sm_set_engine_state(self.address, ENGINE_STATES.index(state))
-
-    def view_shard(self, shard: int) -> Any:
-        view = ffi.new("sm_shard_view *")
-        lib.sm_view_shard(self.address, shard, view)
-        return view
-
-    def shard_state(self, shard: int) -> str:
-        return name_of(SHARD_STATES, self.view_shard(shard).state)
-
-    def set_shard_state(self, shard: int, state: str) -> None:
-        lib.sm_set_shard_state(self.address, shard, SHARD_STATES.index(state))
-
-    def shard_error(self, shard: int) -> str:
-        """What the worker said when it failed, or what the supervisor noted of one that could not; empty if neither."""
-        view = self.view_shard(shard)
-        return bytes(ffi.buffer(view.error, view.error_bytes)).decode(errors="replace")
-
-    def worker_phase(self, shard: int) -> str:
-        return name_of(PHASES, self.view_shard(shard).phase)
-
-    def view_seat(self, seat: int) -> Any:
-        view = ffi.new("sm_seat_view *")
-        lib.sm_view_seat(self.address, seat, view)
-        return view
-
-    def known_shards(self) -> list[int]:
-        return [shard for shard in range(self.room) if self.view_shard(shard).state]
-
-    def known_seats(self) -> Iterator[tuple[int, Any]]:
-        for seat in range(self.max_producers):
-            view = self.view_seat(seat)
-            if view.incarnation:
-                yield seat, view
-
-    def marks(self) -> np.ndarray:
-        """The send mark of every seat; odd: inside a send."""
-        marks = np.empty(self.max_producers, "u8")
-        lib.sm_marks(self.address, ffi.cast("uint64_t *", marks.ctypes.data), len(marks))
-        return marks
-
-    def slot_table(self) -> tuple[np.ndarray, np.ndarray]:
-        """(shard of each slot, epoch of each slot); shard 65535: none yet."""
-        shards, epochs = np.empty(self.slots, "u4"), np.empty(self.slots, "u4")
-        lib.sm_view_slots(
-            self.address,
-            self.geometry,
-            ffi.cast("uint32_t *", shards.ctypes.data),
-            ffi.cast("uint32_t *", epochs.ctypes.data),
-        )
-        return shards, epochs
+    # ---- inboxes -----------------------------------------------------------------------------------------------------
 
     def open_inbox(self, shard: int, generation: int | None = None) -> InboxSegment:
         """Map the inbox of a shard. Raises NotRunning when it is gone, SegmentCorrupt when it is not that inbox."""
@@ -279,9 +193,9 @@ def _room(max_shards: int) -> int:
     return min(max_shards + 1, lib.SM_MAX_SHARDS) if max_shards >= 1 else max_shards
 
 
-def _ranges(geometry: Any) -> list[tuple[int, int]]:
+def _ranges(geometry: sm_geometry) -> list[tuple[int, int]]:
     """(offset, length) of what an engine of this geometry uses of its control segment; the rest is never touched."""
-    offsets, lengths = ffi.new("uint64_t[8]"), ffi.new("uint64_t[8]")
+    offsets, lengths = ffi.new("uint64_t[]", 8), ffi.new("uint64_t[]", 8)
     return [(offsets[i], lengths[i]) for i in range(lib.sm_control_ranges(geometry, offsets, lengths))]
 
 
@@ -310,72 +224,6 @@ def memory_needs(
         page for offset, length in _ranges(geometry) for page in range(offset // PAGE, -(-(offset + length) // PAGE))
     }
     return PAGE * len(pages | {0}), PAGE, geometry.lane_stride
-
-
-class InboxSegment:
-    """The inbox segment of one shard: a header and one lane per seat."""
-
-    def __init__(self, control: ControlSegment, segment: Segment, shard: int, generation: int) -> None:
-        self.control, self.segment, self.shard, self.generation = control, segment, shard, generation
-        self.address = segment.address
-
-    @classmethod
-    def create(cls, control: ControlSegment, shard: int, generation: int) -> InboxSegment:
-        """A fresh inbox. Only its header is reserved: a lane is when its seat first opens it."""
-        geometry, name = control.geometry, inbox_name(control.engine, shard, generation)
-        try:
-            segment = Segment.create(name, geometry.inbox_bytes, PAGE, f"the inbox of shard {shard}")
-        except FileExistsError:
-            # Left by a supervisor that was killed before it told anybody of it, or by an engine whose control segment is
-            # gone. The caller holds the supervisor's lease, so nobody else is creating it now.
-            os.unlink(path_of(name))
-            segment = Segment.create(name, geometry.inbox_bytes, PAGE, f"the inbox of shard {shard}")
-        lib.sm_inbox_format(segment.address, geometry, shard, generation)
-        return cls(control, segment, shard, generation)
-
-    def reserve_lane(self, seat: int) -> None:
-        """Raises OutOfMemory; the lane is not open then and nothing of it was touched."""
-        geometry = self.control.geometry
-        self.segment.reserve(
-            geometry.lanes_offset + geometry.lane_stride * seat,
-            geometry.lane_stride,
-            f"the lane of producer {seat} to shard {self.shard}",
-        )
-
-    def lanes(self) -> list[LaneView]:
-        """The open lanes."""
-        view, found = ffi.new("sm_lane_view *"), []
-        for seat in range(self.control.max_producers):
-            lib.sm_view_lane(self.address, self.control.geometry, seat, view)
-            if view.open:
-                found.append(
-                    LaneView(
-                        seat,
-                        view.tail,
-                        view.head,
-                        view.accepted,
-                        view.handled,
-                        view.quarantined,
-                        view.shed,
-                        bool(view.broken),
-                    )
-                )
-        return found
-
-    def wake(self) -> None:
-        lib.sm_wake(self.address)
-
-    def close(self) -> None:
-        self.segment.close()
-        self.address = ffi.NULL
-
-
-def refused_by_reason(seat_view: Any) -> dict[str, int]:
-    return {reason: count for reason, count in zip(REASONS, seat_view.refused) if count}
-
-
-def name_of(names: tuple[str, ...], number: int) -> str:
-    return names[number] if number < len(names) else f"unknown ({number})"
 
 
 def check_name(engine: str) -> None:

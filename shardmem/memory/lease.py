@@ -48,7 +48,7 @@ _FLOCK = struct.Struct("@hhqqi4x")  # struct flock: type, whence, start, length,
 def anything_held(descriptor: int, start: int = 0) -> bool:
     """Whether another description holds any lock on the file from `start` on; even one of a layout not known here."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 0, 0)
-    return _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK
+    return bool(_FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
 
 
 def take_everything(descriptor: int) -> bool:
@@ -89,6 +89,18 @@ class Lease:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def lock(descriptor: int, byte: int) -> bool:
+    """Take a lease by a descriptor of the caller's, which keeps it until it is closed. False: somebody holds it. Raises OSError."""
+    if (status := lib.sm_lease_take(descriptor, byte)) < 0:
+        raise OSError(-status, os.strerror(-status))
+    return status == 0
+
+
+def is_locked(descriptor: int, byte: int) -> bool:
+    """Whether another description than the descriptor's holds the lease."""
+    return lib.sm_lease_held(descriptor, byte) == 1
 
 
 def is_held(segment: Segment, byte: int) -> bool:

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from shardmem import _native
 from shardmem._native import ffi, lib
+
+if TYPE_CHECKING:  # they are names of the stub only
+    from shardmem._native import CData as CData
+    from shardmem._native import Integers as Integers
+    from shardmem._native import sm_batch as sm_batch
+    from shardmem._native import sm_columns as sm_columns
+    from shardmem._native import sm_cursor as sm_cursor
+    from shardmem._native import sm_engine_view as sm_engine_view
+    from shardmem._native import sm_geometry as sm_geometry
+    from shardmem._native import sm_reader as sm_reader
+    from shardmem._native import sm_seat_view as sm_seat_view
+    from shardmem._native import sm_sender as sm_sender
+    from shardmem._native import sm_shard_view as sm_shard_view
+    from shardmem._native import sm_span as sm_span
 
 if lib.sm_install_fastcalls() != lib.SM_OK:
     raise ImportError("shardmem._native could not add its per-event calls; was it built for another interpreter?")
@@ -18,7 +33,14 @@ ENGINE_STATES = ("starting", "running", "draining", "stopped")
 SHARD_STATES = ("none", "provisioning", "active", "draining", "stopped", "failed")
 PHASES = ("none", "booting", "ready", "stopped", "failed")
 MOVE_PHASES = ("none", "rerouting", "draining", "releasing")
+LAYOUT_VERSION = lib.SM_LAYOUT_VERSION
+BOARDS = ("decisions", "events")
 REASONS = ("full", "timeout", "sampled", "stopped")
+
+
+def bytes_at(memory: CData, size: int) -> bytes:
+    """A copy."""
+    return bytes(ffi.buffer(memory, size))
 
 
 def points() -> dict[str, int]:
@@ -50,10 +72,12 @@ def point(name: str) -> None:
 
 
 __all__ = [
+    "BOARDS",
     "DECODE_KEYS",
     "DECODE_PAIRS",
     "DECODE_PAYLOADS",
     "ENGINE_STATES",
+    "LAYOUT_VERSION",
     "MOVE_PHASES",
     "PHASES",
     "REASONS",
@@ -61,6 +85,7 @@ __all__ = [
     "Pusher",
     "arm_from_environment",
     "arm_point",
+    "bytes_at",
     "decode",
     "ffi",
     "lib",

@@ -59,6 +59,10 @@ class _SharedMemory(shared_memory.SharedMemory):
             finally:
                 shared_memory.resource_tracker = kept  # type: ignore
 
+    @property
+    def descriptor(self) -> int:
+        return int(self._fd)  # type: ignore[attr-defined]  # typeshed has public names only
+
     def __del__(self) -> None:
         pass  # nothing is unmapped behind the back of a view; Segment.close does it when there is none
 
@@ -75,6 +79,7 @@ class Segment:
         self.size = memory.size
         # The address alone: a buffer export that is kept would be cleared by the cycle collector in any order, and the
         # interpreter crashed on a memoryview that went before it.
+        assert memory.buf is not None
         pin = ffi.from_buffer(memory.buf)
         self.address = ffi.cast("void *", int(ffi.cast("uintptr_t", pin)))
         ffi.release(pin)
@@ -136,7 +141,7 @@ class Segment:
     @property
     def descriptor(self) -> int:
         assert self._memory is not None
-        return self._memory._fd
+        return self._memory.descriptor
 
     @property
     def owner(self) -> int:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from shardmem.errors import Backpressure
-from shardmem.runtime.producer import DEFAULT, PROBE, Producer
+from shardmem.runtime.call import DEFAULT, PROBE
+from shardmem.runtime.encode import Key
+from shardmem.runtime.producer import Producer, ProducerOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer, Unpack
+
+
+Accepted = TypeVar("Accepted", int, bool)  # of `push` whether, of the others how many
 
 
 class AsyncProducer:
@@ -20,19 +28,21 @@ class AsyncProducer:
     are those of Producer; cancelling a waiting call leaves each of its events either accepted or not.
     """
 
-    def __init__(self, engine: str, **options: Any) -> None:
+    def __init__(self, engine: str, **options: Unpack[ProducerOptions]) -> None:
         self._producer = Producer(engine, **options)
 
-    async def push(self, key: int | str | bytes | None, payload: bytes, timeout: float | None = DEFAULT) -> bool:
+    async def push(self, key: Key, payload: Buffer, timeout: float | None = DEFAULT) -> bool:
         """As Producer.push."""
         return await self._try(self._producer.push, (key, payload), timeout, lambda rest: rest, lambda done, more: more)
 
-    async def push_many(self, keys: Sequence[Any], payloads: Sequence[Any], timeout: float | None = DEFAULT) -> int:
+    async def push_many(
+        self, keys: Sequence[Key] | np.ndarray, payloads: Sequence[Buffer], timeout: float | None = DEFAULT
+    ) -> int:
         """As Producer.push_many."""
         return await self._try(self._producer.push_many, (keys, payloads), timeout, lambda rest: rest, int.__add__)
 
     async def push_columns(
-        self, keys: np.ndarray | None, data: Any, offsets: np.ndarray, timeout: float | None = DEFAULT
+        self, keys: np.ndarray | None, data: Buffer, offsets: np.ndarray, timeout: float | None = DEFAULT
     ) -> int:
         """As Producer.push_columns."""
         return await self._try(
@@ -57,8 +67,13 @@ class AsyncProducer:
         await self.close()
 
     async def _try(
-        self, call: Callable, arguments: tuple, timeout: float | None, again: Callable, total: Callable
-    ) -> Any:
+        self,
+        call: Callable[..., Accepted],
+        arguments: tuple[Any, ...],
+        timeout: float | None,
+        again: Callable[[Any], tuple[Any, ...]],
+        total: Callable[[int, Accepted], Accepted],
+    ) -> Accepted:
         producer = self._producer
         if timeout is DEFAULT and producer.backpressure != "block":
             if producer.backpressure == "drop_oldest":  # may wait for the worker's next batch

@@ -6,13 +6,17 @@ import gc
 import weakref
 from collections.abc import Iterable, Iterator
 from operator import length_hint
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from shardmem.errors import BatchEscaped
 from shardmem.memory.native import DECODE_KEYS, DECODE_PAIRS, DECODE_PAYLOADS, decode, ffi, lib
+from shardmem.runtime.encode import bytes_of, plain_key
 from shardmem.schema import KEY_INT, KEY_NONE, Schema
+
+if TYPE_CHECKING:
+    from shardmem.memory.native import sm_batch
 
 _INDEX = np.dtype([("key", "u8"), ("meta", "u4"), ("end", "u4")])  # sm_index in csrc/layout.h
 _LENGTH, _UNSIGNED = np.uint32((1 << 29) - 1), np.uint32(1 << 29)
@@ -55,13 +59,13 @@ class Batch:
         "__weakref__",
     )
 
-    def __init__(self, schema: Schema, slots: int, shard: int, batch: Any, scratch: Any = None) -> None:
+    def __init__(self, schema: Schema, slots: int, shard: int, batch: sm_batch, scratch: Any = None) -> None:
         self.shard: int = shard
         self._schema, self._slots, self._c, self._scratch = schema, slots, batch, scratch
         self._address = int(ffi.cast("uintptr_t", batch))
         self._length: int = batch.rows
         self._over = False
-        self._roots: list[weakref.ref] = []
+        self._roots: list[weakref.ref[np.ndarray]] = []
         self._records: np.ndarray | None = None
         self._events: tuple[np.ndarray, np.ndarray] | None = None
         self._iterator: Any = None
@@ -88,12 +92,12 @@ class Batch:
         if slots < 1 or slots & (slots - 1):
             raise ValueError(f"slots={slots} is not a power of two")
         if isinstance(content, np.ndarray):
-            schema, parts = Schema.of(content.dtype, key), (np.array(content.reshape(-1)),)
+            schema, rows, data = Schema.of(content.dtype, key), np.array(content.reshape(-1)), None
         else:
-            schema, parts = Schema.of(None, key), _index_of(content)
-        count = len(parts[0])
+            schema, (rows, data) = Schema.of(None, key), _index_of(content)
+        count = len(rows)
         numbers = np.arange(sequence, sequence + count, dtype="u8"), np.full(count, producer, "u4")
-        return cls._owner_of(schema, slots, shard, numbers, *parts)
+        return cls._owner_of(schema, slots, shard, numbers, rows, data)
 
     def __len__(self) -> int:
         return self._length
@@ -322,10 +326,6 @@ class Batch:
 
 def _index_of(events: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """The index and the bytes of (key, payload) pairs, as a producer writes them into a frame."""
-    from shardmem.runtime.columns import bytes_of  # a worker has no use for these
-    from shardmem.runtime.producer import plain_key
-
-
     entries, data = [], bytearray()
     for key, payload in events:
         kind, number, text = plain_key(key)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from shardmem.errors import AlreadyRunning, HandlerError
-from shardmem.memory.engine_segment import name_of
-from shardmem.memory.native import MOVE_PHASES, ffi, lib
+from shardmem.errors import HandlerError
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.reader import Reader
 from shardmem.runtime.handler import Handler, optional
 from shardmem.runtime.state import StateStore
 
@@ -21,18 +21,52 @@ IDLE_SHARE = 0.1  # of the interval: with nothing else to do, whoever waits in f
 log = logging.getLogger("shardmem.checkpoint")
 
 
+class Commit(Protocol):
+    """When the rows of batches that were handled are committed, and what becomes of the state that they made."""
+
+    handler: Handler
+
+    @property
+    def patience_ns(self) -> int:
+        """How long the worker may sleep."""
+
+    def take_up(self) -> None:
+        """Before the first batch: what the predecessor had saved, in lanes and in the handler."""
+
+    def handled(self) -> bool:
+        """The batch in hand was handled. False: a lane changed under it, and moves no further."""
+
+    def step(self, idle: bool) -> None:
+        """Between batches: save if it is time to."""
+
+    def settle(self) -> None:
+        """Nothing is deferred after this."""
+
+    def failing(self) -> None:
+        """The batch in hand has failed, and has perhaps changed the state of its slots before it did."""
+
+    def roll_back(self) -> None:
+        """The handler forgets what it did since the last commit; the rows behind it come again."""
+
+    def hand_over(self, slots: list[int]) -> None:
+        """These slots have no rows left here: save them and forget them."""
+
+    def restore(self, slots: Iterable[int]) -> None:
+        """These slots are handled here from now on."""
+
+
 class Immediate:
-    """Heads move when the handler has returned. The interface of Checkpointed, most of it without work."""
+    """Heads move when the handler has returned."""
 
     patience_ns = 100_000_000
 
-    def __init__(self, reader: Any, handler: Handler) -> None:
+    def __init__(self, reader: Reader, handler: Handler) -> None:
         self._reader, self.handler = reader, handler
 
     def take_up(self) -> None: ...
 
-    def handled(self) -> int:
-        return lib.sm_commit(self._reader)
+    def handled(self) -> bool:
+        return self._reader.commit()
 
     def step(self, idle: bool) -> None: ...
 
@@ -59,9 +93,9 @@ class Checkpointed:
 
     def __init__(
         self,
-        control: Any,
+        control: ControlSegment,
         shard: int,
-        reader: Any,
+        reader: Reader,
         handler: Handler,
         store: StateStore,
         interval: float,
@@ -70,44 +104,35 @@ class Checkpointed:
         self._control, self._shard, self._reader = control, shard, reader
         self.handler, self._store, self._interval, self._anew = handler, store, interval, anew
         self._touched = np.zeros(control.slots, "u1")
-        self._touched_address = ffi.cast("uint8_t *", self._touched.ctypes.data)
         self._live: set[int] = set()  # slots that the handler may hold something of
         self._mine: set[int] = set()  # slots whose rows may be in a batch
         self._all_touched, self._batches, self._told_of_keyless = False, 0, False
-        self._pressed, self._awaited, self._count = ffi.new("uint32_t *"), ffi.new("uint32_t *"), ffi.new("uint32_t *")
         self._saved_at = time.monotonic()
         self._deferred = 0
-        lib.sm_defer_commits(reader)
+        reader.defer_commits()
 
     @property
     def patience_ns(self) -> int:
-        """How long the worker may sleep: until the next checkpoint is due, if something waits for it."""
+        """Until the next checkpoint is due, if something waits for it."""
         if not self._deferred:
             return 100_000_000
         due = self._saved_at + self._interval * IDLE_SHARE - time.monotonic()
         return max(0, min(100_000_000, int(due * 1e9)))
 
     def take_up(self) -> None:
-        """Before the first batch: what the predecessor had saved, in lanes and in the handler."""
         view = self._control.view_shard(self._shard)
         ranges = self._store.begin_life(self._shard, view.incarnation, view.generation)
-        if (
-            ranges
-            and lib.sm_commit_ranges(
-                self._reader, ffi.from_buffer("sm_range[]", ranges), len(ranges) // ffi.sizeof("sm_range")
-            )
-            == lib.SM_CORRUPT
-        ):
+        if not self._reader.commit_ranges(ranges):
             log.error(
                 "shard %d: the last checkpoint speaks of rows that its lanes do not have; rows may be handled again",
                 self._shard,
             )
         self.restore(self._owned())
 
-    def handled(self) -> int:
+    def handled(self) -> bool:
         # Hashing keys again costs 3 ns a row. Once every slot has changed there is nothing more to find out.
         if not self._all_touched:
-            if lib.sm_touched(self._reader, self._touched_address) and not self._told_of_keyless:
+            if self._reader.touched(self._touched) and not self._told_of_keyless:
                 self._told_of_keyless = True
                 log.warning(
                     "shard %d: events without a key have come to a handler that keeps state per key: they belong to no slot, "
@@ -117,35 +142,25 @@ class Checkpointed:
             self._batches += 1
             if self._batches % LOOK_AT_ALL == 0:
                 self._all_touched = bool(self._touched[list(self._mine)].all())
-        return lib.sm_defer(self._reader)
+        return self._reader.defer()
 
     def step(self, idle: bool) -> None:
-        """Between batches: save if it is time to."""
-        self._deferred = lib.sm_deferred(self._reader, self._pressed, self._awaited)
+        self._deferred, pressed, awaited = self._reader.deferred()
         if not self._deferred:
             return
         age = time.monotonic() - self._saved_at
-        if (
-            self._pressed[0]
-            or age >= self._interval
-            or (idle and (self._awaited[0] or age >= self._interval * IDLE_SHARE))
-        ):
+        if pressed or age >= self._interval or (idle and (awaited or age >= self._interval * IDLE_SHARE)):
             self.save()
 
     def settle(self) -> None:
-        """Nothing is deferred after this."""
-        if lib.sm_deferred(self._reader, self._pressed, self._awaited):
+        if self._reader.deferred().rows:
             self.save()
 
     def save(self, also: Iterable[int] = ()) -> None:
         slots = sorted({*np.flatnonzero(self._touched).tolist(), *also})
         states = self._snapshots(slots)
-        ranges = lib.sm_ranges(self._reader, self._count)
-        self._store.save(states, bytes(ffi.buffer(ranges, self._count[0] * ffi.sizeof("sm_range"))))
-        status = lib.sm_commit_deferred(self._reader)
-        if status == lib.SM_FENCED:
-            raise fenced(self._shard)
-        if status != lib.SM_OK:
+        self._store.save(states, self._reader.ranges())
+        if not self._reader.commit_deferred():
             log.error("shard %d: a lane changed under what was handled of it; it moves no further", self._shard)
         self._live.update(slots)
         self._touched[:] = 0
@@ -153,20 +168,17 @@ class Checkpointed:
         self._deferred, self._saved_at = 0, time.monotonic()
 
     def failing(self) -> None:
-        """The batch in hand has failed, and has perhaps changed the state of its slots before it did."""
-        lib.sm_touched(self._reader, self._touched_address)
+        self._reader.touched(self._touched)
 
     def roll_back(self) -> None:
-        """The handler forgets what it did since the last checkpoint; the rows behind it come again."""
         changed = self._live | set(np.flatnonzero(self._touched).tolist())
         self._forget(changed)
         self._touched[:] = 0
         self._all_touched = False
-        lib.sm_rescan(self._reader)
+        self._reader.rescan()
         self.restore(self._mine)
 
     def hand_over(self, slots: list[int]) -> None:
-        """These slots have no rows left here: save them and forget them."""
         self.save(also=slots)
         self._mine.difference_update(slots)
         if self._forget(slots):
@@ -194,7 +206,6 @@ class Checkpointed:
         return True
 
     def restore(self, slots: Iterable[int]) -> None:
-        """These slots are handled here from now on."""
         self._mine.update(slots)
         self._all_touched = False
         for slot, state in self._store.load(slots).items():
@@ -205,22 +216,13 @@ class Checkpointed:
     def _owned(self) -> set[int]:
         """Slots whose rows this worker handles now. The table is read before the holds: a slot that begins to move in
         between is seen as moving."""
-        control, view = self._control, ffi.new("sm_move_view *")
-        owners, _ = control.slot_table()
+        owners, _ = self._control.slot_table()
         owned = set(np.flatnonzero(owners == self._shard).tolist())
-        moving = np.empty(control.slots, "u4")
-        count = lib.sm_view_moving(
-            control.address, control.geometry, ffi.cast("uint32_t *", moving.ctypes.data), control.slots
-        )
-        for slot in moving[:count].tolist():
-            lib.sm_view_move(control.address, slot, view)
-            phase = name_of(MOVE_PHASES, view.phase)
-            if phase == "none":
-                continue
-            if view.source == self._shard and phase in ("rerouting", "draining") and view.drained != view.number:
-                owned.add(slot)
-            elif not (view.target == self._shard and phase == "releasing" and view.restored == view.number):
-                owned.discard(slot)
+        for move in self._control.moves():
+            if move.source == self._shard and move.phase in ("rerouting", "draining") and not move.drained:
+                owned.add(move.slot)
+            elif not (move.target == self._shard and move.phase == "releasing" and move.restored):
+                owned.discard(move.slot)
         return owned
 
     def _snapshots(self, slots: list[int]) -> list[tuple[int, bytes]]:
@@ -241,7 +243,3 @@ class Checkpointed:
                 f"{error}; nothing was committed since the last checkpoint, and its events stay in shared "
                 f"memory"
             ) from error
-
-
-def fenced(shard: int) -> AlreadyRunning:
-    return AlreadyRunning(f"another life of shard {shard} has begun; this process handles and commits nothing any more")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from shardmem.memory.native import ffi
+from shardmem.runtime.encode import bytes_of
 from shardmem.schema import KEY_BYTES, KEY_INT
 
 KEY_UNSIGNED = 4  # of a column: an integer of 2**63 and more
@@ -136,16 +137,3 @@ def _wide(offsets: Any, what: str) -> np.ndarray:
     if raw.dtype.kind not in "iu" or not (flat or raw.ndim == 2 and raw.shape[1] == 2):
         raise TypeError(f"{what} must be an integer array of shape (n + 1,) or (n, 2)")
     return np.ascontiguousarray(raw, "u8")  # a negative one becomes a huge one, which is beyond the data
-
-
-def bytes_of(payload: Any) -> Any:
-    """The payload as contiguous bytes. Raises TypeError."""
-    if isinstance(payload, bytes):
-        return payload
-    try:
-        memory = memoryview(payload)
-    except TypeError:
-        raise TypeError(
-            f"payload is a {type(payload).__name__}; it must be bytes-like (encode text, for example text.encode())"
-        ) from None
-    return memory.cast("B") if memory.c_contiguous else memory.tobytes()

@@ -10,13 +10,18 @@ import logging
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardmem.errors import HandlerError
-from shardmem.memory.native import ffi, lib
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.native import bytes_at
+from shardmem.memory.reader import Reader
 from shardmem.runtime.batch import Batch
-from shardmem.runtime.checkpoint import Checkpointed, Immediate, fenced
+from shardmem.runtime.checkpoint import Commit
 from shardmem.runtime.quarantine import Quarantine
+
+if TYPE_CHECKING:
+    from shardmem.memory.native import sm_batch
 
 MOST_IN_A_ROW = 16  # events that fail one after the other, with no success between: then it is not the events
 LONGEST_PAUSE = 5.0
@@ -40,22 +45,22 @@ class Failures:
 
     def __init__(
         self,
-        control: Any,
+        control: ControlSegment,
         shard: int,
-        reader: Any,
-        batch: Any,
-        keeper: Immediate | Checkpointed,
+        reader: Reader,
+        batch: sm_batch,
+        commit: Commit,
         rules: OnError,
         ended: str | None,
         pause: Callable[[float], None],
         say: Callable[..., None],
     ) -> None:
         self._control, self._shard, self._reader, self._batch = control, shard, reader, batch
-        self._keeper, self._rules, self._pause, self._say = keeper, rules, pause, say
-        self._ended = ended or "it ended without a word"
+        self._commit, self._rules, self._pause, self._say = commit, rules, pause, say
+        self._ended = ended or "it exited without a report"
         self._quarantine: Quarantine | None = None
 
-    def condemned(self) -> bool:
+    def must_quarantine(self) -> bool:
         """Whether the batch in hand is one event that has killed its worker as often as it may. Then it is set aside."""
         if self._batch.tries < self._rules.max_attempts:
             return False
@@ -74,7 +79,7 @@ class Failures:
     def raised(self, work: Batch, error: Exception) -> None:
         """The handler raised. Returns when the next batch may be taken; raises HandlerError when the worker is to stop."""
         rules, batch = self._rules, self._batch
-        if lib.sm_recheck(self._reader) == lib.SM_CORRUPT:
+        if not self._reader.recheck():
             self._give_back(work, error)
             return
         text, what = explain(work, error), f"{type(error).__name__}: {error}"
@@ -88,7 +93,7 @@ class Failures:
         if rows == 1 and (rules.on_error == "quarantine" or tries + 1 >= rules.max_attempts):
             self._not_too_many(text)
             self._set_aside("exception", what, trace, tries + 1)
-            self._keeper.roll_back()
+            self._commit.roll_back()
             return
         again = rules.on_error == "retry" and rows > 1 and not batch.suspected
         # once for people; how it is narrowed down is of interest to few
@@ -119,13 +124,12 @@ class Failures:
         traceback.clear_frames(error.__traceback__)  # they refer to the batch
         error.__traceback__ = None
         work._end()
-        self._keeper.failing()
+        self._commit.failing()
 
     def _come_again(self, whole: bool) -> None:
         """The batch in hand is offered once more, in halves unless whole, and what it did to the state is undone."""
-        if lib.sm_failed(self._reader, int(whole)) == lib.SM_FENCED:
-            raise fenced(self._shard)
-        self._keeper.roll_back()
+        self._reader.failed(whole=whole)
+        self._commit.roll_back()
 
     def _not_too_many(self, text: str) -> None:
         if self._batch.in_a_row >= MOST_IN_A_ROW:
@@ -141,11 +145,11 @@ class Failures:
         records = control.schema.is_records
         try:
             keys = event.keys.tolist() if records and event.keys is not None else event.keys
-            payload = bytes(ffi.buffer(span.rows, control.schema.dtype.itemsize)) if records else event.payloads[0]
+            payload = bytes_at(span.rows, control.schema.geometry()["row_bytes"]) if records else event.payloads[0]
         except (
             BufferError
         ):  # it changed since it was found good; when it comes again it is good again, or its lane is broken
-            lib.sm_recheck(self._reader)
+            self._reader.recheck()
             self._come_again(whole=True)
             return
         key = keys[0] if keys is not None else None
@@ -169,8 +173,7 @@ class Failures:
             schema=control.schema.describe(),
         )
         seat = span.seat
-        if lib.sm_set_aside(self._reader) == lib.SM_FENCED:
-            raise fenced(shard)
+        self._reader.set_aside()
         log.error(
             "shard %d: the event with key %s, sequence %d of producer %d, is in quarantine after %d attempts: %.500s",
             shard,

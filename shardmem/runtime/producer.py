@@ -6,32 +6,60 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from shardmem.errors import (
-    AlreadyRunning,
-    Backpressure,
-    ConfigError,
-    HandlerError,
-    Interrupted,
-    NotRunning,
-    OutOfMemory,
-    SegmentCorrupt,
-    ShardmemError,
-)
+from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, NotRunning, SegmentCorrupt, ShardmemError
 from shardmem.memory import lease
-from shardmem.memory.engine_segment import ControlSegment, InboxSegment
-from shardmem.memory.native import REASONS, Pusher, ffi, lib
-from shardmem.runtime.columns import EventColumns, Keys, bytes_of
-from shardmem.schema import KEY_BYTES, KEY_INT, KEY_NONE, KEY_STR
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import InboxSegment
+from shardmem.memory.native import Pusher, ffi, lib
+from shardmem.memory.words import refused_by_reason
+from shardmem.runtime.call import DEFAULT, MODES, SLICE, Call, Mode
+from shardmem.runtime.columns import EventColumns, Keys
+from shardmem.runtime.encode import (
+    Key,
+    bytes_of,
+    is_encodable,
+    left_of,
+    pending,
+    plain_key,
+    plain_lists,
+    rest_of,
+)
 
-BACKPRESSURE = ("block", "fail", "drop_newest", "drop_oldest", "sample")
-SLICE = 0.1  # the longest single wait, so that signals, a stop and a failed shard are noticed
-DEFAULT: Any = type("default", (), {"__repr__": lambda self: "the engine's backpressure"})()
-PROBE: Any = type("probe", (), {"__repr__": lambda self: "one try that is not counted as refused"})()
+if TYPE_CHECKING:
+    from typing_extensions import Buffer, Unpack
+
+    from shardmem.memory.native import sm_cursor, sm_sender
+
+
+class ProducerOptions(TypedDict, total=False):
+    """How a producer behaves.
+
+    backpressure: what it does about a full lane: "block" until there is room, "fail" at once, "drop_newest", "drop_oldest", or
+        "sample" (of what finds no room, every `sample_every`-th event waits, the others are dropped). None: as the engine says.
+    spin_us: microseconds to spin before sleeping on a full lane; None: 50.
+    wait: seconds to wait for an engine that does not exist yet.
+    """
+
+    backpressure: Mode | None
+    spin_us: int | None
+    sample_every: int
+    wait: float
+
+
+class Outcome(TypedDict):
+    """What became of the events of a producer."""
+
+    accepted: int
+    handled: int
+    quarantined: int
+    shed: int
+    refused: dict[str, int]  # by reason
+
 
 Marks = dict[int, tuple[int, int]]  # shard -> generation of its inbox, tail of this producer's lane in it
 
@@ -51,15 +79,18 @@ class Producer:
         self,
         engine: str,
         *,
-        backpressure: str | None = None,
+        backpressure: Mode | None = None,
         spin_us: int | None = None,
         sample_every: int = 10,
         wait: float = 0.0,
     ) -> None:
-        """backpressure: the engine's if not given. wait: seconds to wait for the engine to exist. spin_us: spin budget before
-        sleeping on a full lane."""
-        if backpressure is not None and backpressure not in BACKPRESSURE:
-            raise ConfigError(f"backpressure={backpressure!r}; one of {', '.join(BACKPRESSURE)}")
+        """backpressure, spin_us, sample_every, wait: see ProducerOptions; without a backpressure, the engine's.
+
+        Raises ConfigError (an option is wrong), NotRunning (no such engine, or it is stopping), LayoutMismatch, SegmentCorrupt,
+        SegmentError (another user's), AlreadyRunning (every seat is taken).
+        """
+        if backpressure is not None and backpressure not in MODES:
+            raise ConfigError(f"backpressure={backpressure!r}; one of {', '.join(MODES)}")
         if sample_every < 1:
             raise ConfigError(f"sample_every={sample_every}; of every so many refused events one is kept, at least 1")
         self.engine = engine
@@ -68,8 +99,8 @@ class Producer:
         self._sample_every, self._sampled = sample_every, 0
         self._wait = wait
         self._closed = False
-        self._retired: list[Any] = []
-        self._idle_cursors: list[Any] = []  # 16 KiB each: making one costs as much as pushing a hundred events
+        self._retired: list[InboxSegment | ControlSegment] = []
+        self._idle_cursors: list[sm_cursor] = []  # 16 KiB each: making one costs as much as pushing a hundred events
         self._mending = threading.RLock()
         self._attach()
         _producers.add(self)
@@ -85,21 +116,20 @@ class Producer:
         except BaseException:
             control.close()
             raise
-        lib.sm_seat_enter(control.address, seat, os.getpid(), lib.sm_now_ns())
+        control.enter_seat(seat)
         sender = lib.sm_sender_new(control.address, control.geometry, seat)
         if sender == ffi.NULL:
             held.release()
             control.close()
             raise MemoryError("no memory for a sender")
-        self._control, self.seat, self._sender, self.schema = control, seat, sender, control.schema
+        self._control, self.seat, self.schema = control, seat, control.schema
+        self._sender: sm_sender = sender
         self.backpressure = self._chosen or control.backpressure
-        self._timeout = 0.0 if self.backpressure == "fail" else None
+        self._timeout: float | None = 0.0 if self.backpressure == "fail" else None
         self._inboxes: dict[int, InboxSegment] = {}
         self._interrupted = False
-        self._lanes: list[tuple[InboxSegment, tuple[int, int, int, int]]] = []  # every lane of this seat so far, and its counts before
-        view = ffi.new("sm_seat_view *")
-        lib.sm_view_seat(control.address, seat, view)
-        self._refused_before = [int(count) for count in view.refused]
+        self._lanes: list[tuple[InboxSegment, tuple[int, ...]]] = []  # every lane of this seat, and its counts before
+        self._refused_before = refused_by_reason(control.view_seat(seat))
         self._fast = Pusher(int(ffi.cast("uintptr_t", sender)), self._push_slow)
         if not self.schema.is_records and self.backpressure in ("block", "fail"):
             # the same call without a Python frame: see csrc/fastcall.c
@@ -108,7 +138,7 @@ class Producer:
 
     # ---- events engines ---------------------------------------------------------------------------------------------------
 
-    def push(self, key: int | str | bytes | None, payload: bytes, timeout: float | None = DEFAULT) -> bool:
+    def push(self, key: Key, payload: Buffer, timeout: float | None = DEFAULT) -> bool:
         """One event; True when it is accepted (False: dropped, in a mode that drops).
 
         key: int (-2**63 to 2**64-1), str, bytes, or None for no order. payload: bytes-like.
@@ -120,10 +150,9 @@ class Producer:
         kind, number, key_bytes = plain_key(key)
         self._usable(records=False)
         memory = bytes_of(payload)
-        if len(memory) + len(key_bytes) > lib.sm_max_payload(self._sender, 0):
-            raise ValueError(self._too_large(len(memory), len(key_bytes)))
+        self._check_size(len(memory), len(key_bytes))
         data, key_data = ffi.from_buffer(memory), ffi.from_buffer(key_bytes)
-        shard, call = ffi.new("uint32_t *"), _Call(self, timeout)
+        shard, call = ffi.new("uint32_t *"), Call(self, timeout)
         while True:
             status = lib.sm_push(
                 self._sender,
@@ -147,7 +176,9 @@ class Producer:
             call.dropped(1)
             return False
 
-    def push_many(self, keys: Sequence[Any], payloads: Sequence[Any], timeout: float | None = DEFAULT) -> int:
+    def push_many(
+        self, keys: Sequence[Key] | np.ndarray, payloads: Sequence[Buffer], timeout: float | None = DEFAULT
+    ) -> int:
         """Many events: `payloads[i]` under `keys[i]`. Returns how many were accepted.
 
         Fastest with two lists of plain int, str, bytes or None and of bytes. Either all events are well-formed or none
@@ -166,11 +197,11 @@ class Producer:
             if state is None:
                 return offered if call is None else call.done(offered)
             if call is None:
-                call = _Call(self, timeout)
+                call = Call(self, timeout)
             status, chunk, ahead, pending, shard, _ = state
             if status == lib.SM_TOO_LARGE:  # something that is not plain; nothing was accepted
-                keys, payloads = self._plain_lists(keys, payloads)
-                if any(isinstance(key, str) and not _encodable(key) for key in keys):
+                keys, payloads = plain_lists(keys, payloads, self._check_size)
+                if any(isinstance(key, str) and not is_encodable(key) for key in keys):
                     return self._push_each(call, keys, payloads, offered)
                 continue
             left = np.frombuffer(pending, "u4").tolist()
@@ -186,7 +217,7 @@ class Producer:
             self.push_many([full[0][i] for i in kept], [full[1][i] for i in kept], timeout=None)
             keys, payloads = keys[len(left) :], payloads[len(left) :]
 
-    def _push_each(self, call: _Call, keys: list, payloads: list, offered: int) -> int:
+    def _push_each(self, call: Call, keys: list[Any], payloads: list[Any], offered: int) -> int:
         """Keys with surrogates (names of files that are not UTF-8) have no plain form in C."""
         for i, (key, payload) in enumerate(zip(keys, payloads)):
             try:
@@ -196,7 +227,11 @@ class Producer:
         return call.done(offered)
 
     def push_columns(
-        self, keys: np.ndarray | Keys | None, data: Any, offsets: np.ndarray, timeout: float | None = DEFAULT
+        self,
+        keys: np.ndarray | tuple[Buffer, np.ndarray] | Keys | None,
+        data: Buffer,
+        offsets: np.ndarray,
+        timeout: float | None = DEFAULT,
     ) -> int:
         """Events as columns, without a Python object for each; returns how many were accepted.
 
@@ -212,9 +247,9 @@ class Producer:
         try:
             return self._push_columns(given, timeout, cursor)
         except ShardmemError as error:
-            raise _with_left(error, cursor, given.count)
+            raise _with_left(error, cursor, given.count)  # noqa: B904
 
-    def _push_columns(self, given: EventColumns, timeout: float | None, cursor: Any) -> int:
+    def _push_columns(self, given: EventColumns, timeout: float | None, cursor: sm_cursor) -> int:
         columns, offered, call = given.for_c(), given.count, None
         while True:
             status = lib.sm_push_columns(self._sender, columns, cursor)
@@ -224,16 +259,16 @@ class Producer:
             if status == lib.SM_TOO_LARGE:
                 raise ValueError(self._bad_columns(given, int(cursor.next)))
             if call is None:
-                call = _Call(self, timeout)
-            if call.mend(status, cursor.shard, lambda: given.rest(_left(cursor, offered))):
+                call = Call(self, timeout)
+            if call.mend(status, cursor.shard, lambda: given.rest(left_of(cursor, offered))):
                 continue
             if not call.drops:
-                rest, _ = given.rest(_left(cursor, offered))
+                rest, _ = given.rest(left_of(cursor, offered))
                 return call.give_up(offered, int(cursor.accepted), rest, cursor.shard)
-            full = int(cursor.chunk) + _pending(cursor)
+            full = int(cursor.chunk) + pending(cursor)
             kept = call.sampled(len(full))
             call.dropped(len(full) - len(kept))
-            self.push_columns(*given.rest(full[kept])[0], timeout=None)
+            self.push_columns(*given.rest(full[kept])[0], None)
             cursor.pending_count = 0
 
     # ---- records engines --------------------------------------------------------------------------------------------------
@@ -250,21 +285,21 @@ class Producer:
         try:
             return self._send(rows, timeout, cursor)
         except ShardmemError as error:
-            raise _with_left(error, cursor, len(rows))
+            raise _with_left(error, cursor, len(rows))  # noqa: B904
 
-    def _send(self, rows: np.ndarray, timeout: float | None, cursor: Any) -> int:
+    def _send(self, rows: np.ndarray, timeout: float | None, cursor: sm_cursor) -> int:
         pointer = ffi.cast("void *", rows.ctypes.data)
-        call = _Call(self, timeout)
+        call = Call(self, timeout)
         while True:
             status = lib.sm_send(self._sender, pointer, len(rows), cursor)
             if status == lib.SM_OK:
                 return call.done(len(rows))
-            if call.mend(status, cursor.shard, lambda: _rest_of(rows, cursor)):
+            if call.mend(status, cursor.shard, lambda: rest_of(rows, cursor)):
                 continue
             if not call.drops:
-                rest, count = _rest_of(rows, cursor)
+                rest, count = rest_of(rows, cursor)
                 return call.give_up(len(rows), len(rows) - count, rest, cursor.shard)
-            full = rows[int(cursor.chunk) + _pending(cursor)]
+            full = rows[int(cursor.chunk) + pending(cursor)]
             kept = call.sampled(len(full))
             call.dropped(len(full) - len(kept))
             self.send(full[kept], timeout=None)
@@ -276,7 +311,7 @@ class Producer:
         """Where the lanes end now: `handled` says later whether all that was pushed before has been handled."""
         tail, head = ffi.new("uint64_t *"), ffi.new("uint64_t *")
         return {
-            shard: (inbox.generation, int(tail[0]))
+            shard: (inbox.generation, tail[0])
             for shard, inbox in list(self._inboxes.items())
             if lib.sm_sender_position(self._sender, shard, tail, head) == lib.SM_OK
         }
@@ -292,25 +327,23 @@ class Producer:
                 return False
         return True
 
-    def outcome(self) -> dict[str, Any]:
-        """What became of the events of this producer: accepted, handled, quarantined, shed, and refused by reason."""
-        counts = dict.fromkeys(("accepted", "handled", "quarantined", "shed"), 0)
-        for inbox, before in list(self._lanes):
-            lane = _lane_counts(inbox, self.seat)
-            for name, now, then in zip(counts, lane, before):
-                counts[name] += now - then
-        seat = ffi.new("sm_seat_view *")
-        lib.sm_view_seat(self._control.address, self.seat, seat)
-        refused = {
-            reason: int(seat.refused[i]) - self._refused_before[i]
-            for i, reason in enumerate(REASONS)
-            if seat.refused[i] != self._refused_before[i]
+    def outcome(self) -> Outcome:
+        """What became of the events that were pushed through this producer."""
+        lanes = [(inbox.counts(self.seat), before) for inbox, before in list(self._lanes)]
+        accepted, handled, quarantined, shed = (sum(now[i] - before[i] for now, before in lanes) for i in range(4))
+        refused = refused_by_reason(self._control.view_seat(self.seat))
+        new = {reason: count - self._refused_before.get(reason, 0) for reason, count in refused.items()}
+        return {
+            "accepted": accepted,
+            "handled": handled,
+            "quarantined": quarantined,
+            "shed": shed,
+            "refused": {reason: count for reason, count in new.items() if count},
         }
-        return {**counts, "refused": refused}
 
     def interrupt(self) -> None:
-        """A call that waits for room, and every later one that would, raises Interrupted; from a signal handler or another
-        thread."""
+        """A call that waits for room raises Interrupted, and so does every later one that would wait. From a signal handler or
+        another thread."""
         self._interrupted = True
 
     # ---- both ---------------------------------------------------------------------------------------------------------------
@@ -356,7 +389,7 @@ class Producer:
             self._detach()
             lib.sm_sender_close(self._sender)
             if self._lease.held:  # last: the next holder of the seat must find nobody writing
-                lib.sm_seat_leave(self._control.address, self.seat)
+                self._control.leave_seat(self.seat)
                 self._lease.release()
 
     def __enter__(self) -> Producer:
@@ -414,7 +447,7 @@ class Producer:
             inbox = self._control.open_inbox(shard, generation)
             try:
                 inbox.reserve_lane(self.seat)
-                before = _lane_counts(inbox, self.seat)
+                before = inbox.counts(self.seat)
                 status = lib.sm_sender_link(self._sender, shard, generation, inbox.address)
             except BaseException:
                 inbox.close()
@@ -448,6 +481,10 @@ class Producer:
                 f"engine {self.engine!r} was stopped; what it had accepted but not handled is in shared memory"
             )
 
+    def _check_size(self, payload: int, key: int) -> None:
+        if payload + key > lib.sm_max_payload(self._sender, 0):
+            raise ValueError(self._too_large(payload, key))
+
     def _too_large(self, payload: int, key: int) -> str:
         return (
             f"an event of {payload:,} bytes with a key of {key:,} does not fit: half a lane holds at most "
@@ -463,156 +500,16 @@ class Producer:
             )
         return np.ascontiguousarray(records).reshape(-1)
 
-    def _plain_lists(self, keys: list, payloads: list) -> tuple[list, list]:
-        """The same events as plain objects. Raises for the first that cannot be one, before any is accepted."""
-        plain_keys, plain_payloads = [], []
-        for i, (key, payload) in enumerate(zip(keys, payloads)):
-            try:
-                kind, number, key_bytes = plain_key(key)
-                memory = bytes(bytes_of(payload))
-            except (TypeError, ValueError) as error:
-                raise (TypeError if isinstance(error, TypeError) else ValueError)(f"event {i}: {error}") from None
-            if len(memory) + len(key_bytes) > lib.sm_max_payload(self._sender, 0):
-                raise ValueError(f"event {i}: {self._too_large(len(memory), len(key_bytes))}")
-            plain_keys.append(
-                None
-                if kind == KEY_NONE
-                else number
-                if kind == KEY_INT
-                else key_bytes
-                if kind == KEY_BYTES
-                else key_bytes.decode("utf-8", "surrogateescape")
-            )
-            plain_payloads.append(memory)
-        return plain_keys, plain_payloads
-
     def _bad_columns(self, columns: EventColumns, event: int) -> str:
         first, last = columns.bounds(event)
         if first <= last <= len(columns.data):
             return f"event {event}: {self._too_large(last - first, columns.key_bytes(event))}"
         return f"offsets must rise from 0 to at most len(data) = {len(columns.data)}; they do not at {event}"
 
-
-class _Call:
-    """One call of a producer that could not be finished at once: what to do about it, and for how long."""
-
-    def __init__(self, producer: Producer, timeout: float | None) -> None:
-        self._producer = producer
-        self._mode = producer.backpressure if timeout is DEFAULT else "block"
-        self._probe = timeout is PROBE
-        self._lost = 0
-        timeout = producer._timeout if timeout is DEFAULT else 0.0 if self._probe else timeout
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"timeout={timeout!r}; None, or seconds from 0 on")
-        self._timeout = timeout
-        self._started = time.monotonic()
-        self._blocked = False
-
-    @property
-    def drops(self) -> bool:
-        """Whether what finds no room is dropped and counted instead of waited for."""
-        return self._mode in ("drop_newest", "sample")
-
-    def mend(self, status: int, shard: int, rest: Callable[[], tuple[Any, int]]) -> bool:
-        """Remove the obstacle, waiting if need be. True: call again. False: the time is over.
-
-        rest: what is not accepted yet and how much that is; an error that ends the call carries it as `.rest`.
-        """
-        try:
-            return self._mend(status, shard)
-        except ShardmemError as error:
-            left, count = rest()
-            raise self.explained(error, left, count)
-
-    def explained(self, error: ShardmemError, rest: Any, count: int, already: int = 0) -> ShardmemError:
-        """The error of a call that ends early, with what was not accepted, which counts as refused."""
-        error.rest = rest  # type: ignore[attr-defined]
-        reason = "full" if isinstance(error, OutOfMemory) else "stopped"
-        lib.sm_count_refused(self._producer._sender, REASONS.index(reason), count - already)
-        return error
-
-    def _mend(self, status: int, shard: int) -> bool:
-        producer = self._producer
-        if status == lib.SM_NEED_LANE:
-            producer._open_lane(shard)
-        elif status == lib.SM_FULL:
-            return self._make_room(shard)
-        elif status == lib.SM_FORKED:
-            producer._reattach()
-        elif status == lib.SM_CLOSED:
-            producer._usable()
-            raise NotRunning("this producer is closed")
-        elif status == lib.SM_STOPPED and producer._control.state != "starting":
-            raise NotRunning(f"engine {producer.engine!r} is {producer._control.state}; it accepts nothing any more")
-        elif status in (lib.SM_STOPPED, lib.SM_UNROUTED):  # about to start: no shard, or no slot table yet
-            if self.left() == 0:
-                return False
-            time.sleep(0.005)
-        elif status == lib.SM_CORRUPT:
-            raise SegmentCorrupt(
-                f"the lane of producer {producer.seat} to shard {shard} contradicts itself (its head is "
-                f"beyond its tail); nothing more is pushed into it"
-            )
-        else:
-            raise ShardmemError(f"unexpected status {status} of the lane to shard {shard}")
-        return True
-
-    def _make_room(self, shard: int) -> bool:
-        producer, left = self._producer, self.left()
-        if self.drops:
-            return False
-        if self._mode == "drop_oldest":
-            lib.sm_evict(producer._sender, shard)
-        elif left == 0:
-            return False
-        self._blocked = True
-        slice_ns = int(1e9 * (SLICE if left is None else min(SLICE, left)))
-        lib.sm_wait_room(producer._sender, shard, producer._spin_ns, slice_ns)
-        if producer._closed:
-            raise NotRunning("this producer was closed by another thread")
-        if producer._interrupted:
-            raise Interrupted("interrupted while a lane was full")
-        producer._still_handled(shard)
-        return True
-
-    def left(self) -> float | None:
-        """Seconds; None without a limit."""
-        return None if self._timeout is None else max(0.0, self._timeout - (time.monotonic() - self._started))
-
-    def sampled(self, refused: int) -> list[int]:
-        """In mode "sample": which of so many refused events are kept all the same, every n-th over all calls."""
-        if self._mode != "sample":
-            return []
-        producer = self._producer
-        start = -producer._sampled % producer._sample_every
-        producer._sampled += refused
-        return list(range(start, refused, producer._sample_every))
-
-    def dropped(self, count: int) -> None:
-        self._lost += count
-        lib.sm_count_refused(
-            self._producer._sender, REASONS.index("sampled" if self._mode == "sample" else "full"), count
-        )
-
-    def done(self, offered: int) -> int:
-        """How many were accepted."""
-        if self._blocked:
-            lib.sm_count_blocked(self._producer._sender, int((time.monotonic() - self._started) * 1e9))
-        return offered - self._lost
-
-    def give_up(self, offered: int, accepted: int, rest: Any, shard: int) -> int:
-        """The time is over: count what is refused, and raise."""
-        self.done(offered)
-        refused = offered - accepted
-        if not self._probe:
-            lib.sm_count_refused(self._producer._sender, REASONS.index("timeout" if self._timeout else "full"), refused)
-        raise Backpressure(rest, accepted, refused, shard, time.monotonic() - self._started)
-
-
-def _lane_counts(inbox: InboxSegment, seat: int) -> tuple[int, int, int, int]:
-    view = ffi.new("sm_lane_view *")
-    lib.sm_view_lane(inbox.address, inbox.control.geometry, seat, view)
-    return int(view.accepted), int(view.handled), int(view.quarantined), int(view.shed)
+def _with_left(error: ShardmemError, cursor: sm_cursor, offered: int) -> ShardmemError:
+    """The error of a call, which says the numbers of the events that were not accepted."""
+    error.left = left_of(cursor, offered)
+    return error
 
 
 def _take_seat(control: ControlSegment) -> tuple[int, lease.Lease]:
@@ -625,49 +522,6 @@ def _take_seat(control: ControlSegment) -> tuple[int, lease.Lease]:
     )
 
 
-def plain_key(key: Any) -> tuple[int, int, bytes]:
-    """(kind, number, bytes) of a key. Raises TypeError or ValueError."""
-    if key is None:
-        return KEY_NONE, 0, b""
-    if isinstance(key, str):
-        return KEY_STR, 0, key.encode("utf-8", "surrogateescape")
-    if isinstance(key, (bytes, bytearray, memoryview)):
-        return KEY_BYTES, 0, bytes(key)
-    if isinstance(key, (int, np.integer)):
-        number = int(key)
-        if -(1 << 63) <= number < 1 << 64:
-            return KEY_INT, number, b""
-        raise ValueError(f"key {number} is outside the range of a key, -2**63 to 2**64-1; use its text or bytes")
-    raise TypeError(f"key {key!r} is a {type(key).__name__}; a key is int, str, bytes or None")
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _pending(cursor: Any) -> np.ndarray:
-    return np.array(ffi.unpack(cursor.pending, cursor.pending_count), "i8")
-
-
-def _left(cursor: Any, offered: int) -> np.ndarray:
-    """Numbers of the events of a call that are not accepted, in order."""
-    return np.concatenate([int(cursor.chunk) + _pending(cursor), np.arange(cursor.next, offered)]).astype("i8")
-
-
-def _with_left(error: ShardmemError, cursor: Any, offered: int) -> ShardmemError:
-    error.left = _left(cursor, offered)  # type: ignore[attr-defined]
-    return error
-
-
-def _rest_of(rows: np.ndarray, cursor: Any) -> tuple[np.ndarray, int]:
-    rest = rows[_left(cursor, len(rows))]
-    return rest, len(rest)
-
-
 def _new_locks() -> None:
     for producer in list(_producers):
         producer._mending = threading.RLock()  # a thread that does not exist here may have held it
@@ -676,7 +530,7 @@ def _new_locks() -> None:
 os.register_at_fork(after_in_child=_new_locks)
 
 
-def connect(engine: str, **options: Any) -> Producer:
+def connect(engine: str, **options: Unpack[ProducerOptions]) -> Producer:
     """A producer of the engine of that name, which some other process runs (`shardmem run`, or `Engine(name)`).
 
     Takes what Producer takes: backpressure, spin_us, sample_every, wait. Raises NotRunning, LayoutMismatch,

@@ -9,11 +9,9 @@ handler fails.
 from __future__ import annotations
 
 import faulthandler
-import json
 import logging
 import os
 import signal
-import sys
 import time
 import traceback
 from typing import Any
@@ -21,17 +19,16 @@ from typing import Any
 from shardmem.errors import AlreadyRunning, BatchEscaped, HandlerError, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
-from shardmem.memory.native import ENGINE_STATES, SHARD_STATES, arm_from_environment, ffi, lib
+from shardmem.memory.native import arm_from_environment, ffi
+from shardmem.memory.reader import Reader
 from shardmem.runtime import logs
 from shardmem.runtime.batch import Batch, Scratch
-from shardmem.runtime.checkpoint import Checkpointed, Immediate, fenced
-from shardmem.runtime.child import Reports
+from shardmem.runtime.checkpoint import Checkpointed, Commit, Immediate
+from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, read_orders
 from shardmem.runtime.failures import Failures, OnError
 from shardmem.runtime.handler import Context, Handler, HandlerRef, is_stateful, optional
 from shardmem.runtime.moves import Moves
 from shardmem.runtime.state import StateStore
-
-EXIT_STOPPED, EXIT_FAILED, EXIT_BOOT, EXIT_ALREADY = 0, 1, 3, 4
 
 log = logging.getLogger("shardmem.worker")
 
@@ -48,11 +45,9 @@ class Worker:
                 f"shard {shard} of engine {control.engine!r} has a live worker (pid {control.view_shard(shard).pid})"
             )
         self._lease = held
-        lib.sm_worker_enter(control.address, shard, os.getpid(), lib.sm_now_ns())
+        control.enter_worker(shard)
         self._inbox = control.open_inbox(shard)
-        self.reader = lib.sm_reader_new(control.address, control.geometry, self._inbox.address, shard, batch_rows)
-        if self.reader == ffi.NULL:
-            raise MemoryError("no memory for the reader of the inbox")
+        self.reader = Reader.open(control, self._inbox, batch_rows)
         self.batch = ffi.new("sm_batch *")
         self._scratch = Scratch()
         self.stop_now = False
@@ -62,22 +57,14 @@ class Worker:
         return self.control.view_shard(self.shard).incarnation
 
     def set_phase(self, phase: str) -> None:
-        from shardmem.memory.native import PHASES
-
-        lib.sm_worker_phase(self.control.address, self.shard, PHASES.index(phase))
+        self.control.set_worker_phase(self.shard, phase)
 
     def say_error(self, text: str) -> None:
         """Leave the reason where `status` finds it, whoever is alive by then."""
-        encoded = text.encode()[: lib.SM_ERROR_BYTES]
-        lib.sm_worker_error(self.control.address, self.shard, encoded, len(encoded))
+        self.control.set_worker_error(self.shard, text)
 
     def ordered_to_stop(self) -> bool:
-        orders = lib.sm_worker_orders(self.control.address, self.shard)
-        return (
-            self.stop_now
-            or orders & 0xFF == ENGINE_STATES.index("stopped")
-            or orders >> 8 == SHARD_STATES.index("stopped")
-        )
+        return self.stop_now or self.control.is_told_to_stop(self.shard)
 
     def pause(self, seconds: float) -> None:
         """Between two attempts; ends early when told to stop."""
@@ -85,35 +72,29 @@ class Worker:
         while not self.ordered_to_stop() and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, 0.02))
 
-    def run(self, keeper: Immediate | Checkpointed, moves: Moves, failures: Failures) -> None:
+    def run(self, commit: Commit, moves: Moves, failures: Failures) -> None:
         """Until told to stop. Raises HandlerError, with the event, when the handler fails and that is to stop the worker."""
-        next_batch, handled, reader, batch, spin = lib.sm_next, keeper.handled, self.reader, self.batch, self._spin_ns
+        next_batch, handled, batch, spin = self.reader.next, commit.handled, self.batch, self._spin_ns
         schema, slots, shard, scratch = self.control.schema, self.control.slots, self.shard, self._scratch
         while not self.ordered_to_stop():
             moves.step(idle=not batch.rows)
-            keeper.step(idle=not batch.rows)
-            status = next_batch(reader, spin, min(moves.patience_ns, keeper.patience_ns), batch)
-            if status == lib.SM_CORRUPT:
+            commit.step(idle=not batch.rows)
+            if not next_batch(spin, min(moves.patience_ns, commit.patience_ns), batch):
                 self._report_lane(batch.broken_seat)
-            elif status == lib.SM_FENCED:
-                raise fenced(shard)
-            if not batch.rows or (batch.tries and failures.condemned()):
+            if not batch.rows or (batch.tries and failures.must_quarantine()):
                 continue
             work = Batch(schema, slots, shard, batch, scratch)
             try:
-                keeper.handler.handle(work)
+                commit.handler.handle(work)
             except Exception as error:
                 failures.raised(work, error)
                 continue
             work._end()
-            status = handled()
-            if status == lib.SM_CORRUPT:
+            if not handled():
                 log.error("shard %d: a frame changed under the batch in hand; its lane moves no further", shard)
-            elif status == lib.SM_FENCED:
-                raise fenced(shard)
             if batch.suspected:
-                keeper.settle()  # the next may fail and undo it: of 1,000 rows one that failed took 28 s at checkpoint_interval 2 s
-        keeper.settle()
+                commit.settle()  # the next may fail and undo it: of 1,000 rows one that failed took 28 s at checkpoint_interval 2 s
+        commit.settle()
 
     def _report_lane(self, seat: int) -> None:
         view = self.control.view_seat(seat)
@@ -129,47 +110,45 @@ def main() -> int:
     arm_from_environment()
     faulthandler.enable()  # where a handler was that crashes the process
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # a supervisor that finds it stuck wants to know where
-    if not (told := sys.stdin.buffer.read()):
-        return EXIT_BOOT  # its supervisor was killed before it could say for what; the next one starts another
-    orders = json.loads(told)
+    if (told := read_orders(WorkerOrders)) is None:
+        return ExitCode.BOOT  # its supervisor was killed before it could say for what; the next one starts another
+    orders, reports = told
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
-    reports = Reports(orders["reports"])
-    os.set_inheritable(orders["reports"], False)
-    settings = orders["settings"]
-    logs.set_up(settings["log_format"], settings["log_level"], orders["engine"], orders["shard"])
+    settings = orders.settings
+    logs.set_up(settings["log_format"], settings["log_level"], orders.engine, orders.shard)
     worker = None
     # A terminal's Ctrl-C and its end go to the whole process group; the supervisor decides what they mean for workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         worker = Worker(
-            ControlSegment.attach(orders["engine"]),
-            orders["shard"],
+            ControlSegment.attach(orders.engine),
+            orders.shard,
             batch_rows=settings["batch_rows"],
             spin_us=settings["spin_us"],
         )
-        if orders.get("forgiven"):
-            lib.sm_forgive(worker.reader)
+        if orders.forgiven:
+            worker.reader.forgive()
         logs.incarnate(worker.incarnation)
-        keeper = _keeper(worker, HandlerRef(**orders["handler"]), settings)
-        keeper.take_up()
+        commit = _commit_of(worker, orders.handler, settings)
+        commit.take_up()
     except AlreadyRunning as error:  # the shard's words are another's
         log.error("%s", error)
         reports.say(boot_failed=str(error))
-        return EXIT_ALREADY
+        return ExitCode.ALREADY
     except Exception as error:
         return _boot_failure(worker, reports, error)
 
-    moves = Moves(worker.control, worker.shard, worker.reader, keeper, reports.say)
+    moves = Moves(worker.control, worker.shard, worker.reader, commit, reports.say)
     failures = Failures(
         worker.control,
         worker.shard,
         worker.reader,
         worker.batch,
-        keeper,
+        commit,
         OnError(**settings["failures"]),
-        orders.get("ended"),
+        orders.ended,
         worker.pause,
         reports.say,
     )
@@ -178,27 +157,27 @@ def main() -> int:
         worker.stop_now = True
 
     signal.signal(signal.SIGTERM, finish)
-    lib.sm_worker_stateful(worker.control.address, worker.shard, is_stateful(keeper.handler))
+    worker.control.set_worker_stateful(worker.shard, is_stateful(commit.handler))
     worker.set_phase("ready")
     reports.say(ready=True)
     try:
-        worker.run(keeper, moves, failures)
-        optional(keeper.handler, "close")()
+        worker.run(commit, moves, failures)
+        optional(commit.handler, "close")()
     except AlreadyRunning as error:  # its words in shared memory are another's by now
         log.error("%s", error)
-        return EXIT_ALREADY
+        return ExitCode.ALREADY
     except Exception as error:
         text = str(error) if isinstance(error, (HandlerError, BatchEscaped)) else f"{type(error).__name__}: {error}"
         worker.say_error(text)
         worker.set_phase("failed")
         log.error("%s", text, exc_info=error.__cause__ or error)
         reports.say(failed=text)
-        return EXIT_FAILED
+        return ExitCode.FAILED
     worker.set_phase("stopped")
-    return EXIT_STOPPED
+    return ExitCode.OK
 
 
-def _keeper(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) -> Immediate | Checkpointed:
+def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) -> Commit:
     control = worker.control
     context = Context(
         control.engine,
@@ -230,4 +209,4 @@ def _boot_failure(worker: Worker | None, reports: Reports, error: Exception) -> 
         worker.say_error(text)
         worker.set_phase("failed")
     reports.say(boot_failed=text, traceback=trace)
-    return EXIT_BOOT
+    return ExitCode.BOOT

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shardmem.memory.engine_segment import ControlSegment
-from shardmem.memory.native import lib
+from shardmem.memory.words import now_ns
 from shardmem.status.findings import STALE
 from shardmem.status.observer import Observer
 
@@ -13,7 +13,7 @@ from shardmem.status.observer import Observer
 def hangs(control: ControlSegment) -> str | None:
     """That the supervisor lives and its loop stands still, and what helps, as the findings say it: it would not answer."""
     beat = control.view_engine().heartbeat_ns
-    if not beat or lib.sm_now_ns() - beat <= STALE * 1e9:
+    if not beat or now_ns() - beat <= STALE * 1e9:
         return None
     observer = Observer(control)
     try:

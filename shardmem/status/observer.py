@@ -16,15 +16,16 @@ import numpy as np
 
 from shardmem.config import quarantine_file
 from shardmem.errors import NotRunning
-from shardmem.memory.engine_segment import ControlSegment, InboxSegment, LaneView, name_of, refused_by_reason
-from shardmem.memory.native import MOVE_PHASES, PHASES, SHARD_STATES, ffi, lib
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import InboxSegment, LaneView
+from shardmem.memory.native import PHASES, SHARD_STATES
+from shardmem.memory.words import FLOORS_NS, batch_sizes_of, latency_of, name_of, now_ns, refused_by_reason
 from shardmem.policy import Facts, Limits, condition_of
 from shardmem.status.findings import Lately, findings
 
 RATES_OVER = 0.2  # seconds at least, if a reading is that old: whoever reads at short intervals would see noise
 LATELY = 10.0  # seconds over which refusals are news
 COUNTED = 1.0  # seconds for which a count of the quarantine file stands
-FLOORS_NS = [lib.sm_histogram_floor_ns(bucket) for bucket in range(lib.SM_HISTOGRAM)]
 
 
 def quantile_us(counts: np.ndarray, share: float) -> float | None:
@@ -33,14 +34,10 @@ def quantile_us(counts: np.ndarray, share: float) -> float | None:
     return floor_ns(counts, max(1, share * total)) / 1000 if total else None
 
 
-def quantile_rows(sizes: Any, share: float) -> int | None:
+def quantile_rows(sizes: np.ndarray, share: float) -> int | None:
     """A quantile of a histogram of batch sizes, at most twice too high; None when nothing was counted."""
-    sums = np.cumsum(np.array(ffi.unpack(sizes, lib.SM_BATCH_SIZES), "u8"))
-    return (
-        1 << min(int(np.searchsorted(sums, max(1, share * int(sums[-1])))), lib.SM_BATCH_SIZES - 1)
-        if sums[-1]
-        else None
-    )
+    sums = np.cumsum(sizes)
+    return 1 << min(int(np.searchsorted(sums, max(1, share * int(sums[-1])))), len(sums) - 1) if sums[-1] else None
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ class Observer:
         reading, last = self._next_reading()
         slot_owner, _ = control.slot_table()
         owned = np.bincount(slot_owner[slot_owner < control.room], minlength=control.room)
-        shards, by_seat, recent = [], {}, np.zeros(lib.SM_HISTOGRAM, "u8")
+        shards, by_seat, recent = [], {}, np.zeros(len(FLOORS_NS), "u8")
         board, alive = self.board(), control.supervisor_alive()
         http = board.pop("http")
         lives, limits = board.pop("lives"), board.pop("limits")
@@ -164,7 +161,7 @@ class Observer:
             for shard in shards
             if shard["state"] in ("active", "draining") and shard["alive"] and shard["phase"] == "ready"
         )
-        now = lib.sm_now_ns()
+        now = now_ns()
         accepted = sum(shard["accepted"] for shard in shards)
         shed = sum(shard["shed"] for shard in shards)
         accepted += sum(gone.retired_accepted for gone, _ in looks)
@@ -270,14 +267,8 @@ class Observer:
     def histograms(self) -> dict[int, Histograms]:
         """By shard."""
         views = {shard: self.control.view_shard(shard) for shard in self.control.known_shards()}
-        # cffi frees an array with the view that it is part of, so views are kept until all are unpacked
         return {
-            shard: Histograms(
-                np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8"),
-                view.waited_us / 1e6,
-                np.array(ffi.unpack(view.batch_sizes, lib.SM_BATCH_SIZES), "u8"),
-                view.rows,
-            )
+            shard: Histograms(latency_of(view), view.waited_us / 1e6, batch_sizes_of(view), view.rows)
             for shard, view in views.items()
         }
 
@@ -318,7 +309,7 @@ class Observer:
         }
         # damaged: the next one comes with the supervisor's next tick
         with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
-            said = json.loads(self._board(lib.SM_BOARD_DECISIONS))
+            said = json.loads(self.control.board("decisions"))
             for each in said.get("decisions", ()):
                 each["cause"] + each["reason"], each["advice"]
             for each in said.get("hot_slots", ()):
@@ -329,37 +320,25 @@ class Observer:
     def history(self) -> tuple[list[dict[str, Any]], int]:
         """What happened, oldest first, and how many events had been set aside when it was written."""
         with contextlib.suppress(ValueError, TypeError, KeyError):  # damaged: it begins anew with what happens next
-            said = json.loads(self._board(lib.SM_BOARD_EVENTS))
+            said = json.loads(self.control.board("events"))
             events = [{key: each[key] for key in ("at", "kind", "shard", "text", "level")} for each in said["events"]]
             return events, said["quarantined"]
         return [], 0
 
-    def _board(self, which: int) -> bytes:
-        text = ffi.new("char[]", lib.SM_BOARD_BYTES)
-        return bytes(ffi.buffer(text, lib.sm_view_board(self.control.address, which, text)))
-
     def handoffs(self) -> list[dict[str, Any]]:
         """Slots in motion: where from and to, in which phase, for how long, and whether that is late."""
-        control, view, now = self.control, ffi.new("sm_move_view *"), lib.sm_now_ns()
-        slots = np.empty(control.slots, "u4")
-        count = lib.sm_view_moving(
-            control.address, control.geometry, ffi.cast("uint32_t *", slots.ctypes.data), control.slots
-        )
-        found = []
-        for slot in slots[:count].tolist():
-            lib.sm_view_move(control.address, slot, view)
-            if view.phase:
-                found.append(
-                    {
-                        "slot": slot,
-                        "from": view.source,
-                        "to": view.target,
-                        "phase": name_of(MOVE_PHASES, view.phase),
-                        "age_s": (now - view.since_ns) / 1e9,
-                        "late": now > view.deadline_ns,
-                    }
-                )
-        return found
+        now = now_ns()
+        return [
+            {
+                "slot": move.slot,
+                "from": move.source,
+                "to": move.target,
+                "phase": move.phase,
+                "age_s": (now - move.since_ns) / 1e9,
+                "late": now > move.deadline_ns,
+            }
+            for move in self.control.moves()
+        ]
 
     def _shard(
         self,
@@ -375,13 +354,13 @@ class Observer:
         control, last, elapsed = self.control, before.shards.get(shard), reading.at - before.at
         lanes = inbox.lanes() if inbox else []
         handled = sum(lane.handled for lane in lanes)
-        now = lib.sm_now_ns()
+        now = now_ns()
         # The batch in hand counts as busy up to now, or a long batch would look like an idle worker.
         busy_ns = view.busy_ns + (now - view.batch_since_ns if view.batch_since_ns else 0)
         state, alive = name_of(SHARD_STATES, view.state), control.worker_alive(shard)
         cpu_s, rss = self._used(shard, view) if alive else (None, None)
         fill = fullest(lanes, control.lane_bytes)
-        latency = np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8")
+        latency, batch_sizes = latency_of(view), batch_sizes_of(view)
         earlier = last["latency"] if last is not None and (last["latency"] <= latency).all() else latency
         recent = latency - earlier  # nothing when there was no earlier look, or the number is another shard's by now
         reading.shards[shard] = {
@@ -451,8 +430,8 @@ class Observer:
                 "latency_p99_us": quantile_us(latency, 0.99),
                 "recent_p50_us": quantile_us(recent, 0.50),
                 "recent_p99_us": quantile_us(recent, 0.99),
-                "batch_rows_p50": quantile_rows(view.batch_sizes, 0.50),
-                "batch_rows_p99": quantile_rows(view.batch_sizes, 0.99),
+                "batch_rows_p50": quantile_rows(batch_sizes, 0.50),
+                "batch_rows_p99": quantile_rows(batch_sizes, 0.99),
                 "cpu": cpu,
                 "rss_bytes": rss,
                 "condition": condition,

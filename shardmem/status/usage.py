@@ -6,7 +6,9 @@ from typing import Any
 
 import psutil
 
-WORKER = "shardmem.runtime.worker"
+from shardmem.runtime.child import KINDS
+
+WORKER = KINDS["worker"].module
 
 
 class Usage:

@@ -7,39 +7,36 @@ engine: end of file means the parent has left its block, or was killed, and the 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
-from typing import Any
 
 from shardmem.config import Config
 from shardmem.errors import OutOfMemory
 from shardmem.memory.native import arm_from_environment
 from shardmem.runtime import logs
-from shardmem.runtime.child import Reports
-from shardmem.runtime.handler import HandlerRef
+from shardmem.runtime.child import ExitCode, Reports, SupervisorOrders, read_orders
 from shardmem.schema import Schema
 from shardmem.supervisor.supervisor import Supervisor
 
 
 def main() -> int:
     arm_from_environment()
-    orders = json.loads(sys.stdin.buffer.readline())
-    reports = Reports(orders["reports"])
-    os.set_inheritable(orders["reports"], False)
-    settings = orders["settings"]
+    if (told := read_orders(SupervisorOrders)) is None:
+        return ExitCode.OK  # nobody wants the engine any more
+    orders, reports = told
+    settings = orders.settings
     logs.set_up(settings["log_format"], settings["log_level"] or "warning", settings["name"])
     return asyncio.run(_run(orders, reports))
 
 
-async def _run(orders: dict[str, Any], reports: Reports) -> int:
-    sys.path += [entry for entry in orders["handler"]["main"].get("sys_path", []) if entry not in sys.path]
-    schema = Schema.from_json(orders["schema"])
-    config = Config.of(handler=orders["handler"]["name"], dtype=schema.dtype, key=schema.key, **orders["settings"])
+async def _run(orders: SupervisorOrders, reports: Reports) -> int:
+    sys.path += [entry for entry in orders.handler.main.get("sys_path", []) if entry not in sys.path]
+    schema = Schema.from_json(orders.schema)
+    config = Config.of(handler=orders.handler.name, dtype=schema.dtype, key=schema.key, **orders.settings)
     supervisor = Supervisor(
         config,
-        HandlerRef(**orders["handler"]),
-        keep_unfinished=orders["keep_unfinished"],
+        orders.handler,
+        keep_unfinished=orders.keep_unfinished,
         on_ready=lambda status: reports.say(ready=True, status=status),
     )
     lifeline = sys.stdin.fileno()

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from shardmem.memory.engine_segment import ControlSegment, name_of
+from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import MOVE_PHASES, ffi, lib, point
+from shardmem.memory.words import name_of
 from shardmem.policy import Move
 from shardmem.supervisor.history import History
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from shardmem.memory.engine_segment import ControlSegment
-from shardmem.runtime.child import python_command
+from shardmem.runtime.child import KINDS, Report, WorkerOrders, launch
 from shardmem.runtime.handler import HandlerRef
 
 LEASE_POLL = 0.05
@@ -51,7 +48,7 @@ class WorkerProcess(_Signalled):
         settings: dict[str, Any],
         ended: str | None,
         forgiven: bool,
-        on_report: Callable[[WorkerProcess, dict[str, Any]], None],
+        on_report: Callable[[WorkerProcess, Report], None],
         on_exit: Callable[[WorkerProcess], None],
     ) -> None:
         self.shard = shard
@@ -60,38 +57,12 @@ class WorkerProcess(_Signalled):
         self.failure: str | None = None
         self.ready = self.killed = self.obeyed = False
         self.told: str | None = None  # to end, and why
-        self._loop, self._on_report, self._on_exit, self._partial = loop, on_report, on_exit, b""
-        read_end, write_end = os.pipe()
-        orders = {
-            "engine": engine,
-            "shard": shard,
-            "handler": asdict(handler),
-            "settings": settings,
-            "reports": write_end,
-            "ended": ended,
-            "forgiven": forgiven,
-        }
-        # By exec, never by fork: a fork of a process with threads or open handles inherits their locks.
-        try:
-            self._popen = subprocess.Popen(
-                python_command("shardmem.runtime.worker"), stdin=subprocess.PIPE, pass_fds=(write_end,)
-            )
-        except OSError:
-            os.close(read_end)
-            raise
-        finally:
-            os.close(write_end)
-        assert self._popen.stdin is not None
-        try:
-            self._popen.stdin.write(json.dumps(orders).encode())
-            self._popen.stdin.close()
-        except BrokenPipeError:
-            pass  # it died already; the pidfd says so
+        self._loop, self._on_report, self._on_exit = loop, on_report, on_exit
+        orders = WorkerOrders(handler, engine, shard, settings, ended, forgiven)
+        self._popen, self._reports = launch("worker", orders)
         self.pid = self._popen.pid
-        self._reports: int | None = read_end
-        os.set_blocking(read_end, False)
         self._pidfd = os.pidfd_open(self.pid)
-        loop.add_reader(read_end, self._read)
+        loop.add_reader(self._reports, self._read)
         loop.add_reader(self._pidfd, self._exited)
 
     @property
@@ -113,39 +84,23 @@ class WorkerProcess(_Signalled):
         return f"killed by {name}" + (", perhaps out of memory" if number == signal.SIGKILL else "")
 
     def _read(self) -> None:
-        assert self._reports is not None
-        try:
-            data = os.read(self._reports, 1 << 16)
-        except BlockingIOError:
-            return
-        if not data:
-            self._close_reports()
-            return
-        *lines, self._partial = (self._partial + data).split(b"\n")
-        for line in lines:
-            report = json.loads(line)
+        for report in self._reports.read():
             self.ready |= bool(report.get("ready"))
             self.failure = report.get("failed") or report.get("boot_failed") or self.failure
             self._on_report(self, report)
+        if self._reports.ended:
+            self._close_reports()
 
     def _close_reports(self) -> None:
-        if self._reports is not None:
+        if self._reports.fileno() >= 0:
             self._loop.remove_reader(self._reports)
-            os.close(self._reports)
-            self._reports = None
+            self._reports.close()
 
     def _exited(self) -> None:
         self._loop.remove_reader(self._pidfd)
         self.exit_code = self._popen.wait()
         os.close(self._pidfd)
-        while self._reports is not None:  # what it said last
-            before = self._reports
-            try:
-                self._read()
-            except OSError:
-                break
-            if self._reports == before:
-                break
+        self._read()  # what it said last
         self._close_reports()
         self._on_exit(self)
 
@@ -187,7 +142,7 @@ class AdoptedWorker(_Signalled):
             return None
         try:
             with open(f"/proc/{self.pid}/cmdline", "rb") as command, open(f"/proc/{self.pid}/maps", "rb") as maps:
-                itself = b"shardmem.runtime.worker" in command.read() and inbox.encode() in maps.read()
+                itself = KINDS["worker"].module.encode() in command.read() and inbox.encode() in maps.read()
         except OSError:
             itself = False
         if itself and self._control.worker_alive(self.shard) and self._control.view_shard(self.shard).pid == self.pid:

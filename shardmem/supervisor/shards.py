@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shardmem.errors import HandlerError
-from shardmem.memory.engine_segment import ControlSegment, InboxSegment
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import lib, point
 from shardmem.status.observer import Observer
 from shardmem.supervisor.history import History

@@ -14,8 +14,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from shardmem.memory.engine_segment import ControlSegment, name_of
+from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import PHASES, lib
+from shardmem.memory.words import name_of
 from shardmem.policy import Facts, Limits, stuck
 from shardmem.supervisor.history import History
 from shardmem.supervisor.workers import Workers

@@ -24,10 +24,11 @@ from shardmem.client.quarantine import QuarantineAccess
 from shardmem.config import Config, quarantine_file
 from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, LayoutMismatch, SegmentCorrupt, ShardmemError
 from shardmem.http.server import Api
-from shardmem.memory.engine_segment import InboxSegment
+from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import lib, point
 from shardmem.policy import DecisionKind, Limits
 from shardmem.runtime import logs
+from shardmem.runtime.child import ExitCode
 from shardmem.runtime.handler import HandlerRef
 from shardmem.status.observer import Observer
 from shardmem.supervisor.commands import Commands
@@ -42,7 +43,6 @@ from shardmem.supervisor.stuck import Stuck
 from shardmem.supervisor.takeover import check_directory, check_fit, find_shards, take_role
 from shardmem.supervisor.workers import Workers
 
-EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_WORKER_BOOT, EXIT_ALREADY = 0, 1, 2, 3, 4
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU, signal.SIGHUP)
 TICK = 0.25
 STOP_GRACE = 5.0
@@ -87,13 +87,13 @@ class Supervisor:
         try:
             self._open()
         except AlreadyRunning as error:
-            return self._give_up(error, EXIT_ALREADY)
+            return self._give_up(error, ExitCode.ALREADY)
         except (ConfigError, LayoutMismatch) as error:
-            return self._give_up(error, EXIT_CONFIG)
+            return self._give_up(error, ExitCode.CONFIG)
         except ShardmemError as error:
-            return self._give_up(error, EXIT_FAILED)
+            return self._give_up(error, ExitCode.FAILED)
         except OSError as error:
-            return self._give_up(ShardmemError(f"cannot open engine {self.config.name!r}: {error}"), EXIT_FAILED)
+            return self._give_up(ShardmemError(f"cannot open engine {self.config.name!r}: {error}"), ExitCode.FAILED)
         for number in SIGNALS:
             self._loop.add_signal_handler(number, self._on_signal, number)
         self.workers = Workers(
@@ -443,8 +443,8 @@ class Supervisor:
         if self.error is not None:
             if booted or not self.workers.have_said_why():
                 log.error("%s", self.error)
-            return EXIT_WORKER_BOOT if not booted else EXIT_FAILED
-        return EXIT_OK
+            return ExitCode.BOOT if not booted else ExitCode.FAILED
+        return ExitCode.OK
 
     def _remove_segments(self) -> None:
         for inbox in self._inboxes.values():

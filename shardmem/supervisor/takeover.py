@@ -27,7 +27,8 @@ import numpy as np
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, ConfigError, NotRunning
 from shardmem.memory import lease
-from shardmem.memory.engine_segment import ControlSegment, InboxSegment
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import ffi, lib, point
 from shardmem.memory.segment import control_name, inbox_files, inbox_name, path_of
 from shardmem.policy import first_table

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardmem.config import Config
-from shardmem.memory.engine_segment import ControlSegment, InboxSegment
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import lib, point
 from shardmem.policy import Restarts, WorkerDeath
+from shardmem.runtime.child import ExitCode, Report
 from shardmem.runtime.handler import HandlerRef
-from shardmem.runtime.worker import EXIT_ALREADY
 from shardmem.status.findings import RECENT
 from shardmem.supervisor.history import History
 from shardmem.supervisor.process import AdoptedWorker, WorkerProcess
@@ -219,7 +220,7 @@ class Workers:
             past.timer.cancel()
             past.timer = None
 
-    def _reported(self, worker: WorkerProcess, report: dict[str, Any]) -> None:
+    def _reported(self, worker: WorkerProcess, report: Report) -> None:
         if worker.ready:
             self._were_ready.add(worker.shard)
         past = self._pasts.get(worker.shard)
@@ -246,7 +247,7 @@ class Workers:
                     extra={"shard": shard},
                 )
         elif (
-            worker.exit_code == EXIT_ALREADY
+            worker.exit_code == ExitCode.ALREADY
         ):  # somebody else holds the shard: when that one is dead, as the kernel says
             log.warning(
                 "shard %d: %s", shard, worker.failure or f"worker pid {worker.pid} had lost it", extra={"shard": shard}

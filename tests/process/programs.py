@@ -20,7 +20,8 @@ from recorder import payload, records
 from rig import PATIENCE, Log, drained, sleeps_in_futex, wait_until
 
 import shardmem
-from shardmem.memory.engine_segment import PAGE, ControlSegment
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import PAGE
 from shardmem.memory.native import arm_point, ffi
 
 NOT_REACHED, UNHAPPY = 7, 8

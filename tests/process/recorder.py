@@ -426,9 +426,9 @@ class Wordless(Recorder):
     def open(self, context: Context) -> None:
         super().open(context)
         if context.incarnation > 1:
-            from shardmem.runtime import worker
+            from shardmem.runtime import child
 
-            worker.Reports.say = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+            child.Reports.say = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Gated(Recorder):

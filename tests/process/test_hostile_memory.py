@@ -16,7 +16,7 @@ from recorder import payload
 from rig import PATIENCE, SMALL_LANE, Program, Rig, segments_of, wait_until
 
 import shardmem
-from shardmem.memory.engine_segment import PAGE
+from shardmem.memory.inbox_segment import PAGE
 
 MAD, HONEST = 1, 1022  # far enough from each other that no flip makes one the other
 VERSION = 8  # where it is in both headers

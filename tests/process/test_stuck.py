@@ -172,10 +172,11 @@ def start_successor(rig: Rig, name: str) -> dict[str, Any]:
         "settings": Config.of(name=name, handler="recorder:Recorder").worker_settings(),
         "reports": write_end,
         "ended": None,
+        "forgiven": False,
     }
     process = subprocess.run(
-        python_command("shardmem.runtime.worker"),
-        input=json.dumps(orders).encode(),
+        python_command("worker"),
+        input=json.dumps(orders).encode() + b"\n",
         pass_fds=(write_end,),
         env=rig.environment,
         stderr=subprocess.PIPE,

@@ -258,7 +258,7 @@ def _ignoring(kind: type[Exception], call: Any, *values: Any) -> None:
 
 
 def test_a_worker_whose_supervisor_is_killed_before_it_gives_orders_ends_without_a_word() -> None:
-    ended = subprocess.run(python_command("shardmem.runtime.worker"), input=b"", capture_output=True, timeout=PATIENCE)
+    ended = subprocess.run(python_command("worker"), input=b"", capture_output=True, timeout=PATIENCE)
     assert (ended.returncode, ended.stdout, ended.stderr) == (3, b"", b"")
 
 

@@ -7,7 +7,8 @@ import uuid
 
 import pytest
 
-from shardmem.memory.engine_segment import ControlSegment, InboxSegment
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import ffi, lib
 from shardmem.policy.placement import first_table
 from shardmem.runtime.batch import Batch, Scratch

@@ -32,11 +32,12 @@ from shardmem.http.metrics import rows_of, seconds_of
 from shardmem.http.operations import COMMANDS, PAGE_FILES, READS
 from shardmem.http.server import Api
 from shardmem.memory.native import lib
+from shardmem.memory.words import FLOORS_NS
 from shardmem.runtime.quarantine import Quarantine
 from shardmem.status.figures import FIGURES, HISTOGRAM
 from shardmem.status.findings import STALE
 from shardmem.status.health import against_life, against_readiness
-from shardmem.status.observer import FLOORS_NS, Observer
+from shardmem.status.observer import Observer
 from shardmem.supervisor.commands import parse_slots
 
 TOKEN = "open sesame"

@@ -86,7 +86,7 @@ def test_exactly_the_events_that_fail_are_set_aside_and_all_others_are_handled_i
                 dies_at(point, lambda: lib.sm_set_aside(engine.readers[0]))
                 engine.restart(batch_rows=limit)
                 if point == "aside.stored":
-                    continue  # it comes again, and is condemned again
+                    continue  # it comes again, and is to be quarantined again
             else:
                 assert lib.SM_OK == lib.sm_set_aside(engine.readers[0])
             aside += numbers

@@ -24,7 +24,8 @@ from shardmem.host import gc as collector
 from shardmem.host.census import KEEP, REMOVE, SKIP, EngineFacts, File, InboxFacts, Places, judge
 from shardmem.host.gc import Claim, gc
 from shardmem.memory import lease
-from shardmem.memory.engine_segment import ControlSegment, InboxSegment
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.segment import Segment, control_name, inbox_name, path_of
 from shardmem.runtime import producer as producer_module
 from shardmem.supervisor.takeover import take_role

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from shardmem.errors import HandlerError, ShardmemError
 from shardmem.memory.native import ffi, lib
+from shardmem.memory.reader import Reader
 from shardmem.policy import LeastLoad, LeastSlots, Move, ScalingPolicy
 from shardmem.runtime.checkpoint import Immediate
 from shardmem.runtime.failures import Failures, OnError, explain
@@ -111,7 +112,7 @@ def test_a_batch_of_a_changing_frame_is_read_or_refused_and_the_other_lane_is_wh
 
 
 def failures_of(engine: Any) -> Failures:
-    reader = engine.readers[0]
+    reader = Reader(engine.readers[0], 0)
     rules = OnError(
         on_error="stop", max_attempts=3, retry_backoff=0.0, quarantine_file="/nonexistent", quarantine_limit=1
     )
@@ -168,7 +169,7 @@ def test_an_event_that_is_to_be_set_aside_and_has_changed_breaks_its_lane_and_no
     damaged(engine, 0)
     engine.batches[0].tries = 3
 
-    assert failures_of(engine).condemned()
+    assert failures_of(engine).must_quarantine()
 
     engine.held.clear()
     assert engine.take() is None and engine.last_status == lib.SM_CORRUPT

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from shardmem.errors import Backpressure
-from shardmem.memory.native import ffi, lib
+from shardmem.memory.native import lib
+from shardmem.memory.words import FLOORS_NS
 from shardmem.runtime.quarantine import Quarantine
 from shardmem.status import observer as observing
-from shardmem.status.observer import FLOORS_NS, Observer, quantile_rows
+from shardmem.status.observer import Observer, quantile_rows
 
 
 @pytest.mark.parametrize("when", ["before its lanes are read", "after its lanes are read"])
@@ -117,7 +119,7 @@ def test_a_frame_that_says_nonsense_of_its_time_does_not_spoil_the_sum(loopback,
 
 def test_quantiles_of_batch_sizes_are_powers_of_two_and_none_without_a_batch():
     def of(**counts):
-        sizes = ffi.new("uint64_t[32]", [counts.get(f"b{bucket}", 0) for bucket in range(32)])
+        sizes = np.array([counts.get(f"b{bucket}", 0) for bucket in range(32)], "u8")
         return quantile_rows(sizes, 0.5), quantile_rows(sizes, 0.99)
 
     assert (None, None) == of()

@@ -1,0 +1,111 @@
+"""The inbox segment of one shard: a header and one lane per seat."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from shardmem.memory.native import ffi, lib
+from shardmem.memory.segment import Segment, inbox_name, path_of
+
+if TYPE_CHECKING:
+    from shardmem.memory.native import sm_geometry
+
+PAGE = 4096
+
+
+class Engine(Protocol):
+    """What an inbox knows of its control segment."""
+
+    engine: str
+    geometry: sm_geometry
+    max_producers: int
+
+
+@dataclass(frozen=True)
+class LaneView:
+    """One lane at one moment: positions and the counts that belong to them."""
+
+    seat: int
+    tail: int
+    head: int
+    accepted: int
+    handled: int
+    quarantined: int
+    shed: int
+    broken: bool
+
+    @property
+    def in_flight(self) -> int:
+        return self.accepted - self.handled - self.quarantined - self.shed
+
+    @property
+    def waiting(self) -> int:
+        """Events that its worker will still take. Whether there are any is told by the positions: only they are checked, and
+        a damaged count must not keep anybody waiting."""
+        return max(1, self.in_flight) if self.head != self.tail and not self.broken else 0
+
+
+class InboxSegment:
+    """The inbox segment of one shard: a header and one lane per seat."""
+
+    def __init__(self, control: Engine, segment: Segment, shard: int, generation: int) -> None:
+        self.control, self.segment, self.shard, self.generation = control, segment, shard, generation
+        self.address = segment.address
+
+    @classmethod
+    def create(cls, control: Engine, shard: int, generation: int) -> InboxSegment:
+        """A fresh inbox. Only its header is reserved: a lane is when its seat first opens it."""
+        geometry, name = control.geometry, inbox_name(control.engine, shard, generation)
+        try:
+            segment = Segment.create(name, geometry.inbox_bytes, PAGE, f"the inbox of shard {shard}")
+        except FileExistsError:
+            # Left by a supervisor that was killed before it told anybody of it, or by an engine whose control segment is
+            # gone. The caller holds the supervisor's lease, so nobody else is creating it now.
+            os.unlink(path_of(name))
+            segment = Segment.create(name, geometry.inbox_bytes, PAGE, f"the inbox of shard {shard}")
+        lib.sm_inbox_format(segment.address, geometry, shard, generation)
+        return cls(control, segment, shard, generation)
+
+    def reserve_lane(self, seat: int) -> None:
+        """Raises OutOfMemory; the lane is not open then and nothing of it was touched."""
+        geometry = self.control.geometry
+        self.segment.reserve(
+            geometry.lanes_offset + geometry.lane_stride * seat,
+            geometry.lane_stride,
+            f"the lane of producer {seat} to shard {self.shard}",
+        )
+
+    def lanes(self) -> list[LaneView]:
+        """The open lanes."""
+        view, found = ffi.new("sm_lane_view *"), []
+        for seat in range(self.control.max_producers):
+            lib.sm_view_lane(self.address, self.control.geometry, seat, view)
+            if view.open:
+                found.append(
+                    LaneView(
+                        seat,
+                        view.tail,
+                        view.head,
+                        view.accepted,
+                        view.handled,
+                        view.quarantined,
+                        view.shed,
+                        bool(view.broken),
+                    )
+                )
+        return found
+
+    def counts(self, seat: int) -> tuple[int, int, int, int]:
+        """Of a lane that is reserved: accepted, handled, quarantined and shed."""
+        view = ffi.new("sm_lane_view *")
+        lib.sm_view_lane(self.address, self.control.geometry, seat, view)
+        return view.accepted, view.handled, view.quarantined, view.shed
+
+    def wake(self) -> None:
+        lib.sm_wake(self.address)
+
+    def close(self) -> None:
+        self.segment.close()
+        self.address = ffi.NULL

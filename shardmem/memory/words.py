@@ -1,0 +1,272 @@
+"""The words of a control segment, by who may write them. Each is named and owned in csrc/layout.h; here they have Python types."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from shardmem.memory.native import BOARDS, ENGINE_STATES, MOVE_PHASES, PHASES, REASONS, SHARD_STATES, ffi, lib
+
+if TYPE_CHECKING:
+    from shardmem.memory.native import CData, sm_engine_view, sm_geometry, sm_seat_view, sm_shard_view
+
+NOBODY = 65535  # the shard of a slot that has none yet
+FLOORS_NS = [lib.sm_histogram_floor_ns(bucket) for bucket in range(lib.SM_HISTOGRAM)]  # of the latency histogram
+
+
+class SlotMove(NamedTuple):
+    """The handoff of one slot, as its words say at one moment. drained, restored: this handoff is acknowledged by its source, by
+    its target. since_ns, deadline_ns: of the phase, on the clock of `now_ns`."""
+
+    slot: int
+    source: int
+    target: int
+    phase: str
+    number: int
+    drained: bool
+    restored: bool
+    since_ns: int
+    deadline_ns: int
+
+
+class Words:
+    """What a control segment says and is told. Waits for nothing, allocates nothing in it."""
+
+    address: CData
+    geometry: sm_geometry
+    slots: int
+    room: int
+    max_producers: int
+
+    # ---- read: any ---------------------------------------------------------------------------------------------
+
+    def view_engine(self) -> sm_engine_view:
+        view = ffi.new("sm_engine_view *")
+        lib.sm_view_engine(self.address, view)
+        return view
+
+    @property
+    def state(self) -> str:
+        return name_of(ENGINE_STATES, self.view_engine().state)
+
+    def view_shard(self, shard: int) -> sm_shard_view:
+        view = ffi.new("sm_shard_view *")
+        lib.sm_view_shard(self.address, shard, view)
+        return view
+
+    def shard_state(self, shard: int) -> str:
+        return name_of(SHARD_STATES, self.view_shard(shard).state)
+
+    def shard_error(self, shard: int) -> str:
+        """What the worker said when it failed, or what the supervisor noted of one that could not; empty if neither."""
+        view = self.view_shard(shard)
+        return bytes(ffi.buffer(view.error, view.error_bytes)).decode(errors="replace")
+
+    def worker_phase(self, shard: int) -> str:
+        return name_of(PHASES, self.view_shard(shard).phase)
+
+    def view_seat(self, seat: int) -> sm_seat_view:
+        view = ffi.new("sm_seat_view *")
+        lib.sm_view_seat(self.address, seat, view)
+        return view
+
+    def known_shards(self) -> list[int]:
+        return [shard for shard in range(self.room) if self.view_shard(shard).state]
+
+    def known_seats(self) -> Iterator[tuple[int, sm_seat_view]]:
+        for seat in range(self.max_producers):
+            view = self.view_seat(seat)
+            if view.incarnation:
+                yield seat, view
+
+    def marks(self) -> np.ndarray:
+        """uint64 array: the send mark of every seat; odd: inside a send."""
+        marks = np.empty(self.max_producers, "u8")
+        lib.sm_marks(self.address, ffi.cast("uint64_t *", marks.ctypes.data), len(marks))
+        return marks
+
+    def slot_table(self) -> tuple[np.ndarray, np.ndarray]:
+        """(shard of each slot, epoch of each slot), uint32 arrays; shard NOBODY: none yet."""
+        shards, epochs = np.empty(self.slots, "u4"), np.empty(self.slots, "u4")
+        lib.sm_view_slots(
+            self.address,
+            self.geometry,
+            ffi.cast("uint32_t *", shards.ctypes.data),
+            ffi.cast("uint32_t *", epochs.ctypes.data),
+        )
+        return shards, epochs
+
+    def rows_by_slot(self) -> np.ndarray:
+        """uint64 array: events that were ever pushed to each slot."""
+        rows = np.empty(self.slots, "u8")
+        lib.sm_view_rows(self.address, self.geometry, ffi.cast("uint64_t *", rows.ctypes.data))
+        return rows
+
+    def move(self, slot: int) -> SlotMove:
+        """Of one slot; phase "none": it is not in motion."""
+        view = ffi.new("sm_move_view *")
+        lib.sm_view_move(self.address, slot, view)
+        return SlotMove(
+            slot,
+            view.source,
+            view.target,
+            name_of(MOVE_PHASES, view.phase),
+            view.number,
+            view.drained == view.number,
+            view.restored == view.number,
+            view.since_ns,
+            view.deadline_ns,
+        )
+
+    def moves(self) -> list[SlotMove]:
+        """Every slot in motion."""
+        slots = np.empty(self.slots, "u4")
+        count = lib.sm_view_moving(self.address, self.geometry, ffi.cast("uint32_t *", slots.ctypes.data), self.slots)
+        moves = map(self.move, slots[:count].tolist())
+        return [move for move in moves if move.phase != "none"]
+
+    def board(self, board: str) -> bytes:
+        """What the supervisor posted last there: JSON, if it is not damaged. board: one of BOARDS."""
+        text = ffi.new("char[]", lib.SM_BOARD_BYTES)
+        return bytes(ffi.buffer(text, lib.sm_view_board(self.address, BOARDS.index(board), text)))
+
+    # ---- write: a producer ---------------------------------------------------------------------------------------
+
+    def enter_seat(self, seat: int) -> None:
+        """By the holder of the lease of the seat, as is what it writes from here on."""
+        lib.sm_seat_enter(self.address, seat, os.getpid(), lib.sm_now_ns())
+
+    def leave_seat(self, seat: int) -> None:
+        lib.sm_seat_leave(self.address, seat)
+
+    # ---- write: the worker of the shard --------------------------------------------------------------------------
+
+    def enter_worker(self, shard: int) -> None:
+        """By the holder of the lease of the shard, as is all of this section. A new incarnation begins."""
+        lib.sm_worker_enter(self.address, shard, os.getpid(), lib.sm_now_ns())
+
+    def set_worker_phase(self, shard: int, phase: str) -> None:
+        lib.sm_worker_phase(self.address, shard, PHASES.index(phase))
+
+    def set_worker_error(self, shard: int, text: str) -> None:
+        """Cut at SM_ERROR_BYTES."""
+        encoded = text.encode()[: lib.SM_ERROR_BYTES]
+        lib.sm_worker_error(self.address, shard, encoded, len(encoded))
+
+    def set_worker_stateful(self, shard: int, stateful: bool) -> None:
+        """Before the phase says ready."""
+        lib.sm_worker_stateful(self.address, shard, stateful)
+
+    def is_told_to_stop(self, shard: int) -> bool:
+        """Whether engine or shard are "stopped". Called once a batch: 0.2 us."""
+        orders = lib.sm_worker_orders(self.address, shard)
+        return orders & 0xFF == _ENGINE_STOPPED or orders >> 8 == _SHARD_STOPPED
+
+    def unacknowledged(self, shard: int, phase: str) -> dict[int, int]:
+        """slot -> number of the handoff: what this shard owes, as source in "draining", as target in "releasing"."""
+        slots, numbers = np.empty(self.slots, "u4"), np.empty(self.slots, "u8")
+        count = lib.sm_moves_at(
+            self.address,
+            self.geometry,
+            shard,
+            MOVE_PHASES.index(phase),
+            ffi.cast("uint32_t *", slots.ctypes.data),
+            ffi.cast("uint64_t *", numbers.ctypes.data),
+            self.slots,
+        )
+        owed, view = {}, ffi.new("sm_move_view *")
+        for slot, number in zip(slots[:count].tolist(), numbers[:count].tolist()):
+            lib.sm_view_move(self.address, slot, view)
+            if (view.drained if phase == "draining" else view.restored) != number:
+                owed[slot] = number
+        return owed
+
+    def acknowledge_drained(self, slot: int, number: int) -> None:
+        lib.sm_move_drained(self.address, slot, number)
+
+    def acknowledge_restored(self, slot: int, number: int) -> None:
+        lib.sm_move_restored(self.address, slot, number)
+
+    # ---- write: the supervisor -----------------------------------------------------------------------------------
+
+    def enter_supervisor(self) -> None:
+        """By the holder of the supervisor's lease, as is all of this section."""
+        lib.sm_supervisor_enter(self.address, os.getpid(), lib.sm_now_ns())
+
+    def beat(self) -> None:
+        """Its loop has gone round."""
+        lib.sm_supervisor_beat(self.address, lib.sm_now_ns())
+
+    def set_state(self, state: str) -> None:
+        lib.sm_set_engine_state(self.address, ENGINE_STATES.index(state))
+
+    def set_shard_state(self, shard: int, state: str) -> None:
+        lib.sm_set_shard_state(self.address, shard, SHARD_STATES.index(state))
+
+    def set_shard_generation(self, shard: int, generation: int) -> None:
+        lib.sm_set_shard_generation(self.address, shard, generation)
+
+    def set_shard_weight(self, shard: int, weight: int) -> None:
+        lib.sm_set_shard_weight(self.address, shard, weight)
+
+    def set_slot(self, slot: int, shard: int) -> None:
+        lib.sm_set_slot(self.address, slot, shard)
+
+    def begin_move(self, slot: int, source: int, target: int, deadline_ns: int) -> int:
+        """The hold, then the slot word. The number of the handoff."""
+        return lib.sm_move_begin(self.address, slot, source, target, deadline_ns)
+
+    def set_move_phase(self, slot: int, phase: str, deadline_ns: int = 0) -> None:
+        lib.sm_move_phase(self.address, slot, MOVE_PHASES.index(phase), deadline_ns)
+
+    def set_holds(self, shard: int, holds: int) -> None:
+        lib.sm_set_holds(self.address, shard, holds)
+
+    def give_orders(self, shard: int, inbox: CData) -> None:
+        """The worker of the shard looks at its handoffs. inbox: the address of the inbox in which it may sleep."""
+        lib.sm_give_orders(self.address, shard, inbox)
+
+    def retire(self, shard: int, generation: int, accepted: int, handled: int, quarantined: int, shed: int) -> None:
+        """The counts of an inbox that is about to go."""
+        lib.sm_retire(self.address, shard, generation, accepted, handled, quarantined, shed)
+
+    def post(self, board: str, text: bytes) -> bool:
+        """False: it is too long for the board, which says what it said."""
+        if len(text) > lib.SM_BOARD_BYTES:
+            return False
+        lib.sm_post(self.address, BOARDS.index(board), text, len(text))
+        return True
+
+    def note_shard(self, shard: int, text: str) -> None:
+        """Of a worker that cannot say it."""
+        encoded = text.encode()
+        lib.sm_shard_note(self.address, shard, encoded, len(encoded))
+
+
+_ENGINE_STOPPED, _SHARD_STOPPED = ENGINE_STATES.index("stopped"), SHARD_STATES.index("stopped")
+
+
+def latency_of(view: sm_shard_view) -> np.ndarray:
+    """uint64 array: events by the time from push to handled, in the buckets of FLOORS_NS."""
+    return np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8")
+
+
+def batch_sizes_of(view: sm_shard_view) -> np.ndarray:
+    """uint64 array: batches of at most 1, 2, 4, 8, ... events and more than half of that."""
+    return np.array(ffi.unpack(view.batch_sizes, lib.SM_BATCH_SIZES), "u8")
+
+
+def refused_by_reason(view: sm_seat_view) -> dict[str, int]:
+    return {reason: count for reason, count in zip(REASONS, view.refused) if count}
+
+
+def name_of(names: tuple[str, ...], number: int) -> str:
+    return names[number] if number < len(names) else f"unknown ({number})"
+
+
+def now_ns() -> int:
+    """The clock of every time in shared memory: CLOCK_MONOTONIC."""
+    return lib.sm_now_ns()
