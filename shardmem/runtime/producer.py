@@ -341,6 +341,11 @@ class Producer:
             "refused": {reason: count for reason, count in new.items() if count},
         }
 
+    @property
+    def largest(self) -> int:
+        """Bytes of key and payload of the largest event."""
+        return lib.sm_max_payload(self._sender, 0)
+
     def interrupt(self) -> None:
         """A call that waits for room raises Interrupted, and so does every later one that would wait. From a signal handler or
         another thread."""

@@ -21,6 +21,7 @@ from shardmem.sources.contract import Columns, Position, Rejected, Source, Sourc
 COMMIT = 0.5  # seconds between two commits
 POLL = 0.1  # the longest wait for a source, so that a stop is noticed
 EVENTS = 16384
+STOP_GRACE = 2.0  # seconds that a run which is stopped waits for its events to be handled
 
 
 class TooManyBad(ShardmemError):
@@ -89,18 +90,23 @@ class Runner:
                 self._take(columns)
             self._commit()
 
-    def finish(self, wait: bool, tick: Callable[[], None] = lambda: None) -> bool:
-        """Commits what has been handled, and first waits for it if asked to; whether all of it was."""
-        done = not wait
-        while wait:
+    def finish(self, wait: bool, tick: Callable[[], None] = lambda: None, grace: float | None = None) -> bool:
+        """Commits what has been handled, and first waits for that if asked to, at most so many seconds; whether all of it was."""
+        done, deadline = not wait, None if grace is None else time.monotonic() + grace
+        while not done:
             try:
                 self.producer.flush(0.1)
                 done = True
-                break
             except TimeoutError:
                 tick()
-                if self.stop.is_set():
+                if deadline is None and self.stop.is_set():
+                    deadline = time.monotonic() + STOP_GRACE
+                if deadline is not None and time.monotonic() >= deadline:
                     break
+            except ShardmemError:
+                self._commit(now=True)
+                self.source.close(False)
+                raise
         self._commit(now=True)
         self.source.close(done)
         return done

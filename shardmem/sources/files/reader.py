@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from shardmem.errors import ConfigError
 from shardmem.memory.native import ffi, lib
 from shardmem.schema import Schema
@@ -27,6 +29,7 @@ class Reader:
         self._scanner: Scanner | None = None
         self._start = Position(0)  # where to go on, after the header
         self._head = bytearray()  # what was read to see the header
+        self._counted = 0  # bytes that were told of
         self._at_end = False  # of the input; what was read before may not have been scanned
         self.ended = self.finishing = False  # finishing: a file that is followed will not grow any more
 
@@ -52,6 +55,11 @@ class Reader:
             self._at_end = size == 0
         columns = self._scanner.scan(self.name, self._at_end)
         self.ended = self._at_end and self._scanner.wants_more
+        place = self._scanner.position
+        if columns is None and self.ended and place.offset > self._counted:
+            columns = Columns(self.name, np.empty(0, "u8"), place)  # what there was besides events is counted, too
+        if columns is not None:
+            columns.bytes, self._counted = place.offset - self._counted, place.offset
         if columns is not None and self._options.key_from_name and not self._schema.is_records:
             columns.keys = constant_key(self.name.rpartition("/")[2], len(columns))
         return columns
@@ -78,6 +86,8 @@ class Reader:
                 break
             self._head += room[:size]
         names, offset, line, cr = found
+        if not names and options.format in COLUMNED:
+            return False  # an empty file
         self._open(names, offset, line, cr)
         return True
 
@@ -146,6 +156,7 @@ class Reader:
         else:
             rest = bytes(self._head[offset:])
         scanner.start(offset, line)
+        self._counted = self._start.offset or -self.input.skipped
         room = scanner.room()
         room[: len(rest)] = rest
         scanner.add(len(rest))

@@ -109,7 +109,6 @@ class Scanner:
         columns = None
         if found.records or found.bads:
             columns = self._columns(partition, before)
-            columns.bytes = int(found.consumed)
         if found.too_long:
             self._skipping = (self.offset + self._done, self.line, 0, bytes(self.buffer[self._done : self._done + KEPT]))
             self._skip(first=True)
@@ -135,7 +134,7 @@ class Scanner:
         text = self.explain(reason, 0, b"", lines=lines, size=size)
         where_lines = f"line {line}" if lines == 1 else f"lines {line} to {line + lines - 1}"
         bad = Rejected(partition, where, WORDS[reason], f"{partition}, {where_lines}: {text}", head)
-        return Columns(partition, np.empty(0, "u8"), self.position, rejected=[bad], bytes=size)
+        return Columns(partition, np.empty(0, "u8"), self.position, rejected=[bad])
 
     # ---- what was found ------------------------------------------------------------------------------------------------
 

@@ -80,6 +80,7 @@ class FileSource:
         self._turn: deque[Opened] = deque()
         self._paused: set[str] = set()
         self._searched = self._looked = 0.0
+        self._begun: dict[str, Position | None] = {}  # files, and where they ended
         self.ended = False
 
     # ---- the contract -------------------------------------------------------------------------------------------------------
@@ -116,10 +117,13 @@ class FileSource:
         self._open.clear()
         self._done.clear()
 
-    def current(self) -> tuple[str, Position] | None:
-        """Where it is: the file that is read, and the place in it."""
-        opened = next(iter(self._open.values()), None)
-        return (opened.reader.name, opened.reader.position) if opened is not None else None
+    def unfinished(self, places: Mapping[str, Position]) -> list[str]:
+        """Files that were begun, and of which not all was pushed up to these places; after `close` too."""
+        return [
+            name
+            for name, end in self._begun.items()
+            if end is None or name not in places or places[name].offset < end.offset
+        ]
 
     # ---- one after another ----------------------------------------------------------------------------------------------------
 
@@ -153,11 +157,13 @@ class FileSource:
             reader.start(Position(_last_line_end(source), ""))
         opened = Opened(reader, name)
         self._open[opened.place] = opened
+        self._begun[reader.name] = None
         self._context.assigned([reader.name])
         return opened
 
     def _end(self, place: tuple[int, int]) -> None:
         opened = self._open.pop(place)
+        self._begun[opened.reader.name] = opened.reader.position
         self._context.lost([opened.reader.name])
         if self._positions is None:
             opened.reader.input.close()
