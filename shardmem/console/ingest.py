@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from shardmem.console.progress import Meter
-from shardmem.console.render import count
 from shardmem.errors import ConfigError, ShardmemError
 from shardmem.runtime.producer import DEFAULT, Outcome, Producer, connect
 from shardmem.settings import some
@@ -259,6 +258,8 @@ class Ingest:
 
     def line(self) -> str:
         """The result for people."""
+        from shardmem.console.render import count
+
         tally, outcome, seconds = self.tally, self._outcome, self._meter.seconds
         rate = f"{count(tally.events / max(seconds, 1e-9))}/s, {tally.bytes / max(seconds, 1e-9) / 1e6:.3g} MB/s"
         text = f"{some(tally.events, 'event')} in {seconds:.2f} s ({rate})"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from shardmem.console.render import count
+if TYPE_CHECKING:
+    from rich.progress import Progress  # loaded when there is a terminal: it costs as much as a file of 20 MB
 
 INTERVAL = 2.0
 FRAME = 0.1
@@ -26,6 +24,9 @@ class Meter:
 
     def __enter__(self) -> Meter:
         if not self._quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
@@ -55,6 +56,8 @@ class Meter:
         seconds = max(self.seconds, 1e-9)
         if not self._due():
             return
+        from shardmem.console.render import count
+
         rate = f"{events:,} events, {count(events / seconds)}/s, {size / seconds / 1e6:.1f} MB/s"
         share = f" {size / self._total:.0%}" if self._total else ""
         self._say(name, rate, share, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from typing import Any
@@ -72,12 +73,11 @@ def ingest(**given: Any) -> None:
     Exit code 0: everything arrived. 1: a record was bad, an event was refused or quarantined (see --max-bad), or the run was
     cut off; then it says where to go on.
     """
-    from shardmem.client.client import only_engine
     from shardmem.console.ingest import Ingest, total_of
     from shardmem.console.progress import Meter
 
     wish = _wish(given)
-    engine = given["engine"] or only_engine()
+    engine = given["engine"] or os.environ.get("SHARDMEM_NAME") or _only_engine()
     if given["resume"] and wish.positions is None:
         wish.positions = _positions_of(engine)
     if given["dry_run"]:
@@ -99,6 +99,12 @@ def ingest(**given: Any) -> None:
             click.echo(line, err=True)
     if work.code:
         sys.exit(EXIT_FAILED)
+
+
+def _only_engine() -> str:
+    from shardmem.client.client import only_engine
+
+    return only_engine()
 
 
 def _wish(given: dict[str, Any]) -> Any:
@@ -143,8 +149,6 @@ def _wish(given: dict[str, Any]) -> Any:
 
 def _positions_of(engine: str) -> str:
     """Beside the state of the engine."""
-    import os
-
     from shardmem.memory.engine_segment import ControlSegment
 
     control = ControlSegment.attach(engine)

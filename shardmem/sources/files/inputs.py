@@ -17,6 +17,7 @@ from shardmem.sources.contract import SourceError
 STDIN = "-"
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 CHUNK = 1 << 18  # read at once where what is read has to be decoded
+PIECE = 1 << 10  # decoded at once
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -104,7 +105,7 @@ class Input:
         self.path = None if name == STDIN else name
         self._encoding = encoding
         self._decoders: list[Decoder] = []
-        self._pending = b""
+        self._pending = self._raw = b""  # given next; not decoded yet
         self.ended = self._sniffed = False
         if name == STDIN:
             if sys.stdin is None:
@@ -141,16 +142,22 @@ class Input:
             size = self._read(room, timeout)
             self.at += size or 0
             return size
-        data = bytearray(CHUNK)
         while True:
-            size = self._read(memoryview(data), timeout)
+            size = 1 if self._raw else self._fill(timeout)
             if size is None or (size == 0 and self.follows):
                 return size
-            self._pending = self._decoded(bytes(data[:size]), not size)
+            self._pending = self._decoded(not size)
             if self._pending:
                 return self.read_into(room, 0)
             if not size:
                 return 0
+
+    def _fill(self, timeout: float) -> int | None:
+        """More bytes as they are in the file."""
+        data = bytearray(CHUNK)
+        size = self._read(memoryview(data), timeout)
+        self._raw = bytes(data[: size or 0])
+        return size
 
     def seek(self, offset: int, timeout: float = 60.0) -> int:
         """To a place, counted in what is read. Where it could not get so far, the place that it got to."""
@@ -189,14 +196,12 @@ class Input:
                 self._decoders.append(_Zstd())
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
-        compressed, head_bytes = bool(self._decoders), self._head
-        if compressed:
+        head_bytes = self._head
+        if self._decoders:
+            self._raw = head_bytes
             while not self._pending:  # enough to see what is inside
-                data = bytearray(CHUNK)
-                size = self._read(memoryview(data), 60.0)
-                head_bytes += bytes(data[: size or 0])
-                self._pending = self._decoded(head_bytes, not size)
-                head_bytes = b""
+                size = 1 if self._raw else self._fill(60.0)
+                self._pending = self._decoded(not size)
                 if not size:
                     break
         else:
@@ -216,8 +221,16 @@ class Input:
             first, self._pending = self._pending, b""
             self._pending = self._through(self._decoders[-1:], first, False)
 
-    def _decoded(self, data: bytes, final: bool) -> bytes:
-        return self._through(self._decoders, data, final)
+    def _decoded(self, final: bool) -> bytes:
+        """What is at hand, piece by piece: a thousand bytes may hold a million."""
+        parts, size = [], 0
+        while size < CHUNK:
+            piece, self._raw = self._raw[:PIECE], self._raw[PIECE:]
+            parts.append(self._through(self._decoders, piece, final))
+            size += len(parts[-1])
+            if not self._raw:
+                break
+        return b"".join(parts)
 
     def _through(self, decoders: list[Any], data: bytes, final: bool) -> bytes:
         try:

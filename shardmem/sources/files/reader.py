@@ -157,9 +157,7 @@ class Reader:
             rest = bytes(self._head[offset:])
         scanner.start(offset, line)
         self._counted = self._start.offset or -self.input.skipped
-        room = scanner.room()
-        room[: len(rest)] = rest
-        scanner.add(len(rest))
+        scanner.preload(rest)
         self._head = bytearray()
         self._scanner = scanner
 

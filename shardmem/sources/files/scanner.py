@@ -75,6 +75,14 @@ class Scanner:
         """Before the first byte: where in the file it is."""
         self.offset, self._plan.scan.line = offset, line
 
+    def preload(self, data: bytes) -> None:
+        """Bytes that were read already."""
+        if len(data) > self.capacity:
+            self._reserve(2 * len(data))
+        self.buffer[: len(data)] = np.frombuffer(data, "u1")
+        self.have = len(data)
+        self.wants_more = not data
+
     def room(self) -> memoryview:
         """Where to read into: behind what is there. What was scanned is forgotten."""
         if self._done:
@@ -96,7 +104,7 @@ class Scanner:
         if self._skipping is not None:
             ended = self._skip()
             self.wants_more = not ended
-            return self._rejected_only(partition) if ended or final else None
+            return self._rejected_only(partition, ended) if ended or final else None
         before, self.wants_more = self._done, True
         size = self.have - before
         if not size:
@@ -123,10 +131,10 @@ class Scanner:
         self._skipping = (offset, line, size + int(consumed[0]), head)
         return bool(ended)
 
-    def _rejected_only(self, partition: str) -> Columns:
+    def _rejected_only(self, partition: str, ended: bool) -> Columns:
         assert self._skipping is not None
         offset, line, size, head = self._skipping
-        self._skipping = None
+        self._skipping, size = None, size - ended  # without its line end
         where = Position(offset, f"line {line}")
         quoted = self._plan.scan.skip_mode == 2
         lines = max(1, self.line - line)
