@@ -122,7 +122,9 @@ class Ingest:
             if positions is not None:
                 positions.close()
 
-    def _runner(self, producer: Producer, names: deque[str], positions: Positions | None, letters: DeadLetters) -> Runner:
+    def _runner(
+        self, producer: Producer, names: deque[str], positions: Positions | None, letters: DeadLetters
+    ) -> Runner:
         wish = self.wish
         source = FileSource(
             names,
@@ -169,7 +171,9 @@ class Ingest:
         wait = self.wish.wait and self.error is None
         grace = GRACE if self.interrupted is not None or self.error is not None else None
         try:
-            done = [runner.finish(wait or bool(self.wish.positions), self._show_wait, grace) for runner in self._runners]
+            done = [
+                runner.finish(wait or bool(self.wish.positions), self._show_wait, grace) for runner in self._runners
+            ]
             self._handled_all = all(done) and wait
         except ShardmemError as error:
             self.error = self.error or error
@@ -211,12 +215,16 @@ class Ingest:
         """Records and events that did not get to where they belong."""
         outcome = self._outcome
         lost = 0 if self.wish.drops else outcome["shed"] + sum(outcome["refused"].values())
-        return self.tally.skipped + outcome["quarantined"] + (lost if self.error is None and not self.interrupted else 0)
+        return (
+            self.tally.skipped + outcome["quarantined"] + (lost if self.error is None and not self.interrupted else 0)
+        )
 
     @property
     def code(self) -> int:
         most, share = self.wish.allowed
         allowed = most if share is None else int(share * (self.tally.events + self.tally.skipped))
+        if isinstance(self.error, ConfigError):
+            return 2
         failed = self.error is not None or (self.interrupted is not None and not self.wish.follow)
         return int(failed or (allowed is not None and self.amiss > allowed))
 
@@ -261,7 +269,7 @@ class Ingest:
         from shardmem.console.render import count
 
         tally, outcome, seconds = self.tally, self._outcome, self._meter.seconds
-        rate = f"{count(tally.events / max(seconds, 1e-9))}/s, {tally.bytes / max(seconds, 1e-9) / 1e6:.3g} MB/s"
+        rate = f"{count(tally.events / max(seconds, 1e-9))}/s, {tally.bytes / max(seconds, 1e-9) / 1e6:.1f} MB/s"
         text = f"{some(tally.events, 'event')} in {seconds:.2f} s ({rate})"
         parts = [f"{outcome['quarantined']:,} quarantined"] if outcome["quarantined"] else []
         parts += [f"{outcome['shed']:,} shed"] if outcome["shed"] else []
@@ -270,7 +278,9 @@ class Ingest:
             why = ", ".join(f"{number:,} {reason}" for reason, number in tally.reasons.most_common(5))
             parts.append(f"{some(tally.skipped, 'record')} skipped ({why})")
         if self._handled_all:
-            parts.insert(0, "all handled" if outcome["handled"] == outcome["accepted"] else f"{outcome['handled']:,} handled")
+            parts.insert(
+                0, "all handled" if outcome["handled"] == outcome["accepted"] else f"{outcome['handled']:,} handled"
+            )
         return ", ".join([text, *parts])
 
     def trouble(self) -> list[str]:
@@ -280,17 +290,23 @@ class Ingest:
             lines.append(f"shardmem: {self.error}")
         elif self.interrupted is not None:
             lines.append(f"shardmem: interrupted by {self.interrupted}")
+        if isinstance(self.error, ConfigError) and not self.tally.events:
+            return lines
         lines.append(f"detail: {some(self.tally.events, 'event')} accepted before that")
         lines += [f"detail: {runner.next}" for runner in self._runners if runner.next]
         if isinstance(self.error, TooManyBad):
-            lines.append("hint: --skip-bad leaves such records out, --dead-letter FILE keeps them, --max-bad N says how many may be")
-        if self.wish.positions is None:
+            lines.append(
+                "hint: --skip-bad leaves such records out, --dead-letter FILE keeps them, --max-bad N says how many may be"
+            )
+        if self.wish.positions is not None:
+            lines.append("hint: the same command goes on from there; its positions are kept")
+        elif self.wish.follow:
+            lines.append("hint: with --resume the next run goes on from there")
+        else:
             for each in self.next()[:5]:
                 where = f" --from {each['byte']}" if each["byte"] else ""
                 line = f" (line {each['line']})" if each["line"] and each["byte"] else ""
                 lines.append(f"hint: to go on: shardmem ingest ...{where} {each['file']}{line}")
-        else:
-            lines.append("hint: the same command goes on from there; its positions are kept")
         return lines
 
 
@@ -318,8 +334,11 @@ def total_of(names: Sequence[str], follow: bool) -> int | None:
     for name in expand(names):
         if not os.path.isfile(name):
             return None
-        with open(name, "rb") as file:
-            head = file.read(4)
+        try:
+            with open(name, "rb") as file:
+                head = file.read(4)
+        except OSError:
+            return None  # reading it says more
         if head[:2] == b"\x1f\x8b" or head == b"\x28\xb5\x2f\xfd":
             return None
         total += os.path.getsize(name)

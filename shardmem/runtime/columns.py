@@ -94,9 +94,7 @@ class EventColumns:
 
     def _put_keys(self, columns: Any, keys: Keys) -> None:
         if isinstance(keys.kinds, int):
-            columns.key_kind, columns.key_unsigned = (
-                (KEY_INT, 1) if keys.kinds == KEY_UNSIGNED else (keys.kinds, 0)
-            )
+            columns.key_kind, columns.key_unsigned = (KEY_INT, 1) if keys.kinds == KEY_UNSIGNED else (keys.kinds, 0)
         else:
             columns.key_kinds = self._bytes(np.ascontiguousarray(keys.kinds, "u1"))
         if keys.numbers is not None:

@@ -174,7 +174,9 @@ class Runner:
             self._pushed(columns, count - len(left), columns.position(first))
             if len(left) and len(left) != count - first:  # a shard that had room has got later ones
                 lines = "" if columns.lines is None else f"line {columns.lines[first]} on"
-                self.next = f"of {columns.partition}, {lines}, {len(left):,} events were not accepted, and not only the last"
+                self.next = (
+                    f"of {columns.partition}, {lines}, {len(left):,} events were not accepted, and not only the last"
+                )
             raise
         except ValueError as error:
             raise ShardmemError(f"{columns.partition}: {error}") from None
@@ -221,7 +223,8 @@ class Runner:
             "skipped": self.tally.skipped,
             "reasons": dict(self.tally.reasons),
             "partitions": {
-                name: {"offset": place.offset, "at": place.metadata} for name, place in list(self.tally.places.items())[-100:]
+                name: {"offset": place.offset, "at": place.metadata}
+                for name, place in list(self.tally.places.items())[-100:]
             },
             "last_commit": self.last_commit,
         }

@@ -53,7 +53,9 @@ def test_text_after_a_closing_quote_is_named(read):
 def test_another_number_of_fields_than_the_header_is_named(read):
     events, rejected = read(b"a,b\n1\n1,2,3\n1,2\n\n", format="csv")
     assert [(None, b"1,2")] == events
-    assert ["has 1 field, the header 2", "has 3 fields, the header 2"] == [bad.text.partition(": ")[2] for bad in rejected]
+    assert ["has 1 field, the header 2", "has 3 fields, the header 2"] == [
+        bad.text.partition(": ")[2] for bad in rejected
+    ]
 
 
 @pytest.mark.parametrize("data", [b"\n\na,b\n1,2\n", b"\r\n\r\na,b\r\n1,2\r\n", b"a,b\n\n1,2\n\n\n"])
@@ -62,7 +64,7 @@ def test_blank_lines_are_neither_header_nor_events(read, data):
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("header", [b'"a","b"', b'a,b', b'"a","b, or\nc"'])
+@pytest.mark.parametrize("header", [b'"a","b"', b"a,b", b'"a","b, or\nc"'])
 def test_a_header_may_be_quoted_and_have_a_mark_before_it(read, mark, header):
     assert [("1", b"1,2")] == read(mark + header + b"\n1,2\n", format="csv", key="a")[0]
 

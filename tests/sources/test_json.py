@@ -31,7 +31,16 @@ def test_what_is_no_json_is_named(read, text):
 
 
 @pytest.mark.parametrize(
-    "raw", [b'"\xff"', b'"\xc0\xaf"', b'"\xed\xa0\x80"', b'"\xf4\x90\x80\x80"', b'"\xe2\x82"', b'{"\x80":1}', b'"\xf0\x80\x80\x80"']
+    "raw",
+    [
+        b'"\xff"',
+        b'"\xc0\xaf"',
+        b'"\xed\xa0\x80"',
+        b'"\xf4\x90\x80\x80"',
+        b'"\xe2\x82"',
+        b'{"\x80":1}',
+        b'"\xf0\x80\x80\x80"',
+    ],
 )
 def test_json_that_is_not_utf8_is_named(read, raw):
     events, (bad,) = read(raw + b"\n", format="jsonl")

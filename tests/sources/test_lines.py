@@ -59,7 +59,9 @@ def test_a_key_that_is_no_utf8_is_kept_as_it_is(read):
 
 
 def test_a_key_is_text_or_a_number_as_is_asked_for(read):
-    events, rejected = read(b"17\n-9223372036854775808\n18446744073709551615\n18446744073709551616\n1.5\n", key="1", key_type="int")
+    events, rejected = read(
+        b"17\n-9223372036854775808\n18446744073709551615\n18446744073709551616\n1.5\n", key="1", key_type="int"
+    )
     assert [17, -(2**63), 2**64 - 1] == [key for key, _ in events]
     assert ["out of range", "not a number"] == [bad.reason for bad in rejected]
 
@@ -150,7 +152,9 @@ SYSLOG = [
     b"2024-03-01T10:00:00.123456+01:00 host systemd[1]: Started",
     b"Oct 11 22:14:15 host kernel: oops",
 ]
-COMBINED = b'1.2.3.4 - bob [10/Oct/2000:13:55:36 -0700] "GET /a b?c HTTP/1.0" 200 23 "http://r/" "Moz \\"x\\" (y)" "more"'
+COMBINED = (
+    b'1.2.3.4 - bob [10/Oct/2000:13:55:36 -0700] "GET /a b?c HTTP/1.0" 200 23 "http://r/" "Moz \\"x\\" (y)" "more"'
+)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from shardmem.console.cli.common import EXIT_FAILED, as_json
+from shardmem.console.cli.common import as_json
 
 FORMATS = ("lines", "csv", "tsv", "jsonl", "logfmt", "syslog", "combined")
 
@@ -31,7 +31,9 @@ class MaxBad(click.ParamType):
 @click.option("--engine", help="Name of the engine; default: SHARDMEM_NAME, or the only one here.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="lines", show_default=True)
 @click.option("--key", help="Field of the key: column, member (a.b: nested), field number from 1; several: a,b.")
-@click.option("--key-type", type=click.Choice(["auto", "str", "int"]), default="auto", help="auto: numbers of JSON are int.")
+@click.option(
+    "--key-type", type=click.Choice(["auto", "str", "int"]), default="auto", help="auto: numbers of JSON are int."
+)
 @click.option("--key-from-name", is_flag=True, help="The key is the name of the file.")
 @click.option("--delimiter", help="Between fields; default ',' for csv, white space for lines. Escapes: \\t, \\x1f.")
 @click.option("--quote", help="Around fields of csv; default '\"'. none: quotes are ordinary bytes.")
@@ -53,7 +55,9 @@ class MaxBad(click.ParamType):
     show_default=True,
     help="What to do about a full lane, whatever the engine says.",
 )
-@click.option("--follow", is_flag=True, help="Go on as files grow, are rotated or truncated; find new ones of a pattern.")
+@click.option(
+    "--follow", is_flag=True, help="Go on as files grow, are rotated or truncated; find new ones of a pattern."
+)
 @click.option("--from-end", is_flag=True, help="With --follow: what is in the files already is left out.")
 @click.option("--from", "start", type=click.IntRange(0), metavar="BYTE", help="Begin there in the first file.")
 @click.option("--resume", is_flag=True, help="Keep positions beside the engine's state, and go on from them.")
@@ -98,7 +102,7 @@ def ingest(**given: Any) -> None:
         for line in work.trouble():
             click.echo(line, err=True)
     if work.code:
-        sys.exit(EXIT_FAILED)
+        sys.exit(work.code)
 
 
 def _only_engine() -> str:
@@ -116,7 +120,9 @@ def _wish(given: dict[str, Any]) -> Any:
 
     names = ("key", "key_type", "key_from_name", "delimiter", "quote", "columns", "comment", "skip_lines", "encoding")
     options = FileOptions.of(
-        format=given["form"], header=not (given["no_header"] or given["columns"]), **{name: given[name] for name in names}
+        format=given["form"],
+        header=not (given["no_header"] or given["columns"]),
+        **{name: given[name] for name in names},
     )
     if given["from_end"] and not given["follow"]:
         raise ConfigError("--from-end is for --follow")

@@ -63,10 +63,28 @@ def targets_of(schema: Schema) -> list[Target]:
     return found
 
 
+def check_fits(options: FileOptions, schema: Schema) -> None:
+    """Whether the engine can take such files at all. Raises ConfigError."""
+    if not schema.is_records:
+        return
+    assert schema.dtype is not None and schema.dtype.names is not None
+    if options.format == "lines":
+        raise ConfigError(
+            f"the engine carries records with fields {', '.join(schema.dtype.names)}; lines have no field names: use another format"
+        )
+    if options.key and options.key != (schema.key,):
+        raise ConfigError(
+            f"key={','.join(options.key)}: the key of the engine is its field {schema.key}; leave key out"
+        )
+    targets_of(schema)
+
+
 class Plan:
     """A sm_scan for files of one form. fields: the names of what is wanted, in the order of the columns that are found."""
 
-    def __init__(self, options: FileOptions, schema: Schema, most: int, header: Sequence[str] | None, name: str) -> None:
+    def __init__(
+        self, options: FileOptions, schema: Schema, most: int, header: Sequence[str] | None, name: str
+    ) -> None:
         """header: of a file with columns; of one without names, their numbers. Raises ConfigError."""
         self.targets = targets_of(schema) if schema.is_records else []
         self.fields = [target.name for target in self.targets] or list(options.key)
@@ -75,7 +93,9 @@ class Plan:
         scan.format = getattr(lib, _FORMATS[options.format])
         scan.key_mode = 0
         if not schema.is_records and options.key:
-            scan.key_mode = {"auto": lib.SM_KEY_AUTO, "str": lib.SM_KEY_TEXT, "int": lib.SM_KEY_NUMBER}[options.key_type]
+            scan.key_mode = {"auto": lib.SM_KEY_AUTO, "str": lib.SM_KEY_TEXT, "int": lib.SM_KEY_NUMBER}[
+                options.key_type
+            ]
         for place, byte in (
             ("delimiter", options.delimiter_byte),
             ("quote", options.quote_byte),
@@ -93,10 +113,14 @@ class Plan:
         elif options.format in FIXED_FIELDS:
             known = FIXED_FIELDS[options.format]
             if missing := [each for each in self.fields if each not in known]:
-                raise ConfigError(f"{options.format} has no field {', '.join(missing)}; its fields are {', '.join(known)}")
+                raise ConfigError(
+                    f"{options.format} has no field {', '.join(missing)}; its fields are {', '.join(known)}"
+                )
             self._positions([known.index(each) for each in self.fields])
         elif self.fields:
-            self._paths([split_path(each) if options.format == "jsonl" and not self.targets else [each] for each in self.fields])
+            self._paths(
+                [split_path(each) if options.format == "jsonl" and not self.targets else [each] for each in self.fields]
+            )
 
     def _columns(self, header: Sequence[str], options: FileOptions, name: str) -> list[int]:
         found, missing, twice = [], [], []
@@ -151,7 +175,10 @@ class Plan:
                 nodes.append([len(names), len(names) + len(text), 0, 0, below.get(None, -1)])
                 names += text
                 queue.append((len(nodes) - 1, below))
-        self._held += [ffi.new("sm_path[]", [tuple(node) for node in nodes]), ffi.from_buffer("uint8_t[]", bytes(names))]
+        self._held += [
+            ffi.new("sm_path[]", [tuple(node) for node in nodes]),
+            ffi.from_buffer("uint8_t[]", bytes(names)),
+        ]
         self.scan.path, self.scan.names = self._held
         self.scan.paths = len(nodes)
 

@@ -71,7 +71,9 @@ class _Zstd:
 
                 self._new = lambda: ZstdDecompressor().decompressobj()
         except ImportError:
-            raise ConfigError("it is compressed with zstd, which needs the package zstandard: pip install 'shardmem[zstd]'") from None
+            raise ConfigError(
+                "it is compressed with zstd, which needs the package zstandard: pip install 'shardmem[zstd]'"
+            ) from None
         self._frame = self._new()
 
     def decode(self, data: bytes, final: bool) -> bytes:
@@ -105,7 +107,7 @@ class Input:
         self.path = None if name == STDIN else name
         self._encoding = encoding
         self._decoders: list[Decoder] = []
-        self._pending = self._raw = b""  # given next; not decoded yet
+        self._pending, self._raw = b"", memoryview(b"")  # given next; not decoded yet
         self.ended = self._sniffed = False
         if name == STDIN:
             if sys.stdin is None:
@@ -156,7 +158,7 @@ class Input:
         """More bytes as they are in the file."""
         data = bytearray(CHUNK)
         size = self._read(memoryview(data), timeout)
-        self._raw = bytes(data[: size or 0])
+        self._raw = memoryview(data)[: size or 0]
         return size
 
     def seek(self, offset: int, timeout: float = 60.0) -> int:
@@ -198,7 +200,7 @@ class Input:
             raise ConfigError(f"{self.name}: {error}") from None
         head_bytes = self._head
         if self._decoders:
-            self._raw = head_bytes
+            self._raw = memoryview(head_bytes)
             while not self._pending:  # enough to see what is inside
                 size = 1 if self._raw else self._fill(60.0)
                 self._pending = self._decoded(not size)
@@ -226,7 +228,7 @@ class Input:
         parts, size = [], 0
         while size < CHUNK:
             piece, self._raw = self._raw[:PIECE], self._raw[PIECE:]
-            parts.append(self._through(self._decoders, piece, final))
+            parts.append(self._through(self._decoders, bytes(piece), final))
             size += len(parts[-1])
             if not self._raw:
                 break

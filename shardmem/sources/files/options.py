@@ -79,7 +79,9 @@ class FileOptions:
             ]
         for name, value in (("delimiter", self.delimiter), ("quote", self.quote)):
             if value is not None and self.format not in (*COLUMNED, *(("lines",) if name == "delimiter" else ())):
-                found.append(f"{name} is for csv{', tsv and lines' if name == 'delimiter' else ' and tsv'}, not {self.format}")
+                found.append(
+                    f"{name} is for csv{', tsv and lines' if name == 'delimiter' else ' and tsv'}, not {self.format}"
+                )
         for name, given in (("header", not self.header), ("columns", self.columns)):
             if given and self.format not in COLUMNED:
                 found.append(f"{name if name == 'columns' else 'no_header'} is for csv and tsv, not {self.format}")

@@ -22,7 +22,14 @@ class Reader:
     """`poll` until `ended`. name: of the partition."""
 
     def __init__(
-        self, source: Input, options: FileOptions, schema: Schema, most: int, *, block: int = BLOCK, keep_all: bool = False
+        self,
+        source: Input,
+        options: FileOptions,
+        schema: Schema,
+        most: int,
+        *,
+        block: int = BLOCK,
+        keep_all: bool = False,
     ) -> None:
         self.input, self._options, self._schema = source, options, schema
         self.name, self._most, self._block, self._keep_all = source.name, most, block, keep_all
@@ -125,12 +132,21 @@ class Reader:
         scan.quote = lib.SM_NOTHING if options.quote_byte is None else options.quote_byte
         scan.comment = lib.SM_NOTHING
         found.capacity = found.bad_capacity = 1
-        held = [ffi.new("uint64_t[2]"), ffi.new("uint64_t[1]"), ffi.new("sm_bad[1]"), ffi.new("uint8_t[]", head[at:] + bytes(64))]
+        held = [
+            ffi.new("uint64_t[2]"),
+            ffi.new("uint64_t[1]"),
+            ffi.new("sm_bad[1]"),
+            ffi.new("uint8_t[]", head[at:] + bytes(64)),
+        ]
         found.spans, found.lines, found.bad, data = held
         lib.sm_scan_block(scan, data, len(head) - at, len(head) - at, final, found)
         if found.bads:
             bad = found.bad[0]
-            what = "has an unclosed quote" if bad.reason == lib.SM_BAD_OPEN else f"goes on after a closing quote: {shown(head[at + bad.at :][:60])}"
+            what = (
+                "has an unclosed quote"
+                if bad.reason == lib.SM_BAD_OPEN
+                else f"goes on after a closing quote: {shown(head[at + bad.at :][:60])}"
+            )
             raise ConfigError(f"{self.name}, line {line}: the header {what}; if quotes mean nothing here, --quote none")
         if not found.records:
             return None

@@ -64,7 +64,13 @@ class Explain:
         if word == "number of fields":
             return f"has {some(field, 'field')}, the header {self._columns}"
         if word in ("not JSON", "nested too deep", "not of the format") or (word == "not UTF-8" and not self._dtypes):
-            what = "is not JSON" if word == "not JSON" else f"is not {self._form}" if word == "not of the format" else f"is {word}"
+            what = (
+                "is not JSON"
+                if word == "not JSON"
+                else f"is not {self._form}"
+                if word == "not of the format"
+                else f"is {word}"
+            )
             return f"{what}: at byte {column}, {shown(value)}" if value else f"{what}: it ends too early"
         if word == "no JSON object":
             return f"is JSON, but no object: {shown(value)}"

@@ -29,7 +29,9 @@ class Scanner:
         self.have = self._done = 0  # bytes in the buffer; of them, those that were scanned
         self.offset = 0  # of the buffer's first byte in the file
         self.wants_more = True  # another scan of the same bytes finds nothing
-        self._skipping: tuple[int, int, int, bytes] | None = None  # a record too long: offset, line, size so far, its beginning
+        self._skipping: tuple[int, int, int, bytes] | None = (
+            None  # a record too long: offset, line, size so far, its beginning
+        )
         found, wanted = ffi.new("sm_found *"), len(plan.fields)
         found.capacity, found.bad_capacity = RECORDS, BAD
         self._spans = np.empty((RECORDS, 2), "u8")
@@ -118,7 +120,12 @@ class Scanner:
         if found.records or found.bads:
             columns = self._columns(partition, before)
         if found.too_long:
-            self._skipping = (self.offset + self._done, self.line, 0, bytes(self.buffer[self._done : self._done + KEPT]))
+            self._skipping = (
+                self.offset + self._done,
+                self.line,
+                0,
+                bytes(self.buffer[self._done : self._done + KEPT]),
+            )
             self._skip(first=True)
         return columns
 
@@ -200,9 +207,19 @@ class Scanner:
         if bad.any():
             good = bad == 0
             kept = np.cumsum(good)
-            new = [self._bad_value(columns, i, int(bad[i]), int(bad_field[i]), before, int(kept[i])) for i in np.flatnonzero(bad)]
+            new = [
+                self._bad_value(columns, i, int(bad[i]), int(bad_field[i]), before, int(kept[i]))
+                for i in np.flatnonzero(bad)
+            ]
             old = [
-                Rejected(each.partition, each.position, each.reason, each.text, each.data, int(kept[each.after - 1]) if each.after else 0)
+                Rejected(
+                    each.partition,
+                    each.position,
+                    each.reason,
+                    each.text,
+                    each.data,
+                    int(kept[each.after - 1]) if each.after else 0,
+                )
                 for each in columns.rejected
             ]
             columns.rejected = sorted([*old, *new], key=lambda each: each.position.offset)
@@ -220,7 +237,9 @@ class Scanner:
         text = self.explain(reason, field, bytes(self.buffer[before + first : before + last]))
         data = bytes(self.buffer[before + start : before + min(end, start + self._keep)])
         where = Position(int(columns.offsets[i]), f"line {line}")
-        return Rejected(columns.partition, where, WORDS[reason], f"{columns.partition}, line {line}: {text}", data, after)
+        return Rejected(
+            columns.partition, where, WORDS[reason], f"{columns.partition}, line {line}: {text}", data, after
+        )
 
     def _rejected_of(self, partition: str, before: int, bad: object) -> Rejected:
         b: Any = bad
@@ -233,7 +252,11 @@ class Scanner:
         where = f"line {line}" if lines <= 1 else f"lines {line} to {line + lines - 1}"
         data = bytes(self.buffer[start : min(end, start + self._keep)])
         return Rejected(
-            partition, Position(self.offset + start, f"line {line}"), WORDS[b.reason], f"{partition}, {where}: {text}", data
+            partition,
+            Position(self.offset + start, f"line {line}"),
+            WORDS[b.reason],
+            f"{partition}, {where}: {text}",
+            data,
         )
 
 

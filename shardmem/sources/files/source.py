@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from shardmem.errors import ConfigError
 from shardmem.schema import Schema
 from shardmem.sources.contract import Columns, Position, SourceContext
+from shardmem.sources.files.formats import check_fits
 from shardmem.sources.files.inputs import STDIN, Input
 from shardmem.sources.files.options import FileOptions
 from shardmem.sources.files.positions import Positions
@@ -28,7 +29,9 @@ def expand(names: Sequence[str]) -> list[str]:
         if name == STDIN or os.path.lexists(name) and not os.path.isdir(name):
             found.append(name)
         elif os.path.isdir(name):
-            inside = sorted(entry.path for entry in os.scandir(name) if entry.is_file() and not entry.name.startswith("."))
+            inside = sorted(
+                entry.path for entry in os.scandir(name) if entry.is_file() and not entry.name.startswith(".")
+            )
             found += inside
         elif glob.has_magic(name):
             found += sorted(each for each in glob.glob(name, recursive=True) if not os.path.isdir(each))
@@ -72,6 +75,7 @@ class FileSource:
         keep_all: bool = False,
     ) -> None:
         """most: bytes of payload and key. start: of the first file. from_end: files there at the start are read from their end."""
+        check_fits(options, schema)
         self._names, self._options, self._schema, self._most = names, options, schema, most
         self._follow, self._from_end, self._start, self._positions = follow, from_end, start, positions
         self._block, self._keep_all = block, keep_all
@@ -104,7 +108,9 @@ class FileSource:
         if self._positions is None:
             return
         for name, position in positions.items():
-            opened = self._done.get(name) or next((each for each in self._open.values() if each.reader.name == name), None)
+            opened = self._done.get(name) or next(
+                (each for each in self._open.values() if each.reader.name == name), None
+            )
             if opened is not None and opened.reader.input.is_file:
                 self._positions.put(opened.reader.input.fd, opened.path, position)
                 if name in self._done and position == opened.reader.position:
