@@ -1,8 +1,8 @@
 """shardmem itself: an engine with its default settings, routed by key, one worker process per consumer.
 
-records: `send` in blocks of 4096 rows, the handler sums the key column of the zero-copy array. lists: `push_many` of 256
-keys and payloads, the handler looks at every payload as the rivals' consumers do. columns: `push_columns` of 256, the
-handler gets columns. push: one `push` per event; the handler again looks at every payload as an object.
+records: `send` in blocks of 4096 rows, the handler sums the key column of the zero-copy array. lists: `push_many` of
+256 keys and payloads, the handler looks at every payload as the rivals' consumers do. columns: `push_columns` of 256,
+the handler gets columns. push: one `push` per event; the handler again looks at every payload as an object.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 Every figure comes with its counterpart from the same run: one `push` at a time and blocks of 256, without any handoff,
 during continuous handoffs, and with the way that most systems do it (freeze the slots, drain, flip the table: producers
-wait meanwhile), built here from the same parts. Then the rate of keys whose slots stay, and the way of a new worker from
-the command to its first event, split by phase. Medians of the repetitions.
+wait meanwhile), built here from the same parts. Then the rate of keys whose slots stay, and the way of a new worker
+from the command to its first event, split by phase. Medians of the repetitions.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Look(shardmem.Handler):
 
 
 def mover(engine: str, freeze: Any, stop: Any, done: Any, pause: float = 0.0) -> None:
-    """Moves slots 0 to MOVED - 1 there and back; freeze: a flag that producers obey, or None; pause: seconds in between."""
+    """Moves slots 0 to MOVED - 1 there and back; freeze: a flag that producers obey, or None; pause: seconds in
+    between."""
     chance = random.Random(1)
     with shardmem.connect(engine) as producer, shardmem.Client(engine) as client:
         del producer
@@ -69,7 +70,8 @@ def mover(engine: str, freeze: Any, stop: Any, done: Any, pause: float = 0.0) ->
 
 
 def timed(engine: Any, kind: str, seconds: float, how: str) -> tuple[np.ndarray, float, int]:
-    """(seconds of each call, events/s, handoff commands) of one producer; how: "none", "paced", "handoff" or "freeze"."""
+    """(seconds of each call, events/s, handoff commands) of one producer; how: "none", "paced", "handoff" or
+    "freeze"."""
     freeze, stop, done = (
         spawn.Value("b", 0, lock=False),
         spawn.Value("b", 0, lock=False),
@@ -134,7 +136,8 @@ def stall(seconds: float, kind: str) -> dict[str, Any]:
 def staying(seconds: float) -> dict[str, float]:
     """Events/s of keys whose slots never move, as fast as one producer can, without and during handoffs of other slots.
 
-    Some forty commands of 16 slots a second: without a pause the mover, a process like others, takes its share of two cores.
+    Some forty commands of 16 slots a second: without a pause the mover, a process like others, takes its share of two
+    cores.
     """
     from shardmem.runtime.batch import slot_of
 
@@ -237,7 +240,8 @@ def main() -> None:
     base, during = (middle([each[how] for each in raw["staying"]]) for how in ("none", "handoff"))
     ratio = middle([each["handoff"] / each["none"] for each in raw["staying"]])
     print(
-        f"slots that stay: {base / 1e6:.1f} M events/s undisturbed, {during / 1e6:.1f} during handoffs of others, {ratio:.3f} x"
+        f"slots that stay: {base / 1e6:.1f} M events/s undisturbed, {during / 1e6:.1f} during handoffs of others, "
+        f"{ratio:.3f} x"
     )
     print(
         "scale up, ms: "

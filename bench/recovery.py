@@ -2,9 +2,10 @@
 
     python bench/recovery.py [--seconds 3] [--repeat 7] [--json FILE]
 
-Recovery: from the SIGKILL of a worker to the first event that its successor has handled, and what the other shard handled
-meanwhile, against its rate just before, in the same run. Checkpoints: events/s of a stateful handler with 10,000 live keys
-per shard at the default interval, against the same handler without snapshot and restore, in turn. Medians of the repetitions.
+Recovery: from the SIGKILL of a worker to the first event that its successor has handled, and what the other shard
+handled meanwhile, against its rate just before, in the same run. Checkpoints: events/s of a stateful handler with
+10,000 live keys per shard at the default interval, against the same handler without snapshot and restore, in turn.
+Medians of the repetitions.
 """
 
 from __future__ import annotations
@@ -169,13 +170,15 @@ def main() -> None:
     for name, text in (("calm", "other producer at a steady rate"), ("busy", "other producer as fast as it can")):
         times = sorted(each["recovery"] * 1000 for each in raw[name])
         print(
-            f"recovery, {text}: {statistics.median(times):.0f} ms (from {times[0]:.0f} to {times[-1]:.0f}); the other shard "
+            f"recovery, {text}: {statistics.median(times):.0f} ms (from {times[0]:.0f} to {times[-1]:.0f}); the other "
+            "shard "
             f"meanwhile {statistics.median(each['others'] for each in raw[name]):.3f} x"
         )
     rates = {name: statistics.median(each[name] for each in raw["checkpoints"]) for name in ("without", "with")}
     ratio = statistics.median(each["with"] / each["without"] for each in raw["checkpoints"])
     print(
-        f"checkpoints, {LIVE:,} live keys: {rates['without'] / 1e6:.2f} M events/s without, {rates['with'] / 1e6:.2f} with, "
+        f"checkpoints, {LIVE:,} live keys: {rates['without'] / 1e6:.2f} M events/s without, {rates['with'] / 1e6:.2f} "
+        "with, "
         f"{ratio:.3f} x"
     )
     if wanted.json:

@@ -1,7 +1,7 @@
 """Writes shardmem/_native.pyi, the types of the extension, from its headers: run it after each change of the header.
 
-`python csrc/stubs.py` writes it; tests/unit/test_native_stub.py fails when it is not up to date. A pointer to a struct has the
-members of the struct, as cffi gives them, and a pointer to integers is a sequence of them.
+`python csrc/stubs.py` writes it; tests/unit/test_native_stub.py fails when it is not up to date. A pointer to a struct
+has the members of the struct, as cffi gives them, and a pointer to integers is a sequence of them.
 """
 
 import re
@@ -60,7 +60,7 @@ class FFI:
 FASTCALLS = """
 class Pusher:
     def __init__(self, sender: int, slow: Any) -> None: ...
-    def push(self, key: int | str | bytes | None, payload: bytes, timeout: float | None = ...) -> bool: ...
+    def push(self, key: int | str | bytes | None, payload: Buffer, timeout: float | None = ...) -> bool: ...
     def push_many(self, keys: list[Any], payloads: list[Any]) -> tuple[int, int, int, bytes, int, int] | None: ...
     def detach(self) -> None: ...
 

@@ -1,4 +1,5 @@
-"""What the site does to the pages, which are read as plain files too: examples are part of it, and the commands are asked."""
+"""What the site does to the pages, which are read as plain files too: examples are part of it, and the commands are
+asked."""
 
 from __future__ import annotations
 

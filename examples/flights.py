@@ -138,8 +138,6 @@ def run(schema: str, shards: int = 3, producers: int = 2) -> dict:
 
 if __name__ == "__main__":
     outcome = run(sys.argv[1] if len(sys.argv) > 1 else "events")
-    for tailnum, (flights, miles, minutes, delay) in sorted(outcome["totals"].items(), key=lambda item: -item[1][0])[
-        :10
-    ]:
+    for tailnum, (flights, miles, minutes, _) in sorted(outcome["totals"].items(), key=lambda item: -item[1][0])[:10]:
         print(f"{tailnum:8} {flights:5} flights {miles:10,.0f} miles {minutes / 60:8,.0f} h in the air")
     print(f"{len(outcome['totals']):,} aircraft, {outcome['disorder']} out of order, {outcome['accounting']}")

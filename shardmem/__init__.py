@@ -36,22 +36,38 @@ _HOME = {
     "Handler": "runtime.handler",
     "Engine": "client.engine",
     "Producer": "runtime.producer",
+    "Status": "status.document",
     "connect": "runtime.producer",
 }
 
-__all__ = sorted([*_HOME, "__version__"])
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'shardmem' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"shardmem.{home}"), name)
-    return value
+__all__ = [
+    "AlreadyRunning",
+    "AsyncProducer",
+    "Backpressure",
+    "Batch",
+    "BatchEscaped",
+    "Client",
+    "Columns",
+    "ConfigError",
+    "Context",
+    "Engine",
+    "Handler",
+    "HandlerError",
+    "LayoutMismatch",
+    "NotRunning",
+    "OutOfMemory",
+    "Producer",
+    "SegmentCorrupt",
+    "SegmentError",
+    "ShardmemError",
+    "Status",
+    "__version__",
+    "connect",
+]
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return list(__all__)
 
 
 if TYPE_CHECKING:
@@ -74,3 +90,12 @@ if TYPE_CHECKING:
     from shardmem.runtime.batch import Batch, Columns
     from shardmem.runtime.handler import Context, Handler
     from shardmem.runtime.producer import Producer, connect
+    from shardmem.status.document import Status
+else:  # a checker would take every name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        home = _HOME.get(name)
+        if home is None:
+            raise AttributeError(f"module 'shardmem' has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(f"shardmem.{home}"), name)
+        return value

@@ -14,8 +14,9 @@ from typing import Any
 
 from shardmem.errors import ConfigError
 from shardmem.schema import Schema
-from shardmem.settings import REQUIRED, declared, setting, some
+from shardmem.settings import REQUIRED, declared, setting
 from shardmem.settings_sources import Sources
+from shardmem.text import plural
 
 PRESETS = ("default", "high_throughput", "conservative")
 STRATEGIES = ("least_load", "least_slots")
@@ -31,7 +32,7 @@ Further = Callable[["Config"], "list[str]"]
 class Config:
     """Checked settings. `Config.of` makes one from loose values; `load` from a file, the environment and flags."""
 
-    name: str = setting(REQUIRED, "name of the engine; default: that of the file or the module")
+    name: str = setting(REQUIRED, "name of the engine; default: from the file or the module")
     handler: Any = setting(REQUIRED, "module:name of the function or Handler that takes batches", "object")
     dtype: Any = setting(
         None,
@@ -51,14 +52,12 @@ class Config:
         power_of_two=True,
     )
     shards: int | None = setting(
-        None, "how many worker processes, for good", "number", least=1, most=1024, unset="from min_shards to max_shards"
+        None, "fixed number of worker processes", "number", least=1, most=1024, unset="from min_shards to max_shards"
     )
     min_shards: int = setting(
-        1, "shards to start with when `shards` is not given, and the fewest", "number", least=1, most=1024
+        1, "shards to start with, and the fewest, when `shards` is not set", "number", least=1, most=1024
     )
-    max_shards: int | None = setting(
-        None, "how many shards there is room for", "number", least=1, most=1024, unset="the number of cores"
-    )
+    max_shards: int | None = setting(None, "the most shards", "number", least=1, most=1024, unset="the number of cores")
     lane_bytes: int = setting(
         1 << 20,
         "ring of each producer to each shard; half of it is the largest event",
@@ -68,7 +67,7 @@ class Config:
         power_of_two=True,
     )
     max_producers: int = setting(64, "how many producers can be connected at once", "number", least=1, most=512)
-    backpressure: str = setting("block", "what a producer does about a full lane", "choice", choices=BACKPRESSURE)
+    backpressure: str = setting("block", "what a producer does when a lane is full", "choice", choices=BACKPRESSURE)
     batch_rows: int = setting(4096, "the most events of a batch", "number", least=1, most=1 << 20)
     spin_us: int = setting(50, "the longest spin before a process sleeps", "microseconds", least=0, most=1_000_000)
     boot_timeout: float = setting(30.0, "how long a worker may take to get ready", "seconds")
@@ -77,8 +76,8 @@ class Config:
     )
     state_dir: str | None = setting(
         None,
-        "directory of the state of stateful handlers, and of the quarantine",
-        unset="a private directory below the temporary one",
+        "directory for the state of stateful handlers and for the quarantine",
+        unset="a private directory in the temporary directory",
     )
     auto_scale: bool = setting(True, "whether the policy may change the number of shards", "switch")
     policy: Any = setting(
@@ -92,68 +91,48 @@ class Config:
     )
     on_error: str = setting(
         "retry",
-        "when the handler raises: try again and set aside in the end, set aside at once, or stop",
+        "when the handler raises: try again and quarantine in the end, quarantine at once, or stop",
         "choice",
         choices=ON_ERROR,
     )
     max_attempts: int = setting(
-        3, "how often one event may fail, alone, before it is set aside in the quarantine", "number", least=1, most=1000
+        3, "how often one event may fail, alone, before it is quarantined", "number", least=1, most=1000
     )
-    retry_backoff: float = setting(0.1, "the pause before the second attempt; doubles with each one", "seconds")
+    retry_backoff: float = setting(0.1, "the pause before the second attempt; it doubles with each attempt", "seconds")
     quarantine_limit: int = setting(
         10_000, "events in quarantine at which a shard stops rather than add another", "number", least=0, most=10**9
     )
-    checkpoint_interval: float = setting(
-        0.5, "how often the state of a stateful handler is saved, under load", "seconds"
-    )
+    checkpoint_interval: float = setting(0.5, "how often state is saved under load", "seconds")
     max_restarts: int = setting(
         10,
-        "crashes within restart_window, without an event in hand, after which a shard is given up",
+        "crashes within restart_window, without an event in hand, after which a shard fails",
         "number",
         least=0,
         most=1_000_000,
     )
-    restart_window: float = setting(60.0, "over which max_restarts are counted", "seconds")
+    restart_window: float = setting(60.0, "the time over which max_restarts counts", "seconds")
     stall_timeout: float = setting(
         30.0, "a worker that does not loop for this long, without a batch in hand, is stuck", "seconds"
     )
     batch_deadline: float | None = setting(
-        None,
-        "a worker that has one batch in hand for longer is stuck",
-        "seconds",
-        unset="a batch may take as long as it takes",
+        None, "a worker that has had one batch in hand for longer is stuck", "seconds", unset="no limit"
     )
     recycle_batches: int | None = setting(
-        None,
-        "a worker that has handled so many batches is replaced by a fresh one",
-        "number",
-        least=1,
-        most=1 << 62,
-        unset="never",
+        None, "a worker that has handled this many batches is replaced", "number", least=1, most=1 << 62, unset="never"
     )
-    recycle_age: float | None = setting(
-        None, "a worker that is older is replaced by a fresh one", "seconds", unset="never"
-    )
+    recycle_age: float | None = setting(None, "a worker that is older is replaced", "seconds", unset="never")
     recycle_rss: int | None = setting(
-        None,
-        "a worker with more resident memory is replaced by a fresh one",
-        "bytes",
-        least=1,
-        most=1 << 62,
-        unset="never",
+        None, "a worker with more resident memory is replaced", "bytes", least=1, most=1 << 62, unset="never"
     )
     log_format: str = setting(
-        "human",
-        "what supervisor and workers write to standard error: lines for people, or JSON",
-        "choice",
-        choices=LOG_FORMATS,
+        "human", "format of the log on standard error: text for people, or JSON", "choice", choices=LOG_FORMATS
     )
     log_level: str | None = setting(
         None,
-        "the least that is written there",
+        "the lowest level that is logged",
         "choice",
         choices=LOG_LEVELS,
-        unset="info; of the supervisor of an embedded engine warning",
+        unset="info; warning for the supervisor of an embedded engine",
     )
 
     http_port: int | None = setting(
@@ -166,14 +145,15 @@ class Config:
     )
     http_token: str | None = setting(
         None,
-        "commands over TCP have to show it as Authorization: Bearer; best given as SHARDMEM_HTTP_TOKEN",
-        unset="TCP is for reading",
+        "required for commands over TCP, as Authorization: Bearer; best given as SHARDMEM_HTTP_TOKEN",
+        unset="TCP is read-only",
         secret=True,
     )
 
     @property
     def elastic(self) -> bool:
-        """Whether the policy may change the number of shards: not when `shards` fixes it, or there is room for no other."""
+        """Whether the policy may change the number of shards: not when `shards` fixes it, or there is room for no
+        other."""
         return self.auto_scale and self.shards is None and self.most_shards > self.min_shards
 
     @property
@@ -259,7 +239,7 @@ class Config:
                 f"stall_timeout={self.stall_timeout:g} is less than 0.25 s: an idle worker gives a sign every 0.1 s"
             )
         if self.http_token is not None and (not self.http_token or self.http_token != self.http_token.strip()):
-            found.append("http_token is empty, or has white space around it, which no header can show")
+            found.append("http_token is empty, or has white space around it, which a header cannot carry")
         if self.max_shards is not None and self.max_shards < self.start_shards:
             found.append(
                 f"max_shards={self.max_shards} is less than the {self.start_shards} to start with "
@@ -285,7 +265,7 @@ class Config:
             schema = self.schema
             rows = schema.geometry()["row_bytes"]
             if isinstance(self.lane_bytes, int) and rows + 64 > self.lane_bytes // 2:
-                what = f"rows of {some(rows, 'byte')}" if rows else "events"
+                what = f"rows of {plural(rows, 'byte')}" if rows else "events"
                 found.append(f"lane_bytes={self.lane_bytes:,} is too small for {what}: half a lane must hold one")
         except ConfigError as error:
             found += error.faults
@@ -318,7 +298,8 @@ def load(
     environ: Mapping[str, str] = os.environ,
     further: Further = lambda config: [],
 ) -> Config:
-    """From a TOML file (or None), SHARDMEM_* variables and flags, the later winning. Raises ConfigError with every fault."""
+    """From a TOML file (or None), SHARDMEM_* variables and flags, the later winning. Raises ConfigError with every
+    fault."""
     return sourced(path, flags, environ, further)[0]
 
 

@@ -22,7 +22,7 @@ class Schema:
 
     @classmethod
     def of(cls, dtype: Any, key: str | None) -> Schema:
-        """Checked. Raises ConfigError when the dtype cannot live in shared memory or the key is no key."""
+        """Checked. Raises ConfigError when the dtype cannot live in shared memory or the key cannot be one."""
         if dtype is None:
             if key is not None:
                 raise ConfigError(
@@ -33,7 +33,7 @@ class Schema:
         try:
             dtype = np.dtype(dtype)
         except TypeError as error:
-            raise ConfigError(f"dtype={dtype!r} is no numpy dtype: {error}") from None
+            raise ConfigError(f"dtype={dtype!r} is not a numpy dtype: {error}") from None
         if dtype.names is None:
             raise ConfigError(
                 f"dtype={dtype!r} has no fields; a records engine takes a structured dtype, "
@@ -82,6 +82,7 @@ class Schema:
                 "key_bytes": 0,
                 "key_signed": 0,
             }
+        assert self.dtype.fields is not None and self.key is not None  # `of` has checked them
         field, offset = self.dtype.fields[self.key][:2]
         return {
             "row_bytes": self.dtype.itemsize,
@@ -108,7 +109,7 @@ class Schema:
         return cls(np.lib.format.descr_to_dtype(_fields(described["dtype"])), described["key"])
 
 
-def _fields(described: list) -> list:
+def _fields(described: list[Any]) -> list[Any]:
     """JSON has lists where a description of a dtype has tuples: around a field, a shape, a title and name."""
     made = []
     for name, form, *shape in described:

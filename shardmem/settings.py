@@ -1,4 +1,5 @@
-"""How a setting is declared: once, as a field of a dataclass. Flags, `shardmem config` and docs/settings.md come from that.
+"""How a setting is declared: once, as a field of a dataclass. Flags, `shardmem config` and docs/settings.md come from
+that.
 
 lane_bytes: int = setting(1 << 20, "ring of each producer to each shard", "bytes", least=4096, power_of_two=True)
 """
@@ -9,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
+
+from shardmem.text import plural
 
 REQUIRED: Any = MISSING
 UNITS = {
@@ -51,8 +54,8 @@ def setting(
     unset: str = "not set",
     secret: bool = False,
 ) -> Any:
-    """A field. help: one line, no full stop. least, most: of a whole number. unset: what None stands for, in words. secret:
-    its value is never shown."""
+    """A field. help: one line, no full stop. least, most: of a whole number. unset: what None stands for, in words.
+    secret: its value is never shown."""
     if unit not in UNITS:
         raise ValueError(f"unit={unit!r} is not one of {', '.join(UNITS)}")
     return field(
@@ -120,8 +123,9 @@ class Setting:
         return f"{value:g} s" if self.unit == "seconds" and isinstance(value, (int, float)) else str(value)
 
     def read(self, value: Any, fault: Callable[[str], None]) -> Any:
-        """A value from a file, a variable or a flag. What cannot be read is a fault, and the default takes its place, so
-        that one mistake is not reported twice. Faults begin with the name of their setting: see settings_sources.py."""
+        """A value from a file, a variable or a flag. What cannot be read is a fault, and the default takes its place,
+        so that one mistake is not reported twice. Faults begin with the name of their setting: see
+        settings_sources.py."""
         key = self.name
         if self.unit in ("number", "bytes", "microseconds"):
             if isinstance(value, bool) or not isinstance(value, (int, str)):
@@ -166,26 +170,17 @@ class Setting:
 
 
 def declared(cls: Any) -> dict[str, Setting]:
-    """The settings of a dataclass, by name. A field without a declaration is an error of the program: it has no help."""
+    """The settings of a dataclass, by name. A field without a declaration is an error of the program: it has no
+    help."""
     found = {}
     for each in fields(cls):
         if "help" not in each.metadata:
             raise TypeError(
-                f"{cls.__name__}.{each.name} is no setting: declare it as  {each.name} = setting(default, help, unit)"
+                f"{cls.__name__}.{each.name} is not a setting: declare it as  {each.name} = setting(default, help, "
+                "unit)"
             )
         found[each.name] = Setting(each.name, each.default, **each.metadata)
     return found
 
 
-def size(number: float) -> str:
-    """1536 -> 1.5 KiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024 or unit == "GiB":
-            break
-        number /= 1024
-    return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
-
-
-def some(number: int, what: str) -> str:
-    """1 event, 2 events."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+some = plural  # the name that other rooms still use

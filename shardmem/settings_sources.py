@@ -19,7 +19,7 @@ NEAR = 0.9  # of 1, as difflib counts: a letter wrong, missing or too many in an
 
 @dataclass(frozen=True)
 class Origin:
-    """kind: file, variable or flag; what was given by nobody has no origin. text: for people, with the line."""
+    """kind: file, variable or flag; a default has no origin. text: for people, with the line."""
 
     kind: str
     text: str
@@ -27,13 +27,14 @@ class Origin:
 
 
 class Sources:
-    """`values` by name of the setting, the later source winning, and the `origins` of them; of the members of a table too,
-    as "policy.cooldown". `faults`: what cannot be had at all."""
+    """`values` by name of the setting, the later source winning, and the `origins` of them; of the members of a table
+    too, as "policy.cooldown". `faults`: what cannot be had at all."""
 
     def __init__(
         self, path: str | None, flags: Mapping[str, Any], environ: Mapping[str, str], known: Iterable[str]
     ) -> None:
-        """Raises ConfigError when there is no such file, or it is not TOML: then no setting of it can be told."""
+        """Raises ConfigError when there is no such file, or it is not TOML: then none of its settings can be
+        checked."""
         self.values: dict[str, Any] = {}
         self.origins: dict[str, Origin] = {}
         self.faults: list[str] = []
@@ -44,8 +45,8 @@ class Sources:
             if name in environ:
                 self._put(key, environ[name], Origin("variable", name))
         for name in sorted(environ):
-            # Only what is all but a setting: others use the prefix too (Kubernetes gives each pod SHARDMEM_PORT and the like
-            # when a service is called shardmem).
+            # Only what nearly matches a setting: others use the prefix too (Kubernetes gives each pod SHARDMEM_PORT and
+            # the like when a service is called shardmem).
             if (
                 name.startswith(PREFIX)
                 and name not in variables
@@ -106,7 +107,7 @@ def read_toml(path: str) -> tuple[dict[str, Any], dict[str, int]]:
             text = file.read().decode()
         return tomllib.loads(text), lines_of(text)
     except FileNotFoundError:
-        raise ConfigError(f"there is no file {path}") from None
+        raise ConfigError(f"file {path} does not exist") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -118,7 +119,8 @@ _KEY = re.compile(r"\s*([\w\"-]+(?:\s*\.\s*[\w\"-]+)*)\s*=")
 
 
 def lines_of(text: str) -> dict[str, int]:
-    """The line of each key of valid TOML. A scan, not a parser: keys begin lines, and a text of several lines hides none."""
+    """The line of each key of valid TOML. A scan, not a parser: keys begin lines, and a text of several lines hides
+    none."""
     found: dict[str, int] = {}
     table, quote = "", ""
     for number, line in enumerate(text.splitlines(), 1):

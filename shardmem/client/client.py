@@ -11,7 +11,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from shardmem import errors
@@ -19,6 +19,7 @@ from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.segment import control_name, engine_names, listed
+from shardmem.status.document import Status
 from shardmem.status.health import against_readiness, hangs
 from shardmem.status.observer import Observer
 
@@ -31,7 +32,7 @@ class Client:
         self._control = ControlSegment.attach(name)
         self._observer = Observer(self._control)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """The document of `shardmem status --json`. Works with the supervisor dead."""
         return self._observer.status()
 
@@ -84,7 +85,7 @@ class Client:
         """Hand its slots to the others, then stop and remove the shard."""
         return self.command("drain", shard=shard)
 
-    def move(self, slots: Any, to: int) -> dict[str, Any]:
+    def move(self, slots: str | int | Iterable[int], to: int) -> dict[str, Any]:
         """Slots ("17,40-60", a number or a list of numbers) to a shard."""
         return self.command(
             "move", slots=slots if isinstance(slots, (str, int)) else [int(slot) for slot in slots], to=to
@@ -117,7 +118,8 @@ class Client:
         finally:
             connection.close()
         if response.status == 200:
-            return answer
+            document: dict[str, Any] = answer
+            return document
         kind = getattr(errors, answer.get("kind", ""), ShardmemError)
         raise (
             kind(answer["error"])

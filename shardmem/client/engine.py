@@ -9,19 +9,24 @@ import signal
 import subprocess
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardmem import errors
 from shardmem.client.client import Client
+from shardmem.client.engine_settings import EngineSettings, HandlerLike
 from shardmem.config import Config
 from shardmem.errors import ConfigError, NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.runtime.child import Report, ReportReader, SupervisorOrders, launch
 from shardmem.runtime.handler import HandlerRef, importing_main
-from shardmem.runtime.producer import Producer
+from shardmem.runtime.producer import Producer, ProducerOptions
+from shardmem.status.document import Status
 from shardmem.status.observer import Observer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 REVIVALS = 5  # supervisors in a row that may be killed while the engine ends
 
@@ -46,7 +51,7 @@ class Engine:
     Raises ConfigError (every fault in one), OutOfMemory, AlreadyRunning (name is taken), HandlerError.
     """
 
-    def __init__(self, name: str | None = None, *, handler: Any, **settings: Any) -> None:
+    def __init__(self, name: str | None = None, *, handler: HandlerLike, **settings: Unpack[EngineSettings]) -> None:
         if importing_main():
             raise RuntimeError(
                 "an Engine is being made while a worker process imports this script to find the handler in it; "
@@ -59,7 +64,7 @@ class Engine:
         self._process: subprocess.Popen[bytes] | None = None
         self._reports: ReportReader
         self._control: ControlSegment | None = None
-        self._last: dict[str, Any] | None = None
+        self._last: Status | None = None
         self._commands: Client | None = None
         self._reviving = threading.Lock()
 
@@ -148,13 +153,12 @@ class Engine:
 
     # ---- use ------------------------------------------------------------------------------------------------------------------
 
-    def producer(self, **options: Any) -> Producer:
+    def producer(self, **options: Unpack[ProducerOptions]) -> Producer:
         """A producer of this engine; options as of Producer. Other processes use `shardmem.connect(engine.name)`."""
-        options.setdefault("backpressure", self._config.backpressure)
-        options.setdefault("spin_us", self._config.spin_us)
-        return Producer(self.name, **options)
+        defaults: Any = {"backpressure": self._config.backpressure, "spin_us": self._config.spin_us}
+        return Producer(self.name, **(defaults | options))
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """What `shardmem status --json` prints. After the end of the engine: the last one."""
         if self._control is None:
             if self._last is None:
@@ -163,23 +167,37 @@ class Engine:
         return self._observer.status()
 
     def scale_to(self, shards: int) -> dict[str, Any]:
-        """More or fewer shards while events flow. Returns what was done and the seconds of each phase."""
+        """More or fewer shards while events flow; the policy leaves them alone from here on.
+
+        Returns {"auto_scale": False, "shards": ids that are active now, "added": ids, "removed": ids} and what `move` returns.
+        Raises ConfigError (outside the limits), HandlerError (a shard fails meanwhile), NotRunning.
+        """
         return self._ask(lambda client: client.scale_to(shards))
 
     def drain(self, shard: int) -> dict[str, Any]:
-        """Hand the shard's slots to the others, stop and remove it."""
+        """Hand the shard's slots to the others, stop and remove it.
+
+        Returns {"drained": shard, "shards", "added", "removed"} as `scale_to`, and what `move` returns. Raises what it raises.
+        """
         return self._ask(lambda client: client.drain(shard))
 
-    def move(self, slots: Any, to: int) -> dict[str, Any]:
-        """Slots ("17,40-60", a number or a list) to a shard; nothing is lost, repeated or reordered on the way."""
+    def move(self, slots: str | int | Iterable[int], to: int) -> dict[str, Any]:
+        """Slots ("17,40-60", a number or numbers) to a shard; nothing is lost, repeated or reordered on the way.
+
+        Returns {"moved": [{"slot", "from", "to"}], "seconds": {phase: seconds}, "late": sentences on what was waited for}.
+        Raises ConfigError (no such slot, or no such active shard), NotRunning.
+        """
         return self._ask(lambda client: client.move(slots, to))
 
     def rebalance(self) -> dict[str, Any]:
-        """Even out the slots, with the fewest moves."""
+        """Even out the slots, with the fewest moves. Returns and raises what `move` does."""
         return self._ask(lambda client: client.rebalance())
 
     def reload(self) -> dict[str, Any]:
-        """Every worker is replaced by a fresh one, which imports the handler anew; events keep flowing."""
+        """Every worker is replaced by a fresh one, which imports the handler again; events keep flowing.
+
+        Returns {"reloaded": [{"from": shard, "to": shard}], "not_applied": settings that need a restart} and what `move` returns.
+        """
         return self._ask(lambda client: client.reload())
 
     # ---- inside -----------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from shardmem.settings import size, some
+from shardmem.status.findings import VERDICTS
+from shardmem.text import plural as some
+from shardmem.text import size
 
 _COLORS = {
     "running": "green",
@@ -24,7 +26,6 @@ _COLORS = {
 }
 
 LEVEL_COLORS = {"info": "", "warning": "yellow", "error": "red"}
-VERDICTS = {"info": "well", "warning": "needs attention", "error": "not well"}
 _MARKS = {"info": "note", "warning": "!", "error": "x"}
 
 

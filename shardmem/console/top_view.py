@@ -124,7 +124,7 @@ def _head(document: dict[str, Any], rates: Rates, view: Screen) -> list[Text]:
 def _found(document: dict[str, Any], room: int) -> list[Text]:
     """What is wrong, the worst first, and what helps."""
     found = document["findings"]
-    lines = [] if found else [Text("well", "green")]
+    lines = [] if found else [Text("healthy", "green")]
     for number, each in enumerate(found):
         more = found_lines([each], most=2)
         left = len(found) - number

@@ -20,9 +20,10 @@ from shardmem.errors import LayoutMismatch, NotRunning, SegmentCorrupt, Shardmem
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ENGINE_NAME, ControlSegment
 from shardmem.memory.segment import PREFIX, SHM_DIRECTORY, control_name
+from shardmem.text import listed, plural
 
 KEEP, REMOVE, SKIP = "keep", "remove", "skip"
-YOUNG = 3.0  # seconds: a supervisor that has just created its segment is about to take the lease on it
+YOUNG_S = 3.0  # a supervisor that has just created its segment is about to take the lease on it
 _MAGIC_AND_VERSION = 12  # where they are is the same in every layout
 _INBOX_ENGINE_ID = slice(16, 24)
 _CONTROL = re.compile(rf"{re.escape(PREFIX)}({ENGINE_NAME.pattern})\.control")
@@ -70,12 +71,12 @@ class EngineFacts:
     unreadable: int = 0  # of them, in lanes that were found corrupt
     inboxes: tuple[InboxFacts, ...] = ()
     socket: File | None = None
-    answers: bool = False  # somebody listens at the socket
+    answers: bool = False  # a process listens at the socket
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """What becomes of one thing, and why. `done`: it was carried out."""
+    """What is left of an engine, what becomes of it, and why. `done`: it was carried out."""
 
     kind: str  # engine, inbox, socket, entry
     name: str
@@ -86,8 +87,8 @@ class Leftover:
     events: int = 0
     pids: tuple[int, ...] = ()
     remedy: str = ""
-    discardable: bool = False  # nobody holds it, but accepted events would be lost
-    stranded: bool = False  # accepted events wait in it, and nobody handles them
+    discardable: bool = False  # no process uses it, but accepted events would be lost
+    stranded: bool = False  # accepted events wait in it, and no process handles them
     done: bool = False
 
     def describe(self) -> dict[str, Any]:
@@ -105,14 +106,14 @@ class Leftover:
         }
 
 
-# ---- judgement: pure ------------------------------------------------------------------------------------------------------
+# ---- judgement: pure -------------------------------------------------------------------------------------------------
 
 
 def judge(facts: EngineFacts, uid: int, discard: bool = False) -> list[Leftover]:
     """discard: the user has said that the events of this engine may be lost."""
     found = [_engine(facts, uid, discard)] if facts.control is not None else []
-    # A live supervisor, or whoever is just becoming one, sees to its inboxes and its socket. While workers or producers
-    # live, the next one is awaited: it would find the lease taken if gc were just at it, and give up.
+    # A live supervisor, or a process that is becoming one, sees to its inboxes and its socket. While workers or
+    # producers live, the next one is awaited: it would find the lease taken if gc were just at it, and give up.
     if facts.supervisor is None and facts.condition != "unreadable" and not facts.locked:
         found += [_stray(facts, inbox, uid) for inbox in facts.inboxes if not _belongs(facts, inbox)]
         if facts.socket is not None and facts.socket.uid == uid:
@@ -142,17 +143,17 @@ def _engine(facts: EngineFacts, uid: int, discard: bool) -> Leftover:
             remedy="run gc as that user",
         )
     if facts.condition == "unreadable" or not all(file.regular for file in files):
-        return Leftover(action=SKIP, reason=facts.trouble or "is no regular file", **common)
+        return Leftover(action=SKIP, reason=facts.trouble or "is not a regular file", **common)
     if facts.condition == "unformatted":
         if facts.locked:
-            return Leftover(action=KEEP, reason="is being created, or removed, right now", **common)
-        if facts.control.age < YOUNG:
+            return Leftover(action=KEEP, reason="another process is creating or removing it", **common)
+        if facts.control.age < YOUNG_S:
             return Leftover(
                 action=KEEP,
                 **common,
-                reason=f"is {facts.control.age:.1f} s old and not formatted yet: its creator may be at it",
+                reason=f"is {facts.control.age:.1f} s old and not formatted yet: its creator may be at work",
             )
-        return Leftover(action=REMOVE, reason="was never formatted: its creator was killed in the act", **common)
+        return Leftover(action=REMOVE, reason="was never formatted: its creator was killed while creating it", **common)
     if facts.condition in ("foreign", "damaged"):
         if facts.locked:
             return Leftover(action=KEEP, reason=f"{facts.trouble}; a process holds a lease on it", **common)
@@ -162,7 +163,7 @@ def _engine(facts: EngineFacts, uid: int, discard: bool) -> Leftover:
             )
         return Leftover(
             action=KEEP,
-            reason=f"{facts.trouble}; nobody holds a lease on it",
+            reason=f"{facts.trouble}; no process holds a lease on it",
             discardable=True,
             **common,
             remedy=f"to remove it, with the events that it may hold: shardmem gc --discard {facts.name}",
@@ -172,14 +173,14 @@ def _engine(facts: EngineFacts, uid: int, discard: bool) -> Leftover:
 
 def _ready(facts: EngineFacts, discard: bool, common: dict[str, Any]) -> Leftover:
     workers, producers = _pids(facts.workers), _pids(facts.producers)
-    waiting = f"{_many(facts.in_flight, 'event')} in flight" if facts.in_flight else "no event in flight"
+    waiting = f"{plural(facts.in_flight, 'event')} in flight" if facts.in_flight else "no event in flight"
     if facts.supervisor is not None:
         return Leftover(
             action=KEEP,
             pids=(facts.supervisor, *workers),
             **common,
-            reason=f"in use: {facts.state}, supervisor pid {facts.supervisor}, {_many(len(workers), 'worker')}, "
-            f"{_many(len(producers), 'producer')}, {waiting}",
+            reason=f"in use: {facts.state}, supervisor pid {facts.supervisor}, {plural(len(workers), 'worker')}, "
+            f"{plural(len(producers), 'producer')}, {waiting}",
         )
     if workers:
         return Leftover(
@@ -187,7 +188,7 @@ def _ready(facts: EngineFacts, discard: bool, common: dict[str, Any]) -> Leftove
             pids=workers,
             stranded=True,
             **common,
-            reason=f"has live workers (pids {_listed(workers)}) and no supervisor; {waiting}",
+            reason=f"has live workers (pids {listed(workers)}) and no supervisor; {waiting}",
             remedy=f"run it again to adopt them, or end them: shardmem gc --end-orphans {facts.name}",
         )
     if producers:
@@ -196,11 +197,11 @@ def _ready(facts: EngineFacts, discard: bool, common: dict[str, Any]) -> Leftove
             pids=producers,
             stranded=facts.in_flight > 0,
             **common,
-            reason=f"has connected producers (pids {_listed(producers)}), no supervisor and no worker; {waiting}",
+            reason=f"has connected producers (pids {listed(producers)}), no supervisor and no worker; {waiting}",
             remedy="run it again, or end the producers",
         )
     if facts.locked:
-        return Leftover(action=KEEP, reason="a process is taking it up, or down, right now", **common)
+        return Leftover(action=KEEP, reason="another process is starting or stopping it", **common)
     if facts.in_flight:
         beyond = f", {facts.unreadable:,} of them in corrupt lanes that no run can read" if facts.unreadable else ""
         if discard:
@@ -208,18 +209,18 @@ def _ready(facts: EngineFacts, discard: bool, common: dict[str, Any]) -> Leftove
         return Leftover(
             action=KEEP,
             **common,
-            reason=f"{waiting}{beyond} ({facts.state}, nobody holds it)",
+            reason=f"{waiting}{beyond} ({facts.state}, no process uses it)",
             discardable=True,
             stranded=True,
-            remedy=f"run it again to handle them; or lose them: shardmem gc --discard {facts.name}",
+            remedy=f"run it again to handle them; or to discard them: shardmem gc --discard {facts.name}",
         )
-    if facts.state == "starting" and common["files"][-1].age < YOUNG and not discard:
+    if facts.state == "starting" and common["files"][-1].age < YOUNG_S and not discard:
         return Leftover(
             action=KEEP,
             reason=f"is {common['files'][-1].age:.1f} s old: its supervisor may be about to take it",
             **common,
         )
-    return Leftover(action=REMOVE, reason=f"nobody holds it, no event in flight ({facts.state})", **common)
+    return Leftover(action=REMOVE, reason=f"no process uses it, no event in flight ({facts.state})", **common)
 
 
 def _stray(facts: EngineFacts, inbox: InboxFacts, uid: int) -> Leftover:
@@ -234,25 +235,25 @@ def _stray(facts: EngineFacts, inbox: InboxFacts, uid: int) -> Leftover:
             action=SKIP,
             reason=f"belongs to uid {inbox.file.uid}; this is uid {uid}"
             if inbox.file.uid != uid
-            else "is no regular file",
+            else "is not a regular file",
             **common,
         )
     if inbox.users:
         return Leftover(
             action=KEEP,
-            reason=f"no control segment names it, but processes have it mapped (pids {_listed(inbox.users)})",
+            reason=f"no control segment names it, but processes have it mapped (pids {listed(inbox.users)})",
             pids=inbox.users,
             remedy="end them",
             **common,
         )
     if facts.condition in ("absent", "unformatted"):
         return Leftover(
-            action=REMOVE, reason="its engine has no control segment, so nobody can find what it holds", **common
+            action=REMOVE, reason="its engine has no control segment, so its events cannot be reached", **common
         )
     return Leftover(
         action=REMOVE,
         reason=f"engine {facts.name} has no inbox of shard {inbox.shard} with generation "
-        f"{inbox.generation}: left from an earlier life",
+        f"{inbox.generation}: left from an earlier run",
         **common,
     )
 
@@ -260,23 +261,17 @@ def _stray(facts: EngineFacts, inbox: InboxFacts, uid: int) -> Leftover:
 def _socket(facts: EngineFacts, file: File) -> Leftover:
     common: dict[str, Any] = {"kind": "socket", "name": file.path, "files": (file,)}
     if facts.answers:
-        return Leftover(action=KEEP, reason=f"somebody listens, though engine {facts.name} has no supervisor", **common)
+        return Leftover(
+            action=KEEP, reason=f"a process listens on it, although engine {facts.name} has no supervisor", **common
+        )
     return Leftover(action=REMOVE, reason=f"engine {facts.name} has no supervisor", **common)
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _pids(held: Iterable[tuple[int, int]]) -> tuple[int, ...]:
     return tuple(pid for _, pid in held)
 
 
-def _listed(pids: Collection[int], most: int = 8) -> str:
-    return ", ".join(map(str, list(pids)[:most])) + (", ..." if len(pids) > most else "")
-
-
-# ---- observation ----------------------------------------------------------------------------------------------------------
+# ---- observation -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -293,7 +288,7 @@ def census(places: Places, only: Collection[str] = ()) -> tuple[list[EngineFacts
         if match:
             names.add(match[1])
         elif entry.startswith(PREFIX) and not only:
-            others.append(Leftover("entry", entry, SKIP, "has no name that shardmem gives"))
+            others.append(Leftover("entry", entry, SKIP, "does not have a name that shardmem uses"))
     names |= {match[1] for match in map(_SOCKET.fullmatch, _entries(places.sockets)) if match}
     users = functools.cache(_users)
     return [observe(name, places, users=users) for name in sorted(names) if not only or name in only], others
@@ -306,8 +301,9 @@ def observe(
     placeholder: bool = False,
     users: Callable[[], Mapping[int, tuple[int, ...]]] | None = None,
 ) -> EngineFacts:
-    """What is there of one engine. descriptor: of the control segment's file, on which the caller holds leases that are not
-    to be counted. placeholder: that file is the caller's own and stands for none. users: who has which inode mapped."""
+    """What is there of one engine. descriptor: of the control segment's file, on which the caller holds leases that are
+    not to be counted. placeholder: that file is the caller's own and stands for none. users: who has which inode
+    mapped."""
     control = None if placeholder else _file(os.path.join(SHM_DIRECTORY, control_name(name)))
     facts: dict[str, Any] = {"name": name, "control": control}
     found = sorted(
@@ -355,8 +351,8 @@ def observe(
 
 def _control(name: str, descriptor: int, named: dict[tuple[int, int], bool]) -> dict[str, Any]:
     locked = lease.anything_held(descriptor)
-    # Read, not mapped: a page that was never reserved costs memory when it is mapped and touched, and SIGBUS when there is
-    # none left, which is just when somebody calls for gc.
+    # Read, not mapped: a page that was never reserved costs memory when it is mapped and touched, and SIGBUS when there
+    # is none left, which is just when gc is needed.
     head = os.pread(descriptor, _MAGIC_AND_VERSION, 0)
     if len(head) < _MAGIC_AND_VERSION or not int.from_bytes(head[8:], "little"):
         return {"condition": "unformatted", "locked": locked}

@@ -1,4 +1,5 @@
-"""Will an engine run here, and what may go wrong? Each check looks at the host and at what the engine plans to use."""
+"""Will an engine run here, and what could go wrong? Each check looks at the host and at what the engine plans to
+use."""
 
 from __future__ import annotations
 
@@ -19,10 +20,11 @@ from shardmem.host.census import KEEP, REMOVE, Leftover
 from shardmem.host.machine import Host
 from shardmem.memory.engine_segment import ControlSegment, memory_needs
 from shardmem.memory.native import LAYOUT_VERSION
-from shardmem.settings import size, some
+from shardmem.text import plural, size
 
-OK, NOTE, WARNING, PROBLEM = "ok", "note", "warning", "problem"
-LEVELS = (OK, NOTE, WARNING, PROBLEM)
+OK, INFO, WARNING, ERROR = "ok", "info", "warning", "error"  # the levels of findings, and ok
+PROBLEM = ERROR  # the name that the console still imports
+LEVELS = (OK, INFO, WARNING, ERROR)
 SOCKET_ADDRESS = 107  # bytes of sun_path, without its end
 FAST_CLOCKS = ("tsc", "arch_sys_counter", "kvm-clock", "hyperv_clocksource_tsc_page")  # read without a system call
 FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO
@@ -135,7 +137,7 @@ def worst_of(checks: Iterable[Check]) -> str:
     return max((check.level for check in checks), key=LEVELS.index)
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------------
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
 
 def shared_memory(host: Host, plan: Plan) -> Iterator[Check]:
@@ -144,18 +146,18 @@ def shared_memory(host: Host, plan: Plan) -> Iterator[Check]:
     try:
         room = host.statvfs(shm)
     except OSError as error:
-        yield Check(name, PROBLEM, f"{shm} cannot be used: {error.strerror}", f"{mount}; in docker, no --ipc=none")
+        yield Check(name, ERROR, f"{shm} cannot be used: {error.strerror}", f"{mount}; in docker, no --ipc=none")
         return
     if room.f_flag & os.ST_RDONLY:
         yield Check(
             name,
-            PROBLEM,
+            ERROR,
             f"{shm} is mounted read-only",
             f"mount -o remount,rw {shm}; in docker, no --read-only without --tmpfs {shm}",
         )
         return
     if not host.access(shm, os.W_OK | os.X_OK):
-        yield Check(name, PROBLEM, f"{shm} is not writable for uid {host.uid}", f"chmod 1777 {shm}")
+        yield Check(name, ERROR, f"{shm} is not writable for uid {host.uid}", f"chmod 1777 {shm}")
         return
     kind = next(
         (
@@ -167,12 +169,13 @@ def shared_memory(host: Host, plan: Plan) -> Iterator[Check]:
     )
     if kind != "tmpfs":
         yield Check(
-            "shared memory kind", WARNING, f"{shm} is {kind}, no tmpfs: what is in it is written to a disk", mount
+            "shared memory kind", WARNING, f"{shm} is {kind}, not tmpfs: what is in it is written to a disk", mount
         )
     total, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
     needs = (
-        f"{plan.name} needs {size(plan.base)} and {size(plan.per_producer)} per producer at {some(plan.shards, 'shard')}, "
-        f"{size(plan.worst)} with {plan.producers} producers at {some(plan.most_shards, 'shard')}"
+        f"{plan.name} needs {size(plan.base)} and {size(plan.per_producer)} per producer at "
+        f"{plural(plan.shards, 'shard')}, "
+        f"{size(plan.worst)} with {plan.producers} producers at {plural(plan.most_shards, 'shard')}"
     )
     if not total:
         yield Check(name, OK, f"{shm} has no limit; {needs}")
@@ -186,13 +189,13 @@ def shared_memory(host: Host, plan: Plan) -> Iterator[Check]:
         f"Kubernetes a memory-backed emptyDir with a sizeLimit), or lower lane_bytes, max_producers or max_shards"
     )
     if free + plan.held < plan.least:
-        yield Check(name, PROBLEM, f"{found}; {needs}: not one producer fits", remedy)
+        yield Check(name, ERROR, f"{found}; {needs}: not one producer fits", remedy)
     elif free + plan.held < plan.worst:
         yield Check(
             name,
             WARNING,
-            f"{found}; {needs}: {room_for} of {plan.producers} producers fit at all shards; to the "
-            f"others, connecting is an error",
+            f"{found}; {needs}: {room_for} of {plan.producers} producers fit at all shards; "
+            f"further producers get OutOfMemory",
             remedy,
         )
     else:
@@ -200,23 +203,26 @@ def shared_memory(host: Host, plan: Plan) -> Iterator[Check]:
 
 
 def memory_group(host: Host, plan: Plan) -> Check:
-    """Shared memory counts in the group of whoever touches it first."""
+    """Shared memory counts in the group of the process that touches it first."""
     limit, name = host.memory_limit(), "memory limit"
     if limit is None:
         return Check(name, OK, "no memory cgroup limits this process")
-    found = f"the memory cgroup allows {size(limit)}; lanes and control segment count in it, with at most {size(plan.worst)}"
+    found = (
+        f"the memory cgroup allows {size(limit)}; lanes and control segment count in it, with at most "
+        f"{size(plan.worst)}"
+    )
     remedy = (
         "raise memory.max (docker run --memory, resources.limits.memory), or lower lane_bytes, max_producers or "
         "max_shards"
     )
     if limit < plan.least:
-        return Check(name, PROBLEM, f"{found}: not one producer fits", remedy)
+        return Check(name, ERROR, f"{found}: not one producer fits", remedy)
     if limit < plan.worst:
         return Check(name, WARNING, f"{found}: the kernel would kill a process when they fill", remedy)
     return Check(name, OK, found)
 
 
-# ---- processes ------------------------------------------------------------------------------------------------------------
+# ---- processes -------------------------------------------------------------------------------------------------------
 
 
 def cores(host: Host, plan: Plan) -> Check:
@@ -227,20 +233,15 @@ def cores(host: Host, plan: Plan) -> Check:
     )
     remedy = "fewer shards, or more cores: taskset, docker run --cpus, resources.limits.cpu"
     if plan.shards > math.ceil(there):
-        return Check(
-            name,
-            WARNING,
-            f"{found} for {some(plan.shards, 'shard')}: workers would take turns, and wait for each other",
-            remedy,
-        )
+        return Check(name, WARNING, f"{found} for {plural(plan.shards, 'shard')}: workers compete for cores", remedy)
     if plan.most_shards > math.ceil(there):
         return Check(
             name,
-            NOTE,
-            f"{found} for {some(plan.shards, 'shard')} that may become {plan.most_shards}",
+            INFO,
+            f"{found} for {plural(plan.shards, 'shard')} that may become {plan.most_shards}",
             "lower max_shards",
         )
-    return Check(name, OK, f"{found} for {plan.shards} to {some(plan.most_shards, 'shard')}")
+    return Check(name, OK, f"{found} for {plan.shards} to {plural(plan.most_shards, 'shard')}")
 
 
 def open_files(host: Host, plan: Plan) -> Check:
@@ -254,11 +255,11 @@ def open_files(host: Host, plan: Plan) -> Check:
         return Check(name, OK, f"{limit}; the supervisor opens up to {supervisor}, a producer {each}")
     if soft < supervisor:
         return Check(
-            name, PROBLEM, f"{limit}; the supervisor needs {supervisor} for {some(plan.most_shards, 'shard')}", remedy
+            name, ERROR, f"{limit}; the supervisor needs {supervisor} for {plural(plan.most_shards, 'shard')}", remedy
         )
     return Check(
         name,
-        NOTE,
+        INFO,
         f"{limit}; a producer opens {each}, so {(soft - SPARE_FILES) // each} of the {plan.producers} "
         f"fit in one process",
         remedy,
@@ -279,7 +280,7 @@ def processes(host: Host, plan: Plan) -> Check:
     found = f"room for {max(0, room):,} more by {by}; the engine starts up to {needed}"
     remedy = "raise it (systemd: TasksMax=; docker run --pids-limit; ulimit -u), or lower max_shards"
     if room < needed:
-        return Check(name, PROBLEM, found, remedy)
+        return Check(name, ERROR, found, remedy)
     if room < needed * (1 + host.cores()):
         return Check(
             name, WARNING, f"{found}, and a library such as BLAS starts a thread for each core in each", remedy
@@ -300,7 +301,7 @@ def container(host: Host) -> Check:
     where = f"this is a container ({', '.join(kinds)})" if kinds else "this is a PID namespace of its own"
     return Check(
         "container",
-        NOTE,
+        INFO,
         f"{where}: producers in other containers reach the engine only if they share its "
         f"{host.shm}, and leases hold across them, but pids in `status` and signals of `stop` "
         f"do not",
@@ -309,7 +310,7 @@ def container(host: Host) -> Check:
     )
 
 
-# ---- the kernel -----------------------------------------------------------------------------------------------------------
+# ---- the kernel ------------------------------------------------------------------------------------------------------
 
 _REMEDIES = {
     "OFD locks": "Linux 3.15 or later; leases need it",
@@ -330,7 +331,7 @@ def kernel(host: Host) -> Iterator[Check]:
         except (OSError, AttributeError, KeyError) as error:
             yield Check(
                 feature,
-                PROBLEM,
+                ERROR,
                 f"does not work in {host.shm}: {getattr(error, 'strerror', None) or error}",
                 _REMEDIES.get(feature, ""),
             )
@@ -341,13 +342,13 @@ def kernel(host: Host) -> Iterator[Check]:
 def clock(host: Host) -> Check:
     source = (host.text("/sys/devices/system/clocksource/clocksource0/current_clocksource") or "").strip()
     if not source:
-        return Check("clock", NOTE, "the clock source cannot be read", "none needed, if latencies look right")
+        return Check("clock", INFO, "the clock source cannot be read", "no action if latencies look right")
     if source in FAST_CLOCKS:
         return Check("clock", OK, f"{source}: read without a system call")
     return Check(
         "clock",
         WARNING,
-        f"{source}: every look at the clock is a system call, and every push looks",
+        f"{source}: each reading of the clock is a system call, and each push reads it",
         "echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource, or boot with tsc=reliable if "
         "it is not offered",
     )
@@ -365,7 +366,7 @@ def remove_ipc(host: Host) -> Check:
         999,
     )
     if host.uid <= most:
-        return Check(name, OK, f"uid {host.uid} is a system user (up to {most}): not concerned")
+        return Check(name, OK, f"uid {host.uid} is a system user (up to {most}): not affected")
     if not host.exists("/run/systemd/seats"):
         return Check(name, OK, "systemd-logind does not run here")
     value, place = True, "the default"
@@ -388,7 +389,7 @@ def remove_ipc(host: Host) -> Check:
     if not value:
         return Check(name, OK, f"no ({place})")
     if _lingers(host):
-        return Check(name, OK, f"yes ({place}), but uid {host.uid} lingers, so its last logout never comes")
+        return Check(name, OK, f"yes ({place}), but uid {host.uid} lingers, so logouts do not count")
     return Check(
         name,
         WARNING,
@@ -407,7 +408,7 @@ def _lingers(host: Host) -> bool:
     return host.uid in users and host.exists(f"/var/lib/systemd/linger/{users[host.uid]}")
 
 
-# ---- directories ----------------------------------------------------------------------------------------------------------
+# ---- directories -----------------------------------------------------------------------------------------------------
 
 
 def sockets(host: Host, plan: Plan) -> Check:
@@ -415,7 +416,7 @@ def sockets(host: Host, plan: Plan) -> Check:
     if (length := len(os.fsencode(path))) > SOCKET_ADDRESS:
         return Check(
             name,
-            PROBLEM,
+            ERROR,
             f"{path} is {length} bytes, the address of a unix socket at most {SOCKET_ADDRESS}",
             "a shorter TMPDIR, or a shorter name of the engine",
         )
@@ -426,21 +427,21 @@ def sockets(host: Host, plan: Plan) -> Check:
         if host.access(parent, os.W_OK | os.X_OK):
             return Check(name, OK, f"{host.sockets} will be made")
         return Check(
-            name, PROBLEM, f"{host.sockets} cannot be made: {parent} is not writable for uid {host.uid}", "set TMPDIR"
+            name, ERROR, f"{host.sockets} cannot be made: {parent} is not writable for uid {host.uid}", "set TMPDIR"
         )
     if not stat.S_ISDIR(found.st_mode):
-        return Check(name, PROBLEM, f"{host.sockets} is no directory", "remove it")
+        return Check(name, ERROR, f"{host.sockets} is not a directory", "remove it")
     if found.st_uid != host.uid or stat.S_IMODE(found.st_mode) & 0o077:
         mode = stat.S_IMODE(found.st_mode)
         return Check(
             name,
-            PROBLEM,
-            f"{host.sockets} belongs to uid {found.st_uid} with mode {mode:o}, it must be private "
+            ERROR,
+            f"{host.sockets} belongs to uid {found.st_uid} with mode {mode:o}, which must be private "
             f"to uid {host.uid} (mode 700)",
             f"rm -r {host.sockets}",
         )
     if not host.access(host.sockets, os.W_OK | os.X_OK):
-        return Check(name, PROBLEM, f"{host.sockets} is not writable", f"chmod 700 {host.sockets}")
+        return Check(name, ERROR, f"{host.sockets} is not writable", f"chmod 700 {host.sockets}")
     return Check(name, OK, f"{host.sockets} is private and writable")
 
 
@@ -452,7 +453,7 @@ def state(host: Host, plan: Plan) -> Iterator[Check]:
     if not os.path.isdir(place) or not host.access(place, os.W_OK | os.X_OK):
         yield Check(
             name,
-            PROBLEM if plan.state_wanted else WARNING,
+            ERROR if plan.state_wanted else WARNING,
             f"{directory} cannot be written to: {place} is not a writable directory for uid {host.uid}; a stateful "
             f"handler needs it",
             "set state_dir",
@@ -461,19 +462,19 @@ def state(host: Host, plan: Plan) -> Iterator[Check]:
     if not host.statvfs(place).f_blocks:
         yield Check(
             name,
-            PROBLEM if plan.state_wanted else WARNING,
+            ERROR if plan.state_wanted else WARNING,
             f"{directory}: files cannot be kept in {place}",
             "set state_dir",
         )
         return
     if place == directory and os.stat(directory).st_mode & 0o002:
         yield Check(
-            name, WARNING, f"{directory} can be written to by everybody, and state is trusted", f"chmod o-w {directory}"
+            name, WARNING, f"{directory} is writable for all users, and state is trusted", f"chmod o-w {directory}"
         )
     if (free := _free(host, place)) < STATE_ROOM:
         yield Check(
             name,
-            PROBLEM if plan.state_wanted else WARNING,
+            ERROR if plan.state_wanted else WARNING,
             f"{directory} has {size(free)} free; a stateful handler's shard stops when its state cannot be written",
             f"make room there, {size(STATE_ROOM)} at least, or set state_dir",
         )
@@ -492,7 +493,7 @@ def _nearest(path: str) -> str:
     return path
 
 
-# ---- the rest -------------------------------------------------------------------------------------------------------------
+# ---- the rest --------------------------------------------------------------------------------------------------------
 
 
 def versions() -> Check:
@@ -511,19 +512,19 @@ def stale(leftovers: Iterable[Leftover]) -> Iterator[Check]:
         if each.stranded:
             yield Check("stranded engine", WARNING, f"engine {each.name} {each.reason}", each.remedy)
         elif each.discardable:
-            yield Check("old engine", NOTE, f"engine {each.name}: {each.reason}", each.remedy)
+            yield Check("old engine", INFO, f"engine {each.name}: {each.reason}", each.remedy)
     going = [each for each in found if each.action == REMOVE]
     if going:
         taken = size(sum(each.bytes for each in going))
         yield Check(
             "leftovers",
-            NOTE,
-            f"{len(going)} things with {taken} are held by nobody",
+            INFO,
+            f"{plural(len(going), 'leftover')} with {taken}, which no process uses",
             "shardmem gc --dry-run, shardmem gc",
         )
     elif not any(each.stranded or each.discardable for each in found):
         in_use = sum(each.kind == "engine" and each.action == KEEP for each in found)
-        yield Check("leftovers", OK, f"none; {in_use} engines are in use")
+        yield Check("leftovers", OK, f"none; {plural(in_use, 'engine')} in use")
 
 
 def _megabytes(number: int) -> str:

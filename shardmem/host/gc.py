@@ -1,4 +1,5 @@
-"""Carries out what the census finds. Every removal happens under the leases that it is about, and is judged again there."""
+"""Carries out what the census finds. Every removal happens under the leases that it is about, and is judged again
+there."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.segment import SHM_DIRECTORY, control_name, path_of
 
-PATIENCE = 10.0  # seconds that a worker may take to finish the batch in hand
+TERM_GRACE_S = 10.0  # that a worker may take to finish the batch in hand
 
 
 def gc(
@@ -25,20 +26,21 @@ def gc(
     dry_run: bool = False,
     end_orphans: bool = False,
     discard: str | None = None,
-    patience: float = PATIENCE,
+    patience: float = TERM_GRACE_S,
 ) -> list[Leftover]:
-    """What was found, and what was done about it. only: engines to look at. discard: the one whose events may be lost, and
-    the only one that is looked at. Raises NotRunning, ShardmemError when that one cannot be discarded."""
+    """What was found, and what was done about it. only: engines to look at. discard: the one whose events may be lost,
+    and the only one that is looked at. Raises NotRunning, ShardmemError when that one cannot be discarded."""
     engines, found = census(places, (discard,) if discard else only)
     if discard and not engines:
-        raise NotRunning(f"nothing of an engine named {discard!r} is here")
+        raise NotRunning(f"there is nothing of an engine named {discard!r} here")
     for facts in engines:
         stuck = ""
         if end_orphans and facts.workers and facts.supervisor is None:
             if dry_run:
                 stuck = (
-                    f"its workers (pids {', '.join(str(pid) for _, pid in facts.workers)}) would get TERM, and end after the "
-                    f"batch in hand; what is then in flight stays, and memory in which nothing is would go"
+                    f"its workers (pids {', '.join(str(pid) for _, pid in facts.workers)}) would get TERM, and end "
+                    "after the "
+                    f"batch in hand; events in flight stay, and memory without events would be removed"
                 )
             else:
                 stuck = _end_workers(facts, patience)
@@ -60,18 +62,18 @@ def gc(
 def _sweep(before: list[Leftover], name: str, places: Places, discard: bool) -> list[Leftover]:
     everything = any(each.kind == "engine" and each.action == REMOVE for each in before)
     try:
-        claim, hindrance = Claim.take(name, everything), "somebody took a lease on it just now"
+        claim, blocker = Claim.take(name, everything), "another process has just taken a lease on it"
     except OSError as error:
-        claim, hindrance = None, f"it cannot be locked: {error.strerror}"
+        claim, blocker = None, f"it cannot be locked: {error.strerror}"
     if claim is None:
-        return [replace(each, action=KEEP, reason=hindrance) if each.action == REMOVE else each for each in before]
+        return [replace(each, action=KEEP, reason=blocker) if each.action == REMOVE else each for each in before]
     done = []
     with claim:
         facts = observe(name, places, claim.descriptor, claim.placeholder)
         # Inboxes and socket first: when the control segment is gone, a new engine of this name may be making its own.
         for each in sorted(judge(facts, places.uid, discard), key=lambda each: each.kind == "engine"):
             if each.action == REMOVE and each.kind == "engine" and not everything:
-                each = replace(each, action=KEEP, reason="was let go of just now; run gc again")
+                each = replace(each, action=KEEP, reason="its last user has just ended; run gc again")
             elif each.action == REMOVE:
                 if each.kind == "engine" and facts.condition == "ready":
                     _refuse(name)
@@ -86,8 +88,8 @@ def _sweep(before: list[Leftover], name: str, places: Places, discard: bool) -> 
 
 
 def _refuse(name: str) -> None:
-    """A producer that has mapped the segment and is about to take a seat shall find a stopped engine, not inboxes that are
-    gone, or those of the next engine of that name. This word is the supervisor's, whose lease the claim holds."""
+    """A producer that has mapped the segment and is about to take a seat must find a stopped engine, not inboxes that
+    are gone, or those of the next engine of that name. This word is the supervisor's, whose lease the claim holds."""
     control = ControlSegment.attach(name)
     control.set_state("stopped")
     control.close()
@@ -105,8 +107,9 @@ def _unlink(file: File) -> None:
 class Claim:
     """Holds the supervisor's lease of a name, or every lease of it: no supervisor of that name can start in between.
 
-    Where there is no control segment, an empty file stands for it, locked before it gets the name. A supervisor that comes
-    takes it for one that is being created, and waits; if this process is killed, for one whose creator was killed.
+    Where there is no control segment, an empty file stands for it, locked before it gets the name. A supervisor that
+    comes takes it for one that is being created, and waits; if this process is killed, for one whose creator was
+    killed.
     """
 
     def __init__(self, descriptor: int, path: str, placeholder: bool) -> None:
@@ -114,7 +117,7 @@ class Claim:
 
     @classmethod
     def take(cls, name: str, everything: bool) -> Claim | None:
-        """None: somebody holds a lease."""
+        """None: another process holds a lease."""
         path = path_of(control_name(name))
         while True:
             placeholder = False
@@ -127,7 +130,8 @@ class Claim:
                     os.close(descriptor)
                     return None
                 if placeholder:
-                    # With a directory given, or os.link calls link(2), which does not follow the link in /proc to the file.
+                    # With a directory given, or os.link calls link(2), which does not follow the link in /proc to the
+                    # file.
                     os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)
                 if _is(path, descriptor):
                     return cls(descriptor, path, placeholder)
@@ -156,7 +160,7 @@ def _is(path: str, descriptor: int) -> bool:
 
 
 def _end_workers(facts: EngineFacts, patience: float) -> str:
-    """TERM: after the batch in hand; no new supervisor meanwhile. What is left to do by hand, in words."""
+    """TERM: after the batch in hand; no new supervisor meanwhile. Returns what is left to do by hand, in words."""
     claim = Claim.take(facts.name, everything=False)
     if claim is None:
         return "its supervisor is back"
@@ -171,7 +175,7 @@ def _end_workers(facts: EngineFacts, patience: float) -> str:
                 unknown.append(pid)
                 continue
             # The number is that of the worker if it has the segment mapped, and the lease is still held: in another PID
-            # namespace it would be anybody's.
+            # namespace it would be that of any process.
             held = lease.is_locked(claim.descriptor, lease.shard_byte(shard))
             if facts.control.inode[1] in mapped_by(pid) and held:
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
@@ -187,7 +191,7 @@ def _end_workers(facts: EngineFacts, patience: float) -> str:
         for pidfd in waiting:
             os.close(pidfd)
     said = [
-        f"pid {pid} got TERM and did not end within {patience:g} s: its handler is busy; kill it, no event is lost"
+        f"pid {pid} did not end within {patience:g} s of TERM: its handler is busy; kill it, no event is lost"
         for pid in waiting.values()
     ]
-    return "; ".join(said + [f"pid {pid} cannot be seen from here: end it where it runs" for pid in unknown])
+    return "; ".join(said + [f"pid {pid} cannot be seen from here: end it in its own PID namespace" for pid in unknown])

@@ -1,4 +1,5 @@
-"""The machine as `shardmem doctor` sees it: files below a root and calls of the kernel, each of which a test may replace."""
+"""The machine as `shardmem doctor` sees it: files below a root and calls of the kernel, each of which a test may
+replace."""
 
 from __future__ import annotations
 
@@ -103,7 +104,8 @@ class Host:
             return ""
 
     def cgroup(self, controller: str, *files: str) -> Iterator[list[str]]:
-        """What the files say in this process's group and in each group around it; those of either version of cgroups."""
+        """What the files say in this process's group and in each group around it; those of either version of
+        cgroups."""
         for line in (self.text("/proc/self/cgroup") or "").splitlines():
             number, controllers, path = line.split(":", 2)
             if controllers and controller not in controllers.split(","):

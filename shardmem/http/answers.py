@@ -10,8 +10,8 @@ from typing import Any
 
 from shardmem.memory.native import MOVE_PHASES, PHASES
 from shardmem.policy import DecisionKind
+from shardmem.status.document import LEVELS
 from shardmem.status.figures import COUNTER, FIGURES, GAUGE, STATE, Figure
-from shardmem.status.findings import LEVELS
 
 Schema = dict[str, Any]
 
@@ -55,7 +55,7 @@ TEXTS: dict[str, Schema] = {  # what is no figure
     "decisions[].cause": TEXT,
     "decisions[].reason": TEXT,
     "decisions[].advice": or_null(one_of(*map(str, DecisionKind))),
-    "events[].text": TEXT,
+    "history[].text": TEXT,
     "findings[].level": one_of(*LEVELS),
     "findings[].kind": TEXT,
     "findings[].text": TEXT,
@@ -76,7 +76,10 @@ def _leaf(figure: Figure) -> Schema:
 
 def status_schema() -> Schema:
     leaves = {figure.path: {**_leaf(figure), "description": figure.help} for figure in FIGURES if figure.path} | TEXTS
-    return _joined({tuple(path.split(".")): schema for path, schema in leaves.items()})
+    schema = _joined({tuple(path.split(".")): schema for path, schema in leaves.items()})
+    members = schema["properties"]
+    members["events"] = {**members["history"], "deprecated": True, "description": "the name that history had in 0.1"}
+    return {**schema, "required": list(members)}
 
 
 def _joined(leaves: dict[tuple[str, ...], Schema]) -> Schema:

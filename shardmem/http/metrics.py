@@ -12,7 +12,7 @@ from prometheus_client.exposition import choose_encoder
 
 from shardmem.memory.words import FLOORS_NS
 from shardmem.status.figures import COUNTER, FIGURES, HISTOGRAM, STATE, Figure
-from shardmem.status.observer import Histograms
+from shardmem.status.reading import Histograms
 
 # Powers of two from 1 us to 17 s: every fourth bucket of ours begins at one, so none has to be divided.
 BOUNDS = list(range(36, 136, 4))

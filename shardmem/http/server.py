@@ -36,6 +36,7 @@ from shardmem.http.openapi import openapi
 from shardmem.http.operations import COMMANDS, PAGE_FILES, READS
 from shardmem.http.operations import Command as Declared
 from shardmem.runtime.quarantine import NoSuchEvent
+from shardmem.status.document import Status
 from shardmem.status.health import against_life, against_readiness
 from shardmem.status.observer import Observer
 
@@ -258,7 +259,7 @@ class Api:
         body, content_type = exposition(self._observer.status(), self._observer.histograms(), accept)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
-    def _health(self, word: str, against: Callable[[dict[str, Any]], list[str]]) -> Handler:
+    def _health(self, word: str, against: Callable[[Status], list[str]]) -> Handler:
         async def answer(request: web.Request) -> web.Response:
             reasons = against(self._observer.status())
             return web.json_response({word: not reasons, "reasons": reasons}, status=503 if reasons else 200)

@@ -128,8 +128,8 @@ class Batch:
         if self._schema.is_records:
             return iter(self.records)
         self._check(records=False)
-        self._iterator = iter(decode(self._address, DECODE_PAIRS))
-        return self._iterator
+        iterator = self._iterator = iter(decode(self._address, DECODE_PAIRS))
+        return iterator
 
     @property
     def payloads(self) -> list[bytes]:

@@ -68,7 +68,7 @@ class Handler:
 
 class _Function(Handler):
     def __init__(self, function: Callable[[Batch], Any]) -> None:
-        self.handle = function  # type: ignore[method-assign]
+        self.handle = function  # type: ignore[assignment, method-assign]
 
 
 @dataclass(frozen=True)
@@ -91,28 +91,28 @@ class HandlerRef:
                 raise ConfigError(f"handler={handler!r} is not of the form 'module:name'")
             return cls(handler, main={"sys_path": [entry or os.getcwd() for entry in sys.path]})
         shape = handler if inspect.isclass(handler) else type(handler)
-        name = getattr(handler, "__qualname__", None) or shape.__qualname__
+        called = str(getattr(handler, "__qualname__", None) or shape.__qualname__)
         if not callable(handler) and not hasattr(handler, "handle"):
             raise ConfigError(f"handler={handler!r} is neither a function nor a Handler nor 'module:name'")
-        module = getattr(handler, "__module__", None)
+        home = getattr(handler, "__module__", None)
         main = sys.modules["__main__"]
         file = getattr(main, "__file__", None)
-        if module == "__main__" and getattr(main, "__spec__", None) is None and not (file and os.path.exists(file)):
+        if home == "__main__" and getattr(main, "__spec__", None) is None and not (file and os.path.exists(file)):
             raise ConfigError(
-                f"handler {name} is defined in an interactive session, which worker processes cannot "
-                f"import; put it into a file and pass 'module:{name}', or run that file"
+                f"handler {called} is defined in an interactive session, which worker processes cannot "
+                f"import; put it into a file and pass 'module:{called}', or run that file"
             )
         try:
             pickled = pickle.dumps(handler)
         except Exception as error:
             raise ConfigError(
-                f"handler {name} cannot be found by worker processes ({error}); use a function or class at "
+                f"handler {called} cannot be found by worker processes ({error}); use a function or class at "
                 f"the top level of a module, or 'module:name'"
             ) from None
         # The main module is imported in workers only if something of it is needed: a script that takes its handler from
         # elsewhere needs no __main__ guard then.
         return cls(
-            f"{module}:{name}", base64.b64encode(pickled).decode(), _main_of_this_process(b"__main__" in pickled)
+            f"{home}:{called}", base64.b64encode(pickled).decode(), _main_of_this_process(b"__main__" in pickled)
         )
 
     def load(self) -> Handler:
@@ -135,7 +135,8 @@ class HandlerRef:
                 raise HandlerError(f"handler {self.name!r} has no handle(batch): write it in {type(found).__name__}")
             _check_call(found.handle, self.name)
             _check_state(found, self.name, shared)
-            return found
+            handler: Handler = found
+            return handler
         if not callable(found):
             raise HandlerError(f"handler {self.name!r} is a {type(found).__name__}: neither a function nor a Handler")
         _check_call(found, self.name)

@@ -8,7 +8,12 @@ import sys
 import threading
 import time
 from datetime import datetime, timezone
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    _TextHandler = logging.StreamHandler[TextIO]  # generic for checkers only
+else:
+    _TextHandler = logging.StreamHandler
 
 PAUSE = 10.0  # seconds in which the same event is let through once
 TEXT = 500  # characters of a text that is kept
@@ -22,7 +27,8 @@ class Who:
     """Whose records these are. shard None: the supervisor's. incarnation None: it has none yet."""
 
     def __init__(self, engine: str, shard: int | None = None) -> None:
-        self.engine, self.shard, self.incarnation = engine, shard, None
+        self.engine, self.shard = engine, shard
+        self.incarnation: int | None = None
 
     def __str__(self) -> str:
         life = "" if self.incarnation is None else f"/{self.incarnation}"
@@ -109,7 +115,7 @@ class Repeats(logging.Filter):
         return found
 
 
-class _Stream(logging.StreamHandler):
+class _Stream(_TextHandler):
     def __init__(self, stream: TextIO, repeats: Repeats) -> None:
         super().__init__(stream)
         self._repeats = repeats

@@ -113,7 +113,7 @@ class Quarantine:
 
     def count(self) -> int:
         """Those that count for the limit: they were not replayed."""
-        return self._database.rows("select count(*) from events where replayed_at is null")[0][0]
+        return int(self._database.rows("select count(*) from events where replayed_at is null")[0][0])
 
     def numbers(self, ids: Iterable[int] | None = None, *, replayed: bool = False) -> list[int]:
         """These ids, or of all events, oldest first; without those that were replayed, unless asked for. Raises ShardmemError for
@@ -166,13 +166,17 @@ def _key_text(key: Any) -> str:
     return json.dumps({"int": None if key is None else int(key)})
 
 
-def _read(row: tuple) -> Quarantined:
-    ((kind, value),) = json.loads(row[10]).items()
+def _read(row: tuple[Any, ...]) -> Quarantined:
+    ((form, value),) = json.loads(row[10]).items()
     key = (
         value
-        if kind == "int"
+        if form == "int"
         else bytes.fromhex(value)
-        if kind == "bytes"
+        if form == "bytes"
         else bytes.fromhex(value).decode("utf-8", "surrogateescape")
     )
-    return Quarantined(*row[:10], key, bytes(row[11] or b""), json.loads(row[12]), row[13], row[14])
+    id, at, shard, slot, seat, sequence, kind, reason, traceback, attempts, _, payload, schema, replayed_at, size = row
+    payload, schema = bytes(payload or b""), json.loads(schema)
+    return Quarantined(
+        id, at, shard, slot, seat, sequence, kind, reason, traceback, attempts, key, payload, schema, replayed_at, size
+    )

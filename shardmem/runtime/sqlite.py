@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
+from typing import Any
 
 from shardmem.errors import ShardmemError
 
@@ -51,7 +52,7 @@ class Database:
                 if self.connection.in_transaction:
                     self.connection.execute("rollback")
 
-    def rows(self, query: str, *values: object) -> list[tuple]:
+    def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._explained():
             return self.connection.execute(query, values).fetchall()
 

@@ -2,9 +2,10 @@
 
     Figure("shards[].fill_ratio", "share", GAUGE, "worker", "...", metric="shardmem_shard_fill_ratio")
 
-A path is walked from the top of the document. `name[]`: each entry of a list, labelled as LABELS says. `name{reason}`: each
-member of an object, labelled by its key. With a fold, one value stands for a whole list. Texts and what `schema` and `order` hold
-are no figures, except that a STATE may be a text: the metric of the value in force is 1, those of the others are 0.
+A path is walked from the top of the document. `name[]`: each entry of a list, labelled as LABELS says. `name{reason}`:
+each member of an object, labelled by its key. With a fold, one value stands for a whole list. Texts and what `schema`
+and `order` hold are no figures, except that a STATE may be a text: the metric of the value in force is 1, those of the
+others are 0.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ FOLDS: dict[str, Callable[[list[Any]], float]] = {
     "max": lambda values: max(values, default=0),
 }
 PREFIX = "shardmem_"
-# What can happen to an engine, and how bad that is: kind and level of an entry of `events`. docs/operations.md has a line on each.
+# What can happen to an engine, and how bad that is: kind and level of an entry of `history`. docs/operations.md has a
+# line on each.
 HISTORY_KINDS = {
     "started": "info",
     "took_over": "warning",
@@ -55,9 +57,9 @@ LEVELS = ("info", "warning", "error")
 @dataclass(frozen=True)
 class Figure:
     """path: where in the document; None: beside it, because it is too long for it. writer: whose words it is read from;
-    several, if it is worked out from words of several. metric: its name for Prometheus; None: it identifies something, or is
-    worked out from another that has one. values: what a STATE, or a label that is the key of an object, can be. null: whether it
-    may be that. truth: it is true or false.
+    several, if it is worked out from words of several. metric: its name for Prometheus; None: it identifies something,
+    or is worked out from another that has one. values: what a STATE, or a label that is the key of an object, can be.
+    null: whether it may be that. truth: it is true or false.
     """
 
     path: str | None
@@ -192,7 +194,7 @@ FIGURES = (
         "seconds",
         GAUGE,
         "supervisor",
-        "since its control loop last went round",
+        "since its loop last ran",
         "shardmem_supervisor_heartbeat_age_seconds",
         null=True,
     ),
@@ -259,7 +261,7 @@ FIGURES = (
         "events",
         COUNTER,
         "worker",
-        "events set aside by this shard",
+        "events quarantined by this shard",
         "shardmem_shard_quarantined_total",
     ),
     Figure(
@@ -493,10 +495,10 @@ FIGURES = (
     Figure("decisions[].age_s", "seconds", GAUGE, "supervisor", "since it was last taken"),
     Figure("decisions[].since_s", "seconds", GAUGE, "supervisor", "since it was first taken"),
     Figure("decisions[].times", "decisions", GAUGE, "supervisor", "how often in a row"),
-    Figure("events[].at", "seconds", GAUGE, "supervisor", "when it happened, since 1970; oldest first, at most 64"),
-    Figure("events[].kind", "", STATE, "supervisor", "what happened", values=tuple(HISTORY_KINDS)),
-    Figure("events[].shard", "", STATE, "supervisor", "shard that it happened to; null: to the engine", null=True),
-    Figure("events[].level", "", STATE, "supervisor", "how bad that is", values=LEVELS),
+    Figure("history[].at", "seconds", GAUGE, "supervisor", "when it happened, since 1970; oldest first, at most 64"),
+    Figure("history[].kind", "", STATE, "supervisor", "what happened", values=tuple(HISTORY_KINDS)),
+    Figure("history[].shard", "", STATE, "supervisor", "shard that it happened to; null: to the engine", null=True),
+    Figure("history[].level", "", STATE, "supervisor", "how bad that is", values=LEVELS),
     Figure(
         "hot_slots[].slot",
         "slots",
@@ -551,12 +553,7 @@ FIGURES = (
         "shardmem_handled_total",
     ),
     Figure(
-        "accounting.quarantined",
-        "events",
-        COUNTER,
-        "worker",
-        "events set aside in the quarantine",
-        "shardmem_quarantined_total",
+        "accounting.quarantined", "events", COUNTER, "worker", "events in the quarantine", "shardmem_quarantined_total"
     ),
     Figure(
         "accounting.shed{reason}",
@@ -608,18 +605,24 @@ def page() -> str:
             place = f"`{each.path}`" + (f" ({each.fold})" if each.fold else "") if each.path else "beside it"
             labels = ", ".join(("engine", *each.labels))
             cells = [f"`{each.metric}`", each.kind, labels, each.unit, place, each.writer, about]
-            yield f"| {' | '.join(cells if metrics else [f'`{each.path}`', each.kind, each.unit, each.writer, about])} |"
+            if not metrics:
+                cells = [f"`{each.path}`", each.kind, each.unit, each.writer, about]
+            yield f"| {' | '.join(cells)} |"
 
     return "\n".join(
         [
             "# Metrics",
             "",
-            "Written by `python -m shardmem.status.figures` from the declarations in `shardmem/status/figures.py`; a test",
+            "Written by `python -m shardmem.status.figures` from the declarations in `shardmem/status/figures.py`; a "
+            "test",
             "compares the two, and another compares the declarations with a document of `shardmem status --json`.",
             "",
-            "`GET /metrics` on the control API gives the first table, as Prometheus text or, if asked for, as OpenMetrics.",
-            "Rates and shares of time in the document are taken over at least a fifth of a second, if it was read before; for",
-            "Prometheus, take `rate()` of the counters. A figure that is null is no sample. Counters of a shard begin again",
+            "`GET /metrics` on the control API gives the first table, as Prometheus text or, if asked for, as "
+            "OpenMetrics.",
+            "Rates and shares of time in the document are taken over at least a fifth of a second, if it was read "
+            "before; for",
+            "Prometheus, take `rate()` of the counters. A figure that is null has no sample. Counters of a shard begin "
+            "again",
             "when it is removed and its number is used again; those of the engine do not.",
             "",
             *table([each for each in FIGURES if each.metric], metrics=True),

@@ -1,19 +1,19 @@
-"""Whether an engine lives and whether it is ready, from its status document. No reason against it: it is."""
+"""Whether an engine lives and whether it is ready, from its status document: the reasons against, or none."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.words import now_ns
-from shardmem.status.findings import STALE
+from shardmem.status.document import Status
+from shardmem.status.findings import STALE_S
 from shardmem.status.observer import Observer
 
 
 def hangs(control: ControlSegment) -> str | None:
-    """That the supervisor lives and its loop stands still, and what helps, as the findings say it: it would not answer."""
+    """That the supervisor lives and its loop stands still, and what helps, as the findings say it: it would not
+    answer."""
     beat = control.view_engine().heartbeat_ns
-    if not beat or now_ns() - beat <= STALE * 1e9:
+    if not beat or now_ns() - beat <= STALE_S * 1e9:
         return None
     observer = Observer(control)
     try:
@@ -26,14 +26,16 @@ def hangs(control: ControlSegment) -> str | None:
     return next(texts, None)
 
 
-def against_life(document: dict[str, Any]) -> list[str]:
-    """Why a new supervisor would do better. What workers do is no reason: a supervisor that is killed cannot help them."""
+def against_life(document: Status) -> list[str]:
+    """Why a new supervisor would do better. What workers do is no reason: a supervisor that is killed cannot help
+    them."""
     age = document["supervisor"]["heartbeat_age_s"]
-    return [f"the supervisor's loop has not gone round for {age:.3g} s"] if age is not None and age > STALE else []
+    return [f"the supervisor has not responded for {age:.3g} s"] if age is not None and age > STALE_S else []
 
 
-def against_readiness(document: dict[str, Any]) -> list[str]:
-    """Why not every event that is sent now would be handled soon. A shard that drains still serves the slots it has left."""
+def against_readiness(document: Status) -> list[str]:
+    """Why not every event that is sent now would be handled soon. A shard that drains still serves the slots it has
+    left."""
     engine, found = document["engine"], []
     if engine["state"] != "running":
         found.append(f"the engine is {engine['state']}")

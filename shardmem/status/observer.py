@@ -1,4 +1,4 @@
-"""One document about an engine, read from shared memory. Reading it changes nothing and needs nobody alive."""
+"""One document about an engine, read from shared memory. Reading changes nothing, and needs no process alive."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import sqlite3
 import time
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -21,54 +20,23 @@ from shardmem.memory.inbox_segment import InboxSegment, LaneView
 from shardmem.memory.native import PHASES, SHARD_STATES
 from shardmem.memory.words import FLOORS_NS, batch_sizes_of, latency_of, name_of, now_ns, refused_by_reason
 from shardmem.policy import Facts, Limits, condition_of
+from shardmem.status.document import (
+    Accounting,
+    EngineStatus,
+    HandoffStatus,
+    HistoryEntry,
+    Lane,
+    ProducerStatus,
+    ShardStatus,
+    Status,
+    SupervisorStatus,
+)
 from shardmem.status.findings import Lately, findings
+from shardmem.status.reading import Counts, Histograms, Reading, ShardReading, fullest, quantile_rows, quantile_us
 
-RATES_OVER = 0.2  # seconds at least, if a reading is that old: whoever reads at short intervals would see noise
+RATES_OVER = 0.2  # seconds at least, if a reading is that old: shorter intervals would show noise
 LATELY = 10.0  # seconds over which refusals are news
 COUNTED = 1.0  # seconds for which a count of the quarantine file stands
-
-
-def quantile_us(counts: np.ndarray, share: float) -> float | None:
-    """A quantile of a latency histogram in microseconds, at most a quarter too low; None when nothing was counted."""
-    total = int(counts.sum())
-    return floor_ns(counts, max(1, share * total)) / 1000 if total else None
-
-
-def quantile_rows(sizes: np.ndarray, share: float) -> int | None:
-    """A quantile of a histogram of batch sizes, at most twice too high; None when nothing was counted."""
-    sums = np.cumsum(sizes)
-    return 1 << min(int(np.searchsorted(sums, max(1, share * int(sums[-1])))), len(sums) - 1) if sums[-1] else None
-
-
-@dataclass(frozen=True)
-class Histograms:
-    """Of one shard, what is too long for the document. latency: events from push to handled, in the buckets whose floors are
-    FLOORS_NS; they waited so many seconds together. batches: of at most 1, 2, 4, 8, ... events, which are so many together."""
-
-    latency: np.ndarray
-    waited_s: float
-    batches: np.ndarray
-    events: int
-
-
-def floor_ns(counts: np.ndarray, rank: float) -> int:
-    """Where the bucket begins that holds the event of this rank. The last one, if damaged counts have no such event."""
-    return FLOORS_NS[min(int(np.searchsorted(np.cumsum(counts), rank)), len(FLOORS_NS) - 1)]
-
-
-def fullest(lanes: list[LaneView], lane_bytes: int) -> float:
-    """How full the fullest lane is, 0 to 1; lanes that are read no more stay as full as they are, and need no more workers."""
-    return min(1.0, max((max(0, lane.tail - lane.head) for lane in lanes if not lane.broken), default=0) / lane_bytes)
-
-
-@dataclass
-class Reading:
-    """What rates are differences of."""
-
-    at: float
-    shards: dict[int, dict[str, Any]] = field(default_factory=dict)
-    sequences: dict[int, int] = field(default_factory=dict)
-    blocked_ns: dict[int, int] = field(default_factory=dict)
 
 
 class Observer:
@@ -110,106 +78,116 @@ class Observer:
             found[shard] = sum(lane.waiting for lane in inbox.lanes()) if inbox else 0
         return found
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """The document that `status()`, `shardmem status --json` and everything else shows."""
-        control, view = self.control, self.control.view_engine()
+        control = self.control
         reading, last = self._next_reading()
-        slot_owner, _ = control.slot_table()
-        owned = np.bincount(slot_owner[slot_owner < control.room], minlength=control.room)
-        shards, by_seat, recent = [], {}, np.zeros(len(FLOORS_NS), "u8")
         board, alive = self.board(), control.supervisor_alive()
-        http = board.pop("http")
-        lives, limits = board.pop("lives"), board.pop("limits")
         looks = [self._look(shard) for shard in range(control.room)]
-        for shard, (shard_view, inbox) in enumerate(looks):
-            if not shard_view.state:
-                continue
-            entry, lanes, latency = self._shard(
-                shard, shard_view, inbox, int(owned[shard]), reading, last, lives.get(str(shard), {}), limits
-            )
-            shards.append(entry)
-            recent += latency
-            for lane in lanes:
-                by_seat[lane.seat] = by_seat.get(lane.seat, 0) + lane.accepted
-        producers, refused = [], {}
-        for seat, seat_view in control.known_seats():
-            reasons = refused_by_reason(seat_view)
-            for reason, count in reasons.items():
-                refused[reason] = refused.get(reason, 0) + count
-            reading.sequences[seat] = seat_view.sequence
-            reading.blocked_ns[seat] = seat_view.blocked_ns
-            elapsed = max(reading.at - last.at, 1e-9)
-            pushed = max(0, seat_view.sequence - last.sequences.get(seat, seat_view.sequence))
-            blocked = max(0, seat_view.blocked_ns - last.blocked_ns.get(seat, seat_view.blocked_ns))
-            producers.append(
-                {
-                    "seat": seat,
-                    "pid": seat_view.pid,
-                    "alive": control.seat_alive(seat),
-                    "incarnation": seat_view.incarnation,
-                    "accepted": by_seat.get(seat, 0),
-                    "sequence": seat_view.sequence,
-                    "rate": pushed / elapsed,
-                    "blocked": min(1.0, blocked / 1e9 / elapsed),
-                    "refused": reasons,
-                    "blocked_s": seat_view.blocked_ns / 1e9,
-                    "blocked_count": seat_view.blocked_count,
-                }
-            )
+        shards, accepted_by_seat, latency = self._shards(looks, reading, last, board)
+        producers = self._producers(accepted_by_seat, reading, last)
+        accounting = accounting_of(shards, producers, [view for view, _ in looks])
+        history = self.history()[0]
+        document: Status = {
+            "engine": self._engine(shards, reading.at, board["http"] if alive else None),
+            "supervisor": self._supervisor(alive),
+            "shards": shards,
+            "producers": producers,
+            "handoffs": self.handoffs(),
+            "auto_scale": board["auto_scale"],
+            "elastic": board["elastic"],
+            "decisions": board["decisions"],
+            "hot_slots": board["hot_slots"],
+            "history": history,
+            "events": history,
+            "accounting": accounting,
+            "latency": {"p50_us": quantile_us(latency, 0.50), "p99_us": quantile_us(latency, 0.99)},
+            "findings": [],
+        }
+        lately = self._lately(reading.at, accounting["refused"], sum(accounting["shed"].values()))
+        document["findings"] = findings(document, lately)
+        return document
+
+    def _engine(self, shards: list[ShardStatus], now: float, http: str | None) -> EngineStatus:
+        control = self.control
         serving = sum(
             shard["slots"]
             for shard in shards
             if shard["state"] in ("active", "draining") and shard["alive"] and shard["phase"] == "ready"
         )
-        now = now_ns()
-        accepted = sum(shard["accepted"] for shard in shards)
-        shed = sum(shard["shed"] for shard in shards)
-        accepted += sum(gone.retired_accepted for gone, _ in looks)
-        shed += sum(gone.retired_shed for gone, _ in looks)
-        document = {
-            "engine": {
-                "name": control.engine,
-                "state": control.state,
-                "slots": control.slots,
-                "slots_unowned": control.slots - serving,
-                "schema": control.schema.describe(),
-                "lane_bytes": control.lane_bytes,
-                "max_shards": control.max_shards,
-                "max_producers": control.max_producers,
-                "quarantine_file": quarantine_file(control.state_dir, control.engine) if control.state_dir else None,
-                "quarantine_held": self._quarantine_held(reading.at),
-                "http": http if alive else None,
-            },
-            "supervisor": {
-                "pid": view.pid,
-                "incarnation": view.incarnation,
-                "alive": alive,
-                "uptime_s": max(0.0, (now - view.started_ns) / 1e9) if view.started_ns else 0.0,
-                "heartbeat_age_s": max(0, now - view.heartbeat_ns) / 1e9 if view.heartbeat_ns else None,
-            },
-            "shards": shards,
-            "producers": producers,
-            "handoffs": self.handoffs(),
-            **board,
-            "events": self.history()[0],
-            "accounting": {
-                "offered": accepted + sum(refused.values()),
-                "accepted": accepted,
-                "refused": refused,
-                "handled": sum(shard["handled"] for shard in shards) + sum(gone.retired_handled for gone, _ in looks),
-                "quarantined": (
-                    sum(shard["quarantined"] for shard in shards) + sum(gone.retired_quarantined for gone, _ in looks)
-                ),
-                "shed": {"oldest": shed} if shed else {},
-                "in_flight": sum(shard["in_flight"] for shard in shards),
-            },
-            "latency": {"p50_us": quantile_us(recent, 0.50), "p99_us": quantile_us(recent, 0.99)},
+        return {
+            "name": control.engine,
+            "state": control.state,
+            "slots": control.slots,
+            "slots_unowned": control.slots - serving,
+            "schema": control.schema.describe(),
+            "lane_bytes": control.lane_bytes,
+            "max_shards": control.max_shards,
+            "max_producers": control.max_producers,
+            "quarantine_file": quarantine_file(control.state_dir, control.engine) if control.state_dir else None,
+            "quarantine_held": self._quarantine_held(now),
+            "http": http,
         }
-        document["findings"] = findings(document, self._lately(reading.at, refused, shed))
-        return document
+
+    def _supervisor(self, alive: bool) -> SupervisorStatus:
+        view, now = self.control.view_engine(), now_ns()
+        return {
+            "pid": view.pid,
+            "incarnation": view.incarnation,
+            "alive": alive,
+            "uptime_s": max(0.0, (now - view.started_ns) / 1e9) if view.started_ns else 0.0,
+            "heartbeat_age_s": max(0, now - view.heartbeat_ns) / 1e9 if view.heartbeat_ns else None,
+        }
+
+    def _shards(
+        self, looks: list[tuple[Any, InboxSegment | None]], reading: Reading, last: Reading, board: dict[str, Any]
+    ) -> tuple[list[ShardStatus], dict[int, int], Counts]:
+        """Every shard; accepted events by seat; the latency of what all shards handled since the last reading."""
+        control = self.control
+        slot_owner, _ = control.slot_table()
+        owned = np.bincount(slot_owner[slot_owner < control.room], minlength=control.room)
+        shards: list[ShardStatus] = []
+        by_seat: dict[int, int] = {}
+        latency: Counts = np.zeros(len(FLOORS_NS), "u8")
+        for shard, (view, inbox) in enumerate(looks):
+            if not view.state:
+                continue
+            lanes = inbox.lanes() if inbox else []
+            life = board["lives"].get(str(shard), {})
+            entry, recent = self._shard(shard, view, lanes, int(owned[shard]), reading, last, life, board["limits"])
+            shards.append(entry)
+            latency += recent
+            for lane in lanes:
+                by_seat[lane.seat] = by_seat.get(lane.seat, 0) + lane.accepted
+        return shards, by_seat, latency
+
+    def _producers(self, accepted: dict[int, int], reading: Reading, last: Reading) -> list[ProducerStatus]:
+        control, found = self.control, list[ProducerStatus]()
+        elapsed = max(reading.at - last.at, 1e-9)
+        for seat, view in control.known_seats():
+            reading.sequences[seat] = view.sequence
+            reading.blocked_ns[seat] = view.blocked_ns
+            pushed = max(0, view.sequence - last.sequences.get(seat, view.sequence))
+            blocked = max(0, view.blocked_ns - last.blocked_ns.get(seat, view.blocked_ns))
+            found.append(
+                {
+                    "seat": seat,
+                    "pid": view.pid,
+                    "alive": control.seat_alive(seat),
+                    "incarnation": view.incarnation,
+                    "accepted": accepted.get(seat, 0),
+                    "sequence": view.sequence,
+                    "rate": pushed / elapsed,
+                    "blocked": min(1.0, blocked / 1e9 / elapsed),
+                    "refused": refused_by_reason(view),
+                    "blocked_s": view.blocked_ns / 1e9,
+                    "blocked_count": view.blocked_count,
+                }
+            )
+        return found
 
     def _lately(self, now: float, refused: dict[str, int], shed: int) -> Lately:
-        """What was lost within the last seconds. Looks are kept half a second apart: somebody may read very often."""
+        """What was lost within the last seconds. Looks are kept half a second apart: a reader may come very often."""
         if not self._losses or now - self._losses[-1][0] >= 0.5:
             self._losses.append((now, dict(refused), shed))
         while len(self._losses) > 1 and now - self._losses[1][0] >= LATELY:
@@ -220,12 +198,13 @@ class Observer:
         )
 
     def _quarantine_held(self, now: float) -> int | None:
-        """Events in the quarantine file that were not replayed; None when it cannot be read. Counted when the file changes."""
+        """Events in the quarantine file that were not replayed; None when it cannot be read. Counted when the file
+        changes."""
         at, seen, count = self._held
         if not self.control.state_dir or now - at < COUNTED:
             return count
         path = quarantine_file(self.control.state_dir, self.control.engine)
-        marks = []
+        marks: list[tuple[int, int] | None] = []
         for suffix in ("", "-wal"):
             try:
                 marks.append((os.stat(path + suffix).st_mtime_ns, os.stat(path + suffix).st_size))
@@ -240,12 +219,12 @@ class Observer:
                 ) as connection:
                     count = connection.execute("select count(*) from events where replayed_at is null").fetchone()[0]
             except sqlite3.Error:
-                count, marks = None, None  # of somebody else, damaged, or just being made: the next look may see more
+                count, marks = None, []  # of another user, damaged, or just being made: the next look may see more
         self._held = now, marks, count
         return count
 
-    def lanes(self, shard: int) -> list[dict[str, Any]] | None:
-        """Each open lane of a shard, and whose it is; None: there is no such shard."""
+    def lanes(self, shard: int) -> list[Lane] | None:
+        """Each open lane of a shard, and whose it is; None: the shard does not exist."""
         control = self.control
         if not 0 <= shard < control.room or not control.view_shard(shard).state:
             return None
@@ -284,8 +263,9 @@ class Observer:
         return reading, self._readings[0]
 
     def _look(self, shard: int) -> tuple[Any, InboxSegment | None]:
-        """Its words, and its inbox unless they say that it is retired: an inbox is counted by its lanes or by its retired
-        counts, and both come from this one look, or a shard that goes away meanwhile is counted twice or not at all."""
+        """Its words, and its inbox unless they say that it is retired: an inbox is counted by its lanes or by its
+        retired counts, and both come from this one look, or a shard that goes away meanwhile is counted twice or not at
+        all."""
         last = None
         while True:
             view = self.control.view_shard(shard)
@@ -317,15 +297,18 @@ class Observer:
             board |= {**said, "limits": Limits(**said.get("limits", {}))}
         return board
 
-    def history(self) -> tuple[list[dict[str, Any]], int]:
-        """What happened, oldest first, and how many events had been set aside when it was written."""
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # damaged: it begins anew with what happens next
+    def history(self) -> tuple[list[HistoryEntry], int]:
+        """What happened, oldest first, and how many events had been quarantined when it was written."""
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # damaged: it begins again with what happens next
             said = json.loads(self.control.board("events"))
-            events = [{key: each[key] for key in ("at", "kind", "shard", "text", "level")} for each in said["events"]]
-            return events, said["quarantined"]
+            entries: list[HistoryEntry] = [
+                {key: each[key] for key in ("at", "kind", "shard", "text", "level")}  # type: ignore[misc]
+                for each in said["events"]
+            ]
+            return entries, int(said["quarantined"])
         return [], 0
 
-    def handoffs(self) -> list[dict[str, Any]]:
+    def handoffs(self) -> list[HandoffStatus]:
         """Slots in motion: where from and to, in which phase, for how long, and whether that is late."""
         now = now_ns()
         return [
@@ -344,112 +327,102 @@ class Observer:
         self,
         shard: int,
         view: Any,
-        inbox: InboxSegment | None,
+        lanes: list[LaneView],
         slots: int,
         reading: Reading,
         before: Reading,
         life: dict[str, Any],
         limits: Limits,
-    ) -> tuple[dict[str, Any], list, np.ndarray]:
-        control, last, elapsed = self.control, before.shards.get(shard), reading.at - before.at
-        lanes = inbox.lanes() if inbox else []
-        handled = sum(lane.handled for lane in lanes)
-        now = now_ns()
-        # The batch in hand counts as busy up to now, or a long batch would look like an idle worker.
-        busy_ns = view.busy_ns + (now - view.batch_since_ns if view.batch_since_ns else 0)
-        state, alive = name_of(SHARD_STATES, view.state), control.worker_alive(shard)
-        cpu_s, rss = self._used(shard, view) if alive else (None, None)
-        fill = fullest(lanes, control.lane_bytes)
-        latency, batch_sizes = latency_of(view), batch_sizes_of(view)
-        earlier = last["latency"] if last is not None and (last["latency"] <= latency).all() else latency
-        recent = latency - earlier  # nothing when there was no earlier look, or the number is another shard's by now
-        reading.shards[shard] = {
-            "handled": handled,
-            "busy_ns": busy_ns,
-            "fill": fill,
-            "cpu_s": cpu_s,
-            "pid": view.pid,
-            "latency": latency,
-        }
-        if last is None or elapsed <= 0:
-            since = max(1, now - view.entered_ns) / 1e9
-            rate, busy = 0.0, min(1.0, busy_ns / 1e9 / since)
-        else:
-            rate = max(0, handled - last["handled"]) / elapsed
-            busy = min(1.0, max(0.0, (busy_ns - last["busy_ns"]) / 1e9 / elapsed))
-        uptime = max(1, now - view.entered_ns) / 1e9 if alive else None
-        if cpu_s is None or uptime is None:
-            cpu = None
-        elif last is None or elapsed <= 0 or last["cpu_s"] is None or last["pid"] != view.pid:
-            cpu = cpu_s / uptime
-        else:
-            cpu = max(0.0, cpu_s - last["cpu_s"]) / elapsed
+    ) -> tuple[ShardStatus, Counts]:
+        control, now = self.control, now_ns()
+        state, phase, error = name_of(SHARD_STATES, view.state), name_of(PHASES, view.phase), control.shard_error(shard)
+        alive, fill = control.worker_alive(shard), fullest(lanes, control.lane_bytes)
         in_flight = sum(lane.in_flight for lane in lanes)
-        due = life.get("restart_at")
-        restarting_in = (
-            max(0.0, due - now / 1e9) if due is not None and not alive and control.supervisor_alive() else None
+        cpu_s, rss = self._used(shard, view) if alive else (None, None)
+        look = reading.shards[shard] = ShardReading(
+            handled=sum(lane.handled for lane in lanes),
+            # The batch in hand counts as busy up to now, or a long batch would look like an idle worker.
+            busy_ns=view.busy_ns + (now - view.batch_since_ns if view.batch_since_ns else 0),
+            fill=fill,
+            cpu_s=cpu_s,
+            pid=view.pid,
+            latency=latency_of(view),
         )
+        last, elapsed = before.shards.get(shard), reading.at - before.at
+        recent, batch_sizes = look.latency_since(last), batch_sizes_of(view)
+        up = max(1, now - view.entered_ns) / 1e9
+        rate, busy = look.rate_and_busy(last, elapsed, up)
+        restarting_in = None if alive else self._restarting_in(life, now)
         in_hand = max(0, now - view.batch_since_ns) / 1e9 if alive and view.batch_since_ns else None
-        condition, reason = condition_of(
-            Facts(
-                state,
-                name_of(PHASES, view.phase),
-                alive,
-                quiet=max(0, now - view.heartbeat_ns) / 1e9,
-                in_hand=in_hand,
-                in_flight=in_flight,
-                fill=fill,
-                filled_before=last["fill"] if last else None,
-                error=control.shard_error(shard),
-            ),
-            limits,
-            restarting_in,
-        )
-        return (
-            {
-                "id": shard,
-                "state": state,
-                "pid": view.pid,
-                "alive": alive,
-                "incarnation": view.incarnation,
-                "phase": name_of(PHASES, view.phase),
-                "uptime_s": uptime,
-                "slots": slots,
-                "accepted": sum(lane.accepted for lane in lanes),
-                "handled": handled,
-                "quarantined": sum(lane.quarantined for lane in lanes),
-                "shed": sum(lane.shed for lane in lanes),
-                "in_flight": in_flight,
-                "fill_ratio": fill,
-                "busy": round(busy, 4),
-                "rate": rate,
-                "batches": view.batches,
-                "lanes": len(lanes),
-                "broken_lanes": [lane.seat for lane in lanes if lane.broken],
-                "latency_p50_us": quantile_us(latency, 0.50),
-                "latency_p99_us": quantile_us(latency, 0.99),
-                "recent_p50_us": quantile_us(recent, 0.50),
-                "recent_p99_us": quantile_us(recent, 0.99),
-                "batch_rows_p50": quantile_rows(batch_sizes, 0.50),
-                "batch_rows_p99": quantile_rows(batch_sizes, 0.99),
-                "cpu": cpu,
-                "rss_bytes": rss,
-                "condition": condition,
-                "reason": reason,
-                "in_hand_s": in_hand,
-                "crashes": life.get("crashes", 0),
-                "recent_crashes": life.get("recent", 0),
-                "last_exit": life.get("last_exit"),
-                "restarting_in_s": restarting_in,
-                "error": control.shard_error(shard),
-            },
-            lanes,
-            recent,
-        )
+        quiet, fill_before = max(0, now - view.heartbeat_ns) / 1e9, last.fill if last else None
+        facts = Facts(state, phase, alive, quiet, in_hand, in_flight, fill, fill_before, error)
+        condition, reason = condition_of(facts, limits, restarting_in)
+        return {
+            "id": shard,
+            "state": state,
+            "condition": condition,
+            "reason": reason,
+            "error": error,
+            "pid": view.pid,
+            "alive": alive,
+            "incarnation": view.incarnation,
+            "phase": phase,
+            "uptime_s": up if alive else None,
+            "slots": slots,
+            "accepted": sum(lane.accepted for lane in lanes),
+            "handled": look.handled,
+            "quarantined": sum(lane.quarantined for lane in lanes),
+            "shed": sum(lane.shed for lane in lanes),
+            "in_flight": in_flight,
+            "fill_ratio": fill,
+            "busy": round(busy, 4),
+            "rate": rate,
+            "batches": view.batches,
+            "in_hand_s": in_hand,
+            "lanes": len(lanes),
+            "broken_lanes": [lane.seat for lane in lanes if lane.broken],
+            "latency_p50_us": quantile_us(look.latency, 0.50),
+            "latency_p99_us": quantile_us(look.latency, 0.99),
+            "recent_p50_us": quantile_us(recent, 0.50),
+            "recent_p99_us": quantile_us(recent, 0.99),
+            "batch_rows_p50": quantile_rows(batch_sizes, 0.50),
+            "batch_rows_p99": quantile_rows(batch_sizes, 0.99),
+            "cpu": look.cores_used(last, elapsed, up) if alive else None,
+            "rss_bytes": rss,
+            "crashes": life.get("crashes", 0),
+            "recent_crashes": life.get("recent", 0),
+            "last_exit": life.get("last_exit"),
+            "restarting_in_s": restarting_in,
+        }, recent
+
+    def _restarting_in(self, life: dict[str, Any], now: int) -> float | None:
+        """Seconds until the supervisor starts the next worker of a shard that has none."""
+        due = life.get("restart_at")
+        return max(0.0, due - now / 1e9) if due is not None and self.control.supervisor_alive() else None
 
     def _used(self, shard: int, view: Any) -> tuple[float | None, int | None]:
         if self._usage is None:
             from shardmem.status.usage import Usage  # psutil, for those who look, not for those who work
 
             self._usage = Usage()
-        return self._usage.of(shard, view.incarnation, view.pid)
+        used: tuple[float | None, int | None] = self._usage.of(shard, view.incarnation, view.pid)
+        return used
+
+
+def accounting_of(shards: list[ShardStatus], producers: list[ProducerStatus], views: list[Any]) -> Accounting:
+    """The identities of all shards and seats, with what shards that are gone had counted."""
+    refused: dict[str, int] = {}
+    for producer in producers:
+        for reason, count in producer["refused"].items():
+            refused[reason] = refused.get(reason, 0) + count
+    accepted = sum(shard["accepted"] for shard in shards) + sum(view.retired_accepted for view in views)
+    shed = sum(shard["shed"] for shard in shards) + sum(view.retired_shed for view in views)
+    return {
+        "offered": accepted + sum(refused.values()),
+        "accepted": accepted,
+        "refused": refused,
+        "handled": sum(shard["handled"] for shard in shards) + sum(view.retired_handled for view in views),
+        "quarantined": sum(shard["quarantined"] for shard in shards) + sum(view.retired_quarantined for view in views),
+        "shed": {"oldest": shed} if shed else {},
+        "in_flight": sum(shard["in_flight"] for shard in shards),
+    }

@@ -1,4 +1,4 @@
-"""What worker processes use of the machine, by psutil. For whoever asks for a status, not for producers and workers."""
+"""What worker processes use of the machine, by psutil. For readers of status; producers and workers do not load it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Usage:
 
 
 def _worker(pid: int) -> Any:
-    """A worker's process, or None: a number from another pid namespace may be somebody else's here."""
+    """A worker's process, or None: a number from another pid namespace may be another process here."""
     try:
         process = psutil.Process(pid)
         return process if any(WORKER in part for part in process.cmdline()) else None

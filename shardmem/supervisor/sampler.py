@@ -8,7 +8,8 @@ import numpy as np
 
 from shardmem.memory.native import ffi, lib
 from shardmem.policy import ShardSample
-from shardmem.status.observer import Observer, floor_ns, fullest
+from shardmem.status.observer import Observer
+from shardmem.status.reading import floor_ns, fullest
 
 SLOT_MEMORY = 10.0  # seconds: a slot's rate forgets half of the past in about seven
 

@@ -22,7 +22,7 @@ from shardmem.memory.native import lib, point
 from shardmem.policy import Restarts, WorkerDeath
 from shardmem.runtime.child import ExitCode, Report
 from shardmem.runtime.handler import HandlerRef
-from shardmem.status.findings import RECENT
+from shardmem.status.findings import RECENT_S
 from shardmem.supervisor.history import History
 from shardmem.supervisor.process import AdoptedWorker, WorkerProcess
 
@@ -84,7 +84,7 @@ class Workers:
 
     def describe(self) -> dict[str, Any]:
         """For the board: shards of which there is something to say."""
-        since = time.monotonic() - RECENT
+        since = time.monotonic() - RECENT_S
         return {
             str(shard): {
                 "crashes": past.crashes,

@@ -34,8 +34,8 @@ KEYS = {
 
 
 class Browser:
-    """`with Browser(directory) as page`: open a page, ask it things, press keys, look at it. complaints: what its console said
-    was wrong, that nobody answered left out."""
+    """`with Browser(directory) as page`: open a page, ask it things, press keys, look at it. complaints: what its
+    console said was wrong, that nobody answered left out."""
 
     def __init__(self, directory: Path, width: int = 1280, height: int = 900) -> None:
         self._log = directory / "chromium.log"
@@ -118,7 +118,7 @@ class Browser:
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self._run(self._ask(method, parameters))
 
-    # ---- what is done with a page ------------------------------------------------------------------------------------------
+    # ---- what is done with a page ------------------------------------------------------------------------------------
 
     def open(self, url: str, first: str = "") -> None:
         """Returns when it is there. first: a script that runs before any of the page's own."""
@@ -171,7 +171,7 @@ class Browser:
                 found.append((node["role"]["value"], node.get("name", {}).get("value", ""), properties))
         return found
 
-    # ---- how it is looked at -------------------------------------------------------------------------------------------------
+    # ---- how it is looked at -----------------------------------------------------------------------------------------
 
     def media(self, **features: str) -> None:
         """prefers_color_scheme="dark" and the like."""

@@ -145,7 +145,7 @@ def test_an_engine_from_a_toml_file(shell):
     [
         (["run", "app:handle", "--slots", "3", "--shards", "x"], 2, "slots=3 is not a power of two"),
         (["run", "nonsense"], 2, "neither a file that ends in .toml nor module:handler"),
-        (["run", "missing.toml"], 2, "there is no file missing.toml"),
+        (["run", "missing.toml"], 2, "file missing.toml does not exist"),
         (["run", "app:nothing"], 3, "has no attribute 'nothing'"),
         (["run", "nomodule:handle"], 3, "No module named 'nomodule'. Workers look in /"),
         (["status", "no-such-engine"], 1, "no engine named 'no-such-engine'"),

@@ -27,10 +27,10 @@ def doctor(tmp_path, monkeypatch):
 def test_every_check_has_name_level_finding_and_remedy(doctor):
     document = json.loads(doctor("--json").stdout)
 
-    assert document["worst"] in ("ok", "note", "warning")
+    assert document["worst"] in ("ok", "info", "warning")
     for check in document["checks"]:
         assert {"name", "level", "found", "remedy"} == check.keys() and check["name"] and check["found"]
-        assert check["level"] in ("ok", "note", "warning", "problem") and bool(check["remedy"]) >= (
+        assert check["level"] in ("ok", "info", "warning", "error") and bool(check["remedy"]) >= (
             check["level"] != "ok"
         ), check
     assert {"shared memory", "kernel", "cores"} <= {check["name"] for check in document["checks"]}
@@ -39,7 +39,7 @@ def test_every_check_has_name_level_finding_and_remedy(doctor):
 def test_a_problem_is_exit_code_1_and_what_to_do_is_said_within_80_columns(doctor, tmp_path):
     (tmp_path / "huge.toml").write_text('handler = "json:loads"\nlane_bytes = "2GiB"\nshards = 1024\n')
     text = doctor("huge.toml", code=1).stdout
-    assert "problem  shared memory: " in text and "not one producer fits" in " ".join(text.split())
+    assert "error    shared memory: " in text and "not one producer fits" in " ".join(text.split())
     assert "remedy: mount -o remount,size=" in text and max(map(len, text.splitlines())) <= 80
 
 
@@ -57,4 +57,4 @@ def test_an_engine_that_is_here_is_examined_as_it_was_made(doctor, engine_name):
 
 def test_a_target_that_is_neither_file_nor_engine_fails(doctor):
     assert "no engine named 'no-such-engine'" in doctor("no-such-engine", code=1).stderr
-    assert "there is no file nothing.toml" in doctor("nothing.toml", code=2).stderr
+    assert "file nothing.toml does not exist" in doctor("nothing.toml", code=2).stderr

@@ -1,4 +1,5 @@
-"""`shardmem gc` among real processes: what lives is left alone, what died goes, and no accepted event is lost unasked."""
+"""`shardmem gc` among real processes: what lives is left alone, what died goes, and no accepted event is lost
+unasked."""
 
 from __future__ import annotations
 
@@ -150,7 +151,7 @@ def test_a_worker_that_does_not_end_is_reported_and_a_process_that_is_not_the_wo
     places = Places(sockets=str(daemon.directory))
 
     (engine,) = gc(places, [daemon.name], end_orphans=True, patience=0.1)
-    assert "keep" == engine.action and f"pid {daemon.workers[0]} got TERM and did not end within 0.1 s" in engine.remedy
+    assert "keep" == engine.action and f"pid {daemon.workers[0]} did not end within 0.1 s of TERM" in engine.remedy
 
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as bystander:
         # as in another PID namespace
@@ -172,7 +173,7 @@ def test_what_an_engine_that_died_holds_is_kept_with_the_number_of_its_events_un
     os.close(worker)
 
     text = daemon("gc", daemon.name)
-    assert f"kept     engine {daemon.name}" in text and "3 events in flight (running, nobody holds it)" in text
+    assert f"kept     engine {daemon.name}" in text and "3 events in flight (running, no process uses it)" in text
     assert f"shardmem gc --discard {daemon.name}" in text and "nothing to free" in text
     assert 2 == len(entries(daemon.name))
 

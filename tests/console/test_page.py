@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="no chromium is
 TOKEN = "a-token-of-this-test"
 HOSTILE = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>&amp;\u202e\'"`${window.hit=1}'
 CELLS = "[...document.querySelectorAll('#shard-table tbody th button')].map(each => each.textContent.slice(2)).join()"
-WELL = "document.querySelector('#verdict-word').textContent === 'Well'"
+WELL = "document.querySelector('#verdict-word').textContent === 'Healthy'"
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def held(engine, tmp_path: Path, shard: int = 0):
             producer.flush(30)
 
 
-# ---- what it shows -------------------------------------------------------------------------------------------------------
+# ---- what it shows ---------------------------------------------------------------------------------------------------
 
 
 def test_what_there_is_no_rate_of_yet_is_not_said_to_be_one(page, engine):
@@ -144,7 +144,8 @@ def test_it_is_well_and_updates_by_itself(page, engine, tmp_path):
             "the producer is listed",
         )
     page.wait_for(
-        "[...document.querySelectorAll('.plot path.line')].filter(each => each.getAttribute('d').includes('L')).length >= 4 "
+        "[...document.querySelectorAll('.plot path.line')].filter(each => each.getAttribute('d').includes('L')).length "
+        ">= 4 "
         "&& document.querySelectorAll('.plot path.line').length === 6",
         "lines are drawn, two in each of three charts",
     )
@@ -162,7 +163,8 @@ def test_it_is_well_and_updates_by_itself(page, engine, tmp_path):
 
 def test_a_shard_that_failed_is_one_of_those_that_a_scale_counts(page):
     said = page.evaluate("""import("/page/orders.js").then(({ORDERS}) => {
-        const document = {engine: {max_shards: 8, slots: 64}, shards: [{state: "active"}, {state: "failed"}, {state: "draining"}]};
+        const document = {engine: {max_shards: 8, slots: 64},
+          shards: [{state: "active"}, {state: "failed"}, {state: "draining"}]};
         return [ORDERS.scale.fields(document, {})[0].value, ORDERS.scale.says({shards: 3}, document)];
       })""")
     assert 2 == said[0] and said[1].startswith("1 worker will be started"), said
@@ -204,13 +206,16 @@ def test_every_text_stays_a_text_whatever_it_says(window, engine):
     """The supervisor's answer with each text replaced: names, reasons, errors, exits, events, keys."""
     spoil = """
       sessionStorage.clear();
-      const real = fetch, hostile = %s;
-      const spoil = (node, key) => typeof node === "string" && !["level", "state", "condition", "phase", "kind"].includes(key) ? hostile
+      const real = fetch, hostile = HOSTILE;
+      const kept = ["level", "state", "condition", "phase", "kind"];
+      const spoil = (node, key) => typeof node === "string" && !kept.includes(key) ? hostile
         : Array.isArray(node) ? node.map(each => spoil(each, key))
-        : node && typeof node === "object" ? Object.fromEntries(Object.entries(node).map(([name, each]) => [name, spoil(each, name)])) : node;
+        : node && typeof node === "object" ? Object.fromEntries(
+            Object.entries(node).map(([name, each]) => [name, spoil(each, name)])) : node;
       fetch = async (path, options) => {
         const name = String(path);
-        if (name === "quarantine") return Response.json({count: 1, limit: 9, events: [{id: 1, at: 1, shard: 0, slot: 1, producer: 0,
+        if (name === "quarantine") return Response.json({count: 1, limit: 9, events: [{
+          id: 1, at: 1, shard: 0, slot: 1, producer: 0,
           sequence: 1, kind: hostile, reason: hostile, attempts: 3, key: hostile, bytes: 4, replayed_at: null}]});
         if (name === "quarantine/1") return Response.json({traceback: hostile, payload: hostile});
         if (name === "access") return Response.json({access: "all"});
@@ -220,10 +225,11 @@ def test_every_text_stays_a_text_whatever_it_says(window, engine):
         Object.assign(spoilt, {elastic: true});  // the last judgement is shown
         Object.assign(spoilt.engine, {quarantine_held: 1});
         Object.assign(spoilt.shards[0], {condition: "failed", error: hostile, reason: hostile, last_exit: hostile});
-        spoilt.findings = [{level: "error", kind: "failed", shard: 0, text: hostile, advice: hostile, command: hostile, order: {name: "scale", body: {shards: 3}}}];
+        spoilt.findings = [{level: "error", kind: "failed", shard: 0, text: hostile, advice: hostile, command: hostile,
+          order: {name: "scale", body: {shards: 3}}}];
         spoilt.events.push({at: 1, kind: "x", shard: 0, text: hostile, level: "error"});
         return Response.json(spoilt);
-      };""" % json.dumps(HOSTILE)
+      };""".replace("HOSTILE", json.dumps(HOSTILE))
     window.complaints.clear()
     window.open(engine.status()["engine"]["http"], spoil)
     window.wait_for("document.querySelectorAll('#quarantine-table tbody tr').length", "the event is listed")
@@ -281,7 +287,7 @@ def test_the_history_is_kept_across_a_reload_of_the_page(page):
     assert page.evaluate("performance.now()") < 3000, "it was gathered anew"
 
 
-# ---- what it does ----------------------------------------------------------------------------------------------------------
+# ---- what it does ----------------------------------------------------------------------------------------------------
 
 
 def test_commands_need_the_token_and_say_so(page):
@@ -425,25 +431,37 @@ def test_events_in_quarantine_are_read_replayed_and_thrown_away(page, engine, tm
     page.wait_for(WELL, "the engine is well again")
 
 
-# ---- who can read it -------------------------------------------------------------------------------------------------------
+# ---- who can read it -------------------------------------------------------------------------------------------------
 
 # The contrast of every text that is shown, with what is really behind it; WCAG 2.2, 1.4.3.
 CONTRAST = """(() => {
   const parse = text => { const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
   const over = ([r, g, b, a], [x, y, z]) => [r * a + x * (1 - a), g * a + y * (1 - a), b * a + z * (1 - a), 1];
-  const light = ([r, g, b]) => { const [x, y, z] = [r, g, b].map(c => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4); return .2126 * x + .7152 * y + .0722 * z; };
+  const light = ([r, g, b]) => {
+    const [x, y, z] = [r, g, b].map(c => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
+    return .2126 * x + .7152 * y + .0722 * z; };
   const behind = node => {
     const layers = [];
-    for (let each = node; each; each = each.parentElement) { const layer = parse(getComputedStyle(each).backgroundColor); layers.push(layer); if (layer[3] === 1) break; }
+    for (let each = node; each; each = each.parentElement) {
+      const layer = parse(getComputedStyle(each).backgroundColor);
+      layers.push(layer);
+      if (layer[3] === 1) break;
+    }
     return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255, 1]);
   };
-  const found = new Set(), walk = document.createTreeWalker(document.querySelector("dialog[open]") || document.body, NodeFilter.SHOW_TEXT);
+  const found = new Set();
+  const walk = document.createTreeWalker(document.querySelector("dialog[open]") || document.body, NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) {
     const node = walk.currentNode.parentElement;
-    if (!walk.currentNode.data.trim() || !node.checkVisibility({opacityProperty: true, visibilityProperty: true}) || node.closest("script, noscript, option, .unseen")) continue;
-    const style = getComputedStyle(node), back = behind(node), ink = over(parse(node.closest("svg") ? style.fill : style.color), back);
-    const [a, b] = [light(ink), light(back)].sort((x, y) => y - x), ratio = (a + .05) / (b + .05), large = parseFloat(style.fontSize) >= 24;
-    if (ratio < (large ? 3 : 4.5)) found.add(`${ratio.toFixed(2)} ${node.tagName}.${node.className?.baseVal ?? node.className} ${walk.currentNode.data.slice(0, 40)}`);
+    if (!walk.currentNode.data.trim()) continue;
+    if (!node.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+    if (node.closest("script, noscript, option, .unseen")) continue;
+    const style = getComputedStyle(node), back = behind(node);
+    const ink = over(parse(node.closest("svg") ? style.fill : style.color), back);
+    const [a, b] = [light(ink), light(back)].sort((x, y) => y - x), ratio = (a + .05) / (b + .05);
+    const large = parseFloat(style.fontSize) >= 24;
+    const name = `${node.tagName}.${node.className?.baseVal ?? node.className}`;
+    if (ratio < (large ? 3 : 4.5)) found.add(`${ratio.toFixed(2)} ${name} ${walk.currentNode.data.slice(0, 40)}`);
   }
   return [...found];
 })()"""
@@ -468,7 +486,8 @@ def test_a_phone_does_not_scroll_sideways(page, engine, tmp_path):
     page.evaluate("document.querySelector('#shard-table tbody th button').click()")
     page.wait_for("document.querySelector('#shard-table .detail')", "the row opens")
     assert page.evaluate("document.documentElement.scrollWidth <= 360"), page.evaluate(
-        "[...document.querySelectorAll('body *')].filter(each => each.getBoundingClientRect().right > 361 && !each.closest('.scroll'))"
+        "[...document.querySelectorAll('body *')].filter(each => each.getBoundingClientRect().right > 361 && "
+        "!each.closest('.scroll'))"
         ".map(each => each.outerHTML.slice(0, 100))"
     )
     kept(page, tmp_path, "phone")
@@ -516,7 +535,7 @@ def test_a_screen_reader_finds_landmarks_headings_and_a_name_for_everything(page
         )
     ]
     assert [] == nameless
-    assert {"Not well", "Well", "Needs attention"} & {name for role, name, _ in nodes if role == "heading"}
+    assert {"Failing", "Healthy", "Needs attention"} & {name for role, name, _ in nodes if role == "heading"}
     assert 4 <= roles.count("slider") and "status" in roles, "charts and the map are silent"
     assert page.evaluate("document.documentElement.lang") == "en"
     assert [] == page.evaluate(
@@ -528,7 +547,8 @@ def test_nothing_is_read_aloud_every_second(page):
     page.wait_for(WELL, "there is a verdict")
     page.evaluate("""window.spoken = []; window.turns = 0;
       for (const each of document.querySelectorAll('[role=status], [aria-live], output'))
-        new MutationObserver(() => window.spoken.push(each.id)).observe(each, {childList: true, subtree: true, characterData: true});
+        new MutationObserver(() => window.spoken.push(each.id)).observe(each, {
+            childList: true, subtree: true, characterData: true});
       new MutationObserver(() => window.turns++).observe(document.querySelector('.plot svg'), {childList: true});""")
     page.wait_for("window.turns >= 3", "the page has asked three times")
     assert [] == page.evaluate("window.spoken")

@@ -189,7 +189,7 @@ def test_of_a_fixed_engine_the_policy_is_told_only_where_it_would_add(advice, to
 
 
 def test_what_is_wrong_is_said_with_what_helps_and_the_rest_is_counted():
-    assert "well" in shown(document())
+    assert "healthy" in shown(document())
     bad = [
         finding("error", "failed", "Shard 7 has failed: \x1b[2J" + "x " * 100, "Mend it:", "shardmem reload", shard=7),
         finding("warning", "refused", "9 events were refused", "Look who pushes them."),
@@ -202,7 +202,7 @@ def test_what_is_wrong_is_said_with_what_helps_and_the_rest_is_counted():
 
     assert len(lines) <= 24 and max(map(len, lines)) <= 80
     assert "x Shard 7 has failed: ?[2J" in text and "  -> shardmem reload" in text and "! 9 events were refused" in text
-    assert "'shardmem status' says them all" in text and "well" not in lines
+    assert "'shardmem status' says them all" in text and "healthy" not in lines
     first = next(line for line in lines if re.match(r" +\d+ (busy|failed) ", line))
     assert first.startswith("    7 failed"), "what is not served is below what is"
 
@@ -247,7 +247,7 @@ def test_durations_are_short(seconds, text):
     assert text == duration(seconds)
 
 
-# ---- keys ----------------------------------------------------------------------------------------------------------------
+# ---- keys ------------------------------------------------------------------------------------------------------------
 
 
 def test_plus_and_minus_count_active_shards_and_never_ask_for_none():
@@ -315,7 +315,7 @@ def test_other_keys_change_the_view_alone_and_arrows_nothing():
     assert keys.quit
 
 
-# ---- a real terminal -----------------------------------------------------------------------------------------------------
+# ---- a real terminal -------------------------------------------------------------------------------------------------
 
 
 class Terminal:

@@ -96,7 +96,8 @@ class Page:
             "set -eu",
             f"cd {shlex.quote(str(self.directory))}",
             # a child that is killed before it is what it is to be runs this trap too, and has no jobs to tell of
-            "ended() { code=$?; [ $BASHPID = $$ ] || exit $code; set +e; jobs -rp > still-running.txt; kill $(jobs -rp) 2>/dev/null; wait; exit $code; }",
+            "ended() { code=$?; [ $BASHPID = $$ ] || exit $code; set +e; jobs -rp > still-running.txt; kill $(jobs "
+            "-rp) 2>/dev/null; wait; exit $code; }",
             "trap ended EXIT",
         ]
         for number, block in enumerate(self.blocks):
@@ -145,7 +146,8 @@ class Page:
             kept = self.directory / f"block{number}.txt"  # written when it is its turn: a page may change a file
             kept.write_text(block.text, encoding="utf-8")
             yield f"cp {kept.name} {shlex.quote(block.title)}"
-            # a second version within the same second and of the same size would be taken for the first by Python's cache
+            # a second version within the same second and of the same size would be taken for the first by Python's
+            # cache
             yield "rm -rf __pycache__"
         elif block.language == "python":
             (self.directory / f"block{number}.py").write_text(block.text, encoding="utf-8")

@@ -79,8 +79,8 @@ def put(values, at, value):
 class Model:
     """`plans`: of each producer, its chunks, each a tuple of slots. `rounds`: each a tuple of (slot, source, target).
 
-    `kills`: how often a worker, the supervisor, a producer may be killed. `adopts`: a supervisor that takes over goes on
-    with workers that live; otherwise it starts when all of them have ended, and starts new ones. `fine`: stores that
+    `kills`: how often a worker, the supervisor, a producer may be killed. `adopts`: a supervisor that takes over goes
+    on with workers that live; otherwise it starts when all of them have ended, and starts new ones. `fine`: stores that
     nobody can act on before the next one of the same process are steps of their own all the same.
 
     A kill and the start of the successor are one step: a successor that has not done anything yet is as good as none.
@@ -683,9 +683,9 @@ class Batches(NamedTuple):
 class Commit:
     """One lane of frames of several rows, batches of at most `limit` rows, kills between any two stores.
 
-    `frames`: of each, the keys of its rows. If a row comes again after a kill, those of its key that were handled after it
-    must come again too: then what a handler writes last is what was sent last. A whole frame needs no done bits, because
-    the head moves over it.
+    `frames`: of each, the keys of its rows. If a row comes again after a kill, those of its key that were handled after
+    it must come again too: then what a handler writes last is what was sent last. A whole frame needs no done bits,
+    because the head moves over it.
     """
 
     def __init__(self, frames, limit, kills, fault=""):

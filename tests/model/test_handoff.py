@@ -155,7 +155,8 @@ def test_a_planted_fault_in_the_handoff_is_caught(fault):
 
 @pytest.mark.parametrize("stateful", [False, True])
 def test_a_number_read_after_its_hold_acknowledges_a_handoff_that_is_not_its_own(stateful):
-    """Orders about another slot make a worker look while a handoff that it has acknowledged ends and the next begins."""
+    """Orders about another slot make a worker look while a handoff that it has acknowledged ends and the next
+    begins."""
     fault = "number of a handoff read after its hold"
     model = Model(TWICE, OPPOSITE_AND_BACK, stateful=stateful, fault=fault)
     found = _explore(model, find_violation)

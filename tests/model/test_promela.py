@@ -1,10 +1,10 @@
 """handoff.pml under Spin: the handoff and the takeover by another supervisor, every interleaving, every death.
 
-test_handoff.py claims the same of a model in Python that is finer about frames and passes. This one was written anew from
-the C and Python sources, in another language and for another explorer, so that a mistake of a model or of an explorer
-would have to be made twice. It has what that one leaves out: the supervisor's lease, seats that change hands, and each
-access by which a worker reads the number and the hold of a handoff. That found NUMBER_AFTER_HOLD in the sources, which the
-other model, too, knew as a fault to be planted.
+test_handoff.py claims the same of a model in Python that is finer about frames and passes. This one was written anew
+from the C and Python sources, in another language and for another explorer, so that a mistake of a model or of an
+explorer would have to be made twice. It has what that one leaves out: the supervisor's lease, seats that change hands,
+and each access by which a worker reads the number and the hold of a handoff. That found NUMBER_AFTER_HOLD in the
+sources, which the other model, too, knew as a fault to be planted.
 
 Each size is explored to its end without a fault. Each planted fault is caught in one of these sizes.
 SHARDMEM_SPIN=full adds sizes that take minutes.

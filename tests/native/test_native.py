@@ -1,7 +1,9 @@
-"""The C sources under sanitizers. The programs are C, with threads over one mapping: no sanitizer sees across processes.
+"""The C sources under sanitizers. The programs are C, with threads over one mapping: no sanitizer sees across
+processes.
 
 Each program's first comment says what it claims. They run with one seed, so that a red run is red again;
-SHARDMEM_NATIVE_SEED and SHARDMEM_NATIVE_SECONDS (2) make other and longer runs, SHARDMEM_FUZZ_EPISODES (12000) those of fuzz.
+SHARDMEM_NATIVE_SEED and SHARDMEM_NATIVE_SECONDS (2) make other and longer runs, SHARDMEM_FUZZ_EPISODES (12000) those of
+fuzz.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The rules of the two ancestors where they misbehave, as short as they can be told, so that the tests can show that each
-scenario is one that goes wrong. N: net-mesh 0.34, R: atomr-cluster-sharding 0.9.
+"""The rules of the two ancestors where they misbehave, as short as they can be told, so that the tests can show that
+each scenario is one that goes wrong. N: net-mesh 0.34, R: atomr-cluster-sharding 0.9.
 """
 
 from __future__ import annotations

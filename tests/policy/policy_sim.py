@@ -1,11 +1,12 @@
 """An engine without processes: a virtual clock, a schedule drawn from a seed, and the policies that run the real one.
 
-Shards are queues of events that are worked off at a constant rate; events are a fluid, so thousands of shards cost little.
-Workers die and come back, hang and go on; producers stop in the middle of a push; workers fail to start; somebody adds and
-drains shards by hand; slots turn hot and cold; the whole load rises and falls. News arrives late, twice, or never.
+Shards are queues of events that are worked off at a constant rate; events are a fluid, so thousands of shards cost
+little. Workers die and come back, hang and go on; producers stop in the middle of a push; workers fail to start;
+somebody adds and drains shards by hand; slots turn hot and cold; the whole load rises and falls. News arrives late,
+twice, or never.
 
-After each tick it is checked that nobody has two owners, that nothing is lost (arrived = served + queued + held), that the
-bounds hold, and that the books of mapper, coordinator and handoffs agree with who really handles what.
+After each tick it is checked that nobody has two owners, that nothing is lost (arrived = served + queued + held), that
+the bounds hold, and that the books of mapper, coordinator and handoffs agree with who really handles what.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class World:
         self.moves_of: dict[int, tuple[tuple[int, ...], int, int]] = {}
         self.stuck_at_most = 0
 
-    # ---- one tick -----------------------------------------------------------------------------------------------------
+    # ---- one tick ----------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         self.now += TICK
@@ -153,7 +154,7 @@ class World:
                 else 0.0
             )
 
-    # ---- what happens to them -----------------------------------------------------------------------------------------
+    # ---- what happens to them ----------------------------------------------------------------------------------------
 
     def _fate(self) -> None:
         chance = self.chances
@@ -219,7 +220,7 @@ class World:
             self.dead.pop(shard, None), self.hung.pop(shard, None)
         self.mapper.remove_stopped_shards()
 
-    # ---- news ---------------------------------------------------------------------------------------------------------
+    # ---- news --------------------------------------------------------------------------------------------------------
 
     def _say(self, after: float, kind: str, *what: Any) -> None:
         self.told += 1
@@ -309,7 +310,7 @@ class World:
             else:
                 assert isinstance(action, Respawn) and action.shard in self.dead, "only the dead are waited for as such"
 
-    # ---- events -------------------------------------------------------------------------------------------------------
+    # ---- events ------------------------------------------------------------------------------------------------------
 
     def _flow(self) -> None:
         heading = self.table.view().owners
@@ -358,7 +359,7 @@ class World:
             if shard not in self.dead
         ]
 
-    # ---- what has to hold ---------------------------------------------------------------------------------------------
+    # ---- what has to hold --------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
         active, draining = set(self.mapper.active_shard_ids()), set(self.mapper.draining_shard_ids())

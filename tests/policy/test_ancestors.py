@@ -27,7 +27,7 @@ from shardmem.policy import (
 from shardmem.policy.handoff import Drain as DrainAction
 from shardmem.policy.handoff import Finished, Release, Respawn
 
-# ---- scaling ----------------------------------------------------------------------------------------------------------------
+# ---- scaling ---------------------------------------------------------------------------------------------------------
 
 
 def test_N1_idle_shards_are_kept_for_the_whole_scale_down_delay():
@@ -176,7 +176,7 @@ def test_ids_are_used_again_and_never_run_out():
         mapper.remove_specific_stopped_shard(1)
 
 
-# ---- rebalancing ------------------------------------------------------------------------------------------------------------
+# ---- rebalancing -----------------------------------------------------------------------------------------------------
 
 STARTS = [(3, 2), (5, 1), (7, 6), (10, 9), (10, 0), (0, 0, 12), (1, 1, 1, 9)]
 

@@ -97,7 +97,7 @@ def test_shards_out_of_bounds_neither_give_nor_take_and_the_others_are_balanced_
     assert 0 not in {move.slot for move in table.rebalance(without={0})}
 
 
-# ---- a strategy of the user's ---------------------------------------------------------------------------------------------
+# ---- a strategy of the user's ----------------------------------------------------------------------------------------
 
 
 class Users:

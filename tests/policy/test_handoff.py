@@ -177,7 +177,7 @@ def test_a_new_shard_with_the_id_of_a_dead_one_is_not_dead():
     assert [1] == [action.target for action in runner.step(1.0)]
 
 
-# ---- the runner -------------------------------------------------------------------------------------------------------------
+# ---- the runner ------------------------------------------------------------------------------------------------------
 
 
 def carry_out(table, handoffs, actions, now, ends=lambda action: True):
@@ -251,7 +251,7 @@ def test_a_plan_that_takes_several_rounds_is_carried_through_though_the_rest_is_
     assert RebalanceRunner(even, HandoffCoordinator(even)).step(0.0, rates=rates, eager=True)
 
 
-# ---- any order of anything --------------------------------------------------------------------------------------------------
+# ---- any order of anything -------------------------------------------------------------------------------------------
 
 
 class Slots(RuleBasedStateMachine):

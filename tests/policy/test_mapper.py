@@ -132,7 +132,7 @@ def test_scale_down_takes_those_with_least_to_do_and_no_more_than_allowed():
     assert [2, 3] == mapper.scale_down(2, 0.0), "among equals the highest, so that ids stay dense"
 
 
-# ---- keyless events ---------------------------------------------------------------------------------------------------------
+# ---- keyless events --------------------------------------------------------------------------------------------------
 
 
 def share(mapper, draws=8000):
@@ -179,7 +179,7 @@ def test_the_same_hash_gives_the_same_shard():
     assert [mappers[0].select_shard(each) for each in hashes] == [mappers[1].select_shard(each) for each in hashes]
 
 
-# ---- any order of anything --------------------------------------------------------------------------------------------------
+# ---- any order of anything -------------------------------------------------------------------------------------------
 
 
 class Lives(RuleBasedStateMachine):
@@ -367,7 +367,7 @@ TestLives = Lives.TestCase
 TestLives.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 
 
-# ---- one for another ---------------------------------------------------------------------------------------------------------
+# ---- one for another -------------------------------------------------------------------------------------------------
 
 
 def test_a_replacement_is_beyond_every_limit_and_the_number_of_shards_stays():

@@ -97,7 +97,7 @@ def test_plans_of_our_own_strategies_can_be_carried_out(view, strategy):
     assert plan_of(strategy, view) == list(strategy.rebalance(view))
 
 
-# ---- all of them ------------------------------------------------------------------------------------------------------------
+# ---- all of them -----------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=200, deadline=None)
@@ -145,7 +145,7 @@ def test_strategies_give_the_same_answer_for_the_same_view():
         )
 
 
-# ---- by count ---------------------------------------------------------------------------------------------------------------
+# ---- by count --------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=200, deadline=None)
@@ -197,7 +197,7 @@ def test_allocate_takes_the_emptiest():
     assert (1, 0) == (LeastSlots().allocate(3, view), LeastLoad().allocate(3, view))
 
 
-# ---- by load ----------------------------------------------------------------------------------------------------------------
+# ---- by load ---------------------------------------------------------------------------------------------------------
 
 
 def test_one_key_at_sixty_percent_of_fresh_four_shards_is_left_alone_and_the_others_are_even():
@@ -316,7 +316,7 @@ def test_rates_that_are_no_numbers_count_as_none():
     assert 2 < sums(view, [1.0] * 16)[1] < 14
 
 
-# ---- pinned -----------------------------------------------------------------------------------------------------------------
+# ---- pinned ----------------------------------------------------------------------------------------------------------
 
 
 def test_pinned_slots_go_where_they_are_pinned_and_the_rest_is_balanced_around_them():

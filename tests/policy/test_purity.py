@@ -1,4 +1,5 @@
-"""Policies decide and do nothing else: they import no clock, no chance, no I/O, and nobody but base modules and numpy."""
+"""Policies decide and do nothing else: they import no clock, no chance, no I/O, and nobody but base modules and
+numpy."""
 
 from __future__ import annotations
 

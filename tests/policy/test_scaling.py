@@ -31,7 +31,7 @@ def decide(mapper, now, **options) -> tuple[str, int, str]:
     return str(decision.kind), decision.count, decision.cause
 
 
-# ---- the policy -------------------------------------------------------------------------------------------------------------
+# ---- the policy ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 64, 100_000])
@@ -90,7 +90,7 @@ def test_a_policy_cannot_be_changed_only_replaced():
         dataclasses.replace(policy(), cooldown=0)
 
 
-# ---- up ---------------------------------------------------------------------------------------------------------------------
+# ---- up --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_bounds_are_restored_whatever_the_load():
     assert ("down", 1, "above_max") == decide(mapper, 10.0)
 
 
-# ---- rebalance --------------------------------------------------------------------------------------------------------------
+# ---- rebalance -------------------------------------------------------------------------------------------------------
 
 
 def test_hot_shards_are_relieved_by_moves_as_long_as_the_average_shard_is_not_overloaded():
@@ -220,7 +220,7 @@ def test_nor_does_one_slot_that_is_alone_on_its_shard_and_has_little_to_do():
     assert ("down", 1, "underused") == decide(mapper, watch(mapper, 0, 15, loads({"busy": 0.1, "alone": True}, 0.05)))
 
 
-# ---- down -------------------------------------------------------------------------------------------------------------------
+# ---- down ------------------------------------------------------------------------------------------------------------
 
 
 def test_what_stays_is_not_too_busy_and_what_was_added_is_not_too_idle():
@@ -283,7 +283,7 @@ def test_load_that_swings_around_the_thresholds_does_not_make_the_shards_swing()
     assert changes <= 1
 
 
-# ---- time, not number -------------------------------------------------------------------------------------------------------
+# ---- time, not number ------------------------------------------------------------------------------------------------
 
 shares = st.lists(st.lists(st.integers(0, 14), min_size=3, max_size=3), min_size=24, max_size=60)
 
@@ -342,7 +342,7 @@ def test_a_shard_with_a_used_id_begins_without_a_past():
     assert 1 not in mapper.metrics(now + 0.2)
 
 
-# ---- history ----------------------------------------------------------------------------------------------------------------
+# ---- history ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_history_is_bounded_and_counts_what_repeats():

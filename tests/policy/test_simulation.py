@@ -92,7 +92,8 @@ def test_a_thousand_shards_and_sixteen_thousand_slots():
     cost = sorted(1000 * each for each in world.cost)
     print(
         f"\ncontrol tick at 1,000 shards and 16,384 slots: median {statistics.median(cost):.1f} ms, "
-        f"90 % {cost[len(cost) * 9 // 10]:.1f} ms, worst {cost[-1]:.1f} ms of {len(cost)} ticks; {world.moved:,} slots moved"
+        f"90 % {cost[len(cost) * 9 // 10]:.1f} ms, worst {cost[-1]:.1f} ms of {len(cost)} ticks; {world.moved:,} slots "
+        "moved"
     )
 
 
@@ -107,7 +108,7 @@ def test_the_same_seed_is_the_same_history():
 def test_a_failure_names_its_seed():
     with pytest.raises(AssertionError, match="seed 77, 6 shards, 128 slots, tick 0"):
         with told(small(77)):
-            assert False, "something"
+            raise AssertionError("something")
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -123,7 +123,7 @@ class Chaos:
         self._unled: list[tuple[int, int]] = []
         self._over = threading.Event()
 
-    # ---- the run ---------------------------------------------------------------------------------------------------------
+    # ---- the run -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         with self.daemons, contextlib.ExitStack() as stack:
@@ -202,8 +202,8 @@ class Chaos:
         return True
 
     def _worker(self, chance: random.Random, number: int) -> tuple[str, int] | None:
-        """A shard is given up, as it should be, when three lives in a row end before they are ready. So one that boots is
-        killed only once in a row."""
+        """A shard is given up, as it should be, when three lives in a row end before they are ready. So one that boots
+        is killed only once in a row."""
         control, ready, booting = self.control, [], []
         for shard in control.known_shards():
             if control.worker_alive(shard):
@@ -336,7 +336,7 @@ class Chaos:
         if (code := program.end()) != 0:
             self.violations.append(f"producer {key} ended with code {code}")
 
-    # ---- the judgement ---------------------------------------------------------------------------------------------------
+    # ---- the judgement -----------------------------------------------------------------------------------------------
 
     def _judge(self) -> None:
         logs = self.rig.logs()
@@ -391,8 +391,8 @@ class Chaos:
 
 
 def repeated(handled: np.ndarray, killed: set[tuple[int, int]]) -> tuple[int, list[str]]:
-    """How many handlings were not the last of their event, and those of them that no kill explains: it may repeat the last
-    batch of the life that it ended, and nothing else."""
+    """How many handlings were not the last of their event, and those of them that no kill explains: it may repeat the
+    last batch of the life that it ended, and nothing else."""
     last: dict[tuple[int, int], int] = {}
     rows = handled[np.argsort(handled["start"], kind="stable")]
     lives = list(zip(rows["shard"].tolist(), rows["incarnation"].tolist()))
@@ -414,8 +414,8 @@ def repeated(handled: np.ndarray, killed: set[tuple[int, int]]) -> tuple[int, li
 
 
 def inexact(logs: Logs, path: Path) -> list[str]:
-    """The counts in the state file of recorder.Counting: of each producer and key at least what was accepted, and at most
-    what was offered."""
+    """The counts in the state file of recorder.Counting: of each producer and key at least what was accepted, and at
+    most what was offered."""
     counts: dict[str, int] = {}
     with contextlib.closing(sqlite3.connect(path)) as database:
         for (value,) in database.execute("select value from state"):

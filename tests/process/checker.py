@@ -1,8 +1,8 @@
 """The checker: what producers and handlers wrote down, held against what shardmem promises.
 
-Producers log rows of EVENT: `offered` before a call, `accepted` after it returned, `refused` when it said so. A call cut
-short by SIGKILL leaves its events in `offered` alone: maybe. Handlers log rows of HANDLED before they return.
-Every function returns its violations as sentences; an empty list is a pass.
+Producers log rows of EVENT: `offered` before a call, `accepted` after it returned, `refused` when it said so. A call
+cut short by SIGKILL leaves its events in `offered` alone: maybe. Handlers log rows of HANDLED before they return. Every
+function returns its violations as sentences; an empty list is a pass.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def few_duplicates(logs: Logs, bound: int) -> list[str]:
 
 
 def accounting(document: dict[str, Any], *, drained: bool = False, removed: bool = False) -> list[str]:
-    """The identities of a status document, in total and per shard. drained: and nothing is in flight. removed: shards may be
-    gone, of which the total knows and the lists of shards and producers do not."""
+    """The identities of a status document, in total and per shard. drained: and nothing is in flight. removed: shards
+    may be gone, of which the total knows and the lists of shards and producers do not."""
     total, found = document["accounting"], []
 
     def equal(what: str, left: int, right: int) -> None:

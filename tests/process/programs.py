@@ -106,7 +106,7 @@ def reap(pid: int, timeout: float = PATIENCE) -> int:
     return code if ended else -signal.SIGALRM
 
 
-# ---- killed and stopped inside a send ------------------------------------------------------------------------------------
+# ---- killed and stopped inside a send --------------------------------------------------------------------------------
 
 
 def nursery() -> None:
@@ -293,7 +293,8 @@ def push_until_told() -> None:
 
 
 def vandal() -> None:
-    """Flips bits of one producer's lanes, in frames and in the words that the producer writes, until each is found broken."""
+    """Flips bits of one producer's lanes, in frames and in the words that the producer writes, until each is found
+    broken."""
     orders = order()
     control = ControlSegment.attach(orders["engine"])
     draw, geometry, flips = random.Random(orders["seed"]), control.geometry, 0
@@ -339,7 +340,7 @@ def wait_for_engine() -> None:
         reply(accepted=producer.push(1, payload(1, 1, 0), timeout=PATIENCE))
 
 
-# ---- forks and threads ---------------------------------------------------------------------------------------------------
+# ---- forks and threads -----------------------------------------------------------------------------------------------
 
 
 def prefork() -> None:
@@ -536,7 +537,7 @@ def close_while_blocked() -> None:
     reply(ended=ended)
 
 
-# ---- waiting ----------------------------------------------------------------------------------------------------------------
+# ---- waiting ---------------------------------------------------------------------------------------------------------
 
 
 def interrupted() -> None:
@@ -570,7 +571,7 @@ def interrupted() -> None:
             reply(ended="KeyboardInterrupt", after=time.monotonic() - arrived[0])
 
 
-# ---- engines and their parents ----------------------------------------------------------------------------------------------
+# ---- engines and their parents ---------------------------------------------------------------------------------------
 
 
 def parent() -> None:
@@ -690,7 +691,7 @@ def own_shared_memory() -> None:
     own.close()
 
 
-# ---- small memory -------------------------------------------------------------------------------------------------------
+# ---- small memory ----------------------------------------------------------------------------------------------------
 
 
 def in_small_memory() -> None:

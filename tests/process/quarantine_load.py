@@ -1,4 +1,5 @@
-"""Handlers for the tests of quarantine and of state: they live in a module of their own, because workers import them."""
+"""Handlers for the tests of quarantine and of state: they live in a module of their own, because workers import
+them."""
 
 from __future__ import annotations
 

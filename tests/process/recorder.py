@@ -382,8 +382,8 @@ def arm_when_told(path: Path) -> None:
 
 
 class Lingering(Recorder):
-    """Takes its time before and after it writes down what it handled, so that a kill finds a batch in hand. Raises at the
-    key POISON."""
+    """Takes its time before and after it writes down what it handled, so that a kill finds a batch in hand. Raises at
+    the key POISON."""
 
     def handle(self, batch: Batch) -> None:
         arm_when_told(self.directory / f"arm-{self.context.shard}")
@@ -395,7 +395,8 @@ class Lingering(Recorder):
 
 
 class Counting(Lingering):
-    """Stateful: counts the events of each producer and key. Event n must find the count n: each is counted exactly once."""
+    """Stateful: counts the events of each producer and key. Event n must find the count n: each is counted exactly
+    once."""
 
     def open(self, context: Context) -> None:
         super().open(context)

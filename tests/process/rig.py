@@ -1,4 +1,5 @@
-"""What process tests share: engines that record, programs that run as processes of their own, waiting with a deadline."""
+"""What process tests share: engines that record, programs that run as processes of their own, waiting with a
+deadline."""
 
 from __future__ import annotations
 
@@ -121,7 +122,8 @@ def drained(engine: shardmem.Engine | shardmem.Client) -> dict[str, Any]:
 
 
 def expect_clean(rig: Rig, status: dict[str, Any], duplicates: int = 0, producers: Iterable[int] | None = None) -> Logs:
-    """No violation in the logs (of these producers), and the status, of a drained engine, says what handlers wrote down."""
+    """No violation in the logs (of these producers), and the status, of a drained engine, says what handlers wrote
+    down."""
     logs = rig.logs()
     assert check(logs if producers is None else logs.of(producers), duplicates) == []
     assert accounting(status, drained=True) == []

@@ -1,4 +1,5 @@
-"""The control API of a real engine answers whatever it is asked as its OpenAPI document says: status codes, content types, bodies.
+"""The control API of a real engine answers whatever it is asked as its OpenAPI document says: status codes, content
+types, bodies.
 
 Schemathesis makes the requests, of what makes sense and of what does not. SHARDMEM_SEED repeats a run.
 """
@@ -61,7 +62,8 @@ def schemathesis(url: str, where: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def engine(rig: Rig, engine_name: str) -> Iterator[shardmem.Engine]:
-    """One that has handled events, lost a worker and set an event aside, so that there is something of everything to show."""
+    """One that has handled events, lost a worker and set an event aside, so that there is something of everything to
+    show."""
     rig.tell("poison", "3")
     with rig.engine(
         engine_name,

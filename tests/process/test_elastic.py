@@ -132,7 +132,8 @@ def test_a_command_that_makes_no_sense_says_why_and_changes_nothing(call, part):
 
 def test_a_new_worker_that_cannot_start_is_reported_and_the_engine_goes_on(tmp_path):
     (tmp_path / "second.py").write_text(
-        "import shardmem, os\nclass H(shardmem.Handler):\n    def open(self, c):\n        if c.shard: raise RuntimeError('no second')\n"
+        "import shardmem, os\nclass H(shardmem.Handler):\n    def open(self, c):\n        if c.shard: raise "
+        "RuntimeError('no second')\n"
         "    def handle(self, b): pass\n"
     )
     sys.path.insert(0, str(tmp_path))

@@ -43,7 +43,7 @@ def push(producer: shardmem.Producer, log: Log, numbers: range, key: int = 1, te
         log.rows("accepted", test_producer, [key], [number])
 
 
-# ---- parents ------------------------------------------------------------------------------------------------------------
+# ---- parents ---------------------------------------------------------------------------------------------------------
 
 
 def test_an_engine_whose_parent_is_killed_drains_and_leaves_nothing(rig: Rig, engine_name: str) -> None:
@@ -162,7 +162,7 @@ def test_workers_and_producers_carry_on_without_a_supervisor(rig: Rig, engine_na
         wait_until(lambda: process_is_gone(shard["pid"]), "the worker has ended")
 
 
-# ---- signals ------------------------------------------------------------------------------------------------------------
+# ---- signals ---------------------------------------------------------------------------------------------------------
 
 
 def test_term_drains_and_removes_everything(rig: Rig, engine_name: str) -> None:
@@ -321,7 +321,7 @@ def numbers_of(rest: Any, method: str) -> list[int]:
     return [parse(data)[2] for data in (rest[1:] if method == "push" else rest[1])]
 
 
-# ---- the end of an engine, seen by producers ----------------------------------------------------------------------------
+# ---- the end of an engine, seen by producers -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("turn", range(3))
@@ -415,7 +415,7 @@ def test_a_script_can_wait_until_an_engine_is_ready(rig: Rig, engine_name: str) 
         assert daemon.end()[0] == 0
 
 
-# ---- a name is taken once -----------------------------------------------------------------------------------------------
+# ---- a name is taken once --------------------------------------------------------------------------------------------
 
 
 def test_a_second_engine_of_the_same_name_is_refused_and_the_first_goes_on(rig: Rig, engine_name: str) -> None:
@@ -467,7 +467,7 @@ def test_the_next_run_must_fit_what_was_left(rig: Rig, engine_name: str) -> None
         assert drained(engine)["accounting"]["handled"] == 2
 
 
-# ---- a drain and a producer that is stopped inside a send ---------------------------------------------------------------
+# ---- a drain and a producer that is stopped inside a send ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,8 @@ def test_an_exception_is_reported_with_the_event_that_caused_it(rig: Rig) -> Non
     engine = rig.engine(None, handler="recorder:Failing", shards=1)
     event = payload(1, 7, 13, 20)
     report = (
-        "handler of shard 0 raised ValueError: cannot stand number 13 at the event with key 7, sequence 3 of producer 0, "
-        + re.escape(f"payload {event!r}")
+        "handler of shard 0 raised ValueError: cannot stand number 13 at the event with key 7, sequence 3 of producer "
+        "0, " + re.escape(f"payload {event!r}")
     )
     with pytest.raises(shardmem.HandlerError, match=report), engine, engine.producer() as producer:
         with rig.hold():

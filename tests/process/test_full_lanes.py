@@ -131,7 +131,8 @@ def log(rig: Rig) -> Iterator[Log]:
 
 
 def fill(caller: Caller, key: int) -> None:
-    """Until the lane of the key's shard has no room for the smallest event of ours; those that follow are of that size."""
+    """Until the lane of the key's shard has no room for the smallest event of ours; those that follow are of that
+    size."""
     for caller.filler in (200, 0):
         while not caller.call(events := caller.events([key]), timeout=0):
             pass
@@ -143,16 +144,17 @@ def fill(caller: Caller, key: int) -> None:
 def test_the_rest_is_exactly_what_was_not_accepted(
     rig: Rig, engine_name: str, log: Log, method: str, full: list[int]
 ) -> None:
-    """Random calls against lanes of which some are full; afterwards handlers have what was accepted, and nothing else."""
+    """Random calls against lanes of which some are full; afterwards handlers have what was accepted, and nothing
+    else."""
     with rig.engine(engine_name, shards=3, lane_bytes=SMALL_LANE, batch_rows=64, **settings(method)) as engine:
         with engine.producer(backpressure="fail") as producer:
             caller = Caller(producer, method, log)
             refused: list[Event] = []
-            for round_ in range(2):
+            for _ in range(2):
                 gates = [rig.hold(shard) for shard in full]
                 for gate in gates:
                     gate.__enter__()
-                for call in range(30 if method != "push" else 300):
+                for _ in range(30 if method != "push" else 300):
                     size = 1 if method == "push" else caller.random.choice([1, 2, 7, 60, 300])
                     timeout = caller.random.choice([0, 0, 0, 0.01])
                     refused += caller.call(
@@ -179,7 +181,7 @@ def test_offering_the_rest_again_until_it_is_accepted_keeps_order(
     with rig.engine(engine_name, shards=2, lane_bytes=SMALL_LANE, batch_rows=16, **settings(method)) as engine:
         with engine.producer(backpressure="fail") as producer:
             caller = Caller(producer, method, log)
-            for call in range(40 if method != "push" else 1500):
+            for _ in range(40 if method != "push" else 1500):
                 size = 1 if method == "push" else caller.random.choice([1, 5, 50, 150])
                 caller.insist(caller.events([caller.random.randrange(6) for _ in range(size)]))
             producer.flush(PATIENCE)

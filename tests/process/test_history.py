@@ -1,4 +1,5 @@
-"""What happens to an engine is told in its history: once, in order, with shard and figures; it outlives the supervisor."""
+"""What happens to an engine is told in its history: once, in order, with shard and figures; it outlives the
+supervisor."""
 
 from __future__ import annotations
 

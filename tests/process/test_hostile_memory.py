@@ -1,4 +1,5 @@
-"""A process that writes into memory that is not its own, while the engine runs: one lane suffers, and everybody is told."""
+"""A process that writes into memory that is not its own, while the engine runs: one lane suffers, and everybody is
+told."""
 
 from __future__ import annotations
 
@@ -115,7 +116,8 @@ def test_a_damaged_count_keeps_no_drain_waiting(rig: Rig, engine_name: str) -> N
 def lane_of(
     engine: str, shard: int, seat: int
 ) -> Iterator[tuple[Callable[[int, int], bytes], Callable[[int, bytes], int]]]:
-    """read(offset, length) and write(offset, data) in a lane of SMALL_LANE bytes: its page of words, then its frames."""
+    """read(offset, length) and write(offset, data) in a lane of SMALL_LANE bytes: its page of words, then its
+    frames."""
     file = os.open(Path("/dev/shm") / f"shardmem.{engine}.inbox.{shard}.1", os.O_RDWR)
     begin = PAGE + (PAGE + SMALL_LANE) * seat
     yield (

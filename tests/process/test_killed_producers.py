@@ -1,4 +1,5 @@
-"""A producer may be killed or stopped at any point of a send: nothing is torn, nothing accepted is lost, nobody waits."""
+"""A producer may be killed or stopped at any point of a send: nothing is torn, nothing accepted is lost, nobody
+waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Every named point of every process: killed there, stopped there, or refused what it needs there. The engine goes on."""
+"""Every named point of every process: killed there, stopped there, or refused what it needs there. The engine goes
+on."""
 
 from __future__ import annotations
 
@@ -28,9 +29,9 @@ WHILE = 1.0  # seconds that a process stays stopped
 
 
 class Point(NamedTuple):
-    """who passes it: "producer", "worker" (of a stateless handler), "keeper" (a worker of a stateful one), "supervisor".
-    how it is provoked. killed: the file whose tests kill at it, if others than these. refused: the test of what happens
-    when it is refused what it needs there."""
+    """who passes it: "producer", "worker" (of a stateless handler), "keeper" (a worker of a stateful one),
+    "supervisor". how it is provoked. killed: the file whose tests kill at it, if others than these. refused: the test
+    of what happens when it is refused what it needs there."""
 
     who: str
     how: str
@@ -100,7 +101,7 @@ def test_every_point_is_in_the_table() -> None:
         assert not point.refused or point.refused in globals() or (HERE / point.refused).exists(), point.refused
 
 
-# ---- the engine ----------------------------------------------------------------------------------------------------------
+# ---- the engine ------------------------------------------------------------------------------------------------------
 
 
 class Field:
@@ -248,7 +249,7 @@ def field(request: pytest.FixtureRequest, point: str) -> Field:
     return request.getfixturevalue("worker" if TABLE[point].who == "worker" else "keeper")
 
 
-# ---- killed and stopped --------------------------------------------------------------------------------------------------
+# ---- killed and stopped ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("point", killed("worker", "keeper"))
@@ -293,7 +294,8 @@ def test_a_supervisor_killed_at_any_point_is_followed_by_one_that_finishes_its_w
 
 
 def test_a_drain_goes_on_with_the_slots_that_a_killed_supervisor_had_in_motion(keeper: Field) -> None:
-    """They were moved twice: the drain was planned before the new supervisor had looked which slots were on their way."""
+    """They were moved twice: the drain was planned before the new supervisor had looked which slots were on their
+    way."""
     keeper.scale(3)
     armed = keeper.rig.arm("supervisor", "handoff.draining", 1, signal.SIGKILL)
     wait_until(lambda: not armed.exists(), "the supervisor is armed")
@@ -359,7 +361,7 @@ def _provoke(field: Field, point: str, number: int) -> Callable[[], list[Excepti
     return answer
 
 
-# ---- refused -------------------------------------------------------------------------------------------------------------
+# ---- refused ---------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

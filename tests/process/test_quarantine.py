@@ -1,4 +1,5 @@
-"""One bad event ends in quarantine with all that is known of it, and only that one; it can be looked at, replayed, purged."""
+"""One bad event ends in quarantine with all that is known of it, and only that one; it can be looked at, replayed,
+purged."""
 
 from __future__ import annotations
 
@@ -134,7 +135,8 @@ def test_a_handler_that_fails_on_everything_is_stopped_soon(rig: Rig, settings: 
 def test_what_failed_under_a_handler_is_not_held_against_it_when_it_was_mended(
     rig: Rig, engine_name: str, settings: dict, handler: str, again: str
 ) -> None:
-    """The 17th event was set aside, or stopped the shard again, before the mended handler was called: nothing helped."""
+    """The 17th event was set aside, or stopped the shard again, before the mended handler was called: nothing
+    helped."""
     settings |= {"handler": handler, "on_error": "retry", "max_attempts": 2, "retry_backoff": 0.001}
 
     def fail(engine: shardmem.Engine) -> None:

@@ -1,4 +1,5 @@
-"""Workers are replaced while events flow, by age or by order: nothing is lost, repeated or reordered, and nobody waits."""
+"""Workers are replaced while events flow, by age or by order: nothing is lost, repeated or reordered, and nobody
+waits."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def expect_exact(rig: Rig, status: dict[str, Any]) -> None:
     assert total["in_flight"] == 0 and total["accepted"] == total["handled"] == len(rig.logs().handled)
 
 
-# ---- recycling ---------------------------------------------------------------------------------------------------------------
+# ---- recycling -------------------------------------------------------------------------------------------------------
 
 
 def test_a_worker_over_a_limit_is_replaced_under_load_and_its_state_travels(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_a_successor_that_cannot_boot_is_given_up_and_the_old_worker_goes_on(rig
     assert segments_of(engine_name) == []
 
 
-# ---- reload ------------------------------------------------------------------------------------------------------------------
+# ---- reload ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Handlers where people put them: in the script itself, in a module beside it, in a package; and where none can be found."""
+"""Handlers where people put them: in the script itself, in a module beside it, in a package; and where none can be
+found."""
 
 from __future__ import annotations
 

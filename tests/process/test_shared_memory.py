@@ -1,4 +1,5 @@
-"""Shared memory that is short, foreign, damaged or abandoned: a clear error, never a SIGBUS, never a tracker's cleaning."""
+"""Shared memory that is short, foreign, damaged or abandoned: a clear error, never a SIGBUS, never a tracker's
+cleaning."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ import shardmem
 SHM = Path("/dev/shm")
 
 
-# ---- too little of it -----------------------------------------------------------------------------------------------------
+# ---- too little of it ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_the_end_of_the_engine_gives_all_memory_back(told: dict[str, Any]) -> No
     assert told["left"] == []
 
 
-# ---- not what it should be ------------------------------------------------------------------------------------------------
+# ---- not what it should be -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +228,7 @@ def test_segments_are_private_to_their_user(rig: Rig, engine_name: str) -> None:
             assert stat.S_IMODE(os.stat(SHM / name).st_mode) == 0o600
 
 
-# ---- the standard library's resource tracker ------------------------------------------------------------------------------
+# ---- the standard library's resource tracker -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["close", "no close", "os._exit", "spawn"])

@@ -120,7 +120,8 @@ def test_a_bad_event_is_set_aside_and_what_it_did_to_the_state_is_undone(
 def test_a_handler_without_drop_is_as_exact_as_one_with_it(
     rig: Rig, engine_name: str, settings: dict, handler: str
 ) -> None:
-    """It is made anew when a batch has failed, and when slots leave: what it kept of them would be there when they return."""
+    """It is made anew when a batch has failed, and when slots leave: what it kept of them would be there when they
+    return."""
     settings |= {"handler": handler, "on_error": "quarantine"}
     with rig.engine(engine_name, shards=2, **settings) as engine, engine.producer() as producer:
         for number in range(30):
@@ -156,8 +157,8 @@ def test_a_stateful_handler_that_gets_events_without_a_key_says_once_that_they_a
 def test_how_soon_a_bad_event_is_set_aside_does_not_depend_on_the_checkpoint_interval(
     rig: Rig, engine_name: str, settings: dict
 ) -> None:
-    """What was handled between two of its attempts was undone by the second, until the interval was over: two million calls of
-    the handler for one bad event of a thousand, at 2 s."""
+    """What was handled between two of its attempts was undone by the second, until the interval was over: two million
+    calls of the handler for one bad event of a thousand, at 2 s."""
     settings |= {
         "on_error": "retry",
         "retry_backoff": 0.01,
@@ -250,8 +251,8 @@ def test_an_event_that_kills_its_worker_is_set_aside_with_the_signal_and_the_res
 
 
 def test_what_identifies_an_event_outlives_its_worker_and_is_never_given_to_another(rig: Rig, engine_name: str) -> None:
-    """Producers count from 0 whenever shared memory is made anew: without engine_id, whoever leaves out what was seen before
-    would leave out all events of the next run."""
+    """Producers count from 0 whenever shared memory is made anew: without engine_id, whoever leaves out what was seen
+    before would leave out all events of the next run."""
     for _ in range(2):
         with rig.engine(engine_name, "quarantine_load:Identified", shards=1) as engine, engine.producer() as producer:
             producer.push(1, b"")

@@ -141,7 +141,8 @@ def test_an_engine_ends_although_a_worker_is_stopped(rig: Rig, engine_name: str)
 def test_a_successor_of_a_worker_that_is_only_stopped_is_refused_and_after_the_kill_nothing_of_the_old_one_runs(
     rig: Rig, engine_name: str
 ) -> None:
-    """Given up for dead, it could wake again and write: so nobody may follow it before the kernel says that it is dead."""
+    """Given up for dead, it could wake again and write: so nobody may follow it before the kernel says that it is
+    dead."""
     with rig.engine(engine_name, shards=1) as engine, engine.producer() as producer, Log(rig.directory) as log:
         push(producer, log, 1, range(5))
         producer.flush(PATIENCE)

@@ -68,7 +68,7 @@ def push(producer: shardmem.Producer, log: Log, numbers: range, key: int = 1) ->
         log.rows("accepted", 1, [key], [number])
 
 
-# ---- a daemon ----------------------------------------------------------------------------------------------------------------
+# ---- a daemon --------------------------------------------------------------------------------------------------------
 
 
 def test_run_after_the_supervisor_was_killed_adopts_the_workers_while_producers_push(
@@ -261,7 +261,7 @@ def test_whoever_asks_a_supervisor_that_hangs_is_told_so_at_once_and_what_helps(
                 control.address, lib.sm_now_ns() - 11 * 10**9
             )  # as if that had been eleven seconds ago
             control.close()
-            helps = rf"has not gone round for \d+ s.*-> kill -9 {pid}"
+            helps = rf"has not responded for \d+ s.*-> kill -9 {pid}"
             for name, wanted in {
                 "scale": {"shards": 1},
                 "drain": {"shard": 0},
@@ -282,7 +282,7 @@ def test_whoever_asks_a_supervisor_that_hangs_is_told_so_at_once_and_what_helps(
         assert first.end()[0] == 0
 
 
-# ---- killed in the middle of a handoff, a scale up, a removal ----------------------------------------------------------------
+# ---- killed in the middle of a handoff, a scale up, a removal --------------------------------------------------------
 
 
 @pytest.mark.timeout(90)
@@ -290,7 +290,8 @@ def test_whoever_asks_a_supervisor_that_hangs_is_told_so_at_once_and_what_helps(
 def test_supervisors_killed_one_after_the_other_at_every_step_of_their_work_leave_nothing_undone(
     tmp_path: Path, handler: Any, monkeypatch: Any
 ) -> None:
-    """Two producers push all the while. Each supervisor is killed at its point, in the middle of a command or of a takeover."""
+    """Two producers push all the while. Each supervisor is killed at its point, in the middle of a command or of a
+    takeover."""
     points = (
         STEPS if handler is Counter else ["handoff.drained", "handoff.released"]
     )  # elsewhere state makes no difference
@@ -304,7 +305,8 @@ def test_supervisors_killed_one_after_the_other_at_every_step_of_their_work_leav
         return launch(self)
 
     def at_rest() -> bool:
-        engine._revive()  # a supervisor may be killed while it finishes what its predecessor had begun, and no command waits
+        # a supervisor may be killed while it finishes what its predecessor had begun, and no command waits
+        engine._revive()
         return not engine.status()["handoffs"]
 
     monkeypatch.setattr(shardmem.Engine, "_launch", launch_armed)
@@ -356,7 +358,8 @@ def test_supervisors_killed_one_after_the_other_at_every_step_of_their_work_leav
 
 
 def test_a_drain_that_is_resumed_begins_no_handoff_again_that_is_in_motion(tmp_path: Path, monkeypatch: Any) -> None:
-    """Else two go over the same slots, both count their holds down, and rows are handled before their state has come."""
+    """Else two go over the same slots, both count their holds down, and rows are handled before their state has
+    come."""
     monkeypatch.setenv("SHARDMEM_POINT", f"handoff.drained:1:{signal.SIGKILL:d}")
     with shardmem.Engine(
         handler=Counter(str(tmp_path)),
@@ -378,7 +381,7 @@ def test_a_drain_that_is_resumed_begins_no_handoff_again_that_is_in_motion(tmp_p
     assert [] == violations(read_logs(tmp_path), sent)
 
 
-# ---- embedded ----------------------------------------------------------------------------------------------------------------
+# ---- embedded --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
@@ -433,7 +436,7 @@ def test_a_child_forked_inside_the_block_does_not_revive_the_engine_of_its_paren
     assert reply["child"] == 0 and reply["incarnation"] == 1
 
 
-# ---- a worker that cannot be seen ---------------------------------------------------------------------------------------------
+# ---- a worker that cannot be seen ------------------------------------------------------------------------------------
 
 
 def test_the_death_of_a_worker_in_another_pid_namespace_is_learned_from_its_lease(

@@ -1,4 +1,5 @@
-"""Workers are killed: nothing accepted is lost or reordered, at most the batch in hand comes again, and others notice nothing."""
+"""Workers are killed: nothing accepted is lost or reordered, at most the batch in hand comes again, and others notice
+nothing."""
 
 from __future__ import annotations
 
@@ -262,7 +263,7 @@ def test_a_worker_whose_supervisor_is_killed_before_it_gives_orders_ends_without
     assert (ended.returncode, ended.stdout, ended.stderr) == (3, b"", b"")
 
 
-# ---- given up ----------------------------------------------------------------------------------------------------------------
+# ---- given up --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from shardmem.memory.native import lib
 from shardmem.memory.words import FLOORS_NS
 from shardmem.runtime.quarantine import Quarantine
 from shardmem.status.figures import FIGURES, HISTOGRAM
-from shardmem.status.findings import STALE
+from shardmem.status.findings import STALE_S
 from shardmem.status.health import against_life, against_readiness
 from shardmem.status.observer import Observer
 from shardmem.supervisor.commands import parse_slots
@@ -88,7 +88,7 @@ def run(engine: Any, test: Callable[..., Awaitable[None]], **options: Any) -> No
     asyncio.run(inside())
 
 
-# ---- who may ask --------------------------------------------------------------------------------------------------------
+# ---- who may ask -----------------------------------------------------------------------------------------------------
 
 
 def test_tcp_reads_and_without_a_token_changes_nothing(loopback, sockets):
@@ -248,7 +248,7 @@ def test_the_users_events_are_not_read_over_tcp_without_the_token(loopback, sock
     run(loopback(), test, token=token)
 
 
-# ---- the sockets --------------------------------------------------------------------------------------------------------
+# ---- the sockets -----------------------------------------------------------------------------------------------------
 
 
 def test_the_socket_is_private_from_birth(sockets, monkeypatch):
@@ -318,7 +318,7 @@ def test_the_port_of_a_supervisor_that_is_just_being_killed_is_waited_for(socket
     api.close()
 
 
-# ---- what is answered ---------------------------------------------------------------------------------------------------
+# ---- what is answered ------------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_answered_says_so_in_json(loopback, sockets):
@@ -630,9 +630,9 @@ def test_health_says_why_not(loopback, sockets):
         assert (200, {"live": True, "reasons": []}) == await ask(tcp, "GET", "/livez")
         status, answer = await ask(tcp, "GET", "/readyz")  # there are no workers in this test
         assert 503 == status and not answer["ready"] and "64 of 64 slots have no live owner" in answer["reasons"]
-        lib.sm_supervisor_beat(engine.control.address, lib.sm_now_ns() - int(2 * STALE * 1e9))
+        lib.sm_supervisor_beat(engine.control.address, lib.sm_now_ns() - int(2 * STALE_S * 1e9))
         status, answer = await ask(tcp, "GET", "/livez")
-        assert 503 == status and "has not gone round for 20" in answer["reasons"][0]
+        assert 503 == status and "has not responded for 20" in answer["reasons"][0]
 
     run(engine, test)
 
@@ -676,4 +676,4 @@ def test_ready_is_an_engine_that_handles_every_slot(changes, part):
 
 def test_what_workers_do_is_no_reason_to_end_the_supervisor():
     assert [] == against_life(healthy(state="failed", alive=False, unowned=8)) == against_life(healthy(age=None))
-    assert against_life(healthy(age=STALE + 1))
+    assert against_life(healthy(age=STALE_S + 1))

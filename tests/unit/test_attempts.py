@@ -1,6 +1,7 @@
 """The record of attempts, events set aside, and commits that wait for state: the worker's end in the hands of the test.
 
-A worker that dies is a reader that is made anew: it knows what is in shared memory, and what was saved, and nothing else.
+A worker that dies is a reader that is made anew: it knows what is in shared memory, and what was saved, and nothing
+else.
 """
 
 from __future__ import annotations

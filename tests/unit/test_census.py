@@ -50,9 +50,9 @@ def young(facts: EngineFacts) -> EngineFacts:
 @pytest.mark.parametrize(
     "facts, action, part",
     [
-        (DEAD, REMOVE, "nobody holds it, no event in flight (running)"),
-        (but(DEAD, state="stopped"), REMOVE, "nobody holds it, no event in flight (stopped)"),
-        (but(DEAD, in_flight=1234), KEEP, "1,234 events in flight (running, nobody holds it)"),
+        (DEAD, REMOVE, "no process uses it, no event in flight (running)"),
+        (but(DEAD, state="stopped"), REMOVE, "no process uses it, no event in flight (stopped)"),
+        (but(DEAD, in_flight=1234), KEEP, "1,234 events in flight (running, no process uses it)"),
         # 'stop --now' has promised them to the next run
         (but(DEAD, in_flight=1234, state="stopped"), KEEP, "1,234 events in flight"),
         (but(DEAD, in_flight=5, unreadable=2), KEEP, "2 of them in corrupt lanes that no run can read"),
@@ -67,26 +67,26 @@ def young(facts: EngineFacts) -> EngineFacts:
             KEEP,
             "has connected producers (pids 80), no supervisor and no worker",
         ),
-        (but(DEAD, locked=True), KEEP, "right now"),
+        (but(DEAD, locked=True), KEEP, "another process is"),
         (young(but(DEAD, state="starting")), KEEP, "0.5 s old: its supervisor may be about to take it"),
-        (young(DEAD), REMOVE, "nobody holds it"),
-        (but(DEAD, state="starting"), REMOVE, "nobody holds it"),
-        (HALF, REMOVE, "never formatted: its creator was killed in the act"),
+        (young(DEAD), REMOVE, "no process uses it"),
+        (but(DEAD, state="starting"), REMOVE, "no process uses it"),
+        (HALF, REMOVE, "never formatted: its creator was killed while creating it"),
         (young(HALF), KEEP, "not formatted yet"),
-        (but(HALF, locked=True), KEEP, "right now"),
-        (OTHER, KEEP, "layout version 1; nobody holds a lease on it"),
+        (but(HALF, locked=True), KEEP, "another process is"),
+        (OTHER, KEEP, "layout version 1; no process holds a lease on it"),
         (but(OTHER, locked=True), KEEP, "layout version 1; a process holds a lease on it"),
         (
             but(DEAD, condition="damaged", trouble="cannot be understood"),
             KEEP,
-            "cannot be understood; nobody holds a lease",
+            "cannot be understood; no process holds a lease",
         ),
         (but(DEAD, condition="unreadable", trouble="cannot be opened: no"), SKIP, "cannot be opened: no"),
         (but(DEAD, control=dataclasses.replace(CONTROL, uid=33)), SKIP, "belongs to uid 33; this is uid 0"),
         (
             but(DEAD, control=dataclasses.replace(CONTROL, regular=False), condition="unreadable"),
             SKIP,
-            "is no regular file",
+            "is not a regular file",
         ),
     ],
 )
@@ -122,14 +122,14 @@ def test_events_are_only_lost_when_asked_and_only_when_nobody_holds_the_engine(f
     "facts, action, part",
     [
         (but(DEAD, inboxes=(FIRST, STRAY)), REMOVE, "engine e has no inbox of shard 1 with generation 4"),
-        (but(DEAD, inboxes=(STRAY,), in_flight=3), REMOVE, "left from an earlier life"),
+        (but(DEAD, inboxes=(STRAY,), in_flight=3), REMOVE, "left from an earlier run"),
         (EngineFacts("e", inboxes=(STRAY,)), REMOVE, "no control segment"),
         (but(HALF, inboxes=(STRAY,)), REMOVE, "no control segment"),
         (EngineFacts("e", inboxes=(dataclasses.replace(STRAY, users=(5,)),)), KEEP, "mapped (pids 5)"),
         (EngineFacts("e", inboxes=(dataclasses.replace(STRAY, file=File("/x", uid=9)),)), SKIP, "belongs to uid 9"),
         (EngineFacts("e", socket=File("/run/e.sock")), REMOVE, "has no supervisor"),
         (but(DEAD, socket=File("/run/e.sock"), inboxes=(), in_flight=1), REMOVE, "has no supervisor"),
-        (EngineFacts("e", socket=File("/run/e.sock"), answers=True), KEEP, "somebody listens"),
+        (EngineFacts("e", socket=File("/run/e.sock"), answers=True), KEEP, "a process listens"),
     ],
 )
 def test_what_becomes_of_strays_and_sockets(facts, action, part):
@@ -157,7 +157,7 @@ def test_the_inboxes_of_a_segment_that_cannot_be_read_go_the_way_that_it_goes():
     assert (KEEP, 1020) == (kept.action, kept.bytes)
 
 
-# ---- real segments --------------------------------------------------------------------------------------------------------
+# ---- real segments ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_a_segment_that_its_creator_did_not_finish_goes_if_it_is_old_and_nobody_
     os.utime(path, (1, 1))
     with open(path, "r+b") as holder:
         fcntl.fcntl(holder, fcntl.F_OFD_SETLK, lease._FLOCK.pack(fcntl.F_WRLCK, 0, lease.SUPERVISOR, 1, 0))
-        assert "right now" in gc(places, [name])[0].reason
+        assert "another process is" in gc(places, [name])[0].reason
     assert gc(places, [name])[0].done and [] == entries(name)
     assert size == 0 or not os.path.exists(path)
 
@@ -323,7 +323,7 @@ def test_a_dead_socket_goes_and_one_that_answers_stays(name, places):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        assert "somebody listens" in gc(places, [name])[0].reason and os.path.exists(path)
+        assert "a process listens" in gc(places, [name])[0].reason and os.path.exists(path)
     state = Path(places.sockets, f"{name}.state")
     state.write_text("state")
     assert gc(places, [name])[0].done and not os.path.exists(path)
@@ -350,7 +350,7 @@ def test_entries_that_are_no_engines_are_named_and_left_alone(name, places):
     assert os.path.exists(path)
 
 
-# ---- nobody can come in between -------------------------------------------------------------------------------------------
+# ---- nobody can come in between --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("everything", [True, False])
@@ -380,7 +380,7 @@ COLLECTOR = """
 import select, sys
 from shardmem.host import census
 from shardmem.host.gc import gc
-census.YOUNG = 0.0
+census.YOUNG_S = 0.0
 removed = 0
 print('ready', flush=True)
 while not select.select([sys.stdin], [], [], 0)[0]:
@@ -390,7 +390,8 @@ print(removed)
 
 
 def test_gc_never_takes_a_segment_from_a_supervisor_that_has_taken_it(name, places, monkeypatch):
-    """Supervisors come and vanish, gc runs all the time: who has the role has the segment of that name, and its inbox."""
+    """Supervisors come and vanish, gc runs all the time: who has the role has the segment of that name, and its
+    inbox."""
     config = Config.of(name=name, handler="json:loads", lane_bytes=4096, max_shards=1)
     chance, refused = random.Random(1), 0
     with subprocess.Popen(
@@ -420,7 +421,7 @@ def test_gc_never_takes_a_segment_from_a_supervisor_that_has_taken_it(name, plac
                 pass
         removed = int(collector.communicate("")[0])
     assert removed > 5, f"gc came too seldom: {removed} removed, {refused} supervisors refused"
-    monkeypatch.setattr(census, "YOUNG", 0.0)
+    monkeypatch.setattr(census, "YOUNG_S", 0.0)
     gc(places, [name])
     assert [] == entries(name)
 
@@ -443,5 +444,5 @@ def test_what_was_taken_between_the_census_and_the_claim_is_left_alone(engine, p
     held = lease.Lease.take(engine.control.segment, lease.SUPERVISOR)
     (left,) = collector._sweep(before, engine.name, places, False)
 
-    assert KEEP == left.action and "just now" in left.reason and 3 == len(entries(engine.name))
+    assert KEEP == left.action and "has just taken" in left.reason and 3 == len(entries(engine.name))
     held.release()

@@ -74,7 +74,7 @@ def test_a_dtype_in_a_file_is_a_list_of_fields(tmp_path):
 
 
 def test_a_missing_or_broken_file_is_a_clear_error(tmp_path):
-    with pytest.raises(ConfigError, match="there is no file"):
+    with pytest.raises(ConfigError, match="does not exist"):
         load(str(tmp_path / "nothing.toml"), {}, {})
     broken = tmp_path / "broken.toml"
     broken.write_text("slots = = 3")

@@ -1,4 +1,5 @@
-"""Rules of the C sources that no compiler checks: orders are explicit, each shared word has one writer, edges have two ends."""
+"""Rules of the C sources that no compiler checks: orders are explicit, each shared word has one writer, edges have two
+ends."""
 
 from __future__ import annotations
 
@@ -20,10 +21,15 @@ ATOMIC_MEMBER = re.compile(r"_Atomic\s+\w+\s+(\w+)\s*(?:\[[^\]]*\])?\s*;")
 ACCESS = re.compile(r"\batomic_(\w+?)_explicit\s*\(")
 BANNED = {
     "volatile orders nothing between threads": r"(?<!__asm__ )\b(__)?volatile(__)?\b",
-    "a fence is invisible to ThreadSanitizer": r"\batomic_\w*fence\b|\b__sync_\w+|\b__atomic_\w+|fence\b|\bdmb\b|__builtin_ia32_\w*fence",
-    "an order is left to the default": r"\batomic_(?!\w+_explicit\b)(load|store|exchange|fetch|compare|flag|init)\w*\s*\(",
+    "a fence is invisible to ThreadSanitizer": (
+        r"\batomic_\w*fence\b|\b__sync_\w+|\b__atomic_\w+|fence\b|\bdmb\b|__builtin_ia32_\w*fence"
+    ),
+    "an order is left to the default": (
+        r"\batomic_(?!\w+_explicit\b)(load|store|exchange|fetch|compare|flag|init)\w*\s*\("
+    ),
 }
-# Both sides of a handshake store their own word and then read the other's; weaker than seq_cst, both may read the old one.
+# Both sides of a handshake store their own word and then read the other's; weaker than seq_cst, both may read the old
+# one.
 HANDSHAKES = {
     "sleeping": {"load": None, "store": None},
     "waiting": {"load": None, "store": None},
@@ -153,7 +159,7 @@ def sources(directory: Path) -> list[Source]:
     return [Source(path) for path in sorted([*directory.glob("*.c"), *directory.glob("*.h")])]
 
 
-# ---- the rules --------------------------------------------------------------------------------------------------------------
+# ---- the rules -------------------------------------------------------------------------------------------------------
 
 
 def banned_words(directory: Path) -> list[str]:
@@ -258,14 +264,16 @@ def weak_handshakes(directory: Path) -> list[str]:
                 files = HANDSHAKES.get(member, {}).get(access.kind, set())
                 if files is None or access.file in files:
                     found.append(
-                        f"{access.file}:{access.line}: {access.kind} of {member} with {access.order}: the other side of "
+                        f"{access.file}:{access.line}: {access.kind} of {member} with {access.order}: the other side "
+                        "of "
                         f"the handshake may be missed"
                     )
     return found
 
 
 def labels(source: Source) -> Iterator[tuple[str, int, int, str]]:
-    """Where an edge is named (first in a comment, or with a colon): its label, the comment's place, what follows the label."""
+    """Where an edge is named (first in a comment, or with a colon): its label, the comment's place, what follows the
+    label."""
     for start, end, text in source.comments:
         for match in re.finditer(rf"(?<!with )(?<!and )\b({LABEL})(?=:)|^\s*({LABEL})\b", text):
             yield match[1] or match[2], start, end, text[match.end() :]
@@ -336,7 +344,7 @@ def test_the_sources_keep_the_rule(rule, tmp_path):
     assert [] == RULES[rule](CSRC, tmp_path)
 
 
-# ---- the rules find what they are for ------------------------------------------------------------------------------------
+# ---- the rules find what they are for --------------------------------------------------------------------------------
 
 
 def plant(directory: Path, file: str, change: Callable[[str], str]) -> None:
@@ -391,7 +399,8 @@ PLANTED = [
         "second writers",
         "observer.c",
         planted(
-            "_Atomic uint64_t *word = &sm_slot_at(c, 0)->slot_word; atomic_exchange_explicit(word, 1, memory_order_seq_cst);",
+            "_Atomic uint64_t *word = &sm_slot_at(c, 0)->slot_word; atomic_exchange_explicit(word, 1, "
+            "memory_order_seq_cst);",
             "void *c",
         ),
         "planted stores to slot_word, whose writer is the supervisor",
@@ -406,7 +415,8 @@ PLANTED = [
         "second writers",
         "park.c",
         planted(
-            "uint64_t x = 0; atomic_compare_exchange_strong_explicit(&l->head, &x, 1, memory_order_seq_cst, memory_order_seq_cst);"
+            "uint64_t x = 0; atomic_compare_exchange_strong_explicit(&l->head, &x, 1, memory_order_seq_cst, "
+            "memory_order_seq_cst);"
         ),
         "planted stores to head, whose writer is the worker",
     ),
@@ -478,7 +488,8 @@ static void f(void *inbox, uint32_t seat)
 {
     _Atomic uint32_t *word = &((sm_inbox *)inbox)->lane_open[at[seat].index];
     atomic_store_explicit(word, 1, memory_order_release);
-    atomic_store_explicit(&sm_lane_at(inbox, g->lane_bytes, seat)->ledger[p & 1].ledger_handled, sum(1, 2), memory_order_relaxed);
+    atomic_store_explicit(
+        &sm_lane_at(inbox, g->lane_bytes, seat)->ledger[p & 1].ledger_handled, sum(1, 2), memory_order_relaxed);
 }
 """)
     source = Source(tmp_path / "x.c")

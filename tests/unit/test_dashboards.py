@@ -106,14 +106,14 @@ def test_panels_of_the_dashboard_do_not_overlap_and_have_numbers_of_their_own():
     assert len(set(cells)) == len(cells) and max(x for x, _ in cells) < 24
 
 
-# ---- with Prometheus's own tool ---------------------------------------------------------------------------------------------
+# ---- with Prometheus's own tool --------------------------------------------------------------------------------------
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None,
     reason="promtool is not installed (it is in Debian's package prometheus): rules are not run",
 )
-# For each alert: series, minute by minute, with which it fires at the minute that is named; its labels beside the severity; and
-# what it says by then, where that is not the text of the rule.
+# For each alert: series, minute by minute, with which it fires at the minute that is named; its labels beside the
+# severity; and what it says by then, where that is not the text of the rule.
 ILL: dict[str, tuple[dict[str, str], int, dict[str, str], dict[str, str]]] = {
     "ShardmemDown": (
         {'up{job="shardmem", instance="a:9105"}': "1 0x5"},
@@ -125,7 +125,7 @@ ILL: dict[str, tuple[dict[str, str], int, dict[str, str], dict[str, str]]] = {
         {'shardmem_supervisor_heartbeat_age_seconds{engine="e"}': "0.1 40 100 160"},
         3,
         {"engine": "e"},
-        {"summary": "e: the supervisor's loop has not gone round for 2m 40s"},
+        {"summary": "e: the supervisor has not responded for 2m 40s"},
     ),
     "ShardmemShardFailed": (
         {

@@ -62,7 +62,7 @@ def expect(check: Check, level: str, *parts: str) -> None:
     assert check.remedy or level == "ok", f"no remedy: {said}"
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------------
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def expect(check: Check, level: str, *parts: str) -> None:
         # 64 - 20 used by others, 34 to be used
         (20, 64, "warning", ["4 of 8 producers fit at all shards", "size=78m", "--shm-size"]),
         (4, 64, "warning", ["0 of 8 producers fit at all shards"]),
-        (3, 64, "problem", ["not one producer fits", "lower lane_bytes"]),
+        (3, 64, "error", ["not one producer fits", "lower lane_bytes"]),
         (0, 0, "ok", ["no limit"]),
     ],
 )
@@ -89,9 +89,7 @@ def test_shared_memory_is_weighed_against_what_the_engine_may_use(host, free, to
 def test_what_an_engine_holds_already_is_not_needed_again(host):
     poor = host(statvfs=lambda path: room(1, 64))
     held = Plan(**{**vars(PLAN), "held": 40 * MIB})
-    assert ("problem", "ok") == tuple(
-        check.level for plan in (PLAN, held) for check in doctor.shared_memory(poor, plan)
-    )
+    assert ("error", "ok") == tuple(check.level for plan in (PLAN, held) for check in doctor.shared_memory(poor, plan))
 
 
 def missing(path):
@@ -108,13 +106,13 @@ def missing(path):
 )
 def test_shared_memory_that_cannot_be_used_is_a_problem(host, changes, parts):
     (check,) = doctor.shared_memory(host(**changes), PLAN)
-    expect(check, "problem", *parts)
+    expect(check, "error", *parts)
 
 
 def test_shared_memory_on_a_disk_is_a_warning(host, tmp_path):
     mounts = f"tmpfs {tmp_path}/shm tmpfs rw 0 0\n/dev/sda1 {tmp_path}/shm ext4 rw 0 0\n"
     kind, _ = doctor.shared_memory(host({"/proc/self/mounts": mounts}), PLAN)
-    expect(kind, "warning", "is ext4, no tmpfs")
+    expect(kind, "warning", "is ext4, not tmpfs")
 
 
 def groups(**files: str) -> dict[str, str]:
@@ -132,7 +130,7 @@ def groups(**files: str) -> dict[str, str]:
         (groups(memory__max="max\n"), "ok", "no memory cgroup limits"),
         (groups(memory__max=f"{64 * MIB}\n"), "ok", "allows 64.0 MiB"),
         (groups(memory__max=f"{20 * MIB}\n"), "warning", "would kill a process"),
-        (groups(memory__max=f"{2 * MIB}\n"), "problem", "not one producer fits"),
+        (groups(memory__max=f"{2 * MIB}\n"), "error", "not one producer fits"),
         (
             {**groups(memory__max=f"{64 * MIB}\n"), "/sys/fs/cgroup/a/b/memory.max": f"{20 * MIB}"},
             "warning",
@@ -140,7 +138,7 @@ def groups(**files: str) -> dict[str, str]:
         ),
         (
             {"/proc/self/cgroup": "7:memory:/x\n0::/\n", "/sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2 * MIB}"},
-            "problem",
+            "error",
             "2.0 MiB",
         ),
         (
@@ -157,16 +155,16 @@ def test_the_limits_of_memory_groups_of_either_version(host, files, level, part)
     expect(doctor.memory_group(host(files), PLAN), level, part)
 
 
-# ---- processes ------------------------------------------------------------------------------------------------------------
+# ---- processes -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "cores, files, level, part",
     [
         (8, {}, "ok", "8 cores (8 by affinity) for 2 to 4 shards"),
-        (3, {}, "note", "for 2 shards that may become 4"),
-        (1, {}, "warning", "1 core (1 by affinity) for 2 shards: workers would take turns"),
-        (8, groups(cpu__max="150000 100000\n"), "note", "1.5 cores (8 by affinity, 1.5 by cpu quota)"),
+        (3, {}, "info", "for 2 shards that may become 4"),
+        (1, {}, "warning", "1 core (1 by affinity) for 2 shards: workers compete for cores"),
+        (8, groups(cpu__max="150000 100000\n"), "info", "1.5 cores (8 by affinity, 1.5 by cpu quota)"),
         (8, groups(cpu__max="100000 100000\n"), "warning", "1 by cpu quota"),
         (8, groups(cpu__max="max 100000\n"), "ok", "8 cores (8 by affinity)"),
         (
@@ -200,8 +198,8 @@ def test_cores_by_affinity_and_quota_against_shards(host, cores, files, level, p
     [
         (resource.RLIM_INFINITY, "ok", "no limit"),
         (1024, "ok", "the supervisor opens up to 48, a producer 6"),
-        (64, "note", "so 5 of the 8 fit in one process"),
-        (40, "problem", "the supervisor needs 48 for 4 shards"),
+        (64, "info", "so 5 of the 8 fit in one process"),
+        (40, "error", "the supervisor needs 48 for 4 shards"),
     ],
 )
 def test_open_files(host, soft, level, part):
@@ -214,8 +212,8 @@ def test_open_files(host, soft, level, part):
         (resource.RLIM_INFINITY, {}, "ok", "no limit; the engine starts up to 5"),
         (1000, {}, "ok", "room for 997 more by ulimit -u 1,000"),
         (13, {}, "warning", "BLAS"),
-        (5, {}, "problem", "room for 2 more by ulimit -u 5"),
-        (1000, groups(pids__max="4", pids__current="4"), "problem", "room for 0 more by pids.max"),
+        (5, {}, "error", "room for 2 more by ulimit -u 5"),
+        (1000, groups(pids__max="4", pids__current="4"), "error", "room for 0 more by pids.max"),
         (1000, groups(pids__max="max", pids__current="4"), "ok", "room for 997 more"),
     ],
 )
@@ -235,23 +233,23 @@ def test_root_is_not_held_to_the_number_of_processes(host):
     "files, environ, level, part",
     [
         ({}, {}, "ok", "none"),
-        ({"/.dockerenv": ""}, {}, "note", "(docker)"),
-        ({"/run/.containerenv": ""}, {}, "note", "(podman)"),
-        ({}, {"KUBERNETES_SERVICE_HOST": "x"}, "note", "(Kubernetes)"),
+        ({"/.dockerenv": ""}, {}, "info", "(docker)"),
+        ({"/run/.containerenv": ""}, {}, "info", "(podman)"),
+        ({}, {"KUBERNETES_SERVICE_HOST": "x"}, "info", "(Kubernetes)"),
     ],
 )
 def test_containers(host, files, environ, level, part):
     expect(doctor.container(host(files, environ=environ)), level, part)
 
 
-@pytest.mark.parametrize("namespace, level", [("pid:[4026531836]", "ok"), ("pid:[4026532999]", "note")])
+@pytest.mark.parametrize("namespace, level", [("pid:[4026531836]", "ok"), ("pid:[4026532999]", "info")])
 def test_a_pid_namespace_of_its_own_is_noted(host, tmp_path, namespace, level):
     (tmp_path / "proc/self/ns").mkdir(parents=True)
     os.symlink(namespace, tmp_path / "proc/self/ns/pid")
     expect(doctor.container(host()), level)
 
 
-# ---- the kernel -----------------------------------------------------------------------------------------------------------
+# ---- the kernel ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("feature", list(TRIALS))
@@ -272,12 +270,12 @@ def test_a_feature_that_does_not_work_is_a_problem_and_the_others_are_named(host
         raise OSError(errno.EPERM, "Operation not permitted")
 
     broken, rest = doctor.kernel(host(trials={"pidfd_open": refused, "futex": lambda path: None}))
-    expect(broken, "problem", "Operation not permitted", "seccomp")
+    expect(broken, "error", "Operation not permitted", "seccomp")
     assert "pidfd_open" == broken.name
     expect(rest, "ok", "futex: tried, works")
 
 
-@pytest.mark.parametrize("source, level", [("tsc", "ok"), ("kvm-clock", "ok"), ("hpet", "warning"), (None, "note")])
+@pytest.mark.parametrize("source, level", [("tsc", "ok"), ("kvm-clock", "ok"), ("hpet", "warning"), (None, "info")])
 def test_the_clock_source(host, source, level):
     files = {"/sys/devices/system/clocksource/clocksource0/current_clocksource": f"{source}\n"} if source else {}
     expect(doctor.clock(host(files)), level, source or "cannot be read")
@@ -330,38 +328,38 @@ def test_remove_ipc_concerns_people_and_not_system_users(host, uid, files, level
     expect(doctor.remove_ipc(host(files, uid=uid)), level, part)
 
 
-# ---- directories ----------------------------------------------------------------------------------------------------------
+# ---- directories -----------------------------------------------------------------------------------------------------
 
 
 def test_the_socket_directory_must_be_private(host, tmp_path):
     expect(doctor.sockets(host(), PLAN), "ok", "private and writable")
-    expect(doctor.sockets(host(uid=os.geteuid() + 1), PLAN), "problem", "belongs to uid")
+    expect(doctor.sockets(host(uid=os.geteuid() + 1), PLAN), "error", "belongs to uid")
     (tmp_path / "sockets").chmod(0o755)
-    expect(doctor.sockets(host(), PLAN), "problem", "with mode 755", "private")
+    expect(doctor.sockets(host(), PLAN), "error", "with mode 755", "private")
     expect(doctor.sockets(host(sockets=str(tmp_path / "new")), PLAN), "ok", "will be made")
     expect(
         doctor.sockets(host(sockets=str(tmp_path / "new"), access=lambda path, mode: False), PLAN),
-        "problem",
+        "error",
         "cannot be made",
         "TMPDIR",
     )
     (tmp_path / "file").write_text("")
-    expect(doctor.sockets(host(sockets=str(tmp_path / "file")), PLAN), "problem", "is no directory")
+    expect(doctor.sockets(host(sockets=str(tmp_path / "file")), PLAN), "error", "is not a directory")
     (tmp_path / "sockets").chmod(0o700)
-    expect(doctor.sockets(host(access=lambda path, mode: False), PLAN), "problem", "is not writable")
+    expect(doctor.sockets(host(access=lambda path, mode: False), PLAN), "error", "is not writable")
 
 
 def test_an_address_that_is_too_long_for_a_socket_is_a_problem(host):
     expect(
         doctor.sockets(host(sockets="/" + "x" * 100), Plan(**{**vars(PLAN), "name": "e" * 2})),
-        "problem",
+        "error",
         "109 bytes",
         "at most 107",
     )
     expect(doctor.sockets(host(sockets="/" + "x" * 99), Plan(**{**vars(PLAN), "name": "e"})), "ok")
 
 
-@pytest.mark.parametrize("wanted, level", [(True, "problem"), (False, "warning")])
+@pytest.mark.parametrize("wanted, level", [(True, "error"), (False, "warning")])
 def test_a_state_directory_that_cannot_be_written_to(host, tmp_path, wanted, level):
     plan = Plan(**{**vars(PLAN), "state_directory": str(tmp_path / "a/b"), "state_wanted": wanted})
     (check,) = doctor.state(host(), plan)
@@ -374,14 +372,14 @@ def test_a_state_directory_that_everybody_can_write_to_is_a_warning(host, tmp_pa
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     (check,) = doctor.state(host(), Plan(**{**vars(PLAN), "state_directory": str(tmp_path / "open")}))
-    expect(check, "warning", "by everybody")
+    expect(check, "warning", "for all users")
     (tmp_path / "open").chmod(0o700)
     (check,) = doctor.state(host(), Plan(**{**vars(PLAN), "state_directory": str(tmp_path / "open")}))
     expect(check, "ok", "is writable")
     assert [] == list(doctor.state(host(), PLAN)), "there is none"
 
 
-@pytest.mark.parametrize("wanted, level", [(True, "problem"), (False, "warning")])
+@pytest.mark.parametrize("wanted, level", [(True, "error"), (False, "warning")])
 def test_a_state_directory_that_is_all_but_full(host, tmp_path, wanted, level):
     plan = Plan(**{**vars(PLAN), "state_directory": str(tmp_path), "state_wanted": wanted})
     (check,) = doctor.state(host(statvfs=lambda path: room(63, 1000)), plan)
@@ -392,10 +390,10 @@ def test_that_everybody_can_write_there_does_not_hide_that_there_is_no_room(host
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     plan = Plan(**{**vars(PLAN), "state_directory": str(tmp_path / "open")})
-    assert ["by everybody", "has 1.0 MiB free"] == [
+    assert ["for all users", "has 1.0 MiB free"] == [
         part
         for check in doctor.state(host(statvfs=lambda path: room(1, 64)), plan)
-        for part in ("by everybody", "has 1.0 MiB free")
+        for part in ("for all users", "has 1.0 MiB free")
         if part in check.found
     ]
 
@@ -407,18 +405,18 @@ def test_a_file_system_that_keeps_no_files_is_no_place_for_state(host, tmp_path)
     expect(check, "warning", "files cannot be kept")
 
 
-# ---- the rest -------------------------------------------------------------------------------------------------------------
+# ---- the rest --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "finding, level, part",
     [
-        (None, "ok", "none; 0 engines are in use"),
-        (Leftover("engine", "x", KEEP, "in use: running"), "ok", "none; 1 engines are in use"),
-        (Leftover("engine", "x", REMOVE, "nobody holds it", bytes=2 * MIB), "note", "1 things with 2.0 MiB"),
+        (None, "ok", "none; 0 engines in use"),
+        (Leftover("engine", "x", KEEP, "in use: running"), "ok", "none; 1 engine in use"),
+        (Leftover("engine", "x", REMOVE, "no process uses it", bytes=2 * MIB), "info", "1 leftover with 2.0 MiB"),
         (
             Leftover("engine", "x", KEEP, "layout version 1", discardable=True, remedy="discard it"),
-            "note",
+            "info",
             "layout version 1",
         ),
         (

@@ -1,4 +1,5 @@
-"""What an operator is told of an engine: whether it is well, what is wrong, what helps. One judgement for page, `top` and `status`."""
+"""What an operator is told of an engine: whether it is healthy, what is wrong, what helps. One judgement for page,
+`top` and `status`."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from shardmem.console.cli import main
 from shardmem.errors import Backpressure
 from shardmem.http.operations import COMMANDS
 from shardmem.status import findings as module
-from shardmem.status.findings import LEVELS, STALE, Lately, findings
+from shardmem.status.document import LEVELS
+from shardmem.status.findings import STALE_S, Lately, findings
 from shardmem.status.observer import Observer
 
 SHARD = {
@@ -88,12 +90,12 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
         ({"engine__state": "draining"}, "warning", "draining", "1,234 events left", "shardmem stop ticks --now"),
         ({"engine__state": "stopped"}, "error", "stopped", "1,234 events in shared memory", None),
         ({"supervisor__alive": False}, "error", "no_supervisor", "workers go on", None),
-        ({"supervisor__heartbeat_age_s": STALE + 1}, "error", "supervisor_hangs", "for 11 s", "kill -9 4711"),
+        ({"supervisor__heartbeat_age_s": STALE_S + 1}, "error", "supervisor_hangs", "for 11 s", "kill -9 4711"),
         (
             {"shard__condition": "failed", "shard__state": "failed", "shard__alive": False, "shard__reason": "boom"},
             "error",
             "failed",
-            "Shard 0 has failed, and 32 slots wait with it: boom",
+            "Shard 0 has failed; 32 slots are waiting: boom",
             "shardmem reload --engine ticks",
         ),
         (
@@ -162,19 +164,19 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
             "The number of shards was set by hand; otherwise up 1: shard 0 busier than 80%.",
             "shardmem scale auto --engine ticks",
         ),
-        ({"decisions": decided("at_max_shards")}, "info", "at_max_shards", "may not", None),
+        ({"decisions": decided("at_max_shards")}, "info", "at_max_shards", "max_shards is reached", None),
         (
             {"decisions": decided("at_max_shards"), "shard__fill_ratio": 0.5},
             "warning",
             "at_max_shards",
-            "may not",
+            "max_shards is reached",
             None,
         ),
         (
             {"decisions": decided("at_max_shards"), "producers": [{"pid": 4712, "alive": True, "blocked": 0.05}]},
             "warning",
             "at_max_shards",
-            "may not",
+            "max_shards is reached",
             None,
         ),
         (
@@ -229,16 +231,16 @@ ALONE = {"supervisor__alive": False}
             {"shard__condition": "dead", "shard__alive": False, "engine__slots_unowned": 32},
             "no_worker",
             "error",
-            "Nobody starts another",
+            "A supervisor is needed",
         ),
-        ({"shard__condition": "stuck"}, "stuck", "error", "Nobody ends it"),
+        ({"shard__condition": "stuck"}, "stuck", "error", "No supervisor is running to replace it"),
         (
             {"shard__condition": "failed", "shard__state": "failed", "shard__alive": False},
             "failed",
             "error",
-            "Commands are not taken",
+            "Commands are refused",
         ),
-        ({"shard__fill_ratio": 1.0}, "backpressure", "warning", "Commands are not taken"),
+        ({"shard__fill_ratio": 1.0}, "backpressure", "warning", "Commands are refused"),
         ({"handoffs": [MOVE, {**MOVE, "slot": 18, "late": False}]}, "frozen", "error", "Nothing is lost"),
     ],
 )
@@ -338,7 +340,7 @@ def test_more_shards_are_not_advised_for_a_shard_that_gets_nowhere(ill):
     waiting = [{"pid": 4712, "alive": True, "blocked": 1.0}]
     found = of(**ill, shard__fill_ratio=1.0, producers=waiting, decisions=decided("auto_scale_off"), auto_scale=False)
     assert [] == [each for each in found if each["order"] and each["order"]["name"] == "scale"], found
-    assert "Shard 0 may be what they wait for" in {each["kind"]: each["advice"] for each in found}["blocked"]
+    assert "Shard 0 may be the cause" in {each["kind"]: each["advice"] for each in found}["blocked"]
     assert "backpressure" not in {each["kind"] for each in found}, "that it cannot keep up is no news"
 
 
@@ -350,7 +352,7 @@ def test_a_fixed_engine_that_is_too_slow_is_told_once_and_of_one_shard_more():
         auto_scale=False,
     )
     assert "backpressure" == found["kind"] and "shardmem scale 2 --engine ticks" == found["command"]
-    assert found["advice"].startswith("One shard more")
+    assert found["advice"].startswith("To add a shard")
     beside_a_failed_one = {
         each["kind"]: each
         for each in of(
@@ -383,7 +385,5 @@ def test_refusals_of_the_last_seconds_are_found_in_a_real_engine(loopback):
 
 def test_every_kind_of_finding_is_in_the_documentation():
     kinds = set(re.findall(r'finding\(\s*"\w+",\s*"(\w+)"', inspect.getsource(module)))
-    documented = (
-        (Path(__file__).parents[2] / "docs" / "operations.md").read_text().partition("## Whether it is well")[2]
-    )
+    documented = (Path(__file__).parents[2] / "docs" / "operations.md").read_text().partition("## Findings")[2]
     assert 15 < len(kinds) and set() == {kind for kind in kinds if f"`{kind}`" not in documented.partition("\n## ")[0]}

@@ -40,7 +40,7 @@ def records(keys: list, kind: str) -> np.ndarray:
     return made
 
 
-# ---- the function ----------------------------------------------------------------------------------------------------------
+# ---- the function ----------------------------------------------------------------------------------------------------
 
 
 @given(st.binary(max_size=300), words)
@@ -72,7 +72,7 @@ def test_bytes_are_hashed_as_they_are(key):
     assert xxhash.xxh64_intdigest(key, SEED) == lib.sm_hash_bytes(key, len(key))
 
 
-# ---- the slot ----------------------------------------------------------------------------------------------------------------
+# ---- the slot --------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=50)
@@ -128,9 +128,10 @@ def test_consecutive_ints_spread_over_the_slots(slots):
     assert 0.5 * 64 <= np.percentile(per_slot, 0.1) and per_slot.max() <= 2.5 * 64
 
 
-# ---- for ever -----------------------------------------------------------------------------------------------------------------
+# ---- for ever --------------------------------------------------------------------------------------------------------
 
-# Changing one of these moves keys between slots while producers of the old version still run: it needs a new layout version.
+# Changing one of these moves keys between slots while producers of the old version still run: it needs a new layout
+# version.
 FROZEN_INTS = {
     0: 0xC4CB389D46998AE5,
     1: 0x9697D34ECBAF42AB,

@@ -72,7 +72,7 @@ def test_the_longest_sentences_in_any_alphabet_never_overflow_the_board_and_the_
 
 def test_a_sentence_is_one_line_and_the_same_again_replaces_itself():
     board = Board()
-    for number in range(3):
+    for _ in range(3):
         board.now += 1
         board.history.note("not_done", "ValueError:\n  in the strategy")
     board.history.note("not_done", "ValueError:\n  in the strategy", 1)

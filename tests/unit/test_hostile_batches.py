@@ -71,7 +71,8 @@ READ = {
 def test_a_batch_of_a_changing_frame_is_read_or_refused_and_the_other_lane_is_whole(
     loopback, seed, is_records, batch_rows, order
 ):
-    """Bits flip in a lane's words and frames before rows are chosen, while they are read, and before they are committed."""
+    """Bits flip in a lane's words and frames before rows are chosen, while they are read, and before they are
+    committed."""
     draw = random.Random(seed)
     engine = loopback(*((ROW, "key") if is_records else ()), lane_bytes=4096, batch_rows=batch_rows)
     mad, good = engine.producer(), engine.producer()

@@ -135,7 +135,8 @@ def test_a_status_that_cannot_be_made_takes_no_sign_of_life_away(manager, open_n
     def broken():
         raise ValueError("damaged")
 
-    for now in (0.0, 5.0, 10.0):
+    for later in (0.0, 5.0, 10.0):
+        now = later
         notify.tick(broken)
     assert 3 * ["WATCHDOG=1"] == manager.heard()
 

@@ -13,7 +13,8 @@ from shardmem.memory.native import lib
 from shardmem.memory.words import FLOORS_NS
 from shardmem.runtime.quarantine import Quarantine
 from shardmem.status import observer as observing
-from shardmem.status.observer import Observer, quantile_rows
+from shardmem.status.observer import Observer
+from shardmem.status.reading import quantile_rows
 
 
 @pytest.mark.parametrize("when", ["before its lanes are read", "after its lanes are read"])

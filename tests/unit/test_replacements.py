@@ -13,7 +13,8 @@ from shardmem.supervisor import replacements
 
 @pytest.fixture
 def looks(monkeypatch):
-    """look(seconds, bytes) -> whether the worker is due then; notes; the worker, which entered one second after the start."""
+    """look(seconds, bytes) -> whether the worker is due then; notes; the worker, which entered one second after the
+    start."""
     clock, notes, memory = SimpleNamespace(now=100.0, monotonic=lambda: clock.now), [], [0]
     monkeypatch.setattr(replacements, "time", clock)
     monkeypatch.setattr(replacements, "_rss", lambda pid: memory[0])

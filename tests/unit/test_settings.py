@@ -32,7 +32,7 @@ def test_a_field_without_help_and_a_unit_that_is_none_are_refused():
     class Bare:
         naked: int = 3
 
-    with pytest.raises(TypeError, match="Bare.naked is no setting"):
+    with pytest.raises(TypeError, match="Bare.naked is not a setting"):
         declared(Bare)
     with pytest.raises(ValueError, match="unit='furlongs' is not one of"):
         setting(1, "how far", "furlongs")
@@ -170,7 +170,7 @@ def test_a_fault_of_the_policy_names_the_member_of_its_table(policy, part):
         ('handler = "json"', "handler='json' is not of the form 'module:name'"),
         ("strategy = 5", "strategy=5 is not text"),
         ('strategy = "nomodule:Thing"', "strategy='nomodule:Thing' cannot be loaded"),
-        ('dtype = [["a"]]', "dtype=[('a',)] is no numpy dtype"),
+        ('dtype = [["a"]]', "dtype=[('a',)] is not a numpy dtype"),
         ("policy = 5", "policy=5 is neither the name of a preset nor a table of settings"),
         ("slots = [1]", "slots=[1] is not a whole number"),
     ],

@@ -51,7 +51,7 @@ const send = (path, body, token) =>
 
 // ---- the verdict ---------------------------------------------------------------------------------------------------------
 
-const HEADS = {good: "Well", info: "Well", warning: "Needs attention", error: "Not well"},
+const HEADS = {good: "Healthy", info: "Healthy", warning: "Needs attention", error: "Failing"},
   MARKS = {error: "✕ ", warning: "! ", info: ""};
 
 function verdict(level, head, text, findings) {

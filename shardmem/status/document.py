@@ -1,0 +1,180 @@
+"""The status document, as types: what `status()` returns and `shardmem status --json` prints.
+
+http/answers.py has the same as a JSON schema, made of the declared figures; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+Level = Literal["info", "warning", "error"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "info")  # the worst first; findings, history and doctor use these
+
+
+class EngineStatus(TypedDict):
+    name: str
+    state: str
+    slots: int
+    slots_unowned: int
+    schema: dict[str, Any]
+    lane_bytes: int
+    max_shards: int
+    max_producers: int
+    quarantine_file: str | None
+    quarantine_held: int | None
+    http: str | None
+
+
+class SupervisorStatus(TypedDict):
+    pid: int
+    incarnation: int
+    alive: bool
+    uptime_s: float
+    heartbeat_age_s: float | None
+
+
+class ShardStatus(TypedDict):
+    id: int
+    state: str
+    condition: str
+    reason: str
+    error: str
+    pid: int
+    alive: bool
+    incarnation: int
+    phase: str
+    uptime_s: float | None
+    slots: int
+    accepted: int
+    handled: int
+    quarantined: int
+    shed: int
+    in_flight: int
+    fill_ratio: float
+    busy: float
+    rate: float
+    batches: int
+    in_hand_s: float | None
+    lanes: int
+    broken_lanes: list[int]
+    latency_p50_us: float | None
+    latency_p99_us: float | None
+    recent_p50_us: float | None
+    recent_p99_us: float | None
+    batch_rows_p50: int | None
+    batch_rows_p99: int | None
+    cpu: float | None
+    rss_bytes: int | None
+    crashes: int
+    recent_crashes: int
+    last_exit: str | None
+    restarting_in_s: float | None
+
+
+class ProducerStatus(TypedDict):
+    seat: int
+    pid: int
+    alive: bool
+    incarnation: int
+    accepted: int
+    sequence: int
+    rate: float
+    blocked: float
+    refused: dict[str, int]
+    blocked_s: float
+    blocked_count: int
+
+
+HandoffStatus = TypedDict(
+    "HandoffStatus", {"slot": int, "from": int, "to": int, "phase": str, "age_s": float, "late": bool}
+)
+
+
+class Decision(TypedDict):
+    kind: str
+    cause: str
+    reason: str
+    advice: str | None
+    count: int
+    age_s: float
+    since_s: float
+    times: int
+
+
+class HistoryEntry(TypedDict):
+    at: float
+    kind: str
+    shard: int | None
+    text: str
+    level: Level
+
+
+class HotSlot(TypedDict):
+    slot: int
+    shard: int
+    share: float
+    alone: bool
+
+
+class Accounting(TypedDict):
+    offered: int
+    accepted: int
+    refused: dict[str, int]
+    handled: int
+    quarantined: int
+    shed: dict[str, int]
+    in_flight: int
+
+
+class Latency(TypedDict):
+    p50_us: float | None
+    p99_us: float | None
+
+
+class Order(TypedDict):
+    """A command of the control API."""
+
+    name: str
+    body: dict[str, Any]
+
+
+class Finding(TypedDict):
+    """What is wrong, and what helps: `command` is for a shell, `order` the same for the control API."""
+
+    level: Level
+    kind: str
+    shard: int | None
+    text: str
+    advice: str
+    command: str | None
+    order: Order | None
+
+
+class Status(TypedDict):
+    engine: EngineStatus
+    supervisor: SupervisorStatus
+    shards: list[ShardStatus]
+    producers: list[ProducerStatus]
+    handoffs: list[HandoffStatus]
+    auto_scale: bool
+    elastic: bool
+    decisions: list[Decision]
+    hot_slots: list[HotSlot]
+    history: list[HistoryEntry]
+    events: list[HistoryEntry]  # the name that `history` had in 0.1; goes with 0.3
+    accounting: Accounting
+    latency: Latency
+    findings: list[Finding]
+
+
+class Lane(TypedDict):
+    """An open lane of a shard, and whose it is."""
+
+    seat: int
+    pid: int
+    alive: bool
+    accepted: int
+    handled: int
+    in_flight: int
+    fill_ratio: float
+    broken: bool

@@ -1,0 +1,30 @@
+"""Numbers and lists in sentences: one way to write each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+
+def plural(number: int, what: str) -> str:
+    """1 event, 2 events."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def size(number: float) -> str:
+    """1536 -> 1.5 KiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            break
+        number /= 1024
+    return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
+
+
+def listed(members: Collection[object], most: int = 8) -> str:
+    """1, 2, 3 and 4 more."""
+    more = f" and {len(members) - most} more" if len(members) > most else ""
+    return ", ".join(map(str, list(members)[:most])) + more
+
+
+def named(what: str, numbers: Collection[int], most: int = 4) -> str:
+    """shard 1, shards 1, 2."""
+    return f"{what}{'s' * (len(numbers) > 1)} {listed(numbers, most)}"
