@@ -39,10 +39,12 @@ from shardmem.supervisor.notify import Notify
 from shardmem.supervisor.planner import Planner
 from shardmem.supervisor.replacements import Replacements
 from shardmem.supervisor.shards import DRAIN_POLL, Shards
+from shardmem.supervisor.sources import Sources
 from shardmem.supervisor.stuck import Stuck
 from shardmem.supervisor.takeover import check_directory, check_fit, find_shards, take_role
 from shardmem.supervisor.workers import Workers
 
+SOURCE_GRACE = 5.0  # seconds for sources to end, when all that they pushed has been handled
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU, signal.SIGHUP)
 TICK = 0.25
 STOP_GRACE = 5.0
@@ -131,11 +133,15 @@ class Supervisor:
                 self._attempt(self._post)
                 self.notify.ready()
                 self._is_ready = True
+                sources = Sources(self.config)
+                sources.start()
                 self._on_ready(self._observer.status())
                 await self._watch()
                 self.notify.stopping()
+                sources.stop(self._stop_now)
                 if not self._stop_now:
                     await self._drain()
+                await sources.ended(SOURCE_GRACE)
                 await self._api.stop()
             self._stop_now |= not booted  # one that did not get ready may never listen
             await self._stop_workers(gently=not self._stop_now)
