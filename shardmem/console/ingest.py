@@ -254,6 +254,8 @@ class Ingest:
     def trouble(self) -> list[str]:
         """What cut the run off, and where to go on: lines for standard error."""
         lines = []
+        if self.error is None and self.wish.follow:  # how it is meant to end
+            return [] if self.wish.positions else ["hint: with --resume the next run goes on from here"]
         if self.error is not None:
             lines.append(f"shardmem: {self.error}")
         elif self.interrupted is not None:
@@ -268,8 +270,6 @@ class Ingest:
             )
         if self.wish.positions is not None:
             lines.append("hint: the same command goes on from there; its positions are kept")
-        elif self.wish.follow:
-            lines.append("hint: with --resume the next run goes on from there")
         else:
             for each in self.next()[:5]:
                 where = f" --from {each['byte']}" if each["byte"] else ""
