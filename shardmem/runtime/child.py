@@ -135,7 +135,9 @@ def python_command(kind: str) -> list[str]:
     ]
 
 
-def launch(kind: str, orders: WorkerOrders | SupervisorOrders | SourceOrders) -> tuple[subprocess.Popen[bytes], ReportReader]:
+def launch(
+    kind: str, orders: WorkerOrders | SupervisorOrders | SourceOrders
+) -> tuple[subprocess.Popen[bytes], ReportReader]:
     """A child that has been given its orders, and what it reports. Raises OSError when there is no process to be had.
 
     By exec, never by fork: a fork of a process with threads or open handles inherits their locks.

@@ -19,16 +19,7 @@ from shardmem.memory.native import Pusher, ffi, lib
 from shardmem.memory.words import refused_by_reason
 from shardmem.runtime.call import DEFAULT, MODES, SLICE, Call, Mode
 from shardmem.runtime.columns import EventColumns, Keys
-from shardmem.runtime.encode import (
-    Key,
-    bytes_of,
-    is_encodable,
-    left_of,
-    pending,
-    plain_key,
-    plain_lists,
-    rest_of,
-)
+from shardmem.runtime.encode import Key, bytes_of, is_encodable, left_of, pending, plain_key, plain_lists, rest_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Unpack
@@ -510,6 +501,7 @@ class Producer:
         if first <= last <= len(columns.data):
             return f"event {event}: {self._too_large(last - first, columns.key_bytes(event))}"
         return f"offsets must rise from 0 to at most len(data) = {len(columns.data)}; they do not at {event}"
+
 
 def _with_left(error: ShardmemError, cursor: sm_cursor, offered: int) -> ShardmemError:
     """The error of a call, which says the numbers of the events that were not accepted."""

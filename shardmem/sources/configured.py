@@ -44,7 +44,9 @@ def sources_in(given: Any, schema: Schema) -> list[SourceSettings]:
         except ConfigError as error:
             faults += [f"source.{fault}" for fault in error.faults]
     names = [each.name for each in found]
-    faults += [f"source.name={name!r} is the name of two sources" for name in sorted(set(names)) if names.count(name) > 1]
+    faults += [
+        f"source.name={name!r} is the name of two sources" for name in sorted(set(names)) if names.count(name) > 1
+    ]
     if faults:
         raise ConfigError(faults)
     return found

@@ -43,7 +43,8 @@ class SourceFile:
         fresh = f"{self._path}.new"
         with open(fresh, "w", encoding="utf-8", errors="surrogateescape") as file:
             json.dump(
-                {"name": self.name, "pid": os.getpid(), "incarnation": self.incarnation, "at": time.time(), **what}, file
+                {"name": self.name, "pid": os.getpid(), "incarnation": self.incarnation, "at": time.time(), **what},
+                file,
             )
         os.replace(fresh, self._path)
 

@@ -163,7 +163,8 @@ class Reader:
         plan.scan.cr = cr
         scanner = Scanner(plan, self._schema, self._options.format, self._most, self._block, self._keep_all)
         if self._start.offset > offset:
-            offset, line = self._start.offset, _line_of(self._start)
+            offset = self._start.offset
+            line = _line_of(self._start) or self.input.lines_before(offset) + 1
         if offset > len(self._head):
             offset = self.input.seek(offset)
             if offset < self._start.offset:
@@ -191,5 +192,6 @@ def _ends_with_cr(head: bytes, final: bool) -> bool | None:
 
 
 def _line_of(position: Position) -> int:
+    """0: it is not known."""
     word, _, number = position.metadata.partition(" ")
-    return int(number) if word == "line" and number.isdigit() else 1
+    return int(number) if word == "line" and number.isdigit() else 0
