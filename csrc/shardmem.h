@@ -115,9 +115,9 @@ typedef struct sm_columns { /* n events as columns; item i of one is data[offset
     uint64_t n;
     uint32_t key_kind, key_unsigned;
     uint32_t spans, key_spans; /* 1: offsets has a start and an end for each item, data[offsets[2i]:offsets[2i + 1]] */
-    const uint8_t *key_kinds;  /* NULL, or the kind of each key, which need not be one: SM_KEY_..., or SM_KEY_UNSIGNED */
-    const uint64_t *keys;      /* SM_KEY_INT */
-    const uint8_t *key_data;   /* SM_KEY_BYTES, SM_KEY_STR */
+    const uint8_t *key_kinds; /* NULL, or the kind of each key, which need not be one: SM_KEY_..., or SM_KEY_UNSIGNED */
+    const uint64_t *keys;     /* SM_KEY_INT */
+    const uint8_t *key_data;  /* SM_KEY_BYTES, SM_KEY_STR */
     const uint64_t *key_offsets;
     const uint8_t *data;
     const uint64_t *offsets;

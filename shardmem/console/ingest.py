@@ -12,7 +12,8 @@ from typing import Any
 
 from shardmem.console.progress import Meter
 from shardmem.errors import ConfigError, ShardmemError
-from shardmem.runtime.producer import DEFAULT, Outcome, Producer, connect
+from shardmem.runtime.call import DEFAULT
+from shardmem.runtime.producer import Outcome, Producer, connect
 from shardmem.settings import some
 from shardmem.sources.contract import Position
 from shardmem.sources.files.inputs import STDIN
@@ -176,7 +177,8 @@ class Ingest:
             "refused": refused,
         }
 
-    # ---- what became of it -----------------------------------------------------------------------------------------------
+    # ---- what became of it
+    # -----------------------------------------------------------------------------------------------
 
     @property
     def amiss(self) -> int:
@@ -266,7 +268,8 @@ class Ingest:
         lines += [f"detail: {runner.next}" for runner in self._runners if runner.next]
         if isinstance(self.error, TooManyBad):
             lines.append(
-                "hint: --skip-bad leaves such records out, --dead-letter FILE keeps them, --max-bad N says how many may be"
+                "hint: --skip-bad leaves such records out, --dead-letter FILE keeps them, --max-bad N says how many "
+                "may be"
             )
         if self.wish.positions is not None:
             lines.append("hint: the same command goes on from there; its positions are kept")
@@ -295,7 +298,8 @@ class _Signals:
 
 
 def total_of(names: Sequence[str], follow: bool) -> int | None:
-    """Bytes of all files; None if that cannot be told: of streams, of what is compressed or followed. Raises ConfigError."""
+    """Bytes of all files; None if that cannot be told: of streams, of what is compressed or followed. Raises
+    ConfigError."""
     if follow or not names or STDIN in names:
         return None
     total = 0

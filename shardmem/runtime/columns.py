@@ -16,8 +16,8 @@ KEY_UNSIGNED = 4  # of a column: an integer of 2**63 and more
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys of events, each of a kind of its own. kinds: KEY_NONE, KEY_INT, KEY_BYTES, KEY_STR or KEY_UNSIGNED, as "u1", or one
-    for all. numbers: "u8", of integers. data, offsets: of bytes and text (UTF-8), as of payloads."""
+    """Keys of events, each of a kind of its own. kinds: KEY_NONE, KEY_INT, KEY_BYTES, KEY_STR or KEY_UNSIGNED, as "u1",
+    or one for all. numbers: "u8", of integers. data, offsets: of bytes and text (UTF-8), as of payloads."""
 
     kinds: np.ndarray | int
     numbers: np.ndarray | None
@@ -43,7 +43,7 @@ class EventColumns:
         columns = cls(keys, bytes_of(data), _wide(offsets, "offsets"))
         if isinstance(keys, tuple):
             columns.keys = keys = Keys(KEY_BYTES, None, *keys)
-        count = len(keys.offsets if isinstance(keys, Keys) else keys) if keys is not None else columns.count
+        count = columns.count
         if isinstance(keys, Keys):
             if keys.offsets is not None:
                 count = _count(_wide(keys.offsets, "offsets of keys"))
@@ -53,6 +53,7 @@ class EventColumns:
             columns.keys = keys = np.asarray(keys)
             if keys.ndim != 1:
                 raise ValueError(f"keys have shape {keys.shape}, offsets say {columns.count} events")
+            count = len(keys)
         if count != columns.count:
             raise ValueError(f"keys have shape ({count},), offsets say {columns.count} events")
         return columns
@@ -105,7 +106,7 @@ class EventColumns:
             columns.key_bytes, columns.key_spans = len(data), offsets.ndim - 1
 
     def _words(self, array: np.ndarray) -> Any:
-        self._held.append(ffi.from_buffer("uint64_t[]", array))
+        self._held.append(ffi.from_buffer("uint64_t[]", array.data))
         return self._held[-1]
 
     def _bytes(self, data: Any) -> Any:

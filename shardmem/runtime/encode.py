@@ -56,8 +56,8 @@ def is_encodable(text: str) -> bool:
 def plain_lists(
     keys: list[Any], payloads: list[Any], check: Callable[[int, int], None]
 ) -> tuple[list[Key], list[bytes]]:
-    """The same events as plain objects: int, str, bytes or None, and bytes. check: raises ValueError when a payload of so many
-    bytes with a key of so many is too large. Raises TypeError, ValueError for the first that is wrong."""
+    """The same events as plain objects: int, str, bytes or None, and bytes. check: raises ValueError when a payload of
+    so many bytes with a key of so many is too large. Raises TypeError, ValueError for the first that is wrong."""
     plain_keys: list[Key] = []
     plain_payloads: list[bytes] = []
     for i, (key, payload) in enumerate(zip(keys, payloads)):

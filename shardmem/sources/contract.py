@@ -1,7 +1,7 @@
 """The contract of a source: what feeds an engine from outside. runner.py drives it; tests/sources holds each one to it.
 
-A source reads partitions (files, or partitions of a topic), in order within each. It is called by one thread only. It never
-pushes: it hands over columns, and is told with `commit` how far all of them have been handled.
+A source reads partitions (files, or partitions of a topic), in order within each. It is called by one thread only. It
+never pushes: it hands over columns, and is told with `commit` how far all of them have been handled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class SourceError(ShardmemError):
 
 @dataclass(frozen=True)
 class Position:
-    """A place between two events of a partition. metadata: what the source needs besides, and people like to see ("line 7")."""
+    """A place between two events of a partition. metadata: what the source needs besides, and people like to see ("line
+    7")."""
 
     offset: int
     metadata: str = ""
@@ -31,8 +32,8 @@ class Position:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A record that is no event, and what of it: where it is, its bytes (or the first of them), why. after: how many events of
-    its columns come before it."""
+    """A record that is no event, and what of it: where it is, its bytes (or the first of them), why. after: how many
+    events of its columns come before it."""
 
     partition: str
     position: Position
@@ -46,8 +47,9 @@ class Rejected:
 class Columns:
     """Events of one partition, in order. Its memory is the source's, until the next poll.
 
-    An events engine gets keys and payloads, as Producer.push_columns takes them; a records engine gets records. offsets: where
-    each event begins. next: the place behind all of it, rejected records included. bytes: how much was read for it.
+    An events engine gets keys and payloads, as Producer.push_columns takes them; a records engine gets records.
+    offsets: where each event begins. next: the place behind all of it, rejected records included. bytes: how much was
+    read for it.
     """
 
     partition: str
@@ -96,8 +98,8 @@ def _nothing(*_: Any) -> None: ...
 
 @dataclass
 class SourceContext:
-    """What a source is given when it is opened. assigned, revoking, lost: to be called with partitions that it reads from now on,
-    is about to lose (with a deadline), or has lost."""
+    """What a source is given when it is opened. assigned, revoking, lost: to be called with partitions that it reads
+    from now on, is about to lose (with a deadline), or has lost."""
 
     log: logging.Logger
     clock: Callable[[], float]
@@ -113,8 +115,8 @@ class Source(Protocol):
     def open(self, context: SourceContext) -> None: ...
 
     def poll(self, max_events: int, timeout: float) -> Columns | None:
-        """The next events of any partition that is not paused; None when there were none in time. What is at hand is returned at
-        once. Raises SourceError."""
+        """The next events of any partition that is not paused; None when there were none in time. What is at hand is
+        returned at once. Raises SourceError."""
         ...
 
     def pause(self, partitions: Sequence[str]) -> None: ...

@@ -1,7 +1,8 @@
 """The loop that drives a source into a producer: on the command line, and in the process that a supervisor watches.
 
-It pushes what the source has, at once; remembers where the lanes ended for each place in the source, and commits a place when
-all that was pushed before it has been handled. An interrupt ends it between two events, and it says where to go on.
+It pushes what the source has, at once; remembers where the lanes ended for each place in the source, and commits a
+place when all that was pushed before it has been handled. An interrupt ends it between two events, and it says where to
+go on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardmem.errors import Interrupted, ShardmemError
-from shardmem.runtime.producer import DEFAULT, Marks, Producer
+from shardmem.runtime.call import DEFAULT
+from shardmem.runtime.producer import Marks, Producer
 from shardmem.sources.contract import Columns, Position, Rejected, Source, SourceContext
 
 COMMIT = 0.5  # seconds between two commits
@@ -30,8 +32,8 @@ class TooManyBad(ShardmemError):
 
 @dataclass
 class Limits:
-    """max_bad: how many rejected records are put up with; None: any number. max_bad_share: of 1, of all records. events: stop
-    after so many. rate: events in a second."""
+    """max_bad: how many rejected records are put up with; None: any number. max_bad_share: of 1, of all records.
+    events: stop after so many. rate: events in a second."""
 
     max_bad: int | None = 0
     max_bad_share: float | None = None
@@ -91,7 +93,8 @@ class Runner:
             self._commit()
 
     def finish(self, wait: bool, tick: Callable[[], None] = lambda: None, grace: float | None = None) -> bool:
-        """Commits what has been handled, and first waits for that if asked to, at most so many seconds; whether all of it was."""
+        """Commits what has been handled, and first waits for that if asked to, at most so many seconds; whether all of
+        it was."""
         done, deadline = not wait, None if grace is None else time.monotonic() + grace
         while not done:
             try:
@@ -123,7 +126,8 @@ class Runner:
     def _reached_limit(self) -> bool:
         return self.limits.events is not None and self.tally.offered >= self.limits.events
 
-    # ---- one block ------------------------------------------------------------------------------------------------------------
+    # ---- one block
+    # ------------------------------------------------------------------------------------------------------------
 
     def _take(self, columns: Columns) -> None:
         """Pushes the events in the order of the partition, and gives rejected records away. Raises ShardmemError."""
@@ -199,7 +203,8 @@ class Runner:
         if self.stop.is_set():
             raise Interrupted("interrupted")
 
-    # ---- how far it has been handled ----------------------------------------------------------------------------------------
+    # ---- how far it has been handled
+    # ----------------------------------------------------------------------------------------
 
     def _commit(self, now: bool = False) -> None:
         if not now and time.monotonic() - self._committed_at < COMMIT:

@@ -1,4 +1,5 @@
-"""What sources say of themselves: a file each, beside the engine's state, that can be read with the supervisor and the source dead.
+"""What sources say of themselves: a file each, beside the engine's state, that can be read with the supervisor and the
+source dead.
 
 That a source lives is the kernel's word: it holds the lock of its file.
 """

@@ -1,5 +1,5 @@
-"""The sources of an engine: a process each, started when the engine is ready, started again when it dies, told to end before the
-engine drains. One that an earlier supervisor started is left alone while it lives.
+"""The sources of an engine: a process each, started when the engine is ready, started again when it dies, told to end
+before the engine drains. One that an earlier supervisor started is left alone while it lives.
 """
 
 from __future__ import annotations

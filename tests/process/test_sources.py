@@ -1,4 +1,5 @@
-"""[source] of an engine: its process is started, watched, started again, adopted and told to end; nothing is missed by any of it."""
+"""[source] of an engine: its process is started, watched, started again, adopted and told to end; nothing is missed by
+any of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What every source keeps to. Each kind gets a maker: make(events) -> a source of one or two partitions with these payloads."""
+"""What every source keeps to. Each kind gets a maker: make(events) -> a source of one or two partitions with these
+payloads."""
 
 from __future__ import annotations
 
@@ -206,7 +207,8 @@ def test_a_partition_that_is_paused_is_not_read_and_pausing_twice_is_pausing_onc
     kind.kept()
 
 
-# ---- the loop that drives a source ---------------------------------------------------------------------------------------------
+# ---- the loop that drives a source
+# ---------------------------------------------------------------------------------------------
 
 
 def handle(batch):

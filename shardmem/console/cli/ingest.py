@@ -15,7 +15,7 @@ from shardmem.console.cli.common import as_json
 FORMATS = ("lines", "csv", "tsv", "jsonl", "logfmt", "syslog", "combined")
 
 
-class MaxBad(click.ParamType):
+class MaxBad(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     name = "N|P%"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int | None, float | None]:
@@ -23,7 +23,7 @@ class MaxBad(click.ParamType):
             return int(match[1]), None
         if (match := re.fullmatch(r"(\d+(?:\.\d+)?)%", value)) and float(match[1]) <= 100:
             return None, float(match[1]) / 100
-        self.fail(f"{value!r} is neither a number nor a percentage")
+        return self.fail(f"{value!r} is neither a number nor a percentage")
 
 
 @click.command(short_help="Push files and streams into a running engine.")
@@ -69,13 +69,13 @@ class MaxBad(click.ParamType):
 def ingest(**given: Any) -> None:
     """Push the records of FILES (default, or '-': standard input) into a running engine.
 
-    FILES are files, pipes, directories and patterns; gzip and zstd are read as what is in them. An events engine gets each
-    record's own bytes as payload; a records engine gets the fields of its dtype by name. A record that is no event stops the
-    run, and is named with file, line, field and reason.
+    FILES are files, pipes, directories and patterns; gzip and zstd are read as what is in them. An events engine gets
+    each record's own bytes as payload; a records engine gets the fields of its dtype by name. A record that is no event
+    stops the run, and is named with file, line, field and reason.
 
     \b
-    Exit code 0: everything arrived. 1: a record was bad, an event was refused or quarantined (see --max-bad), or the run was
-    cut off; then it says where to go on.
+    Exit code 0: everything arrived. 1: a record was bad, an event was refused or quarantined (see --max-bad), or the
+    run was cut off; then it says where to go on.
     """
     from shardmem.console.ingest import Ingest, total_of
     from shardmem.console.progress import Meter

@@ -70,7 +70,8 @@ def check_fits(options: FileOptions, schema: Schema) -> None:
     assert schema.dtype is not None and schema.dtype.names is not None
     if options.format == "lines":
         raise ConfigError(
-            f"the engine carries records with fields {', '.join(schema.dtype.names)}; lines have no field names: use another format"
+            f"the engine carries records with fields {', '.join(schema.dtype.names)}; lines have no field names: "
+            f"use another format"
         )
     if options.key and options.key != (schema.key,):
         raise ConfigError(
@@ -80,7 +81,8 @@ def check_fits(options: FileOptions, schema: Schema) -> None:
 
 
 class Plan:
-    """A sm_scan for files of one form. fields: the names of what is wanted, in the order of the columns that are found."""
+    """A sm_scan for files of one form. fields: the names of what is wanted, in the order of the columns that are
+    found."""
 
     def __init__(
         self, options: FileOptions, schema: Schema, most: int, header: Sequence[str] | None, name: str
@@ -149,8 +151,9 @@ class Plan:
             if positions[number] >= 0:
                 raise ConfigError(f"field {number + 1} is wanted twice")
             positions[number] = wanted
-        self._held.append(ffi.from_buffer("int32_t[]", positions))
-        self.scan.position, self.scan.positions = self._held[-1], most
+        held = ffi.from_buffer("int32_t[]", positions.data)
+        self._held.append(held)
+        self.scan.position, self.scan.positions = held, most
 
     def _paths(self, paths: Sequence[Sequence[str]]) -> None:
         """The names as a tree, the children of each node side by side."""
@@ -175,11 +178,10 @@ class Plan:
                 nodes.append([len(names), len(names) + len(text), 0, 0, below.get(None, -1)])
                 names += text
                 queue.append((len(nodes) - 1, below))
-        self._held += [
-            ffi.new("sm_path[]", [tuple(node) for node in nodes]),
-            ffi.from_buffer("uint8_t[]", bytes(names)),
-        ]
-        self.scan.path, self.scan.names = self._held
+        tree_of = ffi.new("sm_path[]", [tuple(node) for node in nodes])
+        text_of = ffi.from_buffer("uint8_t[]", bytes(names))
+        self._held += [tree_of, text_of]
+        self.scan.path, self.scan.names = tree_of, text_of
         self.scan.paths = len(nodes)
 
 

@@ -60,12 +60,14 @@ class _Gzip:
 
 
 class _Zstd:
+    _new: Any
+
     def __init__(self) -> None:
         try:
             if sys.version_info >= (3, 14):
                 from compression.zstd import ZstdDecompressor
 
-                self._new: Any = ZstdDecompressor
+                self._new = ZstdDecompressor
             else:
                 from zstandard import ZstdDecompressor
 
@@ -132,14 +134,15 @@ class Input:
         return not self._decoders
 
     def read_into(self, room: memoryview, timeout: float) -> int | None:
-        """How many bytes; 0 at the end (of a file that is followed: so far); None when nothing came in time. Raises SourceError."""
+        """How many bytes; 0 at the end (of a file that is followed: so far); None when nothing came in time. Raises
+        SourceError."""
         if not self._sniffed and not self._sniff(timeout):
             return None
         if self._pending:
-            size = min(len(room), len(self._pending))
-            room[:size], self._pending = self._pending[:size], self._pending[size:]
-            self.at += size
-            return size
+            given = min(len(room), len(self._pending))
+            room[:given], self._pending = self._pending[:given], self._pending[given:]
+            self.at += given
+            return given
         if not self._decoders:
             size = self._read(room, timeout)
             self.at += size or 0

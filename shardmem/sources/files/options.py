@@ -107,7 +107,8 @@ class FileOptions:
 
 
 def byte_of(text: str) -> int:
-    """The byte that a delimiter, quote or comment is: one character, or an escape such as \\t or \\x1f. Raises ValueError."""
+    """The byte that a delimiter, quote or comment is: one character, or an escape such as \\t or \\x1f. Raises
+    ValueError."""
     plain = text
     if match := re.fullmatch(r"\\x([0-9a-fA-F]{2})", text):
         plain = chr(int(match[1], 16))

@@ -1,4 +1,5 @@
-"""How far each file has been handled, kept across runs. A file is known by its inode and its first bytes, whatever it is called."""
+"""How far each file has been handled, kept across runs. A file is known by its inode and its first bytes, whatever it
+is called."""
 
 from __future__ import annotations
 

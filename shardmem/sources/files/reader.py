@@ -12,7 +12,7 @@ from shardmem.sources.files.formats import Plan, split_record
 from shardmem.sources.files.inputs import Input
 from shardmem.sources.files.options import COLUMNED, FileOptions
 from shardmem.sources.files.reasons import shown
-from shardmem.sources.files.scanner import Scanner, constant_key
+from shardmem.sources.files.scanner import PADDING, Scanner, constant_key
 
 BLOCK = 1 << 20
 HEADER = 1 << 20  # the longest header
@@ -49,7 +49,8 @@ class Reader:
         self._start = position
 
     def poll(self, timeout: float) -> Columns | None:
-        """None when nothing came in time; then `ended` says whether that is for ever. Raises SourceError, ConfigError."""
+        """None when nothing came in time; then `ended` says whether that is for ever. Raises SourceError,
+        ConfigError."""
         if self._scanner is None and not self._begin(timeout):
             self.ended = self._at_end
             return None
@@ -71,7 +72,8 @@ class Reader:
             columns.keys = constant_key(self.name.rpartition("/")[2], len(columns))
         return columns
 
-    # ---- the header --------------------------------------------------------------------------------------------------------
+    # ---- the header
+    # --------------------------------------------------------------------------------------------------------
 
     def _begin(self, timeout: float) -> bool:
         """Reads as far as the header ends; False when that is not there yet."""
@@ -99,7 +101,8 @@ class Reader:
         return True
 
     def _header(self) -> tuple[list[str], int, int, bool] | None:
-        """(names, where what comes next begins, its line, whether records end with CR alone); None: more has to be read."""
+        """(names, where what comes next begins, its line, whether records end with CR alone); None: more has to be
+        read."""
         options, head, at, line = self._options, bytes(self._head), 0, 1
         final = self._at_end
         for _ in range(options.skip_lines):
@@ -128,29 +131,25 @@ class Reader:
         options = self._options
         scan, found = ffi.new("sm_scan *"), ffi.new("sm_found *")
         scan.format, scan.most, scan.line, scan.cr = lib.SM_FORMAT_CSV, HEADER, line, cr
+        assert options.delimiter_byte is not None
         scan.delimiter = options.delimiter_byte
         scan.quote = lib.SM_NOTHING if options.quote_byte is None else options.quote_byte
         scan.comment = lib.SM_NOTHING
         found.capacity = found.bad_capacity = 1
-        held = [
-            ffi.new("uint64_t[2]"),
-            ffi.new("uint64_t[1]"),
-            ffi.new("sm_bad[1]"),
-            ffi.new("uint8_t[]", head[at:] + bytes(64)),
-        ]
-        found.spans, found.lines, found.bad, data = held
+        spans, lines, bad = ffi.new("uint64_t[]", 2), ffi.new("uint64_t[]", 1), ffi.new("sm_bad[]", 1)
+        data = ffi.new("uint8_t[]", head[at:] + bytes(PADDING))
+        found.spans, found.lines, found.bad = spans, lines, bad
         lib.sm_scan_block(scan, data, len(head) - at, len(head) - at, final, found)
         if found.bads:
-            bad = found.bad[0]
             what = (
                 "has an unclosed quote"
-                if bad.reason == lib.SM_BAD_OPEN
-                else f"goes on after a closing quote: {shown(head[at + bad.at :][:60])}"
+                if bad[0].reason == lib.SM_BAD_OPEN
+                else f"goes on after a closing quote: {shown(head[at + bad[0].at :][:60])}"
             )
             raise ConfigError(f"{self.name}, line {line}: the header {what}; if quotes mean nothing here, --quote none")
         if not found.records:
             return None
-        fields = split_record(head[at + found.spans[0] : at + found.spans[1]], scan.delimiter, options.quote_byte)
+        fields = split_record(head[at + spans[0] : at + spans[1]], scan.delimiter, options.quote_byte)
         names = [field.decode("utf-8", "surrogateescape") for field in fields]
         if options.header:
             return names, at + int(found.consumed), int(scan.line), cr

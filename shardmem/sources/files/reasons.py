@@ -56,7 +56,8 @@ class Explain:
             return f"has {size:,} bytes; half a lane holds at most {self._most:,} with the key; raise lane_bytes"
         if word == "unclosed quote":
             return (
-                f"a quote opens in field {field + 1} and never closes: the rest of the file, {some(lines, 'line')}, is inside "
+                f"a quote opens in field {field + 1} and never closes: the rest of the file, {some(lines, 'line')}, is "
+                f"inside "
                 f"it; if quotes mean nothing here, --quote none"
             )
         if word == "text after quote":
@@ -105,7 +106,8 @@ class Explain:
             "wrong type": f"has {shown(value)} in {name!r}, which is neither text nor a whole number",
             "not whole": f"has {shown(value)} in {name!r}, which is neither text nor a whole number",
             "not a number": f"has {shown(value)} in {name!r}, which is not a whole number",
-            "out of range": f"has {shown(value)} in {name!r}, which is beyond the range of a key, -2**63 to 2**64-1; take "
+            "out of range": f"has {shown(value)} in {name!r}, which is beyond the range of a key, -2**63 to "
+            f"2**64-1; take "
             f"it as text, --key-type str",
             "duplicate name": f"has {name!r} twice",
             "half a surrogate pair": f"has half a surrogate pair in {name!r}, which no text has: {shown(value)}",

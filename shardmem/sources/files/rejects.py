@@ -16,10 +16,11 @@ class DeadLetters:
 
     def __init__(self, path: str | None) -> None:
         """Raises ConfigError."""
-        self._lock, self._file = threading.Lock(), None
+        self._lock = threading.Lock()
+        self._file: IO[str] | None = None
         if path is not None:
             try:
-                self._file: IO[str] | None = open(path, "a", encoding="utf-8", errors="surrogateescape")
+                self._file = open(path, "a", encoding="utf-8", errors="surrogateescape")
             except OSError as error:
                 raise ConfigError(f"cannot write to {path}: {error.strerror}") from None
 

@@ -36,21 +36,19 @@ class Scanner:
         found.capacity, found.bad_capacity = RECORDS, BAD
         self._spans = np.empty((RECORDS, 2), "u8")
         self._lines = np.empty(RECORDS, "u8")
-        # one record more: the scanner prepares the next one before it sees whether there is one
-        self._fields = np.empty(((RECORDS + 1) * wanted, 2), "u8")
-        self._values = np.empty((RECORDS + 1) * wanted, "u1")
+        self._fields = np.empty((RECORDS * wanted, 2), "u8")
+        self._values = np.empty(RECORDS * wanted, "u1")
         keyed = RECORDS if plan.scan.key_mode else 0
         self._key_kinds, self._numbers = np.empty(keyed, "u1"), np.empty(keyed, "u8")
         self._key_spans = np.empty((keyed, 2), "u8")
         self._bad = ffi.new("sm_bad[]", BAD)
-        self._held = []
-        for name, array in (("spans", self._spans), ("lines", self._lines), ("fields", self._fields),
-                            ("keys", self._numbers), ("key_spans", self._key_spans)):  # fmt: skip
-            self._held.append(ffi.from_buffer("uint64_t[]", array))
-            setattr(found, name, self._held[-1])
-        for name, array in (("values", self._values), ("key_kinds", self._key_kinds)):
-            self._held.append(ffi.from_buffer("uint8_t[]", array))
-            setattr(found, name, self._held[-1])
+        self._c_fields = ffi.from_buffer("uint64_t[]", self._fields.data)
+        self._c_values = ffi.from_buffer("uint8_t[]", self._values.data)
+        columns = [ffi.from_buffer("uint64_t[]", each.data) for each in (self._spans, self._lines, self._key_spans)]
+        keys = ffi.from_buffer("uint64_t[]", self._numbers.data), ffi.from_buffer("uint8_t[]", self._key_kinds.data)
+        found.spans, found.lines, found.key_spans = columns
+        found.fields, found.values, (found.keys, found.key_kinds) = self._c_fields, self._c_values, keys
+        self._held = [*columns, *keys]  # for as long as C writes into them
         found.bad = self._bad
         self._found = found
         dtypes = {target.name: target.dtype for target in plan.targets}
@@ -59,7 +57,7 @@ class Scanner:
     def _reserve(self, capacity: int) -> None:
         self.capacity = capacity
         self.buffer = np.empty(5 * capacity + PADDING + 1024, "u1")  # the rest: escapes resolved, keys joined
-        self._pointer = ffi.from_buffer("uint8_t[]", self.buffer)
+        self._pointer = ffi.from_buffer("uint8_t[]", self.buffer.data)
 
     @property
     def line(self) -> int:
@@ -68,7 +66,8 @@ class Scanner:
 
     @property
     def position(self) -> Position:
-        """Before the first byte that was not scanned. Of a record too long, its beginning: it is reported when it has ended."""
+        """Before the first byte that was not scanned. Of a record too long, its beginning: it is reported when it has
+        ended."""
         if self._skipping is not None:
             return Position(self._skipping[0], f"line {self._skipping[1]}")
         return Position(self.offset + self._done, f"line {self.line}")
@@ -95,14 +94,14 @@ class Scanner:
             old, have = self.buffer, self.have
             self._reserve(2 * self.capacity)
             self.buffer[:have] = old[:have]
-        return memoryview(self.buffer)[self.have : self.capacity]
+        return self.buffer.data[self.have : self.capacity]
 
     def add(self, size: int) -> None:
         self.have += size
 
     def scan(self, partition: str, final: bool) -> Columns | None:
-        """The events in what is at hand; None if there is neither an event nor a rejected record in it. final: the file ends
-        there."""
+        """The events in what is at hand; None if there is neither an event nor a rejected record in it. final: the file
+        ends there."""
         if self._skipping is not None:
             ended = self._skip()
             self.wants_more = not ended
@@ -151,7 +150,8 @@ class Scanner:
         bad = Rejected(partition, where, WORDS[reason], f"{partition}, {where_lines}: {text}", head)
         return Columns(partition, np.empty(0, "u8"), self.position, rejected=[bad])
 
-    # ---- what was found ------------------------------------------------------------------------------------------------
+    # ---- what was found
+    # ------------------------------------------------------------------------------------------------
 
     def _columns(self, partition: str, before: int) -> Columns:
         count, wanted = int(self._found.records), len(self._plan.fields)
@@ -186,30 +186,29 @@ class Scanner:
         assert self._dtype is not None
         rows = np.zeros(count, self._dtype)
         bad, bad_field = np.zeros(count, "u1"), np.zeros(count, "u4")
-        flags, places = ffi.from_buffer("uint8_t[]", bad), ffi.from_buffer("uint32_t[]", bad_field)
+        flags, places = ffi.from_buffer("uint8_t[]", bad.data), ffi.from_buffer("uint32_t[]", bad_field.data)
         data, target = self._pointer + before, ffi.new("sm_target *")
         for number, each in enumerate(self._plan.targets):
             column = None if each.direct else np.zeros(count, _native(each.dtype))
             out = rows if column is None else column
-            view = ffi.from_buffer("uint8_t[]", out.view("u1"))
+            view = ffi.from_buffer("uint8_t[]", out.view("u1").data)
             target.kind, target.itemsize = ord(each.kind), each.itemsize if column is None else column.itemsize
             target.unit, target.wanted, target.field = each.unit, wanted, number
             target.stride = out.itemsize
             target.out = view + each.offset if column is None else view
             if count:
-                lib.sm_convert(data, self._held[2], self._held[5], count, target, flags, places)
+                lib.sm_convert(data, self._c_fields, self._c_values, count, target, flags, places)
             if column is not None:
                 with np.errstate(over="ignore"):
                     rows[each.name] = column
-                beyond = (np.isinf(rows[each.name]) & ~np.isinf(column)) if each.kind == "f" else np.zeros(count, "?")
-                bad_field[beyond & (bad == 0)] = number
-                bad[beyond & (bad == 0)] = lib.SM_BAD_RANGE
+                if each.kind == "f":
+                    _check_half(rows[each.name].astype("f8"), column, number, bad, bad_field)
         if bad.any():
             good = bad == 0
             kept = np.cumsum(good)
             new = [
                 self._bad_value(columns, i, int(bad[i]), int(bad_field[i]), before, int(kept[i]))
-                for i in np.flatnonzero(bad)
+                for i in np.flatnonzero(bad).tolist()
             ]
             old = [
                 Rejected(
@@ -263,6 +262,15 @@ class Scanner:
 def constant_key(name: str, count: int) -> Keys:
     data = name.encode(errors="surrogateescape")
     return Keys(KEY_STR, None, data, np.tile(np.array([0, len(data)], "u8"), (count, 1)))
+
+
+def _check_half(stored: np.ndarray, exact: np.ndarray, field: int, bad: np.ndarray, bad_field: np.ndarray) -> None:
+    """What C does for the wider floats: nothing becomes infinite, or zero, and whole numbers stay what they are."""
+    changed = (stored != exact) & ~np.isnan(exact) & (bad == 0)
+    beyond = changed & (np.isinf(stored) | (stored == 0))
+    bad_field[changed & (beyond | (exact == np.floor(exact)))] = field
+    bad[changed & (exact == np.floor(exact))] = lib.SM_BAD_EXACT
+    bad[beyond] = lib.SM_BAD_RANGE
 
 
 def _native(dtype: np.dtype) -> np.dtype:

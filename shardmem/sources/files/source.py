@@ -57,8 +57,8 @@ class Opened:
 
 
 class FileSource:
-    """A Source. Without follow it takes files from `names`, which several sources may share, each to its end, one after another.
-    With it, names are patterns, looked for again and again, and all their files are open at once."""
+    """A Source. Without follow it takes files from `names`, which several sources may share, each to its end, one after
+    another. With it, names are patterns, looked for again and again, and all their files are open at once."""
 
     def __init__(
         self,
@@ -74,7 +74,8 @@ class FileSource:
         block: int = BLOCK,
         keep_all: bool = False,
     ) -> None:
-        """most: bytes of payload and key. start: of the first file. from_end: files there at the start are read from their end."""
+        """most: bytes of payload and key. start: of the first file. from_end: files there at the start are read from
+        their end."""
         check_fits(options, schema)
         self._names, self._options, self._schema, self._most = names, options, schema, most
         self._follow, self._from_end, self._start, self._positions = follow, from_end, start, positions
@@ -87,7 +88,8 @@ class FileSource:
         self._begun: dict[str, Position | None] = {}  # files, and where they ended
         self.ended = False
 
-    # ---- the contract -------------------------------------------------------------------------------------------------------
+    # ---- the contract
+    # -------------------------------------------------------------------------------------------------------
 
     def open(self, context: SourceContext) -> None:
         self._context = context
@@ -131,7 +133,8 @@ class FileSource:
             if end is None or name not in places or places[name].offset < end.offset
         ]
 
-    # ---- one after another ----------------------------------------------------------------------------------------------------
+    # ---- one after another
+    # ----------------------------------------------------------------------------------------------------
 
     def _poll_next(self, timeout: float) -> Columns | None:
         while not self._open:
@@ -176,7 +179,8 @@ class FileSource:
         else:
             self._done[opened.reader.name] = opened
 
-    # ---- followed -------------------------------------------------------------------------------------------------------------
+    # ---- followed
+    # -------------------------------------------------------------------------------------------------------------
 
     def _poll_following(self, timeout: float) -> Columns | None:
         deadline = time.monotonic() + timeout
