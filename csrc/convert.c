@@ -367,8 +367,6 @@ static int put_bool(text t, uint8_t value, uint8_t *out)
 static int kind_fits(uint8_t value, uint32_t kind)
 {
     switch (value) {
-    case SM_VALUE_MISSING:
-        return SM_BAD_MISSING;
     case SM_VALUE_TEXT:
         return SM_GOOD;
     case SM_VALUE_BROKEN:
@@ -416,8 +414,11 @@ void sm_convert(const uint8_t *data, const uint64_t *fields, const uint8_t *valu
     uint8_t *out = to->out;
     for (uint64_t i = 0; i < n; i++, out += to->stride) {
         const uint64_t at = i * to->wanted + to->field;
-        text t = {data + fields[2 * at], fields[2 * at + 1] - fields[2 * at]};
-        int reason = convert(t, values[at], to, out);
+        int reason = SM_BAD_MISSING;
+        if (values[at] != SM_VALUE_MISSING) { /* else its span was never written */
+            text t = {data + fields[2 * at], fields[2 * at + 1] - fields[2 * at]};
+            reason = convert(t, values[at], to, out);
+        }
         if (unlikely(reason != SM_GOOD) && !bad[i]) {
             bad[i] = (uint8_t)reason;
             bad_field[i] = to->field;
