@@ -9,15 +9,15 @@ import signal
 import subprocess
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from shardmem import errors
+from shardmem.client.calls import ControlCalls
 from shardmem.client.client import Client
 from shardmem.client.engine_settings import EngineSettings, HandlerLike
 from shardmem.config import Config
-from shardmem.errors import ConfigError, NotRunning, ShardmemError
+from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.runtime.child import Report, ReportReader, SupervisorOrders, launch
 from shardmem.runtime.handler import HandlerRef, importing_main
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 REVIVALS = 5  # supervisors in a row that may be killed while the engine ends
 
 
-class Engine:
+class Engine(ControlCalls):
     """Workers that run `handler` on what producers push; a supervisor process of its own, which ends with the block.
 
     - `handler`: a function of one `Batch`, a `Handler` class or instance, or `"module:name"`. It runs in worker processes, so
@@ -73,7 +73,7 @@ class Engine:
     def start(self) -> Engine:
         """Returns when every worker is ready. `with Engine(...)` calls it."""
         if self._process is not None:
-            raise ShardmemError(f"engine {self.name!r} was started already; make a new Engine to start again")
+            raise ShardmemError(f"engine {self.name!r} was already started", hint="Make a new Engine to start again")
         report = self._launch()
         if not report or "ready" not in report:
             self._end(report)
@@ -166,39 +166,9 @@ class Engine:
             return self._last
         return self._observer.status()
 
-    def scale_to(self, shards: int) -> dict[str, Any]:
-        """More or fewer shards while events flow; the policy leaves them alone from here on.
-
-        Returns {"auto_scale": False, "shards": ids that are active now, "added": ids, "removed": ids} and what `move` returns.
-        Raises ConfigError (outside the limits), HandlerError (a shard fails meanwhile), NotRunning.
-        """
-        return self._ask(lambda client: client.scale_to(shards))
-
-    def drain(self, shard: int) -> dict[str, Any]:
-        """Hand the shard's slots to the others, stop and remove it.
-
-        Returns {"drained": shard, "shards", "added", "removed"} as `scale_to`, and what `move` returns. Raises what it raises.
-        """
-        return self._ask(lambda client: client.drain(shard))
-
-    def move(self, slots: str | int | Iterable[int], to: int) -> dict[str, Any]:
-        """Slots ("17,40-60", a number or numbers) to a shard; nothing is lost, repeated or reordered on the way.
-
-        Returns {"moved": [{"slot", "from", "to"}], "seconds": {phase: seconds}, "late": sentences on what was waited for}.
-        Raises ConfigError (no such slot, or no such active shard), NotRunning.
-        """
-        return self._ask(lambda client: client.move(slots, to))
-
-    def rebalance(self) -> dict[str, Any]:
-        """Even out the slots, with the fewest moves. Returns and raises what `move` does."""
-        return self._ask(lambda client: client.rebalance())
-
-    def reload(self) -> dict[str, Any]:
-        """Every worker is replaced by a fresh one, which imports the handler again; events keep flowing.
-
-        Returns {"reloaded": [{"from": shard, "to": shard}], "not_applied": settings that need a restart} and what `move` returns.
-        """
-        return self._ask(lambda client: client.reload())
+    def command(self, name: str, **wanted: Any) -> dict[str, Any]:
+        """One call of the control API; once more if the supervisor is killed before it has answered."""
+        return self._ask(lambda client: client.command(name, **wanted))
 
     # ---- inside -----------------------------------------------------------------------------------------------------------------
 
@@ -283,22 +253,18 @@ class Engine:
         if report and report.get("status"):
             self._last = report["status"]
             self._last["supervisor"]["alive"] = False
-        if report and (text := report.get("error")):
+        if report and report.get("error"):
+            error = ShardmemError.of(report)
             left = self._last["accounting"]["in_flight"] if self._last else 0
             if left:
-                text += f". {left:,} accepted events were not handled; " + (
-                    f"they stay in shared memory: start engine {self.name!r} again to handle them"
+                error.detail = f"{left:,} accepted events were not handled; " + (
+                    f"they stay in shared memory: start engine {self.name!r} again to handle them."
                     if self._named
-                    else "they are gone with this engine, because it has no name to be found again by"
+                    else "they are lost: an unnamed engine cannot be resumed."
                 )
-            kind = getattr(errors, report.get("kind") or "", ShardmemError)
-            if kind is ConfigError or not issubclass(kind, ShardmemError):
-                raise ConfigError(text)
-            if kind is errors.OutOfMemory:
-                raise errors.OutOfMemory.told(text, *(report.get("memory") or (0, 0)))
-            raise kind(text)
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code} and said nothing"
-        raise ShardmemError(f"the supervisor of engine {self.name!r} {how}; its standard error may say more")
+            raise error
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code} without a report"
+        raise ShardmemError(f"the supervisor of engine {self.name!r} {how}", hint="See its standard error")
 
 
 def _close_lifeline(process: subprocess.Popen[bytes]) -> None:

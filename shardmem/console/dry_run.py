@@ -13,6 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
+from shardmem.console.cli.common import complain
 from shardmem.console.ingest import Wish
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.runtime.columns import KEY_UNSIGNED, Keys, spans_of
@@ -54,7 +55,7 @@ def dry_run(engine: str, wish: Wish, as_json: bool) -> None:
     if dtype is not None and dtype.fields is not None:
         click.echo("types: " + ", ".join(f"{name} {field[0]}" for name, field in dtype.fields.items()))
     for text in bad:
-        click.echo(f"shardmem: {text}", err=True)
+        complain(text)
     click.echo(f"dry run: nothing was pushed into engine {engine}")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from shardmem.console.progress import Meter
 from shardmem.errors import ConfigError, ShardmemError
 from shardmem.runtime.call import DEFAULT
+from shardmem.runtime.child import ExitCode
 from shardmem.runtime.producer import Outcome, Producer, connect
 from shardmem.settings import some
 from shardmem.sources.contract import Position
@@ -194,7 +195,7 @@ class Ingest:
         most, share = self.wish.allowed
         allowed = most if share is None else int(share * (self.tally.events + self.tally.skipped))
         if isinstance(self.error, ConfigError):
-            return 2
+            return ExitCode.CONFIG
         failed = self.error is not None or (self.interrupted is not None and not self.wish.follow)
         return int(failed or (allowed is not None and self.amiss > allowed))
 
@@ -224,7 +225,7 @@ class Ingest:
             "complete": self._handled_all,
         }
         if self.error is not None:
-            made["error"] = str(self.error)
+            made |= self.error.describe()
         if self.interrupted is not None:
             made["interrupted"] = self.interrupted
         if self.error is not None or self.interrupted is not None:
@@ -253,32 +254,25 @@ class Ingest:
             )
         return ", ".join([text, *parts])
 
-    def trouble(self) -> list[str]:
-        """What cut the run off, and where to go on: lines for standard error."""
-        lines = []
+    def trouble(self) -> tuple[str, list[str]]:
+        """What cut the run off, and hints: where to go on."""
         if self.error is None and self.wish.follow:  # how it is meant to end
-            return [] if self.wish.positions else ["hint: with --resume the next run goes on from here"]
-        if self.error is not None:
-            lines.append(f"shardmem: {self.error}")
-        elif self.interrupted is not None:
-            lines.append(f"shardmem: interrupted by {self.interrupted}")
+            return "", [] if self.wish.positions else ["with --resume the next run goes on from here"]
+        text = f"interrupted by {self.interrupted}" if self.error is None else str(self.error)
+        hints = [self.error.hint] if self.error is not None and self.error.hint else []
         if isinstance(self.error, ConfigError) and not self.tally.events:
-            return lines
-        lines.append(f"detail: {some(self.tally.events, 'event')} accepted before that")
-        lines += [f"detail: {runner.next}" for runner in self._runners if runner.next]
+            return text, hints
+        text += f"; {some(self.tally.events, 'event')} accepted before that"
+        text += "".join(f"; {runner.next}" for runner in self._runners if runner.next)
         if isinstance(self.error, TooManyBad):
-            lines.append(
-                "hint: --skip-bad leaves such records out, --dead-letter FILE keeps them, --max-bad N says how many "
-                "may be"
-            )
+            hints.append("--skip-bad leaves such records out, --dead-letter FILE keeps them, --max-bad N allows some")
         if self.wish.positions is not None:
-            lines.append("hint: the same command goes on from there; its positions are kept")
-        else:
-            for each in self.next()[:5]:
-                where = f" --from {each['byte']}" if each["byte"] else ""
-                line = f" (line {each['line']})" if each["line"] and each["byte"] else ""
-                lines.append(f"hint: to go on: shardmem ingest ...{where} {each['file']}{line}")
-        return lines
+            hints.append("the same command goes on from there; its positions are kept")
+        for each in self.next()[:5] if self.wish.positions is None else ():
+            where = f" --from {each['byte']}" if each["byte"] else ""
+            line = f" (line {each['line']})" if each["line"] and each["byte"] else ""
+            hints.append(f"to go on: shardmem ingest ...{where} {each['file']}{line}")
+        return text, hints
 
 
 class _Signals:

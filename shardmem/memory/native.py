@@ -35,6 +35,7 @@ PHASES = ("none", "booting", "ready", "stopped", "failed")
 MOVE_PHASES = ("none", "rerouting", "draining", "releasing")
 LAYOUT_VERSION = lib.SM_LAYOUT_VERSION
 BOARDS = ("decisions", "events")
+BOARD_BYTES: int = lib.SM_BOARD_BYTES
 REASONS = ("full", "timeout", "sampled", "stopped")
 
 
@@ -73,6 +74,7 @@ def point(name: str) -> None:
 
 __all__ = [
     "BOARDS",
+    "BOARD_BYTES",
     "DECODE_KEYS",
     "DECODE_PAIRS",
     "DECODE_PAYLOADS",

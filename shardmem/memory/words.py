@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from shardmem.memory.native import BOARDS, ENGINE_STATES, MOVE_PHASES, PHASES, REASONS, SHARD_STATES, ffi, lib
+from shardmem.memory.native import (
+    BOARD_BYTES,
+    BOARDS,
+    ENGINE_STATES,
+    MOVE_PHASES,
+    PHASES,
+    REASONS,
+    SHARD_STATES,
+    ffi,
+    lib,
+)
 
 if TYPE_CHECKING:
     from shardmem.memory.native import CData, sm_engine_view, sm_geometry, sm_seat_view, sm_shard_view
@@ -236,7 +246,7 @@ class Words:
 
     def post(self, board: str, text: bytes) -> bool:
         """False: it is too long for the board, which says what it said."""
-        if len(text) > lib.SM_BOARD_BYTES:
+        if len(text) > BOARD_BYTES:
             return False
         lib.sm_post(self.address, BOARDS.index(board), text, len(text))
         return True

@@ -3,18 +3,18 @@
 Times are given, in seconds of any clock that never goes back. So the same code runs in production, in tests that try
 everything, and in a simulation with thousands of shards.
 
-    signals    samples of shards, averaged over time
+    signals    samples of shards, averaged over time          long_batches what is slow, and not load
     scaling    the policy, its decisions and refusals         mapper       shards and their lives
-    decide     how many shards a load needs                   coordinator  slots and their owners
+    decide     how many shards a load needs                   slots        slots and their owners
     placement  what a strategy is                             handoff      how a slot moves
-    least_slots, least_load, pinned: strategies               rebalance    which slots move now
-    restarts   when a dead worker is started again            condition    stuck, slow, busy or idle
-    recycling  which worker has lived long enough
+    least_slots, least_load, pinned: strategies               wishes       what somebody wants
+    restarts   when a dead worker is started again            rebalance    which slots move now
+    recycling  which worker has lived long enough             condition    stuck, slow, busy or idle
 """
 
 from shardmem.policy.condition import Facts, Limits, condition_of, stuck
-from shardmem.policy.coordinator import ShardCoordinator
 from shardmem.policy.handoff import (
+    Action,
     Deadlines,
     Drain,
     Finished,
@@ -28,9 +28,10 @@ from shardmem.policy.handoff import (
 )
 from shardmem.policy.least_load import HotSlot, LeastLoad
 from shardmem.policy.least_slots import LeastSlots
+from shardmem.policy.long_batches import LongBatches
 from shardmem.policy.mapper import ShardMapper, ShardState
 from shardmem.policy.pinned import Pinned
-from shardmem.policy.placement import NOBODY, Move, Strategy, View, first_table, plan_of
+from shardmem.policy.placement import NOBODY, Move, Strategy, View, first_table
 from shardmem.policy.rebalance import Allocate, BeginHandoff, RebalanceRunner
 from shardmem.policy.recycling import Recycling
 from shardmem.policy.restarts import Restart, Restarts, WorkerDeath
@@ -44,8 +45,11 @@ from shardmem.policy.scaling import (
     ScalingPolicy,
 )
 from shardmem.policy.signals import ShardSample
+from shardmem.policy.slots import ShardCoordinator
+from shardmem.policy.wishes import Wishes
 
 __all__ = [
+    "Action",
     "Allocate",
     "BeginHandoff",
     "Deadlines",
@@ -62,6 +66,7 @@ __all__ = [
     "Late",
     "LeastLoad",
     "LeastSlots",
+    "LongBatches",
     "WorkerDeath",
     "Limits",
     "Move",
@@ -85,8 +90,8 @@ __all__ = [
     "WorkerDeath",
     "Restart",
     "View",
+    "Wishes",
     "condition_of",
     "first_table",
-    "plan_of",
     "stuck",
 ]

@@ -36,6 +36,7 @@ class Load:
     values: np.ndarray
     alone: np.ndarray
     draining_busy: float = 0.0  # work of draining shards: it moves to the active ones
+    failed: int = 0  # shards that may come back: they hold their place, and another would get none of their slots
 
     @property
     def unheard(self) -> int:
@@ -107,15 +108,19 @@ def decide(
     watched: float,
     cooldown_left: float,
     moves: int | None = None,
+    delay: float | None = None,
 ) -> ScalingDecision:
     """The decision.
+
+    delay: the scale_down_delay in force; None: the policy's.
 
     most_needed: the largest `needed` within the last `scale_down_delay`.
     watched: for how many seconds the load has been observed.
     cooldown_left: seconds until the next change is allowed, at most 0 if it is.
     moves: how many slots the strategy would still move or is moving; None if not known.
     """
-    decision = _wanted(policy, load, now, most_needed, watched, moves)
+    delay = policy.scale_down_delay if delay is None else delay
+    decision = _wanted(policy, load, now, most_needed, watched, moves, delay)
     if decision.kind in (DecisionKind.UP, DecisionKind.DOWN) and cooldown_left > 0:
         decision = decision.against(
             "cooldown",
@@ -130,7 +135,7 @@ def decide(
 
 
 def _wanted(
-    policy: ScalingPolicy, load: Load, now: float, most_needed: int, watched: float, moves: int | None
+    policy: ScalingPolicy, load: Load, now: float, most_needed: int, watched: float, moves: int | None, delay: float
 ) -> ScalingDecision:
     verdict = judge(policy, load)
     total = load.active + load.provisioning
@@ -140,9 +145,12 @@ def _wanted(
         return ScalingDecision(kind, count, cause, reason, now, evidence)
 
     none, up, down = DecisionKind.NONE, DecisionKind.UP, DecisionKind.DOWN
-    if total < policy.min_shards:
+    if total + load.failed < policy.min_shards:
         return answer(
-            up, policy.min_shards - total, "below_min", f"{_shards(total)}, and min_shards is {policy.min_shards}"
+            up,
+            policy.min_shards - total - load.failed,
+            "below_min",
+            f"{_shards(total)}, and min_shards is {policy.min_shards}",
         )
     if load.active > policy.max_shards:
         return answer(
@@ -190,16 +198,12 @@ def _wanted(
             return answer(none, 0, "provisioning", f"{trouble}; {_shards(load.provisioning)} on the way already")
         why = "and the strategy has nothing to move" if room else mean
         decision = answer(up, count, "overloaded", f"{trouble}; {why}: {total} + {count} shards")
-        if total >= policy.max_shards:
+        if total + load.failed >= policy.max_shards:
             return decision.against("at_max_shards", f"{trouble}; {why}; but max_shards={policy.max_shards} is reached")
-        if total + count > policy.max_shards:
+        allowed = policy.max_shards - total - load.failed
+        if count > allowed:
             return ScalingDecision(
-                up,
-                policy.max_shards - total,
-                "overloaded",
-                f"{decision.reason}, of which max_shards allows {policy.max_shards - total}",
-                now,
-                evidence,
+                up, allowed, "overloaded", f"{decision.reason}, of which max_shards allows {allowed}", now, evidence
             )
         return decision
     keep = max(most_needed, policy.min_shards)
@@ -220,10 +224,15 @@ def _wanted(
                 down,
                 load.active - keep,
                 "underused",
-                f"{mean}, and no more than {keep} were needed in the last {policy.scale_down_delay:g} s",
+                f"{mean}, and no more than {keep} were needed in the last {delay:g} s",
             )
+        longer = (
+            ""
+            if delay == policy.scale_down_delay
+            else " (longer than scale_down_delay: shards that went were missed soon)"
+        )
         return answer(down, load.active - now_needed, "underused", mean).against(
-            "scale_down_delay", f"{mean}, but {keep} were needed within the last {policy.scale_down_delay:g} s"
+            "scale_down_delay", f"{mean}, but {keep} were needed within the last {delay:g} s{longer}"
         )
     if verdict.stuck.any():
         return answer(

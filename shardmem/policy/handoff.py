@@ -1,36 +1,42 @@
 """Handoffs: reroute, drain, release; who is waited for, and since when. [atomr-cluster-sharding: HandoffCoordinator]
 
-    begin ─▶ rerouting ─marks_settled▶ draining ─drained▶ stopped ─released▶ started
-              (Reroute)                 (Drain)            (Release)          (Finished)
+    begin ─▶ rerouting ─marks_settled▶ draining ─drained▶ releasing ─released▶ none
+              (Reroute)                 (Drain)            (Release)           (Finished)
+
+The words are those of the handoff table in shared memory (sm_move_phase of csrc/shardmem.h), and this is the only state
+machine of a handoff: supervisor/carrier.py carries out its actions on that table, and a supervisor that takes over feeds it
+from there.
 
 Events come in, and what has to be done next goes out: each method returns a list of actions. It always runs forward, there
 is no abort: once the slot words name the target, events wait there, and the way back would be as long. A phase that takes
 longer than its deadline is late, which says who is waited for and nothing else; other handoffs do not wait for it. A dead
-worker is waited for as what it is: its shard has to be started again (Respawn), and then it is told once more.
+worker is waited for as what it is: its shard has to be started again (Respawn), and then it is told once more. One whose
+shard has failed is not started again until somebody says so: its handoffs wait, and whoever asks is told for what.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Union
+from typing import NamedTuple
 
 from shardmem.errors import ShardmemError
-from shardmem.policy.coordinator import ShardCoordinator
-
-_REMEMBERED = 256  # finished handoffs, for who asks
+from shardmem.policy.slots import ShardCoordinator
 
 
 class HandoffState(str, Enum):
-    """Of a slot, or of slots that move together. [atomr-cluster-sharding: Idle, Beginning, HandingOff, Stopped, Started]"""
+    """Of a slot, or of slots that move together: the words of the handoff table. [atomr-cluster-sharding: Idle, Beginning,
+    HandingOff, Stopped, Started; the names that differ are here as aliases]
+    """
 
-    IDLE = "idle"
+    NONE = "none"
     REROUTING = "rerouting"
     DRAINING = "draining"
-    STOPPED = "stopped"
-    STARTED = "started"
+    RELEASING = "releasing"
+    IDLE = "none"
+    STOPPED = "releasing"
+    STARTED = "none"
 
     __str__ = str.__str__
 
@@ -89,7 +95,7 @@ class Finished:
     seconds: dict[str, float]
 
 
-Action = Union[Reroute, Drain, Release, Respawn, Finished]
+Action = Reroute | Drain | Release | Respawn | Finished
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,11 @@ class Deadlines:
     """
 
     reroute: float = 1.0
-    drain: float = 30.0
-    release: float = 5.0
+    drain: float = 10.0
+    release: float = 10.0
+
+    def of(self, state: HandoffState) -> float:
+        return {HandoffState.REROUTING: self.reroute, HandoffState.DRAINING: self.drain}.get(state, self.release)
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,18 @@ class Late:
     state: HandoffState
     seconds: float
     waiting_for: str
+    shard: int | None = None  # whom that is about
+    seats: tuple[int, ...] = ()
+
+
+class UnderWay(NamedTuple):
+    """A handoff, its slots that are not drained, and those that are and have not been released."""
+
+    number: int
+    state: HandoffState
+    target: int
+    undrained: tuple[int, ...]
+    unreleased: tuple[int, ...]
 
 
 @dataclass
@@ -146,10 +167,9 @@ class HandoffCoordinator:
         self._table = table
         self._open: dict[int, _Handoff] = {}
         self._of_slot: dict[int, _Handoff] = {}
-        self._started: set[int] = set()
-        self._done: deque[Finished] = deque(maxlen=_REMEMBERED)
         self._last = 0
         self._dead: dict[int, int] = {}  # shards whose worker is dead, as told, and which of those with that id
+        self._failed: dict[int, str] = {}  # those of them that nothing starts again, and why
 
     # ---- events -------------------------------------------------------------------------------------------------------
 
@@ -222,7 +242,7 @@ class HandoffCoordinator:
         found.undrained.difference_update(ready)
         found.unreleased.update(ready)
         if not found.undrained:
-            self._next(found, HandoffState.STOPPED, "drain", now)
+            self._next(found, HandoffState.RELEASING, "drain", now)
         return self._release(found, ready)
 
     def released(self, handoff: int, now: float, slots: Collection[int] | None = None) -> list[Action]:
@@ -239,16 +259,14 @@ class HandoffCoordinator:
         if not ready:
             return []
         found.unreleased.difference_update(ready)
+        self._table.arrive(ready)
+        for slot in ready:
+            del self._of_slot[slot]
         if found.undrained or found.unreleased:
             return []
-        self._next(found, HandoffState.STARTED, "release", now)
-        self._table.arrive(found.slots)
+        self._next(found, HandoffState.NONE, "release", now)
         del self._open[handoff]
-        for slot in found.slots:
-            del self._of_slot[slot]
-        self._started.update(found.slots)
-        self._done.append(Finished(handoff, found.slots, found.source, found.target, found.seconds))
-        return [self._done[-1]]
+        return [Finished(handoff, found.slots, found.source, found.target, found.seconds)]
 
     def source_died(self, shard: int, now: float) -> list[Action]:
         """The worker of a shard that hands over is dead. What it has is in shared memory: started again, it drains."""
@@ -260,78 +278,100 @@ class HandoffCoordinator:
         self._dead[shard] = self._table.life(shard)
         return self._respawn(shard, [each for each in self._open.values() if each.target == shard])
 
+    def failed(self, shard: int, reason: str, now: float) -> None:
+        """The shard was given up: nothing starts it again before somebody asks for it. What needs it waits, and says why."""
+        self._dead[shard] = self._table.life(shard)
+        self._failed[shard] = reason
+
     def respawned(self, shard: int, now: float) -> list[Action]:
         """A shard has a new worker, which knows nothing: it is told again, and the deadline begins again."""
         self._dead.pop(shard, None)
+        self._failed.pop(shard, None)
         actions: list[Action] = []
         for each in self._open.values():
             if each.source == shard and each.state is HandoffState.DRAINING:
                 each.since = now
                 actions += self._drain(each, self._ordered(each, each.undrained))
             if each.target == shard and each.unreleased:
-                if each.state is HandoffState.STOPPED:
+                if each.state is HandoffState.RELEASING:
                     each.since = now
                 actions += self._release(each, self._ordered(each, each.unreleased))
         return actions
 
-    def forget(self, slots: Iterable[int]) -> None:
-        """Slots that have started are idle again. [atomr-cluster-sharding: the same name]"""
-        self._started.difference_update(slots)
+    @property
+    def shards(self) -> tuple[int, ...]:
+        """All that there are, draining ones too."""
+        return tuple(self._table.shard_slot_counts())
 
     # ---- what there is ------------------------------------------------------------------------------------------------
 
     def state(self, slot: int) -> HandoffState:
         found = self._of_slot.get(slot)
         if found is None:
-            return HandoffState.STARTED if slot in self._started else HandoffState.IDLE
+            return HandoffState.NONE
         if found.state is HandoffState.REROUTING or slot in found.undrained:
             return found.state
-        return HandoffState.STOPPED if slot in found.unreleased else HandoffState.STARTED
+        return HandoffState.RELEASING
 
-    def slots_in_flight(self) -> int:
+    def handoff_of(self, slot: int) -> int | None:
+        """The number of the handoff that the slot is in."""
+        found = self._of_slot.get(slot)
+        return found and found.number
+
+    def under_way(self) -> list[UnderWay]:
+        return [
+            UnderWay(
+                each.number,
+                each.state,
+                each.target,
+                self._ordered(each, each.undrained),
+                self._ordered(each, each.unreleased),
+            )
+            for each in self._open.values()
+        ]
+
+    def waits(self, now: float, slots: Collection[int] | None = None) -> list[Late]:
+        """Handoffs under way, late or not, that any of these slots is in (None: all), and whom each waits for."""
+        wanted = (
+            self._open.values()
+            if slots is None
+            else {each.number: each for slot in slots if (each := self._of_slot.get(slot)) is not None}.values()
+        )
+        return [self._described(each, now) for each in wanted]
+
+    def slots_in_flight(self, without: Collection[int] = ()) -> int:
+        """without: those that wait for one of these shards are not counted."""
+        if without:
+            return sum(
+                len(each.undrained) + len(each.unreleased)
+                for each in self._open.values()
+                if each.state is HandoffState.REROUTING or self._awaited(each) not in without
+            )
         return len(self._of_slot)
 
     def late(self, now: float) -> list[Late]:
         """Handoffs past the deadline of their phase."""
-        found = []
-        for each in self._open.values():
-            if self._is_late(each, now):
-                found.append(
-                    Late(
-                        each.number,
-                        each.slots,
-                        each.source,
-                        each.target,
-                        each.state,
-                        now - each.since,
-                        self._waiting_for(each),
-                    )
-                )
-        return found
+        return [self._described(each, now) for each in self._open.values() if self._is_late(each, now)]
 
-    def finished(self) -> list[Finished]:
-        """The last ones, oldest first."""
-        return list(self._done)
-
-    def snapshot(self, now: float) -> list[dict[str, Any]]:
-        """All under way, as plain values. [atomr-cluster-sharding: the same name]"""
-        return [
-            {
-                "handoff": each.number,
-                "slots": list(each.slots),
-                "source": each.source,
-                "target": each.target,
-                "state": each.state.value,
-                "seconds": {**each.seconds, each.state.value: now - each.phase_began},
-                "late": self._is_late(each, now),
-                "waiting_for": self._waiting_for(each),
-            }
-            for each in self._open.values()
-        ]
+    def _described(self, each: _Handoff, now: float) -> Late:
+        return Late(
+            each.number,
+            each.slots,
+            each.source,
+            each.target,
+            each.state,
+            now - each.since,
+            self._waiting_for(each),
+            None if each.state is HandoffState.REROUTING else self._awaited(each),
+            each.seats,
+        )
 
     def _is_late(self, each: _Handoff, now: float) -> bool:
-        allowed = {HandoffState.REROUTING: self.deadlines.reroute, HandoffState.DRAINING: self.deadlines.drain}
-        return now - each.since > allowed.get(each.state, self.deadlines.release)
+        return now - each.since > self.deadlines.of(each.state)
+
+    @staticmethod
+    def _awaited(each: _Handoff) -> int:
+        return each.source if each.state is HandoffState.DRAINING else each.target
 
     def _waiting_for(self, each: _Handoff) -> str:
         if each.state is HandoffState.REROUTING:
@@ -341,10 +381,12 @@ class HandoffCoordinator:
                 if named
                 else "pushes in progress"
             )
-        shard, doing = (each.source, "drain") if each.state is HandoffState.DRAINING else (each.target, "release")
-        return f"shard {shard} to {doing} {len(each.undrained or each.unreleased)} slots" + (
-            "; its worker is dead and has to be started again" if self._is_dead(shard) else ""
-        )
+        shard = self._awaited(each)
+        doing = "drain" if each.state is HandoffState.DRAINING else "release"
+        text = f"shard {shard} to {doing} {len(each.undrained or each.unreleased)} slots"
+        if shard in self._failed and self._is_dead(shard):
+            return f"{text}; it has failed and has to be started again: {self._failed[shard]}"
+        return text + ("; its worker is dead and has to be started again" if self._is_dead(shard) else "")
 
     # ---- for the runner -----------------------------------------------------------------------------------------------
 
@@ -361,7 +403,7 @@ class HandoffCoordinator:
             elif each.state is HandoffState.REROUTING:
                 seats.update(each.seats)
             else:
-                shards.add(each.source if each.state is HandoffState.DRAINING else each.target)
+                shards.add(self._awaited(each))
         return timely, pairs, shards, seats
 
     # ---- rules --------------------------------------------------------------------------------------------------------
@@ -371,7 +413,6 @@ class HandoffCoordinator:
         handoff = _Handoff(self._last, slots, source, target, now, phase_began=now, undrained=set(slots))
         self._open[handoff.number] = handoff
         self._of_slot.update(dict.fromkeys(slots, handoff))
-        self._started.difference_update(slots)
         return handoff
 
     @staticmethod

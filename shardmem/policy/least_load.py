@@ -42,6 +42,9 @@ class LeastLoad:
 
     Slots of more than half a fair share part likewise, if they are too much together.
 
+    Nothing moves to a shard whose worker is busier than that of its source, whatever its slots account for: what it does
+    with its time may not be measured yet, or be one long batch.
+
     Without rates it is LeastSlots. Greedy: from the shard with most to the one with least, the largest slot that overfills
     neither; whatever has to leave a draining shard is placed first, the heaviest first (Graham, Bounds on Multiprocessing
     Timing Anomalies, 1969). Every move lowers the larger of the two loads, so a series of plans for the same rates ends. No
@@ -68,6 +71,7 @@ class LeastLoad:
             return LeastSlots().allocate(slot, view)
         placed = view.places >= 0
         sums = np.bincount(view.places[placed], loads[placed], len(view.shards))
+        sums = np.maximum(sums, [view.busy.get(shard, 0.0) for shard in view.shards])  # what no slot accounts for, too
         return view.shards[int(np.lexsort((view.counts, sums))[0])]
 
     def rebalance(self, view: View) -> list[Move]:
@@ -155,6 +159,7 @@ class _Plan:
         self.band = self.inner if view.eager else rule.tolerance
         self.hosts: dict[int, int] = {}  # shard -> the hot slot that stays there
         self.cold = _cold(view.rates)
+        self.busy = [view.busy.get(shard, 0.0) for shard in view.shards]
 
     def moves(self) -> list[Move]:
         self._evacuate()
@@ -181,12 +186,13 @@ class _Plan:
     def _evacuate(self) -> None:
         leaving = self.view.leaving
         leaving = leaving[np.argsort(-self.loads[leaving], kind="stable")][: self.limit]
-        heap = [(load, count, shard) for shard, (load, count) in enumerate(zip(self.sums, self.counts))]
+        loads = [max(load, busy) for load, busy in zip(self.sums, self.busy)]
+        heap = [(load, count, shard) for shard, (load, count) in enumerate(zip(loads, self.counts))]
         heapify(heap)
         for slot in leaving.tolist():
             target = heappop(heap)[2]
             self._move(slot, target, self.fixed)
-            heappush(heap, (self.sums[target], self.counts[target], target))
+            heappush(heap, (max(self.sums[target], self.busy[target]), self.counts[target], target))
 
     def _part_big_slots(self) -> None:
         """Slots of more than half a fair share that are too much together: the heaviest stays, the others go where there is
@@ -207,6 +213,7 @@ class _Plan:
                 and slot not in settled
                 and not self.view.locked[slot]
                 and len(self.fixed) < self.limit
+                and self.busy[free[-1]] <= self.busy[shard]
             ):
                 shard = free.pop()
                 self._move(slot, shard, self.fixed)
@@ -239,8 +246,15 @@ class _Plan:
         stock = self._stock([shard for _, shard in donors])
         while donors and takers and len(self.fixed) + len(self.planned) < self.limit:
             high, source = donors[0]
-            least, _, target = takers[0]
             high = -high
+            taker = takers[0]
+            if self.busy[taker[2]] > self.busy[source]:
+                idle = [each for each in takers if self.busy[each[2]] <= self.busy[source]]
+                if not idle:
+                    heappop(donors)
+                    continue
+                taker = min(idle)
+            least, _, target = taker
             if high <= enough and not (fill and least < low):
                 break
             slot = self._pick(stock[source], high, least, (fair - least) / (quota - self.counts[target]))
@@ -249,7 +263,11 @@ class _Plan:
                 continue
             self._move(slot, target, self.planned)
             heappop(donors)
-            heappop(takers)
+            if taker is takers[0]:
+                heappop(takers)
+            else:
+                takers.remove(taker)
+                heapify(takers)
             if self.sums[source] > fair:
                 heappush(donors, (-self.sums[source], source))
             if self.counts[target] < quota:

@@ -4,6 +4,9 @@
     scale_up ─────────────────────────────────────────▲                                                               │
                              provisioning ─abandon▶ stopped ─remove_*▶ (gone; the id is free again) ◀─────────────────┘
 
+A shard whose worker was given up is `failed` (active, draining ─fail▶ failed ─recover▶ as before): it keeps its slots, counts
+neither as active nor as busy, and nothing is planned for it.
+
 Every method either does all it was asked for or raises ScalingError and changes nothing. A change of any size is one
 change: the cooldown stands between decisions, never between the shards of one.
 """
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate
@@ -24,6 +27,8 @@ from shardmem.policy.scaling import MOST_SHARDS, ScalingDecision, ScalingError, 
 from shardmem.policy.signals import BUSY, FILL, RATE, SampleWindow, ShardSample
 
 DRAIN_GRACE = 0.1  # seconds: far longer than a push takes between reading that a shard is active and publishing
+FLAP = 4.0  # by how much scale_down_delay grows when shards that went were needed again soon after
+MOST_FLAPS = 16.0
 LEAST_WEIGHT = 0.05  # of keyless events, so that a full shard is seen to recover
 NEAR = 0.05  # loads that differ by less are equal
 _WORD = (1 << 64) - 1
@@ -35,6 +40,7 @@ class ShardState(str, Enum):
     PROVISIONING = "provisioning"
     ACTIVE = "active"
     DRAINING = "draining"
+    FAILED = "failed"
     STOPPED = "stopped"
 
     __str__ = str.__str__
@@ -44,6 +50,7 @@ class ShardState(str, Enum):
 class _Shard:
     state: ShardState
     since: float
+    before: ShardState | None = None  # it failed
 
 
 class ShardMapper:
@@ -79,6 +86,9 @@ class ShardMapper:
         self._shards = {shard: _Shard(ShardState(state), now) for shard, state in sorted(states.items())}
         self._window = SampleWindow(policy.metrics_window)
         self._changed: float | None = None  # when the cooldown began
+        self._went: float | None = None  # when the policy last took shards away
+        self._without: frozenset[int] = frozenset()
+        self._flaps = 1.0  # what scale_down_delay is multiplied by
         self._watched_since: float | None = None
         self._collected = now
         self._need: int | None = None  # shards needed as of the last look, and until the next
@@ -86,6 +96,12 @@ class ShardMapper:
         self._lottery: tuple[list[int], list[float], list[float]] | None = None
         for shard in self._shards:
             self._window.open(shard, now)
+
+    def begin(self, now: float) -> None:
+        """Nothing that was sampled before counts."""
+        for shard in self._shards:
+            self._window.open(shard, now)
+        self._collected = now
 
     # ---- what there is ------------------------------------------------------------------------------------------------
 
@@ -99,6 +115,9 @@ class ShardMapper:
 
     def draining_shard_ids(self) -> list[int]:
         return self._ids(ShardState.DRAINING)
+
+    def failed_shard_ids(self) -> list[int]:
+        return self._ids(ShardState.FAILED)
 
     def all_shard_ids(self) -> list[int]:
         """All that are not stopped."""
@@ -134,7 +153,10 @@ class ShardMapper:
             return []
         if not force:
             self._check_cooldown(now)
-        there = self._ids(ShardState.ACTIVE) + self._ids(ShardState.PROVISIONING)
+            self._note_return(now)
+        there = [
+            shard for shard in self.all_shard_ids() if self._shards[shard].state is not ShardState.DRAINING
+        ]  # a failed one may come back
         if len(there) + count > self.policy.max_shards:
             raise ScalingError(
                 ScalingErrorKind.AT_MAX_SHARDS,
@@ -195,6 +217,34 @@ class ShardMapper:
         self._enter(found, ShardState.STOPPED, now)
         self._tell(self.on_removed, [shard])
 
+    # ---- failures -----------------------------------------------------------------------------------------------------
+
+    def fail(self, shard: int, now: float) -> bool:
+        """Its worker was given up. False: that is known. Raises ScalingError: unknown_shard; wrong_state."""
+        found = self._known(shard)
+        if found.state is ShardState.FAILED:
+            return False
+        if found.state not in (ShardState.ACTIVE, ShardState.DRAINING):
+            self._expect(shard, found, ShardState.ACTIVE)
+        found.before = found.state
+        self._enter(found, ShardState.FAILED, now)
+        return True
+
+    def recover(self, shard: int, now: float) -> bool:
+        """It has a worker again, and is what it was. False: it had not failed. Raises ScalingError: unknown_shard."""
+        found = self._known(shard)
+        if found.state is not ShardState.FAILED or found.before is None:
+            return False
+        self._enter(found, found.before, now)
+        found.before = None
+        self._window.open(shard, now)
+        return True
+
+    def drains(self, shard: int) -> bool:
+        """Whether it is on its way out, failed on the way or not."""
+        found = self._shards.get(shard)
+        return found is not None and ShardState.DRAINING in (found.state, found.before)
+
     # ---- one for another ----------------------------------------------------------------------------------------------
 
     def replace(self, shard: int, now: float) -> int:
@@ -233,23 +283,31 @@ class ShardMapper:
 
         Raises ScalingError: unknown_shard, wrong_state, at_min_shards.
         """
-        found = self._known(shard)
-        if found.state is ShardState.DRAINING:
+        if self._known(shard).state is ShardState.DRAINING:
             return False
-        self._expect(shard, found, ShardState.ACTIVE)
-        active = self.active_shard_count()
-        if active <= self.policy.min_shards:
-            raise ScalingError(
-                ScalingErrorKind.AT_MIN_SHARDS,
-                f"shard {shard} cannot drain: {active} are active and "
-                f"min_shards={self.policy.min_shards}; add one first",
-            )
-        self._enter(found, ShardState.DRAINING, now)
-        self._begin_cooldown(now)
+        self.drain_all([shard], now)
         return True
 
-    def scale_down(self, count: int, now: float) -> list[int]:
-        """Drains the shards that have least to do, as many as `min_shards` lets go; their ids, lowest first.
+    def drain_all(self, shards: Collection[int], now: float) -> None:
+        """Takes these out of service, all or none. Raises as `drain_specific`."""
+        for shard in shards:
+            self._expect(shard, self._known(shard), ShardState.ACTIVE)
+        active = self.active_shard_count()
+        if active - len(shards) < self.policy.min_shards:
+            named = ", ".join(map(str, sorted(shards)))
+            raise ScalingError(
+                ScalingErrorKind.AT_MIN_SHARDS,
+                f"shard{'s' * (len(shards) != 1)} {named} cannot drain: {active} are active and "
+                f"min_shards={self.policy.min_shards}; add one first",
+            )
+        for shard in shards:
+            self._enter(self._shards[shard], ShardState.DRAINING, now)
+        if shards:
+            self._begin_cooldown(now)
+
+    def scale_down(self, count: int, now: float, first: Collection[int] = ()) -> list[int]:
+        """Drains the shards that have least to do, as many as `min_shards` lets go; their ids, lowest first. Those in `first`
+        before all others: they take no more anyway.
 
         Raises ScalingError: in_cooldown; at_min_shards when it lets none go.
         """
@@ -258,6 +316,8 @@ class ShardMapper:
         if not count:
             return []
         self._check_cooldown(now)
+        if self._went is not None and now - self._went > 2 * self.scale_down_delay:
+            self._flaps = 1.0
         active = self.active_shard_ids()
         count = min(count, len(active) - self.policy.min_shards)
         if count <= 0:
@@ -269,6 +329,7 @@ class ShardMapper:
         cheapest = sorted(
             active,
             key=lambda shard: (
+                shard not in first,
                 bool(averages.alone[shard]),
                 averages.values[shard, BUSY],
                 averages.values[shard, RATE],
@@ -278,7 +339,18 @@ class ShardMapper:
         for shard in cheapest:
             self._enter(self._shards[shard], ShardState.DRAINING, now)
         self._begin_cooldown(now)
+        self._went = now
         return sorted(cheapest)
+
+    @property
+    def scale_down_delay(self) -> float:
+        """The policy's, or a multiple of it while load comes back soon after its shards have gone."""
+        return self.policy.scale_down_delay * self._flaps
+
+    def _note_return(self, now: float) -> None:
+        if self._went is not None and now - self._went <= 2 * self.scale_down_delay:
+            self._flaps = min(MOST_FLAPS, self._flaps * FLAP)
+            self._went = None
 
     def finalize_draining(
         self, in_flight: Mapping[int, int], now: float, slots: Mapping[int, int] | None = None
@@ -314,8 +386,12 @@ class ShardMapper:
 
     # ---- load and decision --------------------------------------------------------------------------------------------
 
-    def collect_metrics(self, samples: Iterable[ShardSample], now: float) -> None:
-        """Takes in one sample per shard, each for the time since its last. Samples of unknown shards are passed over."""
+    def collect_metrics(self, samples: Iterable[ShardSample], now: float, without: Collection[int] = ()) -> None:
+        """Takes in one sample per shard, each for the time since its last. Samples of unknown shards are passed over.
+
+        without: shards whose figures say nothing of their load at this moment, those of the last samples included.
+        """
+        self._without = frozenset(without)
         self._window.seconds = self.policy.metrics_window
         self._window.add((each for each in samples if each[0] in self._shards), now)
         if self._watched_since is None:
@@ -339,18 +415,29 @@ class ShardMapper:
         moves: how many slots the strategy would still move or is moving (0: moving cannot help); None if not known.
         """
         policy = self.policy
-        since = now - policy.scale_down_delay
+        since = now - self.scale_down_delay
         load = self._load(now)
         most = next((need for until, need in self._needs if until > since), 0)
         most = load.active + load.provisioning if self._need is None else max(most, self._need)
         left = -1.0 if self._changed is None else self._changed + policy.cooldown - now
         watched = 0.0 if self._watched_since is None else now - self._watched_since
-        return decide(policy, load, now=now, most_needed=most, watched=watched, cooldown_left=left, moves=moves)
+        return decide(
+            policy,
+            load,
+            now=now,
+            most_needed=most,
+            watched=watched,
+            cooldown_left=left,
+            moves=moves,
+            delay=self.scale_down_delay,
+        )
 
     def _load(self, now: float) -> Load:
         averages = self._window.averages(now)
         active = np.array(self.active_shard_ids(), int)
         voters = active[averages.covered[active] >= self._window.seconds / 2]
+        if self._without:
+            voters = voters[~np.isin(voters, list(self._without))]
         draining = np.array(self.draining_shard_ids(), int)
         return Load(
             len(active),
@@ -359,6 +446,7 @@ class ShardMapper:
             averages.values[voters],
             averages.alone[voters],
             float(averages.values[draining, BUSY].sum()),
+            len(self._ids(ShardState.FAILED)),
         )
 
     def _note_need(self, need: int, now: float) -> None:
@@ -367,7 +455,7 @@ class ShardMapper:
                 self._needs.pop()
             self._needs.append((now, self._need))
         self._need = need
-        while self._needs and self._needs[0][0] <= now - self.policy.scale_down_delay:
+        while self._needs and self._needs[0][0] <= now - self.policy.scale_down_delay * MOST_FLAPS:
             self._needs.popleft()
 
     # ---- keyless events -----------------------------------------------------------------------------------------------

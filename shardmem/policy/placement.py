@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
-
-from shardmem.errors import ShardmemError
 
 NOBODY = -1
 
@@ -119,34 +117,21 @@ class Strategy(Protocol):
         """The moves to make now, most urgent first; none if things are well as they are."""
 
 
-def plan_of(strategy: Strategy, view: View) -> list[Move]:
-    """What the strategy would move. Raises ShardmemError, with its name, when it raises or answers what cannot be done: a slot
-    that is given to a shard which is not there has no owner, and producers find no lane for it.
+def fault_of(move: Move, view: View, seen: Collection[int]) -> str:
+    """Why this cannot be done, after moves of the slots `seen`; empty if it can. A slot that is given to a shard which is not
+    there has no owner, and producers find no lane for it.
     """
-    name = type(strategy).__name__
-    try:
-        moves = [Move(*map(int, move)) for move in strategy.rebalance(view)]
-    except Exception as error:
-        raise ShardmemError(f"strategy {name}: rebalance raised {type(error).__name__}: {error}") from error
-    slots, shards, seen = len(view.owners), set(view.shards), set()
-    for move in moves:
-        wrong = (
-            f"there are slots 0 to {slots - 1}"
-            if not 0 <= move.slot < slots
-            else f"slot {move.slot} belongs to shard {view.owners[move.slot]}"
-            if view.owners[move.slot] != move.source
-            else f"slot {move.slot} is locked"
-            if view.locked[move.slot]
-            else f"shards that take slots are {', '.join(map(str, view.shards))}"
-            if move.target not in shards
-            else f"slot {move.slot} is there twice"
-            if move.slot in seen
-            else ""
-        )
-        if wrong:
-            raise ShardmemError(f"strategy {name}: rebalance answered {move}, but {wrong}")
-        seen.add(move.slot)
-    return moves
+    if not 0 <= move.slot < len(view.owners):
+        return f"there are slots 0 to {len(view.owners) - 1}"
+    if move.slot in seen:
+        return f"slot {move.slot} is there twice"
+    if view.owners[move.slot] != move.source:
+        return f"slot {move.slot} belongs to shard {view.owners[move.slot]}"
+    if view.locked[move.slot]:
+        return f"slot {move.slot} is locked"
+    if move.target not in view.shards:
+        return f"shards that take slots are {', '.join(map(str, view.shards))}"
+    return f"slot {move.slot} is there already" if move.target == move.source else ""
 
 
 def limit_of(slots: int, absolute: int | None, relative: float) -> int:

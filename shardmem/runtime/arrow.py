@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from shardmem.errors import ShardmemError
-from shardmem.schema import KEY_INT
-
-if TYPE_CHECKING:
-    from shardmem.runtime.batch import Batch
 
 _FORMATS = {
     "i1": "int8",
@@ -28,21 +24,42 @@ _FORMATS = {
 _UNITS = {"s": "s", "ms": "ms", "us": "us", "ns": "ns"}
 
 
-def stream_of(batch: Batch) -> Any:
-    """An object with `__arrow_c_stream__`. Records become a column per field; events the columns key and payload.
+def records_stream(records: np.ndarray) -> Any:
+    """An object with `__arrow_c_stream__`: a column per field.
 
     Raises ShardmemError without nanoarrow, TypeError for a field that Arrow has no type for.
     """
+    nanoarrow = _nanoarrow()
+    columns = {name: _column(nanoarrow, name, records[name]) for name in records.dtype.names or ()}
+    return _stream(nanoarrow, columns, len(records))
+
+
+def events_stream(keys: np.ndarray | list[Any], payloads: list[bytes]) -> Any:
+    """An object with `__arrow_c_stream__`: the columns key and payload. keys: an array when all are integers."""
+    nanoarrow = _nanoarrow()
+    if isinstance(keys, np.ndarray):
+        key = _column(nanoarrow, "key", keys)
+    else:
+        texts = [
+            each if isinstance(each, bytes) else b"" if each is None else str(each).encode("utf-8", "surrogateescape")
+            for each in keys
+        ]
+        key = _binary(nanoarrow, b"".join(texts), np.cumsum([0] + [len(text) for text in texts]))
+    payload = _binary(nanoarrow, b"".join(payloads), np.cumsum([0] + [len(part) for part in payloads]))
+    return _stream(nanoarrow, {"key": key, "payload": payload}, len(payloads))
+
+
+def _nanoarrow() -> Any:
     try:
         import nanoarrow
     except ImportError:
         raise ShardmemError("the Arrow interface needs nanoarrow: pip install 'shardmem[arrow]'") from None
-    if batch._schema.is_records:
-        columns = {name: _column(nanoarrow, name, batch.records[name]) for name in batch.records.dtype.names or ()}
-    else:
-        columns = _events(nanoarrow, batch)
+    return nanoarrow
+
+
+def _stream(nanoarrow: Any, columns: dict[str, Any], length: int) -> Any:
     schema = nanoarrow.struct({name: array.schema for name, array in columns.items()})
-    struct = nanoarrow.c_array_from_buffers(schema, len(batch), [None], children=list(columns.values()))
+    struct = nanoarrow.c_array_from_buffers(schema, length, [None], children=list(columns.values()))
     return nanoarrow.ArrayStream(nanoarrow.Array(struct))
 
 
@@ -70,16 +87,3 @@ def _binary(nanoarrow: Any, data: bytes, offsets: Any) -> Any:
     return nanoarrow.c_array_from_buffers(
         nanoarrow.large_binary(), len(offsets) - 1, [None, np.asarray(offsets, "i8"), data]
     )
-
-
-def _events(nanoarrow: Any, batch: Batch) -> dict[str, Any]:
-    payloads = batch.payloads
-    payload = _binary(nanoarrow, b"".join(payloads), np.cumsum([0] + [len(part) for part in payloads]))
-    index, _ = batch._index_and_data()
-    if (index["meta"] >> 30 == KEY_INT).all():
-        return {"key": _column(nanoarrow, "key", batch._int_keys(index)), "payload": payload}
-    keys = [
-        key if isinstance(key, bytes) else b"" if key is None else str(key).encode("utf-8", "surrogateescape")
-        for key in batch.keys
-    ]
-    return {"key": _binary(nanoarrow, b"".join(keys), np.cumsum([0] + [len(key) for key in keys])), "payload": payload}

@@ -230,9 +230,15 @@ class Batch:
 
         Columns are copied: rows are packed, so a column is strided and Arrow cannot borrow it.
         """
-        from shardmem.runtime.arrow import stream_of
+        from shardmem.runtime import arrow
 
-        return stream_of(self).__arrow_c_stream__(requested_schema)
+        if self._schema.is_records:
+            stream = arrow.records_stream(self.records)
+        else:
+            index, _ = self._index_and_data()
+            are_ints = bool((index["meta"] >> 30 == KEY_INT).all())
+            stream = arrow.events_stream(self._int_keys(index) if are_ints else self.keys, self.payloads)
+        return stream.__arrow_c_stream__(requested_schema)
 
     # ---- inside -------------------------------------------------------------------------------------------------------------
 

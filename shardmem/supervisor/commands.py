@@ -8,25 +8,21 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from shardmem.errors import ConfigError, HandlerError, NotRunning, ShardmemError
 from shardmem.http.operations import COMMANDS, LANES
-from shardmem.policy import DecisionKind, Move, ScalingDecision
+from shardmem.http.server import Command
+from shardmem.policy import DecisionKind, Finished, ScalingDecision, ShardState
 from shardmem.settings import some
-from shardmem.supervisor.handoffs import Round
+from shardmem.supervisor.changes import Change, answer, described
+from shardmem.supervisor.fleet import Fleet
+from shardmem.supervisor.life import Life
+from shardmem.supervisor.replacements import Replacements
 
-if TYPE_CHECKING:
-    from shardmem.http.server import Command
-    from shardmem.supervisor.supervisor import Supervisor
-    from shardmem.supervisor.takeover import Found
-
-ROUND = 256  # the most slots that the policy has in motion at a time
-ROUNDS = 100  # a strategy of the user's own may never come to rest
+DEADLINE = 30.0  # seconds for which a command waits, unless it is told otherwise
 
 log = logging.getLogger("shardmem.supervisor")
 
@@ -34,9 +30,9 @@ log = logging.getLogger("shardmem.supervisor")
 class Commands:
     """Each takes a body that fits its declaration in operations.py, and returns one. Raises ValueError, ShardmemError."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
-        self._giving_back = asyncio.Lock()
+    def __init__(self, fleet: Fleet, life: Life, replacements: Replacements) -> None:
+        self._fleet, self._life, self._replacements = fleet, life, replacements
+        self._replaying = asyncio.Lock()
 
     def by_name(self) -> dict[str, Command]:
         return {
@@ -50,243 +46,336 @@ class Commands:
         """The API answers while the engine drains, but what is asked then could not end."""
 
         async def run(wanted: dict[str, Any]) -> Any:
-            if self._supervisor.stopping:
-                raise NotRunning(f"engine {self._supervisor.config.name!r} is being stopped")
-            with self._noting(f"{name} by hand"):
+            if self._life.is_stopping:
+                raise NotRunning(f"engine {self._fleet.config.name!r} is being stopped")
+            with self.noting(f"{name} by hand"):
                 return await command(wanted)
 
         return run
 
     @contextlib.contextmanager
-    def _noting(self, what: str) -> Iterator[None]:
+    def noting(self, what: str) -> Iterator[None]:
         """What cannot be done is noted, unless it made no sense: that is for whoever asked."""
         try:
             yield
         except ShardmemError as error:
             if not isinstance(error, (ConfigError, NotRunning)):
-                self._supervisor.history.note("not_done", f"{what}: {error}")
+                self._fleet.history.note("not_done", f"{what}: {error}")
             raise
 
     async def stop(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"now": true}: without draining. Asked again, it goes on draining: whoever asks may not have heard the answer."""
-        if wanted.get("now") or not self._supervisor.stopping:
-            self._supervisor.request_stop(now=bool(wanted.get("now")))
+        if wanted.get("now") or not self._life.is_stopping:
+            self._life.request_stop(now=bool(wanted.get("now")))
         return {"stopping": True}
+
+    # ---- how many shards ---------------------------------------------------------------------------------------------------
 
     async def scale(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"shards": n} or {"shards": "auto"}: more or fewer shards, slots evened out; or back to the policy."""
-        supervisor = self._supervisor
+        fleet, planner = self._fleet, self._fleet.planner
         if wanted.get("shards") == "auto":
-            if not supervisor.config.elastic:
+            if not fleet.config.elastic:
                 raise ConfigError(
                     "this engine does not scale by itself: start it with min_shards and max_shards, without shards "
                     "and with auto_scale = true"
                 )
-            supervisor.planner.following = True
-            return {
-                "auto_scale": True,
-                "shards": supervisor.planner.mapper.active_shard_ids(),
-                "added": [],
-                "removed": [],
-                **_summary([], time.monotonic(), {}),
-            }
-        count, most = wanted["shards"], supervisor.control.max_shards
-        if not 1 <= count <= min(most, supervisor.control.slots):
+            planner.wishes.following = True
+            return {"auto_scale": True, "done": True, "waiting_for": [], **self._scaled([], [], Change())}
+        count, most = wanted["shards"], fleet.control.max_shards
+        if not 1 <= count <= min(most, fleet.control.slots):
             raise ConfigError(
-                f"shards={count} is outside 1 to {min(most, supervisor.control.slots)}: the engine has room for "
-                f"{most} shards (max_shards) and {supervisor.control.slots} slots"
+                f"shards={count} is outside 1 to {min(most, fleet.control.slots)}: the engine has room for "
+                f"{most} shards (max_shards) and {fleet.control.slots} slots"
             )
-        async with supervisor.busy:
-            supervisor.planner.following = False
-            active = supervisor.planner.mapper.active_shard_ids()
-            done = (
-                await self._add(count - len(active))
-                if count >= len(active)
-                else await self._remove(
-                    [
-                        supervisor.planner.mapper.drain_specific(shard, time.monotonic()) and shard
-                        for shard in active[count:]
-                    ]
-                )
-            )
-            self._note_scaled(done, "by hand")
+        active = planner.mapper.active_shard_ids()
+        added, removed = self._resize(active, count)
+        planner.wishes.following = False
+        done = await self._finish("scale", self._settle(added, removed, "by hand"), wanted, [*added, *removed])
         return {"auto_scale": False, **done}
+
+    def _resize(self, active: list[int], count: int) -> tuple[list[int], list[int]]:
+        """Says what is wanted, or raises and has changed nothing."""
+        fleet, planner = self._fleet, self._fleet.planner
+        if count >= len(active):
+            # a failed shard may come back, so it holds its place: it is one of those that are wanted, if need be
+            free = fleet.control.max_shards - len(planner.mapper.failed_shard_ids()) - len(active)
+            return fleet.shards.create(max(0, min(count - len(active), free))), []
+        removed = _last_to_go(active, planner.table.cordoned)[: len(active) - count]
+        planner.drain(removed, time.monotonic())
+        return [], removed
+
+    async def scale_by(self, step: int) -> dict[str, Any]:
+        return await self.scale({"shards": self._fleet.planner.mapper.active_shard_count() + step})
 
     async def drain(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"shard": n}: its slots go to the others, it stops and is removed."""
-        mapper, shard = self._supervisor.planner.mapper, wanted["shard"]
-        async with self._supervisor.busy:
-            active = mapper.active_shard_ids()
-            if shard not in active:
-                raise ConfigError(f"shard {shard} is not active; active are {active}")
-            if len(active) == 1:
-                raise ConfigError(
-                    f"shard {shard} is the only one; a draining shard's slots need another (stop the engine, or "
-                    f"scale up first)"
-                )
-            mapper.drain_specific(shard, time.monotonic())
-            done = await self._remove([shard])
-            self._supervisor.history.note(
-                "shard_removed",
-                f"drained by hand in {done['seconds']['total']:.2g} s; {_moved_text(done['moved'])}",
-                shard,
+        fleet, shard = self._fleet, wanted["shard"]
+        self._expect_active(shard)
+        if fleet.planner.mapper.active_shard_ids() == [shard]:
+            raise ConfigError(
+                f"shard {shard} is the only one; a draining shard's slots need another (stop the engine, or "
+                f"scale up first)"
             )
-        return {"drained": shard, **done}
+        fleet.planner.drain([shard], time.monotonic())
+        work = self._drained(shard)
+        return {"drained": shard, **await self._finish("drain", work, wanted, [shard])}
+
+    async def _drained(self, shard: int) -> dict[str, Any]:
+        fleet = self._fleet
+        with self._change(lambda each: each.source == shard) as change:
+            await fleet.conditions.until(fleet.shards.gone([shard]))
+        done = self._scaled([], [shard], change)
+        text = f"drained by hand in {done['seconds']['total']:.2g} s; {_moved_text(done['moved'])}"
+        fleet.history.note("shard_removed", text, shard)
+        return done
+
+    async def _settle(self, added: list[int], removed: list[int], why: str) -> dict[str, Any]:
+        """Until new shards have joined and the others are gone, and slots are even. Raises HandlerError: one cannot join."""
+        fleet = self._fleet
+        are_gone = fleet.shards.gone(removed)
+        with self._change() as change:
+            if added:
+                await fleet.conditions.until(lambda: not any(map(fleet.shards.is_joining, added)))
+                change.mark("spawn")
+                if reasons := [text for shard in added if (text := fleet.shards.why_not(shard)) is not None]:
+                    raise HandlerError(reasons[0])
+            fleet.even_out()
+            await fleet.conditions.until(lambda: fleet.is_even and are_gone())
+        done = self._scaled(added, removed, change)
+        self._note_scaled(done, why)
+        return done
+
+    def _scaled(self, added: list[int], removed: list[int], change: Change) -> dict[str, Any]:
+        shards = self._fleet.planner.mapper.active_shard_ids()
+        return {"shards": shards, "added": added, "removed": removed, **change.summary(), "late": self._later()}
+
+    def _later(self) -> list[str]:
+        """What is not even yet, and why."""
+        planner = self._fleet.planner
+        later = [f"slots of shard {shard} are evened out when its batch is over" for shard in sorted(planner.blocked())]
+        later += [each["text"] for each in self._waiting_for([], None)]
+        return later + planner.table.complaints[:1]
+
+    def _expect_active(self, shard: int) -> None:
+        """Raises ConfigError, with the reason and what helps."""
+        mapper = self._fleet.planner.mapper
+        if mapper.shard_state(shard) is ShardState.FAILED:
+            reason = self._fleet.workers.given_up().get(shard, "its worker was given up")
+            raise ConfigError(
+                f"shard {shard} has failed and cannot hand anything over: {reason}. Fix the handler, then "
+                f"'shardmem reload {self._fleet.config.name}' starts it again"
+            )
+        if shard not in (active := mapper.active_shard_ids()):
+            raise ConfigError(f"shard {shard} is not active; active are {active}")
+
+    async def cordon(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """{"shard": n}: it takes no more slots and no keyless events, and keeps what it has."""
+        self._expect_active(wanted["shard"])
+        self._fleet.planner.table.cordon(wanted["shard"])
+        return self._placement()
+
+    async def uncordon(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """{"shard": n}: it takes slots again."""
+        table = self._fleet.planner.table
+        if wanted["shard"] not in table.cordoned:
+            raise ConfigError(f"shard {wanted['shard']} is not cordoned; cordoned are {sorted(table.cordoned)}")
+        table.uncordon(wanted["shard"])
+        return self._placement()
+
+    # ---- which slots where ---------------------------------------------------------------------------------------------------
 
     async def move(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"slots": "17,40-60" or a list, "to": n}."""
-        supervisor, target = self._supervisor, wanted["to"]
-        slots = parse_slots(wanted["slots"], supervisor.control.slots)
-        started, active = time.monotonic(), supervisor.shards.in_state("active")
-        if target not in active:
-            raise ConfigError(f"shard {target} is not active; active are {active}")
-        owners, _ = supervisor.control.slot_table()
-        failed = sorted({int(owners[slot]) for slot in slots} - set(supervisor.shards.in_state("active", "draining")))
-        if failed:
-            raise ConfigError(f"shards {failed} own some of these slots and are not active; they cannot hand them over")
-        done = await supervisor.handoffs.run([Move(slot, int(owners[slot]), target) for slot in slots])
-        return self._noted_move(_summary([done], started, {}), "by hand")
+        slots = self._movable(wanted["slots"], wanted["to"])
+        self._fleet.planner.wishes.move(slots, wanted["to"])
+        self._fleet.step_soon()
+        work = self._moved(slots, wanted["to"])
+        return await self._finish("move", work, wanted, [], slots)
+
+    def _movable(self, named: str | int | list[int], target: int) -> list[int]:
+        """The slots, when all of them can go there. Raises ConfigError."""
+        fleet, table = self._fleet, self._fleet.planner.table
+        slots = parse_slots(named, fleet.control.slots)
+        self._expect_active(target)
+        if target in table.cordoned:
+            raise ConfigError(f"shard {target} is cordoned and takes no slots; 'uncordon {target}' lets it")
+        for owner in sorted({table.shard_for(slot) for slot in slots} - {None, target}):
+            if fleet.planner.mapper.shard_state(owner) is ShardState.FAILED:
+                self._expect_active(owner)
+        return slots
+
+    async def _moved(self, slots: list[int], target: int) -> dict[str, Any]:
+        fleet, table, wishes = self._fleet, self._fleet.planner.table, self._fleet.planner.wishes
+        mine = set(slots)
+
+        def is_there() -> bool:
+            return all(table.shard_for(slot) == target or wishes.moves.get(slot, target) != target for slot in slots)
+
+        with self._change(lambda each: not mine.isdisjoint(each.slots)) as change:
+            await fleet.conditions.until(is_there)
+        done = {**change.summary(), "late": []}
+        done["moved"] = [each for each in done["moved"] if each["slot"] in mine]
+        return self._noted_move(done, "by hand")
 
     async def rebalance(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """As the strategy says, small differences included, until it has nothing more to say."""
-        async with self._supervisor.busy:
-            started = time.monotonic()
-            rounds = await self._even_out()
-            return self._noted_move(_summary(rounds, started, {}), "to even out, by hand")
+        return await self._finish("rebalance", self._rebalanced(), wanted, [])
+
+    async def _rebalanced(self) -> dict[str, Any]:
+        fleet = self._fleet
+        with self._change() as change:
+            fleet.even_out()
+            await fleet.conditions.until(lambda: fleet.is_even)
+        if complaints := fleet.planner.table.complaints:
+            raise ShardmemError(complaints[0])
+        return self._noted_move({**change.summary(), "late": []}, "to even out, by hand")
+
+    async def pin(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """{"slots": ..., "to": n}: they go there and stay, whatever the strategy says, until `unpin`."""
+        slots = self._movable(wanted["slots"], wanted["to"])
+        self._fleet.planner.table.pins.update(dict.fromkeys(slots, wanted["to"]))
+        self._fleet.planner.wishes.move(slots, wanted["to"])
+        self._fleet.step_soon()
+        done = await self._finish("pin", self._moved(slots, wanted["to"]), wanted, [], slots)
+        return {**self._placement(), **done}
+
+    async def unpin(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """{"slots": ...}: the strategy may move them again."""
+        for slot in parse_slots(wanted["slots"], self._fleet.control.slots):
+            self._fleet.planner.table.pins.pop(slot, None)
+        return self._placement()
+
+    async def moves(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """{"suspended": true or false}: whether the strategy may move slots. What is asked by hand, drains and pins go on."""
+        self._fleet.planner.wishes.suspended = wanted["suspended"]
+        return self._placement()
+
+    def _placement(self) -> dict[str, Any]:
+        self._fleet.step_soon()
+        table, wishes = self._fleet.planner.table, self._fleet.planner.wishes
+        pins: dict[int, list[int]] = {}
+        for slot, shard in sorted(table.pins.items()):
+            pins.setdefault(shard, []).append(slot)
+        return {
+            "cordoned": sorted(table.cordoned),
+            "pins": [{"shard": shard, "slots": slots} for shard, slots in sorted(pins.items())],
+            "suspended": wishes.suspended,
+        }
+
+    # ---- workers ---------------------------------------------------------------------------------------------------------------
 
     async def reload(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Every worker is replaced by a fresh one, with what the configuration says now."""
-        started = time.monotonic()
-        done = await self._supervisor.replacements.reload()
-        return {**done, **_summary([], started, {})}
+        change = Change()
+
+        async def reloaded() -> dict[str, Any]:
+            return {**await self._replacements.reload(), **change.summary(), "late": []}
+
+        return await self._finish("reload", reloaded(), wanted, [])
 
     async def quarantine_replay(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"ids": [...]} or {"all": true}, "timeout": seconds: pushed again, as far as there is room in time. One after the other:
         two at once would give the same events back twice."""
-        async with self._giving_back:
-            given = await asyncio.to_thread(
-                self._supervisor.quarantine.replay, wanted.get("ids"), wanted.get("timeout", LANES)
+        async with self._replaying:
+            replay = await asyncio.to_thread(
+                self._fleet.quarantine.replay, wanted.get("ids"), wanted.get("timeout", LANES)
             )
-        if given.replayed or given.left:
-            left = f"; {len(given.left):,} stay: {given.why}" if given.left else ""
-            self._supervisor.history.note(
-                "replayed", f"{some(len(given.replayed), 'event')} of the quarantine given back{left}"
+        if replay.replayed or replay.left:
+            left = f"; {len(replay.left):,} stay: {replay.why}" if replay.left else ""
+            self._fleet.history.note(
+                "replayed", f"{some(len(replay.replayed), 'event')} of the quarantine given back{left}"
             )
-        return asdict(given)
+        return asdict(replay)
 
     async def quarantine_purge(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"ids": [...]} or {"all": true}: gone for good."""
-        purged = await asyncio.to_thread(self._supervisor.quarantine.purge, wanted.get("ids"))
+        purged = await asyncio.to_thread(self._fleet.quarantine.purge, wanted.get("ids"))
         if purged:
-            self._supervisor.history.note("purged", f"{some(purged, 'event')} of the quarantine thrown away")
+            self._fleet.history.note("purged", f"{some(purged, 'event')} of the quarantine thrown away")
         return {"purged": purged}
 
     # ---- what the policy asks for -------------------------------------------------------------------------------------------
 
-    async def follow(self, decision: ScalingDecision, moves: list[Move]) -> None:
-        """Carry out a decision. One change at a time; what is not carried out now is decided again at the next tick."""
-        supervisor = self._supervisor
-        if supervisor.busy.locked():
-            return
-        with self._noting(f"{decision.kind} {decision.count}, because {decision.reason}"):
-            async with supervisor.busy:
-                if decision.kind is DecisionKind.UP:
-                    self._note_scaled(await self._add(decision.count), f"because {decision.reason}")
-                elif decision.kind is DecisionKind.DOWN:
-                    down = supervisor.planner.mapper.scale_down(decision.count, time.monotonic())
-                    self._note_scaled(await self._remove(down), f"because {decision.reason}")
-                elif moves and (done := await supervisor.handoffs.run(moves[:ROUND])).moves:
-                    # of small differences there is one after the other
-                    # without samples it went by the number of slots: that nothing was measured is not why they moved
-                    why = f"; {decision.reason}" if decision.cause != "no_samples" else ""
-                    supervisor.history.count(
-                        "moved", len(done.moves), lambda count: f"{some(count, 'slot')} moved by the strategy{why}"
-                    )
+    def follow(self, decision: ScalingDecision) -> Coroutine[Any, Any, dict[str, Any]] | None:
+        """Says what a decision wants; what is left is to see it done, and to note it. None: there is nothing to do."""
+        fleet, planner = self._fleet, self._fleet.planner
+        why = f"because {decision.reason}"
+        if decision.kind is DecisionKind.UP:
+            return self._followed(decision, self._settle(fleet.shards.create(decision.count, force=False), [], why))
+        if decision.kind is DecisionKind.DOWN:
+            removed = planner.mapper.scale_down(decision.count, time.monotonic(), planner.table.cordoned)
+            for shard in removed:
+                planner.table.drain_shard(shard)
+            return self._followed(decision, self._settle([], removed, why))
+        return None
 
-    # ---- what an earlier supervisor had begun -------------------------------------------------------------------------------
+    async def _followed(self, decision: ScalingDecision, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+        with self.noting(f"{decision.kind} {decision.count}, because {decision.reason}"):
+            return await work
 
-    async def resume(self, found: Found, begun: dict[Move, int]) -> None:
-        supervisor = self._supervisor
-        shards = supervisor.shards
-        for shard in found.useless:
-            shards.abandon(shard)
-        finishing = asyncio.create_task(supervisor.handoffs.finish(begun))
-        async with supervisor.busy:
-            for shard in found.joining:
-                reason = await supervisor.workers.ready([shard], lambda: supervisor.stopping)
-                if reason is None:
-                    shards.activate([shard])
-                    supervisor.history.note("shard_added", "begun by the earlier supervisor, it has joined", shard)
-                elif shards.is_used(shard):
-                    log.error("%s", reason)
-                else:
-                    log.error("%s; nothing had moved to it, so it is given up", reason)
-                    shards.abandon(shard)
-            for shard in found.stopped:
-                await shards.finish_removal(shard)
-            if found.draining:
-                await self._remove(found.draining)
-            for shard in (*found.stopped, *found.draining):
-                supervisor.history.note("shard_removed", "its removal, begun by the earlier supervisor, is done", shard)
-        await finishing
+    # ---- waiting -------------------------------------------------------------------------------------------------------------
 
-    async def _add(self, count: int) -> dict[str, Any]:
-        supervisor, started, seconds = self._supervisor, time.monotonic(), {}
-        added = supervisor.shards.create(count)
-        seconds["create"] = time.monotonic() - started
-        if added:
-            try:
-                await supervisor.boot(added)
-            except BaseException:
-                for shard in added:
-                    supervisor.shards.abandon(shard)
-                raise
-            seconds["spawn"] = time.monotonic() - started - seconds["create"]
-        rounds = await self._even_out()
-        return {
-            "shards": supervisor.planner.mapper.active_shard_ids(),
-            "added": added,
-            "removed": [],
-            **_summary(rounds, started, seconds),
-        }
+    @contextlib.contextmanager
+    def _change(self, mine: Callable[[Finished], bool] = lambda finished: True) -> Iterator[Change]:
+        change = self._fleet.changes.open(mine)
+        try:
+            yield change
+        finally:
+            self._fleet.changes.close(change)
 
-    async def _remove(self, shards: list[int]) -> dict[str, Any]:
-        """Shards that the mapper has as draining: no keyless events any more, every slot away, then their end."""
-        supervisor, started = self._supervisor, time.monotonic()
+    async def _finish(
+        self,
+        what: str,
+        work: Coroutine[Any, Any, dict[str, Any]],
+        wanted: dict[str, Any],
+        shards: list[int],
+        slots: list[int] | None = None,
+    ) -> dict[str, Any]:
+        """What the work answers, or at the deadline who is waited for."""
+        self._fleet.step_soon()
+        change = Change()
+
+        def late() -> dict[str, Any]:
+            waiting = self._waiting_for(shards, slots)
+            texts = [each["text"] for each in waiting]
+            return {**self._scaled([], [], change), "waiting_for": waiting, "late": texts}
+
+        return await answer(what, work, float(wanted.get("timeout", DEADLINE)), late)
+
+    def _waiting_for(self, shards: list[int], slots: list[int] | None) -> list[dict[str, Any]]:
+        fleet, now = self._fleet, time.monotonic()
+        control = fleet.control
+        found = described(
+            fleet.planner.waits(now, slots, shards),
+            lambda shard: control.view_shard(shard).pid,
+            lambda seat: control.view_seat(seat).pid,
+        )
         for shard in shards:
-            supervisor.control.set_shard_state(shard, "draining")
-        rounds: list[Round] = []
-        while True:
-            done = await supervisor.handoffs.run(supervisor.planner.plan(supervisor.handoffs.moving, eager=True))
-            rounds.append(done)
-            owners, _ = supervisor.control.slot_table()
-            leaving = np.isin(owners, shards).any() or any(supervisor.shards.moving_at(shard) for shard in shards)
-            if not leaving:
-                break
-            failed = [shard for shard in shards if supervisor.control.shard_state(shard) == "failed"]
-            if failed:
-                raise HandlerError(
-                    f"shard {failed[0]} failed while it was being drained: {supervisor.control.shard_error(failed[0])}"
+            if fleet.shards.is_joining(shard):
+                pid = control.view_shard(shard).pid
+                found.append(
+                    {"shard": shard, "pid": pid, "slots": [], "text": f"shard {shard} (worker pid {pid}) to get ready"}
                 )
-            if not done.moves:  # a move by hand is still under way
-                await supervisor.shards.pause()
-        for shard in shards:
-            await supervisor.shards.remove(shard)
-        return {
-            "shards": supervisor.planner.mapper.active_shard_ids(),
-            "added": [],
-            "removed": shards,
-            **_summary(rounds, started, {}),
-        }
-
-    async def _even_out(self) -> list[Round]:
-        supervisor, rounds = self._supervisor, []
-        while len(rounds) < ROUNDS:
-            moves = supervisor.planner.plan(supervisor.handoffs.moving, eager=True)
-            if not moves:
-                break
-            rounds.append(await supervisor.handoffs.run(moves))
-        return rounds
+        if fleet.planner.runner.held_back:
+            seats = fleet.planner.stopped_seats
+            found += [
+                {
+                    "seat": seat,
+                    "pid": (pid := control.view_seat(seat).pid),
+                    "slots": [],
+                    "text": f"producer pid {pid} (seat {seat}) is in the middle of a push: it is stopped, or starved",
+                }
+                for seat in seats
+            ]
+        for shard in sorted(
+            fleet.planner.blocked() & (set(shards) | {fleet.planner.table.shard_for(s) for s in slots or ()})
+        ):
+            if not any(each.get("shard") == shard for each in found):
+                pid = control.view_shard(shard).pid
+                text = f"shard {shard} (worker pid {pid}) has one batch in hand for long, and hands over nothing before"
+                found.append({"shard": shard, "pid": pid, "slots": [], "text": text})
+        return found
 
     # ---- what is noted --------------------------------------------------------------------------------------------------------
 
@@ -297,11 +386,11 @@ class Commands:
         changed = ", ".join(f"{what} {_listed(done[what])}" for what in ("added", "removed") if done[what])
         before = len(done["shards"]) - len(done["added"]) + len(done["removed"])
         text = f"from {before} to {some(len(done['shards']), 'shard')} in {done['seconds']['total']:.2g} s, {why}: {changed}"
-        self._supervisor.history.note("scaled", f"{text}; {_moved_text(done['moved'])}")
+        self._fleet.history.note("scaled", f"{text}; {_moved_text(done['moved'])}")
 
     def _noted_move(self, done: dict[str, Any], why: str) -> dict[str, Any]:
         if done["moved"]:
-            self._supervisor.history.note(
+            self._fleet.history.note(
                 "moved", f"{_moved_text(done['moved'])} {why}, in {done['seconds']['total']:.2g} s"
             )
         return done
@@ -319,20 +408,20 @@ def _moved_text(moved: list[dict[str, int]]) -> str:
     )
 
 
-def parse_slots(given: str | int | list[int], count: int) -> list[int]:
+def parse_slots(wanted: str | int | list[int], count: int) -> list[int]:
     """[17, 40, 41, ...] from "17,40-60", a number or a list of numbers. Raises ConfigError."""
-    if isinstance(given, str):
+    if isinstance(wanted, str):
         ends = [
-            (_number(low), _number(high or low)) for part in given.split(",") for low, _, high in [part.partition("-")]
+            (_number(low), _number(high or low)) for part in wanted.split(",") for low, _, high in [part.partition("-")]
         ]
     else:
-        ends = [(slot, slot) for slot in ([given] if isinstance(given, int) else given)]
+        ends = [(slot, slot) for slot in ([wanted] if isinstance(wanted, int) else wanted)]
     # Limits first: all numbers of "0-99999999999" would fill the memory of the supervisor.
     inside = all(0 <= low and high < count for low, high in ends)
-    found = sorted({slot for low, high in ends for slot in range(low, high + 1)}) if inside else []
-    if not found:
-        raise ConfigError(f"slots={given!r} must name at least one of the slots 0 to {count - 1}, and no other")
-    return found
+    slots = sorted({slot for low, high in ends for slot in range(low, high + 1)}) if inside else []
+    if not slots:
+        raise ConfigError(f"slots={wanted!r} must name at least one of the slots 0 to {count - 1}, and no other")
+    return slots
 
 
 def _number(digits: str) -> int:
@@ -340,13 +429,6 @@ def _number(digits: str) -> int:
     return int(digits.lstrip("0")[:20] or "0")
 
 
-def _summary(rounds: list[Round], started: float, seconds: dict[str, float]) -> dict[str, Any]:
-    moved = [move for done in rounds for move in done.describe()["moved"]]
-    for phase in ("reroute", "drain", "release"):
-        seconds[phase] = sum(done.describe()["seconds"][phase] for done in rounds)
-    seconds["total"] = time.monotonic() - started
-    return {
-        "moved": moved,
-        "seconds": {key: round(value, 6) for key, value in seconds.items()},
-        "late": [text for done in rounds for text in done.late],
-    }
+def _last_to_go(active: list[int], cordoned: Collection[int]) -> list[int]:
+    """The order in which shards go when fewer are wanted by hand: cordoned ones, then the highest ids."""
+    return sorted(active, key=lambda shard: (shard not in cordoned, -shard))

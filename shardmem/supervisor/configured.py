@@ -25,7 +25,8 @@ def preset_of(config: Config) -> ScalingPolicy:
     name = config.policy_settings().get("preset", "default")
     if name not in PRESETS:
         raise ConfigError(f"policy.preset={name!r} is not one of {', '.join(PRESETS)}")
-    return getattr(ScalingPolicy, name)(os.cpu_count() or 1)
+    preset: Callable[[int], ScalingPolicy] = getattr(ScalingPolicy, name)
+    return preset(os.cpu_count() or 1)
 
 
 def policy_of(config: Config) -> ScalingPolicy:
@@ -56,7 +57,7 @@ def policy_of(config: Config) -> ScalingPolicy:
 
 def faults_of(config: Config) -> list[str]:
     """Of handler, policy and strategy: what `shardmem.config` cannot know."""
-    found = []
+    faults = []
     checks: list[Callable[[Config], Any]] = [lambda config: HandlerRef.of(config.handler)] if config.handler else []
     checks += (
         [policy_of] if config.policy is None or isinstance(config.policy, Mapping) or config.policy in PRESETS else []
@@ -67,8 +68,8 @@ def faults_of(config: Config) -> list[str]:
         try:
             check(config)
         except ConfigError as error:
-            found += error.faults
-    return found
+            faults += error.faults
+    return faults
 
 
 def strategy_of(config: Config) -> Strategy:
@@ -78,12 +79,12 @@ def strategy_of(config: Config) -> Strategy:
         return LeastLoad() if named == "least_load" else LeastSlots()
     module, _, name = named.partition(":")
     try:
-        found: Any = (
+        named_object: Any = (
             pickle.loads(base64.b64decode(name))
             if module == "pickle"
             else getattr(importlib.import_module(module), name)
         )
-        made = found() if isinstance(found, type) else found
+        made = named_object() if isinstance(named_object, type) else named_object
     except Exception as error:
         raise ConfigError(f"strategy={named!r} cannot be loaded: {type(error).__name__}: {error}") from None
     missing = [method for method in ("allocate", "rebalance") if not callable(getattr(made, method, None))]
@@ -92,4 +93,5 @@ def strategy_of(config: Config) -> Strategy:
             f"strategy={named!r} has no {' and no '.join(missing)}; a strategy has allocate(slot, view) and "
             f"rebalance(view), see shardmem.policy.Strategy"
         )
-    return made
+    strategy: Strategy = made
+    return strategy

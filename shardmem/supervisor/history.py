@@ -37,19 +37,19 @@ class History:
     def __init__(self, post: Callable[[bytes], None], room: int, clock: Callable[[], float] = time.time) -> None:
         self._post, self._room, self._clock = post, room, clock
         self._entries: deque[_Entry] = deque(maxlen=MOST)
-        self._quarantined = 0  # of the engine, told of so far
-        self._aside: dict[int, int] = {}
+        self._quarantined = 0  # events of the engine that entries tell of
+        self._quarantined_of: dict[int, int] = {}
         self._broken: dict[int, frozenset[int]] = {}
 
     def note(self, kind: str, text: str, shard: int | None = None, logged: bool = False) -> None:
         """kind: one of HISTORY_KINDS. The very same as the last entry replaces it. It is written to the log too, unless somebody
         else has done or does that (logged)."""
         now = self._clock()
-        said = text if shard is None or f"shard {shard}" in text else f"shard {shard}: {text}"
+        sentence = text if shard is None or f"shard {shard}" in text else f"shard {shard}: {text}"
         # A text of its own and no format with arguments: what happens twice in ten seconds is two things, unless it is the same.
         if not logged:
             level = getattr(logging, HISTORY_KINDS[kind].upper())
-            log.log(level, said.encode(errors="backslashreplace").decode(), extra={"shard": shard})
+            log.log(level, sentence.encode(errors="backslashreplace").decode(), extra={"shard": shard})
         last = self._entries[-1].what if self._entries else {}
         if [last.get(key) for key in ("kind", "shard", "text")] == [kind, shard, _cut(text)]:
             self._entries.pop()
@@ -71,19 +71,19 @@ class History:
 
     # ---- what workers count, and nobody reports ------------------------------------------------------------------------------
 
-    def take_up(self, events: Iterable[dict[str, Any]], told: int, status: Mapping[str, Any]) -> None:
-        """What an earlier supervisor had written down, and what came to pass without one. told: events quarantined by then."""
+    def take_up(self, events: Iterable[dict[str, Any]], counted: int, status: Mapping[str, Any]) -> None:
+        """What an earlier supervisor had written down, and what came to pass without one. counted: events quarantined by then."""
         for each in events:
             self._entries.append(_Entry(each, 0.0, 0, _encoded(each)))
         self._quarantined = status["accounting"]["quarantined"]
-        self._aside = {shard["id"]: shard["quarantined"] for shard in status["shards"]}
+        self._quarantined_of = {shard["id"]: shard["quarantined"] for shard in status["shards"]}
         self._broken = {shard["id"]: frozenset(shard["broken_lanes"]) for shard in status["shards"]}
-        if (more := self._quarantined - told) > 0:
+        if (more := self._quarantined - counted) > 0:
             self.note("quarantined", f"{_events(more)} set aside while there was no supervisor")
 
     def look(self, shard: int, quarantined: int, broken: Iterable[int] = ()) -> None:
         """The counts of a shard as they are now; that they are the same is found at once."""
-        if (more := quarantined - self._aside.get(shard, 0)) > 0:
+        if (more := quarantined - self._quarantined_of.get(shard, 0)) > 0:
             self._quarantined += more
             self.count(
                 "quarantined",
@@ -94,7 +94,7 @@ class History:
                 ),
                 shard,
             )
-        self._aside[shard] = quarantined
+        self._quarantined_of[shard] = quarantined
         if (broken := frozenset(broken)) != (before := self._broken.get(shard, frozenset())):
             self._broken[shard] = broken
             for seat in sorted(broken - before):
@@ -104,7 +104,7 @@ class History:
 
     def forget(self, shard: int) -> None:
         """Its lanes are gone; the next shard of this number counts from nothing."""
-        self._aside.pop(shard, None)
+        self._quarantined_of.pop(shard, None)
         self._broken.pop(shard, None)
 
     # ---- the board -------------------------------------------------------------------------------------------------------------

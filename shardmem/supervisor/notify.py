@@ -87,13 +87,13 @@ class Notify:
             seconds = now - before[0]
             parts.append(f"in {(accepted - before[1]) / seconds:,.0f}/s, out {(handled - before[2]) / seconds:,.0f}/s")
         parts.append(f"{counts['in_flight']:,} in flight")
-        ill = [
+        unwell = [
             f"{shard['id']} {shard['condition']}"
             for shard in document["shards"]
             if shard["condition"] in ("failed", "stuck", "restarting", "dead")
             and document["engine"]["state"] == "running"
         ]
-        return "; ".join(parts + ([f"shards {', '.join(ill)}"] if ill else []))
+        return "; ".join(parts + ([f"shards {', '.join(unwell)}"] if unwell else []))
 
     def _say(self, *lines: str) -> None:
         if self._socket is None:

@@ -1,102 +1,281 @@
-"""The supervisor's judgement: how many shards, and which slots where. Feeds the pure policy and keeps what it decided.
+"""The control program of an engine: how many shards, which slots where, and each handoff from its first word to its last.
 
-It decides and remembers; `commands.py` carries out.
+Facts, samples and wishes go in; what follows is carried out on the words of shared memory at once (carrier.py). It has no clock
+and no process, so the simulation in tests/policy runs this very class on a memory of arrays.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from shardmem.memory.engine_segment import ControlSegment
 from shardmem.policy import (
+    NOBODY,
+    Allocate,
+    Deadlines,
     DecisionHistory,
     DecisionKind,
-    Move,
+    Finished,
+    HandoffCoordinator,
+    HandoffState,
+    Late,
+    LongBatches,
+    Pinned,
+    RebalanceRunner,
     ScalingDecision,
     ScalingPolicy,
+    ShardCoordinator,
     ShardMapper,
+    ShardSample,
+    ShardState,
     Strategy,
-    View,
-    plan_of,
+    Wishes,
 )
-from shardmem.status.observer import Observer
-from shardmem.supervisor.sampler import Sampler
+from shardmem.supervisor.carrier import Carrier, HandoffWords
+
+REST = 20.0  # seconds that a slot stays where the strategy has put it
+ALLOWANCE = 0.12  # of all slots the strategy may move in a minute, once there is a balance
+
+
+class ShardFact(NamedTuple):
+    """What is known of a shard's worker at this moment.
+
+    alive: it lives and is ready. failed: why it was given up; None: it was not. in_hand: seconds that its batch takes so far.
+    """
+
+    alive: bool = True
+    failed: str | None = None
+    in_hand: float = 0.0
 
 
 class Planner:
-    """mapper: shards and their lives. strategy: slots and their owners. history: the last decisions, with reasons."""
+    """mapper: shards and their lives. table: slots and their owners. handoffs: slots on their way. wishes: what is wanted.
+
+    states: the shards that there are. automatic: slots follow the load by themselves; False: only wishes, pins and drains
+    move them. room: ids of shards are below this.
+    """
 
     def __init__(
         self,
-        control: ControlSegment,
-        observer: Observer,
+        words: HandoffWords,
         policy: ScalingPolicy,
         strategy: Strategy,
-        shards: Mapping[int, str],
+        states: Mapping[int, str],
+        *,
+        now: float,
+        room: int,
+        automatic: bool = True,
+        deadlines: Deadlines = Deadlines(),
+        on_created: Callable[[int], None] | None = None,
+        on_removed: Callable[[int], None] | None = None,
+        on_moved: Callable[[Finished], None] | None = None,
+        point: Callable[[str], None] = lambda name: None,
     ) -> None:
-        self._control, self._observer = control, observer
-        self.sampler = Sampler(observer)
-        self.mapper = ShardMapper(shards, policy, now=time.monotonic(), room=control.room, drain_grace=0.0)
-        self.strategy = strategy
+        self.mapper = ShardMapper(
+            states, policy, now=now, room=room, drain_grace=0.0, on_created=on_created, on_removed=on_removed
+        )
+        owners = words.owners().astype(np.int64)
+        owners[owners >= room] = NOBODY
+        pins: dict[int, int] = {}
+        if isinstance(strategy, Pinned):  # its pins are pins like all others, which can be taken back
+            pins, strategy = dict(strategy.mapping), strategy.fallback
+        takers = [shard for shard, state in states.items() if state != ShardState.DRAINING]
+        self.table = ShardCoordinator(len(owners), takers, strategy, owners=owners.tolist())
+        self.table.pins.update({slot: shard for slot, shard in pins.items() if 0 <= slot < len(owners)})
+        for shard, state in states.items():
+            if state == ShardState.DRAINING:
+                self.table.add_shard(shard)
+                self.table.drain_shard(shard)
+        self.wishes = Wishes(following=policy.auto_scale)
+        self.handoffs = HandoffCoordinator(self.table, deadlines)
+        self.runner = RebalanceRunner(self.table, self.handoffs, wishes=self.wishes, rest=REST, allowance=ALLOWANCE)
+        self.carrier = Carrier(words, self.handoffs, point)
         self.history = DecisionHistory()
-        self.following = policy.auto_scale  # a manual `scale` takes over; `scale auto` hands back
+        self.automatic = automatic
+        self._words, self._on_moved = words, on_moved
+        self._facts: dict[int, ShardFact] = {}
+        self._long = LongBatches()
+        self._rates: np.ndarray | None = None
+        self.stopped_seats: Sequence[int] = ()  # producers in the middle of a push, for long
 
-    def recall(self) -> None:
-        """What an earlier supervisor of the same run had been told by hand stands."""
-        self.following &= self._observer.board()["auto_scale"]
+    def begin(self, now: float) -> None:
+        """The first workers are ready: what they did while they booted says nothing. Takes up handoffs that were left."""
+        self.mapper.begin(now)
+        self._done(self.carrier.resume(now))
 
-    def tick(self, moving: Iterable[int]) -> tuple[ScalingDecision, list[Move]]:
-        """One look: the decision on the number of shards, and the moves that the strategy would begin now."""
-        now = time.monotonic()
-        self.mapper.collect_metrics(self.sampler.sample(self.mapper.active_shard_ids(), now), now)
-        moving = list(moving)
-        moves = self.plan(moving)
-        decision = self.mapper.evaluate_scaling(now, moves=len(moves) + len(moving))
-        if not self.following and decision.kind is not DecisionKind.NONE:
+    def reconfigure(self, policy: ScalingPolicy) -> None:
+        self.mapper.policy = policy
+
+    # ---- facts ----------------------------------------------------------------------------------------------------------
+
+    def learn(self, facts: Mapping[int, ShardFact], now: float) -> None:
+        """What is known of each shard now. What has changed since the last time ends, stops or goes on with what needs it."""
+        actions = []
+        for shard, fact in facts.items():
+            before, state = self._facts.get(shard, ShardFact()), self.mapper.shard_state(shard)
+            if fact.failed is not None:
+                if before.failed is None and state in (ShardState.ACTIVE, ShardState.DRAINING):
+                    self.mapper.fail(shard, now)
+                    self.handoffs.failed(shard, fact.failed, now)
+            elif not fact.alive and (before.alive or before.failed is not None):
+                self.mapper.recover(shard, now) if state is ShardState.FAILED else None
+                actions += self.handoffs.source_died(shard, now) + self.handoffs.target_died(shard, now)
+            elif fact.alive and (not before.alive or before.failed is not None):
+                self.mapper.recover(shard, now) if state is ShardState.FAILED else None
+                self.carrier.waiting_for_dead.discard(shard)
+                actions += self.handoffs.respawned(shard, now)
+        self._facts = dict(facts)
+        self._long.look({shard: fact.in_hand for shard, fact in facts.items() if fact.alive}, now)
+        self._done(self.carrier.carry(actions, now))
+
+    def measurable(self, now: float) -> list[int]:
+        """Active shards whose figures are those of load: not dead, failed, or in the middle of one long batch."""
+        out = self._long.unmeasurable(now)
+        return [
+            shard
+            for shard in self.mapper.active_shard_ids() + self.mapper.draining_shard_ids()
+            if shard not in out and self._facts.get(shard, ShardFact()).alive
+        ]
+
+    def blocked(self) -> set[int]:
+        """Shards in the middle of one long batch."""
+        return self._long.blocked()
+
+    def _out_of_bounds(self) -> tuple[set[int], bool]:
+        """Shards that can neither give nor take at this moment, and whether any of them will without being asked."""
+        failed = {shard for shard, fact in self._facts.items() if fact.failed is not None}
+        down = {shard for shard, fact in self._facts.items() if not fact.alive and shard not in failed}
+        joining = {
+            shard
+            for shard in self.table.shards
+            if self.mapper.shard_state(shard) not in (ShardState.ACTIVE, ShardState.DRAINING)
+        }
+        soon = down | joining | self._long.blocked()
+        return failed | soon, bool(soon)
+
+    # ---- one step -------------------------------------------------------------------------------------------------------
+
+    def tick(self, samples: Collection[ShardSample], rates: np.ndarray | None, now: float) -> ScalingDecision:
+        """One look at the load: moves what is to be moved, and says how many shards there should be. rates: load by slot."""
+        alone = {each.shard for each in self.table.hot_slots() if each.alone}
+        unmeasured = set(self.mapper.active_shard_ids()).difference(self.measurable(now))
+        self.mapper.collect_metrics([each._replace(alone=each.shard in alone) for each in samples], now, unmeasured)
+        self._rates = rates
+        self.stopped_seats = self.carrier.stopped_seats(now)
+        self.advance(now)
+        decision = self.mapper.evaluate_scaling(now, moves=self.runner.moves if self.automatic else 0)
+        if not self.wishes.following and decision.kind is not DecisionKind.NONE:
             count = f" {decision.count}" if decision.count else ""
             decision = decision.against(
                 "manual", f"the number of shards was set by hand; otherwise {decision.kind}{count}: {decision.reason}"
             )
         self.history.note(decision)
-        return decision, moves
+        return decision
 
-    def plan(self, moving: Iterable[int], *, eager: bool = False, shards: Iterable[int] | None = None) -> list[Move]:
-        """The strategy's moves for the table as it is, counting slots on their way as arrived."""
-        view = self.view(moving, eager=eager, shards=shards)
-        return plan_of(self.strategy, view) if view.shards else []
+    def advance(self, now: float) -> None:
+        """What handoffs have come to, and what can be begun now. Called with every tick and every piece of news."""
+        self._done(self.carrier.look(now))
+        hold = not self.automatic and not self.wishes.eager
+        was, self.wishes.suspended = self.wishes.suspended, self.wishes.suspended or hold
+        try:
+            without, later = self._out_of_bounds()
+            busy = {shard: sample.busy for shard, sample in self.mapper.metrics(now).items()}
+            actions = self.runner.step(
+                now,
+                rates=self._rates,
+                busy=busy if any(busy.values()) else None,
+                without=without,
+                later=later,
+                stopped_seats=self.stopped_seats,
+            )
+        finally:
+            self.wishes.suspended = was
+        for action in actions:
+            if isinstance(action, Allocate):
+                for slot in action.slots:
+                    self._words.set_slot(slot, action.shard)
+                    self.table.allocate(slot, action.shard)
+            else:
+                self._done(self.carrier.begin(action.slots, action.source, action.target, now))
 
-    def view(self, moving: Iterable[int], *, eager: bool = False, shards: Iterable[int] | None = None) -> View:
-        owners, _ = self._control.slot_table()
-        busy = {shard: sample.busy for shard, sample in self.mapper.metrics(time.monotonic()).items()}
-        rates = self.sampler.rates if self.sampler.rates.any() else None
-        failed = [shard for shard in self._control.known_shards() if self._control.shard_state(shard) == "failed"]
-        taking = [
-            shard for shard in (self.mapper.active_shard_ids() if shards is None else shards) if shard not in failed
-        ]
-        # A failed shard takes nothing, and cannot give: its worker would have to drain it.
-        locked = {*moving, *np.flatnonzero(np.isin(owners, failed)).tolist()} if failed else moving
-        return View.of(
-            owners.astype("i8"),
-            taking,
-            rates=rates,
-            locked=list(locked),
-            # with nobody busy at this moment the rates of the last seconds still say what is hot
-            busy={shard: busy.get(shard, 0.0) for shard in taking} if any(busy.values()) else {},
-            eager=eager,
-        )
+    def progress(self, now: float) -> None:
+        """What handoffs have come to. Cheaper than `advance`, which asks the strategy too."""
+        before = self.handoffs.slots_in_flight()
+        self._done(self.carrier.look(now))
+        if self.handoffs.slots_in_flight() < before and self._has_more():
+            self.advance(now)
 
-    def describe(self) -> dict[str, Any]:
-        """For status: the policy's state, its last decisions and slots too hot for any shard."""
-        view = self.view(())
-        hot = self.strategy.hot_slots(view) if view.shards and hasattr(self.strategy, "hot_slots") else []
-        now = time.monotonic()
+    def _has_more(self) -> bool:
+        return bool(self.wishes.moves or self.wishes.succession or self.wishes.eager or self.table.draining)
+
+    def _done(self, finished: list[Finished]) -> None:
+        if self._on_moved is not None:
+            for each in finished:
+                self._on_moved(each)
+
+    # ---- shards ---------------------------------------------------------------------------------------------------------
+
+    def joined(self, shard: int, now: float) -> None:
+        """Its worker is ready: it takes slots."""
+        self.mapper.activate(shard, now)
+        self.table.add_shard(shard)
+
+    def drain(self, shards: Collection[int], now: float) -> None:
+        """All or none. Raises ScalingError."""
+        self.mapper.drain_all(shards, now)
+        for shard in shards:
+            self.table.drain_shard(shard)
+
+    def abandon(self, shard: int, now: float) -> None:
+        """It never got ready, and nothing was sent to it. Raises ScalingError: wrong_state."""
+        self.mapper.abandon(shard, now)
+        self.mapper.remove_specific_stopped_shard(shard)
+        self.left(shard)
+
+    def left(self, shard: int) -> None:
+        """It is gone."""
+        if shard in self.table.draining or shard in self.table.shards:
+            self.table.remove_shard(shard)
+        self.wishes.forget_shard(shard)
+        self.carrier.forget(shard)
+        self._facts.pop(shard, None)
+        self._long.forget([shard])
+
+    def succeed(self, shard: int, successor: int, now: float) -> None:
+        """The successor is ready: it takes every slot of the shard, which drains."""
+        self.mapper.succeed(shard, successor, now)
+        self.table.add_shard(successor)
+        self.table.drain_shard(shard)
+        self.wishes.succession[shard] = successor
+
+    @property
+    def is_rerouting(self) -> bool:
+        """Whether a handoff waits for pushes that are in progress."""
+        return any(each.state is HandoffState.REROUTING for each in self.handoffs.under_way())
+
+    # ---- what is asked --------------------------------------------------------------------------------------------------
+
+    def waits(self, now: float, slots: Collection[int] | None = None, shards: Collection[int] = ()) -> list[Late]:
+        """Handoffs under way that concern these slots or shards (neither: all), and whom each waits for."""
+        found = self.handoffs.waits(now, slots)
+        return [each for each in found if not shards or each.source in shards or each.target in shards]
+
+    def describe(self, now: float) -> dict[str, Any]:
+        """For status: the policy's state, its last decisions, wishes, and slots too hot for any shard."""
         return {
-            "auto_scale": self.following,
+            **self.wishes.to_json(),
             "elastic": self.mapper.policy.auto_scale,
+            "cordoned": sorted(self.table.cordoned),
+            "pins": {str(slot): shard for slot, shard in sorted(self.table.pins.items())[:256]},
+            "moves": {
+                "automatic": self.automatic and not self.wishes.suspended,
+                "planned": self.runner.planned,
+                "wished": len(self.wishes.moves),
+                "held_back": self.runner.held_back,
+                "complaints": self.table.complaints[:4],
+            },
             "decisions": [
                 {
                     "kind": str(decision.kind),
@@ -112,6 +291,14 @@ class Planner:
             ][-16:],
             "hot_slots": [
                 {"slot": each.slot, "shard": each.shard, "share": round(each.share, 4), "alone": each.alone}
-                for each in hot
+                for each in self.table.hot_slots()
             ],
         }
+
+    def recall(self, told: Mapping[str, Any]) -> None:
+        """What an earlier supervisor of the same run had been told by hand stands."""
+        self.wishes.recall(told)
+        for shard in told.get("cordoned", ()):
+            if shard in self.table.shards:
+                self.table.cordon(shard)
+        self.table.pins.update({int(slot): shard for slot, shard in told.get("pins", {}).items()})

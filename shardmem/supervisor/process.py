@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -18,9 +19,13 @@ LEASE_POLL = 0.05
 class _Signalled:
     """What can be done to a worker, whoever started it. _pidfd None: its process cannot be seen from here."""
 
-    alive: bool
-    killed: bool
+    killed = False
+    stop_reason: str | None = None  # why it was told to end
     _pidfd: int | None
+
+    @property
+    def alive(self) -> bool:
+        raise NotImplementedError
 
     def signal(self, number: int) -> None:
         """Through the pidfd: a number that was reused by another process cannot be hit."""
@@ -29,6 +34,10 @@ class _Signalled:
                 signal.pidfd_send_signal(self._pidfd, number)
             except ProcessLookupError:
                 pass
+
+    def terminate(self, reason: str) -> None:
+        self.stop_reason = reason
+        self.signal(signal.SIGTERM)
 
     def kill(self) -> None:
         self.killed = True
@@ -40,7 +49,7 @@ class WorkerProcess(_Signalled):
 
     def __init__(
         self,
-        loop: Any,
+        loop: asyncio.AbstractEventLoop,
         engine: str,
         shard: int,
         handler: HandlerRef,
@@ -55,15 +64,14 @@ class WorkerProcess(_Signalled):
         self.spawned_at = time.monotonic()
         self.exit_code: int | None = None
         self.failure: str | None = None
-        self.ready = self.killed = self.obeyed = False
-        self.told: str | None = None  # to end, and why
+        self.ready = self.stopped_as_ordered = False
         self._loop, self._on_report, self._on_exit = loop, on_report, on_exit
         orders = WorkerOrders(handler, engine, shard, settings, ended, forgiven)
         self._popen, self._reports = launch("worker", orders)
         self.pid = self._popen.pid
-        self._pidfd = os.pidfd_open(self.pid)
+        self._pidfd = pidfd = os.pidfd_open(self.pid)
         loop.add_reader(self._reports, self._read)
-        loop.add_reader(self._pidfd, self._exited)
+        loop.add_reader(pidfd, self._exited, pidfd)
 
     @property
     def alive(self) -> bool:
@@ -96,10 +104,10 @@ class WorkerProcess(_Signalled):
             self._loop.remove_reader(self._reports)
             self._reports.close()
 
-    def _exited(self) -> None:
-        self._loop.remove_reader(self._pidfd)
+    def _exited(self, pidfd: int) -> None:
+        self._loop.remove_reader(pidfd)
         self.exit_code = self._popen.wait()
-        os.close(self._pidfd)
+        os.close(pidfd)
         self._read()  # what it said last
         self._close_reports()
         self._on_exit(self)
@@ -114,19 +122,17 @@ class AdoptedWorker(_Signalled):
     """
 
     exit_code: int | None = None  # is told to its parent only
-    told: str | None = None
 
     def __init__(
-        self, loop: Any, control: ControlSegment, inbox: str, shard: int, on_exit: Callable[[AdoptedWorker], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        control: ControlSegment,
+        inbox: str,
+        shard: int,
+        on_exit: Callable[[AdoptedWorker], None],
     ) -> None:
         view = control.view_shard(shard)
-        self.shard, self.pid, self.spawned_at, self.alive, self.killed = (
-            shard,
-            view.pid,
-            view.entered_ns / 1e9,
-            True,
-            False,
-        )
+        self.shard, self.pid, self.spawned_at, self._alive = shard, view.pid, view.entered_ns / 1e9, True
         self._loop, self._control, self._incarnation, self._on_exit = loop, control, view.incarnation, on_exit
         self._pidfd = self._open(inbox)
         if self._pidfd is not None:
@@ -151,6 +157,10 @@ class AdoptedWorker(_Signalled):
         return None
 
     @property
+    def alive(self) -> bool:
+        return self._alive
+
+    @property
     def _phase(self) -> str:
         """Of this life, until the next one enters."""
         same = self._control.view_shard(self.shard).incarnation == self._incarnation
@@ -165,7 +175,7 @@ class AdoptedWorker(_Signalled):
         return self._control.shard_error(self.shard) or "it said that it failed" if self._phase == "failed" else None
 
     @property
-    def obeyed(self) -> bool:
+    def stopped_as_ordered(self) -> bool:
         """It ended in good order: the earlier supervisor had told it to."""
         return self._phase == "stopped"
 
@@ -187,5 +197,5 @@ class AdoptedWorker(_Signalled):
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
-        self.alive = False
+        self._alive = False
         self._on_exit(self)

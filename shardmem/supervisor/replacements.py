@@ -10,25 +10,25 @@ knows by that whether the replacement had begun (takeover.py). Recycling and rel
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
 from shardmem.config import Config
 from shardmem.errors import HandlerError, ShardmemError
-from shardmem.memory.native import lib
-from shardmem.policy import Move, Recycling
+from shardmem.policy import Recycling
 from shardmem.policy.recycling import GROWN
 from shardmem.runtime.handler import HandlerRef
 from shardmem.supervisor.configured import policy_of
-
-if TYPE_CHECKING:
-    from shardmem.supervisor.supervisor import Supervisor
+from shardmem.supervisor.fleet import Fleet
+from shardmem.supervisor.life import Life
+from shardmem.supervisor.notify import Notify
 
 # What shared memory, its users or the mapper were made with. All else takes effect when the worker is replaced.
 FIXED = (
@@ -47,6 +47,7 @@ FIXED = (
     "http_port",
     "http_token",
 )
+AT_ONCE, TAKES_LONG = 3, 1.0  # replacements, when one takes longer than so many seconds
 AFTER_A_FAILURE = 60.0  # seconds until a worker that could not be replaced is looked at again
 
 log = logging.getLogger("shardmem.replace")
@@ -65,45 +66,41 @@ class _Age:
 class Replacements:
     """read_again: the configuration as it is now; None: there is no file to read."""
 
-    def __init__(self, supervisor: Supervisor, read_again: Callable[[], tuple[Config, HandlerRef]] | None) -> None:
-        self._supervisor, self._read_again = supervisor, read_again
+    def __init__(
+        self, fleet: Fleet, life: Life, notify: Notify, read_again: Callable[[], tuple[Config, HandlerRef]] | None
+    ) -> None:
+        self._fleet, self._life, self._notify, self._read_again = fleet, life, notify, read_again
         self._lives: dict[int, _Age] = {}
         self._began, self._not_before = time.monotonic(), 0.0
-        self._said: int | None = None  # the recycle_rss that is known to be too small
+        self._replacing = 0
+        self._reloading = asyncio.Lock()  # a reload waits for the last one, and nothing else waits for either
+        self._warned_rss: int | None = None  # the recycle_rss that is known to be too small
 
     async def replace(self, shard: int) -> int:
         """The shard that has taken its place. Raises HandlerError when its worker cannot boot; nothing has changed then."""
-        supervisor = self._supervisor
-        shards, mapper, address = supervisor.shards, supervisor.planner.mapper, supervisor.control.address
-        successor = shards.create_successor(shard)
-        supervisor.workers.start(successor)
-        reason = await supervisor.workers.ready([successor], lambda: supervisor.stopping)
-        if reason is not None or supervisor.stopping:
-            shards.abandon(successor)
-            raise HandlerError(reason or "the engine is being stopped")
-        supervisor.control.set_shard_state(successor, "active")
-        supervisor.control.set_shard_state(shard, "draining")
-        lib.sm_set_shard_weight(address, successor, 1000)
-        mapper.succeed(shard, successor, time.monotonic())
-        while shards.is_used(shard):
-            owners, _ = supervisor.control.slot_table()
-            mine = [Move(slot, shard, successor) for slot in (owners == shard).nonzero()[0].tolist()]
-            done = await supervisor.handoffs.run([move for move in mine if move.slot not in supervisor.handoffs.moving])
-            if not done.moves:  # some are on their way by hand
-                await shards.pause()
-        await shards.remove(shard)
+        fleet = self._fleet
+        is_gone, successor = fleet.shards.gone([shard]), fleet.shards.create_successor(shard)
+        self._replacing += 1
+        try:
+            await fleet.conditions.until(lambda: not fleet.shards.is_joining(successor))
+            if (reason := fleet.shards.why_not(successor)) is not None:
+                raise HandlerError(reason)
+            fleet.step_soon()
+            await fleet.conditions.until(is_gone)
+        finally:
+            self._replacing -= 1
         return successor
 
     # ---- recycling ---------------------------------------------------------------------------------------------------------
 
     def due(self) -> tuple[int, str] | None:
         """A shard whose worker is to be replaced, and why."""
-        config, now = self._supervisor.config, time.monotonic()
+        config, now = self._fleet.config, time.monotonic()
         recycling = Recycling(config.recycle_batches, config.recycle_age, config.recycle_rss)
-        if not recycling.wanted or now < self._not_before or self._supervisor.busy.locked():
+        if not recycling.wanted or now < self._not_before or self._replacing:
             return None
-        control = self._supervisor.control
-        for shard in self._supervisor.shards.in_state("active"):
+        control = self._fleet.control
+        for shard in self._fleet.shards.in_state("active"):
             if control.worker_phase(shard) != "ready":  # what it imports and restores is part of what it begins with
                 continue
             view, life = control.view_shard(shard), self._lives.get(shard)
@@ -121,26 +118,25 @@ class Replacements:
         return None
 
     def _warn(self, recycling: Recycling, life: _Age) -> None:
-        if recycling.in_vain(life.base) and self._said != recycling.rss:
-            self._said = recycling.rss
-            self._supervisor.history.note(
+        if recycling.in_vain(life.base) and self._warned_rss != recycling.rss:
+            self._warned_rss = recycling.rss
+            self._fleet.history.note(
                 "not_done",
                 f"a fresh worker takes {life.base:,} bytes of memory, and recycle_rss="
                 f"{recycling.rss:,}: no other would take less, so one is replaced at {GROWN} times that",
             )
 
     async def recycle(self, shard: int, why: str) -> None:
-        async with self._supervisor.busy:
-            if self._supervisor.control.shard_state(shard) != "active":
-                return
-            try:
-                successor = await self.replace(shard)
-            except ShardmemError:
-                self._not_before = time.monotonic() + AFTER_A_FAILURE
-                raise
-            self._lives.pop(shard, None)
-            text = f"shard {shard} was recycled, because {why}; shard {successor} has its slots"
-            self._supervisor.history.note("worker_replaced", text, successor)
+        if self._fleet.control.shard_state(shard) != "active":
+            return
+        try:
+            successor = await self.replace(shard)
+        except ShardmemError:
+            self._not_before = time.monotonic() + AFTER_A_FAILURE
+            raise
+        self._lives.pop(shard, None)
+        text = f"shard {shard} was recycled, because {why}; shard {successor} has its slots"
+        self._fleet.history.note("worker_replaced", text, successor)
 
     # ---- reload ------------------------------------------------------------------------------------------------------------
 
@@ -148,18 +144,17 @@ class Replacements:
         """Every worker anew, with what the configuration says now. Raises ConfigError, HandlerError: then the workers that were
         not replaced yet go on as they are.
         """
-        notify = self._supervisor.notify
-        notify.reloading()
+        self._notify.reloading()
         try:
             return await self._reload()
         finally:
-            if not self._supervisor.stopping:
-                notify.ready()
+            if not self._life.is_stopping:
+                self._notify.ready()
 
     async def _reload(self) -> dict[str, Any]:
-        supervisor, started = self._supervisor, time.monotonic()
-        old, workers = supervisor.config, supervisor.workers
-        config, handler = (old, workers.handler) if self._read_again is None else self._read_again()
+        fleet, started = self._fleet, time.monotonic()
+        old, workers = fleet.config, fleet.workers
+        config, handler = (old, workers.launch_config[1]) if self._read_again is None else self._read_again()
         fixed = [key for key in FIXED if getattr(config, key) != getattr(old, key)]
         if fixed:
             log.warning(
@@ -172,38 +167,76 @@ class Replacements:
         }
         config = dataclasses.replace(config, **keep)
         policy = policy_of(config)
-        reloaded = []
-        async with supervisor.busy:
-            before = workers.config, workers.handler
-            workers.config, workers.handler = config, handler
-            for shard in supervisor.shards.in_state("active", "failed"):
-                try:
-                    if supervisor.control.shard_state(shard) == "failed":
-                        await self._start_again(shard)
-                        reloaded.append({"from": shard, "to": shard})
-                    else:
-                        reloaded.append({"from": shard, "to": await self.replace(shard)})
-                except ShardmemError as error:
-                    workers.config, workers.handler = before
-                    text = f"reload stopped at shard {shard}, which goes on with what it had: {error}"
-                    raise HandlerError(text) if isinstance(error, HandlerError) else ShardmemError(text) from error
-            supervisor.config, supervisor.planner.mapper.policy = config, policy
-            supervisor.take_limits()
+        async with self._reloading:
+            before = workers.launch_config
+            workers.launch_with(config, handler)
+            try:
+                reloaded = await self._renew_all()
+            except ShardmemError:
+                workers.launch_with(*before)
+                raise
+            fleet.reconfigure(config, policy)
         done = [
             f"shard {new} took the place of {old}" if new != old else f"shard {new} was started again"
             for each in reloaded
             for old, new in [(each["from"], each["to"])]
         ]
         kept = f"; not changed while it runs: {', '.join(fixed)}" if fixed else ""
-        supervisor.history.note("reload", f"in {time.monotonic() - started:.2g} s: {', '.join(done)}{kept}")
+        fleet.history.note("reload", f"in {time.monotonic() - started:.2g} s: {', '.join(done)}{kept}")
         return {"reloaded": reloaded, "not_applied": fixed}
 
-    async def _start_again(self, shard: int) -> None:
-        """A failed shard has no worker to hand anything over: the next one starts where it ended."""
-        supervisor = self._supervisor
-        supervisor.workers.renew(shard)
-        if (reason := await supervisor.workers.ready([shard], lambda: supervisor.stopping)) is not None:
-            raise HandlerError(reason)
+    async def _renew_all(self) -> list[dict[str, int]]:
+        """What has failed first, what is in the middle of a long batch last. One after the other, but none waits for one that
+        takes long. Raises at the first that cannot be renewed: those that come after it go on with what they have.
+        """
+        shards, blocked = self._fleet.shards, self._fleet.planner.blocked()
+        order = shards.in_state("failed") + sorted(shards.in_state("active"), key=lambda shard: shard in blocked)
+        running: set[asyncio.Task[dict[str, int]]] = set()
+        reloaded: list[dict[str, int]] = []
+
+        async def settled(timeout: float | None, every: str = asyncio.FIRST_COMPLETED) -> None:
+            nonlocal running
+            done, running = await asyncio.wait(running, timeout=timeout, return_when=every)
+            errors = [error for task in done if (error := task.exception()) is not None]
+            reloaded.extend([task.result() for task in done if task.exception() is None])
+            if errors:
+                raise errors[0]
+
+        try:
+            for shard in order:
+                running.add(asyncio.create_task(self._renew(shard)))
+                await settled(TAKES_LONG)
+                while len(running) >= AT_ONCE:
+                    await settled(None)
+            while running:
+                await settled(None)
+        finally:
+            for task in running:  # they go on; of one that fails now the history tells
+                task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return reloaded
+
+    async def _renew(self, shard: int) -> dict[str, int]:
+        fleet = self._fleet
+        try:
+            if fleet.control.shard_state(shard) != "failed":
+                try:
+                    return {"from": shard, "to": await self.replace(shard)}
+                except ShardmemError:
+                    if fleet.control.shard_state(shard) != "failed":  # meanwhile
+                        raise
+            # a failed shard has no worker to hand anything over: the next one starts where it ended
+            fleet.workers.renew(shard)
+            since, limit = time.monotonic(), fleet.config.boot_timeout
+            fleet.workers.expect([shard])
+            await fleet.conditions.until(
+                lambda: fleet.workers.is_ready(shard) or fleet.workers.why_not_ready(shard, since, limit) is not None
+            )
+            if (reason := fleet.workers.why_not_ready(shard, since, limit)) is not None:
+                raise HandlerError(reason)
+            return {"from": shard, "to": shard}
+        except ShardmemError as error:
+            text = f"reload stopped at shard {shard}, which goes on with what it had: {error}"
+            raise HandlerError(text) if isinstance(error, HandlerError) else ShardmemError(text) from error
 
 
 def _rss(pid: int) -> int:

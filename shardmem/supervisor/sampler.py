@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from shardmem.memory.native import ffi, lib
+from shardmem.memory.words import latency_of, now_ns
 from shardmem.policy import ShardSample
 from shardmem.status.observer import Observer
 from shardmem.status.reading import floor_ns, fullest
@@ -24,12 +24,15 @@ class Sampler:
         self._rows: np.ndarray | None = None
         self._at = 0.0
         self.rates = np.zeros(self._control.slots)
-        self.aside: dict[int, tuple[int, list[int]]] = {}  # shard -> events in quarantine, seats whose lanes are broken
+        self.quarantine: dict[
+            int, tuple[int, list[int]]
+        ] = {}  # shard -> events in quarantine, seats whose lanes are broken
 
     def sample(self, shards: list[int], now: float) -> list[ShardSample]:
         self._sample_slots(now)
         blocked = self._blocked_per_event()
-        return [found for shard in shards if (found := self._sample_shard(shard, now, blocked)) is not None]
+        samples = [self._sample_shard(shard, now, blocked) for shard in shards]
+        return [sample for sample in samples if sample is not None]
 
     def _sample_shard(self, shard: int, now: float, blocked: float) -> ShardSample | None:
         view = self._control.view_shard(shard)
@@ -37,12 +40,12 @@ class Sampler:
         if inbox is None:
             return None
         lanes = inbox.lanes()
-        self.aside[shard] = sum(lane.quarantined for lane in lanes), [lane.seat for lane in lanes if lane.broken]
-        clock = lib.sm_now_ns()
+        self.quarantine[shard] = sum(lane.quarantined for lane in lanes), [lane.seat for lane in lanes if lane.broken]
+        clock = now_ns()
         # The batch in hand counts as busy up to now, or a long batch would look like an idle worker.
         busy_ns = view.busy_ns + (clock - view.batch_since_ns if view.batch_since_ns else 0)
         handled = sum(lane.handled for lane in lanes)
-        latency = np.array(ffi.unpack(view.latency, lib.SM_HISTOGRAM), "u8").view("i8")
+        latency = latency_of(view).view("i8")
         last, self._last[shard] = self._last.get(shard), (now, busy_ns, handled, latency)
         if last is None or now <= last[0] or handled < last[2]:
             return None
@@ -63,12 +66,11 @@ class Sampler:
         views = [view for _, view in self._control.known_seats()]
         now = sum(view.blocked_ns for view in views), sum(view.sequence for view in views)
         last, self._seats = self._seats, now
-        return max(0, now[0] - last[0]) / 1e9 / max(1, now[1] - last[1])
+        return float(max(0, now[0] - last[0]) / 1e9 / max(1, now[1] - last[1]))
 
     def _sample_slots(self, now: float) -> None:
         """Exponentially decaying rates: what a slot did long ago says little about what it will do."""
-        rows = np.empty(self._control.slots, "u8")
-        lib.sm_view_rows(self._control.address, self._control.geometry, ffi.cast("uint64_t *", rows.ctypes.data))
+        rows = self._control.rows_by_slot()
         if self._rows is not None and now > self._at:
             keep = math.exp(-(now - self._at) / SLOT_MEMORY)
             self.rates = self.rates * keep + (rows - self._rows).astype("f8") / (now - self._at) * (1 - keep)
@@ -76,7 +78,7 @@ class Sampler:
 
     def forget(self, shard: int) -> None:
         self._last.pop(shard, None)
-        self.aside.pop(shard, None)
+        self.quarantine.pop(shard, None)
 
 
 def _p99(counts: np.ndarray) -> float:

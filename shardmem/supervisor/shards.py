@@ -1,32 +1,44 @@
-"""Shards that come and go: created with an inbox and a worker, drained, counted, removed (commands.py says who asks)."""
+"""Shards that come and go. Every step looks at each of them, does what can be done now, and waits for nothing.
+
+    create ──▶ joining ──worker ready──▶ active ──drained by planner──▶ draining ──slots, sends, lanes gone──▶ ending ──▶ gone
+                  └──worker cannot boot──▶ gone, and `why_not` says why
+
+The planner decides who drains and where slots go; here the inbox, the worker and the words of the shard follow.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-from shardmem.errors import HandlerError
+from shardmem.errors import HandlerError, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.handoff_table import HandoffTable
 from shardmem.memory.inbox_segment import InboxSegment
-from shardmem.memory.native import lib, point
+from shardmem.memory.native import point
+from shardmem.memory.words import now_ns
+from shardmem.policy import ShardState
 from shardmem.status.observer import Observer
+from shardmem.supervisor.carrier import Marks
 from shardmem.supervisor.history import History
+from shardmem.supervisor.planner import Planner, ShardFact
 from shardmem.supervisor.workers import Workers
 
-if TYPE_CHECKING:
-    from shardmem.supervisor.handoffs import Handoffs
-    from shardmem.supervisor.planner import Planner
+FULL_WEIGHT = 1000  # of a shard that is idle; keyless events are drawn by weight
+WEIGHT_STEP = 20  # smaller changes are not written: each makes producers read all weights again
+END_GRACE = 10.0  # seconds that a worker which was told to stop, with nothing left to do, may take to end
 
-DRAIN_POLL = 0.005
+
+@dataclass
+class _Joining:
+    since: float
+    replaces: int | None
+    begun_before: bool = False  # by an earlier supervisor
 
 
 class Shards:
-    """All shards of one engine. planner: None until the first workers are ready."""
-
-    planner: Planner | None = None
-    handoffs: Handoffs
+    """All shards of one engine."""
 
     def __init__(
         self,
@@ -34,110 +46,208 @@ class Shards:
         observer: Observer,
         inboxes: dict[int, InboxSegment],
         workers: Workers,
-        give_up: Callable[[], bool],
+        table: HandoffTable,
+        planner: Planner,
         history: History,
+        *,
+        boot_timeout: Callable[[], float],
     ) -> None:
         self.control, self._observer, self.inboxes, self.workers = control, observer, inboxes, workers
-        self._give_up, self._history = give_up, history
+        self._table, self._planner, self._history, self._boot_timeout = table, planner, history, boot_timeout
+        self._joining: dict[int, _Joining] = {}
+        self._marks: dict[int, Marks] = {}  # of draining shards: sends that may have chosen them while they were active
+        self._ending: dict[int, float] = {}  # told to stop, and when
+        self._begun_before: set[int] = set()
+        self._failures: dict[int, str] = {}
+        self._weights: dict[int, int] = {}
 
     def in_state(self, *states: str) -> list[int]:
         return [shard for shard in self.control.known_shards() if self.control.shard_state(shard) in states]
 
-    def give_orders(self, shard: int) -> None:
-        inbox = self.inboxes.get(shard)
-        if inbox is not None:
-            lib.sm_give_orders(self.control.address, shard, inbox.address)
-
     # ---- more --------------------------------------------------------------------------------------------------------------
 
-    def create(self, count: int) -> list[int]:
-        """New shards, provisioning, without slots; ids are the lowest free. Raises ScalingError, OutOfMemory: then none."""
-        now = time.monotonic()
-        return self._create(self.planner.mapper.scale_up_provisioning_force(count, now), 1000)
+    def create(self, count: int, *, force: bool = True) -> list[int]:
+        """New shards, provisioning, without slots; their workers are started. Ids are the lowest free.
+
+        Raises ScalingError, OutOfMemory: then there is none.
+        """
+        mapper, now = self._planner.mapper, time.monotonic()
+        grow = mapper.scale_up_provisioning_force if force else mapper.scale_up_provisioning
+        return self._create(grow(count, now), None)
 
     def create_successor(self, shard: int) -> int:
         """One new shard to replace this one. Raises the same."""
-        return self._create([self.planner.mapper.replace(shard, time.monotonic())], 0)[0]
+        return self._create([self._planner.mapper.replace(shard, time.monotonic())], shard)[0]
 
-    def _create(self, added: list[int], weight: int) -> list[int]:
-        address, made = self.control.address, []
+    def _create(self, added: list[int], replaces: int | None) -> list[int]:
+        made = []
         try:
             for shard in added:
                 generation = self.control.view_shard(shard).generation + 1
                 self.inboxes[shard] = InboxSegment.create(self.control, shard, generation)
                 made.append(shard)
-                lib.sm_set_shard_generation(address, shard, generation)
-                lib.sm_set_shard_weight(address, shard, weight)
+                self.control.set_shard_generation(shard, generation)
+                # a successor has weight 0 until it succeeds: who takes over knows by that whether it has
+                self._set_weight(shard, FULL_WEIGHT if replaces is None else 0)
                 self.control.set_shard_state(shard, "provisioning")
         except BaseException:
             for shard in made:
                 self.abandon(shard)
             for shard in added[len(made) :]:
-                self._forget(shard)
+                self._planner.abandon(shard, time.monotonic())
             raise
         point("spawn.created")
+        self.workers.expect(added)
+        for shard in added:
+            self._failures.pop(shard, None)
+            self._joining[shard] = _Joining(time.monotonic(), replaces)
+            self.workers.start(shard)
         return added
 
-    async def boot(self, shards: list[int]) -> None:
-        """Start the workers of these shards and wait until they are ready and active. Raises HandlerError."""
-        for shard in shards:
-            self.workers.start(shard)
-        if (reason := await self.workers.ready(shards, self._give_up)) is not None:
-            raise HandlerError(reason)
-        if not self._give_up():
-            self.activate(shards)
+    def is_joining(self, shard: int) -> bool:
+        return shard in self._joining
+
+    def why_not(self, shard: int) -> str | None:
+        """Why a shard that was to join has not; None: it has, or may yet."""
+        return self._failures.get(shard)
+
+    def gone(self, shards: Iterable[int]) -> Callable[[], bool]:
+        """Whether all of these are, also when another has got the number of one since. What is returned raises HandlerError when
+        one fails on its way out: it waits until it is started again, and then goes on.
+        """
+        inboxes = {shard: self.inboxes[shard] for shard in shards}
+
+        def are_gone() -> bool:
+            left = [shard for shard, inbox in inboxes.items() if self.inboxes.get(shard) is inbox]
+            for shard in left:
+                if self._planner.mapper.shard_state(shard) is ShardState.FAILED:
+                    reason = self.workers.given_up().get(shard) or self.control.shard_error(shard)
+                    raise HandlerError(
+                        f"shard {shard} failed while it was being drained: {reason}. 'shardmem reload "
+                        f"{self.control.engine}' starts it again, and the drain goes on"
+                    )
+            return not left
+
+        return are_gone
 
     def activate(self, shards: list[int]) -> None:
+        """Shards of the first boot, whose workers are ready."""
         for shard in shards:
             if self.control.shard_state(shard) == "provisioning":
                 self.control.set_shard_state(shard, "active")
-                if self.planner is not None:
-                    self.planner.mapper.activate(shard, time.monotonic())
 
     def abandon(self, shard: int) -> None:
         """A new shard whose worker did not get ready: nothing was ever sent to it."""
+        self._joining.pop(shard, None)
         self.control.set_shard_state(shard, "stopped")
         self.workers.forget(shard)
         self._bury(shard, 0, 0, 0, 0)
 
-    def is_used(self, shard: int) -> bool:
-        """Whether a slot is here, or on its way."""
-        owners, _ = self.control.slot_table()
-        return bool((owners == shard).any()) or self.moving_at(shard)
+    # ---- one step ----------------------------------------------------------------------------------------------------------
 
-    # ---- fewer -------------------------------------------------------------------------------------------------------------
+    def step(self, now: float) -> None:
+        for shard in list(self._joining):
+            self._join(shard, now)
+        for shard in self._planner.mapper.draining_shard_ids():
+            self._drain(shard, now)
+        for shard in list(self._ending):
+            self._end(shard, now)
 
-    def moving_at(self, shard: int) -> bool:
-        """Whether a slot is on its way to or from this shard."""
-        return any(shard in (handoff["from"], handoff["to"]) for handoff in self._observer.handoffs())
+    @property
+    def has_work(self) -> bool:
+        """Whether something is on its way that no event tells of."""
+        return bool(self._joining or self._ending or self._planner.mapper.draining_shard_ids())
 
-    def status(self) -> dict[str, Any]:
-        return self._observer.status()
+    def facts(self) -> dict[int, ShardFact]:
+        """What is known of each shard's worker."""
+        given_up, clock = self.workers.given_up(), now_ns()
+        facts = {}
+        for shard in self.inboxes:
+            if self._planner.mapper.shard_state(shard) in (None, ShardState.PROVISIONING, ShardState.STOPPED):
+                continue
+            worker, view = self.workers.of(shard), self.control.view_shard(shard)
+            alive = worker is not None and worker.alive and worker.ready
+            in_hand = (clock - view.batch_since_ns) / 1e9 if alive and view.batch_since_ns else 0.0
+            facts[shard] = ShardFact(alive, given_up.get(shard), max(0.0, in_hand))
+        return facts
 
-    async def pause(self) -> None:
-        await asyncio.sleep(DRAIN_POLL)
+    def weigh(self) -> None:
+        """Keyless events follow the measured load."""
+        weights, cordoned = self._planner.mapper.weights(), self._planner.table.cordoned
+        for shard, share in weights.items():
+            weight = 0 if shard in cordoned else max(1, round(share * FULL_WEIGHT))
+            known = self._weights.get(shard, -1)
+            if abs(weight - known) >= WEIGHT_STEP or (weight == 0) != (known == 0):
+                self._set_weight(shard, weight)
 
-    async def remove(self, shard: int) -> None:
-        """A draining shard without slots: wait for its lanes, stop its worker, count it, remove its inbox."""
-        await self.handoffs.settle_marks()  # keyless events that saw it active are in its lanes now
-        inbox = self.inboxes[shard]
-        while any(lane.waiting for lane in inbox.lanes()):
-            if self.control.shard_state(shard) == "failed":
-                raise HandlerError(
-                    f"shard {shard} failed while it was being drained: {self.control.shard_error(shard)}"
-                )
-            await self.pause()
-        await self.finish_removal(shard)
+    def _set_weight(self, shard: int, weight: int) -> None:
+        self._weights[shard] = weight
+        self.control.set_shard_weight(shard, weight)
 
-    async def finish_removal(self, shard: int) -> None:
-        """Nothing is left in its lanes, and nothing can come: its worker ends, its counts are kept, its inbox goes."""
-        inbox = self.inboxes[shard]
+    # ---- joining -----------------------------------------------------------------------------------------------------------
+
+    def _join(self, shard: int, now: float) -> None:
+        joining = self._joining[shard]
+        if (reason := self.workers.why_not_ready(shard, joining.since, self._boot_timeout())) is not None:
+            if self._planner.table.shard_slot_counts(coming=True).get(shard):
+                return  # begun by an earlier supervisor, and slots have moved: it is tried for ever
+            self._failures[shard] = reason
+            if joining.begun_before:  # otherwise whoever wanted it says so
+                self._history.note("not_done", f"{reason}; nothing had moved to it, so it is given up", shard)
+            self.abandon(shard)
+        elif self.workers.is_ready(shard):
+            del self._joining[shard]
+            try:
+                self._joined(shard, joining, now)
+            except ShardmemError as error:  # what it was made for is not wanted any more
+                self._failures[shard] = str(error)
+                self.abandon(shard)
+
+    def _joined(self, shard: int, joining: _Joining, now: float) -> None:
+        if joining.replaces is None:
+            self._planner.joined(shard, now)
+            self.control.set_shard_state(shard, "active")
+            if joining.begun_before:
+                self._history.note("shard_added", "begun by the earlier supervisor, it has joined", shard)
+            return
+        self._planner.succeed(joining.replaces, shard, now)
+        self.control.set_shard_state(shard, "active")
+        self.control.set_shard_state(joining.replaces, "draining")
+        self._set_weight(shard, FULL_WEIGHT)
+
+    # ---- leaving -----------------------------------------------------------------------------------------------------------
+
+    def _drain(self, shard: int, now: float) -> None:
+        """No keyless events any more; and when the planner has moved every slot away and its lanes are empty, its end."""
+        if self.control.shard_state(shard) != "draining":
+            self.control.set_shard_state(shard, "draining")
+        if shard not in self._marks:
+            self._marks[shard] = Marks(self._table)
+        slots = self._planner.table.shard_slot_counts(coming=True)
+        if slots.get(shard) or self._marks[shard].inside():
+            return
+        left = sum(lane.waiting for lane in self.inboxes[shard].lanes())
+        if self._planner.mapper.finalize_draining({shard: int(left)}, now, slots):
+            self._stop(shard, now)
+
+    def _stop(self, shard: int, now: float) -> None:
+        """Nothing is left in its lanes, and nothing can come."""
+        self._marks.pop(shard, None)
         self.control.set_shard_state(shard, "stopped")
-        inbox.wake()
-        while (worker := self.workers.of(shard)) is not None and worker.alive:
-            await self.pause()
+        self.inboxes[shard].wake()
+        self._ending[shard] = now
+
+    def _end(self, shard: int, now: float) -> None:
+        worker = self.workers.of(shard)
+        if worker is not None and worker.alive:
+            if now - self._ending[shard] > END_GRACE and not worker.killed:
+                text = f"worker pid {worker.pid} has nothing left to do and does not end: killed after {END_GRACE:g} s"
+                self._history.note("worker_died", text, shard)
+                worker.kill()
+            return
+        del self._ending[shard]
         self.workers.forget(shard)
-        lanes = inbox.lanes()
+        lanes = self.inboxes[shard].lanes()
         quarantined = sum(lane.quarantined for lane in lanes)
         self._history.look(shard, quarantined)
         self._bury(
@@ -147,13 +257,16 @@ class Shards:
             quarantined,
             sum(lane.shed for lane in lanes),
         )
+        if shard in self._begun_before:
+            self._begun_before.discard(shard)
+            self._history.note("shard_removed", "its removal, begun by the earlier supervisor, is done", shard)
 
     def _bury(self, shard: int, accepted: int, handled: int, quarantined: int, shed: int) -> None:
         """Its counts are kept, its inbox goes, its number is free. Killed anywhere in here, a later supervisor goes on."""
         inbox = self.inboxes.pop(shard)
         # damaged ones are beyond all bounds
         counts = (count & (1 << 64) - 1 for count in (accepted, handled, quarantined, shed))
-        lib.sm_retire(self.control.address, shard, inbox.generation, *counts)
+        self.control.retire(shard, inbox.generation, *counts)
         point("remove.retired")
         inbox.segment.unlink()
         point("remove.unlinked")
@@ -161,13 +274,24 @@ class Shards:
         self._history.forget(shard)
         inbox.close()
         self.control.set_shard_state(shard, "none")
-        self._forget(shard)
-
-    def _forget(self, shard: int) -> None:
-        mapper, now = self.planner.mapper, time.monotonic()
-        if mapper.shard_state(shard) == "provisioning":
-            mapper.abandon(shard, now)
+        self._weights.pop(shard, None)
+        mapper = self._planner.mapper
+        if mapper.shard_state(shard) is ShardState.PROVISIONING:
+            self._planner.abandon(shard, time.monotonic())
         else:
-            mapper.finalize_draining({shard: 0}, now)
-        mapper.remove_specific_stopped_shard(shard)
-        self.planner.sampler.forget(shard)
+            self._planner.left(shard)
+            mapper.remove_specific_stopped_shard(shard)
+
+    # ---- what an earlier supervisor had begun ------------------------------------------------------------------------------
+
+    def resume(self, joining: list[int], draining: list[int], stopped: list[int], never_started: list[int]) -> None:
+        now = time.monotonic()
+        for shard in never_started:
+            self.abandon(shard)
+        self.workers.expect(joining)
+        for shard in joining:
+            self._joining[shard] = _Joining(now, None, begun_before=True)
+        self._begun_before.update(draining, stopped)
+        for shard in stopped:
+            self._planner.mapper.finalize_draining({shard: 0}, now)
+            self._stop(shard, now)

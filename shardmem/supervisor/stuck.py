@@ -12,13 +12,14 @@ import logging
 import signal
 import time
 from dataclasses import dataclass
-from typing import Any
 
+from shardmem.config import Config
 from shardmem.memory.engine_segment import ControlSegment
-from shardmem.memory.native import PHASES, lib
-from shardmem.memory.words import name_of
+from shardmem.memory.native import PHASES
+from shardmem.memory.words import name_of, now_ns
 from shardmem.policy import Facts, Limits, stuck
 from shardmem.supervisor.history import History
+from shardmem.supervisor.process import AdoptedWorker, WorkerProcess
 from shardmem.supervisor.workers import Workers
 
 GRACE = 5.0
@@ -28,7 +29,7 @@ log = logging.getLogger("shardmem.workers")
 
 @dataclass
 class _Case:
-    worker: Any
+    worker: WorkerProcess | AdoptedWorker
     looks: int = 0
     kill_at: float = 0.0
 
@@ -36,23 +37,27 @@ class _Case:
 class Stuck:
     """`look` is called four times a second."""
 
-    def __init__(self, control: ControlSegment, workers: Workers, history: History) -> None:
-        self._control, self._workers, self._history, self.limits = control, workers, history, Limits()
+    def __init__(self, control: ControlSegment, workers: Workers, history: History, config: Config) -> None:
+        self._control, self._workers, self._history = control, workers, history
         self._cases: dict[int, _Case] = {}
+        self.reconfigure(config)
+
+    def reconfigure(self, config: Config) -> None:
+        self.limits = Limits(config.stall_timeout, config.batch_deadline, config.boot_timeout)
 
     def look(self) -> None:
-        found = {}
+        cases = {}
         for worker in self._workers.living():
             if not worker.killed and (why := self._why(worker)) is not None:
                 case = self._cases.get(worker.shard)
-                found[worker.shard] = case if case is not None and case.worker is worker else _Case(worker)
-                self._proceed(found[worker.shard], why)
-        self._cases = found
+                cases[worker.shard] = case if case is not None and case.worker is worker else _Case(worker)
+                self._proceed(cases[worker.shard], why)
+        self._cases = cases
 
-    def _why(self, worker: Any) -> str | None:
-        if self._workers.told_to_end(worker.shard) and not _is_stopped(worker.pid):
+    def _why(self, worker: WorkerProcess | AdoptedWorker) -> str | None:
+        if self._workers.is_stopping(worker.shard) and not _is_stopped(worker.pid):
             return None  # its handler's close() may take the time that it takes, without a sign
-        view, now = self._control.view_shard(worker.shard), lib.sm_now_ns()
+        view, now = self._control.view_shard(worker.shard), now_ns()
         if view.pid != worker.pid:  # it has not come to say anything yet: the words are its predecessor's
             return stuck(Facts("", "booting", True, now / 1e9 - worker.spawned_at, None), self.limits)
         in_hand = (now - view.batch_since_ns) / 1e9 if view.batch_since_ns else None
@@ -71,8 +76,7 @@ class Stuck:
             if self._control.view_shard(worker.shard).pid == worker.pid:
                 worker.signal(signal.SIGUSR2)
         elif case.looks == 3:
-            worker.told = f"it was stuck: {why}"
-            worker.signal(signal.SIGTERM)
+            worker.terminate(f"it was stuck: {why}")
             case.kill_at = now + min(GRACE, max(1.0, self.limits.stall))
         elif case.looks > 3 and now > case.kill_at:
             log.error(

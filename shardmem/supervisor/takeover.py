@@ -16,6 +16,7 @@ begun goes on. What a shard was at comes from three words:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
@@ -29,10 +30,13 @@ from shardmem.errors import AlreadyRunning, ConfigError, NotRunning
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
-from shardmem.memory.native import ffi, lib, point
+from shardmem.memory.native import BOARD_BYTES, point
 from shardmem.memory.segment import control_name, inbox_files, inbox_name, path_of
 from shardmem.policy import first_table
+from shardmem.runtime import logs
 from shardmem.status.health import hangs
+from shardmem.status.observer import Observer
+from shardmem.supervisor.history import History
 
 NO_SHARD = 0xFFFF
 HELD_BRIEFLY = 0.3  # seconds: `shardmem gc` takes the lease of an engine while it looks whether anybody holds it
@@ -41,22 +45,64 @@ log = logging.getLogger("shardmem.supervisor")
 
 
 @dataclass
-class Found:
-    """What is to be done. running: the engine is, and stays so. inboxes: of all shards that have one."""
+class Takeover:
+    """An engine whose role was taken, and what is to be done in it. running: the engine is, and stays so. inboxes: of all
+    shards that have one. left: events in flight by then; None: the memory is fresh.
+    """
 
+    control: ControlSegment
+    lease: lease.Lease
+    fresh: bool
+    observer: Observer
+    history: History
     running: bool = False
     inboxes: dict[int, InboxSegment] = field(default_factory=dict)
     joining: list[int] = field(default_factory=list)  # provisioning in an engine that runs
     draining: list[int] = field(default_factory=list)
     stopped: list[int] = field(default_factory=list)
-    useless: list[int] = field(default_factory=list)
+    never_started: list[int] = field(default_factory=list)
+    left: int | None = None
+
+    @classmethod
+    def take(cls, config: Config) -> Takeover:
+        """The role alone. Raises AlreadyRunning, ConfigError, LayoutMismatch, ShardmemError; then nothing is held."""
+        check_directory(config)
+        control, held, fresh = take_role(config)
+        control.enter_supervisor()
+        logs.incarnate(control.view_engine().incarnation)
+        history = History(lambda text: control.post("events", text), BOARD_BYTES)
+        return cls(control, held, fresh, Observer(control), history)
+
+    def find(self, config: Config) -> None:
+        """Look at what is there, and finish what a killed supervisor had begun. Raises ConfigError: it does not fit."""
+        if not self.fresh:
+            check_fit(self.control, config)
+            self.history.take_up(*self.observer.history(), self.observer.status())
+        _find_shards(self, config)
+        if not self.fresh:
+            self.left = sum(self.observer.in_flight().values())
+
+    def abort(self, config: Config) -> None:
+        """The engine cannot be opened: what was there before stays, what we made goes."""
+        if self.fresh:
+            self.remove_segments(config)
+        self.lease.release()
+
+    def remove_segments(self, config: Config) -> None:
+        for inbox in self.inboxes.values():
+            inbox.segment.unlink()
+        self.control.segment.unlink()
+        if config.state_dir is None:  # then state lasts as long as the memory whose events it reflects
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(config.worker_settings()["state_file"] + suffix)
 
     @property
     def states(self) -> dict[int, str]:
         """For the mapper."""
         return {
             shard: "provisioning"
-            if shard in (*self.joining, *self.useless)
+            if shard in (*self.joining, *self.never_started)
             else "draining"
             if shard in (*self.draining, *self.stopped)
             else "active"
@@ -148,54 +194,54 @@ def check_fit(control: ControlSegment, config: Config) -> None:
         )
 
 
-def find_shards(control: ControlSegment, config: Config) -> Found:
+def _find_shards(takeover: Takeover, config: Config) -> None:
     """Every shard has an inbox and every slot a shard. Also finishes what a killed supervisor had begun."""
-    found = Found(running=control.state == "running")
-    if not found.running:
+    control = takeover.control
+    takeover.running = control.state == "running"
+    if not takeover.running:
         control.set_state("starting")
     _finish_removals(control)
     _sweep(control)
     owners, _ = control.slot_table()
-    used, lonely = set(owners.tolist()) | _moving_at(control), []
+    used, unweighted = set(owners.tolist()) | _shards_of_handoffs(control), []
     for shard in control.known_shards():
-        found.inboxes[shard] = control.open_inbox(shard)
+        takeover.inboxes[shard] = control.open_inbox(shard)
         state, view = control.shard_state(shard), control.view_shard(shard)
-        if not found.running:
+        if not takeover.running:
             control.set_shard_state(shard, "provisioning")
         elif state == "provisioning":
-            (found.useless if shard not in used and not view.weight else found.joining).append(shard)
+            (takeover.never_started if shard not in used and not view.weight else takeover.joining).append(shard)
         elif state == "draining":
-            found.draining.append(shard)
+            takeover.draining.append(shard)
         elif state == "stopped":
-            found.stopped.append(shard)
+            takeover.stopped.append(shard)
         elif state == "active" and not view.weight:
-            lonely.append(shard)
+            unweighted.append(shard)
         elif state == "failed":  # a new supervisor is a new chance: the handler may have been mended
             control.set_shard_state(shard, "active")
-    for shard in lonely:
-        if found.draining:
-            lib.sm_set_shard_weight(control.address, shard, 1000)
+    for shard in unweighted:
+        if takeover.draining:
+            control.set_shard_weight(shard, 1000)
         else:
             control.set_shard_state(shard, "draining")
-            found.draining.append(shard)
+            takeover.draining.append(shard)
     unowned = np.flatnonzero(owners == NO_SHARD).tolist()
     if unowned:  # the table is written last, so as long as it has gaps the shards may have too
-        for shard in set(range(config.start_shards)) - set(found.inboxes):
-            found.inboxes[shard] = InboxSegment.create(control, shard, 1)
-            lib.sm_set_shard_generation(control.address, shard, 1)
-            lib.sm_set_shard_weight(control.address, shard, 1000)
+        for shard in set(range(config.start_shards)) - set(takeover.inboxes):
+            takeover.inboxes[shard] = InboxSegment.create(control, shard, 1)
+            control.set_shard_generation(shard, 1)
+            control.set_shard_weight(shard, 1000)
             control.set_shard_state(shard, "provisioning")
-        table = first_table(control.slots, sorted(found.inboxes))
+        table = first_table(control.slots, sorted(takeover.inboxes))
         for slot in unowned:
-            lib.sm_set_slot(control.address, slot, table[slot])
-    elif not found.running and len(found.inboxes) != config.start_shards:
+            control.set_slot(slot, table[slot])
+    elif not takeover.running and len(takeover.inboxes) != config.start_shards:
         log.warning(
             "engine %s: %d shards were asked for; shared memory of an earlier run has %d and keeps them",
             config.name,
             config.start_shards,
-            len(found.inboxes),
+            len(takeover.inboxes),
         )
-    return found
 
 
 def _finish_removals(control: ControlSegment) -> None:
@@ -224,13 +270,5 @@ def _unlink(name: str) -> None:
         pass
 
 
-def _moving_at(control: ControlSegment) -> set[int]:
-    slots, view = np.empty(control.slots, "u4"), ffi.new("sm_move_view *")
-    count = lib.sm_view_moving(
-        control.address, control.geometry, ffi.cast("uint32_t *", slots.ctypes.data), control.slots
-    )
-    found = set()
-    for slot in slots[:count].tolist():
-        lib.sm_view_move(control.address, slot, view)
-        found |= {view.source, view.target}
-    return found
+def _shards_of_handoffs(control: ControlSegment) -> set[int]:
+    return {shard for move in control.moves() for shard in (move.source, move.target)}

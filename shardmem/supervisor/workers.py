@@ -11,14 +11,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from shardmem.config import Config
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
-from shardmem.memory.native import lib, point
+from shardmem.memory.native import point
 from shardmem.policy import Restarts, WorkerDeath
 from shardmem.runtime.child import ExitCode, Report
 from shardmem.runtime.handler import HandlerRef
@@ -40,14 +40,14 @@ class WorkerBaseline:
     last_exit: str | None = None
     restart_at: float | None = None  # CLOCK_MONOTONIC
     given_up: str | None = None  # why
-    said: bool = False  # and the worker has logged it itself, with its traceback
+    logged_reason: bool = False  # and the worker has logged it itself, with its traceback
     ended_at: float | None = None  # since then no worker was ready
     forgiven: bool = False  # failures of events in earlier lives do not count for the next one
-    timer: Any = field(default=None, repr=False)
+    timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
 
 class Workers:
-    """told_to_end: whether a shard's worker has been told to end, so that its end is no death. changed: called when anything
+    """is_stopping: whether a shard's worker has been told to end, so that its end is no death. changed: called when anything
     is new.
     """
 
@@ -58,21 +58,21 @@ class Workers:
         config: Config,
         handler: HandlerRef,
         *,
-        told_to_end: Callable[[int], bool],
+        is_stopping: Callable[[int], bool],
         changed: Callable[[], None],
         history: History,
     ) -> None:
-        self._control, self._inboxes, self.config, self.handler = control, inboxes, config, handler
-        self.told_to_end, self._changed = told_to_end, changed
+        self._control, self._inboxes, self._config, self._handler = control, inboxes, config, handler
+        self.is_stopping, self._changed = is_stopping, changed
         self._history = history
         self._loop = asyncio.get_running_loop()
         self._restarts = Restarts(config.max_restarts, config.restart_window)
         self._living: dict[int, WorkerProcess | AdoptedWorker] = {}
         self._pasts: dict[int, WorkerBaseline] = {}
-        self._given: dict[
+        self._launch_config: dict[
             int, tuple[Config, HandlerRef]
         ] = {}  # what the workers of a shard are started with, reload or not
-        self._were_ready: set[int] = set()  # since somebody began to wait for them; perhaps dead by now
+        self._ready_since_wait: set[int] = set()  # since somebody began to wait for them; perhaps dead by now
 
     # ---- what there is -----------------------------------------------------------------------------------------------------
 
@@ -100,9 +100,9 @@ class Workers:
         """Shards that are, and why."""
         return {shard: past.given_up for shard, past in sorted(self._pasts.items()) if past.given_up is not None}
 
-    def have_said_why(self) -> bool:
+    def have_logged_reason(self) -> bool:
         """Whether one that was given up has logged the reason."""
-        return any(past.said for past in self._pasts.values() if past.given_up is not None)
+        return any(past.logged_reason for past in self._pasts.values() if past.given_up is not None)
 
     def recall(self, lives: dict[str, Any]) -> None:
         """What an earlier supervisor had written down."""
@@ -132,13 +132,13 @@ class Workers:
 
     def _spawn(self, shard: int) -> None:
         past = self._pasts[shard]
-        if self.told_to_end(shard):
+        if self.is_stopping(shard):
             past.restart_at = None
             return
         if self._control.worker_alive(shard):
             past.timer = self._loop.call_later(LEASE_POLL, self._spawn, shard)
             return
-        config, handler = self._given.setdefault(shard, (self.config, self.handler))
+        config, handler = self._launch_config.setdefault(shard, (self._config, self._handler))
         try:
             self._living[shard] = WorkerProcess(
                 self._loop,
@@ -161,29 +161,43 @@ class Workers:
         past.restart_at, past.forgiven = None, False
         point("spawn.started")
 
+    def expect(self, shards: Iterable[int]) -> None:
+        """Somebody begins to wait for a ready worker of these."""
+        self._ready_since_wait.difference_update(shards)
+
+    def is_ready(self, shard: int) -> bool:
+        """Whether it has had a ready worker since somebody began to wait for one; that one may be dead by now. Not whether one
+        is ready at this moment: while workers die in turn that never comes, and nothing that was begun would go on."""
+        worker = self.of(shard)
+        return shard in self._ready_since_wait or (worker is not None and worker.alive and worker.ready)
+
+    def why_not_ready(self, shard: int, since: float, boot_timeout: float) -> str | None:
+        """Why a shard that was started at `since` cannot get a ready worker; None: it has, or may yet."""
+        if self.is_ready(shard):
+            return None
+        past = self._pasts.get(shard)
+        if past is not None and past.given_up is not None:
+            return f"shard {shard} cannot start: {past.given_up}"
+        if time.monotonic() - since > boot_timeout:
+            worker = self.of(shard)
+            pid = worker.pid if worker is not None else self._control.view_shard(shard).pid
+            return (
+                f"shard {shard} (pid {pid}) was not ready within boot_timeout={boot_timeout:g} s; its "
+                f"handler may hang in import or in open()"
+            )
+        return None
+
     async def ready(self, shards: list[int], give_up: Callable[[], bool]) -> str | None:
-        """Waits until each of these shards has had a worker that was ready; None then, or why one of them cannot. Not until
-        all are at one moment: while they die in turn that never comes, and nothing that was begun would go on."""
-        self._were_ready.difference_update(shards)
-        deadline, late = time.monotonic() + self.config.boot_timeout, shards
+        """The first boot: waits until each of these shards has had a ready worker; None then, or why one cannot get one."""
+        self.expect(shards)
+        since, late = time.monotonic(), shards
         while not give_up():
-            late = [
-                shard
-                for shard in late
-                if shard not in self._were_ready and not ((worker := self.of(shard)) and worker.alive and worker.ready)
-            ]
+            late = [shard for shard in late if not self.is_ready(shard)]
             if not late:
                 return None
             for shard in late:
-                if (reason := self._pasts[shard].given_up) is not None:
-                    return f"shard {shard} cannot start: {reason}"
-            if time.monotonic() > deadline:
-                worker = self.of(late[0])
-                pid = worker.pid if worker is not None else self._control.view_shard(late[0]).pid
-                return (
-                    f"shard {late[0]} (pid {pid}) was not ready within boot_timeout={self.config.boot_timeout:g} s; its "
-                    f"handler may hang in import or in open()"
-                )
+                if (reason := self.why_not_ready(shard, since, self._config.boot_timeout)) is not None:
+                    return reason
             await asyncio.sleep(0.005)
         return None
 
@@ -197,16 +211,25 @@ class Workers:
         if (past := self._pasts.pop(shard, None)) is not None:
             self._cancel(past)
         self._restarts.forget(shard)
-        self._given.pop(shard, None)
+        self._launch_config.pop(shard, None)
 
     def renew(self, shard: int) -> None:
         """A shard that was given up gets another chance, with what is in force now."""
         self._restarts.forget(shard)
-        self._given.pop(shard, None)
+        self._launch_config.pop(shard, None)
         self._control.set_shard_state(shard, "active")
         self.start(shard, forgiven=True)
 
-    def take(self, config: Config) -> None:
+    @property
+    def launch_config(self) -> tuple[Config, HandlerRef]:
+        """What the workers of new shards are started with."""
+        return self._config, self._handler
+
+    def launch_with(self, config: Config, handler: HandlerRef) -> None:
+        """Shards that have workers keep what theirs were started with, until they are renewed."""
+        self._config, self._handler = config, handler
+
+    def reconfigure(self, config: Config) -> None:
         """The limits of restarts as they are now."""
         self._restarts.most, self._restarts.window = config.max_restarts, config.restart_window
 
@@ -222,7 +245,7 @@ class Workers:
 
     def _reported(self, worker: WorkerProcess, report: Report) -> None:
         if worker.ready:
-            self._were_ready.add(worker.shard)
+            self._ready_since_wait.add(worker.shard)
         past = self._pasts.get(worker.shard)
         if report.get("ready") and past is not None and past.ended_at is not None:
             seconds, past.ended_at = time.monotonic() - past.ended_at, None
@@ -235,7 +258,7 @@ class Workers:
         shard = worker.shard
         if self._living.get(shard) is not worker:
             return
-        if self.told_to_end(shard):
+        if self.is_stopping(shard):
             if worker.failure:
                 self._give_up(shard, worker.failure, worker)
             elif worker.exit_code and not worker.killed:
@@ -255,13 +278,13 @@ class Workers:
             self.start(shard)
         elif worker.failure:
             self._give_up(shard, worker.failure, worker)
-        elif worker.obeyed and not worker.told:
+        elif worker.stopped_as_ordered and not worker.stop_reason:
             self.start(shard)
         else:
             view = self._control.view_shard(shard)
             how = worker.how_it_ended()
-            if worker.told:
-                how = f"{worker.told}; {how}"
+            if worker.stop_reason:
+                how = f"{worker.stop_reason}; {how}"
             elif worker.exit_code == 0:
                 how += " though nobody had told it to end; perhaps somebody sent it TERM"
             its_words = view.pid == worker.pid
@@ -288,9 +311,8 @@ class Workers:
     def _give_up(self, shard: int, reason: str, worker: WorkerProcess | AdoptedWorker | None) -> None:
         past = self._pasts[shard]
         past.restart_at, past.given_up, past.ended_at = None, reason, time.monotonic()
-        past.said = worker is not None and bool(worker.failure)
-        self._history.note("shard_failed", reason, shard, logged=past.said)
+        past.logged_reason = worker is not None and bool(worker.failure)
+        self._history.note("shard_failed", reason, shard, logged=past.logged_reason)
         self._control.set_shard_state(shard, "failed")
-        if not past.said:  # it has not said so itself, and cannot any more
-            text = reason.encode()
-            lib.sm_shard_note(self._control.address, shard, text, len(text))
+        if not past.logged_reason:  # it has not said so itself, and cannot any more
+            self._control.note_shard(shard, reason)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from policy_ancestors import Counted, Counter, Drain, Gate, Ids, LeastShard, Votes, emptiest
-from policy_tools import load, loads, owners, policy, settled, sums, watch
 
 from shardmem.policy import (
     HandoffCoordinator,
@@ -26,6 +24,9 @@ from shardmem.policy import (
 )
 from shardmem.policy.handoff import Drain as DrainAction
 from shardmem.policy.handoff import Finished, Release, Respawn
+
+from .policy_ancestors import Counted, Counter, Drain, Gate, Ids, LeastShard, Votes, emptiest
+from .policy_tools import load, loads, owners, policy, settled, sums, watch
 
 # ---- scaling ---------------------------------------------------------------------------------------------------------
 
@@ -304,7 +305,7 @@ def test_R8_nothing_moves_to_where_it_is():
             return [Move(slot, int(owner), int(owner)) for slot, owner in enumerate(view.owners)]
 
     table = ShardCoordinator(4, range(2), Stubborn(), owners=[0, 0, 0, 0])
-    assert [] == table.rebalance() and "does not lead to another shard" in table.complaints[0]
+    assert [] == table.rebalance() and "is there already" in table.complaints[0]
     with pytest.raises(ScalingError, match="is there already"):
         table.depart([1], 0)
 
@@ -328,4 +329,4 @@ def test_a_hot_shard_beyond_help_is_not_answered_with_more_and_more_shards():
 
 
 def test_handoff_states_have_the_names_of_the_ancestor_where_they_mean_the_same():
-    assert {"idle", "stopped", "started"} < {str(state) for state in HandoffState}
+    assert {"IDLE", "STOPPED", "STARTED"} < set(HandoffState.__members__)

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from policy_tools import owners
 
 from shardmem.policy import (
     Allocate,
@@ -27,7 +26,10 @@ from shardmem.policy import (
     ShardCoordinator,
 )
 
-IDLE, REROUTING, DRAINING, STOPPED, STARTED = HandoffState
+from .policy_tools import owners
+
+REROUTING, DRAINING = HandoffState.REROUTING, HandoffState.DRAINING
+IDLE, STOPPED, STARTED = HandoffState.NONE, HandoffState.RELEASING, HandoffState.NONE
 
 
 def made(*counts, **options):
@@ -48,10 +50,8 @@ def test_a_handoff_from_begin_to_started_with_the_time_of_each_phase():
     assert [Release(1, (0, 2), 1)] == handoffs.drained(1, 12.5)
     assert STOPPED is handoffs.state(0) and 0 == table.shard_for(0)
     finished = Finished(1, (0, 2), 0, 1, {"reroute": 0.5, "drain": 2.0, "release": 0.25})
-    assert [finished] == handoffs.released(1, 12.75) == handoffs.finished()
+    assert [finished] == handoffs.released(1, 12.75)
     assert [STARTED, IDLE] == states(handoffs, 0, 1) and 1 == table.shard_for(0) and 0 == handoffs.slots_in_flight()
-    handoffs.forget([0])
-    assert [IDLE, STARTED] == states(handoffs, 0, 2)
 
 
 def test_slots_that_are_drained_early_are_released_early():
@@ -122,13 +122,9 @@ def test_a_late_handoff_names_whom_it_waits_for():
     handoffs.respawned(0, 14.0)
     handoffs.drained(1, 15.0)
     assert "shard 1 to release 2 slots" == handoffs.late(21.0)[0].waiting_for
-    (plain,) = handoffs.snapshot(21.0)
-    assert ("stopped", True, [0, 1], 6.0) == (
-        plain["state"],
-        plain["late"],
-        plain["slots"],
-        plain["seconds"]["stopped"],
-    )
+    (waiting,) = handoffs.waits(21.0, [1])
+    assert (STOPPED, 6.0, 1, (0, 1)) == (waiting.state, waiting.seconds, waiting.shard, waiting.slots)
+    assert [] == handoffs.waits(21.0, [])
 
 
 def test_a_dead_worker_is_not_told_anything_until_it_is_back():
@@ -276,7 +272,7 @@ class Slots(RuleBasedStateMachine):
         self.runner = RebalanceRunner(self.table, self.handoffs, max_in_flight=in_flight, max_per_pair=pair)
         self.handler = [self.table.shard_for(slot) for slot in range(self.slots)]  # None: nobody, events wait
         self.draining, self.dead = set(), set()
-        self.moves = {}  # handoff -> [slots, source, target, phase]
+        self.moves = {}  # handoff -> [slots that have not arrived, source, target, phase]
         self.stuck = set()
 
     def obey(self, actions):
@@ -297,9 +293,8 @@ class Slots(RuleBasedStateMachine):
             elif isinstance(action, Respawn):
                 assert action.shard in self.dead
             elif isinstance(action, Finished):
-                slots, source, target, _ = self.moves.pop(action.handoff)
-                assert (slots, source, target) == (action.slots, action.source, action.target)
-                assert all(self.handler[slot] == target == self.table.shard_for(slot) for slot in slots)
+                left, source, target, _ = self.moves.pop(action.handoff)
+                assert () == left and (source, target) == (action.source, action.target)
 
     def some(self, data, phase):
         found = [number for number, each in self.moves.items() if each[3] == phase and number not in self.stuck]
@@ -336,7 +331,7 @@ class Slots(RuleBasedStateMachine):
     def drained(self, data):
         if (number := self.some(data, "drain")) is not None and self.moves[number][1] not in self.dead:
             slots, source, *_ = self.moves[number]
-            part = data.draw(st.none() | st.sets(st.sampled_from(slots), min_size=1))
+            part = data.draw(st.none() | st.sets(st.sampled_from(slots), min_size=1)) if slots else None
             for slot in slots if part is None else part:
                 if self.handler[slot] == source:
                     self.handler[slot] = None
@@ -347,7 +342,9 @@ class Slots(RuleBasedStateMachine):
         if (number := self.some(data, "drain")) is not None:
             slots, source, target, _ = self.moves[number]
             part = [slot for slot in slots if self.handler[slot] == target]
+            self.moves[number][0] = tuple(slot for slot in slots if slot not in part)
             self.obey(self.handoffs.released(number, self.now, part))
+            assert all(self.table.shard_for(slot) == target for slot in part), "each is its target's at once"
 
     @rule(data=st.data())
     def one_gets_stuck(self, data):
@@ -436,6 +433,7 @@ class Slots(RuleBasedStateMachine):
                     if self.handler[slot] == source:
                         self.handler[slot] = None
                 self.obey(self.handoffs.drained(number, self.now))
+                self.moves[number][0] = ()
                 self.obey(self.handoffs.released(number, self.now))
             self.goes()
             if not self.runner.step(self.now, rates=self.rates, eager=True) and not self.moves:
@@ -451,3 +449,26 @@ class Slots(RuleBasedStateMachine):
 
 TestSlots = Slots.TestCase
 TestSlots.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+
+
+def test_a_handoff_of_a_failed_shard_waits_and_names_the_failure_until_it_is_started_again():
+    table, handoffs = made(2, 0)
+    handoffs.begin([0, 1], 0, 1, 0.0)
+    handoffs.failed(0, "its handler raised ValueError", 0.1)
+    assert [Respawn(0, (1,))] == handoffs.marks_settled(1, 0.2)
+    assert (
+        "it has failed and has to be started again: its handler raised ValueError" in handoffs.waits(1.0)[0].waiting_for
+    )
+    assert {0} == handoffs.load(1.0)[2], "nothing else is planned for it"
+    assert [Drain(1, (0, 1), 0)] == handoffs.respawned(0, 5.0)
+    assert "failed" not in handoffs.waits(5.0)[0].waiting_for and set() == handoffs.load(5.0)[2]
+
+
+def test_slots_arrive_one_by_one_and_can_move_again_before_the_others():
+    table, handoffs = made(2, 0, 0)
+    handoffs.begin([0, 1], 0, 1, 0.0)
+    handoffs.marks_settled(1, 0.0)
+    handoffs.drained(1, 0.1, [0])
+    handoffs.released(1, 0.2, [0])
+    assert 1 == table.shard_for(0) and 0 == table.shard_for(1) and 1 == handoffs.slots_in_flight()
+    assert [Reroute(2, (0,), 1, 2)] == handoffs.begin([0], 1, 2, 0.3)

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from policy_tools import loads, policy, watch
 
 from shardmem.policy import ScalingError, ScalingPolicy, ShardMapper, ShardSample, ShardState
 
-PROVISIONING, ACTIVE, DRAINING, STOPPED = ShardState
+from .policy_tools import loads, policy, watch
+
+PROVISIONING, ACTIVE, DRAINING, FAILED, STOPPED = ShardState
 
 
 def refused(kind, call, *args) -> str:

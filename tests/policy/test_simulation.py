@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from policy_sim import Chances, World
-from policy_tools import policy
 
 from shardmem.policy import LeastLoad, LeastSlots
+
+from .policy_sim import Chances, World
+from .policy_tools import policy
 
 
 @contextmanager
@@ -33,7 +34,9 @@ def small(seed, strategy=LeastLoad(), **chances):
         "leave": 0.1,
         "hot": 0.2,
         "swing": 0.05,
-        "stopped_producer": 0.02,
+        "stopped_producer": 0.1,
+        "fail": 0.01,
+        "killed_supervisor": 0.05,
     }
     return World(
         seed,
@@ -52,9 +55,10 @@ def test_a_small_engine_survives_everything_and_comes_to_rest(seed):
     with told(small(seed, LeastSlots() if seed % 4 == 3 else LeastLoad())) as world:
         for _ in range(320):
             world.tick()
+        world.take_over()
         world.rest()
-        assert world.moved > 20 and world.stuck_at_most
-        assert [] == world.table.rebalance(rates=world.measured, busy=world.busy_by_shard())
+        assert world.moved > 20
+        assert 0 == world.planner.runner.planned
         even(world)
 
 
@@ -86,7 +90,7 @@ def test_a_thousand_shards_and_sixteen_thousand_slots():
     with told(world):
         for _ in range(120):
             world.tick()
-        assert world.moved > 500 and world.stuck_at_most
+        assert world.moved > 500
         world.rest(seconds=12.0)
         even(world)
     cost = sorted(1000 * each for each in world.cost)

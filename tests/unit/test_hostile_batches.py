@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shardmem.errors import HandlerError, ShardmemError
+from shardmem.errors import HandlerError
+from shardmem.memory.handoff_table import HandoffTable
 from shardmem.memory.native import ffi, lib
 from shardmem.memory.reader import Reader
 from shardmem.policy import LeastLoad, LeastSlots, Move, ScalingPolicy
@@ -216,41 +217,49 @@ def test_status_and_samples_survive_whatever_words_say(loopback, what):
     observer.close()
 
 
-def test_the_pilot_plans_nothing_that_a_strategy_should_not_have_answered(loopback):
+def planner_of(engine: Any, strategy: Any) -> Planner:
+    words, states = HandoffTable(engine.control, lambda shard: None), {0: "active", 1: "active"}
+    policy = ScalingPolicy(max_shards=2)
+    return Planner(words, policy, strategy, states, now=0.0, room=engine.control.room)
+
+
+def test_the_planner_moves_nothing_that_a_strategy_should_not_have_answered(loopback):
     class Elsewhere(LeastSlots):
         def rebalance(self, view):
             return [Move(0, 0, 9)]
 
-    engine = loopback(shards=2)
-    observer = Observer(engine.control)
-    with contextlib.closing(observer):
-        planner = Planner(
-            engine.control, observer, ScalingPolicy(max_shards=2), Elsewhere(), {0: "active", 1: "active"}
-        )
-        for plan in (planner.plan, planner.tick):
-            with pytest.raises(ShardmemError, match="strategy Elsewhere"):
-                plan([])
+    planner = planner_of(loopback(shards=2), Elsewhere())
+    planner.begin(0.0)
+    planner.tick([], None, 1.0)
+    assert 0 == planner.handoffs.slots_in_flight() and "strategy Elsewhere" in planner.table.complaints[0]
+    assert planner.describe(1.0)["moves"]["complaints"] == planner.table.complaints
 
 
 @pytest.mark.parametrize("strategy", [LeastLoad, LeastSlots])
-def test_the_pilot_decides_something_whatever_words_say(loopback, strategy):
+def test_the_planner_decides_something_whatever_words_say(loopback, strategy):
     """The supervisor's loop ends with the first error in here."""
     draw = random.Random(2)
-    for _ in range(5):
+    for turn in range(5):
         engine = loopback(shards=2)
         observer = Observer(engine.control)
-        planner = Planner(engine.control, observer, ScalingPolicy(max_shards=2), strategy(), {0: "active", 1: "active"})
+        planner, sampler = planner_of(engine, strategy()), Sampler(observer)
         begins, lengths = offsets(engine)
         memory = ffi.buffer(engine.control.address, engine.control.geometry.control_bytes)
-        for _ in range(200):
+        for step in range(200):
             part = draw.choice([1, 2, 3, 5, 5])  # slots, holds, moves, shards
             at = begins[part] + 8 * draw.randrange(lengths[part] // 8)
             value = draw.choice([0, 1, 200, 5000, 1 << 63, (1 << 64) - 1, draw.getrandbits(64)])
             memory[at : at + 8] = value.to_bytes(8, "little")
+            if step == 100 or draw.randrange(16) == 0:  # another supervisor takes over what is there
+                planner = planner_of(engine, strategy())
+                planner.begin(float(step))
             if draw.randrange(8) == 0:
-                planner.tick([])
-                planner.describe()
-                planner.plan([], eager=True)
+                now = turn * 100.0 + step
+                planner.wishes.eager = True
+                planner.wishes.move(draw.sample(range(engine.control.slots), 3), draw.randrange(2))
+                planner.tick(sampler.sample([0, 1], now), sampler.rates, now)
+                planner.describe(now)
+                planner.progress(now)
                 observer.status()
         observer.close()
 

@@ -27,24 +27,15 @@ def layer_of(module: str) -> str:
     return parts[1] if len(parts) > 1 and parts[1] in FLOOR else "base"
 
 
-def imports_of(path: Path) -> set[str]:
-    """Modules of shardmem that a file imports, at any depth of it, except for type checking."""
-    found = set()
-    tree = ast.parse(path.read_text())
-    guarded = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in guarded:
-            continue
+def imports_of(source: str) -> set[str]:
+    """Modules of shardmem that a file imports, at any depth of it and for type checking too: what a type names is known."""
+    imported = set()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "shardmem":
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            imported |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "shardmem"}
-    return found
+            imported |= {alias.name for alias in node.names if alias.name.split(".")[0] == "shardmem"}
+    return imported
 
 
 def violations(files: dict[str, set[str]]) -> list[str]:
@@ -65,7 +56,7 @@ def violations(files: dict[str, set[str]]) -> list[str]:
 def tree() -> dict[str, set[str]]:
     return {
         ".".join(("shardmem", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): imports_of(
-            path
+            path.read_text()
         )
         for path in PACKAGE.rglob("*.py")
     }
@@ -89,22 +80,49 @@ def test_the_layer_check_catches_a_planted_violation(module, imported):
     assert violations({module: {imported}})
 
 
-def test_the_imports_of_the_package_have_no_cycle():
-    files = tree()
+def circle_in(files: dict[str, set[str]]) -> tuple[str, ...]:
+    """Modules each of which imports the next one, the last of them the first; () when there are none."""
     graph = {
-        module: {name if name in files else name.rpartition(".")[0] for name in imported}
+        module: {name if name in files else name.rpartition(".")[0] for name in imported} - {"shardmem"}
         for module, imported in files.items()
+        if module != "shardmem"  # the package itself imports lazily, by name
     }
     done: set[str] = set()
 
-    def visit(module: str, path: tuple[str, ...]) -> None:
-        assert module not in path, " -> ".join((*path, module))
-        if module in done:
-            return
-        for other in graph.get(module, ()):
-            if other != "shardmem":  # the package itself imports lazily, by name
-                visit(other, (*path, module))
-        done.add(module)
+    def visit(module: str, path: tuple[str, ...]) -> tuple[str, ...]:
+        if module in path:
+            return (*path[path.index(module) :], module)
+        if module not in done:
+            for other in sorted(graph.get(module, ())):
+                if circle := visit(other, (*path, module)):
+                    return circle
+            done.add(module)
+        return ()
 
-    for module in graph:
-        visit(module, ())
+    return next((circle for module in sorted(graph) if (circle := visit(module, ()))), ())
+
+
+def test_the_imports_of_the_package_have_no_circle():
+    assert () == circle_in(tree())
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "from shardmem.supervisor.commands import Commands",
+        "def late():\n    from shardmem.supervisor import commands",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from shardmem.supervisor.commands import Commands",
+    ],
+)
+def test_a_circle_is_seen_at_the_top_in_a_function_and_for_type_checking(lines):
+    planted = {"shardmem.supervisor.commands": {"shardmem.supervisor.fleet.Fleet"}}
+    planted["shardmem.supervisor.fleet"] = imports_of(lines)
+    assert ("shardmem.supervisor.commands", "shardmem.supervisor.fleet", "shardmem.supervisor.commands") == circle_in(
+        planted
+    )
+
+
+def test_nothing_but_the_ways_in_imports_the_supervisor():
+    module = "shardmem.supervisor.supervisor"
+    importers = {own for own, imported in tree().items() if any(name.startswith(module) for name in imported)}
+    assert {"shardmem.console.cli", "shardmem.supervisor.embedded"} == importers

@@ -9,6 +9,8 @@ import pytest
 
 from shardmem.policy.recycling import YOUNG
 from shardmem.supervisor import replacements
+from shardmem.supervisor.life import Life
+from shardmem.supervisor.notify import Notify
 
 
 @pytest.fixture
@@ -22,11 +24,13 @@ def looks(monkeypatch):
     replaced = replacements.Replacements(
         SimpleNamespace(
             config=SimpleNamespace(recycle_batches=None, recycle_age=None, recycle_rss=1000),
-            busy=asyncio.Lock(),
+            change_lock=asyncio.Lock(),
             shards=SimpleNamespace(in_state=lambda *states: [0]),
             history=SimpleNamespace(note=lambda *entry: notes.append(entry)),
             control=SimpleNamespace(view_shard=lambda shard: worker, worker_phase=lambda shard: worker.phase),
         ),
+        Life(),
+        Notify(),
         None,
     )
 

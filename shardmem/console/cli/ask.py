@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from shardmem.console.cli.common import OfAnEngine, as_json, either, engine_argument, engine_option
+from shardmem.console.cli.common import WithoutEngine, as_json, either, engine_argument, engine_option
+from shardmem.http.operations import summary
 
 
 def _ask(name: str | None, as_json: bool, command: str, **wanted: Any) -> None:
@@ -21,21 +22,21 @@ def _ask(name: str | None, as_json: bool, command: str, **wanted: Any) -> None:
     click.echo(json.dumps(done, indent=2) if as_json else answer(name, command, done))
 
 
-@click.command(cls=OfAnEngine, short_help="Run more or fewer shards, or let the policy decide.")
+@click.command(cls=WithoutEngine, short_help=summary("scale"))
 @click.argument("shards")
 @engine_option
 @as_json
 def scale(shards: str, name: str | None, as_json: bool) -> None:
-    """Run SHARDS workers: start more, or drain and remove some; slots are evened out while events flow.
+    """Run SHARDS shards: start more, or drain and remove some. Slots are evened out while events flow.
 
-    'auto' hands back to the policy.
+    'auto' hands control back to the policy.
     """
     if shards != "auto" and not shards.isdigit():
-        raise click.UsageError(f"{shards!r} is neither a number of shards nor 'auto'")
+        raise click.UsageError(f"{shards!r} is not a number of shards or 'auto'")
     _ask(name, as_json, "scale", shards=shards if shards == "auto" else int(shards))
 
 
-@click.command(cls=OfAnEngine, short_help="Hand the slots of a shard to the others; remove it.")
+@click.command(cls=WithoutEngine, short_help=summary("drain"))
 @click.argument("shard", type=click.IntRange(0))
 @engine_option
 @as_json
@@ -44,29 +45,28 @@ def drain(shard: int, name: str | None, as_json: bool) -> None:
     _ask(name, as_json, "drain", shard=shard)
 
 
-@click.command(cls=OfAnEngine, short_help="Move slots to a shard while events flow.")
+@click.command(cls=WithoutEngine, short_help=summary("move"))
 @click.argument("slots")
-@click.option("--to", "to", type=click.IntRange(0), required=True, help="The shard that is to own them.")
+@click.option("--to", "to", type=click.IntRange(0), required=True, help="The shard that will own them.")
 @engine_option
 @as_json
 def move(slots: str, to: int, name: str | None, as_json: bool) -> None:
-    """Move SLOTS (for example 17,40-60) to a shard; nothing is lost, repeated or reordered on the way."""
+    """Move SLOTS (for example 17,40-60) to a shard. No event is lost, repeated or reordered."""
     _ask(name, as_json, "move", slots=slots, to=to)
 
 
-@click.command()
+@click.command(help=summary("rebalance"))
 @engine_argument
 @engine_option
 @as_json
 def rebalance(engine: str | None, name: str | None, as_json: bool) -> None:
-    """Even out the slots over the shards, with the fewest moves."""
     _ask(either(engine, name), as_json, "rebalance")
 
 
-@click.command(short_help="Fresh workers, with what the configuration says now.")
+@click.command(short_help=summary("reload"))
 @engine_argument
 @engine_option
 @as_json
 def reload(engine: str | None, name: str | None, as_json: bool) -> None:
-    """Replace every worker by a fresh one, with what the configuration file and the handler's module say now."""
+    """Replace all workers, with configuration file and handler read again. Events keep flowing."""
     _ask(either(engine, name), as_json, "reload")

@@ -12,12 +12,12 @@ from shardmem.console.cli.common import as_json
 from shardmem.console.cli.target import WithSettings, configured
 
 
-@click.command(short_help="Show every setting, and where its value is from.", cls=WithSettings)
+@click.command(short_help="Show every setting, and where it was set.", cls=WithSettings)
 @click.argument("target", required=False)
 @click.option("--markdown", is_flag=True, hidden=True, help="Print docs/settings.md.")
 @as_json
 def config(target: str | None, markdown: bool, as_json: bool, **flags: Any) -> None:
-    """Show every setting: value, unit, default, where it came from and what it is for.
+    """Show every setting: value, unit, default, where it was set and what it is for.
 
     TARGET and flags are those of `run`. Nothing is started; all faults are listed at once, each with its place.
     """
@@ -26,7 +26,8 @@ def config(target: str | None, markdown: bool, as_json: bool, **flags: Any) -> N
     if markdown:
         click.echo(explain.page(), nl=False)
         return
-    if target is None:  # then nobody has to say what is to be run
+    if target is None:  # then no handler has to be named
         flags["name"], flags["handler"] = flags["name"] or os.environ.get("SHARDMEM_NAME", "unnamed"), "none:none"
-    rows = explain.rows(*configured(target, flags), made_up=() if target else ("name", "handler"))
+    settings, sources = configured(target, flags)
+    rows = explain.rows(settings, sources, made_up=() if target else ("name", "handler"))
     click.echo(json.dumps({"settings": rows}, indent=2) if as_json else explain.text(rows))

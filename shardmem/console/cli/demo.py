@@ -7,7 +7,7 @@ import click
 from shardmem.console.cli.common import as_json
 
 
-@click.command(short_help="See it work on 336,776 real flights.")
+@click.command(short_help="Ingest 336,776 real flights and count them.")
 @click.option("--shards", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--producers", type=click.IntRange(1, 32), default=2, show_default=True)
 @as_json

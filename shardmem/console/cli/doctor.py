@@ -7,17 +7,18 @@ import sys
 
 import click
 
-from shardmem.console.cli.common import EXIT_FAILED, as_json
+from shardmem.console.cli.common import as_json
 from shardmem.console.cli.target import configured
+from shardmem.runtime.child import ExitCode
 
 
-@click.command(short_help="Will an engine run well on this machine?")
+@click.command(short_help="Check this machine for what an engine needs.")
 @click.argument("target", required=False)
 @as_json
 def doctor(target: str | None, as_json: bool) -> None:
-    """Look whether an engine will run well here, and say what to change. Exit code 1 if there is a problem.
+    """Check this machine for what an engine needs, and print what to change. Exit code 1 if there is a problem.
 
-    TARGET is engine.toml, module:handler or the name of an engine that is here; without it, the default settings.
+    TARGET is engine.toml, module:handler or the name of an engine on this host; default: the default settings.
     """
     from dataclasses import replace
 
@@ -53,4 +54,4 @@ def doctor(target: str | None, as_json: bool) -> None:
     else:
         click.echo(rendered([each.describe() for each in checks]))
     if worst_of(checks) == PROBLEM:
-        sys.exit(EXIT_FAILED)
+        sys.exit(ExitCode.FAILED)

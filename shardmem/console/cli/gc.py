@@ -9,18 +9,16 @@ import click
 from shardmem.console.cli.common import as_json
 
 
-@click.command(short_help="Remove shared memory and sockets that nobody holds.")
+@click.command(short_help="Remove shared memory and sockets that no process holds.")
 @click.argument("engines", nargs=-1)
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-@click.option(
-    "--end-orphans", is_flag=True, help="TERM to workers whose supervisor is gone; then look at their engine."
-)
+@click.option("--dry-run", is_flag=True, help="Only print what would be done.")
+@click.option("--end-orphans", is_flag=True, help="First send TERM to workers whose supervisor is dead.")
 @click.option("--discard", metavar="NAME", help="Remove this one engine's memory; accepted events in it are lost.")
 @as_json
 def gc(engines: tuple[str, ...], dry_run: bool, end_orphans: bool, discard: str | None, as_json: bool) -> None:
-    """Remove shared memory and sockets that nobody holds, of ENGINES or of all, and say what and why.
+    """Remove shared memory and sockets that no process holds, of ENGINES or of all engines; print what and why.
 
-    What holds accepted events is kept, because a run of the same engine handles them; state files are not touched.
+    Memory with accepted events is kept, because the next run of the engine handles them. State files are kept.
     """
     from shardmem.console.render import collected
     from shardmem.host.census import Places

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from shardmem.console.cli.common import as_json
+from shardmem.console.cli.common import advise, as_json, complain
 
 FORMATS = ("lines", "csv", "tsv", "jsonl", "logfmt", "syslog", "combined")
 
@@ -99,8 +99,11 @@ def ingest(**given: Any) -> None:
     elif work.error is None:
         click.echo(work.line())
     if work.error is not None or work.interrupted is not None:
-        for line in work.trouble():
-            click.echo(line, err=True)
+        text, hints = work.trouble()
+        if text:
+            complain(text)
+        for hint in hints:
+            advise(hint)
     if work.code:
         sys.exit(work.code)
 

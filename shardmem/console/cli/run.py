@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from typing import Any
@@ -11,7 +10,7 @@ import click
 
 from shardmem.console.cli.common import as_json
 from shardmem.console.cli.target import WithSettings, configured
-from shardmem.settings import some
+from shardmem.text import plural
 
 
 @click.command(cls=WithSettings)
@@ -23,6 +22,8 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; HUP
     reads the configuration again and replaces the workers one by one; TTIN and TTOU add or remove one shard.
     """
+    import asyncio
+
     from shardmem.memory.native import arm_from_environment
     from shardmem.runtime import logs
     from shardmem.runtime.handler import HandlerRef
@@ -39,8 +40,8 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
             click.echo(json.dumps({"event": "ready", "status": document}))
         elif for_people:
             click.echo(
-                f"engine {config.name} is running: {some(len(document['shards']), 'shard')}. Push with "
-                f"shardmem.connect({config.name!r}); stop with 'shardmem stop {config.name}' or Ctrl-C",
+                f"engine {config.name} is running with {plural(len(document['shards']), 'shard')}. Push with "
+                f"shardmem.connect({config.name!r}); stop with `shardmem stop {config.name}` or Ctrl-C",
                 err=True,
             )
 
@@ -59,7 +60,7 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
                     "event": "ended",
                     "code": code,
                     "status": supervisor.outcome,
-                    "error": str(supervisor.error) if supervisor.error else None,
+                    **(supervisor.error.describe() if supervisor.error else {"error": None}),
                 }
             )
         )

@@ -7,16 +7,17 @@ import sys
 
 import click
 
-from shardmem.console.cli.common import EXIT_FAILED, as_json
+from shardmem.console.cli.common import as_json, complain
+from shardmem.http.operations import summary
+from shardmem.runtime.child import ExitCode
 
 
-@click.command()
+@click.command(help=summary("stop"))
 @click.argument("name", required=False)
-@click.option("--now", is_flag=True, help="Do not drain: events stay in shared memory for the next run.")
-@click.option("--timeout", type=float, help="Seconds to wait for the end.")
+@click.option("--now", is_flag=True, help="Do not drain; events stay in shared memory for the next run.")
+@click.option("--timeout", type=float, help="Seconds to wait until it has stopped.")
 @as_json
 def stop(name: str | None, now: bool, timeout: float | None, as_json: bool) -> None:
-    """Drain an engine and stop it."""
     from shardmem.client.client import Client, only_engine
     from shardmem.console.render import accounting_line
 
@@ -39,9 +40,8 @@ def stop(name: str | None, now: bool, timeout: float | None, as_json: bool) -> N
     else:
         click.echo(f"engine {name} has stopped: {accounting_line(document['accounting'])}")
     if left and not now:
-        click.echo(
-            f"shardmem: {left:,} events were not handled (see the engine's log); they stay in shared memory, "
-            f"run the engine again to handle them",
-            err=True,
+        complain(
+            f"{left:,} events were not handled and stay in shared memory",
+            "See the engine's log for the reason; run the engine again to handle them",
         )
-        sys.exit(EXIT_FAILED)
+        sys.exit(ExitCode.FAILED)

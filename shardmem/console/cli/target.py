@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:  # both import numpy
+    from shardmem.config import Config
+    from shardmem.settings_sources import Sources
 
 
 class WithSettings(click.Command):
@@ -19,7 +23,7 @@ class WithSettings(click.Command):
         return super().get_params(context)
 
 
-def configured(target: str | None, flags: dict[str, Any]) -> Any:
+def configured(target: str | None, flags: dict[str, Any]) -> tuple[Config, Sources]:
     """(settings, their sources) of what `run` is given, or of nothing but variables and flags. Raises ConfigError."""
     from shardmem.config import sourced
     from shardmem.supervisor.configured import faults_of
@@ -30,8 +34,8 @@ def configured(target: str | None, flags: dict[str, Any]) -> Any:
         return sourced(target, flags, further=faults_of)
     if ":" not in target:
         raise click.UsageError(
-            f"{target!r} is neither a file that ends in .toml nor module:handler, as app:handle is for "
-            f"the function handle of app.py"
+            f"{target!r} is not a file that ends in .toml or module:handler, such as app:handle for the function "
+            "handle in app.py"
         )
     flags["name"] = flags["name"] or os.environ.get("SHARDMEM_NAME") or target.partition(":")[0].rpartition(".")[2]
     return sourced(None, {"handler": target, **flags}, further=faults_of)

@@ -7,12 +7,13 @@ whatever they own. The death of a worker changes nothing here: it is started aga
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from shardmem.policy.least_load import HotSlot, LeastLoad
 from shardmem.policy.least_slots import LeastSlots
-from shardmem.policy.placement import NOBODY, Move, Strategy, View, first_table
+from shardmem.policy.placement import NOBODY, Move, Strategy, View, fault_of, first_table
 from shardmem.policy.scaling import ScalingError, ScalingErrorKind
 
 _RESCUED = 64  # slots per round that are moved off a draining shard when the strategy forgets them
@@ -46,6 +47,8 @@ class ShardCoordinator:
         self._takers = set(shards)
         self._draining = set(self._owner[self._owner >= 0].tolist()) - self._takers
         self._lives: dict[int, int] = {}  # how many shards have had an id
+        self._cordoned: set[int] = set()
+        self.pins: dict[int, int] = {}  # slot -> shard, by the user's word: stronger than any strategy
         self.complaints: list[str] = []  # what was wrong with the strategy's last plan
         self._hot: list[HotSlot] = []
 
@@ -69,6 +72,25 @@ class ShardCoordinator:
         self._takers.discard(shard)
         self._draining.add(shard)
 
+    @property
+    def draining(self) -> frozenset[int]:
+        """Those that give everything away."""
+        return frozenset(self._draining)
+
+    @property
+    def cordoned(self) -> frozenset[int]:
+        return frozenset(self._cordoned)
+
+    def cordon(self, shard: int) -> None:
+        """It takes no more and keeps what it has, until `uncordon`. Raises ScalingError: unknown_shard."""
+        self._check_shard(shard)
+        self._cordoned.add(shard)
+
+    def uncordon(self, shard: int) -> None:
+        """Raises ScalingError: unknown_shard."""
+        self._check_shard(shard)
+        self._cordoned.discard(shard)
+
     def remove_shard(self, shard: int) -> None:
         """Forgets it. Raises ScalingError: unknown_shard; wrong_state when it owns a slot or one is on its way to it."""
         self._check_shard(shard)
@@ -82,6 +104,8 @@ class ShardCoordinator:
             )
         self._takers.discard(shard)
         self._draining.discard(shard)
+        self._cordoned.discard(shard)
+        self.pins = {slot: pinned for slot, pinned in self.pins.items() if pinned != shard}
 
     def life(self, shard: int) -> int:
         """Tells a shard from another that has, or had, the same id."""
@@ -128,6 +152,10 @@ class ShardCoordinator:
 
     def slots_of(self, shard: int) -> list[int]:
         return np.flatnonzero(self._owner == shard).tolist()
+
+    def resting_slots_of(self, shard: int) -> list[int]:
+        """Its slots that are not on their way."""
+        return np.flatnonzero((self._owner == shard) & (self._heading == shard)).tolist()
 
     def in_motion(self) -> list[Move]:
         slots = np.flatnonzero(self._owner != self._heading)
@@ -184,9 +212,13 @@ class ShardCoordinator:
         busy: Mapping[int, float] | None = None,
         eager: bool = False,
         without: Collection[int] = (),
+        resting: np.ndarray | None = None,
     ) -> View:
-        """What a strategy is given. Shards named in `without` are out of bounds, with all that they own or expect."""
+        """What a strategy is given. Shards named in `without`, and cordoned ones, are out of bounds, with all that they own
+        or expect. resting: for each slot, whether it has to stay where it is unless its shard drains.
+        """
         owners, moving = self._heading, self._owner != self._heading
+        without = self._cordoned.difference(self._draining).union(without)
         if without:
             shut = np.array(sorted(without), np.int64)
             owners = np.where(np.isin(owners, shut) | np.isin(self._owner, shut), NOBODY, owners)
@@ -197,6 +229,8 @@ class ShardCoordinator:
             rates = np.asarray(rates, float)
             if rates.shape != owners.shape:
                 raise ValueError(f"there are {self.slots} slots, and rates of shape {rates.shape}")
+        if resting is not None:
+            moving = moving | resting & ~np.isin(owners, list(self._draining))
         return View(owners, shards, moving, rates, busy or {}, eager)
 
     def rebalance(
@@ -206,29 +240,27 @@ class ShardCoordinator:
         busy: Mapping[int, float] | None = None,
         eager: bool = False,
         without: Collection[int] = (),
+        resting: np.ndarray | None = None,
     ) -> list[Move]:
-        """The strategy's plan: moves that would be good now, the most urgent first. Changes nothing.
+        """The strategy's plan, pins first: moves that would be good now, the most urgent first. Changes nothing.
 
         A slot that is on its way, or whose move makes no sense, is left out of the plan, whatever the strategy says; what is
         wrong with it is in `complaints`. If the strategy leaves slots on a draining shard and moves none of them, its
         `allocate` is asked where they should go. A strategy that raises has made no plan.
         """
-        view = self.view(rates=rates, busy=busy, eager=eager, without=without)
+        view = self.view(rates=rates, busy=busy, eager=eager, without=without, resting=resting)
         self._hot, self.complaints = [], []
         if not view.shards:
             return []
-        present, seen, plan = set(view.shards), set(), []
+        present, plan = set(view.shards), self.pinned_moves(view)
+        view = self._with_pins(view.after(plan))
+        seen = {move.slot for move in plan}
         for move in self._ask(view):
-            slot, source, target = move
-            if not 0 <= slot < self.slots or slot in seen:
-                self._complain(f"{move} is there twice" if slot in seen else f"{move} names no slot")
-            elif view.locked[slot] or self._owner[slot] != source or view.owners[slot] != source:
-                self._complain(f"{move} is of a slot that is not there, or not free to move")
-            elif target == source or target not in present:
-                self._complain(f"{move} does not lead to another shard that takes slots")
+            if why := fault_of(move, view, seen):
+                self._complain(f"rebalance answered {move}, but {why}")
             else:
-                plan.append(Move(int(slot), int(source), int(target)))
-                seen.add(slot)
+                plan.append(move)
+                seen.add(move.slot)
         left = [slot for slot in view.leaving.tolist() if slot not in seen]
         if left and len(left) == len(view.leaving):
             for slot in left[:_RESCUED]:
@@ -243,6 +275,25 @@ class ShardCoordinator:
                 plan.append(Move(slot, int(view.owners[slot]), target))
                 view = view.after(plan[-1:])
         return plan
+
+    def pinned_moves(self, view: View) -> list[Move]:
+        """Pinned slots that are elsewhere, and free to go."""
+        return [
+            Move(slot, int(view.owners[slot]), target)
+            for slot, target in self.pins.items()
+            if 0 <= view.owners[slot] != target
+            and target in view.shards
+            and self._owner[slot] == self._heading[slot] == view.owners[slot]
+        ]
+
+    def _with_pins(self, view: View) -> View:
+        """As the strategy sees it: what is pinned to a shard that takes slots stays there."""
+        held = [slot for slot, target in self.pins.items() if target in view.shards]
+        if not held:
+            return view
+        locked = view.locked.copy()
+        locked[held] = True
+        return replace(view, locked=locked)
 
     def hot_slots(self) -> list[HotSlot]:
         """Slots that exceed a shard's fair share, as of the last `rebalance`; empty unless the strategy measures load."""
@@ -284,13 +335,13 @@ class ShardCoordinator:
         if source not in self._takers:
             self._draining.add(source)
 
-    def _ask(self, view: View) -> Sequence[Move]:
+    def _ask(self, view: View) -> list[Move]:
         try:
             if (hot_slots := getattr(self.strategy, "hot_slots", None)) is not None:
                 self._hot = hot_slots(view)
-            return self.strategy.rebalance(view)
+            return [Move(*map(int, move)) for move in self.strategy.rebalance(view)]
         except Exception as error:  # noqa: BLE001 - it may be the user's code; without a plan everything stays and works
-            self._complain(f"rebalance raised {error!r}")
+            self._complain(f"rebalance raised {type(error).__name__}: {error}")
             return []
 
     # ---- rules --------------------------------------------------------------------------------------------------------

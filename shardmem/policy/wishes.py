@@ -1,0 +1,43 @@
+"""What is wanted of an engine, by hand or by the policy. Nothing here waits: whoever wishes says it, and the runner acts on it
+with every step until it is so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Wishes:
+    """The wishes of one engine.
+
+    following: the policy may change the number of shards; False: it was set by hand.
+    suspended: no slot moves but by hand, or because its shard drains.
+    moves: slots that somebody wants elsewhere, and where: until they have arrived, or a newer wish names them.
+    succession: a shard that is being replaced -> the one that gets all of its slots.
+    eager: even out small differences too, until there is nothing left to even out.
+    """
+
+    following: bool = True
+    suspended: bool = False
+    moves: dict[int, int] = field(default_factory=dict)
+    succession: dict[int, int] = field(default_factory=dict)
+    eager: bool = False
+
+    def move(self, slots: Iterable[int], target: int) -> None:
+        self.moves.update(dict.fromkeys(slots, target))
+
+    def forget_shard(self, shard: int) -> None:
+        """It is gone: nobody can go there, and nobody comes from there."""
+        self.moves = {slot: target for slot, target in self.moves.items() if target != shard}
+        self.succession = {old: new for old, new in self.succession.items() if shard not in (old, new)}
+
+    def to_json(self) -> dict[str, Any]:
+        """What stands when another supervisor takes over."""
+        return {"auto_scale": self.following, "suspended": self.suspended}
+
+    def recall(self, told: Mapping[str, Any]) -> None:
+        self.following = self.following and bool(told.get("auto_scale", True))
+        self.suspended = bool(told.get("suspended", False))

@@ -1,0 +1,88 @@
+"""The control loop of a running engine: four times a second, and whenever a worker reports, a look and what follows of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+from shardmem.policy import DecisionKind
+from shardmem.supervisor.background import Background
+from shardmem.supervisor.commands import Commands
+from shardmem.supervisor.fleet import TICK, Fleet
+from shardmem.supervisor.life import Life
+from shardmem.supervisor.replacements import Replacements
+
+log = logging.getLogger("shardmem.supervisor")
+
+
+class ControlLoop:
+    """http: where the API listens on TCP, for the board."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        life: Life,
+        commands: Commands,
+        replacements: Replacements,
+        background: Background,
+        http: Callable[[], str | None],
+    ) -> None:
+        self._fleet, self._life, self._commands, self._replacements = fleet, life, commands, replacements
+        self._background, self._http = background, http
+        self._logged_decision = ""
+        self._logged_error: str | None = None
+
+    async def run(self) -> None:
+        """Until a stop is asked for."""
+        due = 0.0
+        while not self._life.is_stopping:
+            now = time.monotonic()
+            if now >= due:
+                due = now + TICK
+                self._attempt(self.tick, self.post)
+            else:
+                self._attempt(lambda: self._fleet.step(time.monotonic()))
+            await self._life.wait(max(0.0, min(due - time.monotonic(), self._fleet.patience)))
+        self._fleet.conditions.end(f"engine {self._fleet.config.name!r} is being stopped")
+
+    def announce(self) -> None:
+        """The board, before the first tick: whoever waits for the engine reads it at once."""
+        self._attempt(self.post)
+
+    def _attempt(self, *work: Callable[[], None]) -> None:
+        try:
+            for each in work:
+                each()
+        except Exception as error:  # the strategy may be the user's: what was decided before stands, and workers go on
+            if str(error) != self._logged_error:
+                log.exception("no decision can be made")
+            self._logged_error = str(error)
+
+    def tick(self) -> None:
+        """One look at the load. What the policy decides is said at once; that it is done is seen in the background."""
+        fleet = self._fleet
+        decision = fleet.tick(time.monotonic())
+        for shard, (quarantined, broken) in fleet.sampler.quarantine.items():
+            fleet.history.look(shard, quarantined, broken)
+        if fleet.config.elastic and decision.kind is not DecisionKind.NONE:
+            if str(decision.reason) != self._logged_decision:
+                log.info("%s %s: %s", decision.kind, decision.count or "", decision.reason)
+            self._logged_decision = str(decision.reason)
+            with self._commands.noting(f"{decision.kind} {decision.count}, because {decision.reason}"):
+                if (work := self._commands.follow(decision)) is not None:
+                    self._background.start("the policy's last decision", work)
+        if (due := self._replacements.due()) is not None:
+            shard, why = due
+            self._background.start(f"recycling shard {shard}", self._replacements.recycle(shard, why))
+
+    def post(self) -> None:
+        """What is known here and not in any word, for whoever reads the status. Without the lives, if all is too much."""
+        fleet = self._fleet
+        board = {**fleet.planner.describe(time.monotonic()), "limits": asdict(fleet.stuck.limits), "http": self._http()}
+        for extra in ({"lives": fleet.workers.describe()}, {}):
+            text = json.dumps({**board, **extra}).encode()
+            if fleet.control.post("decisions", text):
+                return

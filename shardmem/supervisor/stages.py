@@ -1,0 +1,241 @@
+"""The work of each stage of the engine's life, from its boot to its end. life.py says when a stage ends and what comes then."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from shardmem.errors import HandlerError, SegmentCorrupt, ShardmemError
+from shardmem.http.server import Api
+from shardmem.memory.native import point
+from shardmem.runtime.child import ExitCode
+from shardmem.supervisor.background import Background
+from shardmem.supervisor.carrier import Marks
+from shardmem.supervisor.commands import Commands
+from shardmem.supervisor.control_loop import ControlLoop
+from shardmem.supervisor.fleet import REROUTE_POLL, Fleet
+from shardmem.supervisor.life import Life, Stage
+from shardmem.supervisor.notify import Notify
+from shardmem.supervisor.sources import Sources
+from shardmem.supervisor.takeover import Takeover
+
+STOP_GRACE = 5.0
+STOP_POLL = 0.05
+DRAIN_POLL = 0.005
+
+log = logging.getLogger("shardmem.supervisor")
+
+
+class Stages:
+    def __init__(
+        self,
+        fleet: Fleet,
+        takeover: Takeover,
+        life: Life,
+        commands: Commands,
+        loop: ControlLoop,
+        background: Background,
+        api: Api,
+        notify: Notify,
+        *,
+        on_ready: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._fleet, self._takeover, self._life, self._commands = fleet, takeover, life, commands
+        self._loop, self._background, self._api, self._notify = loop, background, api, notify
+        self._on_ready = on_ready
+        self._sources = Sources(fleet.config)
+
+    async def work(self) -> None:
+        """Of the stage that the engine is in; returns when that is over."""
+        stages = {
+            Stage.BOOTING: self._boot,
+            Stage.RUNNING: self._run,
+            Stage.DRAINING: self._drain,
+            Stage.STOPPING: self._stop_workers,
+        }
+        await stages[self._life.stage]()
+
+    # ---- booting ----------------------------------------------------------------------------------------------------
+
+    async def _boot(self) -> None:
+        adopted = self._adopt_workers()
+        if await self._start_workers(adopted):
+            await self._announce(adopted)
+
+    def _adopt_workers(self) -> list[int]:
+        workers, takeover = self._fleet.workers, self._takeover
+        if takeover.running:
+            workers.recall(self._fleet.observer.board()["lives"])
+        adopted = [shard for shard in takeover.inboxes if workers.adopt(shard)]
+        point("takeover.adopted")
+        return adopted
+
+    async def _start_workers(self, adopted: list[int]) -> bool:
+        """All that were not adopted. With none alive this is a start like the first: until each is ready. False: one cannot
+        be, or the engine is stopping now.
+        """
+        fleet, takeover = self._fleet, self._takeover
+        wanted = [shard for shard in takeover.inboxes if shard not in (*takeover.stopped, *takeover.never_started)]
+        for shard in set(wanted) - set(adopted):
+            fleet.workers.start(shard, forgiven=not takeover.running)
+        if adopted and takeover.running:
+            return True
+        if (reason := await fleet.workers.ready(wanted, lambda: self._life.is_stopping_now)) is not None:
+            self._life.fail(HandlerError(reason), ExitCode.BOOT)
+        if self._life.is_stopping_now:
+            return False
+        fleet.shards.activate(wanted if not takeover.running else [])
+        return True
+
+    async def _announce(self, adopted: list[int]) -> None:
+        fleet, takeover = self._fleet, self._takeover
+        if takeover.running:
+            fleet.planner.recall(fleet.observer.board())
+        fleet.planner.begin(time.monotonic())
+        fleet.shards.resume(takeover.joining, takeover.draining, takeover.stopped, takeover.never_started)
+        await self._api.start(self._commands.by_name(), fleet.observer, fleet.quarantine)
+        fleet.control.set_state("running")
+        self._note_start(adopted)
+        self._loop.announce()
+        self._notify.ready()
+        self._sources.start()
+        self._on_ready(fleet.observer.status())
+
+    def _note_start(self, adopted: list[int]) -> None:
+        fleet, left = self._fleet, self._takeover.left
+        shards = f"{len(fleet.inboxes)} shards, {fleet.control.slots} slots"
+        if self._takeover.running:
+            kept = f"workers of shards {adopted} went on" if adopted else "no worker was alive"
+            fleet.history.note(
+                "took_over",
+                f"supervisor pid {os.getpid()} took over from one that was gone: {shards}; {kept}, "
+                f"{left:,} events in flight",
+            )
+        else:
+            text = "" if left is None else f"; {left:,} events were left of an earlier run"
+            fleet.history.note("started", f"the engine is running: {shards}, supervisor pid {os.getpid()}{text}")
+
+    # ---- running ----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        await self._loop.run()
+        await self._background.finish(STOP_GRACE)  # a handoff runs forward; it does not take long
+        self._notify.stopping()
+        self._sources.stop(self._life.is_stopping_now)
+
+    # ---- ending -----------------------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        """Refuse new events, wait for the sends in progress, then for empty lanes."""
+        # E1/E2: a producer that saw "running" had its mark odd by then, and it changes once that send is over.
+        fleet, life = self._fleet, self._life
+        fleet.control.set_state("draining")
+        left = sum(fleet.observer.in_flight().values())
+        fleet.history.note(
+            "draining", f"asked to stop: producers are refused, {left:,} events in flight are handled first"
+        )
+        started, limit = time.monotonic(), fleet.config.drain_timeout
+
+        def is_late() -> bool:
+            return limit is not None and time.monotonic() - started > limit
+
+        marks = Marks(fleet.table)
+        while (inside := marks.inside()) and not life.is_stopping_now and not is_late():
+            await life.wait(REROUTE_POLL)
+        if inside and not life.is_stopping_now:
+            life.fail(
+                ShardmemError(
+                    f"drain_timeout={limit:g} s is over and a producer (seat {inside[0]}, pid "
+                    f"{fleet.control.view_seat(inside[0]).pid}) is still inside a send: it is stopped, or starved"
+                )
+            )
+        while not life.is_stopping_now:
+            waiting = {
+                shard: count
+                for shard, count in fleet.observer.in_flight().items()
+                if count and fleet.control.shard_state(shard) != "failed"
+            }
+            if not waiting:
+                return
+            if is_late():
+                late = ShardmemError(f"drain_timeout={limit:g} s is over and shards still hold events: {waiting}")
+                life.fail(self._failure() or late)
+                return
+            await life.wait(DRAIN_POLL)
+
+    async def _stop_workers(self) -> None:
+        """Told to end after the batch in hand, and given the time that takes; killed after a grace if stopping now."""
+        fleet = self._fleet
+        await self._sources.ended(STOP_GRACE)
+        await self._api.stop()
+        if self._life.is_stopping_now:
+            fleet.control.set_state("stopped")
+        fleet.workers.stop_starting()
+        for shard, inbox in fleet.inboxes.items():
+            if fleet.control.shard_state(shard) != "failed":
+                fleet.control.set_shard_state(shard, "stopped")
+            inbox.wake()
+        deadline = None
+        while living := fleet.workers.living():
+            if self._life.is_stopping_now and deadline is None:
+                deadline = time.monotonic() + STOP_GRACE
+                for worker in living:
+                    worker.signal(signal.SIGTERM)
+            if deadline is not None and time.monotonic() > deadline:
+                for worker in living:
+                    if not worker.killed:
+                        log.warning(
+                            "shard %d (pid %d) did not end within %g s of being told to stop now: killed",
+                            worker.shard,
+                            worker.pid,
+                            STOP_GRACE,
+                            extra={"shard": worker.shard},
+                        )
+                        worker.kill()
+            await self._life.wait(STOP_POLL)
+
+    def _failure(self) -> HandlerError | None:
+        """Of the shards as they are now: one that failed and was started again by a reload is no reason to end badly."""
+        failed = self._fleet.workers.given_up().items()
+        return next((HandlerError(f"shard {shard} stopped: {reason}") for shard, reason in failed), None)
+
+    def finish(self, keep_unfinished: bool) -> dict[str, Any]:
+        """The last status document. The segments go, unless events are left in them that the next run is to handle."""
+        fleet, life = self._fleet, self._life
+        if (failure := self._failure()) is not None:
+            life.fail(failure, ExitCode.FAILED if life.has_run else ExitCode.BOOT)
+        status = fleet.observer.status()
+        for shard in status["shards"]:
+            fleet.history.look(shard["id"], shard["quarantined"], shard["broken_lanes"])
+        left = status["accounting"]["in_flight"]
+        fleet.history.note(
+            "stopped",
+            f"stopped with {left:,} events not handled" + (f": {life.error}" if life.error else ""),
+            logged=life.error is not None,
+        )
+        outcome = fleet.observer.status()
+        fleet.control.set_state("stopped")
+        broken = {shard["id"]: shard["broken_lanes"] for shard in outcome["shards"] if shard["broken_lanes"]}
+        if broken:
+            life.fail(
+                SegmentCorrupt(
+                    f"lanes were found corrupt and not read to their end (shard: seats of their producers) "
+                    f"{broken}; {left} events in flight"
+                )
+            )
+        if keep_unfinished and fleet.has_unread_lanes():
+            log.warning(
+                "engine %s stopped with %d events not handled; they stay in shared memory for the next run",
+                fleet.config.name,
+                left,
+            )
+        else:
+            self._takeover.remove_segments(fleet.config)
+        fleet.observer.close()
+        if life.error is not None and (life.has_run or not fleet.workers.have_logged_reason()):
+            log.error("%s", life.error)
+        return outcome
