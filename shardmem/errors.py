@@ -10,6 +10,7 @@ ShardmemError
 │   ├── SegmentCorrupt    a word contradicts the geometry
 │   └── OutOfMemory       /dev/shm has too little room
 ├── Backpressure          events were refused; `.rest` is exactly what was not accepted
+├── Interrupted           a call that waited for room was told to give up
 ├── NotRunning            the engine does not exist, is stopping, or this end of it is closed
 ├── AlreadyRunning        another process holds the role
 ├── BatchEscaped          a view of a batch was kept past its end
@@ -24,7 +25,10 @@ from typing import Any
 
 
 class ShardmemError(Exception):
-    """Base of all errors that shardmem raises on its own account."""
+    """Base of all errors that shardmem raises on its own account. left: of a call of a producer with many events, the numbers of
+    those that were not accepted."""
+
+    left: Any = ()
 
     def __init__(self, text: str, *, detail: str | None = None, hint: str | None = None) -> None:
         super().__init__(text)
@@ -117,6 +121,10 @@ class Backpressure(ShardmemError):
             detail="They are in .rest.",
             hint="Wait longer (`timeout`), run more shards, or raise `lane_bytes`",
         )
+
+
+class Interrupted(ShardmemError):
+    """A call that waited for room was told to give up: `Producer.interrupt`."""
 
 
 class NotRunning(ShardmemError):
