@@ -20,8 +20,10 @@
  *
  * Not every batch is looked at: hashing its keys again costs 3 ns a row, and more goes into the estimate. One that took so
  * long that this is under MEASURING of its time always is, and stands for itself. Of the others one in so many that it is
- * under MEASURING too stands for all since the last one. Which one is random and chosen beforehand: chosen by time, it would
- * be one of those that follow a long one; in turn, always one of the same producer where producers take turns.
+ * under MEASURING too is a sample. Which one is random and chosen beforehand: chosen by time, it would be one of those that
+ * follow a long one; in turn, always one of the same producer where producers take turns. A sample stands for others by its
+ * own time: what was not measured is owed to the slots, and each gives away its part of BACKLOG usual batches of that.
+ * If it gave all since the last one, a slot whose batches are four times as long would get no more than the others.
  */
 #include "reader.h"
 
@@ -29,6 +31,8 @@
 #include <string.h>
 
 #define MEASURING (1.0 / 200) /* of busy time: what may be spent here */
+#define BACKLOG 16.0          /* samples whose time is owed at once; no batch counts for more */
+#define SELDOM 2000.0         /* batches, at most, from one sample to the next */
 #define NOISE 0.003           /* variance of a batch's time, as part of its square */
 #define DRIFT 0.0003          /* what a cost may change between two batches; variance, as part of its square */
 #define DOUBT 9.0             /* of a slot never seen: variance, in squares of the mean cost */
@@ -48,12 +52,11 @@ typedef struct sm_term { /* of an observation: so many rows of a slot, less thos
 struct sm_load {
     sm_tally now, before;
     sm_term *terms;
-    float *doubt;              /* by slot: variance of its cost; 0: never seen */
-    double mean, keyless;      /* ns a row: of all rows, and of those without a slot, which count as one slot more */
-    double row_ns;             /* what measuring a row costs */
-    uint64_t unmeasured_ns;    /* busy time that the next sample stands for */
-    uint32_t unmeasured, next; /* batches in it, and until the sample */
-    uint32_t random;
+    float *doubt;          /* by slot: variance of its cost; 0: never seen */
+    double mean, keyless;  /* ns a row: of all rows, and of those without a slot, which count as one slot more */
+    double row_ns;         /* what measuring a row costs */
+    double usual_ns;       /* what a batch takes of those that are not all measured */
+    uint32_t next, random; /* batches until the next sample of them */
 };
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
@@ -248,7 +251,7 @@ static uint32_t in_about(sm_load *l, double mean)
     l->random ^= l->random >> 17;
     l->random ^= l->random << 5;
     double most = 2 * mean - 1;
-    return 1 + (uint32_t)((most < 1e6 ? most : 1e6) * ((double)l->random / 4294967296.0));
+    return 1 + (uint32_t)((most < SELDOM ? most : SELDOM) * ((double)l->random / 4294967296.0));
 }
 
 static void measure(sm_reader *r, uint64_t took_ns, uint64_t stands_ns, int whole)
@@ -280,12 +283,13 @@ void sm_load_count(sm_reader *r, uint64_t rows, uint64_t took_ns, int whole)
         measure(r, took_ns, took_ns, whole);
         return;
     }
-    l->unmeasured_ns += took_ns;
-    l->unmeasured++;
+    r->unmeasured_ns += took_ns;
+    l->usual_ns += l->usual_ns > 0 ? ((double)took_ns - l->usual_ns) / 256 : (double)took_ns + 1;
     if (likely(--l->next))
         return;
-    double usual = (double)l->unmeasured_ns / l->unmeasured;
-    measure(r, took_ns, l->unmeasured_ns, whole);
-    l->next = in_about(l, (double)rows * l->row_ns / (MEASURING * (usual > 1 ? usual : 1)));
-    l->unmeasured_ns = l->unmeasured = 0;
+    double part = (double)took_ns / (l->usual_ns * BACKLOG);
+    uint64_t ns = part < 1 ? (uint64_t)((double)r->unmeasured_ns * part) : r->unmeasured_ns;
+    measure(r, took_ns, ns, whole);
+    r->unmeasured_ns -= ns;
+    l->next = in_about(l, (double)rows * l->row_ns / (MEASURING * l->usual_ns));
 }

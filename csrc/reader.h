@@ -33,6 +33,7 @@ struct sm_reader {
     uint8_t *skipped; /* by slot: a row of it was passed over since the last rescan */
     uint32_t max_producers, max_rows, solo_rows, turn, span_count, open_count;
     uint64_t batches, busy_ns, total_rows, incarnation;
+    uint64_t unmeasured_ns;          /* of busy_ns, what no slot has yet: the next sample stands for it */
     uint64_t waited_us, waited_rest; /* of all rows handled; rest: in ns, less than a microsecond between batches */
     uint64_t deferred_rows;          /* handled, and not committed before the state that they made is safe */
     int64_t since_ns;
