@@ -110,11 +110,11 @@ class Words:
         )
         return shards, epochs
 
-    def rows_by_slot(self) -> np.ndarray:
-        """uint64 array: events that were ever pushed to each slot."""
-        rows = np.empty(self.slots, "u8")
-        lib.sm_view_rows(self.address, self.geometry, ffi.cast("uint64_t *", rows.ctypes.data))
-        return rows
+    def busy_by_slot(self) -> np.ndarray:
+        """uint64 array: nanoseconds that handling the events of each slot took, ever."""
+        busy_ns = np.empty(self.slots, "u8")
+        lib.sm_view_busy(self.address, self.geometry, ffi.cast("uint64_t *", busy_ns.ctypes.data))
+        return busy_ns
 
     def move(self, slot: int) -> SlotMove:
         """Of one slot; phase "none": it is not in motion."""
