@@ -327,7 +327,8 @@ def test_what_cannot_be_answered_says_so_in_json(loopback, sockets):
             status, answer = await ask(client, "GET", "/nothing")
             assert (
                 404 == status
-                and "/metrics, /move, /moves, /openapi.json, /page/{file}, /pin, /quarantine, /quarantine/purge" in answer["error"]
+                and "/metrics, /move, /moves, /openapi.json, /page/{file}, /pin, /quarantine, /quarantine/purge"
+                in answer["error"]
             )
             assert 405 == (await ask(client, "GET", "/scale"))[0]
         for body in (b"{", b"[1]", b"\xff\xfe", b"3", b"{}}", b"[" * 100_000):
