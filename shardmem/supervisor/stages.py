@@ -101,6 +101,8 @@ class Stages:
         self._loop.announce()
         self._notify.ready()
         self._on_ready(fleet.observer.status())
+        if not takeover.running:
+            fleet.planner.mapper.announce()
 
     def _note_start(self, adopted: list[int]) -> None:
         fleet, left = self._fleet, self._takeover.left

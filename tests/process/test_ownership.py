@@ -1,4 +1,4 @@
-"""Handlers are told which slots they gain and lose: before the first event, after the last one, and again after a crash."""
+"""Handlers are told which slots they gain and lose: before the first event, after the last, and again after a crash."""
 
 from __future__ import annotations
 
