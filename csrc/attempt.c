@@ -1,5 +1,5 @@
 /* role: worker
- * What happens to batches that fail, and to batches whose commit waits for the state that they made.
+ * What happens to batches that fail.
  *
  * Before the handler is called the shard's record says how many rows are in hand and which is the first, and each lane how
  * far into it they reach. A handler that raises, or takes its worker with it, leaves that record. Then only rows up to there
@@ -14,7 +14,7 @@ int sm_is_fenced(const sm_reader *r)
     return unlikely(atomic_load_explicit(&r->shard->worker_incarnation, memory_order_relaxed) != r->incarnation);
 }
 
-/* ---- the record ------------------------------------------------------------------------------------------------------- */
+/* ---- the record ------------------------------------------------------------------------------------------------- */
 
 static void narrow(sm_reader *r, uint32_t rows, uint32_t tries, int again)
 {
@@ -86,7 +86,7 @@ void sm_attempt_begin(sm_reader *r, sm_batch *b)
 }
 
 /* The batch in hand is no more. */
-void sm_attempt_end(sm_reader *r)
+static void attempt_end(sm_reader *r)
 {
     sm_shard *s = r->shard;
     r->span_count = 0;
@@ -102,7 +102,7 @@ void sm_attempt_succeeded(sm_reader *r)
 {
     if (unlikely(r->in_a_row))
         count_in_a_row(r, 0);
-    sm_attempt_end(r);
+    attempt_end(r);
 }
 
 int sm_is_suspect(const sm_reader *r, const sm_end *e)
@@ -133,11 +133,11 @@ int sm_failed(sm_reader *r, int again)
     narrow(r, rows, r->tries, again);
     r->busy_ns += (uint64_t)(sm_clock() - r->since_ns);
     sm_rescan(r);
-    sm_attempt_end(r);
+    attempt_end(r);
     return SM_OK;
 }
 
-/* ---- one event set aside ---------------------------------------------------------------------------------------------- */
+/* ---- one event set aside ---------------------------------------------------------------------------------------- */
 
 /*
  * The frame counts its rows that were set aside, and the done bit says that the row needs no handler. Two words cannot be
@@ -172,171 +172,6 @@ int sm_set_aside(sm_reader *r)
     e->in_hand = (uint8_t)r->deferring;
     if (e->moved)
         sm_release(e);
-    sm_attempt_end(r);
+    attempt_end(r);
     return status == SM_OK ? SM_OK : sm_give_up(e);
-}
-
-void sm_attempt_open(sm_reader *r, sm_end *e)
-{
-    sm_frame f;
-    uint64_t aside = atomic_load_explicit(&e->lane->aside, memory_order_acquire), at = sm_position(aside);
-    e->suspect = sm_position(atomic_load_explicit(&e->lane->suspect, memory_order_relaxed));
-    e->suspect_row = atomic_load_explicit(&e->lane->suspect_row, memory_order_relaxed);
-    int status = sm_refresh_tail(r, e);
-    if (e->suspect >
-        e->tail) /* nobody had that in hand; and a lane of suspects without an end is the only one that is read */
-        e->suspect = e->suspect_row = 0;
-    if (!(aside & 1))
-        return;
-    uint64_t word = atomic_load_explicit(&e->lane->aside_row, memory_order_relaxed);
-    uint32_t row = (uint32_t)word, count = (uint32_t)(word >> 32);
-    if (at >= e->head && status == SM_OK && at < e->tail && sm_read_frame(r, e, at, &f) == SM_OK && row < f.rows &&
-        count <= f.rows) {
-        sm_frame *shared = sm_frame_at(r, e, at);
-        shared->quarantined = (uint16_t)count;
-        sm_set_done(shared, row, 1);
-    }
-    atomic_store_explicit(&e->lane->aside, 0, memory_order_release);
-}
-
-/* ---- commits that wait for state ---------------------------------------------------------------------------------------- */
-
-void sm_defer_commits(sm_reader *r) { r->deferring = 1; }
-
-/* Called for each span that is taken. A range goes on until a held row is passed over: that one is not handled. */
-void sm_take_range(sm_reader *r, sm_end *e, const sm_span *span)
-{
-    if (!e->range) {
-        e->range = ++r->ranges;
-        r->range[e->range - 1] = (sm_range){.position = span->position, .seat = span->seat, .row = span->first};
-    }
-    r->range[e->range - 1].to = e->cursor;
-    r->range[e->range - 1].to_row = e->row;
-}
-
-int sm_defer(sm_reader *r)
-{
-    SM_POINT(COMMIT_ENTERED);
-    if (sm_is_fenced(r))
-        return SM_FENCED;
-    r->deferred_rows += sm_count_deferred(r);
-    sm_attempt_succeeded(r);
-    return SM_OK;
-}
-
-uint64_t sm_deferred(const sm_reader *r, uint32_t *pressed, uint32_t *awaited)
-{
-    *pressed = r->ranges >= SM_RANGES - r->open_count;
-    *awaited = 0;
-    for (uint32_t i = 0; i < r->open_count; i++) {
-        const sm_end *e = &r->ends[r->open[i]];
-        if (e->broken)
-            continue; /* its head moves no more: that is no reason to hurry, and its producer waits in vain */
-        *pressed |= e->cursor - e->head >= r->lane_bytes / 2;
-        *awaited |= atomic_load_explicit(&e->lane->waiting, memory_order_seq_cst) != 0;
-    }
-    return r->deferred_rows;
-}
-
-const sm_range *sm_ranges(const sm_reader *r, uint32_t *count)
-{
-    *count = r->ranges;
-    SM_POINT(SAVE_BEGUN);
-    return r->range;
-}
-
-static int before(uint64_t position, uint32_t row, uint64_t to, uint32_t to_row)
-{
-    return position < to || (position == to && row < to_row);
-}
-
-int sm_is_taken(const sm_reader *r, uint32_t seat, uint64_t position, uint32_t row)
-{
-    for (uint32_t i = 0; i < r->ranges; i++) {
-        const sm_range *range = &r->range[i];
-        if (range->seat == seat && !before(position, row, range->position, range->row) &&
-            before(position, row, range->to, range->to_row))
-            return 1;
-    }
-    return 0;
-}
-
-static int commit_range(sm_reader *r, sm_end *e, const sm_range *range)
-{
-    sm_frame f;
-    if (sm_refresh_tail(r, e) != SM_OK || range->to > e->tail || range->position % SM_ALIGN || range->to % SM_ALIGN)
-        return SM_CORRUPT;
-    uint64_t at = range->position > e->head ? range->position : e->head;
-    while (before(at, 0, range->to, range->to_row)) {
-        if (at >= e->tail || sm_read_frame(r, e, at, &f) != SM_OK)
-            return SM_CORRUPT;
-        uint32_t first = at == range->position ? range->row : 0, end = at == range->to ? range->to_row : f.rows;
-        if ((f.kind == SM_FRAME_DATA && (first > f.rows || end > f.rows)) ||
-            (at < range->to && f.length > range->to - at))
-            return SM_CORRUPT;
-        if (at == e->head && (f.kind == SM_FRAME_PAD || (!first && end == f.rows))) {
-            e->head += f.length;
-            e->handled += f.rows - f.quarantined;
-            e->quarantined += f.quarantined;
-            e->moved = 1;
-        } else if (f.kind == SM_FRAME_DATA && end > first) {
-            sm_set_done(sm_frame_at(r, e, at), first, end - first);
-        }
-        at += f.length;
-    }
-    if (e->cursor < e->head) { /* a successor's, which begins behind what its predecessor handled */
-        e->cursor = e->head;
-        e->row = 0;
-    }
-    SM_POINT(SAVE_MARKED);
-    return sm_advance_head(r, e);
-}
-
-int sm_commit_ranges(sm_reader *r, const sm_range *ranges, uint32_t count)
-{
-    int status = SM_OK;
-    SM_POINT(SAVE_SAVED);
-    if (sm_is_fenced(r))
-        return SM_FENCED;
-    sm_find_open_lanes(r);
-    for (uint32_t i = 0; i < count; i++) {
-        if (ranges[i].seat >= r->max_producers || !r->ends[ranges[i].seat].open) {
-            status = SM_CORRUPT; /* the others are true all the same: left out, their rows would be handled twice */
-            continue;
-        }
-        sm_end *e = &r->ends[ranges[i].seat];
-        if (commit_range(r, e, &ranges[i]) !=
-            SM_OK) /* of a broken lane, too: what was handled before the damage is handled */
-            status = sm_give_up(e);
-    }
-    for (uint32_t i = 0; i < r->open_count; i++)
-        if (r->ends[r->open[i]].moved)
-            sm_release(&r->ends[r->open[i]]);
-    return status;
-}
-
-int sm_commit_deferred(sm_reader *r)
-{
-    int status = sm_commit_ranges(r, r->range, r->ranges);
-    for (uint32_t i = 0; i < r->open_count; i++)
-        r->ends[r->open[i]].range = r->ends[r->open[i]].in_hand = 0;
-    r->ranges = 0;
-    r->deferred_rows = 0;
-    return status;
-}
-
-uint32_t sm_touched(sm_reader *r, uint8_t *slots)
-{
-    uint32_t keyless = 0;
-    for (uint32_t s = 0; s < r->span_count; s++) {
-        const sm_span *span = &r->spans[s];
-        sm_frame f = {.rows = span->frame_rows};
-        sm_slots_in_frame(r, &f, sm_frame_at(r, &r->ends[span->seat], span->position), span->first, span->count);
-        for (uint32_t i = 0; i < span->count; i++)
-            if (r->slots[i] != SM_NO_SLOT)
-                slots[r->slots[i]] = 1;
-            else
-                keyless++;
-    }
-    return keyless;
 }

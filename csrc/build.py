@@ -17,9 +17,14 @@ SOURCES = [
     "points.c",
     "supervisor.c",
     "observer.c",
-    "producer.c",
-    "worker.c",
+    "sender.c",
+    "send.c",
+    "frames.c",
     "attempt.c",
+    "ranges.c",
+    "batch.c",
+    "reader.c",
+    "shard.c",
     "fastcall.c",
 ]
 
@@ -43,7 +48,7 @@ ffi.set_source(
     sources=[os.path.join("csrc", name) for name in SOURCES],
     depends=[
         os.path.join("csrc", name)
-        for name in ("shardmem.h", "layout.h", "internal.h", "reader.h", "points.h", "build.py")
+        for name in ("shardmem.h", "layout.h", "internal.h", "sender.h", "reader.h", "points.h", "build.py")
     ],
     include_dirs=["csrc"],
     extra_compile_args=[

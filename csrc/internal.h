@@ -30,7 +30,7 @@ int sm_futex_wait(_Atomic uint32_t *word, uint32_t seen, int64_t timeout_ns);
 void sm_futex_wake(_Atomic uint32_t *word, int count);
 void sm_ring(sm_inbox *inbox);              /* wake the worker if it sleeps */
 void sm_room(sm_lane *lane, uint64_t head); /* wake a producer that waits for this head */
-void sm_room_anyway(sm_lane *lane);         /* whatever the last worker of this lane may owe */
+void sm_wake_waiters(sm_lane *lane);        /* whatever the last worker of this lane may owe */
 
 /* How long to spin before sleeping: learnt from whether it would have paid, never more than the limit, and zero
  * while more processes want to run than there are cores. */

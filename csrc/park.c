@@ -38,8 +38,8 @@ void sm_ring(sm_inbox *inbox)
     sm_futex_wake(&inbox->doorbell, 1);
 }
 
-/* R1: the caller stored the head (seq_cst) before. Pairs with S1 in want. A worker that is killed between that store and
- * the wake owes a ring that nothing in memory tells of: its successor rings every lane that it opens (sm_room_anyway). */
+/* R1: the caller stored the head (seq_cst) before. Pairs with S1 in want_head. A worker that is killed between that store and
+ * the wake owes a ring that nothing in memory tells of: its successor rings every lane that it opens (sm_wake_waiters). */
 void sm_room(sm_lane *lane, uint64_t head)
 {
     uint64_t target = atomic_load_explicit(&lane->waiting, memory_order_seq_cst);
@@ -48,10 +48,10 @@ void sm_room(sm_lane *lane, uint64_t head)
     if (atomic_exchange_explicit(&lane->waiting, 0, memory_order_seq_cst) == 0)
         return;
     SM_POINT(ROOM_TAKEN);
-    sm_room_anyway(lane);
+    sm_wake_waiters(lane);
 }
 
-void sm_room_anyway(sm_lane *lane)
+void sm_wake_waiters(sm_lane *lane)
 {
     atomic_fetch_add_explicit(&lane->space_bell, 1, memory_order_seq_cst);
     sm_futex_wake(&lane->space_bell, INT32_MAX); /* threads of one producer may wait side by side */
@@ -108,7 +108,7 @@ void sm_spin_slept(sm_spin *spin, int64_t limit_ns, int64_t slept_ns)
  * target reached leaves the word as it is, for it may be another's by now; the worker takes it down, at the price of one
  * ring that nobody hears.
  */
-static void want(sm_lane *lane, uint64_t target)
+static void want_head(sm_lane *lane, uint64_t target)
 {
     uint64_t wanted = atomic_load_explicit(&lane->waiting, memory_order_seq_cst);
     while ((!wanted || wanted > target) &&
@@ -135,7 +135,7 @@ int sm_wait_head(sm_lane *lane, uint64_t near, uint64_t target, sm_spin *spin, i
     while (status == SM_OK && (now == asleep || now - asleep < timeout_ns)) {
         uint32_t bell =
             atomic_load_explicit(&lane->space_bell, memory_order_seq_cst); /* before the head is looked at */
-        want(lane, target);
+        want_head(lane, target);
         if (head_of(lane) >= target)
             break;
         SM_POINT(SEND_WAITING);

@@ -1,5 +1,5 @@
 /* role: worker
- * What worker.c and attempt.c share: one worker's end of its inbox.
+ * What the files of the worker share: one worker's end of its inbox.
  */
 #ifndef SHARDMEM_READER_H
 #define SHARDMEM_READER_H
@@ -47,28 +47,48 @@ struct sm_reader {
     uint32_t slots[SM_CHUNK]; /* of the rows of one frame, when somebody asks */
 };
 
+enum { SM_NO_SLOT = UINT32_MAX };
+
+static inline sm_frame *sm_frame_at(sm_reader *r, sm_end *e, uint64_t position)
+{
+    return (sm_frame *)(e->data + (position & (r->lane_bytes - 1)));
+}
+
+/* the first row from `row` on that is done, or is not; rows: there is none */
+static inline uint32_t sm_next_row(const sm_frame *shared, uint32_t rows, uint32_t row, int done)
+{
+    while (row < rows) {
+        uint64_t word = atomic_load_explicit(&sm_done_bits(shared)[row / 64], memory_order_relaxed);
+        word = (done ? word : ~word) >> (row % 64);
+        if (word) {
+            row += (uint32_t)__builtin_ctzll(word);
+            return row < rows ? row : rows;
+        }
+        row += 64 - row % 64;
+    }
+    return rows;
+}
+
+/* frames.c */
 int sm_refresh_tail(sm_reader *r, sm_end *e);
-sm_frame *sm_frame_at(sm_reader *r, sm_end *e, uint64_t position);
 int sm_read_frame(sm_reader *r, sm_end *e, uint64_t position, sm_frame *out);
+void sm_slots_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count);
+int sm_entries_hold(const sm_span *span);
 void sm_set_done(sm_frame *shared, uint32_t first, uint32_t count);
 int sm_advance_head(sm_reader *r, sm_end *e);
 void sm_release(sm_end *e);
 int sm_give_up(sm_end *e);
-void sm_slots_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count);
-uint64_t sm_count_deferred(sm_reader *r);
 void sm_find_open_lanes(sm_reader *r);
-
-enum { SM_NO_SLOT = UINT32_MAX };
 
 /* attempt.c */
 int sm_is_fenced(const sm_reader *r);
 void sm_attempt_load(sm_reader *r);
 void sm_attempt_begin(sm_reader *r, sm_batch *batch);
-void sm_attempt_end(sm_reader *r);
 void sm_attempt_succeeded(sm_reader *r);
-void sm_attempt_open(sm_reader *r, sm_end *e);
 int sm_is_suspect(const sm_reader *r, const sm_end *e);
 void sm_cleared(sm_reader *r);
+
+/* ranges.c */
 int sm_is_taken(const sm_reader *r, uint32_t seat, uint64_t position, uint32_t row);
 void sm_take_range(sm_reader *r, sm_end *e, const sm_span *span);
 

@@ -150,7 +150,7 @@ void sm_set_slot(void *control, uint32_t slot, uint32_t shard)
  * The order of these three stores is the handoff's first half. The table's entry, so that a supervisor that takes over
  * finds it; the hold, so that the target keeps rows of the slot back; then the slot word, after which producers send
  * them there. A target that sees such a row has seen the tail that was stored after the word was read, so it sees the
- * hold (K1 pairs with K2 in the worker). The word before the hold would let it handle rows that the source still has
+ * hold (K1 pairs with K2 in is_held). The word before the hold would let it handle rows that the source still has
  * elders of.
  */
 uint64_t sm_move_begin(void *control, uint32_t slot, uint32_t source, uint32_t target, uint64_t deadline_ns)
@@ -261,7 +261,7 @@ void sm_shard_note(void *control, uint32_t shard, const char *text, uint32_t byt
     atomic_store_explicit(&s->note_count, count, memory_order_seq_cst);
 }
 
-/* M2: pairs with M1 and M3 in producer.c. seq_cst after the word that was changed. */
+/* M2: pairs with M1 and M3 in send.c. seq_cst after the word that was changed. */
 int sm_marks(const void *control, uint64_t *marks, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++)

@@ -339,7 +339,14 @@ class HandoffCoordinator:
         )
         return [self._described(each, now) for each in wanted]
 
-    def slots_in_flight(self) -> int:
+    def slots_in_flight(self, without: Collection[int] = ()) -> int:
+        """without: those that wait for one of these shards are not counted."""
+        if without:
+            return sum(
+                len(each.undrained) + len(each.unreleased)
+                for each in self._open.values()
+                if each.state is HandoffState.REROUTING or self._awaited(each) not in without
+            )
         return len(self._of_slot)
 
     def late(self, now: float) -> list[Late]:

@@ -98,7 +98,9 @@ class Commands:
         """Says what is wanted, or raises and has changed nothing."""
         fleet, planner = self._fleet, self._fleet.planner
         if count >= len(active):
-            return fleet.shards.create(count - len(active)), []
+            # a failed shard may come back, so it holds its place: it is one of those that are wanted, if need be
+            free = fleet.control.max_shards - len(planner.mapper.failed_shard_ids()) - len(active)
+            return fleet.shards.create(max(0, min(count - len(active), free))), []
         removed = _last_to_go(active, planner.table.cordoned)[: len(active) - count]
         planner.drain(removed, time.monotonic())
         return [], removed
@@ -139,14 +141,21 @@ class Commands:
                 if reasons := [text for shard in added if (text := fleet.shards.why_not(shard)) is not None]:
                     raise HandlerError(reasons[0])
             fleet.even_out()
-            await fleet.conditions.until(lambda: not fleet.planner.wishes.eager and are_gone())
+            await fleet.conditions.until(lambda: fleet.is_even and are_gone())
         done = self._scaled(added, removed, change)
         self._note_scaled(done, why)
         return done
 
     def _scaled(self, added: list[int], removed: list[int], change: Change) -> dict[str, Any]:
         shards = self._fleet.planner.mapper.active_shard_ids()
-        return {"shards": shards, "added": added, "removed": removed, **change.summary(), "late": []}
+        return {"shards": shards, "added": added, "removed": removed, **change.summary(), "late": self._later()}
+
+    def _later(self) -> list[str]:
+        """What is not even yet, and why."""
+        planner = self._fleet.planner
+        later = [f"slots of shard {shard} are evened out when its batch is over" for shard in sorted(planner.blocked())]
+        later += [each["text"] for each in self._waiting_for([], None)]
+        return later + planner.table.complaints[:1]
 
     def _expect_active(self, shard: int) -> None:
         """Raises ConfigError, with the reason and what helps."""
@@ -217,7 +226,7 @@ class Commands:
         fleet = self._fleet
         with self._change() as change:
             fleet.even_out()
-            await fleet.conditions.until(lambda: not fleet.planner.wishes.eager)
+            await fleet.conditions.until(lambda: fleet.is_even)
         if complaints := fleet.planner.table.complaints:
             raise ShardmemError(complaints[0])
         return self._noted_move({**change.summary(), "late": []}, "to even out, by hand")

@@ -33,14 +33,14 @@ BANNED = {
 HANDSHAKES = {
     "sleeping": {"load": None, "store": None},
     "waiting": {"load": None, "store": None},
-    "tail": {"store": {"producer.c"}, "load": {"worker.c"}},
-    "head": {"store": {"worker.c"}, "load": {"park.c"}},
+    "tail": {"store": {"send.c"}, "load": {"frames.c", "reader.c"}},
+    "head": {"store": {"frames.c"}, "load": {"park.c"}},
     "mark": {"load": {"supervisor.c"}},
-    "engine_state": {"store": {"supervisor.c"}, "load": {"producer.c"}},
-    "slot_word": {"store": {"supervisor.c"}, "load": {"producer.c"}},
-    "lane_open": {"store": {"producer.c"}, "load": {"worker.c"}},
-    "evict": {"store": {"producer.c"}, "load": {"worker.c"}},
-    "shard_orders": {"store": {"supervisor.c"}, "load": {"worker.c"}},
+    "engine_state": {"store": {"supervisor.c"}, "load": {"send.c", "reader.c"}},
+    "slot_word": {"store": {"supervisor.c"}, "load": {"send.c"}},
+    "lane_open": {"store": {"sender.c"}, "load": {"frames.c"}},
+    "evict": {"store": {"sender.c"}, "load": {"reader.c"}},
+    "shard_orders": {"store": {"supervisor.c"}, "load": {"reader.c", "shard.c"}},
 }
 BEFORE_PUBLICATION = {"sm_control_format"}  # nobody else looks before the version word is stored
 LABEL = r"[A-Z]\d"
@@ -329,6 +329,43 @@ def loose_edges(directory: Path) -> list[str]:
     return found
 
 
+def calls_between_files(directory: Path) -> dict[str, dict[str, str]]:
+    """file -> the files that it calls, each with a call that says so."""
+    every = [source for source in sources(directory) if source.name.endswith(".c")]
+    homes = {
+        name: source.name
+        for source in every
+        for name, start, end in source.functions
+        if not re.search(r"\bstatic\b", source.code[start : source.code.index("{", start)])
+    }
+    found: dict[str, dict[str, str]] = {source.name: {} for source in every}
+    for source in every:
+        for name in re.findall(r"\b(\w+)\s*\(", source.code):
+            if (home := homes.get(name, source.name)) != source.name:
+                found[source.name].setdefault(home, name)
+    return found
+
+
+def circles(directory: Path) -> list[str]:
+    """A file that cannot be read without one that cannot be read without it."""
+    calls, found = calls_between_files(directory), set()
+
+    def visit(file: str, path: tuple[str, ...]) -> None:
+        if file in path:
+            circle = path[path.index(file) :]
+            first = circle.index(min(circle))
+            turned = [*circle[first:], *circle[: first + 1]]
+            steps = [f"{a} calls {calls[a][b]} of {b}" for a, b in zip(turned, turned[1:], strict=False)]
+            found.add("; ".join(steps))
+            return
+        for called in calls[file]:
+            visit(called, (*path, file))
+
+    for file in calls:
+        visit(file, ())
+    return sorted(found)
+
+
 RULES: dict[str, Callable[[Path, Path], list[str]]] = {
     "banned words": lambda directory, _: banned_words(directory),
     "unnamed writers": lambda directory, _: unnamed_writers(directory),
@@ -336,6 +373,7 @@ RULES: dict[str, Callable[[Path, Path], list[str]]] = {
     "plain accesses": plain_accesses,
     "weak handshakes": lambda directory, _: weak_handshakes(directory),
     "loose edges": lambda directory, _: loose_edges(directory),
+    "circles": lambda directory, _: circles(directory),
 }
 
 
@@ -371,8 +409,8 @@ def store(word: str, order: str = "seq_cst") -> str:
 
 
 PLANTED = [
-    ("banned words", "worker.c", appended("static volatile int planted;"), "volatile orders nothing"),
-    ("banned words", "worker.c", appended("static __volatile__ int planted;"), "volatile orders nothing"),
+    ("banned words", "reader.c", appended("static volatile int planted;"), "volatile orders nothing"),
+    ("banned words", "batch.c", appended("static __volatile__ int planted;"), "volatile orders nothing"),
     ("banned words", "park.c", planted("atomic_thread_fence(memory_order_seq_cst);"), "a fence is invisible"),
     ("banned words", "park.c", planted("__sync_synchronize();"), "a fence is invisible"),
     ("banned words", "park.c", planted('__asm__("mfence");'), "a fence is invisible"),
@@ -388,10 +426,10 @@ PLANTED = [
         in_layout(r"_Atomic uint64_t evict;", "_Atomic uint64_t tail;"),
         "tail is the name of another word",
     ),
-    ("second writers", "worker.c", planted(store("&l->tail")), "planted stores to tail, whose writer is the producer"),
+    ("second writers", "frames.c", planted(store("&l->tail")), "planted stores to tail, whose writer is the producer"),
     (
         "second writers",
-        "producer.c",
+        "send.c",
         planted(store("&l[0].ledger[1].ledger_shed")),
         "planted stores to ledger_shed, whose writer is the worker",
     ),
@@ -407,7 +445,7 @@ PLANTED = [
     ),
     (
         "second writers",
-        "producer.c",
+        "sender.c",
         planted("_Atomic uint64_t *word = &sm_done_bits(f)[3]; " + store("word"), "sm_frame *f"),
         "planted stores to sm_done_bits, whose writer is the worker",
     ),
@@ -420,12 +458,14 @@ PLANTED = [
         ),
         "planted stores to head, whose writer is the worker",
     ),
-    ("second writers", "worker.c", planted(store("anything"), "_Atomic uint64_t *anything"), "cannot be traced"),
+    ("second writers", "ranges.c", planted(store("anything"), "_Atomic uint64_t *anything"), "cannot be traced"),
     ("second writers", "internal.h", planted(store("&l->head")), "planted stores to head, whose writer is the worker"),
-    ("second writers", "worker.c", in_layout("role: worker", "part: worker"), "names no role"),
-    ("plain accesses", "worker.c", planted("l->head = 16;"), "worker.c"),
+    ("second writers", "sender.h", planted(store("&l->head")), "planted stores to head, whose writer is the worker"),
+    ("second writers", "reader.h", planted(store("&l->tail")), "planted stores to tail, whose writer is the producer"),
+    ("second writers", "shard.c", in_layout("role: worker", "part: worker"), "names no role"),
+    ("plain accesses", "frames.c", planted("l->head = 16;"), "frames.c"),
     ("plain accesses", "observer.c", planted("uint64_t n = l->accepted[1];"), "observer.c"),
-    ("plain accesses", "producer.c", planted("s->mark++;", "sm_seat *s"), "producer.c"),
+    ("plain accesses", "send.c", planted("s->mark++;", "sm_seat *s"), "send.c"),
     (
         "plain accesses",
         "supervisor.c",
@@ -434,7 +474,7 @@ PLANTED = [
     ),
     (
         "weak handshakes",
-        "worker.c",
+        "reader.c",
         planted(store("&b->sleeping", "release"), "sm_inbox *b"),
         "store of sleeping with release",
     ),
@@ -444,30 +484,42 @@ PLANTED = [
         planted("atomic_load_explicit(&l->waiting, memory_order_acquire);"),
         "load of waiting with acquire",
     ),
-    ("weak handshakes", "producer.c", planted(store("&l->tail", "release")), "store of tail with release"),
+    ("weak handshakes", "send.c", planted(store("&l->tail", "release")), "store of tail with release"),
     (
         "loose edges",
-        "worker.c",
+        "frames.c",
         planted(store("&l->head"), comment="/* Z1: pairs with Z2 */"),
         "Z2 is nowhere to be found",
     ),
     (
         "loose edges",
-        "worker.c",
+        "frames.c",
         planted(store("&l->head", "relaxed"), comment="/* Z1: why not */"),
         "Z1 is at no ordered access",
     ),
     (
         "loose edges",
-        "worker.c",
-        planted(store("&l->head"), comment="/* Z1: pairs with P1 in the worker. */"),
-        "P1 is not in worker",
+        "frames.c",
+        planted(store("&l->head"), comment="/* Z1: pairs with P1 in frames.c. */"),
+        "P1 is not in frames.c",
     ),
     (
         "loose edges",
-        "worker.c",
+        "frames.c",
         planted("/* Z1: seq_cst */\n    " + store("&l->head", "release")),
         "Z1 says seq_cst, the access says release",
+    ),
+    (
+        "circles",
+        "frames.c",
+        planted("sm_attempt_load(r);", "sm_reader *r"),
+        "attempt.c calls sm_rescan of frames.c; frames.c calls sm_attempt_load of attempt.c",
+    ),
+    (
+        "circles",
+        "sender.c",
+        planted("sm_push_one(s, e, &(uint32_t){0});", "sm_sender *s, sm_event *e"),
+        "send.c calls sm_sender_unlock of sender.c; sender.c calls sm_push_one of send.c",
     ),
 ]
 

@@ -1,260 +1,17 @@
 /* role: producer
- * One producer's end of all its lanes. The sender itself is ordinary memory of this process.
- *
- * A pass is: mark odd, read the slot words, claim, fill, publish, mark even, wake. It never waits: rows whose
- * lane is full are left in the cursor, and so are later rows of that shard, so that order per key holds. The
+ * What a sender sends. A pass is: mark odd, read the slot words, claim, fill, publish, mark even, wake. It never waits: rows
+ * whose lane is full are left in the cursor, and so are later rows of that shard, so that order per key holds. The
  * caller waits for room with the mark even and comes again, and the slot words are read again.
  */
-#include "internal.h"
+#include "sender.h"
 
-#include <pthread.h>
-#include <stdlib.h>
 #include <string.h>
 
-typedef struct sm_link {
-    sm_inbox *inbox;
-    sm_lane *lane;
-    uint8_t *data;
-    uint64_t tail, head_seen, accepted, generation;
-    uint32_t parity;
-} sm_link;
-
-typedef struct sm_group { /* the rows of one pass that go to one shard */
-    uint32_t shard, rows, taken;
-    uint64_t bytes, first; /* events: key and payload bytes of `rows`, and of the first of them */
-    uint64_t room;         /* frame bytes this pass may write */
-    uint64_t pad, length;  /* length: of the pad and the frame */
-    sm_frame *frame;
-    uint8_t *out;    /* records: the next row */
-    sm_index *index; /* events: the next entry */
-    uint8_t *bytes_out, *bytes_begin;
-    uint32_t blocked;
-} sm_group;
-
-struct sm_sender {
-    pthread_mutex_t lock;
-    uint64_t forks;
-    sm_control *control;
-    sm_seat *seat;
-    sm_keying keying;
-    uint64_t lane_bytes, half, eighth;
-    uint32_t max_shards, seat_number, closed, linked_count;
-    uint64_t mark, sequence, random, topology, pass;
-    uint32_t active_count, weight_sum;
-    uint32_t *active, *weights; /* for keyless events */
-    uint64_t *pass_of;          /* shard -> the pass its group belongs to */
-    uint64_t *routes;           /* slot -> shard of this pass in bits 0-15, the pass above */
-    uint32_t *group_of;
-    sm_link *links;
-    sm_group *groups;
-    uint32_t slots[SM_CHUNK];
-    uint16_t shard_of[SM_CHUNK]; /* row of the chunk -> group, this pass */
-    sm_event events[SM_CHUNK];
-};
-
-static uint64_t fork_count; /* changes only in a child that has one thread yet */
-static void forked(void) { fork_count++; }
-static void __attribute__((constructor)) watch_forks(void) { pthread_atfork(NULL, NULL, forked); }
-
-static uint64_t load_parity(_Atomic uint64_t *word, uint32_t *parity)
-{
-    uint64_t w = atomic_load_explicit(word, memory_order_acquire);
-    *parity = w & 1;
-    return sm_position(w);
-}
-
-/* ---- life -------------------------------------------------------------------------------------------------- */
-
-/* g: as of sm_reader_new */
-sm_sender *sm_sender_new(void *control, const sm_geometry *g, uint32_t seat)
-{
-    sm_sender *s = calloc(1, sizeof *s);
-    if (!s)
-        return NULL;
-    s->control = control;
-    s->seat = sm_seat_at(control, seat);
-    s->seat_number = seat;
-    s->keying = sm_keying_of(g);
-    s->lane_bytes = g->lane_bytes;
-    s->half = g->lane_bytes / 2;
-    s->eighth = g->lane_bytes / 8;
-    s->max_shards = g->max_shards;
-    s->forks = fork_count;
-    s->mark = atomic_load_explicit(&s->seat->mark, memory_order_relaxed);
-    s->sequence = atomic_load_explicit(&s->seat->next_sequence, memory_order_relaxed);
-    s->random = sm_hash_int(g->engine_id ^ seat ^ (uint64_t)sm_clock()) | 1;
-    s->active = calloc(g->max_shards, sizeof *s->active);
-    s->weights = calloc(g->max_shards, sizeof *s->weights);
-    s->pass_of = calloc(g->max_shards, sizeof *s->pass_of);
-    s->routes = calloc(g->slots, sizeof *s->routes);
-    s->group_of = calloc(g->max_shards, sizeof *s->group_of);
-    s->links = calloc(g->max_shards, sizeof *s->links);
-    s->groups = calloc(g->max_shards, sizeof *s->groups);
-    s->topology = UINT64_MAX;
-    if (!s->active || !s->weights || !s->pass_of || !s->routes || !s->group_of || !s->links || !s->groups) {
-        sm_sender_free(s);
-        return NULL;
-    }
-    pthread_mutex_init(&s->lock, NULL);
-    return s;
-}
-
-void sm_sender_free(sm_sender *s)
-{
-    free(s->active);
-    free(s->weights);
-    free(s->pass_of);
-    free(s->routes);
-    free(s->group_of);
-    free(s->links);
-    free(s->groups);
-    free(s);
-}
-
-sm_event *sm_sender_events(sm_sender *s) { return s->events; }
-int sm_sender_trylock(sm_sender *s) { return pthread_mutex_trylock(&s->lock) == 0; }
-void sm_sender_lock(sm_sender *s) { pthread_mutex_lock(&s->lock); }
-void sm_sender_unlock(sm_sender *s) { pthread_mutex_unlock(&s->lock); }
-int sm_sender_forked(const sm_sender *s) { return s->forks != fork_count; }
-
-/* Before every lock: in a forked child the thread that held the mutex may not exist, and nobody would unlock it. */
-static int lock(sm_sender *s)
-{
-    if (sm_sender_forked(s))
-        return SM_FORKED;
-    sm_sender_lock(s);
-    return SM_OK;
-}
-
-void sm_sender_close(sm_sender *s)
-{
-    if (lock(s) != SM_OK)
-        return;
-    s->closed = 1;
-    sm_sender_unlock(s);
-}
-
-int sm_seat_enter(void *control, uint32_t seat, int64_t pid, uint64_t now_ns)
-{
-    sm_seat *s = sm_seat_at(control, seat);
-    uint64_t mark = atomic_load_explicit(&s->mark, memory_order_relaxed);
-    uint64_t lives = atomic_load_explicit(&s->seat_incarnation, memory_order_relaxed);
-    atomic_store_explicit(&s->seat_pid, pid, memory_order_relaxed);
-    atomic_store_explicit(&s->seat_entered_ns, now_ns, memory_order_relaxed);
-    atomic_store_explicit(&s->seat_incarnation, lives + 1, memory_order_relaxed);
-    if (mark & 1) /* the last holder died inside a send; it published all or nothing of each lane */
-        atomic_store_explicit(&s->mark, mark + 1, memory_order_seq_cst);
-    return SM_OK;
-}
-
-int sm_seat_leave(void *control, uint32_t seat)
-{
-    atomic_store_explicit(&sm_seat_at(control, seat)->seat_pid, 0, memory_order_relaxed);
-    return SM_OK;
-}
-
-/* All of it under the lock: another thread may link the same lane at the same time, and push through it at once. */
-int sm_sender_link(sm_sender *s, uint32_t shard, uint64_t generation, void *inbox)
-{
-    if (shard >= s->max_shards)
-        return SM_CORRUPT;
-    int status = lock(s);
-    if (status != SM_OK)
-        return status;
-    sm_link *l = &s->links[shard];
-    if (l->lane && l->generation == generation) {
-        sm_sender_unlock(s);
-        return 1;
-    }
-    sm_lane *lane = sm_lane_at(inbox, s->lane_bytes, s->seat_number);
-    sm_link link = {.inbox = inbox, .lane = lane, .data = sm_lane_data(lane), .generation = generation};
-    uint32_t ignored;
-    link.tail = load_parity(&lane->tail, &link.parity);
-    link.head_seen = load_parity(&lane->head, &ignored);
-    link.accepted = atomic_load_explicit(&lane->accepted[link.parity], memory_order_relaxed);
-    if (link.head_seen > link.tail || link.tail - link.head_seen > s->lane_bytes) {
-        status = SM_CORRUPT;
-    } else {
-        /* O1: the lane is reserved, and open before anything is published in it. Pairs with O2 in the worker, which
-         * touches a lane only if it is open; seq_cst, because a lane that opens is news to a worker that parks. */
-        atomic_store_explicit(&((sm_inbox *)inbox)->lane_open[s->seat_number], 1, memory_order_seq_cst);
-        sm_wake(
-            inbox); /* whatever the last holder of this seat may owe: it may have died between its tail and its ring */
-        s->linked_count += l->lane == NULL;
-        *l = link;
-    }
-    sm_sender_unlock(s);
-    return status;
-}
-
-static sm_lane *lane_to(sm_sender *s, uint32_t shard, uint64_t *tail, uint64_t *head_seen)
-{
-    if (shard >= s->max_shards || lock(s) != SM_OK)
-        return NULL;
-    sm_link *l = &s->links[shard];
-    sm_lane *lane = l->lane;
-    *tail = l->tail;
-    *head_seen = l->head_seen;
-    sm_sender_unlock(s);
-    return lane;
-}
-
-int sm_sender_broken(sm_sender *s, uint32_t shard)
-{
-    uint64_t ignored;
-    sm_lane *lane = lane_to(s, shard, &ignored, &ignored);
-    return lane && atomic_load_explicit(&lane->broken, memory_order_acquire);
-}
-
-uint64_t sm_sender_generation(sm_sender *s, uint32_t shard)
-{
-    return shard < s->max_shards
-               ? atomic_load_explicit(&sm_shard_at(s->control, shard)->shard_generation, memory_order_acquire)
-               : 0;
-}
-
-int sm_sender_position(sm_sender *s, uint32_t shard, uint64_t *tail, uint64_t *head)
-{
-    uint64_t ignored;
-    sm_lane *lane = lane_to(s, shard, tail, &ignored);
-    if (!lane)
-        return SM_NEED_LANE;
-    *head = sm_position(atomic_load_explicit(&lane->head, memory_order_acquire));
-    return SM_OK;
-}
-
-uint64_t sm_max_payload(sm_sender *s, uint64_t key_bytes)
-{
-    uint64_t most = s->half - sm_prefix(1) - sizeof(sm_index);
-    return key_bytes < most ? most - key_bytes : 0;
-}
-
-void sm_count_refused(sm_sender *s, uint32_t reason, uint64_t rows)
-{
-    if (lock(s) != SM_OK)
-        return;
-    _Atomic uint64_t *word = &s->seat->seat_refused[reason % SM_REASONS];
-    atomic_store_explicit(&s->seat->seat_refused[reason % SM_REASONS],
-                          atomic_load_explicit(word, memory_order_relaxed) + rows, memory_order_relaxed);
-    sm_sender_unlock(s);
-}
-
-void sm_count_blocked(sm_sender *s, uint64_t nanoseconds)
-{
-    if (lock(s) != SM_OK)
-        return;
-    uint64_t ns = atomic_load_explicit(&s->seat->seat_blocked_ns, memory_order_relaxed) + nanoseconds;
-    uint64_t count = atomic_load_explicit(&s->seat->seat_blocked_count, memory_order_relaxed) + 1;
-    atomic_store_explicit(&s->seat->seat_blocked_ns, ns, memory_order_relaxed);
-    atomic_store_explicit(&s->seat->seat_blocked_count, count, memory_order_relaxed);
-    sm_sender_unlock(s);
-}
-
-/* ---- entering and leaving a pass ------------------------------------------------------------------------------- */
+/* ---- entering and leaving a pass -------------------------------------------------------------------------------- */
 
 static int usable(const sm_sender *s)
 {
-    if (unlikely(s->forks != fork_count))
+    if (unlikely(s->forks != sm_fork_count))
         return SM_FORKED;
     return unlikely(s->closed) ? SM_CLOSED : SM_OK;
 }
@@ -291,7 +48,7 @@ static uint32_t route(sm_sender *s, uint32_t slot)
     return s->routes[slot] & 0xffff;
 }
 
-/* ---- lanes -------------------------------------------------------------------------------------------------------- */
+/* ---- lanes ------------------------------------------------------------------------------------------------------ */
 
 static int linked(sm_sender *s, uint32_t shard)
 {
@@ -304,7 +61,7 @@ static int linked(sm_sender *s, uint32_t shard)
 
 static int refresh_head(sm_sender *s, sm_link *l)
 {
-    /* A1: acquire; pairs with R0 in the worker: bytes before the head are ours to overwrite. */
+    /* A1: acquire; pairs with R0 in frames.c: bytes before the head are ours to overwrite. */
     uint64_t head = sm_position(atomic_load_explicit(&l->lane->head, memory_order_acquire));
     if (unlikely(head > l->tail || l->tail - head > s->lane_bytes || head < l->head_seen))
         return SM_CORRUPT;
@@ -379,7 +136,7 @@ static void publish(sm_link *l, uint32_t rows, uint64_t length)
     SM_POINT(SEND_COUNTED);
     l->tail += length;
     l->parity = other;
-    /* P0: publishes frame and counts (pairs with A2 in the worker). seq_cst rather than release because the
+    /* P0: publishes frame and counts (pairs with A2 in frames.c). seq_cst rather than release because the
      * sleeping flag is read next: see P1 in park.c. */
     atomic_store_explicit(&l->lane->tail, l->tail | other, memory_order_seq_cst);
     SM_POINT(SEND_PUBLISHED);
@@ -436,12 +193,12 @@ static uint32_t choose_shard(sm_sender *s)
     return a == b || backlog(s, a) <= backlog(s, b) ? a : b;
 }
 
-/* ---- a pass over a chunk -------------------------------------------------------------------------------------------- */
+/* ---- a pass over a chunk ---------------------------------------------------------------------------------------- */
 
 static sm_group *group_for(sm_sender *s, uint32_t shard, uint32_t *count)
 {
-    if (s->pass_of[shard] != s->pass) {
-        s->pass_of[shard] = s->pass;
+    if (s->pass_seen[shard] != s->pass) {
+        s->pass_seen[shard] = s->pass;
         s->group_of[shard] = *count;
         sm_group *g = &s->groups[(*count)++];
         memset(g, 0, sizeof *g);
@@ -529,7 +286,7 @@ static int pass_records(sm_sender *s, const uint8_t *rows, const uint32_t *pick,
                 status = SM_UNROUTED;
                 goto leave;
             }
-            if (unlikely(s->pass_of[shard] != s->pass))
+            if (unlikely(s->pass_seen[shard] != s->pass))
                 group_for(s, shard, &count);
             uint32_t g = s->group_of[shard];
             s->groups[g].rows++;
@@ -619,7 +376,7 @@ static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pic
             status = SM_UNROUTED;
             goto leave;
         }
-        if (unlikely(s->pass_of[shard] != s->pass))
+        if (unlikely(s->pass_seen[shard] != s->pass))
             group_for(s, shard, &count);
         uint32_t at = s->group_of[shard];
         sm_group *g = &s->groups[at];
@@ -701,7 +458,7 @@ leave:
     return SM_OK;
 }
 
-/* ---- whole calls -------------------------------------------------------------------------------------------------------- */
+/* ---- whole calls ------------------------------------------------------------------------------------------------ */
 
 /* What a call still has to do starts at the chunk that left rows behind, or else at the next one. */
 static uint64_t resume(const sm_cursor *c, uint64_t n, uint32_t limit, uint32_t *rows)
@@ -730,7 +487,7 @@ static uint32_t chunk_rows(const sm_sender *s)
 
 int sm_send(sm_sender *s, const void *rows, uint64_t n, sm_cursor *c)
 {
-    int status = lock(s);
+    int status = sm_lock_unforked(s);
     if (status != SM_OK)
         return status;
     const uint32_t limit = chunk_rows(s);
@@ -823,7 +580,7 @@ static int column_event(const sm_columns *in, uint64_t at, uint64_t most, sm_eve
 int sm_push_columns(sm_sender *s, const sm_columns *in, sm_cursor *c)
 {
     const uint64_t most = sm_max_payload(s, 0);
-    int status = lock(s);
+    int status = sm_lock_unforked(s);
     if (status != SM_OK)
         return status;
     status = usable(s);
@@ -904,61 +661,10 @@ int sm_push(sm_sender *s, uint32_t key_kind, uint64_t key, uint32_t key_unsigned
         e.meta |= SM_META_UNSIGNED;
     if (key_kind == SM_KEY_BYTES || key_kind == SM_KEY_STR)
         e.key = sm_hash_bytes(key_bytes, key_length);
-    int status = lock(s);
+    int status = sm_lock_unforked(s);
     if (status != SM_OK)
         return status;
     status = sm_push_one(s, &e, shard);
     sm_sender_unlock(s);
     return status;
-}
-
-/* ---- waiting (mark even, lock released) ----------------------------------------------------------------------------------- */
-
-static _Thread_local sm_spin spin; /* of the waiting thread: two threads of one producer learn apart */
-
-int sm_wait_room(sm_sender *s, uint32_t shard, int64_t spin_ns, int64_t timeout_ns)
-{
-    uint64_t tail, head;
-    sm_lane *lane = lane_to(s, shard, &tail, &head);
-    if (!lane)
-        return SM_NEED_LANE;
-    /* Awake, a little room is worth going back for. Asleep, half a lane: one wake for many frames, not one for each.
-     * In any case more than there was when it was found too little, or waiting would return at once; and never more than
-     * there is: another thread may have seen the lane empty since (backlog), or linked another inbox in its place, and the
-     * head never passes the tail. */
-    uint64_t near = tail > s->lane_bytes - s->eighth ? tail - (s->lane_bytes - s->eighth) : 0;
-    uint64_t target = tail > s->half ? tail - s->half : 0;
-    near = near > head ? near : head + 1;
-    near = near < tail ? near : tail;
-    target = target > near ? target : near;
-    return sm_wait_head(lane, near, target, &spin, spin_ns, timeout_ns);
-}
-
-int sm_wait_handled(sm_sender *s, uint32_t shard, uint64_t position, int64_t spin_ns, int64_t timeout_ns)
-{
-    uint64_t tail, ignored;
-    sm_lane *lane = lane_to(s, shard, &tail, &ignored);
-    if (!lane)
-        return SM_NEED_LANE;
-    /* A position beyond the tail was of an inbox that is gone since; it was empty then, or it would not be. */
-    position = position < tail ? position : tail;
-    return sm_wait_head(lane, position, position, &spin, spin_ns, timeout_ns);
-}
-
-int sm_evict(sm_sender *s, uint32_t shard)
-{
-    if (shard >= s->max_shards)
-        return SM_NEED_LANE;
-    int status = lock(s);
-    if (status != SM_OK)
-        return status;
-    sm_link *l = &s->links[shard];
-    if (l->lane && l->tail > s->half) {
-        /* N1: seq_cst, because the sleeping flag is read next (P1): a worker may sleep over a lane that is full of rows
-         * which it holds back. Pairs with N2 in evicted_until. */
-        atomic_store_explicit(&l->lane->evict, l->tail - s->half, memory_order_seq_cst);
-        sm_ring(l->inbox);
-    }
-    sm_sender_unlock(s);
-    return SM_OK;
 }

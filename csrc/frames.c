@@ -1,0 +1,212 @@
+/* role: worker
+ * A lane as its worker sees it: opened, its frames read, their done bits set, its head moved and its room given back. What is
+ * in front of the head is never looked at again; what is behind it and not done comes again after a crash.
+ *
+ * Everything read from a lane is compared with the geometry first, and frame headers are copied before they are
+ * judged, so that a misbehaving producer can spoil its own lane and nothing else.
+ */
+#include "reader.h"
+
+#include <string.h>
+
+/* ---- frames ----------------------------------------------------------------------------------------------------- */
+
+int sm_refresh_tail(sm_reader *r, sm_end *e)
+{
+    /* A2: pairs with P0: the frames before this tail are complete. Also the read half of W1 when parking. */
+    uint64_t tail = sm_position(atomic_load_explicit(&e->lane->tail, memory_order_seq_cst));
+    if (unlikely(tail < e->tail || tail - e->head > r->lane_bytes))
+        return SM_CORRUPT;
+    e->tail = tail;
+    return SM_OK;
+}
+
+/* The header at `position`, copied and found possible. position < e->tail, both multiples of 16. */
+int sm_read_frame(sm_reader *r, sm_end *e, uint64_t position, sm_frame *out)
+{
+    uint64_t at_end = r->lane_bytes - (position & (r->lane_bytes - 1)), there = e->tail - position;
+    const sm_frame *f = sm_frame_at(r, e, position);
+    memset(out, 0, sizeof *out);
+    out->length = f->length;
+    out->kind = f->kind;
+    if (out->length % SM_ALIGN || !out->length || out->length > at_end || out->length > there)
+        return SM_CORRUPT;
+    if (out->kind == SM_FRAME_PAD)
+        return out->length == at_end && there > at_end ? SM_OK : SM_CORRUPT;
+    if (out->kind != SM_FRAME_DATA || out->length < sizeof *out || out->length > r->lane_bytes / 2)
+        return SM_CORRUPT;
+    uint32_t length = out->length;
+    memcpy(out, f, sizeof *out);
+    out->length = length; /* as judged, whatever it says by now */
+    out->kind = SM_FRAME_DATA;
+    if (!out->rows || out->rows > SM_CHUNK || out->position != position || out->quarantined > out->rows)
+        return SM_CORRUPT;
+    uint64_t need = sm_prefix(out->rows) +
+                    (r->row_bytes ? out->rows * r->row_bytes : out->rows * sizeof(sm_index) + (uint64_t)out->bytes);
+    return need <= length ? SM_OK : SM_CORRUPT;
+}
+
+/* slots[i] of row first + i; SM_NO_SLOT for keyless events, which are never held and never drained by slot */
+void sm_slots_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count)
+{
+    const uint8_t *body = (const uint8_t *)shared + sm_prefix(f->rows);
+    if (r->row_bytes && r->keying.kind != SM_KEY_NONE) {
+        sm_slots_of(&r->keying, body + first * r->row_bytes, count, r->slots);
+        return;
+    }
+    const sm_index *index = (const sm_index *)body + first;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t kind = r->row_bytes ? SM_KEY_NONE : SM_META_KIND(index[i].meta);
+        uint64_t hash = kind == SM_KEY_NONE ? 0 : kind == SM_KEY_INT ? sm_hash_int(index[i].key) : index[i].key;
+        r->slots[i] = kind == SM_KEY_NONE ? SM_NO_SLOT : (uint32_t)hash & (r->keying.slots - 1);
+    }
+}
+
+/* Every entry of the span ends where the next begins, within the frame, and its key fits. */
+int sm_entries_hold(const sm_span *span)
+{
+    const sm_index *index = (const sm_index *)span->rows;
+    uint32_t from = span->first ? index[-1].end : 0;
+    for (uint32_t i = 0; i < span->count; i++) {
+        uint32_t end = index[i].end;
+        if (end < from || end > span->bytes_length || SM_META_LENGTH(index[i].meta) > end - from)
+            return 0;
+        from = end;
+    }
+    return 1;
+}
+
+/* ---- done bits -------------------------------------------------------------------------------------------------- */
+
+void sm_set_done(sm_frame *shared, uint32_t first, uint32_t count)
+{
+    for (uint32_t row = first, end = first + count; row < end;) {
+        uint32_t shift = row % 64, n = end - row < 64 - shift ? end - row : 64 - shift;
+        uint64_t bits = (n == 64 ? ~UINT64_C(0) : (UINT64_C(1) << n) - 1) << shift;
+        _Atomic uint64_t *word = &sm_done_bits(shared)[row / 64];
+        atomic_store_explicit(word, atomic_load_explicit(word, memory_order_relaxed) | bits, memory_order_relaxed);
+        row += n;
+    }
+}
+
+/* ---- moving the head -------------------------------------------------------------------------------------------- */
+
+void sm_release(sm_end *e)
+{
+    uint32_t other = e->parity ^ 1;
+    sm_ledger *l = &e->lane->ledger[other];
+    /* L1: release, so that an observer who sees one of these also sees the head that made the other copy current,
+     * and notices on its second look that it had read a copy in the making (L2 in sm_view_lane) */
+    atomic_store_explicit(&l->ledger_handled, e->handled, memory_order_release);
+    atomic_store_explicit(&l->ledger_quarantined, e->quarantined, memory_order_release);
+    atomic_store_explicit(&l->ledger_shed, e->shed, memory_order_release);
+    SM_POINT(COMMIT_COUNTED);
+    e->parity = other;
+    e->moved = 0;
+    /* R0: gives the bytes back (pairs with A1) and publishes the counts; seq_cst because `waiting` is read
+     * next: see R1 in park.c. */
+    atomic_store_explicit(&e->lane->head, e->head | other, memory_order_seq_cst);
+    SM_POINT(COMMIT_RELEASED);
+    sm_room(e->lane, e->head);
+}
+
+/* This lane is read no more; its producer is told, or it would wait for room for ever. */
+int sm_give_up(sm_end *e)
+{
+    e->broken = 1;
+    atomic_store_explicit(&e->lane->broken, 1, memory_order_release);
+    return SM_CORRUPT;
+}
+
+/* over pads, and over frames that are done to the last row */
+int sm_advance_head(sm_reader *r, sm_end *e)
+{
+    sm_frame f;
+    while (e->head < e->cursor || (e->head == e->cursor && e->row)) {
+        int status = sm_read_frame(r, e, e->head, &f);
+        if (status != SM_OK)
+            return status;
+        if (f.kind == SM_FRAME_DATA) {
+            if (sm_next_row(sm_frame_at(r, e, e->head), f.rows, 0, 0) < f.rows)
+                return SM_OK;
+            e->handled += f.rows - f.quarantined;
+            e->quarantined += f.quarantined;
+        }
+        e->head += f.length;
+        e->moved = 1;
+        if (e->cursor < e->head) {
+            e->cursor = e->head;
+            e->row = 0;
+        }
+    }
+    return SM_OK;
+}
+
+void sm_rescan(sm_reader *r)
+{
+    for (uint32_t i = 0; i < r->open_count; i++) {
+        sm_end *e = &r->ends[r->open[i]];
+        e->cursor = e->head; /* rows that are done say so by their bits; deferred ones must have been committed */
+        e->row = 0;
+        e->range = 0;
+        e->in_hand = 0;
+    }
+    r->ranges = 0;
+    r->deferred_rows = 0;
+    if (r->skipping)
+        memset(r->skipped, 0, r->keying.slots);
+    r->skipping = 0;
+}
+
+/* ---- opening ---------------------------------------------------------------------------------------------------- */
+
+static void finish_aside(sm_reader *r, sm_end *e)
+{
+    sm_frame f;
+    uint64_t aside = atomic_load_explicit(&e->lane->aside, memory_order_acquire), at = sm_position(aside);
+    e->suspect = sm_position(atomic_load_explicit(&e->lane->suspect, memory_order_relaxed));
+    e->suspect_row = atomic_load_explicit(&e->lane->suspect_row, memory_order_relaxed);
+    int status = sm_refresh_tail(r, e);
+    if (e->suspect >
+        e->tail) /* nobody had that in hand; and a lane of suspects without an end is the only one that is read */
+        e->suspect = e->suspect_row = 0;
+    if (!(aside & 1))
+        return;
+    uint64_t word = atomic_load_explicit(&e->lane->aside_row, memory_order_relaxed);
+    uint32_t row = (uint32_t)word, count = (uint32_t)(word >> 32);
+    if (at >= e->head && status == SM_OK && at < e->tail && sm_read_frame(r, e, at, &f) == SM_OK && row < f.rows &&
+        count <= f.rows) {
+        sm_frame *shared = sm_frame_at(r, e, at);
+        shared->quarantined = (uint16_t)count;
+        sm_set_done(shared, row, 1);
+    }
+    atomic_store_explicit(&e->lane->aside, 0, memory_order_release);
+}
+
+static void open_end(sm_reader *r, uint32_t seat)
+{
+    sm_end *e = &r->ends[seat];
+    sm_lane *lane = sm_lane_at(r->inbox, r->lane_bytes, seat);
+    uint64_t word = atomic_load_explicit(&lane->head, memory_order_acquire);
+    const sm_ledger *l = &lane->ledger[word & 1];
+    e->lane = lane;
+    e->data = sm_lane_data(lane);
+    e->parity = word & 1;
+    e->head = e->cursor = e->tail = sm_position(word);
+    e->handled = atomic_load_explicit(&l->ledger_handled, memory_order_relaxed);
+    e->quarantined = atomic_load_explicit(&l->ledger_quarantined, memory_order_relaxed);
+    e->shed = atomic_load_explicit(&l->ledger_shed, memory_order_relaxed);
+    e->open = 1;
+    atomic_store_explicit(&lane->broken, 0, memory_order_relaxed); /* a new life looks for itself */
+    finish_aside(r, e);
+    sm_wake_waiters(lane);
+    r->open[r->open_count++] = seat;
+}
+
+void sm_find_open_lanes(sm_reader *r)
+{
+    for (uint32_t seat = 0; seat < r->max_producers; seat++)
+        if (!r->ends[seat].open &&
+            atomic_load_explicit(&r->inbox->lane_open[seat], memory_order_seq_cst)) /* O2: pairs with O1 */
+            open_end(r, seat);
+}

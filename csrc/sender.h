@@ -1,0 +1,63 @@
+/* role: producer
+ * What sender.c and send.c share: one producer's end of all its lanes. It is ordinary memory of this process.
+ */
+#ifndef SHARDMEM_SENDER_H
+#define SHARDMEM_SENDER_H
+
+#include <pthread.h>
+
+#include "internal.h"
+
+typedef struct sm_link {
+    sm_inbox *inbox;
+    sm_lane *lane;
+    uint8_t *data;
+    uint64_t tail, head_seen, accepted, generation;
+    uint32_t parity;
+} sm_link;
+
+typedef struct sm_group { /* the rows of one pass that go to one shard */
+    uint32_t shard, rows, taken;
+    uint64_t bytes, first; /* events: key and payload bytes of `rows`, and of the first of them */
+    uint64_t room;         /* frame bytes this pass may write */
+    uint64_t pad, length;  /* length: of the pad and the frame */
+    sm_frame *frame;
+    uint8_t *out;    /* records: the next row */
+    sm_index *index; /* events: the next entry */
+    uint8_t *bytes_out, *bytes_begin;
+    uint32_t blocked;
+} sm_group;
+
+struct sm_sender {
+    pthread_mutex_t lock;
+    uint64_t forks;
+    sm_control *control;
+    sm_seat *seat;
+    sm_keying keying;
+    uint64_t lane_bytes, half, eighth;
+    uint32_t max_shards, seat_number, closed, linked_count;
+    uint64_t mark, sequence, random, topology, pass;
+    uint32_t active_count, weight_sum;
+    uint32_t *active, *weights; /* for keyless events */
+    uint64_t *pass_seen;        /* shard -> the pass its group belongs to */
+    uint64_t *routes;           /* slot -> shard of this pass in bits 0-15, the pass above */
+    uint32_t *group_of;
+    sm_link *links;
+    sm_group *groups;
+    uint32_t slots[SM_CHUNK];
+    uint16_t shard_of[SM_CHUNK]; /* row of the chunk -> group, this pass */
+    sm_event events[SM_CHUNK];
+};
+
+extern uint64_t sm_fork_count; /* changes only in a child that has one thread yet */
+
+/* Before every lock: in a forked child the thread that held the mutex may not exist, and nobody would unlock it. */
+static inline int sm_lock_unforked(sm_sender *s)
+{
+    if (sm_sender_forked(s))
+        return SM_FORKED;
+    sm_sender_lock(s);
+    return SM_OK;
+}
+
+#endif
