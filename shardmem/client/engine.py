@@ -24,8 +24,9 @@ from shardmem.client.shard_news import NewsReader, OnShard, ShardNews
 from shardmem.runtime.child import Report, ReportReader, SupervisorOrders, launch
 from shardmem.runtime.handler import HandlerRef, importing_main
 from shardmem.runtime.producer import Producer, ProducerOptions
-from shardmem.status.document import Status
+from shardmem.status.document import Status, Where
 from shardmem.status.observer import Observer
+from shardmem.status.where import where
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -186,6 +187,12 @@ class Engine(ControlCalls):
                 raise NotRunning(f"engine {self.name!r} is not running")
             return self._last
         return self._observer.status()
+
+    def where(self, key: int | str | bytes) -> Where:
+        """Which shard handles the events of this key. Raises ConfigError: not a key of this engine; NotRunning."""
+        if self._control is None:
+            raise NotRunning(f"engine {self.name!r} is not running")
+        return where(self._control, key)
 
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
         """One call of the control API; once more if the supervisor is killed before it has answered."""

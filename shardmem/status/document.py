@@ -167,6 +167,20 @@ class Status(TypedDict):
     findings: list[Finding]
 
 
+class Where(TypedDict):
+    """Where the events of a key go. shard: handles them now; None: no shard has the slot yet. owner_since: seconds since the
+    slot came to it; None: it has had it from the start, or is giving it up. moving_to: a handoff is under way.
+    """
+
+    key: int | str
+    slot: int
+    shard: int | None
+    pid: int | None
+    incarnation: int | None
+    owner_since: float | None
+    moving_to: int | None
+
+
 class Lane(TypedDict):
     """An open lane of a shard, and whose it is."""
 
