@@ -17,10 +17,10 @@ from shardmem import errors
 from shardmem.client.calls import ControlCalls
 from shardmem.client.client import Client
 from shardmem.client.engine_settings import EngineSettings, HandlerLike
+from shardmem.client.shard_news import NewsReader, OnShard, ShardNews
 from shardmem.config import Config
 from shardmem.errors import ConfigError, NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
-from shardmem.client.shard_news import NewsReader, OnShard, ShardNews
 from shardmem.runtime.child import Report, ReportReader, SupervisorOrders, launch
 from shardmem.runtime.handler import HandlerRef, importing_main
 from shardmem.runtime.producer import Producer, ProducerOptions

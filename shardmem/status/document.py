@@ -90,6 +90,27 @@ HandoffStatus = TypedDict(
 )
 
 
+class Moves(TypedDict):
+    """How slots move. automatic: by themselves, as the load asks for. planned: moves that the strategy would make now.
+    wished: slots that somebody wants elsewhere and that are not there yet. held_back: why nothing moves by itself; empty: it
+    does. complaints: what is wrong with the strategy's last plan.
+    """
+
+    automatic: bool
+    suspended: bool
+    planned: int
+    wished: int
+    held_back: str
+    complaints: list[str]
+
+
+class Pin(TypedDict):
+    """slots: as `pin` takes them, "17,40-60"."""
+
+    shard: int
+    slots: str
+
+
 class Decision(TypedDict):
     kind: str
     cause: str
@@ -156,6 +177,9 @@ class Status(TypedDict):
     shards: list[ShardStatus]
     producers: list[ProducerStatus]
     handoffs: list[HandoffStatus]
+    moves: Moves
+    cordoned: list[int]
+    pins: list[Pin]
     auto_scale: bool
     elastic: bool
     decisions: list[Decision]
