@@ -8,12 +8,12 @@ import signal
 from typing import Any
 
 import pytest
-from checker import check
-from recorder import payload
-from rig import PATIENCE, Log, Rig, drained, expect_clean, wait_until
 
 import shardmem
 from shardmem import HandlerError
+from support.checker import check
+from support.recorder import payload
+from support.rig import PATIENCE, Log, Rig, drained, expect_clean, wait_until
 
 SLOTS = 16
 EVERY = set(range(SLOTS))
@@ -53,7 +53,7 @@ def slots_of(found: dict[int, tuple[int, int]], shard: int) -> set[int]:
     return {slot for slot, (owner, _) in found.items() if owner == shard}
 
 
-@pytest.mark.parametrize("handler", ["recorder:Owner", "recorder:StatefulOwner"])
+@pytest.mark.parametrize("handler", ["support.handlers.owning:Owner", "support.handlers.owning:StatefulOwner"])
 def test_a_handler_gains_its_slots_before_their_first_event_and_loses_them_before_another_gains_them(
     rig: Rig, engine_name: str, handler: str
 ) -> None:
@@ -79,7 +79,10 @@ def test_a_handler_gains_its_slots_before_their_first_event_and_loses_them_befor
 
 
 def test_a_restarted_worker_gains_its_slots_again(rig: Rig, engine_name: str) -> None:
-    with rig.engine(engine_name, "recorder:Owner", slots=SLOTS, shards=2) as engine, engine.producer() as producer:
+    with (
+        rig.engine(engine_name, "support.handlers.owning:Owner", slots=SLOTS, shards=2) as engine,
+        engine.producer() as producer,
+    ):
         engine.move([0], 1)
         before = owners(told(rig))
         os.kill(engine.status()["shards"][0]["pid"], signal.SIGKILL)
@@ -95,7 +98,10 @@ def test_a_restarted_worker_gains_its_slots_again(rig: Rig, engine_name: str) ->
 
 
 def test_a_worker_killed_in_a_handoff_gains_what_it_still_has(rig: Rig, engine_name: str) -> None:
-    with rig.engine(engine_name, "recorder:Owner", slots=SLOTS, shards=2) as engine, engine.producer() as producer:
+    with (
+        rig.engine(engine_name, "support.handlers.owning:Owner", slots=SLOTS, shards=2) as engine,
+        engine.producer() as producer,
+    ):
         with rig.hold(0) as release:
             push(rig, producer, range(200))
             rig.wait_held(0)
@@ -112,14 +118,17 @@ def test_a_worker_killed_in_a_handoff_gains_what_it_still_has(rig: Rig, engine_n
 def test_a_gained_that_raises_at_the_start_is_a_boot_failure(rig: Rig, engine_name: str) -> None:
     rig.tell("refuse-gained", "")
     with pytest.raises(HandlerError, match=r"gained\(8 slots from [01] on\).*OSError: no room for more"):
-        rig.engine(engine_name, "recorder:Owner", slots=SLOTS, shards=2).start()
+        rig.engine(engine_name, "support.handlers.owning:Owner", slots=SLOTS, shards=2).start()
 
 
 @pytest.mark.parametrize(("method", "shard"), [("gained", 1), ("lost", 0)])
 def test_one_that_raises_in_a_handoff_fails_its_worker_and_the_handoff_ends_with_the_next(
     rig: Rig, engine_name: str, method: str, shard: int
 ) -> None:
-    with rig.engine(engine_name, "recorder:Owner", slots=SLOTS, shards=2) as engine, engine.producer() as producer:
+    with (
+        rig.engine(engine_name, "support.handlers.owning:Owner", slots=SLOTS, shards=2) as engine,
+        engine.producer() as producer,
+    ):
         rig.tell(f"refuse-{method}", "")
         assert not engine.move([0, 2], 1, timeout=0.5)["done"]
         failed = wait_until(

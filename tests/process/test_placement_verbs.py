@@ -7,11 +7,11 @@ import signal
 from typing import Any
 
 import pytest
-from recorder import payload
-from rig import PATIENCE, Rig, wait_until
 
 import shardmem
 from shardmem import ConfigError, ShardmemError
+from support.recorder import payload
+from support.rig import PATIENCE, Rig, wait_until
 
 SLOTS = 32
 ELASTIC: dict[str, Any] = {"slots": SLOTS, "min_shards": 2, "max_shards": 4}
@@ -90,7 +90,10 @@ def test_what_was_said_by_hand_stands_when_another_supervisor_takes_over(rig: Ri
 def test_a_strategy_that_raises_moves_nothing_by_itself_and_a_drain_is_completed_all_the_same(
     rig: Rig, engine_name: str
 ) -> None:
-    with rig.engine(engine_name, strategy="strategies:Raising", **ELASTIC) as engine, engine.producer() as producer:
+    with (
+        rig.engine(engine_name, strategy="support.strategies:Raising", **ELASTIC) as engine,
+        engine.producer() as producer,
+    ):
         assert engine.scale_to(3)["moved"] == [], "it has no plan, and the new shard waits for one"
         complaint = "strategy Raising: rebalance raised KeyError: 'no\\nplan'"
         wait_until(lambda: engine.status()["moves"]["complaints"] == [complaint], "status says so")

@@ -9,10 +9,10 @@ import signal
 import threading
 
 import pytest
-from recorder import payload
-from rig import PATIENCE, Rig, wait_until
 
 from shardmem import ConfigError, NotRunning
+from support.recorder import payload
+from support.rig import PATIENCE, Rig, wait_until
 
 
 def threads() -> set[str]:
