@@ -47,7 +47,7 @@ class HandoffTable:
         return self._control.seat_alive(seat)
 
     def is_stateful(self) -> bool:
-        """Whether any handler here keeps state: its words say so, whoever started it."""
+        """Whether any handler here takes up slots itself: its words say so, whoever started it."""
         return any(self._control.view_shard(shard).stateful for shard in self._control.known_shards())
 
 

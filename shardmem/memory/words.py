@@ -168,7 +168,7 @@ class Words:
         lib.sm_worker_error(self.address, shard, encoded, len(encoded))
 
     def set_worker_stateful(self, shard: int, stateful: bool) -> None:
-        """Before the phase says ready."""
+        """Whether it takes up slots itself, so that their rows wait until it has. Before the phase says ready."""
         lib.sm_worker_stateful(self.address, shard, stateful)
 
     def is_told_to_stop(self, shard: int) -> bool:

@@ -195,7 +195,7 @@ class Carrier:
         self._words.wake(action.shard)
 
     def _release(self, action: Release, now: float) -> list[Action]:
-        if not self._words.is_stateful():  # there is nothing to restore: the hold falls at once
+        if not self._words.is_stateful():  # nothing to restore, and nobody to tell: the hold falls at once
             self._arrive(action.slots, action.shard)
             return self._handoffs.released(action.handoff, now, action.slots)
         for slot in action.slots:

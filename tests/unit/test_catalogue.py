@@ -48,6 +48,8 @@ def document(loopback) -> dict[str, Any]:
             "hot_slots": [{"slot": 3, "shard": 1, "share": 0.8, "alone": True}],
             "auto_scale": True,
             "elastic": True,
+            "cordoned": [1],
+            "pins": [{"shard": 0, "slots": "3-5"}],
             "limits": {},
         }
     ).encode()
