@@ -88,7 +88,14 @@ def document(loopback) -> dict[str, Any]:
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if path in ("engine.schema", "sources[].reasons", "sources[].partitions", "decisions[].advice", "findings[].order", "events"):
+    if path in (
+        "engine.schema",
+        "sources[].reasons",
+        "sources[].partitions",
+        "decisions[].advice",
+        "findings[].order",
+        "events",
+    ):
         return
     if isinstance(node, dict):
         for key, value in node.items():
