@@ -1,4 +1,5 @@
-"""What can be asked of a running engine: the same calls for an engine inside a program and for one that another process runs."""
+"""What can be asked of a running engine: the same calls for an engine inside a program and for one that another process
+runs."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ Slots = str | int | Iterable[int]
 
 
 class ControlCalls(ABC):
-    """Every call that takes a while waits for `timeout` seconds (30 unless given) and then answers with what is done so far:
-    `done` says whether all is, `waiting_for` lists who is waited for (shard or seat, pid, slots, text). It goes on in the
-    background. A refusal raises ShardmemError and has changed nothing.
+    """Every call that takes a while waits for `timeout` seconds (30 unless given) and then answers with what is done so
+    far: `done` says whether all is, `waiting_for` lists who is waited for (shard or seat, pid, slots, text). It goes on
+    in the background. A refusal raises ShardmemError and has changed nothing.
     """
 
     @abstractmethod
@@ -24,8 +25,9 @@ class ControlCalls(ABC):
 
         "auto" hands control of the number back to the policy. Events keep flowing.
 
-        Returns `shards` (the active ones), `added`, `removed`, `moved` (slot, from, to of each) and `seconds` of each phase.
-        Raises ConfigError or ShardmemError when the number is out of bounds, HandlerError when a new worker cannot start.
+        Returns `shards` (the active ones), `added`, `removed`, `moved` (slot, from, to of each) and `seconds` of each
+        phase. Raises ConfigError or ShardmemError when the number is out of bounds, HandlerError when a new worker
+        cannot start.
         """
         return self._timed("scale", timeout, shards=shards)
 
@@ -55,8 +57,9 @@ class ControlCalls(ABC):
     def reload(self, timeout: float | None = None) -> dict[str, Any]:
         """Replace all workers, with configuration and handler read again.
 
-        Failed shards first; events keep flowing. Returns `reloaded` (from, to of each shard) and `not_applied` (settings that
-        cannot change). Raises HandlerError when a new worker cannot start: those that were not replaced yet stay as they are.
+        Failed shards first; events keep flowing. Returns `reloaded` (from, to of each shard) and `not_applied`
+        (settings that cannot change). Raises HandlerError when a new worker cannot start: those that were not replaced
+        yet stay as they are.
         """
         return self._timed("reload", timeout)
 
