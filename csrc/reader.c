@@ -153,6 +153,57 @@ static uint32_t next_run(sm_reader *r, sm_end *e, const sm_frame *f, const sm_fr
 
 enum { MORE, COMPLETE, DEFERRED }; /* what take says: the batch can take more; is complete; and this lane is next */
 
+/* Done to the last row while the head was behind it: by a worker that died since, or around a held row. If no more rows
+ * come, no commit will move the head over it, and who waits for that would wait for ever. */
+static int pass_done(sm_reader *r, sm_end *e, uint64_t length)
+{
+    e->cursor += length;
+    e->row = 0;
+    int status = sm_advance_head(r, e);
+    if (e->moved)
+        sm_release(e);
+    return status;
+}
+
+/* So many rows, from row `first` of the frame at the cursor; the cursor passes them. */
+static inline int take_span(sm_reader *r, sm_end *e, uint32_t seat, const sm_frame *f, uint32_t first, uint32_t count,
+                            sm_batch *b)
+{
+    uint8_t *body = (uint8_t *)sm_frame_at(r, e, e->cursor) + sm_prefix(f->rows);
+    sm_span *span = &r->spans[r->span_count];
+    *span = (sm_span){.position = e->cursor,
+                      .sequence = f->sequence + first,
+                      .sent_ns = f->sent_ns,
+                      .count = count,
+                      .first = first,
+                      .frame_rows = f->rows,
+                      .frame_length = f->length,
+                      .seat = seat};
+    if (r->row_bytes) {
+        span->rows = body + first * r->row_bytes;
+        b->bytes += count * r->row_bytes;
+    } else {
+        span->rows = body + first * sizeof(sm_index);
+        span->bytes = body + f->rows * sizeof(sm_index);
+        span->bytes_length = f->bytes;
+        if (unlikely(!sm_entries_hold(span)))
+            return SM_CORRUPT;
+        b->bytes += f->bytes;
+    }
+    r->span_count++;
+    b->rows += count;
+    e->in_hand = 1;
+    e->row = first + count;
+    e->chosen = 1;
+    if (e->row == f->rows) {
+        e->cursor += f->length;
+        e->row = 0;
+    }
+    if (r->deferring)
+        sm_take_range(r, e, span);
+    return SM_OK;
+}
+
 static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
 {
     sm_end *e = &r->ends[seat];
@@ -177,13 +228,7 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
         sm_frame *shared = sm_frame_at(r, e, e->cursor);
         uint32_t count, first = next_run(r, e, &f, shared, e->row, holds || r->skipping, &count);
         if (!count) {
-            e->cursor += f.length;
-            e->row = 0;
-            /* Done to the last row while the head was behind it: by a worker that died since, or around a held row. If no
-             * more rows come, no commit will move the head over it, and who waits for that would wait for ever. */
-            status = sm_advance_head(r, e);
-            if (e->moved)
-                sm_release(e);
+            status = pass_done(r, e, f.length);
             continue;
         }
         /* A large frame travels alone, without a copy; so it waits for the next batch if this one has begun. */
@@ -197,40 +242,9 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
                 break;
             count = count < e->suspect_row - first ? count : e->suspect_row - first;
         }
-        uint8_t *body = (uint8_t *)shared + sm_prefix(f.rows);
-        sm_span *span = &r->spans[r->span_count++];
-        *span = (sm_span){.position = e->cursor,
-                          .sequence = f.sequence + first,
-                          .sent_ns = f.sent_ns,
-                          .count = count,
-                          .first = first,
-                          .frame_rows = f.rows,
-                          .frame_length = f.length,
-                          .seat = seat};
-        if (r->row_bytes) {
-            span->rows = body + first * r->row_bytes;
-            b->bytes += count * r->row_bytes;
-        } else {
-            span->rows = body + first * sizeof(sm_index);
-            span->bytes = body + f.rows * sizeof(sm_index);
-            span->bytes_length = f.bytes;
-            if (unlikely(!sm_entries_hold(span))) {
-                r->span_count--;
-                status = SM_CORRUPT;
-                break;
-            }
-            b->bytes += f.bytes;
-        }
-        b->rows += count;
-        e->in_hand = 1;
-        e->row = first + count;
-        e->chosen = 1;
-        if (e->row == f.rows) {
-            e->cursor += f.length;
-            e->row = 0;
-        }
-        if (r->deferring)
-            sm_take_range(r, e, span);
+        status = take_span(r, e, seat, &f, first, count, b);
+        if (status != SM_OK)
+            break;
         if (solo || b->rows >= r->max_rows || b->bytes >= GATHER_BYTES)
             return COMPLETE;
         quota -= count;

@@ -193,7 +193,7 @@ static uint32_t choose_shard(sm_sender *s)
     return a == b || backlog(s, a) <= backlog(s, b) ? a : b;
 }
 
-/* ---- a pass over a chunk ---------------------------------------------------------------------------------------- */
+/* ---- a pass over a chunk: group by shard, fit into the lanes, lay out, copy, publish ----------------------------- */
 
 static sm_group *group_for(sm_sender *s, uint32_t shard, uint32_t *count)
 {
@@ -207,9 +207,23 @@ static sm_group *group_for(sm_sender *s, uint32_t shard, uint32_t *count)
     return &s->groups[s->group_of[shard]];
 }
 
+/* The group that row i joins; NULL: no shard has its slot. */
+static inline sm_group *join(sm_sender *s, uint32_t i, uint32_t shard, uint32_t *count)
+{
+    if (unlikely(shard >= s->max_shards))
+        return NULL;
+    if (unlikely(s->pass_seen[shard] != s->pass))
+        group_for(s, shard, count);
+    uint32_t at = s->group_of[shard];
+    s->shard_of[i] = (uint16_t)at;
+    s->groups[at].rows++;
+    return &s->groups[at];
+}
+
 /* status of the first shard that cannot be written to, so that the caller can mend it before anything happens */
 static int open_groups(sm_sender *s, uint32_t count, uint32_t *shard)
 {
+    SM_POINT(SEND_ROUTED);
     for (uint32_t i = 0; i < count; i++) {
         int status = linked(s, s->groups[i].shard);
         if (unlikely(status != SM_OK)) {
@@ -220,14 +234,35 @@ static int open_groups(sm_sender *s, uint32_t count, uint32_t *shard)
     return SM_OK;
 }
 
+/* The frame of a group, beyond the tail; where what comes after its done bits begins. */
+static inline uint8_t *begin_group(sm_sender *s, sm_group *g, uint64_t length, int64_t now)
+{
+    g->length = g->pad + length;
+    g->frame = begin_frame(s, &s->links[g->shard], g->pad, length, g->rows, (uint32_t)g->bytes, now);
+    return (uint8_t *)g->frame + sm_prefix(g->rows);
+}
+
+static void publish_groups(sm_sender *s, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (s->groups[i].frame)
+            publish(&s->links[s->groups[i].shard], s->groups[i].rows, s->groups[i].length);
+}
+
+static int leave_pass(sm_sender *s, uint32_t count, int status)
+{
+    leave_send(s);
+    for (uint32_t i = 0; status == SM_OK && i < count; i++)
+        if (s->groups[i].frame)
+            sm_ring(s->links[s->groups[i].shard].inbox);
+    return status;
+}
+
+/* ---- records: of one size, so what fits is known from their number ------------------------------------------------ */
+
 static uint64_t records_length(uint64_t rows, uint64_t row_bytes)
 {
     return sm_round(sm_prefix(rows) + rows * row_bytes, SM_ALIGN);
-}
-
-static uint64_t events_length(uint64_t rows, uint64_t bytes)
-{
-    return sm_round(sm_prefix(rows) + rows * sizeof(sm_index) + bytes, SM_ALIGN);
 }
 
 static uint32_t records_that_fit(uint64_t room, uint64_t row_bytes)
@@ -241,11 +276,50 @@ static uint32_t records_that_fit(uint64_t room, uint64_t row_bytes)
     return (uint32_t)n;
 }
 
-static void ring_groups(sm_sender *s, uint32_t count)
+static int group_records(sm_sender *s, const uint32_t *pick, uint32_t n, uint32_t *count)
 {
-    for (uint32_t i = 0; i < count; i++)
-        if (s->groups[i].frame)
-            sm_ring(s->links[s->groups[i].shard].inbox);
+    if (s->keying.kind == SM_KEY_NONE) {
+        uint32_t shard = choose_shard(s);
+        if (unlikely(shard == SM_NO_SHARD))
+            return SM_UNROUTED;
+        group_for(s, shard, count)->rows = n;
+        memset(s->shard_of, 0, n * sizeof *s->shard_of);
+        return SM_OK;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        if (unlikely(!join(s, i, route(s, s->slots[pick ? pick[i] : i]), count)))
+            return SM_UNROUTED;
+    return SM_OK;
+}
+
+static int fit_records(sm_sender *s, uint32_t count, uint32_t *shard_out)
+{
+    const uint64_t row_bytes = s->keying.row_bytes;
+    for (uint32_t i = 0; i < count; i++) {
+        sm_group *g = &s->groups[i];
+        int status = room_for(s, &s->links[g->shard], records_length(g->rows, row_bytes), records_length(1, row_bytes),
+                              &g->pad, &g->room);
+        if (unlikely(status != SM_OK)) {
+            *shard_out = g->shard;
+            return status;
+        }
+        uint32_t fit = records_that_fit(g->room, row_bytes);
+        if (fit < g->rows) {
+            *shard_out = g->shard;
+            g->rows = fit;
+        }
+    }
+    return SM_OK;
+}
+
+static void lay_out_records(sm_sender *s, uint32_t count)
+{
+    int64_t now = sm_clock();
+    for (uint32_t i = 0; i < count; i++) {
+        sm_group *g = &s->groups[i];
+        if (g->rows)
+            g->out = begin_group(s, g, records_length(g->rows, s->keying.row_bytes), now);
+    }
 }
 
 #define COPY_ROWS(BYTES)                                                                                               \
@@ -261,154 +335,96 @@ static void ring_groups(sm_sender *s, uint32_t count)
         }                                                                                                              \
     }
 
-/* rows[pick[i]] or rows[i]; what stays behind is written to pending (which may be pick: it only shrinks) */
-static int pass_records(sm_sender *s, const uint8_t *rows, const uint32_t *pick, uint32_t n, uint32_t *pending,
-                        uint32_t *left_out, uint32_t *shard_out)
+/* How many stay behind, written to pending (which may be pick: it only shrinks). */
+static uint32_t copy_records(sm_sender *s, const uint8_t *rows, const uint32_t *pick, uint32_t n, uint32_t *pending)
 {
     const uint64_t row_bytes = s->keying.row_bytes;
-    uint32_t count = 0, left = 0;
-    s->pass++;
-    int status = enter_send(s);
-    if (unlikely(status != SM_OK))
-        goto leave;
-    if (s->keying.kind == SM_KEY_NONE) {
-        uint32_t shard = choose_shard(s);
-        if (unlikely(shard == SM_NO_SHARD)) {
-            status = SM_UNROUTED;
-            goto leave;
-        }
-        group_for(s, shard, &count)->rows = n;
-        memset(s->shard_of, 0, n * sizeof *s->shard_of);
-    } else {
-        for (uint32_t i = 0; i < n; i++) {
-            uint32_t shard = route(s, s->slots[pick ? pick[i] : i]);
-            if (unlikely(shard >= s->max_shards)) {
-                status = SM_UNROUTED;
-                goto leave;
-            }
-            if (unlikely(s->pass_seen[shard] != s->pass))
-                group_for(s, shard, &count);
-            uint32_t g = s->group_of[shard];
-            s->groups[g].rows++;
-            s->shard_of[i] = (uint16_t)g;
-        }
-    }
-    SM_POINT(SEND_ROUTED);
-    status = open_groups(s, count, shard_out);
-    if (unlikely(status != SM_OK))
-        goto leave;
-    int64_t now = sm_clock();
-    int all = 1;
-    for (uint32_t i = 0; i < count; i++) {
-        sm_group *g = &s->groups[i];
-        sm_link *l = &s->links[g->shard];
-        status = room_for(s, l, records_length(g->rows, row_bytes), records_length(1, row_bytes), &g->pad, &g->room);
-        if (unlikely(status != SM_OK)) {
-            *shard_out = g->shard;
-            goto leave; /* nothing was published: begin_frame writes beyond the tail */
-        }
-        uint32_t fit = records_that_fit(g->room, row_bytes);
-        if (fit < g->rows) {
-            *shard_out = g->shard;
-            g->rows = fit;
-            all = 0;
-        }
-        if (!g->rows)
-            continue;
-        uint64_t length = records_length(g->rows, row_bytes);
-        g->length = g->pad + length;
-        g->frame = begin_frame(s, l, g->pad, length, g->rows, 0, now);
-        g->out = (uint8_t *)g->frame + sm_prefix(g->rows);
-    }
-    if (count == 1 && all && !pick) {
+    uint32_t left = 0;
+    if (!pick && s->groups[0].rows == n) { /* all go to one shard, and fit */
         memcpy(s->groups[0].out, rows, n / 2 * row_bytes);
         SM_POINT(SEND_COPYING);
         memcpy(s->groups[0].out + n / 2 * row_bytes, rows + n / 2 * row_bytes, (n - n / 2) * row_bytes);
-    } else {
-        SM_POINT(SEND_COPYING);
-        switch (row_bytes) { /* sizes known to the compiler become moves instead of calls */
-        case 16:
-            COPY_ROWS(16) break;
-        case 24:
-            COPY_ROWS(24) break;
-        case 32:
-            COPY_ROWS(32) break;
-        case 48:
-            COPY_ROWS(48) break;
-        case 64:
-            COPY_ROWS(64) break;
-        default:
-            COPY_ROWS(row_bytes) break;
-        }
+        return 0;
     }
-    for (uint32_t i = 0; i < count; i++)
-        if (s->groups[i].frame)
-            publish(&s->links[s->groups[i].shard], s->groups[i].rows, s->groups[i].length);
-leave:
-    leave_send(s);
-    if (status != SM_OK)
-        return status;
-    ring_groups(s, count);
-    *left_out = left;
-    return SM_OK;
+    SM_POINT(SEND_COPYING);
+    switch (row_bytes) { /* sizes known to the compiler become moves instead of calls */
+    case 16:
+        COPY_ROWS(16) break;
+    case 24:
+        COPY_ROWS(24) break;
+    case 32:
+        COPY_ROWS(32) break;
+    case 48:
+        COPY_ROWS(48) break;
+    case 64:
+        COPY_ROWS(64) break;
+    default:
+        COPY_ROWS(row_bytes) break;
+    }
+    return left;
 }
 
-/* the same for events, whose sizes differ: a group ends at the first event that its room does not hold */
-static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pick, uint32_t n, uint32_t *pending,
-                       uint32_t *left_out, uint32_t *shard_out)
+/* rows[pick[i]] or rows[i]; what stays behind is written to pending */
+static int pass_records(sm_sender *s, const uint8_t *rows, const uint32_t *pick, uint32_t n, uint32_t *pending,
+                        uint32_t *left_out, uint32_t *shard_out)
 {
-    uint32_t count = 0, left = 0, keyless = SM_NO_SHARD;
+    uint32_t count = 0;
     s->pass++;
     int status = enter_send(s);
-    if (unlikely(status != SM_OK))
-        goto leave;
+    if (likely(status == SM_OK))
+        status = group_records(s, pick, n, &count);
+    if (likely(status == SM_OK))
+        status = open_groups(s, count, shard_out);
+    if (likely(status == SM_OK))
+        status = fit_records(s, count, shard_out);
+    if (likely(status == SM_OK)) { /* nothing is written before all is known to fit */
+        lay_out_records(s, count);
+        *left_out = copy_records(s, rows, pick, n, pending);
+        publish_groups(s, count);
+    }
+    return leave_pass(s, count, status);
+}
+
+/* ---- events: their sizes differ, so a group ends at the first that its room does not hold --------------------------- */
+
+static uint64_t event_bytes(const sm_event *e) { return (uint64_t)SM_META_LENGTH(e->meta) + e->length; }
+
+static uint64_t events_length(uint64_t rows, uint64_t bytes)
+{
+    return sm_round(sm_prefix(rows) + rows * sizeof(sm_index) + bytes, SM_ALIGN);
+}
+
+static int group_events(sm_sender *s, const sm_event *events, const uint32_t *pick, uint32_t n, uint32_t *count)
+{
+    uint32_t keyless = SM_NO_SHARD;
     for (uint32_t i = 0; i < n; i++) {
-        const sm_event *e = &events[pick ? pick[i] : i];
-        uint32_t shard;
+        uint32_t from = pick ? pick[i] : i, shard;
+        const sm_event *e = &events[from];
         if (SM_META_KIND(e->meta) == SM_KEY_NONE) {
             if (keyless == SM_NO_SHARD)
                 keyless = choose_shard(s);
             shard = keyless;
         } else {
-            shard = route(s, s->slots[pick ? pick[i] : i]);
+            shard = route(s, s->slots[from]);
         }
-        if (unlikely(shard >= s->max_shards)) {
-            status = SM_UNROUTED;
-            goto leave;
-        }
-        if (unlikely(s->pass_seen[shard] != s->pass))
-            group_for(s, shard, &count);
-        uint32_t at = s->group_of[shard];
-        sm_group *g = &s->groups[at];
-        if (!g->rows++)
-            g->first = SM_META_LENGTH(e->meta) + e->length;
-        g->bytes += SM_META_LENGTH(e->meta) + e->length;
-        s->shard_of[i] = (uint16_t)at;
+        sm_group *g = join(s, i, shard, count);
+        if (unlikely(!g))
+            return SM_UNROUTED;
+        if (g->rows == 1)
+            g->first = event_bytes(e);
+        g->bytes += event_bytes(e);
     }
-    SM_POINT(SEND_ROUTED);
-    status = open_groups(s, count, shard_out);
-    if (unlikely(status != SM_OK))
-        goto leave;
-    int64_t now = sm_clock();
-    for (uint32_t i = 0; i < count; i++) {
-        sm_group *g = &s->groups[i];
-        uint64_t wish = events_length(g->rows, g->bytes);
-        status = room_for(s, &s->links[g->shard], wish, events_length(1, g->first), &g->pad, &g->room);
-        if (unlikely(status != SM_OK)) {
-            *shard_out = g->shard;
-            goto leave;
-        }
-        g->blocked = wish > g->room; /* for now: it does not fit whole */
-        if (g->blocked)
-            g->rows = 0, g->bytes = 0;
-    }
-    /* what fits of the groups that do not fit whole: a prefix, counted before anything is laid out */
+    return SM_OK;
+}
+
+/* What fits of the groups that do not fit whole: a prefix, counted before anything is laid out. */
+static void fit_prefixes(sm_sender *s, const sm_event *events, const uint32_t *pick, uint32_t n, uint32_t *shard_out)
+{
     for (uint32_t i = 0; i < n; i++) {
         sm_group *g = &s->groups[s->shard_of[i]];
         if (likely(!g->blocked))
             continue;
-        const sm_event *e = &events[pick ? pick[i] : i];
-        uint64_t bytes = g->bytes + SM_META_LENGTH(e->meta) + e->length;
+        uint64_t bytes = g->bytes + event_bytes(&events[pick ? pick[i] : i]);
         if (g->blocked == 1 && events_length(g->rows + 1, bytes) <= g->room) {
             g->rows++;
             g->bytes = bytes;
@@ -417,16 +433,46 @@ static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pic
             *shard_out = g->shard;
         }
     }
+}
+
+static int fit_events(sm_sender *s, const sm_event *events, const uint32_t *pick, uint32_t n, uint32_t count,
+                      uint32_t *shard_out)
+{
+    uint32_t blocked = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        sm_group *g = &s->groups[i];
+        uint64_t wish = events_length(g->rows, g->bytes);
+        int status = room_for(s, &s->links[g->shard], wish, events_length(1, g->first), &g->pad, &g->room);
+        if (unlikely(status != SM_OK)) {
+            *shard_out = g->shard;
+            return status;
+        }
+        if (wish > g->room) {
+            g->blocked = blocked = 1; /* for now: it does not fit whole */
+            g->rows = 0;
+            g->bytes = 0;
+        }
+    }
+    if (blocked)
+        fit_prefixes(s, events, pick, n, shard_out);
+    return SM_OK;
+}
+
+static void lay_out_events(sm_sender *s, uint32_t count)
+{
+    int64_t now = sm_clock();
     for (uint32_t i = 0; i < count; i++) {
         sm_group *g = &s->groups[i];
         if (!g->rows)
             continue;
-        uint64_t length = events_length(g->rows, g->bytes);
-        g->length = g->pad + length;
-        g->frame = begin_frame(s, &s->links[g->shard], g->pad, length, g->rows, (uint32_t)g->bytes, now);
-        g->index = (sm_index *)((uint8_t *)g->frame + sm_prefix(g->rows));
+        g->index = (sm_index *)begin_group(s, g, events_length(g->rows, g->bytes), now);
         g->bytes_out = g->bytes_begin = (uint8_t *)(g->index + g->rows);
     }
+}
+
+static uint32_t copy_events(sm_sender *s, const sm_event *events, const uint32_t *pick, uint32_t n, uint32_t *pending)
+{
+    uint32_t left = 0;
     for (uint32_t i = 0; i < n; i++) {
         sm_group *g = &s->groups[s->shard_of[i]];
         uint32_t from = pick ? pick[i] : i;
@@ -446,16 +492,27 @@ static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pic
         *g->index++ = (sm_index){e->key, e->meta, (uint32_t)(g->bytes_out - g->bytes_begin)};
         SM_POINT(SEND_COPYING);
     }
-    for (uint32_t i = 0; i < count; i++)
-        if (s->groups[i].frame)
-            publish(&s->links[s->groups[i].shard], s->groups[i].rows, s->groups[i].length);
-leave:
-    leave_send(s);
-    if (status != SM_OK)
-        return status;
-    ring_groups(s, count);
-    *left_out = left;
-    return SM_OK;
+    return left;
+}
+
+static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pick, uint32_t n, uint32_t *pending,
+                       uint32_t *left_out, uint32_t *shard_out)
+{
+    uint32_t count = 0;
+    s->pass++;
+    int status = enter_send(s);
+    if (likely(status == SM_OK))
+        status = group_events(s, events, pick, n, &count);
+    if (likely(status == SM_OK))
+        status = open_groups(s, count, shard_out);
+    if (likely(status == SM_OK))
+        status = fit_events(s, events, pick, n, count, shard_out);
+    if (likely(status == SM_OK)) {
+        lay_out_events(s, count);
+        *left_out = copy_events(s, events, pick, n, pending);
+        publish_groups(s, count);
+    }
+    return leave_pass(s, count, status);
 }
 
 /* ---- whole calls ------------------------------------------------------------------------------------------------ */
@@ -625,7 +682,7 @@ int sm_push_one(sm_sender *s, const sm_event *e, uint32_t *shard_out)
     int status = usable(s);
     if (unlikely(status != SM_OK))
         return status;
-    uint64_t bytes = (uint64_t)SM_META_LENGTH(e->meta) + e->length, length = events_length(1, bytes);
+    uint64_t bytes = event_bytes(e), length = events_length(1, bytes);
     if (unlikely(bytes > s->half || length > s->half))
         return SM_TOO_LARGE;
     uint32_t slot = slot_of_event(s, e), shard;
