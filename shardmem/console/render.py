@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from rich import box
@@ -12,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from shardmem.status.document import Accounting, Finding, HandoffStatus, HistoryEntry, Level, ShardStatus, Status
 from shardmem.status.findings import VERDICTS
 from shardmem.text import plural, size
 
@@ -46,7 +46,7 @@ def microseconds(value: float | None) -> str:
     return f"{value / divisor:.1f}{unit}" if divisor > 1 and value / divisor < 99.5 else f"{value / divisor:.0f}{unit}"
 
 
-def accounting_line(accounting: dict[str, Any]) -> str:
+def accounting_line(accounting: Accounting) -> str:
     """offered = accepted + refused; accepted = handled + quarantined + shed + in flight."""
     parts = [f"offered {accounting['offered']:,}", f"accepted {accounting['accepted']:,}"]
     parts += [f"refused ({reason}) {n:,}" for reason, n in sorted(accounting["refused"].items())] or ["refused 0"]
@@ -105,7 +105,7 @@ def _what_was_done(engine: str, command: str, done: dict[str, Any]) -> list[str]
     return []
 
 
-def status(document: Mapping[str, Any]) -> Group:
+def status(document: Status) -> Group:
     """The whole document, legible in 80 columns."""
     engine = document["engine"]
     parts: list[RenderableType] = [
@@ -127,7 +127,7 @@ def status(document: Mapping[str, Any]) -> Group:
     return Group(*parts)
 
 
-def _head(document: Mapping[str, Any]) -> Text:
+def _head(document: Status) -> Text:
     engine, supervisor, schema = document["engine"], document["supervisor"], document["engine"]["schema"]
     head = Text()
     head.append(engine["name"], "bold")
@@ -144,7 +144,7 @@ def _head(document: Mapping[str, Any]) -> Text:
     return head
 
 
-def _shard_table(shards: list[dict[str, Any]]) -> Table:
+def _shard_table(shards: list[ShardStatus]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     for name in ("shard", "state", "pid", "slots", "handled", "in flight", "fill", "busy", "p50", "p99"):
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
@@ -164,7 +164,7 @@ def _shard_table(shards: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _slots_moving(moving: list[dict[str, Any]]) -> list[Text]:
+def _slots_moving(moving: list[HandoffStatus]) -> list[Text]:
     if not moving:
         return []
     slow = [
@@ -176,7 +176,7 @@ def _slots_moving(moving: list[dict[str, Any]]) -> list[Text]:
     return [Text(text, "bold red" if slow else "yellow")]
 
 
-def _state(shard: dict[str, Any]) -> Text:
+def _state(shard: ShardStatus) -> Text:
     """With its condition, unless that is a normal one of a shard in this state."""
     state, condition = shard["state"], shard["condition"]
     if state not in ("active", "draining") or condition in ("idle", "busy"):
@@ -184,16 +184,16 @@ def _state(shard: dict[str, Any]) -> Text:
     return Text(f"{state}, {condition}", "bold red" if condition in ("dead", "stuck") else "yellow")
 
 
-def worst(found: list[dict[str, Any]]) -> str:
+def worst(found: list[Finding]) -> Level:
     """The level of the verdict; an engine with nothing but notes is healthy."""
-    return str(found[0]["level"]) if found else "info"
+    return found[0]["level"] if found else "info"
 
 
-def verdict(found: list[dict[str, Any]]) -> str:
+def verdict(found: list[Finding]) -> str:
     return VERDICTS[worst(found)]
 
 
-def found_lines(found: list[dict[str, Any]], most: int | None = None, columns: int = 80) -> list[Text]:
+def found_lines(found: list[Finding], most: int | None = None, columns: int = 80) -> list[Text]:
     """Each finding, and below it what helps. most: lines of each text; then a command stands for the advice."""
     lines = []
     for each in found:
@@ -221,7 +221,7 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
 
 
-def happened(each: dict[str, Any]) -> str:
+def happened(each: HistoryEntry) -> str:
     """An entry of `history`, with the time of day here."""
     where = f"shard {each['shard']}: " if each["shard"] is not None else ""
     return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{printable(each['text'])}"
