@@ -10,10 +10,10 @@
  *
  *                                                  by rows   least mean squares   affine projection of 2   here
  *     16 slots in every batch, two cost 50-fold,
- *       4 rows of each, 5 % noise                   0.75     0.66 0.51 0.25       0.41 0.13 0.05       0.22 0.06 0.04
- *     the same with 64 rows of each                 0.75     0.75 0.73 0.69       0.58 0.36 0.16       0.38 0.30 0.20
+ *       4 rows of each, 5 % noise                   0.75     0.66 0.51 0.25       0.41 0.13 0.05       0.23 0.07 0.04
+ *     the same with 64 rows of each                 0.75     0.75 0.73 0.69       0.58 0.36 0.16       0.40 0.33 0.24
  *     64 slots, 4 rows by Zipf, four of 50,
- *       10 % noise, one batch in 100 ten-fold       0.58     0.57 0.52 0.49       0.58 0.56 0.47       0.50 0.37 0.16
+ *       10 % noise, one batch in 100 ten-fold       0.58     0.57 0.52 0.49       0.58 0.56 0.47       0.50 0.37 0.19
  *
  * A full covariance would need fewer batches, and time by the square of the slots. Noise goes by the larger of time and
  * prediction, so that a batch in which the process was preempted says little.
@@ -34,7 +34,7 @@
 #define BACKLOG 16.0          /* samples whose time is owed at once; no batch counts for more */
 #define SELDOM 2000.0         /* batches, at most, from one sample to the next */
 #define NOISE 0.003           /* variance of a batch's time, as part of its square */
-#define DRIFT 0.0003          /* what a cost may change between two batches; variance, as part of its square */
+#define DRIFT 0.0001          /* what a cost may change between two batches; variance, as part of its square */
 #define DOUBT 9.0             /* of a slot never seen: variance, in squares of the mean cost */
 #define UNIT (1.0 / 4096)     /* ns: of slot_cost, whose 0 says that it is not known */
 #define MOST 1e12             /* ns a row: what a damaged word may say and a batch may take */
