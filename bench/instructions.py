@@ -2,9 +2,9 @@
 
     python bench/instructions.py [--check | --write]
 
-push: one event of 64 bytes under an int key. send: 4,096 records of 64 bytes over four shards. batch: 256 events that were
-pushed together, from `sm_next` through a handler that reads all payloads to `sm_commit`. singles: the same of 256 events
-that were pushed one by one, so of 256 frames. All of it through Python, in one process and without contention.
+push: one event of 64 bytes under an int key. send: 4,096 records of 64 bytes over four shards. batch: 256 events that
+were pushed together, from `sm_next` through a handler that reads all payloads to `sm_commit`. singles: the same of 256
+events that were pushed one by one, so of 256 frames. All of it through Python, in one process and without contention.
 
 Prints {case: instructions} as JSON. Each run does all cases, and one of them more often than the first run did; the
 difference is that case's alone, without the interpreter's start and the setting up. --check compares with
@@ -42,7 +42,7 @@ COMMAND = ("valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-
 DEADLINE = 120.0  # seconds of one run, which takes about 5
 
 
-# ---- what is counted --------------------------------------------------------------------------------------------------
+# ---- what is counted -----------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -146,7 +146,7 @@ def singles(rounds: int) -> None:
 CASES = {"push": push, "send": send, "batch": batch, "singles": singles}
 
 
-# ---- counting ---------------------------------------------------------------------------------------------------------
+# ---- counting ------------------------------------------------------------------------------------------------------
 
 
 class Uncounted(Exception):

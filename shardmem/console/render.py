@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import textwrap
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from shardmem.status.findings import VERDICTS
-from shardmem.text import plural as some
-from shardmem.text import size
+from shardmem.text import plural, size
 
 _COLORS = {
     "running": "green",
@@ -31,9 +31,9 @@ _MARKS = {"info": "note", "warning": "!", "error": "x"}
 
 def count(number: float) -> str:
     """1234567 -> 1.23 M; exact below ten thousand."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if number >= size:
-            scale = 1e3 if unit == "k" else size
+    for least, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if number >= least:
+            scale = 1e3 if unit == "k" else least
             return f"{number / scale:.3g} {unit}" if number / scale < 1000 else f"{number / scale:,.0f} {unit}"
     return f"{number:,.0f}"
 
@@ -42,9 +42,7 @@ def microseconds(value: float | None) -> str:
     """At most 6 columns."""
     if value is None:
         return "-"
-    for limit, divisor, unit in ((999.5, 1, "us"), (999_500, 1e3, "ms"), (float("inf"), 1e6, "s")):
-        if value < limit:
-            break
+    divisor, unit = (1.0, "us") if value < 999.5 else (1e3, "ms") if value < 999_500 else (1e6, "s")
     return f"{value / divisor:.1f}{unit}" if divisor > 1 and value / divisor < 99.5 else f"{value / divisor:.0f}{unit}"
 
 
@@ -67,31 +65,14 @@ def milliseconds(seconds: float) -> str:
 def answer(engine: str, command: str, done: dict[str, Any]) -> str:
     """What a command did, in a few lines, and how long each phase took in which there was something to do."""
     moved, seconds = done["moved"], done["seconds"]
-    lines = []
     if command == "scale" and done["auto_scale"]:
-        return (
-            f"engine {engine}: the policy decides from now on how many shards run; now {some(len(done['shards']), 'shard')}: "
-            f"{', '.join(map(str, done['shards']))}"
-        )
-    if command == "scale":
-        lines.append(
-            f"engine {engine} runs {some(len(done['shards']), 'shard')}: {', '.join(map(str, done['shards']))}"
-            + (f"; added {', '.join(map(str, done['added']))}" if done["added"] else "")
-            + (f"; removed {', '.join(map(str, done['removed']))}" if done["removed"] else "")
-        )
-    elif command == "drain":
-        lines.append(f"engine {engine}: shard {done['drained']} is drained and removed")
-    elif command == "reload":
-        lines.append(
-            f"engine {engine}: "
-            + ", ".join(f"shard {each['from']} is replaced by shard {each['to']}" for each in done["reloaded"])
-        )
-        lines += [f"  {name} cannot change while the engine runs, and stays as it is" for name in done["not_applied"]]
+        return f"engine {engine}: the policy now decides the number of shards; running: {_shard_list(done['shards'])}"
+    lines = _what_was_done(engine, command, done)
     to: dict[tuple[int, int], int] = {}
     for each in moved:
         to[each["from"], each["to"]] = to.get((each["from"], each["to"]), 0) + 1
     lines += [
-        f"  {some(number, 'slot')} from shard {source} to shard {target}"
+        f"  {plural(number, 'slot')} from shard {source} to shard {target}"
         for (source, target), number in sorted(to.items())
     ]
     if not moved and command != "reload":
@@ -102,14 +83,56 @@ def answer(engine: str, command: str, done: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def status(document: dict[str, Any]) -> Group:
+def _shard_list(ids: list[int]) -> str:
+    return f"{plural(len(ids), 'shard')}: {', '.join(map(str, ids))}"
+
+
+def _what_was_done(engine: str, command: str, done: dict[str, Any]) -> list[str]:
+    if command == "scale":
+        return [
+            f"engine {engine} runs {_shard_list(done['shards'])}"
+            + (f"; added {', '.join(map(str, done['added']))}" if done["added"] else "")
+            + (f"; removed {', '.join(map(str, done['removed']))}" if done["removed"] else "")
+        ]
+    if command == "drain":
+        return [f"engine {engine}: shard {done['drained']} is drained and removed"]
+    if command == "reload":
+        return [
+            f"engine {engine}: "
+            + ", ".join(f"shard {each['from']} is replaced by shard {each['to']}" for each in done["reloaded"]),
+            *(f"  {name} cannot change while the engine runs; it keeps its value" for name in done["not_applied"]),
+        ]
+    return []
+
+
+def status(document: Mapping[str, Any]) -> Group:
     """The whole document, legible in 80 columns."""
-    engine, supervisor = document["engine"], document["supervisor"]
+    engine = document["engine"]
+    parts: list[RenderableType] = [
+        _head(document),
+        *found_lines(document["findings"]),
+        _shard_table(document["shards"]),
+    ]
+    parts += [Text(f"http: {engine['http']}")] if engine.get("http") else []
+    parts += _slots_moving(document["handoffs"])
+    alive = [producer for producer in document["producers"] if producer["alive"]]
+    pids = ", ".join(str(producer["pid"]) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
+    parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
+    parts.append(Text(accounting_line(document["accounting"])))
+    parts += [
+        Text(line, LEVEL_COLORS[each["level"]])
+        for each in document["history"][-5:]
+        for line in textwrap.wrap(happened(each), 80, subsequent_indent=" " * 16, max_lines=3, placeholder=" ...")
+    ]
+    return Group(*parts)
+
+
+def _head(document: Mapping[str, Any]) -> Text:
+    engine, supervisor, schema = document["engine"], document["supervisor"], document["engine"]["schema"]
     head = Text()
     head.append(engine["name"], "bold")
     head.append("  ")
     head.append(engine["state"], _COLORS.get(engine["state"], ""))
-    schema = engine["schema"]
     head.append(
         f"  {schema['kind']}" + (f" by {schema['key']}" if schema.get("key") else "") + f", {engine['slots']} slots"
     )
@@ -118,21 +141,14 @@ def status(document: dict[str, Any]) -> Group:
     else:
         head.append(", no supervisor: read from shared memory", "bold red")
     head.append(f": {verdict(document['findings'])}", LEVEL_COLORS[worst(document["findings"])] or "green")
+    return head
+
+
+def _shard_table(shards: list[dict[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
-    for name, justify in (
-        ("shard", "right"),
-        ("state", "left"),
-        ("pid", "right"),
-        ("slots", "right"),
-        ("handled", "right"),
-        ("in flight", "right"),
-        ("fill", "right"),
-        ("busy", "right"),
-        ("p50", "right"),
-        ("p99", "right"),
-    ):
-        table.add_column(name, justify=justify, no_wrap=True)
-    for shard in document["shards"]:
+    for name in ("shard", "state", "pid", "slots", "handled", "in flight", "fill", "busy", "p50", "p99"):
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    for shard in shards:
         table.add_row(
             str(shard["id"]),
             _state(shard),
@@ -145,35 +161,23 @@ def status(document: dict[str, Any]) -> Group:
             microseconds(shard["latency_p50_us"]),
             microseconds(shard["latency_p99_us"]),
         )
-    parts: list[Any] = [head, *found_lines(document["findings"]), table]
-    parts += [Text(f"http: {engine['http']}")] if engine.get("http") else []
-    moving = document["handoffs"]
-    if moving:
-        slow = [
-            f"slot {each['slot']} from {each['from']} to {each['to']}, {each['phase']} for {each['age_s']:.1f} s"
-            for each in moving
-            if each["late"]
-        ]
-        parts.append(
-            Text(
-                f"slots in motion: {len(moving)}" + (f"; late: {'; '.join(slow[:3])}" if slow else ""),
-                "bold red" if slow else "yellow",
-            )
-        )
-    alive = [producer for producer in document["producers"] if producer["alive"]]
-    pids = ", ".join(str(producer["pid"]) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
-    parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
-    parts.append(Text(accounting_line(document["accounting"])))
-    parts += [
-        Text(line, LEVEL_COLORS[each["level"]])
-        for each in document["events"][-5:]
-        for line in textwrap.wrap(happened(each), 80, subsequent_indent=" " * 16, max_lines=3, placeholder=" ...")
+    return table
+
+
+def _slots_moving(moving: list[dict[str, Any]]) -> list[Text]:
+    if not moving:
+        return []
+    slow = [
+        f"slot {each['slot']} from {each['from']} to {each['to']}, {each['phase']} for {each['age_s']:.1f} s"
+        for each in moving
+        if each["late"]
     ]
-    return Group(*parts)
+    text = f"moving slots: {len(moving)}" + (f"; late: {'; '.join(slow[:3])}" if slow else "")
+    return [Text(text, "bold red" if slow else "yellow")]
 
 
 def _state(shard: dict[str, Any]) -> Text:
-    """With how it is doing, where the state alone says that all is well."""
+    """With its condition, unless that is a normal one of a shard in this state."""
     state, condition = shard["state"], shard["condition"]
     if state not in ("active", "draining") or condition in ("idle", "busy"):
         return Text(state, _COLORS.get(state, ""))
@@ -181,8 +185,8 @@ def _state(shard: dict[str, Any]) -> Text:
 
 
 def worst(found: list[dict[str, Any]]) -> str:
-    """The level of the verdict; what is only worth a note leaves an engine well."""
-    return found[0]["level"] if found else "info"
+    """The level of the verdict; an engine with nothing but notes is healthy."""
+    return str(found[0]["level"]) if found else "info"
 
 
 def verdict(found: list[dict[str, Any]]) -> str:
@@ -195,42 +199,36 @@ def found_lines(found: list[dict[str, Any]], most: int | None = None, columns: i
     for each in found:
         indent = " " * (len(_MARKS[each["level"]]) + 1)
         text = printable(f"{_MARKS[each['level']]} {each['text']}")
-        lines += [
-            Text(line, LEVEL_COLORS[each["level"]])
-            for line in textwrap.wrap(
-                text, columns, subsequent_indent=indent, **({"max_lines": most, "placeholder": " ..."} if most else {})
-            )
-        ]
+        wrap = textwrap.TextWrapper(columns, subsequent_indent=indent, max_lines=most, placeholder=" ...")
+        lines += [Text(line, LEVEL_COLORS[each["level"]]) for line in wrap.wrap(text)]
         advice = [each["advice"]] if each["advice"] and not (most and each["command"]) else []
         helps = " ".join([*advice, *([f"-> {each['command']}"] if each["command"] else [])])
-        lines += [
-            Text(line)
-            for line in textwrap.wrap(
-                helps,
-                columns,
-                initial_indent=indent,
-                subsequent_indent=indent,
-                break_long_words=False,
-                break_on_hyphens=False,
-                **({"max_lines": 1, "placeholder": " ..."} if most else {}),
-            )
-        ]
+        wrap = textwrap.TextWrapper(
+            columns,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            max_lines=1 if most else None,
+            placeholder=" ...",
+        )
+        lines += map(Text, wrap.wrap(helps))
     return lines
 
 
 def printable(text: str) -> str:
-    """In one line, with nothing that a terminal takes for an order: keys and errors are other people's texts."""
+    """In one line, without control characters: keys and errors come from users."""
     return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
 
 
 def happened(each: dict[str, Any]) -> str:
-    """An entry of `events`, with the time of day here."""
+    """An entry of `history`, with the time of day here."""
     where = f"shard {each['shard']}: " if each["shard"] is not None else ""
     return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{printable(each['text'])}"
 
 
 def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:
-    """What `gc` found, one line for each thing, then what is left to do by hand."""
+    """What `gc` found, one line each, then what is left to do by hand."""
     lines, remedies = [], []
     for each in findings:
         verb = "removed" if each["done"] else {"remove": "would go", "keep": "kept", "skip": "skipped"}[each["action"]]
@@ -242,7 +240,7 @@ def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:
     lost = sum(each["events"] for each in findings if each["action"] == "remove")
     total = f"{'would free' if dry_run else 'freed'} {size(freed)} ({freed:,} bytes)" if freed else "nothing to free"
     if lost:
-        total += f"; {some(lost, 'event')} {'would be ' if dry_run else ''}lost"
+        total += f"; {plural(lost, 'event')} {'would be ' if dry_run else ''}lost"
     return "\n".join([*lines, *remedies, total])
 
 

@@ -1,4 +1,4 @@
-"""`shardmem top`: an engine as it runs, and a few keys. It reads shared memory; only what keys ask for needs a supervisor."""
+"""`shardmem top`: an engine as it runs, and a few keys. It reads shared memory; only commands need a supervisor."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from rich.live import Live
 
 from shardmem.client.client import Client
 from shardmem.console.top_view import SORTS, Rates, Screen, frame
-from shardmem.errors import ShardmemError
-from shardmem.settings import some
+from shardmem.errors import ShardmemError, with_hint
 from shardmem.status.findings import shard_count
+from shardmem.text import plural
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Keys:
         self._sure: Order | None = None  # what waits for a yes
 
     def press(self, text: str, document: dict[str, Any]) -> Order | None:
-        """All that was typed at once. Arrows and the like are nothing here: their letters must not be taken for keys."""
+        """All that was typed at once. Arrows and the like are ignored: their letters must not be taken for keys."""
         if text.startswith("\x1b"):
             self._ask(None, "")
             if text == "\x1b":
@@ -64,7 +64,7 @@ class Keys:
         view = self.view
         self.view = view = dataclasses.replace(view, prompt="")
         active = shard_count(document)
-        if view.help and key in "+-ad":  # somebody reads what they do
+        if view.help and key in "+-ad":  # the user reads what they do
             return None
         if key in "q\x04":
             self.quit = True
@@ -75,12 +75,12 @@ class Keys:
         elif key == "?":
             self.view = dataclasses.replace(view, help=not view.help)
         elif key == "a":
-            return Order("scale", {"shards": "auto"}, "back to the policy")
+            return Order("scale", {"shards": "auto"}, "scale auto")
         elif key in "+-":
             wanted = active + (1 if key == "+" else -1)
             if wanted >= 1:
                 return Order("scale", {"shards": wanted}, f"scale to {wanted}")
-            self.say("one shard is the fewest; 'shardmem stop' ends the engine")
+            self.say("one shard is the minimum; `shardmem stop` stops the engine")
         elif key == "d":
             self._ask("", "drain which shard? (number, Enter; Esc: none) ")
         return None
@@ -120,7 +120,7 @@ class Errands:
     def send(self, order: Order) -> str:
         """What to say of it now."""
         if self._under_way is not None:
-            return f"not yet: {self._under_way.says} is under way"
+            return f"not done: {self._under_way.says} is still running"
         self._under_way = order
         threading.Thread(target=self._carry_out, args=(order,), daemon=True).start()
         return f"{order.says} ..."
@@ -137,9 +137,9 @@ class Errands:
         try:
             with Client(self._engine) as client:
                 done = client.command(order.command, **order.wanted)
-            self._outcomes.put(f"{order.says}: done, {some(len(done['moved']), 'slot')} moved")
-        except Exception as error:  # whatever it is, the display goes on, and says it
-            self._outcomes.put(f"{order.says}: {error}")
+            self._outcomes.put(f"{order.says}: done, {plural(len(done['moved']), 'slot')} moved")
+        except Exception as error:  # any: the display goes on, and shows it
+            self._outcomes.put(f"{order.says}: {with_hint(error)}")
 
 
 class Source:

@@ -8,23 +8,23 @@ from typing import Any
 
 from rich.text import Text
 
-from shardmem.console.render import LEVEL_COLORS, accounting_line, count, found_lines, happened, microseconds
-from shardmem.settings import some
+from shardmem.console.render import LEVEL_COLORS, VERDICTS, accounting_line, count, found_lines, happened, microseconds
+from shardmem.text import plural
 
 WIDTH = 80
 BAR = 8
 SORTS = ("id", "rate", "fill", "busy")
 HELP = """\
-+ -   one shard more, one fewer (from then on by hand)
-a     back to the policy: scale auto
++ -   add or remove one shard (turns the policy off)
+a     scale auto: the policy decides again
 d     drain a shard: its slots go to the others, it is removed
 s     sort shards by id, rate, fill, busy
-p     pause this display; the engine goes on
-q     quit this display; the engine goes on
+p     pause this display; the engine keeps running
+q     quit this display; the engine keeps running
 ?     this help, and back (Esc too)
 fill: of its fullest lane. busy: share of time in the handler.
-p50, p99: from push to handled, of the events since the last look.
-Shards that are not served come first. 'shardmem status' says it all."""
+p50, p99: from push to handled, of events since the last refresh.
+Shards with trouble come first. `shardmem status` shows everything."""
 _COLORS = {
     "running": "green",
     "busy": "green",
@@ -40,15 +40,15 @@ _COLORS = {
     "stopped": "red",
     "gone": "bold red",
 }
-_WELL = ("busy", "idle")
+_NORMAL = ("busy", "idle")
 _FIRST = ("failed", "stuck", "dead", "restarting")
 _ASCII = str.maketrans({"█": "#", "░": ".", "·": "|"})
 
 
 @dataclass(frozen=True)
 class Screen:
-    """How to look at it. keys: whether there is a keyboard. prompt: a question or the outcome of a command, instead of the
-    line of keys."""
+    """How to show it. keys: whether there is a keyboard. prompt: a question or the outcome of a command, instead of
+    the line of keys."""
 
     sort: str = "id"
     paused: bool = False
@@ -76,7 +76,7 @@ class Rates:
 
 
 def frame(document: dict[str, Any], rates: Rates, view: Screen = Screen()) -> Text:
-    """As many lines as view.rows, at most. What is cut first are shards beyond those that fit, and it says how many."""
+    """At most view.rows lines. Shards that do not fit are cut first, and counted."""
     top = _head(document, rates, view)
     keys = f"+/- shards  d drain  a auto  s sort by {view.sort}  p pause  q quit  ? help"
     last = Text(view.prompt, "bold") if view.prompt else Text(f"{'PAUSED  ' if view.paused else ''}{keys}", "dim")
@@ -94,7 +94,7 @@ def frame(document: dict[str, Any], rates: Rates, view: Screen = Screen()) -> Te
 
 
 def _clean(line: Text, ascii: bool) -> Text:
-    """Errors and names are other people's text: what moves the cursor, or cannot be shown, must not reach the terminal."""
+    """Errors and names come from users: what moves the cursor, or cannot be shown, must not reach the terminal."""
     plain = line.plain.translate(_ASCII) if ascii else line.plain
     plain = "".join(each if each.isprintable() and (each.isascii() or not ascii) else "?" for each in plain)
     cleaned = Text(plain, line.style, spans=line.spans, no_wrap=True, overflow="crop")
@@ -110,26 +110,26 @@ def _head(document: dict[str, Any], rates: Rates, view: Screen) -> list[Text]:
     first.append(state, _COLORS.get(state, ""))
     if supervisor["alive"]:
         first.append(f"  up {duration(supervisor['uptime_s'])}")
-    following = "auto" if document["auto_scale"] else "by hand" if document["elastic"] else "fixed"
+    following = "auto" if document["auto_scale"] else "manual" if document["elastic"] else "fixed"
     first.append(
-        f"  {len(document['shards'])} of {some(engine['max_shards'], 'shard')}, {following}  in {_rate(rates.accepted)}  "
-        f"out {_rate(rates.handled)}"
+        f"  {len(document['shards'])} of {plural(engine['max_shards'], 'shard')}, {following}  "
+        f"in {_rate(rates.accepted)}  out {_rate(rates.handled)}"
     )
     lines = [first]
     if view.gone:
-        lines.append(Text("its shared memory was removed: this is the last that was seen of it", "bold red"))
+        lines.append(Text("its shared memory was removed; this is its last known state", "bold red"))
     return lines + [Text(line) for line in wrapped(accounting_line(document["accounting"]).split(" · "))]
 
 
 def _found(document: dict[str, Any], room: int) -> list[Text]:
     """What is wrong, the worst first, and what helps."""
     found = document["findings"]
-    lines = [] if found else [Text("healthy", "green")]
+    lines = [] if found else [Text(VERDICTS["info"], "green")]
     for number, each in enumerate(found):
         more = found_lines([each], most=2)
         left = len(found) - number
         if len(lines) + len(more) + (left > 1) > room and lines:
-            rest = f"and {left} more: 'shardmem status' says them all"
+            rest = f"and {left} more: see `shardmem status`"
             return lines + [Text(rest, LEVEL_COLORS[each["level"]])]
         lines += more[:room]
     return lines
@@ -149,7 +149,7 @@ def _shards(document: dict[str, Any], sort: str, room: int) -> list[Text]:
         key=lambda shard: (shard["condition"] not in _FIRST, shard[key] if sort == "id" else -shard[key], shard["id"]),
     )
     said = {each["shard"] for each in document["findings"]}
-    ill = [shard for shard in shards if shard["condition"] not in (*_WELL, "stopped") and shard["id"] not in said]
+    ill = [shard for shard in shards if shard["condition"] not in (*_NORMAL, "stopped") and shard["id"] not in said]
     reasons = [
         Text(line, "yellow")
         for shard in ill[:3]
@@ -198,7 +198,7 @@ def _handoffs(document: dict[str, Any]) -> list[Text]:
     groups: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
     for each in moving:
         groups.setdefault((each["from"], each["to"], each["phase"]), []).append(each)
-    lines = [Text(f"slots in motion: {len(moving)}", "yellow")]
+    lines = [Text(f"moving slots: {len(moving)}", "yellow")]
     oldest = {key: max(each["age_s"] for each in slots) for key, slots in groups.items()}
     for key in sorted(groups, key=lambda key: -oldest[key])[:3]:
         source, target, phase = key
@@ -214,7 +214,7 @@ def _handoffs(document: dict[str, Any]) -> list[Text]:
 
 
 def _decisions(document: dict[str, Any]) -> list[Text]:
-    lines = []
+    lines: list[Text] = []
     for each in document["decisions"][-1:]:
         if not document["elastic"] and each["advice"] != "up":  # fixed: only that it is too few is worth a line
             continue
@@ -229,7 +229,7 @@ def _happened(document: dict[str, Any]) -> list[Text]:
     """The newest first: in a small window it is what is left."""
     return [
         Text(line, LEVEL_COLORS[each["level"]])
-        for each in reversed(document["events"][-4:])
+        for each in reversed(document["history"][-4:])
         for line in _sentence(happened(each), " " * 16)
     ]
 

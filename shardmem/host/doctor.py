@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from shardmem import __version__
+from shardmem.client.client import SOCKET_ADDRESS
 from shardmem.config import Config, default_directory
 from shardmem.host.census import KEEP, REMOVE, Leftover
 from shardmem.host.machine import Host
@@ -25,7 +26,6 @@ from shardmem.text import plural, size
 OK, INFO, WARNING, ERROR = "ok", "info", "warning", "error"  # the levels of findings, and ok
 PROBLEM = ERROR  # the name that the console still imports
 LEVELS = (OK, INFO, WARNING, ERROR)
-SOCKET_ADDRESS = 107  # bytes of sun_path, without its end
 FAST_CLOCKS = ("tsc", "arch_sys_counter", "kvm-clock", "hyperv_clocksource_tsc_page")  # read without a system call
 FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO
 STATE_ROOM = 64 << 20  # bytes free for state and quarantine below which something is about to stop

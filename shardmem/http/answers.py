@@ -1,7 +1,7 @@
-"""What the control API answers, as JSON schemas: the status document from the catalogue of its figures, the rest by hand.
+"""What the control API answers, as JSON schemas: the status document from the catalogue of its figures, the rest by
+hand.
 
-Every member is named and none may be added (`additionalProperties`), so an answer with one that nobody declared is a fault that
-tests find.
+Every member is named and none may be added (`additionalProperties`): tests find an answer with an undeclared member.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def one_of(*words: str) -> Schema:
     return {"type": "string", "enum": list(words)}
 
 
-# ---- the status document --------------------------------------------------------------------------------------------------------
+# ---- the status document -------------------------------------------------------------------------------------------
 
-TEXTS: dict[str, Schema] = {  # what is no figure
+TEXTS: dict[str, Schema] = {  # what is not a figure
     "engine.name": TEXT,
     "engine.schema": {"type": "object", "required": ["kind"], "properties": {"kind": one_of("events", "records")}},
     "engine.quarantine_file": or_null(TEXT),
@@ -99,7 +99,7 @@ def _joined(leaves: dict[tuple[str, ...], Schema]) -> Schema:
     return obj(**members)
 
 
-# ---- the others -----------------------------------------------------------------------------------------------------------------
+# ---- the others ----------------------------------------------------------------------------------------------------
 
 _BYTES = {"type": "object", "required": ["base64"], "properties": {"base64": TEXT}, "additionalProperties": False}
 _KEY = {"nullable": True, "anyOf": [TEXT, WHOLE, _BYTES]}
@@ -123,7 +123,7 @@ _PLACED = {
     "suspended": {"type": "boolean"},
 }
 _SHARDS = {"shards": array(COUNT), "added": array(COUNT), "removed": array(COUNT)}
-_ASIDE = {
+_QUARANTINED = {
     "id": COUNT,
     "at": NUMBER,
     "shard": COUNT,
@@ -140,14 +140,18 @@ _ASIDE = {
 
 
 def _whole() -> Schema:
-    schema = obj(**_ASIDE, traceback=TEXT, payload={"anyOf": [TEXT, _BYTES]})
-    schema["properties"]["record"] = {"type": "object", "description": "of an engine of records: its fields by name"}
+    schema = obj(**_QUARANTINED, traceback=TEXT, payload={"anyOf": [TEXT, _BYTES]})
+    schema["properties"]["record"] = {"type": "object", "description": "fields by name, in a records engine"}
     return schema
 
 
-PROBLEM = {
-    **obj(error=TEXT, kind=TEXT),
-    "example": {"error": "shard 7 is not active; active are [0, 1]", "kind": "ConfigError"},
+PROBLEM: Schema = {
+    **obj(error=TEXT, hint=or_null(TEXT), kind=TEXT),
+    "example": {"error": "shard 7 is not active", "hint": "Name an active shard: 0, 1", "kind": "ConfigError"},
+}
+PROBLEM["properties"] |= {
+    "need": {**COUNT, "description": "OutOfMemory: bytes needed"},
+    "free": {**COUNT, "description": "OutOfMemory: bytes free"},
 }
 COMPONENTS: dict[str, Schema] = {
     "Problem": PROBLEM,
@@ -173,7 +177,7 @@ COMPONENTS: dict[str, Schema] = {
         )
     ),
     "Access": {**obj(access=one_of("all", "read", "token")), "example": {"access": "token"}},
-    "Quarantine": obj(file=TEXT, count=COUNT, limit=COUNT, events=array(obj(**_ASIDE))),
+    "Quarantine": obj(file=TEXT, count=COUNT, limit=COUNT, events=array(obj(**_QUARANTINED))),
     "Quarantined": _whole(),
     "Replayed": obj(replayed=array(COUNT), left=array(COUNT), why=or_null(TEXT)),
     "Purged": obj(purged=COUNT),

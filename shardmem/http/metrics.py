@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
 from shardmem.memory.words import FLOORS_NS
+from shardmem.status.document import Status
 from shardmem.status.figures import COUNTER, FIGURES, HISTOGRAM, STATE, Figure
 from shardmem.status.reading import Histograms
 
@@ -22,21 +22,25 @@ ROWS = range(21)  # powers of two up to a million
 class Collector:
     """One scrape."""
 
-    def __init__(self, document: Mapping[str, Any], histograms: Mapping[int, Histograms]) -> None:
+    def __init__(self, document: Status, histograms: Mapping[int, Histograms]) -> None:
         self._document, self._histograms = document, histograms
 
-    def collect(self) -> Iterable[Any]:
-        return map(self._family, (figure for figure in FIGURES if figure.metric))
+    def collect(self) -> Iterable[Metric]:
+        return [self._family(figure.metric, figure) for figure in FIGURES if figure.metric]
 
-    def _family(self, figure: Figure) -> Any:
+    def _family(self, name: str, figure: Figure) -> Metric:
         labels, engine = ["engine", *figure.labels], self._document["engine"]["name"]
         if figure.kind == HISTOGRAM:
-            family = HistogramMetricFamily(figure.metric, figure.help, labels=labels)
+            histogram = HistogramMetricFamily(name, figure.help, labels=labels)
             for shard, counted in self._histograms.items():
-                family.add_metric([engine, str(shard)], *OF[figure.metric](counted))
-            return family
-        make = CounterMetricFamily if figure.kind == COUNTER else GaugeMetricFamily
-        family = make(figure.metric, figure.help, labels=labels)
+                buckets, total = OF[name](counted)
+                histogram.add_metric([engine, str(shard)], buckets, total)
+            return histogram
+        family: CounterMetricFamily | GaugeMetricFamily = (
+            CounterMetricFamily(name, figure.help, labels=labels)
+            if figure.kind == COUNTER
+            else GaugeMetricFamily(name, figure.help, labels=labels)
+        )
         for found, value in figure.read(self._document):
             if figure.kind == STATE:
                 for each in figure.values:
@@ -64,7 +68,7 @@ OF: dict[str, Callable[[Histograms], tuple[list[tuple[str, float]], float]]] = {
 }
 
 
-def exposition(document: Mapping[str, Any], histograms: Mapping[int, Histograms], accept: str) -> tuple[bytes, str]:
+def exposition(document: Status, histograms: Mapping[int, Histograms], accept: str) -> tuple[bytes, str]:
     """(body, content type): OpenMetrics if the header Accept asks for it, else the text format of Prometheus."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Collector(document, histograms))

@@ -1,4 +1,4 @@
-"""GET /openapi.json: what operations.py declares, with what answers.py says of the answers."""
+"""GET /openapi.json: the operations of operations.py, with the answers of answers.py."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from shardmem.http.answers import COMPONENTS
 from shardmem.http.operations import COMMANDS, READS, Command, Read
 
 WHY = {
-    "400": "The body makes no sense",
-    "401": "Not with the token",
-    "403": "Not for you, or the port has no http_token",
-    "404": "There is none of that number or name",
-    "409": "It cannot be done",
-    "413": "The body is too long",
+    "400": "Invalid body",
+    "401": "Missing or wrong token",
+    "403": "Forbidden: wrong user or Host, or no http_token is configured",
+    "404": "Not found",
+    "409": "The engine cannot do this now",
+    "413": "Body too large",
 }
 
 
 def openapi(tcp: bool) -> dict[str, Any]:
-    """OpenAPI 3.0 of all of it, as it is where it was asked for: on TCP much needs the token, on the unix socket nothing."""
+    """OpenAPI 3.0 for the connection that asks: on TCP much needs the token, on the unix socket nothing does."""
     paths: dict[str, Any] = {read.path: {"get": _read(read, tcp)} for read in READS}
     paths |= {f"/{command.name}": {"post": _command(command, tcp)} for command in COMMANDS}
     components: dict[str, Any] = {"schemas": COMPONENTS}
@@ -33,7 +33,7 @@ def openapi(tcp: bool) -> dict[str, Any]:
         "info": {
             "title": "shardmem",
             "version": shardmem.__version__,
-            "description": "The control API of one engine, on its unix socket and on http_port",
+            "description": "The control API of one engine, on its unix socket and on http_port.",
         },
         "paths": paths,
         "components": components,
@@ -66,10 +66,11 @@ def _read(read: Read, tcp: bool) -> dict[str, Any]:
 
 
 def _command(command: Command, tcp: bool) -> dict[str, Any]:
-    done = {"description": "What was done", "content": {"application/json": {"schema": _schema(command.answer)}}}
+    done = {"description": "Done", "content": {"application/json": {"schema": _schema(command.answer)}}}
     return {
         "operationId": re.sub(r"\W", "_", command.name),
         "summary": command.help,
+        **({"description": command.more} if command.more else {}),
         **_guarded(tcp),
         "requestBody": {
             "required": bool(command.required or command.one_of),

@@ -1,4 +1,5 @@
-"""What the control API can be asked, each declared once: a body is checked against this, and openapi.py is made of it."""
+"""What the control API offers, each declared once: bodies are checked against this; OpenAPI and `--help` are made of
+it."""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ SLOTS = {
 
 @dataclass(frozen=True)
 class Command:
-    """answer: a name of answers.COMPONENTS. body: a JSON schema of each member, made of what `_fits` knows. optional: members that
-    may be left out. one_of: of these, exactly one has to be there."""
+    """help: one line for the command line and OpenAPI, and the first line of the docstrings of Client and Engine. more:
+    sentences for OpenAPI. answer: a name of answers.COMPONENTS. body: a JSON schema of each member, made of what
+    `_fits` knows. optional: members that may be left out. one_of: exactly one of these is required."""
 
     name: str
     help: str
@@ -35,19 +37,21 @@ class Command:
     example: dict[str, Any] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     one_of: tuple[str, ...] = ()
+    more: str = ""
 
     def faults(self, wanted: Any) -> list[str]:
         """What is wrong with a body; nothing: it can be carried out."""
         if not isinstance(wanted, dict):
-            return ["the body is no JSON object"]
+            return ["the body is not a JSON object"]
         found = [
-            f"{key} is not a member; there {'are ' + ', '.join(self.body) if self.body else 'is none'}"
+            f"{key} is not a member of the body; "
+            + (f"its members are {', '.join(self.body)}" if self.body else "it has none")
             for key in wanted
             if key not in self.body
         ]
         found += [f"{key} is missing" for key in self.required if key not in wanted]
         if self.one_of and sum(key in wanted for key in self.one_of) != 1:
-            found.append(f"one of {' and '.join(self.one_of)} has to be there, and only one")
+            found.append(f"exactly one of {', '.join(self.one_of)} is required")
         return found + [
             fault for key, schema in self.body.items() if key in wanted for fault in _faults(key, wanted[key], schema)
         ]
@@ -58,7 +62,7 @@ class Command:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """Of the body."""
+        """The JSON schema of the body."""
         return {
             "type": "object",
             "properties": self.body,
@@ -70,9 +74,9 @@ class Command:
 
 @dataclass(frozen=True)
 class Read:
-    """What can be looked at. answer: a name of answers.COMPONENTS, or "string". kinds: its content types. private: over TCP it
-    needs the token, because keys and payloads are the users' data. values: a JSON schema of each {part} of the path. refused:
-    what 503 means; empty: there is none. problems: other status codes.
+    """Something to read. answer: a name of answers.COMPONENTS, or "string". kinds: its content types. private: over TCP
+    it needs the token, because keys and payloads are the users' data. values: a JSON schema of each {part} of the path.
+    refused: what 503 means; empty: there is none. problems: other status codes.
     """
 
     path: str
@@ -88,15 +92,16 @@ class Read:
 COMMANDS = (
     Command(
         "scale",
-        'More or fewer shards, slots evened out; "auto" hands back to the policy',
+        "Change the number of shards and even out the slots",
         "Scaled",
         {"shards": {"oneOf": [WHOLE, AUTO]}, "timeout": DEADLINE},
         {"shards": 2},
         optional=("timeout",),
+        more='"auto" hands control of the number back to the policy.',
     ),
     Command(
         "drain",
-        "The slots of a shard go to the others, then it is removed",
+        "Hand the slots of a shard to the others, then stop and remove it",
         "Drained",
         {"shard": WHOLE, "timeout": DEADLINE},
         {"shard": 1},
@@ -104,11 +109,12 @@ COMMANDS = (
     ),
     Command(
         "move",
-        "Slots to a shard; nothing is lost, repeated or reordered",
+        "Move slots to a shard while events flow",
         "Moved",
         {"slots": SLOTS, "to": WHOLE, "timeout": DEADLINE},
         {"slots": "17,40-60", "to": 1},
         optional=("timeout",),
+        more="No event is lost, repeated or reordered.",
     ),
     Command(
         "rebalance",
@@ -119,56 +125,68 @@ COMMANDS = (
     ),
     Command(
         "reload",
-        "Every worker is replaced by a fresh one, with what the configuration says now",
+        "Replace all workers, with configuration and handler read again",
         "Reloaded",
         {"timeout": DEADLINE},
         optional=("timeout",),
+        more="Events keep flowing. If a new worker cannot start, the others stay as they are.",
     ),
-    Command("cordon", "A shard takes no more slots, and keeps what it has", "Placed", {"shard": WHOLE}, {"shard": 1}),
-    Command("uncordon", "A cordoned shard takes slots again", "Placed", {"shard": WHOLE}, {"shard": 1}),
+    Command("cordon", "Keep a shard from taking more slots", "Placed", {"shard": WHOLE}, {"shard": 1}),
+    Command("uncordon", "Let a cordoned shard take slots again", "Placed", {"shard": WHOLE}, {"shard": 1}),
     Command(
         "pin",
-        "Slots go to a shard and stay there",
+        "Move slots to a shard and keep them there",
         "Pinned",
         {"slots": SLOTS, "to": WHOLE, "timeout": DEADLINE},
         {"slots": "17", "to": 1},
         optional=("timeout",),
     ),
-    Command("unpin", "The strategy may move pinned slots again", "Placed", {"slots": SLOTS}, {"slots": "17"}),
+    Command("unpin", "Let the strategy move pinned slots again", "Placed", {"slots": SLOTS}, {"slots": "17"}),
     Command(
         "moves",
-        "Whether the strategy may move slots; what is asked for, drains and pins go on",
+        "Suspend or resume the moves of the strategy",
         "Placed",
         {"suspended": SWITCH},
         {"suspended": True},
+        more="Moves on request, drains and pins go on.",
     ),
     Command(
         "quarantine/replay",
-        "Events of the quarantine are pushed again, as new ones; the answer says which stay (left), "
-        f"and why. timeout: how long to wait for room in lanes, {LANES} s unless given",
+        "Push events in quarantine again, as new events",
         "Replayed",
         {"ids": IDS, "all": ALL, "timeout": SECONDS},
         {"ids": [1, 2]},
         optional=("timeout",),
         one_of=("ids", "all"),
+        more=f"timeout: how long to wait for room in lanes, {LANES} s unless given. "
+        "The answer says which events are left and why.",
     ),
     Command(
         "quarantine/purge",
-        "Events of the quarantine are thrown away, for good; all: those that were replayed too",
+        "Delete events in quarantine permanently",
         "Purged",
         {"ids": IDS, "all": ALL},
         {"all": True},
         one_of=("ids", "all"),
+        more="all: including events that were replayed.",
     ),
     Command(
         "stop",
-        "Drain and stop; now: leave what is not handled in shared memory",
+        "Drain an engine and stop it",
         "Stopping",
         {"now": SWITCH},
         {"now": False},
         optional=("now",),
+        more="now: do not drain; events that are not handled stay in shared memory for the next run.",
     ),
 )
+
+
+def summary(name: str) -> str:
+    """The one line of a command, as a sentence."""
+    return next(f"{command.help}." for command in COMMANDS if command.name == name)
+
+
 PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 PAGE_FILES = {
     name: PAGE_TYPES[name[name.index(".") :]]
@@ -187,17 +205,17 @@ PAGE_FILES = {
     )
 }
 READS = (
-    Read("/", "The page: an engine as it runs, for a browser", "string", ("text/html",)),
+    Read("/", "A page for a browser that shows the engine as it runs", "string", ("text/html",)),
     Read(
         "/page/{file}",
-        "What the page is made of",
+        "A file of the page",
         "string",
         tuple(sorted(set(PAGE_FILES.values()))),
         problems=("404",),
         values={"file": {"type": "string", "enum": list(PAGE_FILES)}},
     ),
-    Read("/access", "What whoever asks may do: all; only read; or, with the token, all", "Access"),
-    Read("/slots", "The shard of every slot, in order", "Slots"),
+    Read("/access", "What this connection may do: all; read only; or, with the token, all", "Access"),
+    Read("/slots", "The shard that owns each slot, in order of the slots", "Slots"),
     Read(
         "/lanes/{shard}",
         "The open lanes of a shard, one for each producer",
@@ -205,18 +223,17 @@ READS = (
         problems=("404",),
         values={"shard": {"type": "integer", "minimum": 0, "maximum": 99_999, "example": 0}},
     ),
-    Read("/status", "The document of `shardmem status --json`", "Status"),
+    Read("/status", "The status document, as `shardmem status --json` prints it", "Status"),
     Read(
         "/quarantine",
-        "The newest 100 events in quarantine that were not replayed, without payloads; how many there are, and "
-        "how many there may be",
+        "The newest 100 events in quarantine that were not replayed, without payloads; their number, and the limit",
         "Quarantine",
         private=True,
         problems=("409",),
     ),
     Read(
         "/quarantine/{id}",
-        "One event of the quarantine, with traceback, key and payload",
+        "One event in quarantine, with traceback, key and payload",
         "Quarantined",
         private=True,
         problems=("404", "409"),
@@ -224,12 +241,12 @@ READS = (
     ),
     Read(
         "/metrics",
-        "The figures of docs/metrics.md, as Prometheus text or OpenMetrics",
+        "The metrics, as Prometheus text or OpenMetrics",
         "string",
         ("text/plain", "application/openmetrics-text"),
     ),
-    Read("/livez", "Whether the supervisor's loop goes round", "Live", refused="It does not, and why"),
-    Read("/readyz", "Whether every slot has a live owner", "Ready", refused="It has not, and why"),
+    Read("/livez", "Whether the supervisor responds", "Live", refused="It does not; the reasons"),
+    Read("/readyz", "Whether every slot has a live owner", "Ready", refused="A slot has no live owner; the reasons"),
     Read("/openapi.json", "This document", "OpenApi"),
 )
 _IS: dict[str, Any] = {
@@ -260,5 +277,5 @@ def _fits(value: Any, schema: dict[str, Any]) -> bool:
 
 def _wrong(schema: dict[str, Any]) -> str:
     if "oneOf" in schema:
-        return f"neither {' nor '.join(each['title'] for each in schema['oneOf'])}"
+        return f"not {' or '.join(each['title'] for each in schema['oneOf'])}"
     return f"not {schema['title']}"

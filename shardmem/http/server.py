@@ -4,10 +4,10 @@
          /quarantine /quarantine/ID /openapi.json
     POST /scale /drain /move /rebalance /reload /stop /quarantine/replay /quarantine/purge     a JSON object in and out
 
-The unix socket is as good as being its user: mode 0600, and the kernel says who is at the other end. Anybody on this machine
-can reach a TCP port, and so can a page in a browser: what changes something, and what shows the users' events, needs
-`http_token`, and the header Host has to name this machine, or a page whose name was rebound to 127.0.0.1 could read the
-answers. There are no CORS headers, so no page of another origin can.
+The unix socket is as private as its user: mode 0600, and the kernel names the user at the other end. Every user of this
+machine can reach a TCP port, and so can a page in a browser: commands, and the users' events, need `http_token`, and
+the header Host has to name this machine, or a page whose name was rebound to 127.0.0.1 could read the answers. There
+are no CORS headers, so a page of another origin cannot.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 from aiohttp import web
 
-from shardmem.client.client import socket_path
+from shardmem.client.client import check_socket_path, socket_path
 from shardmem.client.quarantine import QuarantineAccess
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
 from shardmem.http.openapi import openapi
@@ -43,8 +43,8 @@ from shardmem.status.observer import Observer
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# Keys, payloads and errors are the users' data. Nothing is loaded from elsewhere, and no text can become markup: the page has no
-# inline script or style, and the browser refuses innerHTML and its like.
+# Keys, payloads and errors are the users' data. Nothing is loaded from elsewhere, and text cannot become markup: the
+# page has no inline script or style, and the browser refuses innerHTML and the like.
 PAGE_MAY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -58,7 +58,8 @@ log = logging.getLogger("shardmem.api")
 
 
 class Api:
-    """`bind` before there is anything to answer with, so that a fault is found before workers run; then `start`, `stop`."""
+    """`bind` before there is anything to answer with, so that a fault is found before workers run; then `start`,
+    `stop`."""
 
     http: str | None = None  # where it listens on TCP
 
@@ -69,7 +70,7 @@ class Api:
         self._bound: tuple[int, int] | None = None
         self._runner: web.AppRunner | None = None
 
-    # ---- life ------------------------------------------------------------------------------------------------------------
+    # ---- life ------------------------------------------------------------------------------------------------------
 
     def bind(self) -> None:
         """Raises ConfigError, AlreadyRunning, ShardmemError; nothing is bound then."""
@@ -91,36 +92,38 @@ class Api:
                 if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
                     why = os.strerror(error.errno or 0)
                     raise ConfigError(
-                        f"http_port={port} cannot be listened on: {why}; choose another, or 0 for any free one"
+                        f"cannot listen on http_port={port}: {why}", hint="Choose another port, or 0 for any free one"
                     ) from None
                 time.sleep(0.02)
         self._listeners.append(listener)
         self.http = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     def _bind_unix(self) -> None:
+        check_socket_path(self.path)
         directory = os.path.dirname(self.path)
         os.makedirs(directory, mode=0o700, exist_ok=True)
         owned = os.stat(directory)
         if owned.st_uid != os.getuid() or stat.S_IMODE(owned.st_mode) & 0o077:
             raise ShardmemError(
-                f"{directory} belongs to uid {owned.st_uid} with mode {stat.S_IMODE(owned.st_mode):o}; it must "
-                f"be private to uid {os.getuid()} (mode 700): remove it"
+                f"{directory} belongs to uid {owned.st_uid} with mode {stat.S_IMODE(owned.st_mode):o}; "
+                f"it must belong to uid {os.getuid()} with mode 700",
+                hint="Remove it",
             )
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listeners.append(listener)
         locked = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            # The lease says that no other supervisor of this name lives on this /dev/shm. One in another container may share
-            # only the directory: it would lose its socket if whatever is there were taken for a dead one's. The lock makes
-            # looking and taking one step.
+            # The lease says that no other supervisor of this name lives on this /dev/shm. One in another container may
+            # share only the directory: it would lose its socket if whatever is there were taken for a dead one's. The
+            # lock makes looking and taking one step.
             fcntl.flock(locked, fcntl.LOCK_EX)
             deadline = time.monotonic() + DYING
             while _answers(self.path):
                 if time.monotonic() > deadline:
                     raise AlreadyRunning(
-                        f"another supervisor listens on {self.path}: an engine {self._engine!r} runs whose "
-                        f"shared memory is not here (in a container?); choose another name, or give each "
-                        f"its own TMPDIR"
+                        f"another supervisor listens on {self.path}",
+                        detail=f"It runs an engine {self._engine!r} whose shared memory is not on this /dev/shm.",
+                        hint="Choose another name, or give each its own TMPDIR",
                     )
                 time.sleep(0.02)
             if os.path.lexists(self.path):
@@ -170,12 +173,13 @@ class Api:
         self._listeners = []
 
     def _unlink(self) -> None:
-        """Before the listener is closed: until then its inode is in use, and no other socket can have the same number."""
+        """Before the listener is closed: until then its inode is in use, and no other socket can have the same
+        number."""
         if self._bound is not None and _identity(self.path) == self._bound:
             os.unlink(self.path)
         self._bound = None
 
-    # ---- who may ask -----------------------------------------------------------------------------------------------------
+    # ---- who may ask -----------------------------------------------------------------------------------------------
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -186,24 +190,27 @@ class Api:
                 "3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
             )
             if uid not in (os.getuid(), 0):
-                return _problem(403, f"this engine belongs to uid {os.getuid()}, you are uid {uid}")
+                return _problem(403, f"this engine belongs to uid {os.getuid()}; this connection is of uid {uid}")
             return await handler(request)
         host = request.headers.get("Host", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         if name.lower() not in LOOPBACK:
-            return _problem(403, f"the header Host is {host!r}; this port answers only as {', '.join(LOOPBACK)}")
+            return _problem(403, f"the header Host is {host!r}, not one of {', '.join(LOOPBACK)}")
         resource = request.match_info.route.resource
         private = resource is not None and resource.canonical in PRIVATE
         if private or request.method not in ("GET", "HEAD"):
-            what = "events of users" if private else "commands"
+            what = "events in quarantine" if private else "commands"
             if self._token is None:
                 return _problem(
                     403,
-                    f"this port is for reading, and not for {what}: set http_token, or use the unix socket {self.path}",
+                    f"this port is read-only: no {what}",
+                    hint=f"Set `http_token`, or use the unix socket {self.path}",
                 )
             if not self._shows_token(request):
                 answer = _problem(
-                    401, f"{what} need the header  Authorization: Bearer  with the http_token of this engine"
+                    401,
+                    f"{what} need the http_token of this engine",
+                    hint="Send the header `Authorization: Bearer TOKEN`",
                 )
                 answer.headers["WWW-Authenticate"] = "Bearer"
                 return answer
@@ -214,7 +221,7 @@ class Api:
         shown = given.strip().encode(errors="replace")
         return self._token is not None and kind.lower() == "bearer" and hmac.compare_digest(shown, self._token.encode())
 
-    # ---- what is answered ------------------------------------------------------------------------------------------------
+    # ---- what is answered ------------------------------------------------------------------------------------------
 
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response(self._observer.status())
@@ -229,10 +236,10 @@ class Api:
         return _problem(404, f"there is no shard {wanted}") if found is None else web.json_response({"lanes": found})
 
     async def _access(self, request: web.Request) -> web.Response:
-        """So that a page can say beforehand what it may do, and whether a token is the right one."""
-        peer = request.transport.get_extra_info("socket") if request.transport else None
-        private = peer is not None and peer.family == socket.AF_UNIX
-        may = "all" if private or self._shows_token(request) else "read" if self._token is None else "token"
+        """A page says beforehand what it may do, and whether its token is the right one."""
+        may = (
+            "all" if not _is_tcp(request) or self._shows_token(request) else "read" if self._token is None else "token"
+        )
         return web.json_response({"access": may})
 
     async def _page(self, request: web.Request) -> web.Response:
@@ -277,12 +284,12 @@ class Api:
         try:
             return web.json_response(await asyncio.to_thread(look, *arguments))
         except NoSuchEvent as error:
-            return _problem(404, str(error))
+            return _refusal(404, error)
         except ShardmemError as error:
-            return _problem(409, str(error), type(error).__name__)
+            return _refusal(409, error)
 
     async def _openapi(self, request: web.Request) -> web.Response:
-        return web.json_response(openapi(tcp=_peer(request).family != socket.AF_UNIX))
+        return web.json_response(openapi(tcp=_is_tcp(request)))
 
     def _command(self, declared: Declared, command: Command) -> Handler:
         async def answer(request: web.Request) -> web.Response:
@@ -294,10 +301,10 @@ class Api:
                 return _problem(400, "; ".join(faults), "ConfigError")
             try:
                 return web.json_response(await command(wanted))
-            except ValueError as error:  # the body makes sense: a slot is in motion
+            except ValueError as error:  # a valid body, but a slot is moving
                 return _problem(409, str(error))
             except ShardmemError as error:
-                return _problem(409, str(error), type(error).__name__)
+                return _refusal(409, error)
 
         return answer
 
@@ -309,29 +316,40 @@ async def _as_json(request: web.Request, handler: Handler) -> web.StreamResponse
         return await handler(request)
     except web.HTTPNotFound:
         there = sorted({resource.canonical for resource in request.app.router.resources()})
-        return _problem(404, f"there is no {request.path}; there are {', '.join(there)}")
+        return _problem(404, f"there is no {request.path}", hint=f"There are {', '.join(there)}")
     except web.HTTPMethodNotAllowed as error:
         answer = _problem(405, f"{request.path} takes {', '.join(sorted(error.allowed_methods))}, not {request.method}")
         answer.headers["Allow"] = error.headers["Allow"]
         return answer
     except web.HTTPException as error:
         return _problem(error.status, error.text or error.reason)
-    except Exception as error:  # whoever asked reads JSON, whatever went wrong here
+    except Exception as error:  # the client reads JSON, whatever went wrong here
         log.exception("%s %s failed", request.method, request.path)
         return _problem(500, f"{type(error).__name__}: {error}")
 
 
-def _peer(request: web.Request) -> Any:
+def _peer(request: web.Request) -> socket.socket | None:
     """The socket, None when it is closed."""
-    return request.transport.get_extra_info("socket") if request.transport else None
+    peer: socket.socket | None = request.transport.get_extra_info("socket") if request.transport else None
+    return peer
 
 
-def _problem(status: int, text: str, kind: str = "ShardmemError") -> web.Response:
-    return web.json_response({"error": text, "kind": kind}, status=status)
+def _is_tcp(request: web.Request) -> bool:
+    """Also when it is closed: then nothing is allowed that TCP does not allow."""
+    peer = _peer(request)
+    return peer is None or peer.family != socket.AF_UNIX
+
+
+def _problem(status: int, text: str, kind: str = "ShardmemError", hint: str | None = None) -> web.Response:
+    return web.json_response({"error": text, "hint": hint, "kind": kind}, status=status)
+
+
+def _refusal(status: int, error: ShardmemError) -> web.Response:
+    return web.json_response(error.describe(), status=status)
 
 
 def _answers(path: str) -> bool:
-    """Whether somebody listens on this socket."""
+    """Whether a process listens on this socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.setblocking(False)
         try:

@@ -126,8 +126,8 @@ class ControlSegment(Words):
                     others = engine_names()
                     here = f"engines here: {listed(others, engine)}" if others else "no engine is running here"
                     raise NotRunning(
-                        f"no engine named {engine!r} ({error}); {here}; start one with "
-                        f"'shardmem run --name {engine} module:handler'"
+                        f"no engine named {engine!r} ({error}); {here}",
+                        hint=f"Start it: `shardmem run --name {engine} module:handler`",
                     ) from None
                 time.sleep(0.01)
 
@@ -144,16 +144,15 @@ class ControlSegment(Words):
             raise NotRunning(f"{name} is not formatted yet")
         if status == lib.SM_VERSION:
             raise LayoutMismatch(
-                f"{name} has layout version {version[0]}, this shardmem reads {lib.SM_LAYOUT_VERSION}; "
-                f"use the version that made it, or stop that engine and start it anew"
+                f"{name} has layout version {version[0]}, this shardmem reads {lib.SM_LAYOUT_VERSION}",
+                hint="Use the version that made it, or stop that engine and start it again",
             )
         if status == lib.SM_MAGIC:
             raise LayoutMismatch(
-                f"{name} was not made by shardmem (wrong magic number); remove it or choose another name"
+                f"{name} was not made by shardmem (wrong magic number)", hint="Remove it, or choose another name"
             )
         raise SegmentCorrupt(
-            f"{name} contradicts itself: its sizes do not follow from its geometry; it was damaged, "
-            f"or cut short; remove it"
+            f"{name} is damaged or cut short: its sizes do not follow from its geometry", hint="Remove it"
         )
 
     def close(self) -> None:

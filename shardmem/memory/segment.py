@@ -136,7 +136,7 @@ class Segment:
                     f"cannot reserve {length:,} bytes in {path_of(self.name)}: {error.strerror}"
                 ) from error
             space = os.statvfs(SHM_DIRECTORY)
-            raise OutOfMemory(what, length, space.f_bavail * space.f_frsize, SHM_DIRECTORY) from None
+            raise OutOfMemory.of_segment(what, length, space.f_bavail * space.f_frsize, SHM_DIRECTORY) from None
 
     @property
     def descriptor(self) -> int:

@@ -106,7 +106,7 @@ class LeastLoad:
         if view.rates is None:
             return None
         rates = np.nan_to_num(view.rates, nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
-        return rates + self.quiet * len(view.shards) / len(rates) if rates.any() else None
+        return np.asarray(rates + self.quiet * len(view.shards) / len(rates)) if rates.any() else None
 
 
 def _hot(loads: np.ndarray, shards: int) -> tuple[np.ndarray, float]:
@@ -126,7 +126,7 @@ def _hot(loads: np.ndarray, shards: int) -> tuple[np.ndarray, float]:
 def _cold(rates: np.ndarray | None) -> np.ndarray:
     """Slots with next to no traffic: to move them off a shard with a hot slot would relieve nobody."""
     assert rates is not None
-    return ~(rates > rates.mean() / 100)
+    return np.asarray(~(rates > rates.mean() / 100))
 
 
 class _Plan:

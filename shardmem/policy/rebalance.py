@@ -80,6 +80,7 @@ class RebalanceRunner:
         self._most = np.inf if allowance is None else max(16.0, allowance * table.slots)
         self._left, self._at = self._most, 0.0
         self._donors: dict[int, float] = {}  # shards that plans take from, and since when
+        self.is_even = True  # as of the last step: there is nothing to move that can be moved now
         self.planned = 0  # moves of the last plan, whether or not there was room to begin them
         self.held_back = ""  # why nothing is begun although there is a plan
 
@@ -91,6 +92,7 @@ class RebalanceRunner:
         busy: Mapping[int, float] | None = None,
         eager: bool = False,
         without: Collection[int] = (),
+        later: bool = False,
         stopped_seats: Collection[int] = (),
     ) -> list[BeginHandoff | Allocate]:
         """Allocations first, then what is wished by hand, then the most urgent moves that there is room for, those of a pair
@@ -98,6 +100,7 @@ class RebalanceRunner:
 
         rates, busy: the load, as in `View`. eager: even out small differences too, because somebody asked for it.
         without: shards that can neither give nor take now: failed ones, and those in the middle of a long batch.
+        later: some of them will be able to soon, so that what is to be even is not yet.
         stopped_seats: producers that have been inside one push for long.
         """
         actions: list[BeginHandoff | Allocate] = [
@@ -118,7 +121,8 @@ class RebalanceRunner:
         chosen = self._choose(now, wished, plan, eager, self.max_in_flight - timely, pairs)
         actions += [BeginHandoff(tuple(slots), source, target) for (source, target), slots in chosen.items()]
         self._budget = max(0, self._budget - sum(map(len, chosen.values())))
-        if self.wishes.eager and not plan and not self._handoffs.slots_in_flight():
+        self.is_even = not plan and not self._handoffs.slots_in_flight(without)
+        if self.wishes.eager and self.is_even and not later:
             self.wishes.eager = False
         return actions
 

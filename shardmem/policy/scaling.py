@@ -37,9 +37,11 @@ class ScalingErrorKind(str, Enum):
 class ScalingError(ShardmemError):
     """A change of the shards was refused, and nothing was changed. `kind` says why in a word, the text in a sentence."""
 
-    def __init__(self, kind: ScalingErrorKind | str, text: str) -> None:
+    def __init__(
+        self, kind: ScalingErrorKind | str, text: str, *, detail: str | None = None, hint: str | None = None
+    ) -> None:
         self.kind = ScalingErrorKind(kind)
-        ShardmemError.__init__(self, text)
+        ShardmemError.__init__(self, text, detail=detail, hint=hint)
 
 
 class InvalidPolicy(ScalingError, ConfigError):

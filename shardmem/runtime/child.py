@@ -164,7 +164,9 @@ class Report(TypedDict, total=False):
     ended: int  # [supervisor] exit code, the last report of all
     error: str | None
     kind: str | None  # the name of the error's class
-    memory: tuple[int, int] | None  # OutOfMemory: bytes needed, bytes free
+    hint: str | None
+    need: int  # OutOfMemory: bytes
+    free: int
 
 
 class Reports:

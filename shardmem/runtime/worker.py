@@ -16,7 +16,7 @@ import time
 import traceback
 from typing import Any
 
-from shardmem.errors import AlreadyRunning, BatchEscaped, HandlerError, ShardmemError
+from shardmem.errors import AlreadyRunning, BatchEscaped, HandlerError, ShardmemError, with_hint
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import arm_from_environment, ffi
@@ -134,8 +134,8 @@ def main() -> int:
         commit = _commit_of(worker, orders.handler, settings)
         commit.take_up()
     except AlreadyRunning as error:  # the shard's words are another's
-        log.error("%s", error)
-        reports.say(boot_failed=str(error))
+        log.error("%s", with_hint(error))
+        reports.say(boot_failed=with_hint(error))
         return ExitCode.ALREADY
     except Exception as error:
         return _boot_failure(worker, reports, error)
@@ -164,10 +164,12 @@ def main() -> int:
         worker.run(commit, moves, failures)
         optional(commit.handler, "close")()
     except AlreadyRunning as error:  # its words in shared memory are another's by now
-        log.error("%s", error)
+        log.error("%s", with_hint(error))
         return ExitCode.ALREADY
     except Exception as error:
-        text = str(error) if isinstance(error, (HandlerError, BatchEscaped)) else f"{type(error).__name__}: {error}"
+        text = (
+            with_hint(error) if isinstance(error, (HandlerError, BatchEscaped)) else f"{type(error).__name__}: {error}"
+        )
         worker.say_error(text)
         worker.set_phase("failed")
         log.error("%s", text, exc_info=error.__cause__ or error)
@@ -201,7 +203,7 @@ def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) 
 
 
 def _boot_failure(worker: Worker | None, reports: Reports, error: Exception) -> int:
-    text = str(error) if isinstance(error, ShardmemError) else f"{type(error).__name__}: {error}"
+    text = with_hint(error) if isinstance(error, ShardmemError) else f"{type(error).__name__}: {error}"
     cause = error.__cause__ or error
     trace = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
     log.error("cannot start: %s", text, exc_info=cause)

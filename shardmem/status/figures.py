@@ -10,7 +10,7 @@ others are 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ class Figure:
         found += [part.partition("{")[2][:-1] for part in parts if part.endswith("}")]
         return (*found, parts[-1]) if self.kind == STATE and self.values else tuple(found)
 
-    def read(self, document: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    def read(self, document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
         """(values of the labels, value) for each place that the path leads to. Raises KeyError if it leads nowhere."""
         if self.path is not None:
             yield from self._read(document, self.path.split("."), ())

@@ -342,7 +342,7 @@ class Observer:
         look = reading.shards[shard] = ShardReading(
             handled=sum(lane.handled for lane in lanes),
             # The batch in hand counts as busy up to now, or a long batch would look like an idle worker.
-            busy_ns=view.busy_ns + (now - view.batch_since_ns if view.batch_since_ns else 0),
+            busy_ns=view.busy_ns + (now - view.batch_since_ns if alive and view.batch_since_ns else 0),
             fill=fill,
             cpu_s=cpu_s,
             pid=view.pid,

@@ -91,14 +91,17 @@ class Commands:
         active = planner.mapper.active_shard_ids()
         added, removed = self._resize(active, count)
         planner.wishes.following = False
-        done = await self._finish("scale", self._settle(added, removed, "by hand"), wanted, [*added, *removed])
+        work = self._settle(added, removed, "by hand")
+        done = await self._finish("scale", work, wanted, [*added, *removed], so_far=self._shards_now)
         return {"auto_scale": False, **done}
 
     def _resize(self, active: list[int], count: int) -> tuple[list[int], list[int]]:
         """Says what is wanted, or raises and has changed nothing."""
         fleet, planner = self._fleet, self._fleet.planner
         if count >= len(active):
-            return fleet.shards.create(count - len(active)), []
+            # a failed shard may come back, so it holds its place: it is one of those that are wanted, if need be
+            free = fleet.control.max_shards - len(planner.mapper.failed_shard_ids()) - len(active)
+            return fleet.shards.create(max(0, min(count - len(active), free))), []
         removed = _last_to_go(active, planner.table.cordoned)[: len(active) - count]
         planner.drain(removed, time.monotonic())
         return [], removed
@@ -117,7 +120,7 @@ class Commands:
             )
         fleet.planner.drain([shard], time.monotonic())
         work = self._drained(shard)
-        return {"drained": shard, **await self._finish("drain", work, wanted, [shard])}
+        return {"drained": shard, **await self._finish("drain", work, wanted, [shard], so_far=self._shards_now)}
 
     async def _drained(self, shard: int) -> dict[str, Any]:
         fleet = self._fleet
@@ -139,14 +142,24 @@ class Commands:
                 if reasons := [text for shard in added if (text := fleet.shards.why_not(shard)) is not None]:
                     raise HandlerError(reasons[0])
             fleet.even_out()
-            await fleet.conditions.until(lambda: not fleet.planner.wishes.eager and are_gone())
+            await fleet.conditions.until(lambda: fleet.is_even and are_gone())
         done = self._scaled(added, removed, change)
         self._note_scaled(done, why)
         return done
 
     def _scaled(self, added: list[int], removed: list[int], change: Change) -> dict[str, Any]:
         shards = self._fleet.planner.mapper.active_shard_ids()
-        return {"shards": shards, "added": added, "removed": removed, **change.summary(), "late": []}
+        return {"shards": shards, "added": added, "removed": removed, **change.summary(), "late": self._later()}
+
+    def _shards_now(self) -> dict[str, Any]:
+        return {"shards": self._fleet.planner.mapper.active_shard_ids(), "added": [], "removed": []}
+
+    def _later(self) -> list[str]:
+        """What is not even yet, and why."""
+        planner = self._fleet.planner
+        later = [f"slots of shard {shard} are evened out when its batch is over" for shard in sorted(planner.blocked())]
+        later += [each["text"] for each in self._waiting_for([], None)]
+        return later + planner.table.complaints[:1]
 
     def _expect_active(self, shard: int) -> None:
         """Raises ConfigError, with the reason and what helps."""
@@ -191,7 +204,8 @@ class Commands:
         self._expect_active(target)
         if target in table.cordoned:
             raise ConfigError(f"shard {target} is cordoned and takes no slots; 'uncordon {target}' lets it")
-        for owner in sorted({table.shard_for(slot) for slot in slots} - {None, target}):
+        owners = {owner for slot in slots if (owner := table.shard_for(slot)) is not None}
+        for owner in sorted(owners - {target}):
             if fleet.planner.mapper.shard_state(owner) is ShardState.FAILED:
                 self._expect_active(owner)
         return slots
@@ -217,7 +231,7 @@ class Commands:
         fleet = self._fleet
         with self._change() as change:
             fleet.even_out()
-            await fleet.conditions.until(lambda: not fleet.planner.wishes.eager)
+            await fleet.conditions.until(lambda: fleet.is_even)
         if complaints := fleet.planner.table.complaints:
             raise ShardmemError(complaints[0])
         return self._noted_move({**change.summary(), "late": []}, "to even out, by hand")
@@ -263,7 +277,9 @@ class Commands:
         async def reloaded() -> dict[str, Any]:
             return {**await self._replacements.reload(), **change.summary(), "late": []}
 
-        return await self._finish("reload", reloaded(), wanted, [])
+        return await self._finish(
+            "reload", reloaded(), wanted, [], so_far=lambda: {"reloaded": [], "not_applied": []}
+        )
 
     async def quarantine_replay(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"ids": [...]} or {"all": true}, "timeout": seconds: pushed again, as far as there is room in time. One after the other:
@@ -322,15 +338,16 @@ class Commands:
         wanted: dict[str, Any],
         shards: list[int],
         slots: list[int] | None = None,
+        so_far: Callable[[], dict[str, Any]] = dict,
     ) -> dict[str, Any]:
-        """What the work answers, or at the deadline who is waited for."""
+        """What the work answers, or at the deadline who is waited for. so_far: what else the answer has to have then."""
         self._fleet.step_soon()
         change = Change()
 
         def late() -> dict[str, Any]:
             waiting = self._waiting_for(shards, slots)
             texts = [each["text"] for each in waiting]
-            return {**self._scaled([], [], change), "waiting_for": waiting, "late": texts}
+            return {**so_far(), **change.summary(), "waiting_for": waiting, "late": texts}
 
         return await answer(what, work, float(wanted.get("timeout", DEADLINE)), late)
 

@@ -11,7 +11,6 @@ import os
 import sys
 
 from shardmem.config import Config
-from shardmem.errors import OutOfMemory
 from shardmem.memory.native import arm_from_environment
 from shardmem.runtime import logs
 from shardmem.runtime.child import ExitCode, Reports, SupervisorOrders, read_orders
@@ -60,12 +59,6 @@ async def _run(orders: SupervisorOrders, reports: Reports) -> int:
         reports.say(ended=1, status=None, error=f"the supervisor failed: {type(error).__name__}: {error}", kind=None)
         raise
     loop.remove_reader(lifeline)
-    failure = supervisor.error
-    reports.say(
-        ended=code,
-        status=supervisor.outcome,
-        error=str(failure) if failure else None,
-        kind=type(failure).__name__ if failure else None,
-        memory=(failure.need, failure.free) if isinstance(failure, OutOfMemory) else None,
-    )
+    fault = supervisor.error
+    reports.say(ended=code, status=supervisor.outcome, **(fault.describe() if fault else {}))
     return code

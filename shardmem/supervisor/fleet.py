@@ -150,6 +150,11 @@ class Fleet:
         self.step_soon()
 
     @property
+    def is_even(self) -> bool:
+        """Whether nothing is left to move, as of a step after the last wish."""
+        return not self._wanted and self.planner.runner.is_even
+
+    @property
     def patience(self) -> float:
         """Seconds until the next look at what no event tells of: marks of producers, workers of an earlier supervisor."""
         if self.planner.handoffs.slots_in_flight():

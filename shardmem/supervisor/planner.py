@@ -14,6 +14,7 @@ import numpy as np
 from shardmem.policy import (
     NOBODY,
     Allocate,
+    BeginHandoff,
     Deadlines,
     DecisionHistory,
     DecisionKind,
@@ -143,15 +144,17 @@ class Planner:
         """Shards in the middle of one long batch."""
         return self._long.blocked()
 
-    def _out_of_bounds(self) -> set[int]:
-        """Shards that can neither give nor take at this moment."""
-        down = {shard for shard, fact in self._facts.items() if fact.failed is not None or not fact.alive}
+    def _out_of_bounds(self) -> tuple[set[int], bool]:
+        """Shards that can neither give nor take at this moment, and whether any of them will without being asked."""
+        failed = {shard for shard, fact in self._facts.items() if fact.failed is not None}
+        down = {shard for shard, fact in self._facts.items() if not fact.alive and shard not in failed}
         joining = {
             shard
             for shard in self.table.shards
             if self.mapper.shard_state(shard) not in (ShardState.ACTIVE, ShardState.DRAINING)
         }
-        return down | joining | self._long.blocked()
+        soon = down | joining | self._long.blocked()
+        return failed | soon, bool(soon)
 
     # ---- one step -------------------------------------------------------------------------------------------------------
 
@@ -178,12 +181,14 @@ class Planner:
         hold = not self.automatic and not self.wishes.eager
         was, self.wishes.suspended = self.wishes.suspended, self.wishes.suspended or hold
         try:
+            without, later = self._out_of_bounds()
             busy = {shard: sample.busy for shard, sample in self.mapper.metrics(now).items()}
             actions = self.runner.step(
                 now,
                 rates=self._rates,
                 busy=busy if any(busy.values()) else None,
-                without=self._out_of_bounds(),
+                without=without,
+                later=later,
                 stopped_seats=self.stopped_seats,
             )
         finally:
@@ -193,7 +198,7 @@ class Planner:
                 for slot in action.slots:
                     self._words.set_slot(slot, action.shard)
                     self.table.allocate(slot, action.shard)
-            else:
+            elif isinstance(action, BeginHandoff):
                 self._done(self.carrier.begin(action.slots, action.source, action.target, now))
 
     def progress(self, now: float) -> None:

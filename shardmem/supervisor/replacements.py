@@ -197,7 +197,10 @@ class Replacements:
         async def settled(timeout: float | None, every: str = asyncio.FIRST_COMPLETED) -> None:
             nonlocal running
             done, running = await asyncio.wait(running, timeout=timeout, return_when=every)
-            reloaded.extend([task.result() for task in done])
+            errors = [error for task in done if (error := task.exception()) is not None]
+            reloaded.extend([task.result() for task in done if task.exception() is None])
+            if errors:
+                raise errors[0]
 
         try:
             for shard in order:
@@ -216,7 +219,11 @@ class Replacements:
         fleet = self._fleet
         try:
             if fleet.control.shard_state(shard) != "failed":
-                return {"from": shard, "to": await self.replace(shard)}
+                try:
+                    return {"from": shard, "to": await self.replace(shard)}
+                except ShardmemError:
+                    if fleet.control.shard_state(shard) != "failed":  # meanwhile
+                        raise
             # a failed shard has no worker to hand anything over: the next one starts where it ended
             fleet.workers.renew(shard)
             since, limit = time.monotonic(), fleet.config.boot_timeout

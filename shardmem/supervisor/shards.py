@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from shardmem.errors import ShardmemError
+from shardmem.errors import HandlerError, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.handoff_table import HandoffTable
 from shardmem.memory.inbox_segment import InboxSegment
@@ -112,9 +112,23 @@ class Shards:
         return self._failures.get(shard)
 
     def gone(self, shards: Iterable[int]) -> Callable[[], bool]:
-        """Whether all of these are, also when another has got the number of one since."""
+        """Whether all of these are, also when another has got the number of one since. What is returned raises HandlerError when
+        one fails on its way out: it waits until it is started again, and then goes on.
+        """
         inboxes = {shard: self.inboxes[shard] for shard in shards}
-        return lambda: not any(self.inboxes.get(shard) is inbox for shard, inbox in inboxes.items())
+
+        def are_gone() -> bool:
+            left = [shard for shard, inbox in inboxes.items() if self.inboxes.get(shard) is inbox]
+            for shard in left:
+                if self._planner.mapper.shard_state(shard) is ShardState.FAILED:
+                    reason = self.workers.given_up().get(shard) or self.control.shard_error(shard)
+                    raise HandlerError(
+                        f"shard {shard} failed while it was being drained: {reason}. 'shardmem reload "
+                        f"{self.control.engine}' starts it again, and the drain goes on"
+                    )
+            return not left
+
+        return are_gone
 
     def activate(self, shards: list[int]) -> None:
         """Shards of the first boot, whose workers are ready."""

@@ -269,7 +269,7 @@ def test_ingest_looks_whether_all_files_are_there_before_it_pushes_any_and_guess
     "arguments, code, part",
     [
         (["run", "app:handle", "--slots", "3", "--shards", "x"], 2, "slots=3 is not a power of two"),
-        (["run", "nonsense"], 2, "neither a file that ends in .toml nor module:handler"),
+        (["run", "nonsense"], 2, "is not a file that ends in .toml or module:handler"),
         (["run", "missing.toml"], 2, "file missing.toml does not exist"),
         (["run", "app:nothing"], 3, "has no attribute 'nothing'"),
         (["run", "nomodule:handle"], 3, "No module named 'nomodule'. Workers look in /"),
@@ -364,7 +364,7 @@ def test_a_first_start_that_fails_says_why_once(shell):
 def test_an_answer_names_what_was_done_and_no_phase_in_which_nothing_was():
     nothing = {"moved": [], "late": [], "seconds": {"reroute": 0, "drain": 0, "release": 0, "total": 0.25}}
     auto = answer("ticks", "scale", {"auto_scale": True, "shards": [0, 1], "added": [], "removed": [], **nothing})
-    assert "engine ticks: the policy decides from now on how many shards run; now 2 shards: 0, 1" == auto
+    assert "engine ticks: the policy now decides the number of shards; running: 2 shards: 0, 1" == auto
     reloaded = answer("ticks", "reload", {"reloaded": [{"from": 0, "to": 1}], "not_applied": [], **nothing})
     assert ["engine ticks: shard 0 is replaced by shard 1", "  total 250.0 ms"] == reloaded.splitlines()
 

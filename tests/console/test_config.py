@@ -58,7 +58,7 @@ def test_every_setting_is_shown_with_value_unit_default_origin_and_help(shardmem
     assert (0.9, "share", 0.9, "default", "default", None) == brief("policy.busy_threshold")
 
 
-def test_text_for_people_says_the_same_within_80_columns(shardmem):
+def test_settings_are_shown_to_people_within_80_columns(shardmem):
     lines = shardmem("config", "ticks.toml", "--slots", "64").stdout.splitlines()
 
     assert "lane_bytes: 65,536 bytes   [ticks.toml line 2; default: 1,048,576 bytes]" in lines
@@ -95,7 +95,7 @@ def test_faults_have_their_lines_and_exit_code_2(shardmem, tmp_path):
     (tmp_path / "bad.toml").write_text("slots = 3\n\nlane_byte = 4\n")
     done = shardmem("config", "bad.toml", "--spin-us", "x", code=2)
     assert [
-        "shardmem: - handler is missing",
+        "error: - handler is missing",
         "- --spin-us: spin_us='x' is not a number",
         "- bad.toml line 1: slots=3 is not a power of two; the next is 4",
         "- bad.toml line 3: lane_byte is not a setting; did you mean lane_bytes?",

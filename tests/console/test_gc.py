@@ -127,7 +127,7 @@ def test_orphaned_workers_are_named_and_ended_only_when_asked_and_their_events_s
     )
     command = f"shardmem gc --end-orphans {daemon.name}"
     assert named["engine"]["remedy"].endswith(command) and "run it again" in named["engine"]["remedy"]
-    assert f"'{command}'" in daemon("stop", daemon.name, code=1)
+    assert f"`{command}`" in daemon("stop", daemon.name, code=1)
     assert "socket" not in named, "the next supervisor, which may be starting, sees to it"
     foretold = daemon.gc("--end-orphans", "--dry-run")["engine"]
     assert "keep" == foretold["action"]

@@ -15,11 +15,12 @@ import sys
 import uuid
 from pathlib import Path
 
-import browser
 import pytest
 
 import shardmem
 from shardmem.runtime.batch import slot_of
+
+from . import browser
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="no chromium is installed: the page was not looked at")
 TOKEN = "a-token-of-this-test"
@@ -32,7 +33,7 @@ WELL = "document.querySelector('#verdict-word').textContent === 'Healthy'"
 def engine():
     with shardmem.Engine(
         f"page{uuid.uuid4().hex[:8]}",
-        handler="page_load:handle",
+        handler="console.page_load:handle",
         min_shards=2,
         max_shards=4,
         slots=256,
@@ -129,10 +130,10 @@ def test_what_there_is_no_rate_of_yet_is_not_said_to_be_one(page, engine):
     assert "2 shards handle events; " in said[0] and not [each for each in said if "handle events/s" in each], said
 
 
-def test_it_is_well_and_updates_by_itself(page, engine, tmp_path):
+def test_an_engine_that_is_well_is_said_to_be_and_the_page_updates_by_itself(page, engine, tmp_path):
     page.wait_for(WELL, "a new engine is well")
     assert engine.name == page.text("h1") and "0,1" == page.evaluate(CELLS)
-    assert "256 slots" in page.text("#slots-sum") and "All are at rest" in page.text("#slots-sum")
+    assert "256 slots" in page.text("#slots-sum") and "None is moving" in page.text("#slots-sum")
     before = engine.status()["accounting"]["accepted"]
     with engine.producer() as producer:
         producer.push_many(list(range(500)), [b"ok"] * 500)
@@ -261,7 +262,7 @@ def test_a_supervisor_that_is_gone_is_said_and_what_is_old_is_marked_until_it_is
         page.wait_for(
             "document.querySelector('#verdict-word').textContent === 'No answer from the supervisor'", "it is said"
         )
-        assert "does not answer within 3 s" in page.text("#findings") and f"shardmem status {engine.name}" in page.text(
+        assert "has not responded for 3 s" in page.text("#findings") and f"shardmem status {engine.name}" in page.text(
             "#findings"
         )
         for title in ("#shards-title", "#slots-title", "#charts-title"):
@@ -318,7 +319,7 @@ def test_a_dialog_that_is_opened_as_another_closes_works(page):
 def test_an_engine_without_a_token_can_be_read_and_names_the_commands(window, tmp_path):
     window.complaints.clear()
     with shardmem.Engine(
-        f"page{uuid.uuid4().hex[:8]}", handler="page_load:handle", shards=1, slots=16, http_port=0
+        f"page{uuid.uuid4().hex[:8]}", handler="console.page_load:handle", shards=1, slots=16, http_port=0
     ) as engine:
         window.open(engine.status()["engine"]["http"], "sessionStorage.clear()")
         window.wait_for(
@@ -328,7 +329,7 @@ def test_an_engine_without_a_token_can_be_read_and_names_the_commands(window, tm
         assert window.evaluate("document.querySelector('#token-form').hidden"), "it asks for a token that there is not"
         window.evaluate("document.querySelector('[data-order=drain]').click()")
         assert f"shardmem drain 0 --engine {engine.name}" == window.text("#dialog-shell")
-        assert window.evaluate("document.querySelector('#dialog-do').disabled") and "for reading" in window.text(
+        assert window.evaluate("document.querySelector('#dialog-do').disabled") and "read-only" in window.text(
             "#dialog-why"
         )
     assert [] == window.complaints

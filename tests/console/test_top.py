@@ -72,7 +72,7 @@ def document(shards=(shard(0), shard(1)), **changes):
             "shed": {},
             "in_flight": 77,
         },
-        "events": [
+        "history": [
             {
                 "at": 0.0 + number,
                 "kind": "worker_died",
@@ -104,7 +104,7 @@ def test_everything_is_shown_within_80_columns():
         "in flight 77",
         "    0 busy           512       0 ████░░░░ 50%  90%  800us 12.3ms        77    0",
         "producers: 2 · pid 4712 45.6k/s (9 refused) · pid 4711 12.3k/s",
-        "slots in motion: 12",
+        "moving slots: 12",
         "  12 from shard 0 to 1, draining for 0.2s, LATE",
         "policy, 4.0s ago: up 1: shard 0 is overloaded (x3)",
         ":08  shard 8: worker pid 8 ended",
@@ -185,7 +185,7 @@ def test_of_a_fixed_engine_the_policy_is_told_only_where_it_would_add(advice, to
     by_hand = "\n".join(shown(document(auto_scale=False, decisions=[decision])))
 
     assert "shards, fixed  in" in fixed and told == ("policy, " in fixed)
-    assert "shards, by hand  in" in by_hand and "policy, " in by_hand
+    assert "shards, manual  in" in by_hand and "policy, " in by_hand
 
 
 def test_what_is_wrong_is_said_with_what_helps_and_the_rest_is_counted():
@@ -202,7 +202,7 @@ def test_what_is_wrong_is_said_with_what_helps_and_the_rest_is_counted():
 
     assert len(lines) <= 24 and max(map(len, lines)) <= 80
     assert "x Shard 7 has failed: ?[2J" in text and "  -> shardmem reload" in text and "! 9 events were refused" in text
-    assert "'shardmem status' says them all" in text and "healthy" not in lines
+    assert "more: see `shardmem status`" in text and "healthy" not in lines
     first = next(line for line in lines if re.match(r" +\d+ (busy|failed) ", line))
     assert first.startswith("    7 failed"), "what is not served is below what is"
 
@@ -260,7 +260,7 @@ def test_plus_and_minus_count_active_shards_and_never_ask_for_none():
     assert {"shards": 3} == keys.press("+", document([shard(0), shard(1, state="failed")])).wanted, (
         "a failed one counts in `scale`"
     )
-    assert keys.press("-", document([shard(0)])) is None and "fewest" in keys.view.prompt
+    assert keys.press("-", document([shard(0)])) is None and "minimum" in keys.view.prompt
 
 
 def test_a_drain_wants_a_number_that_there_is_and_a_yes():
@@ -380,7 +380,7 @@ def test_keys_scale_the_engine_and_the_terminal_is_left_as_it_was(engine):
         assert termios.tcgetattr(terminal.slave) != terminal.before, "keys come line by line"
         terminal.type("+")
         terminal.until("scale to 2: done")
-        terminal.until("2 of 3 shards, by hand")
+        terminal.until("2 of 3 shards, manual")
         assert [0, 1] == sorted(shard["id"] for shard in engine.status()["shards"])
         terminal.type("d1\r")
         terminal.until("drain shard 1: its slots")
@@ -398,7 +398,7 @@ def test_keys_scale_the_engine_and_the_terminal_is_left_as_it_was(engine):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 0)])
-def test_a_signal_too_leaves_the_terminal_as_it_was(engine, number, code):
+def test_a_signal_leaves_the_terminal_as_it_was(engine, number, code):
     with Terminal(engine.name) as terminal:
         terminal.until("q quit")
         terminal.process.send_signal(number)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from blocks import Page, blocks_of, commands_of, renamed
+
+from .blocks import Page, blocks_of, commands_of, renamed
 
 TREE = Path(__file__).resolve().parents[2]
 WRITTEN = {"settings.md", "metrics.md", "cli.md", "api.md"}  # from the code, each with a test of its own

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from explorer import Violation, explore, find_violation
+
+from .explorer import Violation, explore, find_violation
 
 
 def _counter(top):

@@ -17,8 +17,9 @@ anew, and with the living ones adopted.
 from __future__ import annotations
 
 import pytest
-from explorer import explore, find_violation
-from handoff_model import A, B, Commit, Model, S, T
+
+from .explorer import explore, find_violation
+from .handoff_model import A, B, Commit, Model, S, T
 
 AWAY = (((S, A, B),),)
 AWAY_AND_BACK = (((S, A, B),), ((S, B, A),))

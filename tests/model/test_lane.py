@@ -30,7 +30,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
-from explorer import explore, find_violation
+
+from .explorer import explore, find_violation
 
 PAD, HEADER, DATA = "pad", "header", "data"
 DEAD = None

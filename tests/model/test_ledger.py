@@ -26,8 +26,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
-from explorer import explore, find_violation
-from machine import PLAIN, RELEASE, SEQ_CST, Machine, claim, forget, goto, label, let, load, pick, stop, store
+
+from .explorer import explore, find_violation
+from .machine import PLAIN, RELEASE, SEQ_CST, Machine, claim, forget, goto, label, let, load, pick, stop, store
 
 
 class Word(NamedTuple):

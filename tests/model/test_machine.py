@@ -6,8 +6,9 @@ Each runs two programs to their end and asks whether a forbidden or allowed outc
 from __future__ import annotations
 
 import pytest
-from explorer import explore
-from machine import (
+
+from .explorer import explore
+from .machine import (
     ACQUIRE,
     PLAIN,
     RELEASE,

@@ -31,8 +31,9 @@ from __future__ import annotations
 from itertools import accumulate
 
 import pytest
-from explorer import explore, find_violation
-from machine import (
+
+from .explorer import explore, find_violation
+from .machine import (
     ACQUIRE,
     PLAIN,
     RELEASE,
@@ -422,7 +423,7 @@ def test_a_kill_costs_no_wakeup_if_the_successor_rings_first(plans, capacity, or
 
 
 @pytest.mark.parametrize("victim", ["worker", "producer0"])
-def test_without_that_a_kill_costs_a_wakeup(victim):
+def test_a_kill_costs_a_wakeup_if_nobody_rings_and_nobody_waits_with_a_bound(victim):
     found = Model(ONE, 1, victims=[victim], kills=1).explore(find_violation)
     assert found is not None and found.kind == "stuck", found
     print(f"{victim} killed, nobody rings: caught in {len(found.trace)} steps")
@@ -432,7 +433,9 @@ def test_without_that_a_kill_costs_a_wakeup(victim):
     "plans, capacity, order, victims, kills, at_least",
     [(ONE, 1, "x86", ALL, 2, 70_000), (WIDE, 2, "arm", ALL, 1, 50_000), (TWO, 1, "x86", ("producer0",), 1, 50_000)],
 )
-def test_without_that_one_expiry_of_the_bound_makes_good_any_one_kill(plans, capacity, order, victims, kills, at_least):
+def test_one_expiry_of_the_bound_makes_good_any_one_kill_if_nobody_rings(
+    plans, capacity, order, victims, kills, at_least
+):
     found = Model(plans, capacity, order, victims=victims, kills=kills, expiries=kills).explore()
     print(f"parking, {plans}, {order}, {kills} of {victims} killed, bounded waits: {found}")
     assert found.states >= at_least, found
@@ -488,7 +491,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("variant", ALLOWED)
-def test_what_is_not_needed_is_not_needed(variant):
+def test_an_order_or_omission_that_looks_like_a_fault_is_none(variant):
     order, plans, capacity = ALLOWED[variant]
     found = Model(plans, capacity, order, variant).explore()
     print(f"{variant}: {found}")

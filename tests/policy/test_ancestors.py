@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from policy_ancestors import Counted, Counter, Drain, Gate, Ids, LeastShard, Votes, emptiest
-from policy_tools import load, loads, owners, policy, settled, sums, watch
 
 from shardmem.policy import (
     HandoffCoordinator,
@@ -26,6 +24,9 @@ from shardmem.policy import (
 )
 from shardmem.policy.handoff import Drain as DrainAction
 from shardmem.policy.handoff import Finished, Release, Respawn
+
+from .policy_ancestors import Counted, Counter, Drain, Gate, Ids, LeastShard, Votes, emptiest
+from .policy_tools import load, loads, owners, policy, settled, sums, watch
 
 # ---- scaling ---------------------------------------------------------------------------------------------------------
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from policy_tools import owners
 
 from shardmem.policy import LeastLoad, LeastSlots, Move, Pinned, ScalingError, ShardCoordinator
+
+from .policy_tools import owners
 
 
 def refused(kind, call, *args) -> str:

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from policy_tools import owners
 
 from shardmem.policy import (
     Allocate,
@@ -26,6 +25,8 @@ from shardmem.policy import (
     ScalingError,
     ShardCoordinator,
 )
+
+from .policy_tools import owners
 
 REROUTING, DRAINING = HandoffState.REROUTING, HandoffState.DRAINING
 IDLE, STOPPED, STARTED = HandoffState.NONE, HandoffState.RELEASING, HandoffState.NONE

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from policy_tools import loads, policy, watch
 
 from shardmem.policy import ScalingError, ScalingPolicy, ShardMapper, ShardSample, ShardState
+
+from .policy_tools import loads, policy, watch
 
 PROVISIONING, ACTIVE, DRAINING, FAILED, STOPPED = ShardState
 

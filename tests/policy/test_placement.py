@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_tools import owners, settled, sums
 
 from shardmem.policy import NOBODY, HotSlot, LeastLoad, LeastSlots, Move, Pinned, ShardCoordinator, View, first_table
 from shardmem.policy.placement import fault_of
+
+from .policy_tools import owners, settled, sums
 
 EVEN = st.sampled_from(
     [LeastSlots(), LeastSlots(absolute_limit=1), LeastSlots(absolute_limit=7), LeastSlots(relative_limit=0.02)]
@@ -116,7 +117,7 @@ def test_from_every_start_every_strategy_comes_to_rest_and_leaves_nothing_on_a_d
 
 @settings(max_examples=150, deadline=None)
 @given(views(), EVEN | BY_LOAD, st.integers(0, 2**32))
-def test_it_comes_to_rest_too_when_only_some_of_each_plan_is_carried_out(view, strategy, seed):
+def test_a_strategy_comes_to_rest_when_only_some_of_each_plan_is_carried_out(view, strategy, seed):
     rng = np.random.default_rng(seed)
     for _ in range(40 * len(view.owners) + 40):
         plan = strategy.rebalance(view)
@@ -189,7 +190,7 @@ def test_limits_that_make_no_sense_are_refused(strategy, options):
 
 
 @pytest.mark.parametrize("options", [{"tolerance": 0.0}, {"tolerance": 1.0}, {"quiet": -0.1}, {"quiet": 1.0}])
-def test_so_are_tolerances(options):
+def test_tolerances_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match="tolerance is|quiet is"):
         LeastLoad(**options)
 

@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_tools import load, loads, policy, watch
 
 from shardmem.errors import ConfigError
 from shardmem.policy import (
@@ -21,6 +20,8 @@ from shardmem.policy import (
     ShardSample,
     ShardState,
 )
+
+from .policy_tools import load, loads, policy, watch
 
 HOT = {"busy": 1.0, "fill_ratio": 0.95}
 
@@ -195,7 +196,7 @@ def test_when_nothing_can_be_moved_another_shard_is_added():
     assert ("up", 1, "overloaded") == decide(mapper, now, moves=0)
 
 
-def test_but_not_while_there_is_an_idle_one_that_gets_nothing():
+def test_no_shard_is_added_while_an_idle_one_gets_nothing():
     mapper = ShardMapper(4, policy())
     now = watch(mapper, 0, 3, loads(0.9, 0.7, 0.7, 0.0))
     decision = mapper.evaluate_scaling(now, moves=0)
@@ -215,7 +216,7 @@ def test_one_slot_that_fills_a_shard_does_not_keep_the_rest_from_shrinking():
     assert [2, 3] == mapper.scale_down(2, now), "the hot one stays"
 
 
-def test_nor_does_one_slot_that_is_alone_on_its_shard_and_has_little_to_do():
+def test_one_slot_that_is_alone_on_its_shard_and_has_little_to_do_keeps_no_shards():
     mapper = ShardMapper(2, policy())
     assert ("down", 1, "underused") == decide(mapper, watch(mapper, 0, 15, loads({"busy": 0.1, "alone": True}, 0.05)))
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rig import Rig
+
+from support.rig import Rig
 
 
 @pytest.fixture

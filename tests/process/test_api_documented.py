@@ -20,18 +20,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from recorder import payload
-from rig import PATIENCE, Rig, drained
 
 import shardmem
 from shardmem.client.client import socket_path
+from support.recorder import payload
+from support.rig import PATIENCE, Rig, drained
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("schemathesis") is None,
     reason="schemathesis is not installed: nobody has compared the control API with its OpenAPI document",
 )
 TOKEN = "of-this-test"
-ALL_BUT_STOP = "Operations:       18 selected / 19 total"
+ALL_BUT_STOP = "Operations:       23 selected / 24 total"
 
 
 def schemathesis(url: str, where: Path, *arguments: str) -> str:
@@ -67,7 +67,7 @@ def engine(rig: Rig, engine_name: str) -> Iterator[shardmem.Engine]:
     rig.tell("poison", "3")
     with rig.engine(
         engine_name,
-        "recorder:Failing",
+        "support.handlers.failing:Failing",
         shards=2,
         max_shards=4,
         slots=64,

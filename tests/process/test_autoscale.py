@@ -6,11 +6,11 @@ import time
 
 import numpy as np
 import pytest
-from autoscale_load import Backwards, Slow, look
-from elastic_load import ROW, SLOTS
 
 import shardmem
 from shardmem.policy import LeastSlots, ScalingPolicy
+from support.autoscale_load import Backwards, Slow, look
+from support.elastic_load import ROW, SLOTS
 
 QUICK = {"metrics_window": 0.5, "cooldown": 0.5, "scale_down_delay": 1.0}
 

@@ -7,14 +7,17 @@ import os
 import time
 
 import pytest
-from chaos import Chaos
-from rig import Rig
+
+from support.chaos import Chaos
+from support.rig import Rig
 
 SECONDS = float(os.environ.get("SHARDMEM_CHAOS_SECONDS", 6))
 
 
 @pytest.mark.timeout(SECONDS * 2 + 200)
-@pytest.mark.parametrize("handler, stateful", [("recorder:Lingering", False), ("recorder:Counting", True)])
+@pytest.mark.parametrize(
+    "handler, stateful", [("support.handlers.counting:Lingering", False), ("support.handlers.counting:Counting", True)]
+)
 def test_whatever_is_killed_at_random_every_promise_is_kept(
     rig: Rig, engine_name: str, handler: str, stateful: bool
 ) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checker import EVENT, HANDLED, Logs, accounting, check
+
+from support.checker import EVENT, HANDLED, Logs, accounting, check
 
 
 def clean_run() -> Logs:

@@ -10,9 +10,9 @@ import uuid
 
 import numpy as np
 import pytest
-from elastic_load import KEYS, LOG, ROW, SLOTS, Counter, Recorder, Traffic, read_logs, violations
 
 import shardmem
+from support.elastic_load import KEYS, LOG, ROW, SLOTS, Counter, Recorder, Traffic, read_logs, violations
 
 
 def one_command(engine: shardmem.Engine, chance: random.Random) -> dict:

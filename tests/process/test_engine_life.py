@@ -8,16 +8,21 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from checker import check, no_loss
-from daemon import Daemon
-from recorder import RECORD, parse, payload, records
-from rig import (
+
+import shardmem
+from support.checker import check, no_loss
+from support.daemon import Daemon
+from support.programs import engines, sends
+from support.recorder import RECORD, parse, payload, records
+from support.rig import (
     PATIENCE,
     SMALL_LANE,
     Log,
@@ -33,8 +38,6 @@ from rig import (
     wait_until,
 )
 
-import shardmem
-
 
 def push(producer: shardmem.Producer, log: Log, numbers: range, key: int = 1, test_producer: int = 1) -> None:
     for number in numbers:
@@ -47,7 +50,7 @@ def push(producer: shardmem.Producer, log: Log, numbers: range, key: int = 1, te
 
 
 def test_an_engine_whose_parent_is_killed_drains_and_leaves_nothing(rig: Rig, engine_name: str) -> None:
-    with Program("parent", rig, engine=engine_name, calls=40) as parent:
+    with Program(engines.parent, rig, engine=engine_name, calls=40) as parent:
         pids = parent.hear()["pids"]
         parent.kill()
         parent.process.wait()
@@ -60,7 +63,7 @@ def test_an_engine_whose_parent_is_killed_drains_and_leaves_nothing(rig: Rig, en
 @pytest.mark.parametrize("name", [True, False], ids=["named", "unnamed"])
 def test_an_engine_whose_parent_is_killed_waits_for_the_batch_in_hand(rig: Rig, engine_name: str, name: bool) -> None:
     with rig.hold() as release:
-        with Program("parent", rig, engine=engine_name if name else None, calls=4) as parent:
+        with Program(engines.parent, rig, engine=engine_name if name else None, calls=4) as parent:
             told = parent.hear()
             parent.kill()
             parent.process.wait()
@@ -75,7 +78,7 @@ def test_an_engine_whose_parent_is_killed_waits_for_the_batch_in_hand(rig: Rig, 
 
 
 def test_leaving_the_block_does_not_wait_for_children_forked_inside_it(engine_name: str) -> None:
-    reply = run_program("forks_that_outlive_the_block")
+    reply = run_program(engines.forks_that_outlive_the_block)
     assert reply["took"] < 5
 
 
@@ -83,7 +86,10 @@ def test_leaving_the_block_does_not_wait_for_children_forked_inside_it(engine_na
 def test_a_forked_child_that_leaves_the_block_ends_and_leaves_the_engine_alone(
     engine_name: str, how: str, code: int, handled: int
 ) -> None:
-    assert run_program("child_that_leaves_the_block", how=how, stderr=None) == {"codes": [code], "handled": handled}
+    assert run_program(engines.child_that_leaves_the_block, how=how, stderr=None) == {
+        "codes": [code],
+        "handled": handled,
+    }
 
 
 def test_an_error_in_the_block_is_not_hidden_and_the_engine_ends(rig: Rig, engine_name: str) -> None:
@@ -225,7 +231,7 @@ def test_a_stop_now_kills_a_worker_that_does_not_come_back_and_does_not_call_it_
     rig: Rig, engine_name: str
 ) -> None:
     """The handler holds its batch for longer than the grace; the batch comes again in the next run."""
-    engine = rig.engine(engine_name, handler="recorder:Deaf", shards=1).start()
+    engine = rig.engine(engine_name, handler="support.handlers.waiting:Deaf", shards=1).start()
     try:
         with engine.producer() as producer, Log(rig.directory) as log:
             push(producer, log, range(5))
@@ -328,7 +334,7 @@ def numbers_of(rest: Any, method: str) -> list[int]:
 def test_what_is_accepted_while_the_engine_drains_is_handled(rig: Rig, engine_name: str, turn: int) -> None:
     """Producers push without a pause until they are told that it is over."""
     with rig.engine(engine_name, shards=2, lane_bytes=1 << 14) as engine:
-        programs = [Program("push_until_over", rig, engine=engine_name, producer=number) for number in range(3)]
+        programs = [Program(sends.push_until_over, rig, engine=engine_name, producer=number) for number in range(3)]
         for program in programs:
             program.hear()
         wait_until(lambda: engine.status()["accounting"]["accepted"] > 500 * (turn + 1), "they push")
@@ -389,7 +395,7 @@ def test_connecting_to_nothing_names_what_is_here(rig: Rig, engine_name: str) ->
 
 
 def test_a_producer_can_wait_for_its_engine_to_start(rig: Rig, engine_name: str) -> None:
-    with Program("wait_for_engine", rig, engine=engine_name) as program:
+    with Program(sends.wait_for_engine, rig, engine=engine_name) as program:
         assert program.hear() == {"waiting": True}
         with rig.engine(engine_name, shards=1) as engine:
             assert program.hear() == {"accepted": True}
@@ -416,6 +422,27 @@ def test_a_script_can_wait_until_an_engine_is_ready(rig: Rig, engine_name: str) 
 
 
 # ---- a name is taken once --------------------------------------------------------------------------------------------
+
+
+def test_a_socket_path_that_is_too_long_is_a_configuration_error_that_says_what_helps(
+    rig: Rig, engine_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (directory := tmp_path / ("x" * 100)).mkdir()
+    monkeypatch.setenv("TMPDIR", str(directory))
+    with pytest.raises(shardmem.ConfigError, match="room for 107. Set TMPDIR to a shorter directory"):
+        rig.engine(engine_name).start()
+    assert segments_of(engine_name) == []
+
+
+def test_a_command_to_a_socket_path_that_is_too_long_says_what_helps(
+    rig: Rig, engine_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rig.engine(engine_name, shards=1) as engine, shardmem.Client(engine_name) as client:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 100)))
+        with pytest.raises(shardmem.ConfigError, match="Set TMPDIR to a shorter directory"):
+            client.rebalance()
+        monkeypatch.undo()
+        assert engine.status()["supervisor"]["alive"]
 
 
 def test_a_second_engine_of_the_same_name_is_refused_and_the_first_goes_on(rig: Rig, engine_name: str) -> None:
@@ -545,7 +572,7 @@ def test_a_second_term_ends_an_engine_that_waits_for_a_stopped_producer(rig: Rig
 
 def stopped(rig: Rig, name: str, point: str) -> Program:
     """A producer that has stopped itself at the point."""
-    program = Program("stopped_inside_send", rig, engine=name, point=point)
+    program = Program(sends.stopped_inside_send, rig, engine=name, point=point)
     program.hear()
     os.waitid(os.P_PID, program.pid, os.WSTOPPED | os.WNOWAIT)
     return program

@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 import pytest
-from recorder import RECORD, payload, records
-from rig import PATIENCE, Log, Rig, drained, expect_clean
 
 import shardmem
+from support.recorder import RECORD, payload, records
+from support.rig import PATIENCE, Log, Rig, drained, expect_clean
 
 RECORDS = {"dtype": RECORD, "key": "key"}
 ESCAPE = {
@@ -62,7 +62,7 @@ def test_a_view_that_is_kept_is_found(rig: Rig, schema: str, how: str, frames: i
     """Of the second batch; it lies in the lane, or was gathered from several frames."""
     rig.tell("keep-from", "4")
     rig.tell("keep", how)
-    engine = rig.engine(None, handler="recorder:Keeper", shards=1, **schema_of(schema))
+    engine = rig.engine(None, handler="support.handlers.keeping:Keeper", shards=1, **schema_of(schema))
     with pytest.raises(shardmem.HandlerError, match=STILL_KEPT), engine:
         with engine.producer() as producer, Log(rig.directory) as log:
             with rig.hold():
@@ -80,7 +80,7 @@ def test_a_batch_that_is_used_after_its_end_raises_batch_escaped(rig: Rig, engin
     """LateUser does to its first batch, when it has the second, each of these things, and writes down what it got."""
     for how in LATE[schema]:
         rig.tell(f"late-{how}", "")
-    with rig.engine(engine_name, handler="recorder:LateUser", shards=1, **schema_of(schema)) as engine:
+    with rig.engine(engine_name, handler="support.handlers.keeping:LateUser", shards=1, **schema_of(schema)) as engine:
         with engine.producer() as producer, Log(rig.directory) as log:
             push(producer, log, 0, 1)
             producer.flush(PATIENCE)
@@ -91,7 +91,7 @@ def test_a_batch_that_is_used_after_its_end_raises_batch_escaped(rig: Rig, engin
 
 
 def test_a_handler_that_uses_an_old_batch_is_reported_like_any_that_fails(rig: Rig) -> None:
-    engine = rig.engine(None, handler="recorder:Careless", shards=1, on_error="stop")
+    engine = rig.engine(None, handler="support.handlers.keeping:Careless", shards=1, on_error="stop")
     with pytest.raises(shardmem.HandlerError, match="raised BatchEscaped: .*" + USED_LATE), engine:
         with engine.producer() as producer, Log(rig.directory) as log:
             push(producer, log, 0, 1)
@@ -104,7 +104,7 @@ def test_a_handler_that_uses_an_old_batch_is_reported_like_any_that_fails(rig: R
 
 @pytest.mark.parametrize("schema", ["records", "events"])
 def test_copies_and_plain_values_may_be_kept(rig: Rig, engine_name: str, schema: str) -> None:
-    with rig.engine(engine_name, handler="recorder:Keeper", shards=1, **schema_of(schema)) as engine:
+    with rig.engine(engine_name, handler="support.handlers.keeping:Keeper", shards=1, **schema_of(schema)) as engine:
         with engine.producer() as producer, Log(rig.directory) as log:
             for at, how in enumerate(FINE[schema]):
                 rig.tell("keep", how)
@@ -122,7 +122,7 @@ def test_copies_and_plain_values_may_be_kept(rig: Rig, engine_name: str, schema:
 def test_a_copy_of_a_batch_stays_what_it_was(rig: Rig, engine_name: str, schema: str) -> None:
     """KeepsCopies compares each copy with the batch it was made of, many batches later."""
     with rig.engine(
-        engine_name, handler="recorder:KeepsCopies", shards=1, lane_bytes=4096, **schema_of(schema)
+        engine_name, handler="support.handlers.keeping:KeepsCopies", shards=1, lane_bytes=4096, **schema_of(schema)
     ) as engine:
         with engine.producer() as producer, Log(rig.directory) as log:
             for call in range(60):
@@ -136,7 +136,7 @@ def test_the_events_of_an_escaped_batch_stay_for_the_next_run(
     rig: Rig, engine_name: str, schema: str, how: str
 ) -> None:
     rig.tell("keep", how)
-    engine = rig.engine(engine_name, handler="recorder:Keeper", shards=1, **schema_of(schema))
+    engine = rig.engine(engine_name, handler="support.handlers.keeping:Keeper", shards=1, **schema_of(schema))
     with pytest.raises(shardmem.HandlerError, match=STILL_KEPT), engine:
         with engine.producer() as producer, Log(rig.directory) as log:
             push(producer, log, 0, 1)
@@ -144,7 +144,7 @@ def test_the_events_of_an_escaped_batch_stay_for_the_next_run(
                 producer.flush(PATIENCE)
             push(producer, log, 4, 3)
     (rig.directory / "keep").unlink()
-    with rig.engine(engine_name, handler="recorder:Keeper", shards=1, **schema_of(schema)) as engine:
+    with rig.engine(engine_name, handler="support.handlers.keeping:Keeper", shards=1, **schema_of(schema)) as engine:
         status = drained(engine)
     assert status["accounting"]["handled"] == 16
     expect_clean(rig, status, duplicates=4)

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checker import accounting, no_loss
-from recorder import RECORD, payload, records
-from rig import PATIENCE, SMALL_LANE, Log, Rig, drained, expect_clean, keys_of_shard, segments_of, wait_until
 
 import shardmem
+from support.checker import accounting, no_loss
+from support.recorder import RECORD, payload, records
+from support.rig import PATIENCE, SMALL_LANE, Log, Rig, drained, expect_clean, keys_of_shard, segments_of, wait_until
 
 CANNOT_LOAD = {
     "no_such_module_of_ours:handle": "no_such_module_of_ours",
-    "recorder:no_such_name": "no_such_name",
-    "recorder:NOT_A_HANDLER": "int: neither a function nor a Handler",
-    "recorder:FailingToBuild": "RuntimeError: no blueprint",
-    "recorder:FailingToOpen": "the warehouse is closed",
+    "support.recorder:no_such_name": "no_such_name",
+    "support.handlers.failing:NOT_A_HANDLER": "int: neither a function nor a Handler",
+    "support.handlers.failing:FailingToBuild": "RuntimeError: no blueprint",
+    "support.handlers.failing:FailingToOpen": "the warehouse is closed",
     "broken_module_of_ours:handle": "SyntaxError",
     "raising_module_of_ours:handle": "ZeroDivisionError",
 }
@@ -65,20 +65,20 @@ def test_a_state_directory_that_cannot_be_written_to_is_a_configuration_error_be
 def test_a_handler_that_hangs_in_open_is_given_up_after_boot_timeout(rig: Rig, engine_name: str) -> None:
     began = time.monotonic()
     with pytest.raises(shardmem.HandlerError, match="boot_timeout=1 s.*open"):
-        rig.engine(engine_name, handler="recorder:Hanging", shards=1, boot_timeout=1).start()
+        rig.engine(engine_name, handler="support.handlers.waiting:Hanging", shards=1, boot_timeout=1).start()
     assert 1 <= time.monotonic() - began < 15
     assert segments_of(engine_name) == []
 
 
 def test_an_engine_whose_worker_is_not_ready_in_time_logs_why(rig: Rig, engine_name: str, capfd) -> None:
     with pytest.raises(shardmem.HandlerError):
-        rig.engine(engine_name, handler="recorder:Hanging", shards=1, boot_timeout=1).start()
+        rig.engine(engine_name, handler="support.handlers.waiting:Hanging", shards=1, boot_timeout=1).start()
     assert "was not ready within boot_timeout=1 s" in capfd.readouterr().err
 
 
 def test_an_exception_is_reported_with_the_event_that_caused_it(rig: Rig) -> None:
     rig.tell("poison", "13")
-    engine = rig.engine(None, handler="recorder:Failing", shards=1)
+    engine = rig.engine(None, handler="support.handlers.failing:Failing", shards=1)
     event = payload(1, 7, 13, 20)
     report = (
         "handler of shard 0 raised ValueError: cannot stand number 13 at the event with key 7, sequence 3 of producer "
@@ -98,7 +98,7 @@ def test_an_exception_is_reported_with_the_event_that_caused_it(rig: Rig) -> Non
 
 @pytest.mark.parametrize("key, shown", [("a text", "'a text'"), (b"\x00bytes", r"b'\\x00bytes'"), (None, "None")])
 def test_the_report_names_keys_of_every_kind(rig: Rig, key: Any, shown: str) -> None:
-    engine = rig.engine(None, handler="recorder:FailingAtOnce", shards=1)
+    engine = rig.engine(None, handler="support.handlers.failing:FailingAtOnce", shards=1)
     with pytest.raises(
         shardmem.HandlerError, match=f"KeyError: 'at once' at the event with key {shown}, .*payload b'data'"
     ):
@@ -109,7 +109,7 @@ def test_the_report_names_keys_of_every_kind(rig: Rig, key: Any, shown: str) -> 
 
 
 def test_the_report_of_records_names_the_batch(rig: Rig) -> None:
-    engine = rig.engine(None, handler="recorder:FailingAtOnce", shards=1, dtype=RECORD, key="key")
+    engine = rig.engine(None, handler="support.handlers.failing:FailingAtOnce", shards=1, dtype=RECORD, key="key")
     with pytest.raises(
         shardmem.HandlerError, match="KeyError: 'at once' at the batch of 3 events, keys 5 to 9, sequences 0"
     ):
@@ -122,7 +122,7 @@ def test_the_report_of_records_names_the_batch(rig: Rig) -> None:
 @pytest.mark.parametrize("handler", ["FailingAfterList", "FailingOnSecondLook"])
 def test_the_report_names_no_event_when_it_cannot_know_which(rig: Rig, handler: str) -> None:
     """The batch was iterated to its end, and only then did the handler fail: the last event is not the cause."""
-    engine = rig.engine(None, handler=f"recorder:{handler}", shards=1)
+    engine = rig.engine(None, handler=f"support.handlers.failing:{handler}", shards=1)
     with pytest.raises(shardmem.HandlerError) as caught:
         with engine, engine.producer() as producer:
             producer.push_many([1, 2, 3], [b"guilty", b"innocent", b"last, and innocent"])
@@ -134,7 +134,7 @@ def test_the_report_names_no_event_when_it_cannot_know_which(rig: Rig, handler: 
 def test_events_of_a_failed_shard_stay_and_a_mended_handler_gets_them_in_order(rig: Rig, engine_name: str) -> None:
     rig.tell("poison", "25")
     bad, good = keys_of_shard(0, 2, 1)[0], keys_of_shard(1, 2, 1)[0]
-    engine = rig.engine(engine_name, handler="recorder:Failing", shards=2)
+    engine = rig.engine(engine_name, handler="support.handlers.failing:Failing", shards=2)
     with (
         pytest.raises(shardmem.HandlerError, match=f"cannot stand number 25.*start engine '{engine_name}' again"),
         engine,
@@ -153,7 +153,7 @@ def test_events_of_a_failed_shard_stay_and_a_mended_handler_gets_them_in_order(r
         assert client.status()["accounting"]["in_flight"] == status["accounting"]["in_flight"]
         assert "cannot stand number 25" in client.status()["shards"][0]["error"]
     (rig.directory / "poison").unlink()
-    with rig.engine(engine_name, handler="recorder:Failing", shards=2) as engine:
+    with rig.engine(engine_name, handler="support.handlers.failing:Failing", shards=2) as engine:
         status = drained(engine)
         expect_clean(rig, status, duplicates=25)
         assert status["accounting"]["handled"] == 110
@@ -164,22 +164,22 @@ def test_events_of_a_failed_shard_stay_and_a_mended_handler_gets_them_in_order(r
 def test_events_that_fail_again_stay_again(rig: Rig, engine_name: str) -> None:
     rig.tell("poison", "3")
     for run in range(3):
-        engine = rig.engine(engine_name, handler="recorder:Failing", shards=1)
+        engine = rig.engine(engine_name, handler="support.handlers.failing:Failing", shards=1)
         with pytest.raises(shardmem.HandlerError, match="cannot stand number 3"), engine:
             if run == 0:
                 with engine.producer() as producer, Log(rig.directory) as log:
                     push(producer, log, 1, range(6))
             wait_until(lambda: engine.status()["shards"][0]["state"] == "failed", "failed again")
     (rig.directory / "poison").unlink()
-    with rig.engine(engine_name, handler="recorder:Failing", shards=1) as engine:
+    with rig.engine(engine_name, handler="support.handlers.failing:Failing", shards=1) as engine:
         drained(engine)
     assert no_loss(rig.logs()) == []
 
 
 def test_the_events_of_an_unnamed_engine_are_said_to_be_gone(rig: Rig) -> None:
     rig.tell("poison", "0")
-    engine = rig.engine(None, handler="recorder:Failing", shards=1)
-    with pytest.raises(shardmem.HandlerError, match="1 accepted events were not handled; they are gone"):
+    engine = rig.engine(None, handler="support.handlers.failing:Failing", shards=1)
+    with pytest.raises(shardmem.HandlerError, match="1 accepted events were not handled; they are lost"):
         with engine, engine.producer() as producer:
             producer.push(1, payload(1, 1, 0))
     assert segments_of(engine.name) == []
@@ -188,7 +188,7 @@ def test_the_events_of_an_unnamed_engine_are_said_to_be_gone(rig: Rig) -> None:
 @pytest.mark.parametrize("method", ["push", "push_many", "push_columns"])
 def test_a_producer_blocked_on_a_shard_that_fails_gets_the_reason(rig: Rig, method: str) -> None:
     rig.tell("poison", "0")
-    engine = rig.engine(None, handler="recorder:Failing", shards=1, lane_bytes=SMALL_LANE)
+    engine = rig.engine(None, handler="support.handlers.failing:Failing", shards=1, lane_bytes=SMALL_LANE)
     with pytest.raises(shardmem.HandlerError), engine, engine.producer() as producer:
         with pytest.raises(shardmem.HandlerError, match="shard 0.*cannot stand number 0"):
             while True:
@@ -202,7 +202,7 @@ def test_a_producer_blocked_on_a_shard_that_fails_gets_the_reason(rig: Rig, meth
 
 
 def test_a_handler_that_raises_system_exit_does_not_lose_its_events(rig: Rig, engine_name: str) -> None:
-    engine = rig.engine(engine_name, handler="recorder:Leaving", shards=1).start()
+    engine = rig.engine(engine_name, handler="support.handlers.failing:Leaving", shards=1).start()
     with engine.producer() as producer:
         producer.push(1, payload(1, 1, 0))
         wait_until(lambda: engine.status()["shards"][0]["crashes"], "its worker has left")
@@ -212,7 +212,7 @@ def test_a_handler_that_raises_system_exit_does_not_lose_its_events(rig: Rig, en
 
 
 def test_a_handler_that_fails_in_close_is_reported_and_its_events_count_as_handled(rig: Rig, engine_name: str) -> None:
-    engine = rig.engine(engine_name, handler="recorder:FailingToClose", shards=1)
+    engine = rig.engine(engine_name, handler="support.handlers.failing:FailingToClose", shards=1)
     with (
         pytest.raises(shardmem.HandlerError, match="the last page cannot be written"),
         engine,
@@ -225,7 +225,7 @@ def test_a_handler_that_fails_in_close_is_reported_and_its_events_count_as_handl
 
 
 def test_a_chatty_report_is_cut_and_breaks_nothing(rig: Rig) -> None:
-    engine = rig.engine(None, handler="recorder:FailingAtLength", shards=1)
+    engine = rig.engine(None, handler="support.handlers.failing:FailingAtLength", shards=1)
     with pytest.raises(shardmem.HandlerError, match="é{500}"), engine, engine.producer() as producer:
         producer.push("k" * 2000, bytes(5000))
         with pytest.raises(shardmem.HandlerError):

@@ -6,12 +6,12 @@ import threading
 import time
 
 import pytest
-from checker import no_loss
-from programs import Source
-from recorder import RECORD, payload
-from rig import PATIENCE, SMALL_LANE, Log, Rig, drained, expect_clean, keys_of_shard
 
 import shardmem
+from support.checker import no_loss
+from support.programs.source import Source
+from support.recorder import RECORD, payload
+from support.rig import PATIENCE, SMALL_LANE, Log, Rig, drained, expect_clean, keys_of_shard
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,9 @@ def test_after_a_flush_everything_pushed_before_has_been_handled(
     rig: Rig, engine_name: str, method: str, lane_bytes: int
 ) -> None:
     schema = {"dtype": RECORD, "key": "key"} if method == "send" else {}
-    with rig.engine(engine_name, handler="recorder:Slow", shards=3, lane_bytes=lane_bytes, **schema) as engine:
+    with rig.engine(
+        engine_name, handler="support.handlers.waiting:Slow", shards=3, lane_bytes=lane_bytes, **schema
+    ) as engine:
         with engine.producer() as producer, Log(rig.directory) as log:
             source = Source(1, log, keys=30)
             for size in (1, 1, 3, 20, 100, 1, 50):
@@ -63,7 +65,7 @@ def test_a_flush_with_a_timeout_gives_up_in_time_and_says_which_shard(
 
 def test_a_flush_does_not_wait_for_what_is_pushed_after_it_began(rig: Rig, engine_name: str) -> None:
     """Another thread keeps pushing; flush ends all the same."""
-    with rig.engine(engine_name, handler="recorder:Gated", shards=1, lane_bytes=SMALL_LANE) as engine:
+    with rig.engine(engine_name, handler="support.handlers.waiting:Gated", shards=1, lane_bytes=SMALL_LANE) as engine:
         with engine.producer() as producer:
             done = threading.Event()
 
@@ -91,7 +93,7 @@ def test_a_flush_does_not_wait_for_other_producers(rig: Rig, engine_name: str) -
 
 def test_a_flush_after_a_failure_says_so_instead_of_waiting(rig: Rig, engine_name: str) -> None:
     rig.tell("poison", "0")
-    engine = rig.engine(None, handler="recorder:Failing", shards=1, on_error="stop")
+    engine = rig.engine(None, handler="support.handlers.failing:Failing", shards=1, on_error="stop")
     with pytest.raises(shardmem.HandlerError, match="cannot stand number 0"), engine:
         with engine.producer() as producer:
             producer.push(1, payload(0, 1, 0))

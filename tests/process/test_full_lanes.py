@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checker import accounting, check
-from recorder import RECORD, parse, payload, records
-from rig import (
+
+import shardmem
+from support.checker import accounting, check
+from support.programs import sends, waiting
+from support.recorder import RECORD, parse, payload, records
+from support.rig import (
     PATIENCE,
     SMALL_LANE,
     Log,
@@ -28,8 +31,6 @@ from rig import (
     sleeps_in_futex,
     wait_until,
 )
-
-import shardmem
 
 METHODS = ["push", "push_many", "push_columns", "send"]
 SLACK = 1.0  # how much later than asked a wait may end on a busy machine
@@ -261,8 +262,10 @@ def test_a_blocked_call_goes_on_when_there_is_room(rig: Rig, engine_name: str, l
 @pytest.mark.parametrize("method", [*METHODS, "flush"])
 def test_a_signal_interrupts_a_blocked_call_promptly(rig: Rig, engine_name: str, method: str) -> None:
     lane = 1 << 20 if method == "flush" else SMALL_LANE
-    with rig.engine(engine_name, shards=1, lane_bytes=lane, handler="recorder:Gated", **settings(method)) as engine:
-        with rig.hold(), Program("interrupted", rig, engine=engine_name, method=method) as program:
+    with rig.engine(
+        engine_name, shards=1, lane_bytes=lane, handler="support.handlers.waiting:Gated", **settings(method)
+    ) as engine:
+        with rig.hold(), Program(waiting.interrupted, rig, engine=engine_name, method=method) as program:
             pid = program.hear()["pid"]
             wait_until(lambda: sleeps_in_futex(pid), "the call is blocked")
             program.kill(signal.SIGINT)
@@ -315,7 +318,12 @@ def test_sample_keeps_one_in_so_many_of_what_finds_no_room_and_counts_the_others
     rig: Rig, engine_name: str, log: Log, method: str
 ) -> None:
     with rig.engine(
-        engine_name, shards=2, lane_bytes=SMALL_LANE, backpressure="sample", handler="recorder:Slow", **settings(method)
+        engine_name,
+        shards=2,
+        lane_bytes=SMALL_LANE,
+        backpressure="sample",
+        handler="support.handlers.waiting:Slow",
+        **settings(method),
     ) as engine:
         with engine.producer(sample_every=5) as producer:
             caller = Caller(producer, method, log)
@@ -358,7 +366,7 @@ def test_drop_oldest_accepts_everything_and_counts_what_it_sheds(
         shards=2,
         lane_bytes=SMALL_LANE,
         backpressure="drop_oldest",
-        handler="recorder:Slow",
+        handler="support.handlers.waiting:Slow",
         batch_rows=8,
         **settings(method),
     ) as engine:
@@ -384,7 +392,12 @@ def test_drop_oldest_accepts_everything_and_counts_what_it_sheds(
 
 def test_a_drop_of_the_oldest_drops_no_newer_event_before_an_older_one(rig: Rig, engine_name: str, log: Log) -> None:
     with rig.engine(
-        engine_name, shards=1, lane_bytes=SMALL_LANE, backpressure="drop_oldest", handler="recorder:Slow", batch_rows=8
+        engine_name,
+        shards=1,
+        lane_bytes=SMALL_LANE,
+        backpressure="drop_oldest",
+        handler="support.handlers.waiting:Slow",
+        batch_rows=8,
     ) as engine:
         with engine.producer() as producer:
             caller = Caller(producer, "push", log)
@@ -441,9 +454,9 @@ def fits(producer: shardmem.Producer, size: int) -> bool:
 
 def test_every_text_is_a_key_for_push_and_push_many_alike(rig: Rig, engine_name: str) -> None:
     """In processes of their own: a push_many that spins would hold the interpreter."""
-    with rig.engine(engine_name, shards=1, handler="recorder:nothing"):
+    with rig.engine(engine_name, shards=1, handler="support.recorder:nothing"):
         for kind, key in [("str", "plain"), ("str", "\udc80 surrogate"), ("str_", "of numpy"), ("Text", "a subclass")]:
             text = key.encode("utf-8", "surrogateescape").hex()
-            with Program("push_keys", engine=engine_name, key=text, kind=kind) as program:
+            with Program(sends.push_keys, engine=engine_name, key=text, kind=kind) as program:
                 assert program.hear(10) == {"accepted": 3}, (kind, key)
                 assert program.end() == 0

@@ -8,11 +8,10 @@ import signal
 import time
 from typing import Any
 
-from daemon import Daemon
-from recorder import payload
-from rig import PATIENCE, Rig, drained, wait_until
-
 import shardmem
+from support.daemon import Daemon
+from support.recorder import payload
+from support.rig import PATIENCE, Rig, drained, wait_until
 
 
 def kinds(document: dict[str, Any], *wanted: str) -> list[str]:
@@ -64,7 +63,7 @@ def test_commands_deaths_and_the_end_are_told_with_their_figures(rig: Rig, engin
 def test_the_history_is_there_without_a_supervisor_and_a_takeover_keeps_it(rig: Rig, engine_name: str) -> None:
     flags = ("--shards", "2", "--retry-backoff", "0.01", "--state-dir", str(rig.directory))
     rig.tell("poison", "7")
-    with Daemon(rig, engine_name, *flags, handler="recorder:Failing") as first:
+    with Daemon(rig, engine_name, *flags, handler="support.handlers.failing:Failing") as first:
         first.ready()
         with shardmem.connect(engine_name) as producer, shardmem.Client(engine_name) as client:
             client.move("0-3", 1)
@@ -76,7 +75,7 @@ def test_the_history_is_there_without_a_supervisor_and_a_takeover_keeps_it(rig: 
             assert not dead["supervisor"]["alive"] and ["started", "moved", "quarantined"] == kinds(dead)
             producer.push_many([1] * 9, [payload(1, 1, number) for number in range(9)])
             producer.flush(PATIENCE)
-            with Daemon(rig, engine_name, *flags, handler="recorder:Failing") as second:
+            with Daemon(rig, engine_name, *flags, handler="support.handlers.failing:Failing") as second:
                 after = second.ready()
                 assert dead["events"] == after["events"][:3]
                 assert ["quarantined", "took_over"] == kinds(after)[3:]
@@ -93,7 +92,7 @@ def test_the_history_is_there_without_a_supervisor_and_a_takeover_keeps_it(rig: 
 def test_a_shard_that_is_given_up_and_a_command_that_cannot_be_done_are_errors_in_the_history(
     rig: Rig, engine_name: str
 ) -> None:
-    engine = rig.engine(engine_name, handler="recorder:Fragile", shards=1, max_shards=2).start()
+    engine = rig.engine(engine_name, handler="support.handlers.failing:Fragile", shards=1, max_shards=2).start()
     rig.tell("open", "raise")
     try:
         engine.scale_to(2)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checker import check
-from recorder import payload
-from rig import PATIENCE, SMALL_LANE, Program, Rig, segments_of, wait_until
 
 import shardmem
 from shardmem.memory.inbox_segment import PAGE
+from support.checker import check
+from support.programs import hostile, sends
+from support.recorder import payload
+from support.rig import PATIENCE, SMALL_LANE, Program, Rig, segments_of, wait_until
 
 MAD, HONEST = 1, 1022  # far enough from each other that no flip makes one the other
 VERSION = 8  # where it is in both headers
@@ -36,16 +37,16 @@ def kept(engine_name: str) -> Iterator[None]:
         os.unlink(Path("/dev/shm") / entry)
 
 
-@pytest.mark.parametrize("handler", ["recorder:Recorder", "recorder:CountingSlots"])
+@pytest.mark.parametrize("handler", ["support.recorder:Recorder", "support.handlers.counting:CountingSlots"])
 def test_flipped_bits_break_their_lane_and_nothing_else(rig: Rig, engine_name: str, kept: None, handler: str) -> None:
     engine = rig.engine(engine_name, handler=handler, shards=2, lane_bytes=16384).start()
     before = lives(engine.status())
     with (
-        Program("push_until_told", rig, engine=engine_name, producer=MAD) as mad,
-        Program("push_until_told", rig, engine=engine_name, producer=HONEST) as honest,
+        Program(sends.push_until_told, rig, engine=engine_name, producer=MAD) as mad,
+        Program(sends.push_until_told, rig, engine=engine_name, producer=HONEST) as honest,
     ):
         at, _ = mad.hear(), honest.hear()
-        with Program("vandal", rig, engine=engine_name, seat=at["seat"], seed=1, seconds=1) as vandal:
+        with Program(hostile.vandal, rig, engine=engine_name, seat=at["seat"], seed=1, seconds=1) as vandal:
             looks = 0
             while not has_said(vandal):
                 assert len(engine.status()["shards"]) == 2
@@ -67,7 +68,7 @@ def test_flipped_bits_break_their_lane_and_nothing_else(rig: Rig, engine_name: s
         honest.end()
     assert lives(engine.status()) == before, "a worker died of it"
     # what a handler has seen of other lanes when a frame changes under it comes again; state is rolled back for that
-    assert check(rig.logs().of([HONEST]), duplicates=0 if handler == "recorder:Recorder" else 10**6) == []
+    assert check(rig.logs().of([HONEST]), duplicates=0 if handler == "support.recorder:Recorder" else 10**6) == []
     with pytest.raises(shardmem.SegmentCorrupt, match="found corrupt.*events in flight"):
         engine.stop()
 

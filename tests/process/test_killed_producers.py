@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from recorder import RECORD
-from rig import SEND_POINTS, SMALL_LANE, Program, Rig, drained, expect_clean
+
+from support.programs import nursery
+from support.recorder import RECORD
+from support.rig import SEND_POINTS, SMALL_LANE, Program, Rig, drained, expect_clean
 
 METHODS = ("push", "push_many", "push_columns", "send")
 KILLS = 20
@@ -36,11 +38,11 @@ def ward(
 ) -> Iterator[Ward]:
     ward = Ward(request.param, make_engine_name(request.param), tmp_path_factory.mktemp(request.param))
     with ward.engine:
-        with Program("nursery", ward.rig, engine=ward.engine.name, method=ward.method, first=0) as nursery:
-            assert nursery.hear() == {"ready": True}
-            ward.nursery = nursery
+        with Program(nursery.nursery, ward.rig, engine=ward.engine.name, method=ward.method, first=0) as program:
+            assert program.hear() == {"ready": True}
+            ward.nursery = program
             yield ward
-            assert nursery.end(stderr="") == 0
+            assert program.end(stderr="") == 0
 
 
 @pytest.mark.parametrize("point", SEND_POINTS)

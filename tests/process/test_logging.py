@@ -6,9 +6,9 @@ import json
 import signal
 
 import pytest
-from daemon import Daemon
 
 import shardmem
+from support.daemon import Daemon
 
 HANDLER = """
 def handle(batch):

@@ -14,15 +14,15 @@ import urllib.parse
 from typing import Any
 
 import pytest
-from daemon import Daemon
 from prometheus_client.parser import text_string_to_metric_families
-from recorder import payload
 from rich.console import Console
-from rig import Rig, drained, segments_of, wait_until
 
 import shardmem
 from shardmem.console import render
 from shardmem.status.findings import finding
+from support.daemon import Daemon
+from support.recorder import payload
+from support.rig import Rig, drained, segments_of, wait_until
 
 
 def ask(url: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
@@ -147,7 +147,7 @@ def test_a_port_that_is_taken_ends_a_daemon_before_it_has_workers(rig: Rig, engi
         port = first.ready()["engine"]["http"].rpartition(":")[2]
         with Daemon(rig, f"{engine_name}-b", "--shards", "1", "--http-port", port) as second:
             said = second.process.communicate(timeout=20)
-            assert second.process.returncode == 2 and f"http_port={port} cannot be listened on" in said[1]
+            assert second.process.returncode == 2 and f"cannot listen on http_port={port}" in said[1]
         assert segments_of(f"{engine_name}-b") == []
         first.process.terminate()
         assert first.end()[0] == 0

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from chaos import SLOTS, Daemons, inexact
-from checker import accounting, check
-from programs import Source
-from recorder import POISON, payload
-from rig import HERE, PATIENCE, SEND_POINTS, Log, Rig, drained, is_stopped, segments_of, slot_of, wait_until
 
 import shardmem
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import points
+from support.chaos import SLOTS, Daemons, inexact
+from support.checker import accounting, check
+from support.handlers.counting import POISON
+from support.programs.source import Source
+from support.recorder import payload
+from support.rig import PATIENCE, SEND_POINTS, Log, Rig, drained, is_stopped, segments_of, slot_of, wait_until
 
 ROWS = 16  # of a batch: the most that one kill may repeat
 WHILE = 1.0  # seconds that a process stays stopped
@@ -80,6 +81,7 @@ TABLE = {
     "takeover.locked": Point("supervisor", AGAIN, TAKEOVER),
     "takeover.adopted": Point("supervisor", AGAIN, TAKEOVER),
 }
+HERE = Path(__file__).parent
 HERE_TOO = "SHARDMEM_ALL_POINTS" in os.environ  # points at which other tests kill are killed at here as well
 
 
@@ -108,12 +110,12 @@ class Field:
     """An engine under `shardmem run` that goes through point after point."""
 
     def __init__(self, directory: Path, name: str, handler: str) -> None:
-        self.rig, self.name, self.stateful = Rig(directory), name, handler == "recorder:Counting"
+        self.rig, self.name, self.stateful = Rig(directory), name, handler == "support.handlers.counting:Counting"
         self.daemons = Daemons(
             self.rig,
             name,
             handler,
-            strategy="arming:Arming",
+            strategy="support.arming:Arming",
             batch_rows=ROWS,
             lane_bytes=4096,
             max_shards=3,
@@ -234,13 +236,17 @@ class Field:
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory, make_engine_name: Callable[[str], str]) -> Iterator[Field]:
-    with Field(tmp_path_factory.mktemp("worker"), make_engine_name("points"), "recorder:Lingering").running() as field:
+    with Field(
+        tmp_path_factory.mktemp("worker"), make_engine_name("points"), "support.handlers.counting:Lingering"
+    ).running() as field:
         yield field
 
 
 @pytest.fixture(scope="module")
 def keeper(tmp_path_factory: pytest.TempPathFactory, make_engine_name: Callable[[str], str]) -> Iterator[Field]:
-    with Field(tmp_path_factory.mktemp("keeper"), make_engine_name("points"), "recorder:Counting").running() as field:
+    with Field(
+        tmp_path_factory.mktemp("keeper"), make_engine_name("points"), "support.handlers.counting:Counting"
+    ).running() as field:
         yield field
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recorder import RECORD, payload, records
-from rig import PATIENCE, Rig, drained, wait_until
 
 import shardmem
 from shardmem.client.client import _UnixConnection, socket_path
 from shardmem.runtime.quarantine import Quarantine, QuarantineFull
+from support.recorder import RECORD, payload, records
+from support.rig import PATIENCE, Rig, drained, wait_until
 
 
 def cli(*arguments: str, code: int = 0) -> str:
@@ -38,7 +38,12 @@ def quarantined(engine: shardmem.Engine) -> int:
 
 @pytest.fixture
 def settings(rig: Rig, tmp_path: Path) -> dict[str, Any]:
-    return {"handler": "recorder:Failing", "shards": 1, "retry_backoff": 0.01, "state_dir": str(tmp_path / "state")}
+    return {
+        "handler": "support.handlers.failing:Failing",
+        "shards": 1,
+        "retry_backoff": 0.01,
+        "state_dir": str(tmp_path / "state"),
+    }
 
 
 @pytest.mark.parametrize("on_error", ["retry", "quarantine"])
@@ -91,7 +96,7 @@ def test_a_quarantined_event_is_replayed_into_a_mended_engine_once(rig: Rig, eng
 
 
 def test_a_quarantined_record_comes_back_as_the_row_it_was(rig: Rig, engine_name: str, settings: dict) -> None:
-    settings |= {"handler": "quarantine_load:no_odd_ones", "dtype": RECORD, "key": "key"}
+    settings |= {"handler": "support.quarantine_load:no_odd_ones", "dtype": RECORD, "key": "key"}
     with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
         producer.send(records(1, [4] * 5, [0, 2, 5, 6, 8]))
         producer.flush(PATIENCE)
@@ -106,7 +111,7 @@ def test_a_quarantined_record_comes_back_as_the_row_it_was(rig: Rig, engine_name
 
 
 def test_a_full_quarantine_stops_the_shard_and_loses_nothing(rig: Rig, engine_name: str, settings: dict) -> None:
-    settings |= {"handler": "quarantine_load:no_odd_ones_of_events", "quarantine_limit": 2}
+    settings |= {"handler": "support.quarantine_load:no_odd_ones_of_events", "quarantine_limit": 2}
     with pytest.raises(shardmem.HandlerError, match="holds 2 events, which is its limit .quarantine_limit=2.*purge"):
         with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
             for text in (b"0", b"1", b"2", b"3", b"5", b"6"):  # counted as their frames are over
@@ -121,7 +126,7 @@ def test_a_full_quarantine_stops_the_shard_and_loses_nothing(rig: Rig, engine_na
 
 
 def test_a_handler_that_fails_on_everything_is_stopped_soon(rig: Rig, settings: dict) -> None:
-    settings |= {"handler": "recorder:FailingAtOnce"}
+    settings |= {"handler": "support.handlers.failing:FailingAtOnce"}
     with pytest.raises(shardmem.HandlerError, match="17th event in a row that fails, so it is not the events"):
         with rig.engine(None, on_error="quarantine", **settings) as engine, engine.producer() as producer:
             for _ in range(100):
@@ -131,7 +136,7 @@ def test_a_handler_that_fails_on_everything_is_stopped_soon(rig: Rig, settings: 
 
 
 @pytest.mark.parametrize("again", ["reload", "run"])
-@pytest.mark.parametrize("handler", ["quarantine_load:mendable", "quarantine_load:Mendable"])
+@pytest.mark.parametrize("handler", ["support.quarantine_load:mendable", "support.quarantine_load:Mendable"])
 def test_what_failed_under_a_handler_is_not_held_against_it_when_it_was_mended(
     rig: Rig, engine_name: str, settings: dict, handler: str, again: str
 ) -> None:
@@ -172,7 +177,7 @@ def given_back(engine: shardmem.Engine) -> dict[str, Any]:
 def test_a_handler_that_kills_its_worker_on_everything_is_stopped_soon(
     rig: Rig, settings: dict, capfd: pytest.CaptureFixture
 ) -> None:
-    settings |= {"handler": "quarantine_load:dies_of_bad", "max_attempts": 1}
+    settings |= {"handler": "support.quarantine_load:dies_of_bad", "max_attempts": 1}
     with pytest.raises(shardmem.HandlerError, match="SIGSEGV. It is the 17th event in a row that fails"):
         with rig.engine(None, **settings) as engine, engine.producer() as producer:
             for _ in range(20):
@@ -261,7 +266,7 @@ def test_what_finds_no_room_in_time_stays_in_quarantine_and_is_said(
 ) -> None:
     """In a mode that drops, too: what was dropped on its way back would be gone."""
     settings |= {
-        "handler": "quarantine_load:no_odd_ones_of_events",
+        "handler": "support.quarantine_load:no_odd_ones_of_events",
         "lane_bytes": 4096,
         "batch_rows": 1,
         "backpressure": backpressure,

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checker import check
-from daemon import Daemon
-from elastic_load import KEYS, ROW, SLOTS, Counter, Traffic, read_logs, violations
-from recorder import payload
-from rig import PATIENCE, Log, Rig, drained, segments_of, wait_until
 
 import shardmem
+from support.checker import check
+from support.daemon import Daemon
+from support.elastic_load import KEYS, ROW, SLOTS, Counter, Traffic, read_logs, violations
+from support.recorder import payload
+from support.rig import PATIENCE, Log, Rig, drained, segments_of, wait_until
 
 VERSION = """
-from recorder import Recorder
+from support.recorder import Recorder
 import os
 
 class Handler(Recorder):
@@ -97,7 +97,7 @@ def test_a_limit_of_memory_that_no_worker_can_keep_is_said_once_and_replaces_nob
 
 
 def test_a_successor_that_cannot_boot_is_given_up_and_the_old_worker_goes_on(rig: Rig, engine_name: str) -> None:
-    with rig.engine(engine_name, handler="recorder:Fragile", shards=1, max_shards=1) as engine:
+    with rig.engine(engine_name, handler="support.handlers.failing:Fragile", shards=1, max_shards=1) as engine:
         with engine.producer() as producer, Log(rig.directory) as log:
             push(producer, log, range(3))
             rig.tell("open", "raise")
@@ -208,7 +208,7 @@ def test_a_reload_of_a_file_that_is_wrong_is_refused_and_changes_nothing(
 
 
 def test_a_reload_gives_a_failed_shard_another_chance(rig: Rig, engine_name: str) -> None:
-    with rig.engine(engine_name, handler="recorder:Fragile", shards=1, max_shards=1) as engine:
+    with rig.engine(engine_name, handler="support.handlers.failing:Fragile", shards=1, max_shards=1) as engine:
         with engine.producer() as producer, Log(rig.directory) as log:
             push(producer, log, range(3))
             producer.flush(PATIENCE)
@@ -223,7 +223,9 @@ def test_a_reload_gives_a_failed_shard_another_chance(rig: Rig, engine_name: str
 
 
 def test_a_daemon_judges_its_end_by_the_shards_as_they_are_then(rig: Rig, engine_name: str) -> None:
-    with Daemon(rig, engine_name, "--shards", "1", "--on-error", "stop", handler="recorder:Fragile") as daemon:
+    with Daemon(
+        rig, engine_name, "--shards", "1", "--on-error", "stop", handler="support.handlers.failing:Fragile"
+    ) as daemon:
         daemon.ready()
         with shardmem.Client(engine_name) as client, shardmem.connect(engine_name) as producer:
             rig.tell("handle", "raise")

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from rig import PATIENCE, Rig
+
+from support.rig import PATIENCE, Rig
 
 HANDLE = """
     import os, sys

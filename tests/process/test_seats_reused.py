@@ -7,9 +7,10 @@ import os
 import signal
 
 import pytest
-from rig import PATIENCE, Program, Rig, drained, expect_clean
 
 import shardmem
+from support.programs import sends
+from support.rig import PATIENCE, Program, Rig, drained, expect_clean
 
 
 def seats(engine: shardmem.Engine) -> dict[int, dict]:
@@ -39,7 +40,7 @@ def test_a_forgotten_producer_leaves_its_seat_when_it_is_collected(rig: Rig, eng
 def test_a_killed_producer_leaves_its_seat_and_its_events(rig: Rig, engine_name: str) -> None:
     with rig.engine(engine_name, shards=1) as engine:
         for life in range(1, 4):
-            with Program("pusher", rig, engine=engine_name, producer=life) as program:
+            with Program(sends.pusher, rig, engine=engine_name, producer=life) as program:
                 assert program.hear()["seat"] == 0
                 found = seats(engine)[0]
                 assert found == found | {"pid": program.pid, "alive": True, "incarnation": life}
@@ -52,7 +53,7 @@ def test_a_killed_producer_leaves_its_seat_and_its_events(rig: Rig, engine_name:
 
 def test_a_stopped_producer_keeps_its_seat(rig: Rig, engine_name: str) -> None:
     with rig.engine(engine_name, shards=1) as engine:
-        with Program("pusher", rig, engine=engine_name, producer=1) as program:
+        with Program(sends.pusher, rig, engine=engine_name, producer=1) as program:
             program.hear()
             program.kill(signal.SIGSTOP)
             os.waitid(os.P_PID, program.pid, os.WSTOPPED)
@@ -108,7 +109,7 @@ def test_a_producer_takes_the_seat_of_a_dead_one_while_its_events_still_wait(rig
     with rig.engine(engine_name, shards=1) as engine:
         with rig.hold():
             for life in range(1, 4):
-                with Program("pusher", rig, engine=engine_name, producer=life) as program:
+                with Program(sends.pusher, rig, engine=engine_name, producer=life) as program:
                     program.hear()
             status = engine.status()
             assert status["accounting"]["in_flight"] == 30

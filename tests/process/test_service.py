@@ -7,10 +7,10 @@ import signal
 import socket
 
 import pytest
-from daemon import Daemon
-from rig import PATIENCE
 
 from shardmem.console.top import Source
+from support.daemon import Daemon
+from support.rig import PATIENCE
 
 
 @pytest.fixture
@@ -50,11 +50,11 @@ def test_a_service_says_that_it_is_ready_lives_and_stops(rig, engine_name, manag
 @pytest.mark.parametrize("file", ["shards = 1\n", "shards = no number\n"])
 def test_a_reload_is_announced_and_ends_with_ready_however_it_went(rig, engine_name, manager, tmp_path, file):
     settings = tmp_path / "engine.toml"
-    settings.write_text('handler = "recorder:Recorder"\nshards = 1\n')
+    settings.write_text('handler = "support.recorder:Recorder"\nshards = 1\n')
     with Daemon(rig, engine_name, handler=str(settings), environment={"NOTIFY_SOCKET": manager.address}) as daemon:
         daemon.ready()
         manager("READY=1")
-        settings.write_text('handler = "recorder:Recorder"\n' + file)
+        settings.write_text('handler = "support.recorder:Recorder"\n' + file)
         daemon.process.send_signal(signal.SIGHUP)
         assert "\nMONOTONIC_USEC=" in manager("RELOADING=1")[-1]
         manager("READY=1")

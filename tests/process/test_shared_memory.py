@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checker import accounting, check
-from recorder import payload
-from rig import PATIENCE, SMALL_LANE, Program, Rig, drained, run_program, segments_of
 
 import shardmem
+from support.checker import accounting, check
+from support.programs import endings, sends, small_memory
+from support.recorder import payload
+from support.rig import PATIENCE, SMALL_LANE, Program, Rig, drained, run_program, segments_of
 
 SHM = Path("/dev/shm")
 
@@ -44,7 +45,7 @@ def namespace() -> list[str]:
 def told(namespace: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What programs.in_small_memory went through, in 2 MB of shared memory."""
     rig = Rig(tmp_path_factory.mktemp("small"))
-    told = run_program("in_small_memory", rig, prefix=namespace, timeout=40, stderr=None, size=2 << 20)
+    told = run_program(small_memory.in_small_memory, rig, prefix=namespace, timeout=40, stderr=None, size=2 << 20)
     told["logs"] = rig.logs()
     return told
 
@@ -110,7 +111,7 @@ def left(
 ) -> Iterator[dict[str, bytes]]:
     """The segments of an engine that was left with one event in them: ends of their names, and what is in them."""
     rig, name = Rig(tmp_path_factory.mktemp("left")), make_engine_name("left")
-    engine = rig.engine(name, handler="recorder:Leaving", shards=1, lane_bytes=SMALL_LANE, max_shards=1)
+    engine = rig.engine(name, handler="support.handlers.failing:Leaving", shards=1, lane_bytes=SMALL_LANE, max_shards=1)
     with engine.start().producer() as producer:
         producer.push(1, payload(1, 1, 0))
     engine.stop(now=True)
@@ -235,7 +236,7 @@ def test_segments_are_private_to_their_user(rig: Rig, engine_name: str) -> None:
 def test_the_end_of_a_producer_process_removes_and_prints_nothing(rig: Rig, engine_name: str, how: str) -> None:
     with rig.engine(engine_name, shards=2) as engine:
         before = segments_of(engine_name)
-        reply = run_program("attach_and_end", rig, engine=engine_name, how=how, stderr="")
+        reply = run_program(endings.attach_and_end, rig, engine=engine_name, how=how, stderr="")
         assert set(reply["codes"]) == {0}
         assert segments_of(engine_name) == before
         with engine.producer() as producer:
@@ -247,7 +248,7 @@ def test_the_end_of_a_producer_process_removes_and_prints_nothing(rig: Rig, engi
 def test_a_killed_producer_process_removes_nothing(rig: Rig, engine_name: str) -> None:
     with rig.engine(engine_name, shards=2) as engine:
         before = segments_of(engine_name)
-        with Program("pusher", rig, engine=engine_name, producer=1) as program:
+        with Program(sends.pusher, rig, engine=engine_name, producer=1) as program:
             program.hear()
             program.kill()
             assert program.end(stderr="") == -9
@@ -258,7 +259,7 @@ def test_a_killed_producer_process_removes_nothing(rig: Rig, engine_name: str) -
 def test_a_process_that_uses_shared_memory_of_its_own_keeps_its_tracker(rig: Rig, engine_name: str) -> None:
     """Ours is hidden from the tracker; theirs is not."""
     with rig.engine(engine_name, shards=1):
-        reply = run_program("own_shared_memory", rig, engine=engine_name, stderr=None)
+        reply = run_program(endings.own_shared_memory, rig, engine=engine_name, stderr=None)
         assert reply["tracked"] is True
         assert len(segments_of(engine_name)) == 2
     assert not (SHM / reply["name"]).exists(), "the tracker removed what its process forgot"

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from quarantine_load import totals
-from rig import PATIENCE, Rig, drained, wait_until
 
 import shardmem
+from support.quarantine_load import totals
+from support.rig import PATIENCE, Rig, drained, wait_until
 
 POINTS = [
     "poll.taken",
@@ -52,7 +52,7 @@ class Feed:
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
     return {
-        "handler": "quarantine_load:Tally",
+        "handler": "support.quarantine_load:Tally",
         "slots": 32,
         "on_error": "stop",
         "state_dir": str(tmp_path / "state"),
@@ -116,7 +116,7 @@ def test_a_bad_event_is_set_aside_and_what_it_did_to_the_state_is_undone(
     assert {1: 5, 2: 1} == totals(state_file(settings, engine_name))
 
 
-@pytest.mark.parametrize("handler", ["quarantine_load:Tally", "quarantine_load:TallyWithoutDrop"])
+@pytest.mark.parametrize("handler", ["support.quarantine_load:Tally", "support.quarantine_load:TallyWithoutDrop"])
 def test_a_handler_without_drop_is_as_exact_as_one_with_it(
     rig: Rig, engine_name: str, settings: dict, handler: str
 ) -> None:
@@ -144,7 +144,7 @@ def test_a_handler_without_drop_is_as_exact_as_one_with_it(
 def test_a_stateful_handler_that_gets_events_without_a_key_says_once_that_they_are_not_saved(
     rig: Rig, engine_name: str, settings: dict, capfd: pytest.CaptureFixture
 ) -> None:
-    settings |= {"handler": "quarantine_load:TallyOfKeyed"}
+    settings |= {"handler": "support.quarantine_load:TallyOfKeyed"}
     with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
         for number in range(3):
             producer.push(None, b"%d" % number)
@@ -221,7 +221,7 @@ def test_a_state_file_that_cannot_be_written_stops_the_shard_and_loses_nothing(
 
 
 def test_a_snapshot_that_raises_stops_the_shard_and_says_so(rig: Rig, engine_name: str, settings: dict) -> None:
-    settings["handler"] = "quarantine_load:CannotSnapshot"
+    settings["handler"] = "support.quarantine_load:CannotSnapshot"
     with pytest.raises(shardmem.HandlerError, match=r"snapshot\(slot \d+\) of the handler of shard 0 raised KeyError"):
         with rig.engine(None, shards=1, **settings) as engine, engine.producer() as producer:
             producer.push(1, b"0 ")
@@ -234,7 +234,7 @@ def test_an_event_that_kills_its_worker_is_set_aside_with_the_signal_and_the_res
 ) -> None:
     from shardmem.runtime.quarantine import Quarantine
 
-    settings["handler"] = "quarantine_load:dies_of_bad"
+    settings["handler"] = "support.quarantine_load:dies_of_bad"
     with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
         producer.push_many([3] * 20, [b"bad" if number == 11 else b"good" for number in range(20)])
         producer.flush(PATIENCE)
@@ -254,7 +254,10 @@ def test_what_identifies_an_event_outlives_its_worker_and_is_never_given_to_anot
     """Producers count from 0 whenever shared memory is made anew: without engine_id, whoever leaves out what was seen
     before would leave out all events of the next run."""
     for _ in range(2):
-        with rig.engine(engine_name, "quarantine_load:Identified", shards=1) as engine, engine.producer() as producer:
+        with (
+            rig.engine(engine_name, "support.quarantine_load:Identified", shards=1) as engine,
+            engine.producer() as producer,
+        ):
             producer.push(1, b"")
             producer.flush(PATIENCE)
             os.kill(engine.status()["shards"][0]["pid"], signal.SIGKILL)

@@ -6,8 +6,9 @@ import os
 import signal
 
 import psutil
-from recorder import payload
-from rig import Rig, drained, wait_until
+
+from support.recorder import payload
+from support.rig import Rig, drained, wait_until
 
 
 def test_status_says_what_workers_use_and_since_when_and_forgets_it_with_them(rig: Rig, engine_name: str) -> None:

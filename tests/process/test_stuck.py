@@ -9,14 +9,13 @@ import subprocess
 from dataclasses import asdict
 from typing import Any
 
-from daemon import Daemon
-from recorder import payload
-from rig import PATIENCE, Log, Rig, drained, expect_clean, keys_of_shard, process_is_gone, wait_until
-
 import shardmem
 from shardmem.config import Config
 from shardmem.runtime.child import python_command
 from shardmem.runtime.handler import HandlerRef
+from support.daemon import Daemon
+from support.recorder import payload
+from support.rig import PATIENCE, Log, Rig, drained, expect_clean, keys_of_shard, process_is_gone, wait_until
 
 
 def shard_of(engine: Any, shard: int = 0) -> dict[str, Any]:
@@ -85,7 +84,7 @@ def test_a_batch_beyond_its_deadline_gets_its_worker_dumped_and_killed_and_comes
 ) -> None:
     rig.tell(
         "settings.toml",
-        f'name = "{engine_name}"\nhandler = "recorder:Hangs"\nshards = 1\nbatch_deadline = 0.4\n'
+        f'name = "{engine_name}"\nhandler = "support.handlers.waiting:Hangs"\nshards = 1\nbatch_deadline = 0.4\n'
         "stall_timeout = 1\nmax_producers = 8\n",
     )
     rig.tell("hang", "")
@@ -107,7 +106,7 @@ def test_a_batch_beyond_its_deadline_gets_its_worker_dumped_and_killed_and_comes
             expect_clean(rig, drained(client), duplicates=5)
         daemon.process.terminate()
         _, error = daemon.process.communicate(timeout=PATIENCE)
-        assert "in hang" in error and "recorder.py" in error, "the stacks are in the log"
+        assert "in hang" in error and "waiting.py" in error, "the stacks are in the log"
         assert "is stuck: its batch is in hand for" in error and daemon.process.returncode == 0
 
 
@@ -169,8 +168,8 @@ def start_successor(rig: Rig, name: str) -> dict[str, Any]:
     orders = {
         "engine": name,
         "shard": 0,
-        "handler": asdict(HandlerRef.of("recorder:Recorder")),
-        "settings": Config.of(name=name, handler="recorder:Recorder").worker_settings(),
+        "handler": asdict(HandlerRef.of("support.recorder:Recorder")),
+        "settings": Config.of(name=name, handler="support.recorder:Recorder").worker_settings(),
         "reports": write_end,
         "ended": None,
         "forgiven": False,

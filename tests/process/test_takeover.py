@@ -12,12 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checker import accounting
-from daemon import Daemon
-from elastic_load import KEYS, ROW, SLOTS, Counter, Traffic, read_logs, violations
-from elastic_load import Recorder as Plain
-from recorder import payload
-from rig import (
+
+import shardmem
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.native import lib
+from shardmem.supervisor.process import AdoptedWorker
+from support.checker import accounting
+from support.daemon import Daemon
+from support.elastic_load import KEYS, ROW, SLOTS, Counter, Traffic, read_logs, violations
+from support.elastic_load import Recorder as Plain
+from support.programs import engines, sends
+from support.recorder import payload
+from support.rig import (
     PATIENCE,
     Log,
     Program,
@@ -30,11 +36,6 @@ from rig import (
     segments_of,
     wait_until,
 )
-
-import shardmem
-from shardmem.memory.engine_segment import ControlSegment
-from shardmem.memory.native import lib
-from shardmem.supervisor.process import AdoptedWorker
 
 STEPS = [
     "handoff.begun",
@@ -81,7 +82,7 @@ def test_run_after_the_supervisor_was_killed_adopts_the_workers_while_producers_
         before = first.ready()
         other.ready()
         with (
-            Program("push_until_over", rig, engine=engine_name, producer=1) as program,
+            Program(sends.push_until_over, rig, engine=engine_name, producer=1) as program,
             shardmem.Client(engine_name) as client,
         ):
             program.hear()
@@ -105,7 +106,7 @@ def test_run_after_the_supervisor_was_killed_adopts_the_workers_while_producers_
 
 def expect_clean_total(rig: Rig, status: dict[str, Any], duplicates: int = 0) -> None:
     """As expect_clean, for engines of which shards are gone: their counts are in the total."""
-    from checker import check
+    from support.checker import check
 
     assert check(rig.logs(), duplicates) == []
     total = status["accounting"]
@@ -179,12 +180,15 @@ def test_an_adopted_worker_that_dies_is_started_again_and_its_end_is_said_to_be_
 
 
 def test_an_adopted_worker_survives_writing_to_pipes_that_nobody_reads(rig: Rig, engine_name: str) -> None:
-    with Daemon(rig, engine_name, "--shards", "2", handler="recorder:Chatty") as first:
+    with Daemon(rig, engine_name, "--shards", "2", handler="support.recorder:Chatty") as first:
         before = lives(first.ready())
         first.kill_supervisor()
         for stream in (first.process.stdout, first.process.stderr):
             stream.close()
-        with Daemon(rig, engine_name, "--shards", "2", handler="recorder:Chatty") as second, Log(rig.directory) as log:
+        with (
+            Daemon(rig, engine_name, "--shards", "2", handler="support.recorder:Chatty") as second,
+            Log(rig.directory) as log,
+        ):
             second.ready()
             with shardmem.connect(engine_name) as producer, shardmem.Client(engine_name) as client:
                 client.move([0, 1, 2, 3], 1)  # its source says `drained` into a pipe without a reader
@@ -216,7 +220,7 @@ def test_a_takeover_that_is_killed_itself_is_taken_over(rig: Rig, engine_name: s
 
 
 def expect_no_loss(rig: Rig) -> None:
-    from checker import check
+    from support.checker import check
 
     assert check(rig.logs()) == []
 
@@ -432,7 +436,7 @@ def test_an_embedded_engine_whose_supervisor_is_killed_while_it_drains_drains(ri
 
 
 def test_a_child_forked_inside_the_block_does_not_revive_the_engine_of_its_parent(engine_name: str) -> None:
-    reply = run_program("fork_without_supervisor", stderr=None)  # it says that it took over
+    reply = run_program(engines.fork_without_supervisor, stderr=None)  # it says that it took over
     assert reply["child"] == 0 and reply["incarnation"] == 1
 
 

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checker import accounting, check
-from daemon import Daemon
-from recorder import payload
-from rig import PATIENCE, Log, Program, Rig, drained, expect_clean, keys_of_shard, segments_of, wait_until
 
 import shardmem
 from shardmem.client.client import socket_path
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.runtime.child import python_command
+from support.checker import accounting, check
+from support.daemon import Daemon
+from support.programs import sends
+from support.recorder import payload
+from support.rig import PATIENCE, Log, Program, Rig, drained, expect_clean, keys_of_shard, segments_of, wait_until
 
 ROWS = 32  # of a batch: the most that one kill may repeat
 
@@ -112,7 +113,7 @@ def test_a_worker_killed_at_a_named_point_life_after_life_loses_and_reorders_not
         monkeypatch.delenv("SHARDMEM_POINT")
         with (
             Books(engine) as books,
-            Program("push_some", rig, engine=engine_name, producer=1, blocks=20, rows=50) as program,
+            Program(sends.push_some, rig, engine=engine_name, producer=1, blocks=20, rows=50) as program,
         ):
             assert program.hear(40)["pushed"] == 1000
             assert program.end() == 0
@@ -129,7 +130,7 @@ def test_random_kills_of_workers_under_load_keep_every_promise(rig: Rig, engine_
     print(f"SHARDMEM_SEED={seed}")
     chance, kills = random.Random(seed), 0
     with rig.engine(engine_name, shards=2, batch_rows=ROWS, lane_bytes=1 << 14, max_restarts=1000) as engine:
-        programs = [Program("push_until_over", rig, engine=engine_name, producer=number) for number in (1, 2)]
+        programs = [Program(sends.push_until_over, rig, engine=engine_name, producer=number) for number in (1, 2)]
         for program in programs:
             program.hear()
         with Books(engine) as books:
@@ -205,7 +206,7 @@ def test_workers_that_die_in_turn_while_an_engine_starts_do_not_keep_it_from_run
     rig: Rig, engine_name: str
 ) -> None:
     """It waited for a moment at which all were ready; with deaths in turn there was none, and handoffs stood still."""
-    engine = rig.engine(engine_name, handler="recorder:Hesitating", shards=2)
+    engine = rig.engine(engine_name, handler="support.handlers.waiting:Hesitating", shards=2)
     with contextlib.ExitStack() as stack:
         second_life, other_shard = (stack.enter_context(rig.locked(name)) for name in ("open-0-2", "open-1-1"))
         starting = threading.Thread(target=engine.start, daemon=True)
@@ -269,14 +270,14 @@ def test_a_worker_whose_supervisor_is_killed_before_it_gives_orders_ends_without
 @pytest.fixture
 def fragile(rig: Rig, engine_name: str) -> Iterator[Any]:
     """An engine of one shard that breaks as the test says; its events are left to be handled by a run that does not."""
-    engine = rig.engine(engine_name, handler="recorder:Fragile", shards=1, max_restarts=2).start()
+    engine = rig.engine(engine_name, handler="support.handlers.failing:Fragile", shards=1, max_restarts=2).start()
     yield engine
     for name in ("open", "handle"):
         Path(rig.directory / name).unlink(missing_ok=True)
     with pytest.raises(shardmem.HandlerError):
         engine.stop()
     if segments_of(engine_name):
-        with rig.engine(engine_name, handler="recorder:Fragile", shards=1) as again:
+        with rig.engine(engine_name, handler="support.handlers.failing:Fragile", shards=1) as again:
             drained(again)
     assert check(rig.logs()) == []
 
@@ -287,7 +288,7 @@ def wait_failed(engine: Any) -> dict[str, Any]:
 
 def test_a_worker_killed_between_its_two_words_for_ready_was_ready(rig: Rig) -> None:
     with pytest.raises(shardmem.HandlerError, match="2 times within 60 s"):
-        with rig.engine(None, handler="recorder:Wordless", shards=1, max_restarts=2) as engine:
+        with rig.engine(None, handler="support.handlers.failing:Wordless", shards=1, max_restarts=2) as engine:
             os.kill(shard_of(engine)["pid"], signal.SIGKILL)
             wait_failed(engine)
 
@@ -327,7 +328,7 @@ def test_a_first_start_that_cannot_boot_says_why_and_leaves_nothing(
 ) -> None:
     rig.tell("open", how)
     with pytest.raises(shardmem.HandlerError, match=f"shard 0 cannot start: .*{part}"):
-        rig.engine(engine_name, handler="recorder:Fragile", shards=1).start()
+        rig.engine(engine_name, handler="support.handlers.failing:Fragile", shards=1).start()
     assert segments_of(engine_name) == []
 
 
@@ -345,7 +346,7 @@ def test_a_worker_that_was_sent_term_by_somebody_else_is_started_again(rig: Rig,
 
 
 def test_a_crash_with_a_batch_in_hand_is_tried_again_quickly_and_the_wait_shows(rig: Rig, engine_name: str) -> None:
-    engine = rig.engine(engine_name, handler="recorder:Fragile", shards=1, batch_rows=ROWS).start()
+    engine = rig.engine(engine_name, handler="support.handlers.failing:Fragile", shards=1, batch_rows=ROWS).start()
     with engine.producer() as producer, Log(rig.directory) as log:
         rig.tell("handle", "5")
         push(producer, log, 1, range(3))

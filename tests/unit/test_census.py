@@ -293,7 +293,7 @@ def test_a_segment_of_another_layout_goes_only_by_name_and_only_when_nobody_lock
 
 
 @pytest.mark.parametrize(
-    "offset, planted, part", [(0, b"NOT OURS", "was not made by shardmem"), (40, b"\xff" * 8, "contradicts itself")]
+    "offset, planted, part", [(0, b"NOT OURS", "was not made by shardmem"), (40, b"\xff" * 8, "is damaged")]
 )
 def test_a_segment_that_cannot_be_understood_goes_only_by_name(engine, places, offset, planted, part):
     with open(path_of(control_name(engine.name)), "r+b") as file:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from shardmem.client import client
@@ -42,13 +44,14 @@ def test_waiting_for_an_engine_that_never_comes_ends_and_says_what_is_missing(he
 @pytest.mark.parametrize(
     "names, running, text",
     [
-        ([], [], "no engine is running here; start one with"),
-        (["a", "b"], ["a", "b"], "several engines run here, name one: a, b$"),
-        (["a", "b"], [], "several engines have left their memory here, name one: a, b$"),
+        ([], [], "no engine is running here$"),
+        (["a", "b"], ["a", "b"], "several engines run here: a, b$"),
+        (["a", "b"], [], "several engines have left their memory here: a, b$"),
         ([f"e{number}" for number in range(20)], [], "e0, e1, e2, e3, e4, e5, e6, e7 and 12 more$"),
     ],
 )
 def test_when_it_cannot_be_known_a_few_are_named(here, names, running, text):
     here(names, running)
-    with pytest.raises(NotRunning, match=text):
+    with pytest.raises(NotRunning) as error:
         client.only_engine()
+    assert re.search(text, str(error.value)) and error.value.hint

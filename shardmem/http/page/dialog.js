@@ -5,8 +5,8 @@ import {$, attribute, clock, make, set} from "./words.js";
 
 const COMMANDS = ["scale", "auto", "drain", "move", "rebalance", "reload", "stop"];
 
-/** access: what may be done here ("all", "token", "read"; null: nobody answers). send: gives a command. allow: asks anew what may
-    be done, with the token as it is now. look: asks for everything anew. */
+/** access: what may be done here ("all", "token", "read"; null: no answer). send: gives a command. allow: asks again what may
+    be done, with the token as it is now. look: asks for everything again. */
 export class Commands {
   #order = null;
   #values = {};
@@ -74,10 +74,10 @@ export class Commands {
         : "To change anything from here, enter the http_token of the engine. Reading needs none.";
     if (this.access === "read")
       return (
-        "This page is for reading: the engine was started without http_token. What the buttons do can be done in a shell; " +
+        "This page is read-only: the engine was started without http_token. What the buttons do can be done in a shell; " +
         "each names the command."
       );
-    return "The supervisor does not answer, so nothing can be asked of it.";
+    return "The supervisor does not answer, so no command can be sent.";
   }
 
   show(document) {
@@ -130,9 +130,9 @@ export class Commands {
     if (this.#since === null) return;
     const moving = this.#document.handoffs.length,
       coming = this.#document.shards.filter(each => each.state === "provisioning").length;
-    set($("dialog-do"), `Under way … ${Math.round((performance.now() - this.#since) / 1000)} s`);
+    set($("dialog-do"), `Running … ${Math.round((performance.now() - this.#since) / 1000)} s`);
     if (coming) set($("dialog-progress"), "Workers are starting.");
-    else if (moving) set($("dialog-progress"), "Slots are in motion.");
+    else if (moving) set($("dialog-progress"), "Slots are moving.");
   }
 
   async #carryOut() {
@@ -142,8 +142,8 @@ export class Commands {
     this.#since = performance.now();
     for (const input of $("dialog-fields").querySelectorAll("input, select")) input.disabled = true;
     $("dialog-do").disabled = true;
-    set($("dialog-progress"), "It is under way.");
-    set($("dialog-close"), "Close: it goes on");
+    set($("dialog-progress"), "The command is running.");
+    set($("dialog-close"), "Close: it keeps running");
     $("dialog-close").focus();
     let text,
       kind = "good";

@@ -1,4 +1,4 @@
-// The commands: what each will do, in words; what is asked of whoever gives it; the same for a shell; and what was done.
+// The commands: what each will do, in words; what the user is asked; the same for a shell; and what was done.
 
 import {exact, plural, span} from "./words.js";
 
@@ -56,7 +56,7 @@ export const ORDERS = {
         more < 0 &&
           `The slots of ${plural(-more, "shard")} go to the others, then ${more === -1 ? "it is" : "they are"} removed.`,
         more === 0 && "As many as there are now: slots are evened out.",
-        "Events go on flowing, none is lost or reordered.",
+        "Events keep flowing; none is lost or reordered.",
         document.auto_scale && "From then on the policy does not change the number, until you hand it back.",
       );
     },
@@ -67,7 +67,7 @@ export const ORDERS = {
   },
   auto: {
     title: "Let the policy scale",
-    button: "Scale by itself …",
+    button: "Scale automatically …",
     path: "scale",
     verb: () => "Let the policy scale",
     says: () =>
@@ -127,19 +127,19 @@ export const ORDERS = {
     button: "Rebalance …",
     path: "rebalance",
     verb: () => "Rebalance",
-    says: () => "Slots are moved until the load of the shards is even, as few as possible. Events go on flowing.",
+    says: () => "As few slots as possible are moved until the load of the shards is even. Events keep flowing.",
     body: () => ({}),
     shell: (values, name) => `rebalance --engine ${name}`,
     done: moves,
   },
   reload: {
-    title: "Fresh workers",
+    title: "Replace the workers",
     button: "Reload …",
     path: "reload",
     verb: () => "Replace all workers",
     says: () =>
       told(
-        "The configuration is read again, and every worker is replaced by a fresh one, one after the other, without a pause.",
+        "The configuration is read again, and every worker is replaced by a new one, one after the other, without a pause.",
         "Failed shards are started again. If one cannot start, the others stay as they are.",
       ),
     body: () => ({}),
@@ -165,12 +165,12 @@ export const ORDERS = {
         values.now &&
           `Workers end after the batch in hand. The ${left} events in flight stay in shared memory for the next run.`,
         !values.now && `Producers are refused from now on. The ${left} events in flight are handled, then the engine ends.`,
-        "This page will have nobody to ask then, and cannot start the engine again.",
+        "This page cannot start the engine again.",
       );
     },
     body: values => (values.now ? {now: true} : {}),
     shell: (values, name) => `stop ${name}${values.now ? " --now" : ""}`,
-    done: () => "the engine is ending",
+    done: () => "the engine is stopping",
   },
   replay: {
     title: "Replay events",
@@ -179,8 +179,8 @@ export const ORDERS = {
     says: values =>
       told(
         values.ids ? plural(values.ids.length, "event") : "Every event that was not replayed",
-        "will be pushed into the engine again, as new: behind what their keys got since.",
-        "Mend the handler first, or they come back.",
+        "will be pushed again, as new: behind newer events of their keys.",
+        "Fix the handler first, or they fail again.",
       ),
     body: values => (values.ids ? {ids: values.ids} : {all: true}),
     shell: (values, name) => `quarantine replay ${values.ids ? values.ids.join(" ") : "--all"} --engine ${name}`,
@@ -191,13 +191,13 @@ export const ORDERS = {
       ),
   },
   purge: {
-    title: "Throw events away",
+    title: "Purge events",
     path: "quarantine/purge",
-    verb: values => `Throw ${some(values)} away`,
+    verb: values => `Purge ${some(values)}`,
     says: values =>
       told(
-        values.ids ? plural(values.ids.length, "event") : "Every event in the quarantine, those that were replayed too,",
-        "will be gone for good. There is no way back.",
+        values.ids ? plural(values.ids.length, "event") : "Every event in quarantine, including replayed ones,",
+        "will be deleted permanently. This cannot be undone.",
       ),
     body: values => (values.ids ? {ids: values.ids} : {all: true}),
     shell: (values, name) => `quarantine purge ${values.ids ? values.ids.join(" ") : "--all"} --engine ${name}`,

@@ -36,7 +36,7 @@ async function ask(path, options = {}) {
   if (token ?? commands.token) headers.Authorization = `Bearer ${header(token ?? commands.token)}`;
   const answer = await fetch(path, {cache: "no-store", ...rest, headers, signal: AbortSignal.timeout(patience)}),
     body = await answer.json();
-  if (!answer.ok) throw new Error(body.error || answer.statusText);
+  if (!answer.ok) throw new Error([body.error || answer.statusText, body.hint].filter(Boolean).join(". "));
   return body;
 }
 
@@ -92,7 +92,7 @@ function verdict(level, head, text, findings) {
       set(shell, each.command || "");
       shell.hidden = !each.command;
       button.hidden = !each.order && each.kind !== "quarantine";
-      set(button, each.kind === "quarantine" ? "Look at them" : each.order ? label(each.order) : "");
+      set(button, each.kind === "quarantine" ? "Show them" : each.order ? label(each.order) : "");
     },
   );
 }
@@ -217,8 +217,8 @@ function tiles({accounting: a, producers, shards}) {
     ["refused", short(refused), reasons(a.refused), refused ? "warning" : ""],
     ["handled", short(a.handled), "the handler returned for them"],
     ["in flight", short(a.in_flight), "accepted and not yet handled"],
-    ["set aside", short(a.quarantined), "in the quarantine, at any time", a.quarantined ? "warning" : ""],
-    ["dropped", short(shed), "accepted and then dropped, as drop_oldest asks", shed ? "warning" : ""],
+    ["quarantined", short(a.quarantined), "put in quarantine, ever", a.quarantined ? "warning" : ""],
+    ["dropped", short(shed), "accepted and then dropped (drop_oldest)", shed ? "warning" : ""],
     ["producers", exact(producers.filter(each => each.alive).length), "connected now"],
     ["shards", exact(shards.length), ""],
   ];
@@ -246,7 +246,7 @@ function timeline(document, now) {
       text: `The policy: ${each.kind} ${each.count || ""}: ${each.reason}${each.times > 1 ? ` (${exact(each.times)} times)` : ""}`,
       id: `decision ${Math.round(now - each.since_s)}`,
     }));
-  const events = (document.events || []).map(each => ({...each, id: `${each.at} ${each.kind} ${each.shard} ${each.text}`}));
+  const events = (document.history).map(each => ({...each, id: `${each.at} ${each.kind} ${each.shard} ${each.text}`}));
   keyed(
     $("timeline"),
     [...events, ...decisions].sort((a, b) => b.at - a.at),
@@ -298,8 +298,8 @@ function show(document) {
   shards.show(document);
   set(
     $("policy"),
-    `${document.auto_scale ? "Scaled by the policy" : document.elastic ? "Scaled by hand" : "Fixed"}, ${document.shards.length} of at most ${engine.max_shards} shards.` +
-      (lately && (document.elastic || lately.advice === "up") ? ` Last judgement: ${lately.reason}.` : ""),
+    `${document.auto_scale ? "Scaled by the policy" : document.elastic ? "Scaled manually" : "Fixed"}, ${document.shards.length} of at most ${engine.max_shards} shards.` +
+      (lately && (document.elastic || lately.advice === "up") ? ` Last decision: ${lately.reason}.` : ""),
   );
   producers.show(document);
   if (slots) map.show(document, slots);
@@ -361,7 +361,7 @@ function fresh() {
   for (const age of document.querySelectorAll(".age")) age.remove();
 }
 
-/** Nobody answers: what was said last stays, marked with its age, and the page goes on asking. */
+/** No answer: the last state stays, marked with its age, and the page keeps asking. */
 function gone(error) {
   const silent = error.name === "TimeoutError",
     since = answered && Date.now() / 1000 - answered,
@@ -372,11 +372,11 @@ function gone(error) {
       kind: "gone",
       shard: null,
       text: silent
-        ? "The supervisor holds its port and does not answer within 3 s: its loop hangs, or its process is stopped."
+        ? "The supervisor has not responded for 3 s: it hangs, or its process is suspended."
         : error instanceof TypeError
-          ? "Nobody listens on this port: the supervisor has ended, or the engine was stopped."
-          : `It answers with an error: ${error.message}`,
-      advice: "Workers and producers go on without it. See how the engine is, from shared memory:",
+          ? "No process listens on this port: the supervisor has exited, or the engine was stopped."
+          : `The supervisor answers with an error: ${error.message}`,
+      advice: "Workers and producers keep running without it. See the engine's state in shared memory:",
       command: `shardmem status${last ? ` ${name}` : ""}`,
       order: null,
     },
@@ -384,9 +384,9 @@ function gone(error) {
       level: "info",
       kind: "again",
       shard: null,
-      text: "'shardmem run' with the same settings takes the engine up again; live workers are adopted, nothing is lost.",
+      text: "`shardmem run` with the same settings takes the engine over; live workers are adopted, no event is lost.",
       advice:
-        "With http_port = 0 it may answer on another port; 'shardmem status' names it. This page goes on asking once a second.",
+        "With http_port = 0 it may answer on another port; `shardmem status` shows it. This page keeps asking once a second.",
       command: null,
       order: null,
     },
@@ -395,8 +395,8 @@ function gone(error) {
     "error",
     "No answer from the supervisor",
     since === null
-      ? "It has not answered since this page was opened."
-      : `What is below was true ${span(since)} ago, at ${clock(answered)}.`,
+      ? "The supervisor has not answered since this page was opened."
+      : `The state below is ${span(since)} old, from ${clock(answered)}.`,
     findings,
   );
   speak("gone", "No answer from the supervisor. What is shown is old.");

@@ -44,8 +44,8 @@ export class Quarantine {
       held === null
         ? "The quarantine file cannot be read by the supervisor."
         : held
-          ? `${plural(held, "event")} kept failing or killing the handler and ${held === 1 ? "is" : "are"} set aside.`
-          : "Empty: no event waits here.",
+          ? `${plural(held, "event")} kept failing or killing the handler and ${held === 1 ? "is" : "are"} in quarantine.`
+          : "Empty: no event is in quarantine.",
     ];
     if (held && access === "token") words.push("Keys and payloads are users' data: enter the http_token above to see them.");
     if (held && access === "read")
@@ -56,7 +56,7 @@ export class Quarantine {
     if (listed && listed.count > listed.events.length)
       words.push(`The latest ${exact(listed.events.length)} of ${exact(listed.count)} are listed.`);
     if (listed && listed.limit)
-      words.push(`There is room for ${exact(listed.limit)}; then a shard stops rather than drop one.`);
+      words.push(`There is room for ${exact(listed.limit)}; when it is full, a shard stops rather than drop an event.`);
     set($("quarantine-sum"), words.join(" "), held ? "warning" : "soft");
     $("quarantine-some").hidden = !listed?.events.length;
     if (listed) this.#draw();

@@ -58,13 +58,13 @@ export class Slots {
     const slots = new Map();
     this.#owners.forEach((shard, slot) => (slots.has(shard) ? slots.get(shard).push(slot) : slots.set(shard, [slot])));
     const owners = [...slots].sort(([a], [b]) => a - b),
-      name = shard => (shard === NOBODY ? "nobody" : `shard ${shard}`);
+      name = shard => (shard === NOBODY ? "no shard" : `shard ${shard}`);
     if (this.#picked !== null && !slots.has(this.#picked)) this.#picked = null;
     set(
       $("slots-sum"),
       [
         `${plural(this.#owners.length, "slot")}, hash buckets of keys; each is one shard's.`,
-        this.#moving.size ? `${exact(this.#moving.size)} in motion, drawn in two colours.` : "All are at rest.",
+        this.#moving.size ? `${exact(this.#moving.size)} moving, drawn in two colours.` : "None is moving.",
         this.#hot.size ? "Hot ones have a ring." : "",
       ].join(" "),
     );
@@ -126,7 +126,7 @@ export class Slots {
         set(
           line,
           `Hot: slot ${each.slot} on shard ${each.shard} has ${part(each.share)} of all load` +
-            (each.alone ? ", and its shard has no other with traffic to speak of" : ""),
+            (each.alone ? ", and is the only slot of its shard with much traffic" : ""),
         ),
     );
     keyed(
@@ -255,7 +255,7 @@ export class Slots {
       (move
         ? `on its way from shard ${move.from} to shard ${move.to}, ${move.phase}${move.late ? ", late" : ""}`
         : shard === NOBODY
-          ? "nobody's"
+          ? "owned by no shard"
           : `shard ${shard}`) +
       (hot ? `; hot, ${part(hot.share)} of all load` : "");
     set($("slot-said"), text);

@@ -1,11 +1,11 @@
-// Shards and producers: rows stay the same elements, so that whoever reads or has the focus in one is not disturbed.
+// Shards and producers: rows stay the same elements, so that the focus and a selection stay.
 
 import {
   $, attribute, bytes, exact, keyed, make, micro, named, part, plural, rate, reasons, set, short, span, sum,
 } from "./words.js";
 
 const BAD = ["failed", "stuck", "dead"],
-  WELL = ["busy", "idle"],
+  NORMAL = ["busy", "idle"],
   MINUTE = 60,
   MOST = 200;
 
@@ -111,7 +111,7 @@ export class Shards {
   }
 
   #draw() {
-    const ill = shard => (BAD.includes(wordOf(shard)) ? 0 : WELL.includes(wordOf(shard)) ? 2 : 1);
+    const ill = shard => (BAD.includes(wordOf(shard)) ? 0 : NORMAL.includes(wordOf(shard)) ? 2 : 1);
     const shards = this.order.sort(this.#document.shards, (shard, key) => (key === "ill" ? ill(shard) : (shard[key] ?? -1)));
     for (const id of this.#open) if (!shards.some(each => each.id === id)) this.#open.delete(id);
     const rows = shards.flatMap(shard => (this.#open.has(shard.id) ? [{shard}, {shard, detail: true}] : [{shard}]));
@@ -157,8 +157,8 @@ export class Shards {
       button = head.firstChild;
     attribute(button, "aria-expanded", open);
     set(button, `${open ? "▾" : "▸"} ${shard.id}`);
-    set(why.firstChild, word, `word ${BAD.includes(word) ? "error" : WELL.includes(word) ? "good" : "warning"}`);
-    const ill = !WELL.includes(shard.condition);
+    set(why.firstChild, word, `word ${BAD.includes(word) ? "error" : NORMAL.includes(word) ? "good" : "warning"}`);
+    const ill = !NORMAL.includes(shard.condition);
     set(
       why.lastChild,
       [
@@ -234,7 +234,7 @@ export class Shards {
       ["slots", exact(shard.slots)],
       ["handled", `${exact(shard.handled)} of ${exact(shard.accepted)} accepted`],
       ["in flight", exact(shard.in_flight)],
-      ["set aside", exact(shard.quarantined)],
+      ["quarantined", exact(shard.quarantined)],
       ["batches", exact(shard.batches)],
       ["events in a batch, p50, p99", `${short(shard.batch_rows_p50)}, ${short(shard.batch_rows_p99)}`],
       ["busy, CPU", `${part(shard.busy)}, ${part(shard.cpu)} of a core`],
@@ -271,7 +271,7 @@ export class Shards {
       ({cells}, lane) => {
         set(
           cells[0],
-          lane.broken ? "corrupt, read no more" : lane.alive ? lane.pid : "has left",
+          lane.broken ? "corrupt, no longer read" : lane.alive ? lane.pid : "has left",
           lane.broken ? "left error" : "left",
         );
         set(cells[1], lane.seat);

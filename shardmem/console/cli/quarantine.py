@@ -1,4 +1,4 @@
-"""`shardmem quarantine`: events that kept failing or killing their handler; look at them, give them back, throw them away."""
+"""`shardmem quarantine`: list, show, replay and purge events that kept failing or killing their handler."""
 
 from __future__ import annotations
 
@@ -7,27 +7,31 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from shardmem.runtime.child import ExitCode
+
+if TYPE_CHECKING:  # imports numpy
+    from shardmem.runtime.quarantine import Quarantine, Quarantined
+
+from shardmem.console.cli.common import as_json, complain, engine_option
 from shardmem.errors import NotRunning, ShardmemError
-from shardmem.settings import some
+from shardmem.text import plural
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
-engine_option = click.option(
-    "--engine", "name", help="Name of the engine; default: SHARDMEM_NAME, or the only one here."
-)
-directory_option = click.option("--state-dir", help="Where the engine kept its files, if it is not running any more.")
+Command = TypeVar("Command", bound=Callable[..., Any])
+directory_option = click.option("--state-dir", help="Where the engine kept its files, if it no longer runs.")
 
 
-@click.group(short_help="Events that kept failing: look, give back, throw away.")
+@click.group(short_help="List, show, replay and purge events in quarantine.")
 def quarantine() -> None:
-    """Events that kept failing or killing their handler: look at them, give them back, throw them away."""
+    """Events that kept failing or killing their handler: list, show, replay or purge them."""
 
 
-def _common(command: Any) -> Any:
+def _common(command: Command) -> Command:
     return as_json(engine_option(directory_option(command)))
 
 
@@ -56,8 +60,8 @@ def _path(name: str | None, directory: str | None) -> tuple[str, str]:
     return name, quarantine_file(directory, name)
 
 
-def _open(name: str | None, directory: str | None) -> tuple[str, Any]:
-    """(engine, Quarantine or None when nothing was ever set aside)."""
+def _open(name: str | None, directory: str | None) -> tuple[str, Quarantine | None]:
+    """(engine, its quarantine; None if nothing was ever quarantined)."""
     from shardmem.runtime.quarantine import Quarantine
 
     engine, path = _path(name, directory)
@@ -67,10 +71,10 @@ def _open(name: str | None, directory: str | None) -> tuple[str, Any]:
 
 
 @quarantine.command("list")
-@click.option("--all", "everything", is_flag=True, help="Also those that were replayed.")
+@click.option("--all", "everything", is_flag=True, help="Include replayed events.")
 @_common
 def list_(everything: bool, name: str | None, state_dir: str | None, as_json: bool) -> None:
-    """What is there: one line each, oldest first."""
+    """List the events in quarantine, oldest first."""
     from shardmem.client.quarantine import describe
 
     engine, found = _open(name, state_dir)
@@ -85,11 +89,15 @@ def list_(everything: bool, name: str | None, state_dir: str | None, as_json: bo
             + (
                 "the quarantine is empty"
                 if not kept
-                else "nothing waits in the quarantine; "
-                f"{some(kept, 'replayed event')} kept until purged (list --all, purge --all)"
+                else "the quarantine holds no event to replay; "
+                f"{plural(kept, 'replayed event')} kept until purged (`list --all`, `purge --all`)"
             )
         )
         return
+    _print_table(events)
+
+
+def _print_table(events: list[Quarantined]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -104,19 +112,9 @@ def list_(everything: bool, name: str | None, state_dir: str | None, as_json: bo
         )
     for event in events:
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(event.at)) + (" replayed" if event.replayed_at else "")
-        table.add_row(
-            *(
-                Text(str(cell))
-                for cell in (
-                    event.id,
-                    when,
-                    event.shard,
-                    _cut(repr(event.key), 24),
-                    event.attempts,
-                    _cut(event.reason.splitlines()[0] if event.reason else "", 200),
-                )
-            )
-        )
+        reason = _cut(event.reason.splitlines()[0] if event.reason else "", 200)
+        cells = (event.id, when, event.shard, _cut(repr(event.key), 24), event.attempts, reason)
+        table.add_row(*(Text(str(cell)) for cell in cells))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
@@ -128,7 +126,7 @@ def _cut(text: str, length: int) -> str:
 @click.argument("id", type=int)
 @_common
 def show(id: int, name: str | None, state_dir: str | None, as_json: bool) -> None:
-    """Everything about one event: reason, traceback or signal, key and payload."""
+    """Show one event: reason, traceback or signal, key and payload."""
     from shardmem.client.quarantine import describe
 
     _, found = _needed(name, state_dir)
@@ -148,10 +146,8 @@ def show(id: int, name: str | None, state_dir: str | None, as_json: bool) -> Non
 
 @quarantine.command()
 @click.argument("ids", type=int, nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All that have not been replayed yet.")
-@click.option(
-    "--timeout", type=click.FloatRange(0), help="Seconds to wait for room in lanes; default: as long as it takes."
-)
+@click.option("--all", "everything", is_flag=True, help="All events that were not replayed yet.")
+@click.option("--timeout", type=click.FloatRange(0), help="Seconds to wait for room in lanes; default: no limit.")
 @_common
 def replay(
     ids: tuple[int, ...],
@@ -161,45 +157,47 @@ def replay(
     state_dir: str | None,
     as_json: bool,
 ) -> None:
-    """Push events into the running engine again, as new events: they come behind what their keys got since.
+    """Push events in quarantine again, as new events, behind newer events of their keys.
 
-    Mend the handler first ('shardmem reload', or run the engine anew).
+    Fix the handler first, then run `shardmem reload`, or start the engine again.
     """
-    from shardmem.client.quarantine import replay as give_back
+    from shardmem.client.quarantine import replay as replay_events
 
     if bool(ids) == everything:
-        raise click.UsageError("name the ids of events, or --all")
+        raise click.UsageError("exactly one of IDS and --all is required")
     engine, found = _needed(name, state_dir)
-    given = give_back(engine, found, ids or None, timeout)
+    result = replay_events(engine, found, ids or None, timeout)
     if as_json:
-        click.echo(json.dumps({"engine": engine, **asdict(given)}))
+        click.echo(json.dumps({"engine": engine, **asdict(result)}))
     else:
-        click.echo(f"engine {engine}: {some(len(given.replayed), 'event')} replayed")
-    if given.left:
-        raise ShardmemError(
-            f"{some(len(given.left), 'event')} left in quarantine, from event {given.left[0]} on: {given.why}"
-        )
+        click.echo(f"engine {engine}: {plural(len(result.replayed), 'event')} replayed")
+    if result.left:
+        left = f"{plural(len(result.left), 'event')} left in quarantine, from event {result.left[0]} on"
+        complain(f"{left}: {result.why}")
+        sys.exit(ExitCode.FAILED)
 
 
 @quarantine.command()
 @click.argument("ids", type=int, nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Everything, those that were replayed too.")
+@click.option("--all", "everything", is_flag=True, help="All events, including replayed ones.")
 @_common
 def purge(ids: tuple[int, ...], everything: bool, name: str | None, state_dir: str | None, as_json: bool) -> None:
-    """Throw events away, for good."""
+    """Delete events in quarantine permanently."""
     if bool(ids) == everything:
-        raise click.UsageError("name the ids of events, or --all")
+        raise click.UsageError("exactly one of IDS and --all is required")
     engine, found = _open(name, state_dir)
     purged = found.purge(ids or None) if found else 0
     click.echo(
         json.dumps({"engine": engine, "purged": purged})
         if as_json
-        else f"engine {engine}: {some(purged, 'event')} purged"
+        else f"engine {engine}: {plural(purged, 'event')} purged"
     )
 
 
-def _needed(name: str | None, directory: str | None) -> tuple[str, Any]:
+def _needed(name: str | None, directory: str | None) -> tuple[str, Quarantine]:
     engine, found = _open(name, directory)
     if found is None:
-        raise ShardmemError(f"engine {engine}: nothing was ever set aside ({_path(name, directory)[1]} does not exist)")
+        raise ShardmemError(
+            f"engine {engine}: nothing was ever quarantined", detail=f"{_path(name, directory)[1]} does not exist."
+        )
     return engine, found

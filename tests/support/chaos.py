@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checker import Logs, accounting, check
-from rig import HERE, PATIENCE, Program, Rig, drained, segments_of, wait_until
 
 import shardmem
 from shardmem.memory.engine_segment import ControlSegment
+from support.checker import Logs, accounting, check
+from support.programs import sends
+from support.rig import PATIENCE, TESTS, Program, Rig, drained, segments_of, wait_until
 
 ROWS = 64  # of a batch: the most that one kill may repeat
 SLOTS = 64
@@ -70,7 +71,7 @@ class Daemons:
         with open(self.said, "ab") as said:
             process = subprocess.Popen(
                 self._command,
-                cwd=HERE,
+                cwd=TESTS,
                 env={**self.rig.environment, **environment},
                 stderr=said,
                 stdout=subprocess.PIPE,
@@ -157,7 +158,7 @@ class Chaos:
     def _new_producer(self) -> None:
         self._number += 1
         self._producers[self._number] = Program(
-            "push_at_a_pace", self.rig, engine=self.name, producer=self._number, pause=0.02, patience=2 * PATIENCE
+            sends.push_at_a_pace, self.rig, engine=self.name, producer=self._number, pause=0.02, patience=2 * PATIENCE
         )
 
     def _kill(self) -> None:
@@ -414,8 +415,8 @@ def repeated(handled: np.ndarray, killed: set[tuple[int, int]]) -> tuple[int, li
 
 
 def inexact(logs: Logs, path: Path) -> list[str]:
-    """The counts in the state file of recorder.Counting: of each producer and key at least what was accepted, and at
-    most what was offered."""
+    """The counts in the state file of handlers.counting.Counting: of each producer and key at least what was accepted,
+    and at most what was offered."""
     counts: dict[str, int] = {}
     with contextlib.closing(sqlite3.connect(path)) as database:
         for (value,) in database.execute("select value from state"):

@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from recorder import arm_when_told
-
 from shardmem.policy import LeastLoad
+from support.handlers.counting import arm_when_told
 
 
 class Arming(LeastLoad):

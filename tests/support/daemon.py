@@ -10,19 +10,24 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rig import HERE, PATIENCE, Rig
+from support.rig import PATIENCE, TESTS, Rig
 
 
 class Daemon:
-    """`shardmem run recorder:Recorder --name NAME`, or `shardmem run NAME.toml`."""
+    """`shardmem run support.recorder:Recorder --name NAME`, or `shardmem run NAME.toml`."""
 
     def __init__(
-        self, rig: Rig, name: str, *flags: str, handler: str = "recorder:Recorder", environment: Mapping[str, str] = {}
+        self,
+        rig: Rig,
+        name: str,
+        *flags: str,
+        handler: str = "support.recorder:Recorder",
+        environment: Mapping[str, str] = {},
     ) -> None:
         target = [name] if name.endswith(".toml") else [handler, "--name", name, "--max-producers", "8"]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "shardmem", "run", *target, "--json", *flags],
-            cwd=HERE,
+            cwd=TESTS,
             env={**rig.environment, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from checker import EVENT, Logs, accounting, check
 
 import shardmem
 from shardmem.memory.native import lib, points
+from support.checker import EVENT, Logs, accounting, check
+from support.programs import MainFunction, command_of, name_of
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 PATIENCE = 20.0  # a wait that lasts longer has failed; the machine may be busy
 SEND_POINTS = [name for name in points() if name.startswith("send.")] + ["ring.taken"]
 SMALL_LANE = 4096
@@ -71,7 +72,7 @@ class Rig:
         self.environment = {**os.environ, "RECORD_DIR": str(directory)}
         self.defaults: dict[str, Any] = {}
 
-    def engine(self, name: str | None, handler: Any = "recorder:Recorder", **settings: Any) -> shardmem.Engine:
+    def engine(self, name: str | None, handler: Any = "support.recorder:Recorder", **settings: Any) -> shardmem.Engine:
         """Not started yet."""
         os.environ["RECORD_DIR"] = str(self.directory)
         settings = {**self.defaults, **settings}
@@ -105,8 +106,8 @@ class Rig:
         (self.directory / name).write_text(text)
 
     def arm(self, who: int | str, point: str, passes: int, number: int) -> Path:
-        """The worker of a shard (recorder.Lingering) or the supervisor (arming.Arming) sends itself the signal at that
-        point, once. The file that tells it so is gone when it has read it."""
+        """The worker of a shard (handlers.counting.Lingering) or the supervisor (arming.Arming) sends itself the signal
+        at that point, once. The file that tells it so is gone when it has read it."""
         self.tell("arming", f"{point} {passes} {number:d}")
         return (self.directory / "arming").replace(self.directory / f"arm-{who}")  # whole, when it is there
 
@@ -137,13 +138,16 @@ def handled_numbers(logs: Logs, producer: int) -> list[int]:
 
 
 class Program:
-    """`python programs.py NAME`, its orders one line of JSON on standard input, its replies lines of JSON."""
+    """A program of `support.programs` as a process: its orders and its replies are lines of JSON."""
 
-    def __init__(self, name: str, rig: Rig | None = None, *, prefix: Sequence[str] = (), **orders: Any) -> None:
+    def __init__(
+        self, main: MainFunction, rig: Rig | None = None, *, prefix: Sequence[str] = (), **orders: Any
+    ) -> None:
         if rig is not None:
             orders["directory"] = str(rig.directory)
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-W", "error::ResourceWarning", str(HERE / "programs.py"), name],
+            [*prefix, sys.executable, "-W", "error::ResourceWarning", *command_of(main)],
+            cwd=TESTS,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -217,13 +221,13 @@ class Program:
 
 
 def run_program(
-    name: str, rig: Rig | None = None, *, timeout: float = PATIENCE, stderr: str | None = "", **orders: Any
+    main: MainFunction, rig: Rig | None = None, *, timeout: float = PATIENCE, stderr: str | None = "", **orders: Any
 ) -> Any:
     """Runs it to its end; its one reply. stderr as in Program.end; the rest as of Program."""
-    with Program(name, rig, **orders) as program:
+    with Program(main, rig, **orders) as program:
         reply = program.hear(timeout)
         code = program.end(timeout, stderr)
-        assert code == 0, f"program {name} ended with code {code} after saying {reply}"
+        assert code == 0, f"program {name_of(main)} ended with code {code} after saying {reply}"
     return reply
 
 

@@ -1,0 +1,81 @@
+"""The command line. Exit codes: 0 success, 1 failed, 2 usage or configuration, 3 a worker cannot boot,
+4 already running.
+
+One file for each command or family of commands. Each imports what it needs when it runs: `--help` imports click only.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from shardmem import __version__
+from shardmem.console.cli import ask, config, demo, doctor, gc, ingest, look, run, stop
+from shardmem.console.cli.common import AS_JSON, complain
+from shardmem.console.cli.quarantine import quarantine
+from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
+from shardmem.runtime.child import ExitCode
+
+
+class Commands(click.Group):
+    """Turns an error of shardmem into two lines on standard error, error and hint, and its exit code."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (ShardmemError, TimeoutError) as error:
+            described: dict[str, Any] = {"error": str(error), "hint": None, "kind": type(error).__name__}
+            described |= error.describe() if isinstance(error, ShardmemError) else {}
+            complain(described["error"], described["hint"])
+            if context.meta.get(AS_JSON):
+                click.echo(json.dumps(described))
+            context.exit(_exit_code(error))
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, ConfigError):
+        return ExitCode.CONFIG
+    return ExitCode.ALREADY if isinstance(error, AlreadyRunning) else ExitCode.FAILED
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="shardmem")
+def main() -> None:
+    """Elastic, key-ordered ingestion on one host, through shared memory.
+
+    \b
+    Examples:
+      shardmem demo                                     count 336,776 real flights
+      shardmem run app:handle --name ticks --shards 2   run handle(batch) of app.py
+      shardmem run engine.toml                          the same from a file
+      shardmem ingest --engine ticks --format csv --key symbol ticks.csv
+      shardmem status ticks; shardmem top ticks         a snapshot; a live view
+      shardmem scale 3; shardmem move 17,40-60 --to 1   while events flow
+      shardmem quarantine list                          events that kept failing
+      shardmem stop ticks
+      shardmem doctor engine.toml                       check this machine
+      shardmem config engine.toml                       every setting, and where it was set
+      shardmem gc                                       remove leftovers of dead engines
+    """
+
+
+for command in (
+    run.run,
+    config.config,
+    look.status,
+    look.top,
+    stop.stop,
+    ask.scale,
+    ask.drain,
+    ask.move,
+    ask.rebalance,
+    ask.reload,
+    quarantine,
+    ingest.ingest,
+    gc.gc,
+    doctor.doctor,
+    demo.demo,
+):
+    main.add_command(command)

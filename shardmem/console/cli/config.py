@@ -1,0 +1,33 @@
+"""`shardmem config`."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import click
+
+from shardmem.console.cli.common import as_json
+from shardmem.console.cli.target import WithSettings, configured
+
+
+@click.command(short_help="Show every setting, and where it was set.", cls=WithSettings)
+@click.argument("target", required=False)
+@click.option("--markdown", is_flag=True, hidden=True, help="Print docs/settings.md.")
+@as_json
+def config(target: str | None, markdown: bool, as_json: bool, **flags: Any) -> None:
+    """Show every setting: value, unit, default, where it was set and what it is for.
+
+    TARGET and flags are those of `run`. Nothing is started; all faults are listed at once, each with its place.
+    """
+    from shardmem.console import explain
+
+    if markdown:
+        click.echo(explain.page(), nl=False)
+        return
+    if target is None:  # then no handler has to be named
+        flags["name"], flags["handler"] = flags["name"] or os.environ.get("SHARDMEM_NAME", "unnamed"), "none:none"
+    settings, sources = configured(target, flags)
+    rows = explain.rows(settings, sources, made_up=() if target else ("name", "handler"))
+    click.echo(json.dumps({"settings": rows}, indent=2) if as_json else explain.text(rows))

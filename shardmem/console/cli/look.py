@@ -1,0 +1,57 @@
+"""`shardmem status` and `shardmem top`: both read shared memory, and need no supervisor."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from shardmem.console.cli.common import as_json
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option(
+    "--wait",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="First wait until the engine is ready; fail after SECONDS.",
+)
+@as_json
+def status(name: str | None, wait: float | None, as_json: bool) -> None:
+    """Show an engine: shards, producers, accounting. Needs no supervisor."""
+    from shardmem.client.client import Client, only_engine, wait_ready
+
+    if wait is not None:
+        document = wait_ready(name, wait)
+    else:
+        with Client(name or only_engine()) as client:
+            document = client.status()
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        from rich.console import Console
+
+        from shardmem.console import render
+
+        Console(highlight=False).print(render.status(document))
+
+
+@click.command()
+@click.argument("name", metavar="[ENGINE]", required=False)
+@click.option("--once", is_flag=True, help="Print one frame and exit, as without a terminal.")
+@click.option(
+    "--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, help="Seconds between two readings."
+)
+def top(name: str | None, once: bool, interval: float) -> None:
+    """Watch an engine: shards, producers, handoffs, decisions. Needs no supervisor.
+
+    \b
+    + -  add, remove one shard            s  sort shards by id, rate, fill, busy
+    d    drain a shard                    p  pause the display
+    a    scale auto: policy decides       q  quit; the engine keeps running
+    """
+    from shardmem.client.client import only_engine
+    from shardmem.console.top import run
+
+    run(name or only_engine(), interval, once)

@@ -1,0 +1,86 @@
+"""Handlers with a state of each slot, and handlers at whose points a test can strike."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from shardmem import Batch, Context
+from shardmem.memory.native import arm_point
+from support.recorder import Recorder, parse
+
+
+class CountingSlots(Recorder):
+    """Keeps how many events of each slot it has handled."""
+
+    def open(self, context: Context) -> None:
+        super().open(context)
+        self.counts: dict[int, int] = {}
+
+    def handle(self, batch: Batch) -> None:
+        super().handle(batch)
+        for slot in batch.slots.tolist():
+            self.counts[slot] = self.counts.get(slot, 0) + 1
+
+    def snapshot(self, slot: int) -> bytes:
+        return b"%d" % self.counts.get(slot, 0)
+
+    def restore(self, slot: int, state: bytes) -> None:
+        self.counts[slot] = int(state)
+
+    def drop(self, slot: int) -> None:
+        self.counts.pop(slot, None)
+
+
+POISON = 666
+
+
+def arm_when_told(path: Path) -> None:
+    """Once for each time that the file is written: it is removed when it is read. See rig.Rig.arm."""
+    try:
+        name, passes, number = path.read_text().split()
+        path.unlink()
+    except FileNotFoundError:
+        return
+    arm_point(name, int(passes), int(number))
+
+
+class Lingering(Recorder):
+    """Takes its time before and after it writes down what it handled, so that a kill finds a batch in hand. Raises at
+    the key POISON."""
+
+    def handle(self, batch: Batch) -> None:
+        arm_when_told(self.directory / f"arm-{self.context.shard}")
+        if POISON in batch.keys:
+            raise ValueError("poison")
+        time.sleep(0.001)
+        super().handle(batch)
+        time.sleep(0.002)
+
+
+class Counting(Lingering):
+    """Stateful: counts the events of each producer and key. Event n must find the count n: each is counted exactly
+    once."""
+
+    def open(self, context: Context) -> None:
+        super().open(context)
+        self.counts: dict[int, dict[str, int]] = {}  # of each slot
+
+    def handle(self, batch: Batch) -> None:
+        for slot, (_, data) in zip(batch.slots.tolist(), batch):
+            producer, key, number, _ = parse(data)
+            counts, name = self.counts.setdefault(slot, {}), f"{producer}/{key}"
+            if (counted := counts.get(name, 0)) != number:
+                raise AssertionError(f"producer {producer}, key {key}: event {number} comes when {counted} are counted")
+            counts[name] = number + 1
+        super().handle(batch)
+
+    def snapshot(self, slot: int) -> bytes:
+        return json.dumps(self.counts.get(slot, {})).encode()
+
+    def restore(self, slot: int, state: bytes) -> None:
+        self.counts[slot] = json.loads(state)
+
+    def drop(self, slot: int) -> None:
+        self.counts.pop(slot, None)

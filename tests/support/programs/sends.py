@@ -1,0 +1,130 @@
+"""Programs that push, and how their calls end."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import shardmem
+from shardmem.memory.native import arm_point
+from support.programs import order, program, reply
+from support.programs.source import Source
+from support.recorder import payload
+from support.rig import PATIENCE, Log
+
+
+@program
+def pusher() -> None:
+    """Pushes ten events and waits to be killed."""
+    orders = order()
+    with shardmem.connect(orders["engine"]) as producer, Log(Path(orders["directory"])) as log:
+        source = Source(orders["producer"], log)
+        for _ in range(10):
+            source.push(producer, "push", 1, 10)
+        reply(seat=producer.seat)
+        order()
+
+
+@program
+def push_keys() -> None:
+    """Pushes the same key in each way."""
+    orders = order()
+    text = bytes.fromhex(orders["key"]).decode("utf-8", "surrogateescape")
+    kinds = {"str": str, "str_": np.str_, "Text": type("Text", (str,), {})}
+    key = kinds[orders["kind"]](text)
+    with shardmem.connect(orders["engine"]) as producer:
+        accepted = producer.push(key, b"") + producer.push_many([key, key], [b"", bytearray(b"x")])
+        producer.flush(PATIENCE)
+    reply(accepted=accepted)
+
+
+@program
+def push_until_over() -> None:
+    """Pushes without a pause until the engine accepts nothing any more."""
+    orders = order()
+    methods = ["push", "push_many", "push_columns"]
+    with shardmem.connect(orders["engine"]) as producer, Log(Path(orders["directory"])) as log:
+        source = Source(orders["producer"], log)
+        reply(ready=True)
+        try:
+            for call in range(1_000_000):
+                source.push(producer, methods[call % 3], 10, 50)
+        except shardmem.NotRunning:
+            reply(ended="NotRunning")
+
+
+@program
+def push_at_a_pace() -> None:
+    """Bursts of small calls with pauses between them, until a line comes; then waits until all is handled."""
+    orders = order()
+    chance, methods = random.Random(orders["producer"]), ["push", "push_many", "push_columns"]
+    with shardmem.connect(orders["engine"], wait=PATIENCE) as producer, Log(Path(orders["directory"])) as log:
+        source = Source(orders["producer"], log)
+        reply(ready=True)
+        while not select.select([sys.stdin], [], [], chance.expovariate(1 / orders["pause"]))[0]:
+            for _ in range(chance.randint(1, 8)):
+                source.push(producer, chance.choice(methods), chance.randint(1, 30), 100)
+        producer.flush(orders["patience"])
+    reply(pushed=sum(source._numbers))
+
+
+@program
+def push_until_told() -> None:
+    """Pushes without a pause until the next line comes, then flushes; or until an error, which is its reply."""
+    orders = order()
+    with shardmem.connect(orders["engine"]) as producer, Log(Path(orders["directory"])) as log:
+        source = Source(orders["producer"], log)
+        source.push(producer, "push_many", 20, 20)
+        reply(seat=producer.seat, pid=os.getpid())
+        try:
+            while not select.select([sys.stdin], [], [], 0)[0]:
+                source.push(producer, "push_many", 20, 20)
+            producer.flush(PATIENCE)
+        except shardmem.ShardmemError as error:
+            reply(error=type(error).__name__, text=str(error))
+        else:
+            reply(error=None)
+        order()
+
+
+@program
+def push_some() -> None:
+    """Pushes so many blocks and waits until they are handled."""
+    orders = order()
+    methods = ["push_many", "push_columns"]
+    with shardmem.connect(orders["engine"]) as producer, Log(Path(orders["directory"])) as log:
+        source = Source(orders["producer"], log)
+        for call in range(orders["blocks"]):
+            source.push(producer, methods[call % 2], orders["rows"], 50)
+        producer.flush(40)
+        reply(pushed=orders["blocks"] * orders["rows"])
+
+
+@program
+def wait_for_engine() -> None:
+    orders = order()
+    reply(waiting=True)
+    with shardmem.connect(orders["engine"], wait=PATIENCE) as producer:
+        reply(accepted=producer.push(1, payload(1, 1, 0), timeout=PATIENCE))
+
+
+@program
+def stopped_inside_send() -> None:
+    """Stops itself inside a send; when continued, says how the send ended."""
+    orders = order()
+    with shardmem.connect(orders["engine"]) as producer, Log(Path(orders["directory"])) as log:
+        source = Source(1, log)
+        source.push(producer, "push", 1, 10)
+        arm_point(orders["point"], 1, signal.SIGSTOP)
+        reply(pid=os.getpid())
+        try:
+            source.push(producer, "push", 1, 10)
+            reply(ended="accepted")
+        except shardmem.NotRunning:
+            reply(ended="NotRunning")
