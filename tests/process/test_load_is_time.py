@@ -7,10 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from autoscale_load import costly_keys
-
 import shardmem
 from shardmem.runtime.batch import slot_of
+from support.autoscale_load import costly_keys
 
 SLOTS, SHARDS, HOME = 64, 4, 1
 LIMIT = 30.0  # seconds until what should be so has to be; it is so within five
@@ -104,6 +103,4 @@ def test_rebalance_parts_costly_keys_from_each_other_though_all_are_as_frequent(
                     if max(after) - min(after) <= 0.1 and rate >= 1.4 * before:
                         print(f"before: {before:.0f}/s, busy {[round(share, 2) for share in busy]}", *told, sep="\n")
                         return
-            raise AssertionError(
-                "\n".join([f"before: {before:.0f}/s, busy {busy}", *told])
-            )
+            raise AssertionError("\n".join([f"before: {before:.0f}/s, busy {busy}", *told]))
