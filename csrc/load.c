@@ -197,6 +197,7 @@ static void learn(sm_reader *r, uint64_t rows)
 {
     sm_load *l = r->load;
     double each = l->now.ns / (double)rows;
+    each = each < MOST ? each : MOST;
     l->mean += l->mean > 0 ? (each - l->mean) / 16 : each;
     l->typical_ns += l->typical_ns > 0 ? (l->now.ns - l->typical_ns) / 16 : l->now.ns;
     for (uint32_t i = 0; i < l->now.count; i++) {
