@@ -46,10 +46,18 @@ TEXTS: dict[str, Schema] = {  # what is not a figure
     "engine.schema": {"type": "object", "required": ["kind"], "properties": {"kind": one_of("events", "records")}},
     "engine.quarantine_file": or_null(TEXT),
     "engine.http": or_null(TEXT),
+    "moves.held_back": TEXT,
+    "moves.complaints": array(TEXT),
+    "pins[].slots": TEXT,
     "shards[].phase": one_of(*PHASES),
     "shards[].reason": TEXT,
     "shards[].error": TEXT,
     "shards[].last_exit": or_null(TEXT),
+    "sources[].name": TEXT,
+    "sources[].kind": TEXT,
+    "sources[].error": or_null(TEXT),
+    "sources[].reasons": {"type": "object"},
+    "sources[].partitions": {"type": "object"},
     "handoffs[].phase": one_of(*MOVE_PHASES),
     "decisions[].kind": one_of(*map(str, DecisionKind)),
     "decisions[].cause": TEXT,
@@ -117,11 +125,7 @@ _MOVED = {
     "late": array(TEXT),
     **_DONE,
 }
-_PLACED = {
-    "cordoned": array(COUNT),
-    "pins": array(obj(shard=COUNT, slots=array(COUNT))),
-    "suspended": {"type": "boolean"},
-}
+_PLACED = {"cordoned": array(COUNT), "pins": array(obj(shard=COUNT, slots=TEXT)), "suspended": {"type": "boolean"}}
 _SHARDS = {"shards": array(COUNT), "added": array(COUNT), "removed": array(COUNT)}
 _QUARANTINED = {
     "id": COUNT,

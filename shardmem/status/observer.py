@@ -33,6 +33,7 @@ from shardmem.status.document import (
 )
 from shardmem.status.findings import Lately, findings
 from shardmem.status.reading import Counts, Histograms, Reading, ShardReading, fullest, quantile_rows, quantile_us
+from shardmem.status.sources import sources_of
 
 RATES_OVER = 0.2  # seconds at least, if a reading is that old: shorter intervals would show noise
 LATELY = 10.0  # seconds over which refusals are news
@@ -93,7 +94,11 @@ class Observer:
             "supervisor": self._supervisor(alive),
             "shards": shards,
             "producers": producers,
+            "sources": sources_of(control.state_dir, control.engine),
             "handoffs": self.handoffs(),
+            "moves": board["moves"],
+            "cordoned": board["cordoned"],
+            "pins": board["pins"],
             "auto_scale": board["auto_scale"],
             "elastic": board["elastic"],
             "decisions": board["decisions"],
@@ -283,6 +288,16 @@ class Observer:
             "elastic": False,
             "decisions": [],
             "hot_slots": [],
+            "moves": {
+                "automatic": False,
+                "suspended": False,
+                "planned": 0,
+                "wished": 0,
+                "held_back": "",
+                "complaints": [],
+            },
+            "cordoned": [],
+            "pins": [],
             "lives": {},
             "limits": Limits(),
             "http": None,
@@ -294,6 +309,10 @@ class Observer:
                 each["cause"] + each["reason"], each["advice"]
             for each in said.get("hot_slots", ()):
                 each["slot"] + each["shard"] + each["share"] + each["alone"]
+            for each in said.get("pins", ()):
+                each["shard"] + 0, each["slots"] + ""
+            if said.get("moves", board["moves"]).keys() != board["moves"].keys():
+                del said["moves"]
             board |= {**said, "limits": Limits(**said.get("limits", {}))}
         return board
 
