@@ -106,15 +106,7 @@ class LeastLoad:
         if view.rates is None:
             return None
         rates = np.nan_to_num(view.rates, nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
-        total = float(rates.sum())
-        busy = sum(view.busy.values())
-        if total <= 0:
-            return None
-        if view.busy:
-            if busy <= 0:
-                return None
-            return np.asarray(rates * (busy / total) + self.quiet * len(view.shards) / len(rates))
-        return np.asarray(rates + self.quiet * total / len(rates))
+        return np.asarray(rates + self.quiet * len(view.shards) / len(rates)) if rates.any() else None
 
 
 def _hot(loads: np.ndarray, shards: int) -> tuple[np.ndarray, float]:
