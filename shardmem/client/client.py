@@ -45,7 +45,7 @@ class Client(ControlCalls):
 
     def stop(
         self, now: bool = False, timeout: float | None = None, progress: Callable[[int], None] = lambda in_flight: None
-    ) -> dict[str, Any]:
+    ) -> Status:
         """Drain and stop; returns the last status that could be read. now: leave unhandled events in shared memory.
 
         progress: called with the number of events in flight while waiting. Raises NotRunning without a live supervisor,
@@ -147,7 +147,7 @@ def check_socket_path(path: str) -> None:
         )
 
 
-def wait_ready(name: str | None, timeout: float) -> dict[str, Any]:
+def wait_ready(name: str | None, timeout: float) -> Status:
     """The status of an engine once it is ready: every slot has a live worker. None: the one engine here, when there is one.
 
     Raises TimeoutError with what it still waits for after `timeout` seconds, LayoutMismatch.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from shardmem.schema import KEY_BYTES, KEY_INT, KEY_NONE, KEY_STR
 if TYPE_CHECKING:
     from shardmem.memory.native import sm_cursor
 
-Key = Union[int, str, bytes, None]
+Key = int | str | bytes | None
 
 
 def plain_key(key: object) -> tuple[int, int, bytes]:

@@ -14,6 +14,7 @@ import numpy as np
 from shardmem.policy import (
     NOBODY,
     Allocate,
+    BeginHandoff,
     Deadlines,
     DecisionHistory,
     DecisionKind,
@@ -197,7 +198,7 @@ class Planner:
                 for slot in action.slots:
                     self._words.set_slot(slot, action.shard)
                     self.table.allocate(slot, action.shard)
-            else:
+            elif isinstance(action, BeginHandoff):
                 self._done(self.carrier.begin(action.slots, action.source, action.target, now))
 
     def progress(self, now: float) -> None:
