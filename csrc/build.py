@@ -22,6 +22,7 @@ SOURCES = [
     "frames.c",
     "attempt.c",
     "ranges.c",
+    "load.c",
     "batch.c",
     "reader.c",
     "shard.c",

@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define SM_LAYOUT_VERSION 5
+#define SM_LAYOUT_VERSION 6
 #define SM_CHUNK 4096
 #define SM_MAX_SLOTS 65536
 #define SM_MAX_SHARDS 1024
@@ -275,14 +275,14 @@ void sm_view_seat(const void *control, uint32_t seat, sm_seat_view *out);
 void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out);
 int sm_view_lane(const void *inbox, const sm_geometry *geometry, uint32_t seat, sm_lane_view *out);
 typedef struct sm_move_view {
-    uint64_t number, since_ns, deadline_ns, drained, restored, rows;
+    uint64_t number, since_ns, deadline_ns, drained, restored;
     uint32_t phase, source, target;
 } sm_move_view;
 
 void sm_view_move(const void *control, uint32_t slot, sm_move_view *out);
 uint32_t sm_view_moving(const void *control, const sm_geometry *geometry, uint32_t *slots, uint32_t limit);
 uint32_t sm_view_board(const void *control, uint32_t board, char *text); /* text: SM_BOARD_BYTES; how many are used */
-void sm_view_rows(const void *control, const sm_geometry *geometry, uint64_t *rows);
+void sm_view_busy(const void *control, const sm_geometry *geometry, uint64_t *busy_ns); /* by slot */
 void sm_view_slots(const void *control, const sm_geometry *geometry, uint32_t *shards, uint32_t *epochs);
 int64_t sm_histogram_floor_ns(uint32_t bucket);
 int64_t sm_now_ns(void);

@@ -154,5 +154,6 @@ _BY_NAME: dict[str, type[ShardmemError]] = {  # those that are made of their tex
         AlreadyRunning,
         BatchEscaped,
         HandlerError,
+        Interrupted,
     )
 }

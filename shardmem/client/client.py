@@ -20,9 +20,10 @@ from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.segment import control_name, engine_names, listed
-from shardmem.status.document import Status
+from shardmem.status.document import Status, Where
 from shardmem.status.health import against_readiness, hangs
 from shardmem.status.observer import Observer
+from shardmem.status.where import key_of_text, where
 
 SOCKET_ADDRESS = 107  # bytes of sun_path, without its end
 
@@ -38,6 +39,15 @@ class Client(ControlCalls):
     def status(self) -> Status:
         """The document of `shardmem status --json`. Works with the supervisor dead."""
         return self._observer.status()
+
+    def where(self, key: int | str | bytes) -> Where:
+        """Which shard handles the events of this key. Works with the supervisor dead. Raises ConfigError: not a key of this
+        engine."""
+        return where(self._control, key)
+
+    def where_text(self, text: str, *, as_int: bool = False) -> Where:
+        """The same of a key as it is written in a shell: a number where the engine's keys are numbers."""
+        return self.where(key_of_text(self._control.schema, text, as_int=as_int))
 
     def is_current(self) -> bool:
         """Whether the engine's shared memory, as it was found, is still there under its name."""

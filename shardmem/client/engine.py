@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 from shardmem.client.calls import ControlCalls
 from shardmem.client.client import Client
 from shardmem.client.engine_settings import EngineSettings, HandlerLike
+from shardmem.client.shard_news import NewsReader, OnShard, ShardNews
 from shardmem.config import Config
 from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.runtime.child import Report, ReportReader, SupervisorOrders, launch
 from shardmem.runtime.handler import HandlerRef, importing_main
 from shardmem.runtime.producer import Producer, ProducerOptions
-from shardmem.status.document import Status
+from shardmem.status.document import Status, Where
 from shardmem.status.observer import Observer
+from shardmem.status.where import where
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -45,13 +47,23 @@ class Engine(ControlCalls):
       it is the largest event. `max_producers`: how many can be connected at once.
     - `backpressure`: "block", "fail", "drop_newest", "drop_oldest" or "sample", when a lane is full.
     - `state_dir`: where the state of a stateful handler outlives the engine.
+    - `on_shard_created`, `on_shard_removed`: called with the number of each shard that has become active (the first ones
+      too), and of each that has handed over everything and ends, by a thread of this process. Not at the end of the engine.
     - and every other setting of docs/settings.md, under its name there. Durations are in seconds, sizes in bytes; text with a
       unit ("250ms", "4MiB") does as well.
 
     Raises ConfigError (every fault in one), OutOfMemory, AlreadyRunning (name is taken), HandlerError.
     """
 
-    def __init__(self, name: str | None = None, *, handler: HandlerLike, **settings: Unpack[EngineSettings]) -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        handler: HandlerLike,
+        on_shard_created: OnShard | None = None,
+        on_shard_removed: OnShard | None = None,
+        **settings: Unpack[EngineSettings],
+    ) -> None:
         if importing_main():
             raise RuntimeError(
                 "an Engine is being made while a worker process imports this script to find the handler in it; "
@@ -62,7 +74,8 @@ class Engine(ControlCalls):
         self._config = Config.of(name=self.name, handler=handler, **settings)
         self._handler = HandlerRef.of(handler)
         self._process: subprocess.Popen[bytes] | None = None
-        self._reports: ReportReader
+        self._reports: ReportReader | NewsReader
+        self._news = ShardNews(on_shard_created, on_shard_removed)
         self._control: ControlSegment | None = None
         self._last: Status | None = None
         self._commands: Client | None = None
@@ -86,10 +99,18 @@ class Engine(ControlCalls):
         settings = asdict(self._config)
         for key in ("handler", "dtype", "key"):
             del settings[key]
-        orders = SupervisorOrders(self._handler, settings, self._config.schema.to_json(), keep_unfinished=self._named)
-        self._process, self._reports = launch("supervisor", orders)
+        orders = SupervisorOrders(
+            self._handler,
+            settings,
+            self._config.schema.to_json(),
+            keep_unfinished=self._named,
+            tell_shards=self._news.is_wanted,
+        )
+        self._process, reports = launch("supervisor", orders)
+        self._reports = self._news.read(reports)
         # Not collected before its end of the lifeline is closed: an engine that is forgotten drains and ends too.
         weakref.finalize(self, _close_lifeline, self._process)
+        weakref.finalize(self, self._news.tell, None)
         _running.add(self)
         return self._reports.next(self._config.boot_timeout + 30)
 
@@ -166,6 +187,12 @@ class Engine(ControlCalls):
             return self._last
         return self._observer.status()
 
+    def where(self, key: int | str | bytes) -> Where:
+        """Which shard handles the events of this key. Raises ConfigError: not a key of this engine; NotRunning."""
+        if self._control is None:
+            raise NotRunning(f"engine {self.name!r} is not running")
+        return where(self._control, key)
+
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
         """One call of the control API; once more if the supervisor is killed before it has answered."""
         return self._ask(lambda client: client.command(name, **wanted))
@@ -200,6 +227,7 @@ class Engine(ControlCalls):
             self._observer.close()
             self._control.close()
             self._control = None
+        self._news.finish()
 
     def _clean_up(self) -> None:
         """No supervisor will be: end the workers, who would go on without it, and an engine that nobody can name."""

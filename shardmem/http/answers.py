@@ -46,6 +46,9 @@ TEXTS: dict[str, Schema] = {  # what is not a figure
     "engine.schema": {"type": "object", "required": ["kind"], "properties": {"kind": one_of("events", "records")}},
     "engine.quarantine_file": or_null(TEXT),
     "engine.http": or_null(TEXT),
+    "moves.held_back": TEXT,
+    "moves.complaints": array(TEXT),
+    "pins[].slots": TEXT,
     "shards[].phase": one_of(*PHASES),
     "shards[].reason": TEXT,
     "shards[].error": TEXT,
@@ -122,11 +125,7 @@ _MOVED = {
     "late": array(TEXT),
     **_DONE,
 }
-_PLACED = {
-    "cordoned": array(COUNT),
-    "pins": array(obj(shard=COUNT, slots=array(COUNT))),
-    "suspended": {"type": "boolean"},
-}
+_PLACED = {"cordoned": array(COUNT), "pins": array(obj(shard=COUNT, slots=TEXT)), "suspended": {"type": "boolean"}}
 _SHARDS = {"shards": array(COUNT), "added": array(COUNT), "removed": array(COUNT)}
 _QUARANTINED = {
     "id": COUNT,

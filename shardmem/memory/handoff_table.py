@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -40,14 +40,14 @@ class HandoffTable:
         """uint32 array: the shard that the events of each slot are sent to; NOBODY: none yet."""
         return self._control.slot_table()[0]
 
-    def marks(self) -> np.ndarray:
+    def marks(self) -> Sequence[int]:
         return self._control.marks()
 
     def seat_alive(self, seat: int) -> bool:
         return self._control.seat_alive(seat)
 
     def is_stateful(self) -> bool:
-        """Whether any handler here keeps state: its words say so, whoever started it."""
+        """Whether any handler here takes up slots itself: its words say so, whoever started it."""
         return any(self._control.view_shard(shard).stateful for shard in self._control.known_shards())
 
 

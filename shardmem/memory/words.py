@@ -109,11 +109,11 @@ class Words:
         )
         return shards, epochs
 
-    def rows_by_slot(self) -> np.ndarray:
-        """uint64 array: events that were ever pushed to each slot."""
-        rows = np.empty(self.slots, "u8")
-        lib.sm_view_rows(self.address, self.geometry, ffi.cast("uint64_t *", rows.ctypes.data))
-        return rows
+    def busy_by_slot(self) -> np.ndarray:
+        """uint64 array: nanoseconds that handling the events of each slot took, ever."""
+        busy_ns = np.empty(self.slots, "u8")
+        lib.sm_view_busy(self.address, self.geometry, ffi.cast("uint64_t *", busy_ns.ctypes.data))
+        return busy_ns
 
     def move(self, slot: int) -> SlotMove:
         """Of one slot; phase "none": it is not in motion."""
@@ -167,7 +167,7 @@ class Words:
         lib.sm_worker_error(self.address, shard, encoded, len(encoded))
 
     def set_worker_stateful(self, shard: int, stateful: bool) -> None:
-        """Before the phase says ready."""
+        """Whether it takes up slots itself, so that their rows wait until it has. Before the phase says ready."""
         lib.sm_worker_stateful(self.address, shard, stateful)
 
     def is_told_to_stop(self, shard: int) -> bool:

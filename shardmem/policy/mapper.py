@@ -62,7 +62,7 @@ class ShardMapper:
     room: ids are below this, and the lowest free one is used: records of shards can live in an array of this size.
     drain_grace: seconds that a drain takes at least, for pushes that chose the shard while it was active. A supervisor
         that waits for them in another way says 0.
-    on_created, on_removed: called with the id of a shard that became active, and of one that stopped.
+    on_created, on_removed: called with the id of a shard that became active, and of one that was and has stopped.
 
     Raises ScalingError: at_max_shards when more shards are given than `room`.
     """
@@ -215,7 +215,10 @@ class ShardMapper:
         found = self._known(shard)
         self._expect(shard, found, ShardState.PROVISIONING)
         self._enter(found, ShardState.STOPPED, now)
-        self._tell(self.on_removed, [shard])
+
+    def announce(self) -> None:
+        """Tells of the shards that there were from the start."""
+        self._tell(self.on_created, self.active_shard_ids())
 
     # ---- failures -----------------------------------------------------------------------------------------------------
 

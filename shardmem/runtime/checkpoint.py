@@ -14,6 +14,7 @@ from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.reader import Reader
 from shardmem.runtime.handler import Handler, optional
 from shardmem.runtime.state import StateStore
+from shardmem.settings import some
 
 LOOK_AT_ALL = 16  # batches
 IDLE_SHARE = 0.1  # of the interval: with nothing else to do, whoever waits in flush should not wait for all of it
@@ -31,7 +32,7 @@ class Commit(Protocol):
         """How long the worker may sleep."""
 
     def take_up(self) -> None:
-        """Before the first batch: what the predecessor had saved, in lanes and in the handler."""
+        """Before the first batch: what the predecessor had saved, in lanes and in the handler, which gains its slots."""
 
     def handled(self) -> bool:
         """The batch in hand was handled. False: a lane changed under it, and moves no further."""
@@ -49,10 +50,10 @@ class Commit(Protocol):
         """The handler forgets what it did since the last commit; the rows behind it come again."""
 
     def hand_over(self, slots: list[int]) -> None:
-        """These slots have no rows left here: save them and forget them."""
+        """These slots have no rows left here: save them and forget them. The handler has lost them."""
 
     def restore(self, slots: Iterable[int]) -> None:
-        """These slots are handled here from now on."""
+        """These slots are handled here from now on. The handler has gained them."""
 
 
 class Immediate:
@@ -60,10 +61,11 @@ class Immediate:
 
     patience_ns = 100_000_000
 
-    def __init__(self, reader: Reader, handler: Handler) -> None:
-        self._reader, self.handler = reader, handler
+    def __init__(self, control: ControlSegment, shard: int, reader: Reader, handler: Handler) -> None:
+        self._control, self._shard, self._reader, self.handler = control, shard, reader, handler
 
-    def take_up(self) -> None: ...
+    def take_up(self) -> None:
+        self.restore(owned_slots(self._control, self._shard))
 
     def handled(self) -> bool:
         return self._reader.commit()
@@ -78,17 +80,19 @@ class Immediate:
 
     def hand_over(self, slots: list[int]) -> None:
         for slot in slots:
-            optional(self.handler, "drop")(slot)
+            _call(self.handler, self._shard, "drop", slot)
+        _tell(self.handler, self._shard, "lost", slots)
 
-    def restore(self, slots: Iterable[int]) -> None: ...
+    def restore(self, slots: Iterable[int]) -> None:
+        _tell(self.handler, self._shard, "gained", slots)
 
 
 class Checkpointed:
     """A stateful handler: the states of changed slots and the rows behind them are saved in one transaction, then heads move.
 
     interval: seconds between checkpoints under load. Sooner when half a lane is handled and not committed, and when there is
-    nothing else to do. anew: makes another handler, for one without `drop`. Raises HandlerError when snapshot, restore or drop
-    raise, ShardmemError when the file cannot be used.
+    nothing else to do. anew: makes another handler, for one without `drop`; it gains the slots that are left. Raises
+    HandlerError when snapshot, restore, drop, gained or lost raise, ShardmemError when the file cannot be used.
     """
 
     def __init__(
@@ -127,7 +131,7 @@ class Checkpointed:
                 "shard %d: the last checkpoint speaks of rows that its lanes do not have; rows may be handled again",
                 self._shard,
             )
-        self.restore(self._owned())
+        self.restore(owned_slots(self._control, self._shard))
 
     def handled(self) -> bool:
         # Hashing keys again costs 3 ns a row. Once every slot has changed there is nothing more to find out.
@@ -172,16 +176,23 @@ class Checkpointed:
 
     def roll_back(self) -> None:
         changed = self._live | set(np.flatnonzero(self._touched).tolist())
-        self._forget(changed)
+        is_new = self._forget(changed)
         self._touched[:] = 0
         self._all_touched = False
         self._reader.rescan()
-        self.restore(self._mine)
+        self._load(self._mine)
+        if is_new:
+            _tell(self.handler, self._shard, "gained", self._mine)
 
     def hand_over(self, slots: list[int]) -> None:
         self.save(also=slots)
         self._mine.difference_update(slots)
-        if self._forget(slots):
+        if callable(getattr(self.handler, "drop", None)):
+            self._forget(slots)
+            _tell(self.handler, self._shard, "lost", slots)
+        else:  # there is nobody else to tell than the one that goes
+            _tell(self.handler, self._shard, "lost", slots)
+            self._forget(slots)
             self.restore(self._mine)
 
     def _forget(self, slots: Collection[int]) -> bool:
@@ -189,7 +200,7 @@ class Checkpointed:
         without `drop` kept would be counted again when the slot comes back, or when the rows do: 12,860 of 20 were."""
         if callable(getattr(self.handler, "drop", None)):
             for slot in slots:
-                self._call("drop", slot)
+                _call(self.handler, self._shard, "drop", slot)
             self._live.difference_update(slots)
             return False
         if not slots:
@@ -206,24 +217,17 @@ class Checkpointed:
         return True
 
     def restore(self, slots: Iterable[int]) -> None:
-        self._mine.update(slots)
+        gained = list(slots)
+        self._mine.update(gained)
         self._all_touched = False
+        self._load(gained)
+        _tell(self.handler, self._shard, "gained", gained)
+
+    def _load(self, slots: Iterable[int]) -> None:
         for slot, state in self._store.load(slots).items():
             if state:
-                self._call("restore", slot, state)
+                _call(self.handler, self._shard, "restore", slot, state)
                 self._live.add(slot)
-
-    def _owned(self) -> set[int]:
-        """Slots whose rows this worker handles now. The table is read before the holds: a slot that begins to move in
-        between is seen as moving."""
-        owners, _ = self._control.slot_table()
-        owned = set(np.flatnonzero(owners == self._shard).tolist())
-        for move in self._control.moves():
-            if move.source == self._shard and move.phase in ("rerouting", "draining") and not move.drained:
-                owned.add(move.slot)
-            elif not (move.target == self._shard and move.phase == "releasing" and move.restored):
-                owned.discard(move.slot)
-        return owned
 
     def _snapshots(self, slots: list[int]) -> list[tuple[int, bytes]]:
         snapshot = self.handler.snapshot  # type: ignore[attr-defined]
@@ -231,15 +235,35 @@ class Checkpointed:
             return [(slot, bytes(snapshot(slot) or b"")) for slot in slots]
         except Exception:
             for slot in slots:  # which one, for the error
-                self._call("snapshot", slot)
+                _call(self.handler, self._shard, "snapshot", slot)
             raise
 
-    def _call(self, method: str, slot: int, *values: Any) -> Any:
-        try:
-            return optional(self.handler, method)(slot, *values)
-        except Exception as error:
-            raise HandlerError(
-                f"{method}(slot {slot}) of the handler of shard {self._shard} raised {type(error).__name__}: "
-                f"{error}; nothing was committed since the last checkpoint, and its events stay in shared "
-                f"memory"
-            ) from error
+
+def owned_slots(control: ControlSegment, shard: int) -> set[int]:
+    """Slots whose rows the worker of a shard handles now. The table is read before the holds: a slot that begins to move in
+    between is seen as moving."""
+    owners, _ = control.slot_table()
+    owned = set(np.flatnonzero(owners == shard).tolist())
+    for move in control.moves():
+        if move.source == shard and move.phase in ("rerouting", "draining") and not move.drained:
+            owned.add(move.slot)
+        elif not (move.target == shard and move.phase == "releasing" and move.restored):
+            owned.discard(move.slot)
+    return owned
+
+
+def _tell(handler: Handler, shard: int, method: str, slots: Iterable[int]) -> None:
+    """What the handler raises fails the worker, as `restore` and `drop` do."""
+    if told := sorted(slots):
+        _call(handler, shard, method, told)
+
+
+def _call(handler: Handler, shard: int, method: str, about: int | list[int], *values: Any) -> Any:
+    try:
+        return optional(handler, method)(about, *values)
+    except Exception as error:
+        what = f"slot {about}" if isinstance(about, int) else f"{some(len(about), 'slot')} from {about[0]} on"
+        raise HandlerError(
+            f"{method}({what}) of the handler of shard {shard} raised {type(error).__name__}: {error}; what "
+            f"was not committed yet stays in shared memory"
+        ) from error

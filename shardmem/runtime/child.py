@@ -96,13 +96,14 @@ class WorkerOrders(_Orders):
 
 @dataclass(frozen=True)
 class SupervisorOrders(_Orders):
-    """settings: the fields of Config that are neither handler nor schema. keep_unfinished: events that are not handled at the end
-    stay in shared memory."""
+    """settings: the fields of Config that are neither handler nor schema. keep_unfinished: events that are not handled at the
+    end stay in shared memory. tell_shards: report shards that are created and removed; somebody has to read it."""
 
     handler: HandlerRef
     settings: dict[str, Any]
     schema: str
     keep_unfinished: bool
+    tell_shards: bool = False
 
 
 _AnyOrders = TypeVar("_AnyOrders", bound=_Orders)
@@ -176,6 +177,8 @@ class Report(TypedDict, total=False):
     quarantined: int  # sequence of the event
     drained: list[int]  # slots that were given up
     restored: list[int]  # slots that were taken up
+    shard_created: int  # [supervisor]
+    shard_removed: int  # [supervisor]
     ended: int  # [supervisor] exit code, the last report of all
     error: str | None
     kind: str | None  # the name of the error's class

@@ -54,6 +54,14 @@ class Handler:
         """One batch. Its memory is valid until this returns."""
         raise NotImplementedError(f"{type(self).__name__} has no handle(batch)")
 
+    def gained(self, slots: list[int]) -> None:
+        """These slots are handled here from now on; called before the first event of any of them. Once after `open`, with
+        all that the shard owns, and after each handoff to it. Between batches only."""
+
+    def lost(self, slots: list[int]) -> None:
+        """These slots were given up: no event of them is left here, and none comes. Returns before another shard gains them.
+        Not called when the worker ends."""
+
     def close(self) -> None:
         """After the last batch, when the worker ends in good order."""
 
@@ -240,6 +248,12 @@ def _check_state(handler: Any, name: str, shared: bool) -> None:
 def is_stateful(handler: Any) -> bool:
     """Whether the state of its slots has to travel."""
     return callable(getattr(handler, "snapshot", None)) and callable(getattr(handler, "restore", None))
+
+
+def wants_to_know(handler: Any) -> bool:
+    """Whether it has a `gained` of its own, so that no event of a slot may be handled before it was called."""
+    gained = getattr(handler, "gained", None)
+    return callable(gained) and getattr(gained, "__func__", None) is not Handler.gained
 
 
 def optional(handler: Handler, method: str) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """The worker's side of a handoff: give up what is drained, take up what is handed over. Between batches only.
 
-    source   phase draining    no row of the slot is left here: snapshot, store, drop, say drained
-    target   phase releasing   restore, say restored; the hold falls when the supervisor has heard it
+    source   phase draining    no row of the slot is left here: snapshot, store, drop, lost, say drained
+    target   phase releasing   restore, gained, say restored; the hold falls when the supervisor has heard it
 
 Between reroute and release the target keeps rows of the slot back in its lanes (csrc/reader.c); it needs no word for that.
 """

@@ -26,7 +26,7 @@ from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.checkpoint import Checkpointed, Commit, Immediate
 from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, read_orders
 from shardmem.runtime.failures import Failures, OnError
-from shardmem.runtime.handler import Context, Handler, HandlerRef, is_stateful, optional
+from shardmem.runtime.handler import Context, Handler, HandlerRef, is_stateful, optional, wants_to_know
 from shardmem.runtime.moves import Moves
 from shardmem.runtime.state import StateStore
 
@@ -157,7 +157,8 @@ def main() -> int:
         worker.stop_now = True
 
     signal.signal(signal.SIGTERM, finish)
-    worker.control.set_worker_stateful(worker.shard, is_stateful(commit.handler))
+    takes_up = is_stateful(commit.handler) or wants_to_know(commit.handler)
+    worker.control.set_worker_stateful(worker.shard, takes_up)
     worker.set_phase("ready")
     reports.say(ready=True)
     try:
@@ -197,7 +198,7 @@ def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) 
 
     handler = opened()
     if not is_stateful(handler):
-        return Immediate(worker.reader, handler)
+        return Immediate(control, worker.shard, worker.reader, handler)
     store = StateStore(settings["state_file"], control.geometry.engine_id, control.slots, keep=settings["keep_state"])
     return Checkpointed(control, worker.shard, worker.reader, handler, store, settings["checkpoint_interval"], opened)
 

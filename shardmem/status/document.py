@@ -112,6 +112,27 @@ HandoffStatus = TypedDict(
 )
 
 
+class Moves(TypedDict):
+    """How slots move. automatic: by themselves, as the load asks for. planned: moves that the strategy would make now.
+    wished: slots that somebody wants elsewhere and that are not there yet. held_back: why nothing moves by itself; empty: it
+    does. complaints: what is wrong with the strategy's last plan.
+    """
+
+    automatic: bool
+    suspended: bool
+    planned: int
+    wished: int
+    held_back: str
+    complaints: list[str]
+
+
+class Pin(TypedDict):
+    """slots: as `pin` takes them, "17,40-60"."""
+
+    shard: int
+    slots: str
+
+
 class Decision(TypedDict):
     kind: str
     cause: str
@@ -179,6 +200,9 @@ class Status(TypedDict):
     producers: list[ProducerStatus]
     sources: list[SourceStatus]
     handoffs: list[HandoffStatus]
+    moves: Moves
+    cordoned: list[int]
+    pins: list[Pin]
     auto_scale: bool
     elastic: bool
     decisions: list[Decision]
@@ -188,6 +212,20 @@ class Status(TypedDict):
     accounting: Accounting
     latency: Latency
     findings: list[Finding]
+
+
+class Where(TypedDict):
+    """Where the events of a key go. shard: handles them now; None: no shard has the slot yet. owner_since: seconds since the
+    slot came to it; None: it has had it from the start, or is giving it up. moving_to: a handoff is under way.
+    """
+
+    key: int | str
+    slot: int
+    shard: int | None
+    pid: int | None
+    incarnation: int | None
+    owner_since: float | None
+    moving_to: int | None
 
 
 class Lane(TypedDict):

@@ -43,6 +43,7 @@ def findings(document: Status, lately: Lately = Lately()) -> list[Finding]:
         *_unowned(document, {each["shard"] for each in shards}),
         *pressure,
         *_handoffs(document),
+        *_moves(document),
         *_quarantine(document),
         *_advice(document, {each["kind"] for each in pressure}),
     ]
@@ -391,6 +392,38 @@ def _handoffs(document: Status) -> Iterator[Finding]:
             f"{plural(len(late), 'slot')} moving for too long: slot {worst['slot']} from shard "
             f"{worst['from']} to {worst['to']}, {worst['phase']} for {worst['age_s']:.0f} s.",
             f"Waiting for shard {on}: a long batch, or a worker that makes no progress. Nothing is lost.",
+        )
+
+
+def _moves(document: Status) -> Iterator[Finding]:
+    """Why slots stay where they are. Nothing of an engine whose slots never move by themselves: it was started so."""
+    moves, name = document["moves"], document["engine"]["name"]
+    if not document["supervisor"]["alive"]:
+        return
+    if complaints := moves["complaints"]:
+        yield finding(
+            "warning",
+            "strategy",
+            f"{complaints[0][:1].upper()}{complaints[0][1:]}",
+            "Its plan is not carried out, and slots stay where they are; draining shards still give theirs away. Fix the "
+            "strategy, and start the engine again.",
+        )
+    if moves["suspended"]:
+        planned = f"; {plural(moves['planned'], 'slot')} would move" if moves["planned"] else ""
+        yield finding(
+            "info",
+            "suspended",
+            f"Slots do not move by themselves: moves are suspended{planned}.",
+            "Moves by hand, drains and pins go on. To let slots follow the load again:",
+            f"shardmem moves {name} resume",
+            _order("moves", suspended=False),
+        )
+    elif moves["automatic"] and moves["held_back"]:
+        yield finding(
+            "warning",
+            "held_back",
+            f"No slot can move: {moves['held_back']}.",
+            "Let the producer continue, or end it: every handoff waits for pushes that are in progress.",
         )
 
 

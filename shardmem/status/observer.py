@@ -96,6 +96,9 @@ class Observer:
             "producers": producers,
             "sources": sources_of(control.state_dir, control.engine),
             "handoffs": self.handoffs(),
+            "moves": board["moves"],
+            "cordoned": board["cordoned"],
+            "pins": board["pins"],
             "auto_scale": board["auto_scale"],
             "elastic": board["elastic"],
             "decisions": board["decisions"],
@@ -285,6 +288,16 @@ class Observer:
             "elastic": False,
             "decisions": [],
             "hot_slots": [],
+            "moves": {
+                "automatic": False,
+                "suspended": False,
+                "planned": 0,
+                "wished": 0,
+                "held_back": "",
+                "complaints": [],
+            },
+            "cordoned": [],
+            "pins": [],
             "lives": {},
             "limits": Limits(),
             "http": None,
@@ -296,6 +309,10 @@ class Observer:
                 each["cause"] + each["reason"], each["advice"]
             for each in said.get("hot_slots", ()):
                 each["slot"] + each["shard"] + each["share"] + each["alone"]
+            for each in said.get("pins", ()):
+                each["shard"] + 0, each["slots"] + ""
+            if said.get("moves", board["moves"]).keys() != board["moves"].keys():
+                del said["moves"]
             board |= {**said, "limits": Limits(**said.get("limits", {}))}
         return board
 

@@ -17,6 +17,7 @@ from shardmem.http.operations import COMMANDS, LANES
 from shardmem.http.server import Command
 from shardmem.policy import DecisionKind, Finished, ScalingDecision, ShardState
 from shardmem.settings import some
+from shardmem.slot_ranges import parse_slots
 from shardmem.supervisor.changes import Change, answer, described
 from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life
@@ -258,14 +259,11 @@ class Commands:
 
     def _placement(self) -> dict[str, Any]:
         self._fleet.step_soon()
-        table, wishes = self._fleet.planner.table, self._fleet.planner.wishes
-        pins: dict[int, list[int]] = {}
-        for slot, shard in sorted(table.pins.items()):
-            pins.setdefault(shard, []).append(slot)
+        planner = self._fleet.planner
         return {
-            "cordoned": sorted(table.cordoned),
-            "pins": [{"shard": shard, "slots": slots} for shard, slots in sorted(pins.items())],
-            "suspended": wishes.suspended,
+            "cordoned": sorted(planner.table.cordoned),
+            "pins": planner.pins(),
+            "suspended": planner.wishes.suspended,
         }
 
     # ---- workers ---------------------------------------------------------------------------------------------------------------
@@ -277,9 +275,7 @@ class Commands:
         async def reloaded() -> dict[str, Any]:
             return {**await self._replacements.reload(), **change.summary(), "late": []}
 
-        return await self._finish(
-            "reload", reloaded(), wanted, [], so_far=lambda: {"reloaded": [], "not_applied": []}
-        )
+        return await self._finish("reload", reloaded(), wanted, [], so_far=lambda: {"reloaded": [], "not_applied": []})
 
     async def quarantine_replay(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"ids": [...]} or {"all": true}, "timeout": seconds: pushed again, as far as there is room in time. One after the other:
@@ -414,27 +410,6 @@ def _moved_text(moved: list[dict[str, int]]) -> str:
     return f"{some(len(moved), 'slot')} moved" + (
         f" ({', '.join(text)}{', ...' if len(ways) > 4 else ''})" if ways else ""
     )
-
-
-def parse_slots(wanted: str | int | list[int], count: int) -> list[int]:
-    """[17, 40, 41, ...] from "17,40-60", a number or a list of numbers. Raises ConfigError."""
-    if isinstance(wanted, str):
-        ends = [
-            (_number(low), _number(high or low)) for part in wanted.split(",") for low, _, high in [part.partition("-")]
-        ]
-    else:
-        ends = [(slot, slot) for slot in ([wanted] if isinstance(wanted, int) else wanted)]
-    # Limits first: all numbers of "0-99999999999" would fill the memory of the supervisor.
-    inside = all(0 <= low and high < count for low, high in ends)
-    slots = sorted({slot for low, high in ends for slot in range(low, high + 1)}) if inside else []
-    if not slots:
-        raise ConfigError(f"slots={wanted!r} must name at least one of the slots 0 to {count - 1}, and no other")
-    return slots
-
-
-def _number(digits: str) -> int:
-    """int() does not read thousands of them; any number of more than twenty is beyond the last slot."""
-    return int(digits.lstrip("0")[:20] or "0")
 
 
 def _last_to_go(active: list[int], cordoned: Collection[int]) -> list[int]:

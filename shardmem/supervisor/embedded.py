@@ -37,6 +37,8 @@ async def _run(orders: SupervisorOrders, reports: Reports) -> int:
         orders.handler,
         keep_unfinished=orders.keep_unfinished,
         on_ready=lambda status: reports.say(ready=True, status=status),
+        on_created=(lambda shard: reports.say(shard_created=shard)) if orders.tell_shards else None,
+        on_removed=(lambda shard: reports.say(shard_removed=shard)) if orders.tell_shards else None,
     )
     lifeline = sys.stdin.fileno()
     loop = asyncio.get_running_loop()

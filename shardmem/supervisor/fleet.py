@@ -7,6 +7,7 @@ handoffs, shards, and then whoever waits for one of them.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from shardmem.client.quarantine import QuarantineAccess
 from shardmem.config import Config, quarantine_file
@@ -42,6 +43,9 @@ class Fleet:
         policy: ScalingPolicy,
         strategy: Strategy,
         life: Life,
+        *,
+        on_created: Callable[[int], None] | None = None,
+        on_removed: Callable[[int], None] | None = None,
     ) -> None:
         self._config, self._life, self._wanted, self._why = config, life, False, ""
         self.conditions, self.changes = Conditions(), Changes()
@@ -60,6 +64,8 @@ class Fleet:
             now=time.monotonic(),
             room=self.control.room,
             automatic=config.elastic,
+            on_created=on_created,
+            on_removed=on_removed,
             on_moved=self._moved,
             point=point,
         )

@@ -6,11 +6,13 @@ and no process, so the simulation in tests/policy runs this very class on a memo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from shardmem.errors import ConfigError
 from shardmem.policy import (
     NOBODY,
     Allocate,
@@ -34,10 +36,12 @@ from shardmem.policy import (
     Strategy,
     Wishes,
 )
+from shardmem.slot_ranges import parse_slots, slot_ranges
 from shardmem.supervisor.carrier import Carrier, HandoffWords
 
 REST = 20.0  # seconds that a slot stays where the strategy has put it
 ALLOWANCE = 0.12  # of all slots the strategy may move in a minute, once there is a balance
+COMPLAINTS, LINE_CHARS, PINS_CHARS = 4, 300, 4000  # what of it is told: the board has room for 16 kB
 
 
 class ShardFact(NamedTuple):
@@ -269,13 +273,14 @@ class Planner:
             **self.wishes.to_json(),
             "elastic": self.mapper.policy.auto_scale,
             "cordoned": sorted(self.table.cordoned),
-            "pins": {str(slot): shard for slot, shard in sorted(self.table.pins.items())[:256]},
+            "pins": _short(self.pins()),
             "moves": {
-                "automatic": self.automatic and not self.wishes.suspended,
+                "automatic": self.automatic,
+                "suspended": self.wishes.suspended,
                 "planned": self.runner.planned,
                 "wished": len(self.wishes.moves),
-                "held_back": self.runner.held_back,
-                "complaints": self.table.complaints[:4],
+                "held_back": self.runner.held_back or self._why_not_by_themselves(),
+                "complaints": [_line(text) for text in self.table.complaints[:COMPLAINTS]],
             },
             "decisions": [
                 {
@@ -296,10 +301,40 @@ class Planner:
             ],
         }
 
+    def pins(self) -> list[dict[str, Any]]:
+        """The pinned slots of each shard, as text."""
+        found: dict[int, list[int]] = {}
+        for slot, shard in self.table.pins.items():
+            found.setdefault(shard, []).append(slot)
+        return [{"shard": shard, "slots": slot_ranges(slots)} for shard, slots in sorted(found.items())]
+
+    def _why_not_by_themselves(self) -> str:
+        if not self.automatic:
+            return "the number of shards is fixed, and then slots move only when that is asked for"
+        return "moves are suspended by hand" if self.wishes.suspended else ""
+
     def recall(self, told: Mapping[str, Any]) -> None:
         """What an earlier supervisor of the same run had been told by hand stands."""
         self.wishes.recall(told)
         for shard in told.get("cordoned", ()):
             if shard in self.table.shards:
                 self.table.cordon(shard)
-        self.table.pins.update({int(slot): shard for slot, shard in told.get("pins", {}).items()})
+        for each in told.get("pins", ()):
+            with contextlib.suppress(ValueError, ConfigError):  # damaged: then it is pinned no more
+                self.table.pins.update(dict.fromkeys(parse_slots(each["slots"], self.table.slots), each["shard"]))
+
+
+def _line(text: str) -> str:
+    """What a strategy of the user's own says may be of any length, and on many lines."""
+    line = " ".join(text.split())
+    return line if len(line) <= LINE_CHARS else f"{line[: LINE_CHARS - 3]}..."
+
+
+def _short(pins: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As many as there is room for on the board: without one nothing at all would be known."""
+    room, found = PINS_CHARS, []
+    for each in pins:
+        room -= len(each["slots"]) + 24
+        if room >= 0:
+            found.append(each)
+    return found

@@ -104,6 +104,8 @@ class Stages:
         self._notify.ready()
         self._sources.start()
         self._on_ready(fleet.observer.status())
+        if not takeover.running:
+            fleet.planner.mapper.announce()
 
     def _note_start(self, adopted: list[int]) -> None:
         fleet, left = self._fleet, self._takeover.left

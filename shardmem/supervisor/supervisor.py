@@ -47,9 +47,12 @@ class Supervisor:
         on_ready: Callable[[Status], None] = lambda status: None,
         read_again: Callable[[], tuple[Config, HandlerRef]] | None = None,
         notify: Notify | None = None,
+        on_created: Callable[[int], None] | None = None,
+        on_removed: Callable[[int], None] | None = None,
     ) -> None:
         self._config, self._handler, self._notify = config, handler, notify or Notify()
         self._keep_unfinished, self._on_ready, self._read_again = keep_unfinished, on_ready, read_again
+        self._on_created, self._on_removed = on_created, on_removed
         self._life = Life()
         self._api = Api(config.name, config.http_port, config.http_token)
         self.outcome: Status | None = None
@@ -112,7 +115,16 @@ class Supervisor:
                 "supervisor" if takeover.running else "run",
                 takeover.left,
             )
-        return takeover, Fleet(config, self._handler, takeover, policy, strategy, self._life)
+        return takeover, Fleet(
+            config,
+            self._handler,
+            takeover,
+            policy,
+            strategy,
+            self._life,
+            on_created=self._on_created,
+            on_removed=self._on_removed,
+        )
 
     async def _watch_workers(self, fleet: Fleet) -> None:
         """As long as there are workers, while the engine drains too."""

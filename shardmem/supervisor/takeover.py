@@ -6,7 +6,8 @@ begun goes on. What a shard was at comes from three words:
 
     none                                          an inbox that nobody was told of yet, or not any more: its file goes
     provisioning, weight 0, without slots         a replacement (replacements.py) that had not begun: given up
-    active, weight 0                              the same, if no shard drains; otherwise it has begun, and goes on
+    active, weight 0                              cordoned, if it has slots or the board says so; else a replacement as
+                                                  above if no shard drains, or one that has begun and goes on
     provisioning                                  joins when it is ready
     active, failed                                its worker is adopted or started
     draining                                      the drain goes on
@@ -223,10 +224,11 @@ def _find_shards(takeover: Takeover, config: Config, strategy: Strategy) -> None
             unweighted.append(shard)
         elif state == "failed":  # a new supervisor is a new chance: the handler may have been mended
             control.set_shard_state(shard, "active")
+    cordoned = takeover.observer.board()["cordoned"]
     for shard in unweighted:
         if takeover.draining:
             control.set_shard_weight(shard, 1000)
-        else:
+        elif shard not in used and shard not in cordoned:
             control.set_shard_state(shard, "draining")
             takeover.draining.append(shard)
     unowned = np.flatnonzero(owners == NO_SHARD).tolist()

@@ -260,8 +260,7 @@ class Lives(RuleBasedStateMachine):
         state, answer = self.model.get(shard), self.both("abandon", shard, self.now)
         assert answer == {None: "unknown_shard", PROVISIONING: None}.get(state, "wrong_state")
         if state is PROVISIONING:
-            self.model[shard] = STOPPED
-            self.removed.append(shard)
+            self.model[shard] = STOPPED  # nobody was told that it had been created
 
     @rule(shard=st.integers(0, 9))
     def drain(self, shard):

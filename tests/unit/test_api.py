@@ -35,11 +35,11 @@ from shardmem.http.server import Api
 from shardmem.memory.native import lib
 from shardmem.memory.words import FLOORS_NS
 from shardmem.runtime.quarantine import Quarantine
+from shardmem.slot_ranges import parse_slots, slot_ranges
 from shardmem.status.figures import FIGURES, HISTOGRAM
 from shardmem.status.findings import STALE_S
 from shardmem.status.health import against_life, against_readiness
 from shardmem.status.observer import Observer
-from shardmem.supervisor.commands import parse_slots
 
 TOKEN = "open sesame"
 
@@ -532,7 +532,7 @@ def test_a_list_of_events_is_not_made_large_by_their_keys(tmp_path):
     "given, slots", [("3", [3]), ("0" * 5000 + "3", [3]), ("5,1-3,2", [1, 2, 3, 5]), (7, [7]), ([4, 2, 4], [2, 4])]
 )
 def test_slots_are_read_from_text_and_numbers(given, slots):
-    assert slots == parse_slots(given, 8)
+    assert slots == parse_slots(given, 8) == parse_slots(slot_ranges(slots), 8)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,8 @@ def document(loopback) -> dict[str, Any]:
             "hot_slots": [{"slot": 3, "shard": 1, "share": 0.8, "alone": True}],
             "auto_scale": True,
             "elastic": True,
+            "cordoned": [1],
+            "pins": [{"shard": 0, "slots": "3-5"}],
             "limits": {},
         }
     ).encode()
@@ -86,7 +88,14 @@ def document(loopback) -> dict[str, Any]:
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if path in ("engine.schema", "sources[].reasons", "sources[].partitions", "decisions[].advice", "findings[].order", "events"):
+    if path in (
+        "engine.schema",
+        "sources[].reasons",
+        "sources[].partitions",
+        "decisions[].advice",
+        "findings[].order",
+        "events",
+    ):
         return
     if isinstance(node, dict):
         for key, value in node.items():

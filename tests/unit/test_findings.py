@@ -50,6 +50,9 @@ WELL = {
     "supervisor": {"pid": 4711, "alive": True, "heartbeat_age_s": 0.1},
     "shards": [SHARD, {**SHARD, "id": 1}],
     "handoffs": [],
+    "moves": {"automatic": True, "suspended": False, "planned": 0, "wished": 0, "held_back": "", "complaints": []},
+    "cordoned": [],
+    "pins": [],
     "auto_scale": True,
     "decisions": [],
     "hot_slots": [],
@@ -144,6 +147,27 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
             None,
         ),
         ({"lately": Lately(10.0, {}, 5)}, "warning", "shed", "5 accepted events dropped", None),
+        (
+            {"moves__suspended": True, "moves__planned": 12, "moves__held_back": "moves are suspended by hand"},
+            "info",
+            "suspended",
+            "moves are suspended; 12 slots would move",
+            "shardmem moves ticks resume",
+        ),
+        (
+            {"moves__held_back": "3 moves wait: the producer of seat 4 is stopped in the middle of a push"},
+            "warning",
+            "held_back",
+            "No slot can move: 3 moves wait: the producer of seat 4 is stopped in the middle of a push.",
+            None,
+        ),
+        (
+            {"moves__complaints": ["strategy Mine: rebalance raised KeyError: 7"]},
+            "warning",
+            "strategy",
+            "Strategy Mine: rebalance raised KeyError: 7",
+            None,
+        ),
         ({"handoffs": [MOVE]}, "warning", "late", "slot 17 from shard 0 to 1, draining for 12 s", None),
         (
             {"engine__quarantine_held": 3},
@@ -257,7 +281,13 @@ def test_slots_that_nobody_brings_to_an_end_are_counted():
 
 
 def test_what_a_dead_supervisor_had_decided_is_not_told():
-    assert ["no_supervisor"] == [each["kind"] for each in of(**ALONE, decisions=decided("at_max_shards"))]
+    assert ["no_supervisor"] == [
+        each["kind"] for each in of(**ALONE, decisions=decided("at_max_shards"), moves__suspended=True)
+    ]
+
+
+def test_slots_that_were_never_to_move_by_themselves_are_no_finding():
+    assert [] == of(moves__automatic=False, moves__held_back="the number of shards is fixed")
 
 
 def test_the_worst_comes_first():

@@ -123,7 +123,7 @@ def failures_of(engine: Any) -> Failures:
         0,
         reader,
         engine.batches[0],
-        Immediate(reader, object()),
+        Immediate(engine.control, 0, reader, object()),
         rules,
         None,
         lambda _: None,
