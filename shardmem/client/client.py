@@ -157,7 +157,7 @@ def check_socket_path(path: str) -> None:
         )
 
 
-def wait_ready(name: str | None, timeout: float) -> dict[str, Any]:
+def wait_ready(name: str | None, timeout: float) -> Status:
     """The status of an engine once it is ready: every slot has a live worker. None: the one engine here, when there is one.
 
     Raises TimeoutError with what it still waits for after `timeout` seconds, LayoutMismatch.

@@ -88,6 +88,6 @@ def test_the_command_line_prints_error_and_hint_in_two_lines_and_both_as_json():
 @pytest.mark.parametrize("declared", [each for each in COMMANDS if "/" not in each.name and each.name != "stop"])
 def test_a_command_has_one_text_in_help_openapi_and_docstrings(declared):
     method = {"scale": "scale_to"}.get(declared.name, declared.name)
-    for cls in (Client, shardmem.Engine):
+    for cls in (Client, shardmem.Engine) if declared.name != "moves" else ():  # suspend_moves, resume_moves
         assert f"{declared.help}." == inspect.getdoc(getattr(cls, method)).splitlines()[0]
     assert f"{declared.help}." == main.commands[declared.name].get_short_help_str(80)
