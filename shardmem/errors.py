@@ -19,7 +19,7 @@ ShardmemError
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -44,7 +44,7 @@ class ShardmemError(Exception):
         return {"error": str(self), "hint": self.hint, "kind": type(self).__name__}
 
     @staticmethod
-    def of(described: dict[str, Any]) -> ShardmemError:
+    def of(described: Mapping[str, Any]) -> ShardmemError:
         """The error of another process, from what `describe` made of it there."""
         text, hint, kind = described["error"], described.get("hint"), described.get("kind")
         if kind == "OutOfMemory" and "need" in described:

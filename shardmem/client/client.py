@@ -55,7 +55,7 @@ class Client(ControlCalls):
 
     def stop(
         self, now: bool = False, timeout: float | None = None, progress: Callable[[int], None] = lambda in_flight: None
-    ) -> dict[str, Any]:
+    ) -> Status:
         """Drain and stop; returns the last status that could be read. now: leave unhandled events in shared memory.
 
         progress: called with the number of events in flight while waiting. Raises NotRunning without a live supervisor,

@@ -130,7 +130,7 @@ class Engine(ControlCalls):
                     if turn == REVIVALS - 1 or self._process.wait() >= 0:
                         self._end(report)
 
-    def stop(self, now: bool = False) -> dict[str, Any]:
+    def stop(self, now: bool = False) -> Status:
         """Drain, stop, and return the last status. now: do not drain. Raises HandlerError if a shard is failed then."""
         if self._process is None:
             raise NotRunning(f"engine {self.name!r} was never started")

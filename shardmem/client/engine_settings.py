@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Union
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from shardmem.runtime.batch import Batch
 from shardmem.runtime.call import Mode
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from shardmem.policy import ScalingPolicy
     from shardmem.policy.placement import Strategy
 
-Seconds = Union[float, str]  # 0.25, "250ms", "2s", "5m", "1h"
-Bytes = Union[int, str]  # 1 << 20, "1MiB", "64kB"
+Seconds = float | str  # 0.25, "250ms", "2s", "5m", "1h"
+Bytes = int | str  # 1 << 20, "1MiB", "64kB"
 
 
 class Handles(Protocol):
@@ -24,7 +24,7 @@ class Handles(Protocol):
     def handle(self, batch: Batch, /) -> Any: ...
 
 
-HandlerLike = Union[str, Callable[[Batch], Any], Handles, type[Handles]]
+HandlerLike = str | Callable[[Batch], Any] | Handles | type[Handles]
 
 
 class EngineSettings(TypedDict, total=False):

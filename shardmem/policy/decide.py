@@ -14,7 +14,6 @@ ever, and nobody asks for how long. Here:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +56,8 @@ class Diagnosis:
 
     @property
     def overloaded(self) -> np.ndarray:
-        return (self.fill | self.busy | self.push | self.flush) & ~self.stuck
+        overloaded: np.ndarray = (self.fill | self.busy | self.push | self.flush) & ~self.stuck
+        return overloaded
 
 
 def judge(policy: ScalingPolicy, load: Load) -> Diagnosis:
@@ -90,9 +90,9 @@ def needed(policy: ScalingPolicy, load: Load) -> int:
 
 def _enough(policy: ScalingPolicy, load: Load, verdict: Diagnosis) -> int:
     """Shards that bring an overloaded engine below the thresholds, as far as can be told."""
-    work = load.values[~verdict.stuck, BUSY].sum() + load.draining_busy
+    work = float(load.values[~verdict.stuck, BUSY].sum()) + load.draining_busy
     by_work = _round_up(work / policy.busy_threshold) + int(verdict.stuck.sum()) + load.unheard
-    return max(by_work, load.active + math.ceil(verdict.saturated.sum() / 2), load.active + 1)
+    return max(by_work, load.active + math.ceil(int(verdict.saturated.sum()) / 2), load.active + 1)
 
 
 def _round_up(value: float) -> int:
@@ -281,7 +281,7 @@ def _trouble(policy: ScalingPolicy, load: Load, verdict: Diagnosis) -> str:
     return "; ".join(parts)
 
 
-def _named(shards: Sequence[int]) -> str:
+def _named(shards: np.ndarray) -> str:
     names = ", ".join(str(int(each)) for each in shards[:_NAMED])
     more = f" and {len(shards) - _NAMED} more" if len(shards) > _NAMED else ""
     return f"shard{'s' * (len(shards) > 1)} {names}{more}"

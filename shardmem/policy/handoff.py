@@ -34,9 +34,9 @@ class HandoffState(str, Enum):
     REROUTING = "rerouting"
     DRAINING = "draining"
     RELEASING = "releasing"
-    IDLE = "none"
-    STOPPED = "releasing"
-    STARTED = "none"
+    IDLE = NONE
+    STOPPED = RELEASING
+    STARTED = NONE  # noqa: PIE796 - an alias, on purpose
 
     __str__ = str.__str__
 
@@ -313,11 +313,6 @@ class HandoffCoordinator:
             return found.state
         return HandoffState.RELEASING
 
-    def handoff_of(self, slot: int) -> int | None:
-        """The number of the handoff that the slot is in."""
-        found = self._of_slot.get(slot)
-        return found and found.number
-
     def under_way(self) -> list[UnderWay]:
         return [
             UnderWay(
@@ -394,7 +389,9 @@ class HandoffCoordinator:
         """(slots in handoffs that are not late; slots by (source, target), late or not; shards that some late handoff waits
         for, and those whose worker is dead; seats that a late one waits for).
         """
-        timely, pairs, shards, seats = 0, {}, set(filter(self._is_dead, self._dead)), set()
+        timely, shards = 0, set(filter(self._is_dead, self._dead))
+        pairs: dict[tuple[int, int], int] = {}
+        seats: set[int] = set()
         for each in self._open.values():
             pair = each.source, each.target
             pairs[pair] = pairs.get(pair, 0) + len(each.slots)

@@ -113,8 +113,8 @@ class LeastLoad:
         if view.busy:
             if busy <= 0:
                 return None
-            return rates * (busy / total) + self.quiet * len(view.shards) / len(rates)
-        return rates + self.quiet * total / len(rates)
+            return np.asarray(rates * (busy / total) + self.quiet * len(view.shards) / len(rates))
+        return np.asarray(rates + self.quiet * total / len(rates))
 
 
 def _hot(loads: np.ndarray, shards: int) -> tuple[np.ndarray, float]:
@@ -134,7 +134,7 @@ def _hot(loads: np.ndarray, shards: int) -> tuple[np.ndarray, float]:
 def _cold(rates: np.ndarray | None) -> np.ndarray:
     """Slots with next to no traffic: to move them off a shard with a hot slot would relieve nobody."""
     assert rates is not None
-    return ~(rates > rates.mean() / 100)
+    return np.asarray(~(rates > rates.mean() / 100))
 
 
 class _Plan:

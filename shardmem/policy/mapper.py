@@ -108,7 +108,7 @@ class ShardMapper:
     def shard_state(self, shard: int) -> ShardState | None:
         """None: there is no such shard."""
         found = self._shards.get(shard)
-        return found and found.state
+        return None if found is None else found.state
 
     def active_shard_ids(self) -> list[int]:
         return self._ids(ShardState.ACTIVE)
@@ -407,7 +407,7 @@ class ShardMapper:
         """The average of each shard over the window; those without samples are left out. Reading changes nothing."""
         averages = self._window.averages(now)
         return {
-            shard: ShardSample(shard, *averages.values[shard].tolist(), bool(averages.alone[shard]))
+            shard: ShardSample._make([shard, *averages.values[shard].tolist(), bool(averages.alone[shard])])
             for shard in self.all_shard_ids()
             if averages.covered[shard] > 0
         }
@@ -513,8 +513,9 @@ class ShardMapper:
         self._lottery = None
 
     def _check_cooldown(self, now: float) -> None:
-        left = -1.0 if self._changed is None else self._changed + self.policy.cooldown - now
-        if left > 0:
+        if self._changed is None:
+            return
+        if (left := self._changed + self.policy.cooldown - now) > 0:
             raise ScalingError(
                 ScalingErrorKind.IN_COOLDOWN,
                 f"the last change was {now - self._changed:.3g} s ago; the cooldown "

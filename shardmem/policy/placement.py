@@ -62,7 +62,8 @@ class View:
         *,
         rates: Sequence[float] | None = None,
         locked: Sequence[int] = (),
-        **others: object,
+        busy: Mapping[int, float] | None = None,
+        eager: bool = False,
     ) -> View:
         """A view from plain values; `locked` lists slots."""
         mask = np.zeros(len(owners), bool)
@@ -72,15 +73,17 @@ class View:
             tuple(sorted(shards)),
             mask,
             None if rates is None else np.asarray(rates, float),
-            **others,
-        )  # type: ignore[arg-type]
+            {} if busy is None else busy,
+            eager,
+        )
 
     @cached_property
     def places(self) -> np.ndarray:
         """For each slot the position of its owner in `shards`; -1 if it is not there."""
         table = np.full(max(int(self.owners.max(initial=0)), max(self.shards, default=0)) + 2, -1)
         table[list(self.shards)] = np.arange(len(self.shards))
-        return table[self.owners]  # NOBODY is the last entry, which is no shard's
+        places: np.ndarray = table[self.owners]
+        return places  # NOBODY is the last entry, which is no shard's
 
     @cached_property
     def counts(self) -> np.ndarray:

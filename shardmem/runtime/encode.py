@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from shardmem.memory.native import Integers, sm_columns, sm_cursor
 
-Key = Union[int, str, bytes, None]
-Columns = tuple[Optional[np.ndarray], bytes, np.ndarray]
+Key = int | str | bytes | None
+Columns = tuple[np.ndarray | None, bytes, np.ndarray]
 
 
 def plain_key(key: object) -> tuple[int, int, bytes]:

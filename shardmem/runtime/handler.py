@@ -206,7 +206,7 @@ def _check_call(handle: Callable[..., Any], name: str) -> None:
     body = (
         handle
         if inspect.isroutine(handle) or isinstance(handle, functools.partial)
-        else getattr(handle, "__call__", handle)
+        else getattr(handle, "__call__", handle)  # noqa: B004 - its code is looked at
     )
     if inspect.isgeneratorfunction(body):
         raise HandlerError(

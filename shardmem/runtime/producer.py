@@ -193,7 +193,7 @@ class Producer:
             full = ([keys[chunk + i] for i in left], [payloads[chunk + i] for i in left])
             if left or ahead:
                 keys, payloads = full[0] + keys[ahead:], full[1] + payloads[ahead:]
-            if call.mend(status, shard, lambda: ((keys, payloads), len(keys))):
+            if call.mend(status, shard, lambda: ((keys, payloads), len(keys))):  # noqa: B023 - called at once
                 continue
             if not call.drops:
                 return call.give_up(offered, offered - len(keys), (keys, payloads), shard)

@@ -92,7 +92,8 @@ class Commands:
         active = planner.mapper.active_shard_ids()
         added, removed = self._resize(active, count)
         planner.wishes.following = False
-        done = await self._finish("scale", self._settle(added, removed, "by hand"), wanted, [*added, *removed])
+        work = self._settle(added, removed, "by hand")
+        done = await self._finish("scale", work, wanted, [*added, *removed], so_far=self._shards_now)
         return {"auto_scale": False, **done}
 
     def _resize(self, active: list[int], count: int) -> tuple[list[int], list[int]]:
@@ -120,7 +121,7 @@ class Commands:
             )
         fleet.planner.drain([shard], time.monotonic())
         work = self._drained(shard)
-        return {"drained": shard, **await self._finish("drain", work, wanted, [shard])}
+        return {"drained": shard, **await self._finish("drain", work, wanted, [shard], so_far=self._shards_now)}
 
     async def _drained(self, shard: int) -> dict[str, Any]:
         fleet = self._fleet
@@ -150,6 +151,9 @@ class Commands:
     def _scaled(self, added: list[int], removed: list[int], change: Change) -> dict[str, Any]:
         shards = self._fleet.planner.mapper.active_shard_ids()
         return {"shards": shards, "added": added, "removed": removed, **change.summary(), "late": self._later()}
+
+    def _shards_now(self) -> dict[str, Any]:
+        return {"shards": self._fleet.planner.mapper.active_shard_ids(), "added": [], "removed": []}
 
     def _later(self) -> list[str]:
         """What is not even yet, and why."""
@@ -201,7 +205,8 @@ class Commands:
         self._expect_active(target)
         if target in table.cordoned:
             raise ConfigError(f"shard {target} is cordoned and takes no slots; 'uncordon {target}' lets it")
-        for owner in sorted({table.shard_for(slot) for slot in slots} - {None, target}):
+        owners = {owner for slot in slots if (owner := table.shard_for(slot)) is not None}
+        for owner in sorted(owners - {target}):
             if fleet.planner.mapper.shard_state(owner) is ShardState.FAILED:
                 self._expect_active(owner)
         return slots
@@ -270,7 +275,9 @@ class Commands:
         async def reloaded() -> dict[str, Any]:
             return {**await self._replacements.reload(), **change.summary(), "late": []}
 
-        return await self._finish("reload", reloaded(), wanted, [])
+        return await self._finish(
+            "reload", reloaded(), wanted, [], so_far=lambda: {"reloaded": [], "not_applied": []}
+        )
 
     async def quarantine_replay(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"ids": [...]} or {"all": true}, "timeout": seconds: pushed again, as far as there is room in time. One after the other:
@@ -329,15 +336,16 @@ class Commands:
         wanted: dict[str, Any],
         shards: list[int],
         slots: list[int] | None = None,
+        so_far: Callable[[], dict[str, Any]] = dict,
     ) -> dict[str, Any]:
-        """What the work answers, or at the deadline who is waited for."""
+        """What the work answers, or at the deadline who is waited for. so_far: what else the answer has to have then."""
         self._fleet.step_soon()
         change = Change()
 
         def late() -> dict[str, Any]:
             waiting = self._waiting_for(shards, slots)
             texts = [each["text"] for each in waiting]
-            return {**self._scaled([], [], change), "waiting_for": waiting, "late": texts}
+            return {**so_far(), **change.summary(), "waiting_for": waiting, "late": texts}
 
         return await answer(what, work, float(wanted.get("timeout", DEADLINE)), late)
 

@@ -25,7 +25,7 @@ TOGETHER = 60.0  # seconds for which more of the same makes an entry larger, whe
 
 @dataclass
 class _Entry:
-    what: dict[str, Any]
+    what: Mapping[str, Any]
     began: float
     count: int  # 0: not of those that are counted
     text: bytes
@@ -71,7 +71,7 @@ class History:
 
     # ---- what workers count, and nobody reports ------------------------------------------------------------------------------
 
-    def take_up(self, events: Iterable[dict[str, Any]], counted: int, status: Mapping[str, Any]) -> None:
+    def take_up(self, events: Iterable[Mapping[str, Any]], counted: int, status: Mapping[str, Any]) -> None:
         """What an earlier supervisor had written down, and what came to pass without one. counted: events quarantined by then."""
         for each in events:
             self._entries.append(_Entry(each, 0.0, 0, _encoded(each)))
@@ -119,7 +119,7 @@ class History:
         self._post(head + b",".join(entry.text for entry in self._entries) + b"]}")
 
 
-def _encoded(what: dict[str, Any]) -> bytes:
+def _encoded(what: Mapping[str, Any]) -> bytes:
     return json.dumps(what, separators=(",", ":")).encode()
 
 

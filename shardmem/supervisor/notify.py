@@ -10,9 +10,9 @@ import os
 import socket
 import time
 from collections.abc import Callable, MutableMapping
-from typing import Any
 
 from shardmem.settings import some
+from shardmem.status.document import Status
 
 STATUS_PAUSE = 5.0  # seconds between two lines of STATUS
 
@@ -61,7 +61,7 @@ class Notify:
         self._say("STOPPING=1")
         self._status_due = 0.0
 
-    def tick(self, document: Callable[[], dict[str, Any]]) -> None:
+    def tick(self, document: Callable[[], Status]) -> None:
         """Called by the event loop at each turn and by nobody else: the watchdog is to bark when that loop hangs.
 
         document: makes the status document, when one is due."""
@@ -78,7 +78,7 @@ class Notify:
             except Exception:  # whatever is wrong with the status: a sign of life matters more
                 log.exception("no STATUS can be made")
 
-    def _line(self, document: dict[str, Any], now: float) -> str:
+    def _line(self, document: Status, now: float) -> str:
         counts = document["accounting"]
         accepted, handled = counts["accepted"], counts["handled"]
         before, self._last = self._last, (now, accepted, handled)

@@ -16,6 +16,7 @@ from shardmem.errors import ConfigError
 from shardmem.policy import (
     NOBODY,
     Allocate,
+    BeginHandoff,
     Deadlines,
     DecisionHistory,
     DecisionKind,
@@ -201,7 +202,7 @@ class Planner:
                 for slot in action.slots:
                     self._words.set_slot(slot, action.shard)
                     self.table.allocate(slot, action.shard)
-            else:
+            elif isinstance(action, BeginHandoff):
                 self._done(self.carrier.begin(action.slots, action.source, action.target, now))
 
     def progress(self, now: float) -> None:

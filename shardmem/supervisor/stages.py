@@ -7,12 +7,12 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
 
 from shardmem.errors import HandlerError, SegmentCorrupt, ShardmemError
 from shardmem.http.server import Api
 from shardmem.memory.native import point
 from shardmem.runtime.child import ExitCode
+from shardmem.status.document import Status
 from shardmem.supervisor.background import Background
 from shardmem.supervisor.carrier import Marks
 from shardmem.supervisor.commands import Commands
@@ -41,7 +41,7 @@ class Stages:
         api: Api,
         notify: Notify,
         *,
-        on_ready: Callable[[dict[str, Any]], None],
+        on_ready: Callable[[Status], None],
     ) -> None:
         self._fleet, self._takeover, self._life, self._commands = fleet, takeover, life, commands
         self._loop, self._background, self._api, self._notify = loop, background, api, notify
@@ -200,7 +200,7 @@ class Stages:
         failed = self._fleet.workers.given_up().items()
         return next((HandlerError(f"shard {shard} stopped: {reason}") for shard, reason in failed), None)
 
-    def finish(self, keep_unfinished: bool) -> dict[str, Any]:
+    def finish(self, keep_unfinished: bool) -> Status:
         """The last status document. The segments go, unless events are left in them that the next run is to handle."""
         fleet, life = self._fleet, self._life
         if (failure := self._failure()) is not None:

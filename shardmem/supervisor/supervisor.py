@@ -12,13 +12,13 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, ConfigError, LayoutMismatch, ShardmemError
 from shardmem.http.server import Api
 from shardmem.runtime.child import ExitCode
 from shardmem.runtime.handler import HandlerRef
+from shardmem.status.document import Status
 from shardmem.supervisor.background import Background
 from shardmem.supervisor.commands import Commands
 from shardmem.supervisor.configured import policy_of, strategy_of
@@ -44,7 +44,7 @@ class Supervisor:
         handler: HandlerRef,
         *,
         keep_unfinished: bool = True,
-        on_ready: Callable[[dict[str, Any]], None] = lambda status: None,
+        on_ready: Callable[[Status], None] = lambda status: None,
         read_again: Callable[[], tuple[Config, HandlerRef]] | None = None,
         notify: Notify | None = None,
         on_created: Callable[[int], None] | None = None,
@@ -55,7 +55,7 @@ class Supervisor:
         self._on_created, self._on_removed = on_created, on_removed
         self._life = Life()
         self._api = Api(config.name, config.http_port, config.http_token)
-        self.outcome: dict[str, Any] | None = None
+        self.outcome: Status | None = None
 
     @property
     def error(self) -> ShardmemError | None:
@@ -103,7 +103,7 @@ class Supervisor:
         config, takeover = self._config, Takeover.take(self._config)
         try:
             policy, strategy = policy_of(config), strategy_of(config)
-            takeover.find(config)
+            takeover.find(config, strategy)
             self._api.bind()
         except BaseException:
             takeover.abort(config)

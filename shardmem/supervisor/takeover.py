@@ -33,7 +33,7 @@ from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import BOARD_BYTES, point
 from shardmem.memory.segment import control_name, inbox_files, inbox_name, path_of
-from shardmem.policy import first_table
+from shardmem.policy import NOBODY, LeastSlots, ShardCoordinator, Strategy
 from shardmem.runtime import logs
 from shardmem.status.health import hangs
 from shardmem.status.observer import Observer
@@ -71,15 +71,15 @@ class Takeover:
         control, held, fresh = take_role(config)
         control.enter_supervisor()
         logs.incarnate(control.view_engine().incarnation)
-        history = History(lambda text: control.post("events", text), BOARD_BYTES)
+        history = History(lambda text: _post(control, text), BOARD_BYTES)
         return cls(control, held, fresh, Observer(control), history)
 
-    def find(self, config: Config) -> None:
+    def find(self, config: Config, strategy: Strategy) -> None:
         """Look at what is there, and finish what a killed supervisor had begun. Raises ConfigError: it does not fit."""
         if not self.fresh:
             check_fit(self.control, config)
             self.history.take_up(*self.observer.history(), self.observer.status())
-        _find_shards(self, config)
+        _find_shards(self, config, strategy)
         if not self.fresh:
             self.left = sum(self.observer.in_flight().values())
 
@@ -109,6 +109,10 @@ class Takeover:
             else "active"
             for shard in self.inboxes
         }
+
+
+def _post(control: ControlSegment, text: bytes) -> None:
+    control.post("events", text)
 
 
 def take_role(config: Config) -> tuple[ControlSegment, lease.Lease, bool]:
@@ -195,7 +199,7 @@ def check_fit(control: ControlSegment, config: Config) -> None:
         )
 
 
-def _find_shards(takeover: Takeover, config: Config) -> None:
+def _find_shards(takeover: Takeover, config: Config, strategy: Strategy) -> None:
     """Every shard has an inbox and every slot a shard. Also finishes what a killed supervisor had begun."""
     control = takeover.control
     takeover.running = control.state == "running"
@@ -234,9 +238,9 @@ def _find_shards(takeover: Takeover, config: Config) -> None:
             control.set_shard_generation(shard, 1)
             control.set_shard_weight(shard, 1000)
             control.set_shard_state(shard, "provisioning")
-        table = first_table(control.slots, sorted(takeover.inboxes))
-        for slot in unowned:
-            control.set_slot(slot, table[slot])
+        for shard, slots in _first_owners(owners, sorted(takeover.inboxes), strategy).items():
+            for slot in slots:
+                control.set_slot(slot, shard)
     elif not takeover.running and len(takeover.inboxes) != config.start_shards:
         log.warning(
             "engine %s: %d shards were asked for; shared memory of an earlier run has %d and keeps them",
@@ -244,6 +248,19 @@ def _find_shards(takeover: Takeover, config: Config) -> None:
             config.start_shards,
             len(takeover.inboxes),
         )
+
+
+def _first_owners(owners: np.ndarray, shards: list[int], strategy: Strategy) -> dict[int, list[int]]:
+    """As the strategy says; evenly, when what it says cannot be."""
+    found = np.where(owners == NO_SHARD, NOBODY, owners.astype(np.int64)).tolist()
+    try:
+        proposed = ShardCoordinator(len(found), shards, strategy, owners=found).propose()
+        if set(proposed) <= set(shards):
+            return proposed
+        log.error("strategy %s: allocate answered %s, and there are shards %s", strategy, set(proposed), shards)
+    except Exception:
+        log.exception("strategy %s: allocate failed; slots are spread evenly", strategy)
+    return ShardCoordinator(len(found), shards, LeastSlots(), owners=found).propose()
 
 
 def _finish_removals(control: ControlSegment) -> None:

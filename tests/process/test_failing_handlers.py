@@ -72,7 +72,7 @@ def test_a_handler_that_hangs_in_open_is_given_up_after_boot_timeout(rig: Rig, e
 
 def test_an_engine_whose_worker_is_not_ready_in_time_logs_why(rig: Rig, engine_name: str, capfd) -> None:
     with pytest.raises(shardmem.HandlerError):
-        rig.engine(engine_name, handler="recorder:Hanging", shards=1, boot_timeout=1).start()
+        rig.engine(engine_name, handler="support.handlers.waiting:Hanging", shards=1, boot_timeout=1).start()
     assert "was not ready within boot_timeout=1 s" in capfd.readouterr().err
 
 
@@ -179,7 +179,7 @@ def test_events_that_fail_again_stay_again(rig: Rig, engine_name: str) -> None:
 def test_the_events_of_an_unnamed_engine_are_said_to_be_gone(rig: Rig) -> None:
     rig.tell("poison", "0")
     engine = rig.engine(None, handler="support.handlers.failing:Failing", shards=1)
-    with pytest.raises(shardmem.HandlerError, match="1 accepted events were not handled; they are gone"):
+    with pytest.raises(shardmem.HandlerError, match="1 accepted events were not handled; they are lost"):
         with engine, engine.producer() as producer:
             producer.push(1, payload(1, 1, 0))
     assert segments_of(engine.name) == []
