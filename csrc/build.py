@@ -22,10 +22,13 @@ SOURCES = [
     "frames.c",
     "attempt.c",
     "ranges.c",
+    "load.c",
     "batch.c",
     "reader.c",
     "shard.c",
     "fastcall.c",
+    "scan.c",
+    "convert.c",
 ]
 
 
@@ -42,13 +45,14 @@ def declarations(header: str) -> str:
 
 ffi = FFI()
 ffi.cdef(declarations((HERE / "shardmem.h").read_text()))
+ffi.cdef(declarations((HERE / "scan.h").read_text()))
 ffi.set_source(
     "shardmem._native",
-    '#include "shardmem.h"',
+    '#include "shardmem.h"\n#include "scan.h"',
     sources=[os.path.join("csrc", name) for name in SOURCES],
     depends=[
         os.path.join("csrc", name)
-        for name in ("shardmem.h", "layout.h", "internal.h", "sender.h", "reader.h", "points.h", "build.py")
+        for name in ("shardmem.h", "scan.h", "layout.h", "internal.h", "sender.h", "reader.h", "points.h", "build.py")
     ],
     include_dirs=["csrc"],
     extra_compile_args=[

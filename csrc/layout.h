@@ -119,7 +119,8 @@ typedef struct sm_move {               /* the handoff table: one entry per slot,
     _Atomic uint64_t move_deadline_ns; /* writer: supervisor (when that phase is late) */
     _Atomic uint64_t drained_number;   /* writer: worker (the source's: this handoff is drained) */
     _Atomic uint64_t restored_number;  /* writer: worker (the target's: its state is restored) */
-    _Atomic uint64_t slot_rows;        /* writer: worker (the owner's: rows handled, sampled) */
+    _Atomic uint64_t slot_busy_ns;     /* writer: worker (the owner's: what handling its rows took) */
+    _Atomic uint64_t slot_cost;        /* writer: worker (the owner's: of one row, in 1/4096 ns; 0: not known) */
 } sm_move;
 
 /* What the supervisor last said of its decisions, and what happened to the engine, as text: a board for each, because the
@@ -203,7 +204,7 @@ static_assert(offsetof(sm_seat, next_sequence) == 8, "seat: sequence beside the 
 static_assert(offsetof(sm_seat, seat_incarnation) == SM_LINE, "seat: what others read is off the hot line");
 static_assert(sizeof(sm_seat) == 2 * SM_LINE, "seat: size");
 static_assert(sizeof(sm_board) % SM_LINE == 0, "board: what follows is aligned");
-static_assert(sizeof(sm_hold) == 8 && sizeof(sm_move) == 48, "holds and moves: sizes");
+static_assert(sizeof(sm_hold) == 8 && sizeof(sm_move) == 56, "holds and moves: sizes");
 static_assert(offsetof(sm_shard, worker_phase) == SM_LINE, "shard: supervisor and worker on lines of their own");
 static_assert(offsetof(sm_shard, attempt_rows) == 2 * SM_LINE, "shard: attempt record");
 static_assert(offsetof(sm_shard, worker_latency) == 3 * SM_LINE, "shard: histogram");

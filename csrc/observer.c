@@ -182,7 +182,6 @@ void sm_view_move(const void *control, uint32_t slot, sm_move_view *out)
     out->deadline_ns = GET(m->move_deadline_ns);
     out->drained = GET(m->drained_number);
     out->restored = GET(m->restored_number);
-    out->rows = GET(m->slot_rows);
 }
 
 uint32_t sm_view_moving(const void *control, const sm_geometry *g, uint32_t *slots, uint32_t limit)
@@ -203,10 +202,10 @@ uint32_t sm_view_board(const void *control, uint32_t board, char *text)
     return read_text(&b->board_count, NULL, b->board_bytes, b->board_text, SM_BOARD_BYTES, text, &ignored);
 }
 
-void sm_view_rows(const void *control, const sm_geometry *g, uint64_t *rows)
+void sm_view_busy(const void *control, const sm_geometry *g, uint64_t *busy_ns)
 {
     for (uint32_t s = 0; s < g->slots; s++)
-        rows[s] = GET(sm_move_at(control, s)->slot_rows);
+        busy_ns[s] = GET(sm_move_at(control, s)->slot_busy_ns);
 }
 
 void sm_view_slots(const void *control, const sm_geometry *g, uint32_t *shards, uint32_t *epochs)

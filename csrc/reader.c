@@ -39,7 +39,8 @@ sm_reader *sm_reader_new(void *control, const sm_geometry *g, void *inbox, uint3
     r->skipped = calloc(g->slots, sizeof *r->skipped);
     r->spans = calloc(max_rows, sizeof *r->spans);
     r->range = calloc(SM_RANGES, sizeof *r->range);
-    if (!r->ends || !r->open || !r->skipped || !r->spans || !r->range) {
+    r->load = sm_load_new(g->slots);
+    if (!r->ends || !r->open || !r->skipped || !r->spans || !r->range || !r->load) {
         sm_reader_free(r);
         return NULL;
     }
@@ -54,6 +55,7 @@ void sm_reader_free(sm_reader *r)
     free(r->skipped);
     free(r->spans);
     free(r->range);
+    sm_load_free(r->load);
     free(r);
 }
 

@@ -21,16 +21,19 @@ typedef struct sm_end { /* one lane, seen from here */
     uint8_t in_hand; /* rows were taken and not yet committed */
 } sm_end;
 
+typedef struct sm_load sm_load;
+
 struct sm_reader {
     sm_control *control;
     sm_shard *shard;
     sm_inbox *inbox;
     uint64_t lane_bytes, row_bytes;
     sm_keying keying;
-    uint32_t number, sampled, skipping, orders;
+    uint32_t number, skipping, orders;
     uint8_t *skipped; /* by slot: a row of it was passed over since the last rescan */
     uint32_t max_producers, max_rows, solo_rows, turn, span_count, open_count;
     uint64_t batches, busy_ns, total_rows, incarnation;
+    uint64_t unmeasured_ns;          /* of busy_ns, what no slot has yet: the next sample stands for it */
     uint64_t waited_us, waited_rest; /* of all rows handled; rest: in ns, less than a microsecond between batches */
     uint64_t deferred_rows;          /* handled, and not committed before the state that they made is safe */
     int64_t since_ns;
@@ -41,6 +44,7 @@ struct sm_reader {
     uint32_t suspect_row;
     sm_range *range;
     sm_spin spin;
+    sm_load *load;
     sm_end *ends;   /* by seat */
     uint32_t *open; /* seats whose lanes are open */
     sm_span *spans;
@@ -87,6 +91,12 @@ void sm_attempt_begin(sm_reader *r, sm_batch *batch);
 void sm_attempt_succeeded(sm_reader *r);
 int sm_is_suspect(const sm_reader *r, const sm_end *e);
 void sm_cleared(sm_reader *r);
+
+/* load.c */
+sm_load *sm_load_new(uint32_t slots);
+void sm_load_free(sm_load *l);
+void sm_load_forget(sm_load *l);
+void sm_load_count(sm_reader *r, uint64_t rows, uint64_t took_ns, int whole);
 
 /* ranges.c */
 int sm_is_taken(const sm_reader *r, uint32_t seat, uint64_t position, uint32_t row);

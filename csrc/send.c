@@ -540,37 +540,51 @@ int sm_push_chunk(sm_sender *s, const sm_event *events, uint32_t n, sm_cursor *c
     return status;
 }
 
-static int piece_fits(const uint64_t *offsets, uint64_t i, uint64_t bytes, uint64_t most)
+static int piece_fits(const uint64_t *ends, uint64_t bytes, uint64_t most)
 {
-    return offsets[i] <= offsets[i + 1] && offsets[i + 1] <= bytes && offsets[i + 1] - offsets[i] <= most;
+    return ends[0] <= ends[1] && ends[1] <= bytes && ends[1] - ends[0] <= most;
+}
+
+static uint32_t column_kind(const sm_columns *in, uint64_t i)
+{
+    return in->key_kinds ? in->key_kinds[i] : in->key_kind;
 }
 
 /* Whether row i of the columns lies within what was handed in, and half a lane holds it. */
 static int column_fits(const sm_columns *in, uint64_t i, uint64_t most)
 {
-    if (in->key_kind > SM_KEY_INT) {
-        if (!piece_fits(in->key_offsets, i, in->key_bytes, most < SM_META_UNSIGNED ? most : SM_META_UNSIGNED - 1))
+    uint32_t kind = column_kind(in, i);
+    if (kind == SM_KEY_BYTES || kind == SM_KEY_STR) {
+        const uint64_t *key = in->key_offsets + (i << in->key_spans);
+        if (!piece_fits(key, in->key_bytes, most < SM_META_UNSIGNED ? most : SM_META_UNSIGNED - 1))
             return 0;
-        most -= in->key_offsets[i + 1] - in->key_offsets[i];
+        most -= key[1] - key[0];
     }
-    return piece_fits(in->offsets, i, in->data_bytes, most);
+    return kind <= SM_KEY_UNSIGNED && piece_fits(in->offsets + (i << in->spans), in->data_bytes, most);
 }
 
 static int column_event(const sm_columns *in, uint64_t at, uint64_t most, sm_event *e)
 {
     if (unlikely(!column_fits(in, at, most)))
         return SM_TOO_LARGE;
-    e->payload = in->data + in->offsets[at];
-    e->length = (uint32_t)(in->offsets[at + 1] - in->offsets[at]);
-    e->meta = in->key_kind << 30;
+    const uint64_t *payload = in->offsets + (at << in->spans);
+    uint32_t kind = column_kind(in, at), is_unsigned = in->key_unsigned;
+    if (kind == SM_KEY_UNSIGNED) {
+        kind = SM_KEY_INT;
+        is_unsigned = 1;
+    }
+    e->payload = in->data + payload[0];
+    e->length = (uint32_t)(payload[1] - payload[0]);
+    e->meta = kind << 30;
     e->key = 0;
-    if (in->key_kind == SM_KEY_INT) {
+    if (kind == SM_KEY_INT) {
         e->key = in->keys[at];
-        if (in->key_unsigned && e->key >> 63)
+        if (is_unsigned && e->key >> 63)
             e->meta |= SM_META_UNSIGNED;
-    } else if (in->key_kind != SM_KEY_NONE) {
-        uint32_t length = (uint32_t)(in->key_offsets[at + 1] - in->key_offsets[at]);
-        e->key_bytes = in->key_data + in->key_offsets[at];
+    } else if (kind != SM_KEY_NONE) {
+        const uint64_t *key = in->key_offsets + (at << in->key_spans);
+        uint32_t length = (uint32_t)(key[1] - key[0]);
+        e->key_bytes = in->key_data + key[0];
         e->key = sm_hash_bytes(e->key_bytes, length);
         e->meta |= length;
     }

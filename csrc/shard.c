@@ -107,6 +107,7 @@ int sm_undone(sm_reader *r, const uint32_t *slots, uint32_t n, uint8_t *present)
     if (!where)
         return SM_TIMEOUT; /* nothing was looked at, so nothing may be taken for drained */
     memset(present, 0, n);
+    sm_load_forget(r->load);
     for (uint32_t i = 0; i < n; i++)
         where[slots[i]] = i + 1;
     sm_find_open_lanes(r);

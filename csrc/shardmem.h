@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define SM_LAYOUT_VERSION 5
+#define SM_LAYOUT_VERSION 6
 #define SM_CHUNK 4096
 #define SM_MAX_SLOTS 65536
 #define SM_MAX_SHARDS 1024
@@ -47,6 +47,8 @@ enum sm_status {
 };
 
 enum sm_key_kind { SM_KEY_NONE = 0, SM_KEY_INT = 1, SM_KEY_BYTES = 2, SM_KEY_STR = 3 };
+/* of columns: SM_KEY_INT of 2**63 and more */
+#define SM_KEY_UNSIGNED 4
 enum sm_engine_state { SM_ENGINE_STARTING = 0, SM_ENGINE_RUNNING = 1, SM_ENGINE_DRAINING = 2, SM_ENGINE_STOPPED = 3 };
 enum sm_shard_state {
     SM_SHARD_NONE = 0,
@@ -109,13 +111,15 @@ typedef struct sm_cursor { /* how far one call has come; the caller keeps it bet
     uint32_t pending[4096];
 } sm_cursor;
 
-typedef struct sm_columns { /* n events as columns; ends are exclusive and monotonic */
+typedef struct sm_columns { /* n events as columns; item i of one is data[offsets[i]:offsets[i + 1]] */
     uint64_t n;
     uint32_t key_kind, key_unsigned;
-    const uint64_t *keys;    /* SM_KEY_INT */
-    const uint8_t *key_data; /* SM_KEY_BYTES, SM_KEY_STR: key i = key_data[key_offsets[i]:key_offsets[i+1]] */
+    uint32_t spans, key_spans; /* 1: offsets has a start and an end for each item, data[offsets[2i]:offsets[2i + 1]] */
+    const uint8_t *key_kinds; /* NULL, or the kind of each key, which need not be one: SM_KEY_..., or SM_KEY_UNSIGNED */
+    const uint64_t *keys;     /* SM_KEY_INT */
+    const uint8_t *key_data;  /* SM_KEY_BYTES, SM_KEY_STR */
     const uint64_t *key_offsets;
-    const uint8_t *data; /* payload i = data[offsets[i]:offsets[i+1]] */
+    const uint8_t *data;
     const uint64_t *offsets;
     uint64_t data_bytes, key_bytes; /* how much there is of data and key_data */
 } sm_columns;
@@ -271,14 +275,14 @@ void sm_view_seat(const void *control, uint32_t seat, sm_seat_view *out);
 void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out);
 int sm_view_lane(const void *inbox, const sm_geometry *geometry, uint32_t seat, sm_lane_view *out);
 typedef struct sm_move_view {
-    uint64_t number, since_ns, deadline_ns, drained, restored, rows;
+    uint64_t number, since_ns, deadline_ns, drained, restored;
     uint32_t phase, source, target;
 } sm_move_view;
 
 void sm_view_move(const void *control, uint32_t slot, sm_move_view *out);
 uint32_t sm_view_moving(const void *control, const sm_geometry *geometry, uint32_t *slots, uint32_t limit);
 uint32_t sm_view_board(const void *control, uint32_t board, char *text); /* text: SM_BOARD_BYTES; how many are used */
-void sm_view_rows(const void *control, const sm_geometry *geometry, uint64_t *rows);
+void sm_view_busy(const void *control, const sm_geometry *geometry, uint64_t *busy_ns); /* by slot */
 void sm_view_slots(const void *control, const sm_geometry *geometry, uint32_t *shards, uint32_t *epochs);
 int64_t sm_histogram_floor_ns(uint32_t bucket);
 int64_t sm_now_ns(void);

@@ -1,4 +1,4 @@
-"""Writes shardmem/_native.pyi, the types of the extension, from shardmem.h: run it after each change of the header.
+"""Writes shardmem/_native.pyi, the types of the extension, from its headers: run it after each change of the header.
 
 `python csrc/stubs.py` writes it; tests/unit/test_native_stub.py fails when it is not up to date. A pointer to a struct
 has the members of the struct, as cffi gives them, and a pointer to integers is a sequence of them.
@@ -10,8 +10,9 @@ from pathlib import Path
 from pycparser import c_ast, c_parser
 
 ROOT = Path(__file__).parents[1]
-HEADER, STUB = ROOT / "csrc" / "shardmem.h", ROOT / "shardmem" / "_native.pyi"
-INTEGERS = ("int", "uint8_t", "uint32_t", "uint64_t", "int64_t")
+HEADERS = (ROOT / "csrc" / "shardmem.h", ROOT / "csrc" / "scan.h")
+STUB = ROOT / "shardmem" / "_native.pyi"
+INTEGERS = ("int", "uint8_t", "int32_t", "uint32_t", "uint64_t", "int64_t")
 
 TOP = '''"""The extension module as type checkers see it. Written by csrc/stubs.py from csrc/shardmem.h: do not edit."""
 
@@ -25,6 +26,7 @@ class CData:
 
 class Integers(CData):
     def __len__(self) -> int: ...
+    def __add__(self, steps: int) -> Integers: ...
     def __iter__(self) -> Iterator[int]: ...
     @overload
     def __getitem__(self, at: int) -> int: ...
@@ -68,6 +70,10 @@ def decode(batch: int, what: int) -> list[Any]: ...
 ffi: FFI
 lib: Lib
 """
+
+
+def header_text() -> str:
+    return "".join(header.read_text() for header in HEADERS)
 
 
 def declarations(header: str) -> c_ast.FileAST:
@@ -133,6 +139,10 @@ def stub(header: str) -> str:
         lines.append(
             f'    @overload\n    def new(self, declaration: Literal["{name} *"], init: object = ...) -> {name}: ...'
         )
+    lines += [
+        f'    @overload\n    def new(self, declaration: Literal["{name}[]"], init: object = ...) -> {name}: ...'
+        for name in ("sm_bad", "sm_path")
+    ]
     lines.append("    @overload\n    def new(self, declaration: _Numbers, init: object = ...) -> Integers: ...")
     lines.append("\nclass Lib:")
     lines += [f"    {name}: int" for name in constants(header, tree)]
@@ -146,4 +156,4 @@ def stub(header: str) -> str:
 
 
 if __name__ == "__main__":
-    STUB.write_text(stub(HEADER.read_text()))
+    STUB.write_text(stub(header_text()))

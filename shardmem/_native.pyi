@@ -10,6 +10,7 @@ class CData:
 
 class Integers(CData):
     def __len__(self) -> int: ...
+    def __add__(self, steps: int) -> Integers: ...
     def __iter__(self) -> Iterator[int]: ...
     @overload
     def __getitem__(self, at: int) -> int: ...
@@ -19,7 +20,7 @@ class Integers(CData):
 
 class Characters(CData): ...
 
-_Numbers = Literal["char[]", "int *", "int[]", "uint8_t *", "uint8_t[]", "uint32_t *", "uint32_t[]", "uint64_t *", "uint64_t[]", "int64_t *", "int64_t[]"]
+_Numbers = Literal["char[]", "int *", "int[]", "uint8_t *", "uint8_t[]", "int32_t *", "int32_t[]", "uint32_t *", "uint32_t[]", "uint64_t *", "uint64_t[]", "int64_t *", "int64_t[]"]
 
 class sm_geometry(CData):
     engine_id: int
@@ -58,6 +59,9 @@ class sm_columns(CData):
     n: int
     key_kind: int
     key_unsigned: int
+    spans: int
+    key_spans: int
+    key_kinds: Integers
     keys: Integers
     key_data: Integers
     key_offsets: Integers
@@ -167,11 +171,78 @@ class sm_move_view(CData):
     deadline_ns: int
     drained: int
     restored: int
-    rows: int
     phase: int
     source: int
     target: int
     def __getitem__(self, at: int) -> sm_move_view: ...
+
+class sm_bad(CData):
+    start: int
+    end: int
+    line: int
+    lines: int
+    at: int
+    reason: int
+    field: int
+    def __getitem__(self, at: int) -> sm_bad: ...
+
+class sm_path(CData):
+    name: int
+    name_end: int
+    first: int
+    count: int
+    wanted: int
+    def __getitem__(self, at: int) -> sm_path: ...
+
+class sm_scan(CData):
+    format: int
+    key_mode: int
+    delimiter: int
+    quote: int
+    comment: int
+    cr: int
+    columns: int
+    wanted: int
+    most: int
+    positions: int
+    position: Integers
+    paths: int
+    path: sm_path
+    names: Integers
+    blank: int
+    line: int
+    searched: int
+    skip_mode: int
+    skip_last: int
+    def __getitem__(self, at: int) -> sm_scan: ...
+
+class sm_found(CData):
+    capacity: int
+    bad_capacity: int
+    spans: Integers
+    lines: Integers
+    fields: Integers
+    values: Integers
+    key_kinds: Integers
+    keys: Integers
+    key_spans: Integers
+    bad: sm_bad
+    records: int
+    bads: int
+    consumed: int
+    scratch: int
+    too_long: int
+    def __getitem__(self, at: int) -> sm_found: ...
+
+class sm_target(CData):
+    kind: int
+    itemsize: int
+    unit: int
+    wanted: int
+    field: int
+    stride: int
+    out: Integers
+    def __getitem__(self, at: int) -> sm_target: ...
 
 class FFI:
     NULL: Any
@@ -214,6 +285,20 @@ class FFI:
     @overload
     def new(self, declaration: Literal["sm_move_view *"], init: object = ...) -> sm_move_view: ...
     @overload
+    def new(self, declaration: Literal["sm_bad *"], init: object = ...) -> sm_bad: ...
+    @overload
+    def new(self, declaration: Literal["sm_path *"], init: object = ...) -> sm_path: ...
+    @overload
+    def new(self, declaration: Literal["sm_scan *"], init: object = ...) -> sm_scan: ...
+    @overload
+    def new(self, declaration: Literal["sm_found *"], init: object = ...) -> sm_found: ...
+    @overload
+    def new(self, declaration: Literal["sm_target *"], init: object = ...) -> sm_target: ...
+    @overload
+    def new(self, declaration: Literal["sm_bad[]"], init: object = ...) -> sm_bad: ...
+    @overload
+    def new(self, declaration: Literal["sm_path[]"], init: object = ...) -> sm_path: ...
+    @overload
     def new(self, declaration: _Numbers, init: object = ...) -> Integers: ...
 
 class Lib:
@@ -230,6 +315,8 @@ class Lib:
     SM_HISTOGRAM: int
     SM_BATCH_SIZES: int
     SM_REASONS: int
+    SM_KEY_UNSIGNED: int
+    SM_NOTHING: int
     SM_OK: int
     SM_FULL: int
     SM_TIMEOUT: int
@@ -276,6 +363,50 @@ class Lib:
     SM_REASON_TIMEOUT: int
     SM_REASON_SAMPLED: int
     SM_REASON_STOPPED: int
+    SM_FORMAT_LINES: int
+    SM_FORMAT_CSV: int
+    SM_FORMAT_JSON: int
+    SM_FORMAT_LOGFMT: int
+    SM_FORMAT_SYSLOG: int
+    SM_FORMAT_COMBINED: int
+    SM_VALUE_MISSING: int
+    SM_VALUE_TEXT: int
+    SM_VALUE_STRING: int
+    SM_VALUE_NUMBER: int
+    SM_VALUE_TRUE: int
+    SM_VALUE_FALSE: int
+    SM_VALUE_NULL: int
+    SM_VALUE_NESTED: int
+    SM_VALUE_BROKEN: int
+    SM_KEY_FIELDS: int
+    SM_KEY_AUTO: int
+    SM_KEY_TEXT: int
+    SM_KEY_NUMBER: int
+    SM_GOOD: int
+    SM_BAD_LONG: int
+    SM_BAD_OPEN: int
+    SM_BAD_QUOTE: int
+    SM_BAD_COUNT: int
+    SM_BAD_SYNTAX: int
+    SM_BAD_DEPTH: int
+    SM_BAD_UTF8: int
+    SM_BAD_OBJECT: int
+    SM_BAD_TWICE: int
+    SM_BAD_MISSING: int
+    SM_BAD_NULL: int
+    SM_BAD_KIND: int
+    SM_BAD_NUMBER: int
+    SM_BAD_WHOLE: int
+    SM_BAD_RANGE: int
+    SM_BAD_EXACT: int
+    SM_BAD_WIDTH: int
+    SM_BAD_NUL: int
+    SM_BAD_BOOL: int
+    SM_BAD_TIME: int
+    SM_BAD_FINE: int
+    SM_BAD_SURROGATE: int
+    SM_BAD_FORM: int
+    SM_BAD_SEPARATOR: int
     def sm_geometry_complete(self, geometry: sm_geometry, /) -> int: ...
     def sm_control_ranges(self, geometry: sm_geometry, offsets: Integers, lengths: Integers, /) -> int: ...
     def sm_control_format(self, control: CData, geometry: sm_geometry, /) -> int: ...
@@ -357,7 +488,7 @@ class Lib:
     def sm_view_move(self, control: CData | bytes, slot: int, out: sm_move_view, /) -> None: ...
     def sm_view_moving(self, control: CData | bytes, geometry: sm_geometry, slots: Integers, limit: int, /) -> int: ...
     def sm_view_board(self, control: CData | bytes, board: int, text: CData, /) -> int: ...
-    def sm_view_rows(self, control: CData | bytes, geometry: sm_geometry, rows: Integers, /) -> None: ...
+    def sm_view_busy(self, control: CData | bytes, geometry: sm_geometry, busy_ns: Integers, /) -> None: ...
     def sm_view_slots(self, control: CData | bytes, geometry: sm_geometry, shards: Integers, epochs: Integers, /) -> None: ...
     def sm_histogram_floor_ns(self, bucket: int, /) -> int: ...
     def sm_now_ns(self) -> int: ...
@@ -366,6 +497,9 @@ class Lib:
     def sm_point_arm(self, point: int, passes: int, signal_number: int, /) -> None: ...
     def sm_point_pass(self, point: int, /) -> None: ...
     def sm_install_fastcalls(self) -> int: ...
+    def sm_scan_block(self, scan: sm_scan, data: Integers, bytes: int, scratch: int, final: int, found: sm_found, /) -> None: ...
+    def sm_scan_skip(self, scan: sm_scan, data: Integers, bytes: int, first: int, consumed: Integers, /) -> int: ...
+    def sm_convert(self, data: Integers, fields: Integers, values: Integers, n: int, target: sm_target, bad: Integers, bad_field: Integers, /) -> None: ...
 
 class Pusher:
     def __init__(self, sender: int, slow: Any) -> None: ...

@@ -86,6 +86,12 @@ class Config:
         "object",
         unset="default",
     )
+    source: Any = setting(
+        None,
+        "what feeds the engine: file:PATH?format=jsonl&key=user, or in a file tables [source] or [[source]]",
+        "object",
+        unset="none",
+    )
     strategy: Any = setting(
         None, "where slots go: least_load, least_slots, or module:Class of your own", "object", unset="least_load"
     )

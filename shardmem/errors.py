@@ -10,6 +10,7 @@ ShardmemError
 │   ├── SegmentCorrupt    a word contradicts the geometry
 │   └── OutOfMemory       /dev/shm has too little room
 ├── Backpressure          events were refused; `.rest` is exactly what was not accepted
+├── Interrupted           a call that waited for room was told to give up
 ├── NotRunning            the engine does not exist, is stopping, or this end of it is closed
 ├── AlreadyRunning        another process holds the role
 ├── BatchEscaped          a view of a batch was kept past its end
@@ -24,7 +25,10 @@ from typing import Any
 
 
 class ShardmemError(Exception):
-    """Base of all errors that shardmem raises on its own account."""
+    """Base of all errors that shardmem raises on its own account. left: of a call of a producer with many events, the numbers of
+    those that were not accepted."""
+
+    left: Any = ()
 
     def __init__(self, text: str, *, detail: str | None = None, hint: str | None = None) -> None:
         super().__init__(text)
@@ -119,6 +123,10 @@ class Backpressure(ShardmemError):
         )
 
 
+class Interrupted(ShardmemError):
+    """A call that waited for room was told to give up: `Producer.interrupt`."""
+
+
 class NotRunning(ShardmemError):
     """The engine does not exist, is stopping, or this end of it is closed."""
 
@@ -146,5 +154,6 @@ _BY_NAME: dict[str, type[ShardmemError]] = {  # those that are made of their tex
         AlreadyRunning,
         BatchEscaped,
         HandlerError,
+        Interrupted,
     )
 }

@@ -46,6 +46,7 @@ class EngineSettings(TypedDict, total=False):
     state_dir: str | None
     auto_scale: bool
     policy: str | Mapping[str, Any] | ScalingPolicy | None
+    source: str | Mapping[str, Any] | list[Mapping[str, Any]] | None
     strategy: str | Strategy | None
     on_error: Literal["retry", "quarantine", "stop"]
     max_attempts: int

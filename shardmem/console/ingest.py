@@ -1,290 +1,311 @@
-"""Lines, CSV and JSON lines into an engine, a block at a time."""
+"""`shardmem ingest`: files and streams into an engine, and what became of them."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any, BinaryIO
-
-import numpy as np
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from shardmem.console.progress import Meter
 from shardmem.errors import ConfigError, ShardmemError
-from shardmem.runtime.producer import Producer
+from shardmem.runtime.call import DEFAULT
+from shardmem.runtime.child import ExitCode
+from shardmem.runtime.producer import Outcome, Producer, connect
 from shardmem.settings import some
+from shardmem.sources.contract import Position
+from shardmem.sources.files.inputs import STDIN
+from shardmem.sources.files.options import FileOptions
+from shardmem.sources.files.positions import Positions
+from shardmem.sources.files.rejects import DeadLetters
+from shardmem.sources.files.source import FileSource, expand
+from shardmem.sources.runner import Limits, Runner, Tally, TooManyBad
 
-BLOCK = 4096
-Record = tuple[int, bytes, Any]  # line number, the record's bytes, its fields
+GRACE = 2.0  # seconds that an interrupted run waits for its events to be handled, so that its positions say so
 
 
-class BadRecord(ShardmemError):
-    """A record that cannot be read; says the file, the line, the field and the value."""
+@dataclass
+class Wish:
+    """What one run was asked for."""
 
+    names: tuple[str, ...]
+    options: FileOptions
+    limits: Limits
+    allowed: tuple[int | None, float | None] = (0, None)  # events and records that may go amiss: so many, or a share
+    follow: bool = False
+    from_end: bool = False
+    start: int | None = None
+    positions: str | None = None
+    jobs: int = 1
+    dead_letter: str | None = None
+    backpressure: str = "block"
+    timeout: float | None = None
+    wait: bool = True
 
-def size_of(files: Sequence[str]) -> int | None:
-    """Bytes of all, None if standard input is among them. Raises ConfigError for one that is not there: before the first of
-    them is pushed."""
-    try:
-        sizes = [os.path.getsize(name) for name in files if name != "-"]
-    except OSError as error:
-        raise ConfigError(f"cannot read {error.filename}: {error.strerror}; nothing was pushed") from None
-    return sum(sizes) if sizes and "-" not in files else None
+    @property
+    def drops(self) -> bool:
+        return self.backpressure in ("drop_newest", "drop_oldest", "sample")
 
 
 class Ingest:
-    """Pushes files into one producer. After `file` has returned or raised, `events` and `skipped` count what it did; `next` says
-    in words where to go on when the engine took no more.
-    """
+    """One run. `run` returns the exit code; `summary` says what became of the events."""
 
-    def __init__(
-        self, producer: Producer, form: str, *, key: str | None, delimiter: str | None, skip_bad: bool
-    ) -> None:
-        self._producer, self._form, self._key, self._skip_bad = producer, form, key, skip_bad
-        self._delimiter = delimiter if delimiter is not None else "," if form == "csv" else None
-        self.events = self.skipped = 0
-        self.next: str | None = None
-        schema = producer.schema
-        if schema.is_records:
-            assert schema.dtype is not None
-            if form == "lines":
-                raise ConfigError(
-                    f"engine {producer.engine!r} carries records with fields {', '.join(schema.dtype.names)}; "
-                    f"lines have no field names: use --format csv or jsonl"
-                )
-            if key is not None and key != schema.key:
-                raise ConfigError(
-                    f"--key {key}: the key of engine {producer.engine!r} is its field {schema.key!r}; leave --key out"
-                )
-        elif form == "lines" and key is not None and not (key.isdigit() and int(key) > 0):
-            raise ConfigError(f"--key {key}: of lines the key is a field number from 1")
+    def __init__(self, engine: str, wish: Wish, meter: Meter) -> None:
+        self.engine, self.wish, self._meter = engine, wish, meter
+        self.tally, self.stop = Tally(), threading.Event()
+        self.error: ShardmemError | None = None
+        self.interrupted: str | None = None
+        self.left: deque[str] = deque()  # files that were not begun
+        self._producers: list[Producer] = []
+        self._runners: list[Runner] = []
+        self._outcome: Outcome = {"accepted": 0, "handled": 0, "quarantined": 0, "shed": 0, "refused": {}}
+        self._handled_all = False
 
-    def file(self, name: str, meter: Meter) -> None:
-        """One file ('-': standard input). Raises BadRecord unless bad records are skipped."""
-        if name == "-":
-            self._stream(sys.stdin.buffer, "standard input", meter)
-            return
+    def run(self) -> None:
+        """Raises ConfigError, and what connecting raises, before anything is pushed; what comes later is `error`."""
+        wish = self.wish
+        names = list(wish.names) or [STDIN]
+        if not wish.follow:
+            names = expand(names)
+        self.left = deque(names)
+        letters, positions = DeadLetters(wish.dead_letter), None
+        jobs = max(1, min(wish.jobs, len(names)))
         try:
-            stream = open(name, "rb")
-        except OSError as error:
-            raise ConfigError(f"cannot read {name}: {error.strerror}") from None
-        with stream:
-            self._stream(stream, name, meter)
+            positions = Positions(wish.positions) if wish.positions is not None else None
+            for _ in range(jobs):
+                self._producers.append(connect(self.engine, backpressure=wish.backpressure))  # type: ignore[arg-type]
+            self._runners = [
+                self._runner(producer, self.left if not wish.follow else deque(names[i::jobs]), positions, letters)
+                for i, producer in enumerate(self._producers)
+            ]
+            with _Signals(self._interrupt):
+                self._drive()
+                self._finish()
+            self._take_stock()
+        finally:
+            for producer in self._producers:
+                producer.close()
+            letters.close()
+            if positions is not None:
+                positions.close()
 
-    def _stream(self, stream: BinaryIO, name: str, meter: Meter) -> None:
-        self._name = name
-        records = {"lines": self._lines, "csv": self._csv, "jsonl": self._jsonl}[self._form](stream)
-        push = self._push_records if self._producer.schema.is_records else self._push_events
-        while True:
-            block = list(islice(records, BLOCK))
-            if not block:
-                return
-            self.events += push(block)
-            meter.add(len(block), sum(len(raw) for _, raw, _ in block) + len(block))
-
-    # ---- reading: what a record is ------------------------------------------------------------------------------------
-
-    def _lines(self, stream: BinaryIO) -> Iterator[Record]:
-        for number, line in enumerate(stream, 1):
-            raw = line.rstrip(b"\r\n")
-            yield number, raw, raw
-
-    def _jsonl(self, stream: BinaryIO) -> Iterator[Record]:
-        for number, line in enumerate(stream, 1):
-            raw = line.strip()
-            if not raw:
-                continue
-            try:
-                fields = json.loads(raw)
-            except ValueError as error:
-                if not self._bad(number, f"is not JSON: {error}"):
-                    continue
-            else:
-                if isinstance(fields, dict) or not self._bad(
-                    number, f"is JSON, but a {type(fields).__name__} and no object"
-                ):
-                    if isinstance(fields, dict):
-                        yield number, raw, fields
-
-    def _csv(self, stream: BinaryIO) -> Iterator[Record]:
-        source = _Recorder(stream)
-        rows = csv.reader(source, delimiter=self._delimiter or ",", strict=True)
-        try:
-            header = next(rows)
-        except StopIteration:
-            return
-        self._columns = {field.lstrip("\ufeff"): i for i, field in enumerate(header)}
-        wanted = (
-            [self._key]
-            if self._key
-            else list(self._producer.schema.dtype.names)
-            if self._producer.schema.is_records
-            else []
+    def _runner(
+        self, producer: Producer, names: deque[str], positions: Positions | None, letters: DeadLetters
+    ) -> Runner:
+        wish = self.wish
+        source = FileSource(
+            names,
+            wish.options,
+            producer.schema,
+            producer.largest,
+            follow=wish.follow,
+            from_end=wish.from_end,
+            start=None if wish.start is None else Position(wish.start),
+            positions=positions,
+            keep_all=wish.dead_letter is not None,
         )
-        missing = [field for field in wanted if field not in self._columns]
-        if missing:
-            hint = "; is another --delimiter meant?" if len(header) == 1 else ""
-            raise ConfigError(
-                f"{self._name} has no column {', '.join(missing)}; its columns are {', '.join(self._columns)}{hint}"
-            )
-        source.take()
-        while True:
-            first = source.number + 1
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                self._bad(first, f"is not CSV: {error}")
-                source.take()
-                continue
-            raw = source.take()
-            if len(row) == len(header):
-                yield first, raw, row
-            elif row:
-                self._bad(first, f"has {some(len(row), 'field')}, the header {len(header)}")
+        return Runner(
+            source,
+            producer,
+            limits=wish.limits,
+            tally=self.tally,
+            stop=self.stop,
+            rejected=letters.put,
+            progress=self._show,
+            timeout=DEFAULT if wish.timeout is None else wish.timeout,
+        )
 
-    # ---- pushing ----------------------------------------------------------------------------------------------------------
+    def _drive(self) -> None:
+        if len(self._runners) == 1:
+            self._drive_one(self._runners[0])
+            return
+        threads = [threading.Thread(target=self._drive_one, args=(runner,), daemon=True) for runner in self._runners]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.2)  # so that signals are handled
 
-    def _push_events(self, block: list[Record]) -> int:
-        if self._key is None:
-            keys: list[Any] = [None] * len(block)
-        elif self._form == "csv":
-            column = self._columns[self._key]
-            keys = [fields[column] for _, _, fields in block]
-        else:
-            keyed = [(record, self._key_of(record)) for record in block]
-            block = [record for record, key in keyed if key is not None]
-            keys = [key for _, key in keyed if key is not None]
-        payloads = [raw for _, raw, _ in block]
+    def _drive_one(self, runner: Runner) -> None:
         try:
-            return self._producer.push_many(keys, payloads)
+            runner.run()
         except ShardmemError as error:
-            if (rest := getattr(error, "rest", None)) is not None:
-                self._cut_off(block, len(rest[1]), [*rest[1]] == payloads[len(block) - len(rest[1]) :])
-            raise
+            if self.error is None and self.interrupted is None:
+                self.error = error
+            self.stop.set()
 
-    def _key_of(self, record: Record) -> Any:
-        number, raw, fields = record
-        if self._form == "lines":
-            parts = raw.split(self._delimiter.encode() if self._delimiter else None)
-            if len(parts) >= int(self._key or 0):
-                return parts[int(self._key or 0) - 1].decode(errors="surrogateescape")
-            self._bad(number, f"has {some(len(parts), 'field')}, the key is number {self._key}")
-            return None
-        key = fields.get(self._key)
-        if isinstance(key, (str, int)) and not isinstance(key, bool):
-            return key
-        self._bad(number, f"has {'no member' if key is None else 'neither text nor a whole number in'} {self._key!r}")
-        return None
+    def _finish(self) -> None:
+        wait = self.wish.wait and self.error is None
+        grace = GRACE if self.interrupted is not None or self.error is not None else None
+        try:
+            done = [
+                runner.finish(wait or bool(self.wish.positions), self._show_wait, grace) for runner in self._runners
+            ]
+            self._handled_all = all(done) and wait
+        except ShardmemError as error:
+            self.error = self.error or error
 
-    def _push_records(self, block: list[Record]) -> int:
-        dtype = self._producer.schema.dtype
-        assert dtype is not None
-        by_name = self._form == "jsonl"
-        while block:
-            rows = np.zeros(len(block), dtype)
-            bad: set[int] = set()
-            for name in dtype.names:
-                place = name if by_name else self._columns[name]
-                values = [fields.get(name) if by_name else fields[place] for _, _, fields in block]
-                try:
-                    rows[name] = _column(values, dtype[name])
-                except (ValueError, OverflowError, TypeError):
-                    bad |= self._find_bad(block, values, name, dtype[name])
-            if not bad:
-                try:
-                    return self._producer.send(rows)
-                except ShardmemError as error:
-                    if (rest := getattr(error, "rest", None)) is not None:
-                        self._cut_off(block, len(rest), rest.tobytes() == rows[len(block) - len(rest) :].tobytes())
-                    raise
-            block = [record for i, record in enumerate(block) if i not in bad]
-        return 0
+    def _interrupt(self, name: str) -> None:
+        if self.interrupted is not None:
+            os._exit(1)  # a second time: at once
+        self.interrupted = name
+        self.stop.set()
+        for producer in self._producers:
+            producer.interrupt()
 
-    def _cut_off(self, block: list[Record], left: int, in_one: bool) -> None:
-        """left: how many of the block were not accepted. in_one: they are its end; a shard that had room may have got later ones."""
-        accepted = len(block) - left
-        self.events += accepted
-        if left:
-            self.next = (
-                f"the first that was not is at {self._name}, line {block[accepted][0]}"
-                if in_one
-                else f"of {self._name}, lines {block[0][0]} to {block[-1][0]}, {some(left, 'event')} were not, and not only "
-                f"the last"
-            )
+    def _show(self, partition: str) -> None:
+        self._meter.show(self.tally.events, self.tally.bytes, partition)
 
-    def _find_bad(self, block: list[Record], values: list[Any], name: str, dtype: np.dtype) -> set[int]:
-        bad = set()
-        for i, value in enumerate(values):
-            try:
-                _column([value], dtype)
-            except (ValueError, OverflowError, TypeError) as error:
-                self._bad(block[i][0], f"field {name}: {value!r} is no {dtype} ({error})")
-                bad.add(i)
-        return bad
+    def _show_wait(self) -> None:
+        self._take_stock()
+        outcome = self._outcome
+        self._meter.wait(outcome["accepted"] - outcome["handled"] - outcome["quarantined"] - outcome["shed"])
 
-    def _bad(self, number: int, what: str) -> bool:
-        if not self._skip_bad:
-            raise BadRecord(
-                f"{self._name}, line {number}: {what}. Pushed before it: {some(self.events, 'event')}; "
-                f"--skip-bad leaves such records out"
-            )
-        self.skipped += 1
-        return False
+    def _take_stock(self) -> None:
+        outcomes = [producer.outcome() for producer in self._producers]
+        refused: dict[str, int] = {}
+        for outcome in outcomes:
+            for reason, number in outcome["refused"].items():
+                refused[reason] = refused.get(reason, 0) + number
+        self._outcome = {
+            "accepted": sum(each["accepted"] for each in outcomes),
+            "handled": sum(each["handled"] for each in outcomes),
+            "quarantined": sum(each["quarantined"] for each in outcomes),
+            "shed": sum(each["shed"] for each in outcomes),
+            "refused": refused,
+        }
 
+    # ---- what became of it
+    # -----------------------------------------------------------------------------------------------
 
-class _Recorder:
-    """Lines for csv.reader that remembers the bytes of the record at hand: a quoted field may span lines."""
-
-    def __init__(self, stream: Iterable[bytes]) -> None:
-        self._lines = iter(stream)
-        self._taken: list[bytes] = []
-        self.number = 0
-
-    def __iter__(self) -> _Recorder:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._lines)
-        self.number += 1
-        self._taken.append(line)
-        return line.decode(errors="surrogateescape")
-
-    def take(self) -> bytes:
-        taken, self._taken = self._taken, []
-        return (taken[0] if len(taken) == 1 else b"".join(taken)).rstrip(b"\r\n")
-
-
-_ABSENT = ("", "NA", "null", None)
-
-
-def _column(values: list[Any], dtype: np.dtype) -> np.ndarray:
-    """Values of one field as an array of its dtype; never silently cut short or rounded to fit."""
-    if dtype.kind == "f":
-        return np.array([float("nan") if value in _ABSENT else float(value) for value in values], dtype)
-    if dtype.kind in "iu":
-        return np.array(
-            [int(value) if not isinstance(value, float) or value.is_integer() else _no(value) for value in values],
-            dtype,
+    @property
+    def amiss(self) -> int:
+        """Records and events that did not get to where they belong."""
+        outcome = self._outcome
+        lost = 0 if self.wish.drops else outcome["shed"] + sum(outcome["refused"].values())
+        return (
+            self.tally.skipped + outcome["quarantined"] + (lost if self.error is None and not self.interrupted else 0)
         )
-    if dtype.kind == "S":
-        encoded = ["" if value is None else str(value) for value in values]
-        cells = [text.encode(errors="surrogateescape") for text in encoded]
-        longest = max(map(len, cells), default=0)
-        if longest > dtype.itemsize:
-            raise ValueError(f"{longest} bytes, the field holds {dtype.itemsize}")
-        return np.array(cells, dtype)
-    if dtype.kind == "U":
-        cells_u = ["" if value is None else str(value) for value in values]
-        if max(map(len, cells_u), default=0) * 4 > dtype.itemsize:
-            raise ValueError(f"the field holds {dtype.itemsize // 4} characters")
-        return np.array(cells_u, dtype)
-    return np.array(values).astype(dtype)
+
+    @property
+    def code(self) -> int:
+        most, share = self.wish.allowed
+        allowed = most if share is None else int(share * (self.tally.events + self.tally.skipped))
+        if isinstance(self.error, ConfigError):
+            return ExitCode.CONFIG
+        failed = self.error is not None or (self.interrupted is not None and not self.wish.follow)
+        return int(failed or (allowed is not None and self.amiss > allowed))
+
+    def next(self) -> list[dict[str, Any]]:
+        """Where to go on: files that were begun and did not come to their end, and those that were not begun."""
+        found = []
+        for runner in self._runners:
+            source = runner.source
+            assert isinstance(source, FileSource)
+            for name in source.unfinished(self.tally.places):
+                place = self.tally.places.get(name, Position(0, "line 1"))
+                line = int(place.metadata.partition(" ")[2] or 0) or None
+                found.append({"file": name, "byte": place.offset, "line": line})
+        return found + [{"file": name, "byte": 0, "line": 1} for name in self.left if not self.wish.follow]
+
+    def summary(self) -> dict[str, Any]:
+        tally, outcome, seconds = self.tally, self._outcome, self._meter.seconds
+        made: dict[str, Any] = {
+            "engine": self.engine,
+            "events": tally.events,
+            **outcome,
+            "skipped": tally.skipped,
+            "reasons": dict(tally.reasons.most_common()),
+            "bytes": tally.bytes,
+            "seconds": round(seconds, 3),
+            "rate": round(tally.events / max(seconds, 1e-9)),
+            "complete": self._handled_all,
+        }
+        if self.error is not None:
+            made |= self.error.describe()
+        if self.interrupted is not None:
+            made["interrupted"] = self.interrupted
+        if self.error is not None or self.interrupted is not None:
+            made["next"] = self.next()
+            note = next((runner.next for runner in self._runners if runner.next), None)
+            if note is not None:
+                made["note"] = note
+        return made
+
+    def line(self) -> str:
+        """The result for people."""
+        from shardmem.console.render import count
+
+        tally, outcome, seconds = self.tally, self._outcome, self._meter.seconds
+        rate = f"{count(tally.events / max(seconds, 1e-9))}/s, {tally.bytes / max(seconds, 1e-9) / 1e6:.1f} MB/s"
+        text = f"{some(tally.events, 'event')} in {seconds:.2f} s ({rate})"
+        parts = [f"{outcome['quarantined']:,} quarantined"] if outcome["quarantined"] else []
+        parts += [f"{outcome['shed']:,} shed"] if outcome["shed"] else []
+        parts += [f"{number:,} refused ({reason})" for reason, number in outcome["refused"].items()]
+        if tally.skipped:
+            why = ", ".join(f"{number:,} {reason}" for reason, number in tally.reasons.most_common(5))
+            parts.append(f"{some(tally.skipped, 'record')} skipped ({why})")
+        if self._handled_all:
+            parts.insert(
+                0, "all handled" if outcome["handled"] == outcome["accepted"] else f"{outcome['handled']:,} handled"
+            )
+        return ", ".join([text, *parts])
+
+    def trouble(self) -> tuple[str, list[str]]:
+        """What cut the run off, and hints: where to go on."""
+        if self.error is None and self.wish.follow:  # how it is meant to end
+            return "", [] if self.wish.positions else ["with --resume the next run goes on from here"]
+        text = f"interrupted by {self.interrupted}" if self.error is None else str(self.error)
+        hints = [self.error.hint] if self.error is not None and self.error.hint else []
+        if isinstance(self.error, ConfigError) and not self.tally.events:
+            return text, hints
+        text += f"; {some(self.tally.events, 'event')} accepted before that"
+        text += "".join(f"; {runner.next}" for runner in self._runners if runner.next)
+        if isinstance(self.error, TooManyBad):
+            hints.append("--skip-bad leaves such records out, --dead-letter FILE keeps them, --max-bad N allows some")
+        if self.wish.positions is not None:
+            hints.append("the same command goes on from there; its positions are kept")
+        for each in self.next()[:5] if self.wish.positions is None else ():
+            where = f" --from {each['byte']}" if each["byte"] else ""
+            line = f" (line {each['line']})" if each["line"] and each["byte"] else ""
+            hints.append(f"to go on: shardmem ingest ...{where} {each['file']}{line}")
+        return text, hints
 
 
-def _no(value: float) -> int:
-    raise ValueError(f"{value} is not whole")
+class _Signals:
+    """INT and TERM as a call, while the block runs; in the main thread only, where signals arrive."""
+
+    def __init__(self, call: Callable[[str], None]) -> None:
+        self._call, self._before = call, {}  # type: ignore[var-annotated]
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, lambda got, _: self._call(signal.Signals(got).name))
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def total_of(names: Sequence[str], follow: bool) -> int | None:
+    """Bytes of all files; None if that cannot be told: of streams, of what is compressed or followed. Raises
+    ConfigError."""
+    if follow or not names or STDIN in names:
+        return None
+    total = 0
+    for name in expand(names):
+        if not os.path.isfile(name):
+            return None
+        try:
+            with open(name, "rb") as file:
+                head = file.read(4)
+        except OSError:
+            return None  # reading it says more
+        if head[:2] == b"\x1f\x8b" or head == b"\x28\xb5\x2f\xfd":
+            return None
+        total += os.path.getsize(name)
+    return total

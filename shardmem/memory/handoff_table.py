@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class HandoffTable:
         """uint32 array: the shard that the events of each slot are sent to; NOBODY: none yet."""
         return self._control.slot_table()[0]
 
-    def marks(self) -> np.ndarray:
+    def marks(self) -> Sequence[int]:
         return self._control.marks()
 
     def seat_alive(self, seat: int) -> bool:

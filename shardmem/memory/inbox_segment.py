@@ -97,6 +97,12 @@ class InboxSegment:
                 )
         return found
 
+    def counts(self, seat: int) -> tuple[int, int, int, int]:
+        """Of a lane that is reserved: accepted, handled, quarantined and shed."""
+        view = ffi.new("sm_lane_view *")
+        lib.sm_view_lane(self.address, self.control.geometry, seat, view)
+        return view.accepted, view.handled, view.quarantined, view.shed
+
     def wake(self) -> None:
         lib.sm_wake(self.address)
 

@@ -92,11 +92,12 @@ class Words:
             if view.incarnation:
                 yield seat, view
 
-    def marks(self) -> np.ndarray:
-        """uint64 array: the send mark of every seat; odd: inside a send."""
+    def marks(self) -> list[int]:
+        """The send mark of every seat; odd: inside a send. Plain integers: numpy 1 takes no `uint64 & 1`."""
         marks = np.empty(self.max_producers, "u8")
         lib.sm_marks(self.address, ffi.cast("uint64_t *", marks.ctypes.data), len(marks))
-        return marks
+        found: list[int] = marks.tolist()
+        return found
 
     def slot_table(self) -> tuple[np.ndarray, np.ndarray]:
         """(shard of each slot, epoch of each slot), uint32 arrays; shard NOBODY: none yet."""
@@ -109,11 +110,11 @@ class Words:
         )
         return shards, epochs
 
-    def rows_by_slot(self) -> np.ndarray:
-        """uint64 array: events that were ever pushed to each slot."""
-        rows = np.empty(self.slots, "u8")
-        lib.sm_view_rows(self.address, self.geometry, ffi.cast("uint64_t *", rows.ctypes.data))
-        return rows
+    def busy_by_slot(self) -> np.ndarray:
+        """uint64 array: nanoseconds that handling the events of each slot took, ever."""
+        busy_ns = np.empty(self.slots, "u8")
+        lib.sm_view_busy(self.address, self.geometry, ffi.cast("uint64_t *", busy_ns.ctypes.data))
+        return busy_ns
 
     def move(self, slot: int) -> SlotMove:
         """Of one slot; phase "none": it is not in motion."""

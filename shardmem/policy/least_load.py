@@ -27,7 +27,7 @@ class HotSlot(NamedTuple):
 
 @dataclass(frozen=True)
 class LeastLoad:
-    """Lowers the highest load and lifts the lowest, by measured rates of slots, with few moves; the default.
+    """Lowers the highest load and lifts the lowest, by the time that slots take, with few moves; the default.
 
     tolerance: loads that are within this part of a fair share are left alone, and a plan that would change no shard's load
         by half of it is not made; so noise does not move slots. A plan, once made, goes to within a quarter of it.
@@ -45,7 +45,7 @@ class LeastLoad:
     Nothing moves to a shard whose worker is busier than that of its source, whatever its slots account for: what it does
     with its time may not be measured yet, or be one long batch.
 
-    Without rates it is LeastSlots. Greedy: from the shard with most to the one with least, the largest slot that overfills
+    With nothing measured it is LeastSlots. Greedy: from the shard with most to the one with least, the largest slot that overfills
     neither; whatever has to leave a draining shard is placed first, the heaviest first (Graham, Bounds on Multiprocessing
     Timing Anomalies, 1969). Every move lowers the larger of the two loads, so a series of plans for the same rates ends. No
     shard is filled beyond the average number of slots, unless the view is eager or another would remain above the tolerance:
@@ -102,7 +102,7 @@ class LeastLoad:
         ]
 
     def _loads(self, view: View) -> np.ndarray | None:
-        """For each slot, in busy share of a worker if that is known; None if nothing is measured."""
+        """For each slot, in busy share of a worker; None if nothing is measured."""
         if view.rates is None:
             return None
         rates = np.nan_to_num(view.rates, nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)

@@ -42,8 +42,8 @@ class View:
     shards: who may own slots, in ascending order; those that own none are here too. A slot whose owner is not among them
         (it drains) has to leave.
     locked: for each slot, whether it has to stay where it is: it is being moved.
-    rates: for each slot events per second, or None if they are not measured.
-    busy: for each shard the share of time that its worker is busy, as far as known. Gives the rates a scale.
+    rates: for each slot the share of a worker's time that its events take, or None if nothing is measured yet.
+    busy: for each shard the share of time that its worker is busy, as far as known, whatever with.
     eager: even out small differences too. Otherwise a strategy leaves alone what a little noise could bring about.
     """
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from shardmem.errors import Backpressure, NotRunning, OutOfMemory, SegmentCorrupt, ShardmemError
+from shardmem.errors import Backpressure, Interrupted, NotRunning, OutOfMemory, SegmentCorrupt, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import REASONS, lib
 
@@ -31,6 +31,7 @@ class Sending(Protocol):
     _sample_every: int
     _sampled: int  # events that mode "sample" has refused so far
     _closed: bool
+    _interrupted: bool
     _sender: sm_sender
     _control: ControlSegment
 
@@ -120,6 +121,8 @@ class Call:
         lib.sm_wait_room(producer._sender, shard, producer._spin_ns, slice_ns)
         if producer._closed:
             raise NotRunning("this producer was closed by another thread")
+        if producer._interrupted:
+            raise Interrupted("interrupted while a lane was full")
         producer._still_handled(shard)
         return True
 

@@ -1,4 +1,4 @@
-"""How a process of ours starts, is told what to do, reports, and ends. There are two kinds; whoever starts one calls `launch`.
+"""How a process of ours starts, is told what to do, reports, and ends. There are three kinds; whoever starts one calls `launch`.
 
 standard input    one line of JSON, the orders; a supervisor's stays open as long as its parent wants the engine
 a pipe            lines of JSON, what the child reports; the orders say which descriptor it is
@@ -45,6 +45,7 @@ class Kind:
 
 KINDS = {
     "worker": Kind("shardmem.runtime.worker", lifeline=False),
+    "source": Kind("shardmem.sources.process", lifeline=False),
     "supervisor": Kind("shardmem.supervisor.embedded", lifeline=True),
 }
 
@@ -54,8 +55,6 @@ KINDS = {
 
 @dataclass(frozen=True)
 class _Orders:
-    handler: HandlerRef
-
     def to_json(self, reports: int) -> bytes:
         """One line. reports: the descriptor that the child writes its reports to."""
         return json.dumps({**asdict(self), "reports": reports}).encode() + b"\n"
@@ -67,7 +66,19 @@ class _Orders:
 
         members = json.loads(line)
         reports = members.pop("reports")
-        return cls(**{**members, "handler": HandlerRef(**members["handler"])}), reports
+        if "handler" in members:
+            members["handler"] = HandlerRef(**members["handler"])
+        return cls(**members), reports
+
+
+@dataclass(frozen=True)
+class SourceOrders(_Orders):
+    """source: the table [source]. settings: log_format, log_level. directory: where state, positions and status are kept."""
+
+    engine: str
+    source: dict[str, Any]
+    settings: dict[str, Any]
+    directory: str
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,7 @@ class WorkerOrders(_Orders):
     """settings: Config.worker_settings(). ended: how the last life of the shard ended, if it did not end in good order.
     forgiven: attempts of earlier lives do not count."""
 
+    handler: HandlerRef
     engine: str
     shard: int
     settings: dict[str, Any]
@@ -87,6 +99,7 @@ class SupervisorOrders(_Orders):
     """settings: the fields of Config that are neither handler nor schema. keep_unfinished: events that are not handled at the
     end stay in shared memory. tell_shards: report shards that are created and removed; somebody has to read it."""
 
+    handler: HandlerRef
     settings: dict[str, Any]
     schema: str
     keep_unfinished: bool
@@ -123,7 +136,9 @@ def python_command(kind: str) -> list[str]:
     ]
 
 
-def launch(kind: str, orders: WorkerOrders | SupervisorOrders) -> tuple[subprocess.Popen[bytes], ReportReader]:
+def launch(
+    kind: str, orders: WorkerOrders | SupervisorOrders | SourceOrders
+) -> tuple[subprocess.Popen[bytes], ReportReader]:
     """A child that has been given its orders, and what it reports. Raises OSError when there is no process to be had.
 
     By exec, never by fork: a fork of a process with threads or open handles inherits their locks.

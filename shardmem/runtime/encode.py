@@ -11,12 +11,9 @@ from shardmem.memory.native import ffi
 from shardmem.schema import KEY_BYTES, KEY_INT, KEY_NONE, KEY_STR
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-    from shardmem.memory.native import Integers, sm_columns, sm_cursor
+    from shardmem.memory.native import sm_cursor
 
 Key = int | str | bytes | None
-Columns = tuple[np.ndarray | None, bytes, np.ndarray]
 
 
 def plain_key(key: object) -> tuple[int, int, bytes]:
@@ -59,8 +56,8 @@ def is_encodable(text: str) -> bool:
 def plain_lists(
     keys: list[Any], payloads: list[Any], check: Callable[[int, int], None]
 ) -> tuple[list[Key], list[bytes]]:
-    """The same events as plain objects: int, str, bytes or None, and bytes. check: raises ValueError when a payload of so many
-    bytes with a key of so many is too large. Raises TypeError, ValueError for the first that is wrong."""
+    """The same events as plain objects: int, str, bytes or None, and bytes. check: raises ValueError when a payload of
+    so many bytes with a key of so many is too large. Raises TypeError, ValueError for the first that is wrong."""
     plain_keys: list[Key] = []
     plain_payloads: list[bytes] = []
     for i, (key, payload) in enumerate(zip(keys, payloads)):
@@ -81,52 +78,6 @@ def plain_lists(
         )
         plain_payloads.append(memory)
     return plain_keys, plain_payloads
-
-
-def columns_of(keys: np.ndarray | None, data: Buffer, offsets: np.ndarray) -> tuple[sm_columns, HeldColumns]:
-    """The columns as C takes them. Raises TypeError, ValueError; what the offsets say is checked by C."""
-    raw = np.asarray(offsets)
-    if raw.ndim != 1 or raw.dtype.kind not in "iu" or not len(raw):
-        raise TypeError("offsets must be an integer array of shape (n + 1,)")
-    wide = np.ascontiguousarray(raw, "u8")  # a negative one becomes a huge one, which is beyond the data
-    columns, memory = ffi.new("sm_columns *"), bytes_of(data)
-    held = [ffi.from_buffer("uint64_t[]", wide.data), ffi.from_buffer("uint8_t[]", memory)]
-    columns.offsets, columns.data = held
-    columns.n, columns.data_bytes = len(wide) - 1, len(memory)
-    if keys is not None:
-        keys = np.asarray(keys)
-        if keys.shape != (len(wide) - 1,):
-            raise ValueError(f"keys have shape {keys.shape}, offsets say {len(wide) - 1} events")
-        kind = keys.dtype.kind
-        if kind in "iu":
-            columns.key_kind, columns.key_unsigned = KEY_INT, kind == "u"
-            held.append(ffi.from_buffer("uint64_t[]", np.ascontiguousarray(keys, "i8" if kind == "i" else "u8").data))
-            columns.keys = held[2]
-        elif kind == "S":
-            key_offsets = np.concatenate([[0], np.cumsum(np.char.str_len(keys))]).astype("u8")
-            key_data = b"".join(keys.tolist())
-            columns.key_kind, columns.key_bytes = KEY_BYTES, len(key_data)
-            held += [ffi.from_buffer("uint64_t[]", key_offsets.data), ffi.from_buffer("uint8_t[]", key_data)]
-            columns.key_offsets, columns.key_data = held[2:]
-        else:
-            raise TypeError(f"keys have dtype {keys.dtype}; integers, bytes ('S'), or None")
-    return columns, HeldColumns(keys, memory, wide, held)
-
-
-class HeldColumns:
-    """The columns of a call: what C points into, for as long as the call may be repeated."""
-
-    def __init__(
-        self, keys: np.ndarray | None, data: bytes | memoryview, offsets: np.ndarray, held: list[Integers]
-    ) -> None:
-        self.keys, self.data, self.offsets, self.held = keys, data, offsets, held
-
-    def rest(self, events: np.ndarray) -> tuple[Columns, int]:
-        """((keys, data, offsets) of some of the events, how many)."""
-        memory, bounds = memoryview(self.data), self.offsets.tolist()
-        pieces = [memory[bounds[i] : bounds[i + 1]] for i in events.tolist()]
-        offsets = np.cumsum([0] + [len(piece) for piece in pieces]).astype("i8")
-        return (None if self.keys is None else self.keys[events], b"".join(pieces), offsets), len(events)
 
 
 def pending(cursor: sm_cursor) -> np.ndarray:

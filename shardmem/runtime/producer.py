@@ -16,19 +16,10 @@ from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import Pusher, ffi, lib
+from shardmem.memory.words import refused_by_reason
 from shardmem.runtime.call import DEFAULT, MODES, SLICE, Call, Mode
-from shardmem.runtime.encode import (
-    HeldColumns,
-    Key,
-    bytes_of,
-    columns_of,
-    is_encodable,
-    left_of,
-    pending,
-    plain_key,
-    plain_lists,
-    rest_of,
-)
+from shardmem.runtime.columns import EventColumns, Keys
+from shardmem.runtime.encode import Key, bytes_of, is_encodable, left_of, pending, plain_key, plain_lists, rest_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Unpack
@@ -50,6 +41,18 @@ class ProducerOptions(TypedDict, total=False):
     sample_every: int
     wait: float
 
+
+class Outcome(TypedDict):
+    """What became of the events of a producer."""
+
+    accepted: int
+    handled: int
+    quarantined: int
+    shed: int
+    refused: dict[str, int]  # by reason
+
+
+Marks = dict[int, tuple[int, int]]  # shard -> generation of its inbox, tail of this producer's lane in it
 
 _producers: weakref.WeakSet[Producer] = weakref.WeakSet()
 
@@ -115,6 +118,9 @@ class Producer:
         self.backpressure = self._chosen or control.backpressure
         self._timeout: float | None = 0.0 if self.backpressure == "fail" else None
         self._inboxes: dict[int, InboxSegment] = {}
+        self._interrupted = False
+        self._lanes: list[tuple[InboxSegment, tuple[int, ...]]] = []  # every lane of this seat, and its counts before
+        self._refused_before = refused_by_reason(control.view_seat(seat))
         self._fast = Pusher(int(ffi.cast("uintptr_t", sender)), self._push_slow)
         if not self.schema.is_records and self.backpressure in ("block", "fail"):
             # the same call without a Python frame: see csrc/fastcall.c
@@ -212,37 +218,48 @@ class Producer:
         return call.done(offered)
 
     def push_columns(
-        self, keys: np.ndarray | None, data: Buffer, offsets: np.ndarray, timeout: float | None = DEFAULT
+        self,
+        keys: np.ndarray | tuple[Buffer, np.ndarray] | Keys | None,
+        data: Buffer,
+        offsets: np.ndarray,
+        timeout: float | None = DEFAULT,
     ) -> int:
         """Events as columns, without a Python object for each; returns how many were accepted.
 
-        keys: integer array of shape (n,), bytes array ('S'), or None for no keys. data: one bytes-like.
-        offsets: integer array of shape (n + 1,); payload i is `data[offsets[i]:offsets[i + 1]]`.
+        keys: integer array of shape (n,), bytes array ('S'), `(data, offsets)` of keys of bytes, `Keys`, or None for no keys.
+        data: one bytes-like. offsets: integer array of shape (n + 1,), payload i is `data[offsets[i]:offsets[i + 1]]`; or of
+        shape (n, 2), a start and an end for each: then there may be bytes between them that are nobody's. So too of keys.
         Raises what `push` raises; `Backpressure.rest` is `(keys, data, offsets)` of what was not accepted.
         """
         self._usable(records=False)
-        columns, held = columns_of(keys, data, offsets)
-        offered, call = columns.n, None
+        given = EventColumns.of(keys, data, offsets)
         cursor = self._idle_cursors.pop() if self._idle_cursors else ffi.new("sm_cursor *")
         cursor.chunk = cursor.next = cursor.accepted = cursor.pending_count = 0
+        try:
+            return self._push_columns(given, timeout, cursor)
+        except ShardmemError as error:
+            raise _with_left(error, cursor, given.count)  # noqa: B904
+
+    def _push_columns(self, given: EventColumns, timeout: float | None, cursor: sm_cursor) -> int:
+        columns, offered, call = given.for_c(), given.count, None
         while True:
             status = lib.sm_push_columns(self._sender, columns, cursor)
             if status == lib.SM_OK:
                 self._idle_cursors.append(cursor)
                 return offered if call is None else call.done(offered)
             if status == lib.SM_TOO_LARGE:
-                raise ValueError(self._bad_columns(held, int(cursor.next)))
+                raise ValueError(self._bad_columns(given, int(cursor.next)))
             if call is None:
                 call = Call(self, timeout)
-            if call.mend(status, cursor.shard, lambda: held.rest(left_of(cursor, offered))):
+            if call.mend(status, cursor.shard, lambda: given.rest(left_of(cursor, offered))):
                 continue
             if not call.drops:
-                rest, _ = held.rest(left_of(cursor, offered))
+                rest, _ = given.rest(left_of(cursor, offered))
                 return call.give_up(offered, int(cursor.accepted), rest, cursor.shard)
             full = int(cursor.chunk) + pending(cursor)
             kept = call.sampled(len(full))
             call.dropped(len(full) - len(kept))
-            self.push_columns(*held.rest(full[kept])[0], None)
+            self.push_columns(*given.rest(full[kept])[0], None)
             cursor.pending_count = 0
 
     # ---- records engines --------------------------------------------------------------------------------------------------
@@ -255,8 +272,15 @@ class Producer:
         """
         self._usable(records=True)
         rows = self._rows(records)
+        cursor = ffi.new("sm_cursor *")
+        try:
+            return self._send(rows, timeout, cursor)
+        except ShardmemError as error:
+            raise _with_left(error, cursor, len(rows))  # noqa: B904
+
+    def _send(self, rows: np.ndarray, timeout: float | None, cursor: sm_cursor) -> int:
         pointer = ffi.cast("void *", rows.ctypes.data)
-        call, cursor = Call(self, timeout), ffi.new("sm_cursor *")
+        call = Call(self, timeout)
         while True:
             status = lib.sm_send(self._sender, pointer, len(rows), cursor)
             if status == lib.SM_OK:
@@ -271,6 +295,52 @@ class Producer:
             call.dropped(len(full) - len(kept))
             self.send(full[kept], timeout=None)
             cursor.pending_count = 0
+
+    # ---- how far it has come ------------------------------------------------------------------------------------------------
+
+    def position(self) -> Marks:
+        """Where the lanes end now: `handled` says later whether all that was pushed before has been handled."""
+        tail, head = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        return {
+            shard: (inbox.generation, tail[0])
+            for shard, inbox in list(self._inboxes.items())
+            if lib.sm_sender_position(self._sender, shard, tail, head) == lib.SM_OK
+        }
+
+    def handled(self, position: Marks) -> bool:
+        """Whether all that was pushed before `position` was taken has been handled, quarantined or shed."""
+        tail, head = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        for shard, (generation, target) in position.items():
+            inbox = self._inboxes.get(shard)
+            if inbox is None or inbox.generation != generation:
+                continue  # the shard ended since, which it does with empty lanes
+            if lib.sm_sender_position(self._sender, shard, tail, head) == lib.SM_OK and head[0] < target:
+                return False
+        return True
+
+    def outcome(self) -> Outcome:
+        """What became of the events that were pushed through this producer."""
+        lanes = [(inbox.counts(self.seat), before) for inbox, before in list(self._lanes)]
+        accepted, handled, quarantined, shed = (sum(now[i] - before[i] for now, before in lanes) for i in range(4))
+        refused = refused_by_reason(self._control.view_seat(self.seat))
+        new = {reason: count - self._refused_before.get(reason, 0) for reason, count in refused.items()}
+        return {
+            "accepted": accepted,
+            "handled": handled,
+            "quarantined": quarantined,
+            "shed": shed,
+            "refused": {reason: count for reason, count in new.items() if count},
+        }
+
+    @property
+    def largest(self) -> int:
+        """Bytes of key and payload of the largest event."""
+        return lib.sm_max_payload(self._sender, 0)
+
+    def interrupt(self) -> None:
+        """A call that waits for room raises Interrupted, and so does every later one that would wait. From a signal handler or
+        another thread."""
+        self._interrupted = True
 
     # ---- both ---------------------------------------------------------------------------------------------------------------
 
@@ -373,6 +443,7 @@ class Producer:
             inbox = self._control.open_inbox(shard, generation)
             try:
                 inbox.reserve_lane(self.seat)
+                before = inbox.counts(self.seat)
                 status = lib.sm_sender_link(self._sender, shard, generation, inbox.address)
             except BaseException:
                 inbox.close()
@@ -386,6 +457,7 @@ class Producer:
             if known is not None:
                 self._retired.append(known)  # a thread may still wait in it
             self._inboxes[shard] = inbox
+            self._lanes.append((inbox, before))
 
     def _still_handled(self, shard: int) -> None:
         """Raises when nobody will ever make room in this lane."""
@@ -424,11 +496,17 @@ class Producer:
             )
         return np.ascontiguousarray(records).reshape(-1)
 
-    def _bad_columns(self, held: HeldColumns, event: int) -> str:
-        first, last = held.offsets[event : event + 2].tolist()
-        if first <= last <= len(held.data):
-            return f"event {event}: {self._too_large(last - first, 0)}"
-        return f"offsets must rise from 0 to at most len(data) = {len(held.data)}; they do not at {event}"
+    def _bad_columns(self, columns: EventColumns, event: int) -> str:
+        first, last = columns.bounds(event)
+        if first <= last <= len(columns.data):
+            return f"event {event}: {self._too_large(last - first, columns.key_bytes(event))}"
+        return f"offsets must rise from 0 to at most len(data) = {len(columns.data)}; they do not at {event}"
+
+
+def _with_left(error: ShardmemError, cursor: sm_cursor, offered: int) -> ShardmemError:
+    """The error of a call, which says the numbers of the events that were not accepted."""
+    error.left = left_of(cursor, offered)
+    return error
 
 
 def _take_seat(control: ControlSegment) -> tuple[int, lease.Lease]:

@@ -85,6 +85,28 @@ class ProducerStatus(TypedDict):
     blocked_count: int
 
 
+class PartitionStatus(TypedDict):
+    offset: int
+    at: str  # what the source says besides: "line 7"
+
+
+class SourceStatus(TypedDict):
+    name: str
+    kind: str
+    pid: int
+    alive: bool
+    incarnation: int
+    state: str
+    error: str | None
+    seat: int | None
+    events: int
+    bytes: int
+    skipped: int
+    reasons: dict[str, int]
+    partitions: dict[str, PartitionStatus]
+    last_commit_age_s: float | None
+
+
 HandoffStatus = TypedDict(
     "HandoffStatus", {"slot": int, "from": int, "to": int, "phase": str, "age_s": float, "late": bool}
 )
@@ -176,6 +198,7 @@ class Status(TypedDict):
     supervisor: SupervisorStatus
     shards: list[ShardStatus]
     producers: list[ProducerStatus]
+    sources: list[SourceStatus]
     handoffs: list[HandoffStatus]
     moves: Moves
     cordoned: list[int]

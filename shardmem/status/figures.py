@@ -18,6 +18,7 @@ COUNTER, GAUGE, HISTOGRAM, STATE = "counter", "gauge", "histogram", "state"
 LABELS = {
     "shards": ("shard", "id"),
     "producers": ("seat", "seat"),
+    "sources": ("source", "name"),
     "handoffs": ("slot", "slot"),
     "hot_slots": ("slot", "slot"),
 }
@@ -52,6 +53,7 @@ HISTORY_KINDS = {
     "stopped": "info",
 }
 LEVELS = ("info", "warning", "error")
+SOURCE_STATES = ("starting", "running", "draining", "failed", "ended")
 
 
 @dataclass(frozen=True)
@@ -458,6 +460,39 @@ FIGURES = (
     ),
     Figure(
         "producers[].blocked_count", "waits", COUNTER, "producer", "times that it did", "shardmem_producer_waits_total"
+    ),
+    Figure("sources[].pid", "", STATE, "source", "its process"),
+    Figure("sources[].alive", "", GAUGE, "source", "1 while its process runs", "shardmem_source_up", truth=True),
+    Figure("sources[].incarnation", "lives", COUNTER, "source", "processes so far", "shardmem_source_lives_total"),
+    Figure("sources[].state", "", STATE, "source", "what it does", values=SOURCE_STATES),
+    Figure("sources[].seat", "", STATE, "source", "seat of its producer; null before it has one", null=True),
+    Figure(
+        "sources[].events",
+        "events",
+        COUNTER,
+        "source",
+        "events that its process has pushed",
+        "shardmem_source_events_total",
+    ),
+    Figure(
+        "sources[].bytes", "bytes", COUNTER, "source", "bytes that its process has read", "shardmem_source_bytes_total"
+    ),
+    Figure(
+        "sources[].skipped",
+        "records",
+        COUNTER,
+        "source",
+        "records that were no events",
+        "shardmem_source_skipped_total",
+    ),
+    Figure(
+        "sources[].last_commit_age_s",
+        "seconds",
+        GAUGE,
+        "source",
+        "since it last wrote down how far it has been handled; null: never",
+        "shardmem_source_last_commit_age_seconds",
+        null=True,
     ),
     Figure("handoffs[].slot", "slots", GAUGE, "supervisor", "slots in motion", "shardmem_handoffs", fold="count"),
     Figure("handoffs[].from", "", STATE, "supervisor", "shard that gives the slot"),

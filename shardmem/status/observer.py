@@ -33,6 +33,7 @@ from shardmem.status.document import (
 )
 from shardmem.status.findings import Lately, findings
 from shardmem.status.reading import Counts, Histograms, Reading, ShardReading, fullest, quantile_rows, quantile_us
+from shardmem.status.sources import sources_of
 
 RATES_OVER = 0.2  # seconds at least, if a reading is that old: shorter intervals would show noise
 LATELY = 10.0  # seconds over which refusals are news
@@ -93,6 +94,7 @@ class Observer:
             "supervisor": self._supervisor(alive),
             "shards": shards,
             "producers": producers,
+            "sources": sources_of(control.state_dir, control.engine),
             "handoffs": self.handoffs(),
             "moves": board["moves"],
             "cordoned": board["cordoned"],

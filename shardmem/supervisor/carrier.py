@@ -53,7 +53,7 @@ class HandoffWords(Protocol):
     def view(self, slot: int) -> MoveWords: ...
     def moving(self) -> list[int]: ...
     def owners(self) -> np.ndarray: ...
-    def marks(self) -> np.ndarray: ...
+    def marks(self) -> Sequence[int]: ...
     def seat_alive(self, seat: int) -> bool: ...
     def is_stateful(self) -> bool: ...
     def wake(self, shard: int) -> None: ...
@@ -65,7 +65,7 @@ class Marks:
     def __init__(self, words: HandoffWords) -> None:
         self._words = words
         self._before = words.marks()
-        self._odd = np.flatnonzero(self._before & 1).tolist()
+        self._odd = [seat for seat, mark in enumerate(self._before) if mark & 1]
 
     def inside(self) -> list[int]:
         """Seats of those that are not over, and whose process lives."""
@@ -153,10 +153,10 @@ class Carrier:
     def stopped_seats(self, now: float) -> list[int]:
         """Producers that have been inside one push for so long that no handoff would get past its first phase."""
         marks = self._words.marks()
-        odd = np.flatnonzero(marks & 1).tolist()
+        odd = [seat for seat, mark in enumerate(marks) if mark & 1]
         seen = {seat: self._pushing.get(seat, (-1, now)) for seat in odd}
         self._pushing = {
-            seat: (int(marks[seat]), since if mark == marks[seat] else now) for seat, (mark, since) in seen.items()
+            seat: (marks[seat], since if mark == marks[seat] else now) for seat, (mark, since) in seen.items()
         }
         return [
             seat

@@ -275,9 +275,7 @@ class Commands:
         async def reloaded() -> dict[str, Any]:
             return {**await self._replacements.reload(), **change.summary(), "late": []}
 
-        return await self._finish(
-            "reload", reloaded(), wanted, [], so_far=lambda: {"reloaded": [], "not_applied": []}
-        )
+        return await self._finish("reload", reloaded(), wanted, [], so_far=lambda: {"reloaded": [], "not_applied": []})
 
     async def quarantine_replay(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"ids": [...]} or {"all": true}, "timeout": seconds: pushed again, as far as there is room in time. One after the other:

@@ -1,4 +1,4 @@
-"""What the supervisor measures: one sample per active shard, and the rate of each slot. Reads shared memory, changes nothing."""
+"""What the supervisor measures: one sample per active shard, and the load of each slot. Reads shared memory, changes nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shardmem.policy import ShardSample
 from shardmem.status.observer import Observer
 from shardmem.status.reading import floor_ns, fullest
 
-SLOT_MEMORY = 10.0  # seconds: a slot's rate forgets half of the past in about seven
+SLOT_MEMORY = 10.0  # seconds: a slot's load forgets half of the past in about seven
 
 
 class Sampler:
@@ -21,9 +21,9 @@ class Sampler:
         self._observer, self._control = observer, observer.control
         self._last: dict[int, tuple[float, int, int, np.ndarray]] = {}
         self._seats: tuple[int, int] = (0, 0)
-        self._rows: np.ndarray | None = None
-        self._at = 0.0
-        self.rates = np.zeros(self._control.slots)
+        self._slots: tuple[float, np.ndarray] | None = None
+        self._decayed, self._covered = np.zeros(self._control.slots), 0.0
+        self.rates = np.zeros(self._control.slots)  # for each slot the share of a worker's time that its events take
         self.quarantine: dict[
             int, tuple[int, list[int]]
         ] = {}  # shard -> events in quarantine, seats whose lanes are broken
@@ -69,12 +69,18 @@ class Sampler:
         return float(max(0, now[0] - last[0]) / 1e9 / max(1, now[1] - last[1]))
 
     def _sample_slots(self, now: float) -> None:
-        """Exponentially decaying rates: what a slot did long ago says little about what it will do."""
-        rows = self._control.rows_by_slot()
-        if self._rows is not None and now > self._at:
-            keep = math.exp(-(now - self._at) / SLOT_MEMORY)
-            self.rates = self.rates * keep + (rows - self._rows).astype("f8") / (now - self._at) * (1 - keep)
-        self._rows, self._at = rows, now
+        """Exponentially decaying averages: what a slot took long ago says little about what it will take. They are of the time
+        that they cover, so that in the first seconds they are rough and not low."""
+        busy_ns = self._control.busy_by_slot().view("i8")
+        last, self._slots = self._slots, (now, busy_ns)
+        if last is None or now <= last[0]:
+            return
+        elapsed = now - last[0]
+        keep = math.exp(-elapsed / SLOT_MEMORY)
+        shares = (busy_ns - last[1]).clip(min=0) / 1e9 / elapsed
+        self._decayed = self._decayed * keep + shares * (1 - keep)
+        self._covered = self._covered * keep + 1 - keep
+        self.rates = self._decayed / self._covered
 
     def forget(self, shard: int) -> None:
         self._last.pop(shard, None)

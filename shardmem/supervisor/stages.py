@@ -20,6 +20,7 @@ from shardmem.supervisor.control_loop import ControlLoop
 from shardmem.supervisor.fleet import REROUTE_POLL, Fleet
 from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
+from shardmem.supervisor.sources import Sources
 from shardmem.supervisor.takeover import Takeover
 
 STOP_GRACE = 5.0
@@ -46,6 +47,7 @@ class Stages:
         self._fleet, self._takeover, self._life, self._commands = fleet, takeover, life, commands
         self._loop, self._background, self._api, self._notify = loop, background, api, notify
         self._on_ready = on_ready
+        self._sources = Sources(fleet.config)
 
     async def work(self) -> None:
         """Of the stage that the engine is in; returns when that is over."""
@@ -100,6 +102,7 @@ class Stages:
         self._note_start(adopted)
         self._loop.announce()
         self._notify.ready()
+        self._sources.start()
         self._on_ready(fleet.observer.status())
         if not takeover.running:
             fleet.planner.mapper.announce()
@@ -124,6 +127,7 @@ class Stages:
         await self._loop.run()
         await self._background.finish(STOP_GRACE)  # a handoff runs forward; it does not take long
         self._notify.stopping()
+        self._sources.stop(self._life.is_stopping_now)
 
     # ---- ending -----------------------------------------------------------------------------------------------------
 
@@ -168,6 +172,7 @@ class Stages:
     async def _stop_workers(self) -> None:
         """Told to end after the batch in hand, and given the time that takes; killed after a grace if stopping now."""
         fleet = self._fleet
+        await self._sources.ended(STOP_GRACE)
         await self._api.stop()
         if self._life.is_stopping_now:
             fleet.control.set_state("stopped")

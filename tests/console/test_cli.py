@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import uuid
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +17,7 @@ from click.testing import CliRunner
 import shardmem
 from shardmem.console.answers import answer
 from shardmem.console.cli import main
-from shardmem.console.ingest import Ingest
 from shardmem.memory.segment import listed
-from shardmem.schema import Schema
 
 APP = """
 import os, numpy as np
@@ -141,128 +138,6 @@ def test_an_engine_from_a_toml_file(shell):
         assert 3 == len(json.loads(shell("status", shell.name, "--json").stdout)["shards"])
     shell("stop", shell.name)
     assert ["(b'ABCD', 1.5, 3)", "(b'EF', 2.5, 4)"] == sorted(shell.lines())
-
-
-@pytest.mark.parametrize(
-    "form, arguments, given, expected",
-    [
-        ("lines", [], "one\ntwo\n", ["None b'one'", "None b'two'"]),
-        ("lines", ["--key", "2"], "a b\nc d e\n", ["'b' b'a b'", "'d' b'c d e'"]),
-        (
-            "csv",
-            ["--key", "who"],
-            'who,what\nx,1\n"y ""z""","a\nb"\n',
-            ["'x' b'x,1'", '\'y "z"\' b\'"y ""z""","a\\nb"\''],
-        ),
-        (
-            "jsonl",
-            ["--key", "k"],
-            '{"k": 5}\n\n{"k": "five", "n": [1]}\n',
-            ["5 b'{\"k\": 5}'", '\'five\' b\'{"k": "five", "n": [1]}\''],
-        ),
-    ],
-)
-def test_ingest_from_standard_input(shell, form, arguments, given, expected):
-    shell.daemon("app:handle")
-    done = shell("ingest", "--engine", shell.name, "--format", form, *arguments, "--json", given=given)
-    assert len(expected) == json.loads(done.stdout)["events"]
-    shell("stop", shell.name)
-    assert sorted(expected) == sorted(shell.lines())
-
-
-def test_ingest_of_files_into_a_records_engine_takes_fields_by_name(shell):
-    (shell.directory / "a.csv").write_text("size,junk,symbol,price\n7,x,ABC,1.25\n8,y,DEF,NA\n")
-    (shell.directory / "b.jsonl").write_text('{"symbol": "GH", "price": 2, "size": 9, "more": null}\n')
-    shell.daemon("app:ticks", "--dtype", "app:TICK", "--key", "symbol")
-    shell("ingest", "--engine", shell.name, "--format", "csv", "a.csv")
-    shell("ingest", "--engine", shell.name, "--format", "jsonl", "b.jsonl")
-    shell("stop", shell.name)
-    assert ["(b'ABC', 1.25, 7)", "(b'DEF', nan, 8)", "(b'GH', 2.0, 9)"] == sorted(shell.lines())
-
-
-@pytest.mark.parametrize(
-    "line, part",
-    [
-        ("AB,x,3", "line 3: field price: 'x'"),
-        ("AB,1.0,2.5", "line 3: field size: '2.5'"),
-        ("TOOLONG,1.0,2", "line 3: field symbol: 'TOOLONG' is no |S4 (7 bytes, the field holds 4)"),
-        ("AB,1.0,99999999999", "line 3: field size"),
-        ("AB,1.0", "line 3: has 2 fields, the header 3"),
-    ],
-)
-def test_a_bad_record_stops_ingest_with_file_line_field_and_value_or_is_skipped_and_counted(shell, line, part):
-    (shell.directory / "bad.csv").write_text(f"symbol,price,size\nOK,1.0,2\n{line}\nOK,3.0,4\n")
-    shell.daemon("app:ticks", "--dtype", "app:TICK", "--key", "symbol")
-
-    refused = shell("ingest", "--engine", shell.name, "--format", "csv", "bad.csv", code=1)
-    skipped = json.loads(
-        shell("ingest", "--engine", shell.name, "--format", "csv", "--skip-bad", "--json", "bad.csv").stdout
-    )
-
-    assert "bad.csv, " + part in refused.stderr and "--skip-bad" in refused.stderr
-    assert (2, 1) == (skipped["events"], skipped["skipped"])
-    shell("stop", shell.name)
-
-
-@pytest.mark.parametrize(
-    "target, lines",
-    [
-        (["app:handle"], ["line\n"] * 4096),
-        (["app:ticks", "--dtype", "app:TICK", "--key", "symbol"], ["symbol,price,size\n", *["AB,1,2\n"] * 4096]),
-    ],
-    ids=["events", "records"],
-)
-def test_ingest_that_is_cut_off_by_a_stop_says_how_much_was_accepted_and_where_to_go_on(shell, target, lines):
-    daemon = shell.daemon(*target, "--shards", "1")
-    form = "lines" if len(target) == 1 else "csv"
-    with subprocess.Popen(
-        [sys.executable, "-m", "shardmem", "ingest", "--engine", shell.name, "--format", form, "--json"],
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as ingest:
-        ingest.stdin.write("".join(lines))
-        ingest.stdin.flush()
-        with shardmem.Client(shell.name) as client:
-            deadline = time.monotonic() + 20
-            while 4096 != client.status()["accounting"]["accepted"]:
-                assert time.monotonic() < deadline, "a block was not pushed"
-        shell("stop", shell.name)
-        assert 0 == daemon.wait(20)
-        out, error = ingest.communicate(lines[-1] * 3, timeout=20)
-    last = json.loads(out)
-    assert (1, 4096) == (ingest.returncode, last["events"]) and "accepts nothing any more" in last["error"], error
-    assert f"the first that was not is at standard input, line {len(lines) + 1}" == last["next"]
-    assert "4,096 events accepted; the first that was not" in error
-
-
-def test_ingest_names_the_lines_among_which_some_were_not_accepted():
-    work = Ingest(SimpleNamespace(schema=Schema()), "lines", key=None, delimiter=None, skip_bad=False)
-    work._name = "a.txt"
-    work._cut_off([(number, b"", b"") for number in range(11, 15)], 2, False)
-    assert (2, "of a.txt, lines 11 to 14, 2 events were not, and not only the last") == (work.events, work.next)
-
-
-def test_ingest_looks_whether_all_files_are_there_before_it_pushes_any_and_guesses_at_a_wrong_delimiter(shell):
-    (shell.directory / "there.csv").write_text("user;page\nann;/\n")
-    shell.daemon("app:handle", "--shards", "1")
-
-    ingest = ["ingest", "--engine", shell.name, "--format", "csv", "--key", "user"]
-    missing = shell(*ingest, "there.csv", "missing.csv", code=2)
-    wrong = shell(*ingest, "there.csv", code=2)
-    right = shell(*ingest, "--delimiter", ";", "there.csv")
-
-    assert "cannot read missing.csv: No such file or directory; nothing was pushed" in missing.stderr
-    assert (
-        "Traceback" not in missing.stderr
-        and "no column user; its columns are user;page; is another --delimiter meant?" in wrong.stderr
-    )
-    assert (
-        right.stdout.startswith("1 event in ")
-        and 1 == json.loads(shell("status", shell.name, "--json").stdout)["accounting"]["offered"]
-    )
-    shell("stop", shell.name)
 
 
 @pytest.mark.parametrize(

@@ -221,11 +221,11 @@ static void look(void)
         sm_view_move(e.control, slots[i], &move);
     for (uint32_t i = 0; i < SM_BOARDS; i++)
         CHECK(sm_view_board(e.control, i, text) <= SM_BOARD_BYTES, "board %u is longer than itself", i);
-    sm_view_rows(e.control, &e.g, rows);
+    sm_view_busy(e.control, &e.g, busy);
     sm_view_slots(e.control, &e.g, slots, epochs);
     free(slots);
     free(epochs);
-    free(rows);
+    free(busy);
     free(text);
 }
 

@@ -47,10 +47,13 @@ def compiler() -> list[str]:
     )
 
 
-def build(program: str, sanitizer: str, directory: Path) -> Path:
+def build(program: str, sanitizer: str, directory: Path, instead: Path | None = None) -> Path:
+    """instead: a source that takes the place of the one of its name."""
     built = directory / program
     # fastcall.c needs an interpreter around it; all else is what is shipped
     sources = [path for path in sorted(SOURCES.glob("*.c")) if path.name != "fastcall.c"]
+    if instead:
+        sources = [instead if path.name == instead.name else path for path in sources]
     command = [
         *compiler(),
         *FLAGS,
@@ -94,5 +97,32 @@ def test_the_program_keeps_its_claims_and_the_sanitizer_has_nothing_to_report(pr
         pytest.fail(f"{program} under {sanitizer} ended with {status}:\n{output}", pytrace=False)
 
 
+# What is wrong in load.c, and by which words: each has to be found by the program of that name.
+LOAD_FAULTS = {
+    "time is split by rows": ("return !word ? l->mean : cost < MOST ? cost : MOST;", "return l->mean;"),
+    "differences of batches are not looked at": ("if (l->before.count)", "if (0)"),
+    "a newcomer is not known": (
+        "double cost = cost_of(r, slot), most",
+        "l->doubt[slot] > 0 ? (void)0 : set_cost(r, slot, l->mean); double cost = cost_of(r, slot), most",
+    ),
+    "a sample stands for itself only": ("measure(r, took_ns, ns, whole);", "measure(r, took_ns, took_ns, whole);"),
+    "a sample stands for all since the last one": ("part < 1 ? (uint64_t)", "0 ? (uint64_t)"),
+    "samples are taken in turn": ("double most = 2 * mean - 1;", "return ((uint32_t)mean + 2) & ~1u; double most = 0;"),
+}
+
+
+@pytest.mark.parametrize("fault", LOAD_FAULTS)
+def test_a_planted_fault_of_the_load_of_slots_is_caught(fault, tmp_path):
+    right, wrong = LOAD_FAULTS[fault]
+    source = (SOURCES / "load.c").read_text()
+    assert source.count(right) == 1
+    planted = tmp_path / "load.c"
+    planted.write_text(source.replace(right, wrong))
+    status, output = run([str(build("load", "undefined", tmp_path, planted))])
+    assert status == 1 and "load.c" in output and "not so" in output, output
+
+
 def test_there_are_programs_to_run():
-    assert {"copies", "crash", "events", "fuzz", "hostile", "outcomes", "stream", "threads", "wakeups"} <= set(PROGRAMS)
+    assert {"copies", "crash", "events", "fuzz", "hostile", "load", "outcomes", "stream", "threads", "wakeups"} <= set(
+        PROGRAMS
+    )

@@ -90,8 +90,8 @@ class ArrayWords:
     def owners(self) -> np.ndarray:
         return self.slot_words.copy()
 
-    def marks(self) -> np.ndarray:
-        return self.send_marks.copy()
+    def marks(self) -> list[int]:
+        return self.send_marks.tolist()
 
     def seat_alive(self, seat: int) -> bool:
         return bool(self.seats_alive[seat])

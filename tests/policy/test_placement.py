@@ -253,7 +253,7 @@ def test_slots_without_traffic_stay_with_the_hot_one():
 
 def test_a_trickle_on_one_key_does_not_clear_its_shard():
     rates = [0.0] * 64
-    rates[0] = 2.0  # events per second; 10 us each
+    rates[0] = 2e-5  # two events per second; 10 us each
     view = View.of(first_table(64, range(4)), range(4), rates=rates, busy={0: 2e-5, 1: 0.0, 2: 0.0, 3: 0.0})
     assert [] == LeastLoad().rebalance(view) and [] == LeastLoad().hot_slots(view)
 

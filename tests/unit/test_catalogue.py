@@ -66,11 +66,36 @@ def document(loopback) -> dict[str, Any]:
     observer.close()
     found["shards"][0]["broken_lanes"] = [0]
     found["accounting"]["shed"] = {"oldest": 3}
+    found["sources"] = [
+        {
+            "name": "file",
+            "kind": "file",
+            "pid": 7,
+            "alive": True,
+            "incarnation": 2,
+            "state": "running",
+            "error": None,
+            "seat": 0,
+            "events": 5,
+            "bytes": 90,
+            "skipped": 1,
+            "reasons": {"not JSON": 1},
+            "partitions": {"a.log": {"offset": 90, "at": "line 7"}},
+            "last_commit_age_s": 0.5,
+        }
+    ]
     return found
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if path in ("engine.schema", "decisions[].advice", "findings[].order", "events"):
+    if path in (
+        "engine.schema",
+        "sources[].reasons",
+        "sources[].partitions",
+        "decisions[].advice",
+        "findings[].order",
+        "events",
+    ):
         return
     if isinstance(node, dict):
         for key, value in node.items():

@@ -14,6 +14,7 @@ FLOORS = [
     ("runtime",),
     ("status",),
     ("client",),
+    ("sources",),
     ("http", "host"),
     ("supervisor",),
     ("console",),

@@ -18,7 +18,11 @@ def complain(text: str, hint: str | None = None) -> None:
     """On standard error, in colour where that is a terminal."""
     click.echo(f"{click.style('error', fg='red', bold=True)}: {text}", err=True)
     if hint:
-        click.echo(f"{click.style('hint', fg='cyan', bold=True)}: {hint}", err=True)
+        advise(hint)
+
+
+def advise(hint: str) -> None:
+    click.echo(f"{click.style('hint', fg='cyan', bold=True)}: {hint}", err=True)
 
 
 as_json = click.option(

@@ -3,82 +3,165 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from typing import Any
 
 import click
 
-from shardmem.console.cli.common import as_json
-from shardmem.errors import ConfigError, ShardmemError
-from shardmem.runtime.child import ExitCode
-from shardmem.settings import some
+from shardmem.console.cli.common import advise, as_json, complain
+
+FORMATS = ("lines", "csv", "tsv", "jsonl", "logfmt", "syslog", "combined")
 
 
-@click.command(short_help="Push lines, CSV or JSON lines into a running engine.")
-@click.argument("files", nargs=-1, type=click.Path(dir_okay=False, allow_dash=True))
+class MaxBad(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    name = "N|P%"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int | None, float | None]:
+        if match := re.fullmatch(r"(\d+)", value):
+            return int(match[1]), None
+        if (match := re.fullmatch(r"(\d+(?:\.\d+)?)%", value)) and float(match[1]) <= 100:
+            return None, float(match[1]) / 100
+        return self.fail(f"{value!r} is neither a number nor a percentage")
+
+
+@click.command(short_help="Push files and streams into a running engine.")
+@click.argument("files", nargs=-1)
 @click.option("--engine", help="Name of the engine; default: SHARDMEM_NAME, or the only one here.")
-@click.option("--format", "form", type=click.Choice(["lines", "csv", "jsonl"]), default="lines", show_default=True)
-@click.option("--key", help="Field that is the key: a column of CSV, a member of JSON; of lines a field number from 1.")
-@click.option("--delimiter", help="Between fields; default ',' for csv, white space for lines.")
-@click.option("--skip-bad", is_flag=True, help="Leave out records that cannot be read, and count them.")
-@click.option("--wait/--no-wait", default=True, help="Return when everything has been handled (default), or pushed.")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="lines", show_default=True)
+@click.option("--key", help="Field of the key: column, member (a.b: nested), field number from 1; several: a,b.")
+@click.option(
+    "--key-type", type=click.Choice(["auto", "str", "int"]), default="auto", help="auto: numbers of JSON are int."
+)
+@click.option("--key-from-name", is_flag=True, help="The key is the name of the file.")
+@click.option("--delimiter", help="Between fields; default ',' for csv, white space for lines. Escapes: \\t, \\x1f.")
+@click.option("--quote", help="Around fields of csv; default '\"'. none: quotes are ordinary bytes.")
+@click.option("--no-header", is_flag=True, help="The first record of csv is an event; columns have numbers.")
+@click.option("--columns", help="Names of the columns of csv without a header: a,b,c.")
+@click.option("--comment", help="Leave out lines that begin with this byte.")
+@click.option("--skip-lines", type=click.IntRange(0), default=0, help="Leave out the first lines of each file.")
+@click.option("--encoding", help="Of the files; default: UTF-8 or bytes, UTF-16 and UTF-32 by their mark.")
+@click.option("--skip-bad", is_flag=True, help="Leave out records that are no events, and count them.")
+@click.option("--max-bad", type=MaxBad(), help="So many bad records, refused and quarantined events are no failure.")
+@click.option("--dead-letter", metavar="FILE", help="Append bad records to FILE, with place and reason.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N events.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="N", help="At most N events a second.")
+@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Fail when a lane is full for longer.")
+@click.option(
+    "--backpressure",
+    type=click.Choice(["block", "fail", "drop_newest", "drop_oldest", "sample"]),
+    default="block",
+    show_default=True,
+    help="What to do about a full lane, whatever the engine says.",
+)
+@click.option(
+    "--follow", is_flag=True, help="Go on as files grow, are rotated or truncated; find new ones of a pattern."
+)
+@click.option("--from-end", is_flag=True, help="With --follow: what is in the files already is left out.")
+@click.option("--from", "start", type=click.IntRange(0), metavar="BYTE", help="Begin there in the first file.")
+@click.option("--resume", is_flag=True, help="Keep positions beside the engine's state, and go on from them.")
+@click.option("--positions", metavar="FILE", help="As --resume, with the positions in FILE.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=1, help="Read so many files at the same time.")
+@click.option("--dry-run", is_flag=True, help="Show the first events, and push nothing.")
+@click.option("--wait/--no-wait", default=True, help="Return when everything is handled (default), or only pushed.")
 @as_json
-def ingest(
-    files: tuple[str, ...],
-    engine: str | None,
-    form: str,
-    key: str | None,
-    delimiter: str | None,
-    skip_bad: bool,
-    wait: bool,
-    as_json: bool,
-) -> None:
-    """Push records of FILES (default, or '-': standard input) into a running engine.
+def ingest(**given: Any) -> None:
+    """Push the records of FILES (default, or '-': standard input) into a running engine.
 
-    An events engine gets each record's own bytes as payload; a records engine gets the fields of its dtype by name.
+    FILES are files, pipes, directories and patterns; gzip and zstd are read as what is in them. An events engine gets
+    each record's own bytes as payload; a records engine gets the fields of its dtype by name. A record that is no event
+    stops the run, and is named with file, line, field and reason.
+
+    \b
+    Exit code 0: everything arrived. 1: a record was bad, an event was refused or quarantined (see --max-bad), or the
+    run was cut off; then it says where to go on.
     """
-    from shardmem.client.client import only_engine
-    from shardmem.console.ingest import BadRecord, Ingest, size_of
+    from shardmem.console.ingest import Ingest, total_of
     from shardmem.console.progress import Meter
-    from shardmem.runtime.producer import connect
 
-    with connect(engine or only_engine()) as producer:
-        work = Ingest(producer, form, key=key, delimiter=delimiter, skip_bad=skip_bad)
-        cut_off: Exception | None = None
-        with Meter(size_of(files), quiet=as_json) as meter:
-            try:
-                for name in files or ("-",):
-                    work.file(name, meter)
-                meter.finish()
-                if wait:
-                    producer.flush()
-            except (ConfigError, BadRecord):
-                raise
-            except (ShardmemError, TimeoutError) as error:
-                cut_off = error
-        summary: dict[str, Any] = {
-            "engine": producer.engine,
-            "events": work.events,
-            "skipped": work.skipped,
-            "bytes": meter.bytes,
-            "seconds": round(meter.seconds, 3),
-            "rate": round(work.events / max(meter.seconds, 1e-9)),
-        }
-    if cut_off is not None:
-        if as_json:
-            click.echo(json.dumps({**summary, "error": str(cut_off), "next": work.next}))
-        click.echo(
-            f"shardmem: {cut_off}. {some(work.events, 'event')} accepted{f'; {work.next}' if work.next else ''}",
-            err=True,
-        )
-        sys.exit(ExitCode.FAILED)
-    if as_json:
+    wish = _wish(given)
+    engine = given["engine"] or os.environ.get("SHARDMEM_NAME") or _only_engine()
+    if given["resume"] and wish.positions is None:
+        wish.positions = _positions_of(engine)
+    if given["dry_run"]:
+        from shardmem.console.dry_run import dry_run
+
+        dry_run(engine, wish, given["as_json"])
+        return
+    with Meter(total_of(wish.names, wish.follow), quiet=given["as_json"]) as meter:
+        work = Ingest(engine, wish, meter)
+        work.run()
+        meter.finish()
+        summary = work.summary()
+    if given["as_json"]:
         click.echo(json.dumps(summary))
-    else:
-        from shardmem.console.render import count
+    elif work.error is None:
+        click.echo(work.line())
+    if work.error is not None or work.interrupted is not None:
+        text, hints = work.trouble()
+        if text:
+            complain(text)
+        for hint in hints:
+            advise(hint)
+    if work.code:
+        sys.exit(work.code)
 
-        click.echo(
-            f"{some(work.events, 'event')} in {meter.seconds:.2f} s ({count(summary['rate'])}/s)"
-            + (f", {some(work.skipped, 'record')} skipped" if work.skipped else "")
-            + (", all handled" if wait else "")
-        )
+
+def _only_engine() -> str:
+    from shardmem.client.client import only_engine
+
+    return only_engine()
+
+
+def _wish(given: dict[str, Any]) -> Any:
+    """What is asked for. Raises ConfigError."""
+    from shardmem.console.ingest import Wish
+    from shardmem.errors import ConfigError
+    from shardmem.sources.files.options import FileOptions
+    from shardmem.sources.runner import Limits
+
+    names = ("key", "key_type", "key_from_name", "delimiter", "quote", "columns", "comment", "skip_lines", "encoding")
+    options = FileOptions.of(
+        format=given["form"],
+        header=not (given["no_header"] or given["columns"]),
+        **{name: given[name] for name in names},
+    )
+    if given["from_end"] and not given["follow"]:
+        raise ConfigError("--from-end is for --follow")
+    if given["start"] and given["jobs"] > 1:
+        raise ConfigError("--from is for one file; leave --jobs out")
+    most, share = given["max_bad"] or (0, None)
+    skips = given["skip_bad"] or given["dead_letter"] is not None
+    limits = Limits(
+        max_bad=None if skips and given["max_bad"] is None else most,
+        max_bad_share=share,
+        events=given["limit"],
+        rate=given["rate"],
+    )
+    return Wish(
+        given["files"],
+        options,
+        limits,
+        allowed=(most, share),
+        follow=given["follow"],
+        from_end=given["from_end"],
+        start=given["start"],
+        positions=given["positions"],
+        jobs=given["jobs"],
+        dead_letter=given["dead_letter"],
+        backpressure=given["backpressure"],
+        timeout=given["timeout"],
+        wait=given["wait"],
+    )
+
+
+def _positions_of(engine: str) -> str:
+    """Beside the state of the engine."""
+    from shardmem.memory.engine_segment import ControlSegment
+
+    control = ControlSegment.attach(engine)
+    try:
+        return os.path.join(control.state_dir, f"{engine}.positions")
+    finally:
+        control.close()

@@ -1,0 +1,284 @@
+"""Where bytes come from: files, pipes and standard input; compressed (by their first bytes) or in another encoding."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import os
+import select
+import stat
+import sys
+import zlib
+from typing import Any, Protocol
+
+from shardmem.errors import ConfigError
+from shardmem.sources.contract import SourceError
+
+STDIN = "-"
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+CHUNK = 1 << 18  # read at once where what is read has to be decoded
+PIECE = 1 << 10  # decoded at once
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+_MAGIC = (GZIP, ZSTD, *(mark for mark, _ in _MARKS))
+
+
+class Decoder(Protocol):
+    def decode(self, data: bytes, final: bool) -> bytes: ...
+
+
+class _Gzip:
+    """Members one after another, as `cat a.gz b.gz` makes them."""
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(31)
+        self._begun = False
+
+    def decode(self, data: bytes, final: bool) -> bytes:
+        parts = []
+        while data:
+            if self._member.eof:
+                data = data.lstrip(b"\0") if not self._begun else data
+                if not data:
+                    break
+                self._member, self._begun = zlib.decompressobj(31), False
+            parts.append(self._member.decompress(data))
+            self._begun = True
+            data = self._member.unused_data
+            if self._member.eof:
+                self._begun = False
+        if final and not self._member.eof:
+            raise ValueError("the compressed data ends too early")
+        return b"".join(parts)
+
+
+class _Zstd:
+    _new: Any
+
+    def __init__(self) -> None:
+        try:
+            if sys.version_info >= (3, 14):
+                from compression.zstd import ZstdDecompressor
+
+                self._new = ZstdDecompressor
+            else:
+                from zstandard import ZstdDecompressor
+
+                self._new = lambda: ZstdDecompressor().decompressobj()
+        except ImportError:
+            raise ConfigError(
+                "it is compressed with zstd, which needs the package zstandard: pip install 'shardmem[zstd]'"
+            ) from None
+        self._frame = self._new()
+
+    def decode(self, data: bytes, final: bool) -> bytes:
+        parts = []
+        while data:
+            if self._frame.eof:
+                self._frame = self._new()
+            parts.append(self._frame.decompress(data))
+            data = self._frame.unused_data if self._frame.eof else b""
+        if final and not self._frame.eof:
+            raise ValueError("the compressed data ends too early")
+        return b"".join(parts)
+
+
+class _Text:
+    """To UTF-8."""
+
+    def __init__(self, encoding: str) -> None:
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+
+    def decode(self, data: bytes, final: bool) -> bytes:
+        return self._decoder.decode(data, final).encode()
+
+
+class Input:
+    """The bytes of one file from its beginning, without a byte order mark. `stat` is of the file that is open."""
+
+    def __init__(self, name: str, encoding: str | None = None, *, follow: bool = False) -> None:
+        """Raises SourceError."""
+        self.name = "standard input" if name == STDIN else name
+        self.path = None if name == STDIN else name
+        self._encoding = encoding
+        self._decoders: list[Decoder] = []
+        self._pending, self._raw = b"", memoryview(b"")  # given next; not decoded yet
+        self.ended = self._sniffed = False
+        if name == STDIN:
+            if sys.stdin is None:
+                raise SourceError("standard input is closed; name files, or give it something to read")
+            self.fd = os.dup(0)
+        else:
+            try:
+                self.fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except OSError as error:
+                raise SourceError(f"cannot read {name}: {error.strerror}") from None
+        self.stat = os.fstat(self.fd)
+        self.is_file = stat.S_ISREG(self.stat.st_mode)
+        self._wait = select.poll()
+        self._wait.register(self.fd, select.POLLIN | select.POLLHUP | select.POLLERR)
+        self.follows = follow
+        self._head = b""
+        self.at = 0  # bytes that were given
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a place in what it gives is a place in the file."""
+        return not self._decoders
+
+    def read_into(self, room: memoryview, timeout: float) -> int | None:
+        """How many bytes; 0 at the end (of a file that is followed: so far); None when nothing came in time. Raises
+        SourceError."""
+        if not self._sniffed and not self._sniff(timeout):
+            return None
+        if self._pending:
+            given = min(len(room), len(self._pending))
+            room[:given], self._pending = self._pending[:given], self._pending[given:]
+            self.at += given
+            return given
+        if not self._decoders:
+            size = self._read(room, timeout)
+            self.at += size or 0
+            return size
+        while True:
+            size = 1 if self._raw else self._fill(timeout)
+            if size is None or (size == 0 and self.follows):
+                return size
+            self._pending = self._decoded(not size)
+            if self._pending:
+                return self.read_into(room, 0)
+            if not size:
+                return 0
+
+    def _fill(self, timeout: float) -> int | None:
+        """More bytes as they are in the file."""
+        data = bytearray(CHUNK)
+        size = self._read(memoryview(data), timeout)
+        self._raw = memoryview(data)[: size or 0]
+        return size
+
+    def seek(self, offset: int, timeout: float = 60.0) -> int:
+        """To a place, counted in what is read. Where it could not get so far, the place that it got to."""
+        if not self._sniffed:
+            self._sniff(timeout)
+        if self.is_file and self.is_plain:
+            self._pending = b""
+            self.at = min(offset, max(0, self.size() - self.skipped))
+            os.lseek(self.fd, self.at + self.skipped, os.SEEK_SET)
+            return self.at
+        room = memoryview(bytearray(CHUNK))
+        while self.at < offset:
+            size = self.read_into(room[: min(CHUNK, offset - self.at)], timeout)
+            if not size:
+                break
+        return self.at
+
+    def lines_before(self, offset: int) -> int:
+        """Of a plain file; elsewhere nobody can tell, and lines are counted from the place."""
+        if not (self.is_file and self.is_plain):
+            return 0
+        lines, at, end = 0, 0, offset + self.skipped
+        while at < end and (data := os.pread(self.fd, min(1 << 20, end - at), at)):
+            lines, at = lines + data.count(b"\n"), at + len(data)
+        return lines
+
+    skipped = 0  # bytes of a mark that are not part of the text
+
+    def _sniff(self, timeout: float) -> bool:
+        """Looks at the first bytes; False when they are not there yet."""
+        data = bytearray(CHUNK)
+        while len(self._head) < 4 and any(mark.startswith(self._head) for mark in _MAGIC):
+            size = self._read(memoryview(data), timeout)
+            if size is None and not self._head:
+                return False
+            if not size:  # a short file, or a stream that pauses after its first bytes: they are no mark then
+                break
+            self._head += bytes(data[:size])
+            timeout = 0.05
+        self._sniffed = True
+        try:
+            if self._head.startswith(GZIP):
+                self._decoders.append(_Gzip())
+            elif self._head.startswith(ZSTD):
+                self._decoders.append(_Zstd())
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from None
+        head_bytes = self._head
+        if self._decoders:
+            self._raw = memoryview(head_bytes)
+            while not self._pending:  # enough to see what is inside
+                size = 1 if self._raw else self._fill(60.0)
+                self._pending = self._decoded(not size)
+                if not size:
+                    break
+        else:
+            self._pending = head_bytes
+        self._of_text()
+        self._head = b""
+        return True
+
+    def _of_text(self) -> None:
+        mark, encoding = next(((mark, name) for mark, name in _MARKS if self._pending.startswith(mark)), (b"", None))
+        named = codecs.lookup(self._encoding).name if self._encoding else None
+        if encoding == "utf-8-sig" and named in (None, "utf-8", "utf-8-sig"):
+            self._pending = self._pending[len(mark) :]
+            self.skipped = len(mark)
+        elif named not in (None, "utf-8", "utf-8-sig") or (named is None and encoding is not None):
+            self._decoders.append(_Text(self._encoding or encoding or "utf-8"))
+            first, self._pending = self._pending, b""
+            self._pending = self._through(self._decoders[-1:], first, False)
+
+    def _decoded(self, final: bool) -> bytes:
+        """What is at hand, piece by piece: a thousand bytes may hold a million."""
+        parts, size = [], 0
+        while size < CHUNK:
+            piece, self._raw = self._raw[:PIECE], self._raw[PIECE:]
+            parts.append(self._through(self._decoders, bytes(piece), final))
+            size += len(parts[-1])
+            if not self._raw:
+                break
+        return b"".join(parts)
+
+    def _through(self, decoders: list[Any], data: bytes, final: bool) -> bytes:
+        try:
+            for decoder in decoders:
+                data = decoder.decode(data, final)
+        except (ValueError, zlib.error, EOFError) as error:
+            raise SourceError(f"{self.name} cannot be decoded: {error}") from None
+        except Exception as error:
+            if "zstd" not in type(error).__name__.lower():
+                raise
+            raise SourceError(f"{self.name} cannot be decoded: {error}") from None
+        return data
+
+    def _read(self, room: memoryview, timeout: float) -> int | None:
+        if self.ended:
+            return 0
+        if not self.is_file and not self._wait.poll(max(0, int(timeout * 1000))):
+            return None
+        try:
+            size = os.readv(self.fd, [room])
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno == errno.EISDIR:
+                raise SourceError(f"cannot read {self.name}: it is a directory") from None
+            raise SourceError(f"reading {self.name} failed: {error.strerror}") from None
+        if size == 0 and not self.follows:
+            self.ended = True
+        return size
+
+    def size(self) -> int:
+        return os.fstat(self.fd).st_size
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

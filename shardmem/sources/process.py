@@ -1,0 +1,143 @@
+"""The process of one source of an engine: a supervisor starts it, as it starts workers.
+
+TERM ends it: it takes no more, waits until what it has pushed was handled, commits and goes. Its supervisor may die and
+another take over: it does not notice.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from shardmem.errors import ConfigError, NotRunning, ShardmemError
+from shardmem.memory.native import arm_from_environment
+from shardmem.runtime import logs
+from shardmem.runtime.child import ExitCode, Reports, SourceOrders, read_orders
+from shardmem.runtime.producer import Producer, connect
+from shardmem.sources.configured import SourceSettings, sources_in
+from shardmem.sources.contract import Rejected
+from shardmem.sources.files.positions import Positions
+from shardmem.sources.files.rejects import DeadLetters
+from shardmem.sources.files.source import FileSource
+from shardmem.sources.runner import Limits, Runner
+from shardmem.status.sources import SourceFile, file_of
+
+TELL = 0.5  # seconds between two words on how it is going
+GRACE = 60.0  # for what was pushed to be handled, when it is told to end
+
+log = logging.getLogger("shardmem.sources")
+
+
+def main() -> int:
+    arm_from_environment()
+    if (told := read_orders(SourceOrders)) is None:
+        return ExitCode.OK
+    orders, reports = told
+    logs.set_up(orders.settings["log_format"], orders.settings["log_level"] or "info", orders.engine)
+    try:
+        return SourceProcess(orders, reports).run()
+    except ConfigError as error:
+        reports.say(failed=str(error))
+        log.error("source %s: %s", orders.source.get("name", "file"), error)
+        return ExitCode.CONFIG
+
+
+class SourceProcess:
+    def __init__(self, orders: SourceOrders, reports: Reports) -> None:
+        self._orders, self._reports = orders, reports
+        self.stop = threading.Event()
+        self._state = "starting"
+        self._error: str | None = None
+        self._runner: Runner | None = None
+        self._told = 0
+
+    def run(self) -> int:
+        orders = self._orders
+        name = str(orders.source.get("name", "file"))
+        self._file = SourceFile(orders.directory, orders.engine, name)
+        if not self._file.take():
+            log.warning("source %s: another process is reading it", name)
+            return ExitCode.ALREADY
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._end())
+        self._tell()
+        threading.Thread(target=self._tell_again, daemon=True).start()
+        try:
+            with connect(orders.engine, backpressure="block", wait=30.0) as producer:
+                (settings,) = sources_in(orders.source, producer.schema)
+                return self._feed(producer, settings)
+        except NotRunning as error:
+            log.info("source %s: %s", name, error)
+            return ExitCode.OK
+        finally:
+            self._state = "failed" if self._error else "ended"
+            self._tell()
+
+    def _feed(self, producer: Producer, settings: SourceSettings) -> int:
+        orders = self._orders
+        positions = Positions(file_of(orders.directory, orders.engine, settings.name, "positions"))
+        letters = DeadLetters(settings.dead_letter)
+
+        def rejected(each: Rejected) -> None:
+            letters.put(each)
+            log.warning("source %s: not an event: %s", settings.name, each.text)
+
+        source = FileSource(
+            deque(settings.paths),
+            settings.options,
+            producer.schema,
+            producer.largest,
+            follow=settings.follow,
+            from_end=settings.from_end,
+            positions=positions,
+            keep_all=settings.dead_letter is not None,
+        )
+        limits = Limits(max_bad=0 if settings.on_bad == "stop" else None, rate=settings.rate)
+        self._runner = Runner(source, producer, limits=limits, stop=self.stop, rejected=rejected, log=log)
+        self._producer = producer
+        self._state = "running"
+        self._reports.say(ready=True)
+        code: int = ExitCode.OK
+        try:
+            self._runner.run()
+        except ShardmemError as error:
+            if not self.stop.is_set():
+                self._error, code = str(error), ExitCode.FAILED
+                log.error("source %s: %s", settings.name, error)
+        self._state = "draining"
+        try:
+            self._runner.finish(True, grace=GRACE if code == ExitCode.OK else 1.0)
+        except ShardmemError as error:
+            log.info("source %s: %s", settings.name, error)
+        finally:
+            letters.close()
+            positions.close()
+        if self._error is not None:
+            self._reports.say(failed=self._error)
+        return code
+
+    def _end(self) -> None:
+        self.stop.set()
+        if self._runner is not None:
+            self._producer.interrupt()
+
+    def _tell_again(self) -> None:
+        while True:
+            time.sleep(TELL)
+            self._tell()
+
+    def _tell(self) -> None:
+        said: dict[str, Any] = {"kind": self._orders.source.get("kind"), "state": self._state, "error": self._error}
+        if self._runner is not None:
+            said |= {**self._runner.describe(), "seat": self._producer.seat}
+        try:
+            self._file.write(**said)
+        except OSError as error:
+            if not self._told:
+                log.warning("the status of a source cannot be written: %s", os.strerror(error.errno or 0))
+            self._told = 1

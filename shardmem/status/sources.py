@@ -1,0 +1,105 @@
+"""What sources say of themselves: a file each, beside the engine's state, that can be read with the supervisor and the
+source dead.
+
+That a source lives is the kernel's word: it holds the lock of its file.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import time
+from typing import Any
+
+from shardmem.memory import lease
+from shardmem.status.document import SourceStatus
+
+_BYTE = 0
+
+
+def file_of(directory: str, engine: str, name: str, what: str) -> str:
+    """what: "status", "lock" or "positions"."""
+    return os.path.join(directory, f"{engine}.source-{name}.{what}")
+
+
+class SourceFile:
+    """The source's end. Raises OSError."""
+
+    def __init__(self, directory: str, engine: str, name: str) -> None:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        self._path = file_of(directory, engine, name, "status")
+        self._lock = os.open(file_of(directory, engine, name, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.name = name
+        self.incarnation = 0
+
+    def take(self) -> bool:
+        """False: another process is this source. Begins a new incarnation."""
+        if not lease.lock(self._lock, _BYTE):
+            return False
+        self.incarnation = int((_read(self._path) or {}).get("incarnation", 0)) + 1
+        return True
+
+    def write(self, **what: Any) -> None:
+        fresh = f"{self._path}.new"
+        with open(fresh, "w", encoding="utf-8", errors="surrogateescape") as file:
+            json.dump(
+                {"name": self.name, "pid": os.getpid(), "incarnation": self.incarnation, "at": time.time(), **what},
+                file,
+            )
+        os.replace(fresh, self._path)
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+
+def is_alive(directory: str, engine: str, name: str) -> bool:
+    try:
+        descriptor = os.open(file_of(directory, engine, name, "lock"), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return lease.is_locked(descriptor, _BYTE)
+    finally:
+        os.close(descriptor)
+
+
+def source_status(directory: str, engine: str, name: str) -> SourceStatus | None:
+    """What it said last, and whether it lives; None if there never was such a source."""
+    said = _read(file_of(directory, engine, name, "status"))
+    if said is None:
+        return None
+    alive, commit, state = is_alive(directory, engine, name), said.get("last_commit"), said.get("state", "starting")
+    return {
+        "name": name,
+        "kind": str(said.get("kind", "")),
+        "pid": int(said.get("pid", 0)),
+        "alive": alive,
+        "incarnation": int(said.get("incarnation", 0)),
+        "state": state if alive or state == "failed" else "ended",
+        "error": said.get("error"),
+        "seat": said.get("seat"),
+        "events": int(said.get("events", 0)),
+        "bytes": int(said.get("bytes", 0)),
+        "skipped": int(said.get("skipped", 0)),
+        "reasons": said.get("reasons", {}),
+        "partitions": said.get("partitions", {}),
+        "last_commit_age_s": None if commit is None else max(0.0, time.time() - commit),
+    }
+
+
+def sources_of(directory: str, engine: str) -> list[SourceStatus]:
+    if not directory:
+        return []
+    prefix, suffix = f"{engine}.source-", ".status"
+    paths = sorted(glob.glob(os.path.join(glob.escape(directory), f"{glob.escape(engine)}.source-*{suffix}")))
+    names = [os.path.basename(path)[len(prefix) : -len(suffix)] for path in paths]
+    return [said for name in names if (said := source_status(directory, engine, name)) is not None]
+
+
+def _read(path: str) -> dict[str, Any] | None:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return dict(json.load(file))
+    except (OSError, ValueError):
+        return None
