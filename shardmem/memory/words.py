@@ -92,11 +92,12 @@ class Words:
             if view.incarnation:
                 yield seat, view
 
-    def marks(self) -> np.ndarray:
-        """uint64 array: the send mark of every seat; odd: inside a send."""
+    def marks(self) -> list[int]:
+        """The send mark of every seat; odd: inside a send. Plain integers: numpy 1 takes no `uint64 & 1`."""
         marks = np.empty(self.max_producers, "u8")
         lib.sm_marks(self.address, ffi.cast("uint64_t *", marks.ctypes.data), len(marks))
-        return marks
+        found: list[int] = marks.tolist()
+        return found
 
     def slot_table(self) -> tuple[np.ndarray, np.ndarray]:
         """(shard of each slot, epoch of each slot), uint32 arrays; shard NOBODY: none yet."""

@@ -42,7 +42,7 @@ class Shell:
 
     def start(self, *arguments, **options):
         command = [sys.executable, "-m", "shardmem", "ingest", "--engine", self.engine.name, *arguments]
-        pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         return subprocess.Popen(command, cwd=self.directory, **{**pipes, **options})
 
     def __call__(self, *arguments, given=b"", code=0):
