@@ -75,6 +75,7 @@ def status(document: Status) -> Group:
     alive = [producer for producer in document["producers"] if producer["alive"]]
     pids = ", ".join(str(producer["pid"]) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
     parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
+    parts += [Text(source_line(source), "red" if source["error"] else "") for source in document["sources"]]
     parts.append(Text(accounting_line(document["accounting"])))
     parts += [
         Text(line, LEVEL_COLORS[each["level"]])
@@ -82,6 +83,16 @@ def status(document: Status) -> Group:
         for line in textwrap.wrap(happened(each), 80, subsequent_indent=" " * 16, max_lines=3, placeholder=" ...")
     ]
     return Group(*parts)
+
+
+def source_line(source: Mapping[str, Any]) -> str:
+    """source file: running, 3 events, 1 record skipped, committed 0.5 s ago."""
+    parts = [f"source {source['name']}: {source['state']}", plural(source["events"], "event")]
+    parts += [f"{plural(source['skipped'], 'record')} skipped"] if source["skipped"] else []
+    age = source["last_commit_age_s"]
+    parts += [f"committed {age:.3g} s ago"] if age is not None else []
+    parts += [str(source["error"])] if source["error"] else []
+    return ", ".join(parts)
 
 
 def _head(document: Status) -> Text:

@@ -90,6 +90,8 @@ def ingest(**given: Any) -> None:
 
         dry_run(engine, wish, given["as_json"])
         return
+    if not wish.names and not given["as_json"] and sys.stdin is not None and sys.stdin.isatty():
+        click.echo("reading standard input; Ctrl-D ends it, Ctrl-C breaks off", err=True)
     with Meter(total_of(wish.names, wish.follow), quiet=given["as_json"]) as meter:
         work = Ingest(engine, wish, meter)
         work.run()

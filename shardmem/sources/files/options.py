@@ -23,8 +23,8 @@ _ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "0": "\0", "\\": "\\", "s": " "}
 
 @dataclass(frozen=True)
 class FileOptions:
-    """How files are read. key: fields that make the key. payload: of a table, the column that is the payload. columns: names
-    for a file without a header."""
+    """How files are read. key: fields that make the key. payload: of a table, the column that is the payload. columns:
+    names for a file without a header."""
 
     format: str = "lines"
     key: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Parquet and Arrow IPC files as columns of events; needs pyarrow. A value becomes what the same value as text would."""
+"""Parquet and Arrow IPC files as columns of events; needs pyarrow. A value becomes what it would as text."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class TableReader:
         self._records(columns, batch) if self._targets else self._events(columns, batch)
         return columns
 
-    # ---- batches ------------------------------------------------------------------------------------------------------
+    # ---- batches -----------------------------------------------------------------------------------------------------
 
     def _open(self) -> Iterator[Any]:
         """Batches of the wanted columns from the row to start at."""
@@ -108,7 +108,7 @@ class TableReader:
             stream = pa.ipc.open_stream(mapped)
             return list(stream.schema.names), iter(stream)
 
-    # ---- into records -------------------------------------------------------------------------------------------------
+    # ---- into records ------------------------------------------------------------------------------------------------
 
     def _records(self, columns: Columns, batch: Any) -> None:
         assert self._schema.dtype is not None
@@ -174,7 +174,7 @@ class TableReader:
         values[np.asarray(column.is_null())] = lib.SM_VALUE_NULL
         return data, spans, values
 
-    # ---- into events --------------------------------------------------------------------------------------------------
+    # ---- into events -------------------------------------------------------------------------------------------------
 
     def _events(self, columns: Columns, batch: Any) -> None:
         import pyarrow as pa
