@@ -1,7 +1,7 @@
 """Loads that made earlier policies move and scale for nothing: the planner of production against a fluid simulation.
 
-The figures of version 0774122 under the same loads were 607 moves a minute (hot slot every 3 s), 10 scale-ups in 400 s (long
-batch), 49 in 600 s (bimodal), and costly slots that were never parted.
+The figures of version 0774122 under the same loads were 607 moves a minute (hot slot every 3 s), 10 scale-ups in 400 s
+(long batch), 49 in 600 s (bimodal), and costly slots that were never parted.
 """
 
 from __future__ import annotations
