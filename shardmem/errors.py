@@ -25,8 +25,8 @@ from typing import Any
 
 
 class ShardmemError(Exception):
-    """Base of all errors that shardmem raises on its own account. left: of a call of a producer with many events, the numbers of
-    those that were not accepted."""
+    """Base of all errors that shardmem raises on its own account. left: of a call of a producer with many events, the
+    numbers of those that were not accepted."""
 
     left: Any = ()
 

@@ -1,4 +1,4 @@
-"""What can be asked of a running engine: the same calls for an engine in this program and for one of another process."""
+"""What can be asked of a running engine: the same calls for one in this program and for one of another process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Slots = str | int | Iterable[int]
 
 
 class ControlCalls(ABC):
-    """Every call that takes a while waits for `timeout` seconds (30 unless given) and then answers with what is done so
-    far: `done` says whether all is, `waiting_for` lists who is waited for (shard or seat, pid, slots, text). It goes on in
-    the background. A refusal raises ShardmemError and has changed nothing.
+    """Every call that takes a while waits for `timeout` seconds (30 unless given) and then answers with what is done
+    so far: `done` says whether all is, `waiting_for` lists who is waited for (shard or seat, pid, slots, text). It goes on
+    in the background. A refusal raises ShardmemError and has changed nothing.
     """
 
     @abstractmethod
@@ -46,16 +46,17 @@ class ControlCalls(ABC):
     def rebalance(self, timeout: float | None = None) -> dict[str, Any]:
         """Even out the slots over the shards, with the fewest moves.
 
-        As the strategy says, small differences included. Returns `moved` and `seconds`. Raises ShardmemError: the strategy
-        made no plan, or one that makes no sense.
+        As the strategy says, small differences included. Returns `moved` and `seconds`. Raises ShardmemError: the
+        strategy made no plan, or one that makes no sense.
         """
         return self._timed("rebalance", timeout)
 
     def reload(self, timeout: float | None = None) -> dict[str, Any]:
         """Replace all workers, with configuration and handler read again.
 
-        Failed shards first. Events keep flowing. Returns `reloaded` (from, to of each shard) and `not_applied` (settings
-        that cannot change). Raises HandlerError when a new worker cannot start: those that were not replaced yet go on.
+        Failed shards first. Events keep flowing. Returns `reloaded` (from, to of each shard) and `not_applied`
+        (settings that cannot change). Raises HandlerError when a new worker cannot start: those that were not replaced
+        yet go on.
         """
         return self._timed("reload", timeout)
 

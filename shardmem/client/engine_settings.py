@@ -1,4 +1,5 @@
-"""The settings of `Engine(...)` for type checkers; declared with help, limits and defaults in config.py, and compared with it by a test."""
+"""The settings of `Engine(...)` for type checkers; declared with help, limits and defaults in config.py, and compared
+with it by a test."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ HandlerLike = str | Callable[[Batch], Any] | Handles | type[Handles]
 
 
 class EngineSettings(TypedDict, total=False):
-    """Durations in seconds, sizes in bytes, or text with a unit. None: what docs/settings.md says of a setting that is not set."""
+    """Durations in seconds, sizes in bytes, or text with a unit. None: what docs/settings.md says of a setting that is
+    not set."""
 
     dtype: DTypeLike | None
     key: str | None

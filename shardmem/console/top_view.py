@@ -15,7 +15,13 @@ from shardmem.text import plural
 
 WIDTH = 80
 BAR = 8
-SORTS = ("id", "rate", "fill", "busy")
+_RANKS: dict[str, Callable[[ShardStatus], float]] = {  # the highest first, equals by id
+    "id": lambda shard: 0,
+    "rate": lambda shard: shard["rate"],
+    "fill": lambda shard: shard["fill_ratio"],
+    "busy": lambda shard: shard["busy"],
+}
+SORTS = tuple(_RANKS)
 HELP = """\
 + -   add or remove one shard (turns the policy off)
 a     scale auto: the policy decides again
@@ -145,15 +151,8 @@ def _shards(document: Status, sort: str, room: int) -> list[Text]:
             "bold underline",
         )
     ]
-    largest: Callable[[ShardStatus], float] = {
-        "id": lambda shard: -shard["id"],
-        "rate": lambda shard: shard["rate"],
-        "fill": lambda shard: shard["fill_ratio"],
-        "busy": lambda shard: shard["busy"],
-    }[sort]
-    shards = sorted(
-        document["shards"], key=lambda shard: (shard["condition"] not in _FIRST, -largest(shard), shard["id"])
-    )
+    rank = _RANKS[sort]
+    shards = sorted(document["shards"], key=lambda shard: (shard["condition"] not in _FIRST, -rank(shard), shard["id"]))
     said = {each["shard"] for each in document["findings"]}
     ill = [shard for shard in shards if shard["condition"] not in (*_NORMAL, "stopped") and shard["id"] not in said]
     reasons = [

@@ -10,6 +10,7 @@ import click
 
 from shardmem.console.cli.common import as_json
 from shardmem.console.cli.target import WithSettings, configured
+from shardmem.status.document import Status
 from shardmem.text import plural
 
 if TYPE_CHECKING:
