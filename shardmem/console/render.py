@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from rich import box
