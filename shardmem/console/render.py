@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from rich import box
@@ -12,7 +11,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from shardmem.status.document import Accounting, Finding, HandoffStatus, HistoryEntry, Level, ShardStatus, Status
+from shardmem.status.document import (
+    Accounting,
+    Finding,
+    HandoffStatus,
+    HistoryEntry,
+    Level,
+    ShardStatus,
+    SourceStatus,
+    Status,
+)
 from shardmem.status.findings import VERDICTS
 from shardmem.text import plural, size
 
@@ -86,7 +94,7 @@ def status(document: Status) -> Group:
     return Group(*parts)
 
 
-def source_line(source: Mapping[str, Any]) -> str:
+def source_line(source: SourceStatus) -> str:
     """source file: running, 3 events, 1 record skipped, committed 0.5 s ago."""
     parts = [f"source {source['name']}: {source['state']}", plural(source["events"], "event")]
     parts += [f"{plural(source['skipped'], 'record')} skipped"] if source["skipped"] else []
