@@ -3,7 +3,7 @@ with it by a test."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from shardmem.runtime.batch import Batch
@@ -48,7 +48,7 @@ class EngineSettings(TypedDict, total=False):
     state_dir: str | None
     auto_scale: bool
     policy: str | Mapping[str, Any] | ScalingPolicy | None
-    source: str | Mapping[str, Any] | list[Mapping[str, Any]] | None
+    source: str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
     strategy: str | Strategy | None
     on_error: Literal["retry", "quarantine", "stop"]
     max_attempts: int

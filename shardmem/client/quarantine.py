@@ -77,7 +77,7 @@ class QuarantineAccess:
 
     def _needed(self) -> Quarantine:
         if (found := self._open()) is None:
-            raise NoSuchEvent(f"nothing was ever set aside ({self._path} does not exist)")
+            raise NoSuchEvent(f"nothing was ever quarantined ({self._path} does not exist)")
         return found
 
 

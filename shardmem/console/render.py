@@ -11,7 +11,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from shardmem.status.document import Accounting, Finding, HandoffStatus, HistoryEntry, Level, ShardStatus, Status
+from shardmem.status.document import (
+    Accounting,
+    Finding,
+    HandoffStatus,
+    HistoryEntry,
+    Level,
+    ShardStatus,
+    SourceStatus,
+    Status,
+)
 from shardmem.status.findings import VERDICTS
 from shardmem.text import plural, size
 
@@ -62,49 +71,6 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
-def answer(engine: str, command: str, done: dict[str, Any]) -> str:
-    """What a command did, in a few lines, and how long each phase took in which there was something to do."""
-    moved, seconds = done["moved"], done["seconds"]
-    if command == "scale" and done["auto_scale"]:
-        return f"engine {engine}: the policy now decides the number of shards; running: {_shard_list(done['shards'])}"
-    lines = _what_was_done(engine, command, done)
-    to: dict[tuple[int, int], int] = {}
-    for each in moved:
-        to[each["from"], each["to"]] = to.get((each["from"], each["to"]), 0) + 1
-    lines += [
-        f"  {plural(number, 'slot')} from shard {source} to shard {target}"
-        for (source, target), number in sorted(to.items())
-    ]
-    if not moved and command != "reload":
-        lines.append("  no slot had to move")
-    took = {phase: value for phase, value in seconds.items() if value or phase == "total"}
-    lines.append("  " + ", ".join(f"{phase} {milliseconds(value)}" for phase, value in took.items()))
-    lines += [f"  late: {text}" for text in done["late"]]
-    return "\n".join(lines)
-
-
-def _shard_list(ids: list[int]) -> str:
-    return f"{plural(len(ids), 'shard')}: {', '.join(map(str, ids))}"
-
-
-def _what_was_done(engine: str, command: str, done: dict[str, Any]) -> list[str]:
-    if command == "scale":
-        return [
-            f"engine {engine} runs {_shard_list(done['shards'])}"
-            + (f"; added {', '.join(map(str, done['added']))}" if done["added"] else "")
-            + (f"; removed {', '.join(map(str, done['removed']))}" if done["removed"] else "")
-        ]
-    if command == "drain":
-        return [f"engine {engine}: shard {done['drained']} is drained and removed"]
-    if command == "reload":
-        return [
-            f"engine {engine}: "
-            + ", ".join(f"shard {each['from']} is replaced by shard {each['to']}" for each in done["reloaded"]),
-            *(f"  {name} cannot change while the engine runs; it keeps its value" for name in done["not_applied"]),
-        ]
-    return []
-
-
 def status(document: Status) -> Group:
     """The whole document, legible in 80 columns."""
     engine = document["engine"]
@@ -118,6 +84,7 @@ def status(document: Status) -> Group:
     alive = [producer for producer in document["producers"] if producer["alive"]]
     pids = ", ".join(str(producer["pid"]) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
     parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
+    parts += [Text(source_line(source), "red" if source["error"] else "") for source in document["sources"]]
     parts.append(Text(accounting_line(document["accounting"])))
     parts += [
         Text(line, LEVEL_COLORS[each["level"]])
@@ -125,6 +92,16 @@ def status(document: Status) -> Group:
         for line in textwrap.wrap(happened(each), 80, subsequent_indent=" " * 16, max_lines=3, placeholder=" ...")
     ]
     return Group(*parts)
+
+
+def source_line(source: SourceStatus) -> str:
+    """source file: running, 3 events, 1 record skipped, committed 0.5 s ago."""
+    parts = [f"source {source['name']}: {source['state']}", plural(source["events"], "event")]
+    parts += [f"{plural(source['skipped'], 'record')} skipped"] if source["skipped"] else []
+    age = source["last_commit_age_s"]
+    parts += [f"committed {age:.3g} s ago"] if age is not None else []
+    parts += [str(source["error"])] if source["error"] else []
+    return ", ".join(parts)
 
 
 def _head(document: Status) -> Text:

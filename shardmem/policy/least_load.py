@@ -107,13 +107,10 @@ class LeastLoad:
         if view.rates is None:
             return None
         rates = np.nan_to_num(view.rates, nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
-        total = float(rates.sum())
-        busy = sum(view.busy.values())
-        if total <= 0:
+        total, busy = float(rates.sum()), sum(view.busy.values())
+        if total <= 0 or (view.busy and busy <= 0):
             return None
-        if view.busy:
-            if busy <= 0:
-                return None
+        if view.busy:  # whatever unit the rates are in: together they are what the workers do
             return np.asarray(rates * (busy / total) + self.quiet * len(view.shards) / len(rates))
         return np.asarray(rates + self.quiet * total / len(rates))
 

@@ -1,5 +1,4 @@
-"""What the supervisor measures: one sample per active shard, and the load of each slot. Reads shared memory, changes
-nothing."""
+"""What the supervisor measures: samples of active shards, loads of slots. Reads shared memory, changes nothing."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from shardmem.console.cli.common import as_json
 from shardmem.console.cli.target import WithSettings, configured
 from shardmem.status.document import Status
 from shardmem.text import plural
+
+if TYPE_CHECKING:
+    from shardmem.status.document import Status
 
 
 @click.command(cls=WithSettings)
