@@ -216,27 +216,6 @@ static void receive(uint32_t shard, uint32_t seat, const sm_index *entry, const 
           "producer %u, key %u, number %llu: not the bytes that were pushed", seat, k, (unsigned long long)nth);
 }
 
-static void receive_batch(uint32_t shard, const sm_batch *b, int gather, uint8_t *scratch)
-{
-    const sm_index *gathered = (const sm_index *)scratch;
-    const uint8_t *gathered_bytes = scratch + b->rows * sizeof(sm_index);
-    uint32_t from = 0;
-    if (gather)
-        CHECK(sm_gather(b, 0, scratch, b->rows * sizeof(sm_index) + b->bytes) == SM_OK, "gather");
-    for (uint32_t i = 0; i < b->spans; i++) {
-        const sm_span *span = &b->span[i];
-        const sm_index *index = gather ? gathered : (const sm_index *)span->rows;
-        const uint8_t *bytes = gather ? gathered_bytes : span->bytes;
-        if (!gather)
-            from = span->first ? index[-1].end : 0;
-        for (uint32_t j = 0; j < span->count; j++) {
-            receive(shard, span->seat, &index[j], bytes + from, index[j].end - from);
-            from = index[j].end;
-        }
-        gathered += gather ? span->count : 0;
-    }
-}
-
 static void *work(void *argument)
 {
     uint32_t shard = (uint32_t)(uintptr_t)argument;
@@ -245,17 +224,12 @@ static void *work(void *argument)
     uint64_t room = 4096 * sizeof(sm_index) + (2 << 20);
     uint8_t *scratch = malloc(room);
     sm_reader *r = take_shard(&e, shard, sizes[below(&random, 4)]);
-    for (;;) {
-        int last = atomic_load_explicit(&finished, memory_order_acquire);
-        sm_batch b;
-        int status = sm_next(r, SPIN_NS, last ? 0 : PARK_NS, &b);
-        CHECK(status == SM_OK || status == SM_INTERRUPTED, "sm_next: %d", status);
-        if (!b.rows && last)
-            break;
-        if (!b.rows)
-            continue;
-        int gather = below(&random, 2) && b.rows * sizeof(sm_index) + b.bytes <= room;
-        receive_batch(shard, &b, gather, scratch);
+    for (sm_batch b; next_rows(r, &finished, &b);) {
+        uint64_t bytes = b.rows * sizeof(sm_index) + b.bytes;
+        int gather = below(&random, 2) && bytes <= room;
+        if (gather)
+            CHECK(sm_gather(&b, 0, scratch, bytes) == SM_OK, "gather");
+        for_each_row(shard, &b, 0, gather ? scratch : NULL, receive);
         if (below(&random, 200) == 0)
             usleep(300);
         CHECK(sm_commit(r) == SM_OK, "commit");

@@ -10,10 +10,6 @@
 
 enum { PRODUCERS = 2, SHARDS = 3, KEYS = 48, SLOTS = 64, BLOCK = 300, MOST_ROWS = 4096 };
 
-typedef struct row {
-    uint64_t key, nth;
-} row; /* events carry nth as their payload */
-
 static engine e;
 static int stateful;
 static int64_t deadline;
@@ -32,7 +28,7 @@ static void *produce(void *argument)
     uint64_t random = mix(seed * 600 + seat), keys[BLOCK], numbers[BLOCK], offsets[BLOCK + 1] = {0};
     sm_sender *s = take_seat(&e, seat);
     sm_cursor *c = malloc(sizeof *c);
-    row rows[BLOCK];
+    numbered rows[BLOCK];
     while (sm_now_ns() < deadline) {
         /* a few large blocks, so that a frame may be a batch of its own; some of one key, some of all */
         uint64_t n = 1 + below(&random, below(&random, 8) ? 10 : BLOCK),
@@ -112,8 +108,10 @@ static void step(worker *w)
     w->draining = still;
 }
 
-static void receive(uint32_t shard, uint32_t seat, uint64_t key, uint64_t nth)
+static void receive(uint32_t shard, uint32_t seat, const sm_index *entry, const uint8_t *bytes, uint32_t length)
 {
+    numbered got = numbered_at(entry, bytes, length);
+    uint64_t key = got.key, nth = got.nth;
     CHECK(key < KEYS, "key %llu", (unsigned long long)key);
     uint32_t other = atomic_exchange_explicit(&in_hand[slot_of(key)], shard + 1, memory_order_relaxed);
     CHECK(!other || other == shard + 1, "slot %u is in the hands of shards %u and %u", slot_of(key), other - 1, shard);
@@ -147,20 +145,7 @@ static void *work(void *argument)
             break;
         if (!b.rows)
             continue;
-        for (uint32_t i = 0; i < b.spans; i++) {
-            const sm_span *span = &b.span[i];
-            const sm_index *index = (const sm_index *)span->rows;
-            for (uint32_t j = 0; j < span->count; j++) {
-                row got;
-                if (e.g.row_bytes) {
-                    memcpy(&got, span->rows + j * sizeof got, sizeof got);
-                } else {
-                    got.key = index[j].key;
-                    memcpy(&got.nth, span->bytes + index[j].end - 8, 8);
-                }
-                receive(w.shard, span->seat, got.key, got.nth);
-            }
-        }
+        for_each_row(w.shard, &b, e.g.row_bytes, NULL, receive);
         let_go(w.shard); /* before the commit: from then on another may have them */
         CHECK(sm_commit(w.reader) == SM_OK, "commit");
         if (++batches % 256 == 0) { /* a new life, in the middle of whatever is under way */
@@ -354,8 +339,8 @@ int main(int argc, char **argv)
     begin(argc, argv);
     every_slot_at_once();
     handled_around_a_hold();
-    run(sizeof(row), 0, 0.35);
+    run(sizeof(numbered), 0, 0.35);
     run(0, 0, 0.35);
-    run(sizeof(row), 1, 0.3);
+    run(sizeof(numbered), 1, 0.3);
     return 0;
 }

@@ -212,6 +212,68 @@ static inline void *join(pthread_t thread)
     return result;
 }
 
+/* ---- what a worker is given --------------------------------------------------------------------------------------- */
+
+/* The next batch that has rows. 0: there was nothing left in the lanes after `finished` had been set. */
+static inline int next_rows(sm_reader *r, _Atomic int *finished, sm_batch *b)
+{
+    for (;;) {
+        int last = atomic_load_explicit(finished, memory_order_acquire);
+        int status = sm_next(r, SPIN_NS, last ? 0 : PARK_NS, b);
+        CHECK(status == SM_OK || status == SM_INTERRUPTED, "sm_next: %d", status);
+        if (b->rows || last)
+            return b->rows != 0;
+    }
+}
+
+/* entry: of an event, whose key and payload the bytes are; NULL: they are a row. */
+typedef void receiver(uint32_t shard, uint32_t seat, const sm_index *entry, const uint8_t *bytes, uint32_t length);
+
+/* gathered: where sm_gather has put the batch; NULL: the rows are taken from the lanes. */
+static inline void for_each_row(uint32_t shard, const sm_batch *b, uint32_t row_bytes, const uint8_t *gathered,
+                                receiver *receive)
+{
+    uint64_t size = row_bytes ? row_bytes : sizeof(sm_index), rows = 0;
+    uint32_t from = 0;
+    for (uint32_t i = 0; i < b->spans; i++) {
+        const sm_span *span = &b->span[i];
+        const uint8_t *at = gathered ? gathered + rows * size : span->rows;
+        const uint8_t *bytes = gathered ? gathered + b->rows * size : span->bytes;
+        const sm_index *entry = (const sm_index *)at;
+        if (!row_bytes && !gathered)
+            from = span->first ? entry[-1].end : 0;
+        for (uint32_t j = 0; j < span->count; j++) {
+            if (row_bytes) {
+                receive(shard, span->seat, NULL, at + j * size, row_bytes);
+            } else {
+                receive(shard, span->seat, &entry[j], bytes + from, entry[j].end - from);
+                from = entry[j].end;
+            }
+        }
+        rows += span->count;
+    }
+    CHECK(rows == b->rows, "%llu rows in the spans, %llu in the batch", (unsigned long long)rows,
+          (unsigned long long)b->rows);
+}
+
+/* A record whose order can be told; an event has the number as its payload. */
+typedef struct numbered {
+    uint64_t key, nth;
+} numbered;
+
+static inline numbered numbered_at(const sm_index *entry, const uint8_t *bytes, uint32_t length)
+{
+    numbered n;
+    CHECK(length == (entry ? sizeof n.nth : sizeof n), "%u bytes", length);
+    if (!entry) {
+        memcpy(&n, bytes, sizeof n);
+        return n;
+    }
+    n.key = entry->key;
+    memcpy(&n.nth, bytes, sizeof n.nth);
+    return n;
+}
+
 /* ---- the observer -------------------------------------------------------------------------------------------------- */
 
 typedef struct observer {

@@ -60,9 +60,10 @@ static void *produce(void *argument)
     return NULL;
 }
 
-static void receive(uint32_t shard, uint32_t seat, const uint8_t *at)
+static void receive(uint32_t shard, uint32_t seat, const sm_index *entry, const uint8_t *at, uint32_t length)
 {
     row r;
+    CHECK(!entry && length == row_bytes, "%u bytes", length);
     memcpy(&r, at, sizeof r);
     CHECK(r.producer == seat && r.key < KEYS, "producer %u, key %llu in the lane of %u", r.producer,
           (unsigned long long)r.key, seat);
@@ -82,15 +83,7 @@ static void *work(void *argument)
     uint8_t *scratch = malloc(4096 * LONGEST_ROW);
     static const uint32_t sizes[] = {1, 7, 64, 1000, 4096};
     sm_reader *r = take_shard(&e, shard, max_rows = sizes[below(&random, 5)]);
-    for (;;) {
-        int last = atomic_load_explicit(&finished, memory_order_acquire);
-        sm_batch b;
-        int status = sm_next(r, SPIN_NS, last ? 0 : PARK_NS, &b);
-        CHECK(status == SM_OK || status == SM_INTERRUPTED, "sm_next: %d", status);
-        if (!b.rows && last)
-            break;
-        if (!b.rows)
-            continue;
+    for (sm_batch b; next_rows(r, &finished, &b);) {
         int gather = below(&random, 4) == 0;
         if (gather) {
             CHECK(b.rows * row_bytes <= 4096 * LONGEST_ROW && b.rows <= max_rows, "%llu rows",
@@ -98,16 +91,12 @@ static void *work(void *argument)
             CHECK(sm_gather(&b, row_bytes, scratch, b.rows * row_bytes - 1) == SM_GEOMETRY, "gathered into too little");
             CHECK(sm_gather(&b, row_bytes, scratch, b.rows * row_bytes) == SM_OK, "gather");
         }
-        uint64_t rows = 0;
         for (uint32_t i = 0; i < b.spans; i++) {
             const sm_span *span = &b.span[i];
             CHECK(span->count && span->sequence >= last_sequence[span->seat], "sequence fell");
             last_sequence[span->seat] = span->sequence + span->count;
-            for (uint32_t j = 0; j < span->count; j++, rows++)
-                receive(shard, span->seat, gather ? scratch + rows * row_bytes : span->rows + (uint64_t)j * row_bytes);
         }
-        CHECK(rows == b.rows, "%llu rows in the spans, %llu in the batch", (unsigned long long)rows,
-              (unsigned long long)b.rows);
+        for_each_row(shard, &b, row_bytes, gather ? scratch : NULL, receive);
         if (below(&random, 200) == 0)
             usleep(300); /* lanes fill up, producers park */
         CHECK(sm_commit(r) == SM_OK, "commit");

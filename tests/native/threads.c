@@ -9,10 +9,6 @@
 
 enum { THREADS = 4, SHARDS = 2, KEYS = 6, MOST = 40 };
 
-typedef struct row {
-    uint64_t key, nth;
-} row; /* key = thread * KEYS + k; events have nth as their payload */
-
 static engine e;
 static sm_sender *sender;
 static int64_t deadline;
@@ -59,11 +55,11 @@ static void push_events(uint32_t thread, uint64_t *random, sm_cursor *c)
 
 static void send_rows(uint32_t thread, uint64_t *random, sm_cursor *c)
 {
-    row rows[MOST];
+    numbered rows[MOST];
     uint64_t n = below(random, MOST) + 1;
     for (uint64_t i = 0; i < n; i++) {
         uint32_t k = (uint32_t)below(random, KEYS);
-        rows[i] = (row){thread * KEYS + k, sent[thread][k]++};
+        rows[i] = (numbered){thread * KEYS + k, sent[thread][k]++};
     }
     memset(c, 0, sizeof *c);
     for (int status; (status = sm_send(sender, rows, n, c)) != SM_OK;)
@@ -89,9 +85,11 @@ static void *produce(void *argument)
     return NULL;
 }
 
-static void receive(uint32_t shard, uint64_t key, uint64_t nth)
+static void receive(uint32_t shard, uint32_t seat, const sm_index *entry, const uint8_t *bytes, uint32_t length)
 {
-    uint64_t thread = key / KEYS;
+    numbered got = numbered_at(entry, bytes, length);
+    uint64_t key = got.key, nth = got.nth, thread = key / KEYS; /* key = thread * KEYS + k */
+    CHECK(seat == 0, "seat %u", seat);
     CHECK(thread < THREADS && shard_of_int(&e, key) == shard, "key %llu at shard %u", (unsigned long long)key, shard);
     uint64_t due = arrived[shard][thread][key % KEYS]++;
     CHECK(nth == due, "thread %llu, key %llu: number %llu where %llu was due", (unsigned long long)thread,
@@ -102,29 +100,8 @@ static void *work(void *argument)
 {
     uint32_t shard = (uint32_t)(uintptr_t)argument;
     sm_reader *r = take_shard(&e, shard, shard ? 512 : 9);
-    for (;;) {
-        int last = atomic_load_explicit(&finished, memory_order_acquire);
-        sm_batch b;
-        int status = sm_next(r, SPIN_NS, last ? 0 : PARK_NS, &b);
-        CHECK(status == SM_OK || status == SM_INTERRUPTED, "sm_next: %d", status);
-        if (!b.rows && last)
-            break;
-        if (!b.rows)
-            continue;
-        for (uint32_t i = 0; i < b.spans; i++) {
-            const sm_span *span = &b.span[i];
-            const sm_index *index = (const sm_index *)span->rows;
-            for (uint32_t j = 0; j < span->count; j++) {
-                row got;
-                if (e.g.row_bytes) {
-                    memcpy(&got, span->rows + j * sizeof got, sizeof got);
-                } else {
-                    got.key = index[j].key;
-                    memcpy(&got.nth, span->bytes + index[j].end - 8, 8);
-                }
-                receive(shard, got.key, got.nth);
-            }
-        }
+    for (sm_batch b; next_rows(r, &finished, &b);) {
+        for_each_row(shard, &b, e.g.row_bytes, NULL, receive);
         CHECK(sm_commit(r) == SM_OK, "commit");
     }
     sm_reader_free(r);
@@ -187,7 +164,7 @@ int main(int argc, char **argv)
     uint64_t rounds = 0, events = 0, rows = 0;
     for (; sm_now_ns() < until; rounds++) {
         events += run(0);
-        rows += run(sizeof(row));
+        rows += run(sizeof(numbered));
     }
     printf("%llu rounds: %llu events, %llu rows\n", (unsigned long long)rounds, (unsigned long long)events,
            (unsigned long long)rows);
