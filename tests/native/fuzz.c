@@ -1,15 +1,16 @@
 /*
- * Hostile shared memory, everywhere at once: what a mad producer writes (mad.h), and the words of workers, supervisor and
- * observers, random, plausible or bent by a bit, between any two calls of a worker that commits, defers, fails, sets aside,
- * dies and comes again; then the same from a second thread, in the middle of the calls. Claimed: nothing outside the mapped
- * lanes and the used parts of the control segment is read or written (all else is pages without access), every call comes
- * back, and of the honest producer's events each arrives, in order, and none that was committed comes again.
+ * Hostile shared memory, everywhere at once: what a misbehaving producer writes (misbehaving.h), and the words of
+ * workers, supervisor and observers, random, plausible or bent by a bit, between any two calls of a worker that
+ * commits, defers, fails, sets aside, dies and comes again; then the same from a second thread, in the middle of the
+ * calls. Claimed: nothing outside the mapped lanes and the used parts of the control segment is read or written (all
+ * else is pages without access), every call comes back, and of the honest producer's events each arrives, in order, and
+ * none that was committed comes again.
  *
  * Arguments: seed, episodes. An episode depends on nothing but both numbers, except the threaded ones.
  */
-#include "mad.h"
+#include "misbehaving.h"
 
-enum { HONEST = 0, MAD = 2, UNOPENED = 4, SEATS = 6 };
+enum { HONEST = 0, ROGUE = 2, UNOPENED = 4, SEATS = 6 };
 enum { ROUNDS = 12, MOST_ROWS = 100, LARGEST = 1900, TURNS = 20000, SAVED = 1100 };
 
 typedef struct row {
@@ -20,7 +21,7 @@ static uint64_t sink, corrupt, batches, pushed, received, expected, committed, d
 static int is_resumed, is_deferring, is_threaded;
 static uint32_t max_rows, saved_count;
 static sm_range saved[SAVED];
-static sm_sender *honest, *mad;
+static sm_sender *honest, *rogue;
 static sm_reader *reader;
 static uint8_t *pristine, *pristine_inbox;
 static _Atomic int is_over;
@@ -79,7 +80,7 @@ static void spoil_attempt(void)
     put32(&s->attempt_rows, strange(below(&rng, 200)));
     put32(&s->attempt_limit, strange(below(&rng, 200)));
     put32(&s->attempt_tries, strange(3));
-    put32(&s->attempt_seat, below(&rng, 2) ? MAD : draw(&rng));
+    put32(&s->attempt_seat, below(&rng, 2) ? ROGUE : draw(&rng));
     put64(&s->attempt_position, below(&rng, 2) ? some_position() : draw(&rng));
     put32(&s->attempt_row, strange(3));
 }
@@ -104,7 +105,7 @@ static void spoil_doors(void)
     sm_inbox *b = e.inbox[0];
     switch (below(&rng, 3)) {
     case 0:
-        put32(&b->lane_open[below(&rng, 2) ? MAD : UNOPENED], below(&rng, 3));
+        put32(&b->lane_open[below(&rng, 2) ? ROGUE : UNOPENED], below(&rng, 3));
         break;
     case 1:
         put32(&b->doorbell, draw(&rng));
@@ -161,7 +162,7 @@ static int push(sm_sender *s, uint64_t key, uint64_t nth, uint64_t length)
     if (e.g.row_bytes) {
         row rows[20] = {{key, nth, {mix(nth), 0}}};
         memset(&c, 0, sizeof c);
-        return sm_send(s, rows, s == mad ? 1 + length % 20 : 1, &c);
+        return sm_send(s, rows, s == rogue ? 1 + length % 20 : 1, &c);
     }
     memcpy(payload, &nth, 8);
     memset(payload + 8, (int)(mix(nth) & 0xff), length < LARGEST ? length : LARGEST);
@@ -185,16 +186,16 @@ static void push_honestly(void)
 static void push_madly(void)
 {
     for (uint64_t n = below(&rng, 6); n; n--)
-        push(mad, 2, 0, below(&rng, below(&rng, 8) ? 60 : LARGEST));
+        push(rogue, 2, 0, below(&rng, below(&rng, 8) ? 60 : LARGEST));
     switch (below(&rng, 8)) {
     case 0:
-        sm_evict(mad, 0);
+        sm_evict(rogue, 0);
         break;
     case 1:
-        sm_wait_room(mad, 0, 0, 1);
+        sm_wait_room(rogue, 0, 0, 1);
         break;
     case 2:
-        sm_wait_handled(mad, 0, strange(0), 0, 1);
+        sm_wait_handled(rogue, 0, strange(0), 0, 1);
         break;
     }
 }
@@ -246,7 +247,7 @@ static sm_range strange_range(void)
                       .to = at + 16 * below(&rng, 40),
                       .row = (uint32_t)below(&rng, 3),
                       .to_row = (uint32_t)below(&rng, 3)};
-    range.seat = below(&rng, 3) ? MAD : below(&rng, 2) ? UNOPENED : SEATS + (uint32_t)(draw(&rng) >> below(&rng, 64));
+    range.seat = below(&rng, 3) ? ROGUE : below(&rng, 2) ? UNOPENED : SEATS + (uint32_t)(draw(&rng) >> below(&rng, 64));
     switch (below(&rng, 6)) {
     case 0:
         range.position = strange(at);
@@ -391,7 +392,7 @@ static int turn(void (*meanwhile)(void))
         new_life();
         return 1;
     }
-    CHECK(status == SM_OK || (status == SM_CORRUPT && (b.broken_seat == MAD || b.broken_seat == UNOPENED)),
+    CHECK(status == SM_OK || (status == SM_CORRUPT && (b.broken_seat == ROGUE || b.broken_seat == UNOPENED)),
           "sm_next: %d, seat %u", status, b.broken_seat);
     CHECK(b.rows <= max_rows && b.spans <= b.rows, "%llu rows in %u spans, of at most %u", (unsigned long long)b.rows,
           b.spans, max_rows);
@@ -410,7 +411,7 @@ static int turn(void (*meanwhile)(void))
         if (how == 0 && meanwhile == spoil_anything) {
             status = sm_failed(reader, below(&rng, 2) == 0);
             comes_again();
-        } else if (how < 4 && b.rows == 1 && b.span[0].seat == MAD) {
+        } else if (how < 4 && b.rows == 1 && b.span[0].seat == ROGUE) {
             status = sm_set_aside(reader);
             if (is_deferring) {
                 sm_rescan(reader);
@@ -474,8 +475,8 @@ static void episode(int threaded)
     at = sm_position(at - below(&rng, 2) * e.g.lane_bytes / 2);
     put64(&lane->tail, at);
     put64(&lane->head, at);
-    mad = take_seat(&e, MAD);
-    sm_sender_link(mad, 0, 1, e.inbox[0]);
+    rogue = take_seat(&e, ROGUE);
+    sm_sender_link(rogue, 0, 1, e.inbox[0]);
     new_life();
     pthread_t thread = 0;
     uint64_t other = rng;
@@ -511,7 +512,7 @@ static void episode(int threaded)
     if (threaded)
         join(thread);
     settle_honestly();
-    leave_seat(&e, mad, MAD);
+    leave_seat(&e, rogue, ROGUE);
 }
 
 /* All of the control segment that an engine of this geometry does not use; its parts begin at pages. */
@@ -529,7 +530,7 @@ static void guard_control(int access)
 static void episodes(uint32_t row_bytes, uint64_t lane_bytes, uint64_t count, int threaded)
 {
     e = engine_new(1, SEATS, lane_bytes, row_bytes);
-    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD);
+    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, ROGUE);
     if (sysconf(_SC_PAGESIZE) == SM_PAGE) {
         guard_control(PROT_NONE);
         for (uint32_t seat = 1; seat < SEATS; seat += 2)

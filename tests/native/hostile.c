@@ -1,5 +1,5 @@
 /*
- * A producer gone mad, on one thread and so the same run for the same seed: words and bytes of its lane change at
+ * A producer that misbehaves, on one thread and so the same run for the same seed: words and bytes of its lane change at
  * every moment at which another process could change them between two of our calls. Claimed: nothing outside the
  * lane is read or written (the lanes beside it are pages without access), nothing overflows, calls return OK or
  * SM_CORRUPT, and the lane of an honest producer in the same inbox goes on undisturbed.
@@ -7,18 +7,18 @@
  * Then single lies, each of which has to be found, those of a worker's predecessor, too; the same for the words that a sender
  * reads of the control segment; and for segments found at attach.
  */
-#include "mad.h"
+#include "misbehaving.h"
 
 #include <signal.h>
 
-enum { HONEST = 0, MAD = 2, SEATS = 4, ROUNDS = 6, MOST_ROWS = 100, LARGEST = 1900 };
+enum { HONEST = 0, ROGUE = 2, SEATS = 4, ROUNDS = 6, MOST_ROWS = 100, LARGEST = 1900 };
 
 typedef struct row {
     uint64_t key, nth, filler[2];
 } row;
 
 static uint64_t sink, reach, corrupt, batches, pushed, received;
-static sm_sender *honest, *mad;
+static sm_sender *honest, *rogue;
 static sm_reader *reader;
 
 static uint64_t length_of(uint64_t nth) { return 8 + mix(nth) % 90; }
@@ -33,7 +33,7 @@ static int push(sm_sender *s, uint64_t key, uint64_t nth, uint64_t length)
         row rows[20] = {{key, nth, {mix(nth), 0}}};
         static sm_cursor c;
         memset(&c, 0, sizeof c);
-        return sm_send(s, rows, s == mad ? 1 + length % 20 : 1, &c);
+        return sm_send(s, rows, s == rogue ? 1 + length % 20 : 1, &c);
     }
     memcpy(payload, &nth, 8);
     memset(payload + 8, (int)(mix(nth) & 0xff), length < LARGEST ? length : LARGEST);
@@ -54,8 +54,8 @@ static void push_honestly(void)
 static void push_madly(void)
 {
     for (uint64_t n = below(&rng, 6); n; n--) {
-        int status = push(mad, 2, 0, below(&rng, below(&rng, 8) ? 60 : LARGEST));
-        CHECK(status == SM_OK || status == SM_FULL || status == SM_CORRUPT, "the mad producer got %d", status);
+        int status = push(rogue, 2, 0, below(&rng, below(&rng, 8) ? 60 : LARGEST));
+        CHECK(status == SM_OK || status == SM_FULL || status == SM_CORRUPT, "the rogue got %d", status);
     }
 }
 
@@ -65,7 +65,7 @@ static void touch(const uint8_t *p, uint64_t n)
         sink += p[i];
 }
 
-/* As fastcall.c decodes: each entry is read once and judged, because the mad one writes on while it is read. */
+/* As fastcall.c decodes: each entry is read once and judged, because the rogue writes on while it is read. */
 static void read_span(const sm_span *span, int is_honest)
 {
     const sm_index *index = (const sm_index *)span->rows;
@@ -119,7 +119,7 @@ static int turn(int spoiled)
     uint64_t tail = sm_position(atomic_load_explicit(&lane->tail, memory_order_relaxed));
     reach = tail > reach ? tail : reach;
     int status = sm_next(reader, 0, 0, &b);
-    CHECK(status == SM_OK || (status == SM_CORRUPT && b.broken_seat == MAD), "sm_next: %d, seat %u", status,
+    CHECK(status == SM_OK || (status == SM_CORRUPT && b.broken_seat == ROGUE), "sm_next: %d, seat %u", status,
           b.broken_seat);
     CHECK(b.rows <= MOST_ROWS && b.spans <= b.rows, "%llu rows in %u spans", (unsigned long long)b.rows, b.spans);
     for (uint32_t i = 0; i < b.spans; i++)
@@ -160,8 +160,8 @@ static void episode(void)
     atomic_store_explicit(&lane->tail, at, memory_order_relaxed);
     atomic_store_explicit(&lane->head, at, memory_order_relaxed);
     reach = at;
-    mad = take_seat(&e, MAD);
-    CHECK(sm_sender_link(mad, 0, 1, e.inbox[0]) >= 0, "link");
+    rogue = take_seat(&e, ROGUE);
+    CHECK(sm_sender_link(rogue, 0, 1, e.inbox[0]) >= 0, "link");
     new_reader();
     for (int i = 0; i < ROUNDS; i++) {
         sm_lane_view v;
@@ -171,20 +171,20 @@ static void episode(void)
         turn(1);
         if (below(&rng, 8) == 0)
             new_reader(); /* as after a death: what it starts from is spoiled, too */
-        sm_view_lane(e.inbox[0], &e.g, MAD, &v);
+        sm_view_lane(e.inbox[0], &e.g, ROGUE, &v);
     }
     for (int i = 0; received < pushed || i < 3; i++) {
         CHECK(i < 10000, "the honest producer waits for ever: %llu of %llu", (unsigned long long)received,
               (unsigned long long)pushed);
         turn(0);
     }
-    leave_seat(&e, mad, MAD);
+    leave_seat(&e, rogue, ROGUE);
 }
 
 static void lanes(uint32_t row_bytes, double share)
 {
     e = engine_new(1, SEATS, 4096, row_bytes);
-    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD);
+    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, ROGUE);
     if (sysconf(_SC_PAGESIZE) == SM_PAGE)
         for (uint32_t seat = 1; seat < SEATS; seat += 2)
             CHECK(mprotect(sm_lane_at(e.inbox[0], e.g.lane_bytes, seat), e.g.lane_stride, PROT_NONE) == 0, "mprotect");
@@ -240,14 +240,14 @@ static void lie(int which)
     static const uint64_t keys[] = {2, 2}, offsets[] = {0, 20, 50};
     static sm_cursor c;
     e = engine_new(1, SEATS, 4096, 0);
-    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD);
-    mad = take_seat(&e, MAD);
-    mend(&e, mad, SM_NEED_LANE, 0, NULL);
-    CHECK(sm_push(mad, SM_KEY_INT, 2, 0, NULL, 0, data, 10, &shard) == SM_OK, "push");
+    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, ROGUE);
+    rogue = take_seat(&e, ROGUE);
+    mend(&e, rogue, SM_NEED_LANE, 0, NULL);
+    CHECK(sm_push(rogue, SM_KEY_INT, 2, 0, NULL, 0, data, 10, &shard) == SM_OK, "push");
     sm_columns columns = {
         .n = 2, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets, .data_bytes = 50};
     memset(&c, 0, sizeof c);
-    CHECK(sm_push_columns(mad, &columns, &c) == SM_OK, "push");
+    CHECK(sm_push_columns(rogue, &columns, &c) == SM_OK, "push");
     uint64_t tail = sm_position(atomic_load_explicit(&lane->tail, memory_order_relaxed)), put = tail;
     sm_frame *first = (sm_frame *)sm_lane_data(lane), *f = (sm_frame *)(sm_lane_data(lane) + first->length);
     sm_index *index = (sm_index *)((uint8_t *)f + sm_prefix(2));
@@ -316,16 +316,16 @@ static void lie(int which)
     int status = SM_OK;
     for (int i = 0; i < 2 && status == SM_OK; i++) { /* a row that is true may come before the one that is not */
         status = sm_next(r, 0, 0, &b);
-        CHECK((status == SM_OK && b.rows == 1) || (status == SM_CORRUPT && !b.rows && b.broken_seat == MAD),
+        CHECK((status == SM_OK && b.rows == 1) || (status == SM_CORRUPT && !b.rows && b.broken_seat == ROGUE),
               "lie %d: status %d, %llu rows", which, status, (unsigned long long)b.rows);
         if (b.rows)
             sm_commit(r);
     }
     CHECK((status == SM_OK) == (which == NO_LIE), "lie %d was believed", which);
     CHECK(sm_next(r, 0, 0, &b) == SM_OK && !b.rows, "lie %d is said once", which);
-    CHECK(sm_sender_broken(mad, 0) == (which != NO_LIE), "lie %d: its producer would wait for room for ever", which);
+    CHECK(sm_sender_broken(rogue, 0) == (which != NO_LIE), "lie %d: its producer would wait for room for ever", which);
     sm_reader_free(r);
-    leave_seat(&e, mad, MAD);
+    leave_seat(&e, rogue, ROGUE);
     engine_free(&e);
 }
 
@@ -333,18 +333,18 @@ static void lie(int which)
 static void lie_in_a_long_frame(void)
 {
     e = engine_new(1, SEATS, 1 << 18, 0);
-    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD);
-    mad = take_seat(&e, MAD);
-    mend(&e, mad, SM_NEED_LANE, 0, NULL);
+    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, ROGUE);
+    rogue = take_seat(&e, ROGUE);
+    mend(&e, rogue, SM_NEED_LANE, 0, NULL);
     uint32_t rows = SM_CHUNK + 1, length = (uint32_t)sm_round(sm_prefix(rows) + rows * sizeof(sm_index), 16);
     *(sm_frame *)sm_lane_data(lane) = (sm_frame){.length = length, .kind = SM_FRAME_DATA, .rows = rows};
     atomic_store_explicit(&lane->tail, length, memory_order_relaxed);
     sm_reader *r = take_shard(&e, 0, 2 * SM_CHUNK);
     sm_batch b;
-    CHECK(sm_next(r, 0, 0, &b) == SM_CORRUPT && !b.rows && b.broken_seat == MAD, "%llu rows in one frame",
+    CHECK(sm_next(r, 0, 0, &b) == SM_CORRUPT && !b.rows && b.broken_seat == ROGUE, "%llu rows in one frame",
           (unsigned long long)b.rows);
     sm_reader_free(r);
-    leave_seat(&e, mad, MAD);
+    leave_seat(&e, rogue, ROGUE);
     engine_free(&e);
 }
 
@@ -354,10 +354,10 @@ static void lie_while_gathering(void)
     uint32_t shard;
     uint8_t data[64] = {0}, *out = malloc(2 * sizeof(sm_index) + 72);
     e = engine_new(1, SEATS, 4096, 0);
-    mad = take_seat(&e, MAD);
-    mend(&e, mad, SM_NEED_LANE, 0, NULL);
+    rogue = take_seat(&e, ROGUE);
+    mend(&e, rogue, SM_NEED_LANE, 0, NULL);
     for (uint32_t length = 8; length <= 64; length += 56)
-        CHECK(sm_push(mad, SM_KEY_INT, 2, 0, NULL, 0, data, length, &shard) == SM_OK, "push");
+        CHECK(sm_push(rogue, SM_KEY_INT, 2, 0, NULL, 0, data, length, &shard) == SM_OK, "push");
     sm_reader *r = take_shard(&e, 0, 64);
     sm_batch b;
     CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 2 && b.spans == 2 && b.bytes == 72, "two frames");
@@ -367,7 +367,7 @@ static void lie_while_gathering(void)
           "an event that ends in the next frame was gathered");
     free(out);
     sm_reader_free(r);
-    leave_seat(&e, mad, MAD);
+    leave_seat(&e, rogue, ROGUE);
     engine_free(&e);
 }
 
@@ -378,50 +378,50 @@ static void lie_before_the_commit(void)
     static uint8_t data[64];
     static sm_cursor c;
     e = engine_new(1, SEATS, 4096, 0);
-    mad = take_seat(&e, MAD);
-    mend(&e, mad, SM_NEED_LANE, 0, NULL);
+    rogue = take_seat(&e, ROGUE);
+    mend(&e, rogue, SM_NEED_LANE, 0, NULL);
     sm_columns columns = {
         .n = 2, .key_kind = SM_KEY_INT, .keys = keys, .data = data, .offsets = offsets, .data_bytes = 50};
     memset(&c, 0, sizeof c);
-    CHECK(sm_push_columns(mad, &columns, &c) == SM_OK, "push");
+    CHECK(sm_push_columns(rogue, &columns, &c) == SM_OK, "push");
     sm_reader *r = take_shard(&e, 0, 1);
     sm_batch b;
     CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 1, "the first of two rows");
-    ((sm_frame *)sm_lane_data(sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD)))->length = 0;
+    ((sm_frame *)sm_lane_data(sm_lane_at(e.inbox[0], e.g.lane_bytes, ROGUE)))->length = 0;
     CHECK(sm_commit(r) == SM_CORRUPT, "a frame without a length was committed");
-    CHECK(sm_next(r, 0, 0, &b) == SM_CORRUPT && b.broken_seat == MAD && !b.rows,
+    CHECK(sm_next(r, 0, 0, &b) == SM_CORRUPT && b.broken_seat == ROGUE && !b.rows,
           "the lane goes on, or is broken in silence");
-    CHECK(sm_sender_broken(mad, 0) == 1, "its producer would wait for room for ever");
+    CHECK(sm_sender_broken(rogue, 0) == 1, "its producer would wait for room for ever");
     sm_reader_free(r);
-    leave_seat(&e, mad, MAD);
+    leave_seat(&e, rogue, ROGUE);
     engine_free(&e);
 }
 
-/* A worker gone mad: the producer does not follow a head that cannot be. */
+/* A worker that misbehaves: the producer does not follow a head that cannot be. */
 static void lie_about_the_head(void)
 {
     for (int which = 0; which < 3; which++) {
         int status = SM_OK;
         uint64_t tail = 0, head;
         e = engine_new(1, SEATS, 4096, 0);
-        lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD);
-        mad = take_seat(&e, MAD);
-        mend(&e, mad, SM_NEED_LANE, 0, NULL);
-        while (push(mad, 2, 0, 500) == SM_OK)
+        lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, ROGUE);
+        rogue = take_seat(&e, ROGUE);
+        mend(&e, rogue, SM_NEED_LANE, 0, NULL);
+        while (push(rogue, 2, 0, 500) == SM_OK)
             ;
-        CHECK(sm_sender_position(mad, 0, &tail, &head) == SM_OK, "position");
+        CHECK(sm_sender_position(rogue, 0, &tail, &head) == SM_OK, "position");
         atomic_store_explicit(&lane->head, 1024, memory_order_relaxed);
-        while (which == 2 && push(mad, 2, 0, 500) == SM_OK) /* it has now seen this head */
+        while (which == 2 && push(rogue, 2, 0, 500) == SM_OK) /* it has now seen this head */
             ;
         atomic_store_explicit(&lane->head,
                               which == 0   ? tail + 16
                               : which == 1 ? tail - e.g.lane_bytes - 16
                                            : 512,
                               memory_order_relaxed);
-        while ((status = push(mad, 2, 0, 500)) == SM_OK)
+        while ((status = push(rogue, 2, 0, 500)) == SM_OK)
             ;
         CHECK(status == SM_CORRUPT, "head lie %d was believed: %d", which, status);
-        leave_seat(&e, mad, MAD);
+        leave_seat(&e, rogue, ROGUE);
         engine_free(&e);
     }
 }
@@ -448,35 +448,35 @@ static void lie_before_publishing(uint32_t row_bytes, int many)
     uint64_t tail[2], head;
     sm_lane_view v;
     e = engine_new(1, SEATS, 4096, row_bytes);
-    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD);
-    mad = take_seat(&e, MAD);
-    mend(&e, mad, SM_NEED_LANE, 0, NULL);
+    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, ROGUE);
+    rogue = take_seat(&e, ROGUE);
+    mend(&e, rogue, SM_NEED_LANE, 0, NULL);
     signal(SIGUSR1, lie_in_the_frame_being_filled);
     for (int i = 0; i < 2; i++) {
         memset(&c, 0, sizeof c);
         if (i)
             sm_point_arm(SM_POINT_SEND_COPIED, 1, SIGUSR1);
-        CHECK((many ? sm_push_columns(mad, &columns, &c) : push(mad, 2, 0, 8)) == SM_OK, "push");
-        CHECK(sm_sender_position(mad, 0, &tail[i], &head) == SM_OK, "position");
+        CHECK((many ? sm_push_columns(rogue, &columns, &c) : push(rogue, 2, 0, 8)) == SM_OK, "push");
+        CHECK(sm_sender_position(rogue, 0, &tail[i], &head) == SM_OK, "position");
     }
-    sm_view_lane(e.inbox[0], &e.g, MAD, &v);
+    sm_view_lane(e.inbox[0], &e.g, ROGUE, &v);
     CHECK(tail[1] == 2 * tail[0] && v.tail == tail[1], "two equal frames end at %llu and %llu, the lane at %llu",
           (unsigned long long)tail[0], (unsigned long long)tail[1], (unsigned long long)v.tail);
     CHECK(v.accepted < 77, "%llu rows were never pushed", (unsigned long long)v.accepted);
-    leave_seat(&e, mad, MAD);
+    leave_seat(&e, rogue, ROGUE);
     engine_free(&e);
 }
 
-/* A predecessor gone mad: its record says that all that is to come in one lane is suspect. The other lanes flow. */
+/* A predecessor gone rogue: its record says that all that is to come in one lane is suspect. The other lanes flow. */
 static void lie_about_suspects(void)
 {
     e = engine_new(1, SEATS, 4096, 0);
-    mad = take_seat(&e, MAD);
+    rogue = take_seat(&e, ROGUE);
     honest = take_seat(&e, HONEST);
-    mend(&e, mad, SM_NEED_LANE, 0, NULL);
+    mend(&e, rogue, SM_NEED_LANE, 0, NULL);
     mend(&e, honest, SM_NEED_LANE, 0, NULL);
-    CHECK(push(mad, 2, 0, 8) == SM_OK && push(honest, 1, 0, 8) == SM_OK, "push");
-    atomic_store_explicit(&sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD)->suspect, UINT64_MAX, memory_order_relaxed);
+    CHECK(push(rogue, 2, 0, 8) == SM_OK && push(honest, 1, 0, 8) == SM_OK, "push");
+    atomic_store_explicit(&sm_lane_at(e.inbox[0], e.g.lane_bytes, ROGUE)->suspect, UINT64_MAX, memory_order_relaxed);
     atomic_store_explicit(&sm_shard_at(e.control, 0)->attempt_limit, 1000, memory_order_relaxed);
     sm_reader *r = take_shard(&e, 0, 4);
     sm_batch b;
@@ -486,11 +486,11 @@ static void lie_about_suspects(void)
               (unsigned long long)b.rows);
         for (uint32_t k = 0; k < b.spans; k++)
             is_there |= b.span[k].seat == HONEST;
-        CHECK(sm_commit(r) == SM_OK && push(mad, 2, 0, 8) == SM_OK, "commit and push");
+        CHECK(sm_commit(r) == SM_OK && push(rogue, 2, 0, 8) == SM_OK, "commit and push");
     }
     sm_reader_free(r);
     leave_seat(&e, honest, HONEST);
-    leave_seat(&e, mad, MAD);
+    leave_seat(&e, rogue, ROGUE);
     engine_free(&e);
 }
 
@@ -520,27 +520,27 @@ static void lie_behind_deferred_rows(int about_their_tail)
     uint32_t pressed, awaited, n;
     sm_lane_view v;
     e = engine_new(1, SEATS, 4096, 0);
-    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, MAD);
-    mad = take_seat(&e, MAD);
+    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, ROGUE);
+    rogue = take_seat(&e, ROGUE);
     honest = take_seat(&e, HONEST);
-    mend(&e, mad, SM_NEED_LANE, 0, NULL);
+    mend(&e, rogue, SM_NEED_LANE, 0, NULL);
     mend(&e, honest, SM_NEED_LANE, 0, NULL);
     for (int i = 0; i < 5; i++)
-        CHECK(push(mad, 2, 0, 440) == SM_OK, "push");
+        CHECK(push(rogue, 2, 0, 440) == SM_OK, "push");
     sm_reader *r = take_shard(&e, 0, 64);
     sm_batch b;
     sm_defer_commits(r);
     CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 5 && sm_defer(r) == SM_OK, "five events");
     CHECK(sm_deferred(r, &pressed, &awaited) == 5 && pressed, "half a lane is handled and not committed");
-    CHECK(push(mad, 2, 0, 440) == SM_OK, "push");
+    CHECK(push(rogue, 2, 0, 440) == SM_OK, "push");
     ((sm_frame *)(sm_lane_data(lane) + (sm_position(atomic_load_explicit(&lane->tail, memory_order_relaxed)) - 512)))
         ->rows = 0;
     if (about_their_tail)
         atomic_store_explicit(&lane->tail, 16, memory_order_relaxed);
-    CHECK(sm_next(r, 0, 0, &b) == SM_CORRUPT && b.broken_seat == MAD, "the sixth event");
+    CHECK(sm_next(r, 0, 0, &b) == SM_CORRUPT && b.broken_seat == ROGUE, "the sixth event");
     sm_ranges(r, &n);
     CHECK(n == 1 && sm_commit_deferred(r) == (about_their_tail ? SM_CORRUPT : SM_OK), "commit of %u ranges", n);
-    sm_view_lane(e.inbox[0], &e.g, MAD, &v);
+    sm_view_lane(e.inbox[0], &e.g, ROGUE, &v);
     CHECK(v.handled == (about_their_tail ? 0 : 5), "%llu events of the broken lane count as handled",
           (unsigned long long)v.handled);
     CHECK(push(honest, 1, 0, 8) == SM_OK && sm_next(r, 0, 0, &b) == SM_OK && b.rows == 1 && sm_defer(r) == SM_OK,
@@ -550,7 +550,7 @@ static void lie_behind_deferred_rows(int about_their_tail)
           "each batch is a checkpoint because of a broken lane");
     sm_reader_free(r);
     leave_seat(&e, honest, HONEST);
-    leave_seat(&e, mad, MAD);
+    leave_seat(&e, rogue, ROGUE);
     engine_free(&e);
 }
 
@@ -566,7 +566,7 @@ static void lie_among_ranges(void)
     uint32_t n;
     sm_defer_commits(r);
     CHECK(sm_next(r, 0, 0, &b) == SM_OK && b.rows == 1 && sm_defer(r) == SM_OK, "one of two");
-    sm_range ranges[] = {{.seat = MAD, .to = 64}, {.seat = UINT32_MAX}, *sm_ranges(r, &n)};
+    sm_range ranges[] = {{.seat = ROGUE, .to = 64}, {.seat = UINT32_MAX}, *sm_ranges(r, &n)};
     sm_reader_free(r);
     r = take_shard(&e, 0, 1);
     CHECK(sm_commit_ranges(r, ranges, 3) == SM_CORRUPT, "lanes that nobody opened were believed");

@@ -1,15 +1,15 @@
 /*
- * A producer gone mad: what it writes into its lane, at any moment at which another process could. hostile.c and fuzz.c say
- * what must hold all the same. Random numbers are the thread's own, so that a second thread may spoil, too.
+ * A producer that misbehaves: what it writes into its lane, at any moment at which another process could. hostile.c and
+ * fuzz.c say what must hold all the same. Random numbers are the thread's own, so that a second thread may spoil, too.
  */
-#ifndef MAD_H
-#define MAD_H
+#ifndef MISBEHAVING_H
+#define MISBEHAVING_H
 
 #include "harness.h"
 
 static engine e;
 static _Thread_local uint64_t rng;
-static sm_lane *lane; /* the mad one's */
+static sm_lane *lane; /* the rogue's */
 
 static uint64_t strange(uint64_t now)
 {
