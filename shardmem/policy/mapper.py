@@ -51,6 +51,7 @@ class _Shard:
     state: ShardState
     since: float
     before: ShardState | None = None  # it failed
+    replaces: int | None = None  # a successor, until it succeeds
 
 
 class ShardMapper:
@@ -116,6 +117,10 @@ class ShardMapper:
     def draining_shard_ids(self) -> list[int]:
         return self._ids(ShardState.DRAINING)
 
+    def joining_shard_ids(self) -> list[int]:
+        """Those that will be one more when their workers are ready: successors are not among them."""
+        return [shard for shard in self._ids(ShardState.PROVISIONING) if self._shards[shard].replaces is None]
+
     def failed_shard_ids(self) -> list[int]:
         return self._ids(ShardState.FAILED)
 
@@ -155,8 +160,10 @@ class ShardMapper:
             self._check_cooldown(now)
             self._note_return(now)
         there = [
-            shard for shard in self.all_shard_ids() if self._shards[shard].state is not ShardState.DRAINING
-        ]  # a failed one may come back
+            shard
+            for shard, found in self._shards.items()
+            if found.state is not ShardState.DRAINING and found.replaces is None
+        ]  # a failed one may come back; a successor on its way will not be one more
         if len(there) + count > self.policy.max_shards:
             raise ScalingError(
                 ScalingErrorKind.AT_MAX_SHARDS,
@@ -262,7 +269,7 @@ class ShardMapper:
             raise ScalingError(
                 ScalingErrorKind.AT_MAX_SHARDS, f"shard {shard} cannot be replaced: all {self.room} places are taken"
             )
-        self._shards[successor] = _Shard(ShardState.PROVISIONING, now)
+        self._shards[successor] = _Shard(ShardState.PROVISIONING, now, replaces=shard)
         self._window.open(successor, now)
         self._shards = dict(sorted(self._shards.items()))
         return successor
@@ -276,6 +283,7 @@ class ShardMapper:
         self._expect(shard, old, ShardState.ACTIVE)
         self._expect(successor, new, ShardState.PROVISIONING)
         self._enter(new, ShardState.ACTIVE, now)
+        new.replaces = None
         self._enter(old, ShardState.DRAINING, now)
         self._tell(self.on_created, [successor])
 

@@ -73,6 +73,18 @@ class ShardCoordinator:
         self._takers.discard(shard)
         self._draining.add(shard)
 
+    def succeed(self, shard: int, successor: int) -> None:
+        """The successor takes slots, and the shard drains. What was said of the one by hand holds for the other. Raises
+        ScalingError: unknown_shard.
+        """
+        self._check_shard(shard)
+        self.add_shard(successor)
+        self.drain_shard(shard)
+        if shard in self._cordoned:
+            self._cordoned.remove(shard)
+            self._cordoned.add(successor)
+        self.pins = {slot: successor if pinned == shard else pinned for slot, pinned in self.pins.items()}
+
     @property
     def draining(self) -> frozenset[int]:
         """Those that give everything away."""
@@ -81,6 +93,11 @@ class ShardCoordinator:
     @property
     def cordoned(self) -> frozenset[int]:
         return frozenset(self._cordoned)
+
+    @property
+    def open_shards(self) -> frozenset[int]:
+        """Those that take slots, and are not cordoned."""
+        return frozenset(self._takers - self._cordoned)
 
     def cordon(self, shard: int) -> None:
         """It takes no more and keeps what it has, until `uncordon`. Raises ScalingError: unknown_shard."""
@@ -268,10 +285,10 @@ class ShardCoordinator:
             for slot in left[:_RESCUED]:
                 try:
                     target = self.strategy.allocate(slot, view)
-                except Exception as error:  # noqa: BLE001 - it is the user's code, and the drain must go on
+                except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the user's code, and the drain must go on
                     target = NOBODY
                     self._complain(f"allocate({slot}) raised {error!r}")
-                if target not in present:
+                if not isinstance(target, (int, np.integer)) or target not in present:
                     self._complain(f"allocate({slot}) gave shard {target}, which takes no slots; least slots decides")
                     target = LeastSlots().allocate(slot, view)
                 plan.append(Move(slot, int(view.owners[slot]), target))
@@ -341,9 +358,12 @@ class ShardCoordinator:
     def _ask(self, view: View) -> list[Move]:
         try:
             if (hot_slots := getattr(self.strategy, "hot_slots", None)) is not None:
-                self._hot = hot_slots(view)
+                self._hot = [
+                    HotSlot(int(slot), int(shard), float(share), bool(alone))
+                    for slot, shard, share, alone in hot_slots(view)
+                ]
             return [Move(*map(int, move)) for move in self.strategy.rebalance(view)]
-        except Exception as error:  # noqa: BLE001 - it may be the user's code; without a plan everything stays and works
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - it may be the user's code; without a plan all stays and works
             self._complain(f"rebalance raised {type(error).__name__}: {error}")
             return []
 

@@ -29,6 +29,16 @@ class Wishes:
     def move(self, slots: Iterable[int], target: int) -> None:
         self.moves.update(dict.fromkeys(slots, target))
 
+    def succeed(self, shard: int, successor: int) -> None:
+        """What is wanted on the shard, is wanted on its successor now, and all that it has."""
+        self.moves = {slot: successor if target == shard else target for slot, target in self.moves.items()}
+        self.succession[shard] = successor
+
+    def drain(self, shard: int) -> None:
+        """It takes no more: what was to go to it, goes where the strategy says."""
+        self.moves = {slot: target for slot, target in self.moves.items() if target != shard}
+        self.succession = {old: new for old, new in self.succession.items() if new != shard}
+
     def forget_shard(self, shard: int) -> None:
         """It is gone: nobody can go there, and nobody comes from there."""
         self.moves = {slot: target for slot, target in self.moves.items() if target != shard}

@@ -18,6 +18,10 @@ from shardmem.policy import Finished, HandoffState, Late
 log = logging.getLogger("shardmem.supervisor")
 
 
+class Superseded(ShardmemError):
+    """What was asked will not come, because something else was asked since. Nothing has failed."""
+
+
 class Conditions:
     """Conditions that somebody waits for, looked at after every step of the control loop."""
 
@@ -71,6 +75,10 @@ class Change:
         if self._mine(handoff):
             self._finished.append(handoff)
 
+    @property
+    def moved(self) -> list[Finished]:
+        return list(self._finished)
+
     def mark(self, phase: str) -> None:
         """The seconds since the last mark, or the start, were this phase."""
         self.seconds[phase] = time.monotonic() - self.started - sum(self.seconds.values())
@@ -115,20 +123,27 @@ async def answer(
 ) -> dict[str, Any]:
     """What the work answers; or, when that takes longer, `late()`, and it goes on in the background."""
     task = asyncio.create_task(work)
-    done, _ = await asyncio.wait({task}, timeout=timeout)
-    if done:
-        return {"done": True, "waiting_for": [], **task.result()}
-    task.add_done_callback(lambda ended: _log_failure(what, ended))
     _unfinished.add(task)
     task.add_done_callback(_unfinished.discard)
-    return {"done": False, **late()}
+    try:
+        done, _ = await asyncio.wait({task}, timeout=timeout)
+        if done:
+            return {"done": True, "waiting_for": [], **task.result()}
+        return {"done": False, **late()}
+    finally:
+        if not task.done():  # whoever asked may be gone too
+            task.add_done_callback(lambda ended: _log_failure(what, ended))
 
 
 _unfinished: set[asyncio.Task[Any]] = set()  # the event loop keeps weak references only
 
 
 def _log_failure(what: str, task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, NotRunning):
+    if (
+        not task.cancelled()
+        and (error := task.exception()) is not None
+        and not isinstance(error, (NotRunning, Superseded))
+    ):
         log.error("%s failed: %s", what, error, exc_info=None if isinstance(error, ShardmemError) else error)
 
 

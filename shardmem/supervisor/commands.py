@@ -6,19 +6,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from shardmem.errors import ConfigError, HandlerError, NotRunning, ShardmemError
+from shardmem.errors import ConfigError, NotRunning, ShardmemError
 from shardmem.http.operations import COMMANDS, LANES
 from shardmem.http.server import Command
 from shardmem.policy import DecisionKind, Finished, ScalingDecision, ShardState
 from shardmem.settings import some
-from shardmem.slot_ranges import parse_slots
-from shardmem.supervisor.changes import Change, answer, described
+from shardmem.slot_ranges import parse_slots, slot_ranges
+from shardmem.supervisor.changes import Change, Superseded, answer, described
 from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life
 from shardmem.supervisor.replacements import Replacements
@@ -61,7 +62,7 @@ class Commands:
         try:
             yield
         except ShardmemError as error:
-            if not isinstance(error, (ConfigError, NotRunning)):
+            if not isinstance(error, (ConfigError, NotRunning, Superseded)):
                 self._fleet.history.note("not_done", f"{what}: {error}")
             raise
 
@@ -91,26 +92,32 @@ class Commands:
                 f"shards={count} is outside 1 to {min(most, fleet.control.slots)}: the engine has room for "
                 f"{most} shards (max_shards) and {fleet.control.slots} slots"
             )
-        active = planner.mapper.active_shard_ids()
-        added, removed = self._resize(active, count)
+        added, removed = self._resize(planner.mapper.active_shard_ids(), count)
         planner.wishes.following = False
-        work = self._settle(added, removed, "by hand")
-        done = await self._finish("scale", work, wanted, [*added, *removed], so_far=self._shards_now)
+        joining = planner.mapper.joining_shard_ids()
+        work = self._settle(added, removed, "by hand", joining)
+        done = await self._finish("scale", work, wanted, [*joining, *removed], so_far=self._shards_now)
         return {"auto_scale": False, **done}
 
     def _resize(self, active: list[int], count: int) -> tuple[list[int], list[int]]:
         """Says what is wanted, or raises and has changed nothing."""
         fleet, planner = self._fleet, self._fleet.planner
-        if count >= len(active):
+        joining = planner.mapper.joining_shard_ids()
+        there = len(active) + len(joining)
+        if count >= there:
             # a failed shard may come back, so it holds its place: it is one of those that are wanted, if need be
-            free = fleet.control.max_shards - len(planner.mapper.failed_shard_ids()) - len(active)
-            return fleet.shards.create(max(0, min(count - len(active), free))), []
-        removed = _last_to_go(active, planner.table.cordoned)[: len(active) - count]
+            free = fleet.control.max_shards - len(planner.mapper.failed_shard_ids()) - there
+            return fleet.shards.create(max(0, min(count - there, free))), []
+        removed = _last_to_go(active, planner.table.cordoned)[: max(0, len(active) - count)]
         planner.drain(removed, time.monotonic())
+        # of what an earlier command began, and nothing has moved to
+        for shard in joining[max(0, count - len(active)) :]:
+            fleet.shards.revoke(shard, f"{some(count, 'shard')} wanted since, and shard {shard} is not among them")
         return [], removed
 
     async def scale_by(self, step: int) -> dict[str, Any]:
-        return await self.scale({"shards": self._fleet.planner.mapper.active_shard_count() + step})
+        mapper = self._fleet.planner.mapper
+        return await self.scale({"shards": mapper.active_shard_count() + len(mapper.joining_shard_ids()) + step})
 
     async def drain(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"shard": n}: its slots go to the others, it stops and is removed."""
@@ -134,17 +141,19 @@ class Commands:
         fleet.history.note("shard_removed", text, shard)
         return done
 
-    async def _settle(self, added: list[int], removed: list[int], why: str) -> dict[str, Any]:
-        """Until new shards have joined and the others are gone, and slots are even. Raises HandlerError: one cannot
-        join."""
+    async def _settle(
+        self, added: list[int], removed: list[int], why: str, joining: Collection[int] = ()
+    ) -> dict[str, Any]:
+        """Until new shards have joined and the others are gone, and slots are even. joining: shards that earlier commands
+        have added, and that are wanted still. Raises HandlerError: one cannot join.
+        """
         fleet = self._fleet
         are_gone = fleet.shards.gone(removed)
         with self._change() as change:
-            if added:
-                await fleet.conditions.until(lambda: not any(map(fleet.shards.is_joining, added)))
+            if added or joining:
+                await fleet.conditions.until(lambda: not any(map(fleet.shards.is_joining, [*added, *joining])))
                 change.mark("spawn")
-                if reasons := [text for shard in added if (text := fleet.shards.why_not(shard)) is not None]:
-                    raise HandlerError(reasons[0])
+                fleet.shards.check_joined(added)
             fleet.even_out()
             await fleet.conditions.until(lambda: fleet.is_even and are_gone())
         done = self._scaled(added, removed, change)
@@ -218,14 +227,28 @@ class Commands:
         fleet, table, wishes = self._fleet, self._fleet.planner.table, self._fleet.planner.wishes
         mine = set(slots)
 
-        def is_there() -> bool:
-            return all(table.shard_for(slot) == target or wishes.moves.get(slot, target) != target for slot in slots)
+        def is_over() -> bool:
+            return all(table.shard_for(slot) == target or wishes.moves.get(slot) != target for slot in slots)
 
+        before = {slot for slot in slots if table.shard_for(slot) == target}
         with self._change(lambda each: not mine.isdisjoint(each.slots)) as change:
-            await fleet.conditions.until(is_there)
+            await fleet.conditions.until(is_over)
+        arrived = before.union(slot for each in change.moved if each.target == target for slot in each.slots)
+        if elsewhere := [slot for slot in slots if slot not in arrived and table.shard_for(slot) != target]:
+            raise Superseded(
+                f"slots {slot_ranges(elsewhere)} do not go to shard {target}: {self._why_elsewhere(target)}"
+            )
         done = {**change.summary(), "late": []}
         done["moved"] = [each for each in done["moved"] if each["slot"] in mine]
         return self._noted_move(done, "by hand")
+
+    def _why_elsewhere(self, target: int) -> str:
+        planner = self._fleet.planner
+        if (successor := planner.wishes.succession.get(target)) is not None:
+            return f"shard {successor} takes its place and gets them"
+        return (
+            "another command wants them elsewhere" if target in planner.table.shards else "it takes no slots any more"
+        )
 
     async def rebalance(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """As the strategy says, small differences included, until it has nothing more to say."""
@@ -311,9 +334,11 @@ class Commands:
         if decision.kind is DecisionKind.UP:
             return self._followed(decision, self._settle(fleet.shards.create(decision.count, force=False), [], why))
         if decision.kind is DecisionKind.DOWN:
+            if not planner.table.open_shards:
+                return None  # nobody would take their slots
             removed = planner.mapper.scale_down(decision.count, time.monotonic(), planner.table.cordoned)
             for shard in removed:
-                planner.table.drain_shard(shard)
+                planner.drained(shard)
             return self._followed(decision, self._settle([], removed, why))
         return None
 
@@ -360,12 +385,26 @@ class Commands:
             lambda shard: control.view_shard(shard).pid,
             lambda seat: control.view_seat(seat).pid,
         )
-        for shard in shards:
-            if fleet.shards.is_joining(shard):
+        for shard in fleet.shards.booting:
+            if shard in shards or not shards and slots is None:
                 pid = control.view_shard(shard).pid
                 found.append(
                     {"shard": shard, "pid": pid, "slots": [], "text": f"shard {shard} (worker pid {pid}) to get ready"}
                 )
+        if fleet.planner.rests(now):
+            text = "the strategy, which takes long for a plan and is asked seldom because of that"
+            found.append({"pid": os.getpid(), "slots": [], "text": text})
+        if not fleet.planner.table.open_shards:
+            found += [
+                {
+                    "shard": shard,
+                    "pid": 0,
+                    "slots": [],
+                    "text": f"a shard to take the slots of shard {shard}: all others are cordoned",
+                }
+                for shard in shards
+                if fleet.planner.table.resting_slots_of(shard)
+            ]
         if fleet.planner.runner.held_back:
             seats = fleet.planner.stopped_seats
             found += [

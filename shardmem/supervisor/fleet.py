@@ -126,6 +126,7 @@ class Fleet:
         if self._wanted:
             self._wanted = False
             self.planner.advance(now)
+            self.planner.took(time.monotonic() - now, time.monotonic())
         else:
             self.planner.progress(now)
         self.conditions.look()
@@ -136,6 +137,7 @@ class Fleet:
         samples = self.sampler.sample(self.planner.measurable(now), now)
         rates = self.sampler.rates
         decision = self.planner.tick(samples, rates if rates.any() else None, now)
+        self.planner.took(time.monotonic() - now, time.monotonic())
         # without samples it went by the number of slots: that nothing was measured is not why they moved
         self._why = "" if decision.cause in ("no_samples", "steady", "manual") else f"; {decision.reason}"
         self._wanted = False

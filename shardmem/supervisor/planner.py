@@ -8,6 +8,7 @@ no clock and no process, so the simulation in tests/policy runs this very class 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ from shardmem.policy import (
     Pinned,
     RebalanceRunner,
     ScalingDecision,
+    ScalingError,
+    ScalingErrorKind,
     ScalingPolicy,
     ShardCoordinator,
     ShardMapper,
@@ -42,6 +45,7 @@ from shardmem.supervisor.carrier import Carrier, HandoffWords
 
 REST = 20.0  # seconds that a slot stays where the strategy has put it
 ALLOWANCE = 0.12  # of all slots the strategy may move in a minute, once there is a balance
+SLOW_STRATEGY, STRATEGY_REST = 0.5, 5.0  # seconds; and how long it is left alone then, as a multiple of them
 COMPLAINTS, LINE_CHARS, PINS_CHARS = 4, 300, 4000  # what of it is told: the board has room for 16 kB
 
 
@@ -106,6 +110,7 @@ class Planner:
         self._facts: dict[int, ShardFact] = {}
         self._long = LongBatches()
         self._rates: np.ndarray | None = None
+        self._ask_again = -math.inf  # before that the strategy is left alone
         self.stopped_seats: Sequence[int] = ()  # producers in the middle of a push, for long
 
     def begin(self, now: float) -> None:
@@ -200,6 +205,7 @@ class Planner:
                 without=without,
                 later=later,
                 stopped_seats=self.stopped_seats,
+                ask=not self.rests(now),
             )
         finally:
             self.wishes.suspended = was
@@ -210,6 +216,17 @@ class Planner:
                     self.table.allocate(slot, action.shard)
             elif isinstance(action, BeginHandoff):
                 self._done(self.carrier.begin(action.slots, action.source, action.target, now))
+
+    def took(self, seconds: float, now: float) -> None:
+        """The last look took so long. A strategy that takes seconds would otherwise be all that this process does: commands
+        would be answered seconds late, and handoffs stand.
+        """
+        if seconds >= SLOW_STRATEGY:
+            self._ask_again = now + seconds * STRATEGY_REST
+
+    def rests(self, now: float) -> bool:
+        """Whether the strategy is left alone, because it takes so long."""
+        return now < self._ask_again
 
     def progress(self, now: float) -> None:
         """What handoffs have come to. Cheaper than `advance`, which asks the strategy too."""
@@ -234,10 +251,21 @@ class Planner:
         self.table.add_shard(shard)
 
     def drain(self, shards: Collection[int], now: float) -> None:
-        """All or none. Raises ScalingError."""
+        """All or none. Raises ScalingError, when nobody would take their slots too."""
+        if shards and not self.table.open_shards.difference(shards):
+            raise ScalingError(
+                ScalingErrorKind.WRONG_STATE,
+                f"nobody would take the slots of {'shards' if len(shards) > 1 else 'shard'} "
+                f"{', '.join(map(str, sorted(shards)))}: all others are cordoned; uncordon one first",
+            )
         self.mapper.drain_all(shards, now)
         for shard in shards:
-            self.table.drain_shard(shard)
+            self.drained(shard)
+
+    def drained(self, shard: int) -> None:
+        """The mapper has it draining: its slots go, and none comes."""
+        self.table.drain_shard(shard)
+        self.wishes.drain(shard)
 
     def abandon(self, shard: int, now: float) -> None:
         """It never got ready, and nothing was sent to it. Raises ScalingError: wrong_state."""
@@ -257,9 +285,8 @@ class Planner:
     def succeed(self, shard: int, successor: int, now: float) -> None:
         """The successor is ready: it takes every slot of the shard, which drains."""
         self.mapper.succeed(shard, successor, now)
-        self.table.add_shard(successor)
-        self.table.drain_shard(shard)
-        self.wishes.succession[shard] = successor
+        self.table.succeed(shard, successor)
+        self.wishes.succeed(shard, successor)
 
     @property
     def is_rerouting(self) -> bool:

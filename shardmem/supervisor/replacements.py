@@ -23,8 +23,8 @@ from typing import Any
 import psutil
 
 from shardmem.config import Config
-from shardmem.errors import HandlerError, ShardmemError
-from shardmem.policy import Recycling
+from shardmem.errors import HandlerError, NotRunning, ShardmemError
+from shardmem.policy import Recycling, ShardState
 from shardmem.policy.recycling import GROWN
 from shardmem.runtime.handler import HandlerRef
 from shardmem.supervisor.configured import policy_of
@@ -87,8 +87,7 @@ class Replacements:
         self._replacing += 1
         try:
             await fleet.conditions.until(lambda: not fleet.shards.is_joining(successor))
-            if (reason := fleet.shards.why_not(successor)) is not None:
-                raise HandlerError(reason)
+            fleet.shards.check_joined([successor])
             fleet.step_soon()
             await fleet.conditions.until(is_gone)
         finally:
@@ -194,22 +193,26 @@ class Replacements:
         one that takes long. Raises at the first that cannot be renewed: those that come after it go on with what they
         have.
         """
-        shards, blocked = self._fleet.shards, self._fleet.planner.blocked()
+        fleet, shards, blocked = self._fleet, self._fleet.shards, self._fleet.planner.blocked()
+        # successors of a reload that was given up, or of recycling, were started with what was in force then
+        await fleet.conditions.until(lambda: not shards.succeeding)
         order = shards.in_state("failed") + sorted(shards.in_state("active"), key=lambda shard: shard in blocked)
-        running: set[asyncio.Task[dict[str, int]]] = set()
+        order += fleet.planner.mapper.joining_shard_ids()
+        lives = {shard: fleet.control.view_shard(shard).generation for shard in order}
+        running: set[asyncio.Task[dict[str, int] | None]] = set()
         reloaded: list[dict[str, int]] = []
 
         async def settled(timeout: float | None, every: str = asyncio.FIRST_COMPLETED) -> None:
             nonlocal running
             done, running = await asyncio.wait(running, timeout=timeout, return_when=every)
             errors = [error for task in done if (error := task.exception()) is not None]
-            reloaded.extend([task.result() for task in done if task.exception() is None])
+            reloaded.extend([each for task in done if task.exception() is None and (each := task.result()) is not None])
             if errors:
                 raise errors[0]
 
         try:
             for shard in order:
-                running.add(asyncio.create_task(self._renew(shard)))
+                running.add(asyncio.create_task(self._renew(shard, lives[shard])))
                 await settled(TAKES_LONG)
                 while len(running) >= AT_ONCE:
                     await settled(None)
@@ -220,14 +223,30 @@ class Replacements:
                 task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return reloaded
 
-    async def _renew(self, shard: int) -> dict[str, int]:
+    async def _renew(self, shard: int, generation: int) -> dict[str, int] | None:
+        """None: it was on its way out, and needs no other worker."""
         fleet = self._fleet
+
+        def has_failed() -> bool:
+            return is_same() and fleet.control.shard_state(shard) == "failed"
+
+        def is_active() -> bool:  # the word follows with the next step
+            return is_same() and fleet.planner.mapper.shard_state(shard) is ShardState.ACTIVE
+
+        def is_same() -> bool:
+            return fleet.control.view_shard(shard).generation == generation
+
         try:
-            if fleet.control.shard_state(shard) != "failed":
+            await fleet.conditions.until(lambda: not fleet.shards.is_joining(shard))
+            if not is_active() and not has_failed():
+                return None
+            if not has_failed():
                 try:
                     return {"from": shard, "to": await self.replace(shard)}
                 except ShardmemError:
-                    if fleet.control.shard_state(shard) != "failed":  # meanwhile
+                    if not is_active() and not has_failed():
+                        return None
+                    if not has_failed():  # meanwhile
                         raise
             # a failed shard has no worker to hand anything over: the next one starts where it ended
             fleet.workers.renew(shard)
@@ -239,6 +258,8 @@ class Replacements:
             if (reason := fleet.workers.why_not_ready(shard, since, limit)) is not None:
                 raise HandlerError(reason)
             return {"from": shard, "to": shard}
+        except NotRunning:
+            raise
         except ShardmemError as error:
             text = f"reload stopped at shard {shard}, which goes on with what it had: {error}"
             raise HandlerError(text) if isinstance(error, HandlerError) else ShardmemError(text) from error

@@ -1,7 +1,7 @@
 """Shards that come and go. Every step looks at each of them, does what can be done now, and waits for nothing.
 
     create ─▶ joining ─worker ready▶ active ─drained by planner▶ draining ─slots, sends, lanes gone▶ ending ─▶ gone
-                 └─worker cannot boot▶ gone, and `why_not` says why
+                 └─worker cannot boot▶ gone, and `check_joined` says why
 
 The planner decides who drains and where slots go; here the inbox, the worker and the words of the shard follow.
 """
@@ -21,6 +21,7 @@ from shardmem.memory.words import now_ns
 from shardmem.policy import ShardState
 from shardmem.status.observer import Observer
 from shardmem.supervisor.carrier import Marks
+from shardmem.supervisor.changes import Superseded
 from shardmem.supervisor.history import History
 from shardmem.supervisor.planner import Planner, ShardFact
 from shardmem.supervisor.workers import Workers
@@ -58,7 +59,7 @@ class Shards:
         self._marks: dict[int, Marks] = {}  # of draining shards: sends that may have chosen them while they were active
         self._ending: dict[int, float] = {}  # told to stop, and when
         self._begun_before: set[int] = set()
-        self._failures: dict[int, str] = {}
+        self._failures: dict[int, ShardmemError] = {}  # of shards that were to join
         self._weights: dict[int, int] = {}
 
     def in_state(self, *states: str) -> list[int]:
@@ -107,9 +108,28 @@ class Shards:
     def is_joining(self, shard: int) -> bool:
         return shard in self._joining
 
-    def why_not(self, shard: int) -> str | None:
-        """Why a shard that was to join has not; None: it has, or may yet."""
-        return self._failures.get(shard)
+    @property
+    def booting(self) -> list[int]:
+        """Shards whose workers are not ready, and may yet be."""
+        restarted = [shard for shard, fact in self.facts().items() if not fact.alive and fact.failed is None]
+        return [*self._joining, *restarted]
+
+    @property
+    def succeeding(self) -> list[int]:
+        """Shards that join to replace others."""
+        return [shard for shard, joining in self._joining.items() if joining.replaces is not None]
+
+    def revoke(self, shard: int, why: str) -> None:
+        """A shard that joins is not wanted any more. One that an earlier supervisor began may have slots: it has to join first."""
+        if not self._planner.table.shard_slot_counts(coming=True).get(shard):
+            self._failures[shard] = Superseded(why)
+            self.abandon(shard)
+
+    def check_joined(self, shards: Iterable[int]) -> None:
+        """Raises why the first that was to join has not: HandlerError, its worker cannot start; Superseded, it is not wanted."""
+        for shard in shards:
+            if shard in self._failures:
+                raise self._failures[shard]
 
     def gone(self, shards: Iterable[int]) -> Callable[[], bool]:
         """Whether all of these are, also when another has got the number of one since. What is returned raises
@@ -191,7 +211,7 @@ class Shards:
         if (reason := self.workers.why_not_ready(shard, joining.since, self._boot_timeout())) is not None:
             if self._planner.table.shard_slot_counts(coming=True).get(shard):
                 return  # begun by an earlier supervisor, and slots have moved: it is tried for ever
-            self._failures[shard] = reason
+            self._failures[shard] = HandlerError(reason)
             if joining.begun_before:  # otherwise whoever wanted it says so
                 self._history.note("not_done", f"{reason}; nothing had moved to it, so it is given up", shard)
             self.abandon(shard)
@@ -200,7 +220,7 @@ class Shards:
             try:
                 self._joined(shard, joining, now)
             except ShardmemError as error:  # what it was made for is not wanted any more
-                self._failures[shard] = str(error)
+                self._failures[shard] = Superseded(str(error))
                 self.abandon(shard)
 
     def _joined(self, shard: int, joining: _Joining, now: float) -> None:

@@ -70,6 +70,27 @@ class Counter(Recorder):
             del self.counts[pair]
 
 
+class Sick(Recorder):
+    """The one shard whose number is in the file `fails` raises, the one in `stuck` waits, as long as the file is there."""
+
+    def open(self, context: shardmem.Context) -> None:
+        super().open(context)
+        self.shard = context.shard
+
+    def handle(self, batch: shardmem.Batch) -> None:
+        if self._is_told("fails"):
+            raise OSError("as told")
+        while self._is_told("stuck"):
+            time.sleep(0.01)
+        super().handle(batch)
+
+    def _is_told(self, what: str) -> bool:
+        try:
+            return Path(self.directory, what).read_text() == str(self.shard)
+        except FileNotFoundError:
+            return False
+
+
 class Traffic:
     """Producers in processes of their own that push until told to stop; pause: seconds between two blocks."""
 
@@ -106,10 +127,21 @@ def produce(engine: str, number: int, pause: float) -> None:
         print("ready", flush=True)
         while not select.select([sys.stdin], [], [], pause)[0]:
             block["number"] = sent
-            producer.send(block)
+            send_all(producer, block)
             sent += 1
         producer.flush()
         print(sent, flush=True)
+
+
+def send_all(producer: shardmem.Producer, block: np.ndarray) -> None:
+    """Whatever fails meanwhile: what was not accepted is sent again, in order."""
+    while len(block):
+        try:
+            producer.send(block)
+            return
+        except shardmem.HandlerError as error:
+            block = block[error.left]
+            time.sleep(0.01)
 
 
 def violations(rows: np.ndarray, sent: dict[int, int]) -> list[str]:

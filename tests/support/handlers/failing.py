@@ -23,6 +23,14 @@ class Failing(Recorder):
         super().handle(batch)
 
 
+class FailingBehindTheGate(Failing):
+    """Looks for the poison when it has passed the gate."""
+
+    def handle(self, batch: Batch) -> None:
+        self.pass_gate(batch)
+        super().handle(batch)
+
+
 class FailingAtOnce(Handler):
     def handle(self, batch: Batch) -> None:
         raise KeyError("at once")
