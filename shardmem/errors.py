@@ -25,8 +25,8 @@ from typing import Any
 
 
 class ShardmemError(Exception):
-    """Base of all errors that shardmem raises on its own account. left: of a call of a producer with many events, the numbers of
-    those that were not accepted."""
+    """Base of all errors that shardmem raises on its own account. left: of a call of a producer with many events, the
+    numbers of those that were not accepted."""
 
     left: Any = ()
 
@@ -93,7 +93,7 @@ class OutOfMemory(SegmentError):
     @classmethod
     def of_segment(cls, what: str, need: int, free: int, directory: str) -> OutOfMemory:
         return cls(
-            f"{what} needs {need:,} bytes of shared memory, and {directory} has {free:,} free",
+            f"{what} needs {need:,} bytes of shared memory and {directory} has {free:,} free",
             need,
             free,
             hint=f"Lower `lane_bytes`, or make {directory} larger: `docker run --shm-size`, a memory-backed emptyDir "

@@ -1,4 +1,4 @@
-"""What can be asked of a running engine: the same calls for an engine inside a program and for one that another process runs."""
+"""What can be asked of a running engine: the same calls for one in this program and for one of another process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Slots = str | int | Iterable[int]
 
 
 class ControlCalls(ABC):
-    """Every call that takes a while waits for `timeout` seconds (30 unless given) and then answers with what is done so far:
-    `done` says whether all is, `waiting_for` lists who is waited for (shard or seat, pid, slots, text). It goes on in the
-    background. A refusal raises ShardmemError and has changed nothing.
+    """Every call that takes a while waits for `timeout` seconds (30 unless given) and then answers with what is done
+    so far: `done` says whether all is, `waiting_for` lists who is waited for (shard or seat, pid, slots, text). It goes
+    on in the background. A refusal raises ShardmemError and has changed nothing.
     """
 
     @abstractmethod
@@ -22,10 +22,9 @@ class ControlCalls(ABC):
     def scale_to(self, shards: int | str, timeout: float | None = None) -> dict[str, Any]:
         """Change the number of shards and even out the slots.
 
-        "auto" hands control of the number back to the policy. Events keep flowing.
-
-        Returns `shards` (the active ones), `added`, `removed`, `moved` (slot, from, to of each) and `seconds` of each phase.
-        Raises ConfigError or ShardmemError when the number is out of bounds, HandlerError when a new worker cannot start.
+        "auto" hands control of the number back to the policy. Returns `shards` (the active ones), `added`, `removed`,
+        `moved` (slot, from, to of each) and `seconds` of each phase. Raises ConfigError; ScalingError's text as
+        ShardmemError when the number is out of bounds; HandlerError when a new worker cannot start.
         """
         return self._timed("scale", timeout, shards=shards)
 
@@ -39,45 +38,47 @@ class ControlCalls(ABC):
     def move(self, slots: Slots, to: int, timeout: float | None = None) -> dict[str, Any]:
         """Move slots to a shard while events flow.
 
-        slots: "17,40-60", a number or numbers. No event is lost, repeated or reordered.
-
-        Returns `moved` and `seconds`. Raises ConfigError: no such slot, or source or target cannot hand over or take.
+        slots: "17,40-60", a number or numbers. No event is lost, repeated or reordered. Returns `moved` and `seconds`.
+        Raises ConfigError: no such slot, or source or target cannot hand over or take.
         """
         return self._timed("move", timeout, slots=_plain(slots), to=to)
 
     def rebalance(self, timeout: float | None = None) -> dict[str, Any]:
         """Even out the slots over the shards, with the fewest moves.
 
-        As the strategy says, small differences included. Returns `moved` and `seconds`.
+        As the strategy says, small differences included. Returns `moved` and `seconds`. Raises ShardmemError: the
+        strategy made no plan, or one that makes no sense.
         """
         return self._timed("rebalance", timeout)
 
     def reload(self, timeout: float | None = None) -> dict[str, Any]:
         """Replace all workers, with configuration and handler read again.
 
-        Failed shards first; events keep flowing. Returns `reloaded` (from, to of each shard) and `not_applied` (settings that
-        cannot change). Raises HandlerError when a new worker cannot start: those that were not replaced yet stay as they are.
+        Failed shards first. Events keep flowing. Returns `reloaded` (from, to of each shard) and `not_applied`
+        (settings that cannot change). Raises HandlerError when a new worker cannot start: those that were not replaced
+        yet go on.
         """
         return self._timed("reload", timeout)
 
     def cordon(self, shard: int) -> dict[str, Any]:
         """Keep a shard from taking more slots.
 
-        It takes no keyless events either, and keeps what it has. Returns `cordoned`, `pins` and `suspended`.
+        It takes no keyless events either, and keeps what it has. Returns `cordoned`, `pins`, `suspended`. Raises
+        ConfigError: it is not active.
         """
         return self.command("cordon", shard=shard)
 
     def uncordon(self, shard: int) -> dict[str, Any]:
         """Let a cordoned shard take slots again.
 
-        Returns as `cordon`.
+        Returns as `cordon`. Raises ConfigError: it is not cordoned.
         """
         return self.command("uncordon", shard=shard)
 
     def pin(self, slots: Slots, to: int, timeout: float | None = None) -> dict[str, Any]:
         """Move slots to a shard and keep them there.
 
-        Whatever the strategy says, until `unpin`. Returns as `move` and `cordon`.
+        Whatever the strategy says, until `unpin` or until the shard is removed. Returns as `move` and `cordon`.
         """
         return self._timed("pin", timeout, slots=_plain(slots), to=to)
 

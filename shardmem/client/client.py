@@ -41,8 +41,8 @@ class Client(ControlCalls):
         return self._observer.status()
 
     def where(self, key: int | str | bytes) -> Where:
-        """Which shard handles the events of this key. Works with the supervisor dead. Raises ConfigError: not a key of this
-        engine."""
+        """Which shard handles the events of this key. Works with the supervisor dead. Raises ConfigError: not a key of
+        this engine."""
         return where(self._control, key)
 
     def where_text(self, text: str, *, as_int: bool = False) -> Where:
@@ -152,13 +152,14 @@ def check_socket_path(path: str) -> None:
     """Raises ConfigError when the system has no room for it in the address of a socket."""
     if (length := len(os.fsencode(path))) > SOCKET_ADDRESS:
         raise errors.ConfigError(
-            f"the control socket cannot be {path}: that is {length} bytes, and the address of a unix socket has room for "
-            f"{SOCKET_ADDRESS}. Set TMPDIR to a shorter directory, or give the engine a shorter name"
+            f"the control socket cannot be {path}: that is {length} bytes, and the address of a unix socket has room "
+            f"for {SOCKET_ADDRESS}. Set TMPDIR to a shorter directory, or give the engine a shorter name"
         )
 
 
 def wait_ready(name: str | None, timeout: float) -> Status:
-    """The status of an engine once it is ready: every slot has a live worker. None: the one engine here, when there is one.
+    """The status of an engine once it is ready: every slot has a live worker. None: the one engine here, when there is
+    one.
 
     Raises TimeoutError with what it still waits for after `timeout` seconds, LayoutMismatch.
     """

@@ -36,21 +36,24 @@ REVIVALS = 5  # supervisors in a row that may be killed while the engine ends
 class Engine(ControlCalls):
     """Workers that run `handler` on what producers push; a supervisor process of its own, which ends with the block.
 
-    - `handler`: a function of one `Batch`, a `Handler` class or instance, or `"module:name"`. It runs in worker processes, so
-      it must be importable there: top level of a module, or of the script itself under `if __name__ == "__main__":`.
-    - `name`: for `shardmem.connect(name)` and `shardmem status`; made up if not given. Events that are not handled when a
-      named engine ends stay in shared memory for its next run; those of an unnamed one cannot be found again and go.
+    - `handler`: a function of one `Batch`, a `Handler` class or instance, or `"module:name"`. It runs in worker
+      processes, so it must be importable there: top level of a module, or of the script itself under
+      `if __name__ == "__main__":`.
+    - `name`: for `shardmem.connect(name)` and `shardmem status`; made up if not given. Events that are not handled when
+      a named engine ends stay in shared memory for its next run; those of an unnamed one cannot be found again and go.
     - `dtype`, `key`: a numpy structured dtype and the name of its key field make a records engine; without a dtype it
       carries events, whose keys come with each push.
-    - `shards`: how many workers, for good; or `min_shards` (1) to `max_shards` (the number of cores), as the policy decides.
-    - `slots`: hash buckets of keys, a power of two. `lane_bytes`: ring of each producer to each shard, a power of two; half of
-      it is the largest event. `max_producers`: how many can be connected at once.
+    - `shards`: how many workers, for good; or `min_shards` (1) to `max_shards` (the number of cores), as the policy
+      decides.
+    - `slots`: hash buckets of keys, a power of two. `lane_bytes`: ring of each producer to each shard, a power of two;
+      half of it is the largest event. `max_producers`: how many can be connected at once.
     - `backpressure`: "block", "fail", "drop_newest", "drop_oldest" or "sample", when a lane is full.
     - `state_dir`: where the state of a stateful handler outlives the engine.
-    - `on_shard_created`, `on_shard_removed`: called with the number of each shard that has become active (the first ones
-      too), and of each that has handed over everything and ends, by a thread of this process. Not at the end of the engine.
-    - and every other setting of docs/settings.md, under its name there. Durations are in seconds, sizes in bytes; text with a
-      unit ("250ms", "4MiB") does as well.
+    - `on_shard_created`, `on_shard_removed`: called with the number of each shard that has become active (the first
+      ones too), and of each that has handed over everything and ends, by a thread of this process. Not at the end of
+      the engine.
+    - and every other setting of docs/settings.md, under its name there. Durations are in seconds, sizes in bytes; text
+      with a unit ("250ms", "4MiB") does as well.
 
     Raises ConfigError (every fault in one), OutOfMemory, AlreadyRunning (name is taken), HandlerError.
     """
@@ -81,7 +84,7 @@ class Engine(ControlCalls):
         self._commands: Client | None = None
         self._reviving = threading.Lock()
 
-    # ---- life ---------------------------------------------------------------------------------------------------------------
+    # ---- life --------------------------------------------------------------------------------------------------------
 
     def start(self) -> Engine:
         """Returns when every worker is ready. `with Engine(...)` calls it."""
@@ -172,7 +175,7 @@ class Engine(ControlCalls):
             if not isinstance(error, ShardmemError):
                 error.__notes__ = [*getattr(error, "__notes__", ()), f"and engine {self.name!r} ended badly: {second}"]
 
-    # ---- use ------------------------------------------------------------------------------------------------------------------
+    # ---- use ---------------------------------------------------------------------------------------------------------
 
     def producer(self, **options: Unpack[ProducerOptions]) -> Producer:
         """A producer of this engine; options as of Producer. Other processes use `shardmem.connect(engine.name)`."""
@@ -197,10 +200,11 @@ class Engine(ControlCalls):
         """One call of the control API; once more if the supervisor is killed before it has answered."""
         return self._ask(lambda client: client.command(name, **wanted))
 
-    # ---- inside -----------------------------------------------------------------------------------------------------------------
+    # ---- inside ------------------------------------------------------------------------------------------------------
 
     def _ask(self, command: Callable[[Client], dict[str, Any]]) -> dict[str, Any]:
-        """A command, once more if the supervisor is killed before it has answered: each goes on from where things are."""
+        """A command, once more if the supervisor is killed before it has answered: each goes on from where things
+        are."""
         if self._control is None:
             raise NotRunning(f"engine {self.name!r} is not running")
         assert self._process is not None
@@ -252,7 +256,8 @@ class Engine(ControlCalls):
             control.segment.unlink()
 
     def _find_what_it_left(self, pid: int) -> None:
-        """The memory of a supervisor that died before it was ready, if it is of that one and nobody has taken it over."""
+        """The memory of a supervisor that died before it was ready, if it is of that one and nobody has taken it
+        over."""
         try:
             control = ControlSegment.attach(self.name)
         except ShardmemError:

@@ -1,8 +1,9 @@
-"""The settings of `Engine(...)` for type checkers; declared with help, limits and defaults in config.py, and compared with it by a test."""
+"""The settings of `Engine(...)` for type checkers; declared with help, limits and defaults in config.py, and compared
+with it by a test."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from shardmem.runtime.batch import Batch
@@ -28,7 +29,8 @@ HandlerLike = str | Callable[[Batch], Any] | Handles | type[Handles]
 
 
 class EngineSettings(TypedDict, total=False):
-    """Durations in seconds, sizes in bytes, or text with a unit. None: what docs/settings.md says of a setting that is not set."""
+    """Durations in seconds, sizes in bytes, or text with a unit. None: what docs/settings.md says of a setting that is
+    not set."""
 
     dtype: DTypeLike | None
     key: str | None
@@ -46,7 +48,7 @@ class EngineSettings(TypedDict, total=False):
     state_dir: str | None
     auto_scale: bool
     policy: str | Mapping[str, Any] | ScalingPolicy | None
-    source: str | Mapping[str, Any] | list[Mapping[str, Any]] | None
+    source: str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
     strategy: str | Strategy | None
     on_error: Literal["retry", "quarantine", "stop"]
     max_attempts: int

@@ -1,5 +1,5 @@
-"""What can be done with the events in quarantine: look at them, give them back, throw them away. For the control API and the
-command line alike, which opens the file itself and needs no supervisor.
+"""What can be done with the events in quarantine: look at them, give them back, throw them away. For the control API
+and the command line alike, which opens the file itself and needs no supervisor.
 
 All of it waits: for the file, which workers write to, and for room in lanes. The supervisor does it in a thread.
 """
@@ -37,8 +37,8 @@ class Replay:
 
 
 class QuarantineAccess:
-    """The quarantine of one engine, as the API has it. Every method opens the file anew: it comes with its first event, and may
-    be removed. Raises ShardmemError. limit: quarantine_limit as it is now."""
+    """The quarantine of one engine, as the API has it. Every method opens the file anew: it comes with its first event,
+    and may be removed. Raises ShardmemError. limit: quarantine_limit as it is now."""
 
     def __init__(self, engine: str, path: str, limit: Callable[[], int]) -> None:
         self._engine, self._path, self._limit = engine, path, limit
@@ -77,14 +77,14 @@ class QuarantineAccess:
 
     def _needed(self) -> Quarantine:
         if (found := self._open()) is None:
-            raise NoSuchEvent(f"nothing was ever set aside ({self._path} does not exist)")
+            raise NoSuchEvent(f"nothing was ever quarantined ({self._path} does not exist)")
         return found
 
 
 def replay(engine: str, found: Quarantine, numbers: Iterable[int] | None, seconds: float | None = None) -> Replay:
-    """Push events into the running engine again, as new ones: these, or all that were not replayed yet. Stops at the first that
-    cannot be pushed within so many seconds for all of them: those behind it may have its key. Raises ShardmemError when there
-    is no such event, or no engine.
+    """Push events into the running engine again, as new ones: these, or all that were not replayed yet. Stops at the
+    first that cannot be pushed within so many seconds for all of them: those behind it may have its key. Raises
+    ShardmemError when there is no such event, or no engine.
     """
     wanted = found.numbers(numbers)
     deadline = None if seconds is None else time.monotonic() + seconds

@@ -18,8 +18,8 @@ log = logging.getLogger("shardmem.engine")
 
 
 class ShardNews:
-    """The program's functions, called one after the other in a thread of their own: one that blocks delays only the next.
-    What they raise is logged, and changes nothing. Raises ConfigError.
+    """The program's functions, called one after the other in a thread of their own: one that blocks delays only the
+    next. What they raise is logged, and changes nothing. Raises ConfigError.
     """
 
     def __init__(self, on_created: OnShard | None, on_removed: OnShard | None) -> None:
@@ -66,8 +66,8 @@ class ShardNews:
 
 
 class NewsReader:
-    """The one reader of a supervisor's reports, in a thread: news of shards go to the callbacks, the rest to `next` and `last`,
-    as a ReportReader has them."""
+    """The one reader of a supervisor's reports, in a thread: news of shards go to the callbacks, the rest to `next` and
+    `last`, as a ReportReader has them."""
 
     def __init__(self, reports: ReportReader, news: ShardNews) -> None:
         self._reports, self._news = reports, news

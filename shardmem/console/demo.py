@@ -23,6 +23,7 @@ from shardmem.errors import ConfigError
 from shardmem.runtime.batch import Batch
 from shardmem.runtime.handler import Context, Handler
 from shardmem.runtime.producer import connect
+from shardmem.status.document import Status
 
 BLOCK = 1024
 DISTANCE, TAIL_NUMBER = 15, 11  # columns of flights.csv
@@ -106,7 +107,7 @@ def run_demo(shards: int, producers: int, as_json: bool) -> None:
     _report(status, totals, seconds, as_json)
 
 
-def _report(status: dict[str, Any], totals: dict[str, list[int]], seconds: float, as_json: bool) -> None:
+def _report(status: Status, totals: dict[str, list[int]], seconds: float, as_json: bool) -> None:
     known = {key: total for key, total in totals.items() if key != "NA"}
     busiest = sorted(known.items(), key=lambda item: (-item[1][0], item[0]))[:10]
     accounting = status["accounting"]

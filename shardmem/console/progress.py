@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +14,7 @@ if TYPE_CHECKING:
 
 INTERVAL = 2.0
 FRAME = 0.1
+LOOK_S = 0.3  # between two looks at what a command waits for
 
 
 class Meter:
@@ -84,3 +88,32 @@ class Meter:
             self._bar.update(self._task, completed=size, rate=rate, description=name or self._what)
         else:
             print(f"{self._what}{f' {name}' if name else ''}:{share} {rate}", file=sys.stderr, flush=True)
+
+
+class Waiting:
+    """While a command waits, a line on a terminal says what for. look: that line, by now."""
+
+    def __init__(self, look: Callable[[], str], *, quiet: bool = False) -> None:
+        self._look, self._over = look, threading.Event()
+        self._thread = threading.Thread(target=self._run) if not quiet and sys.stderr.isatty() else None
+
+    def __enter__(self) -> Waiting:
+        if self._thread is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._over.set()
+            self._thread.join()
+
+    def _run(self) -> None:
+        started, shown = time.monotonic(), False
+        while not self._over.wait(LOOK_S):
+            line = f"{time.monotonic() - started:.0f} s: waiting for {self._look() or 'the supervisor'}"
+            sys.stderr.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
+            sys.stderr.flush()
+            shown = True
+        if shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

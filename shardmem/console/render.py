@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from rich import box
@@ -12,6 +11,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from shardmem.status.document import (
+    Accounting,
+    Finding,
+    HandoffStatus,
+    HistoryEntry,
+    Level,
+    ShardStatus,
+    SourceStatus,
+    Status,
+)
 from shardmem.status.findings import VERDICTS
 from shardmem.text import plural, size
 
@@ -46,7 +55,7 @@ def microseconds(value: float | None) -> str:
     return f"{value / divisor:.1f}{unit}" if divisor > 1 and value / divisor < 99.5 else f"{value / divisor:.0f}{unit}"
 
 
-def accounting_line(accounting: dict[str, Any]) -> str:
+def accounting_line(accounting: Accounting) -> str:
     """offered = accepted + refused; accepted = handled + quarantined + shed + in flight."""
     parts = [f"offered {accounting['offered']:,}", f"accepted {accounting['accepted']:,}"]
     parts += [f"refused ({reason}) {n:,}" for reason, n in sorted(accounting["refused"].items())] or ["refused 0"]
@@ -62,50 +71,7 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
-def answer(engine: str, command: str, done: dict[str, Any]) -> str:
-    """What a command did, in a few lines, and how long each phase took in which there was something to do."""
-    moved, seconds = done["moved"], done["seconds"]
-    if command == "scale" and done["auto_scale"]:
-        return f"engine {engine}: the policy now decides the number of shards; running: {_shard_list(done['shards'])}"
-    lines = _what_was_done(engine, command, done)
-    to: dict[tuple[int, int], int] = {}
-    for each in moved:
-        to[each["from"], each["to"]] = to.get((each["from"], each["to"]), 0) + 1
-    lines += [
-        f"  {plural(number, 'slot')} from shard {source} to shard {target}"
-        for (source, target), number in sorted(to.items())
-    ]
-    if not moved and command != "reload":
-        lines.append("  no slot had to move")
-    took = {phase: value for phase, value in seconds.items() if value or phase == "total"}
-    lines.append("  " + ", ".join(f"{phase} {milliseconds(value)}" for phase, value in took.items()))
-    lines += [f"  late: {text}" for text in done["late"]]
-    return "\n".join(lines)
-
-
-def _shard_list(ids: list[int]) -> str:
-    return f"{plural(len(ids), 'shard')}: {', '.join(map(str, ids))}"
-
-
-def _what_was_done(engine: str, command: str, done: dict[str, Any]) -> list[str]:
-    if command == "scale":
-        return [
-            f"engine {engine} runs {_shard_list(done['shards'])}"
-            + (f"; added {', '.join(map(str, done['added']))}" if done["added"] else "")
-            + (f"; removed {', '.join(map(str, done['removed']))}" if done["removed"] else "")
-        ]
-    if command == "drain":
-        return [f"engine {engine}: shard {done['drained']} is drained and removed"]
-    if command == "reload":
-        return [
-            f"engine {engine}: "
-            + ", ".join(f"shard {each['from']} is replaced by shard {each['to']}" for each in done["reloaded"]),
-            *(f"  {name} cannot change while the engine runs; it keeps its value" for name in done["not_applied"]),
-        ]
-    return []
-
-
-def status(document: Mapping[str, Any]) -> Group:
+def status(document: Status) -> Group:
     """The whole document, legible in 80 columns."""
     engine = document["engine"]
     parts: list[RenderableType] = [
@@ -118,6 +84,7 @@ def status(document: Mapping[str, Any]) -> Group:
     alive = [producer for producer in document["producers"] if producer["alive"]]
     pids = ", ".join(str(producer["pid"]) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
     parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
+    parts += [Text(source_line(source), "red" if source["error"] else "") for source in document["sources"]]
     parts.append(Text(accounting_line(document["accounting"])))
     parts += [
         Text(line, LEVEL_COLORS[each["level"]])
@@ -127,7 +94,17 @@ def status(document: Mapping[str, Any]) -> Group:
     return Group(*parts)
 
 
-def _head(document: Mapping[str, Any]) -> Text:
+def source_line(source: SourceStatus) -> str:
+    """source file: running, 3 events, 1 record skipped, committed 0.5 s ago."""
+    parts = [f"source {source['name']}: {source['state']}", plural(source["events"], "event")]
+    parts += [f"{plural(source['skipped'], 'record')} skipped"] if source["skipped"] else []
+    age = source["last_commit_age_s"]
+    parts += [f"committed {age:.3g} s ago"] if age is not None else []
+    parts += [str(source["error"])] if source["error"] else []
+    return ", ".join(parts)
+
+
+def _head(document: Status) -> Text:
     engine, supervisor, schema = document["engine"], document["supervisor"], document["engine"]["schema"]
     head = Text()
     head.append(engine["name"], "bold")
@@ -144,7 +121,7 @@ def _head(document: Mapping[str, Any]) -> Text:
     return head
 
 
-def _shard_table(shards: list[dict[str, Any]]) -> Table:
+def _shard_table(shards: list[ShardStatus]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     for name in ("shard", "state", "pid", "slots", "handled", "in flight", "fill", "busy", "p50", "p99"):
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
@@ -164,7 +141,7 @@ def _shard_table(shards: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _slots_moving(moving: list[dict[str, Any]]) -> list[Text]:
+def _slots_moving(moving: list[HandoffStatus]) -> list[Text]:
     if not moving:
         return []
     slow = [
@@ -176,7 +153,7 @@ def _slots_moving(moving: list[dict[str, Any]]) -> list[Text]:
     return [Text(text, "bold red" if slow else "yellow")]
 
 
-def _state(shard: dict[str, Any]) -> Text:
+def _state(shard: ShardStatus) -> Text:
     """With its condition, unless that is a normal one of a shard in this state."""
     state, condition = shard["state"], shard["condition"]
     if state not in ("active", "draining") or condition in ("idle", "busy"):
@@ -184,16 +161,16 @@ def _state(shard: dict[str, Any]) -> Text:
     return Text(f"{state}, {condition}", "bold red" if condition in ("dead", "stuck") else "yellow")
 
 
-def worst(found: list[dict[str, Any]]) -> str:
+def worst(found: list[Finding]) -> Level:
     """The level of the verdict; an engine with nothing but notes is healthy."""
-    return str(found[0]["level"]) if found else "info"
+    return found[0]["level"] if found else "info"
 
 
-def verdict(found: list[dict[str, Any]]) -> str:
+def verdict(found: list[Finding]) -> str:
     return VERDICTS[worst(found)]
 
 
-def found_lines(found: list[dict[str, Any]], most: int | None = None, columns: int = 80) -> list[Text]:
+def found_lines(found: list[Finding], most: int | None = None, columns: int = 80) -> list[Text]:
     """Each finding, and below it what helps. most: lines of each text; then a command stands for the advice."""
     lines = []
     for each in found:
@@ -221,7 +198,7 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
 
 
-def happened(each: dict[str, Any]) -> str:
+def happened(each: HistoryEntry) -> str:
     """An entry of `history`, with the time of day here."""
     where = f"shard {each['shard']}: " if each["shard"] is not None else ""
     return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{printable(each['text'])}"

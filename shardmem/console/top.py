@@ -21,6 +21,7 @@ from rich.live import Live
 from shardmem.client.client import Client
 from shardmem.console.top_view import SORTS, Rates, Screen, frame
 from shardmem.errors import ShardmemError, with_hint
+from shardmem.status.document import Status
 from shardmem.status.findings import shard_count
 from shardmem.text import plural
 
@@ -43,7 +44,7 @@ class Keys:
         self._asking: str | None = None  # the digits typed so far
         self._sure: Order | None = None  # what waits for a yes
 
-    def press(self, text: str, document: dict[str, Any]) -> Order | None:
+    def press(self, text: str, document: Status) -> Order | None:
         """All that was typed at once. Arrows and the like are ignored: their letters must not be taken for keys."""
         if text.startswith("\x1b"):
             self._ask(None, "")
@@ -53,7 +54,7 @@ class Keys:
         orders = [order for key in text if (order := self._press(key, document)) is not None]
         return orders[-1] if orders else None
 
-    def _press(self, key: str, document: dict[str, Any]) -> Order | None:
+    def _press(self, key: str, document: Status) -> Order | None:
         if self._sure is not None:
             order, self._sure = self._sure, None
             self._ask(None, "" if key == "y" else "not done")
@@ -94,7 +95,7 @@ class Keys:
         self._asking, self._sure = asking, None
         self.view = dataclasses.replace(self.view, prompt=prompt)
 
-    def _number(self, key: str, document: dict[str, Any]) -> None:
+    def _number(self, key: str, document: Status) -> None:
         typed = self._asking or ""
         if key in "\r\n":
             if not typed:
@@ -147,9 +148,9 @@ class Source:
 
     def __init__(self, engine: str) -> None:
         self._engine, self._client = engine, Client(engine)
-        self._last: tuple[float, dict[str, Any]] | None = None
+        self._last: tuple[float, Status] | None = None
 
-    def look(self) -> tuple[dict[str, Any], Rates, bool]:
+    def look(self) -> tuple[Status, Rates, bool]:
         """A document, the rates since the last one, and whether the engine's memory is gone."""
         document, gone = self._client.status(), False
         if not document["supervisor"]["alive"] and not self._client.is_current():

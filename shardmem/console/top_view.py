@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from rich.text import Text
 
-from shardmem.console.render import LEVEL_COLORS, VERDICTS, accounting_line, count, found_lines, happened, microseconds
+from shardmem.console.render import LEVEL_COLORS, accounting_line, count, found_lines, happened, microseconds
+from shardmem.status.document import HandoffStatus, ShardStatus, Status
+from shardmem.status.findings import VERDICTS
 from shardmem.text import plural
 
 WIDTH = 80
 BAR = 8
-SORTS = ("id", "rate", "fill", "busy")
+_RANKS: dict[str, Callable[[ShardStatus], float]] = {  # the highest first, equals by id
+    "id": lambda shard: 0,
+    "rate": lambda shard: shard["rate"],
+    "fill": lambda shard: shard["fill_ratio"],
+    "busy": lambda shard: shard["busy"],
+}
+SORTS = tuple(_RANKS)
 HELP = """\
 + -   add or remove one shard (turns the policy off)
 a     scale auto: the policy decides again
@@ -68,14 +76,14 @@ class Rates:
     handled: float | None = None
 
     @classmethod
-    def between(cls, before: dict[str, Any] | None, after: dict[str, Any], seconds: float) -> Rates:
+    def between(cls, before: Status | None, after: Status, seconds: float) -> Rates:
         if before is None or seconds <= 0:
             return cls()
         was, now = before["accounting"], after["accounting"]
         return cls((now["accepted"] - was["accepted"]) / seconds, (now["handled"] - was["handled"]) / seconds)
 
 
-def frame(document: dict[str, Any], rates: Rates, view: Screen = Screen()) -> Text:
+def frame(document: Status, rates: Rates, view: Screen = Screen()) -> Text:
     """At most view.rows lines. Shards that do not fit are cut first, and counted."""
     top = _head(document, rates, view)
     keys = f"+/- shards  d drain  a auto  s sort by {view.sort}  p pause  q quit  ? help"
@@ -102,7 +110,7 @@ def _clean(line: Text, ascii: bool) -> Text:
     return cleaned
 
 
-def _head(document: dict[str, Any], rates: Rates, view: Screen) -> list[Text]:
+def _head(document: Status, rates: Rates, view: Screen) -> list[Text]:
     engine, supervisor = document["engine"], document["supervisor"]
     state = "gone" if view.gone else engine["state"]
     first = Text()
@@ -121,7 +129,7 @@ def _head(document: dict[str, Any], rates: Rates, view: Screen) -> list[Text]:
     return lines + [Text(line) for line in wrapped(accounting_line(document["accounting"]).split(" · "))]
 
 
-def _found(document: dict[str, Any], room: int) -> list[Text]:
+def _found(document: Status, room: int) -> list[Text]:
     """What is wrong, the worst first, and what helps."""
     found = document["findings"]
     lines = [] if found else [Text(VERDICTS["info"], "green")]
@@ -135,7 +143,7 @@ def _found(document: dict[str, Any], room: int) -> list[Text]:
     return lines
 
 
-def _shards(document: dict[str, Any], sort: str, room: int) -> list[Text]:
+def _shards(document: Status, sort: str, room: int) -> list[Text]:
     lines = [
         Text(
             f"{'shard':>5} {'state':<12} {'slots':>5} {'rate/s':>7} {'fill':<12} {'busy':>4} {'p50':>6} {'p99':>6} "
@@ -143,11 +151,8 @@ def _shards(document: dict[str, Any], sort: str, room: int) -> list[Text]:
             "bold underline",
         )
     ]
-    key = {"id": "id", "rate": "rate", "fill": "fill_ratio", "busy": "busy"}[sort]
-    shards = sorted(
-        document["shards"],
-        key=lambda shard: (shard["condition"] not in _FIRST, shard[key] if sort == "id" else -shard[key], shard["id"]),
-    )
+    rank = _RANKS[sort]
+    shards = sorted(document["shards"], key=lambda shard: (shard["condition"] not in _FIRST, -rank(shard), shard["id"]))
     said = {each["shard"] for each in document["findings"]}
     ill = [shard for shard in shards if shard["condition"] not in (*_NORMAL, "stopped") and shard["id"] not in said]
     reasons = [
@@ -178,7 +183,7 @@ def _shards(document: dict[str, Any], sort: str, room: int) -> list[Text]:
     return lines + reasons
 
 
-def _producers(document: dict[str, Any]) -> list[Text]:
+def _producers(document: Status) -> list[Text]:
     alive = sorted(
         (each for each in document["producers"] if each["alive"]), key=lambda each: (-each["rate"], each["seat"])
     )
@@ -191,11 +196,11 @@ def _producers(document: dict[str, Any]) -> list[Text]:
     return [Text(line) for line in wrapped([f"producers: {len(alive)}", *parts, *more])]
 
 
-def _handoffs(document: dict[str, Any]) -> list[Text]:
+def _handoffs(document: Status) -> list[Text]:
     moving = document["handoffs"]
     if not moving:
         return []
-    groups: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[int, int, str], list[HandoffStatus]] = {}
     for each in moving:
         groups.setdefault((each["from"], each["to"], each["phase"]), []).append(each)
     lines = [Text(f"moving slots: {len(moving)}", "yellow")]
@@ -213,7 +218,7 @@ def _handoffs(document: dict[str, Any]) -> list[Text]:
     return lines
 
 
-def _decisions(document: dict[str, Any]) -> list[Text]:
+def _decisions(document: Status) -> list[Text]:
     lines: list[Text] = []
     for each in document["decisions"][-1:]:
         if not document["elastic"] and each["advice"] != "up":  # fixed: only that it is too few is worth a line
@@ -225,7 +230,7 @@ def _decisions(document: dict[str, Any]) -> list[Text]:
     return lines
 
 
-def _happened(document: dict[str, Any]) -> list[Text]:
+def _happened(document: Status) -> list[Text]:
     """The newest first: in a small window it is what is left."""
     return [
         Text(line, LEVEL_COLORS[each["level"]])

@@ -10,7 +10,12 @@ from typing import Any
 WHOLE = {"title": "a whole number", "type": "integer"}  # how large it may be depends on the engine, and it says so
 AUTO = {"title": "'auto'", "type": "string", "enum": ["auto"]}
 SWITCH = {"title": "true or false", "type": "boolean"}
-DEADLINE = {"title": "a number of seconds from 0 to 86400", "type": "number", "minimum": 0, "maximum": 86400}
+DEADLINE: dict[str, Any] = {
+    "title": "a number of seconds from 0 to 86400",
+    "type": "number",
+    "minimum": 0,
+    "maximum": 86400,
+}
 LANES = 10  # seconds for which a replay waits for room, in all, unless it is told otherwise
 SECONDS = {"title": "a number of seconds from 0 to 60", "type": "number", "minimum": 0, "maximum": 60}
 IDS = {"title": "a list of the numbers of events", "type": "array", "items": WHOLE, "minItems": 1}

@@ -159,7 +159,7 @@ class ControlSegment(Words):
         self.segment.close()
         self.address = ffi.NULL
 
-    # ---- leases --------------------------------------------------------------------------------------------------------
+    # ---- leases ------------------------------------------------------------------------------------------------------
 
     def supervisor_alive(self) -> bool:
         return lease.is_held(self.segment, lease.SUPERVISOR)
@@ -191,8 +191,8 @@ SPARE_SHARDS = 3
 
 
 def _room(max_shards: int) -> int:
-    """Some shards more than the limit: a worker is replaced by another beside it, and one that takes long to be must not keep the
-    others waiting.
+    """Some shards more than the limit: a worker is replaced by another beside it, and one that takes long to be must
+    not keep the others waiting.
     """
     return min(max_shards + SPARE_SHARDS, lib.SM_MAX_SHARDS) if max_shards >= 1 else max_shards
 

@@ -42,8 +42,8 @@ class LaneView:
 
     @property
     def waiting(self) -> int:
-        """Events that its worker will still take. Whether there are any is told by the positions: only they are checked, and
-        a damaged count must not keep anybody waiting."""
+        """Events that its worker will still take. Whether there are any is told by the positions: only they are
+        checked, and a damaged count must not keep anybody waiting."""
         return max(1, self.in_flight) if self.head != self.tail and not self.broken else 0
 
 
@@ -61,8 +61,8 @@ class InboxSegment:
         try:
             segment = Segment.create(name, geometry.inbox_bytes, PAGE, f"the inbox of shard {shard}")
         except FileExistsError:
-            # Left by a supervisor that was killed before it told anybody of it, or by an engine whose control segment is
-            # gone. The caller holds the supervisor's lease, so nobody else is creating it now.
+            # Left by a supervisor that was killed before it told anybody of it, or by an engine whose control segment
+            # is gone. The caller holds the supervisor's lease, so nobody else is creating it now.
             os.unlink(path_of(name))
             segment = Segment.create(name, geometry.inbox_bytes, PAGE, f"the inbox of shard {shard}")
         lib.sm_inbox_format(segment.address, geometry, shard, generation)

@@ -92,7 +92,8 @@ class Lease:
 
 
 def lock(descriptor: int, byte: int) -> bool:
-    """Take a lease by a descriptor of the caller's, which keeps it until it is closed. False: somebody holds it. Raises OSError."""
+    """Take a lease by a descriptor of the caller's, which keeps it until it is closed. False: somebody holds it. Raises
+    OSError."""
     if (status := lib.sm_lease_take(descriptor, byte)) < 0:
         raise OSError(-status, os.strerror(-status))
     return status == 0

@@ -26,8 +26,8 @@ class Deferred(NamedTuple):
 
 
 class Reader:
-    """Every method that moves heads raises AlreadyRunning when another life of the shard has begun. Those that answer bool say
-    False when a lane contradicts itself, which is broken then: the others go on."""
+    """Every method that moves heads raises AlreadyRunning when another life of the shard has begun. Those that answer
+    bool say False when a lane contradicts itself, which is broken then: the others go on."""
 
     def __init__(self, pointer: sm_reader, shard: int) -> None:
         self._pointer, self._shard = pointer, shard
@@ -50,7 +50,8 @@ class Reader:
     # ---- batches -------------------------------------------------------------------------------------------------
 
     def next(self, spin_ns: int, timeout_ns: int, batch: sm_batch) -> bool:
-        """Choose a batch; without rows after the time is over, or when there are orders. False: the lane of batch.broken_seat."""
+        """Choose a batch; without rows after the time is over, or when there are orders. False: the lane of
+        batch.broken_seat."""
         return self._sound(lib.sm_next(self._pointer, spin_ns, timeout_ns, batch))
 
     def commit(self) -> bool:

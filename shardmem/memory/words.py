@@ -1,4 +1,5 @@
-"""The words of a control segment, by who may write them. Each is named and owned in csrc/layout.h; here they have Python types."""
+"""The words of a control segment, by who may write them. Each is named and owned in csrc/layout.h; here they have
+Python types."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ FLOORS_NS = [lib.sm_histogram_floor_ns(bucket) for bucket in range(lib.SM_HISTOG
 
 
 class SlotMove(NamedTuple):
-    """The handoff of one slot, as its words say at one moment. drained, restored: this handoff is acknowledged by its source, by
-    its target. since_ns, deadline_ns: of the phase, on the clock of `now_ns`."""
+    """The handoff of one slot, as its words say at one moment. drained, restored: this handoff is acknowledged by its
+    source, by its target. since_ns, deadline_ns: of the phase, on the clock of `now_ns`."""
 
     slot: int
     source: int

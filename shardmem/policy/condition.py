@@ -29,8 +29,8 @@ class Facts:
 
 @dataclass(frozen=True)
 class Limits:
-    """stall: how long a worker without a batch may be quiet; batch: how long one may be in hand (None: as long as it likes);
-    boot: how long it may take to get ready."""
+    """stall: how long a worker without a batch may be quiet; batch: how long one may be in hand (None: as long as it
+    likes); boot: how long it may take to get ready."""
 
     stall: float = 30.0
     batch: float | None = None

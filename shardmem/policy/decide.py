@@ -3,9 +3,9 @@
 There the shards vote, and a majority decides; so one hot shard of many is ignored, an event per window keeps shards for
 ever, and nobody asks for how long. Here:
 
-- Overloaded is a shard over any threshold. If the average shard is not, the room exists and slots have to move: rebalance.
-  Only when it does not, or nothing can be moved, more shards: as many as bring the busy share below its threshold, and
-  one for every two shards that are saturated, whose real demand nobody can measure.
+- Overloaded is a shard over any threshold. If the average shard is not, the room exists and slots have to move:
+  rebalance. Only when it does not, or nothing can be moved, more shards: as many as bring the busy share below its
+  threshold, and one for every two shards that are saturated, whose real demand nobody can measure.
 - Too many is judged by the work there is, not by the number of events: what is busy now, on as few shards as bear it
   comfortably; and by the most that was needed at any time within `scale_down_delay`.
 - A shard that is one slot and nothing else, and overloaded, is left out of both: no number of shards relieves it.

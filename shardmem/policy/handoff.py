@@ -4,14 +4,15 @@
               (Reroute)                 (Drain)            (Release)           (Finished)
 
 The words are those of the handoff table in shared memory (sm_move_phase of csrc/shardmem.h), and this is the only state
-machine of a handoff: supervisor/carrier.py carries out its actions on that table, and a supervisor that takes over feeds it
-from there.
+machine of a handoff: supervisor/carrier.py carries out its actions on that table, and a supervisor that takes over
+feeds it from there.
 
-Events come in, and what has to be done next goes out: each method returns a list of actions. It always runs forward, there
-is no abort: once the slot words name the target, events wait there, and the way back would be as long. A phase that takes
-longer than its deadline is late, which says who is waited for and nothing else; other handoffs do not wait for it. A dead
-worker is waited for as what it is: its shard has to be started again (Respawn), and then it is told once more. One whose
-shard has failed is not started again until somebody says so: its handoffs wait, and whoever asks is told for what.
+Events come in, and what has to be done next goes out: each method returns a list of actions. It always runs forward,
+there is no abort: once the slot words name the target, events wait there, and the way back would be as long. A phase
+that takes longer than its deadline is late, which says who is waited for and nothing else; other handoffs do not wait
+for it. A dead worker is waited for as what it is: its shard has to be started again (Respawn), and then it is told once
+more. One whose shard has failed is not started again until somebody says so: its handoffs wait, and whoever asks is
+told for what.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from shardmem.policy.slots import ShardCoordinator
 
 
 class HandoffState(str, Enum):
-    """Of a slot, or of slots that move together: the words of the handoff table. [atomr-cluster-sharding: Idle, Beginning,
-    HandingOff, Stopped, Started; the names that differ are here as aliases]
+    """Of a slot, or of slots that move together: the words of the handoff table. [atomr-cluster-sharding: Idle,
+    Beginning, HandingOff, Stopped, Started; the names that differ are here as aliases]
     """
 
     NONE = "none"
@@ -45,12 +46,13 @@ class HandoffError(ShardmemError):
     """An event that cannot be: of a handoff that was never begun, or for a phase that it has not reached."""
 
 
-# ---- what to do next ------------------------------------------------------------------------------------------------------
+# ---- what to do next -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Reroute:
-    """Set the hold bits of these slots on the target, then their slot words; then wait for the marks: `marks_settled`."""
+    """Set the hold bits of these slots on the target, then their slot words; then wait for the marks:
+    `marks_settled`."""
 
     handoff: int
     slots: tuple[int, ...]
@@ -156,10 +158,11 @@ class _Handoff:
 
 
 class HandoffCoordinator:
-    """All handoffs under way. It keeps the table of slots up to date: a slot departs at `begin` and arrives at `released`.
+    """All handoffs under way. It keeps the table of slots up to date: a slot departs at `begin` and arrives at
+    `released`.
 
-    A slot is in one handoff at most. News of a phase that is over (a worker that answers twice, a late answer of one that
-    was started again) changes nothing and returns no action. Errors are HandoffError; they change nothing either.
+    A slot is in one handoff at most. News of a phase that is over (a worker that answers twice, a late answer of one
+    that was started again) changes nothing and returns no action. Errors are HandoffError; they change nothing either.
     """
 
     def __init__(self, table: ShardCoordinator, deadlines: Deadlines = Deadlines()) -> None:
@@ -171,7 +174,7 @@ class HandoffCoordinator:
         self._dead: dict[int, int] = {}  # shards whose worker is dead, as told, and which of those with that id
         self._failed: dict[int, str] = {}  # those of them that nothing starts again, and why
 
-    # ---- events -------------------------------------------------------------------------------------------------------
+    # ---- events ------------------------------------------------------------------------------------------------------
 
     def begin(self, slots: Iterable[int], source: int, target: int, now: float) -> list[Action]:
         """These slots of `source` go to `target`. No slots: nothing to do, and nothing is begun.
@@ -190,8 +193,8 @@ class HandoffCoordinator:
         return [self._reroute(self._enter(slots, source, target, now))]
 
     def resume(self, slots: Iterable[int], source: int, target: int, state: HandoffState, now: float) -> list[Action]:
-        """A handoff that a supervisor which takes over finds recorded. Its phase is begun again, which does no harm: every
-        action may be carried out twice.
+        """A handoff that a supervisor which takes over finds recorded. Its phase is begun again, which does no harm:
+        every action may be carried out twice.
         """
         slots = tuple(slots)
         self._table.resume(slots, source)
@@ -279,7 +282,8 @@ class HandoffCoordinator:
         return self._respawn(shard, [each for each in self._open.values() if each.target == shard])
 
     def failed(self, shard: int, reason: str, now: float) -> None:
-        """The shard was given up: nothing starts it again before somebody asks for it. What needs it waits, and says why."""
+        """The shard was given up: nothing starts it again before somebody asks for it. What needs it waits, and says
+        why."""
         self._dead[shard] = self._table.life(shard)
         self._failed[shard] = reason
 
@@ -303,7 +307,7 @@ class HandoffCoordinator:
         """All that there are, draining ones too."""
         return tuple(self._table.shard_slot_counts())
 
-    # ---- what there is ------------------------------------------------------------------------------------------------
+    # ---- what there is -----------------------------------------------------------------------------------------------
 
     def state(self, slot: int) -> HandoffState:
         found = self._of_slot.get(slot)
@@ -383,11 +387,11 @@ class HandoffCoordinator:
             return f"{text}; it has failed and has to be started again: {self._failed[shard]}"
         return text + ("; its worker is dead and has to be started again" if self._is_dead(shard) else "")
 
-    # ---- for the runner -----------------------------------------------------------------------------------------------
+    # ---- for the runner ----------------------------------------------------------------------------------------------
 
     def load(self, now: float) -> tuple[int, dict[tuple[int, int], int], set[int], set[int]]:
-        """(slots in handoffs that are not late; slots by (source, target), late or not; shards that some late handoff waits
-        for, and those whose worker is dead; seats that a late one waits for).
+        """(slots in handoffs that are not late; slots by (source, target), late or not; shards that some late handoff
+        waits for, and those whose worker is dead; seats that a late one waits for).
         """
         timely, shards = 0, set(filter(self._is_dead, self._dead))
         pairs: dict[tuple[int, int], int] = {}
@@ -403,7 +407,7 @@ class HandoffCoordinator:
                 shards.add(self._awaited(each))
         return timely, pairs, shards, seats
 
-    # ---- rules --------------------------------------------------------------------------------------------------------
+    # ---- rules -------------------------------------------------------------------------------------------------------
 
     def _enter(self, slots: tuple[int, ...], source: int, target: int, now: float) -> _Handoff:
         self._last += 1

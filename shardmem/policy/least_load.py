@@ -15,8 +15,8 @@ from shardmem.policy.placement import Move, View, check_limits, limit_of
 
 
 class HotSlot(NamedTuple):
-    """A slot with more load than a shard's fair share. `share` is its part of all load. `alone`: no other slot of its shard
-    has traffic to speak of.
+    """A slot with more load than a shard's fair share. `share` is its part of all load. `alone`: no other slot of its
+    shard has traffic to speak of.
     """
 
     slot: int
@@ -29,27 +29,28 @@ class HotSlot(NamedTuple):
 class LeastLoad:
     """Lowers the highest load and lifts the lowest, by the time that slots take, with few moves; the default.
 
-    tolerance: loads that are within this part of a fair share are left alone, and a plan that would change no shard's load
-        by half of it is not made; so noise does not move slots. A plan, once made, goes to within a quarter of it.
+    tolerance: loads that are within this part of a fair share are left alone, and a plan that would change no shard's
+        load by half of it is not made; so noise does not move slots. A plan, once made, goes to within a quarter of it.
     absolute_limit, relative_limit: a plan has at most so many moves, and this share of all slots.
     quiet: the load of an idle engine, as busy share of a worker, spread evenly over all slots and added to what is
-        measured. With next to no traffic this is what counts, and slots are balanced by number; so a trickle of events on
-        one key does not clear the shard that it falls on, and nothing switches at some rate.
+        measured. With next to no traffic this is what counts, and slots are balanced by number; so a trickle of events
+        on one key does not clear the shard that it falls on, and nothing switches at some rate.
 
-    A slot with more load than a fair share cannot be balanced away: it stays, and all others that have traffic leave its
-    shard (two such slots part first). A fair share of the other shards is then what is left for them. `hot_slots` names
-    these slots.
+    A slot with more load than a fair share cannot be balanced away: it stays, and all others that have traffic leave
+    its shard (two such slots part first). A fair share of the other shards is then what is left for them. `hot_slots`
+    names these slots.
 
     Slots of more than half a fair share part likewise, if they are too much together.
 
-    Nothing moves to a shard whose worker is busier than that of its source, whatever its slots account for: what it does
-    with its time may not be measured yet, or be one long batch.
+    Nothing moves to a shard whose worker is busier than that of its source, whatever its slots account for: what it
+    does with its time may not be measured yet, or be one long batch.
 
-    With nothing measured it is LeastSlots. Greedy: from the shard with most to the one with least, the largest slot that overfills
-    neither; whatever has to leave a draining shard is placed first, the heaviest first (Graham, Bounds on Multiprocessing
-    Timing Anomalies, 1969). Every move lowers the larger of the two loads, so a series of plans for the same rates ends. No
-    shard is filled beyond the average number of slots, unless the view is eager or another would remain above the tolerance:
-    so a newcomer does not cost more moves than its part of the slots, if the others were even.
+    With nothing measured it is LeastSlots. Greedy: from the shard with most to the one with least, the largest slot
+    that overfills neither; whatever has to leave a draining shard is placed first, the heaviest first (Graham, Bounds
+    on Multiprocessing Timing Anomalies, 1969). Every move lowers the larger of the two loads, so a series of plans for
+    the same rates ends. No shard is filled beyond the average number of slots, unless the view is eager or another
+    would remain above the tolerance: so a newcomer does not cost more moves than its part of the slots, if the others
+    were even.
     """
 
     tolerance: float = 0.1
@@ -106,13 +107,10 @@ class LeastLoad:
         if view.rates is None:
             return None
         rates = np.nan_to_num(view.rates, nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
-        total = float(rates.sum())
-        busy = sum(view.busy.values())
-        if total <= 0:
+        total, busy = float(rates.sum()), sum(view.busy.values())
+        if total <= 0 or (view.busy and busy <= 0):
             return None
-        if view.busy:
-            if busy <= 0:
-                return None
+        if view.busy:  # whatever unit the rates are in: together they are what the workers do
             return np.asarray(rates * (busy / total) + self.quiet * len(view.shards) / len(rates))
         return np.asarray(rates + self.quiet * total / len(rates))
 
@@ -195,8 +193,9 @@ class _Plan:
             heappush(heap, (max(self.sums[target], self.busy[target]), self.counts[target], target))
 
     def _part_big_slots(self) -> None:
-        """Slots of more than half a fair share that are too much together: the heaviest stays, the others go where there is
-        none and least to do. Levelling could not do it, because where such a slot arrives is at first worse than it was.
+        """Slots of more than half a fair share that are too much together: the heaviest stays, the others go where
+        there is none and least to do. Levelling could not do it, because where such a slot arrives is at first worse
+        than it was.
         """
         big = [slot for slot in self.big if self.places[slot] >= 0]
         settled = {move.slot for move in self.fixed}
@@ -231,8 +230,8 @@ class _Plan:
         )
 
     def _level(self, enough: float, quota: int, fill: bool) -> None:
-        """From shards above `enough` to the emptiest with fewer slots than `quota`, as long as it lowers the higher of the
-        two. With `fill`, also from shards above a fair share while one is well below.
+        """From shards above `enough` to the emptiest with fewer slots than `quota`, as long as it lowers the higher of
+        the two. With `fill`, also from shards above a fair share while one is well below.
         """
         fair, low = self.fair, self.fair * (1 - self.inner)
         donors = [(-load, shard) for shard, load in enumerate(self.sums) if load > fair]

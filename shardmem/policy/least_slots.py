@@ -13,12 +13,14 @@ from shardmem.policy.placement import Move, View, check_limits, limit_of
 class LeastSlots:
     """Counts differ by at most one in the end, reached with as few moves as there are slots in excess.
 
-    absolute_limit, relative_limit: a round moves at most this many slots, and this share of all; at least one. What has to
-    leave a draining shard goes first, then what comes from the fullest shard, whichever that is after the move before.
+    absolute_limit, relative_limit: a round moves at most this many slots, and this share of all; at least one. What has
+    to leave a draining shard goes first, then what comes from the fullest shard, whichever that is after the move
+    before.
 
     The quota of a shard is the average rounded up for those that own most already, and rounded down for the others. All
-    moves are planned at once against the quotas, so nothing can overshoot; a newcomer with no slots has a quota like all.
-    (Akka's second least-shard strategy has the same idea of an optimum, and the same two limits; akka-core#29543, #32928.)
+    moves are planned at once against the quotas, so nothing can overshoot; a newcomer with no slots has a quota like
+    all. (Akka's second least-shard strategy has the same idea of an optimum, and the same two limits; akka-core#29543,
+    #32928.)
     """
 
     absolute_limit: int | None = None
@@ -38,7 +40,8 @@ class LeastSlots:
         total = int(counts.sum()) + len(view.leaving)
         quota = np.full(len(shards), total // len(shards))
         quota[np.argsort(-counts, kind="stable")[: total % len(shards)]] += 1
-        # who gives: slots of shards above their quota, the lowest first; the level is how full the shard is before it goes
+        # who gives: slots of shards above their quota, the lowest first; the level is how full the shard is before it
+        # goes
         free = np.flatnonzero((places >= 0) & ~view.locked)
         free = free[np.argsort(places[free], kind="stable")]
         rank = np.arange(len(free)) - np.searchsorted(places[free], places[free])

@@ -1,9 +1,9 @@
 """Shards in the middle of one long batch: what their figures say is not load, and nothing can be taken from them now.
 
-A worker that is in one batch for twelve seconds looks busy all the time and its lanes fill up, but no shard more and no slot
-moved would help: it hands nothing over before that batch is done, and then it works off what has piled up. So it is left out
-of decisions for as long as the batch takes, and for as long again afterwards. Unless that is how it always works: a shard
-that spends most of its time in long batches is measured like any other.
+A worker that is in one batch for twelve seconds looks busy all the time and its lanes fill up, but no shard more and no
+slot moved would help: it hands nothing over before that batch is done, and then it works off what has piled up. So it
+is left out of decisions for as long as the batch takes, and for as long again afterwards. Unless that is how it always
+works: a shard that spends most of its time in long batches is measured like any other.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The shards and their lives, and where keyless events go. [net-mesh: ShardMapper]
 
-    scale_up_provisioning ─▶ provisioning ─activate▶ active ─drain_specific, scale_down▶ draining ─finalize_draining▶ stopped
-    scale_up ─────────────────────────────────────────▲                                                               │
-                             provisioning ─abandon▶ stopped ─remove_*▶ (gone; the id is free again) ◀─────────────────┘
+    scale_up_provisioning ─▶ provisioning ─activate▶ active ─drain_specific, scale_down▶ draining
+    scale_up ─────────────────────────────────────────▲
+    draining ─finalize_draining▶ stopped, provisioning ─abandon▶ stopped ─remove_*▶ (gone; the id is free again)
 
-A shard whose worker was given up is `failed` (active, draining ─fail▶ failed ─recover▶ as before): it keeps its slots, counts
-neither as active nor as busy, and nothing is planned for it.
+A shard whose worker was given up is `failed` (active, draining ─fail▶ failed ─recover▶ as before): it keeps its slots,
+counts neither as active nor as busy, and nothing is planned for it.
 
 Every method either does all it was asked for or raises ScalingError and changes nothing. A change of any size is one
 change: the cooldown stands between decisions, never between the shards of one.
@@ -104,7 +104,7 @@ class ShardMapper:
             self._window.open(shard, now)
         self._collected = now
 
-    # ---- what there is ------------------------------------------------------------------------------------------------
+    # ---- what there is -----------------------------------------------------------------------------------------------
 
     def shard_state(self, shard: int) -> ShardState | None:
         """None: there is no such shard."""
@@ -137,7 +137,7 @@ class ShardMapper:
     def _ids(self, state: ShardState) -> list[int]:
         return [shard for shard, each in self._shards.items() if each.state is state]
 
-    # ---- more shards --------------------------------------------------------------------------------------------------
+    # ---- more shards -------------------------------------------------------------------------------------------------
 
     def scale_up(self, count: int, now: float) -> list[int]:
         """Adds shards that are active at once; their ids. Raises ScalingError: at_max_shards, in_cooldown."""
@@ -158,7 +158,6 @@ class ShardMapper:
             return []
         if not force:
             self._check_cooldown(now)
-            self._note_return(now)
         there = [
             shard
             for shard, found in self._shards.items()
@@ -176,6 +175,8 @@ class ShardMapper:
                 f"of {self.room} places {len(self._shards)} are taken, some by shards that are draining or not "
                 f"removed yet; {count} more do not fit, and none was added",
             )
+        if not force:
+            self._note_return(now)
         ids: list[int] = []
         for shard in range(self.room):
             if shard not in self._shards:
@@ -227,7 +228,7 @@ class ShardMapper:
         """Tells of the shards that there were from the start."""
         self._tell(self.on_created, self.active_shard_ids())
 
-    # ---- failures -----------------------------------------------------------------------------------------------------
+    # ---- failures ----------------------------------------------------------------------------------------------------
 
     def fail(self, shard: int, now: float) -> bool:
         """Its worker was given up. False: that is known. Raises ScalingError: unknown_shard; wrong_state."""
@@ -255,11 +256,11 @@ class ShardMapper:
         found = self._shards.get(shard)
         return found is not None and ShardState.DRAINING in (found.state, found.before)
 
-    # ---- one for another ----------------------------------------------------------------------------------------------
+    # ---- one for another ---------------------------------------------------------------------------------------------
 
     def replace(self, shard: int, now: float) -> int:
-        """A shard that is to take the place of an active one, provisioning; its id. No limit of the policy is in the way: it
-        will not be one more. [net-mesh: none]
+        """A shard that is to take the place of an active one, provisioning; its id. No limit of the policy is in the
+        way: it will not be one more. [net-mesh: none]
 
         Raises ScalingError: unknown_shard, wrong_state, at_max_shards when there is no room for both.
         """
@@ -287,7 +288,7 @@ class ShardMapper:
         self._enter(old, ShardState.DRAINING, now)
         self._tell(self.on_created, [successor])
 
-    # ---- fewer shards -------------------------------------------------------------------------------------------------
+    # ---- fewer shards ------------------------------------------------------------------------------------------------
 
     def drain_specific(self, shard: int, now: float) -> bool:
         """Takes one shard out of service, whatever the cooldown, which begins again. False: it drains already.
@@ -317,8 +318,8 @@ class ShardMapper:
             self._begin_cooldown(now)
 
     def scale_down(self, count: int, now: float, first: Collection[int] = ()) -> list[int]:
-        """Drains the shards that have least to do, as many as `min_shards` lets go; their ids, lowest first. Those in `first`
-        before all others: they take no more anyway.
+        """Drains the shards that have least to do, as many as `min_shards` lets go; their ids, lowest first. Those in
+        `first` before all others: they take no more anyway.
 
         Raises ScalingError: in_cooldown; at_min_shards when it lets none go.
         """
@@ -327,8 +328,6 @@ class ShardMapper:
         if not count:
             return []
         self._check_cooldown(now)
-        if self._went is not None and now - self._went > 2 * self.scale_down_delay:
-            self._flaps = 1.0
         active = self.active_shard_ids()
         count = min(count, len(active) - self.policy.min_shards)
         if count <= 0:
@@ -336,6 +335,8 @@ class ShardMapper:
                 ScalingErrorKind.AT_MIN_SHARDS,
                 f"{len(active)} shards are active and min_shards={self.policy.min_shards}; none was drained",
             )
+        if self._went is not None and now - self._went > 2 * self.scale_down_delay:
+            self._flaps = 1.0
         averages = self._window.averages(now)
         cheapest = sorted(
             active,
@@ -395,7 +396,7 @@ class ShardMapper:
             del self._shards[shard]
         return stopped
 
-    # ---- load and decision --------------------------------------------------------------------------------------------
+    # ---- load and decision -------------------------------------------------------------------------------------------
 
     def collect_metrics(self, samples: Iterable[ShardSample], now: float, without: Collection[int] = ()) -> None:
         """Takes in one sample per shard, each for the time since its last. Samples of unknown shards are passed over.
@@ -421,7 +422,8 @@ class ShardMapper:
         }
 
     def evaluate_scaling(self, now: float, moves: int | None = None) -> ScalingDecision:
-        """What to do, and why. Changes nothing: carrying it out is `scale_up_provisioning` or `scale_down` with its count.
+        """What to do, and why. Changes nothing: carrying it out is `scale_up_provisioning` or `scale_down` with its
+        count.
 
         moves: how many slots the strategy would still move or is moving (0: moving cannot help); None if not known.
         """
@@ -469,7 +471,7 @@ class ShardMapper:
         while self._needs and self._needs[0][0] <= now - self.policy.scale_down_delay * MOST_FLAPS:
             self._needs.popleft()
 
-    # ---- keyless events -----------------------------------------------------------------------------------------------
+    # ---- keyless events ----------------------------------------------------------------------------------------------
 
     def weights(self) -> dict[int, float]:
         """The share of keyless events that each active shard should get, relative to the others: its spare capacity, as
@@ -484,9 +486,9 @@ class ShardMapper:
     def select_shard(self, hash64: int) -> int | None:
         """The shard for a keyless event, from any 64-bit number; None without an active shard.
 
-        Two draws by weight; of the two the one that has clearly less to do, the first if they are about equal. Weights are
-        continuous, so a small difference of load moves a small share of the events. [net-mesh: the same name; there all
-        events go to the shards within 0.1 % of the emptiest. Two choices: Mitzenmacher, The Power of Two Choices in
+        Two draws by weight; of the two the one that has clearly less to do, the first if they are about equal. Weights
+        are continuous, so a small difference of load moves a small share of the events. [net-mesh: the same name; there
+        all events go to the shards within 0.1 % of the emptiest. Two choices: Mitzenmacher, The Power of Two Choices in
         Randomized Load Balancing, 2001]
         """
         if self._lottery is None:
@@ -501,7 +503,7 @@ class ShardMapper:
         )
         return ids[second if loads[second] < loads[first] - NEAR else first]
 
-    # ---- rules --------------------------------------------------------------------------------------------------------
+    # ---- rules -------------------------------------------------------------------------------------------------------
 
     def _known(self, shard: int) -> _Shard:
         if shard not in self._shards:

@@ -1,4 +1,5 @@
-"""Some slots where the user wants them. [atomr-cluster-sharding: PinnedAllocationStrategy, which sends all to one place]"""
+"""Some slots where the user wants them. [atomr-cluster-sharding: PinnedAllocationStrategy, which sends all to one
+place]"""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from shardmem.policy.placement import Move, Strategy, View
 class Pinned:
     """`mapping` names the shard of some slots; they go there as soon as it takes slots, and stay.
 
-    All other slots, and those whose shard is not there, are placed by `fallback`, which sees pinned slots as they are (they
-    count) but cannot move them.
+    All other slots, and those whose shard is not there, are placed by `fallback`, which sees pinned slots as they are
+    (they count) but cannot move them.
     """
 
     mapping: Mapping[int, int]

@@ -37,10 +37,10 @@ class Move(NamedTuple):
 class View:
     """The slots as a strategy sees them.
 
-    owners: for each slot the shard that owns it, or will once the handoff that it is in is over; NOBODY if no shard does, or
-        if it is out of bounds for now.
-    shards: who may own slots, in ascending order; those that own none are here too. A slot whose owner is not among them
-        (it drains) has to leave.
+    owners: for each slot the shard that owns it, or will once the handoff that it is in is over; NOBODY if no shard
+        does, or if it is out of bounds for now.
+    shards: who may own slots, in ascending order; those that own none are here too. A slot whose owner is not among
+        them (it drains) has to leave.
     locked: for each slot, whether it has to stay where it is: it is being moved.
     rates: for each slot the share of a worker's time that its events take, or None if nothing is measured yet.
     busy: for each shard the share of time that its worker is busy, as far as known, whatever with.
@@ -107,10 +107,10 @@ class View:
 class Strategy(Protocol):
     """Two functions of a view; they keep nothing to themselves, so that the same view gives the same answer.
 
-    What a plan has to be, so that rebalancing comes to rest: it counts slots on their way as arrived (the view does), it
-    moves nothing to where it is, and applied to its own result it is empty. [atomr-cluster-sharding: allocate_shard and
-    rebalance, which answers with shards to stop; where they go is decided later, one at a time, by counts that do not know
-    of each other: 3/2 becomes 0/5]
+    What a plan has to be, so that rebalancing comes to rest: it counts slots on their way as arrived (the view does),
+    it moves nothing to where it is, and applied to its own result it is empty. [atomr-cluster-sharding: allocate_shard
+    and rebalance, which answers with shards to stop; where they go is decided later, one at a time, by counts that do
+    not know of each other: 3/2 becomes 0/5]
     """
 
     def allocate(self, slot: int, view: View) -> int:
@@ -121,8 +121,8 @@ class Strategy(Protocol):
 
 
 def fault_of(move: Move, view: View, seen: Collection[int]) -> str:
-    """Why this cannot be done, after moves of the slots `seen`; empty if it can. A slot that is given to a shard which is not
-    there has no owner, and producers find no lane for it.
+    """Why this cannot be done, after moves of the slots `seen`; empty if it can. A slot that is given to a shard which
+    is not there has no owner, and producers find no lane for it.
     """
     if not 0 <= move.slot < len(view.owners):
         return f"there are slots 0 to {len(view.owners) - 1}"

@@ -1,8 +1,9 @@
 """From wishes and a plan to handoffs, a few at a time. [atomr-cluster-sharding: RebalanceRunner]
 
-There the same first few are proposed in each round, and those under way are skipped without replacement, so as many stuck
-ones as a round is long end all rebalancing. Here the plan is made around what is stuck: a handoff past its deadline no
-longer takes up room, and the shard that it waits for is out of bounds, with its slots, until it moves again.
+There the same first few are proposed in each round, and those under way are skipped without replacement, so as many
+stuck ones as a round is long end all rebalancing. Here the plan is made around what is stuck: a handoff past its
+deadline no longer takes up room, and the shard that it waits for is out of bounds, with its slots, until it moves
+again.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class BeginHandoff:
 class Allocate:
     """Slots that nobody owns get an owner. To carry out: write the slot words, then `ShardCoordinator.allocate` each.
 
-    [atomr-cluster-sharding: the same name, also for what has been stopped at its source: that is `Release` here, and names
-    the target that was settled when the handoff began, so it cannot be the source]
+    [atomr-cluster-sharding: the same name, also for what has been stopped at its source: that is `Release` here, and
+    names the target that was settled when the handoff began, so it cannot be the source]
     """
 
     slots: tuple[int, ...]
@@ -48,14 +49,14 @@ class RebalanceRunner:
     max_in_flight: slots in handoffs at a time, those past their deadline not counted.
     max_per_pair: slots that the strategy has in handoffs from one shard to another, those counted too.
     rest: seconds that the strategy leaves a slot where it has just arrived, unless its shard drains.
-    allowance: slots that the strategy may move in a minute, as a share of all; at least 16. Load that jumps from key to key
-        cannot be followed: every move would be late, and cost a pause of its slot. Not counted is what leaves a draining
-        shard, goes to its pin, was wished by hand, evens out after a change of the shards, or comes from a shard that has
-        had too much for PERSISTENT seconds without a break.
+    allowance: slots that the strategy may move in a minute, as a share of all; at least 16. Load that jumps from key to
+        key cannot be followed: every move would be late, and cost a pause of its slot. Not counted is what leaves a
+        draining shard, goes to its pin, was wished by hand, evens out after a change of the shards, or comes from a
+        shard that has had too much for PERSISTENT seconds without a break.
 
-    Small differences of load are left alone until one is large enough to act on; then they are evened out as well, as far
-    as the plan made at that moment had moves. Without this a plan of which a part fits into a round would be given up half
-    way, as soon as what is left is small.
+    Small differences of load are left alone until one is large enough to act on; then they are evened out as well, as
+    far as the plan made at that moment had moves. Without this a plan of which a part fits into a round would be given
+    up half way, as soon as what is left is small.
     """
 
     def __init__(
@@ -96,8 +97,8 @@ class RebalanceRunner:
         stopped_seats: Collection[int] = (),
         ask: bool = True,
     ) -> list[BeginHandoff | Allocate]:
-        """Allocations first, then what is wished by hand, then the most urgent moves that there is room for, those of a pair
-        of shards in one handoff.
+        """Allocations first, then what is wished by hand, then the most urgent moves that there is room for, those of a
+        pair of shards in one handoff.
 
         rates, busy: the load, as in `View`. eager: even out small differences too, because somebody asked for it.
         without: shards that can neither give nor take now: failed ones, and those in the middle of a long batch.

@@ -28,8 +28,8 @@ class Recycling:
         return self.rss is not None and base >= self.rss
 
     def due(self, batches: int, age: float, rss: int, base: int = 0, watched: float = math.inf) -> str | None:
-        """Why this worker is to be replaced, in its life so far; None: it is not. base: what it took when it was fresh, `watched`
-        seconds ago; 0 if that is not known."""
+        """Why this worker is to be replaced, in its life so far; None: it is not. base: what it took when it was fresh,
+        `watched` seconds ago; 0 if that is not known."""
         if self.batches is not None and batches >= self.batches:
             return f"it has handled {batches:,} batches (recycle_batches={self.batches:,})"
         if self.age is not None and age >= self.age:

@@ -2,9 +2,9 @@
 
 Two kinds of deaths are told apart, because more of the one help and more of the other do not:
 
-- With a batch in hand. The worker's attempt record halves that batch with every life until the one event is found that does
-  it, so lives are short on purpose and follow each other quickly. They come to an end by themselves; if they do not, and
-  nothing is handled in between, somebody has to know.
+- With a batch in hand. The worker's attempt record halves that batch with every life until the one event is found that
+  does it, so lives are short on purpose and follow each other quickly. They come to an end by themselves; if they do
+  not, and nothing is handled in between, somebody has to know.
 - Without one: the machine, the code around the handler. Once may be chance; then waits that double, and a budget.
 """
 

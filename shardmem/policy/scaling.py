@@ -21,7 +21,8 @@ WAKE_COSTS = 1e-4  # seconds: what it may take until a sleeping worker runs
 
 
 class ScalingErrorKind(str, Enum):
-    """[net-mesh: the variants of ScalingError. There, unknown_shard and wrong_state are reported as an invalid policy]"""
+    """[net-mesh: the variants of ScalingError. There, unknown_shard and wrong_state are reported as an invalid
+    policy]"""
 
     INVALID_POLICY = "invalid_policy"
     AT_MAX_SHARDS = "at_max_shards"
@@ -35,7 +36,8 @@ class ScalingErrorKind(str, Enum):
 
 
 class ScalingError(ShardmemError):
-    """A change of the shards was refused, and nothing was changed. `kind` says why in a word, the text in a sentence."""
+    """A change of the shards was refused, and nothing was changed. `kind` says why in a word, the text in a
+    sentence."""
 
     def __init__(
         self, kind: ScalingErrorKind | str, text: str, *, detail: str | None = None, hint: str | None = None
@@ -62,10 +64,10 @@ class ScalingPolicy:
         lanes overflow, and it is where whoever answers requests begins to notice. A saturated lane of a fast handler
         blocks for less than this per event (one producer, a million events a second: 1 us); that it is saturated shows
         in fill and busy.
-    flush_latency_threshold: a batch of a thousand events at 0.1 ms each takes 0.1 s by itself, and the batch before it as
-        long again.
-    underutilized_threshold: the two latencies count only where the worker is at least this busy: elsewhere another worker
-        would not help.
+    flush_latency_threshold: a batch of a thousand events at 0.1 ms each takes 0.1 s by itself, and the batch before it
+        as long again.
+    underutilized_threshold: the two latencies count only where the worker is at least this busy: elsewhere another
+        worker would not help.
     cooldown is the same whatever the size of the change.
     scale_down_delay: what stays is the most that was needed within it (Kubernetes' horizontal autoscaler calls it a
         stabilisation window).
@@ -209,7 +211,8 @@ class DecisionKind(str, Enum):
 class ScalingDecision:
     """What to do about the number of shards, and why. [net-mesh: the type of the same name, without reasons]
 
-    kind: none, up, down, or rebalance (there is room enough, in the wrong place: moving slots is cheaper than a worker).
+    kind: none, up, down, or rebalance (there is room enough, in the wrong place: moving slots is cheaper than a
+    worker).
     count: how many shards to add or remove, as one change; 0 for none and rebalance.
     cause: the rule that decided, in a word; for counting and for telling decisions apart.
     reason: the same in a sentence, with the figures.
@@ -232,8 +235,8 @@ class ScalingDecision:
 
 
 class DecisionHistory:
-    """The last decisions, oldest first, at most `limit`. One that repeats the last (same kind, count and cause) replaces
-    it and is counted: a quiet engine that says "steady" four times a second forgets nothing that matters.
+    """The last decisions, oldest first, at most `limit`. One that repeats the last (same kind, count and cause)
+    replaces it and is counted: a quiet engine that says "steady" four times a second forgets nothing that matters.
     """
 
     def __init__(self, limit: int = 64) -> None:

@@ -39,7 +39,8 @@ class ShardSample(NamedTuple):
 
 
 class Averages(NamedTuple):
-    """Arrays indexed by shard id. `values` has one column per figure; `covered` is the time in seconds that they rest on."""
+    """Arrays indexed by shard id. `values` has one column per figure; `covered` is the time in seconds that they rest
+    on."""
 
     values: np.ndarray
     covered: np.ndarray
@@ -63,8 +64,8 @@ class SampleWindow:
         self._alone[shard] = False
 
     def add(self, samples: Iterable[ShardSample], now: float) -> None:
-        """Each sample stands for the time since the last one of its shard. One that stands for no time, or whose figures
-        are not finite, is passed over.
+        """Each sample stands for the time since the last one of its shard. One that stands for no time, or whose
+        figures are not finite, is passed over.
         """
         rows = np.array(list({each[0]: each for each in samples}.values()), float).reshape(-1, 8)
         if rows.size:

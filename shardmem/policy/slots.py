@@ -1,7 +1,8 @@
 """Who owns which slot, and which slots are on their way. [atomr-cluster-sharding: ShardCoordinator]
 
-There a shard exists only through the slots that it owns, so one with none is never given any. Here the shards are known,
-whatever they own. The death of a worker changes nothing here: it is started again on the same inbox and owns what it owned.
+There a shard exists only through the slots that it owns, so one with none is never given any. Here the shards are
+known, whatever they own. The death of a worker changes nothing here: it is started again on the same inbox and owns
+what it owned.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class ShardCoordinator:
     slots: how many there are.
     shards: those that take slots.
     strategy: LeastLoad() if not given.
-    owners: for each slot its owner or NOBODY, as found by a supervisor that takes over; owners that are not among `shards`
-        are draining. Nobody owns anything if not given.
+    owners: for each slot its owner or NOBODY, as found by a supervisor that takes over; owners that are not among
+        `shards` are draining. Nobody owns anything if not given.
 
     `shard_for` is who handles a slot: one shard, until the last step of a handoff makes it another.
     """
@@ -52,7 +53,7 @@ class ShardCoordinator:
         self.complaints: list[str] = []  # what was wrong with the strategy's last plan
         self._hot: list[HotSlot] = []
 
-    # ---- shards -------------------------------------------------------------------------------------------------------
+    # ---- shards ------------------------------------------------------------------------------------------------------
 
     @property
     def shards(self) -> tuple[int, ...]:
@@ -109,7 +110,8 @@ class ShardCoordinator:
         self._cordoned.discard(shard)
 
     def remove_shard(self, shard: int) -> None:
-        """Forgets it. Raises ScalingError: unknown_shard; wrong_state when it owns a slot or one is on its way to it."""
+        """Forgets it. Raises ScalingError: unknown_shard; wrong_state when it owns a slot or one is on its way to
+        it."""
         self._check_shard(shard)
         owned = int((self._owner == shard).sum())
         coming = int(((self._heading == shard) & (self._owner != shard)).sum())
@@ -140,7 +142,7 @@ class ShardCoordinator:
         counts.update(zip(shards.tolist(), found.tolist()))
         return counts
 
-    # ---- slots --------------------------------------------------------------------------------------------------------
+    # ---- slots -------------------------------------------------------------------------------------------------------
 
     @property
     def slots(self) -> int:
@@ -220,7 +222,7 @@ class ShardCoordinator:
             found.setdefault(table[slot], []).append(slot)
         return found
 
-    # ---- moves --------------------------------------------------------------------------------------------------------
+    # ---- moves -------------------------------------------------------------------------------------------------------
 
     def view(
         self,
@@ -231,8 +233,8 @@ class ShardCoordinator:
         without: Collection[int] = (),
         resting: np.ndarray | None = None,
     ) -> View:
-        """What a strategy is given. Shards named in `without`, and cordoned ones, are out of bounds, with all that they own
-        or expect. resting: for each slot, whether it has to stay where it is unless its shard drains.
+        """What a strategy is given. Shards named in `without`, and cordoned ones, are out of bounds, with all that they
+        own or expect. resting: for each slot, whether it has to stay where it is unless its shard drains.
         """
         owners, moving = self._heading, self._owner != self._heading
         without = self._cordoned.difference(self._draining).union(without)
@@ -261,9 +263,9 @@ class ShardCoordinator:
     ) -> list[Move]:
         """The strategy's plan, pins first: moves that would be good now, the most urgent first. Changes nothing.
 
-        A slot that is on its way, or whose move makes no sense, is left out of the plan, whatever the strategy says; what is
-        wrong with it is in `complaints`. If the strategy leaves slots on a draining shard and moves none of them, its
-        `allocate` is asked where they should go. A strategy that raises has made no plan.
+        A slot that is on its way, or whose move makes no sense, is left out of the plan, whatever the strategy says;
+        what is wrong with it is in `complaints`. If the strategy leaves slots on a draining shard and moves none of
+        them, its `allocate` is asked where they should go. A strategy that raises has made no plan.
         """
         view = self.view(rates=rates, busy=busy, eager=eager, without=without, resting=resting)
         self._hot, self.complaints = [], []
@@ -313,7 +315,8 @@ class ShardCoordinator:
         return replace(view, locked=locked)
 
     def hot_slots(self) -> list[HotSlot]:
-        """Slots that exceed a shard's fair share, as of the last `rebalance`; empty unless the strategy measures load."""
+        """Slots that exceed a shard's fair share, as of the last `rebalance`; empty unless the strategy measures
+        load."""
         return list(self._hot)
 
     def depart(self, slots: Collection[int], target: int) -> None:
@@ -364,7 +367,7 @@ class ShardCoordinator:
             self._complain(f"rebalance raised {type(error).__name__}: {error}")
             return []
 
-    # ---- rules --------------------------------------------------------------------------------------------------------
+    # ---- rules -------------------------------------------------------------------------------------------------------
 
     def _complain(self, text: str) -> None:
         if len(self.complaints) < 16:

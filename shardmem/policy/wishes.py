@@ -1,5 +1,5 @@
-"""What is wanted of an engine, by hand or by the policy. Nothing here waits: whoever wishes says it, and the runner acts on it
-with every step until it is so.
+"""What is wanted of an engine, by hand or by the policy. Nothing here waits: whoever wishes says it, and the runner
+acts on it with every step until it is so.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ class AsyncProducer:
     """`async with shardmem.AsyncProducer("ticks") as producer: await producer.push(key, payload)`.
 
     A call that finds room never leaves the loop. One that does not waits in a thread of the default executor, so a task
-    that wants its own events in order awaits each call before the next, as it would anyway. Arguments, results and errors
-    are those of Producer; cancelling a waiting call leaves each of its events either accepted or not.
+    that wants its own events in order awaits each call before the next, as it would anyway. Arguments, results and
+    errors are those of Producer; cancelling a waiting call leaves each of its events either accepted or not.
     """
 
     def __init__(self, engine: str, **options: Unpack[ProducerOptions]) -> None:

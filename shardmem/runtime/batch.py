@@ -84,10 +84,11 @@ class Batch:
     ) -> Batch:
         """A batch made by hand, to try a handler without an engine: `handle(Batch.of([("user-17", b"...")]))`.
 
-        content: pairs of key and payload, as `push` takes them; or a structured array, of which `key` names the key field.
-        slots: of the engine that it stands for. producer: the seat of all events. sequence: of the first. It has memory of its
-        own, so a view that the handler keeps is not found here. Raises what `push` and `Engine` raise for such keys, payloads
-        and dtypes.
+        content: pairs of key and payload, as `push` takes them; or a structured array, of which `key` names the key
+        field.
+        slots: of the engine that it stands for. producer: the seat of all events. sequence: of the first. It has memory
+        of its own, so a view that the handler keeps is not found here. Raises what `push` and `Engine` raise for such
+        keys, payloads and dtypes.
         """
         if slots < 1 or slots & (slots - 1):
             raise ValueError(f"slots={slots} is not a power of two")
@@ -105,7 +106,7 @@ class Batch:
     def __repr__(self) -> str:
         return f"<Batch of {self._length} {'records' if self._schema.is_records else 'events'}, shard {self.shard}>"
 
-    # ---- records ------------------------------------------------------------------------------------------------------
+    # ---- records -----------------------------------------------------------------------------------------------------
 
     @property
     def records(self) -> np.ndarray:
@@ -121,7 +122,7 @@ class Batch:
             self._records = self._root(np.frombuffer(memoryview(memory).toreadonly(), dtype, self._length))
         return self._records
 
-    # ---- events ---------------------------------------------------------------------------------------------------------
+    # ---- events ------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
         """Over `(key, payload)` of an events engine (copies: int, str, bytes or None, and bytes), or over the rows."""
@@ -148,7 +149,7 @@ class Batch:
         starts += key_bytes
         return Columns(self._int_keys(index), data, starts, ends)
 
-    # ---- both -------------------------------------------------------------------------------------------------------------
+    # ---- both --------------------------------------------------------------------------------------------------------
 
     @property
     def keys(self) -> Any:
@@ -191,7 +192,8 @@ class Batch:
         return self._numbering()[1]
 
     def copy(self) -> Batch:
-        """The same batch in memory of its own: it, and every view made of it, may be kept after the handler has returned."""
+        """The same batch in memory of its own: it, and every view made of it, may be kept after the handler has
+        returned."""
         numbers = self._numbering()
         if self._schema.is_records:
             return self._owner_of(self._schema, self._slots, self.shard, numbers, self.records.copy())
@@ -210,8 +212,9 @@ class Batch:
         rows: np.ndarray,
         data: np.ndarray | None = None,
     ) -> Batch:
-        """A batch of these arrays: records, or an index and the bytes that it is of. Views are made of the arrays themselves and
-        not of their addresses, so that they keep them alive: `batch.copy().records` outlives the batch."""
+        """A batch of these arrays: records, or an index and the bytes that it is of. Views are made of the arrays
+        themselves and not of their addresses, so that they keep them alive: `batch.copy().records` outlives the
+        batch."""
         span, batch = ffi.new("sm_span *"), ffi.new("sm_batch *")
         for part in (rows,) if data is None else (rows, data):
             part.flags.writeable = False
@@ -240,7 +243,7 @@ class Batch:
             stream = arrow.events_stream(self._int_keys(index) if are_ints else self.keys, self.payloads)
         return stream.__arrow_c_stream__(requested_schema)
 
-    # ---- inside -------------------------------------------------------------------------------------------------------------
+    # ---- inside ------------------------------------------------------------------------------------------------------
 
     def _check(self, *, records: bool) -> None:
         if self._over:

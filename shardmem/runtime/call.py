@@ -1,4 +1,5 @@
-"""One call of a producer that cannot be finished at once: retry, backpressure, what is refused and how that is counted."""
+"""One call of a producer that cannot be finished at once: retry, backpressure, what is refused and how that is
+counted."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ PROBE: Any = type("probe", (), {"__repr__": lambda self: "one try that is not co
 
 
 class Sending(Protocol):
-    """What a call knows of its producer. _timeout: seconds that a call which says nothing waits; None: as long as it takes."""
+    """What a call knows of its producer. _timeout: seconds that a call which says nothing waits; None: as long as it
+    takes."""
 
     engine: str
     seat: int

@@ -1,4 +1,5 @@
-"""What happens to a batch that was handled: its rows are committed, at once or together with the state that they made."""
+"""What happens to a batch that was handled: its rows are committed, at once or together with the state that they
+made."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Commit(Protocol):
         """How long the worker may sleep."""
 
     def take_up(self) -> None:
-        """Before the first batch: what the predecessor had saved, in lanes and in the handler, which gains its slots."""
+        """Before the first batch: what the predecessor had saved, in lanes and in the handler, which gains its
+        slots."""
 
     def handled(self) -> bool:
         """The batch in hand was handled. False: a lane changed under it, and moves no further."""
@@ -88,11 +90,12 @@ class Immediate:
 
 
 class Checkpointed:
-    """A stateful handler: the states of changed slots and the rows behind them are saved in one transaction, then heads move.
+    """A stateful handler: the states of changed slots and the rows behind them are saved in one transaction, then heads
+    move.
 
-    interval: seconds between checkpoints under load. Sooner when half a lane is handled and not committed, and when there is
-    nothing else to do. anew: makes another handler, for one without `drop`; it gains the slots that are left. Raises
-    HandlerError when snapshot, restore, drop, gained or lost raise, ShardmemError when the file cannot be used.
+    interval: seconds between checkpoints under load. Sooner when half a lane is handled and not committed, and when
+    there is nothing else to do. anew: makes another handler, for one without `drop`; it gains the slots that are left.
+    Raises HandlerError when snapshot, restore, drop, gained or lost raise, ShardmemError when the file cannot be used.
     """
 
     def __init__(
@@ -139,8 +142,8 @@ class Checkpointed:
             if self._reader.touched(self._touched) and not self._told_of_keyless:
                 self._told_of_keyless = True
                 log.warning(
-                    "shard %d: events without a key have come to a handler that keeps state per key: they belong to no slot, "
-                    "so what it keeps of them is not saved; give every event a key",
+                    "shard %d: events without a key have come to a handler that keeps state per key: they belong to no "
+                    "slot, so what it keeps of them is not saved; give every event a key",
                     self._shard,
                 )
             self._batches += 1
@@ -196,8 +199,9 @@ class Checkpointed:
             self.restore(self._mine)
 
     def _forget(self, slots: Collection[int]) -> bool:
-        """The handler holds nothing of these slots any more. True: nor of any other, because it is a new one. What a handler
-        without `drop` kept would be counted again when the slot comes back, or when the rows do: 12,860 of 20 were."""
+        """The handler holds nothing of these slots any more. True: nor of any other, because it is a new one. What a
+        handler without `drop` kept would be counted again when the slot comes back, or when the rows do: 12,860 of 20
+        were."""
         if callable(getattr(self.handler, "drop", None)):
             for slot in slots:
                 _call(self.handler, self._shard, "drop", slot)
@@ -240,8 +244,8 @@ class Checkpointed:
 
 
 def owned_slots(control: ControlSegment, shard: int) -> set[int]:
-    """Slots whose rows the worker of a shard handles now. The table is read before the holds: a slot that begins to move in
-    between is seen as moving."""
+    """Slots whose rows the worker of a shard handles now. The table is read before the holds: a slot that begins to
+    move in between is seen as moving."""
     owners, _ = control.slot_table()
     owned = set(np.flatnonzero(owners == shard).tolist())
     for move in control.moves():

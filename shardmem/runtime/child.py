@@ -1,4 +1,5 @@
-"""How a process of ours starts, is told what to do, reports, and ends. There are three kinds; whoever starts one calls `launch`.
+"""How a process of ours starts, is told what to do, reports, and ends. There are three kinds; whoever starts one calls
+`launch`.
 
 standard input    one line of JSON, the orders; a supervisor's stays open as long as its parent wants the engine
 a pipe            lines of JSON, what the child reports; the orders say which descriptor it is
@@ -36,8 +37,8 @@ class ExitCode(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Kind:
-    """module: its `main()` is what runs. lifeline: standard input stays open, and its end means that the parent is gone; such a
-    child has a session of its own, so that a terminal's Ctrl-C reaches it only through its parent."""
+    """module: its `main()` is what runs. lifeline: standard input stays open, and its end means that the parent is
+    gone; such a child has a session of its own, so that a terminal's Ctrl-C reaches it only through its parent."""
 
     module: str
     lifeline: bool
@@ -73,7 +74,8 @@ class _Orders:
 
 @dataclass(frozen=True)
 class SourceOrders(_Orders):
-    """source: the table [source]. settings: log_format, log_level. directory: where state, positions and status are kept."""
+    """source: the table [source]. settings: log_format, log_level. directory: where state, positions and status are
+    kept."""
 
     engine: str
     source: dict[str, Any]
@@ -96,8 +98,9 @@ class WorkerOrders(_Orders):
 
 @dataclass(frozen=True)
 class SupervisorOrders(_Orders):
-    """settings: the fields of Config that are neither handler nor schema. keep_unfinished: events that are not handled at the
-    end stay in shared memory. tell_shards: report shards that are created and removed; somebody has to read it."""
+    """settings: the fields of Config that are neither handler nor schema. keep_unfinished: events that are not handled
+    at the end stay in shared memory. tell_shards: report shards that are created and removed; somebody has to read
+    it."""
 
     handler: HandlerRef
     settings: dict[str, Any]
@@ -125,8 +128,8 @@ def read_orders(kind: type[_AnyOrders]) -> tuple[_AnyOrders, Reports] | None:
 def python_command(kind: str) -> list[str]:
     """Runs `main()` of a kind of child in a fresh interpreter.
 
-    Not `python -m`: that puts the current directory first on the path, and there may be a `shardmem` folder in it that is
-    not this package (a source tree without the compiled extension, for one).
+    Not `python -m`: that puts the current directory first on the path, and there may be a `shardmem` folder in it that
+    is not this package (a source tree without the compiled extension, for one).
     """
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     return [
@@ -210,7 +213,8 @@ class ReportReader:
         return self._descriptor
 
     def read(self) -> list[Report]:
-        """What has come since; does not wait. A child of the child may hold the pipe open, so its end is not waited for."""
+        """What has come since; does not wait. A child of the child may hold the pipe open, so its end is not waited
+        for."""
         self._fill()
         reports, self._unread = self._unread, []
         return reports

@@ -9,7 +9,7 @@ import numpy as np
 
 from shardmem.memory.native import ffi
 from shardmem.runtime.encode import bytes_of
-from shardmem.schema import KEY_BYTES, KEY_INT
+from shardmem.schema import KEY_BYTES, KEY_INT, KEY_STR
 
 KEY_UNSIGNED = 4  # of a column: an integer of 2**63 and more
 
@@ -23,6 +23,19 @@ class Keys:
     numbers: np.ndarray | None
     data: Any
     offsets: np.ndarray | None
+
+    def check(self, count: int) -> None:
+        """Whether there is what C will read. Raises ValueError; what the offsets say is checked by C."""
+        kinds = np.unique(self.kinds)
+        lengths = [] if isinstance(self.kinds, int) else [len(self.kinds)]
+        if np.isin(kinds, (KEY_INT, KEY_UNSIGNED)).any() or self.numbers is not None:
+            lengths.append(-1 if self.numbers is None else len(self.numbers))
+        if np.isin(kinds, (KEY_BYTES, KEY_STR)).any() or self.offsets is not None:
+            lengths.append(-1 if self.offsets is None else _count(_wide(self.offsets, "offsets of keys")))
+        if -1 in lengths:
+            raise ValueError("keys are numbers without `numbers`, or bytes or text without `offsets`")
+        if wrong := [length for length in lengths if length != count]:
+            raise ValueError(f"keys have shape ({wrong[0]},), offsets say {count} events")
 
     def __getitem__(self, events: np.ndarray) -> Keys:
         offsets = None if self.offsets is None else spans_of(self.offsets)[events]
@@ -45,10 +58,7 @@ class EventColumns:
             columns.keys = keys = Keys(KEY_BYTES, None, *keys)
         count = columns.count
         if isinstance(keys, Keys):
-            if keys.offsets is not None:
-                count = _count(_wide(keys.offsets, "offsets of keys"))
-            elif not isinstance(keys.kinds, int):
-                count = len(keys.kinds)
+            keys.check(count)
         elif keys is not None:
             columns.keys = keys = np.asarray(keys)
             if keys.ndim != 1:

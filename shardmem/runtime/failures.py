@@ -1,7 +1,7 @@
 """A batch that fails: tried again, halved, and down to one event, which is set aside in the quarantine at the limit.
 
-The record of attempts is in shared memory (csrc/attempt.c), so it makes no difference whether the handler raised or took its
-worker with it: the successor goes on where the predecessor died.
+The record of attempts is in shared memory (csrc/attempt.c), so it makes no difference whether the handler raised or
+took its worker with it: the successor goes on where the predecessor died.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Failures:
         self._quarantine: Quarantine | None = None
 
     def must_quarantine(self) -> bool:
-        """Whether the batch in hand is one event that has killed its worker as often as it may. Then it is set aside."""
+        """Whether the batch in hand is one event that has killed its worker as often as it may. Then it is set
+        aside."""
         if self._batch.tries < self._rules.max_attempts:
             return False
         tries = self._batch.tries
@@ -77,7 +78,8 @@ class Failures:
         return True
 
     def raised(self, work: Batch, error: Exception) -> None:
-        """The handler raised. Returns when the next batch may be taken; raises HandlerError when the worker is to stop."""
+        """The handler raised. Returns when the next batch may be taken; raises HandlerError when the worker is to
+        stop."""
         rules, batch = self._rules, self._batch
         if not self._reader.recheck():
             self._give_back(work, error)
@@ -108,7 +110,8 @@ class Failures:
             self._pause(min(LONGEST_PAUSE, rules.retry_backoff * 2**tries))
 
     def _give_back(self, work: Batch, error: Exception) -> None:
-        """A frame changed under the batch, so it is not the handler's failure. What is left without that lane comes again."""
+        """A frame changed under the batch, so it is not the handler's failure. What is left without that lane comes
+        again."""
         log.error(
             "shard %d: a frame changed under the handler, which raised %s: %.500s; its lane is left alone, the other "
             "events of the batch come again",
@@ -204,8 +207,8 @@ def explain(batch: Batch, error: Exception) -> str:
     else:
         first, last = (keys[0], keys[-1]) if keys is not None else (None, None)
         where = (
-            f"batch of {len(batch)} events, keys {_short(first)} to {_short(last)}, sequences {sequences[0]} of producer "
-            f"{producers[0]} to {sequences[-1]} of producer {producers[-1]}"
+            f"batch of {len(batch)} events, keys {_short(first)} to {_short(last)}, sequences {sequences[0]} of "
+            f"producer {producers[0]} to {sequences[-1]} of producer {producers[-1]}"
         )
     return f"the handler of shard {batch.shard} raised {type(error).__name__}: {error} at the {where}"
 

@@ -24,8 +24,9 @@ class Context:
     """What a handler is told when it is opened, once per life of its worker process.
 
     incarnation: which life of the shard this is. slots: how many there are. log: a logger of this shard.
-    engine_id: another one for each time that the engine's shared memory is made, the same for all lives of its processes.
-        Producers count from 0 in each, so (engine_id, producer, sequence) is what identifies an event for good.
+    engine_id: another one for each time that the engine's shared memory is made, the same for all lives of its
+        processes. Producers count from 0 in each, so (engine_id, producer, sequence) is what identifies an event for
+        good.
     """
 
     engine: str
@@ -55,19 +56,19 @@ class Handler:
         raise NotImplementedError(f"{type(self).__name__} has no handle(batch)")
 
     def gained(self, slots: list[int]) -> None:
-        """These slots are handled here from now on; called before the first event of any of them. Once after `open`, with
-        all that the shard owns, and after each handoff to it. Between batches only."""
+        """These slots are handled here from now on; called before the first event of any of them. Once after `open`,
+        with all that the shard owns, and after each handoff to it. Between batches only."""
 
     def lost(self, slots: list[int]) -> None:
-        """These slots were given up: no event of them is left here, and none comes. Returns before another shard gains them.
-        Not called when the worker ends."""
+        """These slots were given up: no event of them is left here, and none comes. Returns before another shard gains
+        them. Not called when the worker ends."""
 
     def close(self) -> None:
         """After the last batch, when the worker ends in good order."""
 
-    # A handler that keeps state per key defines these as well; then the state of a slot goes where the slot goes. Without drop
-    # it is closed and made anew, with all it keeps, whenever a slot goes or a batch has failed: dearer, and just as exact.
-    # `Context.slot(key)` tells the slot of a key.
+    # A handler that keeps state per key defines these as well; then the state of a slot goes where the slot goes.
+    # Without drop it is closed and made anew, with all it keeps, whenever a slot goes or a batch has failed: dearer,
+    # and just as exact. `Context.slot(key)` tells the slot of a key.
     #
     #     def snapshot(self, slot: int) -> bytes: ...      the state of this slot's keys; changes nothing
     #     def restore(self, slot: int, state: bytes): ...  before the first event of the slot is handled here
@@ -92,7 +93,8 @@ class HandlerRef:
 
     @classmethod
     def of(cls, handler: Any) -> HandlerRef:
-        """From "module:name", a function, a Handler class or instance. Raises ConfigError if no worker could load it."""
+        """From "module:name", a function, a Handler class or instance. Raises ConfigError if no worker could load
+        it."""
         if isinstance(handler, str):
             module, colon, name = handler.partition(":")
             if not colon or not module or not name:
@@ -134,8 +136,8 @@ class HandlerRef:
             text = f"handler {self.name!r} cannot be loaded: {type(error).__name__}: {error}"
             if isinstance(error, ModuleNotFoundError) and error.name == self.name.partition(":")[0].partition(".")[0]:
                 text += (
-                    f". Workers look in {os.getcwd()} and where Python looks: start in the directory that {error.name} is in, "
-                    f"or set PYTHONPATH"
+                    f". Workers look in {os.getcwd()} and where Python looks: start in the directory that {error.name} "
+                    f"is in, or set PYTHONPATH"
                 )
             raise HandlerError(text) from error
         if callable(getattr(found, "handle", None)):
@@ -182,7 +184,8 @@ def importing_main() -> bool:
 
 
 def _main_of_this_process(needed: bool) -> dict[str, Any]:
-    """What multiprocessing's spawn sends to a child so that it can import what the parent can, its main module if needed."""
+    """What multiprocessing's spawn sends to a child so that it can import what the parent can, its main module if
+    needed."""
     from multiprocessing import spawn
 
     wanted = ["sys_path", "sys_argv", "dir", "orig_dir"] + ["init_main_from_name", "init_main_from_path"] * needed
@@ -191,7 +194,8 @@ def _main_of_this_process(needed: bool) -> dict[str, Any]:
 
 
 def _import_main_of_package(name: str) -> None:
-    """`python -m package` runs package/__main__.py, which spawn leaves out: it takes every __main__ for a mere starter."""
+    """`python -m package` runs package/__main__.py, which spawn leaves out: it takes every __main__ for a mere
+    starter."""
     import runpy
     import types
 
@@ -201,8 +205,8 @@ def _import_main_of_package(name: str) -> None:
 
 
 def _check_call(handle: Callable[..., Any], name: str) -> None:
-    """Raises HandlerError. What calling a coroutine or generator function returns does nothing until it is awaited or iterated,
-    so every event would count as handled and none would be."""
+    """Raises HandlerError. What calling a coroutine or generator function returns does nothing until it is awaited or
+    iterated, so every event would count as handled and none would be."""
     body = (
         handle
         if inspect.isroutine(handle) or isinstance(handle, functools.partial)
@@ -232,8 +236,9 @@ def _check_call(handle: Callable[..., Any], name: str) -> None:
 
 
 def _check_state(handler: Any, name: str, shared: bool) -> None:
-    """Raises HandlerError. With one of snapshot and restore nothing would ever be saved, and nobody would be told. A handler
-    without drop is made anew whenever it has to forget something; one that is an object of a module cannot be."""
+    """Raises HandlerError. With one of snapshot and restore nothing would ever be saved, and nobody would be told. A
+    handler without drop is made anew whenever it has to forget something; one that is an object of a module cannot
+    be."""
     have = [method for method in ("snapshot", "restore", "drop") if callable(getattr(handler, method, None))]
     needed = ("snapshot", "restore", "drop") if shared else ("snapshot", "restore")
     missing = [method for method in needed if method not in have]

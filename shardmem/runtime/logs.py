@@ -1,4 +1,5 @@
-"""What supervisor and workers say on standard error: lines for people or JSON, who says it, and not the same for ever."""
+"""What supervisor and workers say on standard error: lines for people or JSON, who says it, and not the same for
+ever."""
 
 from __future__ import annotations
 
@@ -81,17 +82,18 @@ def _more(record: logging.LogRecord) -> str:
 
 
 class Repeats(logging.Filter):
-    """Lets the first of a kind pass, then one in PAUSE seconds, which says how many were held back since the one before.
+    """Lets the first of a kind pass, then one in PAUSE seconds, which says how many were held back since the one
+    before.
 
-    A kind is a logger, a format string and the shard that the record is about: a handler that fails on every batch, or a
-    worker that cannot be started, would fill the disk before anybody reads of it.
+    A kind is a logger, a format string and the shard that the record is about: a handler that fails on every batch, or
+    a worker that cannot be started, would fill the disk before anybody reads of it.
     """
 
     def __init__(self, clock: Any = time.monotonic) -> None:
         super().__init__()
         self._clock, self._lock = clock, threading.Lock()
-        # When one last passed, its level and text, and how many were held back since. No record is kept: its arguments and its traceback
-        # may refer to a batch, whose memory nobody may refer to after the handler's return.
+        # When one last passed, its level and text, and how many were held back since. No record is kept: its arguments
+        # and its traceback may refer to a batch, whose memory nobody may refer to after the handler's return.
         self._kinds: dict[tuple[str, str, Any], tuple[float, int, str, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:

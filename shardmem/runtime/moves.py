@@ -3,7 +3,8 @@
     source   phase draining    no row of the slot is left here: snapshot, store, drop, lost, say drained
     target   phase releasing   restore, gained, say restored; the hold falls when the supervisor has heard it
 
-Between reroute and release the target keeps rows of the slot back in its lanes (csrc/reader.c); it needs no word for that.
+Between reroute and release the target keeps rows of the slot back in its lanes (csrc/reader.c); it needs no word for
+that.
 """
 
 from __future__ import annotations

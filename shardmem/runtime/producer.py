@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 class ProducerOptions(TypedDict, total=False):
     """How a producer behaves.
 
-    backpressure: what it does about a full lane: "block" until there is room, "fail" at once, "drop_newest", "drop_oldest", or
-        "sample" (of what finds no room, every `sample_every`-th event waits, the others are dropped). None: as the engine says.
+    backpressure: what it does about a full lane: "block" until there is room, "fail" at once, "drop_newest",
+        "drop_oldest", or "sample" (of what finds no room, every `sample_every`-th event waits, the others are dropped).
+        None: as the engine says.
     spin_us: microseconds to spin before sleeping on a full lane; None: 50.
     wait: seconds to wait for an engine that does not exist yet.
     """
@@ -77,8 +78,8 @@ class Producer:
     ) -> None:
         """backpressure, spin_us, sample_every, wait: see ProducerOptions; without a backpressure, the engine's.
 
-        Raises ConfigError (an option is wrong), NotRunning (no such engine, or it is stopping), LayoutMismatch, SegmentCorrupt,
-        SegmentError (another user's), AlreadyRunning (every seat is taken).
+        Raises ConfigError (an option is wrong), NotRunning (no such engine, or it is stopping), LayoutMismatch,
+        SegmentCorrupt, SegmentError (another user's), AlreadyRunning (every seat is taken).
         """
         if backpressure is not None and backpressure not in MODES:
             raise ConfigError(f"backpressure={backpressure!r}; one of {', '.join(MODES)}")
@@ -127,7 +128,7 @@ class Producer:
             self.push = self._fast.push  # type: ignore[method-assign]
         self._lease = held
 
-    # ---- events engines ---------------------------------------------------------------------------------------------------
+    # ---- events engines ----------------------------------------------------------------------------------------------
 
     def push(self, key: Key, payload: Buffer, timeout: float | None = DEFAULT) -> bool:
         """One event; True when it is accepted (False: dropped, in a mode that drops).
@@ -226,10 +227,11 @@ class Producer:
     ) -> int:
         """Events as columns, without a Python object for each; returns how many were accepted.
 
-        keys: integer array of shape (n,), bytes array ('S'), `(data, offsets)` of keys of bytes, `Keys`, or None for no keys.
-        data: one bytes-like. offsets: integer array of shape (n + 1,), payload i is `data[offsets[i]:offsets[i + 1]]`; or of
-        shape (n, 2), a start and an end for each: then there may be bytes between them that are nobody's. So too of keys.
-        Raises what `push` raises; `Backpressure.rest` is `(keys, data, offsets)` of what was not accepted.
+        keys: integer array of shape (n,), bytes array ('S'), `(data, offsets)` of keys of bytes, `Keys`, or None for no
+        keys.
+        data: one bytes-like. offsets: integer array of shape (n + 1,), payload i is `data[offsets[i]:offsets[i + 1]]`;
+        or of shape (n, 2), a start and an end for each: then there may be bytes between them that are nobody's. So too
+        of keys. Raises what `push` raises; `Backpressure.rest` is `(keys, data, offsets)` of what was not accepted.
         """
         self._usable(records=False)
         given = EventColumns.of(keys, data, offsets)
@@ -262,7 +264,7 @@ class Producer:
             self.push_columns(*given.rest(full[kept])[0], None)
             cursor.pending_count = 0
 
-    # ---- records engines --------------------------------------------------------------------------------------------------
+    # ---- records engines ---------------------------------------------------------------------------------------------
 
     def send(self, records: np.ndarray, timeout: float | None = DEFAULT) -> int:
         """A structured array of the engine's dtype, routed row by row; returns how many were accepted.
@@ -296,7 +298,7 @@ class Producer:
             self.send(full[kept], timeout=None)
             cursor.pending_count = 0
 
-    # ---- how far it has come ------------------------------------------------------------------------------------------------
+    # ---- how far it has come -----------------------------------------------------------------------------------------
 
     def position(self) -> Marks:
         """Where the lanes end now: `handled` says later whether all that was pushed before has been handled."""
@@ -338,11 +340,11 @@ class Producer:
         return lib.sm_max_payload(self._sender, 0)
 
     def interrupt(self) -> None:
-        """A call that waits for room raises Interrupted, and so does every later one that would wait. From a signal handler or
-        another thread."""
+        """A call that waits for room raises Interrupted, and so does every later one that would wait. From a signal
+        handler or another thread."""
         self._interrupted = True
 
-    # ---- both ---------------------------------------------------------------------------------------------------------------
+    # ---- both --------------------------------------------------------------------------------------------------------
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything that this producer pushed before has been handled.
@@ -408,7 +410,7 @@ class Producer:
         except (TypeError, AttributeError):
             pass  # at the interpreter's end, when modules are being taken apart
 
-    # ---- inside -----------------------------------------------------------------------------------------------------------------
+    # ---- inside ------------------------------------------------------------------------------------------------------
 
     def _usable(self, records: bool | None = None) -> None:
         if self._closed:
@@ -426,8 +428,8 @@ class Producer:
         self.__dict__.pop("push", None)
 
     def _reattach(self) -> None:
-        """In a forked child: the parent keeps its seat, this process takes its own. What was the parent's is kept mapped
-        and never locked or freed: a thread that does not exist here may have been in the middle of it."""
+        """In a forked child: the parent keeps its seat, this process takes its own. What was the parent's is kept
+        mapped and never locked or freed: a thread that does not exist here may have been in the middle of it."""
         with self._mending:
             if not self._closed and not self._lease.held:
                 self._detach()

@@ -1,4 +1,5 @@
-"""Where events go that keep killing or failing their handler: one SQLite file per engine, bounded, never dropping silently."""
+"""Where events go that keep killing or failing their handler: one SQLite file per engine, bounded, never dropping
+silently."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ class NoSuchEvent(ShardmemError):
 
 
 class Quarantined(NamedTuple):
-    """One event. at, replayed_at: seconds since 1970. key: as it was pushed. payload: its bytes, or those of the row; empty if
-    it was not asked for. size: how many they are."""
+    """One event. at, replayed_at: seconds since 1970. key: as it was pushed. payload: its bytes, or those of the row;
+    empty if it was not asked for. size: how many they are."""
 
     id: int
     at: float
@@ -116,8 +117,8 @@ class Quarantine:
         return int(self._database.rows("select count(*) from events where replayed_at is null")[0][0])
 
     def numbers(self, ids: Iterable[int] | None = None, *, replayed: bool = False) -> list[int]:
-        """These ids, or of all events, oldest first; without those that were replayed, unless asked for. Raises ShardmemError for
-        one that is not there."""
+        """These ids, or of all events, oldest first; without those that were replayed, unless asked for. Raises
+        ShardmemError for one that is not there."""
         known = dict(self._database.rows("select id, replayed_at from events order by id"))
         if ids is None:
             return [number for number, when in known.items() if replayed or when is None]

@@ -16,8 +16,8 @@ PATIENCE = 60.0  # seconds: another worker may be stopped by a signal in the mid
 class Database:
     """One SQLite file that several processes write to (WAL). Every failure is a ShardmemError that names the file.
 
-    durable: survives a power loss as well; without it, the death of any process, which is what is promised. patience: seconds
-    to wait for others.
+    durable: survives a power loss as well; without it, the death of any process, which is what is promised. patience:
+    seconds to wait for others.
     """
 
     def __init__(self, path: str, schema: str, what: str, durable: bool = False, patience: float = PATIENCE) -> None:

@@ -1,8 +1,8 @@
 """The state of slots outside the workers, and which events it reflects: one SQLite file per engine.
 
-A checkpoint is one transaction: the states of the slots that changed, and the ranges of rows that made them so. Heads move
-after it. A worker that is killed in between leaves ranges beyond its heads; its successor commits them first and then reads
-the state, so both are of one moment whenever the kill comes (`sm_commit_ranges`).
+A checkpoint is one transaction: the states of the slots that changed, and the ranges of rows that made them so. Heads
+move after it. A worker that is killed in between leaves ranges beyond its heads; its successor commits them first and
+then reads the state, so both are of one moment whenever the kill comes (`sm_commit_ranges`).
 """
 
 from __future__ import annotations

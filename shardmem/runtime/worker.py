@@ -1,9 +1,9 @@
 """The worker process of one shard: its orders come on standard input.
 
-It takes the lease of its shard, loads the handler, takes up what its predecessor left, says ready, and then: choose a batch,
-call the handler, commit (checkpoint.py), or try again (failures.py). It goes on when the supervisor dies. It ends when the
-supervisor says stop (shard state or engine state in the control segment), at SIGTERM after the batch in hand, or when the
-handler fails.
+It takes the lease of its shard, loads the handler, takes up what its predecessor left, says ready, and then: choose a
+batch, call the handler, commit (checkpoint.py), or try again (failures.py). It goes on when the supervisor dies. It
+ends when the supervisor says stop (shard state or engine state in the control segment), at SIGTERM after the batch in
+hand, or when the handler fails.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Worker:
             time.sleep(min(left, 0.02))
 
     def run(self, commit: Commit, moves: Moves, failures: Failures) -> None:
-        """Until told to stop. Raises HandlerError, with the event, when the handler fails and that is to stop the worker."""
+        """Until told to stop. Raises HandlerError, with the event, when the handler fails and that is to stop the
+        worker."""
         next_batch, handled, batch, spin = self.reader.next, commit.handled, self.batch, self._spin_ns
         schema, slots, shard, scratch = self.control.schema, self.control.slots, self.shard, self._scratch
         while not self.ordered_to_stop():
@@ -93,7 +94,8 @@ class Worker:
             if not handled():
                 log.error("shard %d: a frame changed under the batch in hand; its lane moves no further", shard)
             if batch.suspected:
-                commit.settle()  # the next may fail and undo it: of 1,000 rows one that failed took 28 s at checkpoint_interval 2 s
+                # The next may fail and undo it: of 1,000 rows one that failed took 28 s at checkpoint_interval 2 s.
+                commit.settle()
         commit.settle()
 
     def _report_lane(self, seat: int) -> None:

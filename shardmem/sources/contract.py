@@ -70,8 +70,10 @@ class Columns:
         """The first events of these."""
         every = slice(0, count)
         keys = self.keys
-        if keys is not None:
-            keys = keys[np.arange(count)] if not isinstance(keys, np.ndarray) else keys[every]
+        if isinstance(keys, tuple):
+            keys = keys[0], keys[1][: count + (keys[1].ndim == 1)]
+        elif keys is not None:
+            keys = keys[every] if isinstance(keys, np.ndarray) else keys[np.arange(count)]
         return Columns(
             self.partition,
             self.offsets[every],

@@ -114,8 +114,8 @@ HandoffStatus = TypedDict(
 
 class Moves(TypedDict):
     """How slots move. automatic: by themselves, as the load asks for. planned: moves that the strategy would make now.
-    wished: slots that somebody wants elsewhere and that are not there yet. held_back: why nothing moves by itself; empty: it
-    does. complaints: what is wrong with the strategy's last plan.
+    wished: slots that somebody wants elsewhere and that are not there yet. held_back: why nothing moves by itself;
+    empty: it does. complaints: what is wrong with the strategy's last plan.
     """
 
     automatic: bool
@@ -215,8 +215,9 @@ class Status(TypedDict):
 
 
 class Where(TypedDict):
-    """Where the events of a key go. shard: handles them now; None: no shard has the slot yet. owner_since: seconds since the
-    slot came to it; None: it has had it from the start, or is giving it up. moving_to: a handoff is under way.
+    """Where the events of a key go. shard: handles them now; None: no shard has the slot yet. owner_since: seconds
+    since the slot came to it; None: it has had it from the start, or is giving it up. moving_to: a handoff is under
+    way.
     """
 
     key: int | str

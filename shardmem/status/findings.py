@@ -405,8 +405,8 @@ def _moves(document: Status) -> Iterator[Finding]:
             "warning",
             "strategy",
             f"{complaints[0][:1].upper()}{complaints[0][1:]}",
-            "Its plan is not carried out, and slots stay where they are; draining shards still give theirs away. Fix the "
-            "strategy, and start the engine again.",
+            "Its plan is not carried out, and slots stay where they are; draining shards still give theirs away. Fix "
+            "the strategy, and start the engine again.",
         )
     if moves["suspended"]:
         planned = f"; {plural(moves['planned'], 'slot')} would move" if moves["planned"] else ""

@@ -283,7 +283,7 @@ class Observer:
 
     def board(self) -> dict[str, Any]:
         """What the supervisor last decided, and why; it may be dead by now."""
-        board = {
+        board: dict[str, Any] = {
             "auto_scale": False,
             "elastic": False,
             "decisions": [],

@@ -64,7 +64,8 @@ def _bytes_key(name: str, key: int | np.integer | str | bytes, limit: int) -> by
 
 
 def key_of_text(schema: Schema, text: str, *, as_int: bool) -> int | str:
-    """As it is written in a shell: a number where the engine's keys are numbers. as_int: of events, whose keys may be either."""
+    """As it is written in a shell: a number where the engine's keys are numbers. as_int: of events, whose keys may be
+    either."""
     field = schema.dtype[schema.key] if schema.dtype is not None and schema.key is not None else None
     if not as_int and (field is None or field.kind == "S"):
         return text

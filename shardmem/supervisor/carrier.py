@@ -29,7 +29,8 @@ STOPPED_AFTER = 0.5  # seconds inside one push: it takes microseconds, so that p
 
 
 class MoveWords(Protocol):
-    """The entry of one slot in the handoff table. drained, restored: its source, its target has acknowledged this handoff."""
+    """The entry of one slot in the handoff table. drained, restored: its source, its target has acknowledged this
+    handoff."""
 
     @property
     def phase(self) -> str: ...
@@ -168,7 +169,7 @@ class Carrier:
         self._holds.pop(shard, None)
         self.waiting_for_dead.discard(shard)
 
-    # ---- the phases -----------------------------------------------------------------------------------------------------
+    # ---- the phases --------------------------------------------------------------------------------------------------
 
     def _reroute(self, action: Reroute, now: float) -> list[Action]:
         # before the first row can come: a target looks at holds only if it has some

@@ -1,7 +1,7 @@
 """Changes that take a while: what is wanted has been said, and somebody waits until it is so.
 
-Nobody holds anything while waiting. A change is a task that ends when its condition holds; whoever asked waits for it as long as
-he likes, is told what is done and who is waited for, and it goes on without him.
+Nobody holds anything while waiting. A change is a task that ends when its condition holds; whoever asked waits for it
+as long as he likes, is told what is done and who is waited for, and it goes on without him.
 """
 
 from __future__ import annotations

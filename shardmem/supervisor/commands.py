@@ -1,5 +1,5 @@
-"""What can be asked of a running engine: scale, drain, move, rebalance, reload, stop, and what to do with the quarantine. One
-answer each: what was done."""
+"""What can be asked of a running engine: scale, drain, move, rebalance, reload, stop, and what to do with the
+quarantine. One answer each: what was done."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ log = logging.getLogger("shardmem.supervisor")
 
 
 class Commands:
-    """Each takes a body that fits its declaration in operations.py, and returns one. Raises ValueError, ShardmemError."""
+    """Each takes a body that fits its declaration in operations.py, and returns one. Raises ValueError,
+    ShardmemError."""
 
     def __init__(self, fleet: Fleet, life: Life, replacements: Replacements) -> None:
         self._fleet, self._life, self._replacements = fleet, life, replacements
@@ -66,12 +67,13 @@ class Commands:
             raise
 
     async def stop(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """{"now": true}: without draining. Asked again, it goes on draining: whoever asks may not have heard the answer."""
+        """{"now": true}: without draining. Asked again, it goes on draining: whoever asks may not have heard the
+        answer."""
         if wanted.get("now") or not self._life.is_stopping:
             self._life.request_stop(now=bool(wanted.get("now")))
         return {"stopping": True}
 
-    # ---- how many shards ---------------------------------------------------------------------------------------------------
+    # ---- how many shards ---------------------------------------------------------------------------------------------
 
     async def scale(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"shards": n} or {"shards": "auto"}: more or fewer shards, slots evened out; or back to the policy."""
@@ -142,8 +144,8 @@ class Commands:
     async def _settle(
         self, added: list[int], removed: list[int], why: str, joining: Collection[int] = ()
     ) -> dict[str, Any]:
-        """Until new shards have joined and the others are gone, and slots are even. joining: shards that earlier commands have
-        added, and that are wanted still. Raises HandlerError: one cannot join.
+        """Until new shards have joined and the others are gone, and slots are even. joining: shards that earlier
+        commands have added, and that are wanted still. Raises HandlerError: one cannot join.
         """
         fleet = self._fleet
         are_gone = fleet.shards.gone(removed)
@@ -198,7 +200,7 @@ class Commands:
         table.uncordon(wanted["shard"])
         return self._placement()
 
-    # ---- which slots where ---------------------------------------------------------------------------------------------------
+    # ---- which slots where -------------------------------------------------------------------------------------------
 
     async def move(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"slots": "17,40-60" or a list, "to": n}."""
@@ -277,7 +279,8 @@ class Commands:
         return self._placement()
 
     async def moves(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """{"suspended": true or false}: whether the strategy may move slots. What is asked by hand, drains and pins go on."""
+        """{"suspended": true or false}: whether the strategy may move slots. What is asked by hand, drains and pins go
+        on."""
         self._fleet.planner.wishes.suspended = wanted["suspended"]
         return self._placement()
 
@@ -290,7 +293,7 @@ class Commands:
             "suspended": planner.wishes.suspended,
         }
 
-    # ---- workers ---------------------------------------------------------------------------------------------------------------
+    # ---- workers -----------------------------------------------------------------------------------------------------
 
     async def reload(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Every worker is replaced by a fresh one, with what the configuration says now."""
@@ -302,8 +305,8 @@ class Commands:
         return await self._finish("reload", reloaded(), wanted, [], so_far=lambda: {"reloaded": [], "not_applied": []})
 
     async def quarantine_replay(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """{"ids": [...]} or {"all": true}, "timeout": seconds: pushed again, as far as there is room in time. One after the other:
-        two at once would give the same events back twice."""
+        """{"ids": [...]} or {"all": true}, "timeout": seconds: pushed again, as far as there is room in time. One after
+        the other: two at once would give the same events back twice."""
         async with self._replaying:
             replay = await asyncio.to_thread(
                 self._fleet.quarantine.replay, wanted.get("ids"), wanted.get("timeout", LANES)
@@ -322,7 +325,7 @@ class Commands:
             self._fleet.history.note("purged", f"{some(purged, 'event')} of the quarantine thrown away")
         return {"purged": purged}
 
-    # ---- what the policy asks for -------------------------------------------------------------------------------------------
+    # ---- what the policy asks for ------------------------------------------------------------------------------------
 
     def follow(self, decision: ScalingDecision) -> Coroutine[Any, Any, dict[str, Any]] | None:
         """Says what a decision wants; what is left is to see it done, and to note it. None: there is nothing to do."""
@@ -343,7 +346,7 @@ class Commands:
         with self.noting(f"{decision.kind} {decision.count}, because {decision.reason}"):
             return await work
 
-    # ---- waiting -------------------------------------------------------------------------------------------------------------
+    # ---- waiting -----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _change(self, mine: Callable[[Finished], bool] = lambda finished: True) -> Iterator[Change]:
@@ -362,7 +365,8 @@ class Commands:
         slots: list[int] | None = None,
         so_far: Callable[[], dict[str, Any]] = dict,
     ) -> dict[str, Any]:
-        """What the work answers, or at the deadline who is waited for. so_far: what else the answer has to have then."""
+        """What the work answers, or at the deadline who is waited for. so_far: what else the answer has to have
+        then."""
         self._fleet.step_soon()
         change = Change()
 
@@ -421,7 +425,7 @@ class Commands:
                 found.append({"shard": shard, "pid": pid, "slots": [], "text": text})
         return found
 
-    # ---- what is noted --------------------------------------------------------------------------------------------------------
+    # ---- what is noted -----------------------------------------------------------------------------------------------
 
     def _note_scaled(self, done: dict[str, Any], why: str) -> None:
         if not done["added"] and not done["removed"]:
@@ -429,8 +433,8 @@ class Commands:
             return
         changed = ", ".join(f"{what} {_listed(done[what])}" for what in ("added", "removed") if done[what])
         before = len(done["shards"]) - len(done["added"]) + len(done["removed"])
-        text = f"from {before} to {some(len(done['shards']), 'shard')} in {done['seconds']['total']:.2g} s, {why}: {changed}"
-        self._fleet.history.note("scaled", f"{text}; {_moved_text(done['moved'])}")
+        text = f"from {before} to {some(len(done['shards']), 'shard')} in {done['seconds']['total']:.2g} s"
+        self._fleet.history.note("scaled", f"{text}, {why}: {changed}; {_moved_text(done['moved'])}")
 
     def _noted_move(self, done: dict[str, Any], why: str) -> dict[str, Any]:
         if done["moved"]:

@@ -1,4 +1,5 @@
-"""The control loop of a running engine: four times a second, and whenever a worker reports, a look and what follows of it."""
+"""The control loop of a running engine: four times a second, and whenever a worker reports, a look and what follows of
+it."""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ class ControlLoop:
             self._background.start(f"recycling shard {shard}", self._replacements.recycle(shard, why))
 
     def post(self) -> None:
-        """What is known here and not in any word, for whoever reads the status. Without the lives, if all is too much."""
+        """What is known here and not in any word, for whoever reads the status. Without the lives, if all is too
+        much."""
         fleet = self._fleet
         board = {**fleet.planner.describe(time.monotonic()), "limits": asdict(fleet.stuck.limits), "http": self._http()}
         for extra in ({"lives": fleet.workers.describe()}, {}):

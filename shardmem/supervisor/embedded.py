@@ -45,8 +45,8 @@ async def _run(orders: SupervisorOrders, reports: Reports) -> int:
     asked: list[bool] = []
 
     def parent_said() -> None:
-        # A line asks for the stop. The end of the file says the same, but comes only when every copy of the other end is
-        # closed, and a program that the parent started without closing it may hold one for long.
+        # A line asks for the stop. The end of the file says the same, but comes only when every copy of the other end
+        # is closed, and a program that the parent started without closing it may hold one for long.
         if not os.read(lifeline, 4096):
             loop.remove_reader(lifeline)
             if asked:

@@ -1,7 +1,7 @@
 """The running engine as its supervisor has it: shared memory, workers, shards, the planner and the history.
 
-Made whole in one call, from memory that was taken over (takeover.py). `step` is the one way in which anything goes on: facts,
-handoffs, shards, and then whoever waits for one of them.
+Made whole in one call, from memory that was taken over (takeover.py). `step` is the one way in which anything goes on:
+facts, handoffs, shards, and then whoever waits for one of them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ REROUTE_POLL, HANDOFF_POLL, SHARD_POLL = 0.0005, 0.02, 0.005
 
 
 class Fleet:
-    """config: as it is now; a reload changes it by `reconfigure`. conditions: what somebody waits for. changes: what is under
-    way, for those who are told what has been done.
+    """config: as it is now; a reload changes it by `reconfigure`. conditions: what somebody waits for. changes: what is
+    under way, for those who are told what has been done.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Fleet:
     def _news(self) -> None:
         self._life.wake()
 
-    # ---- one step ----------------------------------------------------------------------------------------------------------
+    # ---- one step ----------------------------------------------------------------------------------------------------
 
     def step(self, now: float) -> None:
         """What has happened since the last one, and what can be done now. Called at every piece of news; cheap."""
@@ -164,7 +164,8 @@ class Fleet:
 
     @property
     def patience(self) -> float:
-        """Seconds until the next look at what no event tells of: marks of producers, workers of an earlier supervisor."""
+        """Seconds until the next look at what no event tells of: marks of producers, workers of an earlier
+        supervisor."""
         if self.planner.handoffs.slots_in_flight():
             return REROUTE_POLL if self.planner.is_rerouting else HANDOFF_POLL
         return SHARD_POLL if self.shards.has_work else TICK

@@ -1,7 +1,8 @@
 """What happened to the engine: the last things, each a sentence for people, on a board in shared memory.
 
-The board is written when something happens and at no other time, and it is whole whenever the supervisor is killed: whoever
-asks reads it without one, and the next supervisor goes on with it. What is too much for the board goes, oldest first.
+The board is written when something happens and at no other time, and it is whole whenever the supervisor is killed:
+whoever asks reads it without one, and the next supervisor goes on with it. What is too much for the board goes, oldest
+first.
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ class History:
         self._broken: dict[int, frozenset[int]] = {}
 
     def note(self, kind: str, text: str, shard: int | None = None, logged: bool = False) -> None:
-        """kind: one of HISTORY_KINDS. The very same as the last entry replaces it. It is written to the log too, unless somebody
-        else has done or does that (logged)."""
+        """kind: one of HISTORY_KINDS. The very same as the last entry replaces it. It is written to the log too, unless
+        somebody else has done or does that (logged)."""
         now = self._clock()
         sentence = text if shard is None or f"shard {shard}" in text else f"shard {shard}: {text}"
-        # A text of its own and no format with arguments: what happens twice in ten seconds is two things, unless it is the same.
+        # A text of its own and no format with arguments: what happens twice in ten seconds is two things, unless it is
+        # the same.
         if not logged:
             level = getattr(logging, HISTORY_KINDS[kind].upper())
             log.log(level, sentence.encode(errors="backslashreplace").decode(), extra={"shard": shard})
@@ -69,10 +71,11 @@ class History:
                 return
         self._append(kind, text(number), shard, now, now, number)
 
-    # ---- what workers count, and nobody reports ------------------------------------------------------------------------------
+    # ---- what workers count, and nobody reports ----------------------------------------------------------------------
 
     def take_up(self, events: Iterable[Mapping[str, Any]], counted: int, status: Mapping[str, Any]) -> None:
-        """What an earlier supervisor had written down, and what came to pass without one. counted: events quarantined by then."""
+        """What an earlier supervisor had written down, and what came to pass without one. counted: events quarantined
+        by then."""
         for each in events:
             self._entries.append(_Entry(each, 0.0, 0, _encoded(each)))
         self._quarantined = status["accounting"]["quarantined"]
@@ -107,7 +110,7 @@ class History:
         self._quarantined_of.pop(shard, None)
         self._broken.pop(shard, None)
 
-    # ---- the board -------------------------------------------------------------------------------------------------------------
+    # ---- the board ---------------------------------------------------------------------------------------------------
 
     def _append(self, kind: str, text: str, shard: int | None, now: float, began: float, count: int) -> None:
         what = {"at": round(now, 3), "kind": kind, "shard": shard, "text": _cut(text), "level": HISTORY_KINDS[kind]}

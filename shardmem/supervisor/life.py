@@ -49,16 +49,17 @@ class Life:
             # OPENING ends when the memory is ours and the API's sockets are bound. What failed left nothing behind.
             self.stage = Stage.ENDED if self.error is not None else Stage.BOOTING
         elif self.stage is Stage.BOOTING:
-            # BOOTING ends when each worker has been ready once and the engine has been announced. A stop that may take its
-            # time waits for that: an earlier run may have left events, and only workers drain them. One that did not get
-            # ready may never listen, so then all are stopped now.
+            # BOOTING ends when each worker has been ready once and the engine has been announced. A stop that may take
+            # its time waits for that: an earlier run may have left events, and only workers drain them. One that did
+            # not get ready may never listen, so then all are stopped now.
             self.has_run = self.shutdown is not Shutdown.NOW
             self.stage = Stage.RUNNING if self.has_run else Stage.STOPPING
         elif self.stage is Stage.RUNNING:
             # RUNNING ends when somebody asks for it: TERM, `shardmem stop`, the parent of an embedded engine.
             self.stage = Stage.STOPPING if self.shutdown is Shutdown.NOW else Stage.DRAINING
         elif self.stage is Stage.DRAINING:
-            # DRAINING ends when no lane of a shard that works holds an event, at drain_timeout, or when asked a second time.
+            # DRAINING ends when no lane of a shard that works holds an event, at drain_timeout, or when asked a second
+            # time.
             self.stage = Stage.STOPPING
         elif self.stage is Stage.STOPPING:
             # STOPPING ends when the kernel says that the last worker is dead.

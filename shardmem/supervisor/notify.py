@@ -20,11 +20,11 @@ log = logging.getLogger("shardmem.notify")
 
 
 class Notify:
-    """address: of a unix datagram socket, "@" for abstract ones; None: nobody wants to know. watchdog: how often a sign of
-    life is wanted, in seconds, None: never.
+    """address: of a unix datagram socket, "@" for abstract ones; None: nobody wants to know. watchdog: how often a sign
+    of life is wanted, in seconds, None: never.
 
-    Nothing here waits: the supervisor is one event loop. A message that the socket has no room for goes before the next one,
-    except those that would be old by then.
+    Nothing here waits: the supervisor is one event loop. A message that the socket has no room for goes before the next
+    one, except those that would be old by then.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
-"""The control program of an engine: how many shards, which slots where, and each handoff from its first word to its last.
+"""The control program of an engine: how many shards, which slots where, and each handoff from its first word to its
+last.
 
-Facts, samples and wishes go in; what follows is carried out on the words of shared memory at once (carrier.py). It has no clock
-and no process, so the simulation in tests/policy runs this very class on a memory of arrays.
+Facts, samples and wishes go in; what follows is carried out on the words of shared memory at once (carrier.py). It has
+no clock and no process, so the simulation in tests/policy runs this very class on a memory of arrays.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ COMPLAINTS, LINE_CHARS, PINS_CHARS = 4, 300, 4000  # what of it is told: the boa
 class ShardFact(NamedTuple):
     """What is known of a shard's worker at this moment.
 
-    alive: it lives and is ready. failed: why it was given up; None: it was not. in_hand: seconds that its batch takes so far.
+    alive: it lives and is ready. failed: why it was given up; None: it was not. in_hand: seconds that its batch takes
+    so far.
     """
 
     alive: bool = True
@@ -60,10 +62,11 @@ class ShardFact(NamedTuple):
 
 
 class Planner:
-    """mapper: shards and their lives. table: slots and their owners. handoffs: slots on their way. wishes: what is wanted.
+    """mapper: shards and their lives. table: slots and their owners. handoffs: slots on their way. wishes: what is
+    wanted.
 
-    states: the shards that there are. automatic: slots follow the load by themselves; False: only wishes, pins and drains
-    move them. room: ids of shards are below this.
+    states: the shards that there are. automatic: slots follow the load by themselves; False: only wishes, pins and
+    drains move them. room: ids of shards are below this.
     """
 
     def __init__(
@@ -111,17 +114,19 @@ class Planner:
         self.stopped_seats: Sequence[int] = ()  # producers in the middle of a push, for long
 
     def begin(self, now: float) -> None:
-        """The first workers are ready: what they did while they booted says nothing. Takes up handoffs that were left."""
+        """The first workers are ready: what they did while they booted says nothing. Takes up handoffs that were
+        left."""
         self.mapper.begin(now)
         self._done(self.carrier.resume(now))
 
     def reconfigure(self, policy: ScalingPolicy) -> None:
         self.mapper.policy = policy
 
-    # ---- facts ----------------------------------------------------------------------------------------------------------
+    # ---- facts -------------------------------------------------------------------------------------------------------
 
     def learn(self, facts: Mapping[int, ShardFact], now: float) -> None:
-        """What is known of each shard now. What has changed since the last time ends, stops or goes on with what needs it."""
+        """What is known of each shard now. What has changed since the last time ends, stops or goes on with what needs
+        it."""
         actions = []
         for shard, fact in facts.items():
             before, state = self._facts.get(shard, ShardFact()), self.mapper.shard_state(shard)
@@ -165,10 +170,11 @@ class Planner:
         soon = down | joining | self._long.blocked()
         return failed | soon, bool(soon)
 
-    # ---- one step -------------------------------------------------------------------------------------------------------
+    # ---- one step ----------------------------------------------------------------------------------------------------
 
     def tick(self, samples: Collection[ShardSample], rates: np.ndarray | None, now: float) -> ScalingDecision:
-        """One look at the load: moves what is to be moved, and says how many shards there should be. rates: load by slot."""
+        """One look at the load: moves what is to be moved, and says how many shards there should be. rates: load by
+        slot."""
         alone = {each.shard for each in self.table.hot_slots() if each.alone}
         unmeasured = set(self.mapper.active_shard_ids()).difference(self.measurable(now))
         self.mapper.collect_metrics([each._replace(alone=each.shard in alone) for each in samples], now, unmeasured)
@@ -237,7 +243,7 @@ class Planner:
             for each in finished:
                 self._on_moved(each)
 
-    # ---- shards ---------------------------------------------------------------------------------------------------------
+    # ---- shards ------------------------------------------------------------------------------------------------------
 
     def joined(self, shard: int, now: float) -> None:
         """Its worker is ready: it takes slots."""
@@ -287,7 +293,7 @@ class Planner:
         """Whether a handoff waits for pushes that are in progress."""
         return any(each.state is HandoffState.REROUTING for each in self.handoffs.under_way())
 
-    # ---- what is asked --------------------------------------------------------------------------------------------------
+    # ---- what is asked -----------------------------------------------------------------------------------------------
 
     def waits(self, now: float, slots: Collection[int] | None = None, shards: Collection[int] = ()) -> list[Late]:
         """Handoffs under way that concern these slots or shards (neither: all), and whom each waits for."""

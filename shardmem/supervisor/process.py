@@ -116,9 +116,9 @@ class WorkerProcess(_Signalled):
 class AdoptedWorker(_Signalled):
     """A worker that an earlier supervisor started: it has no pipe to this one, and it is not its child.
 
-    What it says is in its words. That it lives is the kernel's word: it holds the lease of its shard. Its pidfd brings the
-    news of its death, unless its process cannot be seen from here (another pid namespace): then the lease is looked at, and
-    it cannot be sent signals.
+    What it says is in its words. That it lives is the kernel's word: it holds the lease of its shard. Its pidfd brings
+    the news of its death, unless its process cannot be seen from here (another pid namespace): then the lease is looked
+    at, and it cannot be sent signals.
     """
 
     exit_code: int | None = None  # is told to its parent only

@@ -1,11 +1,13 @@
-"""A worker is replaced without a pause: a fresh one on a shard of its own takes over the slots, and the old one is removed.
+"""A worker is replaced without a pause: a fresh one on a shard of its own takes over the slots, and the old one is
+removed.
 
     create ──▶ ready ──▶ active, the old one draining ──▶ every slot moves ──▶ the old one is removed
       └──────────▶ cannot boot: given up, and the old one has noticed nothing
 
-It is a handoff like any other, so nothing is lost, repeated or reordered, and the state of slots travels. For the time of it
-there is one shard more than `max_shards`. The successor has weight 0 until the old one drains: a supervisor that takes over
-knows by that whether the replacement had begun (takeover.py). Recycling and reload are replacements, one after the other.
+It is a handoff like any other, so nothing is lost, repeated or reordered, and the state of slots travels. For the time
+of it there is one shard more than `max_shards`. The successor has weight 0 until the old one drains: a supervisor that
+takes over knows by that whether the replacement had begun (takeover.py). Recycling and reload are replacements, one
+after the other.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ log = logging.getLogger("shardmem.replace")
 
 @dataclass(frozen=True)
 class _Age:
-    """Of a worker, as it was first seen. batches: of its shard by then. base: bytes of memory; 0: it was no fresh one."""
+    """Of a worker, as it was first seen. batches: of its shard by then. base: bytes of memory; 0: it was no fresh
+    one."""
 
     incarnation: int
     batches: int
@@ -77,7 +80,8 @@ class Replacements:
         self._warned_rss: int | None = None  # the recycle_rss that is known to be too small
 
     async def replace(self, shard: int) -> int:
-        """The shard that has taken its place. Raises HandlerError when its worker cannot boot; nothing has changed then."""
+        """The shard that has taken its place. Raises HandlerError when its worker cannot boot; nothing has changed
+        then."""
         fleet = self._fleet
         is_gone, successor = fleet.shards.gone([shard]), fleet.shards.create_successor(shard)
         self._replacing += 1
@@ -90,7 +94,7 @@ class Replacements:
             self._replacing -= 1
         return successor
 
-    # ---- recycling ---------------------------------------------------------------------------------------------------------
+    # ---- recycling ---------------------------------------------------------------------------------------------------
 
     def due(self) -> tuple[int, str] | None:
         """A shard whose worker is to be replaced, and why."""
@@ -137,11 +141,11 @@ class Replacements:
         text = f"shard {shard} was recycled, because {why}; shard {successor} has its slots"
         self._fleet.history.note("worker_replaced", text, successor)
 
-    # ---- reload ------------------------------------------------------------------------------------------------------------
+    # ---- reload ------------------------------------------------------------------------------------------------------
 
     async def reload(self) -> dict[str, Any]:
-        """Every worker anew, with what the configuration says now. Raises ConfigError, HandlerError: then the workers that were
-        not replaced yet go on as they are.
+        """Every worker anew, with what the configuration says now. Raises ConfigError, HandlerError: then the workers
+        that were not replaced yet go on as they are.
         """
         self._notify.reloading()
         try:
@@ -185,8 +189,9 @@ class Replacements:
         return {"reloaded": reloaded, "not_applied": fixed}
 
     async def _renew_all(self) -> list[dict[str, int]]:
-        """What has failed first, what is in the middle of a long batch last. One after the other, but none waits for one that
-        takes long. Raises at the first that cannot be renewed: those that come after it go on with what they have.
+        """What has failed first, what is in the middle of a long batch last. One after the other, but none waits for
+        one that takes long. Raises at the first that cannot be renewed: those that come after it go on with what they
+        have.
         """
         fleet, shards, blocked = self._fleet, self._fleet.shards, self._fleet.planner.blocked()
         # successors of a reload that was given up, or of recycling, were started with what was in force then

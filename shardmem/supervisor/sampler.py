@@ -1,4 +1,4 @@
-"""What the supervisor measures: one sample per active shard, and the load of each slot. Reads shared memory, changes nothing."""
+"""What the supervisor measures: samples of active shards, loads of slots. Reads shared memory, changes nothing."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class Sampler:
         return float(max(0, now[0] - last[0]) / 1e9 / max(1, now[1] - last[1]))
 
     def _sample_slots(self, now: float) -> None:
-        """Exponentially decaying averages: what a slot took long ago says little about what it will take. They are of the time
-        that they cover, so that in the first seconds they are rough and not low."""
+        """Exponentially decaying averages: what a slot took long ago says little about what it will take. They are of
+        the time that they cover, so that in the first seconds they are rough and not low."""
         busy_ns = self._control.busy_by_slot().view("i8")
         last, self._slots = self._slots, (now, busy_ns)
         if last is None or now <= last[0]:

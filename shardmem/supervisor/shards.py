@@ -1,7 +1,7 @@
 """Shards that come and go. Every step looks at each of them, does what can be done now, and waits for nothing.
 
-    create ──▶ joining ──worker ready──▶ active ──drained by planner──▶ draining ──slots, sends, lanes gone──▶ ending ──▶ gone
-                  └──worker cannot boot──▶ gone, and `check_joined` says why
+    create ─▶ joining ─worker ready▶ active ─drained by planner▶ draining ─slots, sends, lanes gone▶ ending ─▶ gone
+                 └─worker cannot boot▶ gone, and `check_joined` says why
 
 The planner decides who drains and where slots go; here the inbox, the worker and the words of the shard follow.
 """
@@ -65,7 +65,7 @@ class Shards:
     def in_state(self, *states: str) -> list[int]:
         return [shard for shard in self.control.known_shards() if self.control.shard_state(shard) in states]
 
-    # ---- more --------------------------------------------------------------------------------------------------------------
+    # ---- more --------------------------------------------------------------------------------------------------------
 
     def create(self, count: int, *, force: bool = True) -> list[int]:
         """New shards, provisioning, without slots; their workers are started. Ids are the lowest free.
@@ -120,20 +120,24 @@ class Shards:
         return [shard for shard, joining in self._joining.items() if joining.replaces is not None]
 
     def revoke(self, shard: int, why: str) -> None:
-        """A shard that joins is not wanted any more. One that an earlier supervisor began may have slots: it has to join first."""
+        """A shard that joins is not wanted any more. One that an earlier supervisor began may have slots: then it has
+        to join first.
+        """
         if not self._planner.table.shard_slot_counts(coming=True).get(shard):
             self._failures[shard] = Superseded(why)
             self.abandon(shard)
 
     def check_joined(self, shards: Iterable[int]) -> None:
-        """Raises why the first that was to join has not: HandlerError, its worker cannot start; Superseded, it is not wanted."""
+        """Raises why the first that was to join has not: HandlerError, its worker cannot start; Superseded, nobody
+        wants it any more.
+        """
         for shard in shards:
             if shard in self._failures:
                 raise self._failures[shard]
 
     def gone(self, shards: Iterable[int]) -> Callable[[], bool]:
-        """Whether all of these are, also when another has got the number of one since. What is returned raises HandlerError when
-        one fails on its way out: it waits until it is started again, and then goes on.
+        """Whether all of these are, also when another has got the number of one since. What is returned raises
+        HandlerError when one fails on its way out: it waits until it is started again, and then goes on.
         """
         inboxes = {shard: self.inboxes[shard] for shard in shards}
 
@@ -163,7 +167,7 @@ class Shards:
         self.workers.forget(shard)
         self._bury(shard, 0, 0, 0, 0)
 
-    # ---- one step ----------------------------------------------------------------------------------------------------------
+    # ---- one step ----------------------------------------------------------------------------------------------------
 
     def step(self, now: float) -> None:
         for shard in list(self._joining):
@@ -204,7 +208,7 @@ class Shards:
         self._weights[shard] = weight
         self.control.set_shard_weight(shard, weight)
 
-    # ---- joining -----------------------------------------------------------------------------------------------------------
+    # ---- joining -----------------------------------------------------------------------------------------------------
 
     def _join(self, shard: int, now: float) -> None:
         joining = self._joining[shard]
@@ -235,10 +239,11 @@ class Shards:
         self.control.set_shard_state(joining.replaces, "draining")
         self._set_weight(shard, FULL_WEIGHT)
 
-    # ---- leaving -----------------------------------------------------------------------------------------------------------
+    # ---- leaving -----------------------------------------------------------------------------------------------------
 
     def _drain(self, shard: int, now: float) -> None:
-        """No keyless events any more; and when the planner has moved every slot away and its lanes are empty, its end."""
+        """No keyless events any more; and when the planner has moved every slot away and its lanes are empty, its
+        end."""
         if self.control.shard_state(shard) != "draining":
             self.control.set_shard_state(shard, "draining")
         if shard not in self._marks:
@@ -282,7 +287,8 @@ class Shards:
             self._history.note("shard_removed", "its removal, begun by the earlier supervisor, is done", shard)
 
     def _bury(self, shard: int, accepted: int, handled: int, quarantined: int, shed: int) -> None:
-        """Its counts are kept, its inbox goes, its number is free. Killed anywhere in here, a later supervisor goes on."""
+        """Its counts are kept, its inbox goes, its number is free. Killed anywhere in here, a later supervisor goes
+        on."""
         inbox = self.inboxes.pop(shard)
         # damaged ones are beyond all bounds
         counts = (count & (1 << 64) - 1 for count in (accepted, handled, quarantined, shed))
@@ -302,7 +308,7 @@ class Shards:
             self._planner.left(shard)
             mapper.remove_specific_stopped_shard(shard)
 
-    # ---- what an earlier supervisor had begun ------------------------------------------------------------------------------
+    # ---- what an earlier supervisor had begun ------------------------------------------------------------------------
 
     def resume(self, joining: list[int], draining: list[int], stopped: list[int], never_started: list[int]) -> None:
         now = time.monotonic()

@@ -1,4 +1,5 @@
-"""The work of each stage of the engine's life, from its boot to its end. life.py says when a stage ends and what comes then."""
+"""The work of each stage of the engine's life, from its boot to its end. life.py says when a stage ends and what comes
+then."""
 
 from __future__ import annotations
 
@@ -75,8 +76,8 @@ class Stages:
         return adopted
 
     async def _start_workers(self, adopted: list[int]) -> bool:
-        """All that were not adopted. With none alive this is a start like the first: until each is ready. False: one cannot
-        be, or the engine is stopping now.
+        """All that were not adopted. With none alive this is a start like the first: until each is ready. False: one
+        cannot be, or the engine is stopping now.
         """
         fleet, takeover = self._fleet, self._takeover
         wanted = [shard for shard in takeover.inboxes if shard not in (*takeover.stopped, *takeover.never_started)]
@@ -201,7 +202,8 @@ class Stages:
             await self._life.wait(STOP_POLL)
 
     def _failure(self) -> HandlerError | None:
-        """Of the shards as they are now: one that failed and was started again by a reload is no reason to end badly."""
+        """Of the shards as they are now: one that failed and was started again by a reload is no reason to end
+        badly."""
         failed = self._fleet.workers.given_up().items()
         return next((HandlerError(f"shard {shard} stopped: {reason}") for shard, reason in failed), None)
 

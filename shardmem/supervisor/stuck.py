@@ -1,9 +1,11 @@
-"""Workers that live and do nothing. What counts as stuck is the policy's to say (policy/condition.py); here is what is done.
+"""Workers that live and do nothing. What counts as stuck is the policy's to say (policy/condition.py); here is what is
+done.
 
-    seen once ──▶ seen again: stacks to its standard error ──▶ TERM ──grace──▶ KILL ──▶ (the kernel says dead) ──▶ next life
+    seen once ─▶ seen again: stacks to its standard error ─▶ TERM ──grace──▶ KILL ─▶ (the kernel says dead) ─▶ next life
 
-It is looked at twice before anything is done: a host that was suspended, or a process group that was stopped, wakes up with
-old heartbeats everywhere. One that moves again at any step is left alone. Nothing is taken from it as long as it lives.
+It is looked at twice before anything is done: a host that was suspended, or a process group that was stopped, wakes up
+with old heartbeats everywhere. One that moves again at any step is left alone. Nothing is taken from it as long as it
+lives.
 """
 
 from __future__ import annotations

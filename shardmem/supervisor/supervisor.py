@@ -1,8 +1,9 @@
 """The supervisor: creates the shared memory, spawns one worker per shard, watches them, drains and removes.
 
-One event loop, no threads, except for what may wait for the quarantine's file (quarantine.py). The data path never waits for
-it: it only writes words that producers and workers read. What there is, is the fleet's (fleet.py); here are the signals,
-and the loop that does the work of each stage (stages.py) until the last has ended (life.py says when one does).
+One event loop, no threads, except for what may wait for the quarantine's file (quarantine.py). The data path never
+waits for it: it only writes words that producers and workers read. What there is, is the fleet's (fleet.py); here are
+the signals, and the loop that does the work of each stage (stages.py) until the last has ended (life.py says when one
+does).
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ log = logging.getLogger("shardmem.supervisor")
 
 @dataclass
 class Takeover:
-    """An engine whose role was taken, and what is to be done in it. running: the engine is, and stays so. inboxes: of all
-    shards that have one. left: events in flight by then; None: the memory is fresh.
+    """An engine whose role was taken, and what is to be done in it. running: the engine is, and stays so. inboxes: of
+    all shards that have one. left: events in flight by then; None: the memory is fresh.
     """
 
     control: ControlSegment
@@ -162,8 +162,8 @@ def take_role(config: Config) -> tuple[ControlSegment, lease.Lease, bool]:
 
 
 def check_directory(config: Config) -> None:
-    """Raises ConfigError when nothing can be kept in `state_dir`: not at the first event that has to be set aside, or the first
-    checkpoint, which would stop a shard, but before there is one."""
+    """Raises ConfigError when nothing can be kept in `state_dir`: not at the first event that has to be set aside, or
+    the first checkpoint, which would stop a shard, but before there is one."""
     try:
         os.makedirs(config.directory, mode=0o700, exist_ok=True)
         with tempfile.TemporaryFile(dir=config.directory):

@@ -1,8 +1,8 @@
 """The workers of an engine: started, watched, started again. When, is the policy's to say (policy/restarts.py).
 
-A shard whose worker died keeps everything: its state, its slots, its holds, its lanes. Producers go on filling them, other
-shards notice nothing, a handoff waits, and the next worker resumes at the head. It is started when the kernel says that the
-last one is dead, and not before: its lease is free.
+A shard whose worker died keeps everything: its state, its slots, its holds, its lanes. Producers go on filling them,
+other shards notice nothing, a handoff waits, and the next worker resumes at the head. It is started when the kernel
+says that the last one is dead, and not before: its lease is free.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class WorkerBaseline:
 
 
 class Workers:
-    """is_stopping: whether a shard's worker has been told to end, so that its end is no death. changed: called when anything
-    is new.
+    """is_stopping: whether a shard's worker has been told to end, so that its end is no death. changed: called when
+    anything is new.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Workers:
         ] = {}  # what the workers of a shard are started with, reload or not
         self._ready_since_wait: set[int] = set()  # since somebody began to wait for them; perhaps dead by now
 
-    # ---- what there is -----------------------------------------------------------------------------------------------------
+    # ---- what there is -----------------------------------------------------------------------------------------------
 
     def of(self, shard: int) -> WorkerProcess | AdoptedWorker | None:
         return self._living.get(shard)
@@ -109,11 +109,11 @@ class Workers:
         for shard, life in lives.items():
             self._pasts[int(shard)] = WorkerBaseline(life["crashes"], last_exit=life["last_exit"])
 
-    # ---- starting ----------------------------------------------------------------------------------------------------------
+    # ---- starting ----------------------------------------------------------------------------------------------------
 
     def start(self, shard: int, delay: float = 0.0, *, forgiven: bool = False) -> None:
-        """Its next worker, after the delay and when the kernel says that the last one is dead. forgiven: its handler may have been
-        mended since events failed."""
+        """Its next worker, after the delay and when the kernel says that the last one is dead. forgiven: its handler
+        may have been mended since events failed."""
         past = self._pasts.setdefault(shard, WorkerBaseline())
         past.forgiven |= forgiven
         past.restart_at, past.given_up = time.monotonic() + delay, None
@@ -166,8 +166,9 @@ class Workers:
         self._ready_since_wait.difference_update(shards)
 
     def is_ready(self, shard: int) -> bool:
-        """Whether it has had a ready worker since somebody began to wait for one; that one may be dead by now. Not whether one
-        is ready at this moment: while workers die in turn that never comes, and nothing that was begun would go on."""
+        """Whether it has had a ready worker since somebody began to wait for one; that one may be dead by now. Not
+        whether one is ready at this moment: while workers die in turn that never comes, and nothing that was begun
+        would go on."""
         worker = self.of(shard)
         return shard in self._ready_since_wait or (worker is not None and worker.alive and worker.ready)
 
@@ -188,7 +189,8 @@ class Workers:
         return None
 
     async def ready(self, shards: list[int], give_up: Callable[[], bool]) -> str | None:
-        """The first boot: waits until each of these shards has had a ready worker; None then, or why one cannot get one."""
+        """The first boot: waits until each of these shards has had a ready worker; None then, or why one cannot get
+        one."""
         self.expect(shards)
         since, late = time.monotonic(), shards
         while not give_up():
@@ -201,7 +203,7 @@ class Workers:
             await asyncio.sleep(0.005)
         return None
 
-    # ---- ending ------------------------------------------------------------------------------------------------------------
+    # ---- ending ------------------------------------------------------------------------------------------------------
 
     def forget(self, shard: int) -> None:
         """It is gone, or never came to be: a worker that still lives is killed, and none is started again."""

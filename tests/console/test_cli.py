@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 import shardmem
+from shardmem.console.answers import answer
 from shardmem.console.cli import main
-from shardmem.console.render import answer
 from shardmem.memory.segment import listed
 
 APP = """
@@ -161,21 +161,30 @@ def test_mistakes_have_their_exit_code_and_say_what_is_wrong(shell, arguments, c
     assert not [entry for entry in os.listdir("/dev/shm") if shell.name in entry]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["scale", "ticks", "3"], ["drain", "ticks", "1"], ["move", "ticks", "17", "--to", "1"]],
-    ids=lambda each: each[0],
-)
-def test_an_engine_named_where_a_command_takes_numbers_is_told_its_place(arguments):
-    done = CliRunner().invoke(main, arguments)
-    assert 2 == done.exit_code and "name the engine with --engine NAME" in done.output
+ARGUMENTS = {
+    "scale": ["3"],
+    "drain": ["1"],
+    "move": ["17", "--to", "1"],
+    "pin": ["17", "--to", "1"],
+    "unpin": ["17"],
+    "cordon": ["1"],
+    "uncordon": ["1"],
+    "moves": ["suspend"],
+    "where": ["key"],
+    "reload": [],
+    "rebalance": [],
+}
 
 
-@pytest.mark.parametrize("command", ["reload", "rebalance"])
-def test_commands_without_other_arguments_take_the_name_of_the_engine(command):
-    assert "no engine named 'no-such-engine'" in CliRunner().invoke(main, [command, "no-such-engine"]).output
-    both = CliRunner().invoke(main, [command, "one", "--engine", "another"])
+@pytest.mark.parametrize("command", ARGUMENTS)
+def test_the_name_of_the_engine_stands_before_the_arguments_or_in_an_option(command):
+    arguments = ARGUMENTS[command]
+    for words in (["no-such-engine", *arguments], [*arguments, "--engine", "no-such-engine"]):
+        done = CliRunner().invoke(main, [command, *words])
+        assert 1 == done.exit_code and "no engine named 'no-such-engine'" in done.output, done.output
+    both = CliRunner().invoke(main, [command, "one", *arguments, "--engine", "another"])
     assert 2 == both.exit_code and "two engines are named, one and another" in both.output
+    assert 2 == CliRunner().invoke(main, [command, "one", "two", *arguments]).exit_code
 
 
 def test_a_second_daemon_of_the_same_name_exits_4_and_harms_nothing(shell):

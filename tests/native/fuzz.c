@@ -207,7 +207,7 @@ static void look(void)
     sm_lane_view of_lane;
     sm_move_view move;
     uint32_t *slots = malloc(e.g.slots * sizeof *slots), *epochs = malloc(e.g.slots * sizeof *epochs);
-    uint64_t *rows = malloc(e.g.slots * sizeof *rows);
+    uint64_t *busy = malloc(e.g.slots * sizeof *busy);
     char *text = malloc(SM_BOARD_BYTES);
     sm_view_engine(e.control, &engine);
     sm_view_shard(e.control, 0, &shard);

@@ -1,8 +1,8 @@
-"""A whole engine without processes: the planner, its mapper, coordinator, runner and carrier that run in production, on a memory
-of arrays. Workers, producers and load are simulated: fluid queues, a virtual clock, everything from one seed.
+"""A whole engine without processes: the planner, its mapper, coordinator, runner and carrier that run in production, on
+a memory of arrays. Workers, producers and load are simulated: fluid queues, a virtual clock, everything from one seed.
 
-Nothing is decided here. Workers act on what the words say, as real ones do: a source drains a slot of phase `draining`, a target
-restores one of phase `releasing`. News of it may be lost or come twice: then only the next tick looks.
+Nothing is decided here. Workers act on what the words say, as real ones do: a source drains a slot of phase `draining`,
+a target restores one of phase `releasing`. News of it may be lost or come twice: then only the next tick looks.
 """
 
 from __future__ import annotations
@@ -372,7 +372,7 @@ class World:
             self.mapper.remove_specific_stopped_shard(shard)
             self.dead.pop(shard, None), self.hung.pop(shard, None), self.failed.pop(shard, None)
 
-    # ---- workers and producers ----------------------------------------------------------------------------------------
+    # ---- workers and producers ---------------------------------------------------------------------------------------
 
     def _facts(self) -> dict[int, ShardFact]:
         return {

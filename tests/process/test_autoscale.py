@@ -9,7 +9,7 @@ import pytest
 
 import shardmem
 from shardmem.policy import LeastSlots, ScalingPolicy
-from support.autoscale_load import Backwards, Slow, look
+from support.autoscale_load import Backwards, Slow, quick
 from support.elastic_load import ROW, SLOTS
 
 QUICK = {"metrics_window": 0.5, "cooldown": 0.5, "scale_down_delay": 1.0}
@@ -144,7 +144,7 @@ def test_a_policy_object_brings_its_limits_with_it():
 def test_one_hot_key_is_isolated_and_the_other_shards_are_even():
     """60 % of the traffic on one key of a fresh engine with four shards."""
     with (
-        shardmem.Engine(handler=look, dtype=ROW, key="key", shards=4, slots=1024) as engine,
+        shardmem.Engine(handler=quick, dtype=ROW, key="key", shards=4, slots=1024) as engine,
         engine.producer() as producer,
     ):
         chance = np.random.default_rng(5)

@@ -135,8 +135,8 @@ HEADERS = {
     "lane_bytes, inbox": (".inbox.0.1", 32, struct.pack("<Q", 1 << 40), shardmem.SegmentCorrupt, NOT_IT),
     "magic, control": (".control", 0, b"NOTSHMEM", shardmem.LayoutMismatch, "magic"),
     "version, control": (".control", VERSION, struct.pack("<I", 999), shardmem.LayoutMismatch, "999"),
-    "lane_bytes, control": (".control", 16 + 16, struct.pack("<Q", 1 << 40), shardmem.SegmentCorrupt, "contradicts"),
-    "slots, control": (".control", 16 + 56, struct.pack("<I", 1 << 31), shardmem.SegmentCorrupt, "contradicts"),
+    "lane_bytes, control": (".control", 16 + 16, struct.pack("<Q", 1 << 40), shardmem.SegmentCorrupt, "damaged"),
+    "slots, control": (".control", 16 + 56, struct.pack("<I", 1 << 31), shardmem.SegmentCorrupt, "damaged"),
 }
 
 

@@ -1,4 +1,5 @@
-"""What is said of placement by hand: cordon, pin, moves suspended. It stands, is in `status`, and a takeover keeps it."""
+"""What is said of placement by hand: cordon, pin, moves suspended. It stands, is in `status`, and a takeover keeps
+it."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_a_quarantined_event_is_replayed_into_a_mended_engine_once(rig: Rig, eng
         assert "cannot stand number 3" in cli("quarantine", "list", "--engine", engine_name)
         (rig.directory / "poison").unlink()
         assert "1 event replayed" in cli("quarantine", "replay", "--all", "--engine", engine_name)
-        assert "nothing waits in the quarantine; 1 replayed event kept" in cli(
+        assert "the quarantine holds no event to replay; 1 replayed event kept" in cli(
             "quarantine", "list", "--engine", engine_name
         )
         assert "replayed" in cli("quarantine", "list", "--all", "--engine", engine_name)
@@ -204,7 +204,7 @@ def test_an_outage_that_ends_within_the_retries_sets_nothing_aside(rig: Rig, eng
 def test_what_is_asked_of_an_empty_quarantine_is_answered(engine_name: str, tmp_path: Path) -> None:
     where = ["--engine", engine_name, "--state-dir", str(tmp_path)]
     assert "is empty" in cli("quarantine", "list", *where)
-    assert "nothing was ever set aside" in cli("quarantine", "show", "1", *where, code=1)
+    assert "nothing was ever quarantined" in cli("quarantine", "show", "1", *where, code=1)
     store = Quarantine(str(tmp_path / f"{engine_name}.quarantine"), 0)
     with pytest.raises(QuarantineFull):
         store.add(
@@ -223,7 +223,7 @@ def test_what_is_asked_of_an_empty_quarantine_is_answered(engine_name: str, tmp_
         )
     store.close()
     assert "there is no event 1" in cli("quarantine", "show", "1", *where, code=1)
-    assert "name the ids" in cli("quarantine", "purge", *where, code=2)
+    assert "exactly one of IDS and --all" in cli("quarantine", "purge", *where, code=2)
 
 
 def ask(engine: shardmem.Engine, path: str, **body: Any) -> tuple[int, Any]:

@@ -156,15 +156,15 @@ DAMAGES = {
     "another magic": (
         write(0, b"NOTSHMEM"),
         shardmem.LayoutMismatch,
-        "not made by shardmem.*remove it or choose another name",
+        "(?s:not made by shardmem.*Remove it, or choose another name)",
     ),
     "absurd geometry": (
         write(16 + 7 * 8, struct.pack("<I", 12345)),
         shardmem.SegmentCorrupt,
-        "contradicts itself.*remove it",
+        "(?s:damaged.*Remove it)",
     ),
-    "cut in the table": (cut(8192), shardmem.SegmentCorrupt, "cut short.*remove it"),
-    "cut in the header": (cut(100), shardmem.SegmentCorrupt, "cut short.*remove it"),
+    "cut in the table": (cut(8192), shardmem.SegmentCorrupt, "(?s:cut short.*Remove it)"),
+    "cut in the header": (cut(100), shardmem.SegmentCorrupt, "(?s:cut short.*Remove it)"),
 }
 
 

@@ -40,6 +40,7 @@ def right() -> None:
     shardmem.Engine("name", handler=Counter, dtype=ROW, key="key", min_shards=1, max_shards=4)
     shardmem.Engine(handler=Plain(), log_level="debug", on_error="stop")
     shardmem.Engine(handler="module:name", policy={"preset": "conservative"})
+    shardmem.Engine(handler=handle, on_shard_created=print, on_shard_removed=lambda shard: None)
     try:
         with shardmem.connect("name", wait=2.0) as other:
             other.send(np.zeros(3, ROW))
@@ -56,6 +57,7 @@ async def asynchronous() -> None:
 
 def wrong() -> None:
     shardmem.Engine(handler=handle, shard=2)  # WRONG
+    shardmem.Engine(handler=handle, on_shard_created="print")  # WRONG
     shardmem.Engine(handler=handle, slots="many")  # WRONG
     shardmem.Engine(handler=handle, on_error="ignore")  # WRONG
     shardmem.Engine(handler=42)  # WRONG

@@ -413,6 +413,12 @@ def test_refusals_of_the_last_seconds_are_found_in_a_real_engine(loopback):
     )
 
 
+def test_every_order_of_a_finding_is_one_that_the_page_can_give():
+    orders = set(re.findall(r'_order\("(\w+)"', inspect.getsource(module)))
+    page = (Path(module.__file__).parents[1] / "http" / "page" / "orders.js").read_text()
+    assert {"scale", "moves"} <= orders <= set(re.findall(r"^  (\w+): \{$", page, re.MULTILINE))
+
+
 def test_every_kind_of_finding_is_in_the_documentation():
     kinds = set(re.findall(r'finding\(\s*"\w+",\s*"(\w+)"', inspect.getsource(module)))
     documented = (Path(__file__).parents[2] / "docs" / "operations.md").read_text().partition("## Findings")[2]

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 import shardmem
 from shardmem.errors import Backpressure, BatchEscaped
 from shardmem.memory.native import lib
+from shardmem.runtime.columns import KEY_UNSIGNED, Keys
+from shardmem.schema import KEY_BYTES, KEY_INT, KEY_NONE, KEY_STR
 
 ROW = np.dtype([("key", "u8"), ("number", "u4"), ("pad", "V4")])
 
@@ -158,6 +160,70 @@ def test_columns_go_in_and_come_out_without_an_object_per_event(loopback):
     assert lengths.tolist() == (columns.ends - columns.starts).tolist()
     assert data[: offsets[-1]] == b"".join(columns.data[a:b].tobytes() for a, b in zip(columns.starts, columns.ends))
     assert not columns.data.flags.writeable
+
+
+SPANS = np.array([[0, 2], [3, 3], [4, 7]])  # of b"ab,,cde"
+
+
+@pytest.mark.parametrize("kind", [KEY_STR, KEY_BYTES])
+def test_keys_are_a_column_of_text_or_bytes_too_and_columns_may_have_bytes_between_that_are_nobodys(loopback, kind):
+    engine = loopback()
+    producer = engine.producer()
+    whole = (b"xyz", np.array([0, 1, 1, 3]))
+    producer.push_columns(whole, b"ab,,cde", SPANS)
+    producer.push_columns(
+        Keys(kind, None, b"-x-yz", np.array([[1, 2], [2, 2], [3, 5]])), b"abcde", np.array([0, 2, 2, 5])
+    )
+    taken = []
+    while (batch := engine.take()) is not None:
+        taken += list(batch)
+        engine.commit()
+    text = [b"x", b"", b"yz"]
+    as_kind = [key.decode() for key in text] if kind == KEY_STR else text
+    assert [*zip(text, [b"ab", b"", b"cde"]), *zip(as_kind, [b"ab", b"", b"cde"])] == taken
+
+
+def test_each_key_of_a_column_may_be_of_a_kind_of_its_own(loopback):
+    engine = loopback()
+    kinds = np.array([KEY_NONE, KEY_INT, KEY_UNSIGNED, KEY_STR, KEY_BYTES], "u1")
+    numbers = np.array([0, -5, -1, 0, 0], "i8").view("u8")
+    spans = np.array([[0, 0], [0, 0], [0, 0], [0, 2], [2, 3]])
+    engine.producer().push_columns(Keys(kinds, numbers, "éx".encode(), spans), b"", np.zeros((5, 2), "i8"))
+    assert [None, -5, 2**64 - 1, "é", b"x"] == [key for key, _ in engine.take()]
+
+
+def test_the_rest_of_columns_that_found_no_room_is_what_was_offered(loopback):
+    engine = loopback(lane_bytes=4096)
+    spans = np.array([[i, i + 90] for i in range(0, 9000, 100)])
+    keys = Keys(np.full(90, KEY_STR, "u1"), np.zeros(90, "u8"), bytes(9000), spans[:, :1] + [0, 2])
+    with pytest.raises(shardmem.Backpressure) as caught:
+        engine.producer().push_columns(keys, bytes(range(250)) * 36, spans, timeout=0)
+    rest, data, offsets = caught.value.rest
+    left = caught.value.left
+    assert caught.value.accepted == 90 - len(left) and list(left) == list(range(90 - len(left), 90))
+    assert len(rest.kinds) == len(rest.offsets) == len(offsets) - 1 == len(left)
+    assert data == b"".join((bytes(range(250)) * 36)[first:last] for first, last in spans[left].tolist())
+
+
+@pytest.mark.parametrize(
+    "keys, data, offsets, error",
+    [
+        ((b"abc", np.array([0, 1])), b"ab", np.array([0, 1, 2]), ValueError),
+        ((b"abc", np.array([[0, 1], [2, 9]])), b"ab", np.array([0, 1, 2]), ValueError),
+        ((b"abc", np.array([[0, 1], [2, 1]])), b"ab", np.array([0, 1, 2]), ValueError),
+        (Keys(np.array([1, 1], "u1"), None, None, None), b"ab", np.array([0, 1, 2]), ValueError),
+        (Keys(KEY_STR, None, b"ab", None), b"ab", np.array([0, 1, 2]), ValueError),
+        (Keys(KEY_INT, np.zeros(1, "u8"), None, None), b"ab", np.array([0, 1, 2]), ValueError),
+        (Keys(np.array([9, 9], "u1"), None, None, None), b"ab", np.array([0, 1, 2]), ValueError),
+        (None, b"ab", np.zeros((2, 3), "i8"), TypeError),
+        (np.array([1.5, 2.5]), b"ab", np.array([0, 1, 2]), TypeError),
+    ],
+)
+def test_columns_of_keys_that_contradict_themselves_are_refused_whole(loopback, keys, data, offsets, error):
+    engine = loopback()
+    with pytest.raises(error):
+        engine.producer().push_columns(keys, data, offsets, timeout=0)
+    assert engine.take() is None
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ def layer_of(module: str) -> str:
 
 
 def imports_of(source: str) -> set[str]:
-    """Modules of shardmem that a file imports, at any depth of it and for type checking too: what a type names is known."""
+    """Modules of shardmem that a file imports, at any depth of it and for type checking too: what a type names is
+    known."""
     imported = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "shardmem":

@@ -8,7 +8,8 @@ from pathlib import Path
 import shardmem.policy
 
 PACKAGE = Path(shardmem.policy.__file__).parents[1]
-# Types of fields and base classes of errors that users meet without importing them; nobody has to name them to use them.
+# Types of fields and base classes of errors that users meet without importing them; nobody has to name them to use
+# them.
 MET = {
     "HandoffError": "raised by HandoffCoordinator",
     "HotSlot": "in ShardCoordinator.hot_slots",

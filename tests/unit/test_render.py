@@ -76,3 +76,16 @@ def test_how_a_shard_is_doing_is_said_unless_all_is_well(lines, state, condition
         line.split()[:1] == ["0"] and line.strip()[1:].strip().startswith(shown)
         for line in lines(state=state, condition=condition)
     )
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, "source file: running, 3 events, committed 0.5 s ago"),
+        ({"skipped": 1, "last_commit_age_s": None}, "source file: running, 3 events, 1 record skipped"),
+        ({"state": "failed", "error": "a.log, line 2: is not JSON"}, "line 2: is not JSON"),
+    ],
+)
+def test_a_source_is_a_line_that_says_how_it_is(changes, expected):
+    source = {"name": "file", "state": "running", "events": 3, "skipped": 0, "last_commit_age_s": 0.5, "error": None}
+    assert expected in render.source_line({**source, **changes})

@@ -52,7 +52,9 @@ def main() -> None:
       shardmem run engine.toml                          the same from a file
       shardmem ingest --engine ticks --format csv --key symbol ticks.csv
       shardmem status ticks; shardmem top ticks         a snapshot; a live view
-      shardmem scale 3; shardmem move 17,40-60 --to 1   while events flow
+      shardmem scale ticks 3                            while events flow
+      shardmem move ticks 17,40-60 --to 1               the same
+      shardmem where ticks AAPL                         slot and shard of a key
       shardmem quarantine list                          events that kept failing
       shardmem stop ticks
       shardmem doctor engine.toml                       check this machine
@@ -66,12 +68,18 @@ for command in (
     config.config,
     look.status,
     look.top,
+    look.where,
     stop.stop,
     ask.scale,
     ask.drain,
     ask.move,
     ask.rebalance,
     ask.reload,
+    ask.cordon,
+    ask.uncordon,
+    ask.pin,
+    ask.unpin,
+    ask.moves,
     quarantine,
     ingest.ingest,
     gc.gc,

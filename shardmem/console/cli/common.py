@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 AS_JSON = "shardmem.as_json"  # in the `meta` of a context, which the group shares with its commands
@@ -32,15 +34,28 @@ engine_option = click.option(
 )
 
 
-class WithoutEngine(click.Command):
-    """Its arguments do not name the engine, as they do in `status NAME`: one too many is probably meant so."""
+class EngineFirst(click.Command):
+    """The engine may stand before its arguments, as in `scale NAME 3`, and be left out where there is only one. It has
+    `engine_option` too."""
 
-    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        _, rest, _ = self.make_parser(context).parse_args(list(args))
-        if rest:
-            more = " ".join(map(str, rest))
-            raise click.UsageError(f"too many arguments: {more}; name the engine with --engine NAME", context)
-        return super().parse_args(context, args)
+    def collect_usage_pieces(self, context: click.Context) -> list[str]:
+        options, *arguments = super().collect_usage_pieces(context)
+        return [options, "[ENGINE]", *arguments]
+
+    def make_parser(self, context: click.Context) -> Any:
+        parser = super().make_parser(context)
+        parse, names = parser.parse_args, [each.name for each in self.params if isinstance(each, click.Argument)]
+
+        def with_engine(args: list[str]) -> tuple[dict[str, Any], list[str], list[click.Parameter]]:
+            found, more, order = parse(args)
+            if len(more) == 1:
+                values = [*(found[name] for name in names), *more]
+                found |= {**dict(zip(names, values[1:])), "name": either(values[0], found.get("name"))}
+                more = []
+            return found, more, order
+
+        parser.parse_args = with_engine  # type: ignore[method-assign]
+        return parser
 
 
 def either(engine: str | None, name: str | None) -> str | None:

@@ -12,7 +12,7 @@ import click
 
 from shardmem.console.cli.common import advise, as_json, complain
 
-FORMATS = ("lines", "csv", "tsv", "jsonl", "logfmt", "syslog", "combined")
+FORMATS = ("lines", "csv", "tsv", "jsonl", "logfmt", "syslog", "combined", "parquet", "arrow")
 
 
 class MaxBad(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -31,6 +31,7 @@ class MaxBad(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @click.option("--engine", help="Name of the engine; default: SHARDMEM_NAME, or the only one here.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="lines", show_default=True)
 @click.option("--key", help="Field of the key: column, member (a.b: nested), field number from 1; several: a,b.")
+@click.option("--payload", help="Of parquet and arrow into an events engine: the column that is the payload.")
 @click.option(
     "--key-type", type=click.Choice(["auto", "str", "int"]), default="auto", help="auto: numbers of JSON are int."
 )
@@ -89,6 +90,8 @@ def ingest(**given: Any) -> None:
 
         dry_run(engine, wish, given["as_json"])
         return
+    if not wish.names and not given["as_json"] and sys.stdin is not None and sys.stdin.isatty():
+        click.echo("reading standard input; Ctrl-D ends it, Ctrl-C breaks off", err=True)
     with Meter(total_of(wish.names, wish.follow), quiet=given["as_json"]) as meter:
         work = Ingest(engine, wish, meter)
         work.run()
@@ -121,7 +124,18 @@ def _wish(given: dict[str, Any]) -> Any:
     from shardmem.sources.files.options import FileOptions
     from shardmem.sources.runner import Limits
 
-    names = ("key", "key_type", "key_from_name", "delimiter", "quote", "columns", "comment", "skip_lines", "encoding")
+    names = (
+        "key",
+        "payload",
+        "key_type",
+        "key_from_name",
+        "delimiter",
+        "quote",
+        "columns",
+        "comment",
+        "skip_lines",
+        "encoding",
+    )
     options = FileOptions.of(
         format=given["form"],
         header=not (given["no_header"] or given["columns"]),

@@ -1,4 +1,4 @@
-"""`shardmem status` and `shardmem top`: both read shared memory, and need no supervisor."""
+"""`shardmem status`, `top` and `where`: they read shared memory, and need no supervisor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import click
 
-from shardmem.console.cli.common import as_json
+from shardmem.console.cli.common import EngineFirst, as_json, engine_option
 
 
 @click.command()
@@ -55,3 +55,22 @@ def top(name: str | None, once: bool, interval: float) -> None:
     from shardmem.console.top import run
 
     run(name or only_engine(), interval, once)
+
+
+@click.command(cls=EngineFirst, short_help="Show which shard handles the events of a key.")
+@click.argument("key")
+@click.option("--int", "as_int", is_flag=True, help="KEY is a number; of records it is one where their key field is.")
+@engine_option
+@as_json
+def where(key: str, as_int: bool, name: str | None, as_json: bool) -> None:
+    """Show which shard handles the events of KEY: slot, shard, worker, since when. Needs no supervisor."""
+    from shardmem.client.client import Client, only_engine
+
+    with Client(name or only_engine()) as client:
+        found = client.where_text(key, as_int=as_int)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        from shardmem.console.answers import place
+
+        click.echo(place(found))

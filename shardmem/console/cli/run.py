@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shardmem.console.cli.common import as_json
 from shardmem.console.cli.target import WithSettings, configured
+from shardmem.status.document import Status
 from shardmem.text import plural
+
+if TYPE_CHECKING:
+    from shardmem.status.document import Status
 
 
 @click.command(cls=WithSettings)
@@ -35,7 +39,7 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     logs.set_up(config.log_format, config.log_level or "info", config.name)
     for_people = not as_json and config.log_format == "human"
 
-    def ready(document: dict[str, Any]) -> None:
+    def ready(document: Status) -> None:
         if as_json:
             click.echo(json.dumps({"event": "ready", "status": document}))
         elif for_people:

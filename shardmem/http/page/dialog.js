@@ -1,6 +1,6 @@
 // The dialog that every command goes through, the token, and who may do what.
 
-import {ORDERS} from "./orders.js";
+import {ORDERS, late} from "./orders.js";
 import {$, attribute, clock, make, set} from "./words.js";
 
 const COMMANDS = ["scale", "auto", "drain", "move", "rebalance", "reload", "stop"];
@@ -148,12 +148,13 @@ export class Commands {
     let text,
       kind = "good";
     try {
-      text = order.done(await this.send(order.path, order.body(values), this.token));
+      const answer = await this.send(order.path, order.body(values), this.token);
+      [text, kind] = answer.done === false ? [late(answer), "warning"] : [order.done(answer), kind];
     } catch (error) {
       [text, kind] = [error.message, "error"];
     }
     this.#since = null;
-    const head = `${order.verb(values)}: ${kind === "error" ? "not done. " : "done. "}`;
+    const head = `${order.verb(values)}: ${kind === "good" ? "done. " : "not done. "}`;
     $("said").prepend(
       make(
         "li",

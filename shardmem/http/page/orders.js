@@ -27,6 +27,18 @@ function moves(done) {
   );
 }
 
+/** What stands, from the answer to a command that moves nothing. */
+const placed = done =>
+  listed(
+    done.cordoned.length ? `cordoned: ${done.cordoned.join(", ")}` : "no shard is cordoned",
+    ...done.pins.map(each => `pinned to shard ${each.shard}: ${each.slots}`),
+    done.suspended ? "moves are suspended" : "the strategy may move slots",
+  );
+
+/** An answer at the deadline: who is waited for. */
+export const late = answer =>
+  listed("it goes on in the background", ...answer.waiting_for.map(each => `waiting for ${each.text}`));
+
 const replaced = each =>
   each.from === each.to ? `shard ${each.from} was started again` : `shard ${each.from} was replaced by shard ${each.to}`;
 
@@ -121,6 +133,42 @@ export const ORDERS = {
     body: values => ({slots: values.slots, to: Number(values.to)}),
     shell: (values, name) => `move ${quoted(values.slots || "SLOTS")} --to ${values.to} --engine ${name}`,
     done: moves,
+  },
+  cordon: {
+    title: "Cordon a shard",
+    path: "cordon",
+    verb: values => `Cordon shard ${values.shard}`,
+    fields: (document, preset) => [{name: "shard", label: "Shard", options: onShard(document), value: preset.shard}],
+    says: () => "It takes no more slots and no events without a key, and keeps what it has, until it is uncordoned or drained.",
+    body: values => ({shard: Number(values.shard)}),
+    shell: (values, name) => `cordon ${name} ${values.shard}`,
+    done: placed,
+  },
+  uncordon: {
+    title: "Uncordon a shard",
+    path: "uncordon",
+    verb: values => `Uncordon shard ${values.shard}`,
+    fields: (document, preset) => [
+      {
+        name: "shard",
+        label: "Shard",
+        options: document.cordoned.map(shard => [shard, `shard ${shard}`]),
+        value: preset.shard,
+      },
+    ],
+    says: () => "It takes slots and events without a key again.",
+    body: values => ({shard: Number(values.shard)}),
+    shell: (values, name) => `uncordon ${name} ${values.shard}`,
+    done: placed,
+  },
+  moves: {
+    title: "Let slots follow the load",
+    path: "moves",
+    verb: () => "Resume moves",
+    says: () => "The strategy moves slots by itself again, as the load asks for.",
+    body: () => ({suspended: false}),
+    shell: (values, name) => `moves ${name} resume`,
+    done: placed,
   },
   rebalance: {
     title: "Even out the slots",

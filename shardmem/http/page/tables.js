@@ -210,6 +210,8 @@ export class Shards {
       ...[
         ["drain", `Drain shard ${shard.id}`, {shard: shard.id}],
         ["move", `Move slots to shard ${shard.id}`, {to: shard.id}],
+        ["cordon", `Cordon shard ${shard.id}`, {shard: shard.id}],
+        ["uncordon", `Uncordon shard ${shard.id}`, {shard: shard.id}],
       ].map(([name, text, preset]) => {
         const button = make("button", {type: "button", text, "data-order": name});
         button.addEventListener("click", () => this.command(name, preset));
@@ -224,10 +226,13 @@ export class Shards {
   }
 
   #detail(line, shard) {
-    const [facts, note, lanes] = line.firstChild.children,
+    const [facts, note, lanes, buttons] = line.firstChild.children,
+      cordoned = this.#document.cordoned.includes(shard.id),
       found = this.#lanes.get(shard.id) || [];
+    for (const button of buttons.children)
+      if (button.dataset.order.endsWith("cordon")) button.hidden = cordoned !== (button.dataset.order === "uncordon");
     const told = [
-      ["what it does", shard.reason || shard.condition],
+      ["what it does", (shard.reason || shard.condition) + (cordoned ? "; cordoned: it takes no more slots" : "")],
       ["worker", shard.alive ? `pid ${shard.pid}, up ${span(shard.uptime_s)}` : "none"],
       ["life", `${shard.incarnation}, ${plural(shard.crashes, "crash", "crashes")}`],
       ["last exit", shard.last_exit || "none so far"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,9 +10,9 @@ from shardmem.errors import ConfigError
 from shardmem.memory.native import ffi, lib
 from shardmem.schema import Schema
 from shardmem.settings import some
+from shardmem.sources.files.convert import targets_of
 from shardmem.sources.files.options import COLUMNED, FIXED_FIELDS, FileOptions, byte_of, split_path
 
-UNITS = {"D": 0, "h": 1, "m": 2, "s": 3, "ms": 4, "us": 5, "ns": 6}
 _FORMATS = {
     "lines": "SM_FORMAT_LINES",
     "csv": "SM_FORMAT_CSV",
@@ -23,44 +22,6 @@ _FORMATS = {
     "syslog": "SM_FORMAT_SYSLOG",
     "combined": "SM_FORMAT_COMBINED",
 }
-
-
-@dataclass(frozen=True)
-class Target:
-    """A field of the engine's dtype, as sm_convert fills it."""
-
-    name: str
-    kind: str
-    itemsize: int
-    unit: int
-    offset: int
-    dtype: np.dtype
-    direct: bool  # it can be written where it is: native byte order, of a size that C knows
-
-
-def targets_of(schema: Schema) -> list[Target]:
-    """Raises ConfigError for a dtype that no text can fill."""
-    assert schema.dtype is not None and schema.dtype.names is not None and schema.dtype.fields is not None
-    found, faults = [], []
-    for name in schema.dtype.names:
-        dtype, offset = schema.dtype.fields[name][:2]
-        unit = 0
-        wanted = dtype.kind in "iufbSUMm" and dtype.subdtype is None and dtype.names is None
-        if dtype.kind in "Mm" and wanted:
-            text, count = np.datetime_data(dtype)
-            wanted, unit = text in UNITS and count == 1, UNITS.get(text, 0)
-        if dtype.kind == "f" and dtype.itemsize > 8:
-            wanted = False
-        if not wanted:
-            faults.append(
-                f"field {name} is of dtype {dtype}, which cannot be filled from text; numbers, bool, S, U and times in "
-                f"D, h, m, s, ms, us or ns can"
-            )
-        direct = dtype.isnative and not (dtype.kind == "f" and dtype.itemsize == 2)
-        found.append(Target(name, dtype.kind, dtype.itemsize, unit, offset, dtype, direct))
-    if faults:
-        raise ConfigError(faults)
-    return found
 
 
 def check_fits(options: FileOptions, schema: Schema) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from shardmem.errors import ConfigError
 
-FORMATS = ("lines", "csv", "tsv", "jsonl", "logfmt", "syslog", "combined")
+FORMATS = ("lines", "csv", "tsv", "jsonl", "logfmt", "syslog", "combined", "parquet", "arrow")
+TABLES = ("parquet", "arrow")  # formats that pyarrow reads
 KEY_TYPES = ("auto", "str", "int")
 COLUMNED = ("csv", "tsv")  # formats of columns with a header
 SYSLOG_FIELDS = ("pri", "facility", "severity", "timestamp", "host", "app", "pid", "msgid", "message")
@@ -22,10 +23,12 @@ _ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "0": "\0", "\\": "\\", "s": " "}
 
 @dataclass(frozen=True)
 class FileOptions:
-    """How files are read. key: fields that make the key. columns: names for a file without a header."""
+    """How files are read. key: fields that make the key. payload: of a table, the column that is the payload. columns:
+    names for a file without a header."""
 
     format: str = "lines"
     key: tuple[str, ...] = ()
+    payload: tuple[str, ...] = ()
     key_type: str = "auto"
     key_from_name: bool = False
     delimiter: str | None = None
@@ -42,7 +45,7 @@ class FileOptions:
         known = {each.name for each in fields(cls)}
         faults = [f"{name} is not an option of a file" for name in sorted(given.keys() - known)]
         values = {name: value for name, value in given.items() if name in known and value is not None}
-        for name in ("key", "columns"):
+        for name in ("key", "payload", "columns"):
             value = values.get(name)
             values[name] = tuple(split_names(value)) if isinstance(value, str) else tuple(value or ())
         options = cls(**values)
@@ -85,6 +88,8 @@ class FileOptions:
         for name, given in (("header", not self.header), ("columns", self.columns)):
             if given and self.format not in COLUMNED:
                 found.append(f"{name if name == 'columns' else 'no_header'} is for csv and tsv, not {self.format}")
+        if self.payload and self.format not in TABLES:
+            found.append(f"payload is for parquet and arrow, not {self.format}")
         if self.encoding is not None:
             try:
                 codecs.lookup(self.encoding)

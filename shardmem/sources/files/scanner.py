@@ -10,6 +10,7 @@ from shardmem.memory.native import ffi, lib
 from shardmem.runtime.columns import Keys
 from shardmem.schema import KEY_STR, Schema
 from shardmem.sources.contract import Columns, Position, Rejected
+from shardmem.sources.files.convert import Rows
 from shardmem.sources.files.formats import Plan
 from shardmem.sources.files.reasons import WORDS, Explain
 
@@ -184,25 +185,10 @@ class Scanner:
     def _records(self, columns: Columns, count: int, wanted: int, before: int) -> None:
         """Fields as typed columns; records with a value that is not of its field are rejected."""
         assert self._dtype is not None
-        rows = np.zeros(count, self._dtype)
-        bad, bad_field = np.zeros(count, "u1"), np.zeros(count, "u4")
-        flags, places = ffi.from_buffer("uint8_t[]", bad.data), ffi.from_buffer("uint32_t[]", bad_field.data)
-        data, target = self._pointer + before, ffi.new("sm_target *")
+        made = Rows(count, self._dtype)
         for number, each in enumerate(self._plan.targets):
-            column = None if each.direct else np.zeros(count, _native(each.dtype))
-            out = rows if column is None else column
-            view = ffi.from_buffer("uint8_t[]", out.view("u1").data)
-            target.kind, target.itemsize = ord(each.kind), each.itemsize if column is None else column.itemsize
-            target.unit, target.wanted, target.field = each.unit, wanted, number
-            target.stride = out.itemsize
-            target.out = view + each.offset if column is None else view
-            if count:
-                lib.sm_convert(data, self._c_fields, self._c_values, count, target, flags, places)
-            if column is not None:
-                with np.errstate(over="ignore"):
-                    rows[each.name] = column
-                if each.kind == "f":
-                    _check_half(rows[each.name].astype("f8"), column, number, bad, bad_field)
+            made.fill(each, number, self._pointer + before, self._c_fields, self._c_values, wanted, number)
+        rows, bad, bad_field = made.rows, made.bad, made.bad_field
         if bad.any():
             good = bad == 0
             kept = np.cumsum(good)
@@ -262,16 +248,3 @@ class Scanner:
 def constant_key(name: str, count: int) -> Keys:
     data = name.encode(errors="surrogateescape")
     return Keys(KEY_STR, None, data, np.tile(np.array([0, len(data)], "u8"), (count, 1)))
-
-
-def _check_half(stored: np.ndarray, exact: np.ndarray, field: int, bad: np.ndarray, bad_field: np.ndarray) -> None:
-    """What C does for the wider floats: nothing becomes infinite, or zero, and whole numbers stay what they are."""
-    changed = (stored != exact) & ~np.isnan(exact) & (bad == 0)
-    beyond = changed & (np.isinf(stored) | (stored == 0))
-    bad_field[changed & (beyond | (exact == np.floor(exact)))] = field
-    bad[changed & (exact == np.floor(exact))] = lib.SM_BAD_EXACT
-    bad[beyond] = lib.SM_BAD_RANGE
-
-
-def _native(dtype: np.dtype) -> np.dtype:
-    return np.dtype("f8") if dtype.kind == "f" and dtype.itemsize == 2 else dtype.newbyteorder("=")

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 
 from shardmem.errors import ConfigError
 from shardmem.schema import Schema
-from shardmem.sources.contract import Columns, Position, SourceContext
+from shardmem.sources.contract import Columns, Position, SourceContext, SourceError
 from shardmem.sources.files.formats import check_fits
 from shardmem.sources.files.inputs import STDIN, Input
-from shardmem.sources.files.options import FileOptions
+from shardmem.sources.files.options import TABLES, FileOptions
 from shardmem.sources.files.positions import Positions
 from shardmem.sources.files.reader import BLOCK, Reader
+from shardmem.sources.files.tables import TableReader
 
 LOOK = 0.01  # seconds between two looks at files that are followed
 SEARCH = 1.0  # between two searches for new ones
@@ -46,7 +47,7 @@ def expand(names: Sequence[str]) -> list[str]:
 class Opened:
     """A file that is being read. path: what it is called now, as far as is known."""
 
-    def __init__(self, reader: Reader, path: str) -> None:
+    def __init__(self, reader: Reader | TableReader, path: str) -> None:
         self.reader, self.path = reader, path
         self.grew = time.monotonic()
         self.moved = False  # its path leads to another file, or nowhere
@@ -155,7 +156,13 @@ class FileSource:
 
     def _begin(self, name: str) -> Opened:
         source = Input(name, self._options.encoding, follow=self._follow and name != STDIN)
-        reader = Reader(source, self._options, self._schema, self._most, block=self._block, keep_all=self._keep_all)
+        reader: Reader | TableReader
+        if self._options.format in TABLES:
+            if not source.is_file or self._follow:
+                raise SourceError(f"cannot read {name} as {self._options.format}: it has to be a file that is complete")
+            reader = TableReader(source, self._options, self._schema, self._most)
+        else:
+            reader = Reader(source, self._options, self._schema, self._most, block=self._block, keep_all=self._keep_all)
         if self._start is not None:
             reader.start(self._start)
             self._start = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import shardmem
+from shardmem.errors import with_hint
 from support.programs import order, program, reply
 from support.programs.source import Source
 from support.recorder import payload
@@ -44,7 +45,7 @@ def in_small_memory() -> None:
         except shardmem.ShardmemError as error:
             said = {
                 "error": type(error).__name__,
-                "text": str(error),
+                "text": with_hint(error),
                 "need": getattr(error, "need", None),
                 "free": getattr(error, "free", None),
             }
