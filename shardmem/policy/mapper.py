@@ -158,7 +158,6 @@ class ShardMapper:
             return []
         if not force:
             self._check_cooldown(now)
-            self._note_return(now)
         there = [
             shard
             for shard, found in self._shards.items()
@@ -176,6 +175,8 @@ class ShardMapper:
                 f"of {self.room} places {len(self._shards)} are taken, some by shards that are draining or not "
                 f"removed yet; {count} more do not fit, and none was added",
             )
+        if not force:
+            self._note_return(now)
         ids: list[int] = []
         for shard in range(self.room):
             if shard not in self._shards:
@@ -327,8 +328,6 @@ class ShardMapper:
         if not count:
             return []
         self._check_cooldown(now)
-        if self._went is not None and now - self._went > 2 * self.scale_down_delay:
-            self._flaps = 1.0
         active = self.active_shard_ids()
         count = min(count, len(active) - self.policy.min_shards)
         if count <= 0:
@@ -336,6 +335,8 @@ class ShardMapper:
                 ScalingErrorKind.AT_MIN_SHARDS,
                 f"{len(active)} shards are active and min_shards={self.policy.min_shards}; none was drained",
             )
+        if self._went is not None and now - self._went > 2 * self.scale_down_delay:
+            self._flaps = 1.0
         averages = self._window.averages(now)
         cheapest = sorted(
             active,

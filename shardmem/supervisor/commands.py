@@ -144,8 +144,8 @@ class Commands:
     async def _settle(
         self, added: list[int], removed: list[int], why: str, joining: Collection[int] = ()
     ) -> dict[str, Any]:
-        """Until new shards have joined and the others are gone, and slots are even. joining: shards that earlier commands
-        have added, and that are wanted still. Raises HandlerError: one cannot join.
+        """Until new shards have joined and the others are gone, and slots are even. joining: shards that earlier
+        commands have added, and that are wanted still. Raises HandlerError: one cannot join.
         """
         fleet = self._fleet
         are_gone = fleet.shards.gone(removed)

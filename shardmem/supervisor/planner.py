@@ -218,8 +218,8 @@ class Planner:
                 self._done(self.carrier.begin(action.slots, action.source, action.target, now))
 
     def took(self, seconds: float, now: float) -> None:
-        """The last look took so long. A strategy that takes seconds would otherwise be all that this process does: commands
-        would be answered seconds late, and handoffs stand.
+        """The last look took so long. A strategy that takes seconds would otherwise be all that this process does:
+        commands would be answered seconds late, and handoffs stand.
         """
         if seconds >= SLOW_STRATEGY:
             self._ask_again = now + seconds * STRATEGY_REST

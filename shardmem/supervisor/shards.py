@@ -120,13 +120,17 @@ class Shards:
         return [shard for shard, joining in self._joining.items() if joining.replaces is not None]
 
     def revoke(self, shard: int, why: str) -> None:
-        """A shard that joins is not wanted any more. One that an earlier supervisor began may have slots: it has to join first."""
+        """A shard that joins is not wanted any more. One that an earlier supervisor began may have slots: then it has
+        to join first.
+        """
         if not self._planner.table.shard_slot_counts(coming=True).get(shard):
             self._failures[shard] = Superseded(why)
             self.abandon(shard)
 
     def check_joined(self, shards: Iterable[int]) -> None:
-        """Raises why the first that was to join has not: HandlerError, its worker cannot start; Superseded, it is not wanted."""
+        """Raises why the first that was to join has not: HandlerError, its worker cannot start; Superseded, nobody
+        wants it any more.
+        """
         for shard in shards:
             if shard in self._failures:
                 raise self._failures[shard]

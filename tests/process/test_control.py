@@ -1,7 +1,7 @@
 """One sick member holds up only itself: a shard in a long batch, one that has failed, a producer stopped inside a send.
 
-What does not need them is done as if they were well; what does, answers at its deadline with who is waited for, and is done when
-they go on.
+What does not need them is done as if they were well; what does, answers at its deadline with who is waited for, and is
+done when they go on.
 """
 
 from __future__ import annotations

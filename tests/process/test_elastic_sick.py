@@ -1,5 +1,5 @@
-"""Random commands under full load while one shard fails and one is stuck, at random moments: nothing lost or reordered, one owner
-at a time, and every command is answered by its deadline.
+"""Random commands under full load while one shard fails and one is stuck, at random moments: nothing lost or reordered,
+one owner at a time, and every command is answered by its deadline.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Counter(Recorder):
 
 
 class Sick(Recorder):
-    """The one shard whose number is in the file `fails` raises, the one in `stuck` waits, as long as the file is there."""
+    """The shard whose number is in the file `fails` raises, the one in `stuck` waits, as long as the file is there."""
 
     def open(self, context: shardmem.Context) -> None:
         super().open(context)
