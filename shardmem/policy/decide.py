@@ -14,6 +14,7 @@ ever, and nobody asks for how long. Here:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +135,9 @@ def decide(
     return decision
 
 
+_Answer = Callable[[DecisionKind, int, str, str], ScalingDecision]
+
+
 def _wanted(
     policy: ScalingPolicy, load: Load, now: float, most_needed: int, watched: float, moves: int | None, delay: float
 ) -> ScalingDecision:
@@ -167,73 +171,10 @@ def _wanted(
             f"no samples of the last {policy.metrics_window:g} s from {_shards(load.active)} active",
         )
     if verdict.overloaded.any():
-        trouble = _trouble(policy, load, verdict)
-        rest = ~verdict.stuck
-        busy, fill = load.values[rest, BUSY].mean(), load.values[rest, FILL].mean()
-        late_only = verdict.overloaded & ~verdict.busy & ~verdict.fill
-        mean = f"the mean of {rest.sum()} is {busy:.0%} busy and {fill:.0%} full"
-        room = (
-            busy < policy.busy_threshold
-            and fill < policy.fill_ratio_threshold
-            and 2 * late_only.sum() <= rest.sum()
-            and not verdict.overloaded[rest].all()
-        )
-        if room and moves != 0:
-            return answer(DecisionKind.REBALANCE, 0, "uneven", f"{trouble}; {mean}, so moving slots is enough")
-        idle = (
-            rest
-            & (load.values[:, BUSY] < policy.underutilized_threshold)
-            & (load.values[:, FILL] < policy.fill_ratio_threshold)
-        )
-        if room and idle.any():
-            return answer(
-                none,
-                0,
-                "nothing_to_move",
-                f"{trouble}; {_named(load.voters[idle])} would have room, but the "
-                f"strategy moves nothing there, so another shard would stay idle too",
-            )
-        count = _enough(policy, load, verdict) - total
-        if count <= 0:
-            return answer(none, 0, "provisioning", f"{trouble}; {_shards(load.provisioning)} on the way already")
-        why = "and the strategy has nothing to move" if room else mean
-        decision = answer(up, count, "overloaded", f"{trouble}; {why}: {total} + {count} shards")
-        if total + load.failed >= policy.max_shards:
-            return decision.against("at_max_shards", f"{trouble}; {why}; but max_shards={policy.max_shards} is reached")
-        allowed = policy.max_shards - total - load.failed
-        if count > allowed:
-            return ScalingDecision(
-                up, allowed, "overloaded", f"{decision.reason}, of which max_shards allows {allowed}", now, evidence
-            )
-        return decision
-    keep = max(most_needed, policy.min_shards)
+        return _more(policy, load, verdict, moves, answer)
     now_needed = max(needed(policy, load), policy.min_shards)
     if now_needed < load.active and not load.provisioning:
-        mean = (
-            f"{_shards(load.active)} are {load.values[:, BUSY].mean():.0%} busy on average at "
-            f"{load.values[:, RATE].sum():,.0f} events/s; {now_needed} would do"
-        )
-        if watched < policy.scale_down_delay:
-            return answer(down, load.active - now_needed, "underused", mean).against(
-                "scale_down_delay",
-                f"{mean}, but the load has been watched for {watched:.3g} s of the scale_down_delay of "
-                f"{policy.scale_down_delay:g} s",
-            )
-        if keep < load.active:
-            return answer(
-                down,
-                load.active - keep,
-                "underused",
-                f"{mean}, and no more than {keep} were needed in the last {delay:g} s",
-            )
-        longer = (
-            ""
-            if delay == policy.scale_down_delay
-            else " (longer than scale_down_delay: shards that went were missed soon)"
-        )
-        return answer(down, load.active - now_needed, "underused", mean).against(
-            "scale_down_delay", f"{mean}, but {keep} were needed within the last {delay:g} s{longer}"
-        )
+        return _fewer(policy, load, now_needed, max(most_needed, policy.min_shards), watched, delay, answer)
     if verdict.stuck.any():
         return answer(
             none,
@@ -243,6 +184,81 @@ def _wanted(
             f"can be split, so neither moves nor shards help: spread its events over more keys",
         )
     return answer(none, 0, "steady", f"{_shards(load.active)} at {load.values[:, BUSY].mean():.0%} busy on average")
+
+
+def _more(policy: ScalingPolicy, load: Load, verdict: Diagnosis, moves: int | None, answer: _Answer) -> ScalingDecision:
+    """Some shard is overloaded: slots move, or shards are added, or neither would help."""
+    total = load.active + load.provisioning
+    trouble = _trouble(policy, load, verdict)
+    rest = ~verdict.stuck
+    busy, fill = load.values[rest, BUSY].mean(), load.values[rest, FILL].mean()
+    late_only = verdict.overloaded & ~verdict.busy & ~verdict.fill
+    mean = f"the mean of {rest.sum()} is {busy:.0%} busy and {fill:.0%} full"
+    room = (
+        busy < policy.busy_threshold
+        and fill < policy.fill_ratio_threshold
+        and 2 * late_only.sum() <= rest.sum()
+        and not verdict.overloaded[rest].all()
+    )
+    if room and moves != 0:
+        return answer(DecisionKind.REBALANCE, 0, "uneven", f"{trouble}; {mean}, so moving slots is enough")
+    idle = (
+        rest
+        & (load.values[:, BUSY] < policy.underutilized_threshold)
+        & (load.values[:, FILL] < policy.fill_ratio_threshold)
+    )
+    if room and idle.any():
+        return answer(
+            DecisionKind.NONE,
+            0,
+            "nothing_to_move",
+            f"{trouble}; {_named(load.voters[idle])} would have room, but the "
+            f"strategy moves nothing there, so another shard would stay idle too",
+        )
+    count = _enough(policy, load, verdict) - total
+    if count <= 0:
+        return answer(
+            DecisionKind.NONE, 0, "provisioning", f"{trouble}; {_shards(load.provisioning)} on the way already"
+        )
+    why = "and the strategy has nothing to move" if room else mean
+    decision = answer(DecisionKind.UP, count, "overloaded", f"{trouble}; {why}: {total} + {count} shards")
+    if total + load.failed >= policy.max_shards:
+        return decision.against("at_max_shards", f"{trouble}; {why}; but max_shards={policy.max_shards} is reached")
+    allowed = policy.max_shards - total - load.failed
+    if count > allowed:
+        return answer(
+            DecisionKind.UP, allowed, "overloaded", f"{decision.reason}, of which max_shards allows {allowed}"
+        )
+    return decision
+
+
+def _fewer(
+    policy: ScalingPolicy, load: Load, now_needed: int, keep: int, watched: float, delay: float, answer: _Answer
+) -> ScalingDecision:
+    """`now_needed` shards would do, and `keep` were needed within the last `delay` seconds."""
+    mean = (
+        f"{_shards(load.active)} are {load.values[:, BUSY].mean():.0%} busy on average at "
+        f"{load.values[:, RATE].sum():,.0f} events/s; {now_needed} would do"
+    )
+    if watched < policy.scale_down_delay:
+        return answer(DecisionKind.DOWN, load.active - now_needed, "underused", mean).against(
+            "scale_down_delay",
+            f"{mean}, but the load has been watched for {watched:.3g} s of the scale_down_delay of "
+            f"{policy.scale_down_delay:g} s",
+        )
+    if keep < load.active:
+        return answer(
+            DecisionKind.DOWN,
+            load.active - keep,
+            "underused",
+            f"{mean}, and no more than {keep} were needed in the last {delay:g} s",
+        )
+    longer = (
+        "" if delay == policy.scale_down_delay else " (longer than scale_down_delay: shards that went were missed soon)"
+    )
+    return answer(DecisionKind.DOWN, load.active - now_needed, "underused", mean).against(
+        "scale_down_delay", f"{mean}, but {keep} were needed within the last {delay:g} s{longer}"
+    )
 
 
 def _evidence(load: Load, verdict: Diagnosis, most_needed: int) -> dict[str, Any]:

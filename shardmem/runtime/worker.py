@@ -170,14 +170,7 @@ def main() -> int:
         log.error("%s", with_hint(error))
         return ExitCode.ALREADY
     except Exception as error:
-        text = (
-            with_hint(error) if isinstance(error, (HandlerError, BatchEscaped)) else f"{type(error).__name__}: {error}"
-        )
-        worker.say_error(text)
-        worker.set_phase("failed")
-        log.error("%s", text, exc_info=error.__cause__ or error)
-        reports.say(failed=text)
-        return ExitCode.FAILED
+        return _failure(worker, reports, error)
     worker.set_phase("stopped")
     return ExitCode.OK
 
@@ -203,6 +196,16 @@ def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) 
         return Immediate(control, worker.shard, worker.reader, handler)
     store = StateStore(settings["state_file"], control.geometry.engine_id, control.slots, keep=settings["keep_state"])
     return Checkpointed(control, worker.shard, worker.reader, handler, store, settings["checkpoint_interval"], opened)
+
+
+def _failure(worker: Worker, reports: Reports, error: Exception) -> int:
+    of_user = isinstance(error, (HandlerError, BatchEscaped))
+    text = with_hint(error) if of_user else f"{type(error).__name__}: {error}"
+    worker.say_error(text)
+    worker.set_phase("failed")
+    log.error("%s", text, exc_info=error.__cause__ or error)
+    reports.say(failed=text)
+    return ExitCode.FAILED
 
 
 def _boot_failure(worker: Worker | None, reports: Reports, error: Exception) -> int:
