@@ -142,6 +142,36 @@ def test_a_restart_neither_repeats_nor_misses_a_line_whatever_the_file_is_called
     assert {b"3", b"4"} if rename else {b"3"} == set(again.take(1 + rename))
 
 
+def test_a_restart_after_two_rotations_repeats_nothing(follow, tmp_path):
+    append(tmp_path / "a.log", b"1 is longer\n")
+    first = follow("a.log", keep=True)
+    first.take(1)
+    for number in (2, 3):
+        os.rename(tmp_path / "a.log", tmp_path / f"a.log.{number}")
+        append(tmp_path / "a.log", b"%d\n" % number)
+        assert [b"%d" % number] == first.take(1)
+        deadline = time.monotonic() + 10
+        while len(first.source._turn) > 1:  # until the one before is known to be at its end
+            assert first.source.poll(1, 0.05) is None and time.monotonic() < deadline
+    first.close()
+    append(tmp_path / "a.log", b"4\n")
+    assert [b"4"] == follow("a.log", keep=True).take(1)
+
+
+def test_a_place_before_a_truncation_is_not_kept_as_one_behind_it(follow, tmp_path):
+    append(tmp_path / "a.log", b"1 is long\n")
+    first = follow("a.log", keep=True)
+    before = first.source.poll(1, 5)
+    os.truncate(tmp_path / "a.log", 0)
+    assert first.source.poll(1, 0.2) is None
+    append(tmp_path / "a.log", b"2\n")
+    after = first.source.poll(1, 5)
+    assert before.partition != after.partition
+    first.source.commit({before.partition: before.next}, False)
+    first.close()
+    assert [b"2"] == follow("a.log", keep=True).take(1)
+
+
 def test_another_file_at_the_same_inode_is_read_from_its_beginning(follow, tmp_path):
     append(tmp_path / "a.log", b"1\n2\n")
     first = follow("a.log", keep=True)
