@@ -936,7 +936,7 @@ static void scan_lines(sm_scan *s, uint8_t *data, uint64_t bytes, int final, sm_
     static int (*const fields_of[])(record *) = {line_fields,   NULL,          json_fields,
                                                  logfmt_fields, syslog_fields, combined_fields};
     int (*fields)(record *) = s->wanted || s->format == SM_FORMAT_JSON ? fields_of[s->format] : NULL;
-    finder f = {data, 0, bytes, 0, {'\n', '\n', '\n', '\n'}};
+    finder f = {data, 0, bytes, 0, {'\n', s->cr ? '\r' : '\n', '\n', '\n'}};
     uint64_t start = 0;
     find_from(&f, s->searched); /* a long line that comes in pieces is looked through once */
     while (start < bytes && !full(found)) {
@@ -950,7 +950,7 @@ static void scan_lines(sm_scan *s, uint8_t *data, uint64_t bytes, int final, sm_
             next = end;
         }
         record r = begin(s, data, found, start);
-        r.end = end - (next > end && end > start && data[end - 1] == '\r');
+        r.end = end - (!s->cr && next > end && end > start && data[end - 1] == '\r');
         int counts = s->blank || r.end > start;
         if (counts && s->format == SM_FORMAT_JSON) {
             uint64_t i = start;
@@ -988,6 +988,10 @@ int sm_scan_skip(sm_scan *s, const uint8_t *data, uint64_t bytes, int first, uin
     *consumed = bytes;
     if (s->format != SM_FORMAT_CSV) {
         const uint8_t *stop = memchr(data, '\n', bytes);
+        if (s->cr) {
+            const uint8_t *cr = memchr(data, '\r', stop ? (uint64_t)(stop - data) : bytes);
+            stop = cr ? cr : stop;
+        }
         if (!stop)
             return 0;
         *consumed = (uint64_t)(stop - data) + 1;

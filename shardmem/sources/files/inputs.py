@@ -180,13 +180,13 @@ class Input:
                 break
         return self.at
 
-    def lines_before(self, offset: int) -> int:
+    def lines_before(self, offset: int, mark: bytes) -> int:
         """Of a plain file; elsewhere nobody can tell, and lines are counted from the place."""
         if not (self.is_file and self.is_plain):
             return 0
         lines, at, end = 0, 0, offset + self.skipped
         while at < end and (data := os.pread(self.fd, min(1 << 20, end - at), at)):
-            lines, at = lines + data.count(b"\n"), at + len(data)
+            lines, at = lines + data.count(mark), at + len(data)
         return lines
 
     skipped = 0  # bytes of a mark that are not part of the text
