@@ -533,6 +533,13 @@ static int put_value(parser *j, int32_t wanted, const uint8_t *from, const uint8
     return 1;
 }
 
+static uint32_t field_below(const sm_scan *s, uint32_t node)
+{
+    while (s->path[node].wanted < 0 && s->path[node].count)
+        node = s->path[node].first;
+    return (uint32_t)s->path[node].wanted;
+}
+
 static int json_fields(record *r)
 {
     parser parsing = {r, r->data + r->start, r->data + r->end}, *j = &parsing;
@@ -544,6 +551,7 @@ static int json_fields(record *r)
         uint8_t array;
     } stack[SM_JSON_DEPTH];
     uint32_t depth = 0, node = 0; /* node: of the value that comes */
+    uint64_t inner = 0;           /* nodes with members that were seen */
     int32_t wanted = -1;
     blanks(j);
     if (s->paths > 1 && (j->p >= j->end || *j->p != '{')) {
@@ -631,6 +639,11 @@ static int json_fields(record *r)
         if (stack[depth - 1].node != UINT32_MAX && s->paths > 1) {
             node = member(r, name, j->p - 1, kind == 2, stack[depth - 1].node, &stack[depth - 1].hint);
             wanted = node ? s->path[node].wanted : -1;
+            if (node && node < 64 && s->path[node].count) { /* of two objects nobody can say which one counts */
+                if (inner >> node & 1)
+                    return refuse(r, SM_BAD_TWICE, field_below(s, node), (uint64_t)(name - r->data));
+                inner |= UINT64_C(1) << node;
+            }
             node = node ? node : UINT32_MAX;
         }
         blanks(j);

@@ -201,6 +201,11 @@ def test_names_are_files_directories_and_patterns(tmp_path):
     )
     with pytest.raises(ConfigError, match="cannot read .*missing.log: No such file"):
         expand([str(tmp_path / "missing.log")])
+    with pytest.raises(ConfigError, match="no file matches .*none\\*"):
+        expand([str(tmp_path / "none*")])
+    os.symlink(tmp_path / "missing.log", tmp_path / "link")
+    with pytest.raises(ConfigError, match="cannot read .*link: No such file"):
+        expand([str(tmp_path / "link")])
 
 
 def test_a_named_pipe_is_waited_for_and_read_to_the_end_of_its_writer(tmp_path):

@@ -223,3 +223,19 @@ def test_lines_that_end_with_cr_alone_are_events_of_their_own(read, block):
 def test_a_bar_that_was_drawn_with_cr_is_one_line(read):
     bar = b"".join(b"%d %%\r" % i for i in range(100))
     assert [(None, bar + b"done"), (None, b"next")] == read(bar + b"done\nnext\n", block=16)[0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_its_mark_is_refused_and_not_taken_for_lines(read, encoding):
+    data = "a 1\nb 2\n".encode(encoding)
+    with pytest.raises(SourceError, match=f"looks like {encoding.upper()} without its mark: --encoding {encoding}"):
+        read(data)
+    assert [(None, b"a 1"), (None, b"b 2")] == read(data, encoding=encoding)[0]
+    assert data == b"\n".join(payload for _, payload in read(data, encoding="utf-8")[0]) + b"\n" * data.endswith(b"\n")
+    assert [(None, b"a\0b"), (None, b"\0 c")] == read(b"a\0b\n\0 c\n")[0]
+
+
+def test_a_delimiter_is_not_the_quote():
+    with pytest.raises(ConfigError, match="delimiter and quote are the same byte"):
+        FileOptions.of(format="csv", delimiter='"')
+    FileOptions.of(format="csv", delimiter='"', quote="none")

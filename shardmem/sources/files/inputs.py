@@ -234,6 +234,11 @@ class Input:
             self._decoders.append(_Text(self._encoding or encoding or "utf-8"))
             first, self._pending = self._pending, b""
             self._pending = self._through(self._decoders[-1:], first, False)
+        elif named is None and (likely := _unmarked(self._pending)):
+            raise SourceError(
+                f"{self.name} looks like {likely.upper()} without its mark: --encoding {likely}, or utf-8 to take its "
+                f"bytes as they are"
+            )
 
     def _decoded(self, final: bool) -> bytes:
         """What is at hand, piece by piece: a thousand bytes may hold a million."""
@@ -282,3 +287,13 @@ class Input:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _unmarked(head: bytes) -> str | None:
+    """The encoding of text whose first characters are all ASCII in 16 bits each."""
+    if len(head) < 8:
+        return None
+    for encoding in ("utf-16-le", "utf-16-be"):
+        if all(" " <= c <= "~" or c in "\t\r\n" for c in head[: min(32, len(head) & ~1)].decode(encoding, "replace")):
+            return encoding
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import time
@@ -35,12 +36,16 @@ def expand(names: Sequence[str]) -> list[str]:
             )
             found += inside
         elif glob.has_magic(name):
-            found += sorted(each for each in glob.glob(name, recursive=True) if not os.path.isdir(each))
+            matches = sorted(each for each in glob.glob(name, recursive=True) if not os.path.isdir(each))
+            if not matches:
+                raise ConfigError(f"no file matches {name}; nothing was pushed")
+            found += matches
         else:
             raise ConfigError(f"cannot read {name}: No such file or directory; nothing was pushed")
     for name in found:
         if name != STDIN and not os.access(name, os.R_OK):
-            raise ConfigError(f"cannot read {name}: Permission denied; nothing was pushed")
+            why = os.strerror(errno.EACCES if os.path.exists(name) else errno.ENOENT)
+            raise ConfigError(f"cannot read {name}: {why}; nothing was pushed")
     return list(dict.fromkeys(found))
 
 
