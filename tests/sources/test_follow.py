@@ -208,6 +208,19 @@ def test_names_are_files_directories_and_patterns(tmp_path):
         expand([str(tmp_path / "link")])
 
 
+def test_a_directory_and_a_pattern_are_read_to_the_end_of_each_file(tmp_path):
+    for name in ("b.log", "a.log", "c.txt"):
+        append(tmp_path / name, name.encode())
+    names = deque([str(tmp_path / "*.txt"), str(tmp_path)])
+    source, found = FileSource(names, FileOptions.of(), Schema(), 1 << 16), []
+    source.open(SourceContext(logging.getLogger(), time.time, threading.Event()))
+    while not source.ended:
+        columns = source.poll(1, 1)
+        found += [] if columns is None else [os.path.basename(columns.partition)]
+    assert ["c.txt", "a.log", "b.log", "c.txt"] == found
+    source.close(True)
+
+
 def test_a_named_pipe_is_waited_for_and_read_to_the_end_of_its_writer(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     source = FileSource(deque([str(tmp_path / "pipe")]), FileOptions.of(), Schema(), 1 << 16)

@@ -67,7 +67,7 @@ class Reader:
         if columns is None and self.ended and place.offset > self._counted:
             columns = Columns(self.name, np.empty(0, "u8"), place)  # what there was besides events is counted, too
         if columns is not None:
-            columns.bytes, self._counted = place.offset - self._counted, place.offset
+            columns.bytes, self._counted, columns.in_bytes = place.offset - self._counted, place.offset, True
         if columns is not None and self._options.key_from_name and not self._schema.is_records:
             columns.keys = constant_key(self.name.rpartition("/")[2], len(columns))
         return columns

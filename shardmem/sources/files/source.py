@@ -152,7 +152,10 @@ class FileSource:
             except IndexError:
                 self.ended = True
                 return None
-            self._begin(name)
+            if os.path.isdir(name) or (glob.has_magic(name) and not os.path.lexists(name)):
+                self._names.extendleft(reversed(expand([name])))
+            else:
+                self._begin(name)
         ((place, opened),) = self._open.items()
         if opened.reader.name in self._paused:
             self._context.stop.wait(timeout)
