@@ -533,6 +533,13 @@ static int put_value(parser *j, int32_t wanted, const uint8_t *from, const uint8
     return 1;
 }
 
+static uint32_t field_below(const sm_scan *s, uint32_t node)
+{
+    while (s->path[node].wanted < 0 && s->path[node].count)
+        node = s->path[node].first;
+    return (uint32_t)s->path[node].wanted;
+}
+
 static int json_fields(record *r)
 {
     parser parsing = {r, r->data + r->start, r->data + r->end}, *j = &parsing;
@@ -544,6 +551,7 @@ static int json_fields(record *r)
         uint8_t array;
     } stack[SM_JSON_DEPTH];
     uint32_t depth = 0, node = 0; /* node: of the value that comes */
+    uint64_t inner = 0;           /* nodes with members that were seen */
     int32_t wanted = -1;
     blanks(j);
     if (s->paths > 1 && (j->p >= j->end || *j->p != '{')) {
@@ -631,6 +639,11 @@ static int json_fields(record *r)
         if (stack[depth - 1].node != UINT32_MAX && s->paths > 1) {
             node = member(r, name, j->p - 1, kind == 2, stack[depth - 1].node, &stack[depth - 1].hint);
             wanted = node ? s->path[node].wanted : -1;
+            if (node && node < 64 && s->path[node].count) { /* of two objects nobody can say which one counts */
+                if (inner >> node & 1)
+                    return refuse(r, SM_BAD_TWICE, field_below(s, node), (uint64_t)(name - r->data));
+                inner |= UINT64_C(1) << node;
+            }
             node = node ? node : UINT32_MAX;
         }
         blanks(j);
@@ -936,7 +949,7 @@ static void scan_lines(sm_scan *s, uint8_t *data, uint64_t bytes, int final, sm_
     static int (*const fields_of[])(record *) = {line_fields,   NULL,          json_fields,
                                                  logfmt_fields, syslog_fields, combined_fields};
     int (*fields)(record *) = s->wanted || s->format == SM_FORMAT_JSON ? fields_of[s->format] : NULL;
-    finder f = {data, 0, bytes, 0, {'\n', '\n', '\n', '\n'}};
+    finder f = {data, 0, bytes, 0, {'\n', s->cr ? '\r' : '\n', '\n', '\n'}};
     uint64_t start = 0;
     find_from(&f, s->searched); /* a long line that comes in pieces is looked through once */
     while (start < bytes && !full(found)) {
@@ -950,7 +963,7 @@ static void scan_lines(sm_scan *s, uint8_t *data, uint64_t bytes, int final, sm_
             next = end;
         }
         record r = begin(s, data, found, start);
-        r.end = end - (next > end && end > start && data[end - 1] == '\r');
+        r.end = end - (!s->cr && next > end && end > start && data[end - 1] == '\r');
         int counts = s->blank || r.end > start;
         if (counts && s->format == SM_FORMAT_JSON) {
             uint64_t i = start;
@@ -988,6 +1001,10 @@ int sm_scan_skip(sm_scan *s, const uint8_t *data, uint64_t bytes, int first, uin
     *consumed = bytes;
     if (s->format != SM_FORMAT_CSV) {
         const uint8_t *stop = memchr(data, '\n', bytes);
+        if (s->cr) {
+            const uint8_t *cr = memchr(data, '\r', stop ? (uint64_t)(stop - data) : bytes);
+            stop = cr ? cr : stop;
+        }
         if (!stop)
             return 0;
         *consumed = (uint64_t)(stop - data) + 1;

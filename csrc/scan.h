@@ -76,7 +76,7 @@ typedef struct sm_path {     /* a name that is looked for in an object; children
 
 typedef struct sm_scan {
     uint32_t format, key_mode, delimiter, quote, comment;
-    uint32_t cr;      /* records of CSV end with CR alone */
+    uint32_t cr;      /* records of CSV end with CR alone, lines with it too */
     uint32_t columns; /* CSV: how many fields each record has; 0: any number */
     uint32_t wanted;  /* fields that are reported */
     uint64_t most;    /* bytes of payload and key */

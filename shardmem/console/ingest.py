@@ -208,6 +208,7 @@ class Ingest:
             for name in source.unfinished(self.tally.places):
                 place = self.tally.places.get(name, Position(0, "line 1"))
                 line = int(place.metadata.partition(" ")[2] or 0) or None
+                name = STDIN if name == "standard input" else name
                 found.append({"file": name, "byte": place.offset, "line": line})
         return found + [{"file": name, "byte": 0, "line": 1} for name in self.left if not self.wish.follow]
 

@@ -49,7 +49,7 @@ class Columns:
 
     An events engine gets keys and payloads, as Producer.push_columns takes them; a records engine gets records.
     offsets: where each event begins. next: the place behind all of it, rejected records included. bytes: how much was
-    read for it.
+    read for it; in_bytes: places count them.
     """
 
     partition: str
@@ -62,13 +62,14 @@ class Columns:
     lines: np.ndarray | None = None
     rejected: Sequence[Rejected] = ()
     bytes: int = 0
+    in_bytes: bool = False
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     def first(self, count: int) -> Columns:
         """The first events of these."""
-        every = slice(0, count)
+        every, place = slice(0, count), self.position(count)
         keys = self.keys
         if isinstance(keys, tuple):
             keys = keys[0], keys[1][: count + (keys[1].ndim == 1)]
@@ -77,14 +78,15 @@ class Columns:
         return Columns(
             self.partition,
             self.offsets[every],
-            self.position(count) if count < len(self) else self.next,
+            place,
             self.payloads and (self.payloads[0], self.payloads[1][: count + (self.payloads[1].ndim == 1)]),
             keys,
             None if self.records is None else self.records[every],
             None if self.timestamps is None else self.timestamps[every],
             None if self.lines is None else self.lines[every],
             [each for each in self.rejected if each.after <= count],
-            self.bytes,
+            self.bytes - (self.next.offset - place.offset) * self.in_bytes,
+            self.in_bytes,
         )
 
     def position(self, event: int) -> Position:

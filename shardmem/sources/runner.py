@@ -144,7 +144,8 @@ class Runner:
                     within = self._puts_up_with(self.tally.skipped + 1, self.tally.events + each.after)
                 if not within:
                     good = columns.first(each.after)
-                    good.rejected, good.next, good.bytes = (), each.position, 0
+                    good.bytes = (good.bytes - good.next.offset + each.position.offset) if good.in_bytes else 0
+                    good.rejected, good.next = (), each.position
                     self._push(good)
                     raise TooManyBad(each.text)
                 self._rejected(each)
@@ -176,6 +177,8 @@ class Runner:
             left = getattr(error, "left", range(count))
             first = int(left[0]) if len(left) else count
             self._pushed(columns, count - len(left), columns.position(first))
+            with self.tally.lock:
+                self.tally.bytes += columns.first(first).bytes if columns.in_bytes else 0
             if len(left) and len(left) != count - first:  # a shard that had room has got later ones
                 lines = "" if columns.lines is None else f"line {columns.lines[first]} on"
                 self.next = (

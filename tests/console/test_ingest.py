@@ -213,7 +213,7 @@ def test_an_engine_that_stops_cuts_the_run_off_and_the_place_is_said(ingest):
     done = json.loads(out)
     assert (1, 4096) == (process.returncode, done["events"])
     assert "accepts nothing any more" in done["error"]
-    assert [{"file": "standard input", "byte": 8192, "line": 4097}] == done["next"] and b"Traceback" not in error
+    assert [{"file": "-", "byte": 8192, "line": 4097}] == done["next"] and b"Traceback" not in error
 
 
 def test_followed_files_are_read_as_they_grow_and_a_restart_goes_on(ingest):

@@ -3,6 +3,7 @@ payloads."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -275,6 +276,22 @@ def test_a_limit_of_events_is_kept_exactly(engine):
         runner = Runner(source, producer, limits=Limits(events=10))
         runner.run()
         assert 10 == runner.tally.events and 10 == runner.tally.places["p0"].offset
+
+
+@pytest.mark.parametrize("limits, events", [(Limits(events=2), 2), (Limits(max_bad=0), 3)])
+def test_the_bytes_of_a_run_that_ends_early_are_those_before_its_end(engine, tmp_path, limits, events):
+    (tmp_path / "f").write_bytes(b"1\n2\n3\nbad\n5\n")
+    source = FileSource(deque([str(tmp_path / "f")]), FileOptions.of(format="jsonl"), Schema(), 1 << 16)
+    with engine.producer() as producer:
+        runner = Runner(source, producer, limits=limits)
+        with contextlib.suppress(TooManyBad):
+            runner.run()
+        runner.finish(True)
+    assert (events, 2 * events, 2 * events) == (
+        runner.tally.events,
+        runner.tally.bytes,
+        runner.tally.places[str(tmp_path / "f")].offset,
+    )
 
 
 def test_a_rate_is_kept(engine):

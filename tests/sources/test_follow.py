@@ -142,6 +142,36 @@ def test_a_restart_neither_repeats_nor_misses_a_line_whatever_the_file_is_called
     assert {b"3", b"4"} if rename else {b"3"} == set(again.take(1 + rename))
 
 
+def test_a_restart_after_two_rotations_repeats_nothing(follow, tmp_path):
+    append(tmp_path / "a.log", b"1 is longer\n")
+    first = follow("a.log", keep=True)
+    first.take(1)
+    for number in (2, 3):
+        os.rename(tmp_path / "a.log", tmp_path / f"a.log.{number}")
+        append(tmp_path / "a.log", b"%d\n" % number)
+        assert [b"%d" % number] == first.take(1)
+        deadline = time.monotonic() + 10
+        while len(first.source._turn) > 1:  # until the one before is known to be at its end
+            assert first.source.poll(1, 0.05) is None and time.monotonic() < deadline
+    first.close()
+    append(tmp_path / "a.log", b"4\n")
+    assert [b"4"] == follow("a.log", keep=True).take(1)
+
+
+def test_a_place_before_a_truncation_is_not_kept_as_one_behind_it(follow, tmp_path):
+    append(tmp_path / "a.log", b"1 is long\n")
+    first = follow("a.log", keep=True)
+    before = first.source.poll(1, 5)
+    os.truncate(tmp_path / "a.log", 0)
+    assert first.source.poll(1, 0.2) is None
+    append(tmp_path / "a.log", b"2\n")
+    after = first.source.poll(1, 5)
+    assert before.partition != after.partition
+    first.source.commit({before.partition: before.next}, False)
+    first.close()
+    assert [b"2"] == follow("a.log", keep=True).take(1)
+
+
 def test_another_file_at_the_same_inode_is_read_from_its_beginning(follow, tmp_path):
     append(tmp_path / "a.log", b"1\n2\n")
     first = follow("a.log", keep=True)
@@ -171,6 +201,24 @@ def test_names_are_files_directories_and_patterns(tmp_path):
     )
     with pytest.raises(ConfigError, match="cannot read .*missing.log: No such file"):
         expand([str(tmp_path / "missing.log")])
+    with pytest.raises(ConfigError, match="no file matches .*none\\*"):
+        expand([str(tmp_path / "none*")])
+    os.symlink(tmp_path / "missing.log", tmp_path / "link")
+    with pytest.raises(ConfigError, match="cannot read .*link: No such file"):
+        expand([str(tmp_path / "link")])
+
+
+def test_a_directory_and_a_pattern_are_read_to_the_end_of_each_file(tmp_path):
+    for name in ("b.log", "a.log", "c.txt"):
+        append(tmp_path / name, name.encode())
+    names = deque([str(tmp_path / "*.txt"), str(tmp_path)])
+    source, found = FileSource(names, FileOptions.of(), Schema(), 1 << 16), []
+    source.open(SourceContext(logging.getLogger(), time.time, threading.Event()))
+    while not source.ended:
+        columns = source.poll(1, 1)
+        found += [] if columns is None else [os.path.basename(columns.partition)]
+    assert ["c.txt", "a.log", "b.log", "c.txt"] == found
+    source.close(True)
 
 
 def test_a_named_pipe_is_waited_for_and_read_to_the_end_of_its_writer(tmp_path):

@@ -148,3 +148,11 @@ def test_what_python_refuses_is_refused_and_nothing_else(read, text):
         valid = False
     events, rejected = read(text.encode() + b"\n", format="jsonl")
     assert (1, 0) == (len(events), len(rejected)) if valid else (0, 1) == (len(events), len(rejected)), text
+
+
+@pytest.mark.parametrize("again", ["null", "{}", '{"c":2}', "1"])
+def test_an_object_that_occurs_twice_on_the_way_to_a_key_is_ambiguous(read, again):
+    for first, second in (('{"b":1}', again), (again, '{"b":1}')):
+        events, (bad,) = read(f'{{"a":{first},"a":{second}}}'.encode(), format="jsonl", key="a.b")
+        assert not events and "duplicate name" == bad.reason and "has 'a.b' twice" in bad.text
+    assert [(1, b'{"a":{"b":1},"c":{"a":{}}}')] == read(b'{"a":{"b":1},"c":{"a":{}}}', format="jsonl", key="a.b")[0]

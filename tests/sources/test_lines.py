@@ -207,3 +207,35 @@ def test_decompressing_never_takes_more_memory_than_a_block_at_a_time(read):
     packed = bomb.compress(bytes(50 << 20)) + bomb.flush()
     events, (bad,) = read(packed)
     assert not events and "52,428,800 bytes" in bad.text
+
+
+@pytest.mark.parametrize("block", [16, 1 << 20])
+def test_lines_that_end_with_cr_alone_are_events_of_their_own(read, block):
+    assert [("a", b"a 1"), ("b", b"b"), ("c", b"c")] == read(b"a 1\rb\rc", key="1", block=block)[0]
+    assert [(1, b'{"a":1}'), (2, b'{"a":2}')] == read(b'{"a":1}\r{"a":2}\r', format="jsonl", key="a", block=block)[0]
+    events, rejected = read(b"a=1\rb\ra=3\r", format="logfmt", key="a", block=block)
+    assert [("1", b"a=1"), ("3", b"a=3")] == events and [2] == [int(bad.position.metadata[5:]) for bad in rejected]
+    assert [(None, b"2")] == read(b"1\r2\r", skip_lines=1, block=block)[0]
+    events, _ = read(b"x" * 9 + b"\r" * 70_000 + b"a\nb\r\nc\r", block=block)
+    assert [(None, b"x" * 9), (None, b"a"), (None, b"b"), (None, b"c")] == [each for each in events if each[1]]
+
+
+def test_a_bar_that_was_drawn_with_cr_is_one_line(read):
+    bar = b"".join(b"%d %%\r" % i for i in range(100))
+    assert [(None, bar + b"done"), (None, b"next")] == read(bar + b"done\nnext\n", block=16)[0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_its_mark_is_refused_and_not_taken_for_lines(read, encoding):
+    data = "a 1\nb 2\n".encode(encoding)
+    with pytest.raises(SourceError, match=f"looks like {encoding.upper()} without its mark: --encoding {encoding}"):
+        read(data)
+    assert [(None, b"a 1"), (None, b"b 2")] == read(data, encoding=encoding)[0]
+    assert data == b"\n".join(payload for _, payload in read(data, encoding="utf-8")[0]) + b"\n" * data.endswith(b"\n")
+    assert [(None, b"a\0b"), (None, b"\0 c")] == read(b"a\0b\n\0 c\n")[0]
+
+
+def test_a_delimiter_is_not_the_quote():
+    with pytest.raises(ConfigError, match="delimiter and quote are the same byte"):
+        FileOptions.of(format="csv", delimiter='"')
+    FileOptions.of(format="csv", delimiter='"', quote="none")

@@ -180,13 +180,13 @@ class Input:
                 break
         return self.at
 
-    def lines_before(self, offset: int) -> int:
+    def lines_before(self, offset: int, mark: bytes) -> int:
         """Of a plain file; elsewhere nobody can tell, and lines are counted from the place."""
         if not (self.is_file and self.is_plain):
             return 0
         lines, at, end = 0, 0, offset + self.skipped
         while at < end and (data := os.pread(self.fd, min(1 << 20, end - at), at)):
-            lines, at = lines + data.count(b"\n"), at + len(data)
+            lines, at = lines + data.count(mark), at + len(data)
         return lines
 
     skipped = 0  # bytes of a mark that are not part of the text
@@ -234,6 +234,11 @@ class Input:
             self._decoders.append(_Text(self._encoding or encoding or "utf-8"))
             first, self._pending = self._pending, b""
             self._pending = self._through(self._decoders[-1:], first, False)
+        elif named is None and (likely := _unmarked(self._pending)):
+            raise SourceError(
+                f"{self.name} looks like {likely.upper()} without its mark: --encoding {likely}, or utf-8 to take its "
+                f"bytes as they are"
+            )
 
     def _decoded(self, final: bool) -> bytes:
         """What is at hand, piece by piece: a thousand bytes may hold a million."""
@@ -282,3 +287,13 @@ class Input:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _unmarked(head: bytes) -> str | None:
+    """The encoding of text whose first characters are all ASCII in 16 bits each."""
+    if len(head) < 8:
+        return None
+    for encoding in ("utf-16-le", "utf-16-be"):
+        if all(" " <= c <= "~" or c in "\t\r\n" for c in head[: min(32, len(head) & ~1)].decode(encoding, "replace")):
+            return encoding
+    return None

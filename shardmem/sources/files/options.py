@@ -67,6 +67,8 @@ class FileOptions:
                     byte_of(value)
                 except ValueError as error:
                     found.append(f"{name}={value!r} {error}")
+        if not found and self.format in COLUMNED and self.quote_byte == self.delimiter_byte:
+            found.append("delimiter and quote are the same byte")
         if self.key and self.key_from_name:
             found.append("key and key_from_name exclude each other")
         if self.key_type == "int" and (len(self.key) > 1 or self.key_from_name):

@@ -67,7 +67,7 @@ class Reader:
         if columns is None and self.ended and place.offset > self._counted:
             columns = Columns(self.name, np.empty(0, "u8"), place)  # what there was besides events is counted, too
         if columns is not None:
-            columns.bytes, self._counted = place.offset - self._counted, place.offset
+            columns.bytes, self._counted, columns.in_bytes = place.offset - self._counted, place.offset, True
         if columns is not None and self._options.key_from_name and not self._schema.is_records:
             columns.keys = constant_key(self.name.rpartition("/")[2], len(columns))
         return columns
@@ -78,13 +78,13 @@ class Reader:
     def _begin(self, timeout: float) -> bool:
         """Reads as far as the header ends; False when that is not there yet."""
         options = self._options
-        if options.format not in COLUMNED and not options.skip_lines:
-            self._open(None, 0, 1, False)
-            return True
         while (found := self._header()) is None:
             if len(self._head) > HEADER:
+                if options.format not in COLUMNED and not options.skip_lines:
+                    found = [], 0, 1, False  # a record too long, if anything
+                    break
                 raise ConfigError(f"{self.name} has no line end in its first {HEADER:,} bytes: no header")
-            room = memoryview(bytearray(1 << 16))
+            room = memoryview(bytearray(min(1 << 16, self._block)))
             size = self.input.read_into(room, timeout)
             if size is None or (size == 0 and self.input.follows and not self.finishing):
                 return False
@@ -97,7 +97,7 @@ class Reader:
         names, offset, line, cr = found
         if not names and options.format in COLUMNED:
             return False  # an empty file
-        self._open(names, offset, line, cr)
+        self._open(names if options.format in COLUMNED else None, offset, line, cr)
         return True
 
     def _header(self) -> tuple[list[str], int, int, bool] | None:
@@ -105,17 +105,17 @@ class Reader:
         read."""
         options, head, at, line = self._options, bytes(self._head), 0, 1
         final = self._at_end
-        for _ in range(options.skip_lines):
-            end = head.find(b"\n", at)
-            if end < 0:
-                return ([], len(head), line, False) if final else None
-            at, line = end + 1, line + 1
-        if options.format not in COLUMNED:
-            return [], at, line, False
-        cr = _ends_with_cr(head[at:], final)
+        cr = _ends_with_cr(head, final, 1 << 12 if options.format in COLUMNED else 1 << 16)
         if cr is None:
             return None
         mark = b"\r" if cr else b"\n"
+        for _ in range(options.skip_lines):
+            end = head.find(mark, at)
+            if end < 0:
+                return ([], len(head), line, cr) if final else None
+            at, line = end + 1, line + 1
+        if options.format not in COLUMNED:
+            return [], at, line, cr
         comment = options.comment and options.comment.encode()
         while True:  # blank lines and comments before the header
             end = head.find(mark, at)
@@ -163,7 +163,7 @@ class Reader:
         scanner = Scanner(plan, self._schema, self._options.format, self._most, self._block, self._keep_all)
         if self._start.offset > offset:
             offset = self._start.offset
-            line = _line_of(self._start) or self.input.lines_before(offset) + 1
+            line = _line_of(self._start) or self.input.lines_before(offset, b"\r" if cr else b"\n") + 1
         if offset > len(self._head):
             offset = self.input.seek(offset)
             if offset < self._start.offset:
@@ -178,16 +178,15 @@ class Reader:
         self._scanner = scanner
 
 
-def _ends_with_cr(head: bytes, final: bool) -> bool | None:
-    """Whether lines end with CR alone, as the first line end says; None: it is not there yet."""
+def _ends_with_cr(head: bytes, final: bool, window: int) -> bool | None:
+    """Whether lines end with CR alone: the first line end is one, and no other comes within so many bytes, for what
+    draws a bar on a terminal writes many before a line end. None: that is not there yet."""
     at = min((i for i in (head.find(b"\r"), head.find(b"\n")) if i >= 0), default=-1)
     if at < 0:
         return False if final else None
-    if head[at : at + 1] == b"\n":
+    if b"\n" in head[at : at + window]:
         return False
-    if at + 1 == len(head):
-        return True if final else None
-    return head[at + 1 : at + 2] != b"\n" and b"\n" not in head[at : at + 4096]
+    return True if final or len(head) >= at + window else None
 
 
 def _line_of(position: Position) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import time
@@ -35,12 +36,16 @@ def expand(names: Sequence[str]) -> list[str]:
             )
             found += inside
         elif glob.has_magic(name):
-            found += sorted(each for each in glob.glob(name, recursive=True) if not os.path.isdir(each))
+            matches = sorted(each for each in glob.glob(name, recursive=True) if not os.path.isdir(each))
+            if not matches:
+                raise ConfigError(f"no file matches {name}; nothing was pushed")
+            found += matches
         else:
             raise ConfigError(f"cannot read {name}: No such file or directory; nothing was pushed")
     for name in found:
         if name != STDIN and not os.access(name, os.R_OK):
-            raise ConfigError(f"cannot read {name}: Permission denied; nothing was pushed")
+            why = os.strerror(errno.EACCES if os.path.exists(name) else errno.ENOENT)
+            raise ConfigError(f"cannot read {name}: {why}; nothing was pushed")
     return list(dict.fromkeys(found))
 
 
@@ -51,6 +56,7 @@ class Opened:
         self.reader, self.path = reader, path
         self.grew = time.monotonic()
         self.moved = False  # its path leads to another file, or nowhere
+        self.committed: Position | None = None
 
     @property
     def place(self) -> tuple[int, int]:
@@ -83,6 +89,7 @@ class FileSource:
         self._block, self._keep_all = block, keep_all
         self._open: dict[tuple[int, int], Opened] = {}
         self._done: dict[str, Opened] = {}  # read to the end, and not committed yet
+        self._cut: set[str] = set()  # truncated, when places before that may still be committed
         self._turn: deque[Opened] = deque()
         self._paused: set[str] = set()
         self._searched = self._looked = 0.0
@@ -115,6 +122,7 @@ class FileSource:
                 (each for each in self._open.values() if each.reader.name == name), None
             )
             if opened is not None and opened.reader.input.is_file:
+                opened.committed = position
                 self._positions.put(opened.reader.input.fd, opened.path, position)
                 if name in self._done and position == opened.reader.position:
                     self._done.pop(name).reader.input.close()
@@ -144,7 +152,10 @@ class FileSource:
             except IndexError:
                 self.ended = True
                 return None
-            self._begin(name)
+            if os.path.isdir(name) or (glob.has_magic(name) and not os.path.lexists(name)):
+                self._names.extendleft(reversed(expand([name])))
+            else:
+                self._begin(name)
         ((place, opened),) = self._open.items()
         if opened.reader.name in self._paused:
             self._context.stop.wait(timeout)
@@ -181,7 +192,7 @@ class FileSource:
         opened = self._open.pop(place)
         self._begun[opened.reader.name] = opened.reader.position
         self._context.lost([opened.reader.name])
-        if self._positions is None:
+        if self._positions is None or opened.committed == opened.reader.position:
             opened.reader.input.close()
         else:
             self._done[opened.reader.name] = opened
@@ -232,9 +243,15 @@ class FileSource:
             if known is not None:
                 known.path, known.moved = path, False
                 return
+        taken = {each.reader.name for each in self._turn} | self._done.keys() | self._cut
         opened = self._begin(path)
-        if any(each is not opened and each.reader.name == opened.reader.name for each in self._turn):
-            opened.reader.name = f"{path} (inode {opened.place[1]})"  # the one before it is still read
+        del self._begun[opened.reader.name]
+        if opened.reader.name in taken:  # by one that is still read, or that a place can still be committed of
+            opened.reader.name = f"{path} (inode {opened.place[1]})"
+        number, name = 1, opened.reader.name
+        while opened.reader.name in taken:
+            opened.reader.name = f"{name} {(number := number + 1)}"
+        self._begun[opened.reader.name] = None
         self._turn.append(opened)
 
     def _look_at(self, opened: Opened, now: float) -> None:
@@ -250,6 +267,9 @@ class FileSource:
         if source.is_plain and source.size() < source.at + source.skipped:
             self._context.log.warning("%s was truncated; reading it from its beginning", opened.path)
             self._drop(opened)
+            if self._done.pop(opened.reader.name, None) is not None:  # its places are none of what is there now
+                opened.reader.input.close()
+                self._cut.add(opened.reader.name)
             self._start = Position(0)
             self._take_up(opened.path)
             return
