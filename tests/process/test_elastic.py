@@ -113,12 +113,12 @@ def test_going_from_n_to_n_plus_1_shards_moves_no_more_slots_than_it_must():
         (lambda e: e.scale_to(0), "shards=0 is outside"),
         (lambda e: e.drain(7), "shard 7 is not active; active are [0]"),
         (lambda e: e.drain(0), "is the only one"),
-        (lambda e: e.move("1-x", 0), "neither a list of numbers nor text"),
+        (lambda e: e.move("1-x", 0), "not a list of numbers or text"),
         (lambda e: e.move([64], 0), "slots 0 to 63"),
         (lambda e: e.move([1], 5), "shard 5 is not active"),
         (lambda e: e.move([], 0), "must name at least one"),
         (lambda e: e.move("0-99999999999999", 0), "slots 0 to 63"),
-        (lambda e: e.scale_to("many"), "neither a whole number nor"),
+        (lambda e: e.scale_to("many"), "not a whole number or"),
     ],
 )
 def test_a_command_that_makes_no_sense_says_why_and_changes_nothing(call, part):
