@@ -20,6 +20,7 @@ from shardmem.sources.files.options import FileOptions
 from shardmem.sources.files.positions import Positions
 from shardmem.sources.files.source import FileSource
 from shardmem.sources.runner import Limits, Runner, TooManyBad
+from support.handlers.waiting import slow_when_told
 
 
 class FakeSource:
@@ -212,15 +213,9 @@ def test_a_partition_that_is_paused_is_not_read_and_pausing_twice_is_pausing_onc
 # ---------------------------------------------------------------------------------------------
 
 
-def handle(batch):
-    for _, payload in batch:
-        if payload[:4] == b"slow":
-            time.sleep(0.3)
-
-
 @pytest.fixture
 def engine():
-    with shardmem.Engine(handler=handle, shards=2, lane_bytes=1 << 16, max_producers=4) as running:
+    with shardmem.Engine(handler=slow_when_told, shards=2, lane_bytes=1 << 16, max_producers=4) as running:
         yield running
 
 

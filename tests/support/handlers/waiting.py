@@ -70,3 +70,10 @@ class Slow(Recorder):
     def handle(self, batch: Batch) -> None:
         time.sleep(0.005)
         super().handle(batch)
+
+
+def slow_when_told(batch: Batch) -> None:
+    """An event that begins with b"slow" takes 0.3 s."""
+    for _, payload in batch:
+        if bytes(payload[:4]) == b"slow":
+            time.sleep(0.3)
