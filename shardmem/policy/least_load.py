@@ -112,7 +112,7 @@ class LeastLoad:
             return None
         if view.busy:  # whatever unit the rates are in: together they are what the workers do
             return np.asarray(rates * (busy / total) + self.quiet * len(view.shards) / len(rates))
-        return np.asarray(rates + self.quiet * total / len(rates))
+        return np.asarray(rates + self.quiet * len(view.shards) / len(rates))  # they are shares of a worker already
 
 
 def _hot(loads: np.ndarray, shards: int) -> tuple[np.ndarray, float]:
