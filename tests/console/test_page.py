@@ -374,7 +374,7 @@ def test_a_shard_is_added_and_drained_by_the_keyboard_alone(page, engine):
     page.press(" ")
     assert "2" == page.evaluate(
         "document.querySelector('#dialog select').value"
-    ) and "slots go to the other shards" in page.text("#dialog-says")
+    ) and " to the other shards, what is in its lanes" in page.text("#dialog-says")
     page.press("Tab", "Enter")
     done(page, "shard 2 is drained and removed")
     page.wait_for(f"{CELLS} === '0,1'", "it is gone")
