@@ -200,7 +200,7 @@ def test_slots_in_motion_are_named_and_a_button_evens_them_out(page, engine, tmp
     assert 0 == moved.wait(30)
     page.wait_for("document.querySelector('#owners').innerText.includes('shard 1: 256')", "all slots are one shard's")
     give_token(page)
-    do(page, "[data-order=rebalance]", " slots went from shard 1 to shard 0")  # by load: how many depends
+    do(page, "[data-order=rebalance]", " went from shard 1 to shard 0")  # by load: how many depends
 
 
 def test_every_text_stays_a_text_whatever_it_says(window, engine):
