@@ -86,7 +86,6 @@ class Carrier:
         self._holds: Counter[int] = Counter()
         self._marks: dict[int, Marks] = {}  # handoff -> sends that may still go by the old slot words
         self._pushing: dict[int, tuple[int, float]] = {}  # seat -> its odd mark, and since when it is seen
-        self.waiting_for_dead: set[int] = set()  # shards whose worker has to be started for a handoff to go on
 
     @property
     def deadlines(self) -> Deadlines:
@@ -123,7 +122,7 @@ class Carrier:
             elif isinstance(action, Release):
                 left.extend(self._release(action, now))
             elif isinstance(action, Respawn):
-                self.waiting_for_dead.add(action.shard)
+                continue  # workers.py starts every dead worker again, whether or not a handoff waits for it
             else:
                 finished.append(action)
         return finished
@@ -167,7 +166,6 @@ class Carrier:
 
     def forget(self, shard: int) -> None:
         self._holds.pop(shard, None)
-        self.waiting_for_dead.discard(shard)
 
     # ---- the phases --------------------------------------------------------------------------------------------------
 

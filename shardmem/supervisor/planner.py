@@ -139,7 +139,6 @@ class Planner:
                 actions += self.handoffs.source_died(shard, now) + self.handoffs.target_died(shard, now)
             elif fact.alive and (not before.alive or before.failed is not None):
                 self.mapper.recover(shard, now) if state is ShardState.FAILED else None
-                self.carrier.waiting_for_dead.discard(shard)
                 actions += self.handoffs.respawned(shard, now)
         self._facts = dict(facts)
         self._long.look({shard: fact.in_hand for shard, fact in facts.items() if fact.alive}, now)
