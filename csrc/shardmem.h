@@ -130,7 +130,7 @@ sm_sender *sm_sender_new(void *control, const sm_geometry *geometry, uint32_t se
 void sm_sender_free(sm_sender *sender);
 void sm_sender_close(sm_sender *sender); /* later calls return SM_CLOSED */
 int sm_sender_link(sm_sender *sender, uint32_t shard, uint64_t generation, void *inbox); /* 1: was linked already */
-int sm_sender_forked(const sm_sender *sender);                   /* 1: it is the parent's */
+int sm_sender_forked(const sm_sender *sender);                                           /* 1: it is the parent's */
 int sm_sender_broken(sm_sender *sender, uint32_t shard);          /* 1: the worker reads this lane no more */
 uint64_t sm_sender_generation(sm_sender *sender, uint32_t shard); /* of the inbox it should be linked to */
 int sm_sender_position(sm_sender *sender, uint32_t shard, uint64_t *tail, uint64_t *head);

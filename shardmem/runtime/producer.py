@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from shardmem.errors import ConfigError, HandlerError, LayoutMismatch, NotRunning, SegmentCorrupt, ShardmemError
-from shardmem.memory.native import REASONS, Pusher, ffi, lib
+from shardmem.memory.native import REASONS, Pusher, borrow, ffi, lib
 from shardmem.memory.segment import control_name, path_of
 from shardmem.runtime.call import DEFAULT, KEPT, MODES, Call, Mode
 from shardmem.runtime.columns import EventColumns, Keys
@@ -139,7 +139,7 @@ class Producer:
         self._expect(records=False)
         memory = bytes_of(payload)
         self._check_size(len(memory), len(key_bytes))
-        data, key_data = ffi.from_buffer(memory), ffi.from_buffer(key_bytes)
+        data, key_data = borrow("uint8_t[]", memory), borrow("uint8_t[]", key_bytes)
         shard, call = ffi.new("uint32_t *"), Call(self, timeout)
         while True:
             status = self._try(
