@@ -7,6 +7,7 @@
 
 #include <locale.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -86,8 +87,18 @@ static void __attribute__((constructor)) make_locale(void) { c_locale = newlocal
 typedef struct decimal {
     unsigned __int128 mantissa;
     int64_t exponent;
-    int negative, is_whole, is_long; /* is_whole: neither point nor exponent; is_long: mantissa does not hold it */
+    int negative, is_whole,
+        is_long; /* is_whole: no exponent, and no fraction but zeros; is_long: mantissa lacks digits */
 } decimal;
+
+static void add_digit(decimal *d, uint64_t *significant, unsigned digit)
+{
+    *significant += *significant || digit;
+    if (*significant > 38)
+        d->is_long = 1;
+    else
+        d->mantissa = d->mantissa * 10 + digit;
+}
 
 static int read_decimal(text t, decimal *d)
 {
@@ -96,21 +107,24 @@ static int read_decimal(text t, decimal *d)
     d->is_whole = 1;
     d->negative = t.n && t.p[0] == '-';
     i += t.n && (t.p[0] == '-' || t.p[0] == '+');
+    uint64_t zeros = 0; /* at the end of the fraction so far */
     for (int fraction = 0; i < t.n; i++) {
         if (t.p[i] == '.' && !fraction) {
             fraction = 1;
-            d->is_whole = 0;
             continue;
         }
         if (!is_digit(t.p[i]))
             break;
         digits++;
-        significant += significant || t.p[i] != '0';
-        if (significant > 38)
-            d->is_long = 1;
-        else
-            d->mantissa = d->mantissa * 10 + (unsigned)(t.p[i] - '0');
-        d->exponent -= fraction;
+        if (fraction && t.p[i] == '0') {
+            zeros++;
+            continue;
+        }
+        d->is_whole &= !fraction;
+        d->exponent -= fraction * (int64_t)(zeros + 1);
+        for (; zeros; zeros--)
+            add_digit(d, &significant, 0);
+        add_digit(d, &significant, (unsigned)(t.p[i] - '0'));
     }
     if (!digits)
         return SM_BAD_NUMBER;
@@ -153,6 +167,16 @@ static int slow_float(text t, const decimal *d, const sm_target *to, double *val
     return SM_GOOD;
 }
 
+/* whether these digits, with no fraction but zeros, say exactly this */
+static int is_exactly(text t, double magnitude)
+{
+    char exact[320];
+    while (t.n && (t.p[0] == '-' || t.p[0] == '+' || t.p[0] == '0'))
+        t.p++, t.n--;
+    uint64_t length = (uint64_t)snprintf(exact, sizeof exact, "%.0f", magnitude);
+    return t.n >= length && !memcmp(t.p, exact, length) && (t.n == length || t.p[length] == '.');
+}
+
 static int put_float(text t, uint8_t value_kind, const sm_target *to, uint8_t *out)
 {
     double value = NAN;
@@ -180,7 +204,8 @@ static int put_float(text t, uint8_t value_kind, const sm_target *to, uint8_t *o
         }
         double magnitude = fabs(value);
         if (d.is_whole && m > UINT64_C(1) << (single ? 24 : 53) &&
-            (d.is_long || magnitude >= 0x1p127 || (unsigned __int128)magnitude != d.mantissa))
+            (d.is_long || magnitude >= 0x1p127 ? !is_exactly(t, magnitude)
+                                               : (unsigned __int128)magnitude != d.mantissa))
             return SM_BAD_EXACT;
     }
     if (to->itemsize == 4) {
@@ -324,9 +349,9 @@ static int put_time(text t, const sm_target *to, int64_t *out)
     int64_t per_second = in_day[to->unit] / 86400, each = 1000000000 / per_second;
     if (nanos % each)
         return SM_BAD_FINE;
-    if (__builtin_mul_overflow(seconds, per_second, out) || __builtin_add_overflow(*out, nanos / each, out))
-        return SM_BAD_RANGE;
-    return SM_GOOD;
+    __int128 ticks = (__int128)seconds * per_second + nanos / each; /* the first second of the range begins before it */
+    *out = (int64_t)ticks;
+    return ticks == *out ? SM_GOOD : SM_BAD_RANGE;
 }
 
 static int put_ticks(text t, uint8_t value, const sm_target *to, uint8_t *out)

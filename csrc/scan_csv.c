@@ -1,9 +1,18 @@
 /* role: none
- * CSV: quotes and line breaks in fields need no other code, inside quotes the bits are passed over.
+ * CSV: quotes and line breaks in fields need no other code, inside quotes the bits are passed over. Records end with LF, CR LF
+ * or CR, in one file too, as they do for the readers of spreadsheets and of Python.
  */
 #include "record.h"
 
-enum csv_mode { AT_START = 0, PLAIN = 1, QUOTED = 2, CLOSED = 3 };
+enum csv_mode { AT_START = 0, PLAIN = 1, QUOTED = 2, CLOSED = 3, COMMENT = 4 };
+
+static int is_line_end(uint8_t c) { return c == '\n' || c == '\r'; }
+
+/* whether a line ends with data[at]: CR LF is one end */
+static int ends_line(const uint8_t *data, uint64_t start, uint64_t at)
+{
+    return data[at] == '\r' || (data[at] == '\n' && (at == start || data[at - 1] != '\r'));
+}
 
 typedef struct csv {
     uint32_t mode, escaped, reason, bad_field;
@@ -55,9 +64,10 @@ static int csv_record(const sm_scan *s, sm_finder *f, csv *c, sm_record *r, int 
         }
         uint8_t b = f->data[at];
         if (c->mode == QUOTED) {
-            c->lines += s->cr ? b == '\r' : b == '\n';
-            if (b != s->quote)
+            if (b != s->quote) {
+                c->lines += (uint64_t)ends_line(f->data, c->opened, at);
                 continue;
+            }
             if (at + 1 < f->bytes && f->data[at + 1] == s->quote) {
                 c->escaped = 1;
                 sm_find(f);
@@ -77,32 +87,45 @@ static int csv_record(const sm_scan *s, sm_finder *f, csv *c, sm_record *r, int 
         } else if (b == s->delimiter) {
             csv_field(s, r, c, at);
             c->from = at + 1;
-        } else if (b == (s->cr ? '\r' : '\n')) {
-            *end = at - (!s->cr && at > (r ? r->start : 0) && f->data[at - 1] == '\r');
+        } else if (is_line_end(b)) {
+            *end = at;
             *next = at + 1;
-            if (*end < c->from)
-                *end = at;
-            csv_field(s, r, c, *end);
+            if (b == '\r' && *next < f->bytes && f->data[*next] == '\n') {
+                ++*next;
+                sm_find(f);
+            }
+            csv_field(s, r, c, at);
             c->lines++;
             return 1;
         }
     }
 }
 
-void sm_scan_csv(sm_scan *s, uint8_t *data, uint64_t bytes, int final, sm_found *found)
+/* behind the comment that begins here, or 0 if it does not end within the data */
+static uint64_t behind_comment(const uint8_t *data, uint64_t start, uint64_t bytes, int final)
 {
-    sm_finder f = {data, 0, bytes, 0, {(uint8_t)s->delimiter, s->cr ? '\r' : '\n', 0, 0}};
-    f.byte[2] = f.byte[3] = s->quote == SM_NOTHING ? f.byte[1] : (uint8_t)s->quote;
-    uint64_t start = 0, end = 0, next = 0;
-    sm_find_from(&f, 0);
+    while (start < bytes && !is_line_end(data[start]))
+        start++;
+    if (start == bytes)
+        return final ? bytes : 0;
+    return start + 1 + (data[start] == '\r' && start + 1 < bytes && data[start + 1] == '\n');
+}
+
+static void csv_records(sm_scan *s, uint8_t *data, uint64_t start, uint64_t bytes, int final, sm_found *found)
+{
+    sm_finder f = {data, 0, bytes, 0, {(uint8_t)s->delimiter, '\r', '\n', '\n'}};
+    f.byte[3] = s->quote == SM_NOTHING ? '\n' : (uint8_t)s->quote;
+    uint64_t end = 0, next = 0;
+    sm_find_from(&f, start);
     while (start < bytes && !sm_full(found)) {
         sm_record r = sm_begin(s, data, found, start);
         csv c = {.from = start};
         if (s->comment != SM_NOTHING && data[start] == s->comment) {
-            const uint8_t *stop = memchr(data + start, s->cr ? '\r' : '\n', bytes - start);
-            if (!stop && !final)
-                break;
-            found->consumed = start = stop ? (uint64_t)(stop - data) + 1 : bytes;
+            if (!(next = behind_comment(data, start, bytes, final))) {
+                found->too_long = bytes - start > s->most;
+                return;
+            }
+            found->consumed = start = next;
             s->line++;
             sm_find_from(&f, start);
             continue;
@@ -114,7 +137,7 @@ void sm_scan_csv(sm_scan *s, uint8_t *data, uint64_t bytes, int final, sm_found 
             }
             r.end = next = bytes;
             sm_refuse(&r, SM_BAD_OPEN, (uint32_t)c.number, c.opened);
-            c.lines += bytes > start && data[bytes - 1] != (s->cr ? '\r' : '\n');
+            c.lines += bytes > start && !is_line_end(data[bytes - 1]);
         } else {
             r.end = end;
             if (c.reason)
@@ -129,15 +152,26 @@ void sm_scan_csv(sm_scan *s, uint8_t *data, uint64_t bytes, int final, sm_found 
     }
 }
 
+void sm_scan_csv(sm_scan *s, uint8_t *data, uint64_t bytes, int final, sm_found *found)
+{
+    if (!bytes)
+        return;
+    found->consumed = s->after_cr && data[0] == '\n'; /* the second half of a line end */
+    csv_records(s, data, found->consumed, bytes, final, found);
+    if (found->consumed)
+        s->after_cr = data[found->consumed - 1] == '\r';
+}
+
+/* byte by byte, for it has to be left and taken up anywhere; such records are rare */
 int sm_skip_csv(sm_scan *s, const uint8_t *data, uint64_t bytes, int first, uint64_t *consumed)
 {
     if (first)
-        s->skip_mode = AT_START;
-    /* byte by byte, for it has to be left and taken up anywhere; such records are rare */
+        s->skip_mode = s->comment != SM_NOTHING && bytes && data[0] == s->comment ? COMMENT : AT_START;
     for (uint64_t i = 0; i < bytes; i++) {
         uint8_t b = data[i];
-        int line_end = b == (s->cr ? '\r' : '\n');
-        s->line += line_end;
+        int ends = b == '\r' || (b == '\n' && !s->after_cr);
+        s->after_cr = b == '\r';
+        s->line += (uint64_t)ends;
         if (s->skip_mode == QUOTED) {
             if (b == s->quote)
                 s->skip_mode = CLOSED;
@@ -145,10 +179,10 @@ int sm_skip_csv(sm_scan *s, const uint8_t *data, uint64_t bytes, int first, uint
             s->skip_mode = QUOTED;
         } else if (b == s->quote && s->skip_mode == AT_START) {
             s->skip_mode = QUOTED;
-        } else if (line_end) {
+        } else if (is_line_end(b)) {
             *consumed = i + 1;
             return 1;
-        } else {
+        } else if (s->skip_mode != COMMENT) {
             s->skip_mode = b == s->delimiter ? AT_START : PLAIN;
         }
     }

@@ -213,7 +213,7 @@ class sm_scan(CData):
     line: int
     searched: int
     skip_mode: int
-    skip_last: int
+    after_cr: int
     def __getitem__(self, at: int) -> sm_scan: ...
 
 class sm_found(CData):

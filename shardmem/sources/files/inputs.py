@@ -180,13 +180,17 @@ class Input:
                 break
         return self.at
 
-    def lines_before(self, offset: int, mark: bytes) -> int:
-        """Of a plain file; elsewhere nobody can tell, and lines are counted from the place."""
+    def lines_before(self, offset: int, ends: tuple[bytes, ...]) -> int:
+        """Of a plain file; elsewhere nobody can tell, and lines are counted from the place. ends: of lines; CR LF is
+        one."""
         if not (self.is_file and self.is_plain):
             return 0
-        lines, at, end = 0, 0, offset + self.skipped
+        lines, at, end, last = 0, 0, offset + self.skipped, b""
         while at < end and (data := os.pread(self.fd, min(1 << 20, end - at), at)):
-            lines, at = lines + data.count(mark), at + len(data)
+            lines, at = lines + sum(map(data.count, ends)), at + len(data)
+            if len(ends) > 1:
+                lines -= (last + data).count(b"\r\n")
+                last = data[-1:]
         return lines
 
     skipped = 0  # bytes of a mark that are not part of the text
