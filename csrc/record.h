@@ -147,11 +147,23 @@ int sm_skip_csv(sm_scan *s, const uint8_t *data, uint64_t bytes, int first, uint
 void sm_scan_lines(sm_scan *s, uint8_t *data, uint64_t bytes, int final, sm_found *found);
 int sm_skip_line(sm_scan *s, const uint8_t *data, uint64_t bytes, uint64_t *consumed);
 
+/* A byte order mark at the start of a record is that of a file that was put behind another. It would be part of a field. */
+static inline void sm_check_mark(sm_record *r)
+{
+    if (r->reason || r->end - r->start < 3 || memcmp(r->data + r->start, "\xef\xbb\xbf", 3) != 0)
+        return;
+    for (uint32_t f = 0; f < r->scan->wanted; f++)
+        if (r->values[f] && r->fields[2 * f] == r->start)
+            sm_refuse(r, SM_BAD_MARK, f, r->start);
+}
+
 /* a record whose fields are known: into the columns, or among the bad ones */
 static inline void sm_take(sm_found *found, sm_record *r, uint64_t line, uint64_t lines)
 {
     const sm_scan *s = r->scan;
     uint64_t i = found->records, key_bytes = 0;
+    if (unlikely(r->start < r->end && r->data[r->start] == 0xef))
+        sm_check_mark(r);
     if (!r->reason && s->key_mode && s->wanted &&
         sm_make_key(r, &found->key_kinds[i], &found->keys[i], &found->key_spans[2 * i]))
         key_bytes = found->key_spans[2 * i + 1] - found->key_spans[2 * i];

@@ -58,7 +58,8 @@ enum sm_bad_reason {
     SM_BAD_FINE = 21,      /* a time of finer resolution than the field */
     SM_BAD_SURROGATE = 22, /* half a surrogate pair */
     SM_BAD_FORM = 23,      /* a line that is not of the format */
-    SM_BAD_SEPARATOR = 24  /* part of a key of several fields, with the byte between the parts in it */
+    SM_BAD_SEPARATOR = 24, /* part of a key of several fields, with the byte between the parts in it */
+    SM_BAD_MARK = 25       /* a field that is wanted begins with a byte order mark, behind the beginning of the file */
 };
 
 typedef struct sm_bad {

@@ -53,18 +53,25 @@ class Reader:
     def poll(self, timeout: float) -> Columns | None:
         """None when nothing came in time; then `ended` says whether that is for ever. Raises SourceError,
         ConfigError."""
+        if self.ended:
+            return None
+        if self.finishing:
+            self.input.follows = False
         if self._scanner is None and not self._begin(timeout):
             self.ended = self._at_end
             return None
         assert self._scanner is not None
         if self._scanner.wants_more and not self._at_end:
             size = self.input.read_into(self._scanner.room(), timeout)
-            if size is None or (size == 0 and self.input.follows and not self.finishing):
+            if size is None or (size == 0 and self.input.follows and not self.input.fault):
                 return None
             self._scanner.add(size)
             self._at_end = size == 0
-        columns = self._scanner.scan(self.name, self._at_end)
+        fault = self.input.fault if self._at_end else None
+        columns = self._scanner.scan(self.name, self._at_end and fault is None)
         self.ended = self._at_end and self._scanner.wants_more
+        if self.ended and fault is not None:
+            columns = self._scanner.cut_off(columns, self.name, fault)
         place = self._scanner.position
         if columns is None and self.ended and place.offset > self._counted:
             columns = Columns(self.name, np.empty(0, "u8"), place)  # what there was besides events is counted, too
@@ -80,7 +87,7 @@ class Reader:
     def _begin(self, timeout: float) -> bool:
         """Reads as far as the header ends; False when that is not there yet."""
         options = self._options
-        while (found := self._header()) is None:
+        while (found := self._header(False)) is None:
             if len(self._head) > HEADER:
                 if options.format not in COLUMNED and not options.skip_lines:
                     found = [], 0, 1, False  # a record too long, if anything
@@ -88,11 +95,14 @@ class Reader:
                 raise ConfigError(f"{self.name} has no line end in its first {HEADER:,} bytes: no header")
             room = memoryview(bytearray(min(1 << 16, self._block)))
             size = self.input.read_into(room, timeout)
-            if size is None or (size == 0 and self.input.follows and not self.finishing):
+            if size is None or (size == 0 and self.input.follows and not self.input.fault):
                 return False
             if size == 0:
-                self._at_end = True
-                if (found := self._header()) is None:
+                self._at_end, fault = True, self.input.fault
+                found = self._header(fault is None or options.format not in COLUMNED)
+                if found is None and fault is not None:
+                    raise SourceError(f"{self.name} {fault}")
+                if found is None:
                     return False
                 break
             self._head += room[:size]
@@ -102,10 +112,10 @@ class Reader:
         self._open(names if options.format in COLUMNED else None, offset, line, cr)
         return True
 
-    def _header(self) -> tuple[list[str], int, int, bool] | None:
+    def _header(self, final: bool) -> tuple[list[str], int, int, bool] | None:
         """(names, where what comes next begins, its line, whether lines end with CR alone); None: more has to be
         read."""
-        options, head, final = self._options, bytes(self._head), self._at_end
+        options, head = self._options, bytes(self._head)
         columned, at, line, cr = options.format in COLUMNED, 0, 1, False
         if not columned:
             ends = _ends_with_cr(head, final)
