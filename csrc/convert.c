@@ -94,10 +94,12 @@ typedef struct decimal {
 static void add_digit(decimal *d, uint64_t *significant, unsigned digit)
 {
     *significant += *significant || digit;
-    if (*significant > 38)
+    if (*significant > 38) {
         d->is_long = 1;
-    else
+        d->exponent++;
+    } else {
         d->mantissa = d->mantissa * 10 + digit;
+    }
 }
 
 static int read_decimal(text t, decimal *d)
@@ -177,6 +179,80 @@ static int is_exactly(text t, double magnitude)
     return t.n >= length && !memcmp(t.p, exact, length) && (t.n == length || t.p[length] == '.');
 }
 
+/* how the digits compare with a magnitude that is so many 2^-25 */
+static int compare(const decimal *d, uint64_t magnitude)
+{
+    unsigned __int128 ours = d->mantissa,
+                      theirs = (unsigned __int128)magnitude * UINT64_C(298023223876953125); /* 5^25 */
+    unsigned __int128 power = 1;
+    for (int64_t k = d->exponent + 25; k > 0; k--) /* both are near each other: neither can overflow */
+        ours *= 10;
+    for (int64_t k = d->exponent + 25; k < 0; k++)
+        power *= 10;
+    if (ours / power != theirs)
+        return ours / power > theirs ? 1 : -1;
+    return ours % power || d->is_long;
+}
+
+/* The half nearest to the digits, of which value is the nearest double: between two halves, the double may hide on which
+ * side the digits are. */
+static double nearest_half(double value, const decimal *d)
+{
+    int exponent;
+    double magnitude = fabs(value);
+    frexp(magnitude, &exponent);
+    const double step = ldexp(1, exponent > -13 ? exponent - 11 : -24);
+    if (magnitude >= 0x1p17)
+        return value;
+    uint64_t down = (uint64_t)(magnitude / step);
+    double rest = magnitude / step - (double)down;
+    int side = rest == 0.5 ? compare(d, (uint64_t)(magnitude * 0x1p25)) : rest > 0.5 ? 1 : -1;
+    magnitude = (double)(down + (side > 0 || (!side && down & 1))) * step;
+    return signbit(value) ? -magnitude : magnitude;
+}
+
+static uint16_t half_bits(double value)
+{
+    const uint16_t sign = signbit(value) ? 0x8000 : 0;
+    double magnitude = fabs(value);
+    int exponent;
+    if (isnan(value))
+        return 0x7e00;
+    if (isinf(value))
+        return sign | 0x7c00;
+    if (magnitude < 0x1p-14)
+        return sign | (uint16_t)(magnitude * 0x1p24);
+    double part = frexp(magnitude, &exponent);
+    return sign | (uint16_t)((exponent + 14) << 10) | (uint16_t)(part * 0x1p11 - 0x1p10);
+}
+
+static int nearest(text t, const decimal *d, const sm_target *to, double *value)
+{
+    const uint64_t m = d->mantissa >> 64 || d->is_long ? UINT64_MAX : (uint64_t)d->mantissa;
+    const int64_t e = d->exponent;
+    int reason = SM_GOOD;
+    if (to->itemsize != 4 && m <= UINT64_C(1) << 53 && e >= -22 && e <= 22) { /* both exact, so one rounding */
+        *value = e < 0 ? (double)m / tens[-e] : (double)m * tens[e];
+        *value = d->negative ? -*value : *value;
+    } else if (to->itemsize == 4 && m <= UINT64_C(1) << 24 && e >= -10 && e <= 10) {
+        float exact = e < 0 ? (float)m / (float)tens[-e] : (float)m * (float)tens[e];
+        *value = d->negative ? -exact : exact;
+    } else if ((reason = slow_float(t, d, to, value)) != SM_GOOD) {
+        return reason;
+    }
+    if (to->itemsize == 2) {
+        *value = nearest_half(*value, d);
+        if (fabs(*value) > 65504 || (*value == 0 && m))
+            return SM_BAD_RANGE;
+    }
+    double magnitude = fabs(*value);
+    const int bits = to->itemsize == 8 ? 53 : to->itemsize == 4 ? 24 : 11;
+    if (d->is_whole && m > UINT64_C(1) << bits &&
+        (d->is_long || magnitude >= 0x1p127 ? !is_exactly(t, magnitude) : (unsigned __int128)magnitude != d->mantissa))
+        return SM_BAD_EXACT;
+    return SM_GOOD;
+}
+
 static int put_float(text t, uint8_t value_kind, const sm_target *to, uint8_t *out)
 {
     double value = NAN;
@@ -188,32 +264,14 @@ static int put_float(text t, uint8_t value_kind, const sm_target *to, uint8_t *o
     } else {
         decimal d;
         int reason = read_decimal(t, &d);
+        if (reason == SM_GOOD)
+            reason = nearest(t, &d, to, &value);
         if (reason != SM_GOOD)
             return reason;
-        const int single = to->itemsize == 4;
-        const uint64_t m = d.mantissa >> 64 || d.is_long ? UINT64_MAX : (uint64_t)d.mantissa;
-        if (!single && m <= UINT64_C(1) << 53 && d.exponent >= -22 &&
-            d.exponent <= 22) { /* both exact, so one rounding */
-            value = d.exponent < 0 ? (double)m / tens[-d.exponent] : (double)m * tens[d.exponent];
-            value = d.negative ? -value : value;
-        } else if (single && m <= UINT64_C(1) << 24 && d.exponent >= -10 && d.exponent <= 10) {
-            float exact = d.exponent < 0 ? (float)m / (float)tens[-d.exponent] : (float)m * (float)tens[d.exponent];
-            value = d.negative ? -exact : exact;
-        } else if ((reason = slow_float(t, &d, to, &value)) != SM_GOOD) {
-            return reason;
-        }
-        double magnitude = fabs(value);
-        if (d.is_whole && m > UINT64_C(1) << (single ? 24 : 53) &&
-            (d.is_long || magnitude >= 0x1p127 ? !is_exactly(t, magnitude)
-                                               : (unsigned __int128)magnitude != d.mantissa))
-            return SM_BAD_EXACT;
     }
-    if (to->itemsize == 4) {
-        float single = (float)value;
-        memcpy(out, &single, 4);
-    } else {
-        memcpy(out, &value, 8);
-    }
+    const float single = (float)value;
+    const uint16_t half = to->itemsize == 2 ? half_bits(value) : 0;
+    memcpy(out, to->itemsize == 8 ? (void *)&value : to->itemsize == 4 ? (void *)&single : (void *)&half, to->itemsize);
     return SM_GOOD;
 }
 

@@ -54,7 +54,7 @@ void sm_scan_lines(sm_scan *s, uint8_t *data, uint64_t bytes, int final, sm_foun
         int counts = s->blank || r.end > start;
         if (counts && s->format == SM_FORMAT_JSON) {
             uint64_t i = start;
-            while (i < r.end && sm_is_blank(data[i]))
+            while (i < r.end && (data[i] == ' ' || data[i] == '\t' || data[i] == '\r'))
                 i++;
             counts = i < r.end;
         }

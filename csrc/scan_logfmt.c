@@ -25,8 +25,10 @@ int sm_logfmt_fields(sm_record *r)
             from = ++j->p;
             if (j->p < j->end && *j->p == '"') {
                 from = ++j->p;
-                if (!(escaped = sm_string(j)))
+                if (!(escaped = sm_string(j))) {
+                    r->reason = r->reason == SM_BAD_SYNTAX ? SM_BAD_FORM : r->reason;
                     return 0;
+                }
                 to = j->p - 1;
                 if (j->p < j->end && !sm_is_blank(*j->p))
                     return sm_bad_text(j, SM_BAD_FORM);

@@ -260,7 +260,7 @@ def test_log_formats_have_fields_by_name_and_the_line_as_payload(read, form, lin
 )
 def test_a_line_that_is_not_of_its_format_is_named(read, form, line, key):
     events, (bad,) = read(line + b"\n", format=form, key=key)
-    assert not events and "line 1: " in bad.text
+    assert not events and f"line 1: is not {form}" in bad.text and "not of the format" == bad.reason
 
 
 def test_decompressing_never_takes_more_memory_than_a_block_at_a_time(read):
