@@ -213,7 +213,7 @@ class sm_scan(CData):
     line: int
     searched: int
     skip_mode: int
-    skip_last: int
+    after_cr: int
     def __getitem__(self, at: int) -> sm_scan: ...
 
 class sm_found(CData):
@@ -407,6 +407,7 @@ class Lib:
     SM_BAD_SURROGATE: int
     SM_BAD_FORM: int
     SM_BAD_SEPARATOR: int
+    SM_BAD_MARK: int
     def sm_geometry_complete(self, geometry: sm_geometry, /) -> int: ...
     def sm_control_ranges(self, geometry: sm_geometry, offsets: Integers, lengths: Integers, /) -> int: ...
     def sm_control_format(self, control: CData, geometry: sm_geometry, /) -> int: ...
