@@ -17,6 +17,8 @@ from typing import Any
 
 from shardmem.errors import ConfigError, HandlerError
 from shardmem.runtime.batch import Batch, slot_of
+from shardmem.runtime.forked import end_if_forked
+from shardmem.text import of_error
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,8 @@ class HandlerRef:
             shared = self.pickled is None and not inspect.isclass(found)
             if inspect.isclass(found):
                 found = found()
-        except Exception as error:
-            text = f"handler {self.name!r} cannot be loaded: {type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:
+            text = f"handler {self.name!r} cannot be loaded: {of_error(error)}"
             if isinstance(error, ModuleNotFoundError) and error.name == self.name.partition(":")[0].partition(".")[0]:
                 text += (
                     f". Workers look in {os.getcwd()} and where Python looks: start in the directory that {error.name} "
@@ -154,9 +156,10 @@ class HandlerRef:
 
     def _find(self) -> Any:
         if self.pickled is None:
-            for entry in reversed(self.main.get("sys_path", [])):
-                if entry not in sys.path:
-                    sys.path.insert(0, entry)
+            wanted = self.main.get(
+                "sys_path", []
+            )  # in its order: put first, one of site-packages would hide the standard
+            sys.path[:] = [*wanted, *(entry for entry in sys.path if entry not in wanted)]
             module, _, name = self.name.partition(":")
             found: Any = importlib.import_module(module)
             for part in name.split("."):
@@ -262,5 +265,18 @@ def wants_to_know(handler: Any) -> bool:
 
 
 def optional(handler: Handler, method: str) -> Callable[..., Any]:
-    """A method that classes which do not derive from ours may lack."""
-    return getattr(handler, method, lambda *_: None)
+    """A method that classes which do not derive from ours may lack. It may fork, as `handle` may."""
+    found: Callable[..., Any] | None = getattr(handler, method, None)
+    if found is None:
+        return lambda *_: None
+
+    def call(*values: Any) -> Any:
+        try:
+            returned = found(*values)
+        except BaseException as error:
+            end_if_forked(error)
+            raise
+        end_if_forked()
+        return returned
+
+    return call

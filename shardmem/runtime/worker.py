@@ -24,11 +24,15 @@ from shardmem.memory.reader import Reader
 from shardmem.runtime import logs
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.checkpoint import Checkpointed, Commit, Immediate
-from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, read_orders
+from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, begin, read_orders
 from shardmem.runtime.failures import Failures, OnError
+from shardmem.runtime.forked import end_if_forked, fence
 from shardmem.runtime.handler import Context, Handler, HandlerRef, is_stateful, optional, wants_to_know
 from shardmem.runtime.moves import Moves
 from shardmem.runtime.state import StateStore
+from shardmem.text import of_error
+
+LONGEST_TRACE = 20_000  # characters of a traceback that is reported: its texts may be of any length
 
 log = logging.getLogger("shardmem.worker")
 
@@ -47,6 +51,7 @@ class Worker:
         self._lease = held
         control.enter_worker(shard)
         self._inbox = control.open_inbox(shard)
+        fence(control.segment, self._inbox.segment)
         self.reader = Reader.open(control, self._inbox, batch_rows)
         self.batch = ffi.new("sm_batch *")
         self._scratch = Scratch()
@@ -87,9 +92,11 @@ class Worker:
             work = Batch(schema, slots, shard, batch, scratch)
             try:
                 commit.handler.handle(work)
-            except Exception as error:
+            except BaseException as error:  # sys.exit and asyncio's cancellation too: it is the event that does it
+                end_if_forked(error)
                 failures.raised(work, error)
                 continue
+            end_if_forked()
             work._end()
             if not handled():
                 log.error("shard %d: a frame changed under the batch in hand; its lane moves no further", shard)
@@ -109,14 +116,15 @@ class Worker:
 
 
 def main() -> int:
+    begin()
     arm_from_environment()
-    faulthandler.enable()  # where a handler was that crashes the process
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # a supervisor that finds it stuck wants to know where
     if (told := read_orders(WorkerOrders)) is None:
         return ExitCode.BOOT  # its supervisor was killed before it could say for what; the next one starts another
     orders, reports = told
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
+    os.close(nothing)
     settings = orders.settings
     logs.set_up(settings["log_format"], settings["log_level"], orders.engine, orders.shard)
     worker = None
@@ -139,7 +147,7 @@ def main() -> int:
         log.error("%s", with_hint(error))
         reports.say(boot_failed=with_hint(error))
         return ExitCode.ALREADY
-    except Exception as error:
+    except BaseException as error:  # sys.exit("no DATABASE_URL") is a reason like any other
         return _boot_failure(worker, reports, error)
 
     moves = Moves(worker.control, worker.shard, worker.reader, commit, reports.say)
@@ -169,7 +177,7 @@ def main() -> int:
     except AlreadyRunning as error:  # its words in shared memory are another's by now
         log.error("%s", with_hint(error))
         return ExitCode.ALREADY
-    except Exception as error:
+    except BaseException as error:
         return _failure(worker, reports, error)
     worker.set_phase("stopped")
     return ExitCode.OK
@@ -185,6 +193,7 @@ def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) 
         logging.getLogger(f"shardmem.handler.{worker.shard}"),
         f"{control.geometry.engine_id:016x}",
     )
+    logs.keep()
 
     def opened() -> Handler:
         handler = reference.load()
@@ -198,9 +207,9 @@ def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) 
     return Checkpointed(control, worker.shard, worker.reader, handler, store, settings["checkpoint_interval"], opened)
 
 
-def _failure(worker: Worker, reports: Reports, error: Exception) -> int:
+def _failure(worker: Worker, reports: Reports, error: BaseException) -> int:
     of_user = isinstance(error, (HandlerError, BatchEscaped))
-    text = with_hint(error) if of_user else f"{type(error).__name__}: {error}"
+    text = with_hint(error) if of_user else of_error(error)
     worker.say_error(text)
     worker.set_phase("failed")
     log.error("%s", text, exc_info=error.__cause__ or error)
@@ -208,13 +217,13 @@ def _failure(worker: Worker, reports: Reports, error: Exception) -> int:
     return ExitCode.FAILED
 
 
-def _boot_failure(worker: Worker | None, reports: Reports, error: Exception) -> int:
-    text = with_hint(error) if isinstance(error, ShardmemError) else f"{type(error).__name__}: {error}"
+def _boot_failure(worker: Worker | None, reports: Reports, error: BaseException) -> int:
+    text = with_hint(error) if isinstance(error, ShardmemError) else of_error(error)
     cause = error.__cause__ or error
     trace = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
     log.error("cannot start: %s", text, exc_info=cause)
     if worker is not None:
         worker.say_error(text)
         worker.set_phase("failed")
-    reports.say(boot_failed=text, traceback=trace)
+    reports.say(boot_failed=text, traceback=trace[-LONGEST_TRACE:])
     return ExitCode.BOOT

@@ -19,6 +19,7 @@ from shardmem.errors import AlreadyRunning, ConfigError, LayoutMismatch, Shardme
 from shardmem.http.server import Api
 from shardmem.runtime.child import ExitCode
 from shardmem.runtime.handler import HandlerRef
+from shardmem.runtime.streams import Terminal
 from shardmem.status.document import Status
 from shardmem.supervisor.background import Background
 from shardmem.supervisor.commands import Commands
@@ -54,7 +55,7 @@ class Supervisor:
         self._config, self._handler, self._notify = config, handler, notify or Notify()
         self._keep_unfinished, self._on_ready, self._read_again = keep_unfinished, on_ready, read_again
         self._on_created, self._on_removed = on_created, on_removed
-        self._life = Life()
+        self._life, self._terminal = Life(), Terminal()
         self._api = Api(config.name, config.http_port, config.http_token)
         self.outcome: Status | None = None
 
@@ -146,6 +147,8 @@ class Supervisor:
         def received(number: int) -> None:
             if number not in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
                 self._life.request_stop(now=number != signal.SIGTERM)
+            elif number == signal.SIGHUP and self._terminal.is_gone:
+                log.warning("the terminal was closed; the engine goes on, as it would with nohup")
             elif self._life.has_run and number == signal.SIGHUP:
                 background.start("the reload", replacements.reload())
             elif self._life.has_run:

@@ -145,6 +145,7 @@ class Workers:
                 config.name,
                 shard,
                 handler,
+                spare=None,
                 settings=config.worker_settings(),
                 ended=past.last_exit,
                 forgiven=past.forgiven,
