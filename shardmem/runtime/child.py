@@ -91,7 +91,8 @@ class SourceOrders(_Orders):
 @dataclass(frozen=True)
 class WorkerOrders(_Orders):
     """settings: Config.worker_settings(). ended: how the last life of the shard ended, if it did not end in good order.
-    forgiven: attempts of earlier lives do not count."""
+    forgiven: attempts of earlier lives do not count. descriptors: its soft limit of them. spare: it imports
+    the handler, and waits for its real orders."""
 
     handler: HandlerRef
     engine: str
@@ -99,6 +100,8 @@ class WorkerOrders(_Orders):
     settings: dict[str, Any]
     ended: str | None = None
     forgiven: bool = False
+    descriptors: int | None = None
+    spare: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ class Child:
         with contextlib.suppress(BrokenPipeError):  # it died already; whoever waits for it hears of that
             self.stdin.write(orders.to_json(self._write_end))
             self.stdin.flush()
-            if not self._lifeline:
+            if not self._lifeline and not getattr(orders, "spare", False):
                 self.stdin.close()
 
     def poll(self) -> int | None:
@@ -280,6 +283,7 @@ class Report(TypedDict, total=False):
 
     ready: bool
     status: Any  # [supervisor] the status document
+    prepared: bool  # [worker] a spare that has imported all
     failed: str  # [worker] the handler failed
     boot_failed: str
     traceback: str

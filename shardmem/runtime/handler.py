@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import importlib
 import inspect
@@ -154,6 +155,16 @@ class HandlerRef:
         _check_call(found, self.name)
         return _Function(found)
 
+    def prepare(self) -> None:
+        """Import what `load` will need. What goes wrong does so again there, and is told then."""
+        with contextlib.suppress(BaseException):
+            if self.pickled is None:
+                self._find()
+            else:
+                self._find_main()
+                if not self.name.startswith("__"):
+                    importlib.import_module(self.name.partition(":")[0])
+
     def _find(self) -> Any:
         if self.pickled is None:
             wanted = self.main.get(
@@ -165,6 +176,10 @@ class HandlerRef:
             for part in name.split("."):
                 found = getattr(found, part)
             return found
+        self._find_main()
+        return pickle.loads(base64.b64decode(self.pickled))
+
+    def _find_main(self) -> None:
         if self.main:
             from multiprocessing import spawn
 
@@ -178,7 +193,6 @@ class HandlerRef:
                     _import_main_of_package(self.main["init_main_from_name"])
             finally:
                 process._inheriting = False
-        return pickle.loads(base64.b64decode(self.pickled))
 
 
 def importing_main() -> bool:
@@ -201,6 +215,9 @@ def _import_main_of_package(name: str) -> None:
     starter."""
     import runpy
     import types
+
+    if sys.modules["__main__"] is sys.modules.get("__mp_main__"):  # it was imported to prepare
+        return
 
     main = types.ModuleType("__mp_main__")
     main.__dict__.update(runpy.run_module(name, run_name="__mp_main__", alter_sys=True))

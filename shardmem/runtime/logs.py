@@ -173,6 +173,12 @@ def keep() -> None:
             logger.__class__ = _Ours
 
 
+def move(shard: int) -> None:
+    """From here on these are the records of this shard."""
+    if _who is not None:
+        _who.shard = shard
+
+
 def incarnate(incarnation: int) -> None:
     """From here on records say in which life of the shard, or of the supervisor, they were made."""
     if _who is not None:

@@ -30,7 +30,7 @@ class _Lasting(io.FileIO):
             return super().write(data)
         except OSError as error:
             if error.errno in _GONE:
-                _open_null(self.fileno())
+                open_null(self.fileno())
             elif error.errno not in _FULL:
                 raise
             return memoryview(data).nbytes
@@ -39,7 +39,7 @@ class _Lasting(io.FileIO):
 def settle() -> None:
     """Called by every process of ours that lives long, before it opens anything."""
     for descriptor in _closed():
-        _open_null(descriptor)
+        open_null(descriptor)
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)
     sys.stdout, sys.stderr = _lasting(sys.stdout, 1), _lasting(sys.stderr, 2)
@@ -50,7 +50,7 @@ def occupied() -> Iterator[None]:
     """For the block, closed standard streams are /dev/null: a pipe that is made inside is none of them."""
     filled = _closed()
     for descriptor in filled:
-        _open_null(descriptor)
+        open_null(descriptor)
     try:
         yield
     finally:
@@ -88,7 +88,8 @@ def _closed() -> list[int]:
     return found
 
 
-def _open_null(descriptor: int) -> None:
+def open_null(descriptor: int) -> None:
+    """It is /dev/null from here on, and inherited."""
     null = os.open(os.devnull, os.O_RDWR)
     if null != descriptor:
         os.dup2(null, descriptor)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
-import os
+import resource
 import signal
 import time
 import traceback
@@ -21,7 +21,7 @@ from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import arm_from_environment, ffi
 from shardmem.memory.reader import Reader
-from shardmem.runtime import logs
+from shardmem.runtime import logs, streams
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.checkpoint import Checkpointed, Commit, Immediate
 from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, begin, read_orders
@@ -119,18 +119,15 @@ def main() -> int:
     begin()
     arm_from_environment()
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # a supervisor that finds it stuck wants to know where
-    if (told := read_orders(WorkerOrders)) is None:
-        return ExitCode.BOOT  # its supervisor was killed before it could say for what; the next one starts another
-    orders, reports = told
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    settings = orders.settings
-    logs.set_up(settings["log_format"], settings["log_level"], orders.engine, orders.shard)
-    worker = None
     # A terminal's Ctrl-C and its end go to the whole process group; the supervisor decides what they mean for workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if (told := _orders()) is None:
+        return ExitCode.BOOT  # its supervisor was killed before it could say for what; the next one starts another
+    orders, reports = told
+    streams.open_null(0)
+    settings = orders.settings
+    worker = None
     try:
         worker = Worker(
             ControlSegment.attach(orders.engine),
@@ -181,6 +178,25 @@ def main() -> int:
         return _failure(worker, reports, error)
     worker.set_phase("stopped")
     return ExitCode.OK
+
+
+def _orders() -> tuple[WorkerOrders, Reports] | None:
+    """Those of a spare tell what it will be; when it is needed, it gets others."""
+    told = read_orders(WorkerOrders)
+    if told is None:
+        return None
+    orders, settings = told[0], told[0].settings
+    if orders.descriptors is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (orders.descriptors, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    logs.set_up(settings["log_format"], settings["log_level"], orders.engine, orders.shard)
+    if orders.spare:
+        logs.keep()
+        orders.handler.prepare()
+        told[1].say(prepared=True)
+        told = read_orders(WorkerOrders)
+    if told is not None:
+        logs.move(told[0].shard)
+    return told
 
 
 def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) -> Commit:

@@ -7,11 +7,9 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
 
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.runtime.child import KINDS, Child, Report, WorkerOrders
-from shardmem.runtime.handler import HandlerRef
 
 LEASE_POLL = 0.05
 
@@ -51,25 +49,20 @@ class WorkerProcess(_Signalled):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        engine: str,
-        shard: int,
-        handler: HandlerRef,
-        *,
+        orders: WorkerOrders,
         spare: Child | None,
-        settings: dict[str, Any],
-        ended: str | None,
-        forgiven: bool,
+        *,
         on_report: Callable[[WorkerProcess, Report], None],
         on_exit: Callable[[WorkerProcess], None],
     ) -> None:
-        self.shard = shard
+        self.shard = orders.shard
         self.spawned_at = time.monotonic()
         self.exit_code: int | None = None
         self.failure: str | None = None
         self.ready = self.stopped_as_ordered = False
         self._loop, self._on_report, self._on_exit = loop, on_report, on_exit
         self._child = spare or Child("worker")
-        self._child.order(WorkerOrders(handler, engine, shard, settings, ended, forgiven))
+        self._child.order(orders)
         self._reports, self.pid, self._pidfd = self._child.reports, self._child.pid, self._child.pidfd
         loop.add_reader(self._reports, self._read)
         loop.add_reader(self._pidfd, self._exited)
