@@ -92,6 +92,7 @@ int sm_inbox_check(const void *inbox, uint64_t bytes, const sm_geometry *geometr
 /* ---- leases: who lives is the kernel's word [any] ----------------------------------------------------- */
 int sm_lease_take(int fd, uint64_t byte); /* 0 taken, 1 somebody holds it, -errno */
 int sm_lease_held(int fd, uint64_t byte); /* 0 free, 1 held by another description, -errno */
+int sm_read_only(void *address, uint64_t bytes); /* from here on this process cannot write there; -1: errno */
 
 /* ---- hash and routing [any] --------------------------------------------------------------------------- */
 uint64_t sm_xxh64(const void *data, uint64_t bytes, uint64_t seed);
