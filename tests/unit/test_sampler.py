@@ -86,7 +86,7 @@ def test_slots_have_what_handling_took_and_costly_ones_most_of_it(loopback):
         dear = 1 + turn % 3
         producer.push_many(["dear"] * dear + [cheap] * 3, [b""] * (dear + 3))
         assert engine.take() is not None
-        time.sleep(dear / 1000)
+        time.sleep(dear / 250)  # long beside what a busy machine adds to it
         engine.commit()
     busy_ns = engine.control.busy_by_slot()
     assert busy_ns.sum() == engine.control.view_shard(0).busy_ns, "every batch was long enough to be measured"
