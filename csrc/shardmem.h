@@ -94,6 +94,7 @@ int sm_lease_take(int fd, uint64_t byte); /* 0 taken, 1 somebody holds it, -errn
 void *sm_lease_keep(int fd, int *error);  /* what is locked by it stays so when it is closed; NULL: errno */
 void sm_lease_release(void *keeper);      /* not in a forked child, which has no copy */
 int sm_lease_held(int fd, uint64_t byte); /* 0 free, 1 held by another description, -errno */
+int sm_read_only(void *address, uint64_t bytes); /* from here on this process cannot write there; -1: errno */
 
 /* ---- hash and routing [any] --------------------------------------------------------------------------- */
 uint64_t sm_xxh64(const void *data, uint64_t bytes, uint64_t seed);

@@ -22,7 +22,7 @@ from shardmem.client.shard_news import NewsReader, OnShard, ShardNews
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
-from shardmem.runtime.child import Report, ReportReader, SupervisorOrders, launch
+from shardmem.runtime.child import Child, Report, ReportReader, SupervisorOrders, launch
 from shardmem.runtime.handler import HandlerRef, importing_main
 from shardmem.runtime.producer import Producer, ProducerOptions
 from shardmem.status.document import Status, Where
@@ -81,7 +81,7 @@ class Engine(ControlCalls):
         self.name = name if name is not None else f"engine-{os.getpid()}-{secrets.token_hex(3)}"
         self._config = Config.of(name=self.name, handler=handler, **settings)
         self._handler = HandlerRef.of(handler)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
         self._reports: ReportReader | NewsReader
         self._news = ShardNews(on_shard_created, on_shard_removed)
         self._control: ControlSegment | None = None
@@ -121,8 +121,8 @@ class Engine(ControlCalls):
             keep_unfinished=self._named,
             tell_shards=self._news.is_wanted,
         )
-        self._process, reports = launch("supervisor", orders)
-        self._reports = self._news.read(reports)
+        self._process = launch("supervisor", orders)
+        self._reports = self._news.read(self._process.reports)
         # Not collected before its end of the lifeline is closed: an engine that is forgotten drains and ends too.
         weakref.finalize(self, _close_lifeline, self._process)
         weakref.finalize(self, self._news.tell, None)
@@ -167,12 +167,7 @@ class Engine(ControlCalls):
     def supervisor_pidfd(self) -> int | None:
         with self._reviving:
             assert self._process is not None
-            if self._process.poll() is not None:
-                return None
-            try:
-                return os.pidfd_open(self._process.pid)
-            except ProcessLookupError:
-                return None
+            return os.dup(self._process.pidfd) if self._process.poll() is None else None
 
     def revive(self) -> bool:
         """Changes nothing but the supervisor: other threads are using the rest."""
@@ -368,8 +363,8 @@ class Engine(ControlCalls):
         raise ShardmemError(f"the supervisor of engine {self.name!r} {how}", hint="See its standard error")
 
 
-def _close_lifeline(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None and not process.stdin.closed:
+def _close_lifeline(process: Child) -> None:
+    if not process.stdin.closed:
         try:
             process.stdin.write(b"stop\n")  # the end of the file alone waits for copies in other processes
             process.stdin.close()
@@ -381,7 +376,7 @@ def _forget_in_child() -> None:
     """A forked child is not the parent: its copy of the lifeline must neither keep the engine alive nor end it."""
     for engine in list(_running):
         engine._inherited = True
-        if engine._process is not None and engine._process.stdin is not None and not engine._process.stdin.closed:
+        if engine._process is not None and not engine._process.stdin.closed:
             engine._process.stdin.close()
 
 
