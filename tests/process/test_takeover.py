@@ -485,7 +485,8 @@ def test_an_embedded_engine_may_end_while_threads_look_at_it(rig: Rig, engine_na
     ended.set()
     for thread in threads:
         thread.join(LONG)
-    assert engine.status()["supervisor"]["alive"] is False
+        assert not thread.is_alive()
+    assert segments_of(engine_name) == []
 
 
 def test_a_child_forked_inside_the_block_does_not_revive_the_engine_of_its_parent(engine_name: str) -> None:
