@@ -36,6 +36,7 @@ SHARD = {
     "crashes": 0,
     "recent_crashes": 0,
     "last_exit": None,
+    "restarting_in_s": None,
     "broken_lanes": [],
 }
 WELL = {
