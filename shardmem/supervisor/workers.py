@@ -350,7 +350,7 @@ class Workers:
         past.recent.append(past.ended_at)
         self._spares.died(shard)
         verdict = self._restarts.ended(shard, life, time.monotonic())
-        is_news = verdict.failed is None and bool(worker.failure) and past.cannot_boot is None
+        is_news = not life.ready and verdict.failed is None and bool(worker.failure) and past.cannot_boot is None
         if not life.ready and (worker.failure or verdict.failed):
             past.cannot_boot, past.logged_reason = worker.failure or verdict.failed, bool(worker.failure)
         if verdict.failed is not None:

@@ -23,6 +23,7 @@ CANNOT_LOAD = {
     "support.handlers.failing:FailingToOpen": "the warehouse is closed",
     "broken_module_of_ours:handle": "SyntaxError",
     "raising_module_of_ours:handle": "ZeroDivisionError",
+    "exiting_module_of_ours:handle": "SystemExit: no DATABASE_URL",
 }
 
 
@@ -48,6 +49,7 @@ def test_a_handler_that_cannot_start_is_a_clear_error_and_leaves_nothing(
     monkeypatch.syspath_prepend(rig.directory)
     rig.tell("broken_module_of_ours.py", "def handle(:\n")
     rig.tell("raising_module_of_ours.py", "1 / 0\n")
+    rig.tell("exiting_module_of_ours.py", "raise SystemExit('no DATABASE_URL')\n")
     with pytest.raises(shardmem.HandlerError, match=f"shard . cannot start.*{re.escape(reason)}"):
         rig.engine(engine_name, handler=handler, shards=2).start()
     assert segments_of(engine_name) == []
