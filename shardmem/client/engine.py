@@ -83,6 +83,7 @@ class Engine(ControlCalls):
         self._last: Status | None = None
         self._commands: Client | None = None
         self._reviving = threading.Lock()
+        self._producers: weakref.WeakSet[Producer] = weakref.WeakSet()
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
@@ -144,6 +145,7 @@ class Engine(ControlCalls):
             )
         if self._control is None:  # stopped before
             return self.status()
+        self._end_producers()
         for _ in range(REVIVALS):
             self._revive()
             if self._process.poll() is None:
@@ -181,7 +183,9 @@ class Engine(ControlCalls):
     def producer(self, **options: Unpack[ProducerOptions]) -> Producer:
         """A producer of this engine; options as of Producer. Other processes use `shardmem.connect(engine.name)`."""
         defaults: Any = {"backpressure": self._config.backpressure, "spin_us": self._config.spin_us}
-        return Producer(self.name, **(defaults | options))
+        producer = Producer(self.name, **(defaults | options))
+        self._producers.add(producer)
+        return producer
 
     def status(self) -> Status:
         """What `shardmem status --json` prints. After the end of the engine: the last one."""
@@ -232,7 +236,13 @@ class Engine(ControlCalls):
             self._observer.close()
             self._control.close()
             self._control = None
+        self._end_producers()
         self._news.finish()
+
+    def _end_producers(self) -> None:
+        """They are not to wait for an engine that this program has ended."""
+        for producer in list(self._producers):
+            producer._end_with_engine()
 
     def _clean_up(self) -> None:
         """No supervisor will be: end the workers, who would go on without it, and an engine that nobody can name."""

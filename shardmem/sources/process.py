@@ -69,7 +69,7 @@ class SourceProcess:
         self._tell()
         threading.Thread(target=self._tell_again, daemon=True).start()
         try:
-            with connect(orders.engine, backpressure="block", wait=30.0) as producer:
+            with connect(orders.engine, backpressure="block", wait=30.0, reconnect=False) as producer:
                 (settings,) = sources_in(orders.source, producer.schema)
                 return self._feed(producer, settings)
         except NotRunning as error:
