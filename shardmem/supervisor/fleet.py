@@ -131,6 +131,15 @@ class Fleet:
             self.planner.progress(now)
         self.conditions.look()
 
+    def finish_handoffs(self, now: float) -> None:
+        """The engine stops: handoffs under way go on, because targets keep events of their slots back; none begins."""
+        self.planner.learn(self.shards.facts(), now)
+        self.planner.finish(now)
+
+    def unreachable(self) -> set[int]:
+        """Failed shards, and those that keep events back for a handoff from one that has failed."""
+        return self.planner.unreachable()
+
     def tick(self, now: float) -> ScalingDecision:
         """The same with a look at the load, four times a second; what the policy says then."""
         self.planner.learn(self.shards.facts(), now)

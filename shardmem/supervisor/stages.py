@@ -27,6 +27,7 @@ from shardmem.supervisor.takeover import Takeover
 STOP_GRACE = 5.0
 STOP_POLL = 0.05
 DRAIN_POLL = 0.005
+KEPT_GRACE = 5.0  # seconds without a batch or an event handled: what such a shard has left is what it keeps back
 
 log = logging.getLogger("shardmem.supervisor")
 
@@ -49,6 +50,7 @@ class Stages:
         self._loop, self._background, self._api, self._notify = loop, background, api, notify
         self._on_ready = on_ready
         self._sources = Sources(fleet.config)
+        self._kept: dict[int, tuple[int, float]] = {}  # events in flight of shards while draining, and since when
 
     async def work(self) -> None:
         """Of the stage that the engine is in; returns when that is over."""
@@ -148,6 +150,7 @@ class Stages:
 
         marks = Marks(fleet.table)
         while (inside := marks.inside()) and not life.is_stopping_now and not is_late():
+            fleet.finish_handoffs(time.monotonic())
             await life.wait(REROUTE_POLL)
         if inside and not life.is_stopping_now:
             life.fail(
@@ -157,11 +160,8 @@ class Stages:
                 )
             )
         while not life.is_stopping_now:
-            waiting = {
-                shard: count
-                for shard, count in fleet.observer.in_flight().items()
-                if count and fleet.control.shard_state(shard) != "failed"
-            }
+            fleet.finish_handoffs(time.monotonic())
+            waiting = self._still_handled(time.monotonic())
             if not waiting:
                 return
             if is_late():
@@ -169,6 +169,22 @@ class Stages:
                 life.fail(self._failure() or late)
                 return
             await life.wait(DRAIN_POLL)
+
+    def _still_handled(self, now: float) -> dict[int, int]:
+        """Events in flight by shard, without those that nobody handles: of failed shards, and what others keep back
+        until a failed one has handed over its part."""
+        fleet, unreachable, waiting = self._fleet, self._fleet.unreachable(), {}
+        for shard, count in fleet.observer.in_flight().items():
+            if not count or fleet.control.shard_state(shard) == "failed":
+                continue
+            last, since = self._kept.get(shard, (None, now))
+            is_busy = fleet.control.view_shard(shard).batch_since_ns or fleet.workers.of(shard) is None
+            if last != count or is_busy or shard not in unreachable:
+                self._kept[shard] = count, now
+            elif now - since > KEPT_GRACE:
+                continue
+            waiting[shard] = count
+        return waiting
 
     async def _stop_workers(self) -> None:
         """Told to end after the batch in hand, and given the time that takes; killed after a grace if stopping now."""

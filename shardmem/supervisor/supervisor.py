@@ -27,6 +27,7 @@ from shardmem.supervisor.control_loop import ControlLoop
 from shardmem.supervisor.fleet import TICK, Fleet
 from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
+from shardmem.supervisor.reload import Reload
 from shardmem.supervisor.replacements import Replacements
 from shardmem.supervisor.stages import Stages
 from shardmem.supervisor.takeover import Takeover
@@ -79,13 +80,14 @@ class Supervisor:
             log.error("%s", self.error)
             return self._life.exit_code
         background = Background()
-        replacements = Replacements(fleet, self._life, self._notify, self._read_again)
-        commands = Commands(fleet, self._life, replacements)
+        replacements = Replacements(fleet)
+        reload = Reload(fleet, self._life, self._notify, replacements, self._read_again)
+        commands = Commands(fleet, self._life, reload)
         loop = ControlLoop(fleet, self._life, commands, replacements, background, lambda: self._api.http)
         stages = Stages(
             fleet, takeover, self._life, commands, loop, background, self._api, self._notify, on_ready=self._on_ready
         )
-        with self._signals(commands, replacements, background):
+        with self._signals(commands, reload, background):
             watching = Background().start("looking after the workers", self._watch_workers(fleet))
             try:
                 while self._life.stage is not Stage.ENDED:
@@ -142,12 +144,12 @@ class Supervisor:
     # ---- signals ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _signals(self, commands: Commands, replacements: Replacements, background: Background) -> Iterator[None]:
+    def _signals(self, commands: Commands, reload: Reload, background: Background) -> Iterator[None]:
         def received(number: int) -> None:
             if number not in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
                 self._life.request_stop(now=number != signal.SIGTERM)
             elif self._life.has_run and number == signal.SIGHUP:
-                background.start("the reload", replacements.reload())
+                background.start("the reload", reload.run())
             elif self._life.has_run:
                 background.start("a signal's order", _scale_by(commands, 1 if number == signal.SIGTTIN else -1))
 
