@@ -18,6 +18,7 @@ from shardmem.http.server import Command
 from shardmem.policy import DecisionKind, Finished, ScalingDecision, ShardState
 from shardmem.settings import some
 from shardmem.slot_ranges import parse_slots, slot_ranges
+from shardmem.supervisor.board import Board
 from shardmem.supervisor.changes import Change, Superseded, answer
 from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life
@@ -33,8 +34,8 @@ class Commands:
     """Each takes a body that fits its declaration in operations.py, and returns one. Raises ValueError,
     ShardmemError."""
 
-    def __init__(self, fleet: Fleet, life: Life, reload: Reload) -> None:
-        self._fleet, self._life, self._reload = fleet, life, reload
+    def __init__(self, fleet: Fleet, life: Life, reload: Reload, board: Board) -> None:
+        self._fleet, self._life, self._reload, self._board = fleet, life, reload, board
         self._replaying = asyncio.Lock()
 
     def by_name(self) -> dict[str, Command]:
@@ -85,6 +86,7 @@ class Commands:
                     "and with auto_scale = true"
                 )
             planner.wishes.following = True
+            self._board.post()
             return {"auto_scale": True, "done": True, "waiting_for": [], **self._scaled([], [], Change())}
         count, most = wanted["shards"], fleet.control.max_shards
         if not 1 <= count <= min(most, fleet.control.slots):
@@ -266,7 +268,7 @@ class Commands:
     async def pin(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"slots": ..., "to": n}: they go there and stay, whatever the strategy says, until `unpin`."""
         slots = self._movable(wanted["slots"], wanted["to"])
-        self._fleet.planner.table.pins.update(dict.fromkeys(slots, wanted["to"]))
+        self._fleet.planner.pin(slots, wanted["to"])
         self._fleet.planner.wishes.move(slots, wanted["to"])
         self._fleet.step_soon()
         done = await self._finish("pin", self._moved(slots, wanted["to"]), wanted, [], slots)
@@ -274,8 +276,7 @@ class Commands:
 
     async def unpin(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"slots": ...}: the strategy may move them again."""
-        for slot in parse_slots(wanted["slots"], self._fleet.control.slots):
-            self._fleet.planner.table.pins.pop(slot, None)
+        self._fleet.planner.pin(parse_slots(wanted["slots"], self._fleet.control.slots), None)
         return self._placement()
 
     async def moves(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -286,6 +287,7 @@ class Commands:
 
     def _placement(self) -> dict[str, Any]:
         self._fleet.step_soon()
+        self._board.post()  # before the answer: what was acknowledged stands, whoever is killed then
         planner = self._fleet.planner
         return {
             "cordoned": sorted(planner.table.cordoned),
@@ -368,6 +370,7 @@ class Commands:
         """What the work answers, or at the deadline who is waited for. so_far: what else the answer has to have
         then."""
         self._fleet.step_soon()
+        self._board.post()
         change = Change()
 
         def late() -> dict[str, Any]:

@@ -64,6 +64,7 @@ class Reload:
         self._next: asyncio.Task[dict[str, Any]] | None = None
         self._revived: dict[int, tuple[Config, HandlerRef]] = {}  # started again for the next one, and with what
         self._left: dict[int, int] = {}  # shards that the one under way has not come to, and which with that id
+        self._owed: dict[int, int] = {}  # those that it is about, or a task that an error has left
 
     async def run(self) -> dict[str, Any]:
         """Raises ConfigError, HandlerError: then the workers that were not replaced yet go on as they are."""
@@ -77,6 +78,18 @@ class Reload:
         finally:
             if not self._life.is_stopping:
                 self._notify.ready()
+
+    @property
+    def owed(self) -> list[list[int]]:
+        """[shard, which with that id]: what a supervisor that takes over has to renew still."""
+        return [[shard, generation] for shard, generation in {**self._owed, **self._left}.items()]
+
+    async def resume(self, owed: Iterable[Iterable[int]]) -> None:
+        """The reload that an earlier supervisor had begun, as far as it had not come. Raises as `run`."""
+        there = {shard: self._fleet.control.view_shard(shard).generation for shard in self._fleet.inboxes}
+        left = {shard: generation for shard, generation in owed if there.get(shard) == generation}
+        if left:
+            await self._run(left)
 
     def _wanted(self) -> tuple[Config, HandlerRef, list[str]]:
         """What the configuration says now, as far as it can change, and what cannot. Raises ConfigError."""
@@ -100,9 +113,11 @@ class Reload:
             workers.renew(shard)
             self._revived[shard] = config, handler
 
-    async def _run(self) -> dict[str, Any]:
+    async def _run(self, only: dict[int, int] | None = None) -> dict[str, Any]:
         async with self._running:
-            self._next, started = None, time.monotonic()
+            if only is None:
+                self._next = None
+            started = time.monotonic()
             config, handler, fixed = self._wanted()
             if fixed:
                 log.warning(
@@ -111,7 +126,7 @@ class Reload:
             fleet, workers = self._fleet, self._fleet.workers
             workers.launch_with(config, handler)
             try:
-                reloaded = await self._renew_all(config, handler)
+                reloaded = await self._renew_all(config, handler, only)
             except ShardmemError:
                 workers.launch_with(*self._in_force)
                 raise
@@ -128,7 +143,9 @@ class Reload:
         fleet.history.note("reload", f"in {time.monotonic() - started:.2g} s: {', '.join(done)}{kept}")
         return {"reloaded": reloaded, "not_applied": fixed}
 
-    async def _renew_all(self, config: Config, handler: HandlerRef) -> list[dict[str, int]]:
+    async def _renew_all(
+        self, config: Config, handler: HandlerRef, only: dict[int, int] | None
+    ) -> list[dict[str, int]]:
         """What has failed first, what is in the middle of a long batch last. Raises at the first that cannot be
         renewed: those that come after it go on with what they have.
         """
@@ -140,6 +157,8 @@ class Reload:
         order = [*revived, *sorted(shards.in_state("active", "failed"), key=lambda shard: shard in blocked)]
         order += fleet.planner.mapper.joining_shard_ids()
         self._left = {shard: fleet.control.view_shard(shard).generation for shard in order}
+        if only is not None:
+            self._left = {shard: life for shard, life in self._left.items() if only.get(shard) == life}
         running: set[asyncio.Task[dict[str, int] | None]] = set()
         reloaded: list[dict[str, int]] = []
         try:
@@ -148,8 +167,7 @@ class Reload:
                 urgent = [shard for shard in self._left if shard in revived or shard in shards.in_state("failed")]
                 if urgent or self._left and len(running) < AT_ONCE:
                     shard = (urgent or list(self._left))[0]
-                    renewing = self._renew(shard, self._left.pop(shard), shard in revived)
-                    running.add(asyncio.create_task(renewing))
+                    running.add(asyncio.create_task(self._renew(shard, self._left.pop(shard), shard in revived)))
                 done, running = await asyncio.wait(
                     running,
                     timeout=0 if urgent else TAKES_LONG if len(running) < AT_ONCE else LOOK,
@@ -174,6 +192,7 @@ class Reload:
         def is_same() -> bool:
             return fleet.control.view_shard(shard).generation == generation
 
+        self._owed[shard] = generation
         try:
             if is_revived and is_same():
                 return await self._started(shard)
@@ -197,6 +216,8 @@ class Reload:
         except ShardmemError as error:
             text = f"reload stopped at shard {shard}, which goes on with what it had: {error}"
             raise HandlerError(text) if isinstance(error, HandlerError) else ShardmemError(text) from error
+        finally:
+            self._owed.pop(shard, None)
 
     async def _started(self, shard: int) -> dict[str, int]:
         """When a shard that is started again is ready. Raises HandlerError."""

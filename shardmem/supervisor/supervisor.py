@@ -21,6 +21,7 @@ from shardmem.runtime.child import ExitCode
 from shardmem.runtime.handler import HandlerRef
 from shardmem.status.document import Status
 from shardmem.supervisor.background import Background
+from shardmem.supervisor.board import Board
 from shardmem.supervisor.commands import Commands
 from shardmem.supervisor.configured import policy_of, strategy_of
 from shardmem.supervisor.control_loop import ControlLoop
@@ -82,10 +83,20 @@ class Supervisor:
         background = Background()
         replacements = Replacements(fleet)
         reload = Reload(fleet, self._life, self._notify, replacements, self._read_again)
-        commands = Commands(fleet, self._life, reload)
-        loop = ControlLoop(fleet, self._life, commands, replacements, background, lambda: self._api.http)
+        board = Board(fleet, reload, lambda: self._api.http)
+        commands = Commands(fleet, self._life, reload, board)
+        loop = ControlLoop(fleet, self._life, commands, replacements, background, board)
         stages = Stages(
-            fleet, takeover, self._life, commands, loop, background, self._api, self._notify, on_ready=self._on_ready
+            fleet,
+            takeover,
+            self._life,
+            commands,
+            reload,
+            loop,
+            background,
+            self._api,
+            self._notify,
+            on_ready=self._on_ready,
         )
         with self._signals(commands, reload, background):
             watching = Background().start("looking after the workers", self._watch_workers(fleet))

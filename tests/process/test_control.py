@@ -152,10 +152,13 @@ def test_what_was_under_way_is_done_by_the_supervisor_that_takes_over(rig: Rig, 
             some = next(shard for shard, each in shards_of(engine).items() if each["state"] == "active")
             assert engine.cordon(some)["cordoned"] == [some], "by the next supervisor"
             release()
-            wait_until(lambda: at_rest(engine) and not engine.status()["accounting"]["in_flight"], f"{verb} is done")
+
+            def is_done() -> bool:
+                gone = at_rest(engine) and not engine.status()["accounting"]["in_flight"]
+                return gone and (0 in slots_of(engine)) == (verb in ("move", "pin"))
+
+            wait_until(is_done, f"{verb} is done", 60)
         assert sum(slots_of(engine).values()) == SLOTS
-        if verb != "reload":  # of which only what had begun is gone on with
-            assert (0 in slots_of(engine)) == (verb in ("move", "pin"))
 
 
 # ---- failed shards ---------------------------------------------------------------------------------------------------
