@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 SOURCES = [
     "hash.c",
     "lease.c",
+    "segment.c",
     "park.c",
     "points.c",
     "supervisor.c",

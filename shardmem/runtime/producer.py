@@ -16,6 +16,7 @@ from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import Pusher, ffi, lib
+from shardmem.memory.refusals import out_of_memory
 from shardmem.memory.words import refused_by_reason
 from shardmem.runtime.call import DEFAULT, MODES, SLICE, Call, Mode
 from shardmem.runtime.columns import EventColumns, Keys
@@ -113,7 +114,7 @@ class Producer:
         if sender == ffi.NULL:
             held.release()
             control.close()
-            raise MemoryError("no memory for a sender")
+            raise out_of_memory(f"cannot push into engine {self.engine!r}", 0)
         self._control, self.seat, self.schema = control, seat, control.schema
         self._sender: sm_sender = sender
         self.backpressure = self._chosen or control.backpressure
