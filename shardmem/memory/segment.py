@@ -26,6 +26,7 @@ from shardmem.memory.refusals import SHM_DIRECTORY as SHM_DIRECTORY
 from shardmem.memory.refusals import refused
 
 PREFIX = "shardmem."
+GENERATIONS = 10**14  # no inbox is the one of so many: a word that says so is damaged
 LISTED = 8  # names of engines in one message
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO of that name must not keep anybody waiting
 _NOT_A_FILE = {errno.ELOOP: "a symbolic link", errno.EISDIR: "a directory", errno.ENXIO: "a socket or a device"}
@@ -159,15 +160,24 @@ class Segment:
             return False
         return self._inode == (found.st_dev, found.st_ino)
 
-    def check_whole(self) -> None:
-        """Raises SegmentCorrupt when somebody has cut it short since it was mapped: what is gone is a SIGBUS at the
+    def trouble(self) -> str:
+        """What somebody has done to the file since it was mapped; empty: nothing. What was cut off is a SIGBUS at the
         next touch, or empty pages in a process that outlives that (`outlive_lost_memory`)."""
-        there = os.fstat(self.descriptor)
-        if there.st_size < self.size or lib.sm_is_lost(self.address):
+        there, path = os.fstat(self.descriptor).st_size, path_of(self.name)
+        if there < self.size or lib.sm_is_lost(self.address):
+            return f"{path} was cut short while it was in use: it has {there:,} bytes of {self.size:,}"
+        return "" if self.is_current() else f"{path} was removed while it was in use"
+
+    @property
+    def is_whole(self) -> bool:
+        """False: it was cut short, and what is read of it is not what was written."""
+        return os.fstat(self.descriptor).st_size >= self.size and not lib.sm_is_lost(self.address)
+
+    def check_whole(self) -> None:
+        """Raises SegmentCorrupt."""
+        if not self.is_whole:
             raise SegmentCorrupt(
-                f"{path_of(self.name)} was cut short while it was in use: it has {there.st_size:,} bytes of "
-                f"{self.size:,}; what it held is lost",
-                hint="Look for a program that truncates files in /dev/shm",
+                f"{self.trouble()}; what it held is lost", hint="Look for a program that truncates files in /dev/shm"
             )
 
     def unlink(self) -> None:
@@ -225,6 +235,13 @@ def inbox_files(engine: str) -> list[str]:
     """Inboxes of an engine that are here, whether or not its control segment knows of them."""
     prefix = f"{PREFIX}{engine}.inbox."
     return sorted(entry for entry in os.listdir(SHM_DIRECTORY) if entry.startswith(prefix))
+
+
+def inboxes_of(engine: str, shard: int) -> list[int]:
+    """Generations of the files that are here, in ascending order; numbers that nobody comes to are nobody's."""
+    prefix = f"{PREFIX}{engine}.inbox.{shard}."
+    ends = (entry[len(prefix) :] for entry in os.listdir(SHM_DIRECTORY) if entry.startswith(prefix))
+    return sorted(int(end) for end in ends if end.isdecimal() and end.isascii() and len(end) < 15)
 
 
 def engine_names() -> list[str]:

@@ -207,9 +207,14 @@ class Stages:
         failed = self._fleet.workers.given_up().items()
         return next((HandlerError(f"shard {shard} stopped: {reason}") for shard, reason in failed), None)
 
-    def finish(self, keep_unfinished: bool) -> Status:
-        """The last status document. The segments go, unless events are left in them that the next run is to handle."""
+    def finish(self, keep_unfinished: bool) -> Status | None:
+        """The last status document; None: the memory is gone. The segments go, unless events are left in them that the
+        next run is to handle."""
         fleet, life = self._fleet, self._life
+        if not fleet.control.segment.is_whole:
+            self._takeover.remove_segments(fleet.config)
+            log.error("%s", life.error)
+            return None
         if (failure := self._failure()) is not None:
             life.fail(failure, ExitCode.FAILED if life.has_run else ExitCode.BOOT)
         status = fleet.observer.status()
@@ -231,13 +236,20 @@ class Stages:
                     f"{broken}; {left} events in flight"
                 )
             )
-        if keep_unfinished and fleet.has_unread_lanes():
+        unread = fleet.has_unread_lanes()
+        if keep_unfinished and unread and fleet.control.segment.is_current():
             log.warning(
                 "engine %s stopped with %d events not handled; they stay in shared memory for the next run",
                 fleet.config.name,
                 left,
             )
         else:
+            if keep_unfinished and unread:
+                log.error(
+                    "engine %s stopped with %d events not handled; they are lost: its shared memory was removed",
+                    fleet.config.name,
+                    left,
+                )
             self._takeover.remove_segments(fleet.config)
         fleet.observer.close()
         if life.error is not None and (life.has_run or not fleet.workers.have_logged_reason()):

@@ -37,6 +37,7 @@ SHARD = {
     "recent_crashes": 0,
     "last_exit": None,
     "broken_lanes": [],
+    "memory": "",
 }
 WELL = {
     "engine": {
@@ -46,6 +47,7 @@ WELL = {
         "slots_unowned": 0,
         "max_shards": 4,
         "quarantine_held": 0,
+        "memory": "",
     },
     "supervisor": {"pid": 4711, "alive": True, "heartbeat_age_s": 0.1},
     "shards": [SHARD, {**SHARD, "id": 1}],

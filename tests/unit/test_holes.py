@@ -79,12 +79,56 @@ def test_a_lane_of_which_only_the_header_has_memory_is_reserved_before_it_is_rea
     assert blocks(engine) == before + (geometry.lane_stride - PAGE) // 512
 
 
-def test_an_inbox_that_was_cut_short_is_an_error_of_its_readers(loopback):
+def test_an_inbox_that_was_cut_short_has_no_lanes_and_status_says_what_became_of_it(loopback):
+    engine = loopback(shards=2)
+    producer = engine.producer()
+    producer.push_many(list(range(20)), [b""] * 20)
+    observer = Observer(engine.control)
+    before = observer.status()
+    assert [shard["memory"] for shard in before["shards"]] == ["", ""] and before["engine"]["memory"] == ""
+    os.ftruncate(engine.inboxes[0].segment.descriptor, PAGE)
+    cut, whole = observer.status()["shards"]
+    assert "inbox.0.1 was cut short while it was in use: it has 4,096 bytes of" in cut["memory"]
+    assert (cut["accepted"], cut["lanes"]) == (0, 0), "nothing of it is read"
+    assert whole["memory"] == "" and whole["accepted"] == before["shards"][1]["accepted"] > 0
+    (found,) = [each for each in observer.status()["findings"] if each["kind"] == "memory_lost"]
+    assert (found["level"], found["shard"]) == ("error", 0) and found["text"].startswith(cut["memory"])
+    observer.close()
+
+
+@pytest.mark.parametrize("whose", ["inbox", "control"])
+def test_memory_that_was_removed_from_its_directory_is_a_finding(loopback, whose):
+    engine = loopback(shards=2)
+    observer = Observer(engine.control)
+    observer.status()
+    segment = engine.inboxes[1].segment if whose == "inbox" else engine.control.segment
+    segment.unlink()
+    for reader in (observer, late := Observer(engine.control)):  # who had it mapped, and who comes too late
+        document = reader.status()
+        told = document["shards"][1]["memory"] if whose == "inbox" else document["engine"]["memory"]
+        assert f"{segment.name} was removed" in told or f"there is no /dev/shm/{segment.name}" in told
+        (found,) = [each for each in document["findings"] if each["kind"] == "memory_lost"]
+        assert found["shard"] == (1 if whose == "inbox" else None) and told in found["text"]
+    late.close()
+    observer.close()
+
+
+def test_an_inbox_of_which_the_header_is_damaged_hides_no_other_shard(loopback):
+    engine = loopback(shards=2)
+    engine.producer().push_many(list(range(20)), [b""] * 20)
+    os.pwrite(engine.inboxes[0].segment.descriptor, b"NOTSHMEM", 0)
+    observer = Observer(engine.control)
+    document = observer.status()
+    assert "is not the inbox of shard 0" in document["shards"][0]["memory"]
+    assert document["shards"][1]["accepted"] > 0 and set(observer.in_flight()) == {0, 1}
+    observer.close()
+
+
+def test_a_control_segment_that_was_cut_short_is_an_error_of_status(loopback):
     engine = loopback()
-    engine.producer().push(1, b"lost")
-    descriptor = engine.inboxes[0].segment.descriptor
+    observer, descriptor = Observer(engine.control), engine.control.segment.descriptor
     size = os.fstat(descriptor).st_size
     os.ftruncate(descriptor, size - 1)
-    with pytest.raises(SegmentCorrupt, match=r"inbox\.0\.1 was cut short .*it has [\d,]+ bytes of [\d,]+"):
-        engine.inboxes[0].lanes()
+    with pytest.raises(SegmentCorrupt, match=r"control was cut short .*it has [\d,]+ bytes of [\d,]+; what it held"):
+        observer.status()
     os.ftruncate(descriptor, size)

@@ -61,6 +61,13 @@ def main() -> None:
       shardmem config engine.toml                       every setting, and where it was set
       shardmem gc                                       remove leftovers of dead engines
     """
+    if click.get_current_context().invoked_subcommand not in (
+        "ingest",
+        "demo",
+    ):  # what pushes must not push into a void
+        from shardmem.memory.segment import outlive_lost_memory
+
+        outlive_lost_memory()
 
 
 for command in (
