@@ -18,6 +18,7 @@ from shardmem.policy import Finished, ScalingDecision, ScalingPolicy, Strategy
 from shardmem.runtime.handler import HandlerRef
 from shardmem.settings import some
 from shardmem.supervisor.changes import Changes, Conditions
+from shardmem.supervisor.descriptors import Descriptors
 from shardmem.supervisor.life import Life
 from shardmem.supervisor.planner import Planner
 from shardmem.supervisor.sampler import Sampler
@@ -46,6 +47,7 @@ class Fleet:
         *,
         on_created: Callable[[int], None] | None = None,
         on_removed: Callable[[int], None] | None = None,
+        descriptors: Descriptors,
     ) -> None:
         self._config, self._life, self._wanted, self._why = config, life, False, ""
         self.conditions, self.changes = Conditions(), Changes()
@@ -77,6 +79,7 @@ class Fleet:
             is_stopping=self._is_stopping,
             changed=self._news,
             history=self.history,
+            descriptors=descriptors,
         )
         self.shards = Shards(
             self.control,
