@@ -180,6 +180,10 @@ class Segment:
                 f"{self.trouble()}; what it held is lost", hint="Look for a program that truncates files in /dev/shm"
             )
 
+    def make_read_only(self) -> None:
+        """For this process and for good; others go on writing."""
+        lib.sm_read_only(self.address, self.size)
+
     def unlink(self) -> None:
         """Remove the name; mappings live on. Not an error when it is gone, or when somebody else took it since."""
         if self.is_current():
