@@ -199,7 +199,7 @@ def only_engine() -> str:
         return named
     names, free = engine_names(), {}
     for name in names:
-        with contextlib.suppress(PermissionError):  # another user's: it is meant only if there is no other
+        with contextlib.suppress(errors.SegmentError):  # another user's: it is meant only if there is no other
             free[name] = lease.is_free(control_name(name), lease.SUPERVISOR)
     running = [name for name, ended in free.items() if not ended]
     found = running or [*free] or names

@@ -44,6 +44,7 @@ HISTORY_KINDS = {
     "moved": "info",
     "late": "warning",
     "lane_broken": "error",
+    "memory_lost": "error",
     "quarantined": "warning",
     "replayed": "info",
     "purged": "info",

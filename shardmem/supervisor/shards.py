@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from shardmem.errors import HandlerError, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.handoff_table import HandoffTable
-from shardmem.memory.inbox_segment import InboxSegment
+from shardmem.memory.inbox_segment import InboxSegment, LaneView
 from shardmem.memory.native import point
+from shardmem.memory.segment import GENERATIONS, inboxes_of
 from shardmem.memory.words import now_ns
 from shardmem.policy import ShardState
 from shardmem.status.observer import Observer
@@ -28,6 +29,13 @@ from shardmem.supervisor.workers import Workers
 
 FULL_WEIGHT = 1000  # of a shard that is idle; keyless events are drawn by weight
 WEIGHT_STEP = 20  # smaller changes are not written: each makes producers read all weights again
+
+
+def next_generation(control: ControlSegment, shard: int) -> int:
+    """Of an inbox. A word that was damaged may say any number, and files have names of their own."""
+    view, files = control.view_shard(shard), inboxes_of(control.engine, shard)
+    known = [number for number in (view.generation, view.retired_generation) if number < GENERATIONS]
+    return max([*known, *files, 0]) + 1
 
 
 @dataclass
@@ -83,7 +91,7 @@ class Shards:
         made = []
         try:
             for shard in added:
-                generation = self.control.view_shard(shard).generation + 1
+                generation = next_generation(self.control, shard)
                 self.inboxes[shard] = InboxSegment.create(self.control, shard, generation)
                 made.append(shard)
                 self.control.set_shard_generation(shard, generation)
@@ -180,6 +188,11 @@ class Shards:
     def has_work(self) -> bool:
         """Whether something is on its way that no event tells of."""
         return bool(self._joining or self._ending or self._planner.mapper.draining_shard_ids())
+
+    def leaving(self) -> dict[int, int]:
+        """Shards on their way out, and the events that wait in the lanes of each."""
+        draining = [*self._planner.mapper.draining_shard_ids(), *self._ending]
+        return {shard: int(sum(lane.waiting for lane in self.inboxes[shard].lanes())) for shard in draining}
 
     def facts(self) -> dict[int, ShardFact]:
         """What is known of each shard's worker."""
@@ -302,6 +315,25 @@ class Shards:
         else:
             self._planner.left(shard)
             mapper.remove_specific_stopped_shard(shard)
+
+    # ---- an inbox that is no more ------------------------------------------------------------------------------------
+
+    def renew_inbox(self, shard: int, last_known: list[LaneView]) -> int:
+        """A shard without a worker gets an empty inbox, which its next worker and the producers find by its generation.
+        last_known: the lanes of the old one. How many events that only the old one held are lost: they count as shed.
+        Raises OutOfMemory, SegmentError; then nothing has changed."""
+        old, generation = self.inboxes[shard], next_generation(self.control, shard)
+        new = InboxSegment.create(self.control, shard, generation)
+        counts = [sum(getattr(lane, name) for lane in last_known) for name in ("accepted", "handled", "quarantined")]
+        shed = counts[0] - counts[1] - counts[2]
+        lost = max(0, sum(lane.in_flight for lane in last_known))
+        self.control.retire(shard, old.generation, *(count & (1 << 64) - 1 for count in (*counts, shed)))
+        self.inboxes[shard] = new
+        self.control.set_shard_generation(shard, generation)
+        self._observer.forget(shard)
+        old.segment.unlink()
+        old.close()
+        return lost
 
     # ---- what an earlier supervisor had begun ------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from shardmem.supervisor.draining import Draining
 from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
+from shardmem.supervisor.reload import Reload
 from shardmem.supervisor.sources import Sources
 from shardmem.supervisor.takeover import Takeover
 
@@ -37,6 +38,7 @@ class Stages:
         takeover: Takeover,
         life: Life,
         commands: Commands,
+        reload: Reload,
         loop: ControlLoop,
         background: Background,
         api: Api,
@@ -45,7 +47,7 @@ class Stages:
         on_ready: Callable[[Status], None],
     ) -> None:
         self._fleet, self._takeover, self._life, self._commands = fleet, takeover, life, commands
-        self._loop, self._background, self._api, self._notify = loop, background, api, notify
+        self._reload, self._loop, self._background, self._api, self._notify = reload, loop, background, api, notify
         self._on_ready = on_ready
         self._sources = Sources(fleet.config)
         self._draining = Draining(fleet, life)
@@ -94,8 +96,9 @@ class Stages:
 
     async def _announce(self, adopted: list[int]) -> None:
         fleet, takeover = self._fleet, self._takeover
+        board = fleet.observer.board()
         if takeover.running:
-            fleet.planner.recall(fleet.observer.board())
+            fleet.planner.recall(board)
         fleet.planner.begin(time.monotonic())
         fleet.shards.resume(takeover.joining, takeover.draining, takeover.stopped, takeover.never_started)
         await self._api.start(self._commands.by_name(), fleet.observer, fleet.quarantine)
@@ -107,6 +110,8 @@ class Stages:
         self._on_ready(fleet.observer.status())
         if not takeover.running:
             fleet.planner.mapper.announce()
+        elif board["reload"]:
+            self._background.start("the reload of the earlier supervisor", self._reload.resume(board["reload"]))
 
     def _note_start(self, adopted: list[int]) -> None:
         fleet, left = self._fleet, self._takeover.left
@@ -154,9 +159,14 @@ class Stages:
                 fleet.stuck.end_now(living)
             await self._life.wait(STOP_POLL)
 
-    def finish(self, keep_unfinished: bool) -> Status:
-        """The last status document. The segments go, unless events are left in them that the next run is to handle."""
+    def finish(self, keep_unfinished: bool) -> Status | None:
+        """The last status document; None: the memory is gone. The segments go, unless events are left in them that the
+        next run is to handle."""
         fleet, life = self._fleet, self._life
+        if not fleet.control.segment.is_whole:
+            self._takeover.remove_segments(fleet.config)
+            log.error("%s", life.error)
+            return None
         if (failure := self._draining.failure()) is not None:
             life.fail(failure, ExitCode.FAILED if life.has_run else ExitCode.BOOT)
         status = fleet.observer.status()
@@ -175,10 +185,13 @@ class Stages:
                     f"{broken}; {outcome['accounting']['in_flight']} events in flight"
                 )
             )
-        if keep_unfinished and (self._draining.has_senders or fleet.has_unread_lanes()):
-            what = left or "a producer inside a send"
+        unread = self._draining.has_senders or fleet.has_unread_lanes()
+        what = left or "a producer inside a send"
+        if keep_unfinished and unread and fleet.control.segment.is_current():
             log.warning("engine %s stopped with %s; its memory stays for the next run", fleet.config.name, what)
         else:
+            if keep_unfinished and unread:
+                log.error("engine %s stopped with %s, lost: its memory was removed", fleet.config.name, what)
             self._takeover.remove_segments(fleet.config)
         fleet.observer.close()
         if life.error is not None and (life.has_run or not fleet.workers.have_logged_reason()):

@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, ConfigError, LayoutMismatch, ShardmemError
 from shardmem.http.server import Api
+from shardmem.memory.segment import outlive_lost_memory
 from shardmem.runtime.child import ExitCode
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.streams import Terminal
 from shardmem.status.document import Status
 from shardmem.supervisor.background import Background
+from shardmem.supervisor.board import Board
 from shardmem.supervisor.commands import Commands
 from shardmem.supervisor.configured import policy_of, strategy_of
 from shardmem.supervisor.control_loop import ControlLoop
@@ -29,7 +31,9 @@ from shardmem.supervisor.descriptors import Descriptors
 from shardmem.supervisor.fleet import TICK, Fleet
 from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
+from shardmem.supervisor.reload import Reload
 from shardmem.supervisor.replacements import Replacements
+from shardmem.supervisor.segments import SegmentWatch
 from shardmem.supervisor.stages import Stages
 from shardmem.supervisor.takeover import Takeover
 from shardmem.text import of_error
@@ -73,6 +77,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Exit code: 0 as asked, 1 failed, 2 configuration, 3 a worker cannot boot, 4 already running."""
+        outlive_lost_memory()
         try:
             takeover, fleet = self._open()
         except ShardmemError as error:
@@ -83,14 +88,26 @@ class Supervisor:
             log.error("%s", self.error)
             return self._life.exit_code
         background = Background()
-        replacements = Replacements(fleet, self._life, self._notify, self._read_again)
-        commands = Commands(fleet, self._life, replacements)
-        loop = ControlLoop(fleet, self._life, commands, replacements, background, lambda: self._api.http)
+        replacements = Replacements(fleet)
+        reload = Reload(fleet, self._life, self._notify, replacements, self._read_again)
+        board = Board(fleet, reload, lambda: self._api.http)
+        commands = Commands(fleet, self._life, reload, board)
+        loop = ControlLoop(fleet, self._life, commands, replacements, background, board)
         stages = Stages(
-            fleet, takeover, self._life, commands, loop, background, self._api, self._notify, on_ready=self._on_ready
+            fleet,
+            takeover,
+            self._life,
+            commands,
+            reload,
+            loop,
+            background,
+            self._api,
+            self._notify,
+            on_ready=self._on_ready,
         )
-        with self._signals(commands, replacements, background):
-            watching = Background().start("looking after the workers", self._watch_workers(fleet))
+        with self._signals(commands, reload, background):
+            watch = SegmentWatch(fleet, self._life, replacements, background)
+            watching = Background().start("looking after the workers", self._watch_workers(fleet, watch))
             try:
                 while self._life.stage is not Stage.ENDED:
                     await self._work(stages, fleet)
@@ -144,11 +161,12 @@ class Supervisor:
             descriptors=self._descriptors,
         )
 
-    async def _watch_workers(self, fleet: Fleet) -> None:
+    async def _watch_workers(self, fleet: Fleet, watch: SegmentWatch) -> None:
         """As long as there are workers, while the engine drains too."""
         while True:
             fleet.control.beat()
             try:
+                watch.look()
                 fleet.stuck.look()
             except Exception:
                 log.exception("a look after the workers failed; the next one is soon")
@@ -159,14 +177,14 @@ class Supervisor:
     # ---- signals ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _signals(self, commands: Commands, replacements: Replacements, background: Background) -> Iterator[None]:
+    def _signals(self, commands: Commands, reload: Reload, background: Background) -> Iterator[None]:
         def received(number: int) -> None:
             if number not in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
                 self._life.request_stop(now=number != signal.SIGTERM)
             elif number == signal.SIGHUP and self._terminal.is_gone:
                 log.warning("the terminal was closed; the engine goes on, as it would with nohup")
             elif self._life.has_run and number == signal.SIGHUP:
-                background.start("the reload", replacements.reload())
+                background.start("the reload", reload.run())
             elif self._life.has_run:
                 background.start("a signal's order", _scale_by(commands, 1 if number == signal.SIGTTIN else -1))
 
