@@ -27,6 +27,7 @@ SOURCES = [
     "reader.c",
     "shard.c",
     "fastcall.c",
+    "keyed.c",
     "scan.c",
     "convert.c",
 ]
@@ -52,7 +53,17 @@ ffi.set_source(
     sources=[os.path.join("csrc", name) for name in SOURCES],
     depends=[
         os.path.join("csrc", name)
-        for name in ("shardmem.h", "scan.h", "layout.h", "internal.h", "sender.h", "reader.h", "points.h", "build.py")
+        for name in (
+            "shardmem.h",
+            "scan.h",
+            "layout.h",
+            "internal.h",
+            "sender.h",
+            "reader.h",
+            "objects.h",
+            "points.h",
+            "build.py",
+        )
     ],
     include_dirs=["csrc"],
     extra_compile_args=[

@@ -35,6 +35,8 @@ _HOME = {
     "Context": "runtime.handler",
     "Handler": "runtime.handler",
     "Engine": "client.engine",
+    "KeyedState": "state.keyed",
+    "StateError": "errors",
     "Producer": "runtime.producer",
     "Status": "status.document",
     "connect": "runtime.producer",
@@ -53,6 +55,7 @@ __all__ = [
     "Engine",
     "Handler",
     "HandlerError",
+    "KeyedState",
     "LayoutMismatch",
     "NotRunning",
     "OutOfMemory",
@@ -60,6 +63,7 @@ __all__ = [
     "SegmentCorrupt",
     "SegmentError",
     "ShardmemError",
+    "StateError",
     "Status",
     "__version__",
     "connect",
@@ -85,11 +89,13 @@ if TYPE_CHECKING:
         SegmentCorrupt,
         SegmentError,
         ShardmemError,
+        StateError,
     )
     from shardmem.runtime.aio import AsyncProducer
     from shardmem.runtime.batch import Batch, Columns
     from shardmem.runtime.handler import Context, Handler
     from shardmem.runtime.producer import Producer, connect
+    from shardmem.state.keyed import KeyedState
     from shardmem.status.document import Status
 else:  # a checker would take every name for one of ours
 

@@ -17,6 +17,9 @@ from typing import Any
 
 from shardmem.errors import ConfigError, HandlerError
 from shardmem.runtime.batch import Batch, slot_of
+from shardmem.state.keeper import absent, keeper_of, keeps_by_key
+from shardmem.state.keys import Key
+from shardmem.state.timers import Timers
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,24 @@ class Handler:
         """These slots were given up: no event of them is left here, and none comes. Returns before another shard gains
         them. Not called when the worker ends."""
 
+    @property
+    def timers(self) -> Timers:
+        """`timers.set(key, name, after=60)`: then `on_timer(key, name)` is called."""
+        return keeper_of(self).timers
+
+    @absent
+    def on_timer(self, key: Key, name: str) -> None:
+        """A timer is due. Called between batches, also when no events come."""
+
+    @absent
+    def on_expire(self, key: Key, value: Any) -> None:
+        """A value of a `KeyedState` with a `ttl` has expired, and is gone."""
+
     def close(self) -> None:
         """After the last batch, when the worker ends in good order."""
 
-    # A handler that keeps state per key defines these as well; then the state of a slot goes where the slot goes.
+    # State by key is a `KeyedState`. A handler that keeps it in a form of its own defines these as well; then the state
+    # of a slot goes where the slot goes.
     # Without drop it is closed and made anew, with all it keeps, whenever a slot goes or a batch has failed: dearer,
     # and just as exact. `Context.slot(key)` tells the slot of a key.
     #
@@ -252,6 +269,11 @@ def _check_state(handler: Any, name: str, shared: bool) -> None:
 
 def is_stateful(handler: Any) -> bool:
     """Whether the state of its slots has to travel."""
+    return keeps_slots(handler) or keeps_by_key(handler)
+
+
+def keeps_slots(handler: Any) -> bool:
+    """Whether it keeps state by slot in a form of its own."""
     return callable(getattr(handler, "snapshot", None)) and callable(getattr(handler, "restore", None))
 
 

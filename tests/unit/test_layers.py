@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "shardmem"
 FLOORS = [
     ("base",),
     ("memory", "policy"),
+    ("state",),
     ("runtime",),
     ("status",),
     ("client",),
