@@ -157,17 +157,7 @@ class HandlerRef:
                     f"is in, or set PYTHONPATH"
                 )
             raise HandlerError(text) from error
-        if callable(getattr(found, "handle", None)):
-            if getattr(found.handle, "__func__", None) is Handler.handle:
-                raise HandlerError(f"handler {self.name!r} has no handle(batch): write it in {type(found).__name__}")
-            _check_call(found.handle, self.name)
-            _check_state(found, self.name, shared)
-            handler: Handler = found
-            return handler
-        if not callable(found):
-            raise HandlerError(f"handler {self.name!r} is a {type(found).__name__}: neither a function nor a Handler")
-        _check_call(found, self.name)
-        return _Function(found)
+        return handler_of(found, self.name, shared)
 
     def _find(self) -> Any:
         if self.pickled is None:
@@ -193,6 +183,22 @@ class HandlerRef:
             finally:
                 process._inheriting = False
         return pickle.loads(base64.b64decode(self.pickled))
+
+
+def handler_of(found: Any, name: str = "", shared: bool = False) -> Handler:
+    """A Handler of what the user wrote, checked. shared: it is an object of a module. Raises HandlerError."""
+    name = name or str(getattr(found, "__qualname__", type(found).__qualname__))
+    if callable(getattr(found, "handle", None)):
+        if getattr(found.handle, "__func__", None) is Handler.handle:
+            raise HandlerError(f"handler {name!r} has no handle(batch): write it in {type(found).__name__}")
+        _check_call(found.handle, name)
+        _check_state(found, name, shared)
+        handler: Handler = found
+        return handler
+    if not callable(found):
+        raise HandlerError(f"handler {name!r} is a {type(found).__name__}: neither a function nor a Handler")
+    _check_call(found, name)
+    return _Function(found)
 
 
 def importing_main() -> bool:

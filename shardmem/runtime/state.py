@@ -295,10 +295,11 @@ def opened(path: str) -> Iterator[sqlite3.Connection]:
 
 
 def _look(path: str, query: str) -> list[tuple[Any, ...]]:
-    with opened(path) as connection:
-        try:
+    """Nothing of a file that is just being made, or has just been removed: it has no slot that is nowhere else."""
+    try:
+        with opened(path) as connection:
             return connection.execute(query).fetchall()
-        except sqlite3.OperationalError as error:
-            if "no such table" in str(error):  # its worker is just making it
-                return []
-            raise
+    except ShardmemError as error:
+        if "no such table" in str(error) or not os.path.exists(path):
+            return []
+        raise

@@ -62,8 +62,7 @@ class Timers:
         due = max(0, due)
         self.changed[timer] = due
         self._armed.pop(timer, None)
-        if due <= self._horizon:
-            self._hold(timer, due)
+        self._hold(timer, due)
 
     def disarm(self, timer: Timer) -> None:
         self.changed[timer] = None
@@ -98,6 +97,9 @@ class Timers:
         return len(self._armed) >= MOST_IN_MEMORY // 2
 
     def _hold(self, timer: Timer, due: int) -> None:
+        """In memory, if it is due soon enough."""
+        if due > self._horizon:
+            return
         self._armed[timer] = due
         heapq.heappush(self._heap, (due, next(self._order), timer))
         if len(self._heap) > self._shed_at:
@@ -116,12 +118,12 @@ class Timers:
             horizon = found[-1][0]
         timers = [(due, self._read(key)) for due, key in found]
         keys = slots_of([timer.key for _, timer in timers], self._scope.slots).tolist()
+        self._horizon = max(self._horizon, horizon)
         for slot, (due, timer) in zip(keys, timers):
             if slot in self._scope.owned and timer not in self.changed and timer not in self._armed:
                 self._hold(timer, due)
-        self._horizon = max(self._horizon, horizon)
         for timer, changed_due in self.changed.items():
-            if changed_due is not None and changed_due <= self._horizon and timer not in self._armed:
+            if changed_due is not None and timer not in self._armed:
                 self._hold(timer, changed_due)
 
     @staticmethod
@@ -131,13 +133,21 @@ class Timers:
         return Timer(key, text[:1], text[1:])
 
     def _shed(self) -> None:
-        """The later half is in the store or in `changed`, and comes back when it is due sooner."""
+        """What is due later is in the store or in `changed`, and comes back when it is due sooner. Never less is kept
+        than `_has_enough` asks for, or it would come back at once."""
         kept = sorted((due, n, t) for due, n, t in self._heap if self._armed.get(t) == due)
-        if len(kept) > MOST_IN_MEMORY and kept[0][0] < kept[MOST_IN_MEMORY][0]:
-            self._horizon = kept[MOST_IN_MEMORY][0] - 1
+        if len(kept) > MOST_IN_MEMORY:
+            self._horizon = kept[MOST_IN_MEMORY][0]
             kept = [entry for entry in kept if entry[0] <= self._horizon]
         self._heap, self._armed = kept, {timer: due for due, _, timer in kept}
         self._shed_at = 2 * max(MOST_IN_MEMORY, len(kept))
+
+    def all(self) -> dict[Timer, int]:
+        """Every timer of this shard, and when it is due."""
+        stored = ((due, self._read(key)) for due, key in self._scope.store.timers(0, 1 << 62, 1 << 62))
+        found: dict[Timer, int | None] = {timer: due for due, timer in stored}
+        found.update(self.changed)
+        return {timer: due for timer, due in found.items() if due is not None}
 
     # ---- saving --------------------------------------------------------------------------------------------------
 

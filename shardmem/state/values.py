@@ -112,6 +112,24 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
             raise KeyError(plain)
         self._remove(plain)
 
+    def pop(self, key: Key, *otherwise: Any) -> Any:
+        plain = self._admit(key)
+        if (value := self._find(plain)) is MISSING:
+            if not otherwise:
+                raise KeyError(key)
+            return otherwise[0]
+        self._remove(plain)
+        return value
+
+    def setdefault(self, key: Key, default: Any = None) -> Any:
+        if (value := self._find(self._admit(key))) is MISSING:
+            self[key] = value = default
+        return value
+
+    def clear(self) -> None:
+        for key in list(self):
+            self._remove(key)
+
     def _admit(self, key: object) -> Key:
         return self._scope.admit(key, f"state {self.name!r}")
 
@@ -152,7 +170,7 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
             row = self.changed[key] if key in self.changed else self._stored(key)
             if row is None:
                 return MISSING
-            value = self._decode(key, row)
+            value = self.decoded(key, row)
             self.live[key] = value
             data, version, expires = row
             self._mean_bytes += (len(data) - self._mean_bytes) / 64
@@ -171,7 +189,7 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
             return None
         return row
 
-    def _decode(self, key: Key, row: Row) -> Any:
+    def decoded(self, key: Key, row: Row) -> Any:
         try:
             return self._codec.decode(row[0], row[1])
         except StateError as error:
@@ -198,7 +216,7 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
             return MISSING
         value = self.live[key] if key in self.live else self._cold.get(key, MISSING)
         if value is MISSING:
-            value = self._decode(key, row)
+            value = self.decoded(key, row)
         self._remove(key)
         return value
 

@@ -14,8 +14,10 @@ import pytest
 
 import shardmem
 from shardmem.runtime.state import shard_file
+from shardmem.runtime.state_reader import StateReader
 from support.quarantine_load import totals
 from support.rig import PATIENCE, Rig, drained, wait_until
+from support.state import kept
 
 POINTS = [
     "poll.taken",
@@ -53,7 +55,7 @@ class Feed:
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
     return {
-        "handler": "support.quarantine_load:Tally",
+        "handler": "support.handlers.keyed:KeyedTally",
         "slots": 32,
         "on_error": "stop",
         "state_dir": str(tmp_path / "state"),
@@ -65,6 +67,22 @@ def settings(tmp_path: Path) -> dict[str, Any]:
 
 def state_files(settings: dict[str, Any], name: str) -> str:
     return os.path.join(settings["state_dir"], f"{name}.state")
+
+
+def wait_fired(settings: dict[str, Any], name: str, feed: Feed) -> None:
+    directory = state_files(settings, name)
+    wait_until(lambda: sum(kept(directory, "fired").values()) >= sum(feed.counts), "every timer has fired", 60)
+
+
+def expect_exact(settings: dict[str, Any], name: str, feed: Feed) -> None:
+    """By slot, by key, and by timers, of which none is left."""
+    directory = state_files(settings, name)
+    assert feed.expected == totals(directory)
+    assert feed.expected == kept(directory, "counted")
+    assert feed.expected == kept(directory, "fired")
+    assert {key: {"events": count} for key, count in feed.expected.items()} == kept(directory, "seen")
+    with contextlib.closing(StateReader(directory)) as reader:
+        assert [] == list(reader.timers())
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -80,7 +98,8 @@ def test_a_worker_killed_at_any_point_resumes_with_state_and_position_that_agree
         status = drained(engine)
         assert 4 == status["shards"][0]["incarnation"], f"{point} was not reached three times"
         assert sum(feed.counts) == status["accounting"]["handled"]
-    assert feed.expected == totals(state_files(settings, engine_name))
+        wait_fired(settings, engine_name, feed)
+    expect_exact(settings, engine_name, feed)
 
 
 def test_state_is_exact_through_random_kills_and_moves_at_once(rig: Rig, engine_name: str, settings: dict) -> None:
@@ -103,7 +122,8 @@ def test_state_is_exact_through_random_kills_and_moves_at_once(rig: Rig, engine_
         producer.flush(PATIENCE)
         status = drained(engine)
         assert sum(feed.counts) == status["accounting"]["handled"] == status["accounting"]["accepted"]
-    assert feed.expected == totals(state_files(settings, engine_name))
+        wait_fired(settings, engine_name, feed)
+    expect_exact(settings, engine_name, feed)
 
 
 def test_a_bad_event_is_set_aside_and_what_it_did_to_the_state_is_undone(

@@ -15,7 +15,7 @@ FLOORS = [
     ("runtime",),
     ("status",),
     ("client",),
-    ("sources",),
+    ("sources", "testing"),
     ("http", "host"),
     ("supervisor",),
     ("console",),
