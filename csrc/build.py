@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 SOURCES = [
     "hash.c",
     "lease.c",
+    "fork.c",
     "park.c",
     "points.c",
     "supervisor.c",
@@ -29,6 +30,14 @@ SOURCES = [
     "fastcall.c",
     "keyed.c",
     "scan.c",
+    "scan_combined.c",
+    "scan_csv.c",
+    "scan_json.c",
+    "scan_key.c",
+    "scan_lines.c",
+    "scan_logfmt.c",
+    "scan_member.c",
+    "scan_syslog.c",
     "convert.c",
 ]
 
@@ -61,6 +70,7 @@ ffi.set_source(
             "sender.h",
             "reader.h",
             "objects.h",
+            "record.h",
             "points.h",
             "build.py",
         )

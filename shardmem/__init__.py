@@ -28,6 +28,7 @@ _HOME = {
     "SegmentCorrupt": "errors",
     "SegmentError": "errors",
     "ShardmemError": "errors",
+    "Unavailable": "errors",
     "AsyncProducer": "runtime.aio",
     "Batch": "runtime.batch",
     "Columns": "runtime.batch",
@@ -65,6 +66,7 @@ __all__ = [
     "ShardmemError",
     "StateError",
     "Status",
+    "Unavailable",
     "__version__",
     "connect",
 ]
@@ -90,6 +92,7 @@ if TYPE_CHECKING:
         SegmentError,
         ShardmemError,
         StateError,
+        Unavailable,
     )
     from shardmem.runtime.aio import AsyncProducer
     from shardmem.runtime.batch import Batch, Columns

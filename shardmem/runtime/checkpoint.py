@@ -14,11 +14,13 @@ from shardmem.errors import HandlerError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.reader import Reader
 from shardmem.runtime.batch import Batch
+from shardmem.runtime.forked import end_if_forked
 from shardmem.runtime.handler import Handler, keeps_slots, optional
 from shardmem.runtime.state import StateStore
 from shardmem.settings import some
 from shardmem.state.keeper import Keeper
 from shardmem.state.timers import USER, Timer
+from shardmem.text import of_error
 
 LOOK_AT_ALL = 16  # batches
 FIRE_SECONDS = 0.05  # how long timers may keep events waiting
@@ -261,8 +263,7 @@ class Checkpointed:
             self.handler = self._anew()
         except Exception as error:
             raise HandlerError(
-                f"the handler of shard {self._shard}, which has no drop, cannot be made anew: "
-                f"{type(error).__name__}: {error}"
+                f"the handler of shard {self._shard}, which has no drop, cannot be made anew: {of_error(error)}"
             ) from error
         return True
 
@@ -286,7 +287,7 @@ class Checkpointed:
     def _snapshots(self, slots: list[int]) -> list[tuple[int, bytes]]:
         if not slots:
             return []
-        snapshot = self.handler.snapshot  # type: ignore[attr-defined]
+        snapshot = optional(self.handler, "snapshot")
         try:
             return [(slot, bytes(snapshot(slot) or b"")) for slot in slots]
         except Exception:
@@ -313,25 +314,26 @@ class Firing:
         while (timer := self._keeper.take_due()) is not None:
             try:
                 self._keeper.fire(timer)
-            except Exception as error:
+            except BaseException as error:  # sys.exit too: see Worker.run
+                end_if_forked(error)
                 self._failing(timer, error)
                 return
+            end_if_forked()
             self._failed.pop(timer, None)
             if time.monotonic() > until:
                 return
 
-    def _failing(self, timer: Timer, error: Exception) -> None:
+    def _failing(self, timer: Timer, error: BaseException) -> None:
         """What it did is undone, and with it what others did since the last checkpoint: so the next attempt is made
         behind a checkpoint of its own."""
         tries = self._failed[timer] = self._failed.get(timer, 0) + 1
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1))
         what = f"on_timer({timer.key!r}, {timer.name!r})" if timer.kind == USER else f"on_expire({timer.key!r}, ...)"
         log.error(
-            "shard %d: %s raised %s: %.500s; it is tried again in %g s",
+            "shard %d: %s raised %.500s; it is tried again in %g s",
             self._shard,
             what,
-            type(error).__name__,
-            error,
+            of_error(error),
             pause,
             exc_info=error if tries == 1 else None,
         )
@@ -364,6 +366,6 @@ def _call(handler: Handler, shard: int, method: str, about: int | list[int], *va
     except Exception as error:
         what = f"slot {about}" if isinstance(about, int) else f"{some(len(about), 'slot')} from {about[0]} on"
         raise HandlerError(
-            f"{method}({what}) of the handler of shard {shard} raised {type(error).__name__}: {error}; what "
+            f"{method}({what}) of the handler of shard {shard} raised {of_error(error)}; what "
             f"was not committed yet stays in shared memory"
         ) from error

@@ -178,7 +178,7 @@ class Commands:
         """Raises ConfigError, with the reason and what helps."""
         mapper = self._fleet.planner.mapper
         if mapper.shard_state(shard) is ShardState.FAILED:
-            reason = self._fleet.workers.given_up().get(shard, "its worker was given up")
+            reason = self._fleet.workers.failed().get(shard, "it has no worker that works")
             raise ConfigError(
                 f"shard {shard} has failed and cannot hand anything over: {reason}. Fix the handler, then "
                 f"'shardmem reload {self._fleet.config.name}' starts it again"

@@ -243,6 +243,15 @@ class Planner:
         """Whether the strategy is left alone, because it takes so long."""
         return now < self._ask_again
 
+    def finish(self, now: float) -> None:
+        """What handoffs have come to, and none begins."""
+        self._done(self.carrier.look(now))
+
+    def unreachable(self) -> set[int]:
+        """Failed shards, and those to which a handoff from one that has failed is under way."""
+        failed = {shard for shard, fact in self._facts.items() if fact.failed is not None}
+        return failed | {each.target for each in self.table.in_motion() if each.source in failed}
+
     def progress(self, now: float) -> None:
         """What handoffs have come to. Cheaper than `advance`, which asks the strategy too."""
         before = self.handoffs.slots_in_flight()

@@ -19,17 +19,20 @@ from shardmem.errors import AlreadyRunning, ConfigError, LayoutMismatch, Shardme
 from shardmem.http.server import Api
 from shardmem.runtime.child import ExitCode
 from shardmem.runtime.handler import HandlerRef
+from shardmem.runtime.streams import Terminal
 from shardmem.status.document import Status
 from shardmem.supervisor.background import Background
 from shardmem.supervisor.commands import Commands
 from shardmem.supervisor.configured import policy_of, strategy_of
 from shardmem.supervisor.control_loop import ControlLoop
+from shardmem.supervisor.descriptors import Descriptors
 from shardmem.supervisor.fleet import TICK, Fleet
 from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
 from shardmem.supervisor.replacements import Replacements
 from shardmem.supervisor.stages import Stages
 from shardmem.supervisor.takeover import Takeover
+from shardmem.text import of_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU, signal.SIGHUP)
 
@@ -54,7 +57,8 @@ class Supervisor:
         self._config, self._handler, self._notify = config, handler, notify or Notify()
         self._keep_unfinished, self._on_ready, self._read_again = keep_unfinished, on_ready, read_again
         self._on_created, self._on_removed = on_created, on_removed
-        self._life = Life()
+        self._life, self._terminal = Life(), Terminal()
+        self._descriptors = Descriptors()
         self._api = Api(config.name, config.http_port, config.http_token)
         self.outcome: Status | None = None
 
@@ -89,7 +93,7 @@ class Supervisor:
             watching = Background().start("looking after the workers", self._watch_workers(fleet))
             try:
                 while self._life.stage is not Stage.ENDED:
-                    await stages.work()
+                    await self._work(stages, fleet)
                     self._life.advance()
                 self.outcome = stages.finish(self._keep_unfinished)
             finally:
@@ -97,7 +101,19 @@ class Supervisor:
                 self._api.close()
                 takeover.lease.release()
                 self._notify.close()
+                self._descriptors.close()
         return self._life.exit_code
+
+    async def _work(self, stages: Stages, fleet: Fleet) -> None:
+        """Of one stage. What goes wrong in it ends the engine, and never without its workers."""
+        try:
+            await stages.work()
+        except Exception as error:
+            log.exception("the supervisor failed while it was %s", self._life.stage.name.lower())
+            self._life.fail(ShardmemError(f"the supervisor failed: {of_error(error)}"))
+            if self._life.stage is Stage.STOPPING:
+                for worker in fleet.workers.living():
+                    worker.kill()
 
     def _open(self) -> tuple[Takeover, Fleet]:
         """Create the segments, or take up those of an earlier supervisor."""
@@ -125,6 +141,7 @@ class Supervisor:
             self._life,
             on_created=self._on_created,
             on_removed=self._on_removed,
+            descriptors=self._descriptors,
         )
 
     async def _watch_workers(self, fleet: Fleet) -> None:
@@ -146,6 +163,8 @@ class Supervisor:
         def received(number: int) -> None:
             if number not in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
                 self._life.request_stop(now=number != signal.SIGTERM)
+            elif number == signal.SIGHUP and self._terminal.is_gone:
+                log.warning("the terminal was closed; the engine goes on, as it would with nohup")
             elif self._life.has_run and number == signal.SIGHUP:
                 background.start("the reload", replacements.reload())
             elif self._life.has_run:
