@@ -105,8 +105,8 @@ class Draining:
         if (look.left, look.in_hand) != (left, in_hand):
             look = self._looks[shard] = _Look(left, in_hand, now)
         idle = 0.0 if in_hand else now - look.since
-        if (reason := fleet.workers.failed().get(shard)) is not None:
-            return f"it has failed: {reason}"
+        if shard in fleet.workers.failed():
+            return "it has failed"
         if idle > KEPT_GRACE and shard in fleet.unreachable():
             return "it keeps them back until a shard that has failed hands over its part"
         if fleet.config.drain_timeout is None and now - look.since > NOTHING_HANDLED:

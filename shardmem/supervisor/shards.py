@@ -181,6 +181,11 @@ class Shards:
         """Whether something is on its way that no event tells of."""
         return bool(self._joining or self._ending or self._planner.mapper.draining_shard_ids())
 
+    def leaving(self) -> dict[int, int]:
+        """Shards on their way out, and the events that wait in the lanes of each."""
+        draining = [*self._planner.mapper.draining_shard_ids(), *self._ending]
+        return {shard: int(sum(lane.waiting for lane in self.inboxes[shard].lanes())) for shard in draining}
+
     def facts(self) -> dict[int, ShardFact]:
         """What is known of each shard's worker."""
         failed, clock = self.workers.failed(), now_ns()

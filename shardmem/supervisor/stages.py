@@ -21,6 +21,7 @@ from shardmem.supervisor.draining import Draining
 from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
+from shardmem.supervisor.reload import Reload
 from shardmem.supervisor.sources import Sources
 from shardmem.supervisor.takeover import Takeover
 
@@ -37,6 +38,7 @@ class Stages:
         takeover: Takeover,
         life: Life,
         commands: Commands,
+        reload: Reload,
         loop: ControlLoop,
         background: Background,
         api: Api,
@@ -45,7 +47,7 @@ class Stages:
         on_ready: Callable[[Status], None],
     ) -> None:
         self._fleet, self._takeover, self._life, self._commands = fleet, takeover, life, commands
-        self._loop, self._background, self._api, self._notify = loop, background, api, notify
+        self._reload, self._loop, self._background, self._api, self._notify = reload, loop, background, api, notify
         self._on_ready = on_ready
         self._sources = Sources(fleet.config)
         self._draining = Draining(fleet, life)
@@ -94,8 +96,9 @@ class Stages:
 
     async def _announce(self, adopted: list[int]) -> None:
         fleet, takeover = self._fleet, self._takeover
+        board = fleet.observer.board()
         if takeover.running:
-            fleet.planner.recall(fleet.observer.board())
+            fleet.planner.recall(board)
         fleet.planner.begin(time.monotonic())
         fleet.shards.resume(takeover.joining, takeover.draining, takeover.stopped, takeover.never_started)
         await self._api.start(self._commands.by_name(), fleet.observer, fleet.quarantine)
@@ -107,6 +110,8 @@ class Stages:
         self._on_ready(fleet.observer.status())
         if not takeover.running:
             fleet.planner.mapper.announce()
+        elif board["reload"]:
+            self._background.start("the reload of the earlier supervisor", self._reload.resume(board["reload"]))
 
     def _note_start(self, adopted: list[int]) -> None:
         fleet, left = self._fleet, self._takeover.left

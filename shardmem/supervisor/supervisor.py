@@ -22,6 +22,7 @@ from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.streams import Terminal
 from shardmem.status.document import Status
 from shardmem.supervisor.background import Background
+from shardmem.supervisor.board import Board
 from shardmem.supervisor.commands import Commands
 from shardmem.supervisor.configured import policy_of, strategy_of
 from shardmem.supervisor.control_loop import ControlLoop
@@ -29,6 +30,7 @@ from shardmem.supervisor.descriptors import Descriptors
 from shardmem.supervisor.fleet import TICK, Fleet
 from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
+from shardmem.supervisor.reload import Reload
 from shardmem.supervisor.replacements import Replacements
 from shardmem.supervisor.stages import Stages
 from shardmem.supervisor.takeover import Takeover
@@ -83,13 +85,24 @@ class Supervisor:
             log.error("%s", self.error)
             return self._life.exit_code
         background = Background()
-        replacements = Replacements(fleet, self._life, self._notify, self._read_again)
-        commands = Commands(fleet, self._life, replacements)
-        loop = ControlLoop(fleet, self._life, commands, replacements, background, lambda: self._api.http)
+        replacements = Replacements(fleet)
+        reload = Reload(fleet, self._life, self._notify, replacements, self._read_again)
+        board = Board(fleet, reload, lambda: self._api.http)
+        commands = Commands(fleet, self._life, reload, board)
+        loop = ControlLoop(fleet, self._life, commands, replacements, background, board)
         stages = Stages(
-            fleet, takeover, self._life, commands, loop, background, self._api, self._notify, on_ready=self._on_ready
+            fleet,
+            takeover,
+            self._life,
+            commands,
+            reload,
+            loop,
+            background,
+            self._api,
+            self._notify,
+            on_ready=self._on_ready,
         )
-        with self._signals(commands, replacements, background):
+        with self._signals(commands, reload, background):
             watching = Background().start("looking after the workers", self._watch_workers(fleet))
             try:
                 while self._life.stage is not Stage.ENDED:
@@ -159,14 +172,14 @@ class Supervisor:
     # ---- signals ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _signals(self, commands: Commands, replacements: Replacements, background: Background) -> Iterator[None]:
+    def _signals(self, commands: Commands, reload: Reload, background: Background) -> Iterator[None]:
         def received(number: int) -> None:
             if number not in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
                 self._life.request_stop(now=number != signal.SIGTERM)
             elif number == signal.SIGHUP and self._terminal.is_gone:
                 log.warning("the terminal was closed; the engine goes on, as it would with nohup")
             elif self._life.has_run and number == signal.SIGHUP:
-                background.start("the reload", replacements.reload())
+                background.start("the reload", reload.run())
             elif self._life.has_run:
                 background.start("a signal's order", _scale_by(commands, 1 if number == signal.SIGTTIN else -1))
 

@@ -350,6 +350,7 @@ class Workers:
         past.recent.append(past.ended_at)
         self._spares.died(shard)
         verdict = self._restarts.ended(shard, life, time.monotonic())
+        is_news = not life.ready and verdict.failed is None and bool(worker.failure) and past.cannot_boot is None
         if not life.ready and (worker.failure or verdict.failed):
             past.cannot_boot, past.logged_reason = worker.failure or verdict.failed, bool(worker.failure)
         if verdict.failed is not None:
@@ -358,7 +359,7 @@ class Workers:
             f"worker pid {worker.pid} ended: {life.how}{', with a batch in hand' if life.in_hand else ''}; the next "
             f"one starts in {verdict.delay:.3g} s"
         )
-        self._history.note("worker_died", text, shard)
+        self._history.note("shard_failed" if is_news else "worker_died", text, shard, logged=is_news)
         self.start(shard, verdict.delay)
 
     def _fail(self, shard: int, reason: str, worker: WorkerProcess | AdoptedWorker) -> None:

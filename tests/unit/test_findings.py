@@ -37,6 +37,7 @@ SHARD = {
     "recent_crashes": 0,
     "restarting_in_s": None,
     "last_exit": None,
+    "restarting_in_s": None,
     "broken_lanes": [],
 }
 WELL = {
