@@ -31,6 +31,7 @@ from shardmem.supervisor.configured import policy_of
 from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life
 from shardmem.supervisor.notify import Notify
+from shardmem.supervisor.sources import Sources
 
 # What shared memory, its users or the mapper were made with. All else takes effect when the worker is replaced.
 FIXED = (
@@ -70,9 +71,15 @@ class Replacements:
     """read_again: the configuration as it is now; None: there is no file to read."""
 
     def __init__(
-        self, fleet: Fleet, life: Life, notify: Notify, read_again: Callable[[], tuple[Config, HandlerRef]] | None
+        self,
+        fleet: Fleet,
+        life: Life,
+        notify: Notify,
+        read_again: Callable[[], tuple[Config, HandlerRef]] | None,
+        sources: Sources,
     ) -> None:
         self._fleet, self._life, self._notify, self._read_again = fleet, life, notify, read_again
+        self._sources = sources
         self._lives: dict[int, _Age] = {}
         self._began, self._not_before = time.monotonic(), 0.0
         self._replacing = 0
@@ -179,6 +186,7 @@ class Replacements:
                 workers.launch_with(*before)
                 raise
             fleet.reconfigure(config, policy)
+            await self._sources.change(config)
         done = [
             f"shard {new} took the place of {old}" if new != old else f"shard {new} was started again"
             for each in reloaded

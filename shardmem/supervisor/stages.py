@@ -42,13 +42,14 @@ class Stages:
         background: Background,
         api: Api,
         notify: Notify,
+        sources: Sources,
         *,
         on_ready: Callable[[Status], None],
     ) -> None:
         self._fleet, self._takeover, self._life, self._commands = fleet, takeover, life, commands
         self._loop, self._background, self._api, self._notify = loop, background, api, notify
         self._on_ready = on_ready
-        self._sources = Sources(fleet.config)
+        self._sources = sources
 
     async def work(self) -> None:
         """Of the stage that the engine is in; returns when that is over."""

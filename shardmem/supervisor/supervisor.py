@@ -28,6 +28,7 @@ from shardmem.supervisor.fleet import TICK, Fleet
 from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
 from shardmem.supervisor.replacements import Replacements
+from shardmem.supervisor.sources import Sources
 from shardmem.supervisor.stages import Stages
 from shardmem.supervisor.takeover import Takeover
 
@@ -78,12 +79,21 @@ class Supervisor:
         if self._life.advance() is Stage.ENDED:
             log.error("%s", self.error)
             return self._life.exit_code
-        background = Background()
-        replacements = Replacements(fleet, self._life, self._notify, self._read_again)
+        background, sources = Background(), Sources(fleet.config)
+        replacements = Replacements(fleet, self._life, self._notify, self._read_again, sources)
         commands = Commands(fleet, self._life, replacements)
         loop = ControlLoop(fleet, self._life, commands, replacements, background, lambda: self._api.http)
         stages = Stages(
-            fleet, takeover, self._life, commands, loop, background, self._api, self._notify, on_ready=self._on_ready
+            fleet,
+            takeover,
+            self._life,
+            commands,
+            loop,
+            background,
+            self._api,
+            self._notify,
+            sources,
+            on_ready=self._on_ready,
         )
         with self._signals(commands, replacements, background):
             watching = Background().start("looking after the workers", self._watch_workers(fleet))

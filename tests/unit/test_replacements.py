@@ -32,6 +32,7 @@ def looks(monkeypatch):
         Life(),
         Notify(),
         None,
+        SimpleNamespace(),
     )
 
     def look(seconds: float, rss: int) -> bool:
