@@ -90,6 +90,7 @@ class ProducerStatus(TypedDict):
 class PartitionStatus(TypedDict):
     offset: int
     at: str  # what the source says besides: "line 7"
+    lag: int | None  # bytes that are there and were not read; null: that cannot be told
 
 
 class SourceStatus(TypedDict):
@@ -99,12 +100,14 @@ class SourceStatus(TypedDict):
     alive: bool
     incarnation: int
     state: str
+    paused: bool
     error: str | None
     seat: int | None
     events: int
     bytes: int
     skipped: int
     reasons: dict[str, int]
+    lag_bytes: int | None
     partitions: dict[str, PartitionStatus]
     last_commit_age_s: float | None
 
