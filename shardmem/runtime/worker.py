@@ -200,7 +200,7 @@ def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) 
 
 def _failure(worker: Worker, reports: Reports, error: Exception) -> int:
     of_user = isinstance(error, (HandlerError, BatchEscaped))
-    text = with_hint(error) if of_user else f"{type(error).__name__}: {error}"
+    text = with_hint(error) if of_user else f"{type(error).__name__}: {with_hint(error)}"
     worker.say_error(text)
     worker.set_phase("failed")
     log.error("%s", text, exc_info=error.__cause__ or error)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sqlite3
 import time
 from collections import deque
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
 from shardmem.config import quarantine_file
-from shardmem.errors import NotRunning
+from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment, LaneView
 from shardmem.memory.native import PHASES, SHARD_STATES
 from shardmem.memory.words import FLOORS_NS, batch_sizes_of, latency_of, name_of, now_ns, refused_by_reason
 from shardmem.policy import Facts, Limits, condition_of
+from shardmem.runtime.quarantine import QuarantineReader, is_there
 from shardmem.status.document import (
     Accounting,
     EngineStatus,
@@ -219,11 +218,8 @@ class Observer:
             count = 0
         elif marks != seen:
             try:
-                with contextlib.closing(
-                    sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=0)
-                ) as connection:
-                    count = connection.execute("select count(*) from events where replayed_at is null").fetchone()[0]
-            except sqlite3.Error:
+                count = QuarantineReader(path, self.control.segment.owner, 0.0).count() if is_there(path) else 0
+            except ShardmemError:
                 count, marks = None, []  # of another user, damaged, or just being made: the next look may see more
         self._held = now, marks, count
         return count

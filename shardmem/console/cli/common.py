@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from shardmem.text import printable, printable_lines
+
 AS_JSON = "shardmem.as_json"  # in the `meta` of a context, which the group shares with its commands
 
 
@@ -14,15 +16,20 @@ def _note_json(context: click.Context, parameter: click.Parameter, value: bool) 
     return value
 
 
+def say(text: str, err: bool = False) -> None:
+    """Text for people: names, keys and errors in it are users', and give no orders to a terminal."""
+    click.echo(printable_lines(text), err=err)
+
+
 def complain(text: str, hint: str | None = None) -> None:
     """On standard error, in colour where that is a terminal."""
-    click.echo(f"{click.style('error', fg='red', bold=True)}: {text}", err=True)
+    click.echo(f"{click.style('error', fg='red', bold=True)}: {printable_lines(text, '  ')}", err=True)
     if hint:
         advise(hint)
 
 
 def advise(hint: str) -> None:
-    click.echo(f"{click.style('hint', fg='cyan', bold=True)}: {hint}", err=True)
+    click.echo(f"{click.style('hint', fg='cyan', bold=True)}: {printable(hint)}", err=True)
 
 
 as_json = click.option(

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from shardmem.console.cli.common import as_json, complain
+from shardmem.console.cli.common import as_json, complain, say
 from shardmem.http.operations import summary
 from shardmem.runtime.child import ExitCode
 
@@ -38,7 +38,7 @@ def stop(name: str | None, now: bool, timeout: float | None, as_json: bool) -> N
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:
-        click.echo(f"engine {name} has stopped: {accounting_line(document['accounting'])}")
+        say(f"engine {name} has stopped: {accounting_line(document['accounting'])}")
     if left and not now:
         complain(
             f"{left:,} events were not handled and stay in shared memory",
