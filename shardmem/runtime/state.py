@@ -43,8 +43,9 @@ class StateStore:
                     connection.execute("delete from state")
                 connection.execute("insert or replace into engine values (1, ?, ?)", (f"{engine_id:x}", slots))
 
-    def begin_life(self, shard: int, incarnation: int, generation: int) -> bytes:
-        """From here on only this incarnation writes for the shard. The ranges of its predecessor's last checkpoint."""
+    def begin_life(self, shard: int, incarnation: int, generation: int, expected: bool = False) -> bytes:
+        """From here on only this incarnation writes for the shard. The ranges of its predecessor's last checkpoint.
+        expected: there was a predecessor, which had saved state in this file."""
         self._shard, self._incarnation, self._generation = shard, incarnation, generation
         with self._database.transaction() as connection:
             found = connection.execute(
@@ -52,6 +53,12 @@ class StateStore:
             ).fetchone()
             if found and found[0] > incarnation:
                 raise AlreadyRunning(f"shard {shard}: incarnation {found[0]} has begun, this is {incarnation}")
+            if expected and not (found and found[1] == generation):
+                raise ShardmemError(
+                    f"the state file {self.path} knows nothing of shard {shard}, whose last worker had saved state in "
+                    "it: it has been removed or replaced",
+                    hint="Put the file back; or lose the state and go on without it: `shardmem reload`",
+                )
             ranges = found[2] if found and found[1] == generation else b""
             connection.execute(
                 "insert or replace into life values (?, ?, ?, ?)", (shard, incarnation, generation, ranges)

@@ -133,7 +133,7 @@ def main() -> int:
         if orders.forgiven:
             worker.reader.forgive()
         logs.incarnate(worker.incarnation)
-        commit = _commit_of(worker, orders.handler, settings)
+        commit = _commit_of(worker, orders, settings)
         commit.take_up()
     except AlreadyRunning as error:  # the shard's words are another's
         log.error("%s", with_hint(error))
@@ -159,8 +159,8 @@ def main() -> int:
         worker.stop_now = True
 
     signal.signal(signal.SIGTERM, finish)
-    takes_up = is_stateful(commit.handler) or wants_to_know(commit.handler)
-    worker.control.set_worker_stateful(worker.shard, takes_up)
+    saves = is_stateful(commit.handler)
+    worker.control.set_worker_stateful(worker.shard, saves or wants_to_know(commit.handler), saves)
     worker.set_phase("ready")
     reports.say(ready=True)
     try:
@@ -175,7 +175,7 @@ def main() -> int:
     return ExitCode.OK
 
 
-def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) -> Commit:
+def _commit_of(worker: Worker, orders: WorkerOrders, settings: dict[str, Any]) -> Commit:
     control = worker.control
     context = Context(
         control.engine,
@@ -187,7 +187,7 @@ def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) 
     )
 
     def opened() -> Handler:
-        handler = reference.load()
+        handler = orders.handler.load()
         optional(handler, "open")(context)
         return handler
 
@@ -195,7 +195,17 @@ def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) 
     if not is_stateful(handler):
         return Immediate(control, worker.shard, worker.reader, handler)
     store = StateStore(settings["state_file"], control.geometry.engine_id, control.slots, keep=settings["keep_state"])
-    return Checkpointed(control, worker.shard, worker.reader, handler, store, settings["checkpoint_interval"], opened)
+    return Checkpointed(
+        control,
+        worker.shard,
+        worker.reader,
+        handler,
+        store,
+        settings["checkpoint_interval"],
+        opened,
+        # A person who asked for this start has been told, and may go on without.
+        expects_state=control.has_saved_state(worker.shard) and not orders.forgiven,
+    )
 
 
 def _failure(worker: Worker, reports: Reports, error: Exception) -> int:
