@@ -26,7 +26,7 @@ from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.checkpoint import Checkpointed, Commit, Immediate
 from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, read_orders
 from shardmem.runtime.failures import Failures, OnError
-from shardmem.runtime.handler import Context, Handler, HandlerRef, is_stateful, optional, wants_to_know
+from shardmem.runtime.handler import Context, Handler, is_stateful, optional, wants_to_know
 from shardmem.runtime.moves import Moves
 from shardmem.runtime.state import StateStore
 
