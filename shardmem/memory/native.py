@@ -5,10 +5,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from shardmem import _native
 from shardmem._native import ffi, lib
 
-if TYPE_CHECKING:  # they are names of the stub only
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from typing_extensions import Buffer
+
+    Numbers = Literal["uint8_t[]", "int32_t[]", "uint32_t[]", "uint64_t[]"]
+
+    # they are names of the stub only
     from shardmem._native import CData as CData
     from shardmem._native import Integers as Integers
     from shardmem._native import sm_batch as sm_batch
@@ -37,6 +46,16 @@ LAYOUT_VERSION = lib.SM_LAYOUT_VERSION
 BOARDS = ("decisions", "events")
 BOARD_BYTES: int = lib.SM_BOARD_BYTES
 REASONS = ("full", "timeout", "sampled", "stopped")
+
+
+def borrow(kind: Numbers, owner: Buffer | np.ndarray) -> Integers:
+    """A C array over the owner's memory, which it keeps alive.
+
+    Not of a memoryview itself: when the cycle collector clears one whose buffer is still borrowed, CPython forgets the
+    memory below it and crashes as it frees the view. An error that somebody keeps holds the frame of a call, and in it
+    both: `ingest` died so at its end, one time in forty.
+    """
+    return ffi.from_buffer(kind, np.frombuffer(owner, "u1") if isinstance(owner, memoryview) else owner)  # type: ignore
 
 
 def bytes_at(memory: CData, size: int) -> bytes:
@@ -87,6 +106,7 @@ __all__ = [
     "Pusher",
     "arm_from_environment",
     "arm_point",
+    "borrow",
     "bytes_at",
     "decode",
     "ffi",

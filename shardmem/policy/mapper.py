@@ -161,7 +161,7 @@ class ShardMapper:
         there = [
             shard
             for shard, found in self._shards.items()
-            if found.state is not ShardState.DRAINING and found.replaces is None
+            if found.state not in (ShardState.DRAINING, ShardState.STOPPED) and found.replaces is None
         ]  # a failed one may come back; a successor on its way will not be one more
         if len(there) + count > self.policy.max_shards:
             raise ScalingError(

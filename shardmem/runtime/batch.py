@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from shardmem.errors import BatchEscaped
-from shardmem.memory.native import DECODE_KEYS, DECODE_PAIRS, DECODE_PAYLOADS, decode, ffi, lib
+from shardmem.memory.native import DECODE_KEYS, DECODE_PAIRS, DECODE_PAYLOADS, borrow, decode, ffi, lib
 from shardmem.runtime.encode import bytes_of, plain_key
 from shardmem.schema import KEY_INT, KEY_NONE, Schema
 
@@ -265,7 +265,7 @@ class Batch:
 
     def _gather(self, need: int, row_bytes: int) -> memoryview:
         scratch = self._scratch.take(need)
-        if lib.sm_gather(self._c, row_bytes, ffi.from_buffer(scratch), len(scratch)) != lib.SM_OK:
+        if lib.sm_gather(self._c, row_bytes, borrow("uint8_t[]", scratch), len(scratch)) != lib.SM_OK:
             raise BufferError(f"a frame in an inbox of shard {self.shard} changed while it was read")
         return memoryview(scratch)
 

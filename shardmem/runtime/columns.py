@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from shardmem.memory.native import ffi
+from shardmem.memory.native import borrow, ffi
 from shardmem.runtime.encode import bytes_of
 from shardmem.schema import KEY_BYTES, KEY_INT, KEY_STR
 
@@ -116,11 +116,11 @@ class EventColumns:
             columns.key_bytes, columns.key_spans = len(data), offsets.ndim - 1
 
     def _words(self, array: np.ndarray) -> Any:
-        self._held.append(ffi.from_buffer("uint64_t[]", array.data))
+        self._held.append(borrow("uint64_t[]", array))
         return self._held[-1]
 
     def _bytes(self, data: Any) -> Any:
-        self._held.append(ffi.from_buffer("uint8_t[]", data))
+        self._held.append(borrow("uint8_t[]", data))
         return self._held[-1]
 
     def rest(self, events: np.ndarray) -> tuple[tuple[Any, Any, np.ndarray], int]:

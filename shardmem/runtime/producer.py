@@ -15,7 +15,7 @@ from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, NotRunnin
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
-from shardmem.memory.native import Pusher, ffi, lib
+from shardmem.memory.native import Pusher, borrow, ffi, lib
 from shardmem.memory.words import refused_by_reason
 from shardmem.runtime.call import DEFAULT, MODES, SLICE, Call, Mode
 from shardmem.runtime.columns import EventColumns, Keys
@@ -143,7 +143,7 @@ class Producer:
         self._usable(records=False)
         memory = bytes_of(payload)
         self._check_size(len(memory), len(key_bytes))
-        data, key_data = ffi.from_buffer(memory), ffi.from_buffer(key_bytes)
+        data, key_data = borrow("uint8_t[]", memory), borrow("uint8_t[]", key_bytes)
         shard, call = ffi.new("uint32_t *"), Call(self, timeout)
         while True:
             status = lib.sm_push(

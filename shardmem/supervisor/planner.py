@@ -45,6 +45,7 @@ from shardmem.supervisor.carrier import Carrier, HandoffWords
 
 REST = 20.0  # seconds that a slot stays where the strategy has put it
 ALLOWANCE = 0.12  # of all slots the strategy may move in a minute, once there is a balance
+LITTLE = 0.05  # of one worker's time, all shards together: what is less than that is noise, and no load to go by
 SLOW_STRATEGY, STRATEGY_REST = 0.5, 5.0  # seconds; and how long it is left alone then, as a multiple of them
 COMPLAINTS, LINE_CHARS, PINS_CHARS = 4, 300, 4000  # what of it is told: the board has room for 16 kB
 
@@ -110,6 +111,7 @@ class Planner:
         self._facts: dict[int, ShardFact] = {}
         self._long = LongBatches()
         self._rates: np.ndarray | None = None
+        self._is_loaded = False
         self._ask_again = -math.inf  # before that the strategy is left alone
         self.stopped_seats: Sequence[int] = ()  # producers in the middle of a push, for long
 
@@ -177,7 +179,8 @@ class Planner:
         alone = {each.shard for each in self.table.hot_slots() if each.alone}
         unmeasured = set(self.mapper.active_shard_ids()).difference(self.measurable(now))
         self.mapper.collect_metrics([each._replace(alone=each.shard in alone) for each in samples], now, unmeasured)
-        self._rates = rates
+        self._rates, load = rates, 0.0 if rates is None else float(rates.sum())
+        self._is_loaded = load >= (LITTLE / 2 if self._is_loaded else LITTLE)
         self.stopped_seats = self.carrier.stopped_seats(now)
         self.advance(now)
         decision = self.mapper.evaluate_scaling(now, moves=self.runner.moves if self.automatic else 0)
@@ -199,7 +202,7 @@ class Planner:
             busy = {shard: sample.busy for shard, sample in self.mapper.metrics(now).items()}
             actions = self.runner.step(
                 now,
-                rates=self._rates,
+                rates=self._load(busy, now),
                 busy=busy if any(busy.values()) else None,
                 without=without,
                 later=later,
@@ -215,6 +218,19 @@ class Planner:
                     self.table.allocate(slot, action.shard)
             elif isinstance(action, BeginHandoff):
                 self._done(self.carrier.begin(action.slots, action.source, action.target, now))
+
+    def _load(self, busy: Mapping[int, float], now: float) -> np.ndarray | None:
+        """By slot, for the strategy; None when there is too little to go by, and then slots are spread by number.
+
+        Evening out goes by what is there at the moment too: who asks for it while nothing comes wants slots even.
+        """
+        if not self._is_loaded or self.wishes.eager and self._is_quiet(busy, now):
+            return None
+        return self._rates
+
+    def _is_quiet(self, busy: Mapping[int, float], now: float) -> bool:
+        """Next to nothing is done at the moment, and all active shards are known to be so."""
+        return sum(busy.values()) < LITTLE and set(self.mapper.active_shard_ids()).issubset(self.measurable(now))
 
     def took(self, seconds: float, now: float) -> None:
         """The last look took so long. A strategy that takes seconds would otherwise be all that this process does:

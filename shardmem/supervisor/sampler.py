@@ -23,6 +23,8 @@ class Sampler:
         self._seats: tuple[int, int] = (0, 0)
         self._slots: tuple[float, np.ndarray] | None = None
         self._decayed, self._covered = np.zeros(self._control.slots), 0.0
+        # the largest look of each slot: its part of `_decayed`, and of `_covered`
+        self._peak, self._peak_covers = np.zeros(self._control.slots), np.zeros(self._control.slots)
         self.rates = np.zeros(self._control.slots)  # for each slot the share of a worker's time that its events take
         self.quarantine: dict[
             int, tuple[int, list[int]]
@@ -30,6 +32,8 @@ class Sampler:
 
     def sample(self, shards: list[int], now: float) -> list[ShardSample]:
         self._sample_slots(now)
+        for shard in self._last.keys() - set(shards):  # what is passed over now would be in the next difference
+            del self._last[shard]
         blocked = self._blocked_per_event()
         samples = [self._sample_shard(shard, now, blocked) for shard in shards]
         return [sample for sample in samples if sample is not None]
@@ -70,7 +74,8 @@ class Sampler:
 
     def _sample_slots(self, now: float) -> None:
         """Exponentially decaying averages: what a slot took long ago says little about what it will take. They are of
-        the time that they cover, so that in the first seconds they are rough and not low."""
+        the time that they cover, so that in the first seconds they are rough and not low. The largest look of each
+        slot is left out: one slow event, such as the first, says nothing of what will come."""
         busy_ns = self._control.busy_by_slot().view("i8")
         last, self._slots = self._slots, (now, busy_ns)
         if last is None or now <= last[0]:
@@ -80,7 +85,12 @@ class Sampler:
         shares = (busy_ns - last[1]).clip(min=0) / 1e9 / elapsed
         self._decayed = self._decayed * keep + shares * (1 - keep)
         self._covered = self._covered * keep + 1 - keep
-        self.rates = self._decayed / self._covered
+        self._peak, self._peak_covers = self._peak * keep, self._peak_covers * keep
+        larger = shares * (1 - keep) >= self._peak
+        self._peak[larger], self._peak_covers[larger] = shares[larger] * (1 - keep), 1 - keep
+        covered = self._covered - self._peak_covers
+        self.rates = np.divide(self._decayed - self._peak, covered, out=np.zeros(len(covered)), where=covered > 1e-9)
+        self.rates.clip(min=0, out=self.rates)
 
     def forget(self, shard: int) -> None:
         self._last.pop(shard, None)

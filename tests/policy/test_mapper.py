@@ -50,6 +50,15 @@ def test_a_shard_lives_from_provisioning_to_stopped_and_its_callbacks_are_called
     assert [("created", 1), ("removed", 1)] == told
 
 
+def test_what_has_stopped_is_no_capacity_and_in_nobodys_way():
+    """Found by TestLives, which took longer to make the case small than a test may take."""
+    mapper = ShardMapper(3, policy(max_shards=6), room=9)
+    assert [3, 4, 5] == mapper.scale_up_provisioning(3, 0.0)
+    for shard in (3, 4, 5):
+        mapper.abandon(shard, 0.0)
+    assert [6, 7, 8] == mapper.scale_up_provisioning_force(3, 0.0)
+
+
 def test_scale_up_makes_them_active_at_once_and_tells():
     told = []
     mapper = ShardMapper(1, policy(), on_created=told.append)

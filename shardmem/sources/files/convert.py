@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shardmem.errors import ConfigError
-from shardmem.memory.native import ffi, lib
+from shardmem.memory.native import borrow, ffi, lib
 from shardmem.schema import Schema
 
 if TYPE_CHECKING:
@@ -73,14 +73,14 @@ class Rows:
         before = self.bad != 0 if field != number else None
         column = None if each.direct else np.zeros(count, _native(each.dtype))
         out = self.rows if column is None else column
-        view = ffi.from_buffer("uint8_t[]", out.view("u1").data)
+        view = borrow("uint8_t[]", out.view("u1"))
         target = ffi.new("sm_target *")
         target.kind, target.itemsize = ord(each.kind), each.itemsize if column is None else column.itemsize
         target.unit, target.wanted, target.field = each.unit, wanted, field
         target.stride = out.itemsize
         target.out = view + each.offset if column is None else view
-        flags = ffi.from_buffer("uint8_t[]", self.bad.data)
-        lib.sm_convert(data, fields, values, count, target, flags, ffi.from_buffer("uint32_t[]", self.bad_field.data))
+        flags = borrow("uint8_t[]", self.bad)
+        lib.sm_convert(data, fields, values, count, target, flags, borrow("uint32_t[]", self.bad_field))
         if before is not None:
             self.bad_field[(self.bad != 0) & ~before] = number
         if column is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from shardmem.errors import ConfigError
-from shardmem.memory.native import ffi, lib
+from shardmem.memory.native import borrow, ffi, lib
 from shardmem.schema import Schema
 from shardmem.settings import some
 from shardmem.sources.files.convert import targets_of
@@ -112,7 +112,7 @@ class Plan:
             if positions[number] >= 0:
                 raise ConfigError(f"field {number + 1} is wanted twice")
             positions[number] = wanted
-        held = ffi.from_buffer("int32_t[]", positions.data)
+        held = borrow("int32_t[]", positions)
         self._held.append(held)
         self.scan.position, self.scan.positions = held, most
 
@@ -140,7 +140,7 @@ class Plan:
                 names += text
                 queue.append((len(nodes) - 1, below))
         tree_of = ffi.new("sm_path[]", [tuple(node) for node in nodes])
-        text_of = ffi.from_buffer("uint8_t[]", bytes(names))
+        text_of = borrow("uint8_t[]", bytes(names))
         self._held += [tree_of, text_of]
         self.scan.path, self.scan.names = tree_of, text_of
         self.scan.paths = len(nodes)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from shardmem.memory.native import ffi, lib
+from shardmem.memory.native import borrow, ffi, lib
 from shardmem.runtime.columns import Keys
 from shardmem.schema import KEY_STR, Schema
 from shardmem.sources.contract import Columns, Position, Rejected
@@ -43,10 +43,10 @@ class Scanner:
         self._key_kinds, self._numbers = np.empty(keyed, "u1"), np.empty(keyed, "u8")
         self._key_spans = np.empty((keyed, 2), "u8")
         self._bad = ffi.new("sm_bad[]", BAD)
-        self._c_fields = ffi.from_buffer("uint64_t[]", self._fields.data)
-        self._c_values = ffi.from_buffer("uint8_t[]", self._values.data)
-        columns = [ffi.from_buffer("uint64_t[]", each.data) for each in (self._spans, self._lines, self._key_spans)]
-        keys = ffi.from_buffer("uint64_t[]", self._numbers.data), ffi.from_buffer("uint8_t[]", self._key_kinds.data)
+        self._c_fields = borrow("uint64_t[]", self._fields)
+        self._c_values = borrow("uint8_t[]", self._values)
+        columns = [borrow("uint64_t[]", each) for each in (self._spans, self._lines, self._key_spans)]
+        keys = borrow("uint64_t[]", self._numbers), borrow("uint8_t[]", self._key_kinds)
         found.spans, found.lines, found.key_spans = columns
         found.fields, found.values, (found.keys, found.key_kinds) = self._c_fields, self._c_values, keys
         self._held = [*columns, *keys]  # for as long as C writes into them
@@ -58,7 +58,7 @@ class Scanner:
     def _reserve(self, capacity: int) -> None:
         self.capacity = capacity
         self.buffer = np.empty(5 * capacity + PADDING + 1024, "u1")  # the rest: escapes resolved, keys joined
-        self._pointer = ffi.from_buffer("uint8_t[]", self.buffer.data)
+        self._pointer = borrow("uint8_t[]", self.buffer)
 
     @property
     def line(self) -> int:

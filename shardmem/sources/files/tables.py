@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from shardmem.errors import ConfigError
-from shardmem.memory.native import ffi, lib
+from shardmem.memory.native import borrow, lib
 from shardmem.runtime.columns import KEY_UNSIGNED, Keys
 from shardmem.schema import KEY_BYTES, KEY_INT, KEY_STR, Schema
 from shardmem.sources.contract import Columns, Position, Rejected, SourceError
@@ -120,9 +120,9 @@ class TableReader:
             made.fill(
                 target,
                 number,
-                ffi.from_buffer("uint8_t[]", data),
-                ffi.from_buffer("uint64_t[]", spans.data),
-                ffi.from_buffer("uint8_t[]", values.data),
+                borrow("uint8_t[]", data),
+                borrow("uint64_t[]", spans),
+                borrow("uint8_t[]", values),
                 1,
                 0,
             )
