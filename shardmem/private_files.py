@@ -39,6 +39,15 @@ def check_directory(path: str, uid: int) -> None:
         )
 
 
+def make_directory(path: str) -> None:
+    """A directory that only this user can reach, if it can be made. Raises ShardmemError when it is another's: in a
+    directory that all users share, somebody may have been there before."""
+    with contextlib.suppress(OSError):
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    if os.path.lexists(path):
+        check_directory(path, os.geteuid())
+
+
 def check_file(path: str, what: str, uid: int) -> Identity | None:
     """Its identity; None: there is none. Raises ShardmemError unless it is a plain file that this user owns and others
     cannot write to."""

@@ -46,6 +46,7 @@ TEXTS: dict[str, Schema] = {  # what is not a figure
     "engine.schema": {"type": "object", "required": ["kind"], "properties": {"kind": one_of("events", "records")}},
     "engine.quarantine_file": or_null(TEXT),
     "engine.http": or_null(TEXT),
+    "engine.socket": or_null(TEXT),
     "moves.held_back": TEXT,
     "moves.complaints": array(TEXT),
     "pins[].slots": TEXT,

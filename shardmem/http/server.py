@@ -13,8 +13,6 @@ are no CORS headers, so a page of another origin cannot.
 from __future__ import annotations
 
 import asyncio
-import errno
-import fcntl
 import hmac
 import json
 import logging
@@ -28,16 +26,16 @@ from typing import Any, TypeVar, cast
 
 from aiohttp import web
 
-from shardmem.client.client import check_socket_path, socket_path
 from shardmem.client.quarantine import QuarantineAccess
-from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
+from shardmem.errors import ShardmemError
 from shardmem.http.connections import Connection, Connections
+from shardmem.http.listeners import BACKLOG, UnixListener, listen_on_tcp
 from shardmem.http.openapi import openapi
 from shardmem.http.operations import COMMANDS, PAGE_FILES, READS
 from shardmem.http.operations import Command as Declared
 from shardmem.http.peers import is_owner, uid_of_loopback, uid_of_unix
 from shardmem.http.public import public
-from shardmem.private_files import check_directory, identity
+from shardmem.places import socket_path
 from shardmem.runtime.quarantine import NoSuchEvent
 from shardmem.status.document import Status
 from shardmem.status.health import against_life, against_readiness
@@ -55,11 +53,9 @@ PAGE_MAY = (
 )
 PRIVATE = [read.path for read in READS if read.private]
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-DYING = 2.0  # seconds for which the sockets of a supervisor that is being killed may outlive its lease
 CLOSE_GRACE = 5.0
 BODY_S = 10.0  # in which the body of a command has to arrive
 LINGER = 2.0  # seconds in which what is left of a request that was refused is thrown away
-BACKLOG = 64
 ANSWERS_SHARE = 0.1  # of the supervisor's time that goes into making answers, in the long run
 CREDIT_S = 1.0  # of it that may be taken at once
 
@@ -80,10 +76,11 @@ class Api:
     def __init__(self, engine: str, http_port: int | None = None, http_token: str | None = None) -> None:
         self.path = socket_path(engine)
         self._engine, self._port, self._token = engine, http_port, http_token
-        self._listeners: list[socket.socket] = []
-        self._servers: list[asyncio.Server] = []
+        self._tcp: socket.socket | None = None
+        self._unix: UnixListener | None = None
+        self._servers: dict[int, asyncio.Server] = {}  # by family of their sockets
         self._connections: list[Connections] = []
-        self._bound: tuple[int, int] | None = None
+        self._complaint = ""
         self._runner: web.AppRunner | None = None
         self._answers: dict[Hashable, object] = {}
         self._credit, self._credited_at = CREDIT_S, 0.0
@@ -94,61 +91,13 @@ class Api:
         """Raises ConfigError, AlreadyRunning, ShardmemError; nothing is bound then."""
         try:
             if self._port is not None:
-                self._bind_tcp(self._port)
-            self._bind_unix()
+                self._tcp = listen_on_tcp(self._port)
+                self.http = f"http://127.0.0.1:{self._tcp.getsockname()[1]}"
+            self._unix = UnixListener(self._engine)
+            self.path = self._unix.path
         except BaseException:
             self.close()
             raise
-
-    def _bind_tcp(self, port: int) -> None:
-        deadline = time.monotonic() + DYING
-        while True:
-            try:
-                listener = socket.create_server(("127.0.0.1", port))
-                break
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
-                    why = os.strerror(error.errno or 0)
-                    raise ConfigError(
-                        f"cannot listen on http_port={port}: {why}", hint="Choose another port, or 0 for any free one"
-                    ) from None
-                time.sleep(0.02)
-        self._listeners.append(listener)
-        self.http = f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-    def _bind_unix(self) -> None:
-        check_socket_path(self.path)
-        directory = os.path.dirname(self.path)
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        check_directory(directory, os.getuid())
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listeners.append(listener)
-        locked = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            # The lease says that no other supervisor of this name lives on this /dev/shm. One in another container may
-            # share only the directory: it would lose its socket if whatever is there were taken for a dead one's. The
-            # lock makes looking and taking one step.
-            fcntl.flock(locked, fcntl.LOCK_EX)
-            deadline = time.monotonic() + DYING
-            while _answers(self.path):
-                if time.monotonic() > deadline:
-                    raise AlreadyRunning(
-                        f"another supervisor listens on {self.path}",
-                        detail=f"It runs an engine {self._engine!r} whose shared memory is not on this /dev/shm.",
-                        hint="Choose another name, or give each its own TMPDIR",
-                    )
-                time.sleep(0.02)
-            if os.path.lexists(self.path):
-                os.unlink(self.path)
-            before = os.umask(0o177)
-            try:
-                listener.bind(self.path)
-            finally:
-                os.umask(before)
-            listener.listen(128)  # from here on it is seen to be alive
-            self._bound = identity(self.path)
-        finally:
-            os.close(locked)
 
     async def start(self, commands: dict[str, Command], observer: Observer, quarantine: QuarantineAccess) -> None:
         self._observer, self._quarantine_access = observer, quarantine
@@ -177,8 +126,10 @@ class Api:
             lingering_time=LINGER,
         )
         await self._runner.setup()
-        for listener in self._listeners:
-            await self._serve(listener)
+        if self._tcp is not None:
+            await self._serve(self._tcp)
+        if self._unix is not None:
+            await self._serve(self._unix.socket)
 
     async def _serve(self, listener: socket.socket) -> None:
         assert self._runner is not None and self._runner.server is not None
@@ -186,33 +137,51 @@ class Api:
         peer_of = uid_of_loopback if tcp else lambda transport: uid_of_unix(transport.get_extra_info("socket"))
         connections = Connections(self._runner.server, peer_of, paced=tcp)
         self._connections.append(connections)
-        server = await asyncio.get_running_loop().create_server(connections, sock=listener, backlog=BACKLOG)
-        self._servers.append(server)
+        self._servers[listener.family] = await asyncio.get_running_loop().create_server(
+            connections, sock=listener, backlog=BACKLOG
+        )
+
+    async def keep(self) -> None:
+        """Listens anew when its socket has been removed, where that is possible: whoever has it open goes on."""
+        if self._unix is None or socket.AF_UNIX not in self._servers or self._unix.is_reached():
+            return
+        try:
+            fresh = UnixListener(self._engine, patience=0.0)
+        except (OSError, ShardmemError) as error:
+            if self._complaint != str(error):
+                log.error("the control socket %s has been removed, and cannot be made again: %s", self.path, error)
+            self._complaint = str(error)
+            return
+        self._servers[socket.AF_UNIX].close()
+        self._unix.close()
+        log.warning("the control socket %s has been removed; commands are taken at %s", self.path, fresh.path)
+        self._unix, self.path, self._complaint = fresh, fresh.path, ""
+        await self._serve(fresh.socket)
+
+    def places(self) -> dict[str, str | None]:
+        """Where it listens, for whoever reads the engine's memory."""
+        return {"http": self.http, "socket": self.path}
 
     def connections(self) -> int:
         """How many are open."""
         return sum(map(len, self._connections))
 
     async def stop(self) -> None:
-        self._unlink()
-        for server in self._servers:
+        if self._unix is not None:
+            self._unix.unlink()
+        for server in self._servers.values():
             server.close()
+        self._servers = {}
         if self._runner is not None:
             await self._runner.cleanup()
         self.close()
 
     def close(self) -> None:
-        self._unlink()
-        for listener in self._listeners:
-            listener.close()
-        self._listeners = []
-
-    def _unlink(self) -> None:
-        """Before the listener is closed: until then its inode is in use, and no other socket can have the same
-        number."""
-        if self._bound is not None and identity(self.path) == self._bound:
-            os.unlink(self.path)
-        self._bound = None
+        if self._unix is not None:
+            self._unix.close()
+        if self._tcp is not None:
+            self._tcp.close()
+        self._unix = self._tcp = None
 
     # ---- who may ask -----------------------------------------------------------------------------------------------
 
@@ -435,16 +404,3 @@ def _problem(status: int, text: str, kind: str = "ShardmemError", hint: str | No
 
 def _refusal(status: int, error: ShardmemError) -> web.Response:
     return web.json_response(error.describe(), status=status)
-
-
-def _answers(path: str) -> bool:
-    """Whether a process listens on this socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.setblocking(False)
-        try:
-            asking.connect(path)
-        except BlockingIOError:
-            return True  # more wait for it than it takes
-        except OSError:
-            return False
-        return True

@@ -23,6 +23,7 @@ class EngineStatus(TypedDict):
     quarantine_file: str | None
     quarantine_held: int | None
     http: str | None
+    socket: str | None
 
 
 class SupervisorStatus(TypedDict):

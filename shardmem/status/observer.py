@@ -89,7 +89,7 @@ class Observer:
         accounting = accounting_of(shards, producers, [view for view, _ in looks])
         history = self.history()[0]
         document: Status = {
-            "engine": self._engine(shards, reading.at, board["http"] if alive else None),
+            "engine": self._engine(shards, reading.at, board if alive else {}),
             "supervisor": self._supervisor(alive),
             "shards": shards,
             "producers": producers,
@@ -112,7 +112,7 @@ class Observer:
         document["findings"] = findings(document, lately)
         return document
 
-    def _engine(self, shards: list[ShardStatus], now: float, http: str | None) -> EngineStatus:
+    def _engine(self, shards: list[ShardStatus], now: float, board: dict[str, Any]) -> EngineStatus:
         control = self.control
         serving = sum(
             shard["slots"]
@@ -130,7 +130,8 @@ class Observer:
             "max_producers": control.max_producers,
             "quarantine_file": quarantine_file(control.state_dir, control.engine) if control.state_dir else None,
             "quarantine_held": self._quarantine_held(now),
-            "http": http,
+            "http": board.get("http"),
+            "socket": board.get("socket"),
         }
 
     def _supervisor(self, alive: bool) -> SupervisorStatus:
@@ -297,12 +298,15 @@ class Observer:
             "lives": {},
             "limits": Limits(),
             "http": None,
+            "socket": None,
         }
         # damaged: the next one comes with the supervisor's next tick
         with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
             said = json.loads(self.control.board("decisions"))
             for each in said.get("decisions", ()):
                 each["cause"] + each["reason"], each["advice"]
+            if not isinstance(said.get("socket"), (str, type(None))):
+                del said["socket"]
             for each in said.get("hot_slots", ()):
                 each["slot"] + each["shard"] + each["share"] + each["alone"]
             for each in said.get("pins", ()):

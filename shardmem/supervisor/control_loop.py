@@ -20,7 +20,7 @@ log = logging.getLogger("shardmem.supervisor")
 
 
 class ControlLoop:
-    """http: where the API listens on TCP, for the board."""
+    """places: where the API listens, for the board."""
 
     def __init__(
         self,
@@ -29,10 +29,10 @@ class ControlLoop:
         commands: Commands,
         replacements: Replacements,
         background: Background,
-        http: Callable[[], str | None],
+        places: Callable[[], dict[str, str | None]],
     ) -> None:
         self._fleet, self._life, self._commands, self._replacements = fleet, life, commands, replacements
-        self._background, self._http = background, http
+        self._background, self._places = background, places
         self._logged_decision = ""
         self._logged_error: str | None = None
 
@@ -83,7 +83,7 @@ class ControlLoop:
         """What is known here and not in any word, for whoever reads the status. Without the lives, if all is too
         much."""
         fleet = self._fleet
-        board = {**fleet.planner.describe(time.monotonic()), "limits": asdict(fleet.stuck.limits), "http": self._http()}
+        board = {**fleet.planner.describe(time.monotonic()), "limits": asdict(fleet.stuck.limits), **self._places()}
         for extra in ({"lives": fleet.workers.describe()}, {}):
             text = json.dumps({**board, **extra}).encode()
             if fleet.control.post("decisions", text):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, ConfigError, LayoutMismatch, ShardmemError
 from shardmem.http.server import Api
+from shardmem.private_files import make_directory
 from shardmem.runtime.child import ExitCode
 from shardmem.runtime.handler import HandlerRef
 from shardmem.status.document import Status
@@ -30,6 +31,7 @@ from shardmem.supervisor.notify import Notify
 from shardmem.supervisor.replacements import Replacements
 from shardmem.supervisor.stages import Stages
 from shardmem.supervisor.takeover import Takeover
+from shardmem.supervisor.upkeep import Upkeep
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU, signal.SIGHUP)
 
@@ -81,19 +83,23 @@ class Supervisor:
         background = Background()
         replacements = Replacements(fleet, self._life, self._notify, self._read_again)
         commands = Commands(fleet, self._life, replacements)
-        loop = ControlLoop(fleet, self._life, commands, replacements, background, lambda: self._api.http)
+        loop = ControlLoop(fleet, self._life, commands, replacements, background, self._api.places)
         stages = Stages(
             fleet, takeover, self._life, commands, loop, background, self._api, self._notify, on_ready=self._on_ready
         )
         with self._signals(commands, replacements, background):
-            watching = Background().start("looking after the workers", self._watch_workers(fleet))
+            watching = [
+                Background().start("looking after the workers", self._watch_workers(fleet)),
+                Background().start("the upkeep of files", Upkeep(self._api, self._config).run()),
+            ]
             try:
                 while self._life.stage is not Stage.ENDED:
                     await stages.work()
                     self._life.advance()
                 self.outcome = stages.finish(self._keep_unfinished)
             finally:
-                watching.cancel()
+                for each in watching:
+                    each.cancel()
                 self._api.close()
                 takeover.lease.release()
                 self._notify.close()
@@ -101,6 +107,8 @@ class Supervisor:
 
     def _open(self) -> tuple[Takeover, Fleet]:
         """Create the segments, or take up those of an earlier supervisor."""
+        if self._config.state_dir is None:
+            make_directory(self._config.directory)
         config, takeover = self._config, Takeover.take(self._config)
         try:
             policy, strategy = policy_of(config), strategy_of(config)

@@ -115,4 +115,5 @@ def sockets(monkeypatch):
     """Where sockets are, for this test alone."""
     with tempfile.TemporaryDirectory() as directory:  # tmp_path is too long for the address of a socket
         monkeypatch.setattr(tempfile, "tempdir", directory)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
         yield Path(directory)

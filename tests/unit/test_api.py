@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 
 from shardmem.client.quarantine import NEWEST, describe, plain
 from shardmem.errors import AlreadyRunning, ConfigError
-from shardmem.http import server as module
+from shardmem.http import listeners as module
 from shardmem.http.metrics import rows_of, seconds_of
 from shardmem.http.operations import COMMANDS, PAGE_FILES, READS
 from shardmem.http.server import Api
@@ -230,9 +230,8 @@ def test_the_socket_of_a_live_supervisor_is_not_stolen_and_that_of_a_dead_one_is
         second.bind()
     assert alive == os.stat(first.path).st_ino
 
-    dead = first._listeners.pop()
-    first._bound = None
-    dead.close()  # as the kernel does when it is killed: the name stays
+    dead, first._unix = first._unix, None
+    dead.socket.close()  # as the kernel does when it is killed: the name stays
     assert os.path.exists(first.path)
     second.bind()
     second.close()
