@@ -16,9 +16,10 @@ from typing import Any
 
 from shardmem import errors
 from shardmem.client.calls import ControlCalls
-from shardmem.errors import NotRunning, ShardmemError
+from shardmem.errors import NotRunning, SegmentError, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.holders import open_holder
 from shardmem.memory.segment import control_name, engine_names, listed
 from shardmem.places import check_socket_path
 from shardmem.places import socket_path as socket_path
@@ -73,10 +74,17 @@ class Client(ControlCalls):
             )
         self._expect_awake()
         pid = self._control.view_engine().pid
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            raise NotRunning(f"the supervisor of engine {self.name!r} (pid {pid}) has just exited") from None
+        if (pidfd := open_holder(pid, self._control.segment)) is None:
+            owner = self._control.segment.owner
+            if not self._control.supervisor_alive():
+                raise NotRunning(f"the supervisor of engine {self.name!r} (pid {pid}) has just exited")
+            raise SegmentError(
+                f"the memory of engine {self.name!r} names pid {pid} as its supervisor, and that is no process of uid "
+                f"{owner} that uses this memory",
+                detail="No process was signalled.",
+                hint="From a container, run this where the supervisor runs; otherwise something has written into the "
+                "memory: find the supervisor with `ps`, and send it TERM",
+            )
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGINT if now else signal.SIGTERM)

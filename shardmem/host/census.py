@@ -20,6 +20,7 @@ from typing import Any
 from shardmem.errors import LayoutMismatch, NotRunning, SegmentCorrupt, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ENGINE_NAME, ControlSegment
+from shardmem.memory.holders import mapped_by
 from shardmem.memory.segment import PREFIX, SHM_DIRECTORY, control_name
 from shardmem.places import socket_path
 from shardmem.text import listed, plural
@@ -471,13 +472,3 @@ def _users() -> dict[int, tuple[int, ...]]:
             for inode in mapped_by(int(entry)):
                 found[inode] = (*found.get(inode, ()), int(entry))
     return found
-
-
-def mapped_by(pid: int) -> set[int]:
-    """The inodes of the segments that a process has mapped."""
-    mark = os.fsencode(os.path.join(SHM_DIRECTORY, PREFIX))
-    try:
-        with open(f"/proc/{pid}/maps", "rb") as lines:
-            return {int(line.split(None, 5)[4]) for line in lines if mark in line}
-    except OSError:
-        return set()

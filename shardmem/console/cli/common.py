@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
@@ -22,8 +23,10 @@ def say(text: str, err: bool = False) -> None:
 
 
 def complain(text: str, hint: str | None = None) -> None:
-    """On standard error, in colour where that is a terminal."""
-    click.echo(f"{click.style('error', fg='red', bold=True)}: {printable_lines(text, '  ')}", err=True)
+    """On standard error, in colour where that is a terminal. What is not the next of a list of faults is indented: an
+    error's text may be made to look like something else."""
+    listed = re.sub("\n(?!- )", "\n  ", text)
+    click.echo(f"{click.style('error', fg='red', bold=True)}: {printable_lines(listed)}", err=True)
     if hint:
         advise(hint)
 
