@@ -117,7 +117,9 @@ class Client(ControlCalls):
                     raise TimeoutError("there was no answer in time")
             response = connection.getresponse()
             answer: dict[str, Any] = json.loads(response.read())
-        except (OSError, http.client.HTTPException) as error:
+            if not isinstance(answer, dict) or (response.status != 200 and not isinstance(answer.get("error"), str)):
+                raise ValueError("what it says is no answer to a command")
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise NotRunning(
                 f"the supervisor of engine {self.name!r} does not answer at {path}: {why}",

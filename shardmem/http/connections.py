@@ -16,6 +16,7 @@ from typing import cast
 
 HEADER_S = 5.0  # from the connection to the end of its first header
 IDLE_S = 15.0  # from an answer to the end of the next header, and in which some of an answer has to be read
+GRACE_S = 0.2
 MOST = 64
 MOST_OF_PEER = 32
 RATE = 100.0  # requests a second of one peer, answered without delay
@@ -161,7 +162,11 @@ class Connection(asyncio.Protocol):
             return
         self._disarm()
         self.waits_since, self._unread = self._loop.time(), 1 << 62
-        self._timer = self._loop.call_later(seconds, self._late)
+        self._timer = self._loop.call_later(seconds, self._due)
+
+    def _due(self) -> None:
+        """What has arrived while the supervisor was stopped by a signal is read before anything is found late."""
+        self._timer = self._loop.call_later(GRACE_S, self._late)
 
     def _late(self) -> None:
         unread = self._transport.get_write_buffer_size() if self._transport is not None else 0
@@ -169,7 +174,7 @@ class Connection(asyncio.Protocol):
             self.end()
         else:  # slow, but it reads
             self._unread = unread
-            self._timer = self._loop.call_later(IDLE_S, self._late)
+            self._timer = self._loop.call_later(IDLE_S, self._due)
 
     def _disarm(self) -> None:
         if self._timer is not None:
