@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 SOURCES = [
     "hash.c",
     "lease.c",
+    "fork.c",
     "park.c",
     "points.c",
     "supervisor.c",
@@ -28,6 +29,14 @@ SOURCES = [
     "shard.c",
     "fastcall.c",
     "scan.c",
+    "scan_combined.c",
+    "scan_csv.c",
+    "scan_json.c",
+    "scan_key.c",
+    "scan_lines.c",
+    "scan_logfmt.c",
+    "scan_member.c",
+    "scan_syslog.c",
     "convert.c",
 ]
 
@@ -52,7 +61,17 @@ ffi.set_source(
     sources=[os.path.join("csrc", name) for name in SOURCES],
     depends=[
         os.path.join("csrc", name)
-        for name in ("shardmem.h", "scan.h", "layout.h", "internal.h", "sender.h", "reader.h", "points.h", "build.py")
+        for name in (
+            "shardmem.h",
+            "scan.h",
+            "layout.h",
+            "internal.h",
+            "sender.h",
+            "reader.h",
+            "record.h",
+            "points.h",
+            "build.py",
+        )
     ],
     include_dirs=["csrc"],
     extra_compile_args=[

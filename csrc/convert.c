@@ -7,6 +7,7 @@
 
 #include <locale.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -86,8 +87,20 @@ static void __attribute__((constructor)) make_locale(void) { c_locale = newlocal
 typedef struct decimal {
     unsigned __int128 mantissa;
     int64_t exponent;
-    int negative, is_whole, is_long; /* is_whole: neither point nor exponent; is_long: mantissa does not hold it */
+    int negative, is_whole,
+        is_long; /* is_whole: no exponent, and no fraction but zeros; is_long: mantissa lacks digits */
 } decimal;
+
+static void add_digit(decimal *d, uint64_t *significant, unsigned digit)
+{
+    *significant += *significant || digit;
+    if (*significant > 38) {
+        d->is_long = 1;
+        d->exponent++;
+    } else {
+        d->mantissa = d->mantissa * 10 + digit;
+    }
+}
 
 static int read_decimal(text t, decimal *d)
 {
@@ -96,21 +109,24 @@ static int read_decimal(text t, decimal *d)
     d->is_whole = 1;
     d->negative = t.n && t.p[0] == '-';
     i += t.n && (t.p[0] == '-' || t.p[0] == '+');
+    uint64_t zeros = 0; /* at the end of the fraction so far */
     for (int fraction = 0; i < t.n; i++) {
         if (t.p[i] == '.' && !fraction) {
             fraction = 1;
-            d->is_whole = 0;
             continue;
         }
         if (!is_digit(t.p[i]))
             break;
         digits++;
-        significant += significant || t.p[i] != '0';
-        if (significant > 38)
-            d->is_long = 1;
-        else
-            d->mantissa = d->mantissa * 10 + (unsigned)(t.p[i] - '0');
-        d->exponent -= fraction;
+        if (fraction && t.p[i] == '0') {
+            zeros++;
+            continue;
+        }
+        d->is_whole &= !fraction;
+        d->exponent -= fraction * (int64_t)(zeros + 1);
+        for (; zeros; zeros--)
+            add_digit(d, &significant, 0);
+        add_digit(d, &significant, (unsigned)(t.p[i] - '0'));
     }
     if (!digits)
         return SM_BAD_NUMBER;
@@ -153,6 +169,90 @@ static int slow_float(text t, const decimal *d, const sm_target *to, double *val
     return SM_GOOD;
 }
 
+/* whether these digits, with no fraction but zeros, say exactly this */
+static int is_exactly(text t, double magnitude)
+{
+    char exact[320];
+    while (t.n && (t.p[0] == '-' || t.p[0] == '+' || t.p[0] == '0'))
+        t.p++, t.n--;
+    uint64_t length = (uint64_t)snprintf(exact, sizeof exact, "%.0f", magnitude);
+    return t.n >= length && !memcmp(t.p, exact, length) && (t.n == length || t.p[length] == '.');
+}
+
+/* how the digits compare with a magnitude that is so many 2^-25 */
+static int compare(const decimal *d, uint64_t magnitude)
+{
+    unsigned __int128 ours = d->mantissa,
+                      theirs = (unsigned __int128)magnitude * UINT64_C(298023223876953125); /* 5^25 */
+    unsigned __int128 power = 1;
+    for (int64_t k = d->exponent + 25; k > 0; k--) /* both are near each other: neither can overflow */
+        ours *= 10;
+    for (int64_t k = d->exponent + 25; k < 0; k++)
+        power *= 10;
+    if (ours / power != theirs)
+        return ours / power > theirs ? 1 : -1;
+    return ours % power || d->is_long;
+}
+
+/* The half nearest to the digits, of which value is the nearest double: between two halves, the double may hide on which
+ * side the digits are. */
+static double nearest_half(double value, const decimal *d)
+{
+    int exponent;
+    double magnitude = fabs(value);
+    frexp(magnitude, &exponent);
+    const double step = ldexp(1, exponent > -13 ? exponent - 11 : -24);
+    if (magnitude >= 0x1p17)
+        return value;
+    uint64_t down = (uint64_t)(magnitude / step);
+    double rest = magnitude / step - (double)down;
+    int side = rest == 0.5 ? compare(d, (uint64_t)(magnitude * 0x1p25)) : rest > 0.5 ? 1 : -1;
+    magnitude = (double)(down + (side > 0 || (!side && down & 1))) * step;
+    return signbit(value) ? -magnitude : magnitude;
+}
+
+static uint16_t half_bits(double value)
+{
+    const uint16_t sign = signbit(value) ? 0x8000 : 0;
+    double magnitude = fabs(value);
+    int exponent;
+    if (isnan(value))
+        return 0x7e00;
+    if (isinf(value))
+        return sign | 0x7c00;
+    if (magnitude < 0x1p-14)
+        return sign | (uint16_t)(magnitude * 0x1p24);
+    double part = frexp(magnitude, &exponent);
+    return sign | (uint16_t)((exponent + 14) << 10) | (uint16_t)(part * 0x1p11 - 0x1p10);
+}
+
+static int nearest(text t, const decimal *d, const sm_target *to, double *value)
+{
+    const uint64_t m = d->mantissa >> 64 || d->is_long ? UINT64_MAX : (uint64_t)d->mantissa;
+    const int64_t e = d->exponent;
+    int reason = SM_GOOD;
+    if (to->itemsize != 4 && m <= UINT64_C(1) << 53 && e >= -22 && e <= 22) { /* both exact, so one rounding */
+        *value = e < 0 ? (double)m / tens[-e] : (double)m * tens[e];
+        *value = d->negative ? -*value : *value;
+    } else if (to->itemsize == 4 && m <= UINT64_C(1) << 24 && e >= -10 && e <= 10) {
+        float exact = e < 0 ? (float)m / (float)tens[-e] : (float)m * (float)tens[e];
+        *value = d->negative ? -exact : exact;
+    } else if ((reason = slow_float(t, d, to, value)) != SM_GOOD) {
+        return reason;
+    }
+    if (to->itemsize == 2) {
+        *value = nearest_half(*value, d);
+        if (fabs(*value) > 65504 || (*value == 0 && m))
+            return SM_BAD_RANGE;
+    }
+    double magnitude = fabs(*value);
+    const int bits = to->itemsize == 8 ? 53 : to->itemsize == 4 ? 24 : 11;
+    if (d->is_whole && m > UINT64_C(1) << bits &&
+        (d->is_long || magnitude >= 0x1p127 ? !is_exactly(t, magnitude) : (unsigned __int128)magnitude != d->mantissa))
+        return SM_BAD_EXACT;
+    return SM_GOOD;
+}
+
 static int put_float(text t, uint8_t value_kind, const sm_target *to, uint8_t *out)
 {
     double value = NAN;
@@ -164,31 +264,14 @@ static int put_float(text t, uint8_t value_kind, const sm_target *to, uint8_t *o
     } else {
         decimal d;
         int reason = read_decimal(t, &d);
+        if (reason == SM_GOOD)
+            reason = nearest(t, &d, to, &value);
         if (reason != SM_GOOD)
             return reason;
-        const int single = to->itemsize == 4;
-        const uint64_t m = d.mantissa >> 64 || d.is_long ? UINT64_MAX : (uint64_t)d.mantissa;
-        if (!single && m <= UINT64_C(1) << 53 && d.exponent >= -22 &&
-            d.exponent <= 22) { /* both exact, so one rounding */
-            value = d.exponent < 0 ? (double)m / tens[-d.exponent] : (double)m * tens[d.exponent];
-            value = d.negative ? -value : value;
-        } else if (single && m <= UINT64_C(1) << 24 && d.exponent >= -10 && d.exponent <= 10) {
-            float exact = d.exponent < 0 ? (float)m / (float)tens[-d.exponent] : (float)m * (float)tens[d.exponent];
-            value = d.negative ? -exact : exact;
-        } else if ((reason = slow_float(t, &d, to, &value)) != SM_GOOD) {
-            return reason;
-        }
-        double magnitude = fabs(value);
-        if (d.is_whole && m > UINT64_C(1) << (single ? 24 : 53) &&
-            (d.is_long || magnitude >= 0x1p127 || (unsigned __int128)magnitude != d.mantissa))
-            return SM_BAD_EXACT;
     }
-    if (to->itemsize == 4) {
-        float single = (float)value;
-        memcpy(out, &single, 4);
-    } else {
-        memcpy(out, &value, 8);
-    }
+    const float single = (float)value;
+    const uint16_t half = to->itemsize == 2 ? half_bits(value) : 0;
+    memcpy(out, to->itemsize == 8 ? (void *)&value : to->itemsize == 4 ? (void *)&single : (void *)&half, to->itemsize);
     return SM_GOOD;
 }
 
@@ -324,9 +407,9 @@ static int put_time(text t, const sm_target *to, int64_t *out)
     int64_t per_second = in_day[to->unit] / 86400, each = 1000000000 / per_second;
     if (nanos % each)
         return SM_BAD_FINE;
-    if (__builtin_mul_overflow(seconds, per_second, out) || __builtin_add_overflow(*out, nanos / each, out))
-        return SM_BAD_RANGE;
-    return SM_GOOD;
+    __int128 ticks = (__int128)seconds * per_second + nanos / each; /* the first second of the range begins before it */
+    *out = (int64_t)ticks;
+    return ticks == *out ? SM_GOOD : SM_BAD_RANGE;
 }
 
 static int put_ticks(text t, uint8_t value, const sm_target *to, uint8_t *out)

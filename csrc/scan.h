@@ -58,7 +58,8 @@ enum sm_bad_reason {
     SM_BAD_FINE = 21,      /* a time of finer resolution than the field */
     SM_BAD_SURROGATE = 22, /* half a surrogate pair */
     SM_BAD_FORM = 23,      /* a line that is not of the format */
-    SM_BAD_SEPARATOR = 24  /* part of a key of several fields, with the byte between the parts in it */
+    SM_BAD_SEPARATOR = 24, /* part of a key of several fields, with the byte between the parts in it */
+    SM_BAD_MARK = 25       /* a field that is wanted begins with a byte order mark, behind the beginning of the file */
 };
 
 typedef struct sm_bad {
@@ -76,7 +77,7 @@ typedef struct sm_path {     /* a name that is looked for in an object; children
 
 typedef struct sm_scan {
     uint32_t format, key_mode, delimiter, quote, comment;
-    uint32_t cr;      /* records of CSV end with CR alone, lines with it too */
+    uint32_t cr;      /* lines end with CR alone, too; records of CSV always may */
     uint32_t columns; /* CSV: how many fields each record has; 0: any number */
     uint32_t wanted;  /* fields that are reported */
     uint64_t most;    /* bytes of payload and key */
@@ -88,7 +89,7 @@ typedef struct sm_scan {
     uint32_t blank; /* lines: blank ones are events too */
     /* state, zero at the start of a file except line, which is 1 */
     uint64_t line, searched;
-    uint32_t skip_mode, skip_last;
+    uint32_t skip_mode, after_cr; /* CSV: what was scanned ends with CR, so a LF that comes is no line end of its own */
 } sm_scan;
 
 typedef struct sm_found {

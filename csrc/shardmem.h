@@ -39,7 +39,7 @@ enum sm_status {
     SM_UNROUTED = -8,    /* a slot has no shard, or no shard is active */
     SM_INTERRUPTED = -9, /* a signal arrived while waiting */
     SM_CLOSED = -10,
-    SM_FENCED = -15, /* another life of this shard has begun: this process may not go on */
+    SM_FENCED = -15, /* another life of this shard, or of this seat, has begun: this process may not go on */
     SM_MAGIC = -11,
     SM_VERSION = -12,
     SM_GEOMETRY = -13,
@@ -91,7 +91,10 @@ int sm_inbox_check(const void *inbox, uint64_t bytes, const sm_geometry *geometr
 
 /* ---- leases: who lives is the kernel's word [any] ----------------------------------------------------- */
 int sm_lease_take(int fd, uint64_t byte); /* 0 taken, 1 somebody holds it, -errno */
+void *sm_lease_keep(int fd, int *error);  /* what is locked by it stays so when it is closed; NULL: errno */
+void sm_lease_release(void *keeper);      /* not in a forked child, which has no copy */
 int sm_lease_held(int fd, uint64_t byte); /* 0 free, 1 held by another description, -errno */
+int sm_read_only(void *address, uint64_t bytes); /* from here on this process cannot write there; -1: errno */
 
 /* ---- hash and routing [any] --------------------------------------------------------------------------- */
 uint64_t sm_xxh64(const void *data, uint64_t bytes, uint64_t seed);
@@ -128,6 +131,7 @@ sm_sender *sm_sender_new(void *control, const sm_geometry *geometry, uint32_t se
 void sm_sender_free(sm_sender *sender);
 void sm_sender_close(sm_sender *sender); /* later calls return SM_CLOSED */
 int sm_sender_link(sm_sender *sender, uint32_t shard, uint64_t generation, void *inbox); /* 1: was linked already */
+int sm_sender_forked(const sm_sender *sender);                                           /* 1: it is the parent's */
 int sm_sender_broken(sm_sender *sender, uint32_t shard);          /* 1: the worker reads this lane no more */
 uint64_t sm_sender_generation(sm_sender *sender, uint32_t shard); /* of the inbox it should be linked to */
 int sm_sender_position(sm_sender *sender, uint32_t shard, uint64_t *tail, uint64_t *head);
@@ -137,8 +141,8 @@ int sm_send(sm_sender *sender, const void *rows, uint64_t n, sm_cursor *cursor);
 int sm_push_columns(sm_sender *sender, const sm_columns *columns, sm_cursor *cursor);
 int sm_push(sm_sender *sender, uint32_t key_kind, uint64_t key, uint32_t key_unsigned, const void *key_bytes,
             uint32_t key_length, const void *payload, uint32_t payload_length, uint32_t *shard);
-void sm_count_refused(sm_sender *sender, uint32_t reason, uint64_t rows);
-void sm_count_blocked(sm_sender *sender, uint64_t nanoseconds);
+int sm_count_refused(sm_sender *sender, uint32_t reason, uint64_t rows); /* SM_OK, or why it was not counted */
+int sm_count_blocked(sm_sender *sender, uint64_t nanoseconds);
 int sm_evict(sm_sender *sender, uint32_t shard); /* ask the worker to drop the oldest half of the lane */
 int sm_wait_room(sm_sender *sender, uint32_t shard, int64_t spin_ns, int64_t timeout_ns);
 int sm_wait_handled(sm_sender *sender, uint32_t shard, uint64_t position, int64_t spin_ns, int64_t timeout_ns);

@@ -91,6 +91,7 @@ class Client(ControlCalls):
             while True:
                 status = self.status()
                 if select.select([pidfd], [], [], 0.1)[0]:
+                    self._expect_ended(pid)
                     return self.status()
                 self._expect_awake()
                 progress(status["accounting"]["in_flight"])
@@ -101,6 +102,15 @@ class Client(ControlCalls):
                     )
         finally:
             os.close(pidfd)
+
+    def _expect_ended(self, pid: int) -> None:
+        """Raises ShardmemError: the supervisor is gone, and the engine is not."""
+        if self._control.state != "stopped":
+            raise ShardmemError(
+                f"the supervisor of engine {self.name!r} (pid {pid}) ended without stopping the engine: its workers "
+                "go on",
+                hint=f"See its log; then `shardmem run` takes over, or `shardmem gc --end-orphans {self.name}` ends it",
+            )
 
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
         """One call of the control API. Raises what the supervisor says, NotRunning without one or if it hangs."""

@@ -21,7 +21,7 @@ from shardmem.config import Config
 from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.holders import open_holder
-from shardmem.runtime.child import Report, ReportReader, SupervisorOrders, launch
+from shardmem.runtime.child import Child, Report, ReportReader, SupervisorOrders, launch
 from shardmem.runtime.handler import HandlerRef, importing_main
 from shardmem.runtime.producer import Producer, ProducerOptions
 from shardmem.status.document import Status, Where
@@ -77,13 +77,14 @@ class Engine(ControlCalls):
         self.name = name if name is not None else f"engine-{os.getpid()}-{secrets.token_hex(3)}"
         self._config = Config.of(name=self.name, handler=handler, **settings)
         self._handler = HandlerRef.of(handler)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
         self._reports: ReportReader | NewsReader
         self._news = ShardNews(on_shard_created, on_shard_removed)
         self._control: ControlSegment | None = None
         self._last: Status | None = None
         self._commands: Client | None = None
         self._reviving = threading.Lock()
+        self._producers: weakref.WeakSet[Producer] = weakref.WeakSet()
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
@@ -110,8 +111,8 @@ class Engine(ControlCalls):
             keep_unfinished=self._named,
             tell_shards=self._news.is_wanted,
         )
-        self._process, reports = launch("supervisor", orders)
-        self._reports = self._news.read(reports)
+        self._process = launch("supervisor", orders)
+        self._reports = self._news.read(self._process.reports)
         # Not collected before its end of the lifeline is closed: an engine that is forgotten drains and ends too.
         weakref.finalize(self, _close_lifeline, self._process)
         weakref.finalize(self, self._news.tell, None)
@@ -125,7 +126,8 @@ class Engine(ControlCalls):
             return
         with self._reviving:
             for turn in range(REVIVALS):
-                if self._process.poll() is None or self._process.returncode >= 0:
+                code = self._process.poll()
+                if code is None or code >= 0:
                     return
                 self._reports.close()
                 _close_lifeline(self._process)
@@ -144,6 +146,7 @@ class Engine(ControlCalls):
             )
         if self._control is None:  # stopped before
             return self.status()
+        self._end_producers()
         for _ in range(REVIVALS):
             self._revive()
             if self._process.poll() is None:
@@ -181,7 +184,9 @@ class Engine(ControlCalls):
     def producer(self, **options: Unpack[ProducerOptions]) -> Producer:
         """A producer of this engine; options as of Producer. Other processes use `shardmem.connect(engine.name)`."""
         defaults: Any = {"backpressure": self._config.backpressure, "spin_us": self._config.spin_us}
-        return Producer(self.name, **(defaults | options))
+        producer = Producer(self.name, **(defaults | options))
+        self._producers.add(producer)
+        return producer
 
     def status(self) -> Status:
         """What `shardmem status --json` prints. After the end of the engine: the last one."""
@@ -232,7 +237,13 @@ class Engine(ControlCalls):
             self._observer.close()
             self._control.close()
             self._control = None
+        self._end_producers()
         self._news.finish()
+
+    def _end_producers(self) -> None:
+        """They are not to wait for an engine that this program has ended."""
+        for producer in list(self._producers):
+            producer._end_with_engine()
 
     def _clean_up(self) -> None:
         """No supervisor will be: end the workers, who would go on without it, and an engine that nobody can name."""
@@ -303,8 +314,8 @@ class Engine(ControlCalls):
         raise ShardmemError(f"the supervisor of engine {self.name!r} {how}", hint="See its standard error")
 
 
-def _close_lifeline(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None and not process.stdin.closed:
+def _close_lifeline(process: Child) -> None:
+    if not process.stdin.closed:
         try:
             process.stdin.write(b"stop\n")  # the end of the file alone waits for copies in other processes
             process.stdin.close()
@@ -316,7 +327,7 @@ def _forget_in_child() -> None:
     """A forked child is not the parent: its copy of the lifeline must neither keep the engine alive nor end it."""
     for engine in list(_running):
         engine._inherited = True
-        if engine._process is not None and engine._process.stdin is not None and not engine._process.stdin.closed:
+        if engine._process is not None and not engine._process.stdin.closed:
             engine._process.stdin.close()
 
 

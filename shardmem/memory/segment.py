@@ -17,7 +17,7 @@ import threading
 from multiprocessing import shared_memory
 
 from shardmem.errors import NotRunning, OutOfMemory, SegmentError
-from shardmem.memory.native import ffi
+from shardmem.memory.native import ffi, lib
 
 SHM_DIRECTORY = "/dev/shm"
 PREFIX = "shardmem."
@@ -159,6 +159,10 @@ class Segment:
         except FileNotFoundError:
             return False
         return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+
+    def make_read_only(self) -> None:
+        """For this process and for good; others go on writing."""
+        lib.sm_read_only(self.address, self.size)
 
     def unlink(self) -> None:
         """Remove the name; mappings live on. Not an error when it is gone, or when somebody else took it since."""

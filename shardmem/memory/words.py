@@ -165,7 +165,7 @@ class Words:
 
     def set_worker_error(self, shard: int, text: str) -> None:
         """Cut at SM_ERROR_BYTES."""
-        encoded = text.encode()[: lib.SM_ERROR_BYTES]
+        encoded = text.encode(errors="backslashreplace")[: lib.SM_ERROR_BYTES]
         lib.sm_worker_error(self.address, shard, encoded, len(encoded))
 
     def set_worker_stateful(self, shard: int, takes_up: bool, saves: bool) -> None:
@@ -263,7 +263,7 @@ class Words:
 
     def note_shard(self, shard: int, text: str) -> None:
         """Of a worker that cannot say it."""
-        encoded = text.encode()
+        encoded = text.encode(errors="backslashreplace")
         lib.sm_shard_note(self.address, shard, encoded, len(encoded))
 
 

@@ -191,7 +191,9 @@ def _failing(document: Status, shard: ShardStatus) -> Finding:
             "error",
             "failed",
             f"Shard {number} has failed; {_waiting_slots(shard)}: {reason}",
-            "Fix the cause, then start the shard again with new workers:",
+            "Fix the cause; it is then started again by itself, or at once with:"
+            if shard["restarting_in_s"] is not None
+            else "Fix the cause, then start the shard again with new workers:",
             reload,
             _order("reload"),
             number,
@@ -211,6 +213,11 @@ def _failing(document: Status, shard: ShardStatus) -> Finding:
 
 def _stuck(shard: ShardStatus, supervised: bool) -> Finding:
     advice = "The supervisor writes its stacks to the log, kills it and starts another worker."
+    if shard["state"] == "stopped":
+        advice = (
+            "A thread that is no daemon, close() or an exit handler of its handler holds it. The supervisor writes its "
+            "stacks to the log and ends it; nothing is lost with it."
+        )
     if not supervised:
         advice = "No supervisor is running to replace it. To write its stacks to the log:"
     return finding(

@@ -295,6 +295,10 @@ class Observer:
             },
             "cordoned": [],
             "pins": [],
+            "pins_are_all": False,
+            "wished": [],
+            "succession": [],
+            "reload": [],
             "lives": {},
             "limits": Limits(),
             "http": None,
@@ -309,8 +313,10 @@ class Observer:
                 del said["socket"]
             for each in said.get("hot_slots", ()):
                 each["slot"] + each["shard"] + each["share"] + each["alone"]
-            for each in said.get("pins", ()):
+            for each in (*said.get("pins", ()), *said.get("wished", ())):
                 each["shard"] + 0, each["slots"] + ""
+            for first, second in (*said.get("succession", ()), *said.get("reload", ())):
+                first + second
             if said.get("moves", board["moves"]).keys() != board["moves"].keys():
                 del said["moves"]
             board |= {**said, "limits": Limits(**said.get("limits", {}))}

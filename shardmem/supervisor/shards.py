@@ -28,7 +28,6 @@ from shardmem.supervisor.workers import Workers
 
 FULL_WEIGHT = 1000  # of a shard that is idle; keyless events are drawn by weight
 WEIGHT_STEP = 20  # smaller changes are not written: each makes producers read all weights again
-END_GRACE = 10.0  # seconds that a worker which was told to stop, with nothing left to do, may take to end
 
 
 @dataclass
@@ -57,7 +56,7 @@ class Shards:
         self._table, self._planner, self._history, self._boot_timeout = table, planner, history, boot_timeout
         self._joining: dict[int, _Joining] = {}
         self._marks: dict[int, Marks] = {}  # of draining shards: sends that may have chosen them while they were active
-        self._ending: dict[int, float] = {}  # told to stop, and when
+        self._ending: set[int] = set()  # told to stop
         self._begun_before: set[int] = set()
         self._failures: dict[int, ShardmemError] = {}  # of shards that were to join
         self._weights: dict[int, int] = {}
@@ -145,7 +144,7 @@ class Shards:
             left = [shard for shard, inbox in inboxes.items() if self.inboxes.get(shard) is inbox]
             for shard in left:
                 if self._planner.mapper.shard_state(shard) is ShardState.FAILED:
-                    reason = self.workers.given_up().get(shard) or self.control.shard_error(shard)
+                    reason = self.workers.failed().get(shard) or self.control.shard_error(shard)
                     raise HandlerError(
                         f"shard {shard} failed while it was being drained: {reason}. 'shardmem reload "
                         f"{self.control.engine}' starts it again, and the drain goes on"
@@ -182,9 +181,14 @@ class Shards:
         """Whether something is on its way that no event tells of."""
         return bool(self._joining or self._ending or self._planner.mapper.draining_shard_ids())
 
+    def leaving(self) -> dict[int, int]:
+        """Shards on their way out, and the events that wait in the lanes of each."""
+        draining = [*self._planner.mapper.draining_shard_ids(), *self._ending]
+        return {shard: int(sum(lane.waiting for lane in self.inboxes[shard].lanes())) for shard in draining}
+
     def facts(self) -> dict[int, ShardFact]:
         """What is known of each shard's worker."""
-        given_up, clock = self.workers.given_up(), now_ns()
+        failed, clock = self.workers.failed(), now_ns()
         facts = {}
         for shard in self.inboxes:
             if self._planner.mapper.shard_state(shard) in (None, ShardState.PROVISIONING, ShardState.STOPPED):
@@ -192,7 +196,7 @@ class Shards:
             worker, view = self.workers.of(shard), self.control.view_shard(shard)
             alive = worker is not None and worker.alive and worker.ready
             in_hand = (clock - view.batch_since_ns) / 1e9 if alive and view.batch_since_ns else 0.0
-            facts[shard] = ShardFact(alive, given_up.get(shard), max(0.0, in_hand))
+            facts[shard] = ShardFact(alive, failed.get(shard), max(0.0, in_hand))
         return facts
 
     def weigh(self) -> None:
@@ -260,17 +264,13 @@ class Shards:
         self._marks.pop(shard, None)
         self.control.set_shard_state(shard, "stopped")
         self.inboxes[shard].wake()
-        self._ending[shard] = now
+        self._ending.add(shard)
 
     def _end(self, shard: int, now: float) -> None:
         worker = self.workers.of(shard)
         if worker is not None and worker.alive:
-            if now - self._ending[shard] > END_GRACE and not worker.killed:
-                text = f"worker pid {worker.pid} has nothing left to do and does not end: killed after {END_GRACE:g} s"
-                self._history.note("worker_died", text, shard)
-                worker.kill()
-            return
-        del self._ending[shard]
+            return  # one that does not end is stuck, and ended (stuck.py)
+        self._ending.discard(shard)
         self.workers.forget(shard)
         lanes = self.inboxes[shard].lanes()
         quarantined = sum(lane.quarantined for lane in lanes)

@@ -72,25 +72,24 @@ class Sources:
         settings = {"log_format": config.log_format, "log_level": config.log_level}
         orders = SourceOrders(config.name, table, settings, config.directory)
         try:
-            process, reports = launch("source", orders)
+            process = launch("source", orders)
         except OSError as error:
             log.warning("source %s: no process could be started: %s", name, error)
             return ExitCode.FAILED
         self._pids[name] = process.pid
         if self._stopping:
             self._signal(name, signal.SIGTERM)
-        loop, ended, pidfd = asyncio.get_running_loop(), asyncio.Event(), os.pidfd_open(process.pid)
+        loop, ended, pidfd = asyncio.get_running_loop(), asyncio.Event(), process.pidfd
         loop.add_reader(pidfd, ended.set)
         try:
             await ended.wait()
         finally:
             loop.remove_reader(pidfd)
-            os.close(pidfd)
             if not ended.is_set():
                 process.kill()
             code = process.wait()
             self._pids.pop(name, None)
-            reports.close()
+            process.reports.close()
         return code
 
     async def _adopted(self, name: str) -> None:

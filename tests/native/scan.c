@@ -109,8 +109,8 @@ static void convert_all(const uint8_t *data, const sm_scan *scan, const columns 
 {
     static const struct {
         uint32_t kind, itemsize;
-    } kinds[] = {{'i', 1}, {'i', 8}, {'u', 2}, {'u', 8}, {'f', 4}, {'f', 8},
-                 {'b', 1}, {'S', 3}, {'U', 8}, {'M', 8}, {'m', 8}};
+    } kinds[] = {{'i', 1}, {'i', 8}, {'u', 2}, {'u', 8}, {'f', 2}, {'f', 4},
+                 {'f', 8}, {'b', 1}, {'S', 3}, {'U', 8}, {'M', 8}, {'m', 8}};
     for (unsigned k = 0; k < sizeof kinds / sizeof *kinds; k++) {
         uint8_t *out = malloc(records * kinds[k].itemsize + 1), bad[RECORDS] = {0};
         uint32_t field[RECORDS] = {0};

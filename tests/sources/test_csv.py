@@ -18,10 +18,16 @@ def test_quotes_and_line_breaks_in_fields_are_part_of_the_event_and_of_the_key(r
     assert [('a,\r\n"b"', b'"a,\r\n""b""",2'), ("", b'"",3')] == events and not rejected
 
 
-@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
-def test_records_end_with_any_line_end(read, ends):
-    data = ends.join(["a,b", "1,2", '3,"4"', ""]).encode()
-    assert [("2", b"1,2"), ("4", b'3,"4"')] == read(data, format="csv", key="b")[0]
+@pytest.mark.parametrize("block", [*range(1, 24), 1 << 20])
+@pytest.mark.parametrize(
+    "ends", [["\n"], ["\r\n"], ["\r"], ["\r", "\n"], ["\r\n", "\r", "\n"], ["\n", "\r\n", "\r", "\r\n"]]
+)
+def test_records_end_with_any_line_end_and_with_several_in_one_file(read, ends, block):
+    records = ["a,b", "1,2", '3,"4\n\r\r\n"', "bad", "5,6"]
+    data = "".join(record + ends[i % len(ends)] for i, record in enumerate(records)).encode()
+    events, (bad,) = read(data, format="csv", key="b", block=block)
+    assert [("2", b"1,2"), ("4\n\r\r\n", records[2].encode()), ("6", b"5,6")] == events
+    assert bad.text.endswith("line 7: has 1 field, the header 2") and data.index(b"bad") == bad.position.offset
 
 
 @pytest.mark.parametrize("block", [300, 1000, 1 << 20])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from shardmem.errors import AlreadyRunning, ConfigError
 from shardmem.schema import Schema
-from shardmem.sources.contract import SourceContext
+from shardmem.sources.contract import Position, SourceContext
 from shardmem.sources.files import source as module
 from shardmem.sources.files.options import FileOptions
 from shardmem.sources.files.positions import Positions
@@ -180,6 +181,70 @@ def test_another_file_at_the_same_inode_is_read_from_its_beginning(follow, tmp_p
     os.truncate(tmp_path / "a.log", 0)
     append(tmp_path / "a.log", b"x\ny\nz\n")
     assert [b"x", b"y", b"z"] == follow("a.log", keep=True).take(3)
+
+
+HEAD = b"a header that is longer than what tells files apart" + b"." * 300 + b"\n"
+
+
+@pytest.mark.parametrize("then", [b"", b"x\n", b"3\n4\n5\n6\n7\n"])
+@pytest.mark.parametrize("follows", [False, True])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_file_that_was_truncated_while_nobody_read_it_is_read_from_its_beginning(tmp_path, then, follows, mark):
+    path, found = tmp_path / "a.log", []
+    for data in (HEAD + b"1\n2\n", HEAD + then, HEAD + then + b"y\n"):
+        path.write_bytes(mark + data)
+        positions = Positions(str(tmp_path / "positions"))
+        source = FileSource(
+            deque([str(path)]), FileOptions.of(), Schema(), 1 << 16, follow=follows, positions=positions
+        )
+        source.open(SourceContext(logging.getLogger(), time.time, threading.Event()))
+        got = b""
+        while not source.ended:
+            if (columns := source.poll(1 << 16, 0.01)) is not None:
+                got += b"".join(bytes(columns.payloads[0])[a:b] + b"\n" for a, b in columns.payloads[1].tolist())
+                source.commit({columns.partition: columns.next}, False)
+            elif follows:
+                break
+        found.append(got)
+        source.close(True)
+        positions.close()
+    assert [HEAD + b"1\n2\n", HEAD + then, b"y\n"] == found
+
+
+def test_a_file_that_is_empty_at_first_may_have_a_mark_or_be_compressed(follow, tmp_path):
+    for name in ("a.log", "b.log"):
+        append(tmp_path / name, b"")
+    followed = follow("*.log")
+    assert followed.source.poll(1, 0.05) is None
+    append(tmp_path / "a.log", b"\xef\xbb\xbf1\n")
+    append(tmp_path / "b.log", gzip.compress(b"2\n"))
+    assert {b"1", b"2"} == set(followed.take(2))
+
+
+def test_a_followed_file_that_cannot_be_decoded_is_reported_once(follow, tmp_path):
+    append(tmp_path / "a.log", gzip.compress(b"1\n") + b"garbage")
+    followed, rejected = follow("*.log"), []
+    deadline = time.monotonic() + 0.5
+    while time.monotonic() < deadline:
+        columns = followed.source.poll(1 << 16, 0.05)
+        rejected += [] if columns is None else columns.rejected
+    append(tmp_path / "b.log", b"2\n")
+    assert [b"2"] == followed.take(1) and ["cannot be decoded"] == [bad.reason for bad in rejected]
+
+
+def test_positions_of_files_that_are_gone_are_forgotten_after_a_while(tmp_path, monkeypatch):
+    (tmp_path / "a.log").write_bytes(b"1\n")
+    for kept in (1, 1, 0):
+        positions = Positions(str(tmp_path / "p"))
+        if (tmp_path / "a.log").exists():
+            with open(tmp_path / "a.log", "rb") as file:
+                positions.put(file.fileno(), file.name, Position(2), 2)
+            os.unlink(tmp_path / "a.log")
+        else:
+            monkeypatch.setattr("shardmem.sources.files.positions.KEEP", 0.0)
+        assert kept == len(positions._known)
+        positions.save(False)
+        positions.close()
 
 
 def test_positions_are_held_by_one_process(tmp_path):

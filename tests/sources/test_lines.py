@@ -96,24 +96,85 @@ def test_utf16_is_known_by_its_mark(read, encoding):
 
 def test_another_encoding_is_named(read):
     assert [(None, "é".encode())] == read("é\n".encode("latin-1"), encoding="latin-1")[0]
-    with pytest.raises(SourceError, match="cannot be decoded"):
-        read(b"\xff\n" * 10, encoding="ascii")
+    for none in ("nonsense", "hex", "rot13"):
+        with pytest.raises(ConfigError, match="is not known as one of text"):
+            FileOptions.of(encoding=none)
+
+
+@pytest.mark.parametrize("block", [3, 1 << 20])
+@pytest.mark.parametrize(
+    "encoding, data, fault, payloads",
+    [
+        ("ascii", b"a\nb\nc", b"\xff\nd\n", ["a", "b"]),
+        ("utf-16-le", "a\né\nc".encode("utf-16-le"), b"\x00\xdc\x0a\x00", ["a", "é"]),
+        ("utf-16", b"\xff\xfe" + "a\né\nc".encode("utf-16-le"), b"\x00\xdc\x0a\x00", ["a", "é"]),
+        ("shift_jis", "日\n本\nc".encode("shift_jis"), b"\x81\xff\nd\n", ["日", "本"]),
+        ("utf-16-le", "a\nb\nc".encode("utf-16-le"), b"x", ["a", "b"]),
+        ("ascii", b"a\n" * 5000 + b"c", b"\xff\n" * 5000, ["a"] * 5000),
+    ],
+)
+def test_what_comes_before_bytes_that_are_not_of_the_encoding_is_events(read, encoding, data, fault, payloads, block):
+    events, (bad,) = read(data + fault, encoding=encoding, block=block)
+    assert payloads == [payload.decode() for _, payload in events]
+    assert f"line {len(events) + 1}: cannot be decoded: at byte {len(data):,} of the file" in bad.text
+    assert ("cannot be decoded", b"c") == (bad.reason, bad.data)
+
+
+def test_a_mark_is_no_part_of_the_text_where_the_encoding_is_named(read):
+    for encoding in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-8"):
+        assert [(None, b"a"), (None, "é".encode())] == read("\ufeffa\né".encode(encoding), encoding=encoding)[0]
+
+
+def test_a_mark_behind_the_beginning_is_no_part_of_a_key_and_stays_in_a_payload(read):
+    data = "u1 x\n\ufeffu1 y\nu2\ufeff\n".encode()
+    assert data.splitlines() == [payload for _, payload in read(data)[0]]
+    assert ["x", "y"] == [key for key, _ in read(data[:-6], key="2")[0]]
+    events, (bad,) = read(data, key="1")
+    assert ["u1", "u2\ufeff"] == [key for key, _ in events] and ("byte order mark", 1) == (bad.reason, bad.after)
+    assert "line 2: begins with a byte order mark, which would be part of '1'" in bad.text
+    events, (bad,) = read("k,v\na,1\n\ufeffa,2\n".encode(), [("k", "U4"), ("v", "u1")], format="csv")
+    assert [("a", 1)] == events and "field k: begins with a byte order mark" in bad.text
 
 
 def test_gzip_is_known_by_its_first_bytes_and_members_follow_each_other(read):
     packed = gzip.compress(b"a\nb\n") + gzip.compress(b"c\n")
     assert [b"a", b"b", b"c"] == [payload for _, payload in read(packed)[0]]
-    with pytest.raises(SourceError, match="ends too early"):
-        read(packed[:-9])
-    broken = bytearray(gzip.compress(bytes(range(256)) * 50))
-    broken[60] ^= 255
-    with pytest.raises(SourceError, match="cannot be decoded"):
-        read(bytes(broken))
+    packed = gzip.compress(b"a\nb\n") + bytes(900) + gzip.compress(b"c\n") + bytes(9)
+    assert [b"a", b"b", b"c"] == [payload for _, payload in read(packed)[0]]
+
+
+@pytest.mark.parametrize("block", [3, 1 << 20])
+def test_what_comes_before_a_fault_of_compressed_data_is_events_and_half_a_record_is_none(read, block):
+    lines = [b"line %d" % i for i in range(20_000)]
+    packed = gzip.compress(b"\n".join(lines) + b"\nhalf")
+    events, (bad,) = read(packed + b"garbage", block=block)
+    assert lines == [payload for _, payload in events]
+    assert ("cannot be decoded", b"half") == (bad.reason, bad.data)
+    assert f"line 20001: cannot be decoded: at byte {len(packed)} of the file" in bad.text.replace(",", "")
+    events, (bad,) = read(packed[:-12])
+    assert lines[: len(events)] == [payload for _, payload in events] and len(events) > 19_000
+    assert "the compressed data ends too early" in bad.text
+    broken = bytearray(packed)
+    broken[len(packed) // 2] ^= 255
+    events, rejected = read(bytes(broken), block=block)
+    assert lines[:1000] == [payload for _, payload in events][:1000] and "cannot be decoded" == rejected[-1].reason
+
+
+def test_a_header_that_cannot_be_decoded_is_an_error(read):
+    with pytest.raises(SourceError, match="cannot be decoded: at byte 3 of the file"):
+        read(b"a,b\xff\n1,2\n", format="csv", encoding="ascii")
+    events, (bad,) = read(b"a,b\n1,2\n3,4\xff\n", format="csv", encoding="ascii", key="a")
+    assert [("1", b"1,2")] == events and b"3,4" == bad.data
 
 
 def test_zstd_is_known_by_its_first_bytes(read):
     zstandard = pytest.importorskip("zstandard")
     packed = zstandard.ZstdCompressor().compress(b"a\nb\n")
+    events, (bad,) = read(packed + b"garbage")
+    assert [b"a", b"b"] == [payload for _, payload in events]
+    assert f"cannot be decoded: at byte {len(packed)} of the file" in bad.text
+    events, (bad,) = read(packed[:-1])
+    assert "cannot be decoded" == bad.reason and "ends too early" in bad.text
     assert [b"a", b"b", b"c", b"c"] == [
         payload for _, payload in read(packed + zstandard.ZstdCompressor().compress(b"c\nc\n"))[0]
     ]
@@ -199,7 +260,7 @@ def test_log_formats_have_fields_by_name_and_the_line_as_payload(read, form, lin
 )
 def test_a_line_that_is_not_of_its_format_is_named(read, form, line, key):
     events, (bad,) = read(line + b"\n", format=form, key=key)
-    assert not events and "line 1: " in bad.text
+    assert not events and f"line 1: is not {form}" in bad.text and "not of the format" == bad.reason
 
 
 def test_decompressing_never_takes_more_memory_than_a_block_at_a_time(read):

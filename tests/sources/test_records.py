@@ -40,6 +40,14 @@ def field_of(read, dtype, text=None, value=None):
         ("f2", "1.5", 1.5), ("f2", "2049", "not exact"), ("f2", "1e-9", "out of range"),
         ("f2", "0.1", 0.0999755859375), (">f8", "0.1", 0.1), ("f8", "9007199254740993", "not exact"),
         ("f8", "9007199254740992", 2.0**53), ("f8", "1e22", 1e22),
+        ("f8", "9007199254740993.0", "not exact"), ("f8", "9007199254740993.", "not exact"),
+        ("f8", "9007199254740994.000", 2.0**53 + 2), ("f8", "9007199254740993.5", 2.0**53 + 2),
+        ("f8", "9007199254740993e0", 2.0**53), ("f8", "-9007199254740993.0", "not exact"),
+        ("f4", "16777217.0", "not exact"), ("f4", "16777216.0", 16777216.0), ("f2", "2049.0", "not exact"),
+        ("f8", f"{2.0**200:.0f}", 2.0**200), ("f8", f"-0{2.0**200:.6f}", -(2.0**200)),
+        ("f8", f"{2.0**200:.0f}"[:-1] + "7", "not exact"), ("f8", "1" + "0" * 40, "not exact"),
+        ("f8", f"{1.7976931348623157e308:.1f}", 1.7976931348623157e308),
+        ("f8", "0" * 60 + "1.0" + "0" * 60, 1.0), ("f8", "0." + "0" * 60 + "1", 1e-61),
         ("f8", "100000000000000000000", 1e20), ("f8", "1_0.5", "not a number"), ("f8", "-inf", -math.inf),
         ("f8", ".5", 0.5),
         ("f8", "1,5", "not a number"), ("f8", "12abc", "not a number"), ("?", "true", True), ("?", "False", False),
@@ -58,6 +66,15 @@ def field_of(read, dtype, text=None, value=None):
         ("M8[D]", "2024-01-01T01:00:00", "too fine a time"),
         ("M8[s]", "1700000000", "not a time"), ("M8[s]", "yesterday", "not a time"),
         ("M8[ns]", "9999-01-01", "out of range"),
+        ("M8[ns]", "1677-09-21T00:12:43.145224193", np.datetime64(-(2**63) + 1, "ns")),
+        ("M8[ns]", "1677-09-21T00:12:43.145224192", "out of range"),
+        ("M8[ns]", "1677-09-21T00:12:43.145224191", "out of range"),
+        ("M8[ns]", "1677-09-21T02:12:43.145224193+02:00", np.datetime64(-(2**63) + 1, "ns")),
+        ("M8[ns]", "2262-04-11T23:47:16.854775807", np.datetime64(2**63 - 1, "ns")),
+        ("M8[ns]", "2262-04-11T23:47:16.854775808", "out of range"),
+        ("m8[ns]", str(2**63 - 1), np.timedelta64(2**63 - 1, "ns")), ("m8[ns]", str(-(2**63)), "out of range"),
+        ("M8[D]", "0000-01-01", np.datetime64("0000-01-01", "D")), ("M8[ms]", "9999-12-31T23:59:59.999",
+        np.datetime64("9999-12-31T23:59:59.999", "ms")),
         ("M8[us]", "0001-01-01", np.datetime64("0001-01-01", "us")), ("m8[s]", "90", np.timedelta64(90, "s")),
         ("m8[s]", "1.5", "not whole"),
     ],
@@ -67,6 +84,7 @@ def test_text_becomes_the_value_that_it_says_or_is_refused(read, dtype, text, ex
     if isinstance(expected, (np.datetime64, np.timedelta64)):
         value, expected = np.array(value, dtype), expected.astype(dtype)
     assert expected == (reason if isinstance(expected, str) and reason else value)
+    assert (value is None) != (reason is None)
 
 
 @pytest.mark.parametrize("text", ["", "NA", "NaN", "nan", "null"])

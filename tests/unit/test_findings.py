@@ -35,6 +35,7 @@ SHARD = {
     "uptime_s": 600.0,
     "crashes": 0,
     "recent_crashes": 0,
+    "restarting_in_s": None,
     "last_exit": None,
     "broken_lanes": [],
 }

@@ -31,6 +31,12 @@ def complain(text: str, hint: str | None = None) -> None:
         advise(hint)
 
 
+def warn(text: str, hint: str) -> None:
+    """It was done as asked; this is what to know about it."""
+    click.echo(f"{click.style('warning', fg='yellow', bold=True)}: {printable_lines(text, '  ')}", err=True)
+    advise(hint)
+
+
 def advise(hint: str) -> None:
     click.echo(f"{click.style('hint', fg='cyan', bold=True)}: {printable(hint)}", err=True)
 

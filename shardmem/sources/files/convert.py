@@ -28,7 +28,7 @@ class Target:
     unit: int
     offset: int
     dtype: np.dtype
-    direct: bool  # it can be written where it is: native byte order, of a size that C knows
+    direct: bool  # it can be written where it is: it has native byte order
 
 
 def targets_of(schema: Schema) -> list[Target]:
@@ -49,8 +49,7 @@ def targets_of(schema: Schema) -> list[Target]:
                 f"field {name} is of dtype {dtype}, which cannot be filled from text; numbers, bool, S, U and times in "
                 f"D, h, m, s, ms, us or ns can"
             )
-        direct = dtype.isnative and not (dtype.kind == "f" and dtype.itemsize == 2)
-        found.append(Target(name, dtype.kind, dtype.itemsize, unit, offset, dtype, direct))
+        found.append(Target(name, dtype.kind, dtype.itemsize, unit, offset, dtype, dtype.isnative))
     if faults:
         raise ConfigError(faults)
     return found
@@ -71,11 +70,11 @@ class Rows:
         if not count:
             return
         before = self.bad != 0 if field != number else None
-        column = None if each.direct else np.zeros(count, _native(each.dtype))
+        column = None if each.direct else np.zeros(count, each.dtype.newbyteorder("="))
         out = self.rows if column is None else column
         view = borrow("uint8_t[]", out.view("u1"))
         target = ffi.new("sm_target *")
-        target.kind, target.itemsize = ord(each.kind), each.itemsize if column is None else column.itemsize
+        target.kind, target.itemsize = ord(each.kind), each.itemsize
         target.unit, target.wanted, target.field = each.unit, wanted, field
         target.stride = out.itemsize
         target.out = view + each.offset if column is None else view
@@ -84,20 +83,4 @@ class Rows:
         if before is not None:
             self.bad_field[(self.bad != 0) & ~before] = number
         if column is not None:
-            with np.errstate(over="ignore"):
-                self.rows[each.name] = column
-            if each.kind == "f":
-                _check_half(self.rows[each.name].astype("f8"), column, number, self.bad, self.bad_field)
-
-
-def _check_half(stored: np.ndarray, exact: np.ndarray, field: int, bad: np.ndarray, bad_field: np.ndarray) -> None:
-    """What C does for the wider floats: nothing becomes infinite, or zero, and whole numbers stay what they are."""
-    changed = (stored != exact) & ~np.isnan(exact) & (bad == 0)
-    beyond = changed & (np.isinf(stored) | (stored == 0))
-    bad_field[changed & (beyond | (exact == np.floor(exact)))] = field
-    bad[changed & (exact == np.floor(exact))] = lib.SM_BAD_EXACT
-    bad[beyond] = lib.SM_BAD_RANGE
-
-
-def _native(dtype: np.dtype) -> np.dtype:
-    return np.dtype("f8") if dtype.kind == "f" and dtype.itemsize == 2 else dtype.newbyteorder("=")
+            self.rows[each.name] = column

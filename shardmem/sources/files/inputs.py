@@ -8,14 +8,12 @@ import os
 import select
 import stat
 import sys
-import zlib
-from typing import Any, Protocol
 
 from shardmem.errors import ConfigError
 from shardmem.sources.contract import SourceError
+from shardmem.sources.files.decoders import GZIP, ZSTD, DecodeFault, Decoder, Gzip, Text, Zstd
 
 STDIN = "-"
-GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 CHUNK = 1 << 18  # read at once where what is read has to be decoded
 PIECE = 1 << 10  # decoded at once
 _MARKS = (
@@ -30,76 +28,6 @@ _MARKS = (
 _MAGIC = (GZIP, ZSTD, *(mark for mark, _ in _MARKS))
 
 
-class Decoder(Protocol):
-    def decode(self, data: bytes, final: bool) -> bytes: ...
-
-
-class _Gzip:
-    """Members one after another, as `cat a.gz b.gz` makes them."""
-
-    def __init__(self) -> None:
-        self._member = zlib.decompressobj(31)
-        self._begun = False
-
-    def decode(self, data: bytes, final: bool) -> bytes:
-        parts = []
-        while data:
-            if self._member.eof:
-                data = data.lstrip(b"\0") if not self._begun else data
-                if not data:
-                    break
-                self._member, self._begun = zlib.decompressobj(31), False
-            parts.append(self._member.decompress(data))
-            self._begun = True
-            data = self._member.unused_data
-            if self._member.eof:
-                self._begun = False
-        if final and not self._member.eof:
-            raise ValueError("the compressed data ends too early")
-        return b"".join(parts)
-
-
-class _Zstd:
-    _new: Any
-
-    def __init__(self) -> None:
-        try:
-            if sys.version_info >= (3, 14):
-                from compression.zstd import ZstdDecompressor
-
-                self._new = ZstdDecompressor
-            else:
-                from zstandard import ZstdDecompressor
-
-                self._new = lambda: ZstdDecompressor().decompressobj()
-        except ImportError:
-            raise ConfigError(
-                "it is compressed with zstd, which needs the package zstandard: pip install 'shardmem[zstd]'"
-            ) from None
-        self._frame = self._new()
-
-    def decode(self, data: bytes, final: bool) -> bytes:
-        parts = []
-        while data:
-            if self._frame.eof:
-                self._frame = self._new()
-            parts.append(self._frame.decompress(data))
-            data = self._frame.unused_data if self._frame.eof else b""
-        if final and not self._frame.eof:
-            raise ValueError("the compressed data ends too early")
-        return b"".join(parts)
-
-
-class _Text:
-    """To UTF-8."""
-
-    def __init__(self, encoding: str) -> None:
-        self._decoder = codecs.getincrementaldecoder(encoding)()
-
-    def decode(self, data: bytes, final: bool) -> bytes:
-        return self._decoder.decode(data, final).encode()
-
-
 class Input:
     """The bytes of one file from its beginning, without a byte order mark. `stat` is of the file that is open."""
 
@@ -111,6 +39,7 @@ class Input:
         self._decoders: list[Decoder] = []
         self._pending, self._raw = b"", memoryview(b"")  # given next; not decoded yet
         self.ended = self._sniffed = False
+        self.fault: str | None = None  # why it cannot be decoded beyond what was given; then it has ended
         if name == STDIN:
             if sys.stdin is None:
                 raise SourceError("standard input is closed; name files, or give it something to read")
@@ -136,8 +65,8 @@ class Input:
     def read_into(self, room: memoryview, timeout: float) -> int | None:
         """How many bytes; 0 at the end (of a file that is followed: so far); None when nothing came in time. Raises
         SourceError."""
-        if not self._sniffed and not self._sniff(timeout):
-            return None
+        if not self._sniffed and not (size := self._sniff(timeout)):
+            return size
         if self._pending:
             given = min(len(room), len(self._pending))
             room[:given], self._pending = self._pending[:given], self._pending[given:]
@@ -148,10 +77,10 @@ class Input:
             self.at += size or 0
             return size
         while True:
-            size = 1 if self._raw else self._fill(timeout)
-            if size is None or (size == 0 and self.follows):
+            size = 1 if self._raw else 0 if self.fault else self._fill(timeout)
+            if size is None or (size == 0 and self.follows and not self.fault):
                 return size
-            self._pending = self._decoded(not size)
+            self._pending = b"" if self.fault else self._decoded(not size)
             if self._pending:
                 return self.read_into(room, 0)
             if not size:
@@ -166,8 +95,8 @@ class Input:
 
     def seek(self, offset: int, timeout: float = 60.0) -> int:
         """To a place, counted in what is read. Where it could not get so far, the place that it got to."""
-        if not self._sniffed:
-            self._sniff(timeout)
+        while not self._sniffed and self._sniff(timeout):
+            pass
         if self.is_file and self.is_plain:
             self._pending = b""
             self.at = min(offset, max(0, self.size() - self.skipped))
@@ -180,49 +109,58 @@ class Input:
                 break
         return self.at
 
-    def lines_before(self, offset: int, mark: bytes) -> int:
-        """Of a plain file; elsewhere nobody can tell, and lines are counted from the place."""
+    def lines_before(self, offset: int, ends: tuple[bytes, ...]) -> int:
+        """Of a plain file; elsewhere nobody can tell, and lines are counted from the place. ends: of lines; CR LF is
+        one."""
         if not (self.is_file and self.is_plain):
             return 0
-        lines, at, end = 0, 0, offset + self.skipped
+        lines, at, end, last = 0, 0, offset + self.skipped, b""
         while at < end and (data := os.pread(self.fd, min(1 << 20, end - at), at)):
-            lines, at = lines + data.count(mark), at + len(data)
+            lines, at = lines + sum(map(data.count, ends)), at + len(data)
+            if len(ends) > 1:
+                lines -= (last + data).count(b"\r\n")
+                last = data[-1:]
         return lines
 
     skipped = 0  # bytes of a mark that are not part of the text
 
-    def _sniff(self, timeout: float) -> bool:
-        """Looks at the first bytes; False when they are not there yet."""
-        data = bytearray(CHUNK)
-        while len(self._head) < 4 and any(mark.startswith(self._head) for mark in _MAGIC):
-            size = self._read(memoryview(data), timeout)
-            if size is None and not self._head:
-                return False
-            if not size:  # a short file, or a stream that pauses after its first bytes: they are no mark then
+    def _sniff(self, timeout: float) -> int | None:
+        """Looks at the first bytes. As read_into, while they are not there yet."""
+        if not self._decoders:
+            data = bytearray(CHUNK)
+            while len(self._head) < 4 and any(mark.startswith(self._head) for mark in _MAGIC):
+                size = self._read(memoryview(data), timeout)
+                if not size and not self._head and (size is None or self.follows):
+                    return size
+                if not size:  # a short file, or a stream that pauses after its first bytes: they are no mark then
+                    break
+                self._head += bytes(data[:size])
+                timeout = 0.05
+            self._of_bytes()
+        while self._decoders and not (self._pending or self.fault):  # enough to see what is inside
+            size = 1 if self._raw else self._fill(timeout)
+            if size is None or (size == 0 and self.follows):
+                return size
+            self._pending = self._decoded(not size)
+            if not size:
                 break
-            self._head += bytes(data[:size])
-            timeout = 0.05
         self._sniffed = True
+        self._of_text()
+        return 1
+
+    def _of_bytes(self) -> None:
         try:
             if self._head.startswith(GZIP):
-                self._decoders.append(_Gzip())
+                self._decoders.append(Gzip())
             elif self._head.startswith(ZSTD):
-                self._decoders.append(_Zstd())
+                self._decoders.append(Zstd())
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
-        head_bytes = self._head
         if self._decoders:
-            self._raw = memoryview(head_bytes)
-            while not self._pending:  # enough to see what is inside
-                size = 1 if self._raw else self._fill(60.0)
-                self._pending = self._decoded(not size)
-                if not size:
-                    break
+            self._raw = memoryview(self._head)
         else:
-            self._pending = head_bytes
-        self._of_text()
+            self._pending = self._head
         self._head = b""
-        return True
 
     def _of_text(self) -> None:
         mark, encoding = next(((mark, name) for mark, name in _MARKS if self._pending.startswith(mark)), (b"", None))
@@ -231,9 +169,9 @@ class Input:
             self._pending = self._pending[len(mark) :]
             self.skipped = len(mark)
         elif named not in (None, "utf-8", "utf-8-sig") or (named is None and encoding is not None):
-            self._decoders.append(_Text(self._encoding or encoding or "utf-8"))
+            self._decoders.append(Text(self._encoding or encoding or "utf-8"))
             first, self._pending = self._pending, b""
-            self._pending = self._through(self._decoders[-1:], first, False)
+            self._pending = self._through(first, False, len(self._decoders) - 1)
         elif named is None and (likely := _unmarked(self._pending)):
             raise SourceError(
                 f"{self.name} looks like {likely.upper()} without its mark: --encoding {likely}, or utf-8 to take its "
@@ -245,22 +183,23 @@ class Input:
         parts, size = [], 0
         while size < CHUNK:
             piece, self._raw = self._raw[:PIECE], self._raw[PIECE:]
-            parts.append(self._through(self._decoders, bytes(piece), final))
+            parts.append(self._through(bytes(piece), final))
             size += len(parts[-1])
             if not self._raw:
                 break
         return b"".join(parts)
 
-    def _through(self, decoders: list[Any], data: bytes, final: bool) -> bytes:
-        try:
-            for decoder in decoders:
-                data = decoder.decode(data, final)
-        except (ValueError, zlib.error, EOFError) as error:
-            raise SourceError(f"{self.name} cannot be decoded: {error}") from None
-        except Exception as error:
-            if "zstd" not in type(error).__name__.lower():
-                raise
-            raise SourceError(f"{self.name} cannot be decoded: {error}") from None
+    def _through(self, data: bytes, final: bool, first: int = 0) -> bytes:
+        """Through the decoders, from that one on; after a fault nothing more is read."""
+        for number, decoder in enumerate(self._decoders):
+            if number < first:
+                continue
+            try:
+                data = decoder.decode(data, final and self.fault is None)
+            except DecodeFault as fault:
+                data, self._raw, final = fault.good, memoryview(b""), False
+                what = "what is decompressed" if number else "the file"
+                self.fault = f"cannot be decoded: at byte {fault.at:,} of {what}, {fault.reason}"
         return data
 
     def _read(self, room: memoryview, timeout: float) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import re
 from dataclasses import dataclass, fields
 from typing import Any
@@ -94,9 +95,11 @@ class FileOptions:
             found.append(f"payload is for parquet and arrow, not {self.format}")
         if self.encoding is not None:
             try:
-                codecs.lookup(self.encoding)
+                codecs.getincrementaldecoder(self.encoding)
+                with contextlib.suppress(UnicodeError):
+                    b"ab".decode(self.encoding)
             except LookupError:
-                found.append(f"encoding={self.encoding!r} is not known")
+                found.append(f"encoding={self.encoding!r} is not known as one of text")
         return found
 
     @property

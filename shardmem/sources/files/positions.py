@@ -1,5 +1,5 @@
-"""How far each file has been handled, kept across runs. A file is known by its inode and its first bytes, whatever it
-is called."""
+"""How far each file has been handled, kept across runs. A file is known by its inode, its first bytes and those before
+the place, whatever it is called."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from dataclasses import dataclass
 
 from shardmem.errors import AlreadyRunning, ConfigError
 from shardmem.sources.contract import Position
 
 PRINT = 256  # bytes that tell files apart
+KEEP = 30 * 86400.0  # seconds
 
 
 @dataclass
@@ -24,6 +26,9 @@ class Known:
     printed: int
     offset: int
     metadata: str
+    before: str = ""  # of the last bytes before the place, where the file is read as it is
+    behind: int = 0  # the place in the file itself, a mark at its beginning counted
+    at: float = 0.0  # when, in seconds since 1970
 
 
 class Positions:
@@ -48,6 +53,7 @@ class Positions:
                 for each in json.load(file)["files"]:
                     known = Known(**each)
                     self._known[known.device, known.inode] = known
+            self._forget_gone()
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError) as error:
@@ -55,19 +61,31 @@ class Positions:
             raise ConfigError(f"{path} does not hold positions: {error}; move it away to begin anew") from None
 
     def of(self, fd: int) -> Position | None:
-        """Of the file that is open here; None: it was never read."""
+        """Of the file that is open here; None: it was never read, or is not what was read then."""
         status = os.fstat(fd)
         known = self._known.get((status.st_dev, status.st_ino))
-        if known is not None and _print_of(fd, known.printed) == (known.print, known.printed):
-            return Position(known.offset, known.metadata)
-        return None
+        if known is None or _print_of(fd, 0, known.printed) != (known.print, known.printed):
+            return None
+        if known.before and _print_before(fd, known.behind) != known.before:
+            return None
+        return Position(known.offset, known.metadata)
 
-    def put(self, fd: int, path: str, position: Position) -> None:
-        """Written by `save`."""
+    def put(self, fd: int, path: str, position: Position, behind: int | None) -> None:
+        """Written by `save`. behind: the place in the file itself, if there is one."""
         status = os.fstat(fd)
-        found, printed = _print_of(fd, PRINT)
+        found, printed = _print_of(fd, 0, PRINT)
+        before = "" if behind is None else _print_before(fd, behind)
         self._known[status.st_dev, status.st_ino] = Known(
-            path, status.st_dev, status.st_ino, found, printed, position.offset, position.metadata
+            path,
+            status.st_dev,
+            status.st_ino,
+            found,
+            printed,
+            position.offset,
+            position.metadata,
+            before,
+            behind or 0,
+            time.time(),
         )
 
     def save(self, sync: bool) -> None:
@@ -80,15 +98,11 @@ class Positions:
                 os.fsync(file.fileno())
         os.replace(fresh, self.path)
 
-    def forget_gone(self) -> None:
-        """Files that no path leads to any more."""
+    def _forget_gone(self) -> None:
+        """Files that were not read for long, and that no path leads to any more. Not at once: a file system may be away
+        for a while."""
         for place, known in list(self._known.items()):
-            try:
-                status = os.stat(known.path)
-            except OSError:
-                del self._known[place]
-                continue
-            if (status.st_dev, status.st_ino) != place and not _is_near(known.path, place):
+            if time.time() - known.at > KEEP and not _is_near(known.path, place):
                 del self._known[place]
 
     def close(self) -> None:
@@ -98,7 +112,7 @@ class Positions:
 
 
 def _is_near(path: str, place: tuple[int, int]) -> bool:
-    """Whether a file of the directory is the one: it was renamed, as rotation does."""
+    """Whether a file of its directory is the one: it may have been renamed, as rotation does."""
     try:
         with os.scandir(os.path.dirname(path) or ".") as entries:
             return any(entry.inode() == place[1] for entry in entries)
@@ -106,9 +120,15 @@ def _is_near(path: str, place: tuple[int, int]) -> bool:
         return False
 
 
-def _print_of(fd: int, size: int) -> tuple[str, int]:
+def _print_of(fd: int, at: int, size: int) -> tuple[str, int]:
     try:
-        head = os.pread(fd, size, 0)
+        data = os.pread(fd, size, at)
     except OSError:
-        head = b""
-    return hashlib.sha256(head).hexdigest()[:32], len(head)
+        data = b""
+    return hashlib.sha256(data).hexdigest()[:32], len(data)
+
+
+def _print_before(fd: int, place: int) -> str:
+    size = min(place, PRINT)
+    found, had = _print_of(fd, place - size, size)
+    return found if had == size else "none"

@@ -16,6 +16,7 @@ from shardmem.sources.files.scanner import PADDING, Scanner, constant_key
 
 BLOCK = 1 << 20
 HEADER = 1 << 20  # the longest header
+CR_WINDOW = 1 << 16
 
 
 class Reader:
@@ -37,6 +38,7 @@ class Reader:
         self._start = Position(0)  # where to go on, after the header
         self._head = bytearray()  # what was read to see the header
         self._counted = 0  # bytes that were told of
+        self._after_cr = False  # what was read ends with CR
         self._at_end = False  # of the input; what was read before may not have been scanned
         self.ended = self.finishing = False  # finishing: a file that is followed will not grow any more
 
@@ -51,18 +53,25 @@ class Reader:
     def poll(self, timeout: float) -> Columns | None:
         """None when nothing came in time; then `ended` says whether that is for ever. Raises SourceError,
         ConfigError."""
+        if self.ended:
+            return None
+        if self.finishing:
+            self.input.follows = False
         if self._scanner is None and not self._begin(timeout):
             self.ended = self._at_end
             return None
         assert self._scanner is not None
         if self._scanner.wants_more and not self._at_end:
             size = self.input.read_into(self._scanner.room(), timeout)
-            if size is None or (size == 0 and self.input.follows and not self.finishing):
+            if size is None or (size == 0 and self.input.follows and not self.input.fault):
                 return None
             self._scanner.add(size)
             self._at_end = size == 0
-        columns = self._scanner.scan(self.name, self._at_end)
+        fault = self.input.fault if self._at_end else None
+        columns = self._scanner.scan(self.name, self._at_end and fault is None)
         self.ended = self._at_end and self._scanner.wants_more
+        if self.ended and fault is not None:
+            columns = self._scanner.cut_off(columns, self.name, fault)
         place = self._scanner.position
         if columns is None and self.ended and place.offset > self._counted:
             columns = Columns(self.name, np.empty(0, "u8"), place)  # what there was besides events is counted, too
@@ -78,7 +87,7 @@ class Reader:
     def _begin(self, timeout: float) -> bool:
         """Reads as far as the header ends; False when that is not there yet."""
         options = self._options
-        while (found := self._header()) is None:
+        while (found := self._header(False)) is None:
             if len(self._head) > HEADER:
                 if options.format not in COLUMNED and not options.skip_lines:
                     found = [], 0, 1, False  # a record too long, if anything
@@ -86,11 +95,14 @@ class Reader:
                 raise ConfigError(f"{self.name} has no line end in its first {HEADER:,} bytes: no header")
             room = memoryview(bytearray(min(1 << 16, self._block)))
             size = self.input.read_into(room, timeout)
-            if size is None or (size == 0 and self.input.follows and not self.finishing):
+            if size is None or (size == 0 and self.input.follows and not self.input.fault):
                 return False
             if size == 0:
-                self._at_end = True
-                if (found := self._header()) is None:
+                self._at_end, fault = True, self.input.fault
+                found = self._header(fault is None or options.format not in COLUMNED)
+                if found is None and fault is not None:
+                    raise SourceError(f"{self.name} {fault}")
+                if found is None:
                     return False
                 break
             self._head += room[:size]
@@ -100,37 +112,37 @@ class Reader:
         self._open(names if options.format in COLUMNED else None, offset, line, cr)
         return True
 
-    def _header(self) -> tuple[list[str], int, int, bool] | None:
-        """(names, where what comes next begins, its line, whether records end with CR alone); None: more has to be
+    def _header(self, final: bool) -> tuple[list[str], int, int, bool] | None:
+        """(names, where what comes next begins, its line, whether lines end with CR alone); None: more has to be
         read."""
-        options, head, at, line = self._options, bytes(self._head), 0, 1
-        final = self._at_end
-        cr = _ends_with_cr(head, final, 1 << 12 if options.format in COLUMNED else 1 << 16)
-        if cr is None:
-            return None
-        mark = b"\r" if cr else b"\n"
+        options, head = self._options, bytes(self._head)
+        columned, at, line, cr = options.format in COLUMNED, 0, 1, False
+        if not columned:
+            ends = _ends_with_cr(head, final)
+            if ends is None:
+                return None
+            cr = ends
         for _ in range(options.skip_lines):
-            end = head.find(mark, at)
-            if end < 0:
+            end = _behind_line(head, at, columned or cr, not cr, final)
+            if end is None:
                 return ([], len(head), line, cr) if final else None
-            at, line = end + 1, line + 1
-        if options.format not in COLUMNED:
+            at, line = end, line + 1
+        if not columned:
             return [], at, line, cr
-        comment = options.comment and options.comment.encode()
-        while True:  # blank lines and comments before the header
-            end = head.find(mark, at)
-            text = head[at : end if end >= 0 else len(head)]
-            if text.strip(b"\r") and not (comment and text.startswith(comment)):
+        comment = options.comment.encode() if options.comment else None
+        while at < len(head):  # blank lines and comments before the header
+            if head[at : at + 1] not in (b"\r", b"\n") and not (comment and head.startswith(comment, at)):
+                return self._names(head, at, line, final)
+            end = _behind_line(head, at, True, True, final)
+            if end is None:
                 break
-            if end < 0:
-                return ([], len(head), line, cr) if final else None
-            at, line = end + 1, line + 1
-        return self._names(head, at, line, cr, final)
+            at, line = end, line + 1
+        return ([], len(head), line, cr) if final else None
 
-    def _names(self, head: bytes, at: int, line: int, cr: bool, final: bool) -> tuple[list[str], int, int, bool] | None:
+    def _names(self, head: bytes, at: int, line: int, final: bool) -> tuple[list[str], int, int, bool] | None:
         options = self._options
         scan, found = ffi.new("sm_scan *"), ffi.new("sm_found *")
-        scan.format, scan.most, scan.line, scan.cr = lib.SM_FORMAT_CSV, HEADER, line, cr
+        scan.format, scan.most, scan.line = lib.SM_FORMAT_CSV, HEADER, line
         assert options.delimiter_byte is not None
         scan.delimiter = options.delimiter_byte
         scan.quote = lib.SM_NOTHING if options.quote_byte is None else options.quote_byte
@@ -152,18 +164,21 @@ class Reader:
         fields = split_record(head[at + spans[0] : at + spans[1]], scan.delimiter, options.quote_byte)
         names = [field.decode("utf-8", "surrogateescape") for field in fields]
         if options.header:
-            return names, at + int(found.consumed), int(scan.line), cr
+            self._after_cr = bool(scan.after_cr)
+            return names, at + int(found.consumed), int(scan.line), False
         if options.columns and len(options.columns) != len(names):
             raise ConfigError(f"{self.name} has {len(names)} columns, --columns names {len(options.columns)}")
-        return list(options.columns) or [str(i + 1) for i in range(len(names))], at, line, cr
+        return list(options.columns) or [str(i + 1) for i in range(len(names))], at, line, False
 
     def _open(self, names: list[str] | None, offset: int, line: int, cr: bool) -> None:
         plan = Plan(self._options, self._schema, self._most, names, self.name)
-        plan.scan.cr = cr
+        plan.scan.cr, plan.scan.after_cr = cr, self._after_cr
         scanner = Scanner(plan, self._schema, self._options.format, self._most, self._block, self._keep_all)
         if self._start.offset > offset:
             offset = self._start.offset
-            line = _line_of(self._start) or self.input.lines_before(offset, b"\r" if cr else b"\n") + 1
+            ends = (b"\r", b"\n") if names is not None else (b"\r",) if cr else (b"\n",)
+            line = _line_of(self._start) or self.input.lines_before(offset, ends) + 1
+            self._after_cr = False
         if offset > len(self._head):
             offset = self.input.seek(offset)
             if offset < self._start.offset:
@@ -178,15 +193,29 @@ class Reader:
         self._scanner = scanner
 
 
-def _ends_with_cr(head: bytes, final: bool, window: int) -> bool | None:
+def _ends_with_cr(head: bytes, final: bool) -> bool | None:
     """Whether lines end with CR alone: the first line end is one, and no other comes within so many bytes, for what
     draws a bar on a terminal writes many before a line end. None: that is not there yet."""
     at = min((i for i in (head.find(b"\r"), head.find(b"\n")) if i >= 0), default=-1)
     if at < 0:
         return False if final else None
-    if b"\n" in head[at : at + window]:
+    if b"\n" in head[at : at + CR_WINDOW]:
         return False
-    return True if final or len(head) >= at + window else None
+    return True if final or len(head) >= at + CR_WINDOW else None
+
+
+def _behind_line(head: bytes, at: int, cr: bool, lf: bool, final: bool) -> int | None:
+    """Where the next line begins, if lines end with CR, with LF (then with CR LF, too), or with either. None: that is
+    not there yet."""
+    ends = [i for i, wanted in ((head.find(b"\r", at), cr), (head.find(b"\n", at), lf)) if wanted and i >= 0]
+    if not ends:
+        return None
+    end = min(ends)
+    if lf and head[end : end + 1] == b"\r":
+        if end + 1 == len(head) and not final:
+            return None
+        end += head[end + 1 : end + 2] == b"\n"
+    return end + 1
 
 
 def _line_of(position: Position) -> int:

@@ -33,7 +33,9 @@ _WORDS = {
     "SURROGATE": "half a surrogate pair",
     "FORM": "not of the format",
     "SEPARATOR": "separator in key",
+    "MARK": "byte order mark",
 }
+UNREADABLE = "cannot be decoded"  # of the rest of a file
 WORDS = {getattr(lib, f"SM_BAD_{name}"): word for name, word in _WORDS.items()}
 
 
@@ -95,6 +97,7 @@ class Explain:
             "duplicate name": "occurs twice",
             "not UTF-8": f"{shown(value)} is not UTF-8 ({dtype})",
             "half a surrogate pair": f"{shown(value)} has half a surrogate pair, which no text has",
+            "byte order mark": "begins with a byte order mark: were files put together?",
         }
         return f"field {name}: {more[word]}"
 
@@ -112,6 +115,8 @@ class Explain:
             "duplicate name": f"has {name!r} twice",
             "half a surrogate pair": f"has half a surrogate pair in {name!r}, which no text has: {shown(value)}",
             "separator in key": f"has byte 0x1f in {name!r}, which stands between the fields of a key",
+            "byte order mark": f"begins with a byte order mark, which would be part of {name!r}: "
+            "were files put together?",
         }
         return more[word]
 

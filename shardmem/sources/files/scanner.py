@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from shardmem.schema import KEY_STR, Schema
 from shardmem.sources.contract import Columns, Position, Rejected
 from shardmem.sources.files.convert import Rows
 from shardmem.sources.files.formats import Plan
-from shardmem.sources.files.reasons import WORDS, Explain
+from shardmem.sources.files.reasons import UNREADABLE, WORDS, Explain
 
 RECORDS = 16384  # of one scan
 BAD = 1024
@@ -142,6 +143,8 @@ class Scanner:
         assert self._skipping is not None
         offset, line, size, head = self._skipping
         self._skipping, size = None, size - ended  # without its line end
+        if self._plan.scan.comment < lib.SM_NOTHING and head[:1] == bytes([self._plan.scan.comment]):
+            return Columns(partition, np.empty(0, "u8"), self.position)
         where = Position(offset, f"line {line}")
         quoted = self._plan.scan.skip_mode == 2
         lines = max(1, self.line - line)
@@ -150,6 +153,21 @@ class Scanner:
         where_lines = f"line {line}" if lines == 1 else f"lines {line} to {line + lines - 1}"
         bad = Rejected(partition, where, WORDS[reason], f"{partition}, {where_lines}: {text}", head)
         return Columns(partition, np.empty(0, "u8"), self.position, rejected=[bad])
+
+    def cut_off(self, columns: Columns | None, partition: str, fault: str) -> Columns:
+        """The columns, and that the file cannot be read beyond the bytes at hand: those behind its last record are no
+        event."""
+        place = self.position
+        data = bytes(self.buffer[self._done : min(self.have, self._done + self._keep)])
+        if self._skipping is not None:
+            data, self._skipping = self._skipping[3], None
+        self._done, self.wants_more = self.have, True
+        bad = Rejected(partition, place, UNREADABLE, f"{partition}, {place.metadata}: {fault}", data)
+        if columns is None:
+            columns = Columns(partition, np.empty(0, "u8"), self.position)
+        columns.next = Position(self.offset + self._done, place.metadata)
+        columns.rejected = [*columns.rejected, replace(bad, after=len(columns))]
+        return columns
 
     # ---- what was found
     # ------------------------------------------------------------------------------------------------
@@ -162,8 +180,7 @@ class Scanner:
             starts = spans[:, 0]
             places = np.array([self._bad[i].start for i in range(len(rejected))], "u8")
             rejected = [
-                Rejected(each.partition, each.position, each.reason, each.text, each.data, int(after))
-                for each, after in zip(rejected, np.searchsorted(starts, places))
+                replace(each, after=int(after)) for each, after in zip(rejected, np.searchsorted(starts, places))
             ]
         base = self.offset + before
         columns = Columns(
@@ -196,17 +213,7 @@ class Scanner:
                 self._bad_value(columns, i, int(bad[i]), int(bad_field[i]), before, int(kept[i]))
                 for i in np.flatnonzero(bad).tolist()
             ]
-            old = [
-                Rejected(
-                    each.partition,
-                    each.position,
-                    each.reason,
-                    each.text,
-                    each.data,
-                    int(kept[each.after - 1]) if each.after else 0,
-                )
-                for each in columns.rejected
-            ]
+            old = [replace(each, after=int(kept[each.after - 1]) if each.after else 0) for each in columns.rejected]
             columns.rejected = sorted([*old, *new], key=lambda each: each.position.offset)
             rows, columns.offsets = rows[good], columns.offsets[good]
             assert columns.lines is not None

@@ -57,6 +57,7 @@ class Opened:
         self.grew = time.monotonic()
         self.moved = False  # its path leads to another file, or nowhere
         self.committed: Position | None = None
+        self.in_bytes = isinstance(reader, Reader)  # what places count
 
     @property
     def place(self) -> tuple[int, int]:
@@ -123,7 +124,9 @@ class FileSource:
             )
             if opened is not None and opened.reader.input.is_file:
                 opened.committed = position
-                self._positions.put(opened.reader.input.fd, opened.path, position)
+                source = opened.reader.input
+                behind = position.offset + source.skipped if source.is_plain and opened.in_bytes else None
+                self._positions.put(source.fd, opened.path, position, behind)
                 if name in self._done and position == opened.reader.position:
                     self._done.pop(name).reader.input.close()
         self._positions.save(sync)
@@ -179,7 +182,7 @@ class FileSource:
             self._start = None
         elif self._positions is not None and source.is_file and (known := self._positions.of(source.fd)) is not None:
             reader.start(known)
-            self._context.log.info("%s: going on at byte %s", name, f"{known.offset:,}")
+            self._context.log.info("%s: going on at %s", name, known.metadata or f"byte {known.offset:,}")
         elif self._from_end and source.is_file:
             reader.start(Position(_last_line_end(source), ""))
         opened = Opened(reader, name)
@@ -257,12 +260,10 @@ class FileSource:
     def _look_at(self, opened: Opened, now: float) -> None:
         """Nothing new in it: was it truncated, or rotated away?"""
         source = opened.reader.input
-        if not source.is_file:
-            if opened.reader.ended:
-                self._drop(opened)
-            return
-        if opened.reader.ended:
+        if opened.reader.ended and not (source.is_file and source.fault and not opened.moved):
             self._drop(opened)
+            return
+        if not source.is_file:
             return
         if source.is_plain and source.size() < source.at + source.skipped:
             self._context.log.warning("%s was truncated; reading it from its beginning", opened.path)

@@ -49,7 +49,7 @@ def push_until_over() -> None:
     """Pushes without a pause until the engine accepts nothing any more."""
     orders = order()
     methods = ["push", "push_many", "push_columns"]
-    with shardmem.connect(orders["engine"]) as producer, Log(Path(orders["directory"])) as log:
+    with shardmem.connect(orders["engine"], reconnect=False) as producer, Log(Path(orders["directory"])) as log:
         source = Source(orders["producer"], log)
         reply(ready=True)
         try:
@@ -118,7 +118,7 @@ def wait_for_engine() -> None:
 def stopped_inside_send() -> None:
     """Stops itself inside a send; when continued, says how the send ended."""
     orders = order()
-    with shardmem.connect(orders["engine"]) as producer, Log(Path(orders["directory"])) as log:
+    with shardmem.connect(orders["engine"], reconnect=False) as producer, Log(Path(orders["directory"])) as log:
         source = Source(1, log)
         source.push(producer, "push", 1, 10)
         arm_point(orders["point"], 1, signal.SIGSTOP)
