@@ -7,8 +7,10 @@ anything.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator
 
 from shardmem.errors import ShardmemError
@@ -71,6 +73,17 @@ def check_file(path: str, what: str, uid: int) -> Identity | None:
     return found.st_dev, found.st_ino
 
 
+def open_private(path: str, flags: int) -> int:
+    """A descriptor of a plain file of this user's, made if the flags say so; an `opener` for `open`. Raises OSError."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)  # a pipe is not waited for
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != _acting():
+        os.close(descriptor)
+        raise PermissionError(errno.EACCES, f"it is not a plain file of uid {_acting()}", path)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
 def make_file(path: str) -> None:
     """A file that only its user can read, from its first moment on. One that is there is left as it is."""
     with contextlib.suppress(FileExistsError):
@@ -99,11 +112,20 @@ def acting_as(uid: int) -> Iterator[None]:
     libc = ctypes.CDLL(None)
     group = libc.setfsgid(_NOBODY)
     libc.setfsuid(uid)
+    _of_thread.uid = uid
     try:
         yield
     finally:
+        _of_thread.uid = None
         libc.setfsuid(0)
         libc.setfsgid(group)
 
 
+def _acting() -> int:
+    """The user whose rights this thread has over files."""
+    uid: int | None = getattr(_of_thread, "uid", None)
+    return os.geteuid() if uid is None else uid
+
+
+_of_thread = threading.local()
 _NOBODY = 65534  # of groups: what the user owns is the user's, whatever group it is of

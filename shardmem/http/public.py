@@ -67,7 +67,9 @@ def _shard(shard: ShardStatus) -> ShardStatus:
 
 
 def _source(source: SourceStatus) -> SourceStatus:
-    return {**source, "error": source["error"] and HIDDEN}
+    """Partitions are named after files and topics."""
+    partitions = {f"partition {number}": each for number, each in enumerate(source["partitions"].values())}
+    return {**source, "error": source["error"] and HIDDEN, "partitions": partitions}
 
 
 def _happened(entry: HistoryEntry) -> HistoryEntry:

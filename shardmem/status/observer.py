@@ -93,7 +93,7 @@ class Observer:
             "supervisor": self._supervisor(alive),
             "shards": shards,
             "producers": producers,
-            "sources": sources_of(control.state_dir, control.engine),
+            "sources": sources_of(control.state_dir, control.engine, control.segment.owner),
             "handoffs": self.handoffs(),
             "moves": board["moves"],
             "cordoned": board["cordoned"],

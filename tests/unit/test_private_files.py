@@ -18,6 +18,7 @@ from shardmem.private_files import acting_as, check_directory
 from shardmem.runtime.quarantine import Quarantine, QuarantineReader, is_there
 from shardmem.runtime.sqlite import Database
 from shardmem.runtime.state import StateStore
+from shardmem.status.sources import SourceFile, file_of, sources_of
 
 STRANGER = 65534
 EVENT: dict[str, Any] = {
@@ -295,3 +296,36 @@ def test_a_text_that_is_not_utf8_is_an_error_of_ours(path: str) -> None:
         database.commit()
     with pytest.raises(ShardmemError, match="the quarantine file .* cannot be used"):
         QuarantineReader(path, patience=0).events([1])
+
+
+# ---- sources ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"[1]", b'{"pid": "x"}', b'{"partitions": 5}', b'{"events": 1e400}', b'{"reasons": {"a": []}}', b"[" * 99999],
+)
+def test_a_damaged_file_of_a_source_spoils_no_status(tmp_path: Path, damage: bytes) -> None:
+    path = Path(file_of(str(tmp_path), "e", "file", "status"))
+    path.write_bytes(damage)
+    for each in sources_of(str(tmp_path), "e", os.getuid()):
+        assert each["state"] == "failed" and f"{path} is damaged" in str(each["error"])
+
+
+def test_files_of_sources_are_private_and_links_and_pipes_in_their_place_are_not_followed(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        source = SourceFile(str(tmp_path), "e", "file")
+        source.write(state="running")
+    finally:
+        os.umask(before)
+    source.close()
+    assert {each.stat().st_mode & 0o777 for each in tmp_path.iterdir()} == {0o600}
+    path = Path(file_of(str(tmp_path), "e", "file", "status"))
+    assert [each["name"] for each in sources_of(str(tmp_path), "e", os.getuid())] == ["file"]
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert sources_of(str(tmp_path), "e", os.getuid()) == []
+    path.unlink()
+    os.mkfifo(path)
+    assert sources_of(str(tmp_path), "e", os.getuid()) == []
