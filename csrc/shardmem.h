@@ -238,6 +238,7 @@ void sm_set_holds(void *control, uint32_t shard, uint32_t holds);
 void sm_give_orders(void *control, uint32_t shard, void *inbox); /* the worker looks at its handoffs; inbox: woken */
 void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t accepted, uint64_t handled,
                uint64_t quarantined, uint64_t shed);
+void sm_forget_retired(void *control, uint32_t shard, uint64_t generation); /* the word was damaged: it was this one */
 
 void sm_post(void *control, uint32_t board, const char *text, uint32_t bytes); /* what it decided, or what happened */
 void sm_shard_note(void *control, uint32_t shard, const char *text,

@@ -114,7 +114,7 @@ class Config:
     checkpoint_interval: float = setting(0.5, "how often state is saved under load", "seconds")
     max_restarts: int = setting(
         10,
-        "crashes within restart_window, without an event in hand, after which a shard counts as failed",
+        "crashes within restart_window, with no event in hand, after which a shard counts as failed; it is tried again",
         "number",
         least=0,
         most=1_000_000,

@@ -36,6 +36,9 @@ class Client(ControlCalls):
         self._control = ControlSegment.attach(name)
         self._observer = Observer(self._control)
 
+    def __repr__(self) -> str:
+        return f"<Client of engine {self.name!r}>"
+
     def status(self) -> Status:
         """The document of `shardmem status --json`. Works with the supervisor dead."""
         return self._observer.status()

@@ -168,6 +168,18 @@ class ControlSegment(Words):
             raise
         return InboxSegment(self, segment, shard, generation)
 
+    def has_inbox(self, shard: int, generation: int) -> bool:
+        """Whether that file is here and says itself that it is that inbox. Raises SegmentError when it cannot be
+        opened."""
+        try:
+            segment = Segment.attach(inbox_name(self.engine, shard, generation))
+        except (NotRunning, SegmentCorrupt):
+            return False
+        try:
+            return self._check_inbox(segment, shard, generation) == lib.SM_OK
+        finally:
+            segment.close()
+
     def _check_inbox(self, segment: Segment, shard: int, generation: int) -> int:
         header = segment.read(0, PAGE)
         if len(header) < PAGE:

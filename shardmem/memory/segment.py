@@ -219,8 +219,8 @@ def _of_another_user(name: str, owner: int | None = None) -> SegmentError:
     )
 
 
-def _not_a_segment(path: str, kind: str) -> SegmentError:
-    return SegmentError(f"{path} is {kind}, not a segment of shardmem", hint="Remove it, or choose another name")
+def _not_a_segment(path: str, kind: str) -> SegmentCorrupt:
+    return SegmentCorrupt(f"{path} is {kind}, not a segment of shardmem", hint="Remove it, or choose another name")
 
 
 def path_of(name: str) -> str:

@@ -45,6 +45,7 @@ HISTORY_KINDS = {
     "late": "warning",
     "lane_broken": "error",
     "memory_lost": "error",
+    "memory_damaged": "error",
     "quarantined": "warning",
     "replayed": "info",
     "purged": "info",

@@ -17,7 +17,6 @@ from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.handoff_table import HandoffTable
 from shardmem.memory.inbox_segment import InboxSegment, LaneView
 from shardmem.memory.native import point
-from shardmem.memory.segment import GENERATIONS, inboxes_of
 from shardmem.memory.words import now_ns
 from shardmem.policy import ShardState
 from shardmem.status.observer import Observer
@@ -25,17 +24,11 @@ from shardmem.supervisor.carrier import Marks
 from shardmem.supervisor.changes import Superseded
 from shardmem.supervisor.history import History
 from shardmem.supervisor.planner import Planner, ShardFact
+from shardmem.supervisor.recovery import next_generation
 from shardmem.supervisor.workers import Workers
 
 FULL_WEIGHT = 1000  # of a shard that is idle; keyless events are drawn by weight
 WEIGHT_STEP = 20  # smaller changes are not written: each makes producers read all weights again
-
-
-def next_generation(control: ControlSegment, shard: int) -> int:
-    """Of an inbox. A word that was damaged may say any number, and files have names of their own."""
-    view, files = control.view_shard(shard), inboxes_of(control.engine, shard)
-    known = [number for number in (view.generation, view.retired_generation) if number < GENERATIONS]
-    return max([*known, *files, 0]) + 1
 
 
 @dataclass

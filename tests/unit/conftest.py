@@ -30,9 +30,10 @@ class Loopback:
         max_producers=8,
         batch_rows=4096,
         state_dir="",
+        name=None,
     ):
         self.control = ControlSegment.create(
-            f"t{os.getpid()}-{uuid.uuid4().hex[:8]}",
+            name or f"t{os.getpid()}-{uuid.uuid4().hex[:8]}",
             Schema.of(dtype, key),
             slots=slots,
             max_shards=max(shards, 2),
@@ -81,6 +82,13 @@ class Loopback:
         return lib.sm_reader_new(
             self.control.address, self.control.geometry, inbox.address, inbox.segment.descriptor, shard, batch_rows
         )
+
+    def end(self) -> None:
+        """As a supervisor that has drained: the names go, whoever has the memory mapped keeps it."""
+        self.control.set_state("stopped")
+        for inbox in self.inboxes:
+            inbox.segment.unlink()
+        self.control.segment.unlink()
 
     def close(self) -> None:
         for producer in self._opened:
