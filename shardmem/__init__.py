@@ -28,6 +28,7 @@ _HOME = {
     "SegmentCorrupt": "errors",
     "SegmentError": "errors",
     "ShardmemError": "errors",
+    "Superseded": "errors",
     "Unavailable": "errors",
     "AsyncProducer": "runtime.aio",
     "Batch": "runtime.batch",
@@ -62,6 +63,7 @@ __all__ = [
     "SegmentError",
     "ShardmemError",
     "Status",
+    "Superseded",
     "Unavailable",
     "__version__",
     "connect",
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
         SegmentCorrupt,
         SegmentError,
         ShardmemError,
+        Superseded,
         Unavailable,
     )
     from shardmem.runtime.aio import AsyncProducer
