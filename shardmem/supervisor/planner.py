@@ -158,7 +158,7 @@ class Planner:
         """Shards in the middle of one long batch."""
         return self._long.blocked()
 
-    def _out_of_bounds(self) -> tuple[set[int], bool]:
+    def _out_of_bounds(self, now: float) -> tuple[set[int], bool]:
         """Shards that can neither give nor take at this moment, and whether any of them will without being asked."""
         failed = {shard for shard, fact in self._facts.items() if fact.failed is not None}
         down = {shard for shard, fact in self._facts.items() if not fact.alive and shard not in failed}
@@ -168,6 +168,8 @@ class Planner:
             if self.mapper.shard_state(shard) not in (ShardState.ACTIVE, ShardState.DRAINING)
         }
         soon = down | joining | self._long.blocked()
+        if not self.wishes.eager:  # what has piled up behind a long batch is not in any figure: such a shard looks idle
+            soon |= self._long.unmeasurable(now)
         return failed | soon, bool(soon)
 
     # ---- one step ----------------------------------------------------------------------------------------------------
@@ -197,7 +199,7 @@ class Planner:
         hold = not self.automatic and not self.wishes.eager
         was, self.wishes.suspended = self.wishes.suspended, self.wishes.suspended or hold
         try:
-            without, later = self._out_of_bounds()
+            without, later = self._out_of_bounds(now)
             busy = {shard: sample.busy for shard, sample in self.mapper.metrics(now).items()}
             actions = self.runner.step(
                 now,
