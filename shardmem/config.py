@@ -112,6 +112,13 @@ class Config:
         10_000, "events in quarantine at which a shard stops rather than add another", "number", least=0, most=10**9
     )
     checkpoint_interval: float = setting(0.5, "how often state is saved under load", "seconds")
+    state_cache_bytes: int = setting(
+        256 << 20,
+        "about how much memory of a worker values of keyed state may take; the rest is read from its file",
+        "bytes",
+        least=1 << 20,
+        most=1 << 46,
+    )
     max_restarts: int = setting(
         10,
         "crashes within restart_window, with no event in hand, after which a shard counts as failed; it is tried again",
