@@ -54,7 +54,7 @@ Writing a contender
                 self.tally.add(len(words), int(words.sum()))          # throughput
                 # latency: for each event, as soon as it is in hand: self.tally.latency(first_u64)
 
-    The checkout is on the PYTHONPATH of every process (import it as `bench.harness`). Overriding
+    `bench` is on the PYTHONPATH of every process (import it as `bench.harness`). Overriding
     `measure` replaces the procedure as a whole (the C floor does: its processes are not Python).
 """
 

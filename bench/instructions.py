@@ -8,7 +8,8 @@ events that were pushed one by one, so of 256 frames. All of it through Python, 
 
 Prints {case: instructions} as JSON. Each run does all cases, and one of them more often than the first run did; the
 difference is that case's alone, without the interpreter's start and the setting up. --check compares with
-`instructions.json` and ends with 1 where a case takes over 10 % more; --write replaces what that says of this platform.
+`instructions.json` and ends with 1 where a case takes over 10 % more; without valgrind, or without figures of this
+platform, it says so and ends with 0. --write replaces what the file says of this platform.
 What is counted depends on the interpreter and the architecture, so figures are kept by both.
 """
 
@@ -199,8 +200,11 @@ def main() -> int:
         return 0
     figures: dict[str, dict[str, int]] = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     if chosen.check and target() not in figures:
-        print(f"{FIGURES.name} has no figures of {target()}; --write takes them", file=sys.stderr)
-        return 2
+        print(f"skipped: {FIGURES.name} has no figures of {target()}; --write takes them", file=sys.stderr)
+        return 0
+    if chosen.check and not shutil.which(COMMAND[0]):
+        print(f"skipped: {COMMAND[0]} is not installed", file=sys.stderr)
+        return 0
     try:
         now = measure()
     except Uncounted as error:

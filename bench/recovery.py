@@ -16,14 +16,16 @@ import multiprocessing
 import os
 import signal
 import statistics
-import sys
 import tempfile
 import time
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+if __name__ == "__main__":
+    import checkout
+
+    checkout.use()
 
 import shardmem  # noqa: E402
 from bench.run import machine  # noqa: E402

@@ -1,11 +1,12 @@
 """The benchmark: one table of ratios against named rivals, all measured in this one run.
 
-    python bench/run.py [--quick] [--only NAME...] [--repeat N] [--json FILE]
+    python bench/run.py [--quick] [--only NAME...] [--repeat N] [--json FILE] [--against FILE]
 
 What a figure means is written in `harness.py`, what the floor is in `floor.c`. A ratio is between the
 medians of this run: absolute figures belong to the machine in the first line and to nothing else. For
 events/s more is better, for us less. --only takes names of cases and of contenders; the references of a
-case always run with it. Ends with 1 if a contender failed.
+case always run with it. Each row is printed when its case is done, and progress goes to standard error. --against
+compares the ratios with those of an earlier --json. Ends with 1 if a contender failed, or shardmem could not run.
 
 Look at min and max of the C floor before believing a ratio to it: on a virtual machine the cost of
 moving a cache line between two cpus can change fivefold within minutes, when the host moves them.
@@ -29,10 +30,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-# One name per module, whether this file is run or a worker process imports its handler.
-sys.path[0] = str(ROOT)
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+if __name__ == "__main__":  # one name per module, whether this file is run or a worker process imports its handler
+    import checkout
+
+    checkout.use()
 
 from bench import floor, rivals  # noqa: E402
 from bench.harness import DEADLINE, Contender, Failed, Trial  # noqa: E402
@@ -158,6 +159,8 @@ def chosen(names: list[str], contenders: dict[Place, Contender]) -> Iterator[tup
 def progress(text: str) -> None:
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)
 
 
 def measure(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]]]:
@@ -192,6 +195,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]
                 figures[i].append(found)
                 label = contenders[i].label(case.kind)
                 raw.append({"case": case.name, "contender": label, "repetition": repetition, **found})
+        found_rows: list[Row] = []
         parts = (("p50", "us"), ("p99", "us")) if case.kind == "latency" else (("value", "events/s"),)
         for key, unit in parts:
             for i in able:
@@ -206,8 +210,18 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]
                     row.absent = f"not installed{hint}"
                     if not (hint and absent[i].startswith("ModuleNotFoundError")):  # there, but broken
                         row.absent += f": {absent[i]}"
-                rows.append(row)
-    progress("")
+                found_rows.append(row)
+        relate(found_rows)
+        progress("")
+        for row in found_rows:
+            print(line(cells(row)), flush=True)
+        print(flush=True)
+        rows += found_rows
+    return rows, raw
+
+
+def relate(rows: list[Row]) -> None:
+    """Ratios to the references of the same case."""
     for row in rows:
         row.ratios = {}
         for name in row.references:
@@ -215,7 +229,6 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]
             base = next((r for r in rows if r.case == row.case and r.contender == name), None)
             if base and base is not row and base.values and row.values:
                 row.ratios[name] = statistics.median(row.values) / statistics.median(base.values)
-    return rows, raw
 
 
 def human(value: float, unit: str) -> str:
@@ -244,32 +257,39 @@ def cells(row: Row) -> list[str]:
 HEAD = ["case", "cpus", "contender", "min", "median", "max", "ratio of medians"]
 
 
-def show(rows: list[Row]) -> None:
-    lines = [cells(row) for row in rows]
-    breaks = {i for i in range(1, len(lines)) if lines[i][0] != lines[i - 1][0]}
-    if sys.stdout.isatty():
-        try:
-            from rich.console import Console
-            from rich.table import Table
-        except ImportError:
-            pass
-        else:
-            console, table = Console(), Table(header_style="bold")
-            for i, head in enumerate(HEAD):
-                table.add_column(head, justify="right" if 3 <= i <= 5 else "left", no_wrap=i != 6)
-            for i, line in enumerate(lines):
-                if i in breaks:
-                    table.add_section()
-                table.add_row(*line)
-            if console.width >= 120:  # a narrower one would squeeze the ratios out
-                console.print(table)
-                return
-    widths = [max(len(line[i]) for line in [HEAD, *lines]) for i in range(len(HEAD))]
-    for i, line in enumerate([HEAD, *lines]):
-        if i - 1 in breaks or i == 1:
-            print("-" * (sum(widths) + 2 * len(widths)))
-        padded = (t.rjust(w) if 3 <= k <= 5 else t.ljust(w) for k, (t, w) in enumerate(zip(line, widths)))
-        print("  ".join(padded).rstrip())
+WIDTHS = [16, 6, 44, 9, 9, 9]
+
+
+def line(texts: list[str]) -> str:
+    padded = (t.rjust(w) if 3 <= k <= 5 else t.ljust(w) for k, (t, w) in enumerate(zip(texts, WIDTHS)))
+    return "  ".join([*padded, texts[-1]]).rstrip()
+
+
+def spread(values: list[float]) -> float:
+    """Half of the way from the lowest to the highest, as a part of the median."""
+    return (max(values) - min(values)) / 2 / statistics.median(values) if values else 0.0
+
+
+def compare(rows: list[Row], before: dict[str, Any]) -> list[str]:
+    """Ratio now by ratio before, of all rows that both runs have. Beyond noise: by more than the spreads of all four
+    figures together."""
+    old = {(row["case"], row["label"]): row for row in before["rows"]}
+    bases = {(row["case"], row["contender"]): row for row in reversed(before["rows"])}
+    lines = []
+    for row in rows:
+        was = old.get((row.case, row.label))
+        for name, ratio in (row.ratios or {}).items():
+            if was is None or name not in (was["ratios"] or {}):
+                continue
+            base = next(r for r in rows if r.case == row.case and r.contender == name)
+            earlier = bases[row.case, name]["values"]
+            noise = sum(map(spread, (row.values, base.values, was["values"], earlier)))
+            change = ratio / was["ratios"][name]
+            better = (change > 1) == (row.unit != "us")
+            verdict = "within noise" if abs(change - 1) <= noise else "BETTER" if better else "WORSE"
+            figures = f"{was['ratios'][name]:.3g} -> {ratio:.3g} x {name}: {change:.2f} (noise {noise:.2f}), {verdict}"
+            lines.append(f"{row.case:16}  {row.label:44}  {figures}")
+    return lines
 
 
 def main() -> int:
@@ -278,6 +298,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="cases and contenders, * allowed")
     parser.add_argument("--repeat", type=int, metavar="N", help="repetitions (default 5; 2 with --quick)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="compare with the --json of an earlier run")
     parser.add_argument("--floor-ring", type=int, default=1 << 20, metavar="BYTES", help="ring of the C floor (1 MiB)")
     parser.add_argument("--floor-publish", type=int, default=256, metavar="N", help="its publishing period (256)")
     parser.add_argument("--trial", help=argparse.SUPPRESS)
@@ -285,14 +306,17 @@ def main() -> int:
     if options.trial:
         one_trial(options.trial)
         return 0
+    before = json.loads(options.against.read_text()) if options.against else None
     options.repeat = options.repeat or (2 if options.quick else 5)
     host = machine()
-    print(", ".join(f"{name} {value}" for name, value in host.items()), flush=True)
+    print(", ".join(f"{name} {value}" for name, value in host.items()))
+    print("\n" + line(HEAD), flush=True)
     started = time.time()
     with tempfile.TemporaryDirectory(prefix="smb") as directory:
         os.environ[floor.DIRECTORY] = directory
         rows, raw = measure(options)
-    show(rows)
+    if before is not None:
+        print("\n".join(compare(rows, before)))
     if options.json:
         settings = {k: getattr(options, k) for k in ("quick", "repeat", "only", "floor_ring", "floor_publish")}
         document = {"machine": host, "settings": settings, "seconds": round(time.time() - started, 1)}
@@ -300,7 +324,8 @@ def main() -> int:
         document["measurements"] = raw
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     # Figures may be low; a contender that lost events is news that a script must notice.
-    return 1 if any(row.failures for row in rows) else 0
+    ours = [row for row in rows if row.contender == "shardmem"]
+    return 1 if any(row.failures for row in rows) or not ours or any(row.absent for row in ours) else 0
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ HERE = Path(__file__).parent
 SOURCES = [
     "hash.c",
     "lease.c",
+    "fork.c",
+    "segment.c",
     "park.c",
     "points.c",
     "supervisor.c",

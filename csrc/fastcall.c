@@ -13,7 +13,8 @@
 #include "internal.h"
 
 typedef struct {
-    PyObject_HEAD sm_sender *sender; /* NULL: closed, everything takes the slow way */
+    PyObject_HEAD sm_sender *sender; /* NULL: everything takes the slow way */
+    PyObject *owner;                 /* of the sender's memory */
     PyObject *slow;                  /* called with what push was called with */
 } Pusher;
 
@@ -115,19 +116,39 @@ done:
     return result;
 }
 
-static PyObject *pusher_push(Pusher *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
+/* Waiting for the lock lets other threads run, and one of them may detach: the memory stays until we are out of it. */
+static int push_plain(Pusher *self, PyObject *key, PyObject *payload)
 {
     sm_event e;
     uint32_t shard;
-    sm_sender *s = self->sender; /* read once: detach may come while the lock is waited for; the memory outlives us */
-    if (likely(n == 2 && !names && s && plain_key(args[0], &e) && lock_sender(s))) {
-        /* the payload is looked at only now: waiting for the lock let other threads run */
-        int status = plain_payload(args[1], &e) ? sm_push_one(s, &e, &shard) : SM_TOO_LARGE;
+    sm_sender *s = self->sender;
+    int status = SM_CLOSED;
+    if (unlikely(!s || !plain_key(key, &e)))
+        return status;
+    PyObject *owner = self->owner;
+    Py_INCREF(owner);
+    if (likely(lock_sender(s))) {
+        /* the payload is looked at only now */
+        status = plain_payload(payload, &e) ? sm_push_one(s, &e, &shard) : SM_TOO_LARGE;
         sm_sender_unlock(s);
-        if (likely(status == SM_OK))
-            Py_RETURN_TRUE;
     }
+    Py_DECREF(owner);
+    return status;
+}
+
+static PyObject *pusher_push(Pusher *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+    if (likely(n == 2 && !names && push_plain(self, args[0], args[1]) == SM_OK))
+        Py_RETURN_TRUE;
     return call_slow(self->slow, args, n, names);
+}
+
+/* offer(key, payload): True when it was accepted, False when it takes the slow way, which is the caller's */
+static PyObject *pusher_offer(Pusher *self, PyObject *const *args, Py_ssize_t n)
+{
+    if (likely(n == 2 && push_plain(self, args[0], args[1]) == SM_OK))
+        Py_RETURN_TRUE;
+    Py_RETURN_FALSE;
 }
 
 static PyObject *item_of(PyObject *list, Py_ssize_t i) { return PyList_GetItem(list, i); } /* borrowed */
@@ -153,10 +174,12 @@ static PyObject *pusher_push_many(Pusher *self, PyObject *const *args, Py_ssize_
         return PyErr_Format(PyExc_TypeError, "push_many takes two lists");
     if (!self->sender)
         return cursor_state(SM_CLOSED, &c);
-    PyObject *keys = args[0], *payloads = args[1];
+    PyObject *keys = args[0], *payloads = args[1], *owner = self->owner;
     sm_sender *s = self->sender;
-    if (!lock_sender(s))
+    if (sm_sender_forked(s))
         return cursor_state(SM_FORKED, &c);
+    Py_INCREF(owner); /* as in push_plain */
+    lock_sender(s);
     int collecting = PyGC_Disable(); /* a finaliser that pushes would wait for the lock that this thread holds */
     sm_event *events = sm_sender_events(s), judged;
     uint64_t n = (uint64_t)PyList_Size(keys), limit = sm_max_payload(s, 0);
@@ -190,30 +213,45 @@ static PyObject *pusher_push_many(Pusher *self, PyObject *const *args, Py_ssize_
     if (collecting)
         PyGC_Enable();
     sm_sender_unlock(s);
+    Py_DECREF(owner);
     if (likely(status == SM_OK))
         Py_RETURN_NONE;
     return cursor_state(status, &c);
+}
+
+static PyObject *pusher_attach(Pusher *self, PyObject *const *args, Py_ssize_t n)
+{
+    unsigned long long address = n == 2 ? PyLong_AsUnsignedLongLong(args[0]) : 0;
+    if (!address)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "attach takes an address and its owner");
+    PyObject *before = self->owner;
+    Py_INCREF(args[1]);
+    self->owner = args[1];
+    self->sender = (sm_sender *)(uintptr_t)address;
+    Py_XDECREF(before);
+    Py_RETURN_NONE;
 }
 
 static PyObject *pusher_detach(Pusher *self, PyObject *ignored)
 {
     (void)ignored;
     self->sender = NULL;
+    Py_CLEAR(self->owner);
     Py_RETURN_NONE;
 }
 
 static PyObject *pusher_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    unsigned long long address;
     PyObject *slow;
     (void)keywords;
-    if (!PyArg_ParseTuple(args, "KO", &address, &slow))
+    if (!PyArg_ParseTuple(args, "O", &slow))
         return NULL;
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     Pusher *self = (Pusher *)allocate(type, 0);
     if (!self)
         return NULL;
-    self->sender = (sm_sender *)(uintptr_t)address;
+    self->sender = NULL;
+    self->owner = NULL;
     Py_INCREF(slow);
     self->slow = slow;
     return (PyObject *)self;
@@ -222,12 +260,15 @@ static PyObject *pusher_new(PyTypeObject *type, PyObject *args, PyObject *keywor
 static int pusher_traverse(Pusher *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->owner);
     Py_VISIT(self->slow);
     return 0;
 }
 
 static int pusher_clear(Pusher *self)
 {
+    self->sender = NULL;
+    Py_CLEAR(self->owner);
     Py_CLEAR(self->slow);
     return 0;
 }
@@ -247,6 +288,10 @@ static PyMethodDef pusher_methods[] = {
      "push(key, payload): one event; True when accepted"},
     {"push_many", (PyCFunction)(void (*)(void))pusher_push_many, METH_FASTCALL,
      "push_many(keys, payloads): None, or what is left to do"},
+    {"offer", (PyCFunction)(void (*)(void))pusher_offer, METH_FASTCALL,
+     "offer(key, payload): True when accepted; else False, and nothing was done"},
+    {"attach", (PyCFunction)(void (*)(void))pusher_attach, METH_FASTCALL,
+     "attach(address of a sm_sender, who keeps its memory)"},
     {"detach", (PyCFunction)pusher_detach, METH_NOARGS, "from now on everything takes the slow way"},
     {NULL, NULL, 0, NULL},
 };

@@ -46,7 +46,6 @@ void sm_spin_slept(sm_spin *spin, int64_t limit_ns, int64_t slept_ns);
 int sm_wait_head(sm_lane *lane, uint64_t near, uint64_t target, sm_spin *spin, int64_t spin_ns, int64_t timeout_ns);
 
 /* the sender's lock, for the calls that hold the interpreter's lock already */
-int sm_sender_forked(const sm_sender *sender);
 int sm_sender_trylock(sm_sender *sender);
 void sm_sender_lock(sm_sender *sender);
 void sm_sender_unlock(sm_sender *sender);

@@ -9,13 +9,6 @@
 
 /* ---- entering and leaving a pass -------------------------------------------------------------------------------- */
 
-static int usable(const sm_sender *s)
-{
-    if (unlikely(s->forks != sm_fork_count))
-        return SM_FORKED;
-    return unlikely(s->closed) ? SM_CLOSED : SM_OK;
-}
-
 static int enter_send(sm_sender *s)
 {
     SM_POINT(SEND_LOCKED);
@@ -548,8 +541,10 @@ int sm_send(sm_sender *s, const void *rows, uint64_t n, sm_cursor *c)
     if (status != SM_OK)
         return status;
     const uint32_t limit = chunk_rows(s);
-    status = usable(s);
     while (status == SM_OK && (c->pending_count || c->next < n)) {
+        status = sm_sender_usable(s);
+        if (unlikely(status != SM_OK))
+            break;
         uint32_t chunk;
         uint64_t start = resume(c, n, limit, &chunk);
         const uint8_t *at = (const uint8_t *)rows + start * s->keying.row_bytes;
@@ -579,7 +574,7 @@ static uint32_t slot_of_event(const sm_sender *s, const sm_event *e)
 
 int sm_push_chunk(sm_sender *s, const sm_event *events, uint32_t n, sm_cursor *c)
 {
-    int status = usable(s);
+    int status = sm_sender_usable(s);
     if (status != SM_OK)
         return status;
     for (uint32_t i = 0; i < n; i++)
@@ -654,7 +649,7 @@ int sm_push_columns(sm_sender *s, const sm_columns *in, sm_cursor *c)
     int status = sm_lock_unforked(s);
     if (status != SM_OK)
         return status;
-    status = usable(s);
+    status = sm_sender_usable(s);
     /* all or nothing: what the first chunk does not show is looked at before that is pushed */
     for (uint64_t i = SM_CHUNK; status == SM_OK && !c->next && i < in->n; i++)
         if (unlikely(!column_fits(in, i, most))) {
@@ -679,7 +674,7 @@ leave:
 
 int sm_push_one(sm_sender *s, const sm_event *e, uint32_t *shard_out)
 {
-    int status = usable(s);
+    int status = sm_sender_usable(s);
     if (unlikely(status != SM_OK))
         return status;
     uint64_t bytes = event_bytes(e), length = events_length(1, bytes);

@@ -35,6 +35,7 @@ sm_sender *sm_sender_new(void *control, const sm_geometry *g, uint32_t seat)
     s->eighth = g->lane_bytes / 8;
     s->max_shards = g->max_shards;
     s->forks = sm_fork_count;
+    s->incarnation = atomic_load_explicit(&s->seat->seat_incarnation, memory_order_relaxed);
     s->mark = atomic_load_explicit(&s->seat->mark, memory_order_relaxed);
     s->sequence = atomic_load_explicit(&s->seat->next_sequence, memory_order_relaxed);
     s->random = sm_hash_int(g->engine_id ^ seat ^ (uint64_t)sm_clock()) | 1;
@@ -104,7 +105,7 @@ int sm_sender_link(sm_sender *s, uint32_t shard, uint64_t generation, void *inbo
 {
     if (shard >= s->max_shards)
         return SM_CORRUPT;
-    int status = sm_lock_unforked(s);
+    int status = sm_lock_usable(s);
     if (status != SM_OK)
         return status;
     sm_link *l = &s->links[shard];
@@ -175,25 +176,29 @@ uint64_t sm_max_payload(sm_sender *s, uint64_t key_bytes)
     return key_bytes < most ? most - key_bytes : 0;
 }
 
-void sm_count_refused(sm_sender *s, uint32_t reason, uint64_t rows)
+int sm_count_refused(sm_sender *s, uint32_t reason, uint64_t rows)
 {
-    if (sm_lock_unforked(s) != SM_OK)
-        return;
+    int status = sm_lock_usable(s);
+    if (status != SM_OK)
+        return status;
     _Atomic uint64_t *word = &s->seat->seat_refused[reason % SM_REASONS];
     atomic_store_explicit(&s->seat->seat_refused[reason % SM_REASONS],
                           atomic_load_explicit(word, memory_order_relaxed) + rows, memory_order_relaxed);
     sm_sender_unlock(s);
+    return SM_OK;
 }
 
-void sm_count_blocked(sm_sender *s, uint64_t nanoseconds)
+int sm_count_blocked(sm_sender *s, uint64_t nanoseconds)
 {
-    if (sm_lock_unforked(s) != SM_OK)
-        return;
+    int status = sm_lock_usable(s);
+    if (status != SM_OK)
+        return status;
     uint64_t ns = atomic_load_explicit(&s->seat->seat_blocked_ns, memory_order_relaxed) + nanoseconds;
     uint64_t count = atomic_load_explicit(&s->seat->seat_blocked_count, memory_order_relaxed) + 1;
     atomic_store_explicit(&s->seat->seat_blocked_ns, ns, memory_order_relaxed);
     atomic_store_explicit(&s->seat->seat_blocked_count, count, memory_order_relaxed);
     sm_sender_unlock(s);
+    return SM_OK;
 }
 
 /* ---- waiting (mark even, lock released) ------------------------------------------------------------------------- */
@@ -233,7 +238,7 @@ int sm_evict(sm_sender *s, uint32_t shard)
 {
     if (shard >= s->max_shards)
         return SM_NEED_LANE;
-    int status = sm_lock_unforked(s);
+    int status = sm_lock_usable(s);
     if (status != SM_OK)
         return status;
     sm_link *l = &s->links[shard];

@@ -30,7 +30,7 @@ typedef struct sm_group { /* the rows of one pass that go to one shard */
 
 struct sm_sender {
     pthread_mutex_t lock;
-    uint64_t forks;
+    uint64_t forks, incarnation;
     sm_control *control;
     sm_seat *seat;
     sm_keying keying;
@@ -58,6 +58,26 @@ static inline int sm_lock_unforked(sm_sender *s)
         return SM_FORKED;
     sm_sender_lock(s);
     return SM_OK;
+}
+
+/* Locked by the caller, before each pass, which may write: whether the seat is still this sender's. */
+static inline int sm_sender_usable(const sm_sender *s)
+{
+    if (unlikely(s->forks != sm_fork_count))
+        return SM_FORKED;
+    if (unlikely(s->closed))
+        return SM_CLOSED;
+    uint64_t lives = atomic_load_explicit(&s->seat->seat_incarnation, memory_order_relaxed);
+    return likely(lives == s->incarnation) ? SM_OK : SM_FENCED;
+}
+
+/* Lock it to write: SM_OK, or why not, and then it is not locked. */
+static inline int sm_lock_usable(sm_sender *s)
+{
+    int status = sm_lock_unforked(s);
+    if (status == SM_OK && (status = sm_sender_usable(s)) != SM_OK)
+        sm_sender_unlock(s);
+    return status;
 }
 
 #endif

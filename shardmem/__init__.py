@@ -28,6 +28,7 @@ _HOME = {
     "SegmentCorrupt": "errors",
     "SegmentError": "errors",
     "ShardmemError": "errors",
+    "Unavailable": "errors",
     "AsyncProducer": "runtime.aio",
     "Batch": "runtime.batch",
     "Columns": "runtime.batch",
@@ -61,6 +62,7 @@ __all__ = [
     "SegmentError",
     "ShardmemError",
     "Status",
+    "Unavailable",
     "__version__",
     "connect",
 ]
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
         SegmentCorrupt,
         SegmentError,
         ShardmemError,
+        Unavailable,
     )
     from shardmem.runtime.aio import AsyncProducer
     from shardmem.runtime.batch import Batch, Columns

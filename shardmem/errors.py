@@ -10,6 +10,7 @@ ShardmemError
 │   ├── SegmentCorrupt    a word contradicts the geometry
 │   └── OutOfMemory       /dev/shm has too little room
 ├── Backpressure          events were refused; `.rest` is exactly what was not accepted
+│   └── Unavailable       because the engine is stopped and was not run again in time; a NotRunning, too
 ├── Interrupted           a call that waited for room was told to give up
 ├── NotRunning            the engine does not exist, is stopping, or this end of it is closed
 ├── AlreadyRunning        another process holds the role
@@ -110,8 +111,10 @@ class Backpressure(ShardmemError):
     rest: exactly what was not accepted, in order and in the form it was offered: `(key, payload)` after `push`,
         `(keys, payloads)` after `push_many`, `(keys, data, offsets)` after `push_columns`, an array after `send`.
     accepted: how many events of the call were accepted.
-    shard: the shard whose lane was full.
+    shard: the shard whose lane was full; None: not because of a lane (Unavailable).
     """
+
+    shard: int | None
 
     def __init__(self, rest: Any, accepted: int, refused: int, shard: int, waited: float) -> None:
         self.rest, self.accepted, self.shard = rest, accepted, shard
@@ -129,6 +132,21 @@ class Interrupted(ShardmemError):
 
 class NotRunning(ShardmemError):
     """The engine does not exist, is stopping, or this end of it is closed."""
+
+
+class Unavailable(Backpressure, NotRunning):
+    """Events were refused because the engine is stopped. The producer attaches again when it is run again: try later,
+    as after any Backpressure.
+    """
+
+    def __init__(self, why: str, rest: Any, accepted: int, refused: int, waited: float) -> None:
+        self.rest, self.accepted, self.shard = rest, accepted, None
+        ShardmemError.__init__(
+            self,
+            f"{why}: {refused:,} of {accepted + refused:,} events were not accepted after {waited:.3g} s",
+            detail="They are in .rest.",
+            hint="Run the engine again: this producer attaches by itself, at its next call",
+        )
 
 
 class AlreadyRunning(ShardmemError):

@@ -1,8 +1,26 @@
-"""Numbers and lists in sentences: one way to write each."""
+"""Numbers, lists and errors in sentences: one way to write each."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+
+ERROR_CHARS = 10_000  # of an error's text that anybody gets to see
+
+
+def of_error(error: BaseException) -> str:
+    """ValueError: what it says. Whatever its class does when it is asked, and in characters that can be encoded."""
+    try:
+        name = type(error).__name__
+    except Exception:  # a metaclass may do as it likes
+        name = "Exception"
+    try:
+        said = str(error)
+    except Exception as second:
+        said = f"(its text cannot be had: __str__ raised {type(second).__name__})"
+    text = f"{name}: {said}" if said else str(name)
+    if len(text) > ERROR_CHARS:
+        text = f"{text[:ERROR_CHARS]}... ({len(text):,} characters)"
+    return text.encode(errors="backslashreplace").decode()
 
 
 def plural(number: int, what: str) -> str:

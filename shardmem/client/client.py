@@ -36,6 +36,9 @@ class Client(ControlCalls):
         self._control = ControlSegment.attach(name)
         self._observer = Observer(self._control)
 
+    def __repr__(self) -> str:
+        return f"<Client of engine {self.name!r}>"
+
     def status(self) -> Status:
         """The document of `shardmem status --json`. Works with the supervisor dead."""
         return self._observer.status()
@@ -80,6 +83,7 @@ class Client(ControlCalls):
             while True:
                 status = self.status()
                 if select.select([pidfd], [], [], 0.1)[0]:
+                    self._expect_ended(pid)
                     return self.status()
                 self._expect_awake()
                 progress(status["accounting"]["in_flight"])
@@ -90,6 +94,15 @@ class Client(ControlCalls):
                     )
         finally:
             os.close(pidfd)
+
+    def _expect_ended(self, pid: int) -> None:
+        """Raises ShardmemError: the supervisor is gone, and the engine is not."""
+        if self._control.state != "stopped":
+            raise ShardmemError(
+                f"the supervisor of engine {self.name!r} (pid {pid}) ended without stopping the engine: its workers "
+                "go on",
+                hint=f"See its log; then `shardmem run` takes over, or `shardmem gc --end-orphans {self.name}` ends it",
+            )
 
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
         """One call of the control API. Raises what the supervisor says, NotRunning without one or if it hangs."""
@@ -189,7 +202,7 @@ def only_engine() -> str:
         return named
     names, free = engine_names(), {}
     for name in names:
-        with contextlib.suppress(PermissionError):  # another user's: it is meant only if there is no other
+        with contextlib.suppress(errors.SegmentError):  # another user's: it is meant only if there is no other
             free[name] = lease.is_free(control_name(name), lease.SUPERVISOR)
     running = [name for name, ended in free.items() if not ended]
     found = running or [*free] or names

@@ -89,7 +89,7 @@ def replay(engine: str, found: Quarantine, numbers: Iterable[int] | None, second
     wanted = found.numbers(numbers)
     deadline = None if seconds is None else time.monotonic() + seconds
     given = Replay(left=wanted)
-    with connect(engine) as producer:
+    with connect(engine, reconnect=False) as producer:
         while given.left:
             number = given.left[0]
             try:

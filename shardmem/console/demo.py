@@ -62,7 +62,7 @@ def flights() -> list[bytes]:
 
 
 def _produce(engine: str, lines: list[bytes], done: Any) -> None:
-    with connect(engine) as producer:
+    with connect(engine, reconnect=False) as producer:
         for start in range(0, len(lines), BLOCK):
             block = lines[start : start + BLOCK]
             producer.push_many([line.split(b",")[TAIL_NUMBER].decode() for line in block], block)

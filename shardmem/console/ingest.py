@@ -76,7 +76,7 @@ class Ingest:
         try:
             positions = Positions(wish.positions) if wish.positions is not None else None
             for _ in range(jobs):
-                self._producers.append(connect(self.engine, backpressure=wish.backpressure))  # type: ignore[arg-type]
+                self._producers.append(connect(self.engine, backpressure=wish.backpressure, reconnect=False))  # type: ignore[arg-type]
             self._runners = [
                 self._runner(producer, self.left if not wish.follow else deque(names[i::jobs]), positions, letters)
                 for i, producer in enumerate(self._producers)

@@ -1,8 +1,8 @@
 """Leases: who holds a seat, a shard or the supervisor's role is the kernel's word.
 
 A lease is an open-file-description lock on a byte of the control segment's file, far past its end. The kernel drops
-it when the holder dies, whatever kills it. A forked child shares the description and would keep the lock alive, so
-its copies of the descriptors are closed at fork.
+it when the holder dies, whatever kills it. What keeps the description is a mapping that forked children do not get, and
+no descriptor: a program may close every descriptor that it did not open, as daemons do (csrc/lease.c).
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ import fcntl
 import os
 import struct
 import weakref
+from typing import TYPE_CHECKING
 
 from shardmem.errors import SegmentError
-from shardmem.memory.native import lib
+from shardmem.memory.native import ffi, lib
+from shardmem.memory.refusals import refused
 from shardmem.memory.segment import Segment, path_of
+
+if TYPE_CHECKING:
+    from shardmem.memory.native import CData
 
 _BASE = 1 << 40
 SUPERVISOR = _BASE
@@ -33,9 +38,11 @@ def shard_byte(shard: int) -> int:
 def is_free(name: str, byte: int) -> bool:
     """Whether nobody holds the lease on the file of that name, which may not be a segment yet. Takes nothing."""
     try:
-        descriptor = os.open(path_of(name), os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path_of(name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return True
+    except OSError as error:
+        raise refused(f"cannot open {path_of(name)}", error) from error
     try:
         return lib.sm_lease_held(descriptor, byte) == 0
     finally:
@@ -62,33 +69,42 @@ def take_everything(descriptor: int) -> bool:
 
 
 class Lease:
-    """A held lease. `release` gives it up; so does the death of the process."""
+    """A held lease. `release` gives it up; so does the death of the process, and nothing else."""
 
-    def __init__(self, descriptor: int, byte: int) -> None:
-        self._descriptor, self.byte = descriptor, byte
+    def __init__(self, keeper: CData, byte: int) -> None:
+        self._keeper: CData | None = keeper
+        self.byte = byte
         _held.add(self)
 
     @classmethod
     def take(cls, segment: Segment, byte: int) -> Lease | None:
         """The lease, or None when somebody holds it."""
-        descriptor = segment.reopen()
-        status = lib.sm_lease_take(descriptor, byte)
-        if status == 0:
-            return cls(descriptor, byte)
-        os.close(descriptor)
-        if status < 0:
-            raise SegmentError(f"cannot lock byte {byte} of {segment.name}: {os.strerror(-status)}")
-        return None
+        descriptor, error = segment.reopen(), ffi.new("int *")
+        try:
+            status = lib.sm_lease_take(descriptor, byte)
+            if status > 0:
+                return None
+            keeper = lib.sm_lease_keep(descriptor, error) if status == 0 else ffi.NULL
+            if keeper == ffi.NULL:
+                why = os.strerror(error[0] or -status)
+                raise SegmentError(f"cannot lock byte {byte} of {segment.name}: {why}")
+            return cls(keeper, byte)
+        finally:
+            os.close(descriptor)
 
     @property
     def held(self) -> bool:
         """False after `release`, and in a forked child."""
-        return self._descriptor >= 0
+        return self._keeper is not None
 
     def release(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            lib.sm_lease_release(keeper)
+
+    def _forget(self) -> None:
+        """In a forked child, which has no such mapping: another may be in its place."""
+        self._keeper = None
 
 
 def lock(descriptor: int, byte: int) -> bool:
@@ -114,7 +130,7 @@ def is_held(segment: Segment, byte: int) -> bool:
 
 def _forget_in_child() -> None:
     for lease in list(_held):
-        lease.release()
+        lease._forget()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -165,7 +165,7 @@ class Words:
 
     def set_worker_error(self, shard: int, text: str) -> None:
         """Cut at SM_ERROR_BYTES."""
-        encoded = text.encode()[: lib.SM_ERROR_BYTES]
+        encoded = text.encode(errors="backslashreplace")[: lib.SM_ERROR_BYTES]
         lib.sm_worker_error(self.address, shard, encoded, len(encoded))
 
     def set_worker_stateful(self, shard: int, stateful: bool) -> None:
@@ -245,6 +245,10 @@ class Words:
         """The counts of an inbox that is about to go."""
         lib.sm_retire(self.address, shard, generation, accepted, handled, quarantined, shed)
 
+    def forget_retired(self, shard: int, generation: int) -> None:
+        """The word that says which was the last inbox to go was damaged: it was this one."""
+        lib.sm_forget_retired(self.address, shard, generation)
+
     def post(self, board: str, text: bytes) -> bool:
         """False: it is too long for the board, which says what it said."""
         if len(text) > BOARD_BYTES:
@@ -254,7 +258,7 @@ class Words:
 
     def note_shard(self, shard: int, text: str) -> None:
         """Of a worker that cannot say it."""
-        encoded = text.encode()
+        encoded = text.encode(errors="backslashreplace")
         lib.sm_shard_note(self.address, shard, encoded, len(encoded))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from shardmem.settings import some
 
 SLOW_BATCH = 1.0  # seconds that a batch may take before it is worth a word
+LINGERS = 3.0  # seconds that one which was told to end may take for that before it is worth a word
 FULL = 0.5  # of a lane
 RISING = 0.02  # of a lane, between two looks
 WORTH_A_WORD = 0.25  # of a lane: below, it rises and falls with every batch
@@ -62,8 +63,11 @@ def stuck(facts: Facts, limits: Limits) -> str | None:
 def condition_of(facts: Facts, limits: Limits, restarting_in: float | None = None) -> tuple[str, str]:
     """(one word, one line of reason)."""
     if facts.state == "failed":
-        return "failed", facts.error
+        again = "" if restarting_in is None else f"; the next try comes in {restarting_in:.3g} s"
+        return "failed", facts.error + again
     if facts.state == "stopped":
+        if facts.alive and facts.in_hand is None and facts.quiet > LINGERS:
+            return "stuck", f"told to end and with nothing left to do, it has not ended for {facts.quiet:.3g} s"
         return "stopped", "told to end"
     if not facts.alive:
         if restarting_in is not None:

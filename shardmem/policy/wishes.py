@@ -46,7 +46,8 @@ class Wishes:
 
     def to_json(self) -> dict[str, Any]:
         """What stands when another supervisor takes over."""
-        return {"auto_scale": self.following, "suspended": self.suspended}
+        succession = [list(pair) for pair in self.succession.items()]
+        return {"auto_scale": self.following, "suspended": self.suspended, "succession": succession}
 
     def recall(self, told: Mapping[str, Any]) -> None:
         self.following = self.following and bool(told.get("auto_scale", True))

@@ -16,6 +16,7 @@ from shardmem.memory.reader import Reader
 from shardmem.runtime.handler import Handler, optional
 from shardmem.runtime.state import StateStore
 from shardmem.settings import some
+from shardmem.text import of_error
 
 LOOK_AT_ALL = 16  # batches
 IDLE_SHARE = 0.1  # of the interval: with nothing else to do, whoever waits in flush should not wait for all of it
@@ -215,8 +216,7 @@ class Checkpointed:
             self.handler = self._anew()
         except Exception as error:
             raise HandlerError(
-                f"the handler of shard {self._shard}, which has no drop, cannot be made anew: "
-                f"{type(error).__name__}: {error}"
+                f"the handler of shard {self._shard}, which has no drop, cannot be made anew: {of_error(error)}"
             ) from error
         return True
 
@@ -234,7 +234,7 @@ class Checkpointed:
                 self._live.add(slot)
 
     def _snapshots(self, slots: list[int]) -> list[tuple[int, bytes]]:
-        snapshot = self.handler.snapshot  # type: ignore[attr-defined]
+        snapshot = optional(self.handler, "snapshot")
         try:
             return [(slot, bytes(snapshot(slot) or b"")) for slot in slots]
         except Exception:
@@ -268,6 +268,6 @@ def _call(handler: Handler, shard: int, method: str, about: int | list[int], *va
     except Exception as error:
         what = f"slot {about}" if isinstance(about, int) else f"{some(len(about), 'slot')} from {about[0]} on"
         raise HandlerError(
-            f"{method}({what}) of the handler of shard {shard} raised {type(error).__name__}: {error}; what "
+            f"{method}({what}) of the handler of shard {shard} raised {of_error(error)}; what "
             f"was not committed yet stays in shared memory"
         ) from error

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import faulthandler
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+from shardmem.runtime import streams
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -86,7 +91,8 @@ class SourceOrders(_Orders):
 @dataclass(frozen=True)
 class WorkerOrders(_Orders):
     """settings: Config.worker_settings(). ended: how the last life of the shard ended, if it did not end in good order.
-    forgiven: attempts of earlier lives do not count."""
+    forgiven: attempts of earlier lives do not count. descriptors: its soft limit of them. spare: it imports
+    the handler, and waits for its real orders."""
 
     handler: HandlerRef
     engine: str
@@ -94,6 +100,8 @@ class WorkerOrders(_Orders):
     settings: dict[str, Any]
     ended: str | None = None
     forgiven: bool = False
+    descriptors: int | None = None
+    spare: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,46 +132,147 @@ def read_orders(kind: type[_AnyOrders]) -> tuple[_AnyOrders, Reports] | None:
 
 # ---- start -------------------------------------------------------------------------------------------------------
 
+_SECRET = "SHARDMEM_HTTP_TOKEN"  # the supervisor's: a handler, and what that starts, has no use for it
+
+_PROGRAM = "; ".join(
+    (
+        "import sys",
+        "from importlib import util",
+        "sys.path[:1] = sys.path[:1] if sys.path[0] else []",
+        "sys.path += [{root!r}] * ({root!r} not in sys.path)",
+        "spec = util.spec_from_file_location('shardmem', {root!r} + '/shardmem/__init__.py')",
+        "sys.modules['shardmem'] = module = util.module_from_spec(spec)",
+        "spec.loader.exec_module(module)",
+        "from {module} import main",
+        "sys.exit(main())",
+    )
+)
+
 
 def python_command(kind: str) -> list[str]:
-    """Runs `main()` of a kind of child in a fresh interpreter.
+    """Runs `main()` of a kind of child in a fresh interpreter, and of this very package.
 
     Not `python -m`: that puts the current directory first on the path, and there may be a `shardmem` folder in it that
-    is not this package (a source tree without the compiled extension, for one).
+    is not this package. Nor by its directory put first: that is site-packages, and then a package there that is named
+    like a module of the standard library (asyncio, typing: PyPI has them) would be taken for it.
     """
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return [
-        sys.executable,
-        "-c",
-        f"import sys; sys.path[0] = {root!r}; from {KINDS[kind].module} import main; sys.exit(main())",
-    ]
+    return [sys.executable, "-c", _PROGRAM.format(root=root, module=KINDS[kind].module)]
 
 
-def launch(
-    kind: str, orders: WorkerOrders | SupervisorOrders | SourceOrders
-) -> tuple[subprocess.Popen[bytes], ReportReader]:
-    """A child that has been given its orders, and what it reports. Raises OSError when there is no process to be had.
+def begin() -> None:
+    """The first act of a process of ours: whatever its parent was doing, it stands on its own feet."""
+    streams.settle()
+    if not faulthandler.is_enabled():  # where it was when it crashed
+        faulthandler.enable()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a parent that ignores it would hide how our own children end
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
-    By exec, never by fork: a fork of a process with threads or open handles inherits their locks.
+
+class Child:
+    """A process that `start` has started, with its end of the reports. Raises OSError when there is none to be had.
+
+    That it has ended is the kernel's word through its pidfd, also in a program that ignores SIGCHLD or takes the exit
+    status of every child. Its exit code is then what it said last, and if it said nothing it was killed.
     """
-    lifeline = KINDS[kind].lifeline
-    read_end, write_end = os.pipe()
-    try:
-        process = subprocess.Popen(
-            python_command(kind), stdin=subprocess.PIPE, pass_fds=(write_end,), start_new_session=lifeline
-        )
-    except OSError:
-        os.close(read_end)
-        raise
-    finally:
-        os.close(write_end)
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it died already; whoever waits for it hears of that
-        process.stdin.write(orders.to_json(write_end))
-        process.stdin.flush()
-        if not lifeline:
-            process.stdin.close()
-    return process, ReportReader(read_end)
+
+    def __init__(self, kind: str) -> None:
+        self._lifeline = KINDS[kind].lifeline
+        self.returncode: int | None = None
+        self._asking = threading.Lock()
+        with streams.occupied():
+            read_end, self._write_end = os.pipe()
+            try:
+                # by exec, never by fork: a fork of a process with threads or open handles inherits their locks
+                self._popen = subprocess.Popen(
+                    python_command(kind),
+                    stdin=subprocess.PIPE,
+                    pass_fds=(self._write_end,),
+                    start_new_session=self._lifeline,
+                    env=None if self._lifeline else {k: v for k, v in os.environ.items() if k != _SECRET},
+                )
+            except BaseException:
+                os.close(read_end)
+                os.close(self._write_end)
+                raise
+            os.close(self._write_end)
+            self.pid, self.reports = self._popen.pid, ReportReader(read_end)
+            assert self._popen.stdin is not None
+            self.stdin = self._popen.stdin
+            try:
+                self.pidfd = os.pidfd_open(self.pid)
+            except ProcessLookupError:  # it has ended, and somebody took its status
+                self.pidfd = -1
+            except BaseException:
+                self._popen.kill()
+                self._popen.wait()
+                self.stdin.close()
+                self.reports.close()
+                raise
+
+    def order(self, orders: WorkerOrders | SupervisorOrders | SourceOrders) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it died already; whoever waits for it hears of that
+            self.stdin.write(orders.to_json(self._write_end))
+            self.stdin.flush()
+            if not self._lifeline and not getattr(orders, "spare", False):
+                self.stdin.close()
+
+    def poll(self) -> int | None:
+        """Its exit code, or minus the number of the signal; None while it lives."""
+        with self._asking:
+            if self.returncode is None and (self.pidfd < 0 or _is_readable(self.pidfd, 0.0)):
+                self._ended()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The same. Raises subprocess.TimeoutExpired."""
+        if self.returncode is None and self.pidfd >= 0 and not _is_readable(self.pidfd, timeout):
+            assert timeout is not None
+            raise subprocess.TimeoutExpired(self._popen.args, timeout)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Through the pidfd: a number that was given to another process cannot be hit."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """This end of what connects it. One that waits for orders ends with that; another may live on, unwatched."""
+        with contextlib.suppress(OSError):
+            self.stdin.close()
+        self.reports.close()
+        pidfd, self.pidfd = getattr(self, "pidfd", -1), -1
+        if pidfd >= 0:
+            os.close(pidfd)
+
+    def __del__(self) -> None:
+        if getattr(self, "pidfd", -1) >= 0:
+            os.close(self.pidfd)
+
+    def _ended(self) -> None:
+        try:
+            status = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED) if self.pidfd >= 0 else None
+        except ChildProcessError:
+            status = None
+        if status is None:
+            said = self.reports.exit_code()
+            self.returncode = -signal.SIGKILL if said is None else said
+        else:
+            self.returncode = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+        self._popen.returncode = self.returncode
+
+
+def launch(kind: str, orders: WorkerOrders | SupervisorOrders | SourceOrders) -> Child:
+    """A child that has been given its orders. Raises OSError."""
+    child = Child(kind)
+    child.order(orders)
+    return child
 
 
 # ---- reports -----------------------------------------------------------------------------------------------------
@@ -174,6 +283,7 @@ class Report(TypedDict, total=False):
 
     ready: bool
     status: Any  # [supervisor] the status document
+    prepared: bool  # [worker] a spare that has imported all
     failed: str  # [worker] the handler failed
     boot_failed: str
     traceback: str
@@ -207,6 +317,8 @@ class ReportReader:
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._partial, self.ended = descriptor, b"", False
         self._unread: list[Report] = []
+        self._exit_code: int | None = None
+        self._filling = threading.Lock()
         os.set_blocking(descriptor, False)
 
     def fileno(self) -> int:
@@ -226,7 +338,7 @@ class ReportReader:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 break
-            if select.select([self._descriptor], [], [], left)[0]:
+            if _is_readable(self._descriptor, left):
                 self._fill()
         return self._unread.pop(0) if self._unread else None
 
@@ -238,6 +350,11 @@ class ReportReader:
         self.close()
         return last
 
+    def exit_code(self) -> int | None:
+        """What it said that it ends with; None: it has not said so yet, and once it is dead, it was killed."""
+        self._fill()
+        return self._exit_code
+
     def close(self) -> None:
         self.ended = True
         if self._descriptor >= 0:
@@ -245,11 +362,21 @@ class ReportReader:
             self._descriptor = -1
 
     def _fill(self) -> None:
-        while not self.ended:
-            try:
-                data = os.read(self._descriptor, 1 << 16)
-            except BlockingIOError:
-                return
-            self.ended = not data
-            *lines, self._partial = (self._partial + data).split(b"\n")
-            self._unread += map(json.loads, lines)
+        with self._filling:
+            while not self.ended:
+                try:
+                    data = os.read(self._descriptor, 1 << 16)
+                except BlockingIOError:
+                    return
+                self.ended = not data
+                *lines, self._partial = (self._partial + data).split(b"\n")
+                for report in map(json.loads, lines):
+                    self._exit_code = report.get("ended", self._exit_code)
+                    self._unread.append(report)
+
+
+def _is_readable(descriptor: int, timeout: float | None) -> bool:
+    """Within so many seconds. Not by select: a program may have more than 1,024 descriptors."""
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    return bool(waiting.poll(None if timeout is None else max(0.0, timeout) * 1000))

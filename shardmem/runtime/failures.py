@@ -19,6 +19,7 @@ from shardmem.memory.reader import Reader
 from shardmem.runtime.batch import Batch
 from shardmem.runtime.checkpoint import Commit
 from shardmem.runtime.quarantine import Quarantine
+from shardmem.text import of_error
 
 if TYPE_CHECKING:
     from shardmem.memory.native import sm_batch
@@ -77,14 +78,14 @@ class Failures:
         )
         return True
 
-    def raised(self, work: Batch, error: Exception) -> None:
+    def raised(self, work: Batch, error: BaseException) -> None:
         """The handler raised. Returns when the next batch may be taken; raises HandlerError when the worker is to
         stop."""
         rules, batch = self._rules, self._batch
         if not self._reader.recheck():
             self._give_back(work, error)
             return
-        text, what = explain(work, error), f"{type(error).__name__}: {error}"
+        text, what = explain(work, error), of_error(error)
         if rules.on_error == "stop":
             raise HandlerError(
                 f"{text}. The events of this batch stay in shared memory and will be handed out again"
@@ -109,7 +110,7 @@ class Failures:
         if rules.on_error == "retry" and (again or rows == 1):
             self._pause(min(LONGEST_PAUSE, rules.retry_backoff * 2**tries))
 
-    def _give_back(self, work: Batch, error: Exception) -> None:
+    def _give_back(self, work: Batch, error: BaseException) -> None:
         """A frame changed under the batch, so it is not the handler's failure. What is left without that lane comes
         again."""
         log.error(
@@ -122,7 +123,7 @@ class Failures:
         self._let_go(work, error)
         self._come_again(whole=True)
 
-    def _let_go(self, work: Batch, error: Exception) -> None:
+    def _let_go(self, work: Batch, error: BaseException) -> None:
         """Nothing refers to the batch any more; the state that it may have changed is known. Raises BatchEscaped."""
         traceback.clear_frames(error.__traceback__)  # they refer to the batch
         error.__traceback__ = None
@@ -190,7 +191,7 @@ class Failures:
         self._say(quarantined=sequence)
 
 
-def explain(batch: Batch, error: Exception) -> str:
+def explain(batch: Batch, error: BaseException) -> str:
     """Which event, as exactly as can be known; the batch is still valid."""
     at = batch._position()
     sequences, producers = batch.sequences, batch.producers
@@ -210,7 +211,7 @@ def explain(batch: Batch, error: Exception) -> str:
             f"batch of {len(batch)} events, keys {_short(first)} to {_short(last)}, sequences {sequences[0]} of "
             f"producer {producers[0]} to {sequences[-1]} of producer {producers[-1]}"
         )
-    return f"the handler of shard {batch.shard} raised {type(error).__name__}: {error} at the {where}"
+    return f"the handler of shard {batch.shard} raised {of_error(error)} at the {where}"
 
 
 def _short(value: Any) -> str:

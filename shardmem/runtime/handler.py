@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import importlib
 import inspect
@@ -17,6 +18,8 @@ from typing import Any
 
 from shardmem.errors import ConfigError, HandlerError
 from shardmem.runtime.batch import Batch, slot_of
+from shardmem.runtime.forked import end_if_forked
+from shardmem.text import of_error
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,8 @@ class HandlerRef:
             shared = self.pickled is None and not inspect.isclass(found)
             if inspect.isclass(found):
                 found = found()
-        except Exception as error:
-            text = f"handler {self.name!r} cannot be loaded: {type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:
+            text = f"handler {self.name!r} cannot be loaded: {of_error(error)}"
             if isinstance(error, ModuleNotFoundError) and error.name == self.name.partition(":")[0].partition(".")[0]:
                 text += (
                     f". Workers look in {os.getcwd()} and where Python looks: start in the directory that {error.name} "
@@ -152,16 +155,31 @@ class HandlerRef:
         _check_call(found, self.name)
         return _Function(found)
 
+    def prepare(self) -> None:
+        """Import what `load` will need. What goes wrong does so again there, and is told then."""
+        with contextlib.suppress(BaseException):
+            if self.pickled is None:
+                self._find()
+            else:
+                self._find_main()
+                if not self.name.startswith("__"):
+                    importlib.import_module(self.name.partition(":")[0])
+
     def _find(self) -> Any:
         if self.pickled is None:
-            for entry in reversed(self.main.get("sys_path", [])):
-                if entry not in sys.path:
-                    sys.path.insert(0, entry)
+            wanted = self.main.get(
+                "sys_path", []
+            )  # in its order: put first, one of site-packages would hide the standard
+            sys.path[:] = [*wanted, *(entry for entry in sys.path if entry not in wanted)]
             module, _, name = self.name.partition(":")
             found: Any = importlib.import_module(module)
             for part in name.split("."):
                 found = getattr(found, part)
             return found
+        self._find_main()
+        return pickle.loads(base64.b64decode(self.pickled))
+
+    def _find_main(self) -> None:
         if self.main:
             from multiprocessing import spawn
 
@@ -175,7 +193,6 @@ class HandlerRef:
                     _import_main_of_package(self.main["init_main_from_name"])
             finally:
                 process._inheriting = False
-        return pickle.loads(base64.b64decode(self.pickled))
 
 
 def importing_main() -> bool:
@@ -198,6 +215,9 @@ def _import_main_of_package(name: str) -> None:
     starter."""
     import runpy
     import types
+
+    if sys.modules["__main__"] is sys.modules.get("__mp_main__"):  # it was imported to prepare
+        return
 
     main = types.ModuleType("__mp_main__")
     main.__dict__.update(runpy.run_module(name, run_name="__mp_main__", alter_sys=True))
@@ -262,5 +282,18 @@ def wants_to_know(handler: Any) -> bool:
 
 
 def optional(handler: Handler, method: str) -> Callable[..., Any]:
-    """A method that classes which do not derive from ours may lack."""
-    return getattr(handler, method, lambda *_: None)
+    """A method that classes which do not derive from ours may lack. It may fork, as `handle` may."""
+    found: Callable[..., Any] | None = getattr(handler, method, None)
+    if found is None:
+        return lambda *_: None
+
+    def call(*values: Any) -> Any:
+        try:
+            returned = found(*values)
+        except BaseException as error:
+            end_if_forked(error)
+            raise
+        end_if_forked()
+        return returned
+
+    return call

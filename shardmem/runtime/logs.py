@@ -130,6 +130,21 @@ class _Stream(_TextHandler):
         super().close()
 
 
+class _Ours(logging.Logger):
+    """A logger of shardmem's. A handler's module may configure logging as it likes: dictConfig and fileConfig disable
+    the loggers that there are, logging.disable all, and then nobody would hear of an event in quarantine."""
+
+    @property
+    def disabled(self) -> bool:
+        return False
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None: ...
+
+    def isEnabledFor(self, level: int) -> bool:
+        return level >= self.getEffectiveLevel()
+
+
 _who: Who | None = None
 
 
@@ -143,6 +158,25 @@ def set_up(
     handler.setFormatter(_Json(_who) if form == "json" else _Human(_who))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     return handler
+
+
+def keep() -> None:
+    """From here on shardmem's own loggers do not heed what this process does to its logging."""
+    root, ours = logging.getLogger(), logging.getLogger("shardmem")
+    ours.setLevel(root.level)
+    ours.propagate = False
+    for handler in root.handlers:
+        ours.addHandler(handler)
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] == "shardmem":
+            vars(logger).pop("disabled", None)
+            logger.__class__ = _Ours
+
+
+def move(shard: int) -> None:
+    """From here on these are the records of this shard."""
+    if _who is not None:
+        _who.shard = shard
 
 
 def incarnate(incarnation: int) -> None:

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from shardmem.errors import AlreadyRunning, ConfigError, HandlerError, NotRunning, SegmentCorrupt, ShardmemError
-from shardmem.memory import lease
-from shardmem.memory.engine_segment import ControlSegment
-from shardmem.memory.inbox_segment import InboxSegment
-from shardmem.memory.native import Pusher, borrow, ffi, lib
-from shardmem.memory.words import refused_by_reason
-from shardmem.runtime.call import DEFAULT, MODES, SLICE, Call, Mode
+from shardmem.errors import ConfigError, HandlerError, LayoutMismatch, NotRunning, SegmentCorrupt, ShardmemError
+from shardmem.memory.native import REASONS, Pusher, borrow, ffi, lib
+from shardmem.memory.segment import control_name, path_of
+from shardmem.runtime.call import DEFAULT, KEPT, MODES, Call, Mode
 from shardmem.runtime.columns import EventColumns, Keys
 from shardmem.runtime.encode import Key, bytes_of, is_encodable, left_of, pending, plain_key, plain_lists, rest_of
+from shardmem.runtime.seat import Counts, Seat
+from shardmem.runtime.waits import LaneWait, Steps, finish
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Unpack
 
-    from shardmem.memory.native import sm_cursor, sm_sender
+    from shardmem.memory.native import sm_cursor
+    from shardmem.schema import Schema
 
 
 class ProducerOptions(TypedDict, total=False):
@@ -35,12 +36,15 @@ class ProducerOptions(TypedDict, total=False):
         None: as the engine says.
     spin_us: microseconds to spin before sleeping on a full lane; None: 50.
     wait: seconds to wait for an engine that does not exist yet.
+    reconnect: attach again when the engine was stopped and is run again; until then calls do what `backpressure` says,
+        as with a full lane. False: they raise NotRunning.
     """
 
     backpressure: Mode | None
     spin_us: int | None
     sample_every: int
     wait: float
+    reconnect: bool
 
 
 class Outcome(TypedDict):
@@ -53,19 +57,25 @@ class Outcome(TypedDict):
     refused: dict[str, int]  # by reason
 
 
-Marks = dict[int, tuple[int, int]]  # shard -> generation of its inbox, tail of this producer's lane in it
+Marks = dict[tuple[int, int, int], int]  # engine, shard, generation of its inbox -> tail of this producer's lane in it
 
 _producers: weakref.WeakSet[Producer] = weakref.WeakSet()
+log = logging.getLogger("shardmem.producer")
 
 
 class Producer:
-    """Pushes into one engine. Thread-safe; survives fork (the child takes a seat of its own at its next call).
+    """Pushes into one engine. Thread-safe; survives fork (the child takes a seat of its own at its next call), and the
+    end of its engine (it attaches to the next one of that name).
 
     Use `shardmem.connect(name)` or `engine.producer()`. `timeout` of every call: None waits as long as a lane is full,
     0 does not wait, else seconds; left out, the engine's backpressure decides ("block": None, "fail": 0). After it
     Backpressure is raised, with what was not accepted. In the modes that drop, nothing is raised: the calls return how
-    much was accepted, and what was dropped is counted by reason in `status`.
+    much was accepted, and what was dropped is counted by reason in `status`. An engine that is stopped is waited for in
+    the same way; the error is Unavailable then, a Backpressure that is a NotRunning too.
     """
+
+    seat: int  # the number of the seat that it has, or had last
+    largest: int  # bytes of key and payload of the largest event
 
     def __init__(
         self,
@@ -75,8 +85,10 @@ class Producer:
         spin_us: int | None = None,
         sample_every: int = 10,
         wait: float = 0.0,
+        reconnect: bool = True,
     ) -> None:
-        """backpressure, spin_us, sample_every, wait: see ProducerOptions; without a backpressure, the engine's.
+        """backpressure, spin_us, sample_every, wait, reconnect: see ProducerOptions; without a backpressure, the
+        engine's.
 
         Raises ConfigError (an option is wrong), NotRunning (no such engine, or it is stopping), LayoutMismatch,
         SegmentCorrupt, SegmentError (another user's), AlreadyRunning (every seat is taken).
@@ -89,44 +101,25 @@ class Producer:
         self._chosen = backpressure
         self._spin_ns = 1000 * (50 if spin_us is None else spin_us)
         self._sample_every, self._sampled = sample_every, 0
-        self._wait = wait
-        self._closed = False
-        self._retired: list[InboxSegment | ControlSegment] = []
+        self._reconnects, self._engine_over = reconnect, False
+        self._closed = self._interrupted = False
+        self._before, self._unhandled = Counts(), 0  # of seats that were left; events of theirs that nobody will handle
+        self._failed_engines: set[int] = set()  # that ended with such events
         self._idle_cursors: list[sm_cursor] = []  # 16 KiB each: making one costs as much as pushing a hundred events
         self._mending = threading.RLock()
-        self._attach()
+        self._seat: Seat | None = None
+        seat = Seat.at(engine, wait)
+        self.schema = seat.control.schema
+        self._fast = Pusher(self._push_slow)
+        if not self.schema.is_records:
+            self.push = self._fast.push  # type: ignore[method-assign]  # without a Python frame: see csrc/fastcall.c
+        self._sit(seat)
         _producers.add(self)
 
-    def _attach(self) -> None:
-        """Take a seat. The lease is stored last: whoever finds it held finds the rest of it too."""
-        control = ControlSegment.attach(self.engine, self._wait)
-        try:
-            state = control.state
-            if state in ("draining", "stopped"):
-                raise NotRunning(f"engine {self.engine!r} is {state}; it accepts nothing any more")
-            seat, held = _take_seat(control)
-        except BaseException:
-            control.close()
-            raise
-        control.enter_seat(seat)
-        sender = lib.sm_sender_new(control.address, control.geometry, seat)
-        if sender == ffi.NULL:
-            held.release()
-            control.close()
-            raise MemoryError("no memory for a sender")
-        self._control, self.seat, self.schema = control, seat, control.schema
-        self._sender: sm_sender = sender
-        self.backpressure = self._chosen or control.backpressure
-        self._timeout: float | None = 0.0 if self.backpressure == "fail" else None
-        self._inboxes: dict[int, InboxSegment] = {}
-        self._interrupted = False
-        self._lanes: list[tuple[InboxSegment, tuple[int, ...]]] = []  # every lane of this seat, and its counts before
-        self._refused_before = refused_by_reason(control.view_seat(seat))
-        self._fast = Pusher(int(ffi.cast("uintptr_t", sender)), self._push_slow)
-        if not self.schema.is_records and self.backpressure in ("block", "fail"):
-            # the same call without a Python frame: see csrc/fastcall.c
-            self.push = self._fast.push  # type: ignore[method-assign]
-        self._lease = held
+    def __repr__(self) -> str:
+        seat = self._seat
+        where = "closed" if self._closed else f"seat {self.seat}" if seat is not None else "away from its engine"
+        return f"<{type(self).__name__} of engine {self.engine!r}, {where}>"
 
     # ---- events engines ----------------------------------------------------------------------------------------------
 
@@ -139,15 +132,18 @@ class Producer:
         return self._push_slow(key, payload, timeout)
 
     def _push_slow(self, key: Any, payload: Any, timeout: float | None = DEFAULT) -> bool:
+        return finish(self._push_steps(key, payload, timeout))
+
+    def _push_steps(self, key: Any, payload: Any, timeout: float | None) -> Steps[bool]:
         kind, number, key_bytes = plain_key(key)
-        self._usable(records=False)
+        self._expect(records=False)
         memory = bytes_of(payload)
         self._check_size(len(memory), len(key_bytes))
         data, key_data = borrow("uint8_t[]", memory), borrow("uint8_t[]", key_bytes)
         shard, call = ffi.new("uint32_t *"), Call(self, timeout)
         while True:
-            status = lib.sm_push(
-                self._sender,
+            status = self._try(
+                lib.sm_push,
                 kind,
                 number & (1 << 64) - 1,
                 int(number >> 63 == 1),
@@ -159,12 +155,14 @@ class Producer:
             )
             if status == lib.SM_OK:
                 return call.done(1) == 1
-            if call.mend(status, shard[0], lambda: ((key, payload), 1)):
+            if status == lib.SM_TOO_LARGE:  # for the lanes of an engine that was run again
+                raise ValueError(self._too_large(len(memory), len(key_bytes)))
+            if (yield from call.mend(status, shard[0], lambda: ((key, payload), 1))):
                 continue
-            if not call.drops:
-                return call.give_up(1, 0, (key, payload), shard[0]) == 1
+            if not call.skips:
+                return call.give_up(1, 1, (key, payload), shard[0]) == 1
             if call.sampled(1):
-                return self._push_slow(key, payload, None)
+                return (yield from self._push_steps(key, payload, KEPT))
             call.dropped(1)
             return False
 
@@ -176,13 +174,18 @@ class Producer:
         Fastest with two lists of plain int, str, bytes or None and of bytes. Either all events are well-formed or none
         is accepted. Raises what `push` raises; `Backpressure.rest` is `(keys, payloads)` of what was not accepted.
         """
+        return finish(self._push_many_steps(keys, payloads, timeout))
+
+    def _push_many_steps(
+        self, keys: Sequence[Key] | np.ndarray, payloads: Sequence[Buffer], timeout: float | None
+    ) -> Steps[int]:
         if type(keys) is not list:
             keys = keys.tolist() if isinstance(keys, np.ndarray) else list(keys)
         if type(payloads) is not list:
             payloads = list(payloads)
         if len(keys) != len(payloads):
             raise ValueError(f"{len(keys)} keys and {len(payloads)} payloads; there must be one key for each payload")
-        self._usable(records=False)
+        self._expect(records=False)
         offered, call = len(keys), None
         while True:
             state = self._fast.push_many(keys, payloads)
@@ -194,26 +197,27 @@ class Producer:
             if status == lib.SM_TOO_LARGE:  # something that is not plain; nothing was accepted
                 keys, payloads = plain_lists(keys, payloads, self._check_size)
                 if any(isinstance(key, str) and not is_encodable(key) for key in keys):
-                    return self._push_each(call, keys, payloads, offered)
+                    return (yield from self._push_each(call, keys, payloads, offered))
                 continue
             left = np.frombuffer(pending, "u4").tolist()
             full = ([keys[chunk + i] for i in left], [payloads[chunk + i] for i in left])
             if left or ahead:
                 keys, payloads = full[0] + keys[ahead:], full[1] + payloads[ahead:]
-            if call.mend(status, shard, lambda: ((keys, payloads), len(keys))):  # noqa: B023 - called at once
+            if (yield from call.mend(status, shard, lambda: ((keys, payloads), len(keys)))):  # noqa: B023 - at once
                 continue
-            if not call.drops:
-                return call.give_up(offered, offered - len(keys), (keys, payloads), shard)
+            if not call.skips:
+                return call.give_up(offered, len(keys), (keys, payloads), shard)
             kept = call.sampled(len(left))  # the others of the full shard are dropped; other shards may have room
             call.dropped(len(left) - len(kept))
-            self.push_many([full[0][i] for i in kept], [full[1][i] for i in kept], timeout=None)
+            part = [full[0][i] for i in kept], [full[1][i] for i in kept]
+            call.kept(len(kept), (yield from self._push_many_steps(*part, KEPT)))
             keys, payloads = keys[len(left) :], payloads[len(left) :]
 
-    def _push_each(self, call: Call, keys: list[Any], payloads: list[Any], offered: int) -> int:
+    def _push_each(self, call: Call, keys: list[Any], payloads: list[Any], offered: int) -> Steps[int]:
         """Keys with surrogates (names of files that are not UTF-8) have no plain form in C."""
         for i, (key, payload) in enumerate(zip(keys, payloads)):
             try:
-                self._push_slow(key, payload, DEFAULT if call.drops else call.left())
+                call.kept(1, (yield from self._push_steps(key, payload, call.of_one())))
             except ShardmemError as error:
                 raise call.explained(error, (keys[i:], payloads[i:]), offered - i, already=1) from None
         return call.done(offered)
@@ -233,19 +237,22 @@ class Producer:
         or of shape (n, 2), a start and an end for each: then there may be bytes between them that are nobody's. So too
         of keys. Raises what `push` raises; `Backpressure.rest` is `(keys, data, offsets)` of what was not accepted.
         """
-        self._usable(records=False)
+        return finish(self._push_columns_steps(keys, data, offsets, timeout))
+
+    def _push_columns_steps(self, keys: Any, data: Any, offsets: np.ndarray, timeout: float | None) -> Steps[int]:
+        self._expect(records=False)
         given = EventColumns.of(keys, data, offsets)
         cursor = self._idle_cursors.pop() if self._idle_cursors else ffi.new("sm_cursor *")
         cursor.chunk = cursor.next = cursor.accepted = cursor.pending_count = 0
         try:
-            return self._push_columns(given, timeout, cursor)
+            return (yield from self._push_columns(given, timeout, cursor))
         except ShardmemError as error:
             raise _with_left(error, cursor, given.count)  # noqa: B904
 
-    def _push_columns(self, given: EventColumns, timeout: float | None, cursor: sm_cursor) -> int:
+    def _push_columns(self, given: EventColumns, timeout: float | None, cursor: sm_cursor) -> Steps[int]:
         columns, offered, call = given.for_c(), given.count, None
         while True:
-            status = lib.sm_push_columns(self._sender, columns, cursor)
+            status = self._try(lib.sm_push_columns, columns, cursor)
             if status == lib.SM_OK:
                 self._idle_cursors.append(cursor)
                 return offered if call is None else call.done(offered)
@@ -253,15 +260,16 @@ class Producer:
                 raise ValueError(self._bad_columns(given, int(cursor.next)))
             if call is None:
                 call = Call(self, timeout)
-            if call.mend(status, cursor.shard, lambda: given.rest(left_of(cursor, offered))):
+            if (yield from call.mend(status, cursor.shard, lambda: given.rest(left_of(cursor, offered)))):
                 continue
-            if not call.drops:
-                rest, _ = given.rest(left_of(cursor, offered))
-                return call.give_up(offered, int(cursor.accepted), rest, cursor.shard)
+            if not call.skips:
+                rest, left = given.rest(left_of(cursor, offered))
+                return call.give_up(offered, left, rest, cursor.shard)
             full = int(cursor.chunk) + pending(cursor)
             kept = call.sampled(len(full))
             call.dropped(len(full) - len(kept))
-            self.push_columns(*given.rest(full[kept])[0], None)
+            part, _ = given.rest(full[kept])
+            call.kept(len(kept), (yield from self._push_columns_steps(*part, KEPT)))
             cursor.pending_count = 0
 
     # ---- records engines ---------------------------------------------------------------------------------------------
@@ -272,72 +280,71 @@ class Producer:
         Fastest in blocks of some thousand rows. Raises what `push` raises; `Backpressure.rest` is the array of the rows
         that were not accepted.
         """
-        self._usable(records=True)
+        return finish(self._send_steps(records, timeout))
+
+    def _send_steps(self, records: np.ndarray, timeout: float | None) -> Steps[int]:
+        self._expect(records=True)
         rows = self._rows(records)
         cursor = ffi.new("sm_cursor *")
         try:
-            return self._send(rows, timeout, cursor)
+            return (yield from self._send(rows, timeout, cursor))
         except ShardmemError as error:
             raise _with_left(error, cursor, len(rows))  # noqa: B904
 
-    def _send(self, rows: np.ndarray, timeout: float | None, cursor: sm_cursor) -> int:
+    def _send(self, rows: np.ndarray, timeout: float | None, cursor: sm_cursor) -> Steps[int]:
         pointer = ffi.cast("void *", rows.ctypes.data)
         call = Call(self, timeout)
         while True:
-            status = lib.sm_send(self._sender, pointer, len(rows), cursor)
+            status = self._try(lib.sm_send, pointer, len(rows), cursor)
             if status == lib.SM_OK:
                 return call.done(len(rows))
-            if call.mend(status, cursor.shard, lambda: rest_of(rows, cursor)):
+            if (yield from call.mend(status, cursor.shard, lambda: rest_of(rows, cursor))):
                 continue
-            if not call.drops:
-                rest, count = rest_of(rows, cursor)
-                return call.give_up(len(rows), len(rows) - count, rest, cursor.shard)
+            if not call.skips:
+                rest, left = rest_of(rows, cursor)
+                return call.give_up(len(rows), left, rest, cursor.shard)
             full = rows[int(cursor.chunk) + pending(cursor)]
             kept = call.sampled(len(full))
             call.dropped(len(full) - len(kept))
-            self.send(full[kept], timeout=None)
+            call.kept(len(kept), (yield from self._send_steps(full[kept], KEPT)))
             cursor.pending_count = 0
 
     # ---- how far it has come -----------------------------------------------------------------------------------------
 
     def position(self) -> Marks:
         """Where the lanes end now: `handled` says later whether all that was pushed before has been handled."""
-        tail, head = ffi.new("uint64_t *"), ffi.new("uint64_t *")
-        return {
-            shard: (inbox.generation, tail[0])
-            for shard, inbox in list(self._inboxes.items())
-            if lib.sm_sender_position(self._sender, shard, tail, head) == lib.SM_OK
-        }
+        if (seat := self._own_seat()) is None:
+            return {}
+        engine, lanes = seat.control.geometry.engine_id, list(seat.inboxes.items())
+        found = {(engine, shard, inbox.generation): seat.position(shard) for shard, inbox in lanes}
+        return {lane: at[0] for lane, at in found.items() if at is not None}
 
     def handled(self, position: Marks) -> bool:
         """Whether all that was pushed before `position` was taken has been handled, quarantined or shed."""
-        tail, head = ffi.new("uint64_t *"), ffi.new("uint64_t *")
-        for shard, (generation, target) in position.items():
-            inbox = self._inboxes.get(shard)
-            if inbox is None or inbox.generation != generation:
-                continue  # the shard ended since, which it does with empty lanes
-            if lib.sm_sender_position(self._sender, shard, tail, head) == lib.SM_OK and head[0] < target:
+        seat = self._own_seat()
+        for (engine, shard, generation), target in position.items():
+            if engine in self._failed_engines:
                 return False
+            if seat is None or seat.control.geometry.engine_id != engine:
+                continue  # the engine ended since, and had handled all
+            inbox = seat.inboxes.get(shard)
+            if inbox is not None and inbox.generation == generation and not seat.has_come_to(shard, target):
+                return False  # of another generation: the shard ended since, which it does with empty lanes
         return True
 
     def outcome(self) -> Outcome:
-        """What became of the events that were pushed through this producer."""
-        lanes = [(inbox.counts(self.seat), before) for inbox, before in list(self._lanes)]
-        accepted, handled, quarantined, shed = (sum(now[i] - before[i] for now, before in lanes) for i in range(4))
-        refused = refused_by_reason(self._control.view_seat(self.seat))
-        new = {reason: count - self._refused_before.get(reason, 0) for reason, count in refused.items()}
+        """What became of the events that were pushed through this producer; of those pushed into engines that ended,
+        by then."""
+        with self._mending:
+            seat = self._own_seat()
+            counts = self._before if seat is None else self._before.plus(seat.counts())
         return {
-            "accepted": accepted,
-            "handled": handled,
-            "quarantined": quarantined,
-            "shed": shed,
-            "refused": {reason: count for reason, count in new.items() if count},
+            "accepted": counts.accepted,
+            "handled": counts.handled,
+            "quarantined": counts.quarantined,
+            "shed": counts.shed,
+            "refused": counts.refused,
         }
-
-    @property
-    def largest(self) -> int:
-        """Bytes of key and payload of the largest event."""
-        return lib.sm_max_payload(self._sender, 0)
 
     def interrupt(self) -> None:
         """A call that waits for room raises Interrupted, and so does every later one that would wait. From a signal
@@ -349,46 +356,47 @@ class Producer:
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything that this producer pushed before has been handled.
 
-        Raises TimeoutError after `timeout` seconds, HandlerError when a shard has given up.
+        Raises TimeoutError after `timeout` seconds, HandlerError when a shard has given up, NotRunning when the engine
+        ended before it had handled everything.
         """
-        self._usable()
-        sender = self._sender
+        finish(self._flush_steps(timeout))
+
+    def _flush_steps(self, timeout: float | None) -> Steps[None]:
         deadline = None if timeout is None else time.monotonic() + timeout
-        tail, head = ffi.new("uint64_t *"), ffi.new("uint64_t *")
-        for shard in list(self._inboxes):
-            if lib.sm_sender_position(sender, shard, tail, head) != lib.SM_OK:
-                continue
-            target = tail[0]
-            while True:
-                left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
-                status = lib.sm_wait_handled(sender, shard, target, self._spin_ns, max(0, int(left * 1e9)))
-                if status == lib.SM_OK:
+        if self._closed:
+            raise NotRunning("this producer is closed")
+        seat = self._own_seat()
+        for shard in [] if seat is None else list(seat.inboxes):
+            assert seat is not None
+            at = seat.position(shard)
+            while at is not None and not seat.has_come_to(shard, at[0]):
+                left = None if deadline is None else deadline - time.monotonic()
+                yield LaneWait(seat, shard, at[0], self._spin_ns, left)
+                if seat.has_come_to(shard, at[0]):
                     break
                 if self._closed:
                     raise NotRunning("this producer was closed by another thread")
-                self._still_handled(shard)
+                self._expect_progress(seat, shard)
+                self._expect_engine(seat)
                 if deadline is not None and time.monotonic() >= deadline:
-                    lib.sm_sender_position(sender, shard, tail, head)
+                    tail, head = seat.position(shard) or (0, 0)
                     raise TimeoutError(
                         f"after {timeout:.3g} s shard {shard} has not handled everything that was pushed: "
-                        f"{target - head[0]:,} bytes of its lane are left"
+                        f"{min(at[0], tail) - head:,} bytes of its lane are left"
                     )
+        if self._unhandled:
+            lost, self._unhandled = self._unhandled, 0
+            raise NotRunning(f"{lost:,} events were not handled: engine {self.engine!r} ended, and its memory is gone")
 
     def close(self) -> None:
         """Give up the seat. What was pushed is in shared memory and will be handled; flush first to wait for it.
 
-        Another thread may be inside a call: it gets NotRunning. The memory is unmapped when the last reference to the
-        producer is gone, because only then is nobody inside it.
+        Another thread may be inside a call: it gets NotRunning, and the memory is unmapped when it has left it.
         """
         with self._mending:
-            if self._closed:
-                return
-            self._closed = True
-            self._detach()
-            lib.sm_sender_close(self._sender)
-            if self._lease.held:  # last: the next holder of the seat must find nobody writing
-                self._control.leave_seat(self.seat)
-                self._lease.release()
+            if not self._closed:
+                self._closed = True
+                self._stand_up()
 
     def __enter__(self) -> Producer:
         return self
@@ -396,97 +404,160 @@ class Producer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_lease", None) is None or lib is None:
+    # ---- its seat ----------------------------------------------------------------------------------------------------
+
+    def _sit(self, seat: Seat) -> None:
+        self.seat, self.largest, self._lane_bytes = seat.number, seat.largest, seat.control.lane_bytes
+        self.backpressure = self._chosen or seat.control.backpressure
+        self._timeout: float | None = 0.0 if self.backpressure == "fail" else None
+        self._seat = seat
+        if not self.schema.is_records:
+            self._fast.attach(int(ffi.cast("uintptr_t", seat.sender)), seat)
+
+    def _stand_up(self) -> None:
+        self._fast.detach()
+        seat, self._seat = self._seat, None
+        if seat is None or seat.is_inherited:
             return
+        seat.leave()
+        self._before = self._before.plus(seat.counts())
+
+    def _let_go(self, seat: Seat) -> None:
+        """Its engine is gone, with its memory; what it has not handled by now nobody will."""
+        left = seat.counts().in_flight
+        if left:
+            self._unhandled += left
+            self._failed_engines.add(seat.control.geometry.engine_id)
+        self._stand_up()
+
+    def _own_seat(self) -> Seat | None:
+        if self._seat is not None and self._seat.is_inherited:
+            self._leave_parents_seat()
+        return self._seat
+
+    def _leave_parents_seat(self) -> None:
+        """In a forked child: the parent keeps its seat, this process takes its own."""
+        with self._mending:
+            if self._seat is not None and self._seat.is_inherited:
+                self._stand_up()
+                self._before, self._unhandled = Counts(), 0
+                self._sit_again()
+
+    def _leave_lost_seat(self, seat: Seat) -> bool:
+        """Another process holds it, though this one never gave it up. False: not yet, it has not handled everything."""
+        with self._mending:
+            if self._seat is seat:
+                if seat.state != "gone" and not seat.has_handled_all():
+                    return False
+                log.warning(
+                    "seat %d of engine %s was taken by process %d while this one had it; it takes another",
+                    *(seat.number, self.engine, seat.control.view_seat(seat.number).pid),
+                )
+                self._stand_up()
+            return True
+
+    def _sit_again(self) -> str | None:
+        """Take a seat of the engine of this name; None when there is one, else why not. Raises LayoutMismatch and what
+        else connecting raises."""
         try:
-            if not self._closed:
-                lib.sm_sender_close(self._sender)
-            self._lease.release()
-            lib.sm_sender_free(self._sender)
-            for inbox in [*self._inboxes.values(), *self._retired]:
-                inbox.close()
-            self._control.close()
-        except (TypeError, AttributeError):
-            pass  # at the interpreter's end, when modules are being taken apart
+            seat = Seat.at(self.engine)
+        except NotRunning:
+            return "stopped"
+        if seat.control.schema != self.schema:
+            schema = seat.control.schema
+            seat.leave()
+            raise LayoutMismatch(
+                f"engine {self.engine!r} was run again with another schema: it carries {_described(schema)}, and this "
+                f"producer pushes {_described(self.schema)}",
+                hint=f"Connect again, `shardmem.connect({self.engine!r})`, and push what it carries now",
+            )
+        self._sit(seat)
+        return None
+
+    def _find_engine(self) -> str | None:
+        """The engine refuses, or there was none: what is it at? None: call again. Raises what connecting raises."""
+        with self._mending:
+            if self._closed:
+                raise NotRunning("this producer is closed")
+            if (seat := self._seat) is not None:
+                if seat.is_inherited:
+                    return None  # the next call says so
+                if (state := seat.state) != "gone":
+                    return None if state == "running" else state
+                self._let_go(seat)
+                del seat
+            if not self._reconnects or not os.path.exists(path_of(control_name(self.engine))):
+                return "stopped"
+            why = self._sit_again()
+            if why is None:
+                log.info("attached to engine %s again, which was run again; seat %d", self.engine, self.seat)
+            return why
+
+    def _waits_for_engine(self) -> bool:
+        return self._reconnects and not self._engine_over
+
+    def _end_with_engine(self) -> None:
+        """Whoever ran the engine has ended it, and nobody is expected to run it again: calls do not wait for that."""
+        self._engine_over = True
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    def _usable(self, records: bool | None = None) -> None:
+    def _try(self, function: Callable[..., int], *arguments: Any) -> int:
+        """One call of C. The seat is kept for so long and no longer: the next wait may be for another engine."""
+        seat = self._seat
+        return lib.SM_CLOSED if seat is None else function(seat.sender, *arguments)
+
+    def _expect(self, *, records: bool) -> None:
         if self._closed:
             raise NotRunning("this producer is closed")
-        if not self._lease.held:
-            self._reattach()
-        if records is not None and records != self.schema.is_records:
+        if records != self.schema.is_records:
             raise TypeError(
                 f"engine {self.engine!r} carries "
                 f"{'records: use send' if self.schema.is_records else 'events: use push, push_many or push_columns'}"
             )
 
-    def _detach(self) -> None:
-        self._fast.detach()
-        self.__dict__.pop("push", None)
-
-    def _reattach(self) -> None:
-        """In a forked child: the parent keeps its seat, this process takes its own. What was the parent's is kept
-        mapped and never locked or freed: a thread that does not exist here may have been in the middle of it."""
-        with self._mending:
-            if not self._closed and not self._lease.held:
-                self._detach()
-                self._retired += [*self._inboxes.values(), self._control]
-                self._attach()
-
-    def _open_lane(self, shard: int) -> None:
-        with self._mending:  # one thread at a time: the loser of a race would unmap what the winner has linked
-            generation = lib.sm_sender_generation(self._sender, shard)
-            known = self._inboxes.get(shard)
-            if known is not None and known.generation == generation:
-                return
-            inbox = self._control.open_inbox(shard, generation)
-            try:
-                inbox.reserve_lane(self.seat)
-                before = inbox.counts(self.seat)
-                status = lib.sm_sender_link(self._sender, shard, generation, inbox.address)
-            except BaseException:
-                inbox.close()
-                raise
-            if status == lib.SM_CORRUPT:
-                inbox.close()
-                raise SegmentCorrupt(
-                    f"the lane of producer {self.seat} to shard {shard} contradicts itself: its head and "
-                    f"tail are further apart than the lane is long; connect again to get another seat"
-                )
-            if known is not None:
-                self._retired.append(known)  # a thread may still wait in it
-            self._inboxes[shard] = inbox
-            self._lanes.append((inbox, before))
-
-    def _still_handled(self, shard: int) -> None:
+    def _expect_progress(self, seat: Seat, shard: int) -> None:
         """Raises when nobody will ever make room in this lane."""
-        if self._control.shard_state(shard) == "failed":
+        if seat.control.shard_state(shard) == "failed":
             raise HandlerError(
                 f"shard {shard} of engine {self.engine!r} has given up: "
-                f"{self._control.shard_error(shard) or 'no reason recorded'}"
+                f"{seat.control.shard_error(shard) or 'no reason recorded'}"
             )
-        if lib.sm_sender_broken(self._sender, shard):
+        if lib.sm_sender_broken(seat.sender, shard):
             raise SegmentCorrupt(
-                f"the worker of shard {shard} found the lane of producer {self.seat} (this one) corrupt and "
+                f"the worker of shard {shard} found the lane of producer {seat.number} (this one) corrupt and "
                 f"reads it no more; what it had accepted is lost to that worker: close, connect again, and "
                 f"look for a program that writes into memory that is not its own"
             )
-        if self._control.state == "stopped":
+        with self._mending:
+            if self._seat is seat and seat.state == "gone":
+                self._let_go(seat)
+
+    def _expect_engine(self, seat: Seat) -> None:
+        """Raises when its engine has ended before it had handled everything."""
+        if seat.state == "stopped":
             raise NotRunning(
                 f"engine {self.engine!r} was stopped; what it had accepted but not handled is in shared memory"
             )
+        if seat.state == "gone":
+            self._unhandled = 0
+            raise NotRunning(f"engine {self.engine!r} ended before it had handled everything, and its memory is gone")
+
+    def _count_refused(self, reason: str, events: int) -> None:
+        if self._try(lib.sm_count_refused, REASONS.index(reason), events) != lib.SM_OK:
+            self._before = self._before.plus(Counts(refused={reason: events}))
+
+    def _count_blocked(self, nanoseconds: int) -> None:
+        self._try(lib.sm_count_blocked, nanoseconds)
 
     def _check_size(self, payload: int, key: int) -> None:
-        if payload + key > lib.sm_max_payload(self._sender, 0):
+        if payload + key > self.largest:
             raise ValueError(self._too_large(payload, key))
 
     def _too_large(self, payload: int, key: int) -> str:
         return (
             f"an event of {payload:,} bytes with a key of {key:,} does not fit: half a lane holds at most "
-            f"{lib.sm_max_payload(self._sender, 0):,} (lane_bytes={self._control.lane_bytes:,}); raise lane_bytes"
+            f"{self.largest:,} (lane_bytes={self._lane_bytes:,}); raise lane_bytes"
         )
 
     def _rows(self, records: np.ndarray) -> np.ndarray:
@@ -511,14 +582,8 @@ def _with_left(error: ShardmemError, cursor: sm_cursor, offered: int) -> Shardme
     return error
 
 
-def _take_seat(control: ControlSegment) -> tuple[int, lease.Lease]:
-    for seat in range(control.max_producers):
-        held = lease.Lease.take(control.segment, lease.seat_byte(seat))
-        if held is not None:
-            return seat, held
-    raise AlreadyRunning(
-        f"engine {control.engine!r} has {control.max_producers} producers, all alive; close one or raise max_producers"
-    )
+def _described(schema: Schema) -> str:
+    return f"records of dtype {schema.dtype} with key {schema.key!r}" if schema.is_records else "events"
 
 
 def _new_locks() -> None:
@@ -532,7 +597,7 @@ os.register_at_fork(after_in_child=_new_locks)
 def connect(engine: str, **options: Unpack[ProducerOptions]) -> Producer:
     """A producer of the engine of that name, which some other process runs (`shardmem run`, or `Engine(name)`).
 
-    Takes what Producer takes: backpressure, spin_us, sample_every, wait. Raises NotRunning, LayoutMismatch,
+    Takes what Producer takes: backpressure, spin_us, sample_every, wait, reconnect. Raises NotRunning, LayoutMismatch,
     SegmentError, AlreadyRunning (every seat is taken), OutOfMemory.
     """
     return Producer(engine, **options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
-import os
+import resource
 import signal
 import time
 import traceback
@@ -21,14 +21,18 @@ from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import arm_from_environment, ffi
 from shardmem.memory.reader import Reader
-from shardmem.runtime import logs
+from shardmem.runtime import logs, streams
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.checkpoint import Checkpointed, Commit, Immediate
-from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, read_orders
+from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, begin, read_orders
 from shardmem.runtime.failures import Failures, OnError
+from shardmem.runtime.forked import end_if_forked, fence
 from shardmem.runtime.handler import Context, Handler, HandlerRef, is_stateful, optional, wants_to_know
 from shardmem.runtime.moves import Moves
 from shardmem.runtime.state import StateStore
+from shardmem.text import of_error
+
+LONGEST_TRACE = 20_000  # characters of a traceback that is reported: its texts may be of any length
 
 log = logging.getLogger("shardmem.worker")
 
@@ -47,6 +51,7 @@ class Worker:
         self._lease = held
         control.enter_worker(shard)
         self._inbox = control.open_inbox(shard)
+        fence(control.segment, self._inbox.segment)
         self.reader = Reader.open(control, self._inbox, batch_rows)
         self.batch = ffi.new("sm_batch *")
         self._scratch = Scratch()
@@ -87,9 +92,11 @@ class Worker:
             work = Batch(schema, slots, shard, batch, scratch)
             try:
                 commit.handler.handle(work)
-            except Exception as error:
+            except BaseException as error:  # sys.exit and asyncio's cancellation too: it is the event that does it
+                end_if_forked(error)
                 failures.raised(work, error)
                 continue
+            end_if_forked()
             work._end()
             if not handled():
                 log.error("shard %d: a frame changed under the batch in hand; its lane moves no further", shard)
@@ -109,20 +116,18 @@ class Worker:
 
 
 def main() -> int:
+    begin()
     arm_from_environment()
-    faulthandler.enable()  # where a handler was that crashes the process
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # a supervisor that finds it stuck wants to know where
-    if (told := read_orders(WorkerOrders)) is None:
-        return ExitCode.BOOT  # its supervisor was killed before it could say for what; the next one starts another
-    orders, reports = told
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    settings = orders.settings
-    logs.set_up(settings["log_format"], settings["log_level"], orders.engine, orders.shard)
-    worker = None
     # A terminal's Ctrl-C and its end go to the whole process group; the supervisor decides what they mean for workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if (told := _orders()) is None:
+        return ExitCode.BOOT  # its supervisor was killed before it could say for what; the next one starts another
+    orders, reports = told
+    streams.open_null(0)
+    settings = orders.settings
+    worker = None
     try:
         worker = Worker(
             ControlSegment.attach(orders.engine),
@@ -139,7 +144,7 @@ def main() -> int:
         log.error("%s", with_hint(error))
         reports.say(boot_failed=with_hint(error))
         return ExitCode.ALREADY
-    except Exception as error:
+    except BaseException as error:  # sys.exit("no DATABASE_URL") is a reason like any other
         return _boot_failure(worker, reports, error)
 
     moves = Moves(worker.control, worker.shard, worker.reader, commit, reports.say)
@@ -169,10 +174,29 @@ def main() -> int:
     except AlreadyRunning as error:  # its words in shared memory are another's by now
         log.error("%s", with_hint(error))
         return ExitCode.ALREADY
-    except Exception as error:
+    except BaseException as error:
         return _failure(worker, reports, error)
     worker.set_phase("stopped")
     return ExitCode.OK
+
+
+def _orders() -> tuple[WorkerOrders, Reports] | None:
+    """Those of a spare tell what it will be; when it is needed, it gets others."""
+    told = read_orders(WorkerOrders)
+    if told is None:
+        return None
+    orders, settings = told[0], told[0].settings
+    if orders.descriptors is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (orders.descriptors, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    logs.set_up(settings["log_format"], settings["log_level"], orders.engine, orders.shard)
+    if orders.spare:
+        logs.keep()
+        orders.handler.prepare()
+        told[1].say(prepared=True)
+        told = read_orders(WorkerOrders)
+    if told is not None:
+        logs.move(told[0].shard)
+    return told
 
 
 def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) -> Commit:
@@ -185,6 +209,7 @@ def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) 
         logging.getLogger(f"shardmem.handler.{worker.shard}"),
         f"{control.geometry.engine_id:016x}",
     )
+    logs.keep()
 
     def opened() -> Handler:
         handler = reference.load()
@@ -198,9 +223,9 @@ def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) 
     return Checkpointed(control, worker.shard, worker.reader, handler, store, settings["checkpoint_interval"], opened)
 
 
-def _failure(worker: Worker, reports: Reports, error: Exception) -> int:
+def _failure(worker: Worker, reports: Reports, error: BaseException) -> int:
     of_user = isinstance(error, (HandlerError, BatchEscaped))
-    text = with_hint(error) if of_user else f"{type(error).__name__}: {error}"
+    text = with_hint(error) if of_user else of_error(error)
     worker.say_error(text)
     worker.set_phase("failed")
     log.error("%s", text, exc_info=error.__cause__ or error)
@@ -208,13 +233,13 @@ def _failure(worker: Worker, reports: Reports, error: Exception) -> int:
     return ExitCode.FAILED
 
 
-def _boot_failure(worker: Worker | None, reports: Reports, error: Exception) -> int:
-    text = with_hint(error) if isinstance(error, ShardmemError) else f"{type(error).__name__}: {error}"
+def _boot_failure(worker: Worker | None, reports: Reports, error: BaseException) -> int:
+    text = with_hint(error) if isinstance(error, ShardmemError) else of_error(error)
     cause = error.__cause__ or error
     trace = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
     log.error("cannot start: %s", text, exc_info=cause)
     if worker is not None:
         worker.say_error(text)
         worker.set_phase("failed")
-    reports.say(boot_failed=text, traceback=trace)
+    reports.say(boot_failed=text, traceback=trace[-LONGEST_TRACE:])
     return ExitCode.BOOT

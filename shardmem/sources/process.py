@@ -17,7 +17,7 @@ from typing import Any
 from shardmem.errors import ConfigError, NotRunning, ShardmemError
 from shardmem.memory.native import arm_from_environment
 from shardmem.runtime import logs
-from shardmem.runtime.child import ExitCode, Reports, SourceOrders, read_orders
+from shardmem.runtime.child import ExitCode, Reports, SourceOrders, begin, read_orders
 from shardmem.runtime.producer import Producer, connect
 from shardmem.sources.configured import SourceSettings, sources_in
 from shardmem.sources.contract import Rejected
@@ -36,6 +36,7 @@ log = logging.getLogger("shardmem.sources")
 
 
 def main() -> int:
+    begin()
     arm_from_environment()
     if (told := read_orders(SourceOrders)) is None:
         return ExitCode.OK
@@ -69,7 +70,7 @@ class SourceProcess:
         self._tell()
         threading.Thread(target=self._tell_again, daemon=True).start()
         try:
-            with connect(orders.engine, backpressure="block", wait=30.0) as producer:
+            with connect(orders.engine, backpressure="block", wait=30.0, reconnect=False) as producer:
                 (settings,) = sources_in(orders.source, producer.schema)
                 return self._feed(producer, settings)
         except NotRunning as error:

@@ -103,7 +103,15 @@ def _engine(document: Status) -> Iterator[Finding]:
             f"shardmem stop {name} --now",
             _order("stop", now=True),
         )
-    elif engine["state"] == "stopped":
+    if engine["memory"]:
+        yield finding(
+            "error",
+            "memory_lost",
+            f"{engine['memory']}: no process can join the engine any more, and nobody finds it.",
+            "The supervisor ends it when what it holds is handled. Run it again, and look for what removes files of "
+            "/dev/shm: a cleaning script, RemoveIPC= of systemd, a container that shares it.",
+        )
+    if engine["state"] == "stopped":
         yield finding(
             "error",
             "stopped",
@@ -151,6 +159,15 @@ def _goes_on(document: Status) -> bool:
 def _shards(document: Status) -> Iterator[Finding]:
     for shard in document["shards"]:
         yield from _shard(document, shard)
+        if shard["memory"]:
+            yield finding(
+                "error",
+                "memory_lost",
+                f"{shard['memory']}: it is the inbox of shard {shard['id']}.",
+                "The supervisor gives the shard new memory. Its worker, if it lives and can, hands over what it has "
+                "first; else the events there are lost.",
+                shard=shard["id"],
+            )
         if shard["broken_lanes"]:
             yield finding(
                 "error",
@@ -192,7 +209,9 @@ def _failing(document: Status, shard: ShardStatus) -> Finding:
             "error",
             "failed",
             f"Shard {number} has failed; {_waiting_slots(shard)}: {reason}",
-            "Fix the cause, then start the shard again with new workers:",
+            "Fix the cause; it is then started again by itself, or at once with:"
+            if shard["restarting_in_s"] is not None
+            else "Fix the cause, then start the shard again with new workers:",
             reload,
             _order("reload"),
             number,
@@ -212,6 +231,11 @@ def _failing(document: Status, shard: ShardStatus) -> Finding:
 
 def _stuck(shard: ShardStatus, supervised: bool) -> Finding:
     advice = "The supervisor writes its stacks to the log, kills it and starts another worker."
+    if shard["state"] == "stopped":
+        advice = (
+            "A thread that is no daemon, close() or an exit handler of its handler holds it. The supervisor writes its "
+            "stacks to the log and ends it; nothing is lost with it."
+        )
     if not supervised:
         advice = "No supervisor is running to replace it. To write its stacks to the log:"
     return finding(

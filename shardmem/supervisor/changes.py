@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from shardmem.errors import NotRunning, ShardmemError
-from shardmem.policy import Finished, HandoffState, Late
+from shardmem.policy import Finished
 
 log = logging.getLogger("shardmem.supervisor")
 
@@ -145,21 +145,3 @@ def _log_failure(what: str, task: asyncio.Task[Any]) -> None:
         and not isinstance(error, (NotRunning, Superseded))
     ):
         log.error("%s failed: %s", what, error, exc_info=None if isinstance(error, ShardmemError) else error)
-
-
-def described(
-    waits: Iterable[Late], pid_of_shard: Callable[[int], int], pid_of_seat: Callable[[int], int]
-) -> list[dict[str, Any]]:
-    """For an answer: whom handoffs wait for."""
-    found = []
-    for each in waits:
-        if each.state is HandoffState.REROUTING:
-            for seat in each.seats:
-                pid = pid_of_seat(seat)
-                text = f"producer pid {pid} (seat {seat}) is in the middle of a push: it is stopped, or starved"
-                found.append({"seat": seat, "pid": pid, "slots": list(each.slots), "text": text})
-        elif each.shard is not None:
-            pid = pid_of_shard(each.shard)
-            text = f"{each.waiting_for} (worker pid {pid}), for {each.seconds:.1f} s"
-            found.append({"shard": each.shard, "pid": pid, "slots": list(each.slots), "text": text})
-    return found

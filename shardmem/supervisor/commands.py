@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterator
@@ -19,10 +18,12 @@ from shardmem.http.server import Command
 from shardmem.policy import DecisionKind, Finished, ScalingDecision, ShardState
 from shardmem.settings import some
 from shardmem.slot_ranges import parse_slots, slot_ranges
-from shardmem.supervisor.changes import Change, Superseded, answer, described
+from shardmem.supervisor.board import Board
+from shardmem.supervisor.changes import Change, Superseded, answer
 from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life
-from shardmem.supervisor.replacements import Replacements
+from shardmem.supervisor.reload import Reload
+from shardmem.supervisor.waiting import late_slots, waiting_for
 
 DEADLINE = 30.0  # seconds for which a command waits, unless it is told otherwise
 
@@ -33,8 +34,8 @@ class Commands:
     """Each takes a body that fits its declaration in operations.py, and returns one. Raises ValueError,
     ShardmemError."""
 
-    def __init__(self, fleet: Fleet, life: Life, replacements: Replacements) -> None:
-        self._fleet, self._life, self._replacements = fleet, life, replacements
+    def __init__(self, fleet: Fleet, life: Life, reload: Reload, board: Board) -> None:
+        self._fleet, self._life, self._reload, self._board = fleet, life, reload, board
         self._replaying = asyncio.Lock()
 
     def by_name(self) -> dict[str, Command]:
@@ -85,6 +86,7 @@ class Commands:
                     "and with auto_scale = true"
                 )
             planner.wishes.following = True
+            self._board.post()
             return {"auto_scale": True, "done": True, "waiting_for": [], **self._scaled([], [], Change())}
         count, most = wanted["shards"], fleet.control.max_shards
         if not 1 <= count <= min(most, fleet.control.slots):
@@ -171,14 +173,14 @@ class Commands:
         """What is not even yet, and why."""
         planner = self._fleet.planner
         later = [f"slots of shard {shard} are evened out when its batch is over" for shard in sorted(planner.blocked())]
-        later += [each["text"] for each in self._waiting_for([], None)]
+        later += late_slots(self._fleet)
         return later + planner.table.complaints[:1]
 
     def _expect_active(self, shard: int) -> None:
         """Raises ConfigError, with the reason and what helps."""
         mapper = self._fleet.planner.mapper
         if mapper.shard_state(shard) is ShardState.FAILED:
-            reason = self._fleet.workers.given_up().get(shard, "its worker was given up")
+            reason = self._fleet.workers.failed().get(shard, "it has no worker that works")
             raise ConfigError(
                 f"shard {shard} has failed and cannot hand anything over: {reason}. Fix the handler, then "
                 f"'shardmem reload {self._fleet.config.name}' starts it again"
@@ -266,7 +268,7 @@ class Commands:
     async def pin(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"slots": ..., "to": n}: they go there and stay, whatever the strategy says, until `unpin`."""
         slots = self._movable(wanted["slots"], wanted["to"])
-        self._fleet.planner.table.pins.update(dict.fromkeys(slots, wanted["to"]))
+        self._fleet.planner.pin(slots, wanted["to"])
         self._fleet.planner.wishes.move(slots, wanted["to"])
         self._fleet.step_soon()
         done = await self._finish("pin", self._moved(slots, wanted["to"]), wanted, [], slots)
@@ -274,8 +276,7 @@ class Commands:
 
     async def unpin(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"slots": ...}: the strategy may move them again."""
-        for slot in parse_slots(wanted["slots"], self._fleet.control.slots):
-            self._fleet.planner.table.pins.pop(slot, None)
+        self._fleet.planner.pin(parse_slots(wanted["slots"], self._fleet.control.slots), None)
         return self._placement()
 
     async def moves(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -286,6 +287,7 @@ class Commands:
 
     def _placement(self) -> dict[str, Any]:
         self._fleet.step_soon()
+        self._board.post()  # before the answer: what was acknowledged stands, whoever is killed then
         planner = self._fleet.planner
         return {
             "cordoned": sorted(planner.table.cordoned),
@@ -300,7 +302,7 @@ class Commands:
         change = Change()
 
         async def reloaded() -> dict[str, Any]:
-            return {**await self._replacements.reload(), **change.summary(), "late": []}
+            return {**await self._reload.run(), **change.summary(), "late": []}
 
         return await self._finish("reload", reloaded(), wanted, [], so_far=lambda: {"reloaded": [], "not_applied": []})
 
@@ -368,62 +370,15 @@ class Commands:
         """What the work answers, or at the deadline who is waited for. so_far: what else the answer has to have
         then."""
         self._fleet.step_soon()
+        self._board.post()
         change = Change()
 
         def late() -> dict[str, Any]:
-            waiting = self._waiting_for(shards, slots)
+            waiting = waiting_for(self._fleet, shards, slots)
             texts = [each["text"] for each in waiting]
             return {**so_far(), **change.summary(), "waiting_for": waiting, "late": texts}
 
         return await answer(what, work, float(wanted.get("timeout", DEADLINE)), late)
-
-    def _waiting_for(self, shards: list[int], slots: list[int] | None) -> list[dict[str, Any]]:
-        fleet, now = self._fleet, time.monotonic()
-        control = fleet.control
-        found = described(
-            fleet.planner.waits(now, slots, shards),
-            lambda shard: control.view_shard(shard).pid,
-            lambda seat: control.view_seat(seat).pid,
-        )
-        for shard in fleet.shards.booting:
-            if shard in shards or not shards and slots is None:
-                pid = control.view_shard(shard).pid
-                found.append(
-                    {"shard": shard, "pid": pid, "slots": [], "text": f"shard {shard} (worker pid {pid}) to get ready"}
-                )
-        if fleet.planner.rests(now):
-            text = "the strategy, which takes long for a plan and is asked seldom because of that"
-            found.append({"pid": os.getpid(), "slots": [], "text": text})
-        if not fleet.planner.table.open_shards:
-            found += [
-                {
-                    "shard": shard,
-                    "pid": 0,
-                    "slots": [],
-                    "text": f"a shard to take the slots of shard {shard}: all others are cordoned",
-                }
-                for shard in shards
-                if fleet.planner.table.resting_slots_of(shard)
-            ]
-        if fleet.planner.runner.held_back:
-            seats = fleet.planner.stopped_seats
-            found += [
-                {
-                    "seat": seat,
-                    "pid": (pid := control.view_seat(seat).pid),
-                    "slots": [],
-                    "text": f"producer pid {pid} (seat {seat}) is in the middle of a push: it is stopped, or starved",
-                }
-                for seat in seats
-            ]
-        for shard in sorted(
-            fleet.planner.blocked() & (set(shards) | {fleet.planner.table.shard_for(s) for s in slots or ()})
-        ):
-            if not any(each.get("shard") == shard for each in found):
-                pid = control.view_shard(shard).pid
-                text = f"shard {shard} (worker pid {pid}) has one batch in hand for long, and hands over nothing before"
-                found.append({"shard": shard, "pid": pid, "slots": [], "text": text})
-        return found
 
     # ---- what is noted -----------------------------------------------------------------------------------------------
 

@@ -3,14 +3,13 @@ it."""
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 
 from shardmem.policy import DecisionKind
 from shardmem.supervisor.background import Background
+from shardmem.supervisor.board import Board
 from shardmem.supervisor.commands import Commands
 from shardmem.supervisor.fleet import TICK, Fleet
 from shardmem.supervisor.life import Life
@@ -20,8 +19,6 @@ log = logging.getLogger("shardmem.supervisor")
 
 
 class ControlLoop:
-    """http: where the API listens on TCP, for the board."""
-
     def __init__(
         self,
         fleet: Fleet,
@@ -29,10 +26,10 @@ class ControlLoop:
         commands: Commands,
         replacements: Replacements,
         background: Background,
-        http: Callable[[], str | None],
+        board: Board,
     ) -> None:
         self._fleet, self._life, self._commands, self._replacements = fleet, life, commands, replacements
-        self._background, self._http = background, http
+        self._background, self._board = background, board
         self._logged_decision = ""
         self._logged_error: str | None = None
 
@@ -43,7 +40,7 @@ class ControlLoop:
             now = time.monotonic()
             if now >= due:
                 due = now + TICK
-                self._attempt(self.tick, self.post)
+                self._attempt(self.tick, self._board.post)
             else:
                 self._attempt(lambda: self._fleet.step(time.monotonic()))
             await self._life.wait(max(0.0, min(due - time.monotonic(), self._fleet.patience)))
@@ -51,7 +48,7 @@ class ControlLoop:
 
     def announce(self) -> None:
         """The board, before the first tick: whoever waits for the engine reads it at once."""
-        self._attempt(self.post)
+        self._attempt(self._board.post)
 
     def _attempt(self, *work: Callable[[], None]) -> None:
         try:
@@ -78,13 +75,3 @@ class ControlLoop:
         if (due := self._replacements.due()) is not None:
             shard, why = due
             self._background.start(f"recycling shard {shard}", self._replacements.recycle(shard, why))
-
-    def post(self) -> None:
-        """What is known here and not in any word, for whoever reads the status. Without the lives, if all is too
-        much."""
-        fleet = self._fleet
-        board = {**fleet.planner.describe(time.monotonic()), "limits": asdict(fleet.stuck.limits), "http": self._http()}
-        for extra in ({"lives": fleet.workers.describe()}, {}):
-            text = json.dumps({**board, **extra}).encode()
-            if fleet.control.post("decisions", text):
-                return

@@ -13,12 +13,13 @@ import sys
 from shardmem.config import Config
 from shardmem.memory.native import arm_from_environment
 from shardmem.runtime import logs
-from shardmem.runtime.child import ExitCode, Reports, SupervisorOrders, read_orders
+from shardmem.runtime.child import ExitCode, Reports, SupervisorOrders, begin, read_orders
 from shardmem.schema import Schema
 from shardmem.supervisor.supervisor import Supervisor
 
 
 def main() -> int:
+    begin()
     arm_from_environment()
     if (told := read_orders(SupervisorOrders)) is None:
         return ExitCode.OK  # nobody wants the engine any more

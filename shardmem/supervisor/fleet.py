@@ -18,6 +18,7 @@ from shardmem.policy import Finished, ScalingDecision, ScalingPolicy, Strategy
 from shardmem.runtime.handler import HandlerRef
 from shardmem.settings import some
 from shardmem.supervisor.changes import Changes, Conditions
+from shardmem.supervisor.descriptors import Descriptors
 from shardmem.supervisor.life import Life
 from shardmem.supervisor.planner import Planner
 from shardmem.supervisor.sampler import Sampler
@@ -46,6 +47,7 @@ class Fleet:
         *,
         on_created: Callable[[int], None] | None = None,
         on_removed: Callable[[int], None] | None = None,
+        descriptors: Descriptors,
     ) -> None:
         self._config, self._life, self._wanted, self._why = config, life, False, ""
         self.conditions, self.changes = Conditions(), Changes()
@@ -77,6 +79,7 @@ class Fleet:
             is_stopping=self._is_stopping,
             changed=self._news,
             history=self.history,
+            descriptors=descriptors,
         )
         self.shards = Shards(
             self.control,
@@ -130,6 +133,15 @@ class Fleet:
         else:
             self.planner.progress(now)
         self.conditions.look()
+
+    def finish_handoffs(self, now: float) -> None:
+        """The engine stops: handoffs under way go on, because targets keep events of their slots back; none begins."""
+        self.planner.learn(self.shards.facts(), now)
+        self.planner.finish(now)
+
+    def unreachable(self) -> set[int]:
+        """Failed shards, and those that keep events back for a handoff from one that has failed."""
+        return self.planner.unreachable()
 
     def tick(self, now: float) -> ScalingDecision:
         """The same with a look at the load, four times a second; what the policy says then."""

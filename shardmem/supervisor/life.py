@@ -41,6 +41,7 @@ class Life:
         self.error: ShardmemError | None = None
         self.exit_code = ExitCode.OK
         self.has_run = False
+        self.was_asked = False  # to stop, by somebody
         self._changed = asyncio.Event()
 
     def advance(self) -> Stage:
@@ -79,14 +80,24 @@ class Life:
 
     def request_stop(self, now: bool = False) -> None:
         """Drain and stop; asked a second time, or with `now`, stop without draining."""
+        self.was_asked = True
         self.shutdown = Shutdown.NOW if now or self.is_stopping else Shutdown.DRAIN
         self.wake()
 
     def fail(self, error: ShardmemError, exit_code: ExitCode = ExitCode.FAILED) -> None:
         """The engine cannot go on: it stops now. The first error is the one that is told."""
         if self.error is None:
-            self.error, self.exit_code = error, exit_code
+            self.error = error
+            # Asked to stop is not a failure: a service manager would start it again at once.
+            self.exit_code = ExitCode.OK if self.has_run and self.was_asked else exit_code
         self.shutdown = Shutdown.NOW
+
+    def end(self, error: ShardmemError) -> None:
+        """The engine has to end, and can do so in good order: what it holds is handled first."""
+        if self.error is None:
+            self.error, self.exit_code = error, ExitCode.FAILED
+        self.shutdown = max(self.shutdown, Shutdown.DRAIN)
+        self.wake()
 
     # ---- news -------------------------------------------------------------------------------------------------------
 

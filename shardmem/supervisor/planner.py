@@ -243,6 +243,15 @@ class Planner:
         """Whether the strategy is left alone, because it takes so long."""
         return now < self._ask_again
 
+    def finish(self, now: float) -> None:
+        """What handoffs have come to, and none begins."""
+        self._done(self.carrier.look(now))
+
+    def unreachable(self) -> set[int]:
+        """Failed shards, and those to which a handoff from one that has failed is under way."""
+        failed = {shard for shard, fact in self._facts.items() if fact.failed is not None}
+        return failed | {each.target for each in self.table.in_motion() if each.source in failed}
+
     def progress(self, now: float) -> None:
         """What handoffs have come to. Cheaper than `advance`, which asks the strategy too."""
         before = self.handoffs.slots_in_flight()
@@ -319,9 +328,11 @@ class Planner:
         """For status: the policy's state, its last decisions, wishes, and slots too hot for any shard."""
         return {
             **self.wishes.to_json(),
+            "wished": _short(_by_shard(self.wishes.moves)),
             "elastic": self.mapper.policy.auto_scale,
             "cordoned": sorted(self.table.cordoned),
             "pins": _short(self.pins()),
+            "pins_are_all": _room_of(self.pins()) <= PINS_CHARS,
             "moves": {
                 "automatic": self.automatic,
                 "suspended": self.wishes.suspended,
@@ -351,10 +362,19 @@ class Planner:
 
     def pins(self) -> list[dict[str, Any]]:
         """The pinned slots of each shard, as text."""
-        found: dict[int, list[int]] = {}
-        for slot, shard in self.table.pins.items():
-            found.setdefault(shard, []).append(slot)
-        return [{"shard": shard, "slots": slot_ranges(slots)} for shard, slots in sorted(found.items())]
+        return _by_shard(self.table.pins)
+
+    def pin(self, slots: Collection[int], shard: int | None) -> None:
+        """None: they are pinned no more. Raises ConfigError: there is no room to keep so many ranges of slots."""
+        pins = {slot: pinned for slot, pinned in self.table.pins.items() if slot not in set(slots)}
+        if shard is not None:
+            pins.update(dict.fromkeys(slots, shard))
+        if (room := _room_of(_by_shard(pins))) > PINS_CHARS:
+            raise ConfigError(
+                f"{len(pins):,} slots would be pinned in so many separate ranges that these take {room:,} characters, "
+                f"and there is room for {PINS_CHARS:,}: pin whole ranges, such as 0-99"
+            )
+        self.table.pins = pins
 
     def _why_not_by_themselves(self) -> str:
         if not self.automatic:
@@ -367,9 +387,21 @@ class Planner:
         for shard in told.get("cordoned", ()):
             if shard in self.table.shards:
                 self.table.cordon(shard)
+        if told.get("pins_are_all"):  # those of the strategy too, without what was unpinned
+            self.table.pins.clear()
         for each in told.get("pins", ()):
-            with contextlib.suppress(ValueError, ConfigError):  # damaged: then it is pinned no more
-                self.table.pins.update(dict.fromkeys(parse_slots(each["slots"], self.table.slots), each["shard"]))
+            self.table.pins.update(self._recalled(each))
+        for each in told.get("wished", ()):
+            if each["shard"] in self.table.shards:
+                self.wishes.moves.update(self._recalled(each))
+        for old, new in told.get("succession", ()):
+            if old in self.table.draining and new in self.table.shards:
+                self.wishes.succession[old] = new
+
+    def _recalled(self, each: Mapping[str, Any]) -> dict[int, int]:
+        with contextlib.suppress(ValueError, ConfigError):
+            return dict.fromkeys(parse_slots(each["slots"], self.table.slots), each["shard"])
+        return {}  # damaged
 
 
 def _line(text: str) -> str:
@@ -378,11 +410,22 @@ def _line(text: str) -> str:
     return line if len(line) <= LINE_CHARS else f"{line[: LINE_CHARS - 3]}..."
 
 
-def _short(pins: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _by_shard(shard_of_slot: Mapping[int, int]) -> list[dict[str, Any]]:
+    found: dict[int, list[int]] = {}
+    for slot, shard in shard_of_slot.items():
+        found.setdefault(shard, []).append(slot)
+    return [{"shard": shard, "slots": slot_ranges(slots)} for shard, slots in sorted(found.items())]
+
+
+def _room_of(entries: list[dict[str, Any]]) -> int:
+    return sum(len(each["slots"]) + 24 for each in entries)
+
+
+def _short(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """As many as there is room for on the board: without one nothing at all would be known."""
     room, found = PINS_CHARS, []
-    for each in pins:
-        room -= len(each["slots"]) + 24
+    for each in entries:
+        room -= _room_of([each])
         if room >= 0:
             found.append(each)
     return found

@@ -7,11 +7,9 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
 
 from shardmem.memory.engine_segment import ControlSegment
-from shardmem.runtime.child import KINDS, Report, WorkerOrders, launch
-from shardmem.runtime.handler import HandlerRef
+from shardmem.runtime.child import KINDS, Child, Report, WorkerOrders
 
 LEASE_POLL = 0.05
 
@@ -45,33 +43,29 @@ class _Signalled:
 
 
 class WorkerProcess(_Signalled):
-    """One worker process. All callbacks come from the event loop that is passed in."""
+    """One worker process. All callbacks come from the event loop that is passed in. spare: one that waits for its
+    orders; None: it is started. Raises OSError: there is no process to be had."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        engine: str,
-        shard: int,
-        handler: HandlerRef,
+        orders: WorkerOrders,
+        spare: Child | None,
         *,
-        settings: dict[str, Any],
-        ended: str | None,
-        forgiven: bool,
         on_report: Callable[[WorkerProcess, Report], None],
         on_exit: Callable[[WorkerProcess], None],
     ) -> None:
-        self.shard = shard
+        self.shard = orders.shard
         self.spawned_at = time.monotonic()
         self.exit_code: int | None = None
         self.failure: str | None = None
         self.ready = self.stopped_as_ordered = False
         self._loop, self._on_report, self._on_exit = loop, on_report, on_exit
-        orders = WorkerOrders(handler, engine, shard, settings, ended, forgiven)
-        self._popen, self._reports = launch("worker", orders)
-        self.pid = self._popen.pid
-        self._pidfd = pidfd = os.pidfd_open(self.pid)
+        self._child = spare or Child("worker")
+        self._child.order(orders)
+        self._reports, self.pid, self._pidfd = self._child.reports, self._child.pid, self._child.pidfd
         loop.add_reader(self._reports, self._read)
-        loop.add_reader(pidfd, self._exited, pidfd)
+        loop.add_reader(self._pidfd, self._exited)
 
     @property
     def alive(self) -> bool:
@@ -104,12 +98,13 @@ class WorkerProcess(_Signalled):
             self._loop.remove_reader(self._reports)
             self._reports.close()
 
-    def _exited(self, pidfd: int) -> None:
-        self._loop.remove_reader(pidfd)
-        self.exit_code = self._popen.wait()
-        os.close(pidfd)
+    def _exited(self) -> None:
+        assert self._pidfd is not None
+        self._loop.remove_reader(self._pidfd)
+        self.exit_code, self._pidfd = self._child.wait(), None
         self._read()  # what it said last
         self._close_reports()
+        self._child.close()
         self._on_exit(self)
 
 

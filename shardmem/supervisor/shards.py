@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from shardmem.errors import HandlerError, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.handoff_table import HandoffTable
-from shardmem.memory.inbox_segment import InboxSegment
+from shardmem.memory.inbox_segment import InboxSegment, LaneView
 from shardmem.memory.native import point
 from shardmem.memory.words import now_ns
 from shardmem.policy import ShardState
@@ -24,11 +24,11 @@ from shardmem.supervisor.carrier import Marks
 from shardmem.supervisor.changes import Superseded
 from shardmem.supervisor.history import History
 from shardmem.supervisor.planner import Planner, ShardFact
+from shardmem.supervisor.recovery import next_generation
 from shardmem.supervisor.workers import Workers
 
 FULL_WEIGHT = 1000  # of a shard that is idle; keyless events are drawn by weight
 WEIGHT_STEP = 20  # smaller changes are not written: each makes producers read all weights again
-END_GRACE = 10.0  # seconds that a worker which was told to stop, with nothing left to do, may take to end
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Shards:
         self._table, self._planner, self._history, self._boot_timeout = table, planner, history, boot_timeout
         self._joining: dict[int, _Joining] = {}
         self._marks: dict[int, Marks] = {}  # of draining shards: sends that may have chosen them while they were active
-        self._ending: dict[int, float] = {}  # told to stop, and when
+        self._ending: set[int] = set()  # told to stop
         self._begun_before: set[int] = set()
         self._failures: dict[int, ShardmemError] = {}  # of shards that were to join
         self._weights: dict[int, int] = {}
@@ -84,7 +84,7 @@ class Shards:
         made = []
         try:
             for shard in added:
-                generation = self.control.view_shard(shard).generation + 1
+                generation = next_generation(self.control, shard)
                 self.inboxes[shard] = InboxSegment.create(self.control, shard, generation)
                 made.append(shard)
                 self.control.set_shard_generation(shard, generation)
@@ -145,7 +145,7 @@ class Shards:
             left = [shard for shard, inbox in inboxes.items() if self.inboxes.get(shard) is inbox]
             for shard in left:
                 if self._planner.mapper.shard_state(shard) is ShardState.FAILED:
-                    reason = self.workers.given_up().get(shard) or self.control.shard_error(shard)
+                    reason = self.workers.failed().get(shard) or self.control.shard_error(shard)
                     raise HandlerError(
                         f"shard {shard} failed while it was being drained: {reason}. 'shardmem reload "
                         f"{self.control.engine}' starts it again, and the drain goes on"
@@ -182,9 +182,14 @@ class Shards:
         """Whether something is on its way that no event tells of."""
         return bool(self._joining or self._ending or self._planner.mapper.draining_shard_ids())
 
+    def leaving(self) -> dict[int, int]:
+        """Shards on their way out, and the events that wait in the lanes of each."""
+        draining = [*self._planner.mapper.draining_shard_ids(), *self._ending]
+        return {shard: int(sum(lane.waiting for lane in self.inboxes[shard].lanes())) for shard in draining}
+
     def facts(self) -> dict[int, ShardFact]:
         """What is known of each shard's worker."""
-        given_up, clock = self.workers.given_up(), now_ns()
+        failed, clock = self.workers.failed(), now_ns()
         facts = {}
         for shard in self.inboxes:
             if self._planner.mapper.shard_state(shard) in (None, ShardState.PROVISIONING, ShardState.STOPPED):
@@ -192,7 +197,7 @@ class Shards:
             worker, view = self.workers.of(shard), self.control.view_shard(shard)
             alive = worker is not None and worker.alive and worker.ready
             in_hand = (clock - view.batch_since_ns) / 1e9 if alive and view.batch_since_ns else 0.0
-            facts[shard] = ShardFact(alive, given_up.get(shard), max(0.0, in_hand))
+            facts[shard] = ShardFact(alive, failed.get(shard), max(0.0, in_hand))
         return facts
 
     def weigh(self) -> None:
@@ -260,17 +265,13 @@ class Shards:
         self._marks.pop(shard, None)
         self.control.set_shard_state(shard, "stopped")
         self.inboxes[shard].wake()
-        self._ending[shard] = now
+        self._ending.add(shard)
 
     def _end(self, shard: int, now: float) -> None:
         worker = self.workers.of(shard)
         if worker is not None and worker.alive:
-            if now - self._ending[shard] > END_GRACE and not worker.killed:
-                text = f"worker pid {worker.pid} has nothing left to do and does not end: killed after {END_GRACE:g} s"
-                self._history.note("worker_died", text, shard)
-                worker.kill()
-            return
-        del self._ending[shard]
+            return  # one that does not end is stuck, and ended (stuck.py)
+        self._ending.discard(shard)
         self.workers.forget(shard)
         lanes = self.inboxes[shard].lanes()
         quarantined = sum(lane.quarantined for lane in lanes)
@@ -307,6 +308,25 @@ class Shards:
         else:
             self._planner.left(shard)
             mapper.remove_specific_stopped_shard(shard)
+
+    # ---- an inbox that is no more ------------------------------------------------------------------------------------
+
+    def renew_inbox(self, shard: int, last_known: list[LaneView]) -> int:
+        """A shard without a worker gets an empty inbox, which its next worker and the producers find by its generation.
+        last_known: the lanes of the old one. How many events that only the old one held are lost: they count as shed.
+        Raises OutOfMemory, SegmentError; then nothing has changed."""
+        old, generation = self.inboxes[shard], next_generation(self.control, shard)
+        new = InboxSegment.create(self.control, shard, generation)
+        counts = [sum(getattr(lane, name) for lane in last_known) for name in ("accepted", "handled", "quarantined")]
+        shed = counts[0] - counts[1] - counts[2]
+        lost = max(0, sum(lane.in_flight for lane in last_known))
+        self.control.retire(shard, old.generation, *(count & (1 << 64) - 1 for count in (*counts, shed)))
+        self.inboxes[shard] = new
+        self.control.set_shard_generation(shard, generation)
+        self._observer.forget(shard)
+        old.segment.unlink()
+        old.close()
+        return lost
 
     # ---- what an earlier supervisor had begun ------------------------------------------------------------------------
 

@@ -129,25 +129,24 @@ class _Life:
         settings = {"log_format": config.log_format, "log_level": config.log_level}
         orders = SourceOrders(config.name, self.table, settings, config.directory)
         try:
-            process, reports = launch("source", orders)
+            process = launch("source", orders)
         except OSError as error:
             log.warning("source %s: no process could be started: %s", self._name, error)
             return ExitCode.FAILED
         self._pid = process.pid
         if self._stopping:
             self.stop()
-        loop, ended, pidfd = asyncio.get_running_loop(), asyncio.Event(), os.pidfd_open(process.pid)
+        loop, ended, pidfd = asyncio.get_running_loop(), asyncio.Event(), process.pidfd
         loop.add_reader(pidfd, ended.set)
         try:
             await ended.wait()
         finally:
             loop.remove_reader(pidfd)
-            os.close(pidfd)
             if not ended.is_set():
                 process.kill()
             code = process.wait()
             self._pid = None
-            reports.close()
+            process.reports.close()
         return code
 
     async def _adopted(self) -> None:

@@ -9,24 +9,24 @@ import signal
 import time
 from collections.abc import Callable
 
-from shardmem.errors import HandlerError, SegmentCorrupt, ShardmemError
+from shardmem.errors import HandlerError, SegmentCorrupt
 from shardmem.http.server import Api
 from shardmem.memory.native import point
 from shardmem.runtime.child import ExitCode
 from shardmem.status.document import Status
 from shardmem.supervisor.background import Background
-from shardmem.supervisor.carrier import Marks
 from shardmem.supervisor.commands import Commands
 from shardmem.supervisor.control_loop import ControlLoop
-from shardmem.supervisor.fleet import REROUTE_POLL, Fleet
+from shardmem.supervisor.draining import Draining
+from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
+from shardmem.supervisor.reload import Reload
 from shardmem.supervisor.sources import Sources
 from shardmem.supervisor.takeover import Takeover
 
 STOP_GRACE = 5.0
 STOP_POLL = 0.05
-DRAIN_POLL = 0.005
 
 log = logging.getLogger("shardmem.supervisor")
 
@@ -38,6 +38,7 @@ class Stages:
         takeover: Takeover,
         life: Life,
         commands: Commands,
+        reload: Reload,
         loop: ControlLoop,
         background: Background,
         api: Api,
@@ -47,16 +48,17 @@ class Stages:
         on_ready: Callable[[Status], None],
     ) -> None:
         self._fleet, self._takeover, self._life, self._commands = fleet, takeover, life, commands
-        self._loop, self._background, self._api, self._notify = loop, background, api, notify
+        self._reload, self._loop, self._background, self._api, self._notify = reload, loop, background, api, notify
         self._on_ready = on_ready
         self._sources = sources
+        self._draining = Draining(fleet, life)
 
     async def work(self) -> None:
         """Of the stage that the engine is in; returns when that is over."""
         stages = {
             Stage.BOOTING: self._boot,
             Stage.RUNNING: self._run,
-            Stage.DRAINING: self._drain,
+            Stage.DRAINING: self._draining.run,
             Stage.STOPPING: self._stop_workers,
         }
         await stages[self._life.stage]()
@@ -95,8 +97,9 @@ class Stages:
 
     async def _announce(self, adopted: list[int]) -> None:
         fleet, takeover = self._fleet, self._takeover
+        board = fleet.observer.board()
         if takeover.running:
-            fleet.planner.recall(fleet.observer.board())
+            fleet.planner.recall(board)
         fleet.planner.begin(time.monotonic())
         fleet.shards.resume(takeover.joining, takeover.draining, takeover.stopped, takeover.never_started)
         await self._api.start(self._commands.by_name(), fleet.observer, fleet.quarantine)
@@ -108,6 +111,8 @@ class Stages:
         self._on_ready(fleet.observer.status())
         if not takeover.running:
             fleet.planner.mapper.announce()
+        elif board["reload"]:
+            self._background.start("the reload of the earlier supervisor", self._reload.resume(board["reload"]))
 
     def _note_start(self, adopted: list[int]) -> None:
         fleet, left = self._fleet, self._takeover.left
@@ -133,44 +138,6 @@ class Stages:
 
     # ---- ending -----------------------------------------------------------------------------------------------------
 
-    async def _drain(self) -> None:
-        """Refuse new events, wait for the sends in progress, then for empty lanes."""
-        # E1/E2: a producer that saw "running" had its mark odd by then, and it changes once that send is over.
-        fleet, life = self._fleet, self._life
-        fleet.control.set_state("draining")
-        left = sum(fleet.observer.in_flight().values())
-        fleet.history.note(
-            "draining", f"asked to stop: producers are refused, {left:,} events in flight are handled first"
-        )
-        started, limit = time.monotonic(), fleet.config.drain_timeout
-
-        def is_late() -> bool:
-            return limit is not None and time.monotonic() - started > limit
-
-        marks = Marks(fleet.table)
-        while (inside := marks.inside()) and not life.is_stopping_now and not is_late():
-            await life.wait(REROUTE_POLL)
-        if inside and not life.is_stopping_now:
-            life.fail(
-                ShardmemError(
-                    f"drain_timeout={limit:g} s is over and a producer (seat {inside[0]}, pid "
-                    f"{fleet.control.view_seat(inside[0]).pid}) is still inside a send: it is stopped, or starved"
-                )
-            )
-        while not life.is_stopping_now:
-            waiting = {
-                shard: count
-                for shard, count in fleet.observer.in_flight().items()
-                if count and fleet.control.shard_state(shard) != "failed"
-            }
-            if not waiting:
-                return
-            if is_late():
-                late = ShardmemError(f"drain_timeout={limit:g} s is over and shards still hold events: {waiting}")
-                life.fail(self._failure() or late)
-                return
-            await life.wait(DRAIN_POLL)
-
     async def _stop_workers(self) -> None:
         """Told to end after the batch in hand, and given the time that takes; killed after a grace if stopping now."""
         fleet = self._fleet
@@ -190,38 +157,25 @@ class Stages:
                 for worker in living:
                     worker.signal(signal.SIGTERM)
             if deadline is not None and time.monotonic() > deadline:
-                for worker in living:
-                    if not worker.killed:
-                        log.warning(
-                            "shard %d (pid %d) did not end within %g s of being told to stop now: killed",
-                            worker.shard,
-                            worker.pid,
-                            STOP_GRACE,
-                            extra={"shard": worker.shard},
-                        )
-                        worker.kill()
+                fleet.stuck.end_now(living)
             await self._life.wait(STOP_POLL)
 
-    def _failure(self) -> HandlerError | None:
-        """Of the shards as they are now: one that failed and was started again by a reload is no reason to end
-        badly."""
-        failed = self._fleet.workers.given_up().items()
-        return next((HandlerError(f"shard {shard} stopped: {reason}") for shard, reason in failed), None)
-
-    def finish(self, keep_unfinished: bool) -> Status:
-        """The last status document. The segments go, unless events are left in them that the next run is to handle."""
+    def finish(self, keep_unfinished: bool) -> Status | None:
+        """The last status document; None: the memory is gone. The segments go, unless events are left in them that the
+        next run is to handle."""
         fleet, life = self._fleet, self._life
-        if (failure := self._failure()) is not None:
+        if not fleet.control.segment.is_whole:
+            self._takeover.remove_segments(fleet.config)
+            log.error("%s", life.error)
+            return None
+        if (failure := self._draining.failure()) is not None:
             life.fail(failure, ExitCode.FAILED if life.has_run else ExitCode.BOOT)
         status = fleet.observer.status()
         for shard in status["shards"]:
             fleet.history.look(shard["id"], shard["quarantined"], shard["broken_lanes"])
-        left = status["accounting"]["in_flight"]
-        fleet.history.note(
-            "stopped",
-            f"stopped with {left:,} events not handled" + (f": {life.error}" if life.error else ""),
-            logged=life.error is not None,
-        )
+        left = self._draining.left()
+        text = f"stopped with {left}" if left else "stopped with 0 events not handled"
+        fleet.history.note("stopped", text + (f": {life.error}" if life.error else ""), logged=life.error is not None)
         outcome = fleet.observer.status()
         fleet.control.set_state("stopped")
         broken = {shard["id"]: shard["broken_lanes"] for shard in outcome["shards"] if shard["broken_lanes"]}
@@ -229,16 +183,16 @@ class Stages:
             life.fail(
                 SegmentCorrupt(
                     f"lanes were found corrupt and not read to their end (shard: seats of their producers) "
-                    f"{broken}; {left} events in flight"
+                    f"{broken}; {outcome['accounting']['in_flight']} events in flight"
                 )
             )
-        if keep_unfinished and fleet.has_unread_lanes():
-            log.warning(
-                "engine %s stopped with %d events not handled; they stay in shared memory for the next run",
-                fleet.config.name,
-                left,
-            )
+        unread = self._draining.has_senders or fleet.has_unread_lanes()
+        what = left or "a producer inside a send"
+        if keep_unfinished and unread and fleet.control.segment.is_current():
+            log.warning("engine %s stopped with %s; its memory stays for the next run", fleet.config.name, what)
         else:
+            if keep_unfinished and unread:
+                log.error("engine %s stopped with %s, lost: its memory was removed", fleet.config.name, what)
             self._takeover.remove_segments(fleet.config)
         fleet.observer.close()
         if life.error is not None and (life.has_run or not fleet.workers.have_logged_reason()):

@@ -17,20 +17,27 @@ from collections.abc import Callable, Iterator
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, ConfigError, LayoutMismatch, ShardmemError
 from shardmem.http.server import Api
+from shardmem.memory.segment import outlive_lost_memory
 from shardmem.runtime.child import ExitCode
 from shardmem.runtime.handler import HandlerRef
+from shardmem.runtime.streams import Terminal
 from shardmem.status.document import Status
 from shardmem.supervisor.background import Background
+from shardmem.supervisor.board import Board
 from shardmem.supervisor.commands import Commands
 from shardmem.supervisor.configured import policy_of, strategy_of
 from shardmem.supervisor.control_loop import ControlLoop
+from shardmem.supervisor.descriptors import Descriptors
 from shardmem.supervisor.fleet import TICK, Fleet
 from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
+from shardmem.supervisor.reload import Reload
 from shardmem.supervisor.replacements import Replacements
+from shardmem.supervisor.segments import SegmentWatch
 from shardmem.supervisor.sources import Sources
 from shardmem.supervisor.stages import Stages
 from shardmem.supervisor.takeover import Takeover
+from shardmem.text import of_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU, signal.SIGHUP)
 
@@ -55,7 +62,8 @@ class Supervisor:
         self._config, self._handler, self._notify = config, handler, notify or Notify()
         self._keep_unfinished, self._on_ready, self._read_again = keep_unfinished, on_ready, read_again
         self._on_created, self._on_removed = on_created, on_removed
-        self._life = Life()
+        self._life, self._terminal = Life(), Terminal()
+        self._descriptors = Descriptors()
         self._api = Api(config.name, config.http_port, config.http_token)
         self.outcome: Status | None = None
 
@@ -70,6 +78,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Exit code: 0 as asked, 1 failed, 2 configuration, 3 a worker cannot boot, 4 already running."""
+        outlive_lost_memory()
         try:
             takeover, fleet = self._open()
         except ShardmemError as error:
@@ -80,14 +89,17 @@ class Supervisor:
             log.error("%s", self.error)
             return self._life.exit_code
         background, sources = Background(), Sources(fleet.config)
-        replacements = Replacements(fleet, self._life, self._notify, self._read_again, sources)
-        commands = Commands(fleet, self._life, replacements)
-        loop = ControlLoop(fleet, self._life, commands, replacements, background, lambda: self._api.http)
+        replacements = Replacements(fleet)
+        reload = Reload(fleet, self._life, self._notify, replacements, self._read_again, sources)
+        board = Board(fleet, reload, lambda: self._api.http)
+        commands = Commands(fleet, self._life, reload, board)
+        loop = ControlLoop(fleet, self._life, commands, replacements, background, board)
         stages = Stages(
             fleet,
             takeover,
             self._life,
             commands,
+            reload,
             loop,
             background,
             self._api,
@@ -95,11 +107,12 @@ class Supervisor:
             sources,
             on_ready=self._on_ready,
         )
-        with self._signals(commands, replacements, background):
-            watching = Background().start("looking after the workers", self._watch_workers(fleet))
+        with self._signals(commands, reload, background):
+            watch = SegmentWatch(fleet, self._life, replacements, background)
+            watching = Background().start("looking after the workers", self._watch_workers(fleet, watch))
             try:
                 while self._life.stage is not Stage.ENDED:
-                    await stages.work()
+                    await self._work(stages, fleet)
                     self._life.advance()
                 self.outcome = stages.finish(self._keep_unfinished)
             finally:
@@ -107,7 +120,19 @@ class Supervisor:
                 self._api.close()
                 takeover.lease.release()
                 self._notify.close()
+                self._descriptors.close()
         return self._life.exit_code
+
+    async def _work(self, stages: Stages, fleet: Fleet) -> None:
+        """Of one stage. What goes wrong in it ends the engine, and never without its workers."""
+        try:
+            await stages.work()
+        except Exception as error:
+            log.exception("the supervisor failed while it was %s", self._life.stage.name.lower())
+            self._life.fail(ShardmemError(f"the supervisor failed: {of_error(error)}"))
+            if self._life.stage is Stage.STOPPING:
+                for worker in fleet.workers.living():
+                    worker.kill()
 
     def _open(self) -> tuple[Takeover, Fleet]:
         """Create the segments, or take up those of an earlier supervisor."""
@@ -135,13 +160,15 @@ class Supervisor:
             self._life,
             on_created=self._on_created,
             on_removed=self._on_removed,
+            descriptors=self._descriptors,
         )
 
-    async def _watch_workers(self, fleet: Fleet) -> None:
+    async def _watch_workers(self, fleet: Fleet, watch: SegmentWatch) -> None:
         """As long as there are workers, while the engine drains too."""
         while True:
             fleet.control.beat()
             try:
+                watch.look()
                 fleet.stuck.look()
             except Exception:
                 log.exception("a look after the workers failed; the next one is soon")
@@ -152,12 +179,14 @@ class Supervisor:
     # ---- signals ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _signals(self, commands: Commands, replacements: Replacements, background: Background) -> Iterator[None]:
+    def _signals(self, commands: Commands, reload: Reload, background: Background) -> Iterator[None]:
         def received(number: int) -> None:
             if number not in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
                 self._life.request_stop(now=number != signal.SIGTERM)
+            elif number == signal.SIGHUP and self._terminal.is_gone:
+                log.warning("the terminal was closed; the engine goes on, as it would with nohup")
             elif self._life.has_run and number == signal.SIGHUP:
-                background.start("the reload", replacements.reload())
+                background.start("the reload", reload.run())
             elif self._life.has_run:
                 background.start("a signal's order", _scale_by(commands, 1 if number == signal.SIGTTIN else -1))
 

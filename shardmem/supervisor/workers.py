@@ -8,11 +8,13 @@ says that the last one is dead, and not before: its lease is free.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shardmem.config import Config
@@ -20,13 +22,16 @@ from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import point
 from shardmem.policy import Restarts, WorkerDeath
-from shardmem.runtime.child import ExitCode, Report
+from shardmem.runtime.child import Child, Report, WorkerOrders, launch
 from shardmem.runtime.handler import HandlerRef
 from shardmem.status.findings import RECENT_S
+from shardmem.supervisor.descriptors import Descriptors
 from shardmem.supervisor.history import History
 from shardmem.supervisor.process import AdoptedWorker, WorkerProcess
+from shardmem.supervisor.spares import Spares
 
 LEASE_POLL = 0.02
+REFUSED_FIRST, REFUSED_MOST = 0.1, 5.0  # seconds until the system is asked for a process again
 
 log = logging.getLogger("shardmem.workers")
 
@@ -39,8 +44,11 @@ class WorkerBaseline:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=1000))  # CLOCK_MONOTONIC of the last of them
     last_exit: str | None = None
     restart_at: float | None = None  # CLOCK_MONOTONIC
-    given_up: str | None = None  # why
+    failed: str | None = None  # why it counts as failed, until a worker is ready
+    was: str = "active"  # its state before that
+    cannot_boot: str | None = None  # why, since somebody began to wait for it
     logged_reason: bool = False  # and the worker has logged it itself, with its traceback
+    refused: int = 0  # starts in a row for which the system had no process
     ended_at: float | None = None  # since then no worker was ready
     forgiven: bool = False  # failures of events in earlier lives do not count for the next one
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
@@ -61,11 +69,13 @@ class Workers:
         is_stopping: Callable[[int], bool],
         changed: Callable[[], None],
         history: History,
+        descriptors: Descriptors,
     ) -> None:
         self._control, self._inboxes, self._config, self._handler = control, inboxes, config, handler
         self.is_stopping, self._changed = is_stopping, changed
-        self._history = history
+        self._history, self._descriptors = history, descriptors
         self._loop = asyncio.get_running_loop()
+        self._spares = Spares(self._loop, self._spare)
         self._restarts = Restarts(config.max_restarts, config.restart_window)
         self._living: dict[int, WorkerProcess | AdoptedWorker] = {}
         self._pasts: dict[int, WorkerBaseline] = {}
@@ -93,16 +103,16 @@ class Workers:
                 "restart_at": past.restart_at,
             }
             for shard, past in self._pasts.items()
-            if past.crashes
+            if past.crashes or past.refused
         }
 
-    def given_up(self) -> dict[int, str]:
-        """Shards that are, and why."""
-        return {shard: past.given_up for shard, past in sorted(self._pasts.items()) if past.given_up is not None}
+    def failed(self) -> dict[int, str]:
+        """Shards that nobody should plan with, and why."""
+        return {shard: past.failed for shard, past in sorted(self._pasts.items()) if past.failed is not None}
 
     def have_logged_reason(self) -> bool:
-        """Whether one that was given up has logged the reason."""
-        return any(past.logged_reason for past in self._pasts.values() if past.given_up is not None)
+        """Whether one that has failed, or cannot boot, has logged the reason."""
+        return any(past.logged_reason for past in self._pasts.values() if past.failed or past.cannot_boot)
 
     def recall(self, lives: dict[str, Any]) -> None:
         """What an earlier supervisor had written down."""
@@ -116,7 +126,7 @@ class Workers:
         may have been mended since events failed."""
         past = self._pasts.setdefault(shard, WorkerBaseline())
         past.forgiven |= forgiven
-        past.restart_at, past.given_up = time.monotonic() + delay, None
+        past.restart_at = time.monotonic() + delay
         self._cancel(past)
         past.timer = self._loop.call_later(delay, self._spawn, shard)
 
@@ -140,30 +150,46 @@ class Workers:
             return
         config, handler = self._launch_config.setdefault(shard, (self._config, self._handler))
         try:
-            self._living[shard] = WorkerProcess(
-                self._loop,
-                config.name,
-                shard,
-                handler,
-                settings=config.worker_settings(),
-                ended=past.last_exit,
-                forgiven=past.forgiven,
-                on_report=self._reported,
-                on_exit=self._exited,
-            )
+            with self._descriptors.lent():
+                self._living[shard] = WorkerProcess(
+                    self._loop,
+                    self._orders(shard, config, handler, ended=past.last_exit, forgiven=past.forgiven),
+                    self._spares.take(),
+                    on_report=self._reported,
+                    on_exit=self._exited,
+                )
         except OSError as error:
-            self._died(
-                shard,
-                WorkerDeath(f"no process could be started: {error}", ready=True, in_hand=False, seconds=0.0),
-                None,
-            )
+            self._refused(shard, error)
             return
-        past.restart_at, past.forgiven = None, False
+        past.restart_at, past.forgiven, past.refused = None, False, 0
         point("spawn.started")
+
+    def _orders(
+        self, shard: int, config: Config, handler: HandlerRef, ended: str | None = None, forgiven: bool = False
+    ) -> WorkerOrders:
+        return WorkerOrders(
+            handler, config.name, shard, config.worker_settings(), ended, forgiven, self._descriptors.before
+        )
+
+    def _spare(self, shard: int) -> Child:
+        return launch("worker", replace(self._orders(shard, self._config, self._handler), spare=True))
+
+    def _refused(self, shard: int, error: OSError) -> None:
+        """The system had no process for it. That says nothing of the handler, so it is no crash."""
+        past = self._pasts[shard]
+        past.refused += 1
+        past.last_exit = f"no process could be started: {error.strerror} (errno {error.errno}){_limit_of(error)}"
+        if past.refused == 1:
+            self._history.note("not_done", f"{past.last_exit}; it is tried again until there is one", shard)
+        self.start(shard, min(REFUSED_MOST, REFUSED_FIRST * 2.0 ** min(past.refused - 1, 10)))
+        self._changed()
 
     def expect(self, shards: Iterable[int]) -> None:
         """Somebody begins to wait for a ready worker of these."""
-        self._ready_since_wait.difference_update(shards)
+        for shard in shards:
+            self._ready_since_wait.discard(shard)
+            if (past := self._pasts.get(shard)) is not None:
+                past.cannot_boot = None
 
     def is_ready(self, shard: int) -> bool:
         """Whether it has had a ready worker since somebody began to wait for one; that one may be dead by now. Not
@@ -177,9 +203,11 @@ class Workers:
         if self.is_ready(shard):
             return None
         past = self._pasts.get(shard)
-        if past is not None and past.given_up is not None:
-            return f"shard {shard} cannot start: {past.given_up}"
+        if past is not None and past.cannot_boot is not None:
+            return f"shard {shard} cannot start: {past.cannot_boot}"
         if time.monotonic() - since > boot_timeout:
+            if past is not None and past.refused:
+                return f"shard {shard} cannot start: {past.last_exit}"
             worker = self.of(shard)
             pid = worker.pid if worker is not None else self._control.view_shard(shard).pid
             return (
@@ -216,10 +244,13 @@ class Workers:
         self._launch_config.pop(shard, None)
 
     def renew(self, shard: int) -> None:
-        """A shard that was given up gets another chance, with what is in force now."""
+        """A shard that has failed gets another chance now, with what is in force now."""
         self._restarts.forget(shard)
         self._launch_config.pop(shard, None)
-        self._control.set_shard_state(shard, "active")
+        worker = self._living.pop(shard, None)
+        if worker is not None and worker.alive:  # it boots, with what was in force before
+            worker.kill()
+        self._recovered(shard)
         self.start(shard, forgiven=True)
 
     @property
@@ -230,12 +261,14 @@ class Workers:
     def launch_with(self, config: Config, handler: HandlerRef) -> None:
         """Shards that have workers keep what theirs were started with, until they are renewed."""
         self._config, self._handler = config, handler
+        self._spares.close()
 
     def reconfigure(self, config: Config) -> None:
         """The limits of restarts as they are now."""
         self._restarts.most, self._restarts.window = config.max_restarts, config.restart_window
 
     def stop_starting(self) -> None:
+        self._spares.close()
         for past in self._pasts.values():
             self._cancel(past)
             past.restart_at = None
@@ -249,10 +282,15 @@ class Workers:
         if worker.ready:
             self._ready_since_wait.add(worker.shard)
         past = self._pasts.get(worker.shard)
-        if report.get("ready") and past is not None and past.ended_at is not None:
-            seconds, past.ended_at = time.monotonic() - past.ended_at, None
-            text = f"worker pid {worker.pid} is ready, {seconds:.2g} s after the last one ended"
-            self._history.note("worker_started", f"{text}; crashes of this shard so far: {past.crashes}", worker.shard)
+        if report.get("ready") and past is not None and self._living.get(worker.shard) is worker:
+            self._recovered(worker.shard)
+            past.cannot_boot = None
+            if past.ended_at is not None:
+                seconds, past.ended_at = time.monotonic() - past.ended_at, None
+                text = f"worker pid {worker.pid} is ready, {seconds:.2g} s after the last one ended"
+                self._history.note(
+                    "worker_started", f"{text}; crashes of this shard so far: {past.crashes}", worker.shard
+                )
         self._changed()
 
     def _exited(self, worker: WorkerProcess | AdoptedWorker) -> None:
@@ -262,7 +300,7 @@ class Workers:
             return
         if self.is_stopping(shard):
             if worker.failure:
-                self._give_up(shard, worker.failure, worker)
+                self._fail(shard, worker.failure, worker)
             elif worker.exit_code and not worker.killed:
                 log.warning(
                     "shard %d: worker pid %d had been told to end, and did so by %s",
@@ -271,50 +309,84 @@ class Workers:
                     worker.how_it_ended(),
                     extra={"shard": shard},
                 )
-        elif (
-            worker.exit_code == ExitCode.ALREADY
-        ):  # somebody else holds the shard: when that one is dead, as the kernel says
-            log.warning(
-                "shard %d: %s", shard, worker.failure or f"worker pid {worker.pid} had lost it", extra={"shard": shard}
-            )
-            self.start(shard)
-        elif worker.failure:
-            self._give_up(shard, worker.failure, worker)
+        elif worker.failure and self._is_wished(worker):
+            self._fail(shard, worker.failure, worker)
         elif worker.stopped_as_ordered and not worker.stop_reason:
             self.start(shard)
         else:
-            view = self._control.view_shard(shard)
-            how = worker.how_it_ended()
-            if worker.stop_reason:
-                how = f"{worker.stop_reason}; {how}"
-            elif worker.exit_code == 0:
-                how += " though nobody had told it to end; perhaps somebody sent it TERM"
-            its_words = view.pid == worker.pid
-            in_hand = its_words and view.batch_since_ns != 0
-            # its word in shared memory comes before its report, and it may have been killed between the two
-            ready = worker.ready or (its_words and self._control.worker_phase(shard) == "ready")
-            self._died(shard, WorkerDeath(how, ready, in_hand, time.monotonic() - worker.spawned_at, view.rows), worker)
+            self._died(shard, self._death_of(worker), worker)
 
-    def _died(self, shard: int, life: WorkerDeath, worker: WorkerProcess | AdoptedWorker | None) -> None:
+    def _is_wished(self, worker: WorkerProcess | AdoptedWorker) -> bool:
+        """on_error="stop": the user wants nothing to go on until somebody has looked."""
+        config, _ = self._launch_config.get(worker.shard, (self._config, self._handler))
+        return worker.ready and config.on_error == "stop"
+
+    def _death_of(self, worker: WorkerProcess | AdoptedWorker) -> WorkerDeath:
+        view, how = self._control.view_shard(worker.shard), worker.how_it_ended()
+        its_words = view.pid == worker.pid
+        # its word in shared memory comes before its report, and it may have been killed between the two
+        phase = self._control.worker_phase(worker.shard) if its_words else "none"
+        if worker.stop_reason:
+            how = f"{worker.stop_reason}; {how}"
+        elif worker.failure:
+            how = worker.failure
+        elif worker.exit_code == 0:
+            how += " though nobody had told it to end; perhaps somebody sent it TERM"
+        by_signal = worker.exit_code in (-signal.SIGKILL, -signal.SIGTERM) or (
+            worker.exit_code == 0 and phase == "stopped"
+        )
+        return WorkerDeath(
+            how,
+            ready=worker.ready or phase in ("ready", "stopped"),
+            in_hand=its_words and view.batch_since_ns != 0,
+            seconds=time.monotonic() - worker.spawned_at,
+            progress=view.rows,
+            outside=by_signal and not worker.stop_reason and not worker.killed,
+        )
+
+    def _died(self, shard: int, life: WorkerDeath, worker: WorkerProcess | AdoptedWorker) -> None:
         past = self._pasts[shard]
         past.crashes, past.last_exit, past.ended_at = past.crashes + 1, life.how, time.monotonic()
         past.recent.append(past.ended_at)
+        self._spares.died(shard)
         verdict = self._restarts.ended(shard, life, time.monotonic())
-        if verdict.delay is None:
-            self._give_up(shard, verdict.reason, worker)
-            return
+        is_news = not life.ready and verdict.failed is None and bool(worker.failure) and past.cannot_boot is None
+        if not life.ready and (worker.failure or verdict.failed):
+            past.cannot_boot, past.logged_reason = worker.failure or verdict.failed, bool(worker.failure)
+        if verdict.failed is not None:
+            self._fail(shard, worker.failure or verdict.failed, worker)
         text = (
-            f"worker{f' pid {worker.pid}' if worker is not None else ''} ended: {life.how}"
-            f"{', with a batch in hand' if life.in_hand else ''}; the next one starts in {verdict.delay:.3g} s"
+            f"worker pid {worker.pid} ended: {life.how}{', with a batch in hand' if life.in_hand else ''}; the next "
+            f"one starts in {verdict.delay:.3g} s"
         )
-        self._history.note("worker_died", text, shard)
+        self._history.note("shard_failed" if is_news else "worker_died", text, shard, logged=is_news)
         self.start(shard, verdict.delay)
 
-    def _give_up(self, shard: int, reason: str, worker: WorkerProcess | AdoptedWorker | None) -> None:
+    def _fail(self, shard: int, reason: str, worker: WorkerProcess | AdoptedWorker) -> None:
         past = self._pasts[shard]
-        past.restart_at, past.given_up, past.ended_at = None, reason, time.monotonic()
-        past.logged_reason = worker is not None and bool(worker.failure)
-        self._history.note("shard_failed", reason, shard, logged=past.logged_reason)
+        if past.failed is None:
+            past.was = self._control.shard_state(shard)
+        is_new, past.failed, past.ended_at = past.failed is None, reason, time.monotonic()
+        past.restart_at, past.logged_reason = None, bool(worker.failure)
+        if is_new:
+            self._history.note("shard_failed", reason, shard, logged=past.logged_reason)
         self._control.set_shard_state(shard, "failed")
         if not past.logged_reason:  # it has not said so itself, and cannot any more
             self._control.note_shard(shard, reason)
+
+    def _recovered(self, shard: int) -> None:
+        past = self._pasts[shard]
+        if past.failed is not None:
+            past.failed = None
+            self._control.set_shard_state(shard, past.was)
+
+
+def _limit_of(error: OSError) -> str:
+    """Which limit that is, as far as the system says."""
+    if error.errno == errno.EAGAIN:
+        return ": the limit of processes, RLIMIT_NPROC or pids.max of the cgroup"
+    if error.errno == errno.ENOMEM:
+        return ": no memory for another process"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f": the limit of descriptors, {'RLIMIT_NOFILE' if error.errno == errno.EMFILE else 'fs.file-max'}"
+    return ""

@@ -7,6 +7,7 @@ a target restores one of phase `releasing`. News of it may be lost or come twice
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable
@@ -169,7 +170,7 @@ class World:
         self.waited_at_most = 0
         self.moves_of_slot = np.zeros(self.slots, int)
 
-    def _new_planner(self, states: dict[int, str]) -> Planner:
+    def _new_planner(self, states: dict[int, str], board: dict[str, Any] | None = None) -> Planner:
         planner = Planner(
             self.words,
             self.policy,
@@ -181,6 +182,8 @@ class World:
             on_moved=self._on_moved,
         )
         planner.runner.max_in_flight, planner.runner.max_per_pair = self.max_in_flight, self.max_per_pair
+        if board is not None:
+            planner.recall(board)
         planner.begin(self.now)
         return planner
 
@@ -251,6 +254,22 @@ class World:
             left = self.planner.handoffs.slots_in_flight() or self.mapper.draining_shard_ids() or self.booting
             quiet = quiet + TICK if still and not left else 0.0
 
+    def stop(self, within: float = 120.0) -> None:
+        """Producers are refused, and the supervisor only sees handoffs to their end, as in the drain of a stop. What
+        has failed stays so."""
+        end = self.now + within
+        self.rates[:] = 0.0
+        self.stopped = dict.fromkeys(self.stopped, self.now)
+        while self.now < end:
+            self.now += TICK
+            self._flow()
+            self._work()
+            self._producers()
+            self.dead = {shard: until for shard, until in self.dead.items() if until > self.now}
+            self.hung = {shard: times for shard, times in self.hung.items() if times[1] > self.now}
+            self.planner.learn(self._facts(), self.now)
+            self.planner.finish(self.now)
+
     # ---- what happens to them ----------------------------------------------------------------------------------------
 
     def _fate(self) -> None:
@@ -319,7 +338,8 @@ class World:
             states[shard] = "draining" if self.mapper.drains(shard) else str(state)
             if state is ShardState.FAILED and not self.mapper.drains(shard):
                 states[shard] = "active"
-        self.planner = self._new_planner(states)
+        board = json.loads(json.dumps(self.planner.describe(self.now)))
+        self.planner = self._new_planner(states, board)
         self.successors.clear()
 
     def _scale(self, decision: ScalingDecision) -> None:

@@ -62,6 +62,31 @@ def test_a_small_engine_survives_everything_and_comes_to_rest(seed):
         even(world)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_stop_at_any_moment_leaves_nothing_but_what_waits_for_a_failed_shard(seed):
+    with told(small(seed, fail=0.05)) as world:
+        for _ in range(60 + 20 * seed):
+            world.tick()
+        world.stop()
+        out = world.planner.unreachable()
+        assert set(world.failed) <= out
+        waiting = {each.target for each in world.table.in_motion()} | set(np.flatnonzero(world.queued > 1e-6).tolist())
+        assert waiting <= out, "nobody handles these"
+
+
+def test_a_replacement_that_a_killed_supervisor_had_begun_is_gone_on_with():
+    world = World(1, 3, 48, policy(min_shards=3, max_shards=4), LeastSlots(), Chances(*[0.0] * 13))
+    world.hung[0] = 0.0, 1e9  # it hands over nothing
+    mine = set(world.table.slots_of(0))
+    world._replace(0)
+    while world.mapper.draining_shard_ids() != [0]:
+        world.tick()
+    world.take_over()
+    world.hung.clear()
+    world.rest(5.0)
+    assert mine == set(world.table.slots_of(3)) and len(mine) == 16
+
+
 def even(world):
     """No shard has more than a fair share and a bit, except for what a slot cannot be divided into."""
     if isinstance(world.strategy, LeastSlots):

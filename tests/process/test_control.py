@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import shardmem
-from shardmem import ConfigError, ShardmemError
+from shardmem import Client, ConfigError, HandlerError, ShardmemError
 from shardmem.policy import Pinned
 from support.programs import sends
 from support.recorder import payload
@@ -152,10 +152,13 @@ def test_what_was_under_way_is_done_by_the_supervisor_that_takes_over(rig: Rig, 
             some = next(shard for shard, each in shards_of(engine).items() if each["state"] == "active")
             assert engine.cordon(some)["cordoned"] == [some], "by the next supervisor"
             release()
-            wait_until(lambda: at_rest(engine) and not engine.status()["accounting"]["in_flight"], f"{verb} is done")
+
+            def is_done() -> bool:
+                gone = at_rest(engine) and not engine.status()["accounting"]["in_flight"]
+                return gone and (0 in slots_of(engine)) == (verb in ("move", "pin"))
+
+            wait_until(is_done, f"{verb} is done", 60)
         assert sum(slots_of(engine).values()) == SLOTS
-        if verb != "reload":  # of which only what had begun is gone on with
-            assert (0 in slots_of(engine)) == (verb in ("move", "pin"))
 
 
 # ---- failed shards ---------------------------------------------------------------------------------------------------
@@ -195,6 +198,72 @@ def test_a_shard_that_fails_in_the_middle_of_a_move_holds_up_no_other_and_reload
             assert engine.reload()["done"]
             wait_until(lambda: at_rest(engine), "the move is done")
         assert engine.drain(next(iter(slots_of(engine))))["done"]
+
+
+def test_a_reload_frees_the_one_before_it_that_waits_for_a_shard_which_has_failed_since(
+    rig: Rig, engine_name: str
+) -> None:
+    """Each waited for the other: the second for its turn, the first for a handoff from the shard that had failed."""
+    with rig.engine(engine_name, FAILING, shards=3, max_shards=4, slots=SLOTS, on_error="stop") as engine:
+        rig.tell("poison", str(POISON))
+        with engine.producer() as producer, rig.hold(1) as release:
+            key = key_of(engine, 1)
+            producer.push(key, payload(1, key, POISON))
+            rig.wait_held(1)
+            assert not engine.move(range(1, SLOTS, 3), 0, timeout=SHORT)["done"]
+            late = engine.reload(timeout=SHORT)
+            assert not late["done"] and late["waiting_for"]
+            release()
+
+            def failed_again() -> bool:  # after that reload has come to it
+                shard = shards_of(engine)[1]
+                return shard["state"] == "failed" and shard["incarnation"] == 2
+
+            wait_until(failed_again, "it has been started again, and has failed again", 60)
+            (rig.directory / "poison").unlink()
+            assert engine.reload(timeout=60)["done"]
+            wait_until(lambda: at_rest(engine), "the move is done")
+        assert {each["state"] for each in shards_of(engine).values()} == {"active"}
+
+
+# ---- stop ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_in_the_middle_of_a_move_ends_when_all_is_handled(rig: Rig, engine_name: str) -> None:
+    with rig.engine(engine_name, FAILING, shards=2, slots=SLOTS, drain_timeout=None) as engine:
+        with engine.producer() as producer, rig.hold(1) as release:
+            key = key_of(engine, 1)
+            producer.push(key, payload(1, key, 0))
+            rig.wait_held(1)
+            assert not engine.move(range(1, SLOTS, 2), 0, timeout=SHORT)["done"]
+            for number in range(1, 50):
+                producer.push(key, payload(1, key, number))
+            with Client(engine_name) as client:
+                stopping = threading.Thread(target=engine.stop)
+                stopping.start()
+                wait_until(lambda: client.status()["engine"]["state"] == "draining", "it is being stopped")
+            release()
+            stopping.join(60)
+            assert not stopping.is_alive(), "the target keeps the events of these slots back for good"
+    accounting = engine.status()["accounting"]
+    assert accounting["accepted"] == accounting["handled"] and not accounting["in_flight"]
+
+
+def test_a_stop_ends_although_a_shard_that_was_to_hand_over_has_failed(rig: Rig) -> None:
+    engine = rig.engine(None, FAILING, shards=2, slots=SLOTS, on_error="stop", drain_timeout=None).start()
+    rig.tell("poison", str(POISON))
+    with engine.producer() as producer, rig.hold(1) as release:
+        key = key_of(engine, 1)
+        producer.push(key, payload(1, key, POISON))
+        rig.wait_held(1)
+        assert not engine.move(range(1, SLOTS, 2), 0, timeout=SHORT)["done"]
+        producer.push(key, payload(1, key, 1))  # is kept back by shard 0, until shard 1 has handed over
+        release()
+        wait_until(lambda: shards_of(engine)[1]["state"] == "failed", "it has failed")
+    stopping = threading.Thread(target=lambda: pytest.raises(HandlerError, engine.stop))
+    stopping.start()
+    stopping.join(60)
+    assert not stopping.is_alive()
 
 
 def test_the_policy_neither_drains_a_failed_shard_nor_grows_for_it(rig: Rig, engine_name: str) -> None:

@@ -23,6 +23,7 @@ CANNOT_LOAD = {
     "support.handlers.failing:FailingToOpen": "the warehouse is closed",
     "broken_module_of_ours:handle": "SyntaxError",
     "raising_module_of_ours:handle": "ZeroDivisionError",
+    "exiting_module_of_ours:handle": "SystemExit: no DATABASE_URL",
 }
 
 
@@ -48,6 +49,7 @@ def test_a_handler_that_cannot_start_is_a_clear_error_and_leaves_nothing(
     monkeypatch.syspath_prepend(rig.directory)
     rig.tell("broken_module_of_ours.py", "def handle(:\n")
     rig.tell("raising_module_of_ours.py", "1 / 0\n")
+    rig.tell("exiting_module_of_ours.py", "raise SystemExit('no DATABASE_URL')\n")
     with pytest.raises(shardmem.HandlerError, match=f"shard . cannot start.*{re.escape(reason)}"):
         rig.engine(engine_name, handler=handler, shards=2).start()
     assert segments_of(engine_name) == []
@@ -201,14 +203,12 @@ def test_a_producer_blocked_on_a_shard_that_fails_gets_the_reason(rig: Rig, meth
                     producer.push_columns(np.ones(50, "i8"), data * 50, np.arange(51) * len(data))
 
 
-def test_a_handler_that_raises_system_exit_does_not_lose_its_events(rig: Rig, engine_name: str) -> None:
-    engine = rig.engine(engine_name, handler="support.handlers.failing:Leaving", shards=1).start()
-    with engine.producer() as producer:
-        producer.push(1, payload(1, 1, 0))
-        wait_until(lambda: engine.status()["shards"][0]["crashes"], "its worker has left")
-    assert engine.stop(now=True)["accounting"]["in_flight"] == 1
-    with rig.engine(engine_name, shards=1) as engine:
-        assert drained(engine)["accounting"]["handled"] == 1
+def test_a_handler_that_raises_system_exit_fails_at_its_event_and_ends_no_worker(rig: Rig, engine_name: str) -> None:
+    with rig.engine(engine_name, handler="support.handlers.failing:Leaving", shards=1, on_error="retry") as engine:
+        with engine.producer() as producer:
+            producer.push(1, payload(1, 1, 0))
+            wait_until(lambda: engine.status()["accounting"]["quarantined"] == 1, "it is set aside")
+        assert engine.status()["shards"][0]["crashes"] == 0
 
 
 def test_a_handler_that_fails_in_close_is_reported_and_its_events_count_as_handled(rig: Rig, engine_name: str) -> None:

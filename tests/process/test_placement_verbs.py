@@ -11,6 +11,7 @@ import pytest
 
 import shardmem
 from shardmem import ConfigError, ShardmemError
+from shardmem.policy import Pinned
 from support.recorder import payload
 from support.rig import PATIENCE, Rig, wait_until
 
@@ -19,7 +20,7 @@ ELASTIC: dict[str, Any] = {"slots": SLOTS, "min_shards": 2, "max_shards": 4}
 
 
 def said(engine: shardmem.Engine) -> dict[str, Any]:
-    """What the board has of placement, at the next tick."""
+    """What the board has of placement."""
     status = engine.status()
     return {"cordoned": status["cordoned"], "pins": status["pins"], "suspended": status["moves"]["suspended"]}
 
@@ -80,12 +81,32 @@ def test_what_was_said_by_hand_stands_when_another_supervisor_takes_over(rig: Ri
         engine.cordon(0)
         engine.pin("0-3,9", 1)
         engine.suspend_moves()
-        before = wait_until(lambda: said(engine)["suspended"] and said(engine), "status says so")
-        assert before == {"cordoned": [0], "pins": [{"shard": 1, "slots": "0-3,9"}], "suspended": True}
+        before = said(engine)
         os.kill(engine.status()["supervisor"]["pid"], signal.SIGKILL)
+        assert before == {"cordoned": [0], "pins": [{"shard": 1, "slots": "0-3,9"}], "suspended": True}
         assert engine.unpin("0")["pins"] == [{"shard": 1, "slots": "1-3,9"}], "by the next supervisor"
         after = wait_until(lambda: said(engine) != before and said(engine), "status says so")
         assert after == {**before, "pins": [{"shard": 1, "slots": "1-3,9"}]}
+
+
+def test_pins_that_there_is_no_room_to_keep_are_refused_and_change_nothing(rig: Rig, engine_name: str) -> None:
+    slots = 4096
+    with rig.engine(engine_name, slots=slots, shards=1) as engine:
+        with pytest.raises(ConfigError, match="pin whole ranges"):
+            engine.pin(range(0, slots, 2), 0)
+        assert said(engine)["pins"] == []
+        engine.pin(range(slots), 0)
+        with pytest.raises(ConfigError, match="pin whole ranges"):
+            engine.unpin(range(0, slots, 2))
+        assert said(engine)["pins"] == [{"shard": 0, "slots": f"0-{slots - 1}"}]
+        assert engine.unpin(range(slots))["pins"] == []
+
+
+def test_a_pin_of_the_strategy_that_was_taken_back_stays_so_at_a_takeover(rig: Rig, engine_name: str) -> None:
+    with rig.engine(engine_name, strategy=Pinned({0: 0, 1: 1}), **ELASTIC) as engine:
+        assert engine.unpin([0])["pins"] == [{"shard": 1, "slots": "1"}]
+        os.kill(engine.status()["supervisor"]["pid"], signal.SIGKILL)
+        assert engine.pin([2], 1)["pins"] == [{"shard": 1, "slots": "1-2"}], "by the next supervisor"
 
 
 def test_a_strategy_that_raises_moves_nothing_by_itself_and_a_drain_is_completed_all_the_same(

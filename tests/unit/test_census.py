@@ -27,7 +27,7 @@ from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.segment import Segment, control_name, inbox_name, path_of
-from shardmem.runtime import producer as producer_module
+from shardmem.runtime import seat as seat_module
 from shardmem.supervisor.takeover import take_role
 
 CONTROL = File("/dev/shm/shardmem.e.control", bytes=1000)
@@ -427,16 +427,16 @@ def test_gc_never_takes_a_segment_from_a_supervisor_that_has_taken_it(name, plac
 
 
 def test_a_producer_that_was_about_to_take_a_seat_cannot_push_into_memory_that_gc_removed(engine, places, monkeypatch):
-    take_seat = producer_module._take_seat
+    take_seat = seat_module.take_seat
 
     def late(control: ControlSegment):
         assert gc(places, [engine.name])[0].done
         return take_seat(control)
 
-    monkeypatch.setattr(producer_module, "_take_seat", late)
+    monkeypatch.setattr(seat_module, "take_seat", late)
     with engine.producer() as producer:
-        with pytest.raises(NotRunning, match="is stopped; it accepts nothing"):
-            producer.push(1, b"lost?")
+        with pytest.raises(NotRunning, match="is stopped"):
+            producer.push(1, b"lost?", timeout=0)
 
 
 def test_what_was_taken_between_the_census_and_the_claim_is_left_alone(engine, places):

@@ -50,7 +50,11 @@ def test_an_error_arrives_by_json_with_text_and_hint(error):
 
 def test_every_public_error_can_arrive_by_json_as_what_it_is():
     for cls in vars(errors).values():
-        if inspect.isclass(cls) and issubclass(cls, ShardmemError) and cls not in (OutOfMemory, errors.Backpressure):
+        if (
+            inspect.isclass(cls)
+            and issubclass(cls, ShardmemError)
+            and not issubclass(cls, (OutOfMemory, errors.Backpressure))
+        ):
             assert cls is type(ShardmemError.of({"error": "text", "hint": None, "kind": cls.__name__}))
 
 

@@ -35,8 +35,10 @@ SHARD = {
     "uptime_s": 600.0,
     "crashes": 0,
     "recent_crashes": 0,
+    "restarting_in_s": None,
     "last_exit": None,
     "broken_lanes": [],
+    "memory": "",
 }
 WELL = {
     "engine": {
@@ -46,6 +48,7 @@ WELL = {
         "slots_unowned": 0,
         "max_shards": 4,
         "quarantine_held": 0,
+        "memory": "",
     },
     "supervisor": {"pid": 4711, "alive": True, "heartbeat_age_s": 0.1},
     "shards": [SHARD, {**SHARD, "id": 1}],

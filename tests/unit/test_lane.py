@@ -442,7 +442,7 @@ def test_a_batch_knows_the_slot_of_each_event(loopback):
 def test_an_event_larger_than_half_a_lane_is_refused_with_the_limit_and_nothing_is_accepted(loopback):
     engine = loopback(lane_bytes=1 << 16)
     producer = engine.producer()
-    limit = lib.sm_max_payload(producer._sender, 0)
+    limit = producer.largest
     with pytest.raises(ValueError, match=f"{limit:,}.*raise lane_bytes"):
         producer.push(None, b"x" * (limit + 1))
     with pytest.raises(ValueError, match="event 1"):

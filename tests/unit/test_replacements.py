@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from types import SimpleNamespace
 
 import pytest
 
 from shardmem.policy.recycling import YOUNG
 from shardmem.supervisor import replacements
-from shardmem.supervisor.life import Life
-from shardmem.supervisor.notify import Notify
 
 
 @pytest.fixture
@@ -24,15 +21,10 @@ def looks(monkeypatch):
     replaced = replacements.Replacements(
         SimpleNamespace(
             config=SimpleNamespace(recycle_batches=None, recycle_age=None, recycle_rss=1000),
-            change_lock=asyncio.Lock(),
             shards=SimpleNamespace(in_state=lambda *states: [0]),
             history=SimpleNamespace(note=lambda *entry: notes.append(entry)),
             control=SimpleNamespace(view_shard=lambda shard: worker, worker_phase=lambda shard: worker.phase),
-        ),
-        Life(),
-        Notify(),
-        None,
-        SimpleNamespace(),
+        )
     )
 
     def look(seconds: float, rss: int) -> bool:

@@ -6,7 +6,9 @@ One file for each command or family of commands. Each imports what it needs when
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import sys
 from typing import Any
 
 import click
@@ -62,6 +64,15 @@ def main() -> None:
       shardmem config engine.toml                       every setting, and where it was set
       shardmem gc                                       remove leftovers of dead engines
     """
+    if sys.stderr is sys.__stderr__ and sys.stderr is not None and not faulthandler.is_enabled():
+        faulthandler.enable()
+    if click.get_current_context().invoked_subcommand not in (
+        "ingest",
+        "demo",
+    ):  # what pushes must not push into a void
+        from shardmem.memory.segment import outlive_lost_memory
+
+        outlive_lost_memory()
 
 
 for command in (

@@ -21,6 +21,12 @@ def complain(text: str, hint: str | None = None) -> None:
         advise(hint)
 
 
+def warn(text: str, hint: str) -> None:
+    """It was done as asked; this is what to know about it."""
+    click.echo(f"{click.style('warning', fg='yellow', bold=True)}: {text}", err=True)
+    advise(hint)
+
+
 def advise(hint: str) -> None:
     click.echo(f"{click.style('hint', fg='cyan', bold=True)}: {hint}", err=True)
 

@@ -30,10 +30,12 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
 
     from shardmem.memory.native import arm_from_environment
     from shardmem.runtime import logs
+    from shardmem.runtime.child import begin
     from shardmem.runtime.handler import HandlerRef
     from shardmem.supervisor.notify import Notify
     from shardmem.supervisor.supervisor import Supervisor
 
+    begin()
     arm_from_environment()
     config, _ = configured(target, flags)
     logs.set_up(config.log_format, config.log_level or "info", config.name)

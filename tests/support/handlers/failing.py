@@ -76,6 +76,12 @@ class Leaving(Handler):
         raise SystemExit(0)
 
 
+class Printing(Recorder):
+    def handle(self, batch: Batch) -> None:
+        print(len(batch), "events", flush=True)
+        super().handle(batch)
+
+
 class Fragile(Recorder):
     """Does in open() and in handle() what the files `open` and `handle` say: raise, or exit with that code."""
 

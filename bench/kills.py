@@ -1,0 +1,124 @@
+"""What is left of a shard whose worker somebody kills again and again.
+
+    python bench/kills.py [--seconds 180] [--every 0.3] [--shards 2] [--json FILE]
+
+A producer pushes an event each millisecond to every shard; the worker of shard 0 is killed every 0.3 s. A shard is dark
+from a kill until its successor has handled an event. Shown: availability (the share of the time in which shard 0 was
+not dark), the longest darkness, kills, whether the shard ever counted as failed, and what was lost or came twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import shardmem  # noqa: E402
+
+SLOTS = 64
+LEVEL: Any = os.environ.get("LEVEL", "error")
+
+
+class Clocked(shardmem.Handler):
+    """Notes the number of each event, and when it was handled."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def open(self, context: Any) -> None:
+        path = os.path.join(self.directory, str(context.shard))
+        self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def handle(self, batch: Any) -> None:
+        numbers = [int(payload) for _, payload in batch]
+        now = time.monotonic_ns()
+        os.write(self.file, np.array([(now, number) for number in numbers], "i8").tobytes())
+
+
+def kill_worker(pid: int) -> float | None:
+    """When; None: it was dead already."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return None
+    return time.monotonic()
+
+
+def measured(directory: str, seconds: float, every: float, shards: int) -> dict[str, Any]:
+    handler = Clocked(directory)
+    kills, pushed, failed = [], 0, 0
+    with shardmem.Engine(
+        handler=handler, shards=shards, slots=SLOTS, log_level=os.environ.get("LEVEL", "error")
+    ) as engine:
+        with engine.producer() as producer:
+            began = time.monotonic()
+            due = began + 2 * every
+            while (now := time.monotonic()) < began + seconds:
+                for key in range(SLOTS // 2):
+                    producer.push(key, b"%d" % pushed)
+                    pushed += 1
+                if now >= due:
+                    due += every
+                    shard = engine.status()["shards"][0]
+                    failed += shard["state"] == "failed"
+                    if (at := kill_worker(shard["pid"])) is not None:
+                        kills.append(at)
+                time.sleep(max(0.0, now + 0.002 - time.monotonic()))
+            ended = time.monotonic()
+            producer.flush(120)
+        crashes = engine.status()["shards"][0]["crashes"]
+        accounting = engine.status()["accounting"]
+    lines = [np.fromfile(os.path.join(directory, str(shard)), "i8").reshape(-1, 2) for shard in range(shards)]
+    at = np.unique(lines[0][:, 0]) / 1e9
+    dark = []
+    for kill, following in zip(kills, [*kills[1:], ended]):
+        after = at[np.searchsorted(at, kill) :]
+        dark.append(min(following, after[0] if len(after) else following) - kill)
+    times = Counter(np.concatenate([each[:, 1] for each in lines]).tolist())
+    return {
+        "seconds": round(ended - began, 1),
+        "kills": len(kills),
+        "availability": round(1 - sum(dark) / (ended - kills[0]), 4),
+        "dark_ms_median": round(1e3 * statistics.median(dark), 1),
+        "dark_ms_longest": round(1e3 * max(dark), 1),
+        "seen_failed": failed,
+        "crashes": crashes,
+        "pushed": pushed,
+        "lost": pushed - len(times) - accounting["quarantined"],
+        "quarantined": accounting["quarantined"],
+        "came_again": sum(times.values()) - len(times),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=180.0)
+    parser.add_argument("--every", type=float, default=0.3)
+    parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        found = measured(directory, options.seconds, options.every, options.shards)
+    for name, value in found.items():
+        print(f"{name:16} {value}")
+    if options.json:
+        from bench.run import machine
+
+        with contextlib.closing(open(options.json, "w")) as file:
+            json.dump({"machine": machine(), **found}, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()

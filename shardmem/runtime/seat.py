@@ -1,0 +1,189 @@
+"""A seat: a producer's registration at one life of an engine, with its lease, its lanes and its counts."""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+from shardmem.errors import AlreadyRunning, NotRunning, SegmentCorrupt
+from shardmem.memory import lease
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import InboxSegment
+from shardmem.memory.native import REASONS, ffi, lib
+from shardmem.memory.refusals import out_of_memory
+from shardmem.memory.words import refused_by_reason
+
+
+class Counts(NamedTuple):
+    """What became of events. refused: by reason."""
+
+    accepted: int = 0
+    handled: int = 0
+    quarantined: int = 0
+    shed: int = 0
+    refused: dict[str, int] = {}
+
+    @property
+    def in_flight(self) -> int:
+        return self.accepted - self.handled - self.quarantined - self.shed
+
+    def plus(self, other: Counts) -> Counts:
+        refused = {
+            reason: self.refused.get(reason, 0) + other.refused.get(reason, 0)
+            for reason in REASONS
+            if reason in self.refused or reason in other.refused
+        }
+        return Counts(
+            self.accepted + other.accepted,
+            self.handled + other.handled,
+            self.quarantined + other.quarantined,
+            self.shed + other.shed,
+            refused,
+        )
+
+
+class Seat:
+    """Taken when made, until `leave`. Its memory is unmapped with the last reference to it: who uses an address of it
+    outside of a method holds one meanwhile, because another thread may leave it.
+    """
+
+    def __init__(self, control: ControlSegment) -> None:
+        """Raises AlreadyRunning (every seat is taken); the control segment is the caller's then."""
+        self.number, self._lease = take_seat(control)
+        control.enter_seat(self.number)
+        self.sender = lib.sm_sender_new(control.address, control.geometry, self.number)
+        if self.sender == ffi.NULL:
+            self._lease.release()
+            raise out_of_memory(f"cannot push into engine {control.engine!r}", 0)
+        self.control = control
+        self.incarnation = control.view_seat(self.number).incarnation
+        self.inboxes: dict[int, InboxSegment] = {}
+        self._ended: list[InboxSegment] = []  # of shards that ended; a thread may still wait in one
+        self._lanes: list[tuple[InboxSegment, tuple[int, ...]]] = []  # every lane, and its counts before
+        self._refused_before = refused_by_reason(control.view_seat(self.number))
+        self._opening = threading.Lock()
+
+    @classmethod
+    def at(cls, engine: str, wait: float = 0.0) -> Seat:
+        """Of the engine of that name. Raises NotRunning, also when it is stopping, LayoutMismatch, SegmentError."""
+        control = ControlSegment.attach(engine, wait)
+        try:
+            if (state := control.state) in ("draining", "stopped"):
+                raise NotRunning(f"engine {engine!r} is {state}; it accepts nothing any more")
+            return cls(control)
+        except BaseException:
+            control.close()
+            raise
+
+    @property
+    def is_inherited(self) -> bool:
+        """In a forked child: it is the parent's."""
+        return bool(lib.sm_sender_forked(self.sender))
+
+    @property
+    def largest(self) -> int:
+        """Bytes of key and payload of the largest event."""
+        return lib.sm_max_payload(self.sender, 0)
+
+    @property
+    def state(self) -> str:
+        """Of the engine, as far as it is this one."""
+        return self.control.state if self.control.segment.is_current() else "gone"
+
+    def leave(self) -> None:
+        """Later calls find it closed."""
+        lib.sm_sender_close(self.sender)
+        if self._lease.held:  # last: the next holder must find nobody writing
+            if self.control.view_seat(self.number).incarnation == self.incarnation:
+                self.control.leave_seat(self.number)
+            self._lease.release()
+
+    def __del__(self) -> None:
+        if getattr(self, "_opening", None) is None or lib is None:
+            return
+        try:
+            self.leave()
+            lib.sm_sender_free(self.sender)
+            for inbox in [*self.inboxes.values(), *self._ended]:
+                inbox.close()
+            self.control.close()
+        except (TypeError, AttributeError):
+            pass  # at the interpreter's end, when modules are being taken apart
+
+    # ---- lanes -------------------------------------------------------------------------------------------------------
+
+    def open_lane(self, shard: int) -> None:
+        """Raises OutOfMemory, NotRunning, SegmentCorrupt."""
+        with self._opening:  # one thread at a time: the loser of a race would unmap what the winner has linked
+            generation = lib.sm_sender_generation(self.sender, shard)
+            known = self.inboxes.get(shard)
+            if known is not None and known.generation == generation:
+                return
+            inbox = self._find_inbox(shard, generation)
+            if inbox is None:
+                return
+            try:
+                inbox.reserve_lane(self.number)
+                before = inbox.counts(self.number)
+                status = lib.sm_sender_link(self.sender, shard, generation, inbox.address)
+            except BaseException:
+                inbox.close()
+                raise
+            if status < 0:
+                inbox.close()
+                if status != lib.SM_CORRUPT:
+                    return  # the seat is no longer this one's, which the call that needs the lane will find
+                raise SegmentCorrupt(
+                    f"the lane of producer {self.number} to shard {shard} contradicts itself: its head and "
+                    f"tail are further apart than the lane is long; connect again to get another seat"
+                )
+            if known is not None:
+                self._ended.append(known)
+            self.inboxes[shard] = inbox
+            self._lanes.append((inbox, before))
+
+    def _find_inbox(self, shard: int, generation: int) -> InboxSegment | None:
+        """None: the shard ended since, and its events go elsewhere by now."""
+        try:
+            return self.control.open_inbox(shard, generation)
+        except NotRunning:
+            if self.state == "running" and lib.sm_sender_generation(self.sender, shard) == generation:
+                raise
+            return None
+
+    def position(self, shard: int) -> tuple[int, int] | None:
+        """Where the lane to a shard ends, and how far its worker has come. None: there is no such lane."""
+        tail, head = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        if lib.sm_sender_position(self.sender, shard, tail, head) != lib.SM_OK:
+            return None
+        return tail[0], head[0]
+
+    def has_come_to(self, shard: int, position: int) -> bool:
+        """Whether all before it is handled. One beyond the tail was of an inbox that ended since, with empty lanes."""
+        at = self.position(shard)
+        return at is None or at[1] >= min(position, at[0])
+
+    def has_handled_all(self) -> bool:
+        return all(at is None or at[1] >= at[0] for at in map(self.position, list(self.inboxes)))
+
+    # ---- counts ------------------------------------------------------------------------------------------------------
+
+    def counts(self) -> Counts:
+        """Since the seat was taken."""
+        lanes = [(inbox.counts(self.number), before) for inbox, before in list(self._lanes)]
+        accepted, handled, quarantined, shed = (sum(now[i] - before[i] for now, before in lanes) for i in range(4))
+        new = {
+            reason: count - self._refused_before.get(reason, 0)
+            for reason, count in refused_by_reason(self.control.view_seat(self.number)).items()
+        }
+        return Counts(accepted, handled, quarantined, shed, {reason: count for reason, count in new.items() if count})
+
+
+def take_seat(control: ControlSegment) -> tuple[int, lease.Lease]:
+    for seat in range(control.max_producers):
+        held = lease.Lease.take(control.segment, lease.seat_byte(seat))
+        if held is not None:
+            return seat, held
+    raise AlreadyRunning(
+        f"engine {control.engine!r} has {control.max_producers} producers, all alive; close one or raise max_producers"
+    )

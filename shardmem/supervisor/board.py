@@ -1,0 +1,35 @@
+"""The board: what is known to the supervisor alone and stands in no word of shared memory, for whoever reads the status
+and for the supervisor that takes over. It is written with every tick, and before a command is answered that it keeps.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from shardmem.supervisor.fleet import Fleet
+from shardmem.supervisor.reload import Reload
+
+
+class Board:
+    """http: where the API listens on TCP."""
+
+    def __init__(self, fleet: Fleet, reload: Reload, http: Callable[[], str | None]) -> None:
+        self._fleet, self._reload, self._http = fleet, reload, http
+
+    def post(self) -> None:
+        """Without what is only to look at, if all is too much."""
+        fleet = self._fleet
+        board = {
+            **fleet.planner.describe(time.monotonic()),
+            "reload": self._reload.owed,
+            "limits": asdict(fleet.stuck.limits),
+            "http": self._http(),
+        }
+        extras: list[dict[str, Any]] = [{"lives": fleet.workers.describe()}, {}, {"decisions": [], "hot_slots": []}]
+        for extra in extras:
+            if fleet.control.post("decisions", json.dumps({**board, **extra}).encode()):
+                return

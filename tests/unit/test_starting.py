@@ -1,0 +1,193 @@
+"""Workers that the system refuses, that nobody counts against the handler, and spares."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from shardmem.config import Config
+from shardmem.runtime.handler import HandlerRef
+from shardmem.supervisor import spares, workers
+from shardmem.supervisor.descriptors import RESERVE, Descriptors
+from shardmem.supervisor.spares import Spares
+
+
+class Memory:
+    """The words of a control segment that starting a worker needs."""
+
+    def worker_alive(self, shard: int) -> bool:
+        return False
+
+
+class Notes(list[tuple[str, str]]):
+    def note(self, kind: str, text: str, shard: int | None = None, logged: bool = False) -> None:
+        self.append((kind, text))
+
+
+class NoDescriptors(Descriptors):
+    def __init__(self) -> None:
+        self.before, self._reserve = 1024, []
+
+
+class Started:
+    alive = ready = False
+    pid = 4711
+
+
+def test_a_start_that_the_system_refuses_is_no_crash_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = [OSError(errno.EAGAIN, "Resource temporarily unavailable"), OSError(errno.EMFILE, "Too many open files")]
+    begun: list[Any] = []
+
+    def process(*values: Any, **more: Any) -> Any:
+        if refusals:
+            raise refusals.pop(0)
+        begun.append(values)
+        return Started()
+
+    monkeypatch.setattr(workers, "WorkerProcess", process)
+    monkeypatch.setattr(workers, "REFUSED_FIRST", 0.001)
+    notes, memory = Notes(), Memory()
+
+    async def run() -> workers.Workers:
+        started: Any = workers.Workers(
+            memory,  # type: ignore[arg-type]
+            {},
+            Config.of(name="ticks", handler="module:handle"),
+            HandlerRef("module:handle"),
+            is_stopping=lambda shard: False,
+            changed=lambda: None,
+            history=notes,  # type: ignore[arg-type]
+            descriptors=NoDescriptors(),
+        )
+        started.start(0)
+        async with asyncio.timeout(60) if sys.version_info >= (3, 11) else _Anything():
+            while not begun:
+                await asyncio.sleep(0.001)
+        return started
+
+    found = asyncio.run(run())
+    assert [kind for kind, _ in notes] == ["not_done"] and "RLIMIT_NPROC" in notes[0][1]
+    assert found.failed() == {} and found.describe() == {}
+
+
+class _Anything:
+    async def __aenter__(self) -> None: ...
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+def test_a_process_can_be_started_when_all_other_descriptors_are_taken() -> None:
+    code = """
+import os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from shardmem.runtime.child import Child
+from shardmem.supervisor.descriptors import Descriptors
+descriptors = Descriptors()
+try:
+    while True: os.open("/dev/null", os.O_RDONLY)
+except OSError: pass
+try: Child("worker")
+except OSError as error: print(error.errno)
+with descriptors.lent(): child = Child("worker")
+child.kill(); print(child.wait(60))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == [str(errno.EMFILE), "-9"], done.stderr
+
+
+def test_a_supervisor_raises_its_soft_limit_of_descriptors_and_remembers_what_it_was() -> None:
+    code = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
+from shardmem.supervisor.descriptors import Descriptors
+print(Descriptors().before, *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["100", "200", "200"], done.stderr
+
+
+def test_the_reserve_is_taken_again_and_given_up_at_the_end() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    descriptors = Descriptors()
+    try:
+        kept = list(descriptors._reserve)
+        with descriptors.lent():
+            assert not any(os.path.exists(f"/proc/self/fd/{each}") for each in kept)
+        assert len(descriptors._reserve) == RESERVE
+        descriptors.close()
+        assert descriptors._reserve == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+class Waiting:
+    """A spare: the end of a pipe that says when it has imported all."""
+
+    def __init__(self, shard: int) -> None:
+        self.shard, self.ended = shard, False
+        self.read_end, self.write_end = os.pipe()
+        self.reports = self
+
+    def fileno(self) -> int:
+        return self.read_end
+
+    def read(self) -> list[Any]:
+        return [os.read(self.read_end, 100)]
+
+    def poll(self) -> int | None:
+        return 3 if self.ended else None
+
+    def kill(self) -> None:
+        self.ended = True
+
+    def wait(self) -> int:
+        return 3
+
+    def close(self) -> None:
+        os.close(self.read_end)
+        os.close(self.write_end)
+
+
+def in_loop(work: Callable[[Spares, list[Waiting]], Any]) -> None:
+    made: list[Waiting] = []
+
+    def start(shard: int) -> Any:
+        made.append(Waiting(shard))
+        return made[-1]
+
+    async def run() -> None:
+        found = Spares(asyncio.get_running_loop(), start)
+        try:
+            await work(found, made)
+        finally:
+            found.close()
+        assert found.take() is None
+
+    asyncio.run(run())
+
+
+def test_one_death_keeps_no_spare_and_the_second_does_and_no_more_import_at_once_than_help() -> None:
+    async def work(found: Spares, made: list[Waiting]) -> None:
+        found.died(5)
+        await asyncio.sleep(0.01)
+        assert made == []
+        for _ in range(10):
+            found.died(5)
+        while len(made) < spares.AT_ONCE:
+            await asyncio.sleep(0.001)
+        assert [each.shard for each in made] == [5] * spares.AT_ONCE
+        os.write(made[0].write_end, b"prepared")
+        while len(made) < spares.MOST:
+            await asyncio.sleep(0.001)
+        made[0].ended = True
+        assert found.take() is made[1]  # type: ignore[comparison-overlap]
+        made[1].close()
+
+    in_loop(work)
