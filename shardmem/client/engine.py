@@ -17,6 +17,7 @@ from shardmem.client.calls import ControlCalls
 from shardmem.client.client import Client
 from shardmem.client.engine_settings import EngineSettings, HandlerLike
 from shardmem.client.shard_news import NewsReader, OnShard, ShardNews
+from shardmem.client.state import StateAccess, StateValue
 from shardmem.config import Config
 from shardmem.errors import NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
@@ -81,6 +82,7 @@ class Engine(ControlCalls):
         self._news = ShardNews(on_shard_created, on_shard_removed)
         self._control: ControlSegment | None = None
         self._last: Status | None = None
+        self._state: StateAccess | None = None
         self._commands: Client | None = None
         self._reviving = threading.Lock()
         self._producers: weakref.WeakSet[Producer] = weakref.WeakSet()
@@ -201,6 +203,15 @@ class Engine(ControlCalls):
             raise NotRunning(f"engine {self.name!r} is not running")
         return where(self._control, key)
 
+    def state(self, name: str, key: int | str | bytes, type: Any = Any) -> StateValue | None:
+        """The last committed value of a key of a `KeyedState`, with its age; None: it has none. type: what it was
+        declared as; without it, objects are dicts and lists. Raises NotRunning."""
+        if self._control is None:
+            raise NotRunning(f"engine {self.name!r} is not running")
+        if self._state is None:
+            self._state = StateAccess(self._control.state_dir, self.name)
+        return self._state.get(name, key, type)
+
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
         """One call of the control API; once more if the supervisor is killed before it has answered."""
         return self._ask(lambda client: client.command(name, **wanted))
@@ -234,6 +245,8 @@ class Engine(ControlCalls):
             self._commands = None
         if self._control is not None:
             self._observer.close()
+            if self._state is not None:
+                self._state.close()
             self._control.close()
             self._control = None
         self._end_producers()

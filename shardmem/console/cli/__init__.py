@@ -17,6 +17,7 @@ from shardmem import __version__
 from shardmem.console.cli import ask, config, demo, doctor, gc, ingest, look, run, stop
 from shardmem.console.cli.common import AS_JSON, complain
 from shardmem.console.cli.quarantine import quarantine
+from shardmem.console.cli.state import state
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
 from shardmem.runtime.child import ExitCode
 
@@ -58,6 +59,7 @@ def main() -> None:
       shardmem move ticks 17,40-60 --to 1               the same
       shardmem where ticks AAPL                         slot and shard of a key
       shardmem quarantine list                          events that kept failing
+      shardmem state get ticks visits ann               a value of keyed state
       shardmem stop ticks
       shardmem doctor engine.toml                       check this machine
       shardmem config engine.toml                       every setting, and where it was set
@@ -85,6 +87,7 @@ for command in (
     ask.unpin,
     ask.moves,
     quarantine,
+    state,
     ingest.ingest,
     gc.gc,
     doctor.doctor,
