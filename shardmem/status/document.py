@@ -23,6 +23,7 @@ class EngineStatus(TypedDict):
     quarantine_file: str | None
     quarantine_held: int | None
     http: str | None
+    memory: str
 
 
 class SupervisorStatus(TypedDict):
@@ -57,6 +58,7 @@ class ShardStatus(TypedDict):
     in_hand_s: float | None
     lanes: int
     broken_lanes: list[int]
+    memory: str
     latency_p50_us: float | None
     latency_p99_us: float | None
     recent_p50_us: float | None
