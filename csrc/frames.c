@@ -7,7 +7,9 @@
  */
 #include "reader.h"
 
+#include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* ---- frames ----------------------------------------------------------------------------------------------------- */
 
@@ -203,10 +205,69 @@ static void open_end(sm_reader *r, uint32_t seat)
     r->open[r->open_count++] = seat;
 }
 
+/* ---- a hole is not a lane ---------------------------------------------------------------------------------------- */
+
+enum { HOLE_AGAIN_NS = 100000000 };
+
+void sm_file_of(sm_reader *r, int inbox_fd)
+{
+    struct stat file;
+    r->inbox_fd = inbox_fd >= 0 && fstat(inbox_fd, &file) == 0 ? inbox_fd : -1;
+    if (r->inbox_fd >= 0) {
+        r->inbox_device = file.st_dev;
+        r->inbox_inode = file.st_ino;
+    }
+}
+
+/* The flag is a word that anybody may have damaged, and its lane may never have been reserved: touching it would take memory,
+ * or be a SIGBUS where there is none. Its producer has reserved it and read its header before it raised the flag. What lies
+ * behind the header is reserved once more, which does nothing to what is there. A handler may have closed the descriptor, and
+ * its number be another file's by now: then the flag is believed. */
+static int is_hole(sm_reader *r, uint32_t seat)
+{
+    struct stat file;
+    off_t offset = (off_t)(SM_LANES_OFFSET + (SM_PAGE + r->lane_bytes) * seat);
+    if (r->inbox_fd < 0 || fstat(r->inbox_fd, &file) != 0 || file.st_dev != r->inbox_device ||
+        file.st_ino != r->inbox_inode)
+        return 0;
+    return sm_is_hole(r->inbox_fd, (uint64_t)offset) ||
+           posix_fallocate(r->inbox_fd, offset, (off_t)(SM_PAGE + r->lane_bytes)) != 0;
+}
+
+static void open_if_lane(sm_reader *r, uint32_t seat)
+{
+    sm_end *e = &r->ends[seat];
+    int64_t now = e->hole ? sm_clock() : 0;
+    if (now < e->look_again_ns)
+        return;
+    if (is_hole(r, seat)) {
+        r->holes += !e->hole;
+        e->hole = 1;
+        e->look_again_ns = sm_clock() + HOLE_AGAIN_NS;
+        return;
+    }
+    r->holes -= e->hole;
+    e->hole = e->reported = 0;
+    open_end(r, seat);
+}
+
+int sm_next_hole(sm_reader *r, uint32_t *seat)
+{
+    for (uint32_t i = 0; i < r->max_producers; i++) {
+        sm_end *e = &r->ends[i];
+        if (e->hole && !e->reported) {
+            e->reported = 1;
+            *seat = i;
+            return 1;
+        }
+    }
+    return 0;
+}
+
 void sm_find_open_lanes(sm_reader *r)
 {
     for (uint32_t seat = 0; seat < r->max_producers; seat++)
         if (!r->ends[seat].open &&
             atomic_load_explicit(&r->inbox->lane_open[seat], memory_order_seq_cst)) /* O2: pairs with O1 */
-            open_end(r, seat);
+            open_if_lane(r, seat);
 }

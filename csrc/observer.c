@@ -5,6 +5,7 @@
 
 #include "internal.h"
 
+/* control: its first page, or a copy of that. bytes: of the whole */
 int sm_control_read(const void *control, uint64_t bytes, sm_geometry *out, uint32_t *version)
 {
     const sm_control *c = control;
@@ -130,6 +131,16 @@ void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out)
     uint32_t bytes = read_text(&s->note_count, s->note_ns, s->note_bytes, s->note_text, SM_NOTE_BYTES, note, &noted);
     if (noted > said)
         memcpy(out->error, note, out->error_bytes = bytes);
+}
+
+uint32_t sm_open_lanes(const void *inbox, const sm_geometry *g, uint32_t *seats)
+{
+    const sm_inbox *b = inbox;
+    uint32_t n = 0;
+    for (uint32_t seat = 0; seat < g->max_producers; seat++)
+        if (GET(b->lane_open[seat]))
+            seats[n++] = seat;
+    return n;
 }
 
 /*

@@ -13,7 +13,8 @@ enum {
 };
 
 /* g: the copy that was checked when the segment was attached; the one in memory may say anything by now */
-sm_reader *sm_reader_new(void *control, const sm_geometry *g, void *inbox, uint32_t shard, uint32_t max_rows)
+sm_reader *sm_reader_new(void *control, const sm_geometry *g, void *inbox, int inbox_fd, uint32_t shard,
+                         uint32_t max_rows)
 {
     sm_reader *r = calloc(1, sizeof *r);
     if (!r)
@@ -21,6 +22,7 @@ sm_reader *sm_reader_new(void *control, const sm_geometry *g, void *inbox, uint3
     r->control = control;
     r->shard = sm_shard_at(control, shard);
     r->inbox = inbox;
+    sm_file_of(r, inbox_fd);
     r->lane_bytes = g->lane_bytes;
     r->row_bytes = g->row_bytes;
     r->keying = sm_keying_of(g);
@@ -302,7 +304,7 @@ static int choose(sm_reader *r, sm_batch *b)
             return SM_CORRUPT; /* said once; what was chosen from other lanes is valid all the same */
         }
     }
-    return SM_OK;
+    return unlikely(r->holes) && sm_next_hole(r, &b->broken_seat) ? SM_CORRUPT : SM_OK;
 }
 
 static int anything_new(sm_reader *r)

@@ -18,7 +18,9 @@ typedef struct sm_end { /* one lane, seen from here */
     uint32_t suspect_row, range; /* range: place of the open one, from 1; 0: none is open */
     uint32_t parity, moved;
     uint8_t open, broken, reported, chosen;
-    uint8_t in_hand; /* rows were taken and not yet committed */
+    uint8_t in_hand;       /* rows were taken and not yet committed */
+    uint8_t hole;          /* it is said to be open, and has no memory: nothing of it is touched */
+    int64_t look_again_ns; /* then: its producer may come yet */
 } sm_end;
 
 typedef struct sm_load sm_load;
@@ -27,6 +29,9 @@ struct sm_reader {
     sm_control *control;
     sm_shard *shard;
     sm_inbox *inbox;
+    int inbox_fd; /* -1: what of the inbox has memory cannot be asked */
+    uint64_t inbox_device, inbox_inode;
+    uint32_t holes; /* lanes that were found to be */
     uint64_t lane_bytes, row_bytes;
     sm_keying keying;
     uint32_t number, skipping, orders;
@@ -83,6 +88,8 @@ int sm_advance_head(sm_reader *r, sm_end *e);
 void sm_release(sm_end *e);
 int sm_give_up(sm_end *e);
 void sm_find_open_lanes(sm_reader *r);
+void sm_file_of(sm_reader *r, int inbox_fd);
+int sm_next_hole(sm_reader *r, uint32_t *seat); /* one that nobody has been told of */
 
 /* attempt.c */
 int sm_is_fenced(const sm_reader *r);

@@ -67,8 +67,8 @@ static inline int sm_sender_usable(const sm_sender *s)
         return SM_FORKED;
     if (unlikely(s->closed))
         return SM_CLOSED;
-    return likely(atomic_load_explicit(&s->seat->seat_incarnation, memory_order_relaxed) == s->incarnation) ? SM_OK
-                                                                                                            : SM_FENCED;
+    uint64_t lives = atomic_load_explicit(&s->seat->seat_incarnation, memory_order_relaxed);
+    return likely(lives == s->incarnation) ? SM_OK : SM_FENCED;
 }
 
 /* Lock it to write: SM_OK, or why not, and then it is not locked. */

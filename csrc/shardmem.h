@@ -89,6 +89,13 @@ int sm_control_read(const void *control, uint64_t bytes, sm_geometry *out, uint3
 int sm_inbox_format(void *inbox, const sm_geometry *geometry, uint32_t shard, uint64_t generation);
 int sm_inbox_check(const void *inbox, uint64_t bytes, const sm_geometry *geometry, uint32_t shard, uint64_t generation);
 
+/* ---- files mapped [any] ------------------------------------------------------------------------------- */
+void *sm_map(int fd, uint64_t bytes, int *error); /* NULL: errno */
+void sm_unmap(void *address, uint64_t bytes);
+int sm_is_hole(int fd, uint64_t offset);
+int sm_guard(void);                  /* this process outlives mapped files that are cut short; 0, or -errno */
+int sm_is_lost(const void *address); /* it was, and what is read there is not what was written */
+
 /* ---- leases: who lives is the kernel's word [any] ----------------------------------------------------- */
 int sm_lease_take(int fd, uint64_t byte); /* 0 taken, 1 somebody holds it, -errno */
 void *sm_lease_keep(int fd, int *error);  /* what is locked by it stays so when it is closed; NULL: errno */
@@ -179,7 +186,9 @@ typedef struct
     uint32_t seat, row, to_row, unused;
 } sm_range;
 
-sm_reader *sm_reader_new(void *control, const sm_geometry *geometry, void *inbox, uint32_t shard, uint32_t max_rows);
+/* inbox_fd: of the inbox's file, to ask what of it has memory behind it; -1: not known */
+sm_reader *sm_reader_new(void *control, const sm_geometry *geometry, void *inbox, int inbox_fd, uint32_t shard,
+                         uint32_t max_rows);
 void sm_reader_free(sm_reader *reader);
 /* may wait: not while there are orders that sm_orders did not return yet, or the shard or the engine is stopped */
 int sm_next(sm_reader *reader, int64_t spin_ns, int64_t timeout_ns, sm_batch *batch);
@@ -229,6 +238,7 @@ void sm_set_holds(void *control, uint32_t shard, uint32_t holds);
 void sm_give_orders(void *control, uint32_t shard, void *inbox); /* the worker looks at its handoffs; inbox: woken */
 void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t accepted, uint64_t handled,
                uint64_t quarantined, uint64_t shed);
+void sm_forget_retired(void *control, uint32_t shard, uint64_t generation); /* the word was damaged: it was this one */
 
 void sm_post(void *control, uint32_t board, const char *text, uint32_t bytes); /* what it decided, or what happened */
 void sm_shard_note(void *control, uint32_t shard, const char *text,
@@ -277,6 +287,7 @@ typedef struct sm_lane_view {
 void sm_view_engine(const void *control, sm_engine_view *out);
 void sm_view_seat(const void *control, uint32_t seat, sm_seat_view *out);
 void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out);
+uint32_t sm_open_lanes(const void *inbox, const sm_geometry *geometry, uint32_t *seats); /* how many */
 int sm_view_lane(const void *inbox, const sm_geometry *geometry, uint32_t seat, sm_lane_view *out);
 typedef struct sm_move_view {
     uint64_t number, since_ns, deadline_ns, drained, restored;

@@ -230,6 +230,15 @@ void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t acce
     atomic_store_explicit(&s->retired_word, generation << 1 | to, memory_order_seq_cst);
 }
 
+void sm_forget_retired(void *control, uint32_t shard, uint64_t generation)
+{
+    if (!has_shard(control, shard))
+        return;
+    _Atomic uint64_t *word = &sm_shard_at(control, shard)->retired_word;
+    uint64_t copy = atomic_load_explicit(word, memory_order_relaxed) & 1;
+    atomic_store_explicit(word, generation << 1 | copy, memory_order_seq_cst);
+}
+
 /* B1: release, the copy that is not in force; then the count that makes it so. Pairs with B2 in read_text. */
 void sm_post(void *control, uint32_t board, const char *text, uint32_t bytes)
 {

@@ -72,7 +72,10 @@ class Config:
     spin_us: int = setting(50, "the longest spin before a process sleeps", "microseconds", least=0, most=1_000_000)
     boot_timeout: float = setting(30.0, "how long a worker may take to get ready", "seconds")
     drain_timeout: float | None = setting(
-        None, "how long a stop waits for events to be handled", "seconds", unset="until all are handled"
+        None,
+        "how long a stop waits for events to be handled",
+        "seconds",
+        unset="until all are handled, or none was for a minute",
     )
     state_dir: str | None = setting(
         None,
@@ -111,7 +114,7 @@ class Config:
     checkpoint_interval: float = setting(0.5, "how often state is saved under load", "seconds")
     max_restarts: int = setting(
         10,
-        "crashes within restart_window, without an event in hand, after which a shard fails",
+        "crashes within restart_window, with no event in hand, after which a shard counts as failed; it is tried again",
         "number",
         least=0,
         most=1_000_000,

@@ -40,6 +40,9 @@ class Client(ControlCalls):
         self._control = ControlSegment.attach(name)
         self._observer = Observer(self._control)
 
+    def __repr__(self) -> str:
+        return f"<Client of engine {self.name!r}>"
+
     def status(self) -> Status:
         """The document of `shardmem status --json`. Works with the supervisor dead."""
         return self._observer.status()
@@ -213,7 +216,7 @@ def only_engine() -> str:
         return named
     names, free = engine_names(), {}
     for name in names:
-        with contextlib.suppress(PermissionError):  # another user's: it is meant only if there is no other
+        with contextlib.suppress(errors.SegmentError):  # another user's: it is meant only if there is no other
             free[name] = lease.is_free(control_name(name), lease.SUPERVISOR)
     running = [name for name, ended in free.items() if not ended]
     found = running or [*free] or names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import select
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from shardmem.client.calls import ControlCalls
 from shardmem.client.client import Client
 from shardmem.client.engine_settings import EngineSettings, HandlerLike
+from shardmem.client.revival import Revival
 from shardmem.client.shard_news import NewsReader, OnShard, ShardNews
 from shardmem.config import Config
-from shardmem.errors import NotRunning, ShardmemError
+from shardmem.errors import AlreadyRunning, NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.holders import open_holder
 from shardmem.runtime.child import Child, Report, ReportReader, SupervisorOrders, launch
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 REVIVALS = 5  # supervisors in a row that may be killed while the engine ends
+
+log = logging.getLogger("shardmem.engine")
 
 
 class Engine(ControlCalls):
@@ -74,6 +78,7 @@ class Engine(ControlCalls):
                 'put the part that makes the engine under  if __name__ == "__main__":'
             )
         self._named, self._inherited = name is not None, False
+        self._ending = self._unready = False
         self.name = name if name is not None else f"engine-{os.getpid()}-{secrets.token_hex(3)}"
         self._config = Config.of(name=self.name, handler=handler, **settings)
         self._handler = HandlerRef.of(handler)
@@ -82,9 +87,14 @@ class Engine(ControlCalls):
         self._news = ShardNews(on_shard_created, on_shard_removed)
         self._control: ControlSegment | None = None
         self._last: Status | None = None
-        self._commands: Client | None = None
-        self._reviving = threading.Lock()
+        self._revival: Revival | None = None
+        self._reviving = threading.RLock()
+        self._looking = threading.Lock()  # at the memory, which another thread may be about to let go
         self._producers: weakref.WeakSet[Producer] = weakref.WeakSet()
+
+    def __repr__(self) -> str:
+        running = "running" if self._control is not None else "not started" if self._process is None else "ended"
+        return f"<Engine {self.name!r}, {running}>"
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
@@ -97,6 +107,7 @@ class Engine(ControlCalls):
             self._end(report)
         self._control = ControlSegment.attach(self.name)
         self._observer = Observer(self._control)
+        self._revival = Revival(self)
         return self
 
     def _launch(self) -> Report | None:
@@ -126,15 +137,52 @@ class Engine(ControlCalls):
             return
         with self._reviving:
             for turn in range(REVIVALS):
-                code = self._process.poll()
-                if code is None or code >= 0:
+                if not self._was_killed():
                     return
-                self._reports.close()
-                _close_lifeline(self._process)
-                report = self._launch()
+                report = self._launch_another()
                 if not report or "ready" not in report:
                     if turn == REVIVALS - 1 or self._process.wait() >= 0:
                         self._end(report)
+
+    def _was_killed(self) -> bool:
+        """Before anybody had asked it to end, or before it could get ready in the place of one that was."""
+        assert self._process is not None
+        code = self._process.poll()
+        return code is not None and (code < 0 or self._unready)
+
+    def _launch_another(self) -> Report | None:
+        assert self._process is not None
+        self._reports.close()
+        _close_lifeline(self._process)
+        return self._launch()
+
+    def _end_revival(self) -> None:
+        """From here on whoever ends the engine sees to its supervisor."""
+        with self._reviving:
+            self._ending = True
+        if self._revival is not None:
+            self._revival.end()
+
+    # ---- for Revival -------------------------------------------------------------------------------------------------
+
+    def supervisor_pidfd(self) -> int | None:
+        with self._reviving:
+            assert self._process is not None
+            return os.dup(self._process.pidfd) if self._process.poll() is None else None
+
+    def revive(self) -> bool:
+        """Changes nothing but the supervisor: other threads are using the rest."""
+        with self._reviving:
+            assert self._process is not None
+            if self._ending or self._inherited or not self._was_killed():
+                return False
+            report = self._launch_another() or {}
+            self._unready = "ready" not in report
+            if self._unready:
+                self._process.kill()
+                self._process.wait()
+                log.error("engine %s has no supervisor: %s", self.name, report.get("error", "the last one was killed"))
+            return report.get("kind") != AlreadyRunning.__name__  # then it has one that somebody else has started
 
     def stop(self, now: bool = False) -> Status:
         """Drain, stop, and return the last status. now: do not drain. Raises HandlerError if a shard is failed then."""
@@ -147,6 +195,7 @@ class Engine(ControlCalls):
         if self._control is None:  # stopped before
             return self.status()
         self._end_producers()
+        self._end_revival()
         for _ in range(REVIVALS):
             self._revive()
             if self._process.poll() is None:
@@ -190,17 +239,19 @@ class Engine(ControlCalls):
 
     def status(self) -> Status:
         """What `shardmem status --json` prints. After the end of the engine: the last one."""
-        if self._control is None:
-            if self._last is None:
-                raise NotRunning(f"engine {self.name!r} is not running")
-            return self._last
-        return self._observer.status()
+        with self._looking:
+            if self._control is not None:
+                return self._observer.status()
+        if self._last is None:
+            raise NotRunning(f"engine {self.name!r} is not running")
+        return self._last
 
     def where(self, key: int | str | bytes) -> Where:
         """Which shard handles the events of this key. Raises ConfigError: not a key of this engine; NotRunning."""
-        if self._control is None:
-            raise NotRunning(f"engine {self.name!r} is not running")
-        return where(self._control, key)
+        with self._looking:
+            if self._control is None:
+                raise NotRunning(f"engine {self.name!r} is not running")
+            return where(self._control, key)
 
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
         """One call of the control API; once more if the supervisor is killed before it has answered."""
@@ -214,29 +265,29 @@ class Engine(ControlCalls):
         if self._control is None:
             raise NotRunning(f"engine {self.name!r} is not running")
         assert self._process is not None
-        if self._commands is None:
-            self._commands = Client(self.name)
         for _ in range(REVIVALS):
             self._revive()
+            asked = self._process
             try:
-                return command(self._commands)
+                with Client(self.name) as client:
+                    return command(client)
             except NotRunning as error:
                 said = error
                 try:
-                    if self._inherited or self._process.wait(1.0) >= 0:
+                    if self._inherited or asked.wait(1.0) >= 0:
                         raise
                 except subprocess.TimeoutExpired:
                     raise said from None  # it lives, and does not answer
         raise said
 
     def _forget_memory(self) -> None:
-        if self._commands is not None:
-            self._commands.close()
-            self._commands = None
-        if self._control is not None:
-            self._observer.close()
-            self._control.close()
-            self._control = None
+        with self._looking:
+            if self._control is not None:
+                self._observer.close()
+                self._control.close()
+                self._control = None
+        if self._revival is not None:
+            self._revival.join()
         self._end_producers()
         self._news.finish()
 
@@ -284,6 +335,7 @@ class Engine(ControlCalls):
     def _end(self, report: Report | None) -> None:
         """The supervisor ended, or never got ready: raise why."""
         assert self._process is not None
+        self._end_revival()
         _close_lifeline(self._process)
         try:
             code = self._process.wait(30)

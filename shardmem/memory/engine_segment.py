@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from shardmem.errors import ConfigError, LayoutMismatch, NotRunning, SegmentCorrupt
 from shardmem.memory import lease
+from shardmem.memory.description import Description
 from shardmem.memory.inbox_segment import PAGE, InboxSegment
 from shardmem.memory.native import ffi, lib
 from shardmem.memory.segment import Segment, control_name, engine_names, inbox_name, listed
@@ -25,30 +25,19 @@ ENGINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 class ControlSegment(Words):
     """The control segment of one engine. `create` (supervisor) or `attach` (anybody)."""
 
-    def __init__(self, segment: Segment, geometry: sm_geometry) -> None:
+    def __init__(self, segment: Segment, geometry: sm_geometry, description: Description) -> None:
         self.segment = segment
         self.geometry = geometry
         self.address = segment.address
-        self.engine = ffi.string(geometry.name).decode()
-        self._text = ffi.string(geometry.schema, geometry.schema_bytes).decode()
-        self.schema = Schema.from_json(self._text)
+        self.engine, self.schema = description.engine, description.schema
+        self.backpressure, self.state_dir = description.backpressure, description.state_dir
         self.slots: int = geometry.slots
         self.room: int = geometry.max_shards
-        self.max_shards: int = json.loads(self._text).get("max_shards", self.room)
+        self.max_shards = description.max_shards
         self.max_producers: int = geometry.max_producers
         self.lane_bytes: int = geometry.lane_bytes
 
     # ---- life --------------------------------------------------------------------------------------------------------
-
-    @property
-    def backpressure(self) -> str:
-        """What producers do on a full lane, unless they say otherwise."""
-        return str(json.loads(self._text).get("backpressure", "block"))
-
-    @property
-    def state_dir(self) -> str:
-        """Where its workers keep state and quarantine."""
-        return str(json.loads(self._text).get("state_dir", ""))
 
     @classmethod
     def create(
@@ -65,10 +54,8 @@ class ControlSegment(Words):
     ) -> ControlSegment:
         """A fresh control segment. Raises FileExistsError, OutOfMemory, ConfigError."""
         check_name(engine)
-        text = json.dumps(
-            {**schema.describe(), "backpressure": backpressure, "state_dir": state_dir, "max_shards": max_shards},
-            separators=(",", ":"),
-        ).encode()
+        description = Description(engine, schema, max_shards, backpressure, state_dir)
+        text = description.to_json()
         name = engine.encode()
         if len(text) > lib.SM_SCHEMA_BYTES:
             raise ConfigError(
@@ -108,7 +95,7 @@ class ControlSegment(Words):
             segment.close()
             raise
         lib.sm_control_format(segment.address, geometry)
-        return cls(segment, geometry)
+        return cls(segment, geometry, description)
 
     @classmethod
     def attach(cls, engine: str, wait: float = 0.0) -> ControlSegment:
@@ -134,26 +121,16 @@ class ControlSegment(Words):
     @classmethod
     def _attach(cls, engine: str) -> ControlSegment:
         segment = Segment.attach(control_name(engine))
-        geometry, version = ffi.new("sm_geometry *"), ffi.new("uint32_t *")
-        status = lib.sm_control_read(segment.address, segment.size, geometry, version)
-        if status == lib.SM_OK:
-            return cls(segment, geometry)
-        name = segment.name
-        segment.close()
-        if status == lib.SM_UNREADY:
-            raise NotRunning(f"{name} is not formatted yet")
-        if status == lib.SM_VERSION:
-            raise LayoutMismatch(
-                f"{name} has layout version {version[0]}, this shardmem reads {lib.SM_LAYOUT_VERSION}",
-                hint="Use the version that made it, or stop that engine and start it again",
-            )
-        if status == lib.SM_MAGIC:
-            raise LayoutMismatch(
-                f"{name} was not made by shardmem (wrong magic number)", hint="Remove it, or choose another name"
-            )
-        raise SegmentCorrupt(
-            f"{name} is damaged or cut short: its sizes do not follow from its geometry", hint="Remove it"
-        )
+        try:
+            geometry = _geometry_of(segment)
+            description = Description.of(segment.name, geometry)
+            if description.engine != engine:
+                raise SegmentCorrupt(f"{segment.name} says that it is engine {description.engine!r}", hint="Remove it")
+            segment.map(geometry.control_bytes)
+        except BaseException:
+            segment.close()
+            raise
+        return cls(segment, geometry, description)
 
     def close(self) -> None:
         self.segment.close()
@@ -177,14 +154,37 @@ class ControlSegment(Words):
         if generation is None:
             generation = self.view_shard(shard).generation
         segment = Segment.attach(inbox_name(self.engine, shard, generation))
-        status = lib.sm_inbox_check(segment.address, segment.size, self.geometry, shard, generation)
-        if status == lib.SM_OK:
-            return InboxSegment(self, segment, shard, generation)
-        name = segment.name
-        segment.close()
-        if status == lib.SM_UNREADY:
-            raise NotRunning(f"{name} is not formatted yet")
-        raise SegmentCorrupt(f"{name} is not the inbox of shard {shard}, generation {generation}, of this engine")
+        try:
+            status = self._check_inbox(segment, shard, generation)
+            if status == lib.SM_UNREADY:
+                raise NotRunning(f"{segment.name} is not formatted yet")
+            if status != lib.SM_OK:
+                raise SegmentCorrupt(
+                    f"{segment.name} is not the inbox of shard {shard}, generation {generation}, of this engine"
+                )
+            segment.map(self.geometry.inbox_bytes)
+        except BaseException:
+            segment.close()
+            raise
+        return InboxSegment(self, segment, shard, generation)
+
+    def has_inbox(self, shard: int, generation: int) -> bool:
+        """Whether that file is here and says itself that it is that inbox. Raises SegmentError when it cannot be
+        opened."""
+        try:
+            segment = Segment.attach(inbox_name(self.engine, shard, generation))
+        except (NotRunning, SegmentCorrupt):
+            return False
+        try:
+            return self._check_inbox(segment, shard, generation) == lib.SM_OK
+        finally:
+            segment.close()
+
+    def _check_inbox(self, segment: Segment, shard: int, generation: int) -> int:
+        header = segment.read(0, PAGE)
+        if len(header) < PAGE:
+            return lib.SM_GEOMETRY
+        return lib.sm_inbox_check(header, os.fstat(segment.descriptor).st_size, self.geometry, shard, generation)
 
 
 SPARE_SHARDS = 3
@@ -195,6 +195,39 @@ def _room(max_shards: int) -> int:
     not keep the others waiting.
     """
     return min(max_shards + SPARE_SHARDS, lib.SM_MAX_SHARDS) if max_shards >= 1 else max_shards
+
+
+def _geometry_of(segment: Segment) -> sm_geometry:
+    """As its header says, which is read and not mapped: what is shorter than it says, or never had memory, must not be
+    touched."""
+    geometry, version = ffi.new("sm_geometry *"), ffi.new("uint32_t *")
+    header, name = segment.read(0, PAGE), segment.name
+    found = os.fstat(segment.descriptor)
+    size = found.st_size if len(header) == PAGE else len(header)
+    status = lib.sm_control_read(header, size, geometry, version)
+    if status == lib.SM_UNREADY:
+        raise NotRunning(f"{name} is not formatted yet")
+    if status == lib.SM_VERSION:
+        raise LayoutMismatch(
+            f"{name} has layout version {version[0]}, this shardmem reads {lib.SM_LAYOUT_VERSION}",
+            hint="Use the version that made it, or stop that engine and start it again",
+        )
+    if status == lib.SM_MAGIC:
+        raise LayoutMismatch(
+            f"{name} was not made by shardmem (wrong magic number)", hint="Remove it, or choose another name"
+        )
+    if status != lib.SM_OK:
+        raise SegmentCorrupt(
+            f"{name} is damaged or cut short: its sizes do not follow from its geometry", hint="Remove it"
+        )
+    backed = found.st_blocks * 512
+    if backed < reserved_bytes(geometry):
+        raise SegmentCorrupt(
+            f"{name} is damaged: {backed:,} bytes of it have memory behind them, and an engine uses "
+            f"{reserved_bytes(geometry):,}",
+            hint="Remove it",
+        )
+    return geometry
 
 
 def _ranges(geometry: sm_geometry) -> list[tuple[int, int]]:
@@ -224,10 +257,15 @@ def memory_needs(
             f"slots={slots}, max_shards={max_shards}, max_producers={max_producers}, lane_bytes={lane_bytes} "
             f"do not fit together"
         )
+    return reserved_bytes(geometry), PAGE, geometry.lane_stride
+
+
+def reserved_bytes(geometry: sm_geometry) -> int:
+    """Of a control segment."""
     pages = {
         page for offset, length in _ranges(geometry) for page in range(offset // PAGE, -(-(offset + length) // PAGE))
     }
-    return PAGE * len(pages | {0}), PAGE, geometry.lane_stride
+    return PAGE * len(pages | {0})
 
 
 def check_name(engine: str) -> None:

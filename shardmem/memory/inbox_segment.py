@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from shardmem.memory.native import ffi, lib
+from shardmem.memory.refusals import refused
 from shardmem.memory.segment import Segment, inbox_name, path_of
 
 if TYPE_CHECKING:
@@ -63,7 +64,10 @@ class InboxSegment:
         except FileExistsError:
             # Left by a supervisor that was killed before it told anybody of it, or by an engine whose control segment
             # is gone. The caller holds the supervisor's lease, so nobody else is creating it now.
-            os.unlink(path_of(name))
+            try:
+                os.unlink(path_of(name))
+            except OSError as error:
+                raise refused(f"cannot remove {path_of(name)}, which is in the way", error) from error
             segment = Segment.create(name, geometry.inbox_bytes, PAGE, f"the inbox of shard {shard}")
         lib.sm_inbox_format(segment.address, geometry, shard, generation)
         return cls(control, segment, shard, generation)
@@ -78,24 +82,30 @@ class InboxSegment:
         )
 
     def lanes(self) -> list[LaneView]:
-        """The open lanes."""
-        view, found = ffi.new("sm_lane_view *"), []
-        for seat in range(self.control.max_producers):
-            lib.sm_view_lane(self.address, self.control.geometry, seat, view)
-            if view.open:
-                found.append(
-                    LaneView(
-                        seat,
-                        view.tail,
-                        view.head,
-                        view.accepted,
-                        view.handled,
-                        view.quarantined,
-                        view.shed,
-                        bool(view.broken),
-                    )
+        """The open lanes. One that is said to be open and has no memory is broken, and not looked at: that would take
+        memory, or be a SIGBUS where there is none. An inbox that was cut short has none."""
+        if not self.segment.is_whole:
+            return []
+        geometry, view, found = self.control.geometry, ffi.new("sm_lane_view *"), []
+        seats = ffi.new("uint32_t[]", self.control.max_producers)
+        for seat in seats[0 : lib.sm_open_lanes(self.address, geometry, seats)]:
+            if self.segment.is_hole(geometry.lanes_offset + geometry.lane_stride * seat):
+                found.append(LaneView(seat, 0, 0, 0, 0, 0, 0, True))
+                continue
+            lib.sm_view_lane(self.address, geometry, seat, view)
+            found.append(
+                LaneView(
+                    seat,
+                    view.tail,
+                    view.head,
+                    view.accepted,
+                    view.handled,
+                    view.quarantined,
+                    view.shed,
+                    bool(view.broken),
                 )
-        return found
+            )
+        return found if self.segment.is_whole else []
 
     def counts(self, seat: int) -> tuple[int, int, int, int]:
         """Of a lane that is reserved: accepted, handled, quarantined and shed."""

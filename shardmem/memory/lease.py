@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from shardmem.errors import SegmentError
 from shardmem.memory.native import ffi, lib
+from shardmem.memory.refusals import refused
 from shardmem.memory.segment import Segment, path_of
 
 if TYPE_CHECKING:
@@ -37,9 +38,11 @@ def shard_byte(shard: int) -> int:
 def is_free(name: str, byte: int) -> bool:
     """Whether nobody holds the lease on the file of that name, which may not be a segment yet. Takes nothing."""
     try:
-        descriptor = os.open(path_of(name), os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path_of(name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return True
+    except OSError as error:
+        raise refused(f"cannot open {path_of(name)}", error) from error
     try:
         return lib.sm_lease_held(descriptor, byte) == 0
     finally:

@@ -8,6 +8,7 @@ import numpy as np
 
 from shardmem.errors import AlreadyRunning
 from shardmem.memory.native import ffi, lib
+from shardmem.memory.refusals import out_of_memory
 
 if TYPE_CHECKING:
     from shardmem.memory.engine_segment import ControlSegment
@@ -35,9 +36,12 @@ class Reader:
 
     @classmethod
     def open(cls, control: ControlSegment, inbox: InboxSegment, batch_rows: int) -> Reader:
-        pointer = lib.sm_reader_new(control.address, control.geometry, inbox.address, inbox.shard, batch_rows)
+        descriptor = inbox.segment.descriptor
+        pointer = lib.sm_reader_new(
+            control.address, control.geometry, inbox.address, descriptor, inbox.shard, batch_rows
+        )
         if pointer == ffi.NULL:
-            raise MemoryError("no memory for the reader of the inbox")
+            raise out_of_memory(f"cannot read the inbox of shard {inbox.shard}", batch_rows * ffi.sizeof("sm_span"))
         return cls(pointer, inbox.shard)
 
     def _sound(self, status: int) -> bool:

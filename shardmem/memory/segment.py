@@ -1,147 +1,144 @@
 """A named block of shared memory: created, reserved, attached, removed.
 
-It is `multiprocessing.shared_memory.SharedMemory` with three habits taken away:
+It is a file of /dev/shm, as those of `multiprocessing.shared_memory` are, opened and mapped here: there, an attach that
+fails removes the segment of whoever runs (`SharedMemory.__init__` unlinks when mmap says no), the resource tracker
+removes what others still use (cpython#82300), a destructor unmaps under views, and each mapping costs two descriptors.
+So:
 
-- its resource tracker unlinks segments that others still use (cpython#82300), so the tracker never hears of ours;
-- `ftruncate` promises memory that a full /dev/shm does not have, and the promise ends in a SIGBUS at first touch, so
-  every range is reserved with `posix_fallocate` before it is touched;
-- closing while a view exists raises from a destructor, so only `close` unmaps, and only its owner calls it.
+- nothing but `unlink` and a `create` that failed removes a name;
+- every range is reserved with `posix_fallocate` before it is touched: `ftruncate` promises memory that a full /dev/shm
+  does not have, and the promise ends in a SIGBUS;
+- what is attached to is a regular file, of the user who attaches (root may look at those of others), private, and read
+  through its descriptor before it is mapped;
+- only `close` unmaps, and only the owner of the object calls it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import sys
-import threading
-from multiprocessing import shared_memory
+import stat
 
-from shardmem.errors import NotRunning, OutOfMemory, SegmentError
+from shardmem.errors import NotRunning, SegmentCorrupt, SegmentError
 from shardmem.memory.native import ffi, lib
+from shardmem.memory.refusals import SHM_DIRECTORY as SHM_DIRECTORY
+from shardmem.memory.refusals import refused
 
-SHM_DIRECTORY = "/dev/shm"
 PREFIX = "shardmem."
+GENERATIONS = 10**14  # no inbox is the one of so many: a word that says so is damaged
 LISTED = 8  # names of engines in one message
-
-_untracked_lock = threading.Lock()
-
-
-def _fresh_lock() -> None:
-    global _untracked_lock
-    _untracked_lock = threading.Lock()  # another thread of the parent may have held it
-
-
-os.register_at_fork(after_in_child=_fresh_lock)
-
-
-class _NoTracker:
-    """Stands in for multiprocessing's resource_tracker module while one of our segments is opened."""
-
-    @staticmethod
-    def register(name: str, kind: str) -> None: ...
-
-    @staticmethod
-    def unregister(name: str, kind: str) -> None: ...
-
-
-class _SharedMemory(shared_memory.SharedMemory):
-    def __init__(self, name: str, create: bool = False, size: int = 0) -> None:
-        if sys.version_info >= (3, 13):
-            super().__init__(name, create, size, track=False)
-            return
-        # Before 3.13 there is no track=False. Registering and unregistering afterwards would start a tracker process
-        # in every producer, and two processes that share a tracker would unregister twice, which it reports with a
-        # traceback. So the module is swapped for the length of one constructor, under a lock.
-        with _untracked_lock:
-            kept, shared_memory.resource_tracker = shared_memory.resource_tracker, _NoTracker  # type: ignore
-            try:
-                super().__init__(name, create, size)
-            finally:
-                shared_memory.resource_tracker = kept  # type: ignore
-
-    @property
-    def descriptor(self) -> int:
-        return int(self._fd)  # type: ignore[attr-defined]  # typeshed has public names only
-
-    def __del__(self) -> None:
-        pass  # nothing is unmapped behind the back of a view; Segment.close does it when there is none
+_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO of that name must not keep anybody waiting
+_NOT_A_FILE = {errno.ELOOP: "a symbolic link", errno.EISDIR: "a directory", errno.ENXIO: "a socket or a device"}
 
 
 class Segment:
-    """One mapped segment. Use `create` or `attach`.
+    """Use `create` or `attach`; what was attached is mapped by `map`.
 
     name: the file's name below /dev/shm. size: bytes mapped (not all of them reserved). address: cffi `void *`.
     """
 
-    def __init__(self, memory: _SharedMemory) -> None:
-        self._memory: _SharedMemory | None = memory
-        self.name = memory.name
-        self.size = memory.size
-        # The address alone: a buffer export that is kept would be cleared by the cycle collector in any order, and the
-        # interpreter crashed on a memoryview that went before it.
-        assert memory.buf is not None
-        pin = ffi.from_buffer(memory.buf)
-        self.address = ffi.cast("void *", int(ffi.cast("uintptr_t", pin)))
-        ffi.release(pin)
+    def __init__(self, name: str, descriptor: int) -> None:
+        self.name, self.descriptor, self.size, self.address = name, descriptor, 0, ffi.NULL
+        found = os.fstat(descriptor)
+        self._inode = (found.st_dev, found.st_ino)
 
     @classmethod
     def create(cls, name: str, size: int, reserve: int, what: str) -> Segment:
         """A fresh, zero-filled segment of `size` bytes of which the first `reserve` are backed by memory.
 
-        Raises FileExistsError when the name is taken, OutOfMemory (nothing is left behind), SegmentError.
+        Raises FileExistsError when the name is taken, OutOfMemory, SegmentError; then nothing is left behind.
         """
+        doing = f"cannot create {path_of(name)}"
         try:
-            segment = cls(_SharedMemory(name, create=True, size=size))
+            descriptor = os.open(path_of(name), _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             raise
         except OSError as error:
-            raise SegmentError(
-                f"cannot create {path_of(name)}: {error.strerror} (errno {error.errno}); shardmem needs "
-                f"a writable {SHM_DIRECTORY}"
-            ) from error
+            raise refused(doing, error, what=what) from error
         try:
+            segment = cls(name, descriptor)
+            os.fchmod(descriptor, 0o600)  # whatever the umask took away
+            os.ftruncate(descriptor, size)
             segment.reserve(0, reserve, what)
-        except BaseException:
-            segment.unlink()
-            segment.close()
+            segment.map(size)
+        except BaseException as error:
+            os.unlink(path_of(name))
+            os.close(descriptor)
+            if isinstance(error, OSError):
+                raise refused(doing, error, what=what, need=size) from error
             raise
         return segment
 
     @classmethod
     def attach(cls, name: str) -> Segment:
-        """Map an existing segment. Raises NotRunning when there is none, SegmentError when it cannot be opened."""
+        """An existing segment, opened and not mapped. Raises NotRunning when there is none, SegmentError when it cannot
+        be opened or is not to be trusted."""
+        path = path_of(name)
         try:
-            return cls(_SharedMemory(name))
+            descriptor = os.open(path, _FLAGS)
         except FileNotFoundError:
-            raise NotRunning(f"there is no {path_of(name)}") from None
+            raise NotRunning(f"there is no {path}") from None
         except PermissionError:
-            owner = os.stat(path_of(name)).st_uid
-            raise SegmentError(
-                f"engine {name.removeprefix(PREFIX).partition('.')[0]!r} belongs to uid {owner}, and this process "
-                f"runs as uid {os.getuid()}: run this as that user; its segments are private (mode 0600)"
-            ) from None
-        except ValueError:  # an empty file: its creator is between shm_open and ftruncate, or died there
+            raise _of_another_user(name) from None
+        except OSError as error:
+            if error.errno in _NOT_A_FILE:
+                raise _not_a_segment(path, _NOT_A_FILE[error.errno]) from None
+            raise refused(f"cannot open {path}", error) from error
+        try:
+            segment = cls(name, descriptor)
+            segment._check_trusted()
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return segment
+
+    def _check_trusted(self) -> None:
+        """Names in /dev/shm are first come, first served: another user may have been first."""
+        found, path = os.fstat(self.descriptor), path_of(self.name)
+        if not stat.S_ISREG(found.st_mode):
+            raise _not_a_segment(path, "not a regular file")
+        if os.geteuid() not in (0, found.st_uid):
+            raise _of_another_user(self.name, found.st_uid)
+        if not found.st_size:  # its creator is between open and ftruncate, or died there
             raise NotRunning(
-                f"{path_of(name)} is empty: it is being created right now, or its creator was killed "
-                f"in the act; then remove it"
-            ) from None
+                f"{path} is empty: it is being created right now, or its creator was killed in the act; then remove it"
+            )
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A copy, by its descriptor: neither a hole nor a file that is cut short is a SIGBUS there."""
+        return os.pread(self.descriptor, length, offset)
+
+    def map(self, size: int) -> None:
+        """Raises SegmentCorrupt when it is shorter than that, SegmentError when others can open it, or the system
+        refuses."""
+        found, path = os.fstat(self.descriptor), path_of(self.name)
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            raise SegmentError(
+                f"{path} is open to other users (mode {stat.S_IMODE(found.st_mode):04o}, owner uid {found.st_uid}); "
+                f"segments are private (mode 0600)",
+                hint=f"Somebody has changed its mode, and others may have read and written it. If you trust it: "
+                f"`chmod 600 {path}`",
+            )
+        if found.st_size < size:
+            raise SegmentCorrupt(f"{path} is cut short: it has {found.st_size:,} bytes of {size:,}")
+        error = ffi.new("int *")
+        address = lib.sm_map(self.descriptor, size, error)
+        if address == ffi.NULL:
+            raise refused(f"cannot map {path}", OSError(error[0], os.strerror(error[0])), need=size) from None
+        self.size, self.address = size, address
 
     def reserve(self, offset: int, length: int, what: str) -> None:
         """Back the range with memory now. Raises OutOfMemory and leaves everything as it was if there is none."""
         try:
             os.posix_fallocate(self.descriptor, offset, length)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
-                raise SegmentError(
-                    f"cannot reserve {length:,} bytes in {path_of(self.name)}: {error.strerror}"
-                ) from error
-            space = os.statvfs(SHM_DIRECTORY)
-            raise OutOfMemory.of_segment(what, length, space.f_bavail * space.f_frsize, SHM_DIRECTORY) from None
+            doing = f"cannot reserve {length:,} bytes in {path_of(self.name)}"
+            raise refused(doing, error, what=what, need=length) from error
 
-    @property
-    def descriptor(self) -> int:
-        assert self._memory is not None
-        return self._memory.descriptor
+    def is_hole(self, offset: int) -> bool:
+        """Whether the page there has no memory behind it, or was reserved and never touched."""
+        return bool(lib.sm_is_hole(self.descriptor, offset))
 
     @property
     def owner(self) -> int:
@@ -150,15 +147,38 @@ class Segment:
 
     def reopen(self) -> int:
         """A new open file description of the same file, whoever owns the name by now. The caller closes it."""
-        return os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise refused(f"cannot open {path_of(self.name)} again", error) from error
 
     def is_current(self) -> bool:
         """Whether the name still means this segment."""
         try:
-            ours, theirs = os.fstat(self.descriptor), os.stat(path_of(self.name))
+            found = os.lstat(path_of(self.name))
         except FileNotFoundError:
             return False
-        return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+        return self._inode == (found.st_dev, found.st_ino)
+
+    def trouble(self) -> str:
+        """What somebody has done to the file since it was mapped; empty: nothing. What was cut off is a SIGBUS at the
+        next touch, or empty pages in a process that outlives that (`outlive_lost_memory`)."""
+        there, path = os.fstat(self.descriptor).st_size, path_of(self.name)
+        if there < self.size or lib.sm_is_lost(self.address):
+            return f"{path} was cut short while it was in use: it has {there:,} bytes of {self.size:,}"
+        return "" if self.is_current() else f"{path} was removed while it was in use"
+
+    @property
+    def is_whole(self) -> bool:
+        """False: it was cut short, and what is read of it is not what was written."""
+        return os.fstat(self.descriptor).st_size >= self.size and not lib.sm_is_lost(self.address)
+
+    def check_whole(self) -> None:
+        """Raises SegmentCorrupt."""
+        if not self.is_whole:
+            raise SegmentCorrupt(
+                f"{self.trouble()}; what it held is lost", hint="Look for a program that truncates files in /dev/shm"
+            )
 
     def make_read_only(self) -> None:
         """For this process and for good; others go on writing."""
@@ -167,15 +187,40 @@ class Segment:
     def unlink(self) -> None:
         """Remove the name; mappings live on. Not an error when it is gone, or when somebody else took it since."""
         if self.is_current():
-            os.unlink(path_of(self.name))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path_of(self.name))
 
     def close(self) -> None:
         """Unmap. The caller knows that nobody in this process uses an address or a view of it any more."""
-        memory, self._memory = self._memory, None
-        if memory is None:
-            return
-        self.address = ffi.NULL
-        memory.close()
+        self.let_go()
+        address, self.address = self.address, ffi.NULL
+        if address != ffi.NULL:
+            lib.sm_unmap(address, self.size)
+
+    def let_go(self) -> None:
+        """Close the descriptor; what is mapped stays so."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def outlive_lost_memory() -> None:
+    """From here on, segments that are cut short by somebody else do not end this process: `check_whole` says so."""
+    lib.sm_guard()
+
+
+def _of_another_user(name: str, owner: int | None = None) -> SegmentError:
+    if owner is None:
+        with contextlib.suppress(OSError):
+            owner = os.lstat(path_of(name)).st_uid
+    return SegmentError(
+        f"engine {name.removeprefix(PREFIX).partition('.')[0]!r} belongs to uid {owner}, and this process "
+        f"runs as uid {os.geteuid()}: run this as that user; its segments are private (mode 0600)"
+    )
+
+
+def _not_a_segment(path: str, kind: str) -> SegmentCorrupt:
+    return SegmentCorrupt(f"{path} is {kind}, not a segment of shardmem", hint="Remove it, or choose another name")
 
 
 def path_of(name: str) -> str:
@@ -194,6 +239,13 @@ def inbox_files(engine: str) -> list[str]:
     """Inboxes of an engine that are here, whether or not its control segment knows of them."""
     prefix = f"{PREFIX}{engine}.inbox."
     return sorted(entry for entry in os.listdir(SHM_DIRECTORY) if entry.startswith(prefix))
+
+
+def inboxes_of(engine: str, shard: int) -> list[int]:
+    """Generations of the files that are here, in ascending order; numbers that nobody comes to are nobody's."""
+    prefix = f"{PREFIX}{engine}.inbox.{shard}."
+    ends = (entry[len(prefix) :] for entry in os.listdir(SHM_DIRECTORY) if entry.startswith(prefix))
+    return sorted(int(end) for end in ends if end.isdecimal() and end.isascii() and len(end) < 15)
 
 
 def engine_names() -> list[str]:

@@ -254,6 +254,10 @@ class Words:
         """The counts of an inbox that is about to go."""
         lib.sm_retire(self.address, shard, generation, accepted, handled, quarantined, shed)
 
+    def forget_retired(self, shard: int, generation: int) -> None:
+        """The word that says which was the last inbox to go was damaged: it was this one."""
+        lib.sm_forget_retired(self.address, shard, generation)
+
     def post(self, board: str, text: bytes) -> bool:
         """False: it is too long for the board, which says what it said."""
         if len(text) > BOARD_BYTES:

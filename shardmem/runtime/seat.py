@@ -10,6 +10,7 @@ from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import REASONS, ffi, lib
+from shardmem.memory.refusals import out_of_memory
 from shardmem.memory.words import refused_by_reason
 
 
@@ -53,7 +54,7 @@ class Seat:
         self.sender = lib.sm_sender_new(control.address, control.geometry, self.number)
         if self.sender == ffi.NULL:
             self._lease.release()
-            raise MemoryError("no memory for a sender")
+            raise out_of_memory(f"cannot push into engine {control.engine!r}", 0)
         self.control = control
         self.incarnation = control.view_seat(self.number).incarnation
         self.inboxes: dict[int, InboxSegment] = {}

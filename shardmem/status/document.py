@@ -24,6 +24,7 @@ class EngineStatus(TypedDict):
     quarantine_held: int | None
     http: str | None
     socket: str | None
+    memory: str
 
 
 class SupervisorStatus(TypedDict):
@@ -58,6 +59,7 @@ class ShardStatus(TypedDict):
     in_hand_s: float | None
     lanes: int
     broken_lanes: list[int]
+    memory: str
     latency_p50_us: float | None
     latency_p99_us: float | None
     recent_p50_us: float | None

@@ -44,6 +44,8 @@ HISTORY_KINDS = {
     "moved": "info",
     "late": "warning",
     "lane_broken": "error",
+    "memory_lost": "error",
+    "memory_damaged": "error",
     "quarantined": "warning",
     "replayed": "info",
     "purged": "info",

@@ -102,7 +102,15 @@ def _engine(document: Status) -> Iterator[Finding]:
             f"shardmem stop {name} --now",
             _order("stop", now=True),
         )
-    elif engine["state"] == "stopped":
+    if engine["memory"]:
+        yield finding(
+            "error",
+            "memory_lost",
+            f"{engine['memory']}: no process can join the engine any more, and nobody finds it.",
+            "The supervisor ends it when what it holds is handled. Run it again, and look for what removes files of "
+            "/dev/shm: a cleaning script, RemoveIPC= of systemd, a container that shares it.",
+        )
+    if engine["state"] == "stopped":
         yield finding(
             "error",
             "stopped",
@@ -150,6 +158,15 @@ def _goes_on(document: Status) -> bool:
 def _shards(document: Status) -> Iterator[Finding]:
     for shard in document["shards"]:
         yield from _shard(document, shard)
+        if shard["memory"]:
+            yield finding(
+                "error",
+                "memory_lost",
+                f"{shard['memory']}: it is the inbox of shard {shard['id']}.",
+                "The supervisor gives the shard new memory. Its worker, if it lives and can, hands over what it has "
+                "first; else the events there are lost.",
+                shard=shard["id"],
+            )
         if shard["broken_lanes"]:
             yield finding(
                 "error",

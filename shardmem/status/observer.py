@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from shardmem.config import quarantine_file
-from shardmem.errors import NotRunning, ShardmemError
+from shardmem.errors import NotRunning, SegmentCorrupt, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment, LaneView
 from shardmem.memory.native import PHASES, SHARD_STATES
@@ -45,6 +45,7 @@ class Observer:
     def __init__(self, control: ControlSegment) -> None:
         self.control = control
         self._inboxes: dict[tuple[int, int], InboxSegment] = {}
+        self._unreadable: dict[tuple[int, int], str] = {}
         self._readings: deque[Reading] = deque()
         self._losses: deque[tuple[float, dict[str, int], int]] = deque()
         self._held: tuple[float, Any, int | None] = (-COUNTED, None, None)
@@ -56,14 +57,24 @@ class Observer:
         self._inboxes = {}
 
     def inbox(self, shard: int, generation: int) -> InboxSegment | None:
-        """The mapped inbox, or None when it is gone."""
+        """The mapped inbox, or None when it is gone, or is not what it should be: then other shards are read all the
+        same. Raises SegmentError only when the system refuses to map it."""
         found = self._inboxes.get((shard, generation))
         if found is None:
+            self._unreadable.pop((shard, generation), None)
             try:
                 found = self._inboxes[shard, generation] = self.control.open_inbox(shard, generation)
-            except NotRunning:
+            except (NotRunning, SegmentCorrupt) as error:
+                self._unreadable[shard, generation] = str(error)
                 return None
         return found
+
+    def trouble(self, shard: int, view: Any) -> str:
+        """What is wrong with the memory of a shard, after `inbox`; empty: nothing, or it is removed as it should be."""
+        if view.generation <= view.retired_generation or self.control.state == "stopped":
+            return ""
+        inbox = self._inboxes.get((shard, view.generation))
+        return inbox.segment.trouble() if inbox else self._unreadable.get((shard, view.generation), "")
 
     def forget(self, shard: int) -> None:
         """The shard's inbox has been removed."""
@@ -79,8 +90,10 @@ class Observer:
         return found
 
     def status(self) -> Status:
-        """The document that `status()`, `shardmem status --json` and everything else shows."""
+        """The document that `status()`, `shardmem status --json` and everything else shows. Raises SegmentCorrupt when
+        the control segment has been cut short, SegmentError when the system refuses to map an inbox."""
         control = self.control
+        control.segment.check_whole()
         reading, last = self._next_reading()
         board, alive = self.board(), control.supervisor_alive()
         looks = [self._look(shard) for shard in range(control.room)]
@@ -110,6 +123,7 @@ class Observer:
         }
         lately = self._lately(reading.at, accounting["refused"], sum(accounting["shed"].values()))
         document["findings"] = findings(document, lately)
+        control.segment.check_whole()  # as all of it was read
         return document
 
     def _engine(self, shards: list[ShardStatus], now: float, board: dict[str, Any]) -> EngineStatus:
@@ -132,6 +146,7 @@ class Observer:
             "quarantine_held": self._quarantine_held(now),
             "http": board.get("http"),
             "socket": board.get("socket"),
+            "memory": "" if control.state == "stopped" else control.segment.trouble(),
         }
 
     def _supervisor(self, alive: bool) -> SupervisorStatus:
@@ -406,6 +421,7 @@ class Observer:
             "in_hand_s": in_hand,
             "lanes": len(lanes),
             "broken_lanes": [lane.seat for lane in lanes if lane.broken],
+            "memory": self.trouble(shard, view),
             "latency_p50_us": quantile_us(look.latency, 0.50),
             "latency_p99_us": quantile_us(look.latency, 0.99),
             "recent_p50_us": quantile_us(recent, 0.50),

@@ -92,6 +92,13 @@ class Life:
             self.exit_code = ExitCode.OK if self.has_run and self.was_asked else exit_code
         self.shutdown = Shutdown.NOW
 
+    def end(self, error: ShardmemError) -> None:
+        """The engine has to end, and can do so in good order: what it holds is handled first."""
+        if self.error is None:
+            self.error, self.exit_code = error, ExitCode.FAILED
+        self.shutdown = max(self.shutdown, Shutdown.DRAIN)
+        self.wake()
+
     # ---- news -------------------------------------------------------------------------------------------------------
 
     def wake(self) -> None:

@@ -42,7 +42,7 @@ FIXED = (
     "http_token",
 )
 AT_ONCE, TAKES_LONG = 3, 1.0  # replacements, when one takes longer than so many seconds
-LOOK = 0.25  # seconds between two looks for what has failed meanwhile
+LOOK = 0.1  # seconds between two looks for what has failed meanwhile, or has booted
 
 log = logging.getLogger("shardmem.reload")
 
@@ -161,17 +161,18 @@ class Reload:
             self._left = {shard: life for shard, life in self._left.items() if only.get(shard) == life}
         running: set[asyncio.Task[dict[str, int] | None]] = set()
         reloaded: list[dict[str, int]] = []
+        began = 0.0
         try:
             while self._left or running:
                 # what fails meanwhile waits for nobody: others may wait for it
                 urgent = [shard for shard in self._left if shard in revived or shard in shards.in_state("failed")]
-                if urgent or self._left and len(running) < AT_ONCE:
-                    shard = (urgent or list(self._left))[0]
+                # one that cannot boot is the last that is tried, so the next begins when it has
+                goes_on = not shards.succeeding and time.monotonic() - began > TAKES_LONG and len(running) < AT_ONCE
+                if urgent or self._left and (goes_on or not running):
+                    shard, began = (urgent or list(self._left))[0], time.monotonic()
                     running.add(asyncio.create_task(self._renew(shard, self._left.pop(shard), shard in revived)))
                 done, running = await asyncio.wait(
-                    running,
-                    timeout=0 if urgent else TAKES_LONG if len(running) < AT_ONCE else LOOK,
-                    return_when=asyncio.FIRST_COMPLETED,
+                    running, timeout=0 if urgent else LOOK, return_when=asyncio.FIRST_COMPLETED
                 )
                 reloaded += _results(done)
         finally:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from shardmem.errors import HandlerError, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.handoff_table import HandoffTable
-from shardmem.memory.inbox_segment import InboxSegment
+from shardmem.memory.inbox_segment import InboxSegment, LaneView
 from shardmem.memory.native import point
 from shardmem.memory.words import now_ns
 from shardmem.policy import ShardState
@@ -24,6 +24,7 @@ from shardmem.supervisor.carrier import Marks
 from shardmem.supervisor.changes import Superseded
 from shardmem.supervisor.history import History
 from shardmem.supervisor.planner import Planner, ShardFact
+from shardmem.supervisor.recovery import next_generation
 from shardmem.supervisor.workers import Workers
 
 FULL_WEIGHT = 1000  # of a shard that is idle; keyless events are drawn by weight
@@ -83,7 +84,7 @@ class Shards:
         made = []
         try:
             for shard in added:
-                generation = self.control.view_shard(shard).generation + 1
+                generation = next_generation(self.control, shard)
                 self.inboxes[shard] = InboxSegment.create(self.control, shard, generation)
                 made.append(shard)
                 self.control.set_shard_generation(shard, generation)
@@ -307,6 +308,25 @@ class Shards:
         else:
             self._planner.left(shard)
             mapper.remove_specific_stopped_shard(shard)
+
+    # ---- an inbox that is no more ------------------------------------------------------------------------------------
+
+    def renew_inbox(self, shard: int, last_known: list[LaneView]) -> int:
+        """A shard without a worker gets an empty inbox, which its next worker and the producers find by its generation.
+        last_known: the lanes of the old one. How many events that only the old one held are lost: they count as shed.
+        Raises OutOfMemory, SegmentError; then nothing has changed."""
+        old, generation = self.inboxes[shard], next_generation(self.control, shard)
+        new = InboxSegment.create(self.control, shard, generation)
+        counts = [sum(getattr(lane, name) for lane in last_known) for name in ("accepted", "handled", "quarantined")]
+        shed = counts[0] - counts[1] - counts[2]
+        lost = max(0, sum(lane.in_flight for lane in last_known))
+        self.control.retire(shard, old.generation, *(count & (1 << 64) - 1 for count in (*counts, shed)))
+        self.inboxes[shard] = new
+        self.control.set_shard_generation(shard, generation)
+        self._observer.forget(shard)
+        old.segment.unlink()
+        old.close()
+        return lost
 
     # ---- what an earlier supervisor had begun ------------------------------------------------------------------------
 

@@ -159,9 +159,14 @@ class Stages:
                 fleet.stuck.end_now(living)
             await self._life.wait(STOP_POLL)
 
-    def finish(self, keep_unfinished: bool) -> Status:
-        """The last status document. The segments go, unless events are left in them that the next run is to handle."""
+    def finish(self, keep_unfinished: bool) -> Status | None:
+        """The last status document; None: the memory is gone. The segments go, unless events are left in them that the
+        next run is to handle."""
         fleet, life = self._fleet, self._life
+        if not fleet.control.segment.is_whole:
+            self._takeover.remove_segments(fleet.config)
+            log.error("%s", life.error)
+            return None
         if (failure := self._draining.failure()) is not None:
             life.fail(failure, ExitCode.FAILED if life.has_run else ExitCode.BOOT)
         status = fleet.observer.status()
@@ -180,10 +185,13 @@ class Stages:
                     f"{broken}; {outcome['accounting']['in_flight']} events in flight"
                 )
             )
-        if keep_unfinished and (self._draining.has_senders or fleet.has_unread_lanes()):
-            what = left or "a producer inside a send"
+        unread = self._draining.has_senders or fleet.has_unread_lanes()
+        what = left or "a producer inside a send"
+        if keep_unfinished and unread and fleet.control.segment.is_current():
             log.warning("engine %s stopped with %s; its memory stays for the next run", fleet.config.name, what)
         else:
+            if keep_unfinished and unread:
+                log.error("engine %s stopped with %s, lost: its memory was removed", fleet.config.name, what)
             self._takeover.remove_segments(fleet.config)
         fleet.observer.close()
         if life.error is not None and (life.has_run or not fleet.workers.have_logged_reason()):

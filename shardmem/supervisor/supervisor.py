@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, ConfigError, LayoutMismatch, ShardmemError
 from shardmem.http.server import Api
+from shardmem.memory.segment import outlive_lost_memory
 from shardmem.private_files import make_directory
 from shardmem.runtime.child import ExitCode
 from shardmem.runtime.handler import HandlerRef
@@ -33,6 +34,7 @@ from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
 from shardmem.supervisor.reload import Reload
 from shardmem.supervisor.replacements import Replacements
+from shardmem.supervisor.segments import SegmentWatch
 from shardmem.supervisor.stages import Stages
 from shardmem.supervisor.takeover import Takeover
 from shardmem.supervisor.upkeep import Upkeep
@@ -77,6 +79,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Exit code: 0 as asked, 1 failed, 2 configuration, 3 a worker cannot boot, 4 already running."""
+        outlive_lost_memory()
         try:
             takeover, fleet = self._open()
         except ShardmemError as error:
@@ -105,8 +108,9 @@ class Supervisor:
             on_ready=self._on_ready,
         )
         with self._signals(commands, reload, background):
+            watch = SegmentWatch(fleet, self._life, replacements, background)
             watching = [
-                Background().start("looking after the workers", self._watch_workers(fleet)),
+                Background().start("looking after the workers", self._watch_workers(fleet, watch)),
                 Background().start("the upkeep of files", Upkeep(self._api, self._config).run()),
             ]
             try:
@@ -165,11 +169,12 @@ class Supervisor:
             descriptors=self._descriptors,
         )
 
-    async def _watch_workers(self, fleet: Fleet) -> None:
+    async def _watch_workers(self, fleet: Fleet, watch: SegmentWatch) -> None:
         """As long as there are workers, while the engine drains too."""
         while True:
             fleet.control.beat()
             try:
+                watch.look()
                 fleet.stuck.look()
             except Exception:
                 log.exception("a look after the workers failed; the next one is soon")

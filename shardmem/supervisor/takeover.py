@@ -38,6 +38,7 @@ from shardmem.runtime import logs
 from shardmem.status.health import hangs
 from shardmem.status.observer import Observer
 from shardmem.supervisor.history import History
+from shardmem.supervisor.recovery import mend_words
 
 NO_SHARD = 0xFFFF
 HELD_BRIEFLY = 0.3  # seconds: `shardmem gc` takes the lease of an engine while it looks whether anybody holds it
@@ -78,7 +79,10 @@ class Takeover:
         """Look at what is there, and finish what a killed supervisor had begun. Raises ConfigError: it does not fit."""
         if not self.fresh:
             check_fit(self.control, config)
+            mended = mend_words(self.control)
             self.history.take_up(*self.observer.history(), self.observer.status())
+            for shard, text in mended:
+                self.history.note("memory_damaged", text, shard)
         _find_shards(self, config, strategy)
         if not self.fresh:
             self.left = sum(self.observer.in_flight().values())
@@ -233,7 +237,8 @@ def _find_shards(takeover: Takeover, config: Config, strategy: Strategy) -> None
             takeover.draining.append(shard)
     unowned = np.flatnonzero(owners == NO_SHARD).tolist()
     if unowned:  # the table is written last, so as long as it has gaps the shards may have too
-        for shard in set(range(config.start_shards)) - set(takeover.inboxes):
+        missing = set() if takeover.running and takeover.inboxes else set(range(config.start_shards))
+        for shard in missing - set(takeover.inboxes):
             takeover.inboxes[shard] = InboxSegment.create(control, shard, 1)
             control.set_shard_generation(shard, 1)
             control.set_shard_weight(shard, 1000)
@@ -267,7 +272,7 @@ def _finish_removals(control: ControlSegment) -> None:
     """Shards whose counts are kept already: only their inbox and their state are left."""
     for shard in control.known_shards():
         view = control.view_shard(shard)
-        if view.generation <= view.retired_generation:
+        if view.generation <= view.retired_generation and control.shard_state(shard) == "stopped":
             _unlink(inbox_name(control.engine, shard, view.generation))
             control.set_shard_state(shard, "none")
 
@@ -287,6 +292,8 @@ def _unlink(name: str) -> None:
         os.unlink(path_of(name))
     except FileNotFoundError:
         pass
+    except OSError as error:  # somebody put a directory there: it is in nobody's way
+        log.warning("%s cannot be removed: %s", path_of(name), error.strerror)
 
 
 def _shards_of_handoffs(control: ControlSegment) -> set[int]:

@@ -145,7 +145,7 @@ static inline void leave_seat(engine *e, sm_sender *s, uint32_t seat)
 static inline sm_reader *take_shard(engine *e, uint32_t shard, uint32_t max_rows)
 {
     sm_worker_enter(e->control, shard, getpid(), (uint64_t)sm_now_ns());
-    sm_reader *r = sm_reader_new(e->control, &e->g, e->inbox[shard], shard, max_rows);
+    sm_reader *r = sm_reader_new(e->control, &e->g, e->inbox[shard], -1, shard, max_rows);
     CHECK(r, "no memory for a reader");
     sm_worker_phase(e->control, shard, SM_PHASE_READY);
     return r;

@@ -57,6 +57,7 @@ def test_where_says_slot_and_shard_of_a_key_with_the_supervisor_dead(rig: Rig, e
     with rig.engine(engine_name, shards=2, slots=SLOTS) as engine:
         shards = {shard["id"]: shard for shard in engine.status()["shards"]}
         expected = engine.where("AAPL")
+        engine._end_revival()
         os.kill(engine.status()["supervisor"]["pid"], signal.SIGKILL)
         wait_until(lambda: not engine.status()["supervisor"]["alive"], "the supervisor is dead")
         found = json.loads(cli("where", engine_name, "AAPL", "--json").stdout)

@@ -93,10 +93,10 @@ def test_a_supervisor_that_takes_over_tells_of_new_shards_only(rig: Rig, engine_
     assert told == [0, 1]
 
 
-def test_without_callbacks_there_are_no_threads_and_what_cannot_be_called_is_refused(
+def test_without_callbacks_there_are_no_threads_for_them_and_what_cannot_be_called_is_refused(
     rig: Rig, engine_name: str
 ) -> None:
     with rig.engine(engine_name, shards=1):
-        assert not threads()
+        assert threads() == {"shardmem-supervisor"}
     with pytest.raises(ConfigError, match="on_shard_created='no function' is not callable"):
         rig.engine(engine_name, on_shard_created="no function")

@@ -127,6 +127,7 @@ def copy(left: dict[str, bytes], engine_name: str) -> Iterator[Path]:
     """The same under the name of this test; the path of the control segment."""
     for end in (".control", ".inbox.0.1"):
         data = left[end].replace(left["name"].ljust(96, b"\0"), engine_name.encode().ljust(96, b"\0"))
+        (SHM / f"shardmem.{engine_name}{end}").touch(0o600)
         (SHM / f"shardmem.{engine_name}{end}").write_bytes(data)
     yield SHM / f"shardmem.{engine_name}.control"
     for entry in segments_of(engine_name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import re
@@ -25,6 +26,7 @@ from support.programs import engines, sends
 from support.recorder import payload
 from support.rig import (
     PATIENCE,
+    SMALL_LANE,
     Log,
     Program,
     Rig,
@@ -37,6 +39,7 @@ from support.rig import (
     wait_until,
 )
 
+LONG = 60.0  # for what has to start processes, on a machine that is busy
 STEPS = [
     "handoff.begun",
     "handoff.rerouted",
@@ -54,8 +57,14 @@ STEPS = [
 def kill_supervisor(engine: Any) -> int:
     pid = engine.status()["supervisor"]["pid"]
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not engine.status()["supervisor"]["alive"], "the supervisor is dead")
+    wait_until(lambda: not is_led_by(engine, pid), "the supervisor is dead")
     return pid
+
+
+def is_led_by(engine: Any, pid: int) -> bool:
+    """Another may have come before anybody looks."""
+    found = engine.status()["supervisor"]
+    return bool(found["alive"] and found["pid"] == pid)
 
 
 def lives(document: dict[str, Any]) -> list[tuple[int, int, int]]:
@@ -433,6 +442,51 @@ def test_an_embedded_engine_whose_supervisor_is_killed_while_it_drains_drains(ri
         ending.join(PATIENCE)
     assert not ending.is_alive() and segments_of(engine_name) == []
     expect_clean(rig, engine.status())
+
+
+@pytest.mark.parametrize("how", ["flush", "push", "another process"])
+def test_whoever_waits_for_an_embedded_engine_whose_supervisor_and_worker_were_killed_gets_on(
+    rig: Rig, engine_name: str, how: str
+) -> None:
+    """As when a cgroup runs out of memory. Nobody asks the engine for anything meanwhile."""
+    with (
+        rig.engine(engine_name, shards=1, lane_bytes=SMALL_LANE) as engine,
+        engine.producer() as producer,
+        Log(rig.directory) as log,
+    ):
+        push(producer, log, range(10))
+        producer.flush(LONG)
+        worker = engine.status()["shards"][0]["pid"]
+        kill_supervisor(engine)
+        os.kill(worker, signal.SIGKILL)
+        if how == "another process":
+            run_program(sends.push_some, rig, engine=engine_name, producer=2, blocks=4, rows=100, timeout=LONG)
+        else:
+            push(producer, log, range(10, 20 if how == "flush" else 500))
+            producer.flush(LONG)
+        assert engine.status()["supervisor"]["incarnation"] >= 2
+    expect_clean_total(rig, engine.status())
+
+
+def test_an_embedded_engine_may_end_while_threads_look_at_it(rig: Rig, engine_name: str) -> None:
+    """The memory was unmapped under them."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            engine.status()
+            with contextlib.suppress(shardmem.NotRunning):
+                engine.where("ann")
+
+    with rig.engine(engine_name, shards=1) as engine:
+        threads = [threading.Thread(target=look) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+    ended.set()
+    for thread in threads:
+        thread.join(LONG)
+        assert not thread.is_alive()
+    assert segments_of(engine_name) == []
 
 
 def test_a_child_forked_inside_the_block_does_not_revive_the_engine_of_its_parent(engine_name: str) -> None:

@@ -53,6 +53,10 @@ class Log:
         rows["producer"], rows["key"], rows["number"] = producer, keys, numbers
         os.write(self._files[name], rows.tobytes())
 
+    @property
+    def descriptors(self) -> list[int]:
+        return list(self._files.values())
+
     def close(self) -> None:
         for descriptor in self._files.values():
             os.close(descriptor)

@@ -32,9 +32,10 @@ class Loopback:
         max_producers=8,
         batch_rows=4096,
         state_dir="",
+        name=None,
     ):
         self.control = ControlSegment.create(
-            f"t{os.getpid()}-{uuid.uuid4().hex[:8]}",
+            name or f"t{os.getpid()}-{uuid.uuid4().hex[:8]}",
             Schema.of(dtype, key),
             slots=slots,
             max_shards=max(shards, 2),
@@ -50,11 +51,7 @@ class Loopback:
             lib.sm_set_shard_generation(self.control.address, shard, 1)
             lib.sm_set_shard_weight(self.control.address, shard, 1000)
             self.control.set_shard_state(shard, "active")
-            self.readers.append(
-                lib.sm_reader_new(
-                    self.control.address, self.control.geometry, self.inboxes[shard].address, shard, batch_rows
-                )
-            )
+            self.readers.append(self._reader(shard, batch_rows))
             self.batches.append(ffi.new("sm_batch *"))
         for slot, shard in enumerate(first_table(slots, range(shards))):
             lib.sm_set_slot(self.control.address, slot, shard)
@@ -80,9 +77,20 @@ class Loopback:
         """A new incarnation of the worker: it knows what is in shared memory and nothing else."""
         self.held.pop(shard, None)
         lib.sm_reader_free(self.readers[shard])
-        self.readers[shard] = lib.sm_reader_new(
-            self.control.address, self.control.geometry, self.inboxes[shard].address, shard, batch_rows
+        self.readers[shard] = self._reader(shard, batch_rows)
+
+    def _reader(self, shard: int, batch_rows: int):
+        inbox = self.inboxes[shard]
+        return lib.sm_reader_new(
+            self.control.address, self.control.geometry, inbox.address, inbox.segment.descriptor, shard, batch_rows
         )
+
+    def end(self) -> None:
+        """As a supervisor that has drained: the names go, whoever has the memory mapped keeps it."""
+        self.control.set_state("stopped")
+        for inbox in self.inboxes:
+            inbox.segment.unlink()
+        self.control.segment.unlink()
 
     def close(self) -> None:
         for producer in self._opened:

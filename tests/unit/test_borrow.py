@@ -40,7 +40,6 @@ def test_all_that_is_borrowed_is_borrowed_so():
     users = {str(path.relative_to(package)) for path in package.rglob("*.py") if "ffi.from_buffer" in path.read_text()}
     assert users == {
         "memory/native.py",
-        "memory/segment.py",  # lets go at once
         "memory/reader.py",  # of bytes
     }
 

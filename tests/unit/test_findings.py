@@ -38,6 +38,7 @@ SHARD = {
     "restarting_in_s": None,
     "last_exit": None,
     "broken_lanes": [],
+    "memory": "",
 }
 WELL = {
     "engine": {
@@ -47,6 +48,7 @@ WELL = {
         "slots_unowned": 0,
         "max_shards": 4,
         "quarantine_held": 0,
+        "memory": "",
     },
     "supervisor": {"pid": 4711, "alive": True, "heartbeat_age_s": 0.1},
     "shards": [SHARD, {**SHARD, "id": 1}],

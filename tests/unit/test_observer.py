@@ -165,7 +165,7 @@ def test_events_in_quarantine_are_counted_when_the_file_changes(loopback, tmp_pa
     clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(observing, "time", clock)
     engine = loopback()
-    monkeypatch.setattr(type(engine.control), "state_dir", str(tmp_path))
+    monkeypatch.setattr(engine.control, "state_dir", str(tmp_path))
     observer, path = Observer(engine.control), tmp_path / f"{engine.name}.quarantine"
 
     def held() -> int | None:

@@ -65,6 +65,13 @@ def main() -> None:
     """
     if sys.stderr is sys.__stderr__ and sys.stderr is not None and not faulthandler.is_enabled():
         faulthandler.enable()
+    if click.get_current_context().invoked_subcommand not in (
+        "ingest",
+        "demo",
+    ):  # what pushes must not push into a void
+        from shardmem.memory.segment import outlive_lost_memory
+
+        outlive_lost_memory()
 
 
 for command in (

@@ -81,6 +81,7 @@ def fork_without_supervisor() -> None:
     """The supervisor is killed; a child forked inside the block asks for something, and leaves the block."""
     order()
     with shardmem.Engine(handler="support.recorder:nothing", shards=1, max_shards=2) as engine:
+        engine._end_revival()  # which would be the parent's doing
         os.kill(engine.status()["supervisor"]["pid"], signal.SIGKILL)
         wait_until(lambda: not engine.status()["supervisor"]["alive"], "the supervisor is dead")
 

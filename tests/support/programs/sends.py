@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import random
 import select
@@ -91,6 +93,50 @@ def push_until_told() -> None:
         else:
             reply(error=None)
         order()
+
+
+@program
+def await_until_told() -> None:
+    """The same, in an event loop."""
+    orders = order()
+
+    async def main() -> None:
+        async with shardmem.AsyncProducer(orders["engine"]) as producer:
+            with Log(Path(orders["directory"])) as log:
+                source = Source(orders["producer"], log)
+                reply(ready=True)
+                while not select.select([sys.stdin], [], [], 0)[0]:
+                    keys, numbers = source.take(20)
+                    log.rows("offered", source.id, keys, numbers)
+                    await producer.push_many(keys, [payload(source.id, *each) for each in zip(keys, numbers)])
+                    log.rows("accepted", source.id, keys, numbers)
+                await producer.flush(PATIENCE)
+        reply(error=None)
+
+    asyncio.run(main())
+
+
+@program
+def close_descriptors() -> None:
+    """Pushes, closes every descriptor that it may know nothing of, as daemons do, and goes on pushing when told."""
+    orders = order()
+    with shardmem.connect(orders["engine"]) as producer, Log(Path(orders["directory"])) as log:
+        source = Source(orders["producer"], log)
+        source.push(producer, "push_many", 20, 20)
+        keep = set(log.descriptors)
+        for descriptor in range(3, 256):
+            if descriptor not in keep:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+        theirs = [os.open(os.devnull, os.O_RDWR) for _ in range(32)]  # the numbers are somebody else's by now
+        reply(seat=producer.seat)
+        for _ in range(int(order()["blocks"])):
+            source.push(producer, "push_many", 20, 20)
+        producer.flush(PATIENCE)
+        producer.close()
+        for descriptor in theirs:
+            os.fstat(descriptor)
+        reply(seat=producer.seat)
 
 
 @program

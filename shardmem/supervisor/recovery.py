@@ -1,0 +1,100 @@
+"""Words of the control segment that make no sense, set right before an engine is taken over.
+
+Any process of this user can have damaged them. What the files of the inboxes say themselves (shard, generation, lanes)
+is believed before what the words say of them: a word that names a file that is not there must not make a supervisor
+sweep the one that is, and one shard's damage must not keep the others from being taken over.
+"""
+
+from __future__ import annotations
+
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.inbox_segment import InboxSegment
+from shardmem.memory.native import MOVE_PHASES, SHARD_STATES
+from shardmem.memory.segment import GENERATIONS, inboxes_of
+from shardmem.memory.words import NOBODY
+
+FULL_WEIGHT = 1000
+
+
+def next_generation(control: ControlSegment, shard: int) -> int:
+    """Of an inbox. A word that was damaged may say any number, and files have names of their own."""
+    view, files = control.view_shard(shard), inboxes_of(control.engine, shard)
+    known = [number for number in (view.generation, view.retired_generation) if number < GENERATIONS]
+    return max([*known, *files, 0]) + 1
+
+
+def mend_words(control: ControlSegment) -> list[tuple[int | None, str]]:
+    """By the holder of the supervisor's lease, before it looks at anything. What was done, each of a shard or of none.
+    Raises OutOfMemory, SegmentError."""
+    done: list[tuple[int | None, str]] = []
+    owners = set(control.slot_table()[0].tolist())
+    for shard in range(control.room):
+        if text := _mend_shard(control, shard, shard in owners):
+            done.append((shard, text))
+    return done + _mend_moves(control) + _mend_slots(control)
+
+
+def _mend_shard(control: ControlSegment, shard: int, has_slots: bool) -> str:
+    view = control.view_shard(shard)
+    state = SHARD_STATES[view.state] if view.state < len(SHARD_STATES) else None
+    if state == "stopped" and view.generation <= view.retired_generation:
+        return ""  # its removal had begun, and goes on
+    if state == "none" and not inboxes_of(control.engine, shard):
+        return ""
+    if state not in ("none", None) and view.retired_generation < view.generation:
+        if control.has_inbox(shard, view.generation):
+            return ""
+    files = [number for number in inboxes_of(control.engine, shard) if control.has_inbox(shard, number)]
+    newest = files[-1] if files else 0
+    if state in ("none", None):
+        # An inbox that nobody was told of has no lanes and no slots: it is no damage, and is swept.
+        if not has_slots and not (newest and _has_unread(control, shard, newest)):
+            if state is None:
+                control.set_shard_state(shard, "none")
+            return "" if state else f"its state was {view.state}, and it has no inbox and no slots: it is none"
+        if not newest:
+            return ""  # its slots are given to others
+        control.set_shard_state(shard, "active" if has_slots else "draining")
+        control.set_shard_weight(shard, FULL_WEIGHT if has_slots else 0)
+    if newest:
+        if view.retired_generation >= newest:
+            control.forget_retired(shard, newest - 1)
+        control.set_shard_generation(shard, newest)
+        return (
+            f"its words were damaged (state {view.state}, generation {view.generation}); its inbox {newest} is taken up"
+        )
+    generation = next_generation(control, shard)
+    if view.retired_generation >= generation:
+        control.forget_retired(shard, generation - 1)
+    InboxSegment.create(control, shard, generation).close()
+    control.set_shard_generation(shard, generation)
+    return f"its inbox {view.generation} is gone; what it held is lost, and it has a new one"
+
+
+def _has_unread(control: ControlSegment, shard: int, generation: int) -> bool:
+    inbox = control.open_inbox(shard, generation)
+    try:
+        return any(lane.head != lane.tail for lane in inbox.lanes())
+    finally:
+        inbox.close()
+
+
+def _mend_moves(control: ControlSegment) -> list[tuple[int | None, str]]:
+    """A handoff from or to a shard that is not: there is nothing to wait for."""
+    here, wrong = set(control.known_shards()), []
+    for move in control.moves():
+        if move.phase not in MOVE_PHASES or move.source not in here or move.target not in here:
+            control.set_move_phase(move.slot, "none")
+            wrong.append(move.slot)
+    return [(None, f"handoffs of {len(wrong)} slots were damaged and are given up")] if wrong else []
+
+
+def _mend_slots(control: ControlSegment) -> list[tuple[int | None, str]]:
+    """A slot of a shard that is not goes to one that is. Slots that were never given to any shard are left."""
+    here = [shard for shard in control.known_shards() if control.shard_state(shard) in ("active", "failed", "stopped")]
+    known, wrong = set(control.known_shards()), 0
+    for slot, owner in enumerate(control.slot_table()[0].tolist()):
+        if owner != NOBODY and owner not in known and here:
+            control.set_slot(slot, here[slot % len(here)])
+            wrong += 1
+    return [(None, f"{wrong} slots were of shards that do not exist, and are given to others")] if wrong else []

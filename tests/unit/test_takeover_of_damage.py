@@ -1,0 +1,102 @@
+"""Taking over memory in which words make no sense: what is not damaged is taken over, and nothing that holds events is
+swept."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import pytest
+
+from shardmem.memory.inbox_segment import PAGE
+from shardmem.memory.segment import inbox_files, inbox_name, path_of
+from shardmem.supervisor.takeover import Takeover
+from support.left import EVENTS, SHARDS, Left, ends
+
+
+@pytest.fixture
+def left(loopback, tmp_path):
+    left = Left(loopback, str(tmp_path))
+    yield left
+    for entry in inbox_files(left.engine.name):
+        os.unlink(path_of(entry))
+
+
+def texts(takeover: Takeover) -> list[str]:
+    return [each["text"] for each in takeover.observer.status()["history"] if each["kind"] == "memory_damaged"]
+
+
+def test_an_engine_without_damage_is_taken_over_and_nothing_is_said(left):
+    takeover = left.take()
+    assert texts(takeover) == []
+    assert ends(takeover) == left.held
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("generation", 129),
+        ("generation", 0),
+        ("generation", (1 << 64) - 1),
+        ("retired", (1 << 64) - 1),
+        ("retired", 7 << 1),
+        ("state", 0),
+        ("state", 77),
+        ("state", (1 << 32) - 1),
+    ],
+)
+def test_a_wild_word_of_a_shard_loses_nothing_of_it_and_nothing_of_the_others(left, name, value):
+    left.word(1, name, value)
+    takeover = left.take()
+    assert any("its words were damaged" in text and "its inbox 1 is taken up" in text for text in texts(takeover))
+    document = takeover.observer.status()
+    assert document["accounting"]["in_flight"] == EVENTS
+    assert {shard["id"]: shard["in_flight"] for shard in document["shards"]} == left.held
+    assert ends(takeover) == left.held
+
+
+def test_a_shard_whose_inbox_is_gone_gets_a_new_one_and_the_others_keep_theirs(left):
+    os.unlink(path_of(inbox_name(left.engine.name, 1, 1)))
+    takeover = left.take()
+    assert any("its inbox 1 is gone; what it held is lost" in text for text in texts(takeover))
+    assert takeover.inboxes[1].generation == 2
+    assert ends(takeover) == {**left.held, 1: 0}
+
+
+@pytest.mark.parametrize("harm", ["magic", "cut", "empty", "directory"])
+def test_a_damaged_inbox_is_replaced_and_the_others_are_taken_over(left, harm):
+    path = path_of(inbox_name(left.engine.name, 1, 1))
+    if harm == "magic":
+        os.pwrite(left.engine.inboxes[1].segment.descriptor, b"NOTSHMEM", 0)
+    elif harm == "directory":
+        os.unlink(path)
+        os.mkdir(path)
+    else:
+        os.truncate(path, 0 if harm == "empty" else PAGE)
+    try:
+        takeover = left.take()
+        assert takeover.inboxes[1].generation == 2
+        assert ends(takeover) == {**left.held, 1: 0}
+    finally:
+        if harm == "directory":
+            os.rmdir(path)
+
+
+def test_slots_of_shards_that_do_not_exist_are_given_to_those_that_do(left):
+    for slot, owner in ((3, 149), (4, 65534), (5, 4)):
+        at = left.ranges[1][0] + 8 * slot
+        left.memory()[at : at + 8] = struct.pack("<Q", owner)
+    takeover = left.take()
+    assert any("3 slots were of shards that do not exist" in text for text in texts(takeover))
+    assert set(left.control.slot_table()[0].tolist()) <= set(range(SHARDS))
+    assert ends(takeover) == left.held
+
+
+def test_handoffs_of_shards_that_do_not_exist_are_given_up(left):
+    for slot, (phase, source, target) in enumerate([(2, 149, 0), (1, 0, 149), (9, 0, 1), (255, 9, 9)]):
+        at = left.ranges[2][0] + 8 * slot
+        left.memory()[at : at + 8] = struct.pack("<Q", phase | source << 16 | target << 32)
+    takeover = left.take()
+    assert any("handoffs of 4 slots were damaged" in text for text in texts(takeover))
+    assert left.control.moves() == []
+    assert ends(takeover) == left.held
