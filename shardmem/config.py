@@ -185,7 +185,8 @@ class Config:
             "checkpoint_interval": self.checkpoint_interval,
             "log_format": self.log_format,
             "log_level": self.log_level or "info",
-            "state_file": os.path.join(self.directory, f"{self.name}.state"),
+            "state_files": state_directory(self.directory, self.name),
+            "state_cache_bytes": self.state_cache_bytes,
             "keep_state": self.state_dir is not None,
             "failures": {
                 "on_error": self.on_error,
@@ -290,6 +291,10 @@ class Config:
 
 def default_directory() -> str:
     return os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}")
+
+
+def state_directory(directory: str, engine: str) -> str:
+    return os.path.join(directory, f"{engine}.state")
 
 
 def quarantine_file(directory: str, engine: str) -> str:
