@@ -37,6 +37,8 @@ _HOME = {
     "Context": "runtime.handler",
     "Handler": "runtime.handler",
     "Engine": "client.engine",
+    "KeyedState": "state.keyed",
+    "StateError": "errors",
     "Producer": "runtime.producer",
     "Status": "status.document",
     "connect": "runtime.producer",
@@ -55,6 +57,7 @@ __all__ = [
     "Engine",
     "Handler",
     "HandlerError",
+    "KeyedState",
     "LayoutMismatch",
     "NotRunning",
     "OutOfMemory",
@@ -62,6 +65,7 @@ __all__ = [
     "SegmentCorrupt",
     "SegmentError",
     "ShardmemError",
+    "StateError",
     "Status",
     "Superseded",
     "Unavailable",
@@ -89,6 +93,7 @@ if TYPE_CHECKING:
         SegmentCorrupt,
         SegmentError,
         ShardmemError,
+        StateError,
         Superseded,
         Unavailable,
     )
@@ -96,6 +101,7 @@ if TYPE_CHECKING:
     from shardmem.runtime.batch import Batch, Columns
     from shardmem.runtime.handler import Context, Handler
     from shardmem.runtime.producer import Producer, connect
+    from shardmem.state.keyed import KeyedState
     from shardmem.status.document import Status
 else:  # a checker would take every name for one of ours
 
