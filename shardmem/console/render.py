@@ -99,10 +99,37 @@ def source_line(source: SourceStatus) -> str:
     """source file: running, 3 events, 1 record skipped, committed 0.5 s ago."""
     parts = [f"source {source['name']}: {source['state']}", plural(source["events"], "event")]
     parts += [f"{plural(source['skipped'], 'record')} skipped"] if source["skipped"] else []
+    parts += [f"{source['lag_bytes']:,} bytes behind"] if source["lag_bytes"] else []
     age = source["last_commit_age_s"]
     parts += [f"committed {age:.3g} s ago"] if age is not None else []
     parts += [str(source["error"])] if source["error"] else []
     return ", ".join(parts)
+
+
+def source_lines(sources: list[SourceStatus]) -> list[str]:
+    """Of each: what it does, why records were left out, and how far it is in each file."""
+    found = []
+    for source in sources:
+        found.append(source_line(source))
+        found += [f"  {plural(number, 'record')} skipped: {reason}" for reason, number in source["reasons"].items()]
+        found += [
+            f"  {name}: byte {place['offset']:,}" + (f", {place['at']}" if place["at"] else "")
+            for name, place in source["partitions"].items()
+        ]
+    return found
+
+
+def lag_lines(sources: list[SourceStatus]) -> list[str]:
+    found = []
+    for source in sources:
+        total = "not known" if source["lag_bytes"] is None else f"{source['lag_bytes']:,} bytes"
+        age = source["last_commit_age_s"]
+        found.append(f"source {source['name']}: {total}" + (f", committed {age:.3g} s ago" if age is not None else ""))
+        found += [
+            f"  {name}: {'not known' if place['lag'] is None else format(place['lag'], ',') + ' bytes'}"
+            for name, place in source["partitions"].items()
+        ]
+    return found
 
 
 def _head(document: Status) -> Text:

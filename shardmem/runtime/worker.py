@@ -30,6 +30,9 @@ from shardmem.runtime.forked import end_if_forked, fence
 from shardmem.runtime.handler import Context, Handler, is_stateful, optional, wants_to_know
 from shardmem.runtime.moves import Moves
 from shardmem.runtime.state import StateStore
+from shardmem.state.keeper import Keeper, keeps_by_key
+from shardmem.state.scope import Scope
+from shardmem.state.store import MemoryStore
 from shardmem.text import of_error
 
 LONGEST_TRACE = 20_000  # characters of a traceback that is reported: its texts may be of any length
@@ -91,7 +94,7 @@ class Worker:
                 continue
             work = Batch(schema, slots, shard, batch, scratch)
             try:
-                commit.handler.handle(work)
+                commit.handle(work)
             except BaseException as error:  # sys.exit and asyncio's cancellation too: it is the event that does it
                 end_if_forked(error)
                 failures.raised(work, error)
@@ -171,6 +174,7 @@ def main() -> int:
     try:
         worker.run(commit, moves, failures)
         optional(commit.handler, "close")()
+        commit.close()
     except AlreadyRunning as error:  # its words in shared memory are another's by now
         log.error("%s", with_hint(error))
         return ExitCode.ALREADY
@@ -211,20 +215,29 @@ def _commit_of(worker: Worker, orders: WorkerOrders, settings: dict[str, Any]) -
     )
     logs.keep()
 
+    scope = Scope(control.slots, MemoryStore(), shard=worker.shard)
+    keeper = Keeper(scope, settings["state_cache_bytes"])
+
     def opened() -> Handler:
         handler = orders.handler.load()
+        if keeps_by_key(handler):
+            keeper.bind(handler)
         optional(handler, "open")(context)
         return handler
 
     handler = opened()
     if not is_stateful(handler):
         return Immediate(control, worker.shard, worker.reader, handler)
-    store = StateStore(settings["state_file"], control.geometry.engine_id, control.slots, keep=settings["keep_state"])
+    store = StateStore(
+        settings["state_files"], worker.shard, control.geometry.engine_id, control.slots, keep=settings["keep_state"]
+    )
+    scope.store = store
     return Checkpointed(
         control,
         worker.shard,
         worker.reader,
         handler,
+        keeper,
         store,
         settings["checkpoint_interval"],
         opened,

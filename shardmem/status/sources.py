@@ -6,6 +6,7 @@ That a source lives is the kernel's word: it holds the lock of its file.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
@@ -21,7 +22,7 @@ _BYTE = 0
 
 
 def file_of(directory: str, engine: str, name: str, what: str) -> str:
-    """what: "status", "lock" or "positions"."""
+    """what: "status", "lock", "positions" or "wishes"."""
     return os.path.join(directory, f"{engine}.source-{name}.{what}")
 
 
@@ -34,12 +35,14 @@ class SourceFile:
         self._lock = open_private(file_of(directory, engine, name, "lock"), os.O_RDWR | os.O_CREAT)
         self.name = name
         self.incarnation = 0
+        self.error: str | None = None  # of the life before
 
     def take(self) -> bool:
         """False: another process is this source. Begins a new incarnation."""
         if not lease.lock(self._lock, _BYTE):
             return False
-        self.incarnation = int((_read(self._path) or {}).get("incarnation", 0)) + 1
+        said = _read(self._path) or {}
+        self.incarnation, self.error = int(said.get("incarnation", 0)) + 1, said.get("error")
         return True
 
     def write(self, **what: Any) -> None:
@@ -82,25 +85,54 @@ def _status_of(name: str, said: Mapping[str, Any], alive: bool) -> SourceStatus:
     """Raises ValueError and the like: the file may be damaged."""
     commit, state, error, seat = (said.get(key) for key in ("last_commit", "state", "error", "seat"))
     state = "starting" if state is None else str(state)
+    paused, lag = bool(said.get("paused")), said.get("lag_bytes")
+    if not alive and state not in ("failed", "ended"):
+        state = "died"
+    elif paused and state == "running":
+        state = "paused"
     return {
         "name": name,
         "kind": str(said.get("kind", "")),
         "pid": int(said.get("pid", 0)),
         "alive": alive,
         "incarnation": int(said.get("incarnation", 0)),
-        "state": state if alive or state == "failed" else "ended",
+        "state": state,
+        "paused": paused,
         "error": None if error is None else str(error),
         "seat": None if seat is None else int(seat),
         "events": int(said.get("events", 0)),
         "bytes": int(said.get("bytes", 0)),
         "skipped": int(said.get("skipped", 0)),
         "reasons": {str(why): int(count) for why, count in said.get("reasons", {}).items()},
+        "lag_bytes": None if lag is None else int(lag),
         "partitions": {
-            str(which): {"offset": int(each["offset"]), "at": str(each["at"])}
+            str(which): {
+                "offset": int(each["offset"]),
+                "at": str(each["at"]),
+                "lag": None if each.get("lag") is None else int(each["lag"]),
+            }
             for which, each in said.get("partitions", {}).items()
         },
         "last_commit_age_s": None if commit is None else max(0.0, time.time() - commit),
     }
+
+
+def sought(directory: str, engine: str, name: str) -> tuple[int, str | None, int]:
+    """The number of the newest seek, why it could not be carried out, and the place that it led to."""
+    said = _read(file_of(directory, engine, name, "status")) or {}
+    number, error, place = said.get("sought") or (0, None, 0)
+    return int(number), error, int(place)
+
+
+def given_to(directory: str, engine: str, name: str) -> object:
+    """The table that the process of a source was started with."""
+    return (_read(file_of(directory, engine, name, "status")) or {}).get("given")
+
+
+def forget(directory: str, engine: str, name: str) -> None:
+    """Of a source that is none any more; how far it came is kept."""
+    with contextlib.suppress(OSError):
+        os.unlink(file_of(directory, engine, name, "status"))
 
 
 def sources_of(directory: str, engine: str, owner: int) -> list[SourceStatus]:

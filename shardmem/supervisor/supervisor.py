@@ -35,6 +35,7 @@ from shardmem.supervisor.notify import Notify
 from shardmem.supervisor.reload import Reload
 from shardmem.supervisor.replacements import Replacements
 from shardmem.supervisor.segments import SegmentWatch
+from shardmem.supervisor.sources import Sources
 from shardmem.supervisor.stages import Stages
 from shardmem.supervisor.takeover import Takeover
 from shardmem.supervisor.upkeep import Upkeep
@@ -89,9 +90,9 @@ class Supervisor:
         if self._life.advance() is Stage.ENDED:
             log.error("%s", self.error)
             return self._life.exit_code
-        background = Background()
+        background, sources = Background(), Sources(fleet.config)
         replacements = Replacements(fleet)
-        reload = Reload(fleet, self._life, self._notify, replacements, self._read_again)
+        reload = Reload(fleet, self._life, self._notify, replacements, self._read_again, sources)
         board = Board(fleet, reload, self._api.places)
         commands = Commands(fleet, self._life, reload, board)
         loop = ControlLoop(fleet, self._life, commands, replacements, background, board)
@@ -105,6 +106,7 @@ class Supervisor:
             background,
             self._api,
             self._notify,
+            sources,
             on_ready=self._on_ready,
         )
         with self._signals(commands, reload, background):

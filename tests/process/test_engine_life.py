@@ -180,7 +180,7 @@ def test_term_drains_and_removes_everything(rig: Rig, engine_name: str) -> None:
             for key in range(10):
                 push(producer, log, range(50), key=key)
             daemon.process.terminate()
-            wait_until(lambda: producer._seat.control.state == "draining", "it drains")
+            wait_until(lambda: producer._attached.seat.control.state == "draining", "it drains")
             with pytest.raises(shardmem.NotRunning, match="draining"):
                 producer.push(1, b"too late", timeout=0)
             release()
@@ -209,8 +209,8 @@ def test_a_stop_now_ends_after_the_batch_in_hand_and_keeps_the_rest_for_the_next
             for number in signals:
                 daemon.process.send_signal(number)
                 if number == signal.SIGTERM:
-                    wait_until(lambda: producer._seat.control.state != "running", "the signal has arrived")
-            wait_until(lambda: producer._seat.control.state == "stopped", "it stops")
+                    wait_until(lambda: producer._attached.seat.control.state != "running", "the signal has arrived")
+            wait_until(lambda: producer._attached.seat.control.state == "stopped", "it stops")
             with pytest.raises(shardmem.NotRunning):
                 producer.push(1, b"", timeout=0)
             with pytest.raises(shardmem.NotRunning, match="in shared memory"):
@@ -260,7 +260,7 @@ def leave(rig: Rig, name: str, count: int, **settings: Any) -> None:
                 rig.wait_held(0)
         ending = threading.Thread(target=engine.stop, args=(True,))
         ending.start()
-        wait_until(lambda: producer._seat.control.state == "stopped", "it stops")
+        wait_until(lambda: producer._attached.seat.control.state == "stopped", "it stops")
         release()
         ending.join(PATIENCE)
     assert engine.status()["accounting"]["in_flight"] == count

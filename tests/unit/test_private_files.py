@@ -78,8 +78,8 @@ def test_workers_that_open_a_fresh_state_file_together_all_get_it(tmp_path: Path
     def begin(path: str, shard: int, gate: threading.Barrier) -> None:
         gate.wait()
         try:
-            store = StateStore(path, 7, 64, keep=True)
-            store.begin_life(shard, 1, 1)
+            store = StateStore(path, shard, 7, 64, keep=True)
+            store.begin_life(1, 1)
             store.close()
         except BaseException as error:
             faults.append(error)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from shardmem.errors import AlreadyRunning, ConfigError
 from shardmem.private_files import open_private
-from shardmem.sources.contract import Position
+from shardmem.sources.contract import Position, SourceError
 
 PRINT = 256  # bytes that tell files apart
 KEEP = 30 * 86400.0  # seconds
@@ -90,14 +90,17 @@ class Positions:
         )
 
     def save(self, sync: bool) -> None:
-        """The whole file is replaced: it is the old one or the new one."""
+        """The whole file is replaced: it is the old one or the new one. Raises SourceError."""
         fresh = f"{self.path}.new"
-        with open(fresh, "w", encoding="utf-8", errors="surrogateescape", opener=open_private) as file:
-            json.dump({"version": 1, "files": [vars(each) for each in self._known.values()]}, file)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        os.replace(fresh, self.path)
+        try:
+            with open(fresh, "w", encoding="utf-8", errors="surrogateescape", opener=open_private) as file:
+                json.dump({"version": 1, "files": [vars(each) for each in self._known.values()]}, file)
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            os.replace(fresh, self.path)
+        except OSError as error:
+            raise SourceError(f"positions cannot be kept in {self.path}: {error.strerror}") from None
 
     def _forget_gone(self) -> None:
         """Files that were not read for long, and that no path leads to any more. Not at once: a file system may be away

@@ -9,7 +9,7 @@ import threading
 from typing import IO, Any
 
 from shardmem.errors import ConfigError
-from shardmem.sources.contract import Rejected
+from shardmem.sources.contract import Rejected, SourceError
 
 
 class DeadLetters:
@@ -26,6 +26,7 @@ class DeadLetters:
                 raise ConfigError(f"cannot write to {path}: {error.strerror}") from None
 
     def put(self, each: Rejected) -> None:
+        """Raises SourceError."""
         if self._file is None:
             return
         line = int(each.position.metadata.partition(" ")[2] or 0)
@@ -36,8 +37,11 @@ class DeadLetters:
         except UnicodeDecodeError:
             letter["data_base64"] = base64.b64encode(each.data).decode()
         with self._lock:
-            self._file.write(json.dumps(letter) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(letter) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise SourceError(f"cannot write to {self._file.name}: {error.strerror}") from None
 
     def close(self) -> None:
         if self._file is not None:
