@@ -107,7 +107,7 @@ class Life:
     async def wait(self, timeout: float) -> None:
         """Until there is news, or that many seconds have passed."""
         # Not wait_for: before Python 3.12 it swallows a cancellation that comes with the news, and a loop that waits
-        # here never ends, nor does its process.
+        # here then never ends, nor does its process.
         clock = asyncio.get_running_loop().call_later(timeout, self._changed.set)
         try:
             await self._changed.wait()
