@@ -36,6 +36,8 @@ _HOME = {
     "Context": "runtime.handler",
     "Handler": "runtime.handler",
     "Engine": "client.engine",
+    "KeyedState": "state.keyed",
+    "StateError": "errors",
     "Producer": "runtime.producer",
     "Status": "status.document",
     "connect": "runtime.producer",
@@ -54,6 +56,7 @@ __all__ = [
     "Engine",
     "Handler",
     "HandlerError",
+    "KeyedState",
     "LayoutMismatch",
     "NotRunning",
     "OutOfMemory",
@@ -61,6 +64,7 @@ __all__ = [
     "SegmentCorrupt",
     "SegmentError",
     "ShardmemError",
+    "StateError",
     "Status",
     "Unavailable",
     "__version__",
@@ -87,12 +91,14 @@ if TYPE_CHECKING:
         SegmentCorrupt,
         SegmentError,
         ShardmemError,
+        StateError,
         Unavailable,
     )
     from shardmem.runtime.aio import AsyncProducer
     from shardmem.runtime.batch import Batch, Columns
     from shardmem.runtime.handler import Context, Handler
     from shardmem.runtime.producer import Producer, connect
+    from shardmem.state.keyed import KeyedState
     from shardmem.status.document import Status
 else:  # a checker would take every name for one of ours
 

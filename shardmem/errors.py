@@ -15,6 +15,7 @@ ShardmemError
 ├── NotRunning            the engine does not exist, is stopping, or this end of it is closed
 ├── AlreadyRunning        another process holds the role
 ├── BatchEscaped          a view of a batch was kept past its end
+├── StateError            a value of keyed state cannot be saved, read or upgraded, or is not of this shard
 └── HandlerError          the user's handler failed; the events it had in hand stay in shared memory
 """
 
@@ -157,6 +158,10 @@ class BatchEscaped(ShardmemError):
     """A view of a batch was kept past the return of the handler; its memory is about to be reused."""
 
 
+class StateError(ShardmemError):
+    """A value of keyed state cannot be saved, read or upgraded, or its key belongs to another shard. Names both."""
+
+
 class HandlerError(ShardmemError):
     """The user's handler could not be loaded, or failed. The events it had in hand stay in shared memory."""
 
@@ -173,5 +178,6 @@ _BY_NAME: dict[str, type[ShardmemError]] = {  # those that are made of their tex
         BatchEscaped,
         HandlerError,
         Interrupted,
+        StateError,
     )
 }

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from shardmem import __version__
-from shardmem.console.cli import ask, config, demo, doctor, gc, ingest, look, run, stop
+from shardmem.console.cli import ask, config, demo, doctor, gc, ingest, look, run, source, stop
 from shardmem.console.cli.common import AS_JSON, complain
 from shardmem.console.cli.quarantine import quarantine
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
@@ -57,6 +57,7 @@ def main() -> None:
       shardmem scale ticks 3                            while events flow
       shardmem move ticks 17,40-60 --to 1               the same
       shardmem where ticks AAPL                         slot and shard of a key
+      shardmem source status ticks                      what feeds it, and how far it is
       shardmem quarantine list                          events that kept failing
       shardmem stop ticks
       shardmem doctor engine.toml                       check this machine
@@ -93,6 +94,7 @@ for command in (
     ask.moves,
     quarantine,
     ingest.ingest,
+    source.source,
     gc.gc,
     doctor.doctor,
     demo.demo,
