@@ -26,6 +26,7 @@ setup(
     install_requires=[
         "numpy>=1.24",
         "cffi>=1.17",
+        "msgspec>=0.19",
         "psutil>=5.9",
         "click>=8.1",
         "rich>=13",

@@ -10,7 +10,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "internal.h"
+#include "objects.h"
 
 typedef struct {
     PyObject_HEAD sm_sender *sender; /* NULL: everything takes the slow way */
@@ -29,49 +29,6 @@ static int lock_sender(sm_sender *s)
     PyThreadState *state = PyEval_SaveThread();
     sm_sender_lock(s);
     PyEval_RestoreThread(state);
-    return 1;
-}
-
-/* 1: e->key... filled. 0: not a plain key, or an error that the slow way will repeat and explain */
-static int plain_key(PyObject *key, sm_event *e)
-{
-    PyTypeObject *type = Py_TYPE(key);
-    if (type == &PyLong_Type) {
-        int overflow;
-        long long value = PyLong_AsLongLongAndOverflow(key, &overflow);
-        e->meta = (uint32_t)SM_KEY_INT << 30;
-        e->key = (uint64_t)value;
-        if (likely(!overflow))
-            return 1;
-        e->key = PyLong_AsUnsignedLongLong(key);
-        e->meta |= SM_META_UNSIGNED;
-        if (overflow > 0 && !PyErr_Occurred())
-            return 1;
-        PyErr_Clear();
-        return 0;
-    }
-    Py_ssize_t length;
-    uint32_t kind;
-    if (type == &PyUnicode_Type) {
-        kind = SM_KEY_STR;
-        e->key_bytes = (const uint8_t *)PyUnicode_AsUTF8AndSize(key, &length);
-        if (!e->key_bytes) {
-            PyErr_Clear();
-            return 0;
-        }
-    } else if (type == &PyBytes_Type) {
-        kind = SM_KEY_BYTES;
-        char *bytes;
-        PyBytes_AsStringAndSize(key, &bytes, &length);
-        e->key_bytes = (const uint8_t *)bytes;
-    } else {
-        e->meta = e->key = 0;
-        return key == Py_None;
-    }
-    if ((uint64_t)length >= SM_META_UNSIGNED)
-        return 0;
-    e->key = sm_hash_bytes(e->key_bytes, (uint64_t)length);
-    e->meta = kind << 30 | (uint32_t)length;
     return 1;
 }
 
@@ -123,7 +80,7 @@ static int push_plain(Pusher *self, PyObject *key, PyObject *payload)
     uint32_t shard;
     sm_sender *s = self->sender;
     int status = SM_CLOSED;
-    if (unlikely(!s || !plain_key(key, &e)))
+    if (unlikely(!s || !sm_plain_key(key, &e)))
         return status;
     PyObject *owner = self->owner;
     Py_INCREF(owner);
@@ -185,7 +142,7 @@ static PyObject *pusher_push_many(Pusher *self, PyObject *const *args, Py_ssize_
     uint64_t n = (uint64_t)PyList_Size(keys), limit = sm_max_payload(s, 0);
     int status = (uint64_t)PyList_Size(payloads) == n ? SM_OK : SM_TOO_LARGE;
     for (uint64_t i = 0; status == SM_OK && n > SM_CHUNK && i < n; i++)
-        if (!plain_key(item_of(keys, i), &judged) || !plain_payload(item_of(payloads, i), &judged) ||
+        if (!sm_plain_key(item_of(keys, i), &judged) || !plain_payload(item_of(payloads, i), &judged) ||
             (uint64_t)SM_META_LENGTH(judged.meta) + judged.length > limit) {
             c.next = i;
             status = SM_TOO_LARGE;
@@ -195,7 +152,8 @@ static PyObject *pusher_push_many(Pusher *self, PyObject *const *args, Py_ssize_
         uint32_t rows = (uint32_t)(n - start < SM_CHUNK ? n - start : SM_CHUNK);
         for (uint32_t i = 0; i < rows; i++) {
             sm_event *e = &events[i];
-            if (unlikely(!plain_key(item_of(keys, start + i), e) || !plain_payload(item_of(payloads, start + i), e) ||
+            if (unlikely(!sm_plain_key(item_of(keys, start + i), e) ||
+                         !plain_payload(item_of(payloads, start + i), e) ||
                          (uint64_t)SM_META_LENGTH(e->meta) + e->length > limit)) {
                 c.next = start + i;
                 status = SM_TOO_LARGE;
@@ -306,22 +264,6 @@ static PyType_Spec pusher_spec = {"shardmem._native.Pusher", sizeof(Pusher), 0, 
 
 /* ---- decoding ------------------------------------------------------------------------------------------------------ */
 
-static PyObject *key_object(const sm_index *index, const uint8_t *bytes)
-{
-    uint32_t length = SM_META_LENGTH(index->meta);
-    switch (SM_META_KIND(index->meta)) {
-    case SM_KEY_INT:
-        return index->meta & SM_META_UNSIGNED ? PyLong_FromUnsignedLongLong(index->key)
-                                              : PyLong_FromLongLong((long long)index->key);
-    case SM_KEY_BYTES:
-        return PyBytes_FromStringAndSize((const char *)bytes, length);
-    case SM_KEY_STR:
-        return PyUnicode_DecodeUTF8((const char *)bytes, length, "surrogateescape");
-    default:
-        Py_RETURN_NONE;
-    }
-}
-
 enum { DECODE_PAIRS = 0, DECODE_KEYS = 1, DECODE_PAYLOADS = 2 };
 
 /* decode(address of a sm_batch, what): a list of (key, payload), of keys, or of payloads. Copies. */
@@ -342,18 +284,15 @@ static PyObject *decode(PyObject *module, PyObject *const *args, Py_ssize_t n)
         uint32_t from = span->first ? index[-1].end : 0;
         for (uint32_t i = 0; i < span->count; i++, at++) {
             sm_index entry = index[i]; /* one read: the check and the use must see the same values */
-            if (unlikely(entry.end < from || entry.end > span->bytes_length ||
-                         SM_META_LENGTH(entry.meta) > entry.end - from)) {
+            if (!sm_entry_is_sound(span, i, &entry, from)) {
                 Py_DECREF(list);
-                return PyErr_Format(PyExc_BufferError, "frame at %llu of seat %u: entry %u ends at %u, after %u, of %u",
-                                    (unsigned long long)span->position, (unsigned)span->seat, (unsigned)i,
-                                    (unsigned)entry.end, (unsigned)from, (unsigned)span->bytes_length);
+                return NULL;
             }
             const uint8_t *bytes = span->bytes + from;
             uint32_t key_length = SM_META_LENGTH(entry.meta);
             PyObject *item = NULL, *key = NULL, *payload = NULL;
             if (what != DECODE_PAYLOADS)
-                item = key = key_object(&entry, bytes);
+                item = key = sm_key_object(&entry, bytes);
             if (what != DECODE_KEYS)
                 item = payload = PyBytes_FromStringAndSize((const char *)bytes + key_length,
                                                            (Py_ssize_t)(entry.end - from - key_length));
@@ -390,7 +329,7 @@ int sm_install_fastcalls(void)
     PyObject *module = PyImport_AddModule("shardmem._native"); /* borrowed */
     PyObject *type = module ? PyType_FromSpec(&pusher_spec) : NULL;
     int status = type && PyModule_AddFunctions(module, module_methods) == 0 &&
-                         PyObject_SetAttrString(module, "Pusher", type) == 0
+                         PyObject_SetAttrString(module, "Pusher", type) == 0 && sm_add_keyed(module) == SM_OK
                      ? SM_OK
                      : SM_UNREADY;
     if (status != SM_OK)

@@ -28,6 +28,7 @@ _HOME = {
     "SegmentCorrupt": "errors",
     "SegmentError": "errors",
     "ShardmemError": "errors",
+    "Superseded": "errors",
     "Unavailable": "errors",
     "AsyncProducer": "runtime.aio",
     "Batch": "runtime.batch",
@@ -36,6 +37,8 @@ _HOME = {
     "Context": "runtime.handler",
     "Handler": "runtime.handler",
     "Engine": "client.engine",
+    "KeyedState": "state.keyed",
+    "StateError": "errors",
     "Producer": "runtime.producer",
     "Status": "status.document",
     "connect": "runtime.producer",
@@ -54,6 +57,7 @@ __all__ = [
     "Engine",
     "Handler",
     "HandlerError",
+    "KeyedState",
     "LayoutMismatch",
     "NotRunning",
     "OutOfMemory",
@@ -61,7 +65,9 @@ __all__ = [
     "SegmentCorrupt",
     "SegmentError",
     "ShardmemError",
+    "StateError",
     "Status",
+    "Superseded",
     "Unavailable",
     "__version__",
     "connect",
@@ -87,12 +93,15 @@ if TYPE_CHECKING:
         SegmentCorrupt,
         SegmentError,
         ShardmemError,
+        StateError,
+        Superseded,
         Unavailable,
     )
     from shardmem.runtime.aio import AsyncProducer
     from shardmem.runtime.batch import Batch, Columns
     from shardmem.runtime.handler import Context, Handler
     from shardmem.runtime.producer import Producer, connect
+    from shardmem.state.keyed import KeyedState
     from shardmem.status.document import Status
 else:  # a checker would take every name for one of ours
 

@@ -112,6 +112,13 @@ class Config:
         10_000, "events in quarantine at which a shard stops rather than add another", "number", least=0, most=10**9
     )
     checkpoint_interval: float = setting(0.5, "how often state is saved under load", "seconds")
+    state_cache_bytes: int = setting(
+        256 << 20,
+        "about how much memory of a worker values of keyed state may take; the rest is read from its file",
+        "bytes",
+        least=1 << 20,
+        most=1 << 46,
+    )
     max_restarts: int = setting(
         10,
         "crashes within restart_window, with no event in hand, after which a shard counts as failed; it is tried again",
@@ -178,7 +185,8 @@ class Config:
             "checkpoint_interval": self.checkpoint_interval,
             "log_format": self.log_format,
             "log_level": self.log_level or "info",
-            "state_file": os.path.join(self.directory, f"{self.name}.state"),
+            "state_files": state_directory(self.directory, self.name),
+            "state_cache_bytes": self.state_cache_bytes,
             "keep_state": self.state_dir is not None,
             "failures": {
                 "on_error": self.on_error,
@@ -283,6 +291,10 @@ class Config:
 
 def default_directory() -> str:
     return os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}")
+
+
+def state_directory(directory: str, engine: str) -> str:
+    return os.path.join(directory, f"{engine}.state")
 
 
 def quarantine_file(directory: str, engine: str) -> str:

@@ -19,9 +19,11 @@ from shardmem.client.client import Client
 from shardmem.client.engine_settings import EngineSettings, HandlerLike
 from shardmem.client.revival import Revival
 from shardmem.client.shard_news import NewsReader, OnShard, ShardNews
+from shardmem.client.state import StateAccess, StateValue
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.holders import open_holder
 from shardmem.runtime.child import Child, Report, ReportReader, SupervisorOrders, launch
 from shardmem.runtime.handler import HandlerRef, importing_main
 from shardmem.runtime.producer import Producer, ProducerOptions
@@ -86,6 +88,7 @@ class Engine(ControlCalls):
         self._news = ShardNews(on_shard_created, on_shard_removed)
         self._control: ControlSegment | None = None
         self._last: Status | None = None
+        self._state: StateAccess | None = None
         self._revival: Revival | None = None
         self._reviving = threading.RLock()
         self._looking = threading.Lock()  # at the memory, which another thread may be about to let go
@@ -252,6 +255,16 @@ class Engine(ControlCalls):
                 raise NotRunning(f"engine {self.name!r} is not running")
             return where(self._control, key)
 
+    def state(self, name: str, key: int | str | bytes, type: Any = Any) -> StateValue | None:
+        """The last committed value of a key of a `KeyedState`, with its age; None: it has none. type: what it was
+        declared as; without it, objects are dicts and lists. Raises NotRunning."""
+        with self._looking:
+            if self._control is None:
+                raise NotRunning(f"engine {self.name!r} is not running")
+            if self._state is None:
+                self._state = StateAccess(self._control.state_dir, self.name)
+            return self._state.get(name, key, type)
+
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
         """One call of the control API; once more if the supervisor is killed before it has answered."""
         return self._ask(lambda client: client.command(name, **wanted))
@@ -283,6 +296,8 @@ class Engine(ControlCalls):
         with self._looking:
             if self._control is not None:
                 self._observer.close()
+                if self._state is not None:
+                    self._state.close()
                 self._control.close()
                 self._control = None
         if self._revival is not None:
@@ -303,7 +318,9 @@ class Engine(ControlCalls):
         control.set_state("stopped")  # a worker that is still booting ends when it comes in
         for shard in control.known_shards():
             if control.worker_alive(shard):
-                pidfd = os.pidfd_open(control.view_shard(shard).pid)
+                pidfd = open_holder(control.view_shard(shard).pid, control.segment)
+                if pidfd is None:
+                    continue
                 if control.worker_alive(shard):  # so the number was still its own when it was opened
                     signal.pidfd_send_signal(pidfd, signal.SIGTERM)
                     if not select.select([pidfd], [], [], 10)[0]:

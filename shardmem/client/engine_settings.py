@@ -55,6 +55,7 @@ class EngineSettings(TypedDict, total=False):
     retry_backoff: Seconds
     quarantine_limit: int
     checkpoint_interval: Seconds
+    state_cache_bytes: Bytes
     max_restarts: int
     restart_window: Seconds
     stall_timeout: Seconds

@@ -22,7 +22,7 @@ from shardmem.status.document import (
     Status,
 )
 from shardmem.status.findings import VERDICTS
-from shardmem.text import plural, size
+from shardmem.text import cleaned, plural, size
 
 _COLORS = {
     "running": "green",
@@ -73,6 +73,7 @@ def milliseconds(seconds: float) -> str:
 
 def status(document: Status) -> Group:
     """The whole document, legible in 80 columns."""
+    document = cleaned(document)
     engine = document["engine"]
     parts: list[RenderableType] = [
         _head(document),
@@ -202,7 +203,7 @@ def found_lines(found: list[Finding], most: int | None = None, columns: int = 80
     lines = []
     for each in found:
         indent = " " * (len(_MARKS[each["level"]]) + 1)
-        text = printable(f"{_MARKS[each['level']]} {each['text']}")
+        text = f"{_MARKS[each['level']]} {each['text']}"
         wrap = textwrap.TextWrapper(columns, subsequent_indent=indent, max_lines=most, placeholder=" ...")
         lines += [Text(line, LEVEL_COLORS[each["level"]]) for line in wrap.wrap(text)]
         advice = [each["advice"]] if each["advice"] and not (most and each["command"]) else []
@@ -220,15 +221,10 @@ def found_lines(found: list[Finding], most: int | None = None, columns: int = 80
     return lines
 
 
-def printable(text: str) -> str:
-    """In one line, without control characters: keys and errors come from users."""
-    return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
-
-
 def happened(each: HistoryEntry) -> str:
     """An entry of `history`, with the time of day here."""
     where = f"shard {each['shard']}: " if each["shard"] is not None else ""
-    return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{printable(each['text'])}"
+    return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{each['text']}"
 
 
 def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:

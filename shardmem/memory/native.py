@@ -35,7 +35,11 @@ if lib.sm_install_fastcalls() != lib.SM_OK:
     raise ImportError("shardmem._native could not add its per-event calls; was it built for another interpreter?")
 
 Pusher = _native.Pusher
+StateMap = _native.StateMap
 decode = _native.decode
+by_key = _native.by_key
+store_keys = _native.store_keys
+slots_of_keys = _native.slots_of_keys
 DECODE_PAIRS, DECODE_KEYS, DECODE_PAYLOADS = 0, 1, 2
 
 ENGINE_STATES = ("starting", "running", "draining", "stopped")
@@ -104,13 +108,17 @@ __all__ = [
     "REASONS",
     "SHARD_STATES",
     "Pusher",
+    "StateMap",
     "arm_from_environment",
     "arm_point",
     "borrow",
+    "by_key",
     "bytes_at",
     "decode",
     "ffi",
     "lib",
     "point",
     "points",
+    "slots_of_keys",
+    "store_keys",
 ]

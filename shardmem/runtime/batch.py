@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from shardmem.errors import BatchEscaped
-from shardmem.memory.native import DECODE_KEYS, DECODE_PAIRS, DECODE_PAYLOADS, borrow, decode, ffi, lib
+from shardmem.memory.native import DECODE_KEYS, DECODE_PAIRS, DECODE_PAYLOADS, borrow, by_key, decode, ffi, lib
 from shardmem.runtime.encode import bytes_of, plain_key
 from shardmem.schema import KEY_INT, KEY_NONE, Schema
 
@@ -100,6 +100,13 @@ class Batch:
         numbers = np.arange(sequence, sequence + count, dtype="u8"), np.full(count, producer, "u4")
         return cls._owner_of(schema, slots, shard, numbers, rows, data)
 
+    def borrowed(self) -> Batch:
+        """The same events as a worker hands them out: a view that is kept past `_end` is found. Of a batch that owns
+        its memory."""
+        made = Batch(self._schema, self._slots, self.shard, self._c, Scratch())
+        made._numbers = self._numbers
+        return made
+
     def __len__(self) -> int:
         return self._length
 
@@ -158,6 +165,20 @@ class Batch:
             return self.records[self._schema.key] if self._schema.key is not None else None
         self._check(records=False)
         return decode(self._address, DECODE_KEYS)
+
+    def by_key(self) -> list[tuple[Any, Any]]:
+        """`(key, events)` for each key, its events in order: a list of payloads, or an array of rows. Copies."""
+        if not self._schema.is_records:
+            self._check(records=False)
+            return by_key(self._address)
+        if self._schema.key is None:
+            return [(None, self.records.copy())] if self._length else []
+        keys = np.ascontiguousarray(self.keys)
+        order = np.argsort(keys, kind="stable")
+        rows, keys = self.records[order], keys[order]
+        first = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])) if len(keys) else keys[:0])
+        ends = [*first[1:].tolist(), len(keys)]
+        return [(key, rows[a:b]) for key, a, b in zip(keys[first].tolist(), first.tolist(), ends)]
 
     @property
     def slots(self) -> np.ndarray:

@@ -13,12 +13,19 @@ import numpy as np
 from shardmem.errors import HandlerError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.reader import Reader
-from shardmem.runtime.handler import Handler, optional
+from shardmem.runtime.batch import Batch
+from shardmem.runtime.forked import end_if_forked
+from shardmem.runtime.handler import Handler, keeps_slots, optional
 from shardmem.runtime.state import StateStore
 from shardmem.settings import some
+from shardmem.state.keeper import Keeper
+from shardmem.state.timers import USER, Timer
 from shardmem.text import of_error
 
 LOOK_AT_ALL = 16  # batches
+FIRE_SECONDS = 0.05  # how long timers may keep events waiting
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # before a timer that failed is tried again
+PURGE_EVERY = 1.0  # seconds: rows of slots that went are deleted a few at a time, when there is nothing else to do
 IDLE_SHARE = 0.1  # of the interval: with nothing else to do, whoever waits in flush should not wait for all of it
 
 log = logging.getLogger("shardmem.checkpoint")
@@ -32,6 +39,9 @@ class Commit(Protocol):
     @property
     def patience_ns(self) -> int:
         """How long the worker may sleep."""
+
+    def handle(self, batch: Batch) -> None:
+        """Call the handler. Raises what it raises."""
 
     def take_up(self) -> None:
         """Before the first batch: what the predecessor had saved, in lanes and in the handler, which gains its
@@ -58,6 +68,9 @@ class Commit(Protocol):
     def restore(self, slots: Iterable[int]) -> None:
         """These slots are handled here from now on. The handler has gained them."""
 
+    def close(self) -> None:
+        """The worker ends in good order, and nothing is deferred."""
+
 
 class Immediate:
     """Heads move when the handler has returned."""
@@ -66,6 +79,9 @@ class Immediate:
 
     def __init__(self, control: ControlSegment, shard: int, reader: Reader, handler: Handler) -> None:
         self._control, self._shard, self._reader, self.handler = control, shard, reader, handler
+
+    def handle(self, batch: Batch) -> None:
+        self.handler.handle(batch)
 
     def take_up(self) -> None:
         self.restore(owned_slots(self._control, self._shard))
@@ -89,13 +105,16 @@ class Immediate:
     def restore(self, slots: Iterable[int]) -> None:
         _tell(self.handler, self._shard, "gained", slots)
 
+    def close(self) -> None: ...
+
 
 class Checkpointed:
-    """A stateful handler: the states of changed slots and the rows behind them are saved in one transaction, then heads
-    move.
+    """A stateful handler: the states of changed slots, what changed by key, and the rows behind them are saved in one
+    transaction, then heads move. Timers fire between batches.
 
     interval: seconds between checkpoints under load. Sooner when half a lane is handled and not committed, and when
     there is nothing else to do. anew: makes another handler, for one without `drop`; it gains the slots that are left.
+    expects_state: its predecessor had saved some; a file that knows nothing of it is another file.
     Raises HandlerError when snapshot, restore, drop, gained or lost raise, ShardmemError when the file cannot be used.
     """
 
@@ -105,31 +124,42 @@ class Checkpointed:
         shard: int,
         reader: Reader,
         handler: Handler,
+        keeper: Keeper,
         store: StateStore,
         interval: float,
         anew: Callable[[], Handler],
+        expects_state: bool = False,
     ) -> None:
         self._control, self._shard, self._reader = control, shard, reader
-        self.handler, self._store, self._interval, self._anew = handler, store, interval, anew
+        self.handler, self._keeper, self._store = handler, keeper, store
+        self._interval, self._anew = interval, anew
+        self._keeps_slots = keeps_slots(handler)
+        self._expects_state = expects_state
         self._touched = np.zeros(control.slots, "u1")
         self._live: set[int] = set()  # slots that the handler may hold something of
         self._mine: set[int] = set()  # slots whose rows may be in a batch
-        self._all_touched, self._batches, self._told_of_keyless = False, 0, False
-        self._saved_at = time.monotonic()
+        self._all_touched, self._batches, self._told_of_keyless = not self._keeps_slots, 0, False
+        self._saved_at = self._purged_at = time.monotonic()
         self._deferred = 0
+        self._firing = Firing(shard, keeper, self)
         reader.defer_commits()
 
     @property
     def patience_ns(self) -> int:
-        """Until the next checkpoint is due, if something waits for it."""
-        if not self._deferred:
-            return 100_000_000
+        """Until the next checkpoint or timer is due, if something waits for it."""
+        patience = self._firing.patience_ns
+        if not self._deferred and not self._keeper.has_changes:
+            return patience
         due = self._saved_at + self._interval * IDLE_SHARE - time.monotonic()
-        return max(0, min(100_000_000, int(due * 1e9)))
+        return max(0, min(patience, int(due * 1e9)))
+
+    def handle(self, batch: Batch) -> None:
+        self.handler.handle(batch)
+        self._keeper.after_batch()
 
     def take_up(self) -> None:
         view = self._control.view_shard(self._shard)
-        ranges = self._store.begin_life(self._shard, view.incarnation, view.generation)
+        ranges = self._store.begin_life(view.incarnation, view.generation, self._expects_state)
         if not self._reader.commit_ranges(ranges):
             log.error(
                 "shard %d: the last checkpoint speaks of rows that its lanes do not have; rows may be handled again",
@@ -153,36 +183,43 @@ class Checkpointed:
         return self._reader.defer()
 
     def step(self, idle: bool) -> None:
+        self._firing.step()
+        self._keeper.trim()
         self._deferred, pressed, awaited = self._reader.deferred()
-        if not self._deferred:
-            return
         age = time.monotonic() - self._saved_at
+        if not self._deferred and not self._keeper.has_changes:
+            if idle and age > PURGE_EVERY and time.monotonic() - self._purged_at > PURGE_EVERY:
+                self._store.purge()
+                self._purged_at = time.monotonic()
+            return
+        pressed = pressed or self._keeper.is_pressed
         if pressed or age >= self._interval or (idle and (awaited or age >= self._interval * IDLE_SHARE)):
             self.save()
 
     def settle(self) -> None:
-        if self._reader.deferred().rows:
+        if self._reader.deferred().rows or self._keeper.has_changes:
             self.save()
 
     def save(self, also: Iterable[int] = ()) -> None:
-        slots = sorted({*np.flatnonzero(self._touched).tolist(), *also})
+        slots = sorted({*np.flatnonzero(self._touched).tolist(), *also}) if self._keeps_slots else []
         states = self._snapshots(slots)
-        self._store.save(states, self._reader.ranges())
+        self._store.save(states, self._keeper.changes(), self._reader.ranges())
+        self._keeper.saved()
         if not self._reader.commit_deferred():
             log.error("shard %d: a lane changed under what was handled of it; it moves no further", self._shard)
         self._live.update(slots)
-        self._touched[:] = 0
-        self._all_touched = False
+        self._untouch()
         self._deferred, self._saved_at = 0, time.monotonic()
 
     def failing(self) -> None:
-        self._reader.touched(self._touched)
+        if self._keeps_slots:
+            self._reader.touched(self._touched)
 
     def roll_back(self) -> None:
         changed = self._live | set(np.flatnonzero(self._touched).tolist())
         is_new = self._forget(changed)
-        self._touched[:] = 0
-        self._all_touched = False
+        self._keeper.roll_back()
+        self._untouch()
         self._reader.rescan()
         self._load(self._mine)
         if is_new:
@@ -191,7 +228,11 @@ class Checkpointed:
     def hand_over(self, slots: list[int]) -> None:
         self.save(also=slots)
         self._mine.difference_update(slots)
-        if callable(getattr(self.handler, "drop", None)):
+        self._keeper.lose(set(slots))
+        self._store.give(slots)
+        if not self._keeps_slots:
+            _tell(self.handler, self._shard, "lost", slots)
+        elif callable(getattr(self.handler, "drop", None)):
             self._forget(slots)
             _tell(self.handler, self._shard, "lost", slots)
         else:  # there is nobody else to tell than the one that goes
@@ -199,10 +240,19 @@ class Checkpointed:
             self._forget(slots)
             self.restore(self._mine)
 
+    def close(self) -> None:
+        self._store.close()
+
+    def _untouch(self) -> None:
+        self._touched[:] = 0
+        self._all_touched = not self._keeps_slots
+
     def _forget(self, slots: Collection[int]) -> bool:
         """The handler holds nothing of these slots any more. True: nor of any other, because it is a new one. What a
         handler without `drop` kept would be counted again when the slot comes back, or when the rows do: 12,860 of 20
         were."""
+        if not self._keeps_slots:
+            return False
         if callable(getattr(self.handler, "drop", None)):
             for slot in slots:
                 _call(self.handler, self._shard, "drop", slot)
@@ -222,18 +272,24 @@ class Checkpointed:
 
     def restore(self, slots: Iterable[int]) -> None:
         gained = list(slots)
+        self._store.claim(gained)
         self._mine.update(gained)
-        self._all_touched = False
+        self._keeper.gain(set(gained))
+        self._all_touched = not self._keeps_slots
         self._load(gained)
         _tell(self.handler, self._shard, "gained", gained)
 
     def _load(self, slots: Iterable[int]) -> None:
-        for slot, state in self._store.load(slots).items():
+        if not self._keeps_slots:
+            return
+        for slot, state in self._store.snapshots(slots).items():
             if state:
                 _call(self.handler, self._shard, "restore", slot, state)
                 self._live.add(slot)
 
     def _snapshots(self, slots: list[int]) -> list[tuple[int, bytes]]:
+        if not slots:
+            return []
         snapshot = optional(self.handler, "snapshot")
         try:
             return [(slot, bytes(snapshot(slot) or b"")) for slot in slots]
@@ -241,6 +297,51 @@ class Checkpointed:
             for slot in slots:  # which one, for the error
                 _call(self.handler, self._shard, "snapshot", slot)
             raise
+
+
+class Firing:
+    """Timers that are due, between batches. One whose `on_timer` raises is tried again later, alone, for as long as it
+    takes: it is no event that could be set aside, and others go on."""
+
+    def __init__(self, shard: int, keeper: Keeper, commit: Checkpointed) -> None:
+        self._shard, self._keeper, self._commit = shard, keeper, commit
+        self._failed: dict[Timer, int] = {}  # times in a row
+
+    @property
+    def patience_ns(self) -> int:
+        wait_ms = self._keeper.next_due() - self._keeper.scope.now_ms()
+        return max(0, min(100_000_000, wait_ms * 1_000_000))
+
+    def step(self) -> None:
+        until = time.monotonic() + FIRE_SECONDS
+        while (timer := self._keeper.take_due()) is not None:
+            try:
+                self._keeper.fire(timer)
+            except BaseException as error:  # sys.exit too: see Worker.run
+                end_if_forked(error)
+                self._failing(timer, error)
+                return
+            end_if_forked()
+            self._failed.pop(timer, None)
+            if time.monotonic() > until:
+                return
+
+    def _failing(self, timer: Timer, error: BaseException) -> None:
+        """What it did is undone, and with it what others did since the last checkpoint: so the next attempt is made
+        behind a checkpoint of its own."""
+        tries = self._failed[timer] = self._failed.get(timer, 0) + 1
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1))
+        what = f"on_timer({timer.key!r}, {timer.name!r})" if timer.kind == USER else f"on_expire({timer.key!r}, ...)"
+        log.error(
+            "shard %d: %s raised %.500s; it is tried again in %g s",
+            self._shard,
+            what,
+            of_error(error),
+            pause,
+            exc_info=error if tries == 1 else None,
+        )
+        self._commit.roll_back()
+        self._keeper.postpone(timer, pause)
 
 
 def owned_slots(control: ControlSegment, shard: int) -> set[int]:

@@ -19,6 +19,9 @@ from typing import Any
 from shardmem.errors import ConfigError, HandlerError
 from shardmem.runtime.batch import Batch, slot_of
 from shardmem.runtime.forked import end_if_forked
+from shardmem.state.keeper import absent, keeper_of, keeps_by_key
+from shardmem.state.keys import Key
+from shardmem.state.timers import Timers
 from shardmem.text import of_error
 
 
@@ -66,10 +69,24 @@ class Handler:
         """These slots were given up: no event of them is left here, and none comes. Returns before another shard gains
         them. Not called when the worker ends."""
 
+    @property
+    def timers(self) -> Timers:
+        """`timers.set(key, name, after=60)`: then `on_timer(key, name)` is called."""
+        return keeper_of(self).timers
+
+    @absent
+    def on_timer(self, key: Key, name: str) -> None:
+        """A timer is due. Called between batches, also when no events come."""
+
+    @absent
+    def on_expire(self, key: Key, value: Any) -> None:
+        """A value of a `KeyedState` with a `ttl` has expired, and is gone."""
+
     def close(self) -> None:
         """After the last batch, when the worker ends in good order."""
 
-    # A handler that keeps state per key defines these as well; then the state of a slot goes where the slot goes.
+    # State by key is a `KeyedState`. A handler that keeps it in a form of its own defines these as well; then the state
+    # of a slot goes where the slot goes.
     # Without drop it is closed and made anew, with all it keeps, whenever a slot goes or a batch has failed: dearer,
     # and just as exact. `Context.slot(key)` tells the slot of a key.
     #
@@ -143,17 +160,7 @@ class HandlerRef:
                     f"is in, or set PYTHONPATH"
                 )
             raise HandlerError(text) from error
-        if callable(getattr(found, "handle", None)):
-            if getattr(found.handle, "__func__", None) is Handler.handle:
-                raise HandlerError(f"handler {self.name!r} has no handle(batch): write it in {type(found).__name__}")
-            _check_call(found.handle, self.name)
-            _check_state(found, self.name, shared)
-            handler: Handler = found
-            return handler
-        if not callable(found):
-            raise HandlerError(f"handler {self.name!r} is a {type(found).__name__}: neither a function nor a Handler")
-        _check_call(found, self.name)
-        return _Function(found)
+        return handler_of(found, self.name, shared)
 
     def prepare(self) -> None:
         """Import what `load` will need. What goes wrong does so again there, and is told then."""
@@ -193,6 +200,22 @@ class HandlerRef:
                     _import_main_of_package(self.main["init_main_from_name"])
             finally:
                 process._inheriting = False
+
+
+def handler_of(found: Any, name: str = "", shared: bool = False) -> Handler:
+    """A Handler of what the user wrote, checked. shared: it is an object of a module. Raises HandlerError."""
+    name = name or str(getattr(found, "__qualname__", type(found).__qualname__))
+    if callable(getattr(found, "handle", None)):
+        if getattr(found.handle, "__func__", None) is Handler.handle:
+            raise HandlerError(f"handler {name!r} has no handle(batch): write it in {type(found).__name__}")
+        _check_call(found.handle, name)
+        _check_state(found, name, shared)
+        handler: Handler = found
+        return handler
+    if not callable(found):
+        raise HandlerError(f"handler {name!r} is a {type(found).__name__}: neither a function nor a Handler")
+    _check_call(found, name)
+    return _Function(found)
 
 
 def importing_main() -> bool:
@@ -272,6 +295,11 @@ def _check_state(handler: Any, name: str, shared: bool) -> None:
 
 def is_stateful(handler: Any) -> bool:
     """Whether the state of its slots has to travel."""
+    return keeps_slots(handler) or keeps_by_key(handler)
+
+
+def keeps_slots(handler: Any) -> bool:
+    """Whether it keeps state by slot in a form of its own."""
     return callable(getattr(handler, "snapshot", None)) and callable(getattr(handler, "restore", None))
 
 

@@ -1,85 +1,319 @@
-"""The state of slots outside the workers, and which events it reflects: one SQLite file per engine.
+"""The state of the slots of one shard outside its worker, and which events it reflects: one SQLite file per shard, so
+that no shard waits for another's checkpoint.
 
-A checkpoint is one transaction: the states of the slots that changed, and the ranges of rows that made them so. Heads
+A checkpoint is one transaction: the rows and timers that changed, and the ranges of events that made them so. Heads
 move after it. A worker that is killed in between leaves ranges beyond its heads; its successor commits them first and
 then reads the state, so both are of one moment whenever the kill comes (`sm_commit_ranges`).
+
+Each file that has rows of a slot says of which owner in a row, by number; the highest number has the slot. A new owner
+copies the rows from there, in one transaction with its own number; the old one deletes its copy when it has time to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import os
+import re
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+from urllib.parse import quote
 
-from shardmem.errors import AlreadyRunning, ShardmemError
-from shardmem.runtime.sqlite import Database
+from shardmem.errors import AlreadyRunning, ShardmemError, StateError
+from shardmem.runtime.sqlite import PATIENCE, Database
+from shardmem.state.keys import after, prefix
+from shardmem.state.store import Changes, Row
 
 _SCHEMA = """
-create table if not exists engine (one integer primary key check (one = 1), id text, slots integer);
-create table if not exists state (slot integer primary key, shard integer, value blob not null);
-create table if not exists life (      -- the fence: who may write for a shard, and what its last checkpoint covered
-    shard integer primary key, incarnation integer not null, generation integer not null, ranges blob not null);
+create table if not exists life (      -- the fence: who may write, and what its last checkpoint covered
+    one integer primary key check (one = 1), engine text not null, slots integer not null,
+    incarnation integer not null, generation integer not null, ranges blob not null, saved integer not null);
+create table if not exists slots (slot integer primary key, owner integer not null);
+create table if not exists rows (
+    key blob primary key, value blob not null, sum integer not null, version integer not null, expires integer
+) without rowid;
+create table if not exists timers (key blob primary key, due integer not null) without rowid;
+create index if not exists timers_due on timers (due);
 """
+_FILE = re.compile(r"shard-([0-9]+)\.sqlite")
+_SNAPSHOT = b""  # the name under which the snapshot of a slot is kept; those of keyed states are not empty
+_PURGE_ROWS = 2000  # at a time, when there is nothing else to do
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def shard_files(directory: str) -> dict[int, str]:
+    """Of each shard that has one."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return {}
+    return {int(match[1]): os.path.join(directory, name) for name in names if (match := _FILE.fullmatch(name))}
+
+
+def shard_file(directory: str, shard: int) -> str:
+    return os.path.join(directory, f"shard-{shard}.sqlite")
+
+
+def remove_files(directory: str) -> None:
+    for path in shard_files(directory).values():
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path + suffix)
+    with contextlib.suppress(OSError):
+        os.rmdir(directory)
+
+
+def checked_row(key: bytes, stored: Sequence[Any], path: str) -> Row:
+    """stored: value, sum, version, expires."""
+    value, total, version, expires = stored
+    if zlib.crc32(value) != total:
+        raise StateError(
+            f"the value of {key!r} in the state file {path} is damaged: its check sum is wrong",
+            hint="Import what an export has of it, or delete the key",
+        )
+    return value, version, expires
 
 
 class StateStore:
-    """Raises ShardmemError when the file cannot be used, AlreadyRunning when another life of this shard has begun.
+    """Raises ShardmemError when a file cannot be used, AlreadyRunning when another life of this shard has begun.
 
-    keep: states of an earlier engine of that name are taken up; otherwise they are dropped.
+    keep: state of an earlier engine of that name is taken up; otherwise it is dropped.
     """
 
-    def __init__(self, path: str, engine_id: int, slots: int, *, keep: bool) -> None:
-        self.path = path
-        self._database = Database(path, _SCHEMA, "the state file", durable=keep)
-        self._shard = self._incarnation = self._generation = 0
-        with self._database.transaction() as connection:
-            found = connection.execute("select id, slots from engine").fetchone()
-            if found and found[1] != slots and keep:
-                raise ShardmemError(
-                    f"the state file {path} was made with slots={found[1]} and the engine has slots={slots}: "
-                    f"keys would not find their state; run it with slots={found[1]}, or set another state_dir"
-                )
-            if not found or found[0] != f"{engine_id:x}":
-                connection.execute("delete from life")  # about lanes that are gone
-                if not keep:
-                    connection.execute("delete from state")
-                connection.execute("insert or replace into engine values (1, ?, ?)", (f"{engine_id:x}", slots))
+    def __init__(self, directory: str, shard: int, engine_id: int, slots: int, *, keep: bool) -> None:
+        self.directory, self._shard, self._slots, self._keep = directory, shard, slots, keep
+        self._engine = f"{engine_id:x}"
+        self.path = shard_file(directory, shard)
+        self._database = Database(self.path, _SCHEMA, "the state file", durable=keep)
+        self._incarnation = self._generation = 0
+        self._claimed: set[int] = set()
+        self._given: set[int] = set()  # slots of which this file may have rows that another one has newer
+        for path in shard_files(directory).values():
+            self._expect_slots(path)
 
-    def begin_life(self, shard: int, incarnation: int, generation: int) -> bytes:
-        """From here on only this incarnation writes for the shard. The ranges of its predecessor's last checkpoint."""
-        self._shard, self._incarnation, self._generation = shard, incarnation, generation
+    def _expect_slots(self, path: str) -> None:
+        for engine, slots in _look(path, "select engine, slots from life"):
+            if slots != self._slots and (self._keep or engine == self._engine):
+                raise ShardmemError(
+                    f"the state file {path} was made with slots={slots} and the engine has slots={self._slots}: "
+                    f"keys would not find their state; run it with slots={slots}, or set another state_dir"
+                )
+
+    def last_incarnation(self) -> int:
+        return max((found for (found,) in self._database.rows("select incarnation from life")), default=0)
+
+    def begin_life(self, incarnation: int, generation: int, expected: bool = False) -> bytes:
+        """From here on only this incarnation writes. The ranges of its predecessor's last checkpoint. expected: there
+        was a predecessor, which had saved state in this file."""
+        self._incarnation, self._generation = incarnation, generation
         with self._database.transaction() as connection:
-            found = connection.execute(
-                "select incarnation, generation, ranges from life where shard = ?", (shard,)
-            ).fetchone()
-            if found and found[0] > incarnation:
-                raise AlreadyRunning(f"shard {shard}: incarnation {found[0]} has begun, this is {incarnation}")
-            ranges = found[2] if found and found[1] == generation else b""
+            found = connection.execute("select engine, incarnation, generation, ranges from life").fetchone()
+            if expected and not (found and found[0] == self._engine and found[2] == generation):
+                raise ShardmemError(
+                    f"the state file {self.path} knows nothing of shard {self._shard}, whose last worker had saved "
+                    "state in it: it has been removed or replaced",
+                    hint="Put the file back; or lose the state and go on without it: `shardmem reload`",
+                )
+            ranges = b""
+            if found and found[0] == self._engine:
+                if found[1] > incarnation:
+                    raise AlreadyRunning(
+                        f"shard {self._shard}: incarnation {found[1]} has begun, this is {incarnation}"
+                    )
+                ranges = found[3] if found[2] == generation else b""
+            elif found and not self._keep:
+                for table in ("rows", "timers", "slots"):
+                    connection.execute(f"delete from {table}")
             connection.execute(
-                "insert or replace into life values (?, ?, ?, ?)", (shard, incarnation, generation, ranges)
+                "insert or replace into life values (1, ?, ?, ?, ?, ?, ?)",
+                (self._engine, self._slots, incarnation, generation, ranges, _now_ms()),
             )
         return ranges
 
-    def save(self, states: Iterable[tuple[int, bytes]], ranges: bytes) -> None:
-        """(slot, state) of what changed, and the ranges of rows behind it, all or nothing."""
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save(self, snapshots: Iterable[tuple[int, bytes]], changes: Changes, ranges: bytes) -> None:
+        """(slot, state) of what changed, what changed by key, and the ranges of events behind it: all or nothing."""
+        rows = dict(changes.rows)
+        rows.update((prefix(slot, _SNAPSHOT), (state, 0, None)) for slot, state in snapshots)
+        with self._writing() as connection:
+            connection.execute("update life set ranges = ?, saved = ?", (ranges, _now_ms()))
+            connection.executemany(
+                "insert into rows values (?, ?, ?, ?, ?) on conflict do update set value = excluded.value, "
+                "sum = excluded.sum, version = excluded.version, expires = excluded.expires",
+                [(key, row[0], zlib.crc32(row[0]), row[1], row[2]) for key, row in sorted(rows.items()) if row],
+            )
+            connection.executemany("delete from rows where key = ?", [(key,) for key, row in rows.items() if not row])
+            connection.executemany(
+                "insert or replace into timers values (?, ?)",
+                sorted((key, due) for key, due in changes.timers.items() if due is not None),
+            )
+            connection.executemany(
+                "delete from timers where key = ?", [(key,) for key, due in changes.timers.items() if due is None]
+            )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction of this incarnation."""
         with self._database.transaction() as connection:
-            written = connection.execute(
-                "update life set ranges = ? where shard = ? and incarnation = ? and generation = ?",
-                (ranges, self._shard, self._incarnation, self._generation),
-            ).rowcount
-            if not written:
+            mine = connection.execute(
+                "select 1 from life where engine = ? and incarnation = ? and generation = ?",
+                (self._engine, self._incarnation, self._generation),
+            ).fetchone()
+            if not mine:
                 raise AlreadyRunning(
                     f"shard {self._shard}: incarnation {self._incarnation} may not write to {self.path}, "
                     f"another life of the shard has begun"
                 )
-            connection.executemany(
-                "insert or replace into state values (?, ?, ?)", [(slot, self._shard, value) for slot, value in states]
-            )
+            yield connection
 
-    def load(self, slots: Iterable[int]) -> dict[int, bytes]:
-        """The states of these slots that have one."""
+    # ---- reading: shardmem.state.store.Store ---------------------------------------------------------------------
+
+    def get(self, key: bytes) -> Row | None:
+        found = self._database.rows("select value, sum, version, expires from rows where key = ?", key)
+        return checked_row(key, found[0], self.path) if found else None
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, Row]]:
+        at, end = prefix, after(prefix)
+        while found := self._database.rows(
+            "select key, value, sum, version, expires from rows where key >= ? and key < ? order by key limit 1000",
+            at,
+            end,
+        ):
+            for key, *row in found:
+                yield key, checked_row(key, row, self.path)
+            at = found[-1][0] + b"\0"
+
+    def timers(self, due_from: int, due_to: int, limit: int) -> list[tuple[int, bytes]]:
+        query = "select due, key from timers where due between ? and ? order by due"
+        found = self._database.rows(query + " limit ?", due_from, due_to, limit)
+        if len(found) == limit:  # all that are due together with the last
+            last = found[-1][0]
+            found = [each for each in found if each[0] < last] + self._database.rows(query, last, last)
+        return found
+
+    def snapshots(self, slots: Iterable[int]) -> dict[int, bytes]:
+        """Of those of these slots that have one."""
+        found = ((slot, self.get(prefix(slot, _SNAPSHOT))) for slot in slots)
+        return {slot: row[0] for slot, row in found if row is not None}
+
+    # ---- slots that come and go ----------------------------------------------------------------------------------
+
+    def claim(self, slots: Iterable[int]) -> None:
+        """The rows of these slots are here from now on, copied from the file of whoever had them last. Done twice, it
+        is done once."""
         wanted = set(slots)
-        if len(wanted) == 1:
-            return dict(self._database.rows("select slot, value from state where slot = ?", *wanted))
-        return {slot: value for slot, value in self._database.rows("select slot, value from state") if slot in wanted}
+        mine, newest = dict(self._database.rows("select slot, owner from slots")), self._newest_elsewhere()
+        self._given = {slot for slot in mine if slot not in wanted and slot not in self._claimed}
+        self._claimed |= wanted
+        sources: dict[str, list[tuple[int, int]]] = {}
+        for slot in sorted(wanted):
+            owner, path = newest.get(slot, (0, ""))
+            if owner > mine.get(slot, 0):
+                sources.setdefault(path, []).append((slot, owner + 1))
+            elif slot not in mine:
+                sources.setdefault("", []).append((slot, 1))
+        for path, numbered in sources.items():
+            if path:
+                self._copy(path, numbered)
+            else:
+                with self._writing() as connection:
+                    connection.executemany("insert into slots values (?, ?)", numbered)
+
+    def give(self, slots: Iterable[int]) -> None:
+        """All of them is saved; whoever claims them next copies it."""
+        self._claimed.difference_update(slots)
+        self._given.update(slots)
+
+    def purge(self) -> None:
+        """Delete some of the rows that another file has newer."""
+        if not self._given:
+            return
+        mine, newest = dict(self._database.rows("select slot, owner from slots")), self._newest_elsewhere()
+        self._given &= mine.keys()
+        budget = _PURGE_ROWS
+        for slot in sorted(self._given):
+            if newest.get(slot, (0, ""))[0] <= mine[slot]:
+                continue
+            with self._writing() as connection:
+                for table in ("rows", "timers"):
+                    budget -= connection.execute(
+                        f"delete from {table} where key in "
+                        f"(select key from {table} where key >= ? and key < ? limit {_PURGE_ROWS})",
+                        (prefix(slot), after(prefix(slot))),
+                    ).rowcount
+                if budget > 0:
+                    connection.execute("delete from slots where slot = ?", (slot,))
+            if budget <= 0:
+                return
+            self._given.discard(slot)
+
+    def _newest_elsewhere(self) -> dict[int, tuple[int, str]]:
+        """slot -> (owner, file) of the highest owner in the files of other shards."""
+        newest: dict[int, tuple[int, str]] = {}
+        for path in shard_files(self.directory).values():
+            if path == self.path or not self._is_of_ours(path):
+                continue
+            for slot, owner in _look(path, "select slot, owner from slots"):
+                if owner > newest.get(slot, (0, ""))[0]:
+                    newest[slot] = owner, path
+        return newest
+
+    def _is_of_ours(self, path: str) -> bool:
+        return self._keep or any(engine == self._engine for (engine,) in _look(path, "select engine from life"))
+
+    def _copy(self, path: str, numbered: list[tuple[int, int]]) -> None:
+        """Row by row from one file to the other: a slot may be larger than memory."""
+        with opened(path) as source, self._writing() as connection:
+            for slot, owner in numbered:
+                ends = prefix(slot), after(prefix(slot))
+                for table, marks in (("rows", "?, ?, ?, ?, ?"), ("timers", "?, ?")):
+                    connection.execute(f"delete from {table} where key >= ? and key < ?", ends)
+                    connection.executemany(
+                        f"insert into {table} values ({marks})",
+                        source.execute(f"select * from {table} where key >= ? and key < ?", ends),
+                    )
+                connection.execute("insert or replace into slots values (?, ?)", (slot, owner))
+
+    def leave(self) -> None:
+        """As a process does that is killed."""
+        self._database.close()
 
     def close(self) -> None:
+        """The file goes as well when others have all of it newer."""
+        mine, newest = dict(self._database.rows("select slot, owner from slots")), self._newest_elsewhere()
+        is_over = all(newest.get(slot, (0, ""))[0] > owner for slot, owner in mine.items())
         self._database.close()
+        if is_over:
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path + suffix)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[sqlite3.Connection]:
+    """The file of another shard, to read it. Raises ShardmemError that names it."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=PATIENCE)) as made:
+            yield made
+    except sqlite3.Error as error:
+        raise ShardmemError(
+            f"the state file {path} cannot be read: {error}",
+            hint="Mend the file, or move it away and lose what it holds",
+        ) from error
+
+
+def _look(path: str, query: str) -> list[tuple[Any, ...]]:
+    """Nothing of a file that is just being made, or has just been removed: it has no slot that is nowhere else."""
+    try:
+        with opened(path) as connection:
+            return connection.execute(query).fetchall()
+    except ShardmemError as error:
+        if "no such table" in str(error) or not os.path.exists(path):
+            return []
+        raise

@@ -27,9 +27,12 @@ from shardmem.runtime.checkpoint import Checkpointed, Commit, Immediate
 from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, begin, read_orders
 from shardmem.runtime.failures import Failures, OnError
 from shardmem.runtime.forked import end_if_forked, fence
-from shardmem.runtime.handler import Context, Handler, HandlerRef, is_stateful, optional, wants_to_know
+from shardmem.runtime.handler import Context, Handler, is_stateful, optional, wants_to_know
 from shardmem.runtime.moves import Moves
 from shardmem.runtime.state import StateStore
+from shardmem.state.keeper import Keeper, keeps_by_key
+from shardmem.state.scope import Scope
+from shardmem.state.store import MemoryStore
 from shardmem.text import of_error
 
 LONGEST_TRACE = 20_000  # characters of a traceback that is reported: its texts may be of any length
@@ -91,7 +94,7 @@ class Worker:
                 continue
             work = Batch(schema, slots, shard, batch, scratch)
             try:
-                commit.handler.handle(work)
+                commit.handle(work)
             except BaseException as error:  # sys.exit and asyncio's cancellation too: it is the event that does it
                 end_if_forked(error)
                 failures.raised(work, error)
@@ -138,7 +141,7 @@ def main() -> int:
         if orders.forgiven:
             worker.reader.forgive()
         logs.incarnate(worker.incarnation)
-        commit = _commit_of(worker, orders.handler, settings)
+        commit = _commit_of(worker, orders, settings)
         commit.take_up()
     except AlreadyRunning as error:  # the shard's words are another's
         log.error("%s", with_hint(error))
@@ -164,13 +167,14 @@ def main() -> int:
         worker.stop_now = True
 
     signal.signal(signal.SIGTERM, finish)
-    takes_up = is_stateful(commit.handler) or wants_to_know(commit.handler)
-    worker.control.set_worker_stateful(worker.shard, takes_up)
+    saves = is_stateful(commit.handler)
+    worker.control.set_worker_stateful(worker.shard, saves or wants_to_know(commit.handler), saves)
     worker.set_phase("ready")
     reports.say(ready=True)
     try:
         worker.run(commit, moves, failures)
         optional(commit.handler, "close")()
+        commit.close()
     except AlreadyRunning as error:  # its words in shared memory are another's by now
         log.error("%s", with_hint(error))
         return ExitCode.ALREADY
@@ -199,7 +203,7 @@ def _orders() -> tuple[WorkerOrders, Reports] | None:
     return told
 
 
-def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) -> Commit:
+def _commit_of(worker: Worker, orders: WorkerOrders, settings: dict[str, Any]) -> Commit:
     control = worker.control
     context = Context(
         control.engine,
@@ -211,21 +215,41 @@ def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) 
     )
     logs.keep()
 
+    scope = Scope(control.slots, MemoryStore(), shard=worker.shard)
+    keeper = Keeper(scope, settings["state_cache_bytes"])
+
     def opened() -> Handler:
-        handler = reference.load()
+        handler = orders.handler.load()
+        if keeps_by_key(handler):
+            keeper.bind(handler)
         optional(handler, "open")(context)
         return handler
 
     handler = opened()
     if not is_stateful(handler):
         return Immediate(control, worker.shard, worker.reader, handler)
-    store = StateStore(settings["state_file"], control.geometry.engine_id, control.slots, keep=settings["keep_state"])
-    return Checkpointed(control, worker.shard, worker.reader, handler, store, settings["checkpoint_interval"], opened)
+    store = StateStore(
+        settings["state_files"], worker.shard, control.geometry.engine_id, control.slots, keep=settings["keep_state"]
+    )
+    scope.store = store
+    return Checkpointed(
+        control,
+        worker.shard,
+        worker.reader,
+        handler,
+        keeper,
+        store,
+        settings["checkpoint_interval"],
+        opened,
+        # A person who asked for this start has been told, and may go on without.
+        expects_state=control.has_saved_state(worker.shard) and not orders.forgiven,
+    )
 
 
 def _failure(worker: Worker, reports: Reports, error: BaseException) -> int:
     of_user = isinstance(error, (HandlerError, BatchEscaped))
-    text = with_hint(error) if of_user else of_error(error)
+    hint = f" (hint: {error.hint})" if isinstance(error, ShardmemError) and error.hint else ""
+    text = with_hint(error) if of_user else of_error(error) + hint
     worker.say_error(text)
     worker.set_phase("failed")
     log.error("%s", text, exc_info=error.__cause__ or error)

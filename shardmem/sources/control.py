@@ -19,9 +19,9 @@ LOOK = 0.05  # seconds between two looks at whether it was done
 
 
 class SourcesOf:
-    def __init__(self, engine: str, directory: str) -> None:
-        """directory: where the engine keeps its state."""
-        self._engine, self._directory = engine, directory
+    def __init__(self, engine: str, directory: str, owner: int) -> None:
+        """directory: where the engine keeps its state. owner: the uid whose engine it is."""
+        self._engine, self._directory, self._owner = engine, directory, owner
 
     @classmethod
     def engine(cls, name: str | None) -> SourcesOf:
@@ -32,12 +32,12 @@ class SourcesOf:
             name = only_engine()
         control = ControlSegment.attach(name)
         try:
-            return cls(name, control.state_dir)
+            return cls(name, control.state_dir, control.segment.owner)
         finally:
             control.close()
 
     def status(self) -> list[SourceStatus]:
-        return sources_of(self._directory, self._engine)
+        return sources_of(self._directory, self._engine, self._owner)
 
     def pause(self, source: str | None, paused: bool, timeout: float) -> dict[str, Any]:
         """When its process reads no more, or goes on; alive: whether there is one. Raises ConfigError,

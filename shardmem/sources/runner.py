@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardmem.errors import Interrupted, ShardmemError
+from shardmem.runtime.attachment import Marks
 from shardmem.runtime.call import DEFAULT
-from shardmem.runtime.producer import Marks, Producer
+from shardmem.runtime.producer import Producer
 from shardmem.sources.contract import Columns, Position, Rejected, Source, SourceContext
 
 COMMIT = 0.5  # seconds between two commits

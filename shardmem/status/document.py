@@ -24,6 +24,7 @@ class EngineStatus(TypedDict):
     quarantine_held: int | None
     http: str | None
     memory: str
+    socket: str | None
 
 
 class SupervisorStatus(TypedDict):

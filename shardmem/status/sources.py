@@ -11,9 +11,11 @@ import glob
 import json
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from shardmem.memory import lease
+from shardmem.private_files import acting_as, open_private
 from shardmem.status.document import SourceStatus
 
 _BYTE = 0
@@ -30,7 +32,7 @@ class SourceFile:
     def __init__(self, directory: str, engine: str, name: str) -> None:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         self._path = file_of(directory, engine, name, "status")
-        self._lock = os.open(file_of(directory, engine, name, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = open_private(file_of(directory, engine, name, "lock"), os.O_RDWR | os.O_CREAT)
         self.name = name
         self.incarnation = 0
         self.error: str | None = None  # of the life before
@@ -45,7 +47,7 @@ class SourceFile:
 
     def write(self, **what: Any) -> None:
         fresh = f"{self._path}.new"
-        with open(fresh, "w", encoding="utf-8", errors="surrogateescape") as file:
+        with open(fresh, "w", encoding="utf-8", errors="surrogateescape", opener=open_private) as file:
             json.dump(
                 {"name": self.name, "pid": os.getpid(), "incarnation": self.incarnation, "at": time.time(), **what},
                 file,
@@ -58,7 +60,7 @@ class SourceFile:
 
 def is_alive(directory: str, engine: str, name: str) -> bool:
     try:
-        descriptor = os.open(file_of(directory, engine, name, "lock"), os.O_RDWR | os.O_CLOEXEC)
+        descriptor = open_private(file_of(directory, engine, name, "lock"), os.O_RDONLY)
     except OSError:
         return False
     try:
@@ -72,7 +74,17 @@ def source_status(directory: str, engine: str, name: str) -> SourceStatus | None
     said = _read(file_of(directory, engine, name, "status"))
     if said is None:
         return None
-    alive, commit, state = is_alive(directory, engine, name), said.get("last_commit"), said.get("state", "starting")
+    try:
+        return _status_of(name, said, is_alive(directory, engine, name))
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        path = file_of(directory, engine, name, "status")
+        return _status_of(name, {"state": "failed", "error": f"{path} is damaged; its source writes it anew"}, False)
+
+
+def _status_of(name: str, said: Mapping[str, Any], alive: bool) -> SourceStatus:
+    """Raises ValueError and the like: the file may be damaged."""
+    commit, state, error, seat = (said.get(key) for key in ("last_commit", "state", "error", "seat"))
+    state = "starting" if state is None else str(state)
     paused, lag = bool(said.get("paused")), said.get("lag_bytes")
     if not alive and state not in ("failed", "ended"):
         state = "died"
@@ -86,14 +98,21 @@ def source_status(directory: str, engine: str, name: str) -> SourceStatus | None
         "incarnation": int(said.get("incarnation", 0)),
         "state": state,
         "paused": paused,
-        "error": said.get("error"),
-        "seat": said.get("seat"),
+        "error": None if error is None else str(error),
+        "seat": None if seat is None else int(seat),
         "events": int(said.get("events", 0)),
         "bytes": int(said.get("bytes", 0)),
         "skipped": int(said.get("skipped", 0)),
-        "reasons": said.get("reasons", {}),
+        "reasons": {str(why): int(count) for why, count in said.get("reasons", {}).items()},
         "lag_bytes": None if lag is None else int(lag),
-        "partitions": said.get("partitions", {}),
+        "partitions": {
+            str(which): {
+                "offset": int(each["offset"]),
+                "at": str(each["at"]),
+                "lag": None if each.get("lag") is None else int(each["lag"]),
+            }
+            for which, each in said.get("partitions", {}).items()
+        },
         "last_commit_age_s": None if commit is None else max(0.0, time.time() - commit),
     }
 
@@ -116,18 +135,20 @@ def forget(directory: str, engine: str, name: str) -> None:
         os.unlink(file_of(directory, engine, name, "status"))
 
 
-def sources_of(directory: str, engine: str) -> list[SourceStatus]:
+def sources_of(directory: str, engine: str, owner: int) -> list[SourceStatus]:
+    """owner: the uid whose files they are."""
     if not directory:
         return []
     prefix, suffix = f"{engine}.source-", ".status"
-    paths = sorted(glob.glob(os.path.join(glob.escape(directory), f"{glob.escape(engine)}.source-*{suffix}")))
-    names = [os.path.basename(path)[len(prefix) : -len(suffix)] for path in paths]
-    return [said for name in names if (said := source_status(directory, engine, name)) is not None]
+    with acting_as(owner):
+        paths = sorted(glob.glob(os.path.join(glob.escape(directory), f"{glob.escape(engine)}.source-*{suffix}")))
+        names = [os.path.basename(path)[len(prefix) : -len(suffix)] for path in paths]
+        return [said for name in names if (said := source_status(directory, engine, name)) is not None]
 
 
 def _read(path: str) -> dict[str, Any] | None:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape", opener=open_private) as file:
             return dict(json.load(file))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None

@@ -35,7 +35,7 @@ class Sources:
         """Those of the configuration. What an earlier supervisor started, and is none any more, is told to end."""
         config = self._config
         self._lives = {table["name"]: _Life(config, table) for table in _tables(config)}
-        for said in sources_of(config.directory, config.name):
+        for said in sources_of(config.directory, config.name, os.geteuid()):
             if said["name"] not in self._lives:
                 _signal(said["pid"] if said["alive"] else None, signal.SIGTERM)
                 forget(config.directory, config.name, said["name"])

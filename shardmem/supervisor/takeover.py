@@ -17,7 +17,6 @@ begun goes on. What a shard was at comes from three words:
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import tempfile
@@ -35,6 +34,7 @@ from shardmem.memory.native import BOARD_BYTES, point
 from shardmem.memory.segment import control_name, inbox_files, inbox_name, path_of
 from shardmem.policy import NOBODY, LeastSlots, ShardCoordinator, Strategy
 from shardmem.runtime import logs
+from shardmem.runtime.state import remove_files
 from shardmem.status.health import hangs
 from shardmem.status.observer import Observer
 from shardmem.supervisor.history import History
@@ -98,9 +98,7 @@ class Takeover:
             inbox.segment.unlink()
         self.control.segment.unlink()
         if config.state_dir is None:  # then state lasts as long as the memory whose events it reflects
-            for suffix in ("", "-wal", "-shm"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(config.worker_settings()["state_file"] + suffix)
+            remove_files(config.worker_settings()["state_files"])
 
     @property
     def states(self) -> dict[int, str]:

@@ -64,7 +64,7 @@ TABLE = {
     "aside.stored": Point("worker", POISONED, "", "test_a_quarantine_file_that_cannot_grow_stops_its_shard"),
     "aside.acting": Point("worker", POISONED),
     "aside.marked": Point("worker", POISONED),
-    "save.begun": Point("keeper", FLOW, STATE, "test_a_state_file_that_cannot_grow_stops_its_shard"),
+    "save.begun": Point("keeper", FLOW, STATE, "test_a_state_file_that_cannot_grow_ends_its_worker_and_loses_nothing"),
     "save.saved": Point("keeper", FLOW, STATE),
     "save.marked": Point("keeper", FLOW, STATE),
     "spawn.created": Point("supervisor", MORE, TAKEOVER, "test_an_inbox_that_cannot_be_reserved_changes_nothing"),
@@ -426,12 +426,18 @@ def test_a_worker_process_that_cannot_be_started_is_tried_again(rig: Rig, engine
         assert check(rig.logs()) == []
 
 
-def test_a_state_file_that_cannot_grow_stops_its_shard(keeper: Field) -> None:
+def test_a_state_file_that_cannot_grow_ends_its_worker_and_loses_nothing(keeper: Field) -> None:
     keeper.scale(2)
     with _limited(_new_worker(keeper, 0), resource.RLIMIT_FSIZE, 8192), Log(keeper.rig.directory) as log:
-        _push_until_failed(keeper, 0, keeper.source(log))
-    assert "the state file" in keeper.shard(0)["error"] and "cannot be used" in keeper.shard(0)["error"]
-    keeper.restart()
+        with shardmem.connect(keeper.name) as producer:
+            source = keeper.source(log)
+
+            def has_failed() -> bool:
+                source.push(producer, "push_many", 8, 10)
+                last_exit = keeper.shard(0)["last_exit"] or ""
+                return "the state file" in last_exit and "cannot be used" in last_exit
+
+            wait_until(has_failed, "its worker has failed, and says why", 60)
     keeper.daemons.ready()
     keeper.expect_clean()
 
@@ -446,11 +452,3 @@ def test_a_quarantine_file_that_cannot_grow_stops_its_shard(worker: Field) -> No
     worker.restart()
     worker.daemons.ready()
     assert worker.expect_clean()["accounting"]["quarantined"] == aside + 1
-
-
-def _push_until_failed(field: Field, shard: int, source: Source) -> None:
-    with shardmem.connect(field.name) as producer, contextlib.suppress(shardmem.HandlerError):
-        for _ in range(10):
-            source.push(producer, "push_many", 8, 10)
-            producer.flush(PATIENCE)
-    wait_until(lambda: field.shard(shard)["state"] == "failed", "the shard is given up")

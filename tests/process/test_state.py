@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 import shardmem
+from shardmem.runtime.state import shard_file
+from shardmem.runtime.state_reader import StateReader
 from support.quarantine_load import totals
 from support.rig import PATIENCE, Rig, drained, wait_until
+from support.state import kept
 
 POINTS = [
     "poll.taken",
@@ -52,7 +55,7 @@ class Feed:
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
     return {
-        "handler": "support.quarantine_load:Tally",
+        "handler": "support.handlers.keyed:KeyedTally",
         "slots": 32,
         "on_error": "stop",
         "state_dir": str(tmp_path / "state"),
@@ -62,8 +65,24 @@ def settings(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def state_file(settings: dict[str, Any], name: str) -> str:
+def state_files(settings: dict[str, Any], name: str) -> str:
     return os.path.join(settings["state_dir"], f"{name}.state")
+
+
+def wait_fired(settings: dict[str, Any], name: str, feed: Feed) -> None:
+    directory = state_files(settings, name)
+    wait_until(lambda: sum(kept(directory, "fired").values()) >= sum(feed.counts), "every timer has fired", 60)
+
+
+def expect_exact(settings: dict[str, Any], name: str, feed: Feed) -> None:
+    """By slot, by key, and by timers, of which none is left."""
+    directory = state_files(settings, name)
+    assert feed.expected == totals(directory)
+    assert feed.expected == kept(directory, "counted")
+    assert feed.expected == kept(directory, "fired")
+    assert {key: {"events": count} for key, count in feed.expected.items()} == kept(directory, "seen")
+    with contextlib.closing(StateReader(directory)) as reader:
+        assert [] == list(reader.timers())
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -79,7 +98,8 @@ def test_a_worker_killed_at_any_point_resumes_with_state_and_position_that_agree
         status = drained(engine)
         assert 4 == status["shards"][0]["incarnation"], f"{point} was not reached three times"
         assert sum(feed.counts) == status["accounting"]["handled"]
-    assert feed.expected == totals(state_file(settings, engine_name))
+        wait_fired(settings, engine_name, feed)
+    expect_exact(settings, engine_name, feed)
 
 
 def test_state_is_exact_through_random_kills_and_moves_at_once(rig: Rig, engine_name: str, settings: dict) -> None:
@@ -102,7 +122,8 @@ def test_state_is_exact_through_random_kills_and_moves_at_once(rig: Rig, engine_
         producer.flush(PATIENCE)
         status = drained(engine)
         assert sum(feed.counts) == status["accounting"]["handled"] == status["accounting"]["accepted"]
-    assert feed.expected == totals(state_file(settings, engine_name))
+        wait_fired(settings, engine_name, feed)
+    expect_exact(settings, engine_name, feed)
 
 
 def test_a_bad_event_is_set_aside_and_what_it_did_to_the_state_is_undone(
@@ -113,7 +134,7 @@ def test_a_bad_event_is_set_aside_and_what_it_did_to_the_state_is_undone(
         producer.push_many([1] * 6 + [2], [b"0 ", b"1 ", b"2 bad", b"2 ", b"3 ", b"4 ", b"0 "])
         producer.flush(PATIENCE)
         assert (6, 1) == tuple(drained(engine)["accounting"][name] for name in ("handled", "quarantined"))
-    assert {1: 5, 2: 1} == totals(state_file(settings, engine_name))
+    assert {1: 5, 2: 1} == totals(state_files(settings, engine_name))
 
 
 @pytest.mark.parametrize("handler", ["support.quarantine_load:Tally", "support.quarantine_load:TallyWithoutDrop"])
@@ -138,7 +159,7 @@ def test_a_handler_without_drop_is_as_exact_as_one_with_it(
         producer.flush(PATIENCE)
         status = drained(engine)
     assert 2 == status["accounting"]["quarantined"]
-    assert dict.fromkeys(range(KEYS), 30) == totals(state_file(settings, engine_name))
+    assert dict.fromkeys(range(KEYS), 30) == totals(state_files(settings, engine_name))
 
 
 def test_a_stateful_handler_that_gets_events_without_a_key_says_once_that_they_are_not_saved(
@@ -151,7 +172,7 @@ def test_a_stateful_handler_that_gets_events_without_a_key_says_once_that_they_a
             producer.push(5, b"%d" % number)
             producer.flush(PATIENCE)
     assert 1 == capfd.readouterr().err.count("events without a key")
-    assert 3 == totals(state_file(settings, engine_name))[5]
+    assert 3 == totals(state_files(settings, engine_name))[5]
 
 
 def test_how_soon_a_bad_event_is_set_aside_does_not_depend_on_the_checkpoint_interval(
@@ -175,14 +196,14 @@ def test_how_soon_a_bad_event_is_set_aside_does_not_depend_on_the_checkpoint_int
             lambda: (found := engine.status())["accounting"]["quarantined"] and found, "the event is set aside"
         )
         assert status["shards"][0]["batches"] < 3000
-    assert {1: 999} == totals(state_file(settings, engine_name))
+    assert {1: 999} == totals(state_files(settings, engine_name))
 
 
 def test_state_outlives_the_engine_if_it_has_a_directory_of_its_own(rig: Rig, engine_name: str, settings: dict) -> None:
     for first in (0, 3):
         with rig.engine(engine_name, shards=1 + first % 2, **settings) as engine, engine.producer() as producer:
             producer.push_many([7] * 3, [b"%d " % number for number in range(first, first + 3)])
-    assert {7: 6} == totals(state_file(settings, engine_name))
+    assert {7: 6} == totals(state_files(settings, engine_name))
     with pytest.raises(shardmem.HandlerError, match="made with slots=32 and the engine has slots=64"):
         rig.engine(engine_name, shards=1, **{**settings, "slots": 64}).start()
 
@@ -200,24 +221,24 @@ def test_state_without_a_directory_lasts_as_long_as_the_shared_memory(
 def test_a_state_file_that_cannot_be_written_stops_the_shard_and_loses_nothing(
     rig: Rig, engine_name: str, settings: dict
 ) -> None:
-    path = state_file(settings, engine_name)
-    with pytest.raises(shardmem.HandlerError, match="the state file .* cannot be used: no such table: state"):
+    path = state_files(settings, engine_name)
+    with pytest.raises(shardmem.HandlerError, match="the state file .* cannot be used: no such table: rows"):
         with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
             producer.push(1, b"0 ")
             producer.flush(PATIENCE)
-            with sqlite3.connect(path) as database:
-                database.execute("alter table state rename to elsewhere")
+            with sqlite3.connect(shard_file(path, 0)) as database:
+                database.execute("alter table rows rename to elsewhere")
             database.close()
             producer.push(1, b"1 ")
             with pytest.raises(shardmem.HandlerError):
                 producer.flush(PATIENCE)
             assert 1 == engine.status()["accounting"]["in_flight"]
-    with sqlite3.connect(path) as database:
-        database.execute("alter table elsewhere rename to state")
+    with sqlite3.connect(shard_file(path, 0)) as database:
+        database.execute("alter table elsewhere rename to rows")
     database.close()
     with rig.engine(engine_name, shards=1, **settings) as engine:
         drained(engine)
-    assert {1: 2} == totals(path)
+    assert {1: 2} == totals(state_files(settings, engine_name))
 
 
 def test_a_snapshot_that_raises_stops_the_shard_and_says_so(rig: Rig, engine_name: str, settings: dict) -> None:
@@ -267,3 +288,47 @@ def test_what_identifies_an_event_outlives_its_worker_and_is_never_given_to_anot
     assert [["0", "0"], ["0", "1"]] * 2 == [identity[1:] for identity in found]
     first, second = {engine_id for engine_id, *_ in found[:2]}, {engine_id for engine_id, *_ in found[2:]}
     assert len(first) == len(second) == 1 and first != second and all(first | second)
+
+
+def remove_state(settings: dict[str, Any], name: str) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(shard_file(state_files(settings, name), 0) + suffix).unlink(missing_ok=True)
+
+
+def test_a_state_file_that_vanishes_is_an_error_before_the_next_commit_and_nothing_is_lost_if_it_is_put_back(
+    rig: Rig, engine_name: str, settings: dict
+) -> None:
+    """400 events were handled, exit code 0, and there was no file: all state was lost without a word."""
+    path = shard_file(state_files(settings, engine_name), 0)
+    with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
+        producer.push(1, b"0 ")
+        producer.flush(PATIENCE)
+        os.rename(path, f"{path}.away")
+        producer.push(1, b"1 ")
+        error = wait_until(lambda: engine.status()["shards"][0]["error"], "it is noticed", 3 * PATIENCE)
+        assert f"{path} has been removed; nothing of this step was written" in error and "shardmem reload" in error
+        os.rename(f"{path}.away", path)
+        wait_until(lambda: engine.reload()["done"], "it goes on", 3 * PATIENCE)
+        producer.flush(3 * PATIENCE)
+    assert {1: 2} == totals(state_files(settings, engine_name))
+
+
+def test_a_worker_whose_predecessor_s_state_file_has_vanished_does_not_begin_from_nothing_unless_told_to(
+    rig: Rig, engine_name: str, settings: dict
+) -> None:
+    with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
+        producer.push_many([1, 1], [b"0 ", b"1 "])
+        producer.flush(PATIENCE)
+        remove_state(settings, engine_name)
+        os.kill(engine.status()["shards"][0]["pid"], signal.SIGKILL)
+        wait_until(
+            lambda: (
+                "knows nothing of shard 0, whose last worker had saved state" in engine.status()["shards"][0]["error"]
+            ),
+            "its successor says what is missing",
+            3 * PATIENCE,
+        )
+        wait_until(lambda: engine.reload()["done"], "a person says that it may go on", 3 * PATIENCE)
+        producer.push(1, b"0 ")
+        producer.flush(PATIENCE)
+    assert {1: 1} == totals(state_files(settings, engine_name))

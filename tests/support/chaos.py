@@ -8,7 +8,6 @@ import os
 import random
 import select
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import numpy as np
 
 import shardmem
 from shardmem.memory.engine_segment import ControlSegment
+from shardmem.runtime.state_reader import StateReader
 from support.checker import Logs, accounting, check
 from support.programs import sends
 from support.rig import PATIENCE, TESTS, Program, Rig, drained, segments_of, wait_until
@@ -415,11 +415,11 @@ def repeated(handled: np.ndarray, killed: set[tuple[int, int]]) -> tuple[int, li
 
 
 def inexact(logs: Logs, path: Path) -> list[str]:
-    """The counts in the state file of handlers.counting.Counting: of each producer and key at least what was accepted,
+    """The counts in the state files of handlers.counting.Counting: of each producer and key at least what was accepted,
     and at most what was offered."""
     counts: dict[str, int] = {}
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        for (value,) in database.execute("select value from state"):
+    with contextlib.closing(StateReader(str(path))) as reader:
+        for value in reader.snapshots().values():
             counts.update(json.loads(value))
 
     def sums(rows: np.ndarray) -> dict[str, int]:

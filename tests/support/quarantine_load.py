@@ -7,11 +7,11 @@ import contextlib
 import json
 import os
 import signal
-import sqlite3
 from pathlib import Path
 
 from shardmem import Context, Handler
 from shardmem.memory.native import arm_point
+from shardmem.runtime.state_reader import StateReader
 
 
 def no_odd_ones(batch) -> None:
@@ -92,11 +92,11 @@ def dies_of_bad(batch) -> None:
             os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def totals(path: str) -> dict[int, int]:
-    """What a state file of Tally says."""
-    with contextlib.closing(sqlite3.connect(path)) as database:
+def totals(directory: str) -> dict[int, int]:
+    """What the state files of Tally say."""
+    with contextlib.closing(StateReader(directory)) as reader:
         found: dict[int, int] = {}
-        for (value,) in database.execute("select value from state"):
+        for value in reader.snapshots().values():
             found.update((int(key), count) for key, count in json.loads(value).items())
     return found
 

@@ -11,10 +11,11 @@ PACKAGE = Path(__file__).parents[2] / "shardmem"
 FLOORS = [
     ("base",),
     ("memory", "policy"),
+    ("state",),
     ("runtime",),
     ("status",),
     ("client",),
-    ("sources",),
+    ("sources", "testing"),
     ("http", "host"),
     ("supervisor",),
     ("console",),

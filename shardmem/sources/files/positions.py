@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 from shardmem.errors import AlreadyRunning, ConfigError
+from shardmem.private_files import open_private
 from shardmem.sources.contract import Position, SourceError
 
 PRINT = 256  # bytes that tell files apart
@@ -40,7 +41,7 @@ class Positions:
         self._known: dict[tuple[int, int], Known] = {}
         try:
             os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-            self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = open_private(f"{path}.lock", os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise ConfigError(f"positions cannot be kept in {path}: {error.strerror}") from None
         try:
@@ -49,7 +50,7 @@ class Positions:
             os.close(self._lock)
             raise AlreadyRunning(f"another process reads with the positions of {path}") from None
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8", opener=open_private) as file:
                 for each in json.load(file)["files"]:
                     known = Known(**each)
                     self._known[known.device, known.inode] = known
@@ -92,7 +93,7 @@ class Positions:
         """The whole file is replaced: it is the old one or the new one. Raises SourceError."""
         fresh = f"{self.path}.new"
         try:
-            with open(fresh, "w", encoding="utf-8", errors="surrogateescape") as file:
+            with open(fresh, "w", encoding="utf-8", errors="surrogateescape", opener=open_private) as file:
                 json.dump({"version": 1, "files": [vars(each) for each in self._known.values()]}, file)
                 file.flush()
                 if sync:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import threading
 from typing import IO, Any
 
@@ -20,7 +21,7 @@ class DeadLetters:
         self._file: IO[str] | None = None
         if path is not None:
             try:
-                self._file = open(path, "a", encoding="utf-8", errors="surrogateescape")
+                self._file = open(path, "a", encoding="utf-8", errors="surrogateescape", opener=_private)
             except OSError as error:
                 raise ConfigError(f"cannot write to {path}: {error.strerror}") from None
 
@@ -45,3 +46,8 @@ class DeadLetters:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _private(path: str, flags: int) -> int:
+    """What was rejected is users' data: a file that is made here is read by its user only."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -1,0 +1,388 @@
+/* role: none
+ * What keyed state needs once per event or once per key: the mapping that a handler reads and writes, keys as the store
+ * writes them, and a batch grouped by key. In CPython's limited API, as fastcall.c is.
+ */
+#define Py_LIMITED_API 0x030a0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <structmember.h>
+
+#include "objects.h"
+
+/*
+ * live: what is in memory, by key; a key in it has been looked up in the store and belongs to this shard. dirty: what was
+ * written since somebody emptied it, or only read if `objects`: such values can change in place. All that is not the plain
+ * case (a key of another type, one that is not in memory, a value of another type) goes to Python methods of a subclass.
+ */
+typedef struct {
+    PyObject_HEAD PyObject *live, *dirty;
+    PyObject *plain; /* the exact type of values; NULL: objects */
+} StateMap;
+
+static inline int is_plain_key(PyObject *key)
+{
+    PyTypeObject *type = Py_TYPE(key);
+    return type == &PyLong_Type || type == &PyUnicode_Type || type == &PyBytes_Type;
+}
+
+static inline int is_plain_value(const StateMap *self, PyObject *value)
+{
+    if (!self->plain)
+        return 1;
+    if ((PyObject *)Py_TYPE(value) != self->plain)
+        return 0;
+    if (Py_TYPE(value) != &PyLong_Type)
+        return 1;
+    int overflow;
+    PyLong_AsLongLongAndOverflow(value, &overflow);
+    return !overflow;
+}
+
+/* borrowed; NULL without an error: not in memory, or not a plain key */
+static inline PyObject *live_value(const StateMap *self, PyObject *key)
+{
+    return likely(is_plain_key(key)) ? PyDict_GetItemWithError(self->live, key) : NULL;
+}
+
+/* A value that the handler gets to see, as a new reference: it may change it in place. */
+static PyObject *shown(const StateMap *self, PyObject *key, PyObject *value)
+{
+    Py_INCREF(value);
+    if (!self->plain && PyDict_SetItem(self->dirty, key, value) < 0)
+        Py_CLEAR(value);
+    return value;
+}
+
+static PyObject *map_subscript(StateMap *self, PyObject *key)
+{
+    PyObject *value = live_value(self, key);
+    if (unlikely(!value))
+        return PyErr_Occurred() ? NULL : PyObject_CallMethod((PyObject *)self, "_miss", "(O)", key);
+    return shown(self, key, value);
+}
+
+static int map_assign(StateMap *self, PyObject *key, PyObject *value)
+{
+    PyObject *done;
+    if (likely(value && is_plain_value(self, value))) {
+        if (likely(live_value(self, key) != NULL))
+            return PyDict_SetItem(self->live, key, value) < 0 || PyDict_SetItem(self->dirty, key, value) < 0 ? -1 : 0;
+        if (PyErr_Occurred())
+            return -1;
+    }
+    done = value ? PyObject_CallMethod((PyObject *)self, "_assign", "(OO)", key, value)
+                 : PyObject_CallMethod((PyObject *)self, "_delete", "(O)", key);
+    Py_XDECREF(done);
+    return done ? 0 : -1;
+}
+
+static int map_contains(StateMap *self, PyObject *key)
+{
+    if (live_value(self, key))
+        return 1;
+    PyObject *found = PyErr_Occurred() ? NULL : PyObject_CallMethod((PyObject *)self, "_has", "(O)", key);
+    int is_there = found ? PyObject_IsTrue(found) : -1;
+    Py_XDECREF(found);
+    return is_there;
+}
+
+static PyObject *map_get(StateMap *self, PyObject *const *args, Py_ssize_t n)
+{
+    if (n < 1 || n > 2)
+        return PyErr_Format(PyExc_TypeError, "get takes a key, and what to return if there is no value");
+    PyObject *otherwise = n == 2 ? args[1] : Py_None, *value = live_value(self, args[0]);
+    if (!value)
+        return PyErr_Occurred() ? NULL : PyObject_CallMethod((PyObject *)self, "_get", "(OO)", args[0], otherwise);
+    return shown(self, args[0], value);
+}
+
+static int map_init(StateMap *self, PyObject *args, PyObject *keywords)
+{
+    PyObject *plain = Py_None;
+    (void)keywords;
+    if (!PyArg_ParseTuple(args, "|O", &plain))
+        return -1;
+    Py_CLEAR(self->live);
+    Py_CLEAR(self->dirty);
+    Py_CLEAR(self->plain);
+    self->live = PyDict_New();
+    self->dirty = PyDict_New();
+    if (!self->live || !self->dirty)
+        return -1;
+    if (plain != Py_None) {
+        Py_INCREF(plain);
+        self->plain = plain;
+    }
+    return 0;
+}
+
+static int map_traverse(StateMap *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->live);
+    Py_VISIT(self->dirty);
+    Py_VISIT(self->plain);
+    return 0;
+}
+
+static int map_clear(StateMap *self)
+{
+    Py_CLEAR(self->live);
+    Py_CLEAR(self->dirty);
+    Py_CLEAR(self->plain);
+    return 0;
+}
+
+static void map_dealloc(StateMap *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    map_clear(self);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef map_members[] = {
+    {"live", T_OBJECT_EX, offsetof(StateMap, live), 0, "dict: what is in memory"},
+    {"dirty", T_OBJECT_EX, offsetof(StateMap, dirty), 0, "dict: what was written"},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyMethodDef map_methods[] = {
+    {"get", (PyCFunction)(void (*)(void))map_get, METH_FASTCALL, "get(key, default=None)"},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot map_slots[] = {
+    {Py_tp_init, map_init},           {Py_tp_traverse, map_traverse},
+    {Py_tp_clear, map_clear},         {Py_tp_dealloc, map_dealloc},
+    {Py_tp_members, map_members},     {Py_tp_methods, map_methods},
+    {Py_mp_subscript, map_subscript}, {Py_mp_ass_subscript, map_assign},
+    {Py_sq_contains, map_contains},   {0, NULL},
+};
+
+static PyType_Spec map_spec = {"shardmem._native.StateMap", sizeof(StateMap), 0,
+                               Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, map_slots};
+
+/* ---- keys as the store writes them -------------------------------------------------------------------------------- */
+
+static uint32_t slot_of_event(const sm_event *e, uint32_t slots)
+{
+    return (uint32_t)(SM_META_KIND(e->meta) == SM_KEY_INT ? sm_hash_int(e->key) : e->key) & (slots - 1);
+}
+
+static void put_big_endian(uint8_t *to, uint64_t value, int bytes)
+{
+    for (int i = bytes - 1; i >= 0; i--, value >>= 8)
+        to[i] = (uint8_t)value;
+}
+
+/* Sorts as: slot, name, type, then integers by value and texts by their bytes. */
+static PyObject *store_key(const sm_event *e, uint32_t slot, const char *name, Py_ssize_t name_bytes)
+{
+    int is_int = SM_META_KIND(e->meta) == SM_KEY_INT;
+    uint32_t length = is_int ? 8 : SM_META_LENGTH(e->meta);
+    PyObject *made = PyBytes_FromStringAndSize(NULL, 2 + name_bytes + 1 + 1 + (Py_ssize_t)length);
+    if (!made)
+        return NULL;
+    uint8_t *at = (uint8_t *)PyBytes_AsString(made);
+    put_big_endian(at, slot, 2);
+    memcpy(at + 2, name, (size_t)name_bytes);
+    at += 2 + name_bytes;
+    *at++ = 0;
+    if (is_int) {
+        int is_high = (e->meta & SM_META_UNSIGNED) != 0;
+        *at++ = is_high ? 'u' : 'i';
+        put_big_endian(at, is_high ? e->key : e->key ^ UINT64_C(1) << 63, 8);
+    } else {
+        *at++ = SM_META_KIND(e->meta) == SM_KEY_STR ? 's' : 'b';
+        memcpy(at, e->key_bytes, length);
+    }
+    return made;
+}
+
+/* the keys that C's plain way does not take: text with lone surrogates is written as the bytes that it stands for */
+static int any_key(PyObject *key, sm_event *e, PyObject **held)
+{
+    *held = NULL;
+    if (likely(sm_plain_key(key, e) && SM_META_KIND(e->meta) != SM_KEY_NONE))
+        return 1;
+    if (Py_TYPE(key) != &PyUnicode_Type) {
+        PyErr_Format(PyExc_TypeError, "a key is int, str or bytes, and within its range; this is %R", key);
+        return 0;
+    }
+    *held = PyUnicode_AsEncodedString(key, "utf-8", "surrogateescape");
+    if (!*held)
+        return 0;
+    sm_plain_key(*held, e);
+    e->meta = (uint32_t)SM_KEY_STR << 30 | SM_META_LENGTH(e->meta);
+    return 1;
+}
+
+/* store_keys(keys: list, name: bytes, slots: int): a list of bytes */
+static PyObject *store_keys(PyObject *module, PyObject *args)
+{
+    PyObject *keys, *held;
+    const char *name;
+    Py_ssize_t name_bytes;
+    unsigned int slots;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "Oy#I", &keys, &name, &name_bytes, &slots))
+        return NULL;
+    if (!PyList_Check(keys))
+        return PyErr_Format(PyExc_TypeError, "store_keys takes a list");
+    Py_ssize_t n = PyList_Size(keys);
+    PyObject *made = PyList_New(n);
+    for (Py_ssize_t i = 0; made && i < n; i++) {
+        sm_event e = {0};
+        PyObject *one = NULL;
+        if (any_key(PyList_GetItem(keys, i), &e, &held))
+            one = store_key(&e, slot_of_event(&e, slots), name, name_bytes);
+        Py_XDECREF(held);
+        if (one)
+            PyList_SetItem(made, i, one);
+        else
+            Py_CLEAR(made);
+    }
+    return made;
+}
+
+/* slots_of_keys(keys: list, slots: int): the slot of each, as the bytes of an array of uint32 */
+static PyObject *slots_of_keys(PyObject *module, PyObject *args)
+{
+    PyObject *keys, *held;
+    unsigned int slots;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OI", &keys, &slots))
+        return NULL;
+    if (!PyList_Check(keys))
+        return PyErr_Format(PyExc_TypeError, "slots_of_keys takes a list");
+    Py_ssize_t n = PyList_Size(keys);
+    PyObject *made = PyBytes_FromStringAndSize(NULL, n * (Py_ssize_t)sizeof(uint32_t));
+    for (Py_ssize_t i = 0; made && i < n; i++) {
+        sm_event e = {0};
+        if (any_key(PyList_GetItem(keys, i), &e, &held)) {
+            uint32_t slot = slot_of_event(&e, slots);
+            memcpy(PyBytes_AsString(made) + i * (Py_ssize_t)sizeof slot, &slot, sizeof slot);
+        } else {
+            Py_CLEAR(made);
+        }
+        Py_XDECREF(held);
+    }
+    return made;
+}
+
+/* ---- a batch by key ------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    uint64_t hash;
+    uint32_t meta;
+    const uint8_t *bytes;
+    PyObject *payloads; /* borrowed from the tuple in the list of groups */
+} Group;
+
+typedef struct {
+    Group *groups;
+    uint32_t *table, count, mask; /* table: number of a group + 1; 0: free */
+} Groups;
+
+static Group *find_group(Groups *g, const sm_index *entry, const uint8_t *bytes, int *is_new)
+{
+    uint32_t meta = entry->meta, length = SM_META_LENGTH(meta);
+    uint64_t mixed = entry->key * UINT64_C(0x9E3779B97F4A7C15);
+    for (uint32_t at = (uint32_t)(mixed >> 32) & g->mask;; at = (at + 1) & g->mask) {
+        if (!g->table[at]) {
+            g->table[at] = ++g->count;
+            Group *group = &g->groups[g->count - 1];
+            *group = (Group){entry->key, meta, bytes, NULL};
+            *is_new = 1;
+            return group;
+        }
+        Group *group = &g->groups[g->table[at] - 1];
+        if (group->hash == entry->key && group->meta == meta && !memcmp(group->bytes, bytes, length)) {
+            *is_new = 0;
+            return group;
+        }
+    }
+}
+
+static int add_to_group(PyObject *list, Groups *g, const sm_index *entry, const uint8_t *bytes, uint32_t length)
+{
+    int is_new, status = -1;
+    Group *group = find_group(g, entry, bytes, &is_new);
+    if (is_new) {
+        PyObject *pair = PyTuple_New(2), *key = sm_key_object(entry, bytes);
+        group->payloads = PyList_New(0);
+        if (!pair || !key || !group->payloads) {
+            Py_XDECREF(pair);
+            Py_XDECREF(key);
+            Py_XDECREF(group->payloads);
+            return -1;
+        }
+        PyTuple_SetItem(pair, 0, key);
+        PyTuple_SetItem(pair, 1, group->payloads);
+        status = PyList_Append(list, pair);
+        Py_DECREF(pair);
+        if (status < 0)
+            return -1;
+    }
+    uint32_t key_bytes = SM_META_LENGTH(entry->meta);
+    PyObject *payload =
+        PyBytes_FromStringAndSize((const char *)bytes + key_bytes, (Py_ssize_t)length - (Py_ssize_t)key_bytes);
+    if (payload)
+        status = PyList_Append(group->payloads, payload);
+    Py_XDECREF(payload);
+    return payload ? status : -1;
+}
+
+/* by_key(address of a sm_batch of events): a list of (key, list of payloads), by first appearance */
+static PyObject *by_key(PyObject *module, PyObject *address)
+{
+    (void)module;
+    const sm_batch *b = (const sm_batch *)(uintptr_t)PyLong_AsUnsignedLongLong(address);
+    if (PyErr_Occurred())
+        return NULL;
+    uint32_t room = 16;
+    while (room < 2 * b->rows)
+        room *= 2;
+    Groups g = {malloc(sizeof(Group) * (b->rows + 1)), calloc(room, sizeof(uint32_t)), 0, room - 1};
+    PyObject *list = g.groups && g.table ? PyList_New(0) : PyErr_NoMemory();
+    for (uint32_t s = 0; list && s < b->spans; s++) {
+        const sm_span *span = &b->span[s];
+        const sm_index *index = (const sm_index *)span->rows;
+        uint32_t from = span->first ? index[-1].end : 0;
+        for (uint32_t i = 0; list && i < span->count; i++) {
+            sm_index entry = index[i]; /* one read: the check and the use must see the same values */
+            if (!sm_entry_is_sound(span, i, &entry, from) ||
+                add_to_group(list, &g, &entry, span->bytes + from, entry.end - from) < 0)
+                Py_CLEAR(list);
+            from = entry.end;
+        }
+    }
+    free(g.groups);
+    free(g.table);
+    return list;
+}
+
+static PyMethodDef functions[] = {
+    {"store_keys", store_keys, METH_VARARGS, "store_keys(keys, name, slots) -> list of bytes"},
+    {"slots_of_keys", slots_of_keys, METH_VARARGS, "slots_of_keys(keys, slots) -> bytes of uint32"},
+    {"by_key", by_key, METH_O, "by_key(batch) -> list of (key, payloads)"},
+    {NULL, NULL, 0, NULL},
+};
+
+int sm_add_keyed(PyObject *module)
+{
+    PyObject *type = PyType_FromSpec(&map_spec);
+    int status =
+        type && PyModule_AddFunctions(module, functions) == 0 && PyObject_SetAttrString(module, "StateMap", type) == 0
+            ? SM_OK
+            : SM_UNREADY;
+    Py_XDECREF(type);
+    return status;
+}

@@ -1,0 +1,165 @@
+"""The state of an engine as its files say it, from any process and without its workers: the last committed values."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from shardmem.errors import ShardmemError
+from shardmem.runtime.state import checked_row, shard_files
+from shardmem.state.keys import Key, after, prefix, read_store_key, slot_of, store_key
+from shardmem.state.store import Row
+
+PATIENCE = 5.0  # seconds
+
+
+class Saved(NamedTuple):
+    """saved_ms: when the shard's last checkpoint was, since 1970: the value is what it was then."""
+
+    row: Row
+    saved_ms: int
+    shard: int
+
+
+class _File:
+    """One shard's file. Nothing is made or changed."""
+
+    def __init__(self, shard: int, path: str) -> None:
+        self.shard, self.path = shard, path
+        self.identity = _identity(path)
+        self._connection = sqlite3.connect(_address(path), uri=True, timeout=PATIENCE, check_same_thread=False)
+
+    def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            if "no such table" in str(error):  # its worker is just making it
+                return []
+            raise ShardmemError(
+                f"the state file {self.path} cannot be read: {error}",
+                hint="Mend the file, or move it away and lose what it holds",
+            ) from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _identity(path: str) -> tuple[int, int, bool]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, _has_log(path)
+
+
+def _has_log(path: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(f"{path}-wal").st_size > 0
+    return False
+
+
+def _address(path: str) -> str:
+    """SQLite makes files beside one in WAL mode even to read it, unless it is told not to. With nothing in the log, all
+    there is is in the file itself."""
+    return f"file:{quote(path)}?{'mode=ro' if _has_log(path) else 'immutable=1'}"
+
+
+class StateReader:
+    """Raises ShardmemError for a file that cannot be read, StateError for a value that is damaged."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self._files: dict[int, _File] = {}
+
+    def get(self, name: str, key: Key) -> Saved | None:
+        slots = self.slots
+        slot = slot_of(key, slots) if slots else 0
+        owner, found = 0, None
+        for file in self._known():
+            for (number,) in file.rows("select owner from slots where slot = ?", slot):
+                if number > owner:
+                    owner, found = number, file
+        if found is None:
+            return None
+        stored = store_key(key, name.encode(), slots)
+        rows = found.rows("select value, sum, version, expires, saved from rows, life where key = ?", stored)
+        if not rows:
+            return None
+        *row, saved = rows[0]
+        return Saved(checked_row(stored, row, found.path), saved, found.shard)
+
+    @property
+    def slots(self) -> int:
+        """Of the engine; 0: nothing was ever saved."""
+        return max((slots for file in self._known() for (slots,) in file.rows("select slots from life")), default=0)
+
+    def owners(self) -> dict[int, _File]:
+        """The file that has the rows of each slot."""
+        newest: dict[int, tuple[int, _File]] = {}
+        for file in self._known():
+            for slot, owner in file.rows("select slot, owner from slots"):
+                if slot not in newest or owner > newest[slot][0]:
+                    newest[slot] = owner, file
+        return {slot: file for slot, (_, file) in sorted(newest.items())}
+
+    def rows(self, name: str | None = None) -> Iterator[tuple[int, str, Key, Row]]:
+        """(slot, name, key, row) of keyed states."""
+        for slot, file in self.owners().items():
+            for stored, *row in _scan(file, prefix(slot, None if name is None else name.encode())):
+                if stored[2:3] != b"\0":  # a snapshot of the whole slot
+                    _, stored_name, key = read_store_key(stored)
+                    yield slot, stored_name.decode(), key, checked_row(stored, row, file.path)
+
+    def snapshots(self) -> dict[int, bytes]:
+        """Of slots of a handler with `snapshot`."""
+        found = {}
+        for slot, file in self.owners().items():
+            for value, *_ in file.rows("select value from rows where key = ?", prefix(slot, b"")):
+                found[slot] = value
+        return found
+
+    def timers(self) -> Iterator[tuple[int, str, Key, int]]:
+        """(slot, name as stored, key, due in ms)."""
+        for slot, file in self.owners().items():
+            for stored, due in file.rows(
+                "select key, due from timers where key >= ? and key < ?", prefix(slot), after(prefix(slot))
+            ):
+                _, name, key = read_store_key(stored)
+                yield slot, name.decode(), key, due
+
+    def slot(self, slot: int) -> tuple[list[tuple[Any, ...]], list[tuple[bytes, int]]]:
+        """(key, value, version, expires) of all rows of a slot, and (key, due) of its timers."""
+        if (file := self.owners().get(slot)) is None:
+            return [], []
+        rows = [(stored, *checked_row(stored, row, file.path)) for stored, *row in _scan(file, prefix(slot))]
+        query = "select key, due from timers where key >= ? and key < ?"
+        timers = [(key, due) for key, due in file.rows(query, prefix(slot), after(prefix(slot)))]
+        return rows, timers
+
+    def _known(self) -> list[_File]:
+        """Open as long as they are what they were."""
+        paths = shard_files(self.directory)
+        for shard, file in list(self._files.items()):
+            with contextlib.suppress(FileNotFoundError):
+                if shard in paths and _identity(file.path) == file.identity:
+                    continue
+            self._files.pop(shard).close()
+        for shard, path in paths.items():
+            if shard not in self._files:
+                with contextlib.suppress(FileNotFoundError):
+                    self._files[shard] = _File(shard, path)
+        return list(self._files.values())
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
+def _scan(file: _File, prefix: bytes) -> Iterator[tuple[Any, ...]]:
+    at, end = prefix, after(prefix)
+    query = "select key, value, sum, version, expires from rows where key >= ? and key < ? order by key limit 1000"
+    while found := file.rows(query, at, end):
+        yield from found
+        at = found[-1][0] + b"\0"

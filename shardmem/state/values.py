@@ -1,0 +1,302 @@
+"""Values by key that survive, as a mapping.
+
+A value that is in memory is read and written in C (`csrc/keyed.c`); here is the rest: what is not in memory, what was
+written since the last checkpoint, what has to leave memory, what expires.
+
+live      in memory, and of this shard
+cold      in memory since longer: the first to go; what is asked for returns to `live`
+dirty     written (or, of objects that can change in place, handed out) and not encoded yet
+changed   encoded and not saved yet
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping
+from itertools import repeat
+from typing import Any, Generic, TypeVar
+
+from shardmem.errors import StateError
+from shardmem.memory.native import StateMap, store_keys
+from shardmem.state.codec import Codec
+from shardmem.state.keys import Key, prefix, read_store_key, slots_of, store_key
+from shardmem.state.scope import Duration, Scope, seconds_of
+from shardmem.state.store import Row
+from shardmem.state.timers import EXPIRY, Timer, Timers
+
+V = TypeVar("V")
+MISSING: Any = object()
+ENTRY_BYTES = 220  # of a key and a small value in a dict, beside what they encode to
+
+
+class Declaration(Generic[V]):
+    """What a handler says of values that it keeps: see `KeyedState`."""
+
+    name = ""
+
+    def __init__(
+        self,
+        type: type[V],
+        *,
+        default: V | Callable[[], V] = MISSING,
+        ttl: Duration | None = None,
+        version: int = 1,
+        upgrade: Callable[[int, Any], V] | None = None,
+        pickle: bool = False,
+    ) -> None:
+        self.codec = Codec(type, version=version, upgrade=upgrade, pickled=pickle)
+        self.ttl_ms = None if ttl is None else max(1, int(seconds_of(ttl) * 1000))
+        self._default, self._encoded_default = default, b""
+        if default is not MISSING and not callable(default):
+            self._default = self.codec.plain_value(default) if self.codec.plain else default
+            self._encoded_default = self.codec.encode(self._default)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def make_default(self, key: Key) -> Any:
+        if self._default is MISSING:
+            raise KeyError(key)
+        if callable(self._default):
+            value = self._default()
+            return value if self.codec.plain is None else self.codec.plain_value(value)
+        return self._default if self.codec.plain else self.codec.decode(self._encoded_default, self.codec.version)
+
+
+class KeyedMap(StateMap, MutableMapping[Key, V]):
+    """The values of one `KeyedState` in one worker. All methods of a dict; those that go over all keys read the
+    store."""
+
+    def __init__(self, declared: Declaration[V], scope: Scope, timers: Timers) -> None:
+        super().__init__(declared.codec.plain)
+        self.name = declared.name
+        self._declared, self._codec, self._scope, self._timers = declared, declared.codec, scope, timers
+        self._stored_name = declared.name.encode()
+        self.changed: dict[Key, Row | None] = {}
+        self._cold: dict[Key, V] = {}
+        self._marks: dict[Key, int] = {}  # of objects: hash of what they encode to, as far as it is saved or in changed
+        self._has_expiry: set[Key] = set()  # keys in memory whose expiry is among the timers
+        self._mean_bytes = 16.0
+
+    # ---- what C leaves to us -------------------------------------------------------------------------------------
+
+    def _miss(self, key: object) -> V:
+        plain = self._admit(key)
+        if (value := self._find(plain)) is not MISSING:
+            return value  # type: ignore[no-any-return]
+        value = self._declared.make_default(plain)
+        if self._codec.plain is None:  # it may be changed in place
+            self._marks[plain] = hash(self._codec.encode(value))
+            self.live[plain] = self.dirty[plain] = value
+        return value  # type: ignore[no-any-return]
+
+    def _get(self, key: object, otherwise: Any) -> Any:
+        value = self._find(self._admit(key))
+        return otherwise if value is MISSING else value
+
+    def _has(self, key: object) -> bool:
+        return self._find(self._admit(key)) is not MISSING
+
+    def _assign(self, key: object, value: Any) -> None:
+        plain = self._admit(key)
+        if self._codec.plain is not None:
+            try:
+                value = self._codec.plain_value(value)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise StateError(f"the value of {self._of(plain)} cannot be saved: {error}") from None
+        self._cold.pop(plain, None)
+        self.live[plain] = self.dirty[plain] = value
+
+    def _delete(self, key: object) -> None:
+        plain = self._admit(key)
+        if self._find(plain) is MISSING:
+            raise KeyError(plain)
+        self._remove(plain)
+
+    def pop(self, key: Key, *otherwise: Any) -> Any:
+        plain = self._admit(key)
+        if (value := self._find(plain)) is MISSING:
+            if not otherwise:
+                raise KeyError(key)
+            return otherwise[0]
+        self._remove(plain)
+        return value
+
+    def setdefault(self, key: Key, default: Any = None) -> Any:
+        if (value := self._find(self._admit(key))) is MISSING:
+            self[key] = value = default
+        return value
+
+    def clear(self) -> None:
+        for key in list(self):
+            self._remove(key)
+
+    def _admit(self, key: object) -> Key:
+        return self._scope.admit(key, f"state {self.name!r}")
+
+    def _of(self, key: Key) -> str:
+        return f"key {key!r} of state {self.name!r}"
+
+    # ---- all keys of this shard ----------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Key]:
+        self._encode()
+        known = dict.fromkeys((*self.live, *self._cold))
+        known.update(dict.fromkeys(key for key, row in self.changed.items() if row is not None))
+        yield from list(known)
+        now = self._scope.now_ms()
+        for slot in sorted(self._scope.owned):
+            for stored, row in self._scope.store.scan(prefix(slot, self._stored_name)):
+                key = read_store_key(stored)[2]
+                if key not in known and key not in self.changed and (row[2] is None or row[2] > now):
+                    yield key
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"<state {self.name!r}: {len(self.live) + len(self._cold)} values in memory>"
+
+    # ---- from the store, and away --------------------------------------------------------------------------------
+
+    def _find(self, key: Key) -> Any:
+        """The value, which is in memory then; MISSING if there is none."""
+        if key in self.live:
+            value: Any = self.live[key]
+        elif key in self.dirty:
+            value = self.live[key] = self.dirty[key]
+        elif key in self._cold:
+            value = self.live[key] = self._cold.pop(key)
+        else:
+            row = self.changed[key] if key in self.changed else self._stored(key)
+            if row is None:
+                return MISSING
+            value = self.decoded(key, row)
+            self.live[key] = value
+            data, version, expires = row
+            self._mean_bytes += (len(data) - self._mean_bytes) / 64
+            if self._codec.plain is None:
+                self._marks[key] = hash(data) if version == self._codec.version else 0
+            if expires is not None:
+                self._has_expiry.add(key)
+        if self._codec.plain is None:
+            self.dirty[key] = value
+        return value
+
+    def _stored(self, key: Key) -> Row | None:
+        """What the store has, if it has not expired: then its timer is due, and tells the handler."""
+        row = self._scope.store.get(store_key(key, self._stored_name, self._scope.slots))
+        if row is not None and row[2] is not None and row[2] <= self._scope.now_ms():
+            return None
+        return row
+
+    def decoded(self, key: Key, row: Row) -> Any:
+        try:
+            return self._codec.decode(row[0], row[1])
+        except StateError as error:
+            raise StateError(f"the value of {self._of(key)}: {error}", hint=error.hint) from error.__cause__
+
+    def _remove(self, key: Key) -> None:
+        for held in (self.live, self.dirty, self._cold, self._marks):
+            held.pop(key, None)
+        self.changed[key] = None
+        if self._declared.ttl_ms is not None:
+            self._has_expiry.discard(key)
+            self._timers.disarm(Timer(key, EXPIRY, self.name))
+
+    def expire(self, key: Key, now: int) -> Any:
+        """Its timer has fired. The value, which is gone now; MISSING: it has been written since, and lives on."""
+        self._encode()
+        row = self.changed[key] if key in self.changed else None
+        if key not in self.changed:
+            row = self._scope.store.get(store_key(key, self._stored_name, self._scope.slots))
+        if row is None or row[2] is None:
+            return MISSING
+        if row[2] > now:
+            self._timers.arm(Timer(key, EXPIRY, self.name), row[2])
+            return MISSING
+        value = self.live[key] if key in self.live else self._cold.get(key, MISSING)
+        if value is MISSING:
+            value = self.decoded(key, row)
+        self._remove(key)
+        return value
+
+    # ---- what was written ----------------------------------------------------------------------------------------
+
+    @property
+    def must_encode_now(self) -> bool:
+        """After each batch, not only when it is saved: a value that cannot be is the fault of an event, and a value
+        expires so long after the event that wrote it."""
+        return bool(self.dirty) and (self._codec.plain is None or self._declared.ttl_ms is not None)
+
+    def _encode(self) -> None:
+        if not self.dirty:
+            return
+        ttl, version = self._declared.ttl_ms, self._codec.version
+        if ttl is None and self._codec.plain is not None:  # checked when they were written
+            encoded = list(map(self._codec.encode_plain, self.dirty.values()))
+            self._mean_bytes += (len(encoded[-1]) - self._mean_bytes) / 16
+            self.changed.update(zip(self.dirty, zip(encoded, repeat(version), repeat(None))))
+            self.dirty.clear()
+            return
+        expires = None if ttl is None else self._scope.now_ms() + ttl
+        encode, marks, is_plain = self._codec.encode, self._marks, self._codec.plain is not None
+        for key, value in self.dirty.items():
+            try:
+                data = encode(value)
+            except Exception as error:
+                raise StateError(f"the value of {self._of(key)} cannot be saved: {error}") from None
+            if not is_plain:
+                if marks.get(key) == (mark := hash(data)):
+                    continue
+                marks[key] = mark
+            self.changed[key] = data, version, expires
+            if expires is not None and key not in self._has_expiry:
+                self._has_expiry.add(key)
+                self._timers.arm(Timer(key, EXPIRY, self.name), expires)
+        self._mean_bytes += (len(data) - self._mean_bytes) / 16
+        self.dirty.clear()
+
+    encode = _encode
+
+    def changes(self) -> Iterator[tuple[bytes, Row | None]]:
+        self._encode()
+        return zip(store_keys(list(self.changed), self._stored_name, self._scope.slots), self.changed.values())
+
+    def saved(self) -> None:
+        self.changed.clear()
+
+    # ---- memory --------------------------------------------------------------------------------------------------
+
+    @property
+    def live_bytes(self) -> float:
+        return len(self.live) * (ENTRY_BYTES + 2 * self._mean_bytes)
+
+    @property
+    def unsaved_bytes(self) -> float:
+        return (len(self.dirty) + len(self.changed)) * (ENTRY_BYTES + 2 * self._mean_bytes)
+
+    def cool(self) -> None:
+        """What was not asked for since the last time leaves memory. Between batches: the handler holds no value."""
+        self._encode()
+        self._cold, self.live = self.live, {}
+        self._marks = {key: mark for key, mark in self._marks.items() if key in self._cold}
+        self._has_expiry &= self._cold.keys()
+
+    def forget_unsaved(self) -> None:
+        """What was written, or may have been changed in place, since the last checkpoint."""
+        for key in (*self.dirty, *self.changed):
+            for held in (self.live, self._cold, self._marks):
+                held.pop(key, None)
+            self._has_expiry.discard(key)
+        self.dirty.clear()
+        self.changed.clear()
+
+    def lose(self, slots: set[int]) -> None:
+        """These belong to another shard now; what was written is saved."""
+        for held in (self.live, self._cold):
+            keys = list(held)
+            for key, slot in zip(keys, slots_of(keys, self._scope.slots).tolist()):
+                if slot in slots:
+                    del held[key]
+                    self._marks.pop(key, None)
+                    self._has_expiry.discard(key)
