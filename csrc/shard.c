@@ -12,6 +12,9 @@ int sm_worker_enter(void *control, uint32_t shard, int64_t pid, uint64_t now_ns)
 {
     sm_shard *s = sm_shard_at(control, shard);
     uint64_t lives = atomic_load_explicit(&s->worker_incarnation, memory_order_relaxed);
+    if (lives >=
+        UINT32_MAX) /* damaged. It rises all the same, and no count of lives comes near the seconds since 1970 */
+        lives = (uint64_t)time(NULL);
     atomic_store_explicit(&s->worker_pid, pid, memory_order_relaxed);
     atomic_store_explicit(&s->worker_entered_ns, now_ns, memory_order_relaxed);
     atomic_store_explicit(&s->worker_heartbeat_ns, now_ns, memory_order_relaxed);

@@ -14,6 +14,8 @@ from typing import Any
 from shardmem.text import plural
 
 REQUIRED: Any = MISSING
+DIGITS = 60  # characters in which there is a number
+LONGEST_S = 1e12  # seconds, which is 30,000 years; clocks count in nanoseconds, and have room for that
 UNITS = {
     "text": "text",
     "choice": "one of some names",
@@ -132,7 +134,7 @@ class Setting:
                 fault(f"{key}={value!r} is not a whole number")
                 return self.default
             if isinstance(value, str):
-                match = re.fullmatch(r"\s*([0-9]+(?:_[0-9]+)*)\s*([A-Za-z]*)\s*", value)
+                match = re.fullmatch(r"\s*([0-9]+(?:_[0-9]+)*)\s*([A-Za-z]*)\s*", value[:DIGITS])
                 if not match or match[2].upper() not in _BYTES:
                     units = " (units: KiB, MiB, GiB, kB, MB, GB)" if self.unit == "bytes" else ""
                     fault(f"{key}={value!r} is not a number{units}")
@@ -143,8 +145,8 @@ class Setting:
                 re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*(ms|s|m|h)?\s*", value) if isinstance(value, str) else None
             )
             if match:
-                return float(match[1]) * _SECONDS[match[2] or "s"]
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
+                value = float(match[1]) * _SECONDS[match[2] or "s"]
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < LONGEST_S:
                 fault(f"{key}={value!r} is not a duration (seconds, or a number with ms, s, m, h)")
                 return self.default
             return float(value)
@@ -155,6 +157,9 @@ class Setting:
                 return self.default
         elif self.unit == "text" and not isinstance(value, str):
             fault(f"{key}={'...' if self.secret else repr(value)} is not text")
+            return None if self.required else self.default
+        if isinstance(value, str) and not self.secret and any(each < " " or each == "\x7f" for each in value):
+            fault(f"{key}={value!r} has control characters in it")
             return None if self.required else self.default
         return value
 

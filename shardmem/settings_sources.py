@@ -110,7 +110,9 @@ def read_toml(path: str) -> tuple[dict[str, Any], dict[str, int]]:
         raise ConfigError(f"file {path} does not exist") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply") from None
+    except ValueError as error:  # TOML's own errors are, and so are numbers of more digits than Python reads
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 

@@ -1,8 +1,11 @@
-"""Numbers, lists and errors in sentences: one way to write each."""
+"""Numbers, lists, errors and what users wrote in sentences: one way to write each."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TypeVar, cast
+
+Document = TypeVar("Document")
 
 ERROR_CHARS = 10_000  # of an error's text that anybody gets to see
 
@@ -46,3 +49,30 @@ def listed(members: Collection[object], most: int = 8) -> str:
 def named(what: str, numbers: Collection[int], most: int = 4) -> str:
     """shard 1, shards 1, 2."""
     return f"{what}{'s' * (len(numbers) > 1)} {listed(numbers, most)}"
+
+
+def printable(text: str) -> str:
+    """One line that moves no cursor, changes no title and forges no line, wherever the text is from: each character
+    that is not printable is written as Python would."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def printable_lines(text: str, indent: str = "") -> str:
+    """The same of text that may have several lines. indent: of all but the first, where a line of its own would be
+    taken for somebody else's."""
+    return f"\n{indent}".join(map(printable, text.split("\n")))
+
+
+def cleaned(document: Document) -> Document:
+    """A status document for a terminal: each text in it is one printable line."""
+    return cast(Document, _cleaned(document))
+
+
+def _cleaned(value: object) -> object:
+    if isinstance(value, str):
+        return printable(" ".join(value.split()))
+    if isinstance(value, dict):
+        return {_cleaned(key): _cleaned(each) for key, each in value.items()}
+    return [_cleaned(each) for each in value] if isinstance(value, list) else value

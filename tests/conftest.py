@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
+from shardmem.places import runtime_directories
+
 # A control socket of an engine has an address of 107 bytes, and names here are long.
 if len(os.fsencode(os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}", 64 * "n" + ".sock"))) > 107:
     os.environ["TMPDIR"], tempfile.tempdir = "/tmp", None
 
 SHM = "/dev/shm"
-SOCKETS = os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}")
 TIMEOUT = 60
 GRACE = 5.0  # a process that has been told to end may take this long to be gone
 SESSION = f"t{os.getpid()}x{secrets.token_hex(2)}"
@@ -88,11 +89,10 @@ def _expect_nothing(whose: str, is_ours: Callable[[str], bool], processes: Calla
     segments = sorted(filter(is_ours, os.listdir(SHM)))
     for entry in segments:
         os.unlink(os.path.join(SHM, entry))
-    if os.path.isdir(
-        SOCKETS
-    ):  # a supervisor that was killed leaves its own, and the files of an engine without a state_dir
-        for entry in filter(is_ours, os.listdir(SOCKETS)):
-            os.unlink(os.path.join(SOCKETS, entry))
+    # a supervisor that was killed leaves its socket, and the files of an engine without a state_dir
+    for directory in filter(os.path.isdir, runtime_directories()):
+        for entry in filter(is_ours, os.listdir(directory)):
+            os.unlink(os.path.join(directory, entry))
     found = [f"process {pid}: {command}" for pid, command in left.items()] + [f"{SHM}/{entry}" for entry in segments]
     if found:
         pytest.fail(f"{whose} left behind:\n  " + "\n  ".join(found), pytrace=False)

@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import socket
-import tempfile
+import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,16 +17,20 @@ from typing import Any
 from shardmem import errors
 from shardmem.client.calls import ControlCalls
 from shardmem.client.state import StateAccess, StateValue
-from shardmem.errors import NotRunning, ShardmemError
+from shardmem.errors import NotRunning, SegmentError, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.holders import open_holder
 from shardmem.memory.segment import control_name, engine_names, listed
+from shardmem.places import check_socket_path
+from shardmem.places import socket_path as socket_path
 from shardmem.status.document import Status, Where
 from shardmem.status.health import against_readiness, hangs
 from shardmem.status.observer import Observer
 from shardmem.status.where import key_of_text, where
 
-SOCKET_ADDRESS = 107  # bytes of sun_path, without its end
+COMMAND_S = 30.0  # for which a command waits until it is done, unless it is told otherwise
+ANSWER_S = 30.0  # after which there should have been an answer
 
 
 class Client(ControlCalls):
@@ -82,10 +86,17 @@ class Client(ControlCalls):
             )
         self._expect_awake()
         pid = self._control.view_engine().pid
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            raise NotRunning(f"the supervisor of engine {self.name!r} (pid {pid}) has just exited") from None
+        if (pidfd := open_holder(pid, self._control.segment)) is None:
+            owner = self._control.segment.owner
+            if not self._control.supervisor_alive():
+                raise NotRunning(f"the supervisor of engine {self.name!r} (pid {pid}) has just exited")
+            raise SegmentError(
+                f"the memory of engine {self.name!r} names pid {pid} as its supervisor, and that is no process of uid "
+                f"{owner} that uses this memory",
+                detail="No process was signalled.",
+                hint="From a container, run this where the supervisor runs; otherwise something has written into the "
+                "memory: find the supervisor with `ps`, and send it TERM",
+            )
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGINT if now else signal.SIGTERM)
@@ -116,18 +127,24 @@ class Client(ControlCalls):
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
         """One call of the control API. Raises what the supervisor says, NotRunning without one or if it hangs."""
         self._expect_awake()
-        path = socket_path(self.name, self._control.segment.owner)
+        path = self._socket_path()
         check_socket_path(path)
-        connection = _UnixConnection(path)
+        connection = _UnixConnection(path, self._control.segment.owner)
+        deadline = time.monotonic() + wanted.get("timeout", COMMAND_S) + ANSWER_S
         try:
             connection.request("POST", f"/{name}", json.dumps(wanted), {"Content-Type": "application/json"})
             while not select.select([connection.sock], [], [], 1.0)[0]:
                 self._expect_awake()
+                if time.monotonic() > deadline:
+                    raise TimeoutError("there was no answer in time")
             response = connection.getresponse()
             answer: dict[str, Any] = json.loads(response.read())
-        except (OSError, http.client.HTTPException) as error:
+            if not isinstance(answer, dict) or (response.status != 200 and not isinstance(answer.get("error"), str)):
+                raise ValueError("what it says is no answer to a command")
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise NotRunning(
-                f"the supervisor of engine {self.name!r} does not answer: {error}",
+                f"the supervisor of engine {self.name!r} does not answer at {path}: {why}",
                 hint=f"See `shardmem status {self.name}`, which works without it; if it is dead, `shardmem run` with "
                 "the same settings takes over with the workers that live",
             ) from None
@@ -136,6 +153,10 @@ class Client(ControlCalls):
         if response.status == 200:
             return answer
         raise ShardmemError.of(answer)
+
+    def _socket_path(self) -> str:
+        """As its supervisor says; before it has said it, where it should be."""
+        return self._observer.board()["socket"] or socket_path(self.name, self._control.segment.owner)
 
     def _expect_awake(self) -> None:
         if (why := hangs(self._control)) is not None:
@@ -158,27 +179,20 @@ class Client(ControlCalls):
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
+    """owner: the uid that has to listen. The path is in memory that an engine's user can write, who could send root's
+    commands to any socket of this machine."""
+
+    def __init__(self, path: str, owner: int | None = None) -> None:
         super().__init__("localhost")
-        self._path = path
+        self._path, self._owner = path, os.geteuid() if owner is None else owner
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(ANSWER_S)
         self.sock.connect(self._path)
-
-
-def socket_path(engine: str, uid: int | None = None) -> str:
-    """Where the supervisor of an engine listens. uid: whose engine it is, if not the caller's: root may ask any."""
-    return os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid() if uid is None else uid}", f"{engine}.sock")
-
-
-def check_socket_path(path: str) -> None:
-    """Raises ConfigError when the system has no room for it in the address of a socket."""
-    if (length := len(os.fsencode(path))) > SOCKET_ADDRESS:
-        raise errors.ConfigError(
-            f"the control socket cannot be {path}: that is {length} bytes, and the address of a unix socket has room "
-            f"for {SOCKET_ADDRESS}. Set TMPDIR to a shorter directory, or give the engine a shorter name"
-        )
+        _, uid, _ = struct.unpack("3i", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid != self._owner:
+            raise ConnectionRefusedError(0, f"uid {uid} listens there, and the engine belongs to uid {self._owner}")
 
 
 def wait_ready(name: str | None, timeout: float) -> Status:

@@ -23,6 +23,7 @@ from shardmem.client.state import StateAccess, StateValue
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.holders import open_holder
 from shardmem.runtime.child import Child, Report, ReportReader, SupervisorOrders, launch
 from shardmem.runtime.handler import HandlerRef, importing_main
 from shardmem.runtime.producer import Producer, ProducerOptions
@@ -317,7 +318,9 @@ class Engine(ControlCalls):
         control.set_state("stopped")  # a worker that is still booting ends when it comes in
         for shard in control.known_shards():
             if control.worker_alive(shard):
-                pidfd = os.pidfd_open(control.view_shard(shard).pid)
+                pidfd = open_holder(control.view_shard(shard).pid, control.segment)
+                if pidfd is None:
+                    continue
                 if control.worker_alive(shard):  # so the number was still its own when it was opened
                     signal.pidfd_send_signal(pidfd, signal.SIGTERM)
                     if not select.select([pidfd], [], [], 10)[0]:

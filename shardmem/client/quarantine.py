@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import numpy as np
 
 from shardmem.errors import ShardmemError
 from shardmem.runtime.producer import Producer, connect
-from shardmem.runtime.quarantine import NoSuchEvent, Quarantine, Quarantined
+from shardmem.runtime.quarantine import NoSuchEvent, Quarantine, Quarantined, QuarantineReader, is_there
 from shardmem.schema import Schema
 
 NEWEST = 100  # events that the API shows at once
@@ -45,8 +44,8 @@ class QuarantineAccess:
 
     def look(self) -> dict[str, Any]:
         count, events = 0, []
-        if (found := self._open()) is not None:
-            with found:
+        if is_there(self._path):
+            with QuarantineReader(self._path) as found:
                 count, events = found.count(), found.events(newest=NEWEST, payloads=False)
         return {
             "file": self._path,
@@ -56,29 +55,28 @@ class QuarantineAccess:
         }
 
     def show(self, number: int) -> dict[str, Any]:
-        with self._needed() as found:
+        self._expect_any()
+        with QuarantineReader(self._path) as found:
             (event,) = found.events([number])
         return describe(event, whole=True)
 
     def replay(self, numbers: Iterable[int] | None, seconds: float) -> Replay:
-        if numbers is None and not os.path.exists(self._path):
+        if numbers is None and not is_there(self._path):
             return Replay()
-        with self._needed() as found:
+        self._expect_any()
+        with Quarantine(self._path, patience=FILE) as found:
             return replay(self._engine, found, numbers, seconds)
 
     def purge(self, numbers: Iterable[int] | None) -> int:
-        if numbers is None and not os.path.exists(self._path):
+        if numbers is None and not is_there(self._path):
             return 0
-        with self._needed() as found:
+        self._expect_any()
+        with Quarantine(self._path, patience=FILE) as found:
             return found.purge(numbers)
 
-    def _open(self) -> Quarantine | None:
-        return Quarantine(self._path, patience=FILE) if os.path.exists(self._path) else None
-
-    def _needed(self) -> Quarantine:
-        if (found := self._open()) is None:
+    def _expect_any(self) -> None:
+        if not is_there(self._path):
             raise NoSuchEvent(f"nothing was ever quarantined ({self._path} does not exist)")
-        return found
 
 
 def replay(engine: str, found: Quarantine, numbers: Iterable[int] | None, seconds: float | None = None) -> Replay:
@@ -159,4 +157,10 @@ def plain(value: Any) -> Any:
 
 
 def _rows(event: Quarantined) -> np.ndarray:
-    return np.frombuffer(event.payload, Schema.from_json(json.dumps(event.schema)).dtype)
+    try:
+        return np.frombuffer(event.payload, Schema.from_json(json.dumps(event.schema)).dtype)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise ShardmemError(
+            f"event {event.id} in quarantine is damaged: its bytes are not a row of its schema: {error}",
+            hint=f"Delete it: `shardmem quarantine purge {event.id}`",
+        ) from error

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
-from shardmem.console.cli.common import complain
+from shardmem.console.cli.common import complain, say
 from shardmem.console.ingest import Wish
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.runtime.columns import KEY_UNSIGNED, Keys, spans_of
@@ -49,11 +49,11 @@ def dry_run(engine: str, wish: Wish, as_json: bool) -> None:
         return
     for event in events:
         if "record" in event:
-            click.echo(", ".join(f"{name}={value}" for name, value in event["record"].items()))
+            say(", ".join(f"{name}={value}" for name, value in event["record"].items()))
         else:
-            click.echo(f"key {event['key']!r} ({event['key_type']}), payload {event['payload']}")
+            say(f"key {event['key']!r} ({event['key_type']}), payload {event['payload']}")
     if dtype is not None and dtype.fields is not None:
-        click.echo("types: " + ", ".join(f"{name} {field[0]}" for name, field in dtype.fields.items()))
+        say("types: " + ", ".join(f"{name} {field[0]}" for name, field in dtype.fields.items()))
     for text in bad:
         complain(text)
     click.echo(f"dry run: nothing was pushed into engine {engine}")

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from shardmem.text import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress  # loaded when there is a terminal: it costs as much as a file of 20 MB
 
@@ -85,9 +87,9 @@ class Meter:
 
     def _say(self, name: str | None, rate: str, share: str, size: int) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=size, rate=rate, description=name or self._what)
+            self._bar.update(self._task, completed=size, rate=rate, description=printable(name or self._what))
         else:
-            print(f"{self._what}{f' {name}' if name else ''}:{share} {rate}", file=sys.stderr, flush=True)
+            print(f"{self._what}{f' {printable(name)}' if name else ''}:{share} {rate}", file=sys.stderr, flush=True)
 
 
 class Waiting:
@@ -110,7 +112,7 @@ class Waiting:
     def _run(self) -> None:
         started, shown = time.monotonic(), False
         while not self._over.wait(LOOK_S):
-            line = f"{time.monotonic() - started:.0f} s: waiting for {self._look() or 'the supervisor'}"
+            line = printable(f"{time.monotonic() - started:.0f} s: waiting for {self._look() or 'the supervisor'}")
             sys.stderr.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
             sys.stderr.flush()
             shown = True

@@ -22,7 +22,7 @@ from shardmem.status.document import (
     Status,
 )
 from shardmem.status.findings import VERDICTS
-from shardmem.text import plural, size
+from shardmem.text import cleaned, plural, size
 
 _COLORS = {
     "running": "green",
@@ -73,6 +73,7 @@ def milliseconds(seconds: float) -> str:
 
 def status(document: Status) -> Group:
     """The whole document, legible in 80 columns."""
+    document = cleaned(document)
     engine = document["engine"]
     parts: list[RenderableType] = [
         _head(document),
@@ -98,10 +99,37 @@ def source_line(source: SourceStatus) -> str:
     """source file: running, 3 events, 1 record skipped, committed 0.5 s ago."""
     parts = [f"source {source['name']}: {source['state']}", plural(source["events"], "event")]
     parts += [f"{plural(source['skipped'], 'record')} skipped"] if source["skipped"] else []
+    parts += [f"{source['lag_bytes']:,} bytes behind"] if source["lag_bytes"] else []
     age = source["last_commit_age_s"]
     parts += [f"committed {age:.3g} s ago"] if age is not None else []
     parts += [str(source["error"])] if source["error"] else []
     return ", ".join(parts)
+
+
+def source_lines(sources: list[SourceStatus]) -> list[str]:
+    """Of each: what it does, why records were left out, and how far it is in each file."""
+    found = []
+    for source in sources:
+        found.append(source_line(source))
+        found += [f"  {plural(number, 'record')} skipped: {reason}" for reason, number in source["reasons"].items()]
+        found += [
+            f"  {name}: byte {place['offset']:,}" + (f", {place['at']}" if place["at"] else "")
+            for name, place in source["partitions"].items()
+        ]
+    return found
+
+
+def lag_lines(sources: list[SourceStatus]) -> list[str]:
+    found = []
+    for source in sources:
+        total = "not known" if source["lag_bytes"] is None else f"{source['lag_bytes']:,} bytes"
+        age = source["last_commit_age_s"]
+        found.append(f"source {source['name']}: {total}" + (f", committed {age:.3g} s ago" if age is not None else ""))
+        found += [
+            f"  {name}: {'not known' if place['lag'] is None else format(place['lag'], ',') + ' bytes'}"
+            for name, place in source["partitions"].items()
+        ]
+    return found
 
 
 def _head(document: Status) -> Text:
@@ -175,7 +203,7 @@ def found_lines(found: list[Finding], most: int | None = None, columns: int = 80
     lines = []
     for each in found:
         indent = " " * (len(_MARKS[each["level"]]) + 1)
-        text = printable(f"{_MARKS[each['level']]} {each['text']}")
+        text = f"{_MARKS[each['level']]} {each['text']}"
         wrap = textwrap.TextWrapper(columns, subsequent_indent=indent, max_lines=most, placeholder=" ...")
         lines += [Text(line, LEVEL_COLORS[each["level"]]) for line in wrap.wrap(text)]
         advice = [each["advice"]] if each["advice"] and not (most and each["command"]) else []
@@ -193,15 +221,10 @@ def found_lines(found: list[Finding], most: int | None = None, columns: int = 80
     return lines
 
 
-def printable(text: str) -> str:
-    """In one line, without control characters: keys and errors come from users."""
-    return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
-
-
 def happened(each: HistoryEntry) -> str:
     """An entry of `history`, with the time of day here."""
     where = f"shard {each['shard']}: " if each["shard"] is not None else ""
-    return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{printable(each['text'])}"
+    return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{each['text']}"
 
 
 def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 from shardmem.console.render import LEVEL_COLORS, accounting_line, count, found_lines, happened, microseconds
 from shardmem.status.document import HandoffStatus, ShardStatus, Status
 from shardmem.status.findings import VERDICTS
-from shardmem.text import plural
+from shardmem.text import cleaned, plural
 
 WIDTH = 80
 BAR = 8
@@ -85,6 +85,7 @@ class Rates:
 
 def frame(document: Status, rates: Rates, view: Screen = Screen()) -> Text:
     """At most view.rows lines. Shards that do not fit are cut first, and counted."""
+    document = cleaned(document)
     top = _head(document, rates, view)
     keys = f"+/- shards  d drain  a auto  s sort by {view.sort}  p pause  q quit  ? help"
     last = Text(view.prompt, "bold") if view.prompt else Text(f"{'PAUSED  ' if view.paused else ''}{keys}", "dim")
@@ -102,7 +103,7 @@ def frame(document: Status, rates: Rates, view: Screen = Screen()) -> Text:
 
 
 def _clean(line: Text, ascii: bool) -> Text:
-    """Errors and names come from users: what moves the cursor, or cannot be shown, must not reach the terminal."""
+    """What is typed moves no cursor either, and a terminal of ASCII gets no other character."""
     plain = line.plain.translate(_ASCII) if ascii else line.plain
     plain = "".join(each if each.isprintable() and (each.isascii() or not ascii) else "?" for each in plain)
     cleaned = Text(plain, line.style, spans=line.spans, no_wrap=True, overflow="crop")

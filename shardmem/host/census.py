@@ -5,7 +5,9 @@ Who lives is the kernel's word: leases decide. Age and pids only explain, or hol
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import os
 import re
 import socket
@@ -15,11 +17,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shardmem.client.client import socket_path
 from shardmem.errors import LayoutMismatch, NotRunning, SegmentCorrupt, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ENGINE_NAME, ControlSegment
+from shardmem.memory.holders import mapped_by
 from shardmem.memory.segment import PREFIX, SHM_DIRECTORY, control_name
+from shardmem.places import socket_path
 from shardmem.text import listed, plural
 
 KEEP, REMOVE, SKIP = "keep", "remove", "skip"
@@ -340,7 +343,7 @@ def observe(
         inboxes = [
             inbox if inbox.named else replace(inbox, users=used.get(inbox.file.inode[1], ())) for inbox in inboxes
         ]
-    listens = _file(os.path.join(places.sockets, f"{name}.sock"))
+    listens = _file(facts.pop("listens", None) or os.path.join(places.sockets, f"{name}.sock"))
     return EngineFacts(
         **facts,
         inboxes=tuple(inboxes),
@@ -381,6 +384,7 @@ def _ready_facts(control: ControlSegment, descriptor: int, named: dict[tuple[int
     view = control.view_engine()
     facts: dict[str, Any] = {
         "condition": "ready",
+        "listens": _recorded_socket(control),
         "state": control.state,
         "supervisor": view.pid if held(lease.SUPERVISOR) else None,
         "workers": tuple(
@@ -410,6 +414,14 @@ def _ready_facts(control: ControlSegment, descriptor: int, named: dict[tuple[int
         in_flight += sum(lane.in_flight for lane in lanes)
         unreadable += sum(lane.in_flight for lane in lanes if lane.broken)
     return {**facts, "in_flight": in_flight, "unreadable": unreadable}
+
+
+def _recorded_socket(control: ControlSegment) -> str | None:
+    """Where its supervisor said that it listens, under another environment perhaps."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        path = json.loads(control.board("decisions")).get("socket")
+        return path if os.path.basename(path) == f"{control.engine}.sock" else None
+    return None
 
 
 def _of_another_engine(control: ControlSegment, shard: int, generation: int) -> bool:
@@ -460,13 +472,3 @@ def _users() -> dict[int, tuple[int, ...]]:
             for inode in mapped_by(int(entry)):
                 found[inode] = (*found.get(inode, ()), int(entry))
     return found
-
-
-def mapped_by(pid: int) -> set[int]:
-    """The inodes of the segments that a process has mapped."""
-    mark = os.fsencode(os.path.join(SHM_DIRECTORY, PREFIX))
-    try:
-        with open(f"/proc/{pid}/maps", "rb") as lines:
-            return {int(line.split(None, 5)[4]) for line in lines if mark in line}
-    except OSError:
-        return set()

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from shardmem import __version__
-from shardmem.client.client import SOCKET_ADDRESS
 from shardmem.config import Config, default_directory
 from shardmem.host.census import KEEP, REMOVE, Leftover
 from shardmem.host.machine import Host
 from shardmem.memory.engine_segment import ControlSegment, memory_needs
 from shardmem.memory.native import LAYOUT_VERSION
+from shardmem.places import SOCKET_ADDRESS
 from shardmem.text import plural, size
 
 OK, INFO, WARNING, ERROR = "ok", "info", "warning", "error"  # the levels of findings, and ok
@@ -427,7 +427,10 @@ def sockets(host: Host, plan: Plan) -> Check:
         if host.access(parent, os.W_OK | os.X_OK):
             return Check(name, OK, f"{host.sockets} will be made")
         return Check(
-            name, ERROR, f"{host.sockets} cannot be made: {parent} is not writable for uid {host.uid}", "set TMPDIR"
+            name,
+            ERROR,
+            f"{host.sockets} cannot be made: {parent} is not writable for uid {host.uid}",
+            "set XDG_RUNTIME_DIR or TMPDIR",
         )
     if not stat.S_ISDIR(found.st_mode):
         return Check(name, ERROR, f"{host.sockets} is not a directory", "remove it")

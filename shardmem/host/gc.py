@@ -11,9 +11,10 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from shardmem.errors import NotRunning, ShardmemError
-from shardmem.host.census import KEEP, REMOVE, EngineFacts, File, Leftover, Places, census, judge, mapped_by, observe
+from shardmem.host.census import KEEP, REMOVE, EngineFacts, File, Leftover, Places, census, judge, observe
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.holders import mapped_by
 from shardmem.memory.segment import SHM_DIRECTORY, control_name, path_of
 
 TERM_GRACE_S = 10.0  # that a worker may take to finish the batch in hand
@@ -171,7 +172,7 @@ def _end_workers(facts: EngineFacts, patience: float) -> str:
         for shard, pid in facts.workers:
             try:
                 pidfd = os.pidfd_open(pid)
-            except (ProcessLookupError, ValueError):
+            except (OSError, OverflowError):
                 unknown.append(pid)
                 continue
             # The number is that of the worker if it has the segment mapped, and the lease is still held: in another PID

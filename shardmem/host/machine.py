@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from shardmem.client.client import socket_path
 from shardmem.memory import lease
 from shardmem.memory.segment import SHM_DIRECTORY
+from shardmem.places import socket_path
 
 FUTEX = {"x86_64": 202, "aarch64": 98}
 _WAKE = 1

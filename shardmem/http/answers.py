@@ -47,6 +47,7 @@ TEXTS: dict[str, Schema] = {  # what is not a figure
     "engine.quarantine_file": or_null(TEXT),
     "engine.http": or_null(TEXT),
     "engine.memory": TEXT,
+    "engine.socket": or_null(TEXT),
     "moves.held_back": TEXT,
     "moves.complaints": array(TEXT),
     "pins[].slots": TEXT,

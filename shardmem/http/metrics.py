@@ -68,9 +68,15 @@ OF: dict[str, Callable[[Histograms], tuple[list[tuple[str, float]], float]]] = {
 }
 
 
-def exposition(document: Status, histograms: Mapping[int, Histograms], accept: str) -> tuple[bytes, str]:
-    """(body, content type): OpenMetrics if the header Accept asks for it, else the text format of Prometheus."""
+Encoder = Callable[[CollectorRegistry], bytes]
+
+
+def encoder(accept: str) -> tuple[Encoder, str]:
+    """(encoder, content type): OpenMetrics if the header Accept asks for it, else the text format of Prometheus."""
+    return choose_encoder(accept)
+
+
+def exposition(document: Status, histograms: Mapping[int, Histograms], encode: Encoder) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Collector(document, histograms))
-    encode, content_type = choose_encoder(accept)
-    return encode(registry), content_type
+    return encode(registry)

@@ -14,35 +14,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import hmac
 import json
 import logging
 import os
+import select
 import socket
-import stat
-import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from aiohttp import web
 
-from shardmem.client.client import check_socket_path, socket_path
 from shardmem.client.quarantine import QuarantineAccess
 from shardmem.client.state import StateAccess, describe, find_text
-from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
+from shardmem.errors import ShardmemError
+from shardmem.http.connections import Connection, Connections
+from shardmem.http.listeners import BACKLOG, UnixListener, listen_on_tcp
 from shardmem.http.openapi import openapi
 from shardmem.http.operations import COMMANDS, PAGE_FILES, READS
 from shardmem.http.operations import Command as Declared
+from shardmem.http.peers import is_owner, uid_of_loopback, uid_of_unix
+from shardmem.http.public import public
+from shardmem.places import socket_path
 from shardmem.runtime.quarantine import NoSuchEvent
 from shardmem.status.document import Status
 from shardmem.status.health import against_life, against_readiness
 from shardmem.status.observer import Observer
 
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
+Made = TypeVar("Made")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # Keys, payloads and errors are the users' data. Nothing is loaded from elsewhere, and text cannot become markup: the
@@ -53,10 +55,18 @@ PAGE_MAY = (
 )
 PRIVATE = [read.path for read in READS if read.private]
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-DYING = 2.0  # seconds for which the sockets of a supervisor that is being killed may outlive its lease
 CLOSE_GRACE = 5.0
+BODY_S = 10.0  # in which the body of a command has to arrive
+LINGER = 2.0  # seconds in which what is left of a request that was refused is thrown away
+ANSWERS_SHARE = 0.1  # of the supervisor's time that goes into making answers, in the long run
+CREDIT_S = 1.0  # of it that may be taken at once
+
 
 log = logging.getLogger("shardmem.api")
+_quiet = logging.getLogger(
+    "shardmem.api.requests"
+)  # aiohttp's: a traceback, with the peer's bytes, for each bad request
+_quiet.setLevel(logging.CRITICAL)
 
 
 class Api:
@@ -68,9 +78,14 @@ class Api:
     def __init__(self, engine: str, http_port: int | None = None, http_token: str | None = None) -> None:
         self.path = socket_path(engine)
         self._engine, self._port, self._token = engine, http_port, http_token
-        self._listeners: list[socket.socket] = []
-        self._bound: tuple[int, int] | None = None
+        self._tcp: socket.socket | None = None
+        self._unix: UnixListener | None = None
+        self._servers: dict[int, asyncio.Server] = {}  # by family of their sockets
+        self._connections: list[Connections] = []
+        self._complaint = ""
         self._runner: web.AppRunner | None = None
+        self._answers: dict[Hashable, object] = {}
+        self._credit, self._credited_at = CREDIT_S, 0.0
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
@@ -78,71 +93,17 @@ class Api:
         """Raises ConfigError, AlreadyRunning, ShardmemError; nothing is bound then."""
         try:
             if self._port is not None:
-                self._bind_tcp(self._port)
-            self._bind_unix()
+                self._tcp = listen_on_tcp(self._port)
+                self.http = f"http://127.0.0.1:{self._tcp.getsockname()[1]}"
+            self._unix = UnixListener(self._engine)
+            self.path = self._unix.path
         except BaseException:
             self.close()
             raise
 
-    def _bind_tcp(self, port: int) -> None:
-        deadline = time.monotonic() + DYING
-        while True:
-            try:
-                listener = socket.create_server(("127.0.0.1", port))
-                break
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
-                    why = os.strerror(error.errno or 0)
-                    raise ConfigError(
-                        f"cannot listen on http_port={port}: {why}", hint="Choose another port, or 0 for any free one"
-                    ) from None
-                time.sleep(0.02)
-        self._listeners.append(listener)
-        self.http = f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-    def _bind_unix(self) -> None:
-        check_socket_path(self.path)
-        directory = os.path.dirname(self.path)
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        owned = os.stat(directory)
-        if owned.st_uid != os.getuid() or stat.S_IMODE(owned.st_mode) & 0o077:
-            raise ShardmemError(
-                f"{directory} belongs to uid {owned.st_uid} with mode {stat.S_IMODE(owned.st_mode):o}; "
-                f"it must belong to uid {os.getuid()} with mode 700",
-                hint="Remove it",
-            )
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listeners.append(listener)
-        locked = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            # The lease says that no other supervisor of this name lives on this /dev/shm. One in another container may
-            # share only the directory: it would lose its socket if whatever is there were taken for a dead one's. The
-            # lock makes looking and taking one step.
-            fcntl.flock(locked, fcntl.LOCK_EX)
-            deadline = time.monotonic() + DYING
-            while _answers(self.path):
-                if time.monotonic() > deadline:
-                    raise AlreadyRunning(
-                        f"another supervisor listens on {self.path}",
-                        detail=f"It runs an engine {self._engine!r} whose shared memory is not on this /dev/shm.",
-                        hint="Choose another name, or give each its own TMPDIR",
-                    )
-                time.sleep(0.02)
-            if os.path.lexists(self.path):
-                os.unlink(self.path)
-            before = os.umask(0o177)
-            try:
-                listener.bind(self.path)
-            finally:
-                os.umask(before)
-            listener.listen(128)  # from here on it is seen to be alive
-            self._bound = _identity(self.path)
-        finally:
-            os.close(locked)
-
     async def start(self, commands: dict[str, Command], observer: Observer, quarantine: QuarantineAccess) -> None:
         self._observer, self._quarantine_access = observer, quarantine
-        application = web.Application(middlewares=[_as_json, self._admit])
+        application = web.Application(middlewares=[_timed, _as_json, self._admit])
         application.router.add_get("/", self._page)
         application.router.add_get("/page/{file}", self._page)
         application.router.add_get("/access", self._access)
@@ -158,29 +119,72 @@ class Api:
         application.router.add_get("/openapi.json", self._openapi)
         for declared in COMMANDS:
             application.router.add_post(f"/{declared.name}", self._command(declared, commands[declared.name]))
-        self._runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=CLOSE_GRACE)
+        self._runner = web.AppRunner(
+            application,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=CLOSE_GRACE,
+            logger=_quiet,
+            keepalive_timeout=3600,  # connections.py ends them sooner
+            lingering_time=LINGER,
+        )
         await self._runner.setup()
-        for listener in self._listeners:
-            await web.SockSite(self._runner, listener).start()
+        if self._tcp is not None:
+            await self._serve(self._tcp)
+        if self._unix is not None:
+            await self._serve(self._unix.socket)
+
+    async def _serve(self, listener: socket.socket) -> None:
+        assert self._runner is not None and self._runner.server is not None
+        tcp = listener.family != socket.AF_UNIX
+        peer_of = uid_of_loopback if tcp else lambda transport: uid_of_unix(transport.get_extra_info("socket"))
+        connections = Connections(self._runner.server, peer_of, paced=tcp)
+        self._connections.append(connections)
+        self._servers[listener.family] = await asyncio.get_running_loop().create_server(
+            connections, sock=listener, backlog=BACKLOG
+        )
+
+    async def keep(self) -> None:
+        """Listens anew when its socket has been removed, where that is possible: whoever has it open goes on."""
+        if self._unix is None or socket.AF_UNIX not in self._servers or self._unix.is_reached():
+            return
+        try:
+            fresh = UnixListener(self._engine, patience=0.0)
+        except (OSError, ShardmemError) as error:
+            if self._complaint != str(error):
+                log.error("the control socket %s has been removed, and cannot be made again: %s", self.path, error)
+            self._complaint = str(error)
+            return
+        self._servers[socket.AF_UNIX].close()
+        self._unix.close()
+        log.warning("the control socket %s has been removed; commands are taken at %s", self.path, fresh.path)
+        self._unix, self.path, self._complaint = fresh, fresh.path, ""
+        await self._serve(fresh.socket)
+
+    def places(self) -> dict[str, str | None]:
+        """Where it listens, for whoever reads the engine's memory."""
+        return {"http": self.http, "socket": self.path}
+
+    def connections(self) -> int:
+        """How many are open."""
+        return sum(map(len, self._connections))
 
     async def stop(self) -> None:
-        self._unlink()
+        if self._unix is not None:
+            self._unix.unlink()
+        for server in self._servers.values():
+            server.close()
+        self._servers = {}
         if self._runner is not None:
             await self._runner.cleanup()
         self.close()
 
     def close(self) -> None:
-        self._unlink()
-        for listener in self._listeners:
-            listener.close()
-        self._listeners = []
-
-    def _unlink(self) -> None:
-        """Before the listener is closed: until then its inode is in use, and no other socket can have the same
-        number."""
-        if self._bound is not None and _identity(self.path) == self._bound:
-            os.unlink(self.path)
-        self._bound = None
+        if self._unix is not None:
+            self._unix.close()
+        if self._tcp is not None:
+            self._tcp.close()
+        self._unix = self._tcp = None
 
     # ---- who may ask -----------------------------------------------------------------------------------------------
 
@@ -189,16 +193,14 @@ class Api:
         if (peer := _peer(request)) is None:
             return _problem(400, "the connection is closed")
         if peer.family == socket.AF_UNIX:
-            _, uid, _ = struct.unpack(
-                "3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            )
-            if uid not in (os.getuid(), 0):
+            if not is_owner(uid := uid_of_unix(peer)):
                 return _problem(403, f"this engine belongs to uid {os.getuid()}; this connection is of uid {uid}")
             return await handler(request)
         host = request.headers.get("Host", "")
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        if name.lower() not in LOOPBACK:
+        if not _is_here(host):
             return _problem(403, f"the header Host is {host!r}, not one of {', '.join(LOOPBACK)}")
+        if (origin := request.headers.get("Origin")) is not None and not _is_here(origin.partition("://")[2]):
+            return _problem(403, f"the header Origin is {origin!r}: a page of another site may not ask")
         resource = request.match_info.route.resource
         private = resource is not None and resource.canonical in PRIVATE
         if private or request.method not in ("GET", "HEAD"):
@@ -226,16 +228,37 @@ class Api:
 
     # ---- what is answered ------------------------------------------------------------------------------------------
 
+    def _made(self, what: Hashable, make: Callable[[], Made]) -> Made:
+        """Fresh, as long as making answers takes a small part of the supervisor's time; then, however many ask, they
+        get what was made before, and workers are looked after in the rest."""
+        now = time.monotonic()
+        self._credit = min(CREDIT_S, self._credit + (now - self._credited_at) * ANSWERS_SHARE)
+        self._credited_at = now
+        if self._credit > 0 or what not in self._answers:
+            self._answers[what] = make()
+            self._credit -= time.monotonic() - now
+        return cast(Made, self._answers[what])
+
+    def _document(self, request: web.Request) -> Status:
+        """As this connection may see it."""
+        document: Status = self._made("document", self._observer.status)
+        return document if self._is_trusted(request) else self._made("public", lambda: public(document))
+
+    def _is_trusted(self, request: web.Request) -> bool:
+        return not _is_tcp(request) or self._shows_token(request)
+
     async def _status(self, request: web.Request) -> web.Response:
-        return web.json_response(self._observer.status())
+        document = self._document(request)
+        return _json(self._made(("status", self._is_trusted(request)), lambda: json.dumps(document)))
 
     async def _slots(self, request: web.Request) -> web.Response:
-        owners, _ = self._observer.control.slot_table()
-        return web.json_response({"owners": owners.tolist()})
+        return _json(
+            self._made("slots", lambda: json.dumps({"owners": self._observer.control.slot_table()[0].tolist()}))
+        )
 
     async def _lanes(self, request: web.Request) -> web.Response:
         wanted = int(request.match_info["shard"])
-        found = self._observer.lanes(wanted)
+        found = self._made(("lanes", wanted), lambda: self._observer.lanes(wanted))
         return _problem(404, f"there is no shard {wanted}") if found is None else web.json_response({"lanes": found})
 
     async def _access(self, request: web.Request) -> web.Response:
@@ -263,15 +286,15 @@ class Api:
         )
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        from shardmem.http.metrics import exposition  # prometheus-client, for engines that are asked
+        from shardmem.http.metrics import encoder, exposition  # prometheus-client, for engines that are asked
 
-        accept = request.headers.get("Accept", "")
-        body, content_type = exposition(self._observer.status(), self._observer.histograms(), accept)
+        document, encode, content_type = self._document(request), *encoder(request.headers.get("Accept", ""))
+        body = self._made(("metrics", content_type), lambda: exposition(document, self._observer.histograms(), encode))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     def _health(self, word: str, against: Callable[[Status], list[str]]) -> Handler:
         async def answer(request: web.Request) -> web.Response:
-            reasons = against(self._observer.status())
+            reasons = against(self._document(request))
             return web.json_response({word: not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
         return answer
@@ -309,24 +332,40 @@ class Api:
         )
 
     async def _openapi(self, request: web.Request) -> web.Response:
-        return web.json_response(openapi(tcp=_is_tcp(request)))
+        tcp = _is_tcp(request)
+        return _json(self._made(("openapi", tcp), lambda: json.dumps(openapi(tcp))))
 
     def _command(self, declared: Declared, command: Command) -> Handler:
         async def answer(request: web.Request) -> web.Response:
             try:
-                wanted = json.loads(await request.read() or b"{}")
+                wanted = json.loads(await asyncio.wait_for(request.read(), BODY_S) or b"{}")
+            except asyncio.TimeoutError:
+                return _problem(408, f"the body has not arrived within {BODY_S:g} s")
             except (ValueError, RecursionError) as error:
                 return _problem(400, f"the body is not JSON: {error}")
             if faults := declared.faults(wanted):
                 return _problem(400, "; ".join(faults), "ConfigError")
+            if _is_gone(request):  # whoever asked has been told that there was no answer
+                return _problem(499, "the client has gone away")
             try:
                 return web.json_response(await command(wanted))
             except ValueError as error:  # a valid body, but a slot is moving
                 return _problem(409, str(error))
             except ShardmemError as error:
                 return _refusal(409, error)
+            finally:
+                self._answers.clear()  # what was done is seen by whoever asks next
 
         return answer
+
+
+@web.middleware
+async def _timed(request: web.Request, handler: Handler) -> web.StreamResponse:
+    connection = request.transport.get_protocol() if isinstance(request.transport, asyncio.Transport) else None
+    if not isinstance(connection, Connection):
+        return await handler(request)
+    async with connection.answering():
+        return await handler(request)
 
 
 @web.middleware
@@ -360,30 +399,28 @@ def _is_tcp(request: web.Request) -> bool:
     return peer is None or peer.family != socket.AF_UNIX
 
 
+def _is_here(host: str) -> bool:
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    return name.lower() in LOOPBACK
+
+
+def _is_gone(request: web.Request) -> bool:
+    """Whether the other end has been closed: the supervisor may have been stopped while it was asked."""
+    peer = _peer(request)
+    if peer is None or request.transport is None or request.transport.is_closing():
+        return True
+    look = select.poll()
+    look.register(peer.fileno(), select.POLLRDHUP)
+    return bool(look.poll(0))
+
+
+def _json(text: str) -> web.Response:
+    return web.Response(text=text, content_type="application/json")
+
+
 def _problem(status: int, text: str, kind: str = "ShardmemError", hint: str | None = None) -> web.Response:
     return web.json_response({"error": text, "hint": hint, "kind": kind}, status=status)
 
 
 def _refusal(status: int, error: ShardmemError) -> web.Response:
     return web.json_response(error.describe(), status=status)
-
-
-def _answers(path: str) -> bool:
-    """Whether a process listens on this socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.setblocking(False)
-        try:
-            asking.connect(path)
-        except BlockingIOError:
-            return True  # more wait for it than it takes
-        except OSError:
-            return False
-        return True
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino

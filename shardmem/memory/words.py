@@ -168,9 +168,18 @@ class Words:
         encoded = text.encode(errors="backslashreplace")[: lib.SM_ERROR_BYTES]
         lib.sm_worker_error(self.address, shard, encoded, len(encoded))
 
-    def set_worker_stateful(self, shard: int, stateful: bool) -> None:
-        """Whether it takes up slots itself, so that their rows wait until it has. Before the phase says ready."""
-        lib.sm_worker_stateful(self.address, shard, stateful)
+    def set_worker_stateful(self, shard: int, takes_up: bool, saves: bool) -> None:
+        """Whether it takes up slots itself, so that their rows wait until it has, and whether it saves their state.
+        Before the phase says ready."""
+        lib.sm_worker_stateful(self.address, shard, self._saving(shard) if saves else int(takes_up))
+
+    def has_saved_state(self, shard: int) -> bool:
+        """Whether a worker of this inbox has been ready that saves state. Its successor asks, before its own answer."""
+        return bool(self.view_shard(shard).stateful == self._saving(shard))
+
+    def _saving(self, shard: int) -> int:
+        """The shard's number may be that of an earlier one, so its generation is part of the word."""
+        return int(self.view_shard(shard).generation << 1 & 0xFFFFFFFF) | 1
 
     def is_told_to_stop(self, shard: int) -> bool:
         """Whether engine or shard are "stopped". Called once a batch: 0.2 us."""

@@ -21,7 +21,7 @@ from shardmem.memory.native import lib
 from shardmem.runtime.waits import LaneWait, Pause, Steps
 
 if TYPE_CHECKING:
-    from shardmem.runtime.seat import Seat
+    from shardmem.runtime.attachment import Attachment
 
 Mode = Literal["block", "fail", "drop_newest", "drop_oldest", "sample"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -37,7 +37,7 @@ log = logging.getLogger("shardmem.producer")
 
 class Sending(Protocol):
     """What a call knows of its producer. _timeout: seconds that a call which says nothing waits; None: as long as it
-    takes. _seat None: there is none, for now or for good."""
+    takes."""
 
     engine: str
     backpressure: str
@@ -45,23 +45,8 @@ class Sending(Protocol):
     _spin_ns: int
     _sample_every: int
     _sampled: int  # events that mode "sample" has refused so far
-    _closed: bool
     _interrupted: bool
-    _seat: Seat | None
-
-    def _find_engine(self) -> str | None: ...
-
-    def _waits_for_engine(self) -> bool: ...
-
-    def _leave_parents_seat(self) -> None: ...
-
-    def _leave_lost_seat(self, seat: Seat) -> bool: ...
-
-    def _expect_progress(self, seat: Seat, shard: int) -> None: ...
-
-    def _count_refused(self, reason: str, events: int) -> None: ...
-
-    def _count_blocked(self, nanoseconds: int) -> None: ...
+    _attached: Attachment
 
 
 class Call:
@@ -98,7 +83,7 @@ class Call:
     def explained(self, error: ShardmemError, rest: Any, count: int, already: int = 0) -> ShardmemError:
         """The error of a call that ends early, with what was not accepted, which counts as refused."""
         error.rest = rest  # type: ignore[attr-defined]
-        self._producer._count_refused("full" if isinstance(error, OutOfMemory) else "stopped", count - already)
+        self._producer._attached.count_refused("full" if isinstance(error, OutOfMemory) else "stopped", count - already)
         return error
 
     def _mend(self, status: int, shard: int) -> Steps[bool]:
@@ -112,9 +97,9 @@ class Call:
         if status == lib.SM_UNROUTED:  # about to start: there is no slot table yet
             return (yield from self._pause(STARTS))
         if status == lib.SM_FORKED:
-            producer._leave_parents_seat()
+            producer._attached.leave_parents_seat()
         elif status == lib.SM_NEED_LANE:
-            if (seat := producer._seat) is not None:
+            if (seat := producer._attached.seat) is not None:
                 seat.open_lane(shard)
         elif status == lib.SM_CORRUPT:
             raise SegmentCorrupt(
@@ -129,7 +114,7 @@ class Call:
         producer, left = self._producer, self.left()
         if self.skips:
             return False
-        if (seat := producer._seat) is None:
+        if (seat := producer._attached.seat) is None:
             return True
         if self._mode == "drop_oldest":
             lib.sm_evict(seat.sender, shard)
@@ -137,21 +122,20 @@ class Call:
             return False
         self._blocked = True
         yield LaneWait(seat, shard, None, producer._spin_ns, left)
-        if producer._closed:
-            raise NotRunning("this producer was closed by another thread")
+        producer._attached.expect_open(" by another thread")
         self._expect_no_interrupt("a lane was full")
-        producer._expect_progress(seat, shard)
+        producer._attached.expect_progress(seat, shard)
         return True
 
     def _find_engine(self) -> Steps[bool]:
         """The engine accepts nothing: until it does, or another of its name."""
         producer = self._producer
-        state = producer._find_engine()
+        state = producer._attached.find_engine()
         if state is None:
             return True
         if state == "starting":
             return (yield from self._pause(STARTS))
-        if not producer._waits_for_engine():
+        if not producer._attached.is_awaited:
             raise NotRunning(f"engine {producer.engine!r} is {state}; it accepts nothing any more")
         self._away = f"engine {producer.engine!r} is {state}"
         if self._mode in DROPS:
@@ -161,8 +145,8 @@ class Call:
     def _change_seats(self) -> Steps[bool]:
         """The seat is another's. What was pushed from it is handled first: later events of its keys may not pass it."""
         producer = self._producer
-        seat = producer._seat
-        if seat is None or producer._leave_lost_seat(seat):
+        seat = producer._attached.seat
+        if seat is None or producer._attached.leave_lost_seat(seat):
             return True
         self._away = f"seat {seat.number} of engine {producer.engine!r} was taken by another process"
         del seat
@@ -203,7 +187,7 @@ class Call:
     def dropped(self, count: int) -> None:
         self._lost += count
         reason = "stopped" if self._away else "sampled" if self._mode == "sample" else "full"
-        self._producer._count_refused(reason, count)
+        self._producer._attached.count_refused(reason, count)
 
     def kept(self, count: int, accepted: int) -> None:
         """So many were kept of those that found no room, and accepted; what was not is counted already."""
@@ -212,7 +196,7 @@ class Call:
     def done(self, offered: int) -> int:
         """How many were accepted."""
         if self._blocked:
-            self._producer._count_blocked(int((time.monotonic() - self._started) * 1e9))
+            self._producer._attached.count_blocked(int((time.monotonic() - self._started) * 1e9))
         return offered - self._lost
 
     def give_up(self, offered: int, left: int, rest: Any, shard: int) -> int:
@@ -222,7 +206,7 @@ class Call:
             return self.done(offered)
         accepted, waited = self.done(offered) - left, time.monotonic() - self._started
         if self._away:
-            self._producer._count_refused("stopped", left)
+            self._producer._attached.count_refused("stopped", left)
             raise Unavailable(self._away, rest, accepted, left, waited)
-        self._producer._count_refused("timeout" if self._timeout else "full", left)
+        self._producer._attached.count_refused("timeout" if self._timeout else "full", left)
         raise Backpressure(rest, accepted, left, shard, waited)

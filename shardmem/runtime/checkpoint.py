@@ -114,6 +114,7 @@ class Checkpointed:
 
     interval: seconds between checkpoints under load. Sooner when half a lane is handled and not committed, and when
     there is nothing else to do. anew: makes another handler, for one without `drop`; it gains the slots that are left.
+    expects_state: its predecessor had saved some; a file that knows nothing of it is another file.
     Raises HandlerError when snapshot, restore, drop, gained or lost raise, ShardmemError when the file cannot be used.
     """
 
@@ -127,11 +128,13 @@ class Checkpointed:
         store: StateStore,
         interval: float,
         anew: Callable[[], Handler],
+        expects_state: bool = False,
     ) -> None:
         self._control, self._shard, self._reader = control, shard, reader
         self.handler, self._keeper, self._store = handler, keeper, store
         self._interval, self._anew = interval, anew
         self._keeps_slots = keeps_slots(handler)
+        self._expects_state = expects_state
         self._touched = np.zeros(control.slots, "u1")
         self._live: set[int] = set()  # slots that the handler may hold something of
         self._mine: set[int] = set()  # slots whose rows may be in a batch
@@ -156,7 +159,7 @@ class Checkpointed:
 
     def take_up(self) -> None:
         view = self._control.view_shard(self._shard)
-        ranges = self._store.begin_life(view.incarnation, view.generation)
+        ranges = self._store.begin_life(view.incarnation, view.generation, self._expects_state)
         if not self._reader.commit_ranges(ranges):
             log.error(
                 "shard %d: the last checkpoint speaks of rows that its lanes do not have; rows may be handled again",

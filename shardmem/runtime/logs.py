@@ -11,11 +11,14 @@ import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TextIO
 
+from shardmem.text import printable_lines
+
 if TYPE_CHECKING:
     _TextHandler = logging.StreamHandler[TextIO]  # generic for checkers only
 else:
     _TextHandler = logging.StreamHandler
 
+INDENT = "    "
 PAUSE = 10.0  # seconds in which the same event is let through once
 TEXT = 500  # characters of a text that is kept
 KINDS = (
@@ -42,9 +45,15 @@ class Who:
 
 
 class _Human(logging.Formatter):
+    """A line that begins with a time is ours. What a text or a traceback brings with it is indented: it may be an
+    event's, made to look like a line of the log."""
+
     def __init__(self, who: Who) -> None:
         super().__init__("%(asctime)s")
         self._who = who
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record), INDENT)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return f"{record.asctime} {self._who} {record.levelname} {record.message}{_more(record)}"

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
 import time
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from shardmem.errors import ConfigError, HandlerError, LayoutMismatch, NotRunning, SegmentCorrupt, ShardmemError
+from shardmem.errors import ConfigError, NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
-from shardmem.memory.native import REASONS, Pusher, borrow, ffi, lib
-from shardmem.memory.segment import control_name, path_of
+from shardmem.memory.native import Pusher, borrow, ffi, lib
+from shardmem.runtime.attachment import Attachment, Marks
 from shardmem.runtime.call import DEFAULT, KEPT, MODES, Call, Mode
 from shardmem.runtime.columns import EventColumns, Keys
 from shardmem.runtime.encode import Key, bytes_of, is_encodable, left_of, pending, plain_key, plain_lists, rest_of
 from shardmem.runtime.ref import Ref
-from shardmem.runtime.seat import Counts, Seat
+from shardmem.runtime.seat import Seat
 from shardmem.runtime.waits import LaneWait, Steps, finish
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Unpack
 
     from shardmem.memory.native import sm_cursor
-    from shardmem.schema import Schema
 
 
 class ProducerOptions(TypedDict, total=False):
@@ -57,12 +52,6 @@ class Outcome(TypedDict):
     quarantined: int
     shed: int
     refused: dict[str, int]  # by reason
-
-
-Marks = dict[tuple[int, int, int], int]  # engine, shard, generation of its inbox -> tail of this producer's lane in it
-
-_producers: weakref.WeakSet[Producer] = weakref.WeakSet()
-log = logging.getLogger("shardmem.producer")
 
 
 class Producer:
@@ -103,24 +92,17 @@ class Producer:
         self._chosen = backpressure
         self._spin_ns = 1000 * (50 if spin_us is None else spin_us)
         self._sample_every, self._sampled = sample_every, 0
-        self._reconnects, self._engine_over = reconnect, False
-        self._closed = self._interrupted = False
-        self._before, self._unhandled = Counts(), 0  # of seats that were left; events of theirs that nobody will handle
-        self._failed_engines: set[int] = set()  # that ended with such events
+        self._interrupted = False
         self._idle_cursors: list[sm_cursor] = []  # 16 KiB each: making one costs as much as pushing a hundred events
-        self._mending = threading.RLock()
-        self._seat: Seat | None = None
-        seat = Seat.at(engine, wait)
-        self.schema = seat.control.schema
         self._fast = Pusher(self._push_slow)
+        self._attached = Attachment(engine, wait, reconnect, self._sit, self._fast.detach)
+        self.schema = self._attached.schema
         if not self.schema.is_records:
             self.push = self._fast.push  # type: ignore[method-assign]  # without a Python frame: see csrc/fastcall.c
-        self._sit(seat)
-        _producers.add(self)
 
     def __repr__(self) -> str:
-        seat = self._seat
-        where = "closed" if self._closed else f"seat {self.seat}" if seat is not None else "away from its engine"
+        attached = self._attached
+        where = "closed" if attached.closed else f"seat {self.seat}" if attached.seat else "away from its engine"
         return f"<{type(self).__name__} of engine {self.engine!r}, {where}>"
 
     # ---- events engines ----------------------------------------------------------------------------------------------
@@ -144,7 +126,7 @@ class Producer:
         data, key_data = borrow("uint8_t[]", memory), borrow("uint8_t[]", key_bytes)
         shard, call = ffi.new("uint32_t *"), Call(self, timeout)
         while True:
-            status = self._try(
+            status = self._attached.call(
                 lib.sm_push,
                 kind,
                 number & (1 << 64) - 1,
@@ -254,7 +236,7 @@ class Producer:
     def _push_columns(self, given: EventColumns, timeout: float | None, cursor: sm_cursor) -> Steps[int]:
         columns, offered, call = given.for_c(), given.count, None
         while True:
-            status = self._try(lib.sm_push_columns, columns, cursor)
+            status = self._attached.call(lib.sm_push_columns, columns, cursor)
             if status == lib.SM_OK:
                 self._idle_cursors.append(cursor)
                 return offered if call is None else call.done(offered)
@@ -297,7 +279,7 @@ class Producer:
         pointer = ffi.cast("void *", rows.ctypes.data)
         call = Call(self, timeout)
         while True:
-            status = self._try(lib.sm_send, pointer, len(rows), cursor)
+            status = self._attached.call(lib.sm_send, pointer, len(rows), cursor)
             if status == lib.SM_OK:
                 return call.done(len(rows))
             if (yield from call.mend(status, cursor.shard, lambda: rest_of(rows, cursor))):
@@ -319,37 +301,22 @@ class Producer:
 
     def _control(self) -> ControlSegment:
         """Raises NotRunning: the engine is away."""
-        if (seat := self._own_seat()) is None:
+        if (seat := self._attached.own_seat()) is None:
             raise NotRunning(f"engine {self.engine!r} is not running")
         return seat.control
 
     def position(self) -> Marks:
         """Where the lanes end now: `handled` says later whether all that was pushed before has been handled."""
-        if (seat := self._own_seat()) is None:
-            return {}
-        engine, lanes = seat.control.geometry.engine_id, list(seat.inboxes.items())
-        found = {(engine, shard, inbox.generation): seat.position(shard) for shard, inbox in lanes}
-        return {lane: at[0] for lane, at in found.items() if at is not None}
+        return self._attached.position()
 
     def handled(self, position: Marks) -> bool:
         """Whether all that was pushed before `position` was taken has been handled, quarantined or shed."""
-        seat = self._own_seat()
-        for (engine, shard, generation), target in position.items():
-            if engine in self._failed_engines:
-                return False
-            if seat is None or seat.control.geometry.engine_id != engine:
-                continue  # the engine ended since, and had handled all
-            inbox = seat.inboxes.get(shard)
-            if inbox is not None and inbox.generation == generation and not seat.has_come_to(shard, target):
-                return False  # of another generation: the shard ended since, which it does with empty lanes
-        return True
+        return self._attached.has_come_to(position)
 
     def outcome(self) -> Outcome:
         """What became of the events that were pushed through this producer; of those pushed into engines that ended,
         by then."""
-        with self._mending:
-            seat = self._own_seat()
-            counts = self._before if seat is None else self._before.plus(seat.counts())
+        counts = self._attached.counts()
         return {
             "accepted": counts.accepted,
             "handled": counts.handled,
@@ -375,9 +342,9 @@ class Producer:
 
     def _flush_steps(self, timeout: float | None) -> Steps[None]:
         deadline = None if timeout is None else time.monotonic() + timeout
-        if self._closed:
-            raise NotRunning("this producer is closed")
-        seat = self._own_seat()
+        attached = self._attached
+        attached.expect_open()
+        seat = attached.own_seat()
         for shard in [] if seat is None else list(seat.inboxes):
             assert seat is not None
             at = seat.position(shard)
@@ -386,29 +353,23 @@ class Producer:
                 yield LaneWait(seat, shard, at[0], self._spin_ns, left)
                 if seat.has_come_to(shard, at[0]):
                     break
-                if self._closed:
-                    raise NotRunning("this producer was closed by another thread")
-                self._expect_progress(seat, shard)
-                self._expect_engine(seat)
+                attached.expect_open(" by another thread")
+                attached.expect_progress(seat, shard)
+                attached.expect_engine(seat)
                 if deadline is not None and time.monotonic() >= deadline:
                     tail, head = seat.position(shard) or (0, 0)
                     raise TimeoutError(
                         f"after {timeout:.3g} s shard {shard} has not handled everything that was pushed: "
                         f"{min(at[0], tail) - head:,} bytes of its lane are left"
                     )
-        if self._unhandled:
-            lost, self._unhandled = self._unhandled, 0
-            raise NotRunning(f"{lost:,} events were not handled: engine {self.engine!r} ended, and its memory is gone")
+        attached.expect_none_lost()
 
     def close(self) -> None:
         """Give up the seat. What was pushed is in shared memory and will be handled; flush first to wait for it.
 
         Another thread may be inside a call: it gets NotRunning, and the memory is unmapped when it has left it.
         """
-        with self._mending:
-            if not self._closed:
-                self._closed = True
-                self._stand_up()
+        self._attached.close()
 
     def __enter__(self) -> Producer:
         return self
@@ -416,151 +377,26 @@ class Producer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # ---- its seat ----------------------------------------------------------------------------------------------------
-
     def _sit(self, seat: Seat) -> None:
         self.seat, self.largest, self._lane_bytes = seat.number, seat.largest, seat.control.lane_bytes
         self.backpressure = self._chosen or seat.control.backpressure
         self._timeout: float | None = 0.0 if self.backpressure == "fail" else None
-        self._seat = seat
-        if not self.schema.is_records:
+        if not seat.control.schema.is_records:
             self._fast.attach(int(ffi.cast("uintptr_t", seat.sender)), seat)
-
-    def _stand_up(self) -> None:
-        self._fast.detach()
-        seat, self._seat = self._seat, None
-        if seat is None or seat.is_inherited:
-            return
-        seat.leave()
-        self._before = self._before.plus(seat.counts())
-
-    def _let_go(self, seat: Seat) -> None:
-        """Its engine is gone, with its memory; what it has not handled by now nobody will."""
-        left = seat.counts().in_flight
-        if left:
-            self._unhandled += left
-            self._failed_engines.add(seat.control.geometry.engine_id)
-        self._stand_up()
-
-    def _own_seat(self) -> Seat | None:
-        if self._seat is not None and self._seat.is_inherited:
-            self._leave_parents_seat()
-        return self._seat
-
-    def _leave_parents_seat(self) -> None:
-        """In a forked child: the parent keeps its seat, this process takes its own."""
-        with self._mending:
-            if self._seat is not None and self._seat.is_inherited:
-                self._stand_up()
-                self._before, self._unhandled = Counts(), 0
-                self._sit_again()
-
-    def _leave_lost_seat(self, seat: Seat) -> bool:
-        """Another process holds it, though this one never gave it up. False: not yet, it has not handled everything."""
-        with self._mending:
-            if self._seat is seat:
-                if seat.state != "gone" and not seat.has_handled_all():
-                    return False
-                log.warning(
-                    "seat %d of engine %s was taken by process %d while this one had it; it takes another",
-                    *(seat.number, self.engine, seat.control.view_seat(seat.number).pid),
-                )
-                self._stand_up()
-            return True
-
-    def _sit_again(self) -> str | None:
-        """Take a seat of the engine of this name; None when there is one, else why not. Raises LayoutMismatch and what
-        else connecting raises."""
-        try:
-            seat = Seat.at(self.engine)
-        except NotRunning:
-            return "stopped"
-        if seat.control.schema != self.schema:
-            schema = seat.control.schema
-            seat.leave()
-            raise LayoutMismatch(
-                f"engine {self.engine!r} was run again with another schema: it carries {_described(schema)}, and this "
-                f"producer pushes {_described(self.schema)}",
-                hint=f"Connect again, `shardmem.connect({self.engine!r})`, and push what it carries now",
-            )
-        self._sit(seat)
-        return None
-
-    def _find_engine(self) -> str | None:
-        """The engine refuses, or there was none: what is it at? None: call again. Raises what connecting raises."""
-        with self._mending:
-            if self._closed:
-                raise NotRunning("this producer is closed")
-            if (seat := self._seat) is not None:
-                if seat.is_inherited:
-                    return None  # the next call says so
-                if (state := seat.state) != "gone":
-                    return None if state == "running" else state
-                self._let_go(seat)
-                del seat
-            if not self._reconnects or not os.path.exists(path_of(control_name(self.engine))):
-                return "stopped"
-            why = self._sit_again()
-            if why is None:
-                log.info("attached to engine %s again, which was run again; seat %d", self.engine, self.seat)
-            return why
-
-    def _waits_for_engine(self) -> bool:
-        return self._reconnects and not self._engine_over
 
     def _end_with_engine(self) -> None:
         """Whoever ran the engine has ended it, and nobody is expected to run it again: calls do not wait for that."""
-        self._engine_over = True
+        self._attached.is_awaited = False
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    def _try(self, function: Callable[..., int], *arguments: Any) -> int:
-        """One call of C. The seat is kept for so long and no longer: the next wait may be for another engine."""
-        seat = self._seat
-        return lib.SM_CLOSED if seat is None else function(seat.sender, *arguments)
-
     def _expect(self, *, records: bool) -> None:
-        if self._closed:
-            raise NotRunning("this producer is closed")
+        self._attached.expect_open()
         if records != self.schema.is_records:
             raise TypeError(
                 f"engine {self.engine!r} carries "
                 f"{'records: use send' if self.schema.is_records else 'events: use push, push_many or push_columns'}"
             )
-
-    def _expect_progress(self, seat: Seat, shard: int) -> None:
-        """Raises when nobody will ever make room in this lane."""
-        if seat.control.shard_state(shard) == "failed":
-            raise HandlerError(
-                f"shard {shard} of engine {self.engine!r} has given up: "
-                f"{seat.control.shard_error(shard) or 'no reason recorded'}"
-            )
-        if lib.sm_sender_broken(seat.sender, shard):
-            raise SegmentCorrupt(
-                f"the worker of shard {shard} found the lane of producer {seat.number} (this one) corrupt and "
-                f"reads it no more; what it had accepted is lost to that worker: close, connect again, and "
-                f"look for a program that writes into memory that is not its own"
-            )
-        with self._mending:
-            if self._seat is seat and seat.state == "gone":
-                self._let_go(seat)
-
-    def _expect_engine(self, seat: Seat) -> None:
-        """Raises when its engine has ended before it had handled everything."""
-        if seat.state == "stopped":
-            raise NotRunning(
-                f"engine {self.engine!r} was stopped; what it had accepted but not handled is in shared memory"
-            )
-        if seat.state == "gone":
-            self._unhandled = 0
-            raise NotRunning(f"engine {self.engine!r} ended before it had handled everything, and its memory is gone")
-
-    def _count_refused(self, reason: str, events: int) -> None:
-        if self._try(lib.sm_count_refused, REASONS.index(reason), events) != lib.SM_OK:
-            self._before = self._before.plus(Counts(refused={reason: events}))
-
-    def _count_blocked(self, nanoseconds: int) -> None:
-        self._try(lib.sm_count_blocked, nanoseconds)
 
     def _check_size(self, payload: int, key: int) -> None:
         if payload + key > self.largest:
@@ -592,18 +428,6 @@ def _with_left(error: ShardmemError, cursor: sm_cursor, offered: int) -> Shardme
     """The error of a call, which says the numbers of the events that were not accepted."""
     error.left = left_of(cursor, offered)
     return error
-
-
-def _described(schema: Schema) -> str:
-    return f"records of dtype {schema.dtype} with key {schema.key!r}" if schema.is_records else "events"
-
-
-def _new_locks() -> None:
-    for producer in list(_producers):
-        producer._mending = threading.RLock()  # a thread that does not exist here may have held it
-
-
-os.register_at_fork(after_in_child=_new_locks)
 
 
 def connect(engine: str, **options: Unpack[ProducerOptions]) -> Producer:

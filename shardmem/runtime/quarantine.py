@@ -4,12 +4,13 @@ silently."""
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from shardmem.errors import ShardmemError
-from shardmem.runtime.sqlite import PATIENCE, Database
+from shardmem.runtime.sqlite import LOOK_PATIENCE, PATIENCE, Database, Reading
 
 _SCHEMA = """
 create table if not exists events (
@@ -20,6 +21,12 @@ create table if not exists events (
 """
 _FIELDS = "id, at, shard, slot, seat, sequence, kind, reason, traceback, attempts, key, payload, schema, replayed_at"
 _WITHOUT = _FIELDS.replace("payload", "null")
+_LAST_MOMENT = 1e11  # seconds since 1970; what is later is not a time that was written
+_AT_ONCE = 500  # events in one query
+_WHAT = "the quarantine file"
+
+NoneType = type(None)
+Self = TypeVar("Self", bound="QuarantineReader")
 
 
 class QuarantineFull(ShardmemError):
@@ -51,18 +58,81 @@ class Quarantined(NamedTuple):
     size: int
 
 
-class Quarantine:
-    """Raises ShardmemError when the file cannot be used."""
+class QuarantineReader:
+    """Looks, and changes nothing. Raises ShardmemError when the file cannot be used, or an event in it is damaged.
+    owner: the uid whose file it is, if not this process's. patience: seconds to wait for whoever opens or closes it."""
 
-    def __init__(self, path: str, limit: int | None = None, patience: float = PATIENCE) -> None:
-        self.path, self._limit = path, limit
-        self._database = Database(path, _SCHEMA, "the quarantine file", durable=True, patience=patience)
+    _database: Database | Reading
 
-    def __enter__(self) -> Quarantine:
+    def __init__(self, path: str, owner: int | None = None, patience: float = LOOK_PATIENCE) -> None:
+        self.path = path
+        self._database = Reading(path, _WHAT, owner, patience)
+
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def count(self) -> int:
+        """Those that count for the limit: they were not replayed."""
+        return int(self._database.rows("select count(*) from events where replayed_at is null")[0][0])
+
+    def numbers(self, ids: Iterable[int] | None = None, *, replayed: bool = False) -> list[int]:
+        """These ids, or of all events, oldest first; without those that were replayed, unless asked for. Raises
+        ShardmemError for one that is not there."""
+        known = dict(self._database.rows("select id, replayed_at from events order by id"))
+        if ids is None:
+            return [number for number, when in known.items() if replayed or when is None]
+        wanted = list(dict.fromkeys(ids))
+        if missing := [str(number) for number in wanted if number not in known]:
+            raise NoSuchEvent(
+                f"there is no event {', '.join(missing)} in {self.path}; 'shardmem quarantine list' shows them"
+            )
+        return wanted
+
+    def events(
+        self,
+        ids: Iterable[int] | None = None,
+        *,
+        replayed: bool = False,
+        newest: int | None = None,
+        payloads: bool = True,
+    ) -> list[Quarantined]:
+        """Those of `numbers`; or so many of them, the newest first."""
+        wanted = self.numbers(ids, replayed=replayed)
+        wanted = wanted if newest is None else wanted[::-1][:newest]
+        query = f"select {_FIELDS if payloads else _WITHOUT}, length(payload) from events where id in "
+        found: dict[int, Quarantined] = {}
+        for start in range(0, len(wanted), _AT_ONCE):
+            some = wanted[start : start + _AT_ONCE]
+            for row in self._database.rows(f"{query} ({','.join('?' * len(some))})", *some):
+                found[row[0]] = self._read(row)
+        return [found[number] for number in wanted if number in found]  # others may purge meanwhile
+
+    def _read(self, row: tuple[Any, ...]) -> Quarantined:
+        try:
+            return _read(row)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise ShardmemError(
+                f"event {row[0]} of the quarantine file {self.path} is damaged: {type(error).__name__}: {error}",
+                hint=f"Delete it: `shardmem quarantine purge {row[0]}`",
+            ) from error
+
+    def close(self) -> None:
+        self._database.close()
+
+
+class Quarantine(QuarantineReader):
+    """What is added, replayed and purged, too."""
+
+    _database: Database
+
+    def __init__(
+        self, path: str, limit: int | None = None, patience: float = PATIENCE, owner: int | None = None
+    ) -> None:
+        self.path, self._limit = path, limit
+        self._database = Database(path, _SCHEMA, _WHAT, durable=True, patience=patience, owner=owner)
 
     def add(
         self,
@@ -112,38 +182,6 @@ class Quarantine:
                 ),
             )
 
-    def count(self) -> int:
-        """Those that count for the limit: they were not replayed."""
-        return int(self._database.rows("select count(*) from events where replayed_at is null")[0][0])
-
-    def numbers(self, ids: Iterable[int] | None = None, *, replayed: bool = False) -> list[int]:
-        """These ids, or of all events, oldest first; without those that were replayed, unless asked for. Raises
-        ShardmemError for one that is not there."""
-        known = dict(self._database.rows("select id, replayed_at from events order by id"))
-        if ids is None:
-            return [number for number, when in known.items() if replayed or when is None]
-        wanted = list(dict.fromkeys(ids))
-        if missing := [str(number) for number in wanted if number not in known]:
-            raise NoSuchEvent(
-                f"there is no event {', '.join(missing)} in {self.path}; 'shardmem quarantine list' shows them"
-            )
-        return wanted
-
-    def events(
-        self,
-        ids: Iterable[int] | None = None,
-        *,
-        replayed: bool = False,
-        newest: int | None = None,
-        payloads: bool = True,
-    ) -> list[Quarantined]:
-        """Those of `numbers`; or so many of them, the newest first."""
-        wanted = self.numbers(ids, replayed=replayed)
-        wanted = wanted if newest is None else wanted[::-1][:newest]
-        query = f"select {_FIELDS if payloads else _WITHOUT}, length(payload) from events where id = ?"
-        found = (self._database.rows(query, number) for number in wanted)
-        return [_read(rows[0]) for rows in found if rows]  # others may purge meanwhile
-
     def replayed(self, number: int) -> None:
         with self._database.transaction() as connection:
             connection.execute("update events set replayed_at = ? where id = ?", (time.time(), number))
@@ -155,8 +193,10 @@ class Quarantine:
             connection.executemany("delete from events where id = ?", [(number,) for number in numbers])
         return len(numbers)
 
-    def close(self) -> None:
-        self._database.close()
+
+def is_there(path: str) -> bool:
+    """Whether anything was ever quarantined: a file that its maker did not live to fill holds nothing."""
+    return any(os.path.lexists(each) and os.lstat(each).st_size for each in (path, f"{path}-wal"))
 
 
 def _key_text(key: Any) -> str:
@@ -168,16 +208,48 @@ def _key_text(key: Any) -> str:
 
 
 def _read(row: tuple[Any, ...]) -> Quarantined:
-    ((form, value),) = json.loads(row[10]).items()
-    key = (
-        value
-        if form == "int"
-        else bytes.fromhex(value)
-        if form == "bytes"
-        else bytes.fromhex(value).decode("utf-8", "surrogateescape")
+    """Raises ValueError, TypeError, KeyError: SQLite keeps whatever is put into a column."""
+    id, at, shard, slot, seat, sequence, kind, reason, traceback, attempts, key, payload, schema, replayed_at, size = (
+        row
     )
-    id, at, shard, slot, seat, sequence, kind, reason, traceback, attempts, _, payload, schema, replayed_at, size = row
-    payload, schema = bytes(payload or b""), json.loads(schema)
+    described = json.loads(schema)
+    if described["kind"] not in ("events", "records"):
+        raise ValueError(f"schema {described['kind']!r}")
+    for text in (kind, reason, traceback):
+        if not isinstance(text, str):
+            raise TypeError(f"a text is {type(text).__name__}")
+    for number in (shard, slot, seat, sequence, attempts):
+        if not isinstance(number, int):
+            raise TypeError(f"a number is {type(number).__name__}")
+    for when in (at, replayed_at or 0.0):
+        if not 0 <= when < _LAST_MOMENT:
+            raise ValueError(f"a time is {when!r}")
+    if not isinstance(payload, (bytes, NoneType)):
+        raise TypeError(f"the payload is {type(payload).__name__}")
     return Quarantined(
-        id, at, shard, slot, seat, sequence, kind, reason, traceback, attempts, key, payload, schema, replayed_at, size
+        id,
+        at,
+        shard,
+        slot,
+        seat,
+        sequence,
+        kind,
+        reason,
+        traceback,
+        attempts,
+        _key_of(key),
+        payload or b"",
+        described,
+        replayed_at,
+        size,
     )
+
+
+def _key_of(text: str) -> Any:
+    ((form, value),) = json.loads(text).items()
+    if form == "int":
+        if not isinstance(value, (int, NoneType)):
+            raise TypeError(f"the key is {type(value).__name__}")
+        return value
+    data = bytes.fromhex(value)
+    return data if form == "bytes" else data.decode("utf-8", "surrogateescape")

@@ -107,11 +107,18 @@ class StateStore:
     def last_incarnation(self) -> int:
         return max((found for (found,) in self._database.rows("select incarnation from life")), default=0)
 
-    def begin_life(self, incarnation: int, generation: int) -> bytes:
-        """From here on only this incarnation writes. The ranges of its predecessor's last checkpoint."""
+    def begin_life(self, incarnation: int, generation: int, expected: bool = False) -> bytes:
+        """From here on only this incarnation writes. The ranges of its predecessor's last checkpoint. expected: there
+        was a predecessor, which had saved state in this file."""
         self._incarnation, self._generation = incarnation, generation
         with self._database.transaction() as connection:
             found = connection.execute("select engine, incarnation, generation, ranges from life").fetchone()
+            if expected and not (found and found[0] == self._engine and found[2] == generation):
+                raise ShardmemError(
+                    f"the state file {self.path} knows nothing of shard {self._shard}, whose last worker had saved "
+                    "state in it: it has been removed or replaced",
+                    hint="Put the file back; or lose the state and go on without it: `shardmem reload`",
+                )
             ranges = b""
             if found and found[0] == self._engine:
                 if found[1] > incarnation:

@@ -27,7 +27,7 @@ from shardmem.runtime.checkpoint import Checkpointed, Commit, Immediate
 from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, begin, read_orders
 from shardmem.runtime.failures import Failures, OnError
 from shardmem.runtime.forked import end_if_forked, fence
-from shardmem.runtime.handler import Context, Handler, HandlerRef, is_stateful, optional, wants_to_know
+from shardmem.runtime.handler import Context, Handler, is_stateful, optional, wants_to_know
 from shardmem.runtime.moves import Moves
 from shardmem.runtime.state import StateStore
 from shardmem.state.keeper import Keeper, keeps_by_key
@@ -141,7 +141,7 @@ def main() -> int:
         if orders.forgiven:
             worker.reader.forgive()
         logs.incarnate(worker.incarnation)
-        commit = _commit_of(worker, orders.handler, settings)
+        commit = _commit_of(worker, orders, settings)
         commit.take_up()
     except AlreadyRunning as error:  # the shard's words are another's
         log.error("%s", with_hint(error))
@@ -167,8 +167,8 @@ def main() -> int:
         worker.stop_now = True
 
     signal.signal(signal.SIGTERM, finish)
-    takes_up = is_stateful(commit.handler) or wants_to_know(commit.handler)
-    worker.control.set_worker_stateful(worker.shard, takes_up)
+    saves = is_stateful(commit.handler)
+    worker.control.set_worker_stateful(worker.shard, saves or wants_to_know(commit.handler), saves)
     worker.set_phase("ready")
     reports.say(ready=True)
     try:
@@ -203,7 +203,7 @@ def _orders() -> tuple[WorkerOrders, Reports] | None:
     return told
 
 
-def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) -> Commit:
+def _commit_of(worker: Worker, orders: WorkerOrders, settings: dict[str, Any]) -> Commit:
     control = worker.control
     context = Context(
         control.engine,
@@ -219,7 +219,7 @@ def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) 
     keeper = Keeper(scope, settings["state_cache_bytes"])
 
     def opened() -> Handler:
-        handler = reference.load()
+        handler = orders.handler.load()
         if keeps_by_key(handler):
             keeper.bind(handler)
         optional(handler, "open")(context)
@@ -232,13 +232,24 @@ def _commit_of(worker: Worker, reference: HandlerRef, settings: dict[str, Any]) 
         settings["state_files"], worker.shard, control.geometry.engine_id, control.slots, keep=settings["keep_state"]
     )
     scope.store = store
-    interval = settings["checkpoint_interval"]
-    return Checkpointed(control, worker.shard, worker.reader, handler, keeper, store, interval, opened)
+    return Checkpointed(
+        control,
+        worker.shard,
+        worker.reader,
+        handler,
+        keeper,
+        store,
+        settings["checkpoint_interval"],
+        opened,
+        # A person who asked for this start has been told, and may go on without.
+        expects_state=control.has_saved_state(worker.shard) and not orders.forgiven,
+    )
 
 
 def _failure(worker: Worker, reports: Reports, error: BaseException) -> int:
     of_user = isinstance(error, (HandlerError, BatchEscaped))
-    text = with_hint(error) if of_user else of_error(error)
+    hint = f" (hint: {error.hint})" if isinstance(error, ShardmemError) and error.hint else ""
+    text = with_hint(error) if of_user else of_error(error) + hint
     worker.say_error(text)
     worker.set_phase("failed")
     log.error("%s", text, exc_info=error.__cause__ or error)

@@ -18,6 +18,8 @@ KINDS = ("file",)
 ON_BAD = ("skip", "stop")
 _OWN = ("kind", "name", "path", "paths", "follow", "from_end", "on_bad", "dead_letter", "rate")
 
+NoneType = type(None)
+
 
 @dataclass(frozen=True)
 class SourceSettings:
@@ -59,7 +61,11 @@ def tables_in(given: Any) -> list[Any]:
         path = unquote(address.netloc + address.path)
         values = dict(parse_qsl(address.query, keep_blank_values=True))
         return [{"kind": address.scheme, "path": path, **{key: _plain(value) for key, value in values.items()}}]
-    return [given] if isinstance(given, Mapping) else list(given or ())
+    if isinstance(given, Mapping):
+        return [given]
+    if not isinstance(given, (list, tuple, NoneType)):
+        raise ConfigError(f"source={given!r} is neither a URL nor a table")
+    return list(given or ())
 
 
 def _plain(text: str) -> Any:

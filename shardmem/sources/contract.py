@@ -127,6 +127,15 @@ class Source(Protocol):
 
     def resume(self, partitions: Sequence[str]) -> None: ...
 
+    def seek(self, partition: str, to: str | int) -> Position:
+        """Go on there: "start", "end", or an offset between two events. Raises SourceError; then nothing has
+        changed."""
+        ...
+
+    def lag(self) -> Mapping[str, int | None]:
+        """How much of each partition is there and was not read; None: that cannot be told. Another thread may ask."""
+        ...
+
     def commit(self, positions: Mapping[str, Position], sync: bool) -> None:
         """All events before these places have been handled. sync: return when that is written down."""
         ...

@@ -25,10 +25,12 @@ from shardmem.sources.files.positions import Positions
 from shardmem.sources.files.rejects import DeadLetters
 from shardmem.sources.files.source import FileSource
 from shardmem.sources.runner import Limits, Runner
+from shardmem.sources.wishes import Wishes, wishes_in
 from shardmem.status.sources import SourceFile, file_of
 
 TELL = 0.5  # seconds between two words on how it is going
 GRACE = 60.0  # for what was pushed to be handled, when it is told to end
+WELL = 10.0  # seconds after which the error of an earlier life is over
 
 log = logging.getLogger("shardmem.sources")
 
@@ -40,12 +42,7 @@ def main() -> int:
         return ExitCode.OK
     orders, reports = told
     logs.set_up(orders.settings["log_format"], orders.settings["log_level"] or "info", orders.engine)
-    try:
-        return SourceProcess(orders, reports).run()
-    except ConfigError as error:
-        reports.say(failed=str(error))
-        log.error("source %s: %s", orders.source.get("name", "file"), error)
-        return ExitCode.CONFIG
+    return SourceProcess(orders, reports).run()
 
 
 class SourceProcess:
@@ -56,10 +53,14 @@ class SourceProcess:
         self._error: str | None = None
         self._runner: Runner | None = None
         self._told = 0
+        self._began = time.monotonic()
+        self._seeks = 0  # of those wished for, the newest that was passed on
 
     def run(self) -> int:
         orders = self._orders
         name = str(orders.source.get("name", "file"))
+        self._wishes = file_of(orders.directory, orders.engine, name, "wishes")
+        self._seeks = wishes_in(self._wishes).seek  # that was for the process before
         self._file = SourceFile(orders.directory, orders.engine, name)
         if not self._file.take():
             log.warning("source %s: another process is reading it", name)
@@ -75,6 +76,11 @@ class SourceProcess:
         except NotRunning as error:
             log.info("source %s: %s", name, error)
             return ExitCode.OK
+        except ShardmemError as error:
+            self._error = str(error)
+            self._reports.say(failed=self._error)
+            log.error("source %s: %s", name, error)
+            return ExitCode.CONFIG if isinstance(error, ConfigError) else ExitCode.FAILED
         finally:
             self._state = "failed" if self._error else "ended"
             self._tell()
@@ -99,8 +105,11 @@ class SourceProcess:
             keep_all=settings.dead_letter is not None,
         )
         limits = Limits(max_bad=0 if settings.on_bad == "stop" else None, rate=settings.rate)
-        self._runner = Runner(source, producer, limits=limits, stop=self.stop, rejected=rejected, log=log)
         self._producer = producer
+        runner = Runner(source, producer, limits=limits, stop=self.stop, rejected=rejected, log=log)
+        runner.wants_pause = wishes_in(self._wishes).paused
+        runner.sought = self._seeks, None, 0
+        self._runner = runner
         self._state = "running"
         self._reports.say(ready=True)
         code: int = ExitCode.OK
@@ -130,10 +139,27 @@ class SourceProcess:
     def _tell_again(self) -> None:
         while True:
             time.sleep(TELL)
+            if self._runner is not None:
+                self._pass_on(wishes_in(self._wishes), self._runner)
             self._tell()
 
+    def _pass_on(self, wishes: Wishes, runner: Runner) -> None:
+        runner.wants_pause = wishes.paused
+        if wishes.seek > self._seeks:
+            self._seeks = wishes.seek
+            runner.seek(wishes.seek, wishes.file, wishes.to)
+
+    def _is_well(self) -> bool:
+        return self._runner is not None and (
+            self._runner.tally.events > 0 or (self._state == "running" and time.monotonic() - self._began > WELL)
+        )
+
     def _tell(self) -> None:
-        said: dict[str, Any] = {"kind": self._orders.source.get("kind"), "state": self._state, "error": self._error}
+        table = self._orders.source
+        if self._is_well():
+            self._file.error = None
+        error = self._error or self._file.error
+        said: dict[str, Any] = {"kind": table.get("kind"), "state": self._state, "error": error, "given": table}
         if self._runner is not None:
             said |= {**self._runner.describe(), "seat": self._producer.seat}
         try:

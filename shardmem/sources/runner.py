@@ -11,13 +11,14 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from shardmem.errors import Interrupted, ShardmemError
+from shardmem.runtime.attachment import Marks
 from shardmem.runtime.call import DEFAULT
-from shardmem.runtime.producer import Marks, Producer
+from shardmem.runtime.producer import Producer
 from shardmem.sources.contract import Columns, Position, Rejected, Source, SourceContext
 
 COMMIT = 0.5  # seconds between two commits
@@ -80,6 +81,9 @@ class Runner:
         self._committed_at = time.monotonic()
         self.last_commit: float | None = None  # seconds since 1970
         self.partitions: set[str] = set()
+        self.wants_pause = self.is_paused = False
+        self._seeks: deque[tuple[int, str, str | int]] = deque()
+        self.sought: tuple[int, str | None, int] = (0, None, 0)  # the newest seek: why it could not be, where it led
         self.next: str | None = None  # in words, when events were not accepted and are not the last
         self._started = time.monotonic()
 
@@ -87,6 +91,7 @@ class Runner:
         """Raises ShardmemError; `tally.places` says then where to go on."""
         self.source.open(self._context())
         while not self.stop.is_set() and not self.source.ended and not self._reached_limit():
+            self._follow_wishes()
             columns = self.source.poll(EVENTS, POLL)
             if columns is not None:
                 self._take(columns)
@@ -119,9 +124,42 @@ class Runner:
             self._log,
             time.time,
             self.stop,
-            assigned=lambda parts: self.partitions.update(parts),
+            assigned=self._assigned,
             lost=lambda parts: self.partitions.difference_update(parts),
         )
+
+    def _assigned(self, partitions: Sequence[str]) -> None:
+        self.partitions.update(partitions)
+        if self.is_paused:
+            self.source.pause(partitions)
+
+    # ---- what people wish
+    # ----------------------------------------------------------------------------------------------------
+
+    def seek(self, number: int, partition: str, to: str | int) -> None:
+        """Soon; `sought` says when it was, and what came of it."""
+        self._seeks.append((number, partition, to))
+
+    def _follow_wishes(self) -> None:
+        if self.wants_pause != self.is_paused:
+            (self.source.pause if self.wants_pause else self.source.resume)(sorted(self.partitions))
+            self.is_paused = self.wants_pause
+        while self._seeks:
+            number, partition, to = self._seeks.popleft()
+            try:
+                self.sought = number, None, self._go_to(partition, to).offset
+            except ShardmemError as error:
+                self.sought = number, str(error), 0
+
+    def _go_to(self, partition: str, to: str | int) -> Position:
+        place = self.source.seek(partition, to)
+        for moved in (self._moved, *(each for _, each in self._marks)):
+            moved.pop(partition, None)  # a place behind it would be written down later
+        with self.tally.lock:
+            self.tally.places[partition] = place
+        self.source.commit({partition: place}, True)
+        self._log.info("%s: going on at byte %s, as asked", partition, f"{place.offset:,}")
+        return place
 
     def _reached_limit(self) -> bool:
         return self.limits.events is not None and self.tally.offered >= self.limits.events
@@ -225,14 +263,24 @@ class Runner:
 
     def describe(self) -> dict[str, Any]:
         """For status."""
+        lag, places = self.source.lag(), dict(self.tally.places)
+        shown = [*(name for name in places if name not in lag), *lag][-100:]
+        known = [behind for behind in lag.values() if behind is not None]
         return {
+            "paused": self.is_paused,
             "events": self.tally.events,
             "bytes": self.tally.bytes,
             "skipped": self.tally.skipped,
             "reasons": dict(self.tally.reasons),
+            "lag_bytes": sum(known) if len(known) == len(lag) else None,
             "partitions": {
-                name: {"offset": place.offset, "at": place.metadata}
-                for name, place in list(self.tally.places.items())[-100:]
+                name: {
+                    "offset": places[name].offset if name in places else 0,
+                    "at": places[name].metadata if name in places else "",
+                    "lag": lag.get(name, 0),
+                }
+                for name in shown
             },
             "last_commit": self.last_commit,
+            "sought": self.sought,
         }

@@ -24,6 +24,7 @@ class EngineStatus(TypedDict):
     quarantine_held: int | None
     http: str | None
     memory: str
+    socket: str | None
 
 
 class SupervisorStatus(TypedDict):
@@ -90,6 +91,7 @@ class ProducerStatus(TypedDict):
 class PartitionStatus(TypedDict):
     offset: int
     at: str  # what the source says besides: "line 7"
+    lag: int | None  # bytes that are there and were not read; null: that cannot be told
 
 
 class SourceStatus(TypedDict):
@@ -99,12 +101,14 @@ class SourceStatus(TypedDict):
     alive: bool
     incarnation: int
     state: str
+    paused: bool
     error: str | None
     seat: int | None
     events: int
     bytes: int
     skipped: int
     reasons: dict[str, int]
+    lag_bytes: int | None
     partitions: dict[str, PartitionStatus]
     last_commit_age_s: float | None
 

@@ -55,7 +55,7 @@ HISTORY_KINDS = {
     "stopped": "info",
 }
 LEVELS = ("info", "warning", "error")
-SOURCE_STATES = ("starting", "running", "draining", "failed", "ended")
+SOURCE_STATES = ("starting", "running", "paused", "draining", "failed", "died", "ended")
 
 
 @dataclass(frozen=True)
@@ -467,6 +467,7 @@ FIGURES = (
     Figure("sources[].alive", "", GAUGE, "source", "1 while its process runs", "shardmem_source_up", truth=True),
     Figure("sources[].incarnation", "lives", COUNTER, "source", "processes so far", "shardmem_source_lives_total"),
     Figure("sources[].state", "", STATE, "source", "what it does", values=SOURCE_STATES),
+    Figure("sources[].paused", "", GAUGE, "source", "1 while it is paused", "shardmem_source_paused", truth=True),
     Figure("sources[].seat", "", STATE, "source", "seat of its producer; null before it has one", null=True),
     Figure(
         "sources[].events",
@@ -486,6 +487,15 @@ FIGURES = (
         "source",
         "records that were no events",
         "shardmem_source_skipped_total",
+    ),
+    Figure(
+        "sources[].lag_bytes",
+        "bytes",
+        GAUGE,
+        "source",
+        "bytes that are there and were not read; null: that cannot be told",
+        "shardmem_source_lag_bytes",
+        null=True,
     ),
     Figure(
         "sources[].last_commit_age_s",

@@ -45,6 +45,7 @@ def findings(document: Status, lately: Lately = Lately()) -> list[Finding]:
         *_handoffs(document),
         *_moves(document),
         *_quarantine(document),
+        *_sources(document),
         *_advice(document, {each["kind"] for each in pressure}),
     ]
     if not document["supervisor"]["alive"]:
@@ -461,6 +462,40 @@ def _quarantine(document: Status) -> Iterator[Finding]:
             "See why, fix the handler and reload it, then replay or purge them:",
             f"shardmem quarantine list --engine {engine['name']}",
         )
+
+
+def _sources(document: Status) -> Iterator[Finding]:
+    if document["engine"]["state"] != "running":
+        return
+    for source in document["sources"]:
+        name, error, engine = source["name"], source["error"], document["engine"]["name"]
+        if error is not None:
+            yield finding(
+                "error",
+                "source_failed",
+                f"Source {name} has failed: {error}",
+                "It is tried again at ever longer intervals, up to 30 s. A change of [source] in the configuration "
+                "takes effect with:",
+                f"shardmem reload {engine}",
+                _order("reload"),
+            )
+        elif source["state"] == "died":
+            yield finding(
+                "warning",
+                "source_died",
+                f"The process of source {name} has died.",
+                "A supervisor starts it again at once; nothing is missed. If it dies again and again, the log of the "
+                "engine says how.",
+            )
+        elif source["paused"]:
+            behind = "" if source["lag_bytes"] is None else f", {source['lag_bytes']:,} bytes behind"
+            yield finding(
+                "info",
+                "source_paused",
+                f"Source {name} is paused{behind}.",
+                "It goes on with:",
+                f"shardmem source resume {engine} --source {name}",
+            )
 
 
 def _advice(document: Status, said: set[str]) -> Iterator[Finding]:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sqlite3
 import time
 from collections import deque
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
 from shardmem.config import quarantine_file
-from shardmem.errors import NotRunning, SegmentCorrupt
+from shardmem.errors import NotRunning, SegmentCorrupt, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment, LaneView
 from shardmem.memory.native import PHASES, SHARD_STATES
 from shardmem.memory.words import FLOORS_NS, batch_sizes_of, latency_of, name_of, now_ns, refused_by_reason
 from shardmem.policy import Facts, Limits, condition_of
+from shardmem.runtime.quarantine import QuarantineReader, is_there
 from shardmem.status.document import (
     Accounting,
     EngineStatus,
@@ -103,11 +102,11 @@ class Observer:
         accounting = accounting_of(shards, producers, [view for view, _ in looks])
         history = self.history()[0]
         document: Status = {
-            "engine": self._engine(shards, reading.at, board["http"] if alive else None),
+            "engine": self._engine(shards, reading.at, board if alive else {}),
             "supervisor": self._supervisor(alive),
             "shards": shards,
             "producers": producers,
-            "sources": sources_of(control.state_dir, control.engine),
+            "sources": sources_of(control.state_dir, control.engine, control.segment.owner),
             "handoffs": self.handoffs(),
             "moves": board["moves"],
             "cordoned": board["cordoned"],
@@ -127,7 +126,7 @@ class Observer:
         control.segment.check_whole()  # as all of it was read
         return document
 
-    def _engine(self, shards: list[ShardStatus], now: float, http: str | None) -> EngineStatus:
+    def _engine(self, shards: list[ShardStatus], now: float, board: dict[str, Any]) -> EngineStatus:
         control = self.control
         serving = sum(
             shard["slots"]
@@ -145,7 +144,8 @@ class Observer:
             "max_producers": control.max_producers,
             "quarantine_file": quarantine_file(control.state_dir, control.engine) if control.state_dir else None,
             "quarantine_held": self._quarantine_held(now),
-            "http": http,
+            "http": board.get("http"),
+            "socket": board.get("socket"),
             "memory": "" if control.state == "stopped" else control.segment.trouble(),
         }
 
@@ -234,11 +234,8 @@ class Observer:
             count = 0
         elif marks != seen:
             try:
-                with contextlib.closing(
-                    sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=0)
-                ) as connection:
-                    count = connection.execute("select count(*) from events where replayed_at is null").fetchone()[0]
-            except sqlite3.Error:
+                count = QuarantineReader(path, self.control.segment.owner, 0.0).count() if is_there(path) else 0
+            except ShardmemError:
                 count, marks = None, []  # of another user, damaged, or just being made: the next look may see more
         self._held = now, marks, count
         return count
@@ -320,12 +317,15 @@ class Observer:
             "lives": {},
             "limits": Limits(),
             "http": None,
+            "socket": None,
         }
         # damaged: the next one comes with the supervisor's next tick
         with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
             said = json.loads(self.control.board("decisions"))
             for each in said.get("decisions", ()):
                 each["cause"] + each["reason"], each["advice"]
+            if not isinstance(said.get("socket"), (str, type(None))):
+                del said["socket"]
             for each in said.get("hot_slots", ()):
                 each["slot"] + each["shard"] + each["share"] + each["alone"]
             for each in (*said.get("pins", ()), *said.get("wished", ())):

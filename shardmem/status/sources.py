@@ -6,20 +6,23 @@ That a source lives is the kernel's word: it holds the lock of its file.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from shardmem.memory import lease
+from shardmem.private_files import acting_as, open_private
 from shardmem.status.document import SourceStatus
 
 _BYTE = 0
 
 
 def file_of(directory: str, engine: str, name: str, what: str) -> str:
-    """what: "status", "lock" or "positions"."""
+    """what: "status", "lock", "positions" or "wishes"."""
     return os.path.join(directory, f"{engine}.source-{name}.{what}")
 
 
@@ -29,20 +32,22 @@ class SourceFile:
     def __init__(self, directory: str, engine: str, name: str) -> None:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         self._path = file_of(directory, engine, name, "status")
-        self._lock = os.open(file_of(directory, engine, name, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = open_private(file_of(directory, engine, name, "lock"), os.O_RDWR | os.O_CREAT)
         self.name = name
         self.incarnation = 0
+        self.error: str | None = None  # of the life before
 
     def take(self) -> bool:
         """False: another process is this source. Begins a new incarnation."""
         if not lease.lock(self._lock, _BYTE):
             return False
-        self.incarnation = int((_read(self._path) or {}).get("incarnation", 0)) + 1
+        said = _read(self._path) or {}
+        self.incarnation, self.error = int(said.get("incarnation", 0)) + 1, said.get("error")
         return True
 
     def write(self, **what: Any) -> None:
         fresh = f"{self._path}.new"
-        with open(fresh, "w", encoding="utf-8", errors="surrogateescape") as file:
+        with open(fresh, "w", encoding="utf-8", errors="surrogateescape", opener=open_private) as file:
             json.dump(
                 {"name": self.name, "pid": os.getpid(), "incarnation": self.incarnation, "at": time.time(), **what},
                 file,
@@ -55,7 +60,7 @@ class SourceFile:
 
 def is_alive(directory: str, engine: str, name: str) -> bool:
     try:
-        descriptor = os.open(file_of(directory, engine, name, "lock"), os.O_RDWR | os.O_CLOEXEC)
+        descriptor = open_private(file_of(directory, engine, name, "lock"), os.O_RDONLY)
     except OSError:
         return False
     try:
@@ -69,37 +74,81 @@ def source_status(directory: str, engine: str, name: str) -> SourceStatus | None
     said = _read(file_of(directory, engine, name, "status"))
     if said is None:
         return None
-    alive, commit, state = is_alive(directory, engine, name), said.get("last_commit"), said.get("state", "starting")
+    try:
+        return _status_of(name, said, is_alive(directory, engine, name))
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        path = file_of(directory, engine, name, "status")
+        return _status_of(name, {"state": "failed", "error": f"{path} is damaged; its source writes it anew"}, False)
+
+
+def _status_of(name: str, said: Mapping[str, Any], alive: bool) -> SourceStatus:
+    """Raises ValueError and the like: the file may be damaged."""
+    commit, state, error, seat = (said.get(key) for key in ("last_commit", "state", "error", "seat"))
+    state = "starting" if state is None else str(state)
+    paused, lag = bool(said.get("paused")), said.get("lag_bytes")
+    if not alive and state not in ("failed", "ended"):
+        state = "died"
+    elif paused and state == "running":
+        state = "paused"
     return {
         "name": name,
         "kind": str(said.get("kind", "")),
         "pid": int(said.get("pid", 0)),
         "alive": alive,
         "incarnation": int(said.get("incarnation", 0)),
-        "state": state if alive or state == "failed" else "ended",
-        "error": said.get("error"),
-        "seat": said.get("seat"),
+        "state": state,
+        "paused": paused,
+        "error": None if error is None else str(error),
+        "seat": None if seat is None else int(seat),
         "events": int(said.get("events", 0)),
         "bytes": int(said.get("bytes", 0)),
         "skipped": int(said.get("skipped", 0)),
-        "reasons": said.get("reasons", {}),
-        "partitions": said.get("partitions", {}),
+        "reasons": {str(why): int(count) for why, count in said.get("reasons", {}).items()},
+        "lag_bytes": None if lag is None else int(lag),
+        "partitions": {
+            str(which): {
+                "offset": int(each["offset"]),
+                "at": str(each["at"]),
+                "lag": None if each.get("lag") is None else int(each["lag"]),
+            }
+            for which, each in said.get("partitions", {}).items()
+        },
         "last_commit_age_s": None if commit is None else max(0.0, time.time() - commit),
     }
 
 
-def sources_of(directory: str, engine: str) -> list[SourceStatus]:
+def sought(directory: str, engine: str, name: str) -> tuple[int, str | None, int]:
+    """The number of the newest seek, why it could not be carried out, and the place that it led to."""
+    said = _read(file_of(directory, engine, name, "status")) or {}
+    number, error, place = said.get("sought") or (0, None, 0)
+    return int(number), error, int(place)
+
+
+def given_to(directory: str, engine: str, name: str) -> object:
+    """The table that the process of a source was started with."""
+    return (_read(file_of(directory, engine, name, "status")) or {}).get("given")
+
+
+def forget(directory: str, engine: str, name: str) -> None:
+    """Of a source that is none any more; how far it came is kept."""
+    with contextlib.suppress(OSError):
+        os.unlink(file_of(directory, engine, name, "status"))
+
+
+def sources_of(directory: str, engine: str, owner: int) -> list[SourceStatus]:
+    """owner: the uid whose files they are."""
     if not directory:
         return []
     prefix, suffix = f"{engine}.source-", ".status"
-    paths = sorted(glob.glob(os.path.join(glob.escape(directory), f"{glob.escape(engine)}.source-*{suffix}")))
-    names = [os.path.basename(path)[len(prefix) : -len(suffix)] for path in paths]
-    return [said for name in names if (said := source_status(directory, engine, name)) is not None]
+    with acting_as(owner):
+        paths = sorted(glob.glob(os.path.join(glob.escape(directory), f"{glob.escape(engine)}.source-*{suffix}")))
+        names = [os.path.basename(path)[len(prefix) : -len(suffix)] for path in paths]
+        return [said for name in names if (said := source_status(directory, engine, name)) is not None]
 
 
 def _read(path: str) -> dict[str, Any] | None:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape", opener=open_private) as file:
             return dict(json.load(file))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None

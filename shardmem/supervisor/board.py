@@ -15,10 +15,10 @@ from shardmem.supervisor.reload import Reload
 
 
 class Board:
-    """http: where the API listens on TCP."""
+    """places: where the API listens."""
 
-    def __init__(self, fleet: Fleet, reload: Reload, http: Callable[[], str | None]) -> None:
-        self._fleet, self._reload, self._http = fleet, reload, http
+    def __init__(self, fleet: Fleet, reload: Reload, places: Callable[[], dict[str, str | None]]) -> None:
+        self._fleet, self._reload, self._places = fleet, reload, places
 
     def post(self) -> None:
         """Without what is only to look at, if all is too much."""
@@ -27,7 +27,7 @@ class Board:
             **fleet.planner.describe(time.monotonic()),
             "reload": self._reload.owed,
             "limits": asdict(fleet.stuck.limits),
-            "http": self._http(),
+            **self._places(),
         }
         extras: list[dict[str, Any]] = [{"lives": fleet.workers.describe()}, {}, {"decisions": [], "hot_slots": []}]
         for extra in extras:

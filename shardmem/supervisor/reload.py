@@ -23,6 +23,7 @@ from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life
 from shardmem.supervisor.notify import Notify
 from shardmem.supervisor.replacements import Replacements
+from shardmem.supervisor.sources import Sources
 
 # What shared memory, its users or the mapper were made with. All else takes effect when the worker is replaced.
 FIXED = (
@@ -57,8 +58,10 @@ class Reload:
         notify: Notify,
         replacements: Replacements,
         read_again: Callable[[], tuple[Config, HandlerRef]] | None,
+        sources: Sources,
     ) -> None:
         self._fleet, self._life, self._notify, self._replacements = fleet, life, notify, replacements
+        self._sources = sources
         self._read_again, self._in_force = read_again, fleet.workers.launch_config
         self._running = asyncio.Lock()
         self._next: asyncio.Task[dict[str, Any]] | None = None
@@ -134,6 +137,7 @@ class Reload:
                 self._left = {}
             self._in_force = config, handler
             fleet.reconfigure(config, policy_of(config))
+            await self._sources.change(config)
         done = [
             f"shard {new} took the place of {old}" if new != old else f"shard {new} was started again"
             for each in reloaded

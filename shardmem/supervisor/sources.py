@@ -14,7 +14,7 @@ from typing import Any
 from shardmem.config import Config
 from shardmem.runtime.child import ExitCode, SourceOrders, launch
 from shardmem.sources.configured import sources_in, tables_in
-from shardmem.status.sources import is_alive, source_status
+from shardmem.status.sources import forget, given_to, is_alive, source_status, sources_of
 
 FIRST, MOST = 0.2, 30.0  # seconds before a source that died is started again
 LOOK = 0.5  # seconds between two looks at one that is not our child
@@ -24,61 +24,118 @@ log = logging.getLogger("shardmem.sources")
 
 
 class Sources:
-    """`start` once, `stop` once; `ended` waits until none is left."""
+    """`start` once; `change` when the configuration does; `stop` once; `ended` waits until none is left."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._names = [each.name for each in sources_in(config.source, config.schema)]
-        self._tables = [{**table, "name": name} for table, name in zip(tables_in(config.source), self._names)]
-        self._tasks: list[asyncio.Task[None]] = []
-        self._pids: dict[str, int] = {}  # those that live, of whoever's making
+        self._lives: dict[str, _Life] = {}
         self._stopping = False
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._care(table)) for table in self._tables]
+        """Those of the configuration. What an earlier supervisor started, and is none any more, is told to end."""
+        config = self._config
+        self._lives = {table["name"]: _Life(config, table) for table in _tables(config)}
+        for said in sources_of(config.directory, config.name, os.geteuid()):
+            if said["name"] not in self._lives:
+                _signal(said["pid"] if said["alive"] else None, signal.SIGTERM)
+                forget(config.directory, config.name, said["name"])
+        for life in self._lives.values():
+            life.start()
+
+    async def change(self, config: Config) -> None:
+        """To those of this configuration: one whose table is another now ends first, when what it pushed was
+        handled. One that has ended or failed begins again."""
+        old, new = self._lives, {table["name"]: table for table in _tables(config)}
+        self._config = config
+        over = [name for name, life in old.items() if new.get(name) != life.table or life.has_ended]
+        for name in over:
+            old[name].stop()
+        for name in over:
+            await old[name].ended(None)
+            if name not in new:
+                forget(config.directory, config.name, name)
+        kept = {name: life for name, life in old.items() if name not in over}
+        self._lives = kept | {name: _Life(config, table) for name, table in new.items() if name not in kept}
+        for name, life in self._lives.items():
+            if self._stopping:
+                life.stop()
+            elif name not in kept:
+                life.start()
 
     def stop(self, now: bool = False) -> None:
         """They take no more, and end when what they have pushed was handled; now: at once."""
         self._stopping = True
-        for name in self._names:
-            self._signal(name, signal.SIGKILL if now else signal.SIGTERM)
+        for life in self._lives.values():
+            life.stop(now)
 
     async def ended(self, grace: float) -> None:
         """Until they have; those that have not by then are killed."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace)
-        self.stop(now=True)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(life.ended(grace) for life in self._lives.values()))
 
-    async def _care(self, table: dict[str, Any]) -> None:
-        name, delay = table["name"], FIRST
+
+def _tables(config: Config) -> list[dict[str, Any]]:
+    names = [each.name for each in sources_in(config.source, config.schema)]
+    return [{**table, "name": name} for table, name in zip(tables_in(config.source), names)]
+
+
+class _Life:
+    """One source: its processes one after another, until one ends in good order or is told to."""
+
+    def __init__(self, config: Config, table: dict[str, Any]) -> None:
+        self._config, self.table, self._name = config, table, str(table["name"])
+        self._task: asyncio.Task[None] | None = None
+        self._pid: int | None = None  # of whoever's making
+        self._stopping, self._told = False, asyncio.Event()
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._care())
+
+    @property
+    def has_ended(self) -> bool:
+        return self._task is None or self._task.done()
+
+    def stop(self, now: bool = False) -> None:
+        self._stopping = True
+        self._told.set()
+        _signal(self._pid, signal.SIGKILL if now else signal.SIGTERM)
+
+    async def ended(self, grace: float | None) -> None:
+        if self._task is None:
+            return
+        await asyncio.wait([self._task], timeout=grace)
+        if not self._task.done():
+            self.stop(now=True)
+            self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _care(self) -> None:
+        name, delay = self._name, FIRST
         while not self._stopping:
             began = asyncio.get_running_loop().time()
-            code = await (self._adopted(name) if self._is_alive(name) else self._run(name, table))
+            code = await (self._adopted() if self._is_alive() else self._run())
             if code in (ExitCode.OK, ExitCode.CONFIG) or self._stopping:
                 return
             if asyncio.get_running_loop().time() - began > WELL:
                 delay = FIRST
             if code is not None and code != ExitCode.ALREADY:
                 log.warning("source %s ended with code %d; it starts again in %.3g s", name, code, delay)
-            await asyncio.sleep(delay)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._told.wait(), delay)
             delay = min(MOST, 2 * delay)
 
-    async def _run(self, name: str, table: dict[str, Any]) -> int:
+    async def _run(self) -> int:
         """A process from its start to its end; its exit code."""
         config = self._config
         settings = {"log_format": config.log_format, "log_level": config.log_level}
-        orders = SourceOrders(config.name, table, settings, config.directory)
+        orders = SourceOrders(config.name, self.table, settings, config.directory)
         try:
             process = launch("source", orders)
         except OSError as error:
-            log.warning("source %s: no process could be started: %s", name, error)
+            log.warning("source %s: no process could be started: %s", self._name, error)
             return ExitCode.FAILED
-        self._pids[name] = process.pid
+        self._pid = process.pid
         if self._stopping:
-            self._signal(name, signal.SIGTERM)
+            self.stop()
         loop, ended, pidfd = asyncio.get_running_loop(), asyncio.Event(), process.pidfd
         loop.add_reader(pidfd, ended.set)
         try:
@@ -88,34 +145,38 @@ class Sources:
             if not ended.is_set():
                 process.kill()
             code = process.wait()
-            self._pids.pop(name, None)
+            self._pid = None
             process.reports.close()
         return code
 
-    async def _adopted(self, name: str) -> None:
-        """Of an earlier supervisor: no child, so the lock says when it has ended."""
-        said = source_status(self._config.directory, self._config.name, name)
+    async def _adopted(self) -> None:
+        """Of an earlier supervisor: no child, so the lock says when it has ended. One with another table is told to."""
+        config = self._config
+        said = source_status(config.directory, config.name, self._name)
         if said is not None:
-            self._pids[name] = int(said["pid"])
-            log.info("source %s: pid %d of an earlier supervisor goes on", name, said["pid"])
-        while self._is_alive(name):
+            self._pid = said["pid"]
+            if given_to(config.directory, config.name, self._name) == self.table:
+                log.info("source %s: pid %d of an earlier supervisor goes on", self._name, said["pid"])
+            else:
+                _signal(self._pid, signal.SIGTERM)
+        while self._is_alive():
             await asyncio.sleep(LOOK)
-        self._pids.pop(name, None)
+        self._pid = None
 
-    def _is_alive(self, name: str) -> bool:
-        return is_alive(self._config.directory, self._config.name, name)
+    def _is_alive(self) -> bool:
+        return is_alive(self._config.directory, self._config.name, self._name)
 
-    def _signal(self, name: str, number: int) -> None:
-        pid = self._pids.get(name)
-        if pid is None:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError, OSError):
-            pidfd = os.pidfd_open(pid)
-            try:
-                if _is_source(pid):
-                    signal.pidfd_send_signal(pidfd, number)
-            finally:
-                os.close(pidfd)
+
+def _signal(pid: int | None, number: int) -> None:
+    if pid is None:
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError, OSError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            if _is_source(pid):
+                signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
 
 
 def _is_source(pid: int) -> bool:

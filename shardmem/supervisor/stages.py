@@ -43,13 +43,14 @@ class Stages:
         background: Background,
         api: Api,
         notify: Notify,
+        sources: Sources,
         *,
         on_ready: Callable[[Status], None],
     ) -> None:
         self._fleet, self._takeover, self._life, self._commands = fleet, takeover, life, commands
         self._reload, self._loop, self._background, self._api, self._notify = reload, loop, background, api, notify
         self._on_ready = on_ready
-        self._sources = Sources(fleet.config)
+        self._sources = sources
         self._draining = Draining(fleet, life)
 
     async def work(self) -> None:

@@ -18,6 +18,7 @@ from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, ConfigError, LayoutMismatch, ShardmemError
 from shardmem.http.server import Api
 from shardmem.memory.segment import outlive_lost_memory
+from shardmem.private_files import make_directory
 from shardmem.runtime.child import ExitCode
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.streams import Terminal
@@ -34,8 +35,10 @@ from shardmem.supervisor.notify import Notify
 from shardmem.supervisor.reload import Reload
 from shardmem.supervisor.replacements import Replacements
 from shardmem.supervisor.segments import SegmentWatch
+from shardmem.supervisor.sources import Sources
 from shardmem.supervisor.stages import Stages
 from shardmem.supervisor.takeover import Takeover
+from shardmem.supervisor.upkeep import Upkeep
 from shardmem.text import of_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU, signal.SIGHUP)
@@ -87,10 +90,10 @@ class Supervisor:
         if self._life.advance() is Stage.ENDED:
             log.error("%s", self.error)
             return self._life.exit_code
-        background = Background()
+        background, sources = Background(), Sources(fleet.config)
         replacements = Replacements(fleet)
-        reload = Reload(fleet, self._life, self._notify, replacements, self._read_again)
-        board = Board(fleet, reload, lambda: self._api.http)
+        reload = Reload(fleet, self._life, self._notify, replacements, self._read_again, sources)
+        board = Board(fleet, reload, self._api.places)
         commands = Commands(fleet, self._life, reload, board)
         loop = ControlLoop(fleet, self._life, commands, replacements, background, board)
         stages = Stages(
@@ -103,18 +106,23 @@ class Supervisor:
             background,
             self._api,
             self._notify,
+            sources,
             on_ready=self._on_ready,
         )
         with self._signals(commands, reload, background):
             watch = SegmentWatch(fleet, self._life, replacements, background)
-            watching = Background().start("looking after the workers", self._watch_workers(fleet, watch))
+            watching = [
+                Background().start("looking after the workers", self._watch_workers(fleet, watch)),
+                Background().start("the upkeep of files", Upkeep(self._api, self._config).run()),
+            ]
             try:
                 while self._life.stage is not Stage.ENDED:
                     await self._work(stages, fleet)
                     self._life.advance()
                 self.outcome = stages.finish(self._keep_unfinished)
             finally:
-                watching.cancel()
+                for each in watching:
+                    each.cancel()
                 self._api.close()
                 takeover.lease.release()
                 self._notify.close()
@@ -134,6 +142,8 @@ class Supervisor:
 
     def _open(self) -> tuple[Takeover, Fleet]:
         """Create the segments, or take up those of an earlier supervisor."""
+        if self._config.state_dir is None:
+            make_directory(self._config.directory)
         config, takeover = self._config, Takeover.take(self._config)
         try:
             policy, strategy = policy_of(config), strategy_of(config)

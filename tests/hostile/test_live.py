@@ -56,8 +56,9 @@ class Places:
             "boards": [(file, *boards)],
             "supervisor": [(file, 2304, 128)],
             "foreign lanes": [
-                (path_of(f"shardmem.{engine}.inbox.{shard}.1"), at, length)
-                for shard in range(3)
+                (path_of(entry), at, length)
+                for entry in segments_of(engine)
+                if ".inbox." in entry
                 for at, length in ((1024 + 4 * MAD, 4), (4096 + (4096 + LANE) * MAD, 4096 + LANE))
             ],
         }
@@ -160,6 +161,7 @@ class Engine:
         return self.complaints
 
     def end(self) -> None:
+        print(self.log.read_text(errors="replace")[-6000:])
         self.kill_everything()
         for entry in segments_of(self.name):
             os.unlink(path_of(entry))

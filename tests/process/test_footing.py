@@ -3,17 +3,19 @@ closed, a terminal that goes, handlers that fork."""
 
 from __future__ import annotations
 
+import glob
 import os
 import pty
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 import shardmem
 from support.programs.orphaning import hide_children
 from support.recorder import payload
-from support.rig import TESTS, Program, Rig, drained, wait_until
+from support.rig import TESTS, Program, Rig, drained, segments_of, wait_until
 
 LONG = 60.0
 
@@ -102,3 +104,19 @@ def test_an_engine_whose_terminal_is_closed_goes_on_as_under_nohup(rig: Rig, eng
             assert daemon.wait(LONG) == 0
         finally:
             daemon.kill()
+
+
+def test_a_start_that_fails_for_want_of_descriptors_leaves_nothing(rig: Rig, engine_name: str) -> None:
+    command = [sys.executable, "-m", "shardmem", "run", "support.recorder:Recorder", "--name", engine_name]
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 40; exec "$@"', "sh", *command, "--shards", "64"],
+        cwd=TESTS,
+        env=rig.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert segments_of(engine_name) == []
+    places = {tempfile.gettempdir(), "/run", os.environ.get("XDG_RUNTIME_DIR", "/run")}
+    assert not [each for place in places for each in glob.glob(f"{place}/shardmem*/{engine_name}*")]

@@ -57,9 +57,9 @@ def test_health_metrics_and_commands_over_tcp(rig: Rig, engine_name: str) -> Non
             and "running: 2 shards, 1024 slots" in said
             and ": healthy\n" in said
         ), said
-        assert ": failing\nx Shard 1 has failed: ?[2J\n  Mend it: -> shardmem reload\n" in re.sub(" +\n", "\n", said), (
-            said
-        )
+        assert ": failing\nx Shard 1 has failed: \\x1b[2J\n  Mend it: -> shardmem reload\n" in re.sub(
+            " +\n", "\n", said
+        ), said
         with shardmem.connect(engine_name) as producer, shardmem.Client(engine_name) as client:
             for number in range(100):
                 producer.push(number, payload(1, number, 0))

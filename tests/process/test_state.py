@@ -238,7 +238,7 @@ def test_a_state_file_that_cannot_be_written_stops_the_shard_and_loses_nothing(
     database.close()
     with rig.engine(engine_name, shards=1, **settings) as engine:
         drained(engine)
-    assert {1: 2} == totals(path)
+    assert {1: 2} == totals(state_files(settings, engine_name))
 
 
 def test_a_snapshot_that_raises_stops_the_shard_and_says_so(rig: Rig, engine_name: str, settings: dict) -> None:
@@ -288,3 +288,47 @@ def test_what_identifies_an_event_outlives_its_worker_and_is_never_given_to_anot
     assert [["0", "0"], ["0", "1"]] * 2 == [identity[1:] for identity in found]
     first, second = {engine_id for engine_id, *_ in found[:2]}, {engine_id for engine_id, *_ in found[2:]}
     assert len(first) == len(second) == 1 and first != second and all(first | second)
+
+
+def remove_state(settings: dict[str, Any], name: str) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(shard_file(state_files(settings, name), 0) + suffix).unlink(missing_ok=True)
+
+
+def test_a_state_file_that_vanishes_is_an_error_before_the_next_commit_and_nothing_is_lost_if_it_is_put_back(
+    rig: Rig, engine_name: str, settings: dict
+) -> None:
+    """400 events were handled, exit code 0, and there was no file: all state was lost without a word."""
+    path = shard_file(state_files(settings, engine_name), 0)
+    with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
+        producer.push(1, b"0 ")
+        producer.flush(PATIENCE)
+        os.rename(path, f"{path}.away")
+        producer.push(1, b"1 ")
+        error = wait_until(lambda: engine.status()["shards"][0]["error"], "it is noticed", 3 * PATIENCE)
+        assert f"{path} has been removed; nothing of this step was written" in error and "shardmem reload" in error
+        os.rename(f"{path}.away", path)
+        wait_until(lambda: engine.reload()["done"], "it goes on", 3 * PATIENCE)
+        producer.flush(3 * PATIENCE)
+    assert {1: 2} == totals(state_files(settings, engine_name))
+
+
+def test_a_worker_whose_predecessor_s_state_file_has_vanished_does_not_begin_from_nothing_unless_told_to(
+    rig: Rig, engine_name: str, settings: dict
+) -> None:
+    with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
+        producer.push_many([1, 1], [b"0 ", b"1 "])
+        producer.flush(PATIENCE)
+        remove_state(settings, engine_name)
+        os.kill(engine.status()["shards"][0]["pid"], signal.SIGKILL)
+        wait_until(
+            lambda: (
+                "knows nothing of shard 0, whose last worker had saved state" in engine.status()["shards"][0]["error"]
+            ),
+            "its successor says what is missing",
+            3 * PATIENCE,
+        )
+        wait_until(lambda: engine.reload()["done"], "a person says that it may go on", 3 * PATIENCE)
+        producer.push(1, b"0 ")
+        producer.flush(PATIENCE)
+    assert {1: 1} == totals(state_files(settings, engine_name))

@@ -118,11 +118,11 @@ def test_a_worker_that_moves_again_in_time_is_left_alone(rig: Rig, engine_name: 
     ):
         before = shard_of(engine)
         os.kill(before["pid"], signal.SIGSTOP)
-        heart = producer._seat.control.view_shard(0).heartbeat_ns
+        heart = producer._attached.seat.control.view_shard(0).heartbeat_ns
         push(producer, log, 1, range(5))
         os.kill(before["pid"], signal.SIGCONT)
         producer.flush(PATIENCE)
-        wait_until(lambda: producer._seat.control.view_shard(0).heartbeat_ns > heart, "its heart beats")
+        wait_until(lambda: producer._attached.seat.control.view_shard(0).heartbeat_ns > heart, "its heart beats")
         expect_clean(rig, drained(engine))
         assert shard_of(engine)["incarnation"] == before["incarnation"]
 

@@ -192,9 +192,9 @@ def test_an_engine_that_drains_starts_a_killed_worker_again_and_drains(rig: Rig,
         pid = shard_of(engine)["pid"]
         ending = threading.Thread(target=engine.stop)
         ending.start()
-        wait_until(lambda: producer._seat.control.state == "draining", "it drains")
+        wait_until(lambda: producer._attached.seat.control.state == "draining", "it drains")
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: producer._seat.control.view_shard(0).pid != pid, "another worker has come")
+        wait_until(lambda: producer._attached.seat.control.view_shard(0).pid != pid, "another worker has come")
         release()
         ending.join(PATIENCE)
     assert not ending.is_alive()

@@ -15,7 +15,7 @@ import pytest
 import shardmem
 from shardmem.errors import ShardmemError
 from shardmem.schema import Schema
-from shardmem.sources.contract import Columns, Position, Rejected, SourceContext
+from shardmem.sources.contract import Columns, Position, Rejected, SourceContext, SourceError
 from shardmem.sources.files.options import FileOptions
 from shardmem.sources.files.positions import Positions
 from shardmem.sources.files.source import FileSource
@@ -68,6 +68,16 @@ class FakeSource:
 
     def resume(self, partitions):
         self.paused -= set(partitions)
+
+    def seek(self, partition, to):
+        if partition not in self.partitions:
+            raise SourceError(f"no partition {partition}")
+        place = {"start": 0, "end": len(self.partitions[partition])}.get(to, to)
+        self.places[partition] = place
+        return Position(place)
+
+    def lag(self):
+        return {name: len(events) - self.places.get(name, 0) for name, events in self.partitions.items()}
 
     def commit(self, positions, sync):
         self.committed.append((dict(positions), sync))
@@ -209,6 +219,39 @@ def test_a_partition_that_is_paused_is_not_read_and_pausing_twice_is_pausing_onc
     kind.kept()
 
 
+def test_it_goes_on_where_it_is_told_to_and_a_place_that_there_is_not_changes_nothing(kind):
+    source = kind.make({"p0": EVENTS["p0"]})
+    source.open(context())
+    columns = source.poll(1 << 16, 0.05)
+    name, third, taken = columns.partition, columns.position(3), payloads_in(columns)
+    for wrong in ((name + "x", "start"), (name, 10**9)) if isinstance(source, FileSource) else ((name + "x", "start"),):
+        with pytest.raises(SourceError):
+            source.seek(*wrong)
+    following = payloads_in(source.poll(1 << 16, 0.05))
+    assert taken + following == EVENTS["p0"][: len(taken) + len(following)]
+    assert third.offset == source.seek(name, third.offset).offset
+    assert EVENTS["p0"][3] == payloads_in(source.poll(1 << 16, 0.05))[0]
+    assert 0 == source.seek(name, "start").offset
+    assert taken == payloads_in(source.poll(1 << 16, 0.05))
+    assert source.seek(name, "end").offset > third.offset and {name: 0} == dict(source.lag())
+    assert {} == drain(source)
+    source.close(True)
+    kind.kept()
+
+
+def test_lag_is_what_is_there_and_was_not_read(kind):
+    source = kind.make({"p0": EVENTS["p0"]})
+    source.open(context())
+    last = None
+    while (columns := source.poll(1 << 16, 0.05)) is not None:
+        ((name, lag),) = source.lag().items() if source.lag() else ((columns.partition, 0),)
+        assert name == columns.partition and (last is None or lag < last)
+        last = lag
+    assert last == 0
+    source.close(True)
+    kind.kept()
+
+
 # ---- the loop that drives a source
 # ---------------------------------------------------------------------------------------------
 
@@ -263,6 +306,40 @@ def test_rejected_records_are_given_away_and_counted_by_reason(engine, limits, e
         runner.run()
         assert (events, 1, {"fake": 1}) == (runner.tally.events, runner.tally.skipped, dict(runner.tally.reasons))
     assert [b"bad"] == [each.data for each in given]
+
+
+def test_a_runner_that_is_paused_reads_no_more_and_goes_on_elsewhere_when_told_to(engine):
+    source, stop = FakeSource({"p": [b"%d" % i for i in range(20)]}), threading.Event()
+    with engine.producer() as producer:
+        runner = Runner(source, producer, stop=stop)
+        runner.wants_pause = True
+        runner.seek(1, "p", 15)
+        runner.seek(2, "q", 0)
+        running = threading.Thread(target=runner.run)
+        running.start()
+        deadline = time.monotonic() + 30
+        while runner.sought[0] < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        assert (runner.is_paused, 0, {"p"}) == (True, runner.tally.events, source.paused)
+        assert (2, "no partition q", 0) == runner.sought and 15 == runner.tally.places["p"].offset
+        assert ({"p": Position(15)}, True) in source.committed
+        runner.wants_pause = False
+        running.join(30)
+        assert 5 == runner.tally.events and not running.is_alive()
+
+
+def test_a_place_before_a_seek_is_not_written_down_after_it(engine):
+    source = FakeSource({"p": [b"slow", *[b"%d" % i for i in range(13)]]}, step=7)
+    with engine.producer() as producer:
+        runner = Runner(source, producer)
+        source.open(runner._context())
+        runner._take(source.poll(7, 0))
+        runner._commit(now=True)
+        runner.seek(1, "p", "start")
+        runner._follow_wishes()
+        assert runner.finish(True)
+    assert {"p": Position(0)} == source.committed[-1][0]
 
 
 def test_a_limit_of_events_is_kept_exactly(engine):

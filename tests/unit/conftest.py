@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -114,3 +116,12 @@ def loopback():
     for each in made:
         each.held.clear()
         each.close()
+
+
+@pytest.fixture
+def sockets(monkeypatch):
+    """Where sockets are, for this test alone."""
+    with tempfile.TemporaryDirectory() as directory:  # tmp_path is too long for the address of a socket
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
+        yield Path(directory)

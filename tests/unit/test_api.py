@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import math
 import os
@@ -11,24 +10,20 @@ import re
 import socket
 import stat
 import struct
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.resources import files
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import aiohttp
 import jsonschema
 import numpy as np
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
 
-from shardmem.client.quarantine import NEWEST, QuarantineAccess, describe, plain
-from shardmem.errors import AlreadyRunning, ConfigError, NotRunning
-from shardmem.http import server as module
+from shardmem.client.quarantine import NEWEST, describe, plain
+from shardmem.errors import AlreadyRunning, ConfigError
+from shardmem.http import listeners as module
 from shardmem.http.metrics import rows_of, seconds_of
 from shardmem.http.operations import COMMANDS, PAGE_FILES, READS
 from shardmem.http.server import Api
@@ -39,55 +34,9 @@ from shardmem.slot_ranges import parse_slots, slot_ranges
 from shardmem.status.figures import FIGURES, HISTOGRAM
 from shardmem.status.findings import STALE_S
 from shardmem.status.health import against_life, against_readiness
-from shardmem.status.observer import Observer
+from support.door import ask, run
 
 TOKEN = "open sesame"
-
-
-@pytest.fixture
-def sockets(monkeypatch):
-    """Where sockets are, for this test alone."""
-    with tempfile.TemporaryDirectory() as directory:  # tmp_path is too long for the address of a socket
-        monkeypatch.setattr(tempfile, "tempdir", directory)
-        yield Path(directory)
-
-
-async def scale(wanted: dict[str, Any]) -> dict[str, Any]:
-    if wanted.get("shards") == 0:
-        raise NotRunning("the engine is being stopped")
-    if wanted.get("shards") == 13:
-        raise KeyError("a mistake of ours")
-    return {"asked": wanted}
-
-
-@contextlib.asynccontextmanager
-async def served(engine: Any, port: int | None = 0, token: str | None = None) -> AsyncIterator[tuple[Api, Any, Any]]:
-    """(the API, a client on its unix socket, one on TCP)."""
-    api, observer = Api(engine.name, port, token), Observer(engine.control)
-    api.bind()
-    quarantine = QuarantineAccess(engine.name, os.path.join(tempfile.gettempdir(), "e.quarantine"), lambda: 7)
-    await api.start({each.name: scale for each in COMMANDS}, observer, quarantine)
-    try:
-        async with aiohttp.ClientSession("http://localhost", connector=aiohttp.UnixConnector(api.path)) as private:
-            async with aiohttp.ClientSession(api.http or "http://localhost:1") as tcp:
-                yield api, private, tcp
-    finally:
-        await api.stop()
-        observer.close()
-    assert not os.path.exists(api.path)
-
-
-async def ask(client: Any, method: str, path: str, **options: Any) -> tuple[int, Any]:
-    async with client.request(method, path, **options) as response:
-        return response.status, await response.json()
-
-
-def run(engine: Any, test: Callable[..., Awaitable[None]], **options: Any) -> None:
-    async def inside() -> None:
-        async with served(engine, **options) as found:
-            await test(*found)
-
-    asyncio.run(inside())
 
 
 # ---- who may ask -----------------------------------------------------------------------------------------------------
@@ -281,9 +230,8 @@ def test_the_socket_of_a_live_supervisor_is_not_stolen_and_that_of_a_dead_one_is
         second.bind()
     assert alive == os.stat(first.path).st_ino
 
-    dead = first._listeners.pop()
-    first._bound = None
-    dead.close()  # as the kernel does when it is killed: the name stays
+    dead, first._unix = first._unix, None
+    dead.socket.close()  # as the kernel does when it is killed: the name stays
     assert os.path.exists(first.path)
     second.bind()
     second.close()

@@ -74,13 +74,15 @@ def document(loopback) -> dict[str, Any]:
             "alive": True,
             "incarnation": 2,
             "state": "running",
+            "paused": False,
             "error": None,
             "seat": 0,
             "events": 5,
             "bytes": 90,
             "skipped": 1,
             "reasons": {"not JSON": 1},
-            "partitions": {"a.log": {"offset": 90, "at": "line 7"}},
+            "lag_bytes": 4,
+            "partitions": {"a.log": {"offset": 90, "at": "line 7", "lag": 4}},
             "last_commit_age_s": 0.5,
         }
     ]

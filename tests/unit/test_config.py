@@ -91,3 +91,22 @@ def test_a_variable_that_is_all_but_a_setting_is_a_fault_and_others_are_somebody
         {"name": "e", "handler": "m:f"},
         {"SHARDMEM_PORT": "tcp://10.0.0.1:80", "SHARDMEM_SERVICE_HOST": "10.0.0.1"},
     )
+
+
+DAMAGED = {
+    "nested too deeply": b"x = " + b"[" * 100_000 + b"]" * 100_000,
+    "not valid TOML: Exceeds the limit": b"slots = " + b"1" * 5000,
+    "not valid TOML: 'utf-8' codec": b"\x00\xff\xfe",
+    "state_dir='a\\x00b' has control characters": b'handler = "m:f"\nstate_dir = "a\\u0000b"',
+    "lane_bytes=111,111": b'handler = "m:f"\nlane_bytes = "' + b"1" * 5000 + b'"',
+    "boot_timeout=inf is not a duration": b'handler = "m:f"\nboot_timeout = "' + b"9" * 400 + b'h"',
+}
+
+
+@pytest.mark.parametrize("part", DAMAGED)
+def test_a_file_that_is_damaged_on_purpose_is_a_clear_error_too(tmp_path, part):
+    path = tmp_path / "e.toml"
+    path.write_bytes(DAMAGED[part])
+    with pytest.raises(ConfigError) as caught:
+        load(str(path), {}, {})
+    assert part in str(caught.value) and str(path) in str(caught.value)

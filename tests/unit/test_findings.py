@@ -60,8 +60,10 @@ WELL = {
     "decisions": [],
     "hot_slots": [],
     "producers": [{"pid": 4712, "alive": True, "blocked": 0.0}],
+    "sources": [],
     "accounting": {"in_flight": 1234},
 }
+SOURCE = {"name": "logs", "state": "running", "paused": False, "error": None, "lag_bytes": 1234}
 
 
 def of(lately=Lately(), **changes):
@@ -212,6 +214,21 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
             "auto_scale_off",
             "would add shards",
             "shardmem scale 3 --engine ticks",
+        ),
+        (
+            {"sources": [SOURCE, {**SOURCE, "state": "failed", "error": "a.log, line 2: is not JSON"}]},
+            "error",
+            "source_failed",
+            "Source logs has failed: a.log, line 2: is not JSON",
+            "shardmem reload ticks",
+        ),
+        ({"sources": [{**SOURCE, "state": "died"}]}, "warning", "source_died", "source logs has died", None),
+        (
+            {"sources": [{**SOURCE, "state": "paused", "paused": True}]},
+            "info",
+            "source_paused",
+            "Source logs is paused, 1,234 bytes behind",
+            "shardmem source resume ticks --source logs",
         ),
         (
             {"hot_slots": [{"slot": 9, "shard": 1, "share": 0.7, "alone": True}]},

@@ -277,7 +277,7 @@ def take_over():
     held = []
 
     def take(engine, producer):
-        producer._seat._lease.release()
+        producer._attached.seat._lease.release()
         held.append(lease.Lease.take(engine.control.segment, lease.seat_byte(producer.seat)))
         engine.control.enter_seat(producer.seat)
 

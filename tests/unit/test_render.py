@@ -78,14 +78,43 @@ def test_how_a_shard_is_doing_is_said_unless_all_is_well(lines, state, condition
     )
 
 
+SOURCE = {
+    "name": "file",
+    "state": "running",
+    "events": 3,
+    "skipped": 0,
+    "lag_bytes": 4,
+    "last_commit_age_s": 0.5,
+    "error": None,
+}
+
+
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({}, "source file: running, 3 events, committed 0.5 s ago"),
-        ({"skipped": 1, "last_commit_age_s": None}, "source file: running, 3 events, 1 record skipped"),
+        ({}, "source file: running, 3 events, 4 bytes behind, committed 0.5 s ago"),
+        ({"lag_bytes": 0}, "source file: running, 3 events, committed 0.5 s ago"),
+        (
+            {"skipped": 1, "lag_bytes": None, "last_commit_age_s": None},
+            "source file: running, 3 events, 1 record skipped",
+        ),
         ({"state": "failed", "error": "a.log, line 2: is not JSON"}, "line 2: is not JSON"),
     ],
 )
 def test_a_source_is_a_line_that_says_how_it_is(changes, expected):
-    source = {"name": "file", "state": "running", "events": 3, "skipped": 0, "last_commit_age_s": 0.5, "error": None}
-    assert expected in render.source_line({**source, **changes})
+    assert expected in render.source_line({**SOURCE, **changes})
+
+
+def test_sources_are_shown_with_their_files_and_how_far_behind_they_are_in_each():
+    place = {"offset": 1234, "at": "line 7", "lag": 4}
+    sources = [{**SOURCE, "reasons": {"not JSON": 2}, "partitions": {"a.log": place, "b.gz": {**place, "lag": None}}}]
+    assert [
+        "source file: running, 3 events, 4 bytes behind, committed 0.5 s ago",
+        "  2 records skipped: not JSON",
+        "  a.log: byte 1,234, line 7",
+        "  b.gz: byte 1,234, line 7",
+    ] == render.source_lines(sources)
+    assert ["source file: 4 bytes, committed 0.5 s ago", "  a.log: 4 bytes", "  b.gz: not known"] == render.lag_lines(
+        sources
+    )
+    assert "source file: not known, committed 0.5 s ago" == render.lag_lines([{**sources[0], "lag_bytes": None}])[0]

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from shardmem import __version__
-from shardmem.console.cli import ask, config, demo, doctor, gc, ingest, look, run, stop
+from shardmem.console.cli import ask, config, demo, doctor, gc, ingest, look, run, source, stop
 from shardmem.console.cli.common import AS_JSON, complain
 from shardmem.console.cli.quarantine import quarantine
 from shardmem.console.cli.state import state
@@ -58,6 +58,7 @@ def main() -> None:
       shardmem scale ticks 3                            while events flow
       shardmem move ticks 17,40-60 --to 1               the same
       shardmem where ticks AAPL                         slot and shard of a key
+      shardmem source status ticks                      what feeds it, and how far it is
       shardmem quarantine list                          events that kept failing
       shardmem state get ticks visits ann               a value of keyed state
       shardmem stop ticks
@@ -96,6 +97,7 @@ for command in (
     quarantine,
     state,
     ingest.ingest,
+    source.source,
     gc.gc,
     doctor.doctor,
     demo.demo,

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from shardmem.console.cli.common import EngineFirst, as_json, complain, either, engine_argument, engine_option
+from shardmem.console.cli.common import EngineFirst, as_json, complain, either, engine_argument, engine_option, say
 from shardmem.http.operations import DEADLINE, summary
 from shardmem.runtime.child import ExitCode
 
@@ -37,7 +37,7 @@ def _ask(name: str | None, as_json: bool, command: str, timeout: float | None = 
     if as_json:
         click.echo(json.dumps(done, indent=2))
     elif done.get("done", True):
-        click.echo(answer(name, command, done))
+        say(answer(name, command, done))
     if not done.get("done", True):
         complain(late(command, done), f"See what it comes to: `shardmem status {name}`")
         sys.exit(ExitCode.FAILED)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
+
+from shardmem.text import printable, printable_lines
 
 AS_JSON = "shardmem.as_json"  # in the `meta` of a context, which the group shares with its commands
 
@@ -14,21 +17,28 @@ def _note_json(context: click.Context, parameter: click.Parameter, value: bool) 
     return value
 
 
+def say(text: str, err: bool = False) -> None:
+    """Text for people: names, keys and errors in it are users', and give no orders to a terminal."""
+    click.echo(printable_lines(text), err=err)
+
+
 def complain(text: str, hint: str | None = None) -> None:
-    """On standard error, in colour where that is a terminal."""
-    click.echo(f"{click.style('error', fg='red', bold=True)}: {text}", err=True)
+    """On standard error, in colour where that is a terminal. What is not the next of a list of faults is indented: an
+    error's text may be made to look like something else."""
+    listed = re.sub("\n(?!- )", "\n  ", text)
+    click.echo(f"{click.style('error', fg='red', bold=True)}: {printable_lines(listed)}", err=True)
     if hint:
         advise(hint)
 
 
 def warn(text: str, hint: str) -> None:
     """It was done as asked; this is what to know about it."""
-    click.echo(f"{click.style('warning', fg='yellow', bold=True)}: {text}", err=True)
+    click.echo(f"{click.style('warning', fg='yellow', bold=True)}: {printable_lines(text, '  ')}", err=True)
     advise(hint)
 
 
 def advise(hint: str) -> None:
-    click.echo(f"{click.style('hint', fg='cyan', bold=True)}: {hint}", err=True)
+    click.echo(f"{click.style('hint', fg='cyan', bold=True)}: {printable(hint)}", err=True)
 
 
 as_json = click.option(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from shardmem.console.cli.common import as_json
+from shardmem.console.cli.common import as_json, say
 from shardmem.console.cli.target import WithSettings, configured
 
 
@@ -30,4 +30,7 @@ def config(target: str | None, markdown: bool, as_json: bool, **flags: Any) -> N
         flags["name"], flags["handler"] = flags["name"] or os.environ.get("SHARDMEM_NAME", "unnamed"), "none:none"
     settings, sources = configured(target, flags)
     rows = explain.rows(settings, sources, made_up=() if target else ("name", "handler"))
-    click.echo(json.dumps({"settings": rows}, indent=2) if as_json else explain.text(rows))
+    if as_json:
+        click.echo(json.dumps({"settings": rows}, indent=2))
+    else:
+        say(explain.text(rows))

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from shardmem.console.cli.common import as_json
+from shardmem.console.cli.common import as_json, say
 from shardmem.console.cli.target import configured
 from shardmem.runtime.child import ExitCode
 
@@ -52,6 +52,6 @@ def doctor(target: str | None, as_json: bool) -> None:
             )
         )
     else:
-        click.echo(rendered([each.describe() for each in checks]))
+        say(rendered([each.describe() for each in checks]))
     if worst_of(checks) == PROBLEM:
         sys.exit(ExitCode.FAILED)

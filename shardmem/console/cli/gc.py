@@ -6,7 +6,7 @@ import json
 
 import click
 
-from shardmem.console.cli.common import as_json
+from shardmem.console.cli.common import as_json, say
 
 
 @click.command(short_help="Remove shared memory and sockets that no process holds.")
@@ -32,4 +32,4 @@ def gc(engines: tuple[str, ...], dry_run: bool, end_orphans: bool, discard: str 
         freed = sum(each["bytes"] for each in found if each["done"])
         click.echo(json.dumps({"dry_run": dry_run, "freed": freed, "findings": found}, indent=2))
     else:
-        click.echo(collected(found, dry_run))
+        say(collected(found, dry_run))

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from shardmem.console.cli.common import advise, as_json, complain
+from shardmem.console.cli.common import advise, as_json, complain, say
 
 FORMATS = ("lines", "csv", "tsv", "jsonl", "logfmt", "syslog", "combined", "parquet", "arrow")
 
@@ -100,7 +100,7 @@ def ingest(**given: Any) -> None:
     if given["as_json"]:
         click.echo(json.dumps(summary))
     elif work.error is None:
-        click.echo(work.line())
+        say(work.line())
     if work.error is not None or work.interrupted is not None:
         text, hints = work.trouble()
         if text:

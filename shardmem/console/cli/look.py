@@ -6,7 +6,7 @@ import json
 
 import click
 
-from shardmem.console.cli.common import EngineFirst, as_json, engine_option
+from shardmem.console.cli.common import EngineFirst, as_json, engine_option, say
 
 
 @click.command()
@@ -73,4 +73,4 @@ def where(key: str, as_int: bool, name: str | None, as_json: bool) -> None:
     else:
         from shardmem.console.answers import place
 
-        click.echo(place(found))
+        say(place(found))

@@ -9,18 +9,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
 from shardmem.runtime.child import ExitCode
 
 if TYPE_CHECKING:  # imports numpy
-    from shardmem.runtime.quarantine import Quarantine, Quarantined
+    from shardmem.runtime.quarantine import Quarantined
 
-from shardmem.console.cli.common import as_json, complain, engine_option
+from shardmem.console.cli.common import as_json, complain, engine_option, say
 from shardmem.errors import NotRunning, ShardmemError
-from shardmem.text import plural
+from shardmem.text import plural, printable, printable_lines
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 directory_option = click.option("--state-dir", help="Where the engine kept its files, if it no longer runs.")
@@ -35,39 +35,40 @@ def _common(command: Command) -> Command:
     return as_json(engine_option(directory_option(command)))
 
 
-def _path(name: str | None, directory: str | None) -> tuple[str, str]:
-    """(engine, its quarantine file), whether or not the engine is running."""
+class _File(NamedTuple):
+    """The quarantine file of an engine, whether or not it runs, and the uid whose it has to be."""
+
+    engine: str
+    path: str
+    owner: int
+
+
+def _file(name: str | None, directory: str | None) -> _File:
     from shardmem.client.client import only_engine
     from shardmem.config import default_directory, quarantine_file
     from shardmem.memory.engine_segment import ControlSegment
 
     if name is None:
-        files = glob.glob(os.path.join(directory or default_directory(), "*.quarantine"))
+        files = glob.glob(os.path.join(glob.escape(directory or default_directory()), "*.quarantine"))
         try:
             name = only_engine()
         except NotRunning:
             if len(files) != 1:
                 raise
             name = os.path.basename(files[0]).removesuffix(".quarantine")
+    owner = None
     if directory is None:
         try:
             control = ControlSegment.attach(name)
         except NotRunning:
             directory = default_directory()
         else:
-            directory = control.state_dir
+            directory, owner = control.state_dir, control.segment.owner
             control.close()
-    return name, quarantine_file(directory, name)
-
-
-def _open(name: str | None, directory: str | None) -> tuple[str, Quarantine | None]:
-    """(engine, its quarantine; None if nothing was ever quarantined)."""
-    from shardmem.runtime.quarantine import Quarantine
-
-    engine, path = _path(name, directory)
-    if not os.path.exists(path):
-        return engine, None
-    return engine, Quarantine(path)
+    path = quarantine_file(directory, name)
+    if owner is None:  # root acts as whoever has it
+        owner = os.lstat(path).st_uid if os.geteuid() == 0 and os.path.lexists(path) else os.geteuid()
+    return _File(name, path, owner)
 
 
 @quarantine.command("list")
@@ -76,15 +77,17 @@ def _open(name: str | None, directory: str | None) -> tuple[str, Quarantine | No
 def list_(everything: bool, name: str | None, state_dir: str | None, as_json: bool) -> None:
     """List the events in quarantine, oldest first."""
     from shardmem.client.quarantine import describe
+    from shardmem.runtime.quarantine import QuarantineReader, is_there
 
-    engine, found = _open(name, state_dir)
+    engine, path, owner = _file(name, state_dir)
+    found = QuarantineReader(path, owner) if is_there(path) else None
     events = found.events(replayed=everything, payloads=False) if found else []
     if as_json:
         click.echo(json.dumps([describe(event) for event in events], indent=2))
         return
     if not events:
         kept = len(found.numbers(replayed=True)) if found else 0
-        click.echo(
+        say(
             f"engine {engine}: "
             + (
                 "the quarantine is empty"
@@ -114,7 +117,7 @@ def _print_table(events: list[Quarantined]) -> None:
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(event.at)) + (" replayed" if event.replayed_at else "")
         reason = _cut(event.reason.splitlines()[0] if event.reason else "", 200)
         cells = (event.id, when, event.shard, _cut(repr(event.key), 24), event.attempts, reason)
-        table.add_row(*(Text(str(cell)) for cell in cells))
+        table.add_row(*(Text(printable(str(cell))) for cell in cells))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
@@ -128,9 +131,10 @@ def _cut(text: str, length: int) -> str:
 def show(id: int, name: str | None, state_dir: str | None, as_json: bool) -> None:
     """Show one event: reason, traceback or signal, key and payload."""
     from shardmem.client.quarantine import describe
+    from shardmem.runtime.quarantine import QuarantineReader
 
-    _, found = _needed(name, state_dir)
-    (event,) = found.events([id])
+    _, path, owner = _existing(name, state_dir)
+    (event,) = QuarantineReader(path, owner).events([id])
     described = describe(event, whole=True)
     if as_json:
         click.echo(json.dumps(described, indent=2))
@@ -139,9 +143,9 @@ def show(id: int, name: str | None, state_dir: str | None, as_json: bool) -> Non
     described["at"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
     for key, value in described.items():
         if value is not None:
-            click.echo(f"{key:>10}  {value if isinstance(value, (str, int, float)) else json.dumps(value)}")
+            say(f"{key:>10}  {printable(str(value)) if isinstance(value, (str, int, float)) else json.dumps(value)}")
     if trace:
-        click.echo(f"\n{trace}")
+        click.echo(f"\n  {printable_lines(trace, '  ')}")
 
 
 @quarantine.command()
@@ -162,15 +166,17 @@ def replay(
     Fix the handler first, then run `shardmem reload`, or start the engine again.
     """
     from shardmem.client.quarantine import replay as replay_events
+    from shardmem.runtime.quarantine import Quarantine
 
     if bool(ids) == everything:
         raise click.UsageError("exactly one of IDS and --all is required")
-    engine, found = _needed(name, state_dir)
-    result = replay_events(engine, found, ids or None, timeout)
+    engine, path, owner = _existing(name, state_dir)
+    with Quarantine(path, owner=owner) as found:
+        result = replay_events(engine, found, ids or None, timeout)
     if as_json:
         click.echo(json.dumps({"engine": engine, **asdict(result)}))
     else:
-        click.echo(f"engine {engine}: {plural(len(result.replayed), 'event')} replayed")
+        say(f"engine {engine}: {plural(len(result.replayed), 'event')} replayed")
     if result.left:
         left = f"{plural(len(result.left), 'event')} left in quarantine, from event {result.left[0]} on"
         complain(f"{left}: {result.why}")
@@ -183,21 +189,27 @@ def replay(
 @_common
 def purge(ids: tuple[int, ...], everything: bool, name: str | None, state_dir: str | None, as_json: bool) -> None:
     """Delete events in quarantine permanently."""
+    from shardmem.runtime.quarantine import Quarantine, is_there
+
     if bool(ids) == everything:
         raise click.UsageError("exactly one of IDS and --all is required")
-    engine, found = _open(name, state_dir)
-    purged = found.purge(ids or None) if found else 0
-    click.echo(
-        json.dumps({"engine": engine, "purged": purged})
-        if as_json
-        else f"engine {engine}: {plural(purged, 'event')} purged"
-    )
+    engine, path, owner = _file(name, state_dir)
+    purged = 0
+    if is_there(path):
+        with Quarantine(path, owner=owner) as found:
+            purged = found.purge(ids or None)
+    if as_json:
+        click.echo(json.dumps({"engine": engine, "purged": purged}))
+    else:
+        say(f"engine {engine}: {plural(purged, 'event')} purged")
 
 
-def _needed(name: str | None, directory: str | None) -> tuple[str, Quarantine]:
-    engine, found = _open(name, directory)
-    if found is None:
+def _existing(name: str | None, directory: str | None) -> _File:
+    from shardmem.runtime.quarantine import is_there
+
+    file = _file(name, directory)
+    if not is_there(file.path):
         raise ShardmemError(
-            f"engine {engine}: nothing was ever quarantined", detail=f"{_path(name, directory)[1]} does not exist."
+            f"engine {file.engine}: nothing was ever quarantined", detail=f"{file.path} does not exist."
         )
-    return engine, found
+    return file

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from shardmem.console.cli.common import as_json, warn
+from shardmem.console.cli.common import as_json, say, warn
 from shardmem.http.operations import summary
 from shardmem.text import plural
 
@@ -38,7 +38,7 @@ def stop(name: str | None, now: bool, timeout: float | None, as_json: bool) -> N
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:
-        click.echo(f"engine {name} has stopped: {accounting_line(document['accounting'])}")
+        say(f"engine {name} has stopped: {accounting_line(document['accounting'])}")
     if left:
         holders = [each for each in document["shards"] if each["in_flight"]]
         where = ", ".join(f"{each['in_flight']:,} of shard {each['id']}" for each in holders)

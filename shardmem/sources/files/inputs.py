@@ -53,7 +53,7 @@ class Input:
         self.is_file = stat.S_ISREG(self.stat.st_mode)
         self._wait = select.poll()
         self._wait.register(self.fd, select.POLLIN | select.POLLHUP | select.POLLERR)
-        self.follows = follow
+        self.follows = self._followed = follow
         self._head = b""
         self.at = 0  # bytes that were given
 
@@ -93,10 +93,21 @@ class Input:
         self._raw = memoryview(data)[: size or 0]
         return size
 
+    def look(self, timeout: float = 0.0) -> None:
+        """At its first bytes, so far as they are there; what is read next is the same."""
+        if not self._sniffed:
+            self._sniff(timeout)
+
+    def rewind(self) -> None:
+        """As if it had just been opened. Of a file."""
+        os.lseek(self.fd, 0, os.SEEK_SET)
+        self._decoders, self._pending, self._raw, self._head = [], b"", memoryview(b""), b""
+        self.ended = self._sniffed = False
+        self.fault, self.follows, self.at, self.skipped = None, self._followed, 0, 0
+
     def seek(self, offset: int, timeout: float = 60.0) -> int:
         """To a place, counted in what is read. Where it could not get so far, the place that it got to."""
-        while not self._sniffed and self._sniff(timeout):
-            pass
+        self.look(timeout)
         if self.is_file and self.is_plain:
             self._pending = b""
             self.at = min(offset, max(0, self.size() - self.skipped))

@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass
 
 from shardmem.errors import AlreadyRunning, ConfigError
-from shardmem.sources.contract import Position
+from shardmem.private_files import open_private
+from shardmem.sources.contract import Position, SourceError
 
 PRINT = 256  # bytes that tell files apart
 KEEP = 30 * 86400.0  # seconds
@@ -40,7 +41,7 @@ class Positions:
         self._known: dict[tuple[int, int], Known] = {}
         try:
             os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-            self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = open_private(f"{path}.lock", os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise ConfigError(f"positions cannot be kept in {path}: {error.strerror}") from None
         try:
@@ -49,7 +50,7 @@ class Positions:
             os.close(self._lock)
             raise AlreadyRunning(f"another process reads with the positions of {path}") from None
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8", opener=open_private) as file:
                 for each in json.load(file)["files"]:
                     known = Known(**each)
                     self._known[known.device, known.inode] = known
@@ -89,14 +90,17 @@ class Positions:
         )
 
     def save(self, sync: bool) -> None:
-        """The whole file is replaced: it is the old one or the new one."""
+        """The whole file is replaced: it is the old one or the new one. Raises SourceError."""
         fresh = f"{self.path}.new"
-        with open(fresh, "w", encoding="utf-8", errors="surrogateescape") as file:
-            json.dump({"version": 1, "files": [vars(each) for each in self._known.values()]}, file)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        os.replace(fresh, self.path)
+        try:
+            with open(fresh, "w", encoding="utf-8", errors="surrogateescape", opener=open_private) as file:
+                json.dump({"version": 1, "files": [vars(each) for each in self._known.values()]}, file)
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            os.replace(fresh, self.path)
+        except OSError as error:
+            raise SourceError(f"positions cannot be kept in {self.path}: {error.strerror}") from None
 
     def _forget_gone(self) -> None:
         """Files that were not read for long, and that no path leads to any more. Not at once: a file system may be away

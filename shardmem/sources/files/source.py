@@ -7,7 +7,7 @@ import glob
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from shardmem.errors import ConfigError
 from shardmem.schema import Schema
@@ -115,13 +115,43 @@ class FileSource:
     def resume(self, partitions: Sequence[str]) -> None:
         self._paused -= set(partitions)
 
+    def seek(self, partition: str, to: str | int) -> Position:
+        opened = self._named(partition)
+        source = opened.reader.input
+        if not source.is_file:
+            raise SourceError(f"{partition} is a stream: what was read does not come again")
+        source.look()
+        if to != "start" and not (source.is_plain and opened.in_bytes):
+            raise SourceError(f"{partition} is not read as it is in the file: only its start can be gone to")
+        place = Position(0 if to == "start" else _last_line_end(source) if to == "end" else int(to))
+        if place.offset:
+            _check_between_lines(source, place.offset)
+        source.rewind()
+        reader = self._reader_of(source)
+        reader.name = opened.reader.name
+        reader.start(place)
+        opened.reader, opened.grew = reader, time.monotonic()
+        self._begun[partition] = None
+        return place
+
+    def lag(self) -> Mapping[str, int | None]:
+        found: dict[str, int | None] = {}
+        for opened in list(self._open.values()):
+            source = opened.reader.input
+            known = source.is_file and source.is_plain and opened.in_bytes
+            try:
+                found[opened.reader.name] = (
+                    max(0, source.size() - source.skipped - opened.reader.position.offset) if known else None
+                )
+            except OSError:  # closed by now
+                continue
+        return found
+
     def commit(self, positions: Mapping[str, Position], sync: bool) -> None:
         if self._positions is None:
             return
         for name, position in positions.items():
-            opened = self._done.get(name) or next(
-                (each for each in self._open.values() if each.reader.name == name), None
-            )
+            opened = self._done.get(name) or self._find(name)
             if opened is not None and opened.reader.input.is_file:
                 opened.committed = position
                 source = opened.reader.input
@@ -144,6 +174,17 @@ class FileSource:
             for name, end in self._begun.items()
             if end is None or name not in places or places[name].offset < end.offset
         ]
+
+    def _find(self, name: str) -> Opened | None:
+        return next((each for each in self._open.values() if each.reader.name == name), None)
+
+    def _named(self, partition: str) -> Opened:
+        """Raises SourceError."""
+        opened = self._find(partition)
+        if opened is None:
+            names = ", ".join(each.reader.name for each in self._open.values())
+            raise SourceError(f"{partition} is not being read; what is: {names or 'no file'}")
+        return opened
 
     # ---- one after another
     # ----------------------------------------------------------------------------------------------------
@@ -168,15 +209,10 @@ class FileSource:
             self._end(place)
         return columns
 
-    def _begin(self, name: str) -> Opened:
+    def _begin(self, name: str, taken: Collection[str] = ()) -> Opened:
+        """taken: names that its partition cannot have."""
         source = Input(name, self._options.encoding, follow=self._follow and name != STDIN)
-        reader: Reader | TableReader
-        if self._options.format in TABLES:
-            if not source.is_file or self._follow:
-                raise SourceError(f"cannot read {name} as {self._options.format}: it has to be a file that is complete")
-            reader = TableReader(source, self._options, self._schema, self._most)
-        else:
-            reader = Reader(source, self._options, self._schema, self._most, block=self._block, keep_all=self._keep_all)
+        reader = self._reader_of(source)
         if self._start is not None:
             reader.start(self._start)
             self._start = None
@@ -185,11 +221,25 @@ class FileSource:
             self._context.log.info("%s: going on at %s", name, known.metadata or f"byte {known.offset:,}")
         elif self._from_end and source.is_file:
             reader.start(Position(_last_line_end(source), ""))
+            source.rewind()
         opened = Opened(reader, name)
+        if reader.name in taken:
+            reader.name = f"{name} (inode {opened.place[1]})"
+        number, first = 1, reader.name
+        while reader.name in taken:
+            reader.name = f"{first} {(number := number + 1)}"
         self._open[opened.place] = opened
         self._begun[reader.name] = None
         self._context.assigned([reader.name])
         return opened
+
+    def _reader_of(self, source: Input) -> Reader | TableReader:
+        form = self._options.format
+        if form not in TABLES:
+            return Reader(source, self._options, self._schema, self._most, block=self._block, keep_all=self._keep_all)
+        if not source.is_file or self._follow:
+            raise SourceError(f"cannot read {source.name} as {form}: it has to be a file that is complete")
+        return TableReader(source, self._options, self._schema, self._most)
 
     def _end(self, place: tuple[int, int]) -> None:
         opened = self._open.pop(place)
@@ -246,15 +296,9 @@ class FileSource:
             if known is not None:
                 known.path, known.moved = path, False
                 return
+        # by one that is still read, or that a place can still be committed of
         taken = {each.reader.name for each in self._turn} | self._done.keys() | self._cut
-        opened = self._begin(path)
-        del self._begun[opened.reader.name]
-        if opened.reader.name in taken:  # by one that is still read, or that a place can still be committed of
-            opened.reader.name = f"{path} (inode {opened.place[1]})"
-        number, name = 1, opened.reader.name
-        while opened.reader.name in taken:
-            opened.reader.name = f"{name} {(number := number + 1)}"
-        self._begun[opened.reader.name] = None
+        opened = self._begin(path, taken)
         self._turn.append(opened)
 
     def _look_at(self, opened: Opened, now: float) -> None:
@@ -294,13 +338,25 @@ def _leads_to(path: str, place: tuple[int, int]) -> bool:
     return (status.st_dev, status.st_ino) == place
 
 
+def _check_between_lines(source: Input, offset: int) -> None:
+    """Raises SourceError."""
+    size = source.size() - source.skipped
+    if not 0 <= offset <= size:
+        raise SourceError(f"{source.name} has {size:,} bytes; there is no place {offset:,} in it")
+    if os.pread(source.fd, 1, source.skipped + offset - 1) not in (b"\n", b"\r"):
+        raise SourceError(f"byte {offset:,} of {source.name} is inside a line")
+
+
 def _last_line_end(source: Input) -> int:
-    """The place behind the last line of a plain file."""
-    at = size = source.size()
-    while at:
-        step = min(at, 1 << 16)
+    """The place behind the last line of a file; of one that is not read as it is, behind all that is in it."""
+    source.look()
+    if not source.is_plain:
+        return source.seek(1 << 62)
+    at = source.size()
+    while at > source.skipped:
+        step = min(at - source.skipped, 1 << 16)
         data = os.pread(source.fd, step, at - step)
         if (end := data.rfind(b"\n")) >= 0:
-            return at - step + end + 1
+            return at - step + end + 1 - source.skipped
         at -= step
-    return size and 0
+    return 0

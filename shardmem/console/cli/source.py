@@ -1,0 +1,101 @@
+"""`shardmem source`: what feeds the engine from outside. Status is read, and wishes are written, beside the engine's
+state: no supervisor is needed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from shardmem.console.cli.common import EngineFirst, as_json, either, engine_argument, engine_option
+
+source_option = click.option("--source", metavar="NAME", help="Name of the source; default: the only one.")
+timeout_option = click.option(
+    "--timeout", type=click.FloatRange(0), default=30.0, metavar="SECONDS", help="How long to wait until it is done."
+)
+
+
+@click.group(short_help="Look at what feeds the engine, pause it, let it go on elsewhere.")
+def source() -> None:
+    """Sources of an engine, as [source] in its configuration declares them."""
+
+
+@source.command(short_help="What each source does, how far it is, and why it is not further.")
+@engine_argument
+@engine_option
+@as_json
+def status(engine: str | None, name: str | None, as_json: bool) -> None:
+    """What each source does, how far it is, and why it is not further."""
+    from shardmem.console.render import source_lines
+    from shardmem.sources.control import SourcesOf
+
+    found = SourcesOf.engine(either(engine, name)).status()
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(source_lines(found) or ["there is no source"]))
+
+
+@source.command(short_help="How much of each file is there and was not read.")
+@engine_argument
+@engine_option
+@as_json
+def lag(engine: str | None, name: str | None, as_json: bool) -> None:
+    """How much of each file is there and was not read."""
+    from shardmem.console.render import lag_lines
+    from shardmem.sources.control import SourcesOf
+
+    found = SourcesOf.engine(either(engine, name)).status()
+    if as_json:
+        keys = ("name", "lag_bytes", "last_commit_age_s", "partitions")
+        click.echo(json.dumps([{key: value for key, value in each.items() if key in keys} for each in found], indent=2))
+    else:
+        click.echo("\n".join(lag_lines(found) or ["there is no source"]))
+
+
+@source.command(short_help="Read no more until `resume`; what was read is handled.")
+@engine_argument
+@source_option
+@timeout_option
+@engine_option
+@as_json
+def pause(engine: str | None, name: str | None, **given: Any) -> None:
+    """Read no more until `resume`. What was read is handled. It holds for the next run of the engine, too."""
+    _pause(either(engine, name), True, **given)
+
+
+@source.command(short_help="Go on where `pause` left off.")
+@engine_argument
+@source_option
+@timeout_option
+@engine_option
+@as_json
+def resume(engine: str | None, name: str | None, **given: Any) -> None:
+    """Go on where `pause` left off."""
+    _pause(either(engine, name), False, **given)
+
+
+def _pause(engine: str | None, paused: bool, source: str | None, timeout: float, as_json: bool) -> None:
+    from shardmem.sources.control import SourcesOf
+
+    done = SourcesOf.engine(engine).pause(source, paused, timeout)
+    text = f"source {done['source']} {'is paused' if paused else 'goes on'}"
+    click.echo(json.dumps(done) if as_json else text + ("" if done["alive"] else " as soon as its process runs"))
+
+
+@source.command(cls=EngineFirst, short_help="Go on elsewhere in a file.")
+@click.argument("file")
+@click.argument("to")
+@source_option
+@timeout_option
+@engine_option
+@as_json
+def seek(file: str, to: str, name: str | None, as_json: bool, source: str | None, timeout: float) -> None:
+    """Go on reading FILE at TO: 'start', 'end' or a byte, as `status` shows it. Events before it are not taken back;
+    those behind it come again."""
+    from shardmem.sources.control import SourcesOf
+
+    if to not in ("start", "end") and not to.isdecimal():
+        raise click.UsageError(f"{to!r} is neither 'start' nor 'end' nor a byte")
+    done = SourcesOf.engine(name).seek(source, file, int(to) if to.isdecimal() else to, timeout)
+    click.echo(
+        json.dumps(done) if as_json else f"source {done['source']} goes on at byte {done['offset']:,} of {done['file']}"
+    )

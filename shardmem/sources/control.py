@@ -1,0 +1,122 @@
+"""What can be asked of the sources of an engine. Their status is read and their wishes are written beside the engine's
+state, so that neither supervisor nor source need be alive."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from shardmem.errors import ConfigError, ShardmemError
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.sources.wishes import Wishes, wishing
+from shardmem.status.document import SourceStatus
+from shardmem.status.sources import file_of, sought, source_status, sources_of
+
+LOOK = 0.05  # seconds between two looks at whether it was done
+
+
+class SourcesOf:
+    def __init__(self, engine: str, directory: str, owner: int) -> None:
+        """directory: where the engine keeps its state. owner: the uid whose engine it is."""
+        self._engine, self._directory, self._owner = engine, directory, owner
+
+    @classmethod
+    def engine(cls, name: str | None) -> SourcesOf:
+        """name: None: the only engine. Raises NotRunning."""
+        if name is None:
+            from shardmem.client.client import only_engine
+
+            name = only_engine()
+        control = ControlSegment.attach(name)
+        try:
+            return cls(name, control.state_dir, control.segment.owner)
+        finally:
+            control.close()
+
+    def status(self) -> list[SourceStatus]:
+        return sources_of(self._directory, self._engine, self._owner)
+
+    def pause(self, source: str | None, paused: bool, timeout: float) -> dict[str, Any]:
+        """When its process reads no more, or goes on; alive: whether there is one. Raises ConfigError,
+        ShardmemError."""
+        name = self._one(source)["name"]
+        with self._wishing(name) as wishes:
+            wishes.paused = paused
+        deadline = time.monotonic() + timeout
+        while (now := self._status(name))["alive"] and now["paused"] != paused:
+            self._wait(deadline, f"source {name} has not noticed yet: it waits for room in a lane, or is starting")
+        return {"source": name, "paused": paused, "alive": now["alive"]}
+
+    def seek(self, source: str | None, file: str, to: str | int, timeout: float) -> dict[str, Any]:
+        """When its process goes on there. Raises ConfigError, ShardmemError: then it goes on as before."""
+        now = self._one(source)
+        name, partition = now["name"], _partition(now, file)
+        if not now["alive"] or now["state"] not in ("running", "paused"):
+            raise ConfigError(f"source {name} is not reading: it is {now['state']}")
+        with self._wishing(name) as wishes:
+            wishes.seek, wishes.file, wishes.to = wishes.seek + 1, partition, to
+        number, deadline = wishes.seek, time.monotonic() + timeout
+        while (done := sought(self._directory, self._engine, name))[0] < number:
+            self._wait(deadline, f"source {name} has not gone there yet: it waits for room in a lane")
+        _, error, place = done
+        if error is not None:
+            raise ConfigError(error)
+        return {"source": name, "file": partition, "offset": place}
+
+    def _one(self, source: str | None) -> SourceStatus:
+        found = self.status()
+        if source is None and len(found) == 1:
+            return found[0]
+        names = ", ".join(each["name"] for each in found)
+        if source is None:
+            raise ConfigError(
+                f"engine {self._engine} has several sources: {names}; say which, --source NAME"
+                if found
+                else f"engine {self._engine} has no source"
+            )
+        for each in found:
+            if each["name"] == source:
+                return each
+        raise ConfigError(f"engine {self._engine} has no source {source!r}" + (f"; it has {names}" if names else ""))
+
+    def _status(self, name: str) -> SourceStatus:
+        found = source_status(self._directory, self._engine, name)
+        if found is None:
+            raise ShardmemError(f"source {name} is none of engine {self._engine} any more")
+        return found
+
+    @contextlib.contextmanager
+    def _wishing(self, name: str) -> Iterator[Wishes]:
+        try:
+            with wishing(file_of(self._directory, self._engine, name, "wishes")) as wishes:
+                yield wishes
+        except OSError as error:
+            raise ShardmemError(f"cannot write to {self._directory}: {error.strerror}") from None
+
+    def _wait(self, deadline: float, late: str) -> None:
+        if time.monotonic() >= deadline:
+            raise ShardmemError(f"{late}; it will as soon as it can")
+        time.sleep(LOOK)
+
+
+def _partition(source: SourceStatus, file: str) -> str:
+    """The name by which the source knows a file. Raises ConfigError."""
+    names = list(source["partitions"])
+    if file in names:
+        return file
+    same = [name for name in names if _is_same(name, file)]
+    # the source may have been started in another directory
+    same = same or [name for name in names if name.endswith(f"/{file}") or file.endswith(f"/{name}")]
+    if len(same) == 1:
+        return same[0]
+    raise ConfigError(f"source {source['name']} does not read {file}; it reads {', '.join(names[:10]) or 'no file'}")
+
+
+def _is_same(name: str, file: str) -> bool:
+    try:
+        return os.path.samefile(name, file)
+    except OSError:
+        return False
