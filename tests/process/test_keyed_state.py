@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+import shardmem
+from shardmem.client.client import socket_path
+from shardmem.console.cli import main
 from shardmem.runtime.quarantine import Quarantine
 from support.rig import Rig, drained, keys_of_shard, wait_until
 from support.state import kept
@@ -31,6 +39,31 @@ def kill_all(engine: Any) -> None:
         os.kill(shard["pid"], signal.SIGKILL)
 
 
+def expect_seen_from_outside(engine: shardmem.Engine, keys: list[Any], value: int) -> None:
+    """By Engine and Client, on the command line, over HTTP."""
+    with shardmem.Client(engine.name) as client:
+        for key in keys:
+            assert value == client.state("visits", key) == engine.state("visits", key)
+        assert client.state("visits", "nobody") is None
+    got = CliRunner().invoke(main, ["state", "get", engine.name, "visits", "17", "--json"])
+    assert (0, "17", value) == (got.exit_code, json.loads(got.stdout)["key"], json.loads(got.stdout)["value"])
+    counted = CliRunner().invoke(main, ["state", "count", engine.name])
+    assert (0, f"visits  {len(keys)} values\n") == (counted.exit_code, counted.stdout)
+    status, answer = asked(engine.name, "/state/visits/-17")
+    assert (200, -17, value) == (status, answer["key"], answer["value"])
+    assert 404 == asked(engine.name, "/state/visits/nobody")[0]
+
+
+def asked(name: str, path: str) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.closing(connection):
+        connection.sock.connect(socket_path(name))
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+
 def test_keys_keep_their_type_across_deaths_moves_and_another_number_of_shards(
     rig: Rig, engine_name: str, settings: dict[str, Any]
 ) -> None:
@@ -47,6 +80,7 @@ def test_keys_keep_their_type_across_deaths_moves_and_another_number_of_shards(
                     kill_all(engine)
                     engine.move(range(32), to=1)
             drained(engine)
+            expect_seen_from_outside(engine, keys, 6 * run)
         assert dict.fromkeys(keys, 6 * run) == kept(files(settings, engine_name), "visits")
 
 
