@@ -97,10 +97,10 @@ int sm_guard(void);                  /* this process outlives mapped files that 
 int sm_is_lost(const void *address); /* it was, and what is read there is not what was written */
 
 /* ---- leases: who lives is the kernel's word [any] ----------------------------------------------------- */
-int sm_lease_take(int fd, uint64_t byte); /* 0 taken, 1 somebody holds it, -errno */
-void *sm_lease_keep(int fd, int *error);  /* what is locked by it stays so when it is closed; NULL: errno */
-void sm_lease_release(void *keeper);      /* not in a forked child, which has no copy */
-int sm_lease_held(int fd, uint64_t byte); /* 0 free, 1 held by another description, -errno */
+int sm_lease_take(int fd, uint64_t byte);        /* 0 taken, 1 somebody holds it, -errno */
+void *sm_lease_keep(int fd, int *error);         /* what is locked by it stays so when it is closed; NULL: errno */
+void sm_lease_release(void *keeper);             /* not in a forked child, which has no copy */
+int sm_lease_held(int fd, uint64_t byte);        /* 0 free, 1 held by another description, -errno */
 int sm_read_only(void *address, uint64_t bytes); /* from here on this process cannot write there; -1: errno */
 
 /* ---- hash and routing [any] --------------------------------------------------------------------------- */
