@@ -22,7 +22,7 @@ from shardmem.status.document import (
     Status,
 )
 from shardmem.status.findings import VERDICTS
-from shardmem.text import cleaned, plural, size
+from shardmem.text import cleaned, plural, printable, size
 
 _COLORS = {
     "running": "green",
