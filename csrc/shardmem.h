@@ -238,6 +238,9 @@ void sm_set_holds(void *control, uint32_t shard, uint32_t holds);
 void sm_give_orders(void *control, uint32_t shard, void *inbox); /* the worker looks at its handoffs; inbox: woken */
 void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t accepted, uint64_t handled,
                uint64_t quarantined, uint64_t shed);
+/* words that somebody else has changed: as they were. Any shard, SM_NO_SHARD too */
+void sm_mend_slot(void *control, uint32_t slot, uint32_t shard);
+void sm_mend_hold(void *control, uint32_t slot, uint32_t phase, uint32_t source, uint32_t target);
 void sm_forget_retired(void *control, uint32_t shard, uint64_t generation); /* the word was damaged: it was this one */
 
 void sm_post(void *control, uint32_t board, const char *text, uint32_t bytes); /* what it decided, or what happened */
