@@ -28,6 +28,7 @@ _HOME = {
     "SegmentCorrupt": "errors",
     "SegmentError": "errors",
     "ShardmemError": "errors",
+    "Superseded": "errors",
     "Unavailable": "errors",
     "AsyncProducer": "runtime.aio",
     "Batch": "runtime.batch",
@@ -36,7 +37,9 @@ _HOME = {
     "Context": "runtime.handler",
     "Handler": "runtime.handler",
     "Engine": "client.engine",
+    "Entity": "runtime.entity",
     "KeyedState": "state.keyed",
+    "stateful": "runtime.functions",
     "StateError": "errors",
     "Producer": "runtime.producer",
     "Status": "status.document",
@@ -54,6 +57,7 @@ __all__ = [
     "ConfigError",
     "Context",
     "Engine",
+    "Entity",
     "Handler",
     "HandlerError",
     "KeyedState",
@@ -66,9 +70,11 @@ __all__ = [
     "ShardmemError",
     "StateError",
     "Status",
+    "Superseded",
     "Unavailable",
     "__version__",
     "connect",
+    "stateful",
 ]
 
 
@@ -92,10 +98,13 @@ if TYPE_CHECKING:
         SegmentError,
         ShardmemError,
         StateError,
+        Superseded,
         Unavailable,
     )
     from shardmem.runtime.aio import AsyncProducer
     from shardmem.runtime.batch import Batch, Columns
+    from shardmem.runtime.entity import Entity
+    from shardmem.runtime.functions import stateful
     from shardmem.runtime.handler import Context, Handler
     from shardmem.runtime.producer import Producer, connect
     from shardmem.state.keyed import KeyedState

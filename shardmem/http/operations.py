@@ -250,6 +250,14 @@ READS = (
         values={"id": {"type": "integer", "minimum": 0, "maximum": 999_999_999_999_999_999, "example": 1}},
     ),
     Read(
+        "/state/{name}/{key}",
+        "The last saved value of a key of a keyed state; the key is text, or else a number, or else bytes",
+        "StateValue",
+        private=True,
+        problems=("404", "409"),
+        values={"name": {"type": "string", "example": "visits"}, "key": {"type": "string", "example": "ann"}},
+    ),
+    Read(
         "/metrics",
         "The metrics, as Prometheus text or OpenMetrics",
         "string",

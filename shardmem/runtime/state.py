@@ -105,6 +105,9 @@ class StateStore:
                     f"keys would not find their state; run it with slots={slots}, or set another state_dir"
                 )
 
+    def last_incarnation(self) -> int:
+        return max((found for (found,) in self._database.rows("select incarnation from life")), default=0)
+
     def begin_life(self, incarnation: int, generation: int, expected: bool = False) -> bytes:
         """From here on only this incarnation writes. The ranges of its predecessor's last checkpoint. expected: there
         was a predecessor, which had saved state in this file."""
@@ -277,6 +280,10 @@ class StateStore:
                         source.execute(f"select * from {table} where key >= ? and key < ?", ends),
                     )
                 connection.execute("insert or replace into slots values (?, ?)", (slot, owner))
+
+    def leave(self) -> None:
+        """As a process does that is killed."""
+        self._database.close()
 
     def close(self) -> None:
         """The file goes as well when others have all of it newer."""

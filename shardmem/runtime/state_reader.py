@@ -122,6 +122,15 @@ class StateReader:
                 _, name, key = read_store_key(stored)
                 yield slot, name.decode(), key, due
 
+    def slot(self, slot: int) -> tuple[list[tuple[Any, ...]], list[tuple[bytes, int]]]:
+        """(key, value, version, expires) of all rows of a slot, and (key, due) of its timers."""
+        if (file := self.owners().get(slot)) is None:
+            return [], []
+        rows = [(stored, *checked_row(stored, row, file.path)) for stored, *row in _scan(file, prefix(slot))]
+        query = "select key, due from timers where key >= ? and key < ?"
+        timers = [(key, due) for key, due in file.rows(query, prefix(slot), after(prefix(slot)))]
+        return rows, timers
+
     def _known(self) -> list[_File]:
         """Open as long as they are what they were."""
         paths = shard_files(self.directory)
