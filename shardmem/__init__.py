@@ -28,6 +28,7 @@ _HOME = {
     "SegmentCorrupt": "errors",
     "SegmentError": "errors",
     "ShardmemError": "errors",
+    "Superseded": "errors",
     "Unavailable": "errors",
     "AsyncProducer": "runtime.aio",
     "Batch": "runtime.batch",
@@ -69,6 +70,7 @@ __all__ = [
     "ShardmemError",
     "StateError",
     "Status",
+    "Superseded",
     "Unavailable",
     "__version__",
     "connect",
@@ -96,6 +98,7 @@ if TYPE_CHECKING:
         SegmentError,
         ShardmemError,
         StateError,
+        Superseded,
         Unavailable,
     )
     from shardmem.runtime.aio import AsyncProducer

@@ -14,6 +14,7 @@ ShardmemError
 ├── Interrupted           a call that waited for room was told to give up
 ├── NotRunning            the engine does not exist, is stopping, or this end of it is closed
 ├── AlreadyRunning        another process holds the role
+├── Superseded            a command will not be done, because another one was given since
 ├── BatchEscaped          a view of a batch was kept past its end
 ├── StateError            a value of keyed state cannot be saved, read or upgraded, or is not of this shard
 └── HandlerError          the user's handler failed; the events it had in hand stay in shared memory
@@ -154,6 +155,10 @@ class AlreadyRunning(ShardmemError):
     """Another process holds the role (supervisor of this engine, worker of this shard, every producer seat)."""
 
 
+class Superseded(ShardmemError):
+    """What a command asked for will not come, because another one was given since. Nothing has failed."""
+
+
 class BatchEscaped(ShardmemError):
     """A view of a batch was kept past the return of the handler; its memory is about to be reused."""
 
@@ -175,6 +180,7 @@ _BY_NAME: dict[str, type[ShardmemError]] = {  # those that are made of their tex
         SegmentCorrupt,
         NotRunning,
         AlreadyRunning,
+        Superseded,
         BatchEscaped,
         HandlerError,
         Interrupted,

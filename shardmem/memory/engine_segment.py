@@ -12,8 +12,8 @@ from shardmem.memory import lease
 from shardmem.memory.description import Description
 from shardmem.memory.inbox_segment import PAGE, InboxSegment
 from shardmem.memory.native import ffi, lib
+from shardmem.memory.own_words import OwnWords
 from shardmem.memory.segment import Segment, control_name, engine_names, inbox_name, listed
-from shardmem.memory.words import Words
 from shardmem.schema import Schema
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ENGINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
-class ControlSegment(Words):
+class ControlSegment(OwnWords):
     """The control segment of one engine. `create` (supervisor) or `attach` (anybody)."""
 
     def __init__(self, segment: Segment, geometry: sm_geometry, description: Description) -> None:

@@ -31,7 +31,17 @@ from shardmem.policy.least_slots import LeastSlots
 from shardmem.policy.long_batches import LongBatches
 from shardmem.policy.mapper import ShardMapper, ShardState
 from shardmem.policy.pinned import Pinned
-from shardmem.policy.placement import NOBODY, Move, Strategy, View, first_table
+from shardmem.policy.placement import (
+    NOBODY,
+    DirectlyAsked,
+    Move,
+    Plan,
+    Strategy,
+    Undecided,
+    View,
+    fault_of,
+    first_table,
+)
 from shardmem.policy.rebalance import Allocate, BeginHandoff, RebalanceRunner
 from shardmem.policy.recycling import Recycling
 from shardmem.policy.restarts import Restart, Restarts, WorkerDeath
@@ -55,6 +65,7 @@ __all__ = [
     "Deadlines",
     "DecisionHistory",
     "DecisionKind",
+    "DirectlyAsked",
     "Drain",
     "Facts",
     "Finished",
@@ -67,11 +78,11 @@ __all__ = [
     "LeastLoad",
     "LeastSlots",
     "LongBatches",
-    "WorkerDeath",
     "Limits",
     "Move",
     "NOBODY",
     "Pinned",
+    "Plan",
     "RebalanceRunner",
     "Recycling",
     "Release",
@@ -87,11 +98,13 @@ __all__ = [
     "ShardSample",
     "ShardState",
     "Strategy",
+    "Undecided",
     "WorkerDeath",
     "Restart",
     "View",
     "Wishes",
     "condition_of",
+    "fault_of",
     "first_table",
     "stuck",
 ]

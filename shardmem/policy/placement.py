@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -118,6 +118,37 @@ class Strategy(Protocol):
 
     def rebalance(self, view: View) -> Sequence[Move]:
         """The moves to make now, most urgent first; none if things are well as they are."""
+
+
+class Plan(NamedTuple):
+    """What a strategy answers. hot: of `hot_slots`, if it has that."""
+
+    hot: Sequence[Any]
+    moves: Sequence[Move]
+
+
+class Undecided(Exception):
+    """A strategy thinks longer than is waited for; its plan comes with a later round. seconds: for so long, so far."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"it has been thinking for {seconds:.1f} s")
+        self.seconds = seconds
+
+
+class DirectlyAsked:
+    """How a strategy is asked: by calling it. supervisor/thinking.py has another way, which raises Undecided."""
+
+    @property
+    def complaint(self) -> str:
+        """Of how it answers, for people; empty: there is none."""
+        return ""
+
+    def plan(self, strategy: Strategy, view: View) -> Plan:
+        hot_slots = getattr(strategy, "hot_slots", None)
+        return Plan([] if hot_slots is None else hot_slots(view), strategy.rebalance(view))
+
+    def allocate(self, strategy: Strategy, slot: int, view: View) -> int:
+        return strategy.allocate(slot, view)
 
 
 def fault_of(move: Move, view: View, seen: Collection[int]) -> str:

@@ -95,7 +95,6 @@ class RebalanceRunner:
         without: Collection[int] = (),
         later: bool = False,
         stopped_seats: Collection[int] = (),
-        ask: bool = True,
     ) -> list[BeginHandoff | Allocate]:
         """Allocations first, then what is wished by hand, then the most urgent moves that there is room for, those of a
         pair of shards in one handoff.
@@ -104,15 +103,15 @@ class RebalanceRunner:
         without: shards that can neither give nor take now: failed ones, and those in the middle of a long batch.
         later: some of them will be able to soon, so that what is to be even is not yet.
         stopped_seats: producers that have been inside one push for long.
-        ask: False: only what is wished by hand; the strategy is not asked, so whether all is even stays open.
         """
         actions: list[BeginHandoff | Allocate] = [
             Allocate(tuple(slots), shard) for shard, slots in sorted(self._table.propose().items())
         ]
         timely, pairs, stuck, seats = self._handoffs.load(now)
         eager = eager or self.wishes.eager
-        plan = self._plan(now, rates, busy, eager, stuck.union(without)) if ask else []
-        self.is_even = self.is_even and ask
+        plan = self._plan(now, rates, busy, eager, stuck.union(without))
+        is_undecided = self._table.undecided is not None
+        self.is_even = self.is_even and not is_undecided
         wished = list(self._wished(stuck))
         seats = seats.union(stopped_seats)
         self.held_back = ""
@@ -124,7 +123,7 @@ class RebalanceRunner:
             return actions
         chosen = self._choose(now, wished, plan, eager, self.max_in_flight - timely, pairs)
         actions += [BeginHandoff(tuple(slots), source, target) for (source, target), slots in chosen.items()]
-        if not ask:
+        if is_undecided:  # whether all is even stays open
             return actions
         self._budget = max(0, self._budget - sum(map(len, chosen.values())))
         self.is_even = not plan and not self._handoffs.slots_in_flight(without)
@@ -155,6 +154,8 @@ class RebalanceRunner:
         if self.wishes.suspended:
             pins = self._table.pins
             plan = [move for move in plan if move.source in draining or pins.get(move.slot) == move.target]
+        if self._table.undecided is not None:
+            return plan
         if not plan:
             self._budget = self._rounds = 0
         elif not self._budget:

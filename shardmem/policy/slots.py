@@ -14,9 +14,10 @@ import numpy as np
 
 from shardmem.policy.least_load import HotSlot, LeastLoad
 from shardmem.policy.least_slots import LeastSlots
-from shardmem.policy.placement import NOBODY, Move, Strategy, View, fault_of, first_table
+from shardmem.policy.placement import NOBODY, DirectlyAsked, Move, Strategy, Undecided, View, fault_of, first_table
 from shardmem.policy.scaling import ScalingError, ScalingErrorKind
 
+_PATIENCE = 10.0  # seconds that a drain waits for a strategy which thinks
 _RESCUED = 64  # slots per round that are moved off a draining shard when the strategy forgets them
 
 
@@ -26,6 +27,7 @@ class ShardCoordinator:
     slots: how many there are.
     shards: those that take slots.
     strategy: LeastLoad() if not given.
+    asked: how the strategy is asked for a plan.
     owners: for each slot its owner or NOBODY, as found by a supervisor that takes over; owners that are not among
         `shards` are draining. Nobody owns anything if not given.
 
@@ -39,7 +41,9 @@ class ShardCoordinator:
         strategy: Strategy | None = None,
         *,
         owners: Sequence[int] | None = None,
+        asked: DirectlyAsked | None = None,
     ) -> None:
+        self._asked = DirectlyAsked() if asked is None else asked
         self.strategy: Strategy = LeastLoad() if strategy is None else strategy
         self._owner = np.full(slots, NOBODY, np.int64) if owners is None else np.array(owners, np.int64)
         if len(self._owner) != slots:
@@ -52,6 +56,7 @@ class ShardCoordinator:
         self.pins: dict[int, int] = {}  # slot -> shard, by the user's word: stronger than any strategy
         self.complaints: list[str] = []  # what was wrong with the strategy's last plan
         self._hot: list[HotSlot] = []
+        self.undecided: Undecided | None = None  # the strategy thinks still: there is no plan yet
 
     # ---- shards ------------------------------------------------------------------------------------------------------
 
@@ -195,7 +200,7 @@ class ShardCoordinator:
                 raise ScalingError(
                     ScalingErrorKind.WRONG_STATE, f"slot {slot} needs an owner, and no shard takes slots"
                 )
-            shard = self.strategy.allocate(slot, self.view())
+            shard = self._asked.allocate(self.strategy, slot, self.view())
         if shard not in self._takers:
             raise ScalingError(
                 ScalingErrorKind.UNKNOWN_SHARD,
@@ -216,7 +221,7 @@ class ShardCoordinator:
             view = self.view()
             table = self._owner.tolist()
             for slot in missing:
-                table[slot] = self.strategy.allocate(slot, view)
+                table[slot] = self._asked.allocate(self.strategy, slot, view)
                 view = view.after([Move(slot, NOBODY, table[slot])])
         for slot in missing:
             found.setdefault(table[slot], []).append(slot)
@@ -268,10 +273,10 @@ class ShardCoordinator:
         them, its `allocate` is asked where they should go. A strategy that raises has made no plan.
         """
         view = self.view(rates=rates, busy=busy, eager=eager, without=without, resting=resting)
-        self._hot, self.complaints = [], []
+        hot, self._hot, self.complaints, self.undecided = self._hot, [], [], None
         if not view.shards:
             return []
-        present, plan = set(view.shards), self.pinned_moves(view)
+        plan = self.pinned_moves(view)
         view = self._with_pins(view.after(plan))
         seen = {move.slot for move in plan}
         for move in self._ask(view):
@@ -280,20 +285,32 @@ class ShardCoordinator:
             else:
                 plan.append(move)
                 seen.add(move.slot)
+        if self.undecided is not None:
+            self._hot = hot  # as far as is known
+            if self.undecided.seconds < _PATIENCE:
+                return plan
         left = [slot for slot in view.leaving.tolist() if slot not in seen]
         if left and len(left) == len(view.leaving):
             for slot in left[:_RESCUED]:
-                try:
-                    target = self.strategy.allocate(slot, view)
-                except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the user's code, and the drain must go on
-                    target = NOBODY
-                    self._complain(f"allocate({slot}) raised {error!r}")
-                if not isinstance(target, (int, np.integer)) or target not in present:
-                    self._complain(f"allocate({slot}) gave shard {target}, which takes no slots; least slots decides")
-                    target = LeastSlots().allocate(slot, view)
-                plan.append(Move(slot, int(view.owners[slot]), target))
+                plan.append(Move(slot, int(view.owners[slot]), self._rescued(slot, view)))
                 view = view.after(plan[-1:])
         return plan
+
+    def _rescued(self, slot: int, view: View) -> int:
+        """Where a slot goes that the strategy has forgotten on a draining shard."""
+        if self.undecided is not None:
+            if not self.complaints:
+                self._complain(f"{self.undecided}; what leaves draining shards goes where least slots are")
+            return LeastSlots().allocate(slot, view)
+        try:
+            target = self._asked.allocate(self.strategy, slot, view)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the user's code, and the drain must go on
+            target = NOBODY
+            self._complain(f"allocate({slot}) raised {error!r}")
+        if not isinstance(target, (int, np.integer)) or target not in view.shards:
+            self._complain(f"allocate({slot}) gave shard {target}, which takes no slots; least slots decides")
+            target = LeastSlots().allocate(slot, view)
+        return int(target)
 
     def pinned_moves(self, view: View) -> list[Move]:
         """Pinned slots that are elsewhere, and free to go."""
@@ -313,6 +330,12 @@ class ShardCoordinator:
         locked = view.locked.copy()
         locked[held] = True
         return replace(view, locked=locked)
+
+    @property
+    def all_complaints(self) -> list[str]:
+        """What was wrong with the last plan, and with how long it took."""
+        late = self._asked.complaint
+        return [*self.complaints, *([f"strategy {type(self.strategy).__name__}: {late}"] if late else [])]
 
     def hot_slots(self) -> list[HotSlot]:
         """Slots that exceed a shard's fair share, as of the last `rebalance`; empty unless the strategy measures
@@ -357,12 +380,12 @@ class ShardCoordinator:
 
     def _ask(self, view: View) -> list[Move]:
         try:
-            if (hot_slots := getattr(self.strategy, "hot_slots", None)) is not None:
-                self._hot = [
-                    HotSlot(int(slot), int(shard), float(share), bool(alone))
-                    for slot, shard, share, alone in hot_slots(view)
-                ]
-            return [Move(*map(int, move)) for move in self.strategy.rebalance(view)]
+            hot, moves = self._asked.plan(self.strategy, view)
+            self._hot = [HotSlot(int(slot), int(shard), float(share), bool(alone)) for slot, shard, share, alone in hot]
+            return [Move(*map(int, move)) for move in moves]
+        except Undecided as thinking:
+            self.undecided = thinking
+            return []
         except (Exception, SystemExit) as error:  # noqa: BLE001 - it may be the user's code; without a plan all stays and works
             self._complain(f"rebalance raised {type(error).__name__}: {error}")
             return []

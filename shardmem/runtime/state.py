@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import quote
 
 from shardmem.errors import AlreadyRunning, ShardmemError, StateError
+from shardmem.private_files import check_file
 from shardmem.runtime.journal import Journal, body_of, changes_of
 from shardmem.runtime.sqlite import PATIENCE, Database, explained
 from shardmem.state.keys import after, prefix
@@ -344,6 +345,7 @@ class StateStore:
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[sqlite3.Connection]:
     """The file of another shard, to read it. Raises ShardmemError that names it."""
+    check_file(path, "the state file", os.geteuid())
     try:
         with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=PATIENCE)) as made:
             yield made

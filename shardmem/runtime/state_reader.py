@@ -7,10 +7,11 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from shardmem.errors import ShardmemError
+from shardmem.private_files import acting_as, check_file, owner_of
 from shardmem.runtime.journal import Journal, changes_of
+from shardmem.runtime.sqlite import address_of, has_log
 from shardmem.runtime.state import checked_row, shard_files
 from shardmem.state.keys import Key, after, prefix, read_store_key, slot_of, store_key
 from shardmem.state.store import Row
@@ -32,9 +33,12 @@ class _File:
     def __init__(self, shard: int, path: str) -> None:
         self.shard, self.path = shard, path
         self.identity = _identity(path)
-        self._connection = sqlite3.connect(
-            _address(path), uri=True, timeout=PATIENCE, check_same_thread=False, isolation_level=None
-        )
+        self._owner = owner_of(path)
+        check_file(path, "the state file", self._owner)
+        with acting_as(self._owner):
+            self._connection = sqlite3.connect(
+                address_of(path), uri=True, timeout=PATIENCE, check_same_thread=False, isolation_level=None
+            )
         self._journal, self._first, self._last = Journal(), 0, 0
 
     @contextlib.contextmanager
@@ -49,7 +53,8 @@ class _File:
 
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         try:
-            return self._connection.execute(query, values).fetchall()
+            with acting_as(self._owner):
+                return self._connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
             if "no such table" in str(error):  # its worker is just making it
                 return []
@@ -100,24 +105,13 @@ class _File:
         return dict(sorted(rows.items())), dict(sorted(timers.items()))
 
     def close(self) -> None:
-        self._connection.close()
+        with acting_as(self._owner):
+            self._connection.close()
 
 
 def _identity(path: str) -> tuple[int, int, bool]:
     found = os.stat(path)
-    return found.st_dev, found.st_ino, _has_log(path)
-
-
-def _has_log(path: str) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return os.stat(f"{path}-wal").st_size > 0
-    return False
-
-
-def _address(path: str) -> str:
-    """SQLite makes files beside one in WAL mode even to read it, unless it is told not to. With nothing in the log, all
-    there is is in the file itself."""
-    return f"file:{quote(path)}?{'mode=ro' if _has_log(path) else 'immutable=1'}"
+    return found.st_dev, found.st_ino, has_log(path)
 
 
 class StateReader:

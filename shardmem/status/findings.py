@@ -426,12 +426,15 @@ def _moves(document: Status) -> Iterator[Finding]:
     if not document["supervisor"]["alive"]:
         return
     if complaints := moves["complaints"]:
+        is_slow = complaints[0].endswith(" for a plan")
         yield finding(
             "warning",
             "strategy",
             f"{complaints[0][:1].upper()}{complaints[0][1:]}",
-            "Its plan is not carried out, and slots stay where they are; draining shards still give theirs away. Fix "
-            "the strategy, and start the engine again.",
+            "Nothing waits for it, but its plans come late, for slots as they were when it was asked. Make it faster."
+            if is_slow
+            else "Its plan is not carried out, and slots stay where they are; draining shards still give theirs away. "
+            "Fix the strategy, and start the engine again.",
         )
     if moves["suspended"]:
         planned = f"; {plural(moves['planned'], 'slot')} would move" if moves["planned"] else ""

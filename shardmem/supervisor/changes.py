@@ -12,14 +12,10 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from shardmem.errors import NotRunning, ShardmemError
+from shardmem.errors import NotRunning, ShardmemError, Superseded
 from shardmem.policy import Finished
 
 log = logging.getLogger("shardmem.supervisor")
-
-
-class Superseded(ShardmemError):
-    """What was asked will not come, because something else was asked since. Nothing has failed."""
 
 
 class Conditions:

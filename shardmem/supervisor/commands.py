@@ -12,14 +12,14 @@ from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from shardmem.errors import ConfigError, NotRunning, ShardmemError
+from shardmem.errors import ConfigError, NotRunning, ShardmemError, Superseded
 from shardmem.http.operations import COMMANDS, LANES
 from shardmem.http.server import Command
 from shardmem.policy import DecisionKind, Finished, ScalingDecision, ShardState
 from shardmem.settings import some
 from shardmem.slot_ranges import parse_slots, slot_ranges
 from shardmem.supervisor.board import Board
-from shardmem.supervisor.changes import Change, Superseded, answer
+from shardmem.supervisor.changes import Change, answer
 from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life
 from shardmem.supervisor.reload import Reload

@@ -25,6 +25,7 @@ from shardmem.supervisor.sampler import Sampler
 from shardmem.supervisor.shards import Shards
 from shardmem.supervisor.stuck import Stuck
 from shardmem.supervisor.takeover import Takeover
+from shardmem.supervisor.thinking import Thinking
 from shardmem.supervisor.workers import Workers
 
 TICK = 0.25  # seconds between two looks at the load
@@ -66,6 +67,7 @@ class Fleet:
             now=time.monotonic(),
             room=self.control.room,
             automatic=config.elastic,
+            asked=Thinking(),
             on_created=on_created,
             on_removed=on_removed,
             on_moved=self._moved,
@@ -129,7 +131,6 @@ class Fleet:
         if self._wanted:
             self._wanted = False
             self.planner.advance(now)
-            self.planner.took(time.monotonic() - now, time.monotonic())
         else:
             self.planner.progress(now)
         self.conditions.look()
@@ -149,7 +150,6 @@ class Fleet:
         samples = self.sampler.sample(self.planner.measurable(now), now)
         rates = self.sampler.rates
         decision = self.planner.tick(samples, rates if rates.any() else None, now)
-        self.planner.took(time.monotonic() - now, time.monotonic())
         # without samples it went by the number of slots: that nothing was measured is not why they moved
         self._why = "" if decision.cause in ("no_samples", "steady", "manual") else f"; {decision.reason}"
         self._wanted = False

@@ -8,7 +8,6 @@ no clock and no process, so the simulation in tests/policy runs this very class 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from shardmem.policy import (
     Deadlines,
     DecisionHistory,
     DecisionKind,
+    DirectlyAsked,
     Finished,
     HandoffCoordinator,
     HandoffState,
@@ -46,7 +46,6 @@ from shardmem.supervisor.carrier import Carrier, HandoffWords
 REST = 20.0  # seconds that a slot stays where the strategy has put it
 ALLOWANCE = 0.12  # of all slots the strategy may move in a minute, once there is a balance
 LITTLE = 0.05  # of one worker's time, all shards together: what is less than that is noise, and no load to go by
-SLOW_STRATEGY, STRATEGY_REST = 0.5, 5.0  # seconds; and how long it is left alone then, as a multiple of them
 COMPLAINTS, LINE_CHARS, PINS_CHARS = 4, 300, 4000  # what of it is told: the board has room for 16 kB
 
 
@@ -80,6 +79,7 @@ class Planner:
         now: float,
         room: int,
         automatic: bool = True,
+        asked: DirectlyAsked | None = None,
         deadlines: Deadlines = Deadlines(),
         on_created: Callable[[int], None] | None = None,
         on_removed: Callable[[int], None] | None = None,
@@ -95,7 +95,7 @@ class Planner:
         if isinstance(strategy, Pinned):  # its pins are pins like all others, which can be taken back
             pins, strategy = dict(strategy.mapping), strategy.fallback
         takers = [shard for shard, state in states.items() if state != ShardState.DRAINING]
-        self.table = ShardCoordinator(len(owners), takers, strategy, owners=owners.tolist())
+        self.table = ShardCoordinator(len(owners), takers, strategy, owners=owners.tolist(), asked=asked)
         self.table.pins.update({slot: shard for slot, shard in pins.items() if 0 <= slot < len(owners)})
         for shard, state in states.items():
             if state == ShardState.DRAINING:
@@ -112,7 +112,6 @@ class Planner:
         self._long = LongBatches()
         self._rates: np.ndarray | None = None
         self._is_loaded = False
-        self._ask_again = -math.inf  # before that the strategy is left alone
         self.stopped_seats: Sequence[int] = ()  # producers in the middle of a push, for long
 
     def begin(self, now: float) -> None:
@@ -159,7 +158,7 @@ class Planner:
         """Shards in the middle of one long batch."""
         return self._long.blocked()
 
-    def _out_of_bounds(self) -> tuple[set[int], bool]:
+    def _out_of_bounds(self, now: float) -> tuple[set[int], bool]:
         """Shards that can neither give nor take at this moment, and whether any of them will without being asked."""
         failed = {shard for shard, fact in self._facts.items() if fact.failed is not None}
         down = {shard for shard, fact in self._facts.items() if not fact.alive and shard not in failed}
@@ -169,6 +168,8 @@ class Planner:
             if self.mapper.shard_state(shard) not in (ShardState.ACTIVE, ShardState.DRAINING)
         }
         soon = down | joining | self._long.blocked()
+        if not self.wishes.eager:  # what has piled up behind a long batch is not in any figure: such a shard looks idle
+            soon |= self._long.unmeasurable(now)
         return failed | soon, bool(soon)
 
     # ---- one step ----------------------------------------------------------------------------------------------------
@@ -198,7 +199,7 @@ class Planner:
         hold = not self.automatic and not self.wishes.eager
         was, self.wishes.suspended = self.wishes.suspended, self.wishes.suspended or hold
         try:
-            without, later = self._out_of_bounds()
+            without, later = self._out_of_bounds(now)
             busy = {shard: sample.busy for shard, sample in self.mapper.metrics(now).items()}
             actions = self.runner.step(
                 now,
@@ -207,7 +208,6 @@ class Planner:
                 without=without,
                 later=later,
                 stopped_seats=self.stopped_seats,
-                ask=not self.rests(now),
             )
         finally:
             self.wishes.suspended = was
@@ -231,17 +231,6 @@ class Planner:
     def _is_quiet(self, busy: Mapping[int, float], now: float) -> bool:
         """Next to nothing is done at the moment, and all active shards are known to be so."""
         return sum(busy.values()) < LITTLE and set(self.mapper.active_shard_ids()).issubset(self.measurable(now))
-
-    def took(self, seconds: float, now: float) -> None:
-        """The last look took so long. A strategy that takes seconds would otherwise be all that this process does:
-        commands would be answered seconds late, and handoffs stand.
-        """
-        if seconds >= SLOW_STRATEGY:
-            self._ask_again = now + seconds * STRATEGY_REST
-
-    def rests(self, now: float) -> bool:
-        """Whether the strategy is left alone, because it takes so long."""
-        return now < self._ask_again
 
     def finish(self, now: float) -> None:
         """What handoffs have come to, and none begins."""
@@ -339,7 +328,7 @@ class Planner:
                 "planned": self.runner.planned,
                 "wished": len(self.wishes.moves),
                 "held_back": self.runner.held_back or self._why_not_by_themselves(),
-                "complaints": [_line(text) for text in self.table.complaints[:COMPLAINTS]],
+                "complaints": [_line(text) for text in self.table.all_complaints[:COMPLAINTS]],
             },
             "decisions": [
                 {

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from shardmem.errors import HandlerError, ShardmemError
+from shardmem.errors import HandlerError, ShardmemError, Superseded
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.handoff_table import HandoffTable
 from shardmem.memory.inbox_segment import InboxSegment, LaneView
@@ -21,7 +21,6 @@ from shardmem.memory.words import now_ns
 from shardmem.policy import ShardState
 from shardmem.status.observer import Observer
 from shardmem.supervisor.carrier import Marks
-from shardmem.supervisor.changes import Superseded
 from shardmem.supervisor.history import History
 from shardmem.supervisor.planner import Planner, ShardFact
 from shardmem.supervisor.recovery import next_generation

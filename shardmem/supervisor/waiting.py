@@ -33,8 +33,8 @@ def _all_of(fleet: Fleet, shards: Collection[int], slots: Collection[int] | None
     for shard in fleet.shards.booting:
         if everything or shard in shards:
             yield _of_shard(fleet, shard, f"shard {shard} (worker pid {{pid}}) to get ready")
-    if planner.rests(now):
-        yield _entry("the strategy, which takes long for a plan and is asked seldom because of that", os.getpid())
+    if planner.table.undecided is not None:
+        yield _entry(f"the strategy: {planner.table.undecided}", os.getpid())
     if not planner.table.open_shards:
         for shard in shards:
             if planner.table.resting_slots_of(shard):

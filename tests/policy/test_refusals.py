@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardmem.policy import LeastSlots, ScalingError, ScalingPolicy, ShardState
+from shardmem.policy import (
+    DirectlyAsked,
+    LeastSlots,
+    Plan,
+    ScalingError,
+    ScalingPolicy,
+    ShardState,
+    Strategy,
+    Undecided,
+    View,
+)
 from shardmem.supervisor.planner import Planner, ShardFact
 
 from .policy_sim import ArrayWords
@@ -139,12 +149,25 @@ def test_pins_cordon_and_wishes_follow_a_shard_to_its_successor() -> None:
     assert made.wishes.moves == {5: successor}
 
 
-def test_a_strategy_that_takes_seconds_is_left_alone_and_what_is_asked_by_hand_goes_on() -> None:
-    made = planner(dict.fromkeys(range(2), "active"))
-    made.took(2.0, 1.0)
-    assert made.rests(2.0) and not made.rests(12.0)
-    made.learn({0: ShardFact(), 1: ShardFact()}, 1.0)
+def test_a_strategy_that_thinks_holds_up_neither_what_is_asked_by_hand_nor_a_drain_for_long() -> None:
+    made, thinking = planner(dict.fromkeys(range(3), "active")), Thinks()
+    made.table._asked = thinking
+    made.learn(dict.fromkeys(range(3), ShardFact()), 1.0)
     made.wishes.eager = True
     made.wishes.move([0], 1)
     made.advance(2.0)
-    assert made.handoffs.slots_in_flight() == 1 and not made.runner.is_even
+    assert made.handoffs.slots_in_flight() == 1 and not made.runner.is_even and made.wishes.eager
+    made.drain([2], 3.0)
+    made.advance(3.0)
+    assert made.handoffs.slots_in_flight() == 1, "its plan may come any moment"
+    thinking.seconds = 11.0
+    made.advance(4.0)
+    assert not made.table.resting_slots_of(2), "they leave"
+    assert len(made.table.complaints) == 1 and "thinking for 11.0 s" in made.table.complaints[0]
+
+
+class Thinks(DirectlyAsked):
+    seconds = 1.0
+
+    def plan(self, strategy: Strategy, view: View) -> Plan:
+        raise Undecided(self.seconds)
