@@ -228,7 +228,12 @@ READS = (
         problems=("404",),
         values={"shard": {"type": "integer", "minimum": 0, "maximum": 99_999, "example": 0}},
     ),
-    Read("/status", "The status document, as `shardmem status --json` prints it", "Status"),
+    Read(
+        "/status",
+        "The status document, as `shardmem status --json` prints it; without the token, what handlers and errors said "
+        "is left out",
+        "Status",
+    ),
     Read(
         "/quarantine",
         "The newest 100 events in quarantine that were not replayed, without payloads; their number, and the limit",

@@ -11,7 +11,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -21,8 +20,6 @@ from shardmem.console.cli import main
 from shardmem.runtime.quarantine import Quarantine
 from support.rig import Rig, drained, keys_of_shard, wait_until
 from support.state import kept
-
-PRICE = np.dtype([("symbol", "u8"), ("price", "f8")])
 
 
 @pytest.fixture
@@ -123,15 +120,29 @@ def test_every_value_expires_once_although_workers_are_killed_and_slots_move(
     assert {} == kept(directory, "short")
 
 
-def test_records_are_summed_by_key(rig: Rig, engine_name: str, settings: dict[str, Any]) -> None:
-    rows = np.zeros(1000, PRICE)
-    rows["symbol"], rows["price"] = np.arange(1000) % 7, 0.5
-    settings |= {"dtype": PRICE, "key": "symbol", "handler": "support.handlers.keyed:Sums"}
-    with rig.engine(engine_name, shards=2, **settings) as engine, engine.producer() as producer:
-        producer.send(rows)
+def test_an_entity_comes_to_life_again_without_an_event_wherever_its_slot_is(
+    rig: Rig, engine_name: str, settings: dict[str, Any]
+) -> None:
+    with (
+        rig.engine(engine_name, "support.handlers.keyed:Counter", shards=2, **settings) as engine,
+        engine.producer() as producer,
+    ):
+        ref = producer.ref("ann")
+        assert (ref.slot, ref.shard) == (engine.where("ann")["slot"], engine.where("ann")["shard"])
+        for _ in range(3):
+            assert ref.tell(b"one")
         producer.flush(60)
-    expected = {key: 0.5 * int((rows["symbol"] == key).sum()) for key in range(7)}
-    assert expected == kept(files(settings, engine_name), "total")
+        assert {"events": 3, "lives": 1} == attributes(engine)
+        os.kill(engine.status()["shards"][ref.shard]["pid"], signal.SIGKILL)
+        wait_until(lambda: attributes(engine) == {"events": 3, "lives": 2}, "it lives again after a crash", 60)
+        engine.move([ref.slot], to=1 - ref.shard)
+        wait_until(lambda: attributes(engine) == {"events": 3, "lives": 3}, "it lives again after a move", 60)
+        assert ref.shard == engine.where("ann")["shard"]
+
+
+def attributes(engine: shardmem.Engine) -> Any:
+    found = engine.state("entities", "ann")
+    return found and found.value[0]
 
 
 def test_a_timer_whose_handler_raises_is_tried_again_and_holds_up_no_other(
