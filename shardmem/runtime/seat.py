@@ -154,7 +154,10 @@ class Seat:
             return None
 
     def position(self, shard: int) -> tuple[int, int] | None:
-        """Where the lane to a shard ends, and how far its worker has come. None: there is no such lane."""
+        """Where the lane to a shard ends, and how far its worker has come. None: there is no such lane. Raises
+        SegmentCorrupt when somebody has cut the inbox short: what this seat had pushed into it is lost."""
+        if (inbox := self.inboxes.get(shard)) is not None:
+            inbox.segment.check_whole()
         tail, head = ffi.new("uint64_t *"), ffi.new("uint64_t *")
         if lib.sm_sender_position(self.sender, shard, tail, head) != lib.SM_OK:
             return None

@@ -222,19 +222,19 @@ def test_a_state_file_that_cannot_be_written_stops_the_shard_and_loses_nothing(
     rig: Rig, engine_name: str, settings: dict
 ) -> None:
     path = state_files(settings, engine_name)
-    with pytest.raises(shardmem.HandlerError, match="the state file .* cannot be used: no such table: rows"):
+    with pytest.raises(shardmem.HandlerError, match="the state file .* cannot be used: no such table: journal"):
         with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
             producer.push(1, b"0 ")
             producer.flush(PATIENCE)
             with sqlite3.connect(shard_file(path, 0)) as database:
-                database.execute("alter table rows rename to elsewhere")
+                database.execute("alter table journal rename to elsewhere")
             database.close()
             producer.push(1, b"1 ")
             with pytest.raises(shardmem.HandlerError):
                 producer.flush(PATIENCE)
             assert 1 == engine.status()["accounting"]["in_flight"]
     with sqlite3.connect(shard_file(path, 0)) as database:
-        database.execute("alter table elsewhere rename to rows")
+        database.execute("alter table elsewhere rename to journal")
     database.close()
     with rig.engine(engine_name, shards=1, **settings) as engine:
         drained(engine)
