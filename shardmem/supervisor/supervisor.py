@@ -107,6 +107,7 @@ class Supervisor:
             self._api,
             self._notify,
             sources,
+            keep_unfinished=self._keep_unfinished,
             on_ready=self._on_ready,
         )
         with self._signals(commands, reload, background):
@@ -119,7 +120,7 @@ class Supervisor:
                 while self._life.stage is not Stage.ENDED:
                     await self._work(stages, fleet)
                     self._life.advance()
-                self.outcome = stages.finish(self._keep_unfinished)
+                self.outcome = stages.finish()
             finally:
                 for each in watching:
                     each.cancel()

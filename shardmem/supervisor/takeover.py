@@ -31,7 +31,7 @@ from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import BOARD_BYTES, point
-from shardmem.memory.segment import control_name, inbox_files, inbox_name, inboxes_of, path_of
+from shardmem.memory.segment import control_name, inbox_files, inbox_name, path_of
 from shardmem.policy import NOBODY, LeastSlots, ShardCoordinator, Strategy
 from shardmem.runtime import logs
 from shardmem.runtime.state import remove_files
@@ -277,18 +277,12 @@ def _finish_removals(control: ControlSegment) -> None:
 
 
 def _sweep(control: ControlSegment) -> None:
-    """Inboxes of this engine that no shard has: made by a supervisor that was killed before it could say so. One that a
-    shard had and that was never retired could not be understood (recovery.py): it is left to whoever can."""
-    kept = set()
-    for shard in control.known_shards():
-        view = control.view_shard(shard)
-        kept |= {
-            inbox_name(control.engine, shard, number)
-            for number in inboxes_of(control.engine, shard)
-            if view.retired_generation < number <= view.generation
-        }
+    """Inboxes of this engine that no shard has: made by a supervisor that was killed before it could say so."""
+    known = {
+        inbox_name(control.engine, shard, control.view_shard(shard).generation) for shard in control.known_shards()
+    }
     for name in inbox_files(control.engine):
-        if name not in kept:
+        if name not in known:
             _unlink(name)
 
 

@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prometheus_client import generate_latest
 from rich.console import Console
 
 from shardmem.console import render
@@ -36,7 +35,7 @@ def look(name: str, directory: str) -> None:
         json.dumps(document)
         Console(file=io.StringIO(), highlight=False).print(render.status(document))
         against_life(document), against_readiness(document)
-        exposition(document, observer.histograms(), generate_latest)
+        exposition(document, observer.histograms(), "")
         observer.in_flight(), observer.board(), observer.history(), observer.handoffs()
         for shard in range(control.room):
             observer.lanes(shard)
