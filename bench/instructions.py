@@ -114,7 +114,7 @@ def handle(rounds: int, fill: Callable[[Producer], None]) -> None:
         Producer(control.engine, backpressure="fail") as producer,
     ):
         fill(producer)
-        reader = lib.sm_reader_new(control.address, control.geometry, inboxes[0].address, 0, BATCH_ROWS)
+        reader = lib.sm_reader_new(control.address, control.geometry, inboxes[0].address, -1, 0, BATCH_ROWS)
         batch, scratch, read = ffi.new("sm_batch *"), Scratch(), 0
         for _ in range(rounds):
             lib.sm_next(reader, 0, 0, batch)

@@ -97,10 +97,10 @@ int sm_guard(void);                  /* this process outlives mapped files that 
 int sm_is_lost(const void *address); /* it was, and what is read there is not what was written */
 
 /* ---- leases: who lives is the kernel's word [any] ----------------------------------------------------- */
-int sm_lease_take(int fd, uint64_t byte); /* 0 taken, 1 somebody holds it, -errno */
-void *sm_lease_keep(int fd, int *error);  /* what is locked by it stays so when it is closed; NULL: errno */
-void sm_lease_release(void *keeper);      /* not in a forked child, which has no copy */
-int sm_lease_held(int fd, uint64_t byte); /* 0 free, 1 held by another description, -errno */
+int sm_lease_take(int fd, uint64_t byte);        /* 0 taken, 1 somebody holds it, -errno */
+void *sm_lease_keep(int fd, int *error);         /* what is locked by it stays so when it is closed; NULL: errno */
+void sm_lease_release(void *keeper);             /* not in a forked child, which has no copy */
+int sm_lease_held(int fd, uint64_t byte);        /* 0 free, 1 held by another description, -errno */
 int sm_read_only(void *address, uint64_t bytes); /* from here on this process cannot write there; -1: errno */
 
 /* ---- hash and routing [any] --------------------------------------------------------------------------- */
@@ -238,6 +238,9 @@ void sm_set_holds(void *control, uint32_t shard, uint32_t holds);
 void sm_give_orders(void *control, uint32_t shard, void *inbox); /* the worker looks at its handoffs; inbox: woken */
 void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t accepted, uint64_t handled,
                uint64_t quarantined, uint64_t shed);
+/* words that somebody else has changed: as they were. Any shard, SM_NO_SHARD too */
+void sm_mend_slot(void *control, uint32_t slot, uint32_t shard);
+void sm_mend_hold(void *control, uint32_t slot, uint32_t phase, uint32_t source, uint32_t target);
 void sm_forget_retired(void *control, uint32_t shard, uint64_t generation); /* the word was damaged: it was this one */
 
 void sm_post(void *control, uint32_t board, const char *text, uint32_t bytes); /* what it decided, or what happened */

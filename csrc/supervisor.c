@@ -230,6 +230,22 @@ void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t acce
     atomic_store_explicit(&s->retired_word, generation << 1 | to, memory_order_seq_cst);
 }
 
+void sm_mend_slot(void *control, uint32_t slot, uint32_t shard)
+{
+    if (slot >= ((sm_control *)control)->geometry.slots)
+        return;
+    _Atomic uint64_t *word = &sm_slot_at(control, slot)->slot_word;
+    uint32_t epoch = SM_SLOT_EPOCH(atomic_load_explicit(word, memory_order_relaxed)) + 1;
+    atomic_store_explicit(word, SM_SLOT_WORD(shard & 0xffff, epoch), memory_order_seq_cst); /* H1 */
+}
+
+void sm_mend_hold(void *control, uint32_t slot, uint32_t phase, uint32_t source, uint32_t target)
+{
+    if (slot < ((sm_control *)control)->geometry.slots)
+        atomic_store_explicit(&sm_hold_at(control, slot)->hold_word, SM_HOLD_WORD(phase, source, target),
+                              memory_order_seq_cst);
+}
+
 void sm_forget_retired(void *control, uint32_t shard, uint64_t generation)
 {
     if (!has_shard(control, shard))

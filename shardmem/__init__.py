@@ -37,7 +37,9 @@ _HOME = {
     "Context": "runtime.handler",
     "Handler": "runtime.handler",
     "Engine": "client.engine",
+    "Entity": "runtime.entity",
     "KeyedState": "state.keyed",
+    "stateful": "runtime.functions",
     "StateError": "errors",
     "Producer": "runtime.producer",
     "Status": "status.document",
@@ -55,6 +57,7 @@ __all__ = [
     "ConfigError",
     "Context",
     "Engine",
+    "Entity",
     "Handler",
     "HandlerError",
     "KeyedState",
@@ -71,6 +74,7 @@ __all__ = [
     "Unavailable",
     "__version__",
     "connect",
+    "stateful",
 ]
 
 
@@ -99,6 +103,8 @@ if TYPE_CHECKING:
     )
     from shardmem.runtime.aio import AsyncProducer
     from shardmem.runtime.batch import Batch, Columns
+    from shardmem.runtime.entity import Entity
+    from shardmem.runtime.functions import stateful
     from shardmem.runtime.handler import Context, Handler
     from shardmem.runtime.producer import Producer, connect
     from shardmem.state.keyed import KeyedState

@@ -121,7 +121,7 @@ class Config:
     )
     max_restarts: int = setting(
         10,
-        "crashes within restart_window, without an event in hand, after which a shard counts as failed",
+        "crashes within restart_window, with no event in hand, after which a shard counts as failed; it is tried again",
         "number",
         least=0,
         most=1_000_000,

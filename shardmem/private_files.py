@@ -121,6 +121,11 @@ def acting_as(uid: int) -> Iterator[None]:
         libc.setfsgid(group)
 
 
+def owner_of(path: str) -> int:
+    """The uid whose file it has to be: this process's; root looks at whoever's it is, with that user's rights."""
+    return os.lstat(path).st_uid if os.geteuid() == 0 and os.path.lexists(path) else os.geteuid()
+
+
 def _acting() -> int:
     """The user whose rights this thread has over files."""
     uid: int | None = getattr(_of_thread, "uid", None)

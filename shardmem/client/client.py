@@ -16,6 +16,7 @@ from typing import Any
 
 from shardmem import errors
 from shardmem.client.calls import ControlCalls
+from shardmem.client.state import StateAccess, StateValue
 from shardmem.errors import NotRunning, SegmentError, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
@@ -39,6 +40,7 @@ class Client(ControlCalls):
         self.name = name
         self._control = ControlSegment.attach(name)
         self._observer = Observer(self._control)
+        self._state: StateAccess | None = None
 
     def __repr__(self) -> str:
         return f"<Client of engine {self.name!r}>"
@@ -51,6 +53,13 @@ class Client(ControlCalls):
         """Which shard handles the events of this key. Works with the supervisor dead. Raises ConfigError: not a key of
         this engine."""
         return where(self._control, key)
+
+    def state(self, name: str, key: int | str | bytes, type: Any = Any) -> StateValue | None:
+        """The last committed value of a key of a `KeyedState`, with its age; None: it has none. type: what it was
+        declared as; without it, objects are dicts and lists. Works with workers and supervisor dead."""
+        if self._state is None:
+            self._state = StateAccess(self._control.state_dir, self.name)
+        return self._state.get(name, key, type)
 
     def where_text(self, text: str, *, as_int: bool = False) -> Where:
         """The same of a key as it is written in a shell: a number where the engine's keys are numbers."""
@@ -157,6 +166,8 @@ class Client(ControlCalls):
             )
 
     def close(self) -> None:
+        if self._state is not None:
+            self._state.close()
         self._observer.close()
         self._control.close()
 

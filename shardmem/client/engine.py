@@ -19,6 +19,7 @@ from shardmem.client.client import Client
 from shardmem.client.engine_settings import EngineSettings, HandlerLike
 from shardmem.client.revival import Revival
 from shardmem.client.shard_news import NewsReader, OnShard, ShardNews
+from shardmem.client.state import StateAccess, StateValue
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, NotRunning, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
@@ -87,6 +88,7 @@ class Engine(ControlCalls):
         self._news = ShardNews(on_shard_created, on_shard_removed)
         self._control: ControlSegment | None = None
         self._last: Status | None = None
+        self._state: StateAccess | None = None
         self._revival: Revival | None = None
         self._reviving = threading.RLock()
         self._looking = threading.Lock()  # at the memory, which another thread may be about to let go
@@ -253,6 +255,16 @@ class Engine(ControlCalls):
                 raise NotRunning(f"engine {self.name!r} is not running")
             return where(self._control, key)
 
+    def state(self, name: str, key: int | str | bytes, type: Any = Any) -> StateValue | None:
+        """The last committed value of a key of a `KeyedState`, with its age; None: it has none. type: what it was
+        declared as; without it, objects are dicts and lists. Raises NotRunning."""
+        with self._looking:
+            if self._control is None:
+                raise NotRunning(f"engine {self.name!r} is not running")
+            if self._state is None:
+                self._state = StateAccess(self._control.state_dir, self.name)
+            return self._state.get(name, key, type)
+
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
         """One call of the control API; once more if the supervisor is killed before it has answered."""
         return self._ask(lambda client: client.command(name, **wanted))
@@ -284,6 +296,8 @@ class Engine(ControlCalls):
         with self._looking:
             if self._control is not None:
                 self._observer.close()
+                if self._state is not None:
+                    self._state.close()
                 self._control.close()
                 self._control = None
         if self._revival is not None:

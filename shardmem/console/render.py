@@ -22,7 +22,7 @@ from shardmem.status.document import (
     Status,
 )
 from shardmem.status.findings import VERDICTS
-from shardmem.text import cleaned, plural, size
+from shardmem.text import cleaned, plural, printable, size
 
 _COLORS = {
     "running": "green",
@@ -102,7 +102,7 @@ def source_line(source: SourceStatus) -> str:
     parts += [f"{source['lag_bytes']:,} bytes behind"] if source["lag_bytes"] else []
     age = source["last_commit_age_s"]
     parts += [f"committed {age:.3g} s ago"] if age is not None else []
-    parts += [str(source["error"])] if source["error"] else []
+    parts += [printable(source["error"])] if source["error"] else []
     return ", ".join(parts)
 
 
@@ -113,7 +113,7 @@ def source_lines(sources: list[SourceStatus]) -> list[str]:
         found.append(source_line(source))
         found += [f"  {plural(number, 'record')} skipped: {reason}" for reason, number in source["reasons"].items()]
         found += [
-            f"  {name}: byte {place['offset']:,}" + (f", {place['at']}" if place["at"] else "")
+            f"  {printable(name)}: byte {place['offset']:,}" + (f", {place['at']}" if place["at"] else "")
             for name, place in source["partitions"].items()
         ]
     return found
@@ -126,7 +126,7 @@ def lag_lines(sources: list[SourceStatus]) -> list[str]:
         age = source["last_commit_age_s"]
         found.append(f"source {source['name']}: {total}" + (f", committed {age:.3g} s ago" if age is not None else ""))
         found += [
-            f"  {name}: {'not known' if place['lag'] is None else format(place['lag'], ',') + ' bytes'}"
+            f"  {printable(name)}: {'not known' if place['lag'] is None else format(place['lag'], ',') + ' bytes'}"
             for name, place in source["partitions"].items()
         ]
     return found

@@ -186,6 +186,7 @@ COMPONENTS: dict[str, Schema] = {
     "Access": {**obj(access=one_of("all", "read", "token")), "example": {"access": "token"}},
     "Quarantine": obj(file=TEXT, count=COUNT, limit=COUNT, events=array(obj(**_QUARANTINED))),
     "Quarantined": _whole(),
+    "StateValue": obj(state=TEXT, key={}, value={}, age=NUMBER, shard=COUNT, slot=COUNT),
     "Replayed": obj(replayed=array(COUNT), left=array(COUNT), why=or_null(TEXT)),
     "Purged": obj(purged=COUNT),
     "Scaled": obj(auto_scale=TRUTH, **_SHARDS, **_MOVED),

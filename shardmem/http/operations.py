@@ -228,7 +228,12 @@ READS = (
         problems=("404",),
         values={"shard": {"type": "integer", "minimum": 0, "maximum": 99_999, "example": 0}},
     ),
-    Read("/status", "The status document, as `shardmem status --json` prints it", "Status"),
+    Read(
+        "/status",
+        "The status document, as `shardmem status --json` prints it; without the token, what handlers and errors said "
+        "is left out",
+        "Status",
+    ),
     Read(
         "/quarantine",
         "The newest 100 events in quarantine that were not replayed, without payloads; their number, and the limit",
@@ -243,6 +248,14 @@ READS = (
         private=True,
         problems=("404", "409"),
         values={"id": {"type": "integer", "minimum": 0, "maximum": 999_999_999_999_999_999, "example": 1}},
+    ),
+    Read(
+        "/state/{name}/{key}",
+        "The last saved value of a key of a keyed state; the key is text, or else a number, or else bytes",
+        "StateValue",
+        private=True,
+        problems=("404", "409"),
+        values={"name": {"type": "string", "example": "visits"}, "key": {"type": "string", "example": "ann"}},
     ),
     Read(
         "/metrics",

@@ -1,7 +1,7 @@
 """The control API: HTTP over a unix socket that only its user can reach, and on loopback TCP if `http_port` says so.
 
     GET  / (a page for a browser) /page/FILE (its parts) /access /slots /lanes/SHARD /status /metrics /livez /readyz
-         /quarantine /quarantine/ID /openapi.json
+         /quarantine /quarantine/ID /state/NAME/KEY /openapi.json
     POST /scale /drain /move /rebalance /reload /stop /quarantine/replay /quarantine/purge     a JSON object in and out
 
 The unix socket is as private as its user: mode 0600, and the kernel names the user at the other end. Every user of this
@@ -13,6 +13,7 @@ are no CORS headers, so a page of another origin cannot.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 import logging
@@ -27,6 +28,7 @@ from typing import Any, TypeVar, cast
 from aiohttp import web
 
 from shardmem.client.quarantine import QuarantineAccess
+from shardmem.client.state import StateAccess, describe, find_text
 from shardmem.errors import ShardmemError
 from shardmem.http.connections import Connection, Connections
 from shardmem.http.listeners import BACKLOG, UnixListener, listen_on_tcp
@@ -113,6 +115,7 @@ class Api:
         application.router.add_get("/readyz", self._health("ready", against_readiness))
         application.router.add_get("/quarantine", self._quarantine)
         application.router.add_get("/quarantine/{id:[0-9]{1,18}}", self._quarantined)
+        application.router.add_get("/state/{name}/{key:.+}", self._state)
         application.router.add_get("/openapi.json", self._openapi)
         for declared in COMMANDS:
             application.router.add_post(f"/{declared.name}", self._command(declared, commands[declared.name]))
@@ -201,7 +204,7 @@ class Api:
         resource = request.match_info.route.resource
         private = resource is not None and resource.canonical in PRIVATE
         if private or request.method not in ("GET", "HEAD"):
-            what = "events in quarantine" if private else "commands"
+            what = "events in quarantine and state" if private else "commands"
             if self._token is None:
                 return _problem(
                     403,
@@ -310,6 +313,23 @@ class Api:
             return _refusal(404, error)
         except ShardmemError as error:
             return _refusal(409, error)
+
+    async def _state(self, request: web.Request) -> web.Response:
+        name, key = request.match_info["name"], request.match_info["key"]
+
+        def look() -> dict[str, Any] | None:
+            control = self._observer.control
+            with contextlib.closing(StateAccess(control.state_dir, control.engine)) as access:
+                found = find_text(access, name, key, None)
+                return None if found is None else describe(name, *found)
+
+        try:
+            found = await asyncio.to_thread(look)
+        except ShardmemError as error:
+            return _refusal(409, error)
+        return (
+            _problem(404, f"state {name!r} has no value for key {key!r}") if found is None else web.json_response(found)
+        )
 
     async def _openapi(self, request: web.Request) -> web.Response:
         tcp = _is_tcp(request)

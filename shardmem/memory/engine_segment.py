@@ -12,8 +12,8 @@ from shardmem.memory import lease
 from shardmem.memory.description import Description
 from shardmem.memory.inbox_segment import PAGE, InboxSegment
 from shardmem.memory.native import ffi, lib
+from shardmem.memory.own_words import OwnWords
 from shardmem.memory.segment import Segment, control_name, engine_names, inbox_name, listed
-from shardmem.memory.words import Words
 from shardmem.schema import Schema
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ENGINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
-class ControlSegment(Words):
+class ControlSegment(OwnWords):
     """The control segment of one engine. `create` (supervisor) or `attach` (anybody)."""
 
     def __init__(self, segment: Segment, geometry: sm_geometry, description: Description) -> None:
@@ -31,6 +31,7 @@ class ControlSegment(Words):
         self.address = segment.address
         self.engine, self.schema = description.engine, description.schema
         self.backpressure, self.state_dir = description.backpressure, description.state_dir
+        self.is_named = description.is_named
         self.slots: int = geometry.slots
         self.room: int = geometry.max_shards
         self.max_shards = description.max_shards
@@ -51,10 +52,11 @@ class ControlSegment(Words):
         lane_bytes: int,
         backpressure: str = "block",
         state_dir: str = "",
+        is_named: bool = True,
     ) -> ControlSegment:
         """A fresh control segment. Raises FileExistsError, OutOfMemory, ConfigError."""
         check_name(engine)
-        description = Description(engine, schema, max_shards, backpressure, state_dir)
+        description = Description(engine, schema, max_shards, backpressure, state_dir, is_named)
         text = description.to_json()
         name = engine.encode()
         if len(text) > lib.SM_SCHEMA_BYTES:

@@ -163,7 +163,8 @@ class Segment:
     def trouble(self) -> str:
         """What somebody has done to the file since it was mapped; empty: nothing. What was cut off is a SIGBUS at the
         next touch, or empty pages in a process that outlives that (`outlive_lost_memory`)."""
-        there, path = os.fstat(self.descriptor).st_size, path_of(self.name)
+        there = os.fstat(self.descriptor).st_size if self.descriptor >= 0 else self.size
+        path = path_of(self.name)
         if there < self.size or lib.sm_is_lost(self.address):
             return f"{path} was cut short while it was in use: it has {there:,} bytes of {self.size:,}"
         return "" if self.is_current() else f"{path} was removed while it was in use"
@@ -171,7 +172,9 @@ class Segment:
     @property
     def is_whole(self) -> bool:
         """False: it was cut short, and what is read of it is not what was written."""
-        return os.fstat(self.descriptor).st_size >= self.size and not lib.sm_is_lost(self.address)
+        if lib.sm_is_lost(self.address):
+            return False
+        return self.descriptor < 0 or os.fstat(self.descriptor).st_size >= self.size
 
     def check_whole(self) -> None:
         """Raises SegmentCorrupt."""

@@ -200,10 +200,10 @@ class Checkpointed:
         if self._reader.deferred().rows or self._keeper.has_changes:
             self.save()
 
-    def save(self, also: Iterable[int] = ()) -> None:
+    def save(self, also: Iterable[int] = (), merge: bool = False) -> None:
         slots = sorted({*np.flatnonzero(self._touched).tolist(), *also}) if self._keeps_slots else []
         states = self._snapshots(slots)
-        self._store.save(states, self._keeper.changes(), self._reader.ranges())
+        self._store.save(states, self._keeper.changes(), self._reader.ranges(), merge=merge)
         self._keeper.saved()
         if not self._reader.commit_deferred():
             log.error("shard %d: a lane changed under what was handled of it; it moves no further", self._shard)
@@ -226,7 +226,7 @@ class Checkpointed:
             _tell(self.handler, self._shard, "gained", self._mine)
 
     def hand_over(self, slots: list[int]) -> None:
-        self.save(also=slots)
+        self.save(also=slots, merge=True)
         self._mine.difference_update(slots)
         self._keeper.lose(set(slots))
         self._store.give(slots)

@@ -24,6 +24,8 @@ from shardmem.state.keys import Key
 from shardmem.state.timers import Timers
 from shardmem.text import of_error
 
+_MAKES_HANDLER = "__shardmem_handler__"  # of an entity's class and of a stateful function
+
 
 @dataclass(frozen=True)
 class Context:
@@ -150,7 +152,7 @@ class HandlerRef:
         try:
             found = self._find()
             shared = self.pickled is None and not inspect.isclass(found)
-            if inspect.isclass(found):
+            if inspect.isclass(found) and not hasattr(found, _MAKES_HANDLER):
                 found = found()
         except (Exception, SystemExit) as error:
             text = f"handler {self.name!r} cannot be loaded: {of_error(error)}"
@@ -205,6 +207,8 @@ class HandlerRef:
 def handler_of(found: Any, name: str = "", shared: bool = False) -> Handler:
     """A Handler of what the user wrote, checked. shared: it is an object of a module. Raises HandlerError."""
     name = name or str(getattr(found, "__qualname__", type(found).__qualname__))
+    if hasattr(found, _MAKES_HANDLER):
+        found = getattr(found, _MAKES_HANDLER)()
     if callable(getattr(found, "handle", None)):
         if getattr(found.handle, "__func__", None) is Handler.handle:
             raise HandlerError(f"handler {name!r} has no handle(batch): write it in {type(found).__name__}")

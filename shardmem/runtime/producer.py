@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from shardmem.errors import ConfigError, ShardmemError
+from shardmem.errors import ConfigError, NotRunning, ShardmemError
+from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import Pusher, borrow, ffi, lib
 from shardmem.runtime.attachment import Attachment, Marks
 from shardmem.runtime.call import DEFAULT, KEPT, MODES, Call, Mode
 from shardmem.runtime.columns import EventColumns, Keys
 from shardmem.runtime.encode import Key, bytes_of, is_encodable, left_of, pending, plain_key, plain_lists, rest_of
+from shardmem.runtime.ref import Ref
 from shardmem.runtime.seat import Seat
 from shardmem.runtime.waits import LaneWait, Steps, finish
 
@@ -292,6 +294,16 @@ class Producer:
             cursor.pending_count = 0
 
     # ---- how far it has come -----------------------------------------------------------------------------------------
+
+    def ref(self, key: int | str | bytes) -> Ref:
+        """Somebody to tell something: `producer.ref("cart-17").tell(b"...")`; `slot` and `shard` say where it goes."""
+        return Ref(self, key)
+
+    def _control(self) -> ControlSegment:
+        """Raises NotRunning: the engine is away."""
+        if (seat := self._attached.own_seat()) is None:
+            raise NotRunning(f"engine {self.engine!r} is not running")
+        return seat.control
 
     def position(self) -> Marks:
         """Where the lanes end now: `handled` says later whether all that was pushed before has been handled."""

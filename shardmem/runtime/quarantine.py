@@ -171,8 +171,8 @@ class Quarantine(QuarantineReader):
                     seat,
                     sequence,
                     kind,
-                    reason,
-                    traceback,
+                    _encodable(reason),
+                    _encodable(traceback),
                     attempts,
                     _key_text(key),
                     payload,
@@ -197,6 +197,11 @@ class Quarantine(QuarantineReader):
 def is_there(path: str) -> bool:
     """Whether anything was ever quarantined: a file that its maker did not live to fill holds nothing."""
     return any(os.path.lexists(each) and os.lstat(each).st_size for each in (path, f"{path}-wal"))
+
+
+def _encodable(text: str) -> str:
+    """Half a surrogate pair in an exception's text stopped its shard: SQLite takes UTF-8 only."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _key_text(key: Any) -> str:

@@ -55,6 +55,7 @@ class Seat:
         if self.sender == ffi.NULL:
             self._lease.release()
             raise out_of_memory(f"cannot push into engine {control.engine!r}", 0)
+        control.segment.let_go()  # whoever closes descriptors that are not its own closes none of ours
         self.control = control
         self.incarnation = control.view_seat(self.number).incarnation
         self.inboxes: dict[int, InboxSegment] = {}
@@ -137,6 +138,7 @@ class Seat:
                     f"the lane of producer {self.number} to shard {shard} contradicts itself: its head and "
                     f"tail are further apart than the lane is long; connect again to get another seat"
                 )
+            inbox.segment.let_go()
             if known is not None:
                 self._ended.append(known)
             self.inboxes[shard] = inbox
@@ -152,7 +154,10 @@ class Seat:
             return None
 
     def position(self, shard: int) -> tuple[int, int] | None:
-        """Where the lane to a shard ends, and how far its worker has come. None: there is no such lane."""
+        """Where the lane to a shard ends, and how far its worker has come. None: there is no such lane. Raises
+        SegmentCorrupt when somebody has cut the inbox short: what this seat had pushed into it is lost."""
+        if (inbox := self.inboxes.get(shard)) is not None:
+            inbox.segment.check_whole()
         tail, head = ffi.new("uint64_t *"), ffi.new("uint64_t *")
         if lib.sm_sender_position(self.sender, shard, tail, head) != lib.SM_OK:
             return None

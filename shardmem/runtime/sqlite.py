@@ -136,7 +136,7 @@ class Reading:
             deadline = time.monotonic() + self._patience
             while True:
                 try:
-                    return self._look(self._address(), query, values)
+                    return self._look(address_of(self.path), query, values)
                 except sqlite3.OperationalError:
                     if time.monotonic() > deadline:
                         raise
@@ -146,21 +146,25 @@ class Reading:
         with contextlib.closing(sqlite3.connect(address, uri=True, timeout=self._patience)) as connection:
             return connection.execute(query, values).fetchall()
 
-    def _address(self) -> str:
-        """SQLite makes files beside one in WAL mode even to read it, unless it is told not to. With nothing in the log,
-        all there is is in the file itself."""
-        if not os.path.exists(self.path):
-            raise FileNotFoundError(f"{self.path} has been removed")
-        base = f"file:{quote(self.path)}"
-        try:
-            log = os.stat(f"{self.path}-wal").st_size
-        except FileNotFoundError:
-            log = 0
-        if not log:
-            return f"{base}?immutable=1"
-        return f"{base}?mode=ro&readonly_shm=1" if os.path.exists(f"{self.path}-shm") else f"{base}?mode=ro"
-
     def close(self) -> None: ...
+
+
+def has_log(path: str) -> bool:
+    """Whether there is anything in the log beside it."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(f"{path}-wal").st_size > 0
+    return False
+
+
+def address_of(path: str) -> str:
+    """For whoever only looks. SQLite makes files beside one in WAL mode even to read it, unless it is told not to. With
+    nothing in the log, all there is is in the file itself."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path} has been removed")
+    base = f"file:{quote(path)}"
+    if not has_log(path):
+        return f"{base}?immutable=1"
+    return f"{base}?mode=ro&readonly_shm=1" if os.path.exists(f"{path}-shm") else f"{base}?mode=ro"
 
 
 @contextlib.contextmanager

@@ -22,9 +22,11 @@ from typing import Any
 from urllib.parse import quote
 
 from shardmem.errors import AlreadyRunning, ShardmemError, StateError
-from shardmem.runtime.sqlite import PATIENCE, Database
+from shardmem.private_files import check_file
+from shardmem.runtime.journal import Journal, body_of, changes_of
+from shardmem.runtime.sqlite import PATIENCE, Database, explained
 from shardmem.state.keys import after, prefix
-from shardmem.state.store import Changes, Row
+from shardmem.state.store import Changes, Row, first_of
 
 _SCHEMA = """
 create table if not exists life (      -- the fence: who may write, and what its last checkpoint covered
@@ -35,6 +37,8 @@ create table if not exists rows (
     key blob primary key, value blob not null, sum integer not null, version integer not null, expires integer
 ) without rowid;
 create table if not exists timers (key blob primary key, due integer not null) without rowid;
+create table if not exists journal (  -- see journal.py
+    number integer primary key autoincrement, body blob not null, sum integer not null);
 create index if not exists timers_due on timers (due);
 """
 _FILE = re.compile(r"shard-([0-9]+)\.sqlite")
@@ -79,6 +83,22 @@ def checked_row(key: bytes, stored: Sequence[Any], path: str) -> Row:
     return value, version, expires
 
 
+def write(connection: sqlite3.Connection, changes: Changes) -> None:
+    """Into the tables, in the order of their keys."""
+    rows, timers = changes.rows, changes.timers
+    connection.executemany(
+        "insert into rows values (?, ?, ?, ?, ?) on conflict do update set value = excluded.value, "
+        "sum = excluded.sum, version = excluded.version, expires = excluded.expires",
+        [(key, row[0], zlib.crc32(row[0]), row[1], row[2]) for key, row in sorted(rows.items()) if row],
+    )
+    connection.executemany("delete from rows where key = ?", [(key,) for key, row in rows.items() if not row])
+    connection.executemany(
+        "insert or replace into timers values (?, ?)",
+        sorted((key, due) for key, due in timers.items() if due is not None),
+    )
+    connection.executemany("delete from timers where key = ?", [(key,) for key, due in timers.items() if due is None])
+
+
 class StateStore:
     """Raises ShardmemError when a file cannot be used, AlreadyRunning when another life of this shard has begun.
 
@@ -91,6 +111,8 @@ class StateStore:
         self.path = shard_file(directory, shard)
         self._database = Database(self.path, _SCHEMA, "the state file", durable=keep)
         self._incarnation = self._generation = 0
+        self._one = self._database.connection.execute
+        self._journal = Journal()
         self._claimed: set[int] = set()
         self._given: set[int] = set()  # slots of which this file may have rows that another one has newer
         for path in shard_files(directory).values():
@@ -103,6 +125,9 @@ class StateStore:
                     f"the state file {path} was made with slots={slots} and the engine has slots={self._slots}: "
                     f"keys would not find their state; run it with slots={slots}, or set another state_dir"
                 )
+
+    def last_incarnation(self) -> int:
+        return max((found for (found,) in self._database.rows("select incarnation from life")), default=0)
 
     def begin_life(self, incarnation: int, generation: int, expected: bool = False) -> bytes:
         """From here on only this incarnation writes. The ranges of its predecessor's last checkpoint. expected: there
@@ -124,35 +149,45 @@ class StateStore:
                     )
                 ranges = found[3] if found[2] == generation else b""
             elif found and not self._keep:
-                for table in ("rows", "timers", "slots"):
+                for table in ("rows", "timers", "slots", "journal"):
                     connection.execute(f"delete from {table}")
             connection.execute(
                 "insert or replace into life values (1, ?, ?, ?, ?, ?, ?)",
                 (self._engine, self._slots, incarnation, generation, ranges, _now_ms()),
             )
+            for body, total in connection.execute("select body, sum from journal order by number").fetchall():
+                self._journal.add(changes_of(body, total, self.path), len(body))
+            if not (found and found[0] == self._engine):  # other files may have newer rows of what it speaks of
+                self._merge(connection)
+                self._journal.clear()
         return ranges
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
-    def save(self, snapshots: Iterable[tuple[int, bytes]], changes: Changes, ranges: bytes) -> None:
-        """(slot, state) of what changed, what changed by key, and the ranges of events behind it: all or nothing."""
-        rows = dict(changes.rows)
-        rows.update((prefix(slot, _SNAPSHOT), (state, 0, None)) for slot, state in snapshots)
+    def save(
+        self, snapshots: Iterable[tuple[int, bytes]], changes: Changes, ranges: bytes, *, merge: bool = False
+    ) -> None:
+        """(slot, state) of what changed, what changed by key, and the ranges of events behind it: all or nothing.
+        merge: the tables say all of it then, for whoever reads them next."""
+        changes.rows.update((prefix(slot, _SNAPSHOT), (state, 0, None)) for slot, state in snapshots)
+        body = body_of(changes) if changes.rows or changes.timers else b""
+        merge = merge or self._journal.would_be_full(changes, len(body))
         with self._writing() as connection:
             connection.execute("update life set ranges = ?, saved = ?", (ranges, _now_ms()))
-            connection.executemany(
-                "insert into rows values (?, ?, ?, ?, ?) on conflict do update set value = excluded.value, "
-                "sum = excluded.sum, version = excluded.version, expires = excluded.expires",
-                [(key, row[0], zlib.crc32(row[0]), row[1], row[2]) for key, row in sorted(rows.items()) if row],
-            )
-            connection.executemany("delete from rows where key = ?", [(key,) for key, row in rows.items() if not row])
-            connection.executemany(
-                "insert or replace into timers values (?, ?)",
-                sorted((key, due) for key, due in changes.timers.items() if due is not None),
-            )
-            connection.executemany(
-                "delete from timers where key = ?", [(key,) for key, due in changes.timers.items() if due is None]
-            )
+            if merge:
+                self._merge(connection, changes)
+            elif body:
+                connection.execute("insert into journal (body, sum) values (?, ?)", (body, zlib.crc32(body)))
+        if merge:
+            self._journal.clear()
+        else:
+            self._journal.add(changes, len(body))
+
+    def _merge(self, connection: sqlite3.Connection, changes: Changes | None = None) -> None:
+        """All that is in the journal, and what changed since. It is cleared when that is committed, and not before."""
+        last = changes or Changes()
+        write(connection, Changes({**self._journal.rows, **last.rows}, {**self._journal.timers, **last.timers}))
+        connection.execute("delete from journal")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -172,27 +207,36 @@ class StateStore:
     # ---- reading: shardmem.state.store.Store ---------------------------------------------------------------------
 
     def get(self, key: bytes) -> Row | None:
-        found = self._database.rows("select value, sum, version, expires from rows where key = ?", key)
-        return checked_row(key, found[0], self.path) if found else None
+        if key in self._journal.rows:
+            return self._journal.rows[key]
+        with explained("the state file", self.path):  # without a look at the file: what is open is what was saved
+            found = self._one("select value, sum, version, expires from rows where key = ?", (key,)).fetchone()
+        return checked_row(key, found, self.path) if found else None
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, Row]]:
         at, end = prefix, after(prefix)
+        newer = dict(self._journal.in_range(at, end))
+        yield from ((key, row) for key, row in newer.items() if row is not None)
         while found := self._database.rows(
             "select key, value, sum, version, expires from rows where key >= ? and key < ? order by key limit 1000",
             at,
             end,
         ):
             for key, *row in found:
-                yield key, checked_row(key, row, self.path)
+                if key not in newer:
+                    yield key, checked_row(key, row, self.path)
             at = found[-1][0] + b"\0"
 
     def timers(self, due_from: int, due_to: int, limit: int) -> list[tuple[int, bytes]]:
+        newer = self._journal.timers
         query = "select due, key from timers where due between ? and ? order by due"
-        found = self._database.rows(query + " limit ?", due_from, due_to, limit)
-        if len(found) == limit:  # all that are due together with the last
-            last = found[-1][0]
-            found = [each for each in found if each[0] < last] + self._database.rows(query, last, last)
-        return found
+        stored = self._database.rows(f"{query} limit ?", due_from, due_to, limit + len(newer))
+        if len(stored) == limit + len(newer):  # all that are due together with the last
+            due_to = stored[-1][0]
+            stored = [each for each in stored if each[0] < due_to] + self._database.rows(query, due_to, due_to)
+        found = [(due, key) for due, key in stored if key not in newer]
+        found += [(due, key) for key, due in newer.items() if due is not None and due_from <= due <= due_to]
+        return first_of(found, limit)
 
     def snapshots(self, slots: Iterable[int]) -> dict[int, bytes]:
         """Of those of these slots that have one."""
@@ -267,6 +311,9 @@ class StateStore:
     def _copy(self, path: str, numbered: list[tuple[int, int]]) -> None:
         """Row by row from one file to the other: a slot may be larger than memory."""
         with opened(path) as source, self._writing() as connection:
+            self._merge(connection)  # what it says of these slots is older than what comes
+            bodies = source.execute("select body, sum from journal order by number").fetchall()
+            behind = [changes_of(body, total, path) for body, total in bodies]
             for slot, owner in numbered:
                 ends = prefix(slot), after(prefix(slot))
                 for table, marks in (("rows", "?, ?, ?, ?, ?"), ("timers", "?, ?")):
@@ -276,6 +323,13 @@ class StateStore:
                         source.execute(f"select * from {table} where key >= ? and key < ?", ends),
                     )
                 connection.execute("insert or replace into slots values (?, ?)", (slot, owner))
+            for changes in behind:
+                write(connection, _of_slots(changes, {slot for slot, _ in numbered}))
+        self._journal.clear()
+
+    def leave(self) -> None:
+        """As a process does that is killed."""
+        self._database.close()
 
     def close(self) -> None:
         """The file goes as well when others have all of it newer."""
@@ -291,6 +345,7 @@ class StateStore:
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[sqlite3.Connection]:
     """The file of another shard, to read it. Raises ShardmemError that names it."""
+    check_file(path, "the state file", os.geteuid())
     try:
         with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=PATIENCE)) as made:
             yield made
@@ -299,6 +354,16 @@ def opened(path: str) -> Iterator[sqlite3.Connection]:
             f"the state file {path} cannot be read: {error}",
             hint="Mend the file, or move it away and lose what it holds",
         ) from error
+
+
+def _of_slots(changes: Changes, slots: set[int]) -> Changes:
+    def is_wanted(key: bytes) -> bool:
+        return int.from_bytes(key[:2], "big") in slots
+
+    return Changes(
+        {key: row for key, row in changes.rows.items() if is_wanted(key)},
+        {key: due for key, due in changes.timers.items() if is_wanted(key)},
+    )
 
 
 def _look(path: str, query: str) -> list[tuple[Any, ...]]:

@@ -7,9 +7,11 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from shardmem.errors import ShardmemError
+from shardmem.private_files import acting_as, check_file, owner_of
+from shardmem.runtime.journal import Journal, changes_of
+from shardmem.runtime.sqlite import address_of, has_log
 from shardmem.runtime.state import checked_row, shard_files
 from shardmem.state.keys import Key, after, prefix, read_store_key, slot_of, store_key
 from shardmem.state.store import Row
@@ -31,11 +33,28 @@ class _File:
     def __init__(self, shard: int, path: str) -> None:
         self.shard, self.path = shard, path
         self.identity = _identity(path)
-        self._connection = sqlite3.connect(_address(path), uri=True, timeout=PATIENCE, check_same_thread=False)
+        self._owner = owner_of(path)
+        check_file(path, "the state file", self._owner)
+        with acting_as(self._owner):
+            self._connection = sqlite3.connect(
+                address_of(path), uri=True, timeout=PATIENCE, check_same_thread=False, isolation_level=None
+            )
+        self._journal, self._first, self._last = Journal(), 0, 0
+
+    @contextlib.contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """What is asked for inside is as of one checkpoint."""
+        self.rows("begin")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("rollback")
 
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         try:
-            return self._connection.execute(query, values).fetchall()
+            with acting_as(self._owner):
+                return self._connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
             if "no such table" in str(error):  # its worker is just making it
                 return []
@@ -44,25 +63,55 @@ class _File:
                 hint="Mend the file, or move it away and lose what it holds",
             ) from error
 
+    def journal(self) -> Journal:
+        """What the tables do not say yet; only what came since the last time is read."""
+        first, last = (self.rows("select min(number), max(number) from journal") or [(None, None)])[0]
+        if first is None or first != self._first:
+            self._journal, self._first, self._last = Journal(), first or 0, 0
+        if last is not None and last > self._last:
+            for body, total in self.rows("select body, sum from journal where number > ? order by number", self._last):
+                self._journal.add(changes_of(body, total, self.path), len(body))
+            self._last = last
+        return self._journal
+
+    def get(self, stored: bytes) -> tuple[Row, int] | None:
+        """The row, and when the last checkpoint was."""
+        with self.at_one_moment():
+            saved = next((saved for (saved,) in self.rows("select saved from life")), 0)
+            newer = self.journal().rows
+            if stored in newer:
+                row = newer[stored]
+                return None if row is None else (row, saved)
+            for found in self.rows("select value, sum, version, expires from rows where key = ?", stored):
+                return checked_row(stored, found, self.path), saved
+        return None
+
+    def slot(self, slot: int, name: bytes | None = None) -> tuple[dict[bytes, Row], dict[bytes, int]]:
+        """Rows and timers of a slot, by store key; of one name only, rows."""
+        start, end = prefix(slot, name), after(prefix(slot, name))
+        with self.at_one_moment():
+            newer = self.journal()
+            stored = self.rows(
+                "select key, value, sum, version, expires from rows where key >= ? and key < ?", start, end
+            )
+            rows = {key: checked_row(key, row, self.path) for key, *row in stored if key not in newer.rows}
+            timers = dict(self.rows("select key, due from timers where key >= ? and key < ?", start, end))
+        rows.update((key, row) for key, row in newer.in_range(start, end) if row is not None)
+        for key, due in newer.timers.items():
+            if start <= key < end:
+                timers.pop(key, None)
+                if due is not None:
+                    timers[key] = due
+        return dict(sorted(rows.items())), dict(sorted(timers.items()))
+
     def close(self) -> None:
-        self._connection.close()
+        with acting_as(self._owner):
+            self._connection.close()
 
 
 def _identity(path: str) -> tuple[int, int, bool]:
     found = os.stat(path)
-    return found.st_dev, found.st_ino, _has_log(path)
-
-
-def _has_log(path: str) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return os.stat(f"{path}-wal").st_size > 0
-    return False
-
-
-def _address(path: str) -> str:
-    """SQLite makes files beside one in WAL mode even to read it, unless it is told not to. With nothing in the log, all
-    there is is in the file itself."""
-    return f"file:{quote(path)}?{'mode=ro' if _has_log(path) else 'immutable=1'}"
+    return found.st_dev, found.st_ino, has_log(path)
 
 
 class StateReader:
@@ -82,12 +131,8 @@ class StateReader:
                     owner, found = number, file
         if found is None:
             return None
-        stored = store_key(key, name.encode(), slots)
-        rows = found.rows("select value, sum, version, expires, saved from rows, life where key = ?", stored)
-        if not rows:
-            return None
-        *row, saved = rows[0]
-        return Saved(checked_row(stored, row, found.path), saved, found.shard)
+        got = found.get(store_key(key, name.encode(), slots))
+        return None if got is None else Saved(*got, found.shard)
 
     @property
     def slots(self) -> int:
@@ -104,29 +149,31 @@ class StateReader:
         return {slot: file for slot, (_, file) in sorted(newest.items())}
 
     def rows(self, name: str | None = None) -> Iterator[tuple[int, str, Key, Row]]:
-        """(slot, name, key, row) of keyed states."""
+        """(slot, name, key, row) of keyed states. One slot at a time is in memory."""
         for slot, file in self.owners().items():
-            for stored, *row in _scan(file, prefix(slot, None if name is None else name.encode())):
+            for stored, row in file.slot(slot, None if name is None else name.encode())[0].items():
                 if stored[2:3] != b"\0":  # a snapshot of the whole slot
                     _, stored_name, key = read_store_key(stored)
-                    yield slot, stored_name.decode(), key, checked_row(stored, row, file.path)
+                    yield slot, stored_name.decode(), key, row
 
     def snapshots(self) -> dict[int, bytes]:
         """Of slots of a handler with `snapshot`."""
-        found = {}
-        for slot, file in self.owners().items():
-            for value, *_ in file.rows("select value from rows where key = ?", prefix(slot, b"")):
-                found[slot] = value
-        return found
+        found = ((slot, file.get(prefix(slot, b""))) for slot, file in self.owners().items())
+        return {slot: got[0][0] for slot, got in found if got is not None}
 
     def timers(self) -> Iterator[tuple[int, str, Key, int]]:
         """(slot, name as stored, key, due in ms)."""
         for slot, file in self.owners().items():
-            for stored, due in file.rows(
-                "select key, due from timers where key >= ? and key < ?", prefix(slot), after(prefix(slot))
-            ):
+            for stored, due in file.slot(slot)[1].items():
                 _, name, key = read_store_key(stored)
-                yield slot, name.decode(), key, due
+                yield slot, name.decode("utf-8", "surrogateescape"), key, due
+
+    def slot(self, slot: int) -> tuple[list[tuple[Any, ...]], list[tuple[bytes, int]]]:
+        """(key, value, version, expires) of all rows of a slot, and (key, due) of its timers."""
+        if (file := self.owners().get(slot)) is None:
+            return [], []
+        rows, timers = file.slot(slot)
+        return [(key, *row) for key, row in rows.items()], list(timers.items())
 
     def _known(self) -> list[_File]:
         """Open as long as they are what they were."""
@@ -146,11 +193,3 @@ class StateReader:
         for file in self._files.values():
             file.close()
         self._files.clear()
-
-
-def _scan(file: _File, prefix: bytes) -> Iterator[tuple[Any, ...]]:
-    at, end = prefix, after(prefix)
-    query = "select key, value, sum, version, expires from rows where key >= ? and key < ? order by key limit 1000"
-    while found := file.rows(query, at, end):
-        yield from found
-        at = found[-1][0] + b"\0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from shardmem.state.scope import Scope
@@ -53,6 +54,7 @@ class Keeper:
         self.timers = Timers(scope)
         self.maps: dict[str, KeyedMap[Any]] = {}
         self._handler: Any = None
+        self.between_batches: Callable[[], None] = lambda: None
 
     def bind(self, handler: Any) -> None:
         """Its attributes are the mappings from now on: found without asking the descriptor."""
@@ -73,6 +75,7 @@ class Keeper:
                 each.encode()
 
     def trim(self) -> None:
+        self.between_batches()
         if sum(each.live_bytes for each in self.maps.values()) > self._cache_bytes / 2:
             for each in self.maps.values():
                 each.cool()

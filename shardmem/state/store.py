@@ -27,11 +27,20 @@ class Store(Protocol):
     def get(self, key: bytes) -> Row | None: ...
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, Row]]:
-        """Rows whose keys begin so, by key."""
+        """Rows whose keys begin so, in any order."""
 
     def timers(self, due_from: int, due_to: int, limit: int) -> list[tuple[int, bytes]]:
         """(due, key) of timers in this time, both ends included, the earliest first; at most so many, and then all
         that are due together with the last."""
+
+
+def first_of(timers: list[tuple[int, bytes]], limit: int) -> list[tuple[int, bytes]]:
+    """The earliest, and all that are due together with the last of them."""
+    found = sorted(timers)
+    if len(found) > limit:
+        last = found[limit - 1][0]
+        found = [each for each in found if each[0] <= last]
+    return found
 
 
 class MemoryStore:
@@ -50,11 +59,7 @@ class MemoryStore:
             yield key, self._rows[key]
 
     def timers(self, due_from: int, due_to: int, limit: int) -> list[tuple[int, bytes]]:
-        found = sorted((due, key) for key, due in self._timers.items() if due_from <= due <= due_to)
-        if len(found) > limit:
-            last = found[limit - 1][0]
-            found = [each for each in found if each[0] <= last]
-        return found
+        return first_of([(due, key) for key, due in self._timers.items() if due_from <= due <= due_to], limit)
 
     def save(self, changes: Changes) -> None:
         for key, row in changes.rows.items():

@@ -11,7 +11,7 @@ changed   encoded and not saved yet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from itertools import repeat
 from typing import Any, Generic, TypeVar
 
@@ -139,12 +139,20 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
     # ---- all keys of this shard ----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Key]:
+        return self.in_slots(self._scope.owned)
+
+    def in_slots(self, slots: Iterable[int]) -> Iterator[Key]:
+        """Keys that have a value, of these slots: those that this shard owns."""
+        wanted = set(slots)
         self._encode()
         known = dict.fromkeys((*self.live, *self._cold))
         known.update(dict.fromkeys(key for key, row in self.changed.items() if row is not None))
-        yield from list(known)
+        keys = list(known)
+        if wanted != self._scope.owned:
+            keys = [key for key, slot in zip(keys, slots_of(keys, self._scope.slots).tolist()) if slot in wanted]
+        yield from keys
         now = self._scope.now_ms()
-        for slot in sorted(self._scope.owned):
+        for slot in sorted(wanted):
             for stored, row in self._scope.store.scan(prefix(slot, self._stored_name)):
                 key = read_store_key(stored)[2]
                 if key not in known and key not in self.changed and (row[2] is None or row[2] > now):
@@ -281,6 +289,16 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
         self._cold, self.live = self.live, {}
         self._marks = {key: mark for key, mark in self._marks.items() if key in self._cold}
         self._has_expiry &= self._cold.keys()
+
+    def in_memory(self) -> list[tuple[Key, V]]:
+        return [*self.live.items(), *self._cold.items()]
+
+    def drop(self, key: Key) -> None:
+        """It leaves memory, and is read again when it is asked for."""
+        if key not in self.dirty:
+            for held in (self.live, self._cold, self._marks):
+                held.pop(key, None)
+            self._has_expiry.discard(key)
 
     def forget_unsaved(self) -> None:
         """What was written, or may have been changed in place, since the last checkpoint."""

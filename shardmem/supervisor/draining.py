@@ -54,6 +54,8 @@ class Draining:
             now = time.monotonic()
             fleet.finish_handoffs(now)
             if not (waiting := self._waited_for(now)):
+                if any(fleet.control.view_shard(shard).batch_since_ns for shard in self.why):  # it would not end
+                    life.fail(self.failure() or ShardmemError("a batch is in hand, and does not end"))
                 return
             if limit is not None and now - started > limit:
                 self.why |= dict.fromkeys(waiting, f"drain_timeout={limit:g} s is over")

@@ -106,8 +106,11 @@ class Life:
 
     async def wait(self, timeout: float) -> None:
         """Until there is news, or that many seconds have passed."""
+        # Not wait_for: before Python 3.12 it swallows a cancellation that comes with the news, and a loop that waits
+        # here then never ends, nor does its process.
+        clock = asyncio.get_running_loop().call_later(timeout, self._changed.set)
         try:
-            await asyncio.wait_for(self._changed.wait(), timeout)
-        except asyncio.TimeoutError:
-            pass
+            await self._changed.wait()
+        finally:
+            clock.cancel()
         self._changed.clear()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import MOVE_PHASES, SHARD_STATES
-from shardmem.memory.segment import GENERATIONS, inboxes_of
+from shardmem.memory.segment import GENERATIONS, inbox_name, inboxes_of
 from shardmem.memory.words import NOBODY
 
 FULL_WEIGHT = 1000
@@ -25,13 +25,20 @@ def next_generation(control: ControlSegment, shard: int) -> int:
 
 def mend_words(control: ControlSegment) -> list[tuple[int | None, str]]:
     """By the holder of the supervisor's lease, before it looks at anything. What was done, each of a shard or of none.
-    Raises OutOfMemory, SegmentError."""
+    Nothing when no shard has an inbox that can be understood: then there is nothing to be saved, and who takes over is
+    told of the first of them. Raises OutOfMemory, SegmentError."""
     done: list[tuple[int | None, str]] = []
+    if not any(control.has_inbox(shard, number) for shard, number in _files(control)):
+        return done
     owners = set(control.slot_table()[0].tolist())
     for shard in range(control.room):
         if text := _mend_shard(control, shard, shard in owners):
             done.append((shard, text))
     return done + _mend_moves(control) + _mend_slots(control)
+
+
+def _files(control: ControlSegment) -> list[tuple[int, int]]:
+    return [(shard, number) for shard in range(control.room) for number in inboxes_of(control.engine, shard)]
 
 
 def _mend_shard(control: ControlSegment, shard: int, has_slots: bool) -> str:
@@ -68,6 +75,11 @@ def _mend_shard(control: ControlSegment, shard: int, has_slots: bool) -> str:
         control.forget_retired(shard, generation - 1)
     InboxSegment.create(control, shard, generation).close()
     control.set_shard_generation(shard, generation)
+    if view.generation in inboxes_of(control.engine, shard):
+        return (
+            f"its inbox {view.generation} cannot be understood; it has a new one, and the old file is left as "
+            f"{inbox_name(control.engine, shard, view.generation)}"
+        )
     return f"its inbox {view.generation} is gone; what it held is lost, and it has a new one"
 
 

@@ -6,6 +6,8 @@ systemd, a container that shares /dev/shm.
     inbox             cut short: its worker is killed, which the next touch would do, and the shard gets a new inbox;
                       what the old one held is lost. Removed: while its worker lives, a successor takes its slots and
                       nothing is lost; without one, as above.
+
+And words of it that somebody else changes: those of the supervisor are set right (own_words.py).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.replacements import Replacements
 
+SAY_EVERY = 10.0  # seconds
 AGAIN = 30.0  # seconds until a shard whose memory was removed is replaced again, if that failed
 
 log = logging.getLogger("shardmem.supervisor")
@@ -41,11 +44,14 @@ class SegmentWatch:
     def __init__(self, fleet: Fleet, life: Life, replacements: Replacements, background: Background) -> None:
         self._fleet, self._life, self._replacements, self._background = fleet, life, replacements, background
         self._cases: dict[int, _Case] = {}
+        self._mended, self._say_at = dict[str, None](), 0.0
+        fleet.control.remember()
         self._last: dict[int, tuple[InboxSegment, list[LaneView]]] = {}  # as each inbox was before anything was wrong
 
     def look(self) -> None:
         if not self._control_is_there():
             return
+        self._mend_words()
         for shard, inbox in list(self._fleet.inboxes.items()):
             if trouble := inbox.segment.trouble():
                 case = self._cases.get(shard)
@@ -72,6 +78,18 @@ class SegmentWatch:
                 ShardmemError(text, hint="Look for what removes files of /dev/shm, and run the engine again")
             )
         return True
+
+    def _mend_words(self) -> None:
+        """Said at most once in ten seconds: who damages words may go on doing so."""
+        if mended := self._fleet.control.repair():
+            self._mended |= dict.fromkeys(mended)
+            for shard in self._fleet.inboxes:
+                self._fleet.give_orders(shard)  # what a wild hold kept back is looked at again
+        if self._mended and time.monotonic() >= self._say_at:
+            self._say_at = time.monotonic() + SAY_EVERY
+            text = f"changed by somebody else, and set right: {', '.join(self._mended)}"
+            self._fleet.history.note("memory_damaged", text)
+            self._mended.clear()
 
     def _proceed(self, shard: int, case: _Case, trouble: str) -> None:
         fleet = self._fleet

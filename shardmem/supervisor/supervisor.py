@@ -144,7 +144,7 @@ class Supervisor:
         """Create the segments, or take up those of an earlier supervisor."""
         if self._config.state_dir is None:
             make_directory(self._config.directory)
-        config, takeover = self._config, Takeover.take(self._config)
+        config, takeover = self._config, Takeover.take(self._config, self._keep_unfinished)
         try:
             policy, strategy = policy_of(config), strategy_of(config)
             takeover.find(config, strategy)

@@ -31,7 +31,7 @@ from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import BOARD_BYTES, point
-from shardmem.memory.segment import control_name, inbox_files, inbox_name, path_of
+from shardmem.memory.segment import control_name, inbox_files, inbox_name, inboxes_of, path_of
 from shardmem.policy import NOBODY, LeastSlots, ShardCoordinator, Strategy
 from shardmem.runtime import logs
 from shardmem.runtime.state import remove_files
@@ -66,10 +66,10 @@ class Takeover:
     left: int | None = None
 
     @classmethod
-    def take(cls, config: Config) -> Takeover:
+    def take(cls, config: Config, is_named: bool = True) -> Takeover:
         """The role alone. Raises AlreadyRunning, ConfigError, LayoutMismatch, ShardmemError; then nothing is held."""
         check_directory(config)
-        control, held, fresh = take_role(config)
+        control, held, fresh = take_role(config, is_named)
         control.enter_supervisor()
         logs.incarnate(control.view_engine().incarnation)
         history = History(lambda text: _post(control, text), BOARD_BYTES)
@@ -117,7 +117,7 @@ def _post(control: ControlSegment, text: bytes) -> None:
     control.post("events", text)
 
 
-def take_role(config: Config) -> tuple[ControlSegment, lease.Lease, bool]:
+def take_role(config: Config, is_named: bool = True) -> tuple[ControlSegment, lease.Lease, bool]:
     """The control segment of this name, the supervisor's lease on it, and whether it is fresh."""
     deadline = time.monotonic() + HELD_BRIEFLY
     while True:
@@ -132,6 +132,7 @@ def take_role(config: Config) -> tuple[ControlSegment, lease.Lease, bool]:
                 lane_bytes=config.lane_bytes,
                 backpressure=config.backpressure,
                 state_dir=config.directory,
+                is_named=is_named,
             )
             fresh = True
         except FileExistsError:
@@ -276,12 +277,18 @@ def _finish_removals(control: ControlSegment) -> None:
 
 
 def _sweep(control: ControlSegment) -> None:
-    """Inboxes of this engine that no shard has: made by a supervisor that was killed before it could say so."""
-    known = {
-        inbox_name(control.engine, shard, control.view_shard(shard).generation) for shard in control.known_shards()
-    }
+    """Inboxes of this engine that no shard has: made by a supervisor that was killed before it could say so. One that a
+    shard had and that was never retired could not be understood (recovery.py): it is left to whoever can."""
+    kept = set()
+    for shard in control.known_shards():
+        view = control.view_shard(shard)
+        kept |= {
+            inbox_name(control.engine, shard, number)
+            for number in inboxes_of(control.engine, shard)
+            if view.retired_generation < number <= view.generation
+        }
     for name in inbox_files(control.engine):
-        if name not in known:
+        if name not in kept:
             _unlink(name)
 
 

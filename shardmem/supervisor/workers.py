@@ -359,6 +359,8 @@ class Workers:
             f"worker pid {worker.pid} ended: {life.how}{', with a batch in hand' if life.in_hand else ''}; the next "
             f"one starts in {verdict.delay:.3g} s"
         )
+        if past.cannot_boot and self._control.shard_state(shard) == "provisioning":  # then there may be no next one
+            text = f"worker pid {worker.pid} cannot start: {life.how}"
         self._history.note("shard_failed" if is_news else "worker_died", text, shard, logged=is_news)
         self.start(shard, verdict.delay)
 

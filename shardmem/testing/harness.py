@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from shardmem.runtime.batch import Batch
+from shardmem.runtime.entity import Entity
 from shardmem.runtime.handler import Context, handler_of, keeps_slots, optional
 from shardmem.state.keeper import CACHE_BYTES, Keeper, keeps_by_key
 from shardmem.state.keys import Key, store_key
@@ -81,11 +82,13 @@ class Harness:
             self.clock.now = max(self.clock.now, due)
             self.fire()
         self.clock.now = until
+        self.fire()
 
     def fire(self) -> None:
         """The timers that are due now."""
         while (timer := self._keeper.take_due()) is not None:
             self._keeper.fire(timer)
+        self._keeper.trim()
 
     def checkpoint(self) -> None:
         """Save what changed. What was fed before is behind us."""
@@ -120,6 +123,10 @@ class Harness:
         row = self._store.get(store_key(key, name.encode(), self._slots))
         return None if row is None else self._keeper.maps[name].decoded(key, row)
 
+    def entity(self, key: Key) -> Any:
+        """Of a handler that is an Entity: the one of this key, started."""
+        return self.handler.active(key)
+
     @property
     def timers(self) -> dict[tuple[Key, str], float]:
         """(key, name) of every timer that is set, and the moment it is due."""
@@ -130,7 +137,11 @@ class Harness:
 
     def _start(self) -> None:
         self._incarnation += 1
-        made = self._made_of() if inspect.isclass(self._made_of) else copy.copy(self._made_of)
+        made = self._made_of
+        if inspect.isclass(made) and not issubclass(made, Entity):
+            made = made()
+        elif not callable(made):
+            made = copy.copy(made)
         self.handler = handler_of(made)
         self._keeper = Keeper(Scope(self._slots, self._store, clock=self.clock), self._cache_bytes)
         if keeps_by_key(self.handler):

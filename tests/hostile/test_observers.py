@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from prometheus_client import generate_latest
 from rich.console import Console
 
 from shardmem.console import render
@@ -35,7 +36,7 @@ def look(name: str, directory: str) -> None:
         json.dumps(document)
         Console(file=io.StringIO(), highlight=False).print(render.status(document))
         against_life(document), against_readiness(document)
-        exposition(document, observer.histograms(), "")
+        exposition(document, observer.histograms(), generate_latest)
         observer.in_flight(), observer.board(), observer.history(), observer.handoffs()
         for shard in range(control.room):
             observer.lanes(shard)

@@ -50,8 +50,8 @@ def compiler() -> list[str]:
 def build(program: str, sanitizer: str, directory: Path, instead: Path | None = None) -> Path:
     """instead: a source that takes the place of the one of its name."""
     built = directory / program
-    # fastcall.c needs an interpreter around it; all else is what is shipped
-    sources = [path for path in sorted(SOURCES.glob("*.c")) if path.name != "fastcall.c"]
+    # what needs an interpreter around it is left out; all else is what is shipped
+    sources = [path for path in sorted(SOURCES.glob("*.c")) if "#include <Python.h>" not in path.read_text()]
     if instead:
         sources = [instead if path.name == instead.name else path for path in sources]
     command = [

@@ -16,7 +16,16 @@ SECONDS = float(os.environ.get("SHARDMEM_CHAOS_SECONDS", 6))
 
 @pytest.mark.timeout(SECONDS * 2 + 200)
 @pytest.mark.parametrize(
-    "handler, stateful", [("support.handlers.counting:Lingering", False), ("support.handlers.counting:Counting", True)]
+    "handler, stateful",
+    [
+        ("support.handlers.counting:Lingering", False),
+        ("support.handlers.counting:Counting", True),
+        pytest.param(
+            "support.handlers.counting:CountingByKey",
+            True,
+            marks=pytest.mark.skipif("SHARDMEM_CHAOS_SECONDS" not in os.environ, reason="tox -e stress, chaos"),
+        ),
+    ],
 )
 def test_whatever_is_killed_at_random_every_promise_is_kept(
     rig: Rig, engine_name: str, handler: str, stateful: bool

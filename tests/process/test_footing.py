@@ -17,7 +17,7 @@ from support.programs.orphaning import hide_children
 from support.recorder import payload
 from support.rig import TESTS, Program, Rig, drained, segments_of, wait_until
 
-LONG = 60.0
+LONG = 90.0
 
 
 def wait_running(name: str) -> None:

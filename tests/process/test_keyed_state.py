@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from click.testing import CliRunner
 
+import shardmem
+from shardmem.client.client import socket_path
+from shardmem.console.cli import main
 from shardmem.runtime.quarantine import Quarantine
 from support.rig import Rig, drained, keys_of_shard, wait_until
 from support.state import kept
-
-PRICE = np.dtype([("symbol", "u8"), ("price", "f8")])
 
 
 @pytest.fixture
@@ -29,6 +34,31 @@ def files(settings: dict[str, Any], name: str) -> str:
 def kill_all(engine: Any) -> None:
     for shard in engine.status()["shards"]:
         os.kill(shard["pid"], signal.SIGKILL)
+
+
+def expect_seen_from_outside(engine: shardmem.Engine, keys: list[Any], value: int) -> None:
+    """By Engine and Client, on the command line, over HTTP."""
+    with shardmem.Client(engine.name) as client:
+        for key in keys:
+            assert value == client.state("visits", key) == engine.state("visits", key)
+        assert client.state("visits", "nobody") is None
+    got = CliRunner().invoke(main, ["state", "get", engine.name, "visits", "17", "--json"])
+    assert (0, "17", value) == (got.exit_code, json.loads(got.stdout)["key"], json.loads(got.stdout)["value"])
+    counted = CliRunner().invoke(main, ["state", "count", engine.name])
+    assert (0, f"visits  {len(keys)} values\n") == (counted.exit_code, counted.stdout)
+    status, answer = asked(engine.name, "/state/visits/-17")
+    assert (200, -17, value) == (status, answer["key"], answer["value"])
+    assert 404 == asked(engine.name, "/state/visits/nobody")[0]
+
+
+def asked(name: str, path: str) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.closing(connection):
+        connection.sock.connect(socket_path(name))
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
 
 
 def test_keys_keep_their_type_across_deaths_moves_and_another_number_of_shards(
@@ -47,6 +77,7 @@ def test_keys_keep_their_type_across_deaths_moves_and_another_number_of_shards(
                     kill_all(engine)
                     engine.move(range(32), to=1)
             drained(engine)
+            expect_seen_from_outside(engine, keys, 6 * run)
         assert dict.fromkeys(keys, 6 * run) == kept(files(settings, engine_name), "visits")
 
 
@@ -89,15 +120,29 @@ def test_every_value_expires_once_although_workers_are_killed_and_slots_move(
     assert {} == kept(directory, "short")
 
 
-def test_records_are_summed_by_key(rig: Rig, engine_name: str, settings: dict[str, Any]) -> None:
-    rows = np.zeros(1000, PRICE)
-    rows["symbol"], rows["price"] = np.arange(1000) % 7, 0.5
-    settings |= {"dtype": PRICE, "key": "symbol", "handler": "support.handlers.keyed:Sums"}
-    with rig.engine(engine_name, shards=2, **settings) as engine, engine.producer() as producer:
-        producer.send(rows)
+def test_an_entity_comes_to_life_again_without_an_event_wherever_its_slot_is(
+    rig: Rig, engine_name: str, settings: dict[str, Any]
+) -> None:
+    with (
+        rig.engine(engine_name, "support.handlers.keyed:Counter", shards=2, **settings) as engine,
+        engine.producer() as producer,
+    ):
+        ref = producer.ref("ann")
+        assert (ref.slot, ref.shard) == (engine.where("ann")["slot"], engine.where("ann")["shard"])
+        for _ in range(3):
+            assert ref.tell(b"one")
         producer.flush(60)
-    expected = {key: 0.5 * int((rows["symbol"] == key).sum()) for key in range(7)}
-    assert expected == kept(files(settings, engine_name), "total")
+        assert {"events": 3, "lives": 1} == attributes(engine)
+        os.kill(engine.status()["shards"][ref.shard]["pid"], signal.SIGKILL)
+        wait_until(lambda: attributes(engine) == {"events": 3, "lives": 2}, "it lives again after a crash", 60)
+        engine.move([ref.slot], to=1 - ref.shard)
+        wait_until(lambda: attributes(engine) == {"events": 3, "lives": 3}, "it lives again after a move", 60)
+        assert ref.shard == engine.where("ann")["shard"]
+
+
+def attributes(engine: shardmem.Engine) -> Any:
+    found = engine.state("entities", "ann")
+    return found and found.value[0]
 
 
 def test_a_timer_whose_handler_raises_is_tried_again_and_holds_up_no_other(

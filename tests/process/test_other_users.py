@@ -41,7 +41,7 @@ class Place:
         return subprocess.Popen(
             [*prefix, sys.executable, "-m", *arguments],
             cwd=self.directory,
-            env=self.environment,
+            env=self.environment if uid else {**self.environment, "TMPDIR": "/"},  # root's is another one
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -96,8 +96,25 @@ def test_root_gives_commands_to_the_engine_of_a_service_user_and_others_are_told
             ):
                 assert theirs in place.said(STRANGER, *command, code=1)
             assert "Traceback" not in place.said(STRANGER, "status", code=1)
+            before = _seen(place.directory)
+            for command in (["status", name], ["doctor", name], ["quarantine", "list", "--engine", name]):
+                place.said(0, *command)
+            assert _seen(place.directory) == before, "root has changed something by looking"
+            victim = Path(place.directory, "victim")
+            victim.write_text("root:x")
+            victim.chmod(0o644)
+            link = Path(place.directory, f"shardmem-{OWNER}", f"{name}.quarantine")
+            link.symlink_to(victim)
+            assert "is a symbolic link" in place.said(0, "quarantine", "list", "--engine", name, code=1)
+            assert victim.stat().st_mode & 0o777 == 0o644
+            link.unlink()
             place.said(0, "stop", name)
             assert daemon.wait(20) == 0
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(daemon.pid, signal.SIGKILL)
+
+
+def _seen(directory: str) -> list[tuple[str, int, int, int]]:
+    found = [each for each in sorted(Path(directory).rglob("*")) if "__pycache__" not in str(each)]
+    return [(str(each), each.lstat().st_uid, each.lstat().st_mode, each.lstat().st_mtime_ns) for each in found]

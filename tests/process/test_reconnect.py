@@ -6,7 +6,7 @@ import shardmem
 from support.checker import check
 from support.daemon import Daemon
 from support.programs import sends
-from support.rig import Program, Rig, segments_of, wait_until
+from support.rig import Program, Rig, drained, expect_clean, segments_of, wait_until
 
 LONG = 60.0  # for what has to start processes, on a machine that is busy
 
@@ -40,3 +40,16 @@ def test_producers_go_on_through_stop_and_run_and_nothing_is_lost(rig: Rig, engi
 
 def _pushed(client: shardmem.Client) -> set[int]:
     return {seat["seat"] for seat in client.status()["producers"] if seat["sequence"] > 100}
+
+
+def test_a_producer_whose_descriptors_were_closed_keeps_its_seat_and_loses_nothing(rig: Rig, engine_name: str) -> None:
+    with rig.engine(engine_name, shards=2) as engine:
+        with Program(sends.close_descriptors, rig, engine=engine_name, producer=1) as program:
+            assert program.hear(LONG) == {"seat": 0}
+            with Program(sends.push_until_told, rig, engine=engine_name, producer=2) as other:
+                assert other.hear(LONG)["seat"] == 1
+                assert program.ask(LONG, blocks=200) == {"seat": 0}
+                assert other.ask(LONG)["error"] is None
+                other.say()
+            assert program.end(LONG) == 0
+        expect_clean(rig, drained(engine))

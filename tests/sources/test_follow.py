@@ -115,6 +115,22 @@ def test_a_file_that_is_truncated_is_read_from_its_beginning(follow, tmp_path):
     assert [b"2"] == followed.take(1)
 
 
+def test_standard_input_that_is_followed_ends_with_its_writer(monkeypatch):
+    read, write = os.pipe()
+    monkeypatch.setattr(os, "dup", lambda fd: read)
+    source = FileSource(deque(["-"]), FileOptions.of(), Schema(), 1 << 16, follow=True)
+    source.open(SourceContext(logging.getLogger(), time.time, threading.Event()))
+    os.write(write, b"1\n2")
+    os.close(write)
+    found, deadline = 0, time.monotonic() + 30
+    while not source.ended:
+        columns = source.poll(1 << 16, 0.05)
+        found += 0 if columns is None else len(columns)
+        assert time.monotonic() < deadline
+    assert 2 == found
+    source.close(True)
+
+
 def test_a_file_need_not_be_there_yet(follow, tmp_path):
     followed = follow("a.log")
     append(tmp_path / "a.log", b"1\n")

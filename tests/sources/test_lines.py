@@ -147,7 +147,10 @@ def test_gzip_is_known_by_its_first_bytes_and_members_follow_each_other(read):
 def test_what_comes_before_a_fault_of_compressed_data_is_events_and_half_a_record_is_none(read, block):
     lines = [b"line %d" % i for i in range(20_000)]
     packed = gzip.compress(b"\n".join(lines) + b"\nhalf")
-    events, (bad,) = read(packed + b"garbage", block=block)
+    events, (bad,) = read(packed + b"garbage", block=block)  # which is behind what was compressed, and that is complete
+    assert [*lines, b"half"] == [payload for _, payload in events]
+    assert ("cannot be decoded", b"") == (bad.reason, bad.data)
+    events, (bad,) = read(packed + b"\x1f\x8bx", block=block)
     assert lines == [payload for _, payload in events]
     assert ("cannot be decoded", b"half") == (bad.reason, bad.data)
     assert f"line 20001: cannot be decoded: at byte {len(packed)} of the file" in bad.text.replace(",", "")
@@ -170,6 +173,8 @@ def test_a_header_that_cannot_be_decoded_is_an_error(read):
 def test_zstd_is_known_by_its_first_bytes(read):
     zstandard = pytest.importorskip("zstandard")
     packed = zstandard.ZstdCompressor().compress(b"a\nb\n")
+    events, (bad,) = read(zstandard.ZstdCompressor().compress(b"a\nb") + b"garbage")
+    assert [b"a", b"b"] == [payload for _, payload in events] and b"" == bad.data
     events, (bad,) = read(packed + b"garbage")
     assert [b"a", b"b"] == [payload for _, payload in events]
     assert f"cannot be decoded: at byte {len(packed)} of the file" in bad.text

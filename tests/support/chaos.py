@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from shardmem.runtime.state_reader import StateReader
 from support.checker import Logs, accounting, check
 from support.programs import sends
 from support.rig import PATIENCE, TESTS, Program, Rig, drained, segments_of, wait_until
+from support.state import kept
 
 ROWS = 64  # of a batch: the most that one kill may repeat
 SLOTS = 64
@@ -347,7 +349,8 @@ class Chaos:
             found += foreign
         exact = None
         if self.stateful:
-            wrong = inexact(logs, self.rig.directory / "state" / f"{self.name}.state")
+            path = self.rig.directory / "state" / f"{self.name}.state"
+            wrong = inexact(logs, path) + unequal_by_key(path)
             exact = not wrong
             found += wrong
         self.violations += found
@@ -432,6 +435,21 @@ def inexact(logs: Logs, path: Path) -> list[str]:
         f"{offered.get(name, 0)}"
         for name in sorted({*counts, *offered})
         if not accepted.get(name, 0) <= counts.get(name, 0) <= offered.get(name, 0)
+    ][:5]
+
+
+def unequal_by_key(path: Path) -> list[str]:
+    """The counts of handlers.counting.CountingByKey: what has fired and what is still to fire, what has expired and
+    what has not, are what was counted, for each key."""
+    names = ("counted", "fired", "recent", "expired")
+    counted, fired, recent, expired = (kept(str(path), name) for name in names)
+    with contextlib.closing(StateReader(str(path))) as reader:
+        pending = Counter(key for _, name, key, _ in reader.timers() if name.startswith(":"))
+    return [
+        f"state by key: key {key}: counted {count}, fired {fired.get(key, 0)} and to fire {pending[key]}, expired "
+        f"{expired.get(key, 0)} and to expire {recent.get(key, 0)}"
+        for key, count in counted.items()
+        if not count == fired.get(key, 0) + pending[key] == expired.get(key, 0) + recent.get(key, 0)
     ][:5]
 
 

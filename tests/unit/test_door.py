@@ -249,6 +249,17 @@ def test_a_page_of_another_site_is_refused_whatever_it_asks(loopback, sockets, o
     run(loopback(), test, token=TOKEN)
 
 
+@pytest.mark.parametrize("read", [each for each in server.READS if each.private], ids=lambda each: each.path)
+def test_what_is_private_is_not_answered_over_tcp_without_the_token(loopback, sockets, read) -> None:
+    path = read.path.format(id="1", name="visits", key="ann")
+
+    async def test(api, private, tcp):
+        assert 401 == (await ask(tcp, "GET", path))[0] == (await ask(tcp, "GET", path.replace("/", "/%2e/", 1)))[0]
+        assert (await ask(tcp, "GET", path, headers={"Authorization": f"Bearer {TOKEN}"}))[0] not in (401, 403)
+
+    run(loopback(), test, token=TOKEN)
+
+
 def test_a_command_of_a_client_that_has_gone_is_not_carried_out(loopback, sockets) -> None:
     """`timeout 3 shardmem scale 2` failed while the supervisor was stopped, and was carried out when it went on."""
     carried_out: list[object] = []

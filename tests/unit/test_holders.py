@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
 import shardmem
+from shardmem.client.client import _UnixConnection
 from shardmem.errors import SegmentError
 from shardmem.memory import lease
 from shardmem.memory.holders import open_holder
@@ -34,3 +37,15 @@ def test_a_process_that_has_the_memory_mapped_is_found(loopback) -> None:
     pidfd = open_holder(os.getpid(), loopback().control.segment)
     assert pidfd is not None
     os.close(pidfd)
+
+
+def test_commands_go_to_no_socket_of_another_user_than_the_engine_s(sockets) -> None:
+    """The path is in memory that an engine's user can write: root would give its commands to any socket."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(sockets / "s"))
+        listener.listen()
+        with contextlib.closing(_UnixConnection(str(sockets / "s"), os.geteuid() + 1)) as asking:
+            with pytest.raises(OSError, match=f"uid {os.geteuid()} listens there"):
+                asking.request("POST", "/stop")
+        with listener.accept()[0] as asked:
+            assert asked.recv(1) == b""

@@ -302,3 +302,35 @@ def test_a_view_of_a_batch_that_is_kept_is_found() -> None:
     harness = Harness(Keeps, key="symbol")
     with pytest.raises(shardmem.BatchEscaped):
         harness.feed(np.zeros(3, [("symbol", "u8"), ("price", "f8")]))
+
+
+def test_records_by_key() -> None:
+    class Sums(shardmem.Handler):
+        total = shardmem.KeyedState(float, default=0.0)
+        count = shardmem.KeyedState(int, default=0)
+
+        def handle(self, batch: shardmem.Batch) -> None:
+            for key, rows in batch.by_key():
+                self.total[key] += rows["price"].sum()
+                self.count[key] += len(rows)
+                assert list(rows["price"]) == sorted(rows["price"]), "in order"
+
+    for kind, keys in (("i8", [-3, 7, 7, 0, -3, 7]), ("S4", [b"a", b"", b"b", b"a", b"", b"a"])):
+        rows = np.zeros(6, [("symbol", kind), ("price", "f8")])
+        rows["symbol"], rows["price"] = keys, np.arange(6)
+        harness = Harness(Sums, key="symbol")
+        harness.feed(rows)
+        harness.feed(rows[:0])
+        expected = {key: float(sum(n for n, other in enumerate(keys) if other == key)) for key in keys}
+        assert expected == dict(harness.handler.total)
+        assert {key: keys.count(key) for key in keys} == dict(harness.handler.count)
+
+
+def test_events_by_key_keep_type_and_order_across_frames() -> None:
+    events = [(KEYS[n % len(KEYS)], b"%d" % n) for n in range(500)] + [(None, b"none")]
+    grouped = shardmem.Batch.of(events).by_key()
+    expected: dict[Any, list[bytes]] = {}
+    for key, payload in events:
+        expected.setdefault((type(key), key), []).append(payload)
+    assert expected == {(type(key), key): payloads for key, payloads in grouped}
+    assert [] == shardmem.Batch.of([]).by_key()

@@ -288,6 +288,13 @@ def test_a_damaged_event_is_named_with_what_to_do(path: str, column: str, value:
         assert store.purge([1]) == 1
 
 
+def test_an_event_whose_exception_cannot_be_encoded_is_added_like_any_other(path: str) -> None:
+    with Quarantine(path) as store:
+        store.add("a", **{**EVENT, "reason": "no such user: eve\udc9b", "traceback": "\ud800"})
+        (event,) = store.events()
+    assert (event.reason, event.traceback) == ("no such user: eve\\udc9b", "\\ud800")
+
+
 def test_a_text_that_is_not_utf8_is_an_error_of_ours(path: str) -> None:
     with Quarantine(path) as store:
         store.add("a", **EVENT)

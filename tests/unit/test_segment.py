@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
+import re
 import resource
 import socket
 import struct
@@ -13,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from shardmem.errors import ConfigError, NotRunning, SegmentCorrupt, SegmentError, ShardmemError
+from shardmem.errors import ConfigError, NotRunning, OutOfMemory, SegmentCorrupt, SegmentError, ShardmemError
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import PAGE, InboxSegment
+from shardmem.memory.refusals import refused
 from shardmem.memory.segment import Segment, control_name, path_of
 from shardmem.schema import Schema
 from support.rig import segments_of
@@ -133,6 +136,32 @@ def test_a_file_size_limit_is_named_and_no_half_made_segment_is_left(name: str) 
         with pytest.raises(SegmentError, match="RLIMIT_FSIZE=65,536"):
             create(name + "-new")
     assert segments_of(name) == segments and open_descriptors() == before
+
+
+@pytest.mark.parametrize(
+    "number, names",
+    [
+        (errno.EMFILE, r"RLIMIT_NOFILE allows this process [\d,]+"),
+        (errno.ENFILE, r"fs.file-max allows \d+"),
+        (errno.EAGAIN, "RLIMIT_MEMLOCK is"),
+        (errno.EFBIG, "RLIMIT_FSIZE=|more than a file can have"),
+        (errno.ENOMEM, "RLIMIT_AS=|vm.max_map_count|the kernel has no memory to map 4,096 bytes"),
+        (errno.EROFS, "/dev/shm cannot be written to by uid"),
+        (errno.ENOENT, "there is no /dev/shm"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_what_the_system_refuses_is_said_with_the_limit_that_it_met(number: int, names: str) -> None:
+    said = refused("cannot map x", OSError(number, "no"), need=4096)
+    assert re.match(rf"cannot map x: .*({names}).*\(errno {number}\)", str(said)), said
+    assert number == errno.EIO or said.hint
+
+
+def test_no_room_is_out_of_memory_and_says_what_needs_it() -> None:
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        said = refused("cannot reserve", OSError(number, "no"), what="the lane of producer 2", need=4096)
+        assert isinstance(said, OutOfMemory) and said.need == 4096
+        assert str(said).startswith("the lane of producer 2 needs 4,096 bytes of shared memory and /dev/shm has")
 
 
 # ---- what is attached to ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shardmem.errors import AlreadyRunning, ShardmemError, StateError
+from shardmem.runtime import journal
 from shardmem.runtime.state import StateStore, remove_files, shard_file, shard_files
 from shardmem.runtime.state_reader import StateReader
 from shardmem.state.keys import Key, after, prefix, read_store_key, slot_of, store_key
@@ -134,7 +136,7 @@ def test_rows_and_timers_move_with_their_slot_and_back(store: Opener) -> None:
 def test_rows_that_another_has_newer_are_deleted_and_those_that_nobody_took_are_kept(store: Opener) -> None:
     a, b = store(0), store(1)
     a.claim(range(SLOTS))
-    a.save([], changes(dict.fromkeys(KEYS, b"x")), b"")
+    a.save([], changes(dict.fromkeys(KEYS, b"x")), b"", merge=True)
     a.give([2, 3])
     a.purge()
     assert set(KEYS) == values(a).keys(), "nobody has claimed them yet"
@@ -196,7 +198,7 @@ def test_a_file_of_another_number_of_slots_is_refused(store: Opener, tmp_path: P
 def test_a_value_that_was_damaged_is_named_with_its_file(store: Opener, tmp_path: Path) -> None:
     made = store()
     made.claim(range(SLOTS))
-    made.save([], changes({1: b"good", 2: b"fine"}), b"")
+    made.save([], changes({1: b"good", 2: b"fine"}), b"", merge=True)
     made._database.connection.execute("update rows set value = x'00' where key = ?", (store_key(1, b"n", SLOTS),))
     with pytest.raises(StateError, match="the value of .* in the state file .*shard-0.sqlite is damaged"):
         made.get(store_key(1, b"n", SLOTS))
@@ -267,3 +269,48 @@ def test_a_move_that_dies_in_the_middle_is_done_again(store: Opener, monkeypatch
     assert {} == values(b)
     b.claim([3])
     assert {key for key in KEYS if slot_of(key, SLOTS) == 3} == values(b).keys()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_journal_says_the_same_as_tables_do_to_worker_successor_new_owner_and_reader(
+    store: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    chance = random.Random(seed)
+    monkeypatch.setattr(journal, "MOST_ENTRIES", chance.choice([0, 5, 30, 10**6]))
+    monkeypatch.setattr(journal, "MOST_BYTES", chance.choice([100, 1000, 10**6]))
+    made, expected, incarnation, owner = store(), MemoryStore(), 1, 0
+    made.claim(range(SLOTS))
+    with contextlib.closing(StateReader(str(tmp_path))) as reader:
+        for step in range(60):
+            keys = chance.sample(KEYS, 5)
+            rows = {key: chance.choice([None, b"%d" % step, b"same"]) for key in keys[:3]}
+            timers = {key: chance.choice([None, chance.randrange(20)]) for key in keys[2:]}
+            made.save([], changes(rows, timers), b"", merge=chance.random() < 0.1)
+            expected.save(changes(rows, timers))
+            what = chance.random()
+            if what < 0.1:  # killed, or the next engine
+                incarnation += 1
+                made = store(owner, incarnation, engine=chance.choice([7, 8 + step]))
+                made.claim(range(SLOTS))
+            elif what < 0.2:  # the slots go to another shard, whose file it may have been before
+                incarnation, owner = incarnation + 1, chance.randrange(3)
+                made = store(owner, incarnation, engine=9 + step)
+                made.claim(range(SLOTS))
+            assert values(expected) == values(made)
+            for limit in (1, 4, 100):
+                assert expected.timers(3, 15, limit) == made.timers(3, 15, limit)
+            assert values(expected) == {key: row[0] for _, _, key, row in reader.rows("n")}
+            found = reader.get("n", keys[0])
+            assert values(expected).get(keys[0]) == (found and found.row[0])
+            assert sorted(expected.timers(0, 99, 999)) == sorted(
+                (due, store_key(key, b":t", SLOTS)) for _, _, key, due in reader.timers()
+            )
+
+
+def test_a_checkpoint_that_was_damaged_is_named_with_its_file(store: Opener) -> None:
+    made = store()
+    made.claim(range(SLOTS))
+    made.save([], changes({1: b"good"}), b"")
+    made._database.connection.execute("update journal set body = x'00'")
+    with pytest.raises(StateError, match="a checkpoint in the state file .*shard-0.sqlite is damaged"):
+        store(incarnation=2)

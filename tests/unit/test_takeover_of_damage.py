@@ -8,6 +8,7 @@ import struct
 
 import pytest
 
+from shardmem.errors import SegmentCorrupt
 from shardmem.memory.inbox_segment import PAGE
 from shardmem.memory.segment import inbox_files, inbox_name, path_of
 from shardmem.supervisor.takeover import Takeover
@@ -76,7 +77,9 @@ def test_a_damaged_inbox_is_replaced_and_the_others_are_taken_over(left, harm):
     try:
         takeover = left.take()
         assert takeover.inboxes[1].generation == 2
+        assert any("its inbox 1 cannot be understood; it has a new one, and the old file" in t for t in texts(takeover))
         assert ends(takeover) == {**left.held, 1: 0}
+        assert os.path.exists(path), "what is not understood is not removed"
     finally:
         if harm == "directory":
             os.rmdir(path)
@@ -100,3 +103,12 @@ def test_handoffs_of_shards_that_do_not_exist_are_given_up(left):
     assert any("handoffs of 4 slots were damaged" in text for text in texts(takeover))
     assert left.control.moves() == []
     assert ends(takeover) == left.held
+
+
+def test_an_engine_of_which_no_inbox_can_be_understood_is_not_taken_over_and_stays(left):
+    before = inbox_files(left.engine.name)
+    for inbox in left.engine.inboxes:
+        os.pwrite(inbox.segment.descriptor, b"NOTSHMEM", 0)
+    with pytest.raises(SegmentCorrupt, match="is not the inbox of shard 0"):
+        left.take()
+    assert inbox_files(left.engine.name) == before

@@ -17,6 +17,7 @@ from shardmem import __version__
 from shardmem.console.cli import ask, config, demo, doctor, gc, ingest, look, run, source, stop
 from shardmem.console.cli.common import AS_JSON, complain
 from shardmem.console.cli.quarantine import quarantine
+from shardmem.console.cli.state import state
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
 from shardmem.runtime.child import ExitCode
 
@@ -59,6 +60,7 @@ def main() -> None:
       shardmem where ticks AAPL                         slot and shard of a key
       shardmem source status ticks                      what feeds it, and how far it is
       shardmem quarantine list                          events that kept failing
+      shardmem state get ticks visits ann               a value of keyed state
       shardmem stop ticks
       shardmem doctor engine.toml                       check this machine
       shardmem config engine.toml                       every setting, and where it was set
@@ -93,6 +95,7 @@ for command in (
     ask.unpin,
     ask.moves,
     quarantine,
+    state,
     ingest.ingest,
     source.source,
     gc.gc,

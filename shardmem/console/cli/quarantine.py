@@ -47,6 +47,7 @@ def _file(name: str | None, directory: str | None) -> _File:
     from shardmem.client.client import only_engine
     from shardmem.config import default_directory, quarantine_file
     from shardmem.memory.engine_segment import ControlSegment
+    from shardmem.private_files import owner_of
 
     if name is None:
         files = glob.glob(os.path.join(glob.escape(directory or default_directory()), "*.quarantine"))
@@ -66,9 +67,7 @@ def _file(name: str | None, directory: str | None) -> _File:
             directory, owner = control.state_dir, control.segment.owner
             control.close()
     path = quarantine_file(directory, name)
-    if owner is None:  # root acts as whoever has it
-        owner = os.lstat(path).st_uid if os.geteuid() == 0 and os.path.lexists(path) else os.geteuid()
-    return _File(name, path, owner)
+    return _File(name, path, owner_of(path) if owner is None else owner)
 
 
 @quarantine.command("list")

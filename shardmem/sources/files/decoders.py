@@ -14,11 +14,12 @@ GZIP_HEADER = 10  # bytes
 
 
 class DecodeFault(Exception):
-    """good: what was decoded before it. at: how many bytes had been taken by then."""
+    """good: what was decoded before it. at: how many bytes had been taken by then. is_behind: what was decoded is
+    complete; what comes then is none of it."""
 
-    def __init__(self, good: bytes, at: int, reason: str) -> None:
+    def __init__(self, good: bytes, at: int, reason: str, is_behind: bool) -> None:
         super().__init__(reason)
-        self.good, self.at, self.reason = good, at, reason
+        self.good, self.at, self.reason, self.is_behind = good, at, reason, is_behind
 
 
 class Decoder:
@@ -52,7 +53,7 @@ class Decoder:
             good.append(self._step(b"", final))
         except self.faults as error:
             reason = str(error)
-        return DecodeFault(b"".join(good), at, reason)
+        return DecodeFault(b"".join(good), at, reason, self._is_behind())
 
     def _step(self, data: bytes, final: bool) -> bytes:
         raise NotImplementedError
@@ -67,6 +68,10 @@ class Decoder:
         """Bytes that were taken and nothing came of yet."""
         return 0
 
+    def _is_behind(self) -> bool:
+        """Of a fault: whether it is behind all that is of this kind."""
+        return False
+
 
 class Gzip(Decoder):
     """Members one after another, as `cat a.gz b.gz` makes them, with zeros between and behind them, as tapes have."""
@@ -77,6 +82,7 @@ class Gzip(Decoder):
         super().__init__()
         self._member: Any = None
         self._of_member = 0  # bytes
+        self._first = b""  # of them
 
     def _step(self, data: bytes, final: bool) -> bytes:
         parts = []
@@ -85,7 +91,8 @@ class Gzip(Decoder):
                 data = data.lstrip(b"\0")
                 if not data:
                     break
-                self._member, self._of_member = zlib.decompressobj(31), 0
+                self._member, self._of_member, self._first = zlib.decompressobj(31), 0, b""
+            self._first = (self._first + data)[: len(GZIP)]
             parts.append(self._member.decompress(data))
             self._of_member += len(data)
             data = self._member.unused_data
@@ -96,13 +103,16 @@ class Gzip(Decoder):
         return b"".join(parts)
 
     def _save(self) -> Any:
-        return None if self._member is None else self._member.copy(), self._of_member
+        return None if self._member is None else self._member.copy(), self._of_member, self._first
 
     def _restore(self, state: Any) -> None:
-        self._member, self._of_member = state
+        self._member, self._of_member, self._first = state
 
     def _pending(self) -> int:
         return self._of_member if self._member is not None and self._of_member < GZIP_HEADER else 0
+
+    def _is_behind(self) -> bool:
+        return self._member is not None and not GZIP.startswith(self._first)
 
 
 class Zstd(Decoder):
@@ -130,11 +140,14 @@ class Zstd(Decoder):
         self._frame: Any = None
         self._made: list[bytes] = []
         self._left = 0
+        self._first = b""  # of the frame
 
     def _step(self, data: bytes, final: bool) -> bytes:
         self._made, self._left = [], len(data)
         while data:
-            self._frame = self._new() if self._frame is None else self._frame
+            if self._frame is None:
+                self._frame, self._first = self._new(), b""
+            self._first = (self._first + data)[: len(ZSTD)]
             self._made.append(self._frame.decompress(data))
             data = self._frame.unused_data if self._frame.eof else b""
             self._left = len(data)
@@ -145,7 +158,9 @@ class Zstd(Decoder):
         return b"".join(self._made)
 
     def _salvaged(self, state: Any, data: bytes, final: bool, reason: str) -> DecodeFault:
-        return DecodeFault(b"".join(self._made), self._taken + len(data) - self._left, reason)
+        # a frame that may be skipped begins in another way
+        is_behind = self._first[1:] != b"\x2a\x4d\x18" and not ZSTD.startswith(self._first)
+        return DecodeFault(b"".join(self._made), self._taken + len(data) - self._left, reason, is_behind)
 
     def _save(self) -> Any:
         return None

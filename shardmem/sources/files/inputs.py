@@ -40,6 +40,7 @@ class Input:
         self._pending, self._raw = b"", memoryview(b"")  # given next; not decoded yet
         self.ended = self._sniffed = False
         self.fault: str | None = None  # why it cannot be decoded beyond what was given; then it has ended
+        self.is_complete = True  # what was given is, be there a fault behind it
         if name == STDIN:
             if sys.stdin is None:
                 raise SourceError("standard input is closed; name files, or give it something to read")
@@ -103,7 +104,7 @@ class Input:
         os.lseek(self.fd, 0, os.SEEK_SET)
         self._decoders, self._pending, self._raw, self._head = [], b"", memoryview(b""), b""
         self.ended = self._sniffed = False
-        self.fault, self.follows, self.at, self.skipped = None, self._followed, 0, 0
+        self.fault, self.follows, self.at, self.skipped, self.is_complete = None, self._followed, 0, 0, True
 
     def seek(self, offset: int, timeout: float = 60.0) -> int:
         """To a place, counted in what is read. Where it could not get so far, the place that it got to."""
@@ -206,9 +207,10 @@ class Input:
             if number < first:
                 continue
             try:
-                data = decoder.decode(data, final and self.fault is None)
+                data = decoder.decode(data, final)
             except DecodeFault as fault:
-                data, self._raw, final = fault.good, memoryview(b""), False
+                data, self._raw, final = fault.good, memoryview(b""), fault.is_behind
+                self.is_complete &= fault.is_behind
                 what = "what is decompressed" if number else "the file"
                 self.fault = f"cannot be decoded: at byte {fault.at:,} of {what}, {fault.reason}"
         return data

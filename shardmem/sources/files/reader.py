@@ -68,7 +68,7 @@ class Reader:
             self._scanner.add(size)
             self._at_end = size == 0
         fault = self.input.fault if self._at_end else None
-        columns = self._scanner.scan(self.name, self._at_end and fault is None)
+        columns = self._scanner.scan(self.name, self._at_end and self.input.is_complete)
         self.ended = self._at_end and self._scanner.wants_more
         if self.ended and fault is not None:
             columns = self._scanner.cut_off(columns, self.name, fault)
@@ -99,7 +99,7 @@ class Reader:
                 return False
             if size == 0:
                 self._at_end, fault = True, self.input.fault
-                found = self._header(fault is None or options.format not in COLUMNED)
+                found = self._header(self.input.is_complete or options.format not in COLUMNED)
                 if found is None and fault is not None:
                     raise SourceError(f"{self.name} {fault}")
                 if found is None:

@@ -269,7 +269,8 @@ class FileSource:
                     opened.grew = now
                     return columns
                 self._look_at(opened, now)
-            if self._context.stop.is_set() or time.monotonic() >= deadline:
+            self.ended = not self._turn and all(name == STDIN for name in self._names)
+            if self.ended or self._context.stop.is_set() or time.monotonic() >= deadline:
                 return None
             self._context.stop.wait(min(LOOK, max(0.0, deadline - time.monotonic())))
 

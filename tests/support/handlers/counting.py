@@ -6,7 +6,7 @@ import json
 import time
 from pathlib import Path
 
-from shardmem import Batch, Context
+from shardmem import Batch, Context, KeyedState
 from shardmem.memory.native import arm_point
 from support.recorder import Recorder, parse
 
@@ -84,3 +84,29 @@ class Counting(Lingering):
 
     def drop(self, slot: int) -> None:
         self.counts.pop(slot, None)
+
+
+class CountingByKey(Counting):
+    """The same count by key, by a timer for each event, and by values that expire: what has happened and what is still
+    to happen make the whole."""
+
+    counted = KeyedState(int, default=0)
+    fired = KeyedState(int, default=0)
+    recent = KeyedState(int, default=0, ttl="300 ms")
+    expired = KeyedState(int, default=0)
+
+    def handle(self, batch: Batch) -> None:
+        for key, data in batch:
+            producer, _, number, _ = parse(data)
+            self.counted[key] += 1
+            self.recent[key] += 1
+            self.timers.set(key, f"{producer}/{number}", after=0.01 * (number % 20))
+        super().handle(batch)
+
+    def on_timer(self, key: int, name: str) -> None:
+        self.fired[key] += 1
+        if self.fired[key] > self.counted[key]:
+            raise AssertionError(f"key {key}: timer {name} is the {self.fired[key]}th of {self.counted[key]}")
+
+    def on_expire(self, key: int, value: int) -> None:
+        self.expired[key] += value

@@ -48,16 +48,6 @@ class Expiring(shardmem.Handler):
         self.expired[key] += value
 
 
-class Sums(shardmem.Handler):
-    """Of records, by key."""
-
-    total = shardmem.KeyedState(float, default=0.0)
-
-    def handle(self, batch: shardmem.Batch) -> None:
-        for key, rows in batch.by_key():
-            self.total[key] += float(rows["price"].sum())
-
-
 class Typed(shardmem.Handler):
     """Says how often each key was seen; refuses keys of others."""
 
@@ -102,3 +92,17 @@ class Stubborn(shardmem.Handler):
         self.fired[key] += 1
         if key == 7 and not (Path(os.environ["RECORD_DIR"]) / "mended").exists():
             raise ConnectionError("not yet")
+
+
+class Counter(shardmem.Entity):
+    """How many events it has had, and how often it came to life."""
+
+    remember = True
+    events: int = 0
+    lives: int = 0
+
+    def started(self) -> None:
+        self.lives += 1
+
+    def receive(self, events: list[bytes]) -> None:
+        self.events += len(events)

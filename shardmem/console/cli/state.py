@@ -1,0 +1,195 @@
+"""`shardmem state`: values of keyed state as they were last saved: get, list, count, export and import."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from shardmem.console.cli.common import EngineFirst, as_json, either, engine_argument, engine_option
+from shardmem.errors import NotRunning, ShardmemError
+from shardmem.text import plural
+
+if TYPE_CHECKING:  # imports numpy
+    from shardmem.client.state import StateAccess
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+directory_option = click.option("--state-dir", help="Where the engine keeps its files, if it does not run.")
+
+
+@click.group(short_help="Ask for keyed state, export and import it.")
+def state() -> None:
+    """Values of keyed state as they were last saved. They are read from the files of the engine: no worker notices, and
+    it need not run."""
+
+
+def _common(command: Command) -> Command:
+    return engine_option(directory_option(command))
+
+
+def _where(name: str | None, directory: str | None) -> tuple[str, str]:
+    """(engine, the directory of its files), whether or not it runs."""
+    from shardmem.client.client import only_engine
+    from shardmem.config import default_directory
+    from shardmem.memory.engine_segment import ControlSegment
+
+    name = name or only_engine()
+    if directory is None:
+        try:
+            control = ControlSegment.attach(name)
+        except NotRunning:
+            directory = default_directory()
+        else:
+            directory = control.state_dir
+            control.close()
+    return name, directory
+
+
+def _is_engine(name: str, directory: str | None) -> bool:
+    from shardmem.config import default_directory, state_directory
+    from shardmem.memory.segment import engine_names
+
+    return name in engine_names() or os.path.isdir(state_directory(directory or default_directory(), name))
+
+
+@contextlib.contextmanager
+def _access(name: str | None, directory: str | None) -> Iterator[tuple[str, StateAccess]]:
+    from shardmem.client.state import StateAccess
+
+    engine, where = _where(name, directory)
+    access = StateAccess(where, engine)
+    if not os.path.isdir(access.directory):
+        raise ShardmemError(
+            f"engine {engine}: no state was ever saved",
+            detail=f"{access.directory} does not exist.",
+            hint="An engine that does not run is found by --state-dir",
+        )
+    with contextlib.closing(access):
+        yield engine, access
+
+
+@state.command(cls=EngineFirst)
+@click.argument("state")
+@click.argument("key")
+@click.option("--int", "as_int", is_flag=True, help="KEY is a number; without it, it is text, or else a number.")
+@click.option("--bytes", "as_bytes", is_flag=True, help="KEY is bytes, as text in UTF-8.")
+@_common
+@as_json
+def get(
+    state: str, key: str, as_int: bool, as_bytes: bool, name: str | None, state_dir: str | None, as_json: bool
+) -> None:
+    """Print the value of KEY in STATE, and how old the checkpoint is that saved it."""
+    from shardmem.client.state import describe, find_text
+
+    with _access(name, state_dir) as (engine, access):
+        found = find_text(access, state, key, "int" if as_int else "bytes" if as_bytes else None)
+    if found is None:
+        raise ShardmemError(f"engine {engine}: state {state!r} has no value for key {key!r}")
+    described = describe(state, *found)
+    if as_json:
+        click.echo(json.dumps(described, indent=2))
+    else:
+        click.echo(
+            f"{json.dumps(described['value'])}  saved {described['age']:.1f} s ago by shard {described['shard']}"
+        )
+
+
+@state.command("list")
+@engine_argument
+@click.argument("state", required=False)
+@click.option("--limit", type=click.IntRange(0), default=100, show_default=True, help="0: all of them.")
+@_common
+@as_json
+def list_(
+    engine: str | None, state: str | None, limit: int, name: str | None, state_dir: str | None, as_json: bool
+) -> None:
+    """List the values of STATE, or without it the states and how many values each has."""
+    from shardmem.client.state import json_of, key_as_json
+
+    if state is None and engine is not None and not _is_engine(engine, state_dir):
+        engine, state = None, engine
+    if state is None:
+        _print_counts(either(engine, name), state_dir, as_json)
+        return
+    with _access(either(engine, name), state_dir) as (_, access):
+        found = access.items(state)
+        for key, value in itertools.islice(found, limit or None):
+            if as_json:
+                click.echo(json.dumps({"key": key_as_json(key), "value": json_of(value)}))
+            else:
+                click.echo(f"{key!r}  {json.dumps(json_of(value))}")
+        if next(found, None) is not None:
+            click.echo(f"... there are more: --limit {10 * limit}", err=True)
+
+
+@state.command()
+@engine_argument
+@_common
+@as_json
+def count(engine: str | None, name: str | None, state_dir: str | None, as_json: bool) -> None:
+    """Count the values of each state."""
+    _print_counts(either(engine, name), state_dir, as_json)
+
+
+def _print_counts(name: str | None, directory: str | None, as_json: bool) -> None:
+    with _access(name, directory) as (_, access):
+        counts = access.count()
+    if as_json:
+        click.echo(json.dumps(counts))
+        return
+    for each, number in counts.items():
+        click.echo(f"{each}  {plural(number, 'value')}")
+    if not counts:
+        click.echo("no values")
+
+
+@state.command()
+@engine_argument
+@click.option("--slots", "wanted", help="Only these slots, as in 17,40-60.")
+@click.option("--compact", is_flag=True, help="Frames by slot, smaller and faster than lines of JSON.")
+@click.option("--output", "-o", type=click.File("wb"), default="-", help="Default: standard output.")
+@_common
+def export(
+    engine: str | None, wanted: str | None, compact: bool, output: Any, name: str | None, state_dir: str | None
+) -> None:
+    """Write values, timers and snapshots: each slot as it was saved last."""
+    from shardmem.runtime.state_export import export_compact, export_lines
+    from shardmem.runtime.state_reader import StateReader
+    from shardmem.slot_ranges import parse_slots
+
+    with _access(either(engine, name), state_dir) as (_, access):
+        with contextlib.closing(StateReader(access.directory)) as reader:
+            slots = set(parse_slots(wanted, reader.slots)) if wanted else None
+            if compact:
+                for frame in export_compact(reader, slots):
+                    output.write(frame)
+            else:
+                for line in export_lines(reader, slots):
+                    output.write(line.encode() + b"\n")
+
+
+@state.command("import")
+@engine_argument
+@click.argument("source", type=click.File("rb"))
+@_common
+def import_(engine: str | None, source: Any, name: str | None, state_dir: str | None) -> None:
+    """Take what `export` wrote, either form, into the files of an engine that does not run. What is there under the
+    same keys is replaced."""
+    from shardmem.config import state_directory
+    from shardmem.memory.segment import engine_names
+    from shardmem.runtime.state_export import import_state
+
+    named = either(engine, name)
+    if named is None or state_dir is None:
+        raise click.UsageError("import needs ENGINE and --state-dir")
+    if named in engine_names():
+        raise ShardmemError(
+            f"engine {named} exists, and its workers write to its files", hint=f"Stop it first: `shardmem stop {named}`"
+        )
+    taken = import_state(source, state_directory(state_dir, named))
+    click.echo(f"engine {named}: {taken:,} values, timers and snapshots imported")

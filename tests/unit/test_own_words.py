@@ -1,0 +1,92 @@
+"""The supervisor believes what it has written, and sets right what somebody else has changed."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import pytest
+
+from shardmem.memory.native import ffi, lib
+from shardmem.memory.words import NOBODY, now_ns
+
+STATE_OF_ENGINE = 2304
+
+
+class Damaged:
+    def __init__(self, control) -> None:
+        self._control = control
+        offsets, lengths = ffi.new("uint64_t[]", 8), ffi.new("uint64_t[]", 8)
+        count = lib.sm_control_ranges(control.geometry, offsets, lengths)
+        self.slots, self.holds, self.shards = offsets[1], offsets[2], offsets[count - 1]
+        self.shard_bytes = lengths[count - 1] // control.room
+
+    def write(self, at: int, form: str, *words: int) -> None:
+        os.pwrite(self._control.segment.descriptor, struct.pack(form, *words), at)
+
+
+@pytest.fixture
+def control(loopback):
+    control = loopback(shards=2).control
+    control.remember()
+    return control
+
+
+@pytest.fixture
+def damaged(control):
+    return Damaged(control)
+
+
+def test_words_that_nobody_changed_are_left_alone(control):
+    before = control.slot_table()[1].tolist()
+    assert control.repair() == []
+    assert control.slot_table()[1].tolist() == before
+
+
+def test_without_a_supervisor_words_are_what_is_read(loopback):
+    control = loopback().control
+    Damaged(control).write(STATE_OF_ENGINE, "<I", 3)
+    assert control.state == "stopped" and control.repair() == []
+
+
+def test_states_are_believed_as_they_were_written_and_set_right(control, damaged):
+    damaged.write(STATE_OF_ENGINE, "<I", 77)
+    damaged.write(damaged.shards, "<I", 4)
+    damaged.write(damaged.shards + damaged.shard_bytes + 8, "<QI", 129, 7)
+    assert control.state == "running" and control.shard_state(0) == "active"
+    assert control.known_shards() == [0, 1]
+    assert control.repair() == [
+        "the state of the engine",
+        "the state of shard 0",
+        "the generation of shard 1",
+        "the holds of shard 1",
+    ]
+    assert control.view_engine().state == 1 and control.view_shard(0).state == 2
+    assert (control.view_shard(1).generation, control.view_shard(1).holds) == (1, 0)
+    control.set_state("draining")
+    control.set_shard_state(0, "draining")
+    assert control.repair() == [] and control.state == "draining" and control.view_shard(0).state == 3
+
+
+def test_slot_words_are_set_right_by_a_new_epoch(control, damaged):
+    owners, epochs = control.slot_table()
+    for slot, owner in ((1, 149), (2, NOBODY), (3, 1 - int(owners[3]))):
+        damaged.write(damaged.slots + 8 * slot, "<Q", owner | 9 << 32)
+    assert control.repair() == ["3 slot words"]
+    after, now = control.slot_table()
+    assert after.tolist() == owners.tolist()
+    assert now[[1, 2, 3]].tolist() == [10, 10, 10] and now[4] == epochs[4]
+
+
+def test_a_hold_of_no_handoff_falls_and_that_of_a_handoff_is_as_it_was(control, damaged):
+    control.begin_move(5, 0, 1, now_ns())
+    control.set_move_phase(5, "draining")
+    damaged.write(damaged.holds + 8 * 4, "<Q", 2 | 1 << 16)
+    damaged.write(damaged.holds + 8 * 5, "<Q", 0)
+    damaged.write(damaged.holds + 8 * 6, "<Q", 200 | 9 << 16 | 9 << 32)
+    assert control.repair() == ["the holds of 3 slots"]
+    (move,) = control.moves()
+    assert (move.slot, move.phase, move.source, move.target) == (5, "draining", 0, 1)
+    assert control.slot_table()[0][5] == 1
+    control.set_move_phase(5, "none")
+    assert control.repair() == [] and control.moves() == []
