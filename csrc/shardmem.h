@@ -103,6 +103,7 @@ int sm_inbox_check(const void *inbox, uint64_t bytes, const sm_geometry *geometr
 /* ---- files mapped [any] ------------------------------------------------------------------------------- */
 void *sm_map(int fd, uint64_t bytes, int *error); /* NULL: errno */
 void sm_unmap(void *address, uint64_t bytes);
+int sm_is_readable(const void *address); /* 0: a touch would be a SIGBUS */
 int sm_is_hole(int fd, uint64_t offset);
 int sm_guard(void);                  /* this process outlives mapped files that are cut short; 0, or -errno */
 int sm_is_lost(const void *address); /* it was, and what is read there is not what was written */
