@@ -13,15 +13,89 @@
 
 #include "objects.h"
 
+/* The value of one key in memory. dirty: it is among the written ones of its map. */
+typedef struct {
+    PyObject_HEAD PyObject *key, *value;
+    char dirty;
+} Cell;
+
 /*
- * live: what is in memory, by key; a key in it has been looked up in the store and belongs to this shard. dirty: what was
- * written since somebody emptied it, or only read if `objects`: such values can change in place. All that is not the plain
- * case (a key of another type, one that is not in memory, a value of another type) goes to Python methods of a subclass.
+ * live: a cell of each key in memory; such a key has been looked up in the store and belongs to this shard. dirty: a list of
+ * the cells that were written, or only read if values are objects: those can change in place. last: the cell that was
+ * asked for last, because `map[key] += 1` asks twice. All that is not the plain case (a key of another type, one that is not
+ * in memory, a value of another type) goes to Python methods of a subclass.
  */
 typedef struct {
     PyObject_HEAD PyObject *live, *dirty;
     PyObject *plain; /* the exact type of values; NULL: objects */
+    PyObject *last_key;
+    Cell *last;
 } StateMap;
+
+static int cell_init(Cell *self, PyObject *args, PyObject *keywords)
+{
+    PyObject *key, *value;
+    (void)keywords;
+    if (!PyArg_ParseTuple(args, "OO", &key, &value))
+        return -1;
+    Py_INCREF(key);
+    Py_XDECREF(self->key);
+    self->key = key;
+    Py_INCREF(value);
+    Py_XDECREF(self->value);
+    self->value = value;
+    PyTypeObject *type = Py_TYPE(value);
+    if (type == &PyLong_Type || type == &PyFloat_Type || type == &PyUnicode_Type || type == &PyBytes_Type)
+        PyObject_GC_UnTrack(
+            self); /* it refers to nothing that could refer to it: a million of them cost no collection */
+    return 0;
+}
+
+static int cell_traverse(Cell *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->key);
+    Py_VISIT(self->value);
+    return 0;
+}
+
+static int cell_clear(Cell *self)
+{
+    Py_CLEAR(self->key);
+    Py_CLEAR(self->value);
+    return 0;
+}
+
+static void release(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    freefunc release_memory = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release_memory(self);
+    Py_DECREF(type);
+}
+
+static void cell_dealloc(Cell *self)
+{
+    PyObject_GC_UnTrack(self);
+    cell_clear(self);
+    release((PyObject *)self);
+}
+
+static PyMemberDef cell_members[] = {
+    {"value", T_OBJECT_EX, offsetof(Cell, value), 0, "the value"},
+    {"dirty", T_BOOL, offsetof(Cell, dirty), 0, "whether it is among the written ones"},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot cell_slots[] = {
+    {Py_tp_init, cell_init},       {Py_tp_traverse, cell_traverse}, {Py_tp_clear, cell_clear},
+    {Py_tp_dealloc, cell_dealloc}, {Py_tp_members, cell_members},   {0, NULL},
+};
+
+static PyType_Spec cell_spec = {"shardmem._native.Cell", sizeof(Cell), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+                                cell_slots};
+
+static PyTypeObject *cell_type;
 
 static inline int is_plain_key(PyObject *key)
 {
@@ -42,35 +116,73 @@ static inline int is_plain_value(const StateMap *self, PyObject *value)
     return !overflow;
 }
 
-/* borrowed; NULL without an error: not in memory, or not a plain key */
-static inline PyObject *live_value(const StateMap *self, PyObject *key)
+static void forget_last(StateMap *self)
 {
-    return likely(is_plain_key(key)) ? PyDict_GetItemWithError(self->live, key) : NULL;
+    Py_CLEAR(self->last_key);
+    Py_CLEAR(self->last);
+}
+
+/* borrowed; NULL without an error: not in memory, or not a plain key */
+static inline Cell *live_cell(StateMap *self, PyObject *key)
+{
+    if (key == self->last_key)
+        return self->last;
+    if (unlikely(!is_plain_key(key)))
+        return NULL;
+    Cell *cell = (Cell *)PyDict_GetItemWithError(self->live, key);
+    if (unlikely(!cell || Py_TYPE(cell) != cell_type))
+        return NULL;
+    PyObject *old_key = self->last_key, *old = (PyObject *)self->last;
+    Py_INCREF(key);
+    Py_INCREF(cell);
+    self->last_key = key;
+    self->last = cell;
+    Py_XDECREF(old_key);
+    Py_XDECREF(old);
+    return cell;
+}
+
+static int mark(StateMap *self, Cell *cell)
+{
+    if (likely(cell->dirty))
+        return 0;
+    if (PyList_Append(self->dirty, (PyObject *)cell) < 0)
+        return -1;
+    cell->dirty = 1;
+    return 0;
 }
 
 /* A value that the handler gets to see, as a new reference: it may change it in place. */
-static PyObject *shown(const StateMap *self, PyObject *key, PyObject *value)
+static PyObject *shown(StateMap *self, Cell *cell)
 {
-    Py_INCREF(value);
-    if (!self->plain && PyDict_SetItem(self->dirty, key, value) < 0)
-        Py_CLEAR(value);
-    return value;
+    if (!self->plain && mark(self, cell) < 0)
+        return NULL;
+    Py_INCREF(cell->value);
+    return cell->value;
 }
 
 static PyObject *map_subscript(StateMap *self, PyObject *key)
 {
-    PyObject *value = live_value(self, key);
-    if (unlikely(!value))
-        return PyErr_Occurred() ? NULL : PyObject_CallMethod((PyObject *)self, "_miss", "(O)", key);
-    return shown(self, key, value);
+    Cell *cell = live_cell(self, key);
+    if (likely(cell != NULL))
+        return shown(self, cell);
+    return PyErr_Occurred() ? NULL : PyObject_CallMethod((PyObject *)self, "_miss", "(O)", key);
 }
 
 static int map_assign(StateMap *self, PyObject *key, PyObject *value)
 {
     PyObject *done;
     if (likely(value && is_plain_value(self, value))) {
-        if (likely(live_value(self, key) != NULL))
-            return PyDict_SetItem(self->live, key, value) < 0 || PyDict_SetItem(self->dirty, key, value) < 0 ? -1 : 0;
+        Cell *cell = live_cell(self, key);
+        if (likely(cell != NULL)) {
+            if (mark(self, cell) < 0)
+                return -1;
+            PyObject *before = cell->value;
+            Py_INCREF(value);
+            cell->value = value;
+            Py_DECREF(before);
+            return 0;
+        }
         if (PyErr_Occurred())
             return -1;
     }
@@ -82,7 +194,7 @@ static int map_assign(StateMap *self, PyObject *key, PyObject *value)
 
 static int map_contains(StateMap *self, PyObject *key)
 {
-    if (live_value(self, key))
+    if (live_cell(self, key))
         return 1;
     PyObject *found = PyErr_Occurred() ? NULL : PyObject_CallMethod((PyObject *)self, "_has", "(O)", key);
     int is_there = found ? PyObject_IsTrue(found) : -1;
@@ -94,10 +206,56 @@ static PyObject *map_get(StateMap *self, PyObject *const *args, Py_ssize_t n)
 {
     if (n < 1 || n > 2)
         return PyErr_Format(PyExc_TypeError, "get takes a key, and what to return if there is no value");
-    PyObject *otherwise = n == 2 ? args[1] : Py_None, *value = live_value(self, args[0]);
-    if (!value)
-        return PyErr_Occurred() ? NULL : PyObject_CallMethod((PyObject *)self, "_get", "(OO)", args[0], otherwise);
-    return shown(self, args[0], value);
+    Cell *cell = live_cell(self, args[0]);
+    if (cell)
+        return shown(self, cell);
+    return PyErr_Occurred()
+               ? NULL
+               : PyObject_CallMethod((PyObject *)self, "_get", "(OO)", args[0], n == 2 ? args[1] : Py_None);
+}
+
+/* mark(cell): it is among the written ones */
+static PyObject *map_mark(StateMap *self, PyObject *cell)
+{
+    if (Py_TYPE(cell) != cell_type)
+        return PyErr_Format(PyExc_TypeError, "mark takes a cell");
+    if (mark(self, (Cell *)cell) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* forget_last(): cells are about to leave `live` */
+static PyObject *map_forget_last(StateMap *self, PyObject *ignored)
+{
+    (void)ignored;
+    forget_last(self);
+    Py_RETURN_NONE;
+}
+
+/* take_dirty(): (keys, values) of the cells that were written, which are clean then */
+static PyObject *map_take_dirty(StateMap *self, PyObject *ignored)
+{
+    (void)ignored;
+    Py_ssize_t n = PyList_Size(self->dirty);
+    PyObject *cells = self->dirty, *fresh = PyList_New(0), *keys = PyList_New(0), *values = PyList_New(0), *made = NULL;
+    for (Py_ssize_t i = 0; fresh && keys && values && i < n; i++) {
+        Cell *cell = (Cell *)PyList_GetItem(cells, i);
+        if (!cell->dirty) /* it was removed */
+            continue;
+        if (PyList_Append(keys, cell->key) < 0 || PyList_Append(values, cell->value) < 0)
+            goto done;
+    }
+    if (!fresh || !keys || !values || !(made = PyTuple_Pack(2, keys, values)))
+        goto done;
+    for (Py_ssize_t i = 0; i < n; i++)
+        ((Cell *)PyList_GetItem(cells, i))->dirty = 0;
+    self->dirty = fresh;
+    fresh = cells;
+done:
+    Py_XDECREF(fresh);
+    Py_XDECREF(keys);
+    Py_XDECREF(values);
+    return made;
 }
 
 static int map_init(StateMap *self, PyObject *args, PyObject *keywords)
@@ -109,8 +267,9 @@ static int map_init(StateMap *self, PyObject *args, PyObject *keywords)
     Py_CLEAR(self->live);
     Py_CLEAR(self->dirty);
     Py_CLEAR(self->plain);
+    forget_last(self);
     self->live = PyDict_New();
-    self->dirty = PyDict_New();
+    self->dirty = PyList_New(0);
     if (!self->live || !self->dirty)
         return -1;
     if (plain != Py_None) {
@@ -126,6 +285,7 @@ static int map_traverse(StateMap *self, visitproc visit, void *arg)
     Py_VISIT(self->live);
     Py_VISIT(self->dirty);
     Py_VISIT(self->plain);
+    Py_VISIT(self->last);
     return 0;
 }
 
@@ -134,27 +294,28 @@ static int map_clear(StateMap *self)
     Py_CLEAR(self->live);
     Py_CLEAR(self->dirty);
     Py_CLEAR(self->plain);
+    forget_last(self);
     return 0;
 }
 
 static void map_dealloc(StateMap *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     map_clear(self);
-    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    release(self);
-    Py_DECREF(type);
+    release((PyObject *)self);
 }
 
 static PyMemberDef map_members[] = {
-    {"live", T_OBJECT_EX, offsetof(StateMap, live), 0, "dict: what is in memory"},
-    {"dirty", T_OBJECT_EX, offsetof(StateMap, dirty), 0, "dict: what was written"},
+    {"live", T_OBJECT_EX, offsetof(StateMap, live), 0, "dict: the cell of each key in memory"},
+    {"dirty", T_OBJECT_EX, offsetof(StateMap, dirty), READONLY, "list: cells that were written"},
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyMethodDef map_methods[] = {
     {"get", (PyCFunction)(void (*)(void))map_get, METH_FASTCALL, "get(key, default=None)"},
+    {"mark", (PyCFunction)map_mark, METH_O, "mark(cell): it was written"},
+    {"forget_last", (PyCFunction)map_forget_last, METH_NOARGS, "cells are about to leave memory"},
+    {"take_dirty", (PyCFunction)map_take_dirty, METH_NOARGS, "(keys, values) that were written"},
     {NULL, NULL, 0, NULL},
 };
 
@@ -378,11 +539,14 @@ static PyMethodDef functions[] = {
 
 int sm_add_keyed(PyObject *module)
 {
-    PyObject *type = PyType_FromSpec(&map_spec);
-    int status =
-        type && PyModule_AddFunctions(module, functions) == 0 && PyObject_SetAttrString(module, "StateMap", type) == 0
-            ? SM_OK
-            : SM_UNREADY;
+    PyObject *type = PyType_FromSpec(&map_spec), *cell = PyType_FromSpec(&cell_spec);
+    int status = type && cell && PyModule_AddFunctions(module, functions) == 0 &&
+                         PyObject_SetAttrString(module, "StateMap", type) == 0 &&
+                         PyObject_SetAttrString(module, "Cell", cell) == 0
+                     ? SM_OK
+                     : SM_UNREADY;
+    cell_type = (PyTypeObject *)cell; /* the module keeps it */
     Py_XDECREF(type);
+    Py_XDECREF(cell);
     return status;
 }

@@ -37,6 +37,7 @@ if lib.sm_install_fastcalls() != lib.SM_OK:
 
 Pusher = _native.Pusher
 StateMap = _native.StateMap
+Cell = _native.Cell
 decode = _native.decode
 by_key = _native.by_key
 store_keys = _native.store_keys
@@ -100,6 +101,7 @@ def point(name: str) -> None:
 __all__ = [
     "BOARDS",
     "BOARD_BYTES",
+    "Cell",
     "DECODE_KEYS",
     "DECODE_PAIRS",
     "DECODE_PAYLOADS",

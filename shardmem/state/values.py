@@ -16,7 +16,7 @@ from itertools import repeat
 from typing import Any, Generic, TypeVar
 
 from shardmem.errors import StateError
-from shardmem.memory.native import StateMap, store_keys
+from shardmem.memory.native import Cell, StateMap, store_keys
 from shardmem.state.codec import Codec
 from shardmem.state.keys import Key, prefix, read_store_key, slots_of, store_key
 from shardmem.state.scope import Duration, Scope, seconds_of
@@ -72,7 +72,7 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
         self._declared, self._codec, self._scope, self._timers = declared, declared.codec, scope, timers
         self._stored_name = declared.name.encode()
         self.changed: dict[Key, Row | None] = {}
-        self._cold: dict[Key, V] = {}
+        self._cold: dict[Key, Cell] = {}
         self._marks: dict[Key, int] = {}  # of objects: hash of what they encode to, as far as it is saved or in changed
         self._has_expiry: set[Key] = set()  # keys in memory whose expiry is among the timers
         self._mean_bytes = 16.0
@@ -86,7 +86,7 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
         value = self._declared.make_default(plain)
         if self._codec.plain is None:  # it may be changed in place
             self._marks[plain] = hash(self._codec.encode(value))
-            self.live[plain] = self.dirty[plain] = value
+            self._put(plain, value)
         return value  # type: ignore[no-any-return]
 
     def _get(self, key: object, otherwise: Any) -> Any:
@@ -103,8 +103,16 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
                 value = self._codec.plain_value(value)
             except (TypeError, ValueError, OverflowError) as error:
                 raise StateError(f"the value of {self._of(plain)} cannot be saved: {error}") from None
-        self._cold.pop(plain, None)
-        self.live[plain] = self.dirty[plain] = value
+        self._put(plain, value)
+
+    def _put(self, key: Key, value: Any) -> None:
+        """Written."""
+        cell = self.live.get(key) or self._cold.pop(key, None)
+        if cell is None:
+            cell = Cell(key, value)
+        cell.value = value
+        self.live[key] = cell
+        self.mark(cell)
 
     def _delete(self, key: object) -> None:
         plain = self._admit(key)
@@ -168,27 +176,26 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
 
     def _find(self, key: Key) -> Any:
         """The value, which is in memory then; MISSING if there is none."""
-        if key in self.live:
-            value: Any = self.live[key]
-        elif key in self.dirty:
-            value = self.live[key] = self.dirty[key]
-        elif key in self._cold:
-            value = self.live[key] = self._cold.pop(key)
-        else:
-            row = self.changed[key] if key in self.changed else self._stored(key)
-            if row is None:
+        if (cell := self.live.get(key)) is None:
+            if (cell := self._cold.pop(key, None) or self._loaded(key)) is None:
                 return MISSING
-            value = self.decoded(key, row)
-            self.live[key] = value
-            data, version, expires = row
-            self._mean_bytes += (len(data) - self._mean_bytes) / 64
-            if self._codec.plain is None:
-                self._marks[key] = hash(data) if version == self._codec.version else 0
-            if expires is not None:
-                self._has_expiry.add(key)
+            self.live[key] = cell
         if self._codec.plain is None:
-            self.dirty[key] = value
-        return value
+            self.mark(cell)
+        return cell.value
+
+    def _loaded(self, key: Key) -> Cell | None:
+        row = self.changed[key] if key in self.changed else self._stored(key)
+        if row is None:
+            return None
+        data, version, expires = row
+        cell = Cell(key, self.decoded(key, row))
+        self._mean_bytes += (len(data) - self._mean_bytes) / 64
+        if self._codec.plain is None:
+            self._marks[key] = hash(data) if version == self._codec.version else 0
+        if expires is not None:
+            self._has_expiry.add(key)
+        return cell
 
     def _stored(self, key: Key) -> Row | None:
         """What the store has, if it has not expired: then its timer is due, and tells the handler."""
@@ -204,8 +211,7 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
             raise StateError(f"the value of {self._of(key)}: {error}", hint=error.hint) from error.__cause__
 
     def _remove(self, key: Key) -> None:
-        for held in (self.live, self.dirty, self._cold, self._marks):
-            held.pop(key, None)
+        self._let_go(key)
         self.changed[key] = None
         if self._declared.ttl_ms is not None:
             self._has_expiry.discard(key)
@@ -222,9 +228,8 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
         if row[2] > now:
             self._timers.arm(Timer(key, EXPIRY, self.name), row[2])
             return MISSING
-        value = self.live[key] if key in self.live else self._cold.get(key, MISSING)
-        if value is MISSING:
-            value = self.decoded(key, row)
+        cell = self.live.get(key) or self._cold.get(key)
+        value = self.decoded(key, row) if cell is None else cell.value
         self._remove(key)
         return value
 
@@ -239,30 +244,32 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
     def _encode(self) -> None:
         if not self.dirty:
             return
+        keys, values = self.take_dirty()
+        if not keys:  # they were written and removed
+            return
         ttl, version = self._declared.ttl_ms, self._codec.version
         if ttl is None and self._codec.plain is not None:  # checked when they were written
-            encoded = list(map(self._codec.encode_plain, self.dirty.values()))
+            encoded = list(map(self._codec.encode_plain, values))
             self._mean_bytes += (len(encoded[-1]) - self._mean_bytes) / 16
-            self.changed.update(zip(self.dirty, zip(encoded, repeat(version), repeat(None))))
-            self.dirty.clear()
+            self.changed.update(zip(keys, zip(encoded, repeat(version), repeat(None))))
             return
         expires = None if ttl is None else self._scope.now_ms() + ttl
-        encode, marks, is_plain = self._codec.encode, self._marks, self._codec.plain is not None
-        for key, value in self.dirty.items():
+        for key, value in zip(keys, values):
             try:
-                data = encode(value)
+                data = self._codec.encode(value)
             except Exception as error:
+                for each in keys:  # the batch is undone: what is in memory of it says nothing any more
+                    self._let_go(each)
                 raise StateError(f"the value of {self._of(key)} cannot be saved: {error}") from None
-            if not is_plain:
-                if marks.get(key) == (mark := hash(data)):
+            if self._codec.plain is None:
+                if self._marks.get(key) == (mark := hash(data)):
                     continue
-                marks[key] = mark
+                self._marks[key] = mark
             self.changed[key] = data, version, expires
             if expires is not None and key not in self._has_expiry:
                 self._has_expiry.add(key)
                 self._timers.arm(Timer(key, EXPIRY, self.name), expires)
         self._mean_bytes += (len(data) - self._mean_bytes) / 16
-        self.dirty.clear()
 
     encode = _encode
 
@@ -286,31 +293,39 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
     def cool(self) -> None:
         """What was not asked for since the last time leaves memory. Between batches: the handler holds no value."""
         self._encode()
+        self.forget_last()
         self._cold, self.live = self.live, {}
         self._marks = {key: mark for key, mark in self._marks.items() if key in self._cold}
         self._has_expiry &= self._cold.keys()
 
     def in_memory(self) -> list[tuple[Key, V]]:
-        return [*self.live.items(), *self._cold.items()]
+        return [(key, cell.value) for held in (self.live, self._cold) for key, cell in held.items()]
 
     def drop(self, key: Key) -> None:
-        """It leaves memory, and is read again when it is asked for."""
-        if key not in self.dirty:
-            for held in (self.live, self._cold, self._marks):
-                held.pop(key, None)
+        """It leaves memory, and is read again when it is asked for. Not what was written and not encoded yet."""
+        cell = self.live.get(key) or self._cold.get(key)
+        if cell is not None and not cell.dirty:
+            self._let_go(key)
             self._has_expiry.discard(key)
+
+    def _let_go(self, key: Key) -> None:
+        """Whatever is in memory of it is forgotten."""
+        self.forget_last()
+        for held in (self.live, self._cold):
+            if (cell := held.pop(key, None)) is not None:
+                cell.dirty = False
+        self._marks.pop(key, None)
 
     def forget_unsaved(self) -> None:
         """What was written, or may have been changed in place, since the last checkpoint."""
-        for key in (*self.dirty, *self.changed):
-            for held in (self.live, self._cold, self._marks):
-                held.pop(key, None)
+        for key in (*self.take_dirty()[0], *self.changed):
+            self._let_go(key)
             self._has_expiry.discard(key)
-        self.dirty.clear()
         self.changed.clear()
 
     def lose(self, slots: set[int]) -> None:
         """These belong to another shard now; what was written is saved."""
+        self.forget_last()
         for held in (self.live, self._cold):
             keys = list(held)
             for key, slot in zip(keys, slots_of(keys, self._scope.slots).tolist()):
