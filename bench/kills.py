@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,12 +22,14 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+if __name__ == "__main__":
+    import checkout
+
+    checkout.use()
 
 import shardmem  # noqa: E402
 
 SLOTS = 64
-LEVEL: Any = os.environ.get("LEVEL", "error")
 
 
 class Clocked(shardmem.Handler):
@@ -59,9 +60,7 @@ def kill_worker(pid: int) -> float | None:
 def measured(directory: str, seconds: float, every: float, shards: int) -> dict[str, Any]:
     handler = Clocked(directory)
     kills, pushed, failed = [], 0, 0
-    with shardmem.Engine(
-        handler=handler, shards=shards, slots=SLOTS, log_level=os.environ.get("LEVEL", "error")
-    ) as engine:
+    with shardmem.Engine(handler=handler, shards=shards, slots=SLOTS, log_level="error") as engine:
         with engine.producer() as producer:
             began = time.monotonic()
             due = began + 2 * every
