@@ -141,7 +141,7 @@ int sm_commit(sm_reader *r)
         sm_span *span = &r->spans[s];
         sm_end *e = &r->ends[span->seat];
         rows += count_span(r, span, now);
-        if (span->position == e->head && span->count == span->frame_rows) {
+        if (likely(!r->rejected) && span->position == e->head && span->count == span->frame_rows) {
             e->head += span->frame_length; /* the whole frame at the head: no bits needed to say so */
             e->handled += span->frame_rows;
             e->moved = 1;

@@ -22,6 +22,7 @@ SOURCES = [
     "sender.c",
     "send.c",
     "frames.c",
+    "trials.c",
     "attempt.c",
     "ranges.c",
     "load.c",

@@ -64,6 +64,21 @@ void sm_slots_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, 
     }
 }
 
+/* hashes[i] of the key of row first + i; 0 for keyless events */
+void sm_hashes_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count)
+{
+    const uint8_t *body = (const uint8_t *)shared + sm_prefix(f->rows);
+    if (r->row_bytes && r->keying.kind != SM_KEY_NONE) {
+        sm_hashes_of(&r->keying, body + first * r->row_bytes, count, r->hashes);
+        return;
+    }
+    const sm_index *index = (const sm_index *)body + first;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t kind = r->row_bytes ? SM_KEY_NONE : SM_META_KIND(index[i].meta);
+        r->hashes[i] = kind == SM_KEY_NONE ? 0 : kind == SM_KEY_INT ? sm_hash_int(index[i].key) : index[i].key;
+    }
+}
+
 /* Every entry of the span ends where the next begins, within the frame, and its key fits. */
 int sm_entries_hold(const sm_span *span)
 {

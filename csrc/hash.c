@@ -123,6 +123,14 @@ void sm_slots_of(const sm_keying *k, const uint8_t *rows, uint64_t n, uint32_t *
             slots[i] = (uint32_t)sm_hash_bytes(key, stripped(key, k->bytes)) & mask;
 }
 
+void sm_hashes_of(const sm_keying *k, const uint8_t *rows, uint64_t n, uint64_t *hashes)
+{
+    const uint8_t *key = rows + k->offset;
+    for (uint64_t i = 0; i < n; i++, key += k->row_bytes)
+        hashes[i] = k->kind == SM_KEY_INT ? sm_hash_int(widen(key, k->bytes, k->is_signed))
+                                          : sm_hash_bytes(key, stripped(key, k->bytes));
+}
+
 sm_keying sm_keying_of(const sm_geometry *g)
 {
     return (sm_keying){g->key_kind, g->key_offset, g->key_bytes, g->key_signed, g->row_bytes, g->slots};

@@ -24,6 +24,7 @@ typedef struct sm_keying {
 
 sm_keying sm_keying_of(const sm_geometry *geometry);
 void sm_slots_of(const sm_keying *keying, const uint8_t *rows, uint64_t n, uint32_t *slots);
+void sm_hashes_of(const sm_keying *keying, const uint8_t *rows, uint64_t n, uint64_t *hashes);
 
 /* park.c */
 int sm_futex_wait(_Atomic uint32_t *word, uint32_t seen, int64_t timeout_ns);

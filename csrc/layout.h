@@ -60,6 +60,19 @@ typedef struct sm_seat {
     _Atomic uint64_t seat_blocked_count;                 /* writer: producer */
 } sm_seat;
 
+/* An event on trial: it failed alone, and its key waits for its next try; or it was set aside and may be taken back. */
+typedef struct sm_trial {
+    _Atomic uint32_t trial_state;    /* writer: worker (SM_TRIAL_...) */
+    _Atomic uint32_t trial_seat;     /* writer: worker */
+    _Atomic uint64_t trial_position; /* writer: worker */
+    _Atomic uint32_t trial_row;      /* writer: worker */
+    _Atomic uint32_t trial_tries;    /* writer: worker (how often it failed, alone) */
+    _Atomic uint64_t trial_hash;     /* writer: worker (of its key; 0: it has none) */
+    _Atomic uint64_t trial_seen;     /* writer: worker (events of the shard handled when it first failed) */
+    _Atomic uint64_t trial_number;   /* writer: worker (in this order they failed first) */
+    _Atomic uint64_t trial_due_ns;   /* writer: worker */
+} sm_trial;
+
 typedef struct sm_shard {
     _Alignas(SM_LINE) _Atomic uint32_t shard_state; /* writer: supervisor */
     _Atomic uint32_t shard_weight;                  /* writer: supervisor */
@@ -89,7 +102,16 @@ typedef struct sm_shard {
     _Atomic uint32_t attempt_seat;                   /* writer: worker */
     _Atomic uint64_t attempt_position;               /* writer: worker (of its frame) */
     _Atomic uint32_t attempt_row;                    /* writer: worker */
-    _Atomic uint32_t attempt_aside;                  /* writer: worker (events set aside since one was handled) */
+    _Atomic uint32_t waiting_kind;                   /* writer: worker (SM_WAITING_..., of what; 0: it does not) */
+    _Atomic uint32_t waiting_tries;                  /* writer: worker (in vain, since then) */
+    _Atomic uint64_t waiting_since_ns;               /* writer: worker */
+    _Atomic uint64_t waiting_until_ns;               /* writer: worker (the next try) */
+    _Alignas(SM_LINE) sm_trial trials[SM_TRIALS];
+    /* what becomes of a trial whose event is in no lane any more: both words of its lane's ledger, and then its state */
+    _Atomic uint32_t amend_trial;       /* writer: worker (its number in the table, from 1; 0: nothing is amended) */
+    _Atomic uint32_t amend_state;       /* writer: worker */
+    _Atomic uint64_t amend_handled;     /* writer: worker */
+    _Atomic uint64_t amend_quarantined; /* writer: worker */
     _Alignas(SM_LINE) _Atomic uint64_t worker_latency[SM_HISTOGRAM];       /* writer: worker */
     _Alignas(SM_LINE) _Atomic uint64_t worker_batch_sizes[SM_BATCH_SIZES]; /* writer: worker */
     _Alignas(SM_LINE) _Atomic uint64_t error_count;  /* writer: worker (what it said last; copies as on the board) */
@@ -207,7 +229,8 @@ static_assert(sizeof(sm_board) % SM_LINE == 0, "board: what follows is aligned")
 static_assert(sizeof(sm_hold) == 8 && sizeof(sm_move) == 56, "holds and moves: sizes");
 static_assert(offsetof(sm_shard, worker_phase) == SM_LINE, "shard: supervisor and worker on lines of their own");
 static_assert(offsetof(sm_shard, attempt_rows) == 2 * SM_LINE, "shard: attempt record");
-static_assert(offsetof(sm_shard, worker_latency) == 3 * SM_LINE, "shard: histogram");
+static_assert(offsetof(sm_shard, trials) == 3 * SM_LINE, "shard: trials");
+static_assert(sizeof(sm_trial) == 56, "trial: size");
 static_assert(SM_ERROR_BYTES % 8 == 0 && SM_NOTE_BYTES % 8 == 0 && SM_BOARD_BYTES % 8 == 0, "texts: whole words");
 static_assert(SM_NOTE_BYTES <= SM_ERROR_BYTES, "shard: a view holds either text");
 static_assert(sizeof(sm_shard) % SM_LINE == 0, "shard: size");

@@ -111,6 +111,13 @@ void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out)
     out->holds = GET(s->shard_holds);
     out->stateful = GET(s->worker_stateful);
     out->waited_us = GET(s->worker_waited_us);
+    out->waiting_kind = GET(s->waiting_kind); /* B4: pairs with W2 in sm_worker_waits: before the rest */
+    out->waiting_tries = GET(s->waiting_tries);
+    out->waiting_since_ns = GET(s->waiting_since_ns);
+    out->waiting_until_ns = GET(s->waiting_until_ns);
+    out->on_trial = 0;
+    for (int i = 0; i < SM_TRIALS; i++)
+        out->on_trial += GET(s->trials[i].trial_state) != SM_TRIAL_NONE;
     uint64_t word;
     do { /* C2: pairs with C1; as in sm_view_lane */
         word = GET(s->retired_word);

@@ -92,6 +92,8 @@ int sm_commit_ranges(sm_reader *r, const sm_range *ranges, uint32_t count)
         return SM_FENCED;
     sm_find_open_lanes(r);
     for (uint32_t i = 0; i < count; i++) {
+        if (ranges[i].rejected)
+            continue; /* set aside by then: sm_set_aside_rows */
         if (ranges[i].seat >= r->max_producers || !r->ends[ranges[i].seat].open) {
             status = SM_CORRUPT; /* the others are true all the same: left out, their rows would be handled twice */
             continue;

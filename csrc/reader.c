@@ -126,21 +126,34 @@ static int is_held(sm_reader *r, uint32_t slot)
     return 1;
 }
 
-/* The first run, from `first` on, of rows that are not done and not held; *count 0: none is left in this frame. */
-static uint32_t next_run(sm_reader *r, sm_end *e, const sm_frame *f, const sm_frame *shared, uint32_t first,
+/* How many of the rows from `from` on, of `count` whose slots and hashes are known, are kept back, or are not. */
+static uint32_t run_of(sm_reader *r, uint32_t seat, const sm_span *at, uint32_t holds, uint32_t from, int kept_back)
+{
+    uint32_t n = from;
+    while (n < at->count &&
+           ((holds && is_held(r, r->slots[n])) ||
+            (r->kept_back && sm_is_kept_back(r, seat, at->position, at->first + n, r->hashes[n]))) == kept_back)
+        n++;
+    return n - from;
+}
+
+/* The first run, from `first` on, of rows that are not done and not kept back: slots are on their way here, keys are of
+ * events on trial. *count 0: none is left in this frame. */
+static uint32_t next_run(sm_reader *r, uint32_t seat, const sm_frame *f, const sm_frame *shared, uint32_t first,
                          uint32_t holds, uint32_t *count)
 {
+    sm_end *e = &r->ends[seat];
     first = sm_next_row(shared, f->rows, first, 0);
     while (first < f->rows) {
         *count = sm_next_row(shared, f->rows, first, 1) - first;
-        if (likely(!holds))
+        if (likely(!holds && !r->kept_back))
             return first;
-        sm_slots_in_frame(r, f, shared, first, *count);
-        uint32_t skip = 0, run = 0;
-        while (skip < *count && is_held(r, r->slots[skip]))
-            skip++;
-        while (skip + run < *count && !is_held(r, r->slots[skip + run]))
-            run++;
+        if (holds)
+            sm_slots_in_frame(r, f, shared, first, *count);
+        if (r->kept_back)
+            sm_hashes_in_frame(r, f, shared, first, *count);
+        const sm_span at = {.position = e->cursor, .first = first, .count = *count};
+        uint32_t skip = run_of(r, seat, &at, holds, 0, 1), run = run_of(r, seat, &at, holds, skip, 0);
         if (skip)
             e->range = 0; /* what comes now is not next to what was taken before */
         if (run) {
@@ -217,7 +230,7 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
         status = shed(r, e);
     /* after the tail: a row of a held slot was published after its hold was set */
     uint32_t holds = atomic_load_explicit(&r->shard->shard_holds, memory_order_seq_cst);
-    while (status == SM_OK && quota && e->cursor < e->tail && (!r->limit || sm_is_suspect(r, e))) {
+    while (status == SM_OK && quota && e->cursor < e->tail && (r->kind != SM_KIND_SUSPECTS || sm_is_suspect(r, e))) {
         if (r->span_count == r->max_rows || (r->deferring && r->ranges == SM_RANGES))
             return COMPLETE;
         status = sm_read_frame(r, e, e->cursor, &f);
@@ -228,18 +241,19 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
             continue;
         }
         sm_frame *shared = sm_frame_at(r, e, e->cursor);
-        uint32_t count, first = next_run(r, e, &f, shared, e->row, holds || r->skipping, &count);
+        uint32_t count, first = next_run(r, seat, &f, shared, e->row, holds || r->skipping, &count);
         if (!count) {
             status = pass_done(r, e, f.length);
             continue;
         }
         /* A large frame travels alone, without a copy; so it waits for the next batch if this one has begun. */
-        int solo = !r->limit && (count >= r->solo_rows || (f.length >= SOLO_BYTES && count == f.rows));
+        int solo = r->kind == SM_KIND_ALL && !r->probe &&
+                   (count >= r->solo_rows || (f.length >= SOLO_BYTES && count == f.rows));
         if (solo && r->span_count)
             return DEFERRED;
         uint32_t limit = solo ? r->max_rows : quota;
         count = count < limit ? count : limit;
-        if (r->limit && e->cursor == e->suspect) {
+        if (r->kind == SM_KIND_SUSPECTS && e->cursor == e->suspect) {
             if (first >= e->suspect_row)
                 break;
             count = count < e->suspect_row - first ? count : e->suspect_row - first;
@@ -274,27 +288,58 @@ static int take_suspects(sm_reader *r, sm_batch *b)
     return 0;
 }
 
-static int choose(sm_reader *r, sm_batch *b)
+/* Of lanes that events on trial are of, one at a time: a batch that fails takes no time of others. */
+static void take_wary(sm_reader *r, sm_batch *b)
 {
-    r->span_count = 0;
-    *b = (sm_batch){.span = r->spans};
-    sm_find_open_lanes(r);
-    uint32_t quota = r->open_count ? r->max_rows / r->open_count : 0;
-    int full = r->limit && take_suspects(r, b), progress = 1;
+    for (uint32_t i = 0; i < r->open_count && !b->rows; i++) {
+        uint32_t seat = r->open[r->wary_turn++ % r->open_count];
+        sm_end *e = &r->ends[seat];
+        if (e->wary && !e->broken && !(r->limit && sm_is_suspect(r, e)))
+            take(r, seat, r->probe ? r->probe : e->wary, b);
+    }
+}
+
+/* Each lane in turn, a quota at a time, so that none starves another. */
+static void take_all(sm_reader *r, sm_batch *b)
+{
+    uint32_t most = r->probe ? r->probe : r->max_rows, quota = r->open_count ? most / r->open_count : 0;
+    int full = 0, progress = 1;
     quota = quota ? quota : 1;
-    while (!full && progress) { /* each lane in turn, a quota at a time, so that none starves another */
+    while (!full && progress) {
         uint64_t before = b->rows;
         for (uint32_t i = 0; i < r->open_count && !full; i++) {
-            uint32_t turn = (r->turn + i) % r->open_count, left = r->max_rows - (uint32_t)b->rows;
-            if (r->ends[r->open[turn]].broken)
+            uint32_t turn = (r->turn + i) % r->open_count, left = most - (uint32_t)b->rows;
+            const sm_end *e = &r->ends[r->open[turn]];
+            if (e->broken || e->wary || (r->limit && sm_is_suspect(r, e)))
                 continue;
             int said = take(r, r->open[turn], quota < left ? quota : left, b);
-            full = said != MORE;
+            full = said != MORE || b->rows >= most;
             if (full) /* a frame that was put off comes first next time, or busy neighbours would put it off for ever */
                 r->turn = said == DEFERRED ? turn : turn + 1;
         }
         progress = b->rows > before;
     }
+}
+
+/* Suspects, lanes of events on trial, and all others take turns, as far as there is something of each. */
+static int choose(sm_reader *r, sm_batch *b)
+{
+    r->span_count = 0;
+    *b = (sm_batch){.span = r->spans};
+    sm_find_open_lanes(r);
+    sm_find_trials(r);
+    int full = 0;
+    for (uint32_t i = 0; i < SM_KINDS && !b->rows && !full; i++) {
+        r->kind = (r->turn_of_kind + i) % SM_KINDS;
+        if (r->kind == SM_KIND_ALL)
+            take_all(r, b);
+        else if (r->kind == SM_KIND_WARY)
+            take_wary(r, b);
+        else if (r->limit && !(full = take_suspects(r, b)))
+            i = UINT32_MAX; /* none are left: their lanes are like others, and were passed over before */
+    }
+    if (b->rows)
+        r->turn_of_kind = r->kind + 1;
     b->spans = r->span_count;
     for (uint32_t i = 0; i < r->open_count; i++) {
         sm_end *e = &r->ends[r->open[i]];
@@ -305,6 +350,17 @@ static int choose(sm_reader *r, sm_batch *b)
         }
     }
     return unlikely(r->holes) && sm_next_hole(r, &b->broken_seat) ? SM_CORRUPT : SM_OK;
+}
+
+void sm_probe(sm_reader *r, uint32_t rows) { r->probe = rows; }
+
+uint64_t sm_arrived(sm_reader *r)
+{
+    uint64_t bytes = 0;
+    sm_find_open_lanes(r);
+    for (uint32_t i = 0; i < r->open_count; i++)
+        bytes += sm_position(atomic_load_explicit(&r->ends[r->open[i]].lane->tail, memory_order_seq_cst));
+    return bytes;
 }
 
 static int anything_new(sm_reader *r)
@@ -328,6 +384,14 @@ static int has_news(const sm_reader *r)
     return atomic_load_explicit(&r->shard->shard_orders, memory_order_seq_cst) != r->orders ||
            atomic_load_explicit(&r->shard->shard_state, memory_order_seq_cst) == SM_SHARD_STOPPED ||
            atomic_load_explicit(&r->control->engine_state, memory_order_seq_cst) == SM_ENGINE_STOPPED;
+}
+
+static void begin(sm_reader *r, sm_batch *b, int64_t now)
+{
+    r->since_ns = now;
+    sm_attempt_begin(r, b);
+    atomic_store_explicit(&r->shard->worker_batch_since_ns, (uint64_t)now, memory_order_relaxed);
+    SM_POINT(POLL_TAKEN);
 }
 
 int sm_next(sm_reader *r, int64_t spin_ns, int64_t timeout_ns, sm_batch *b)
@@ -366,11 +430,43 @@ int sm_next(sm_reader *r, int64_t spin_ns, int64_t timeout_ns, sm_batch *b)
         now = sm_clock();
     }
     atomic_store_explicit(&r->shard->worker_heartbeat_ns, (uint64_t)now, memory_order_relaxed);
-    if (b->rows) {
-        r->since_ns = now;
-        sm_attempt_begin(r, b);
-        atomic_store_explicit(&r->shard->worker_batch_since_ns, (uint64_t)now, memory_order_relaxed);
-        SM_POINT(POLL_TAKEN);
-    }
+    if (b->rows)
+        begin(r, b, now);
     return status;
+}
+
+/* The cursor is set to it, so nothing else may be taken before all is gone over again: whatever comes of it does that. */
+int sm_next_trial(sm_reader *r, uint32_t trial, sm_batch *b)
+{
+    const sm_trial_view *t = &r->trial[trial];
+    sm_frame f;
+    *b = (sm_batch){.span = r->spans};
+    r->span_count = 0;
+    if (sm_is_fenced(r))
+        return SM_FENCED;
+    sm_find_open_lanes(r);
+    sm_find_trials(r);
+    if (!sm_is_left(r, t, &f)) { /* dropped as its producer asked, or its lane is broken */
+        sm_free_trial(r, trial);
+        return SM_OK;
+    }
+    sm_end *e = &r->ends[t->seat];
+    e->cursor = t->position;
+    e->row = t->row;
+    e->range = 0;
+    if (take_span(r, e, t->seat, &f, t->row, 1, b) != SM_OK) {
+        *b = (sm_batch){.span = r->spans};
+        sm_free_trial(r, trial);
+        return sm_give_up(e);
+    }
+    e->range = 0;
+    b->spans = r->span_count;
+    r->kind = SM_KIND_TRIAL;
+    r->in_trial = trial + 1;
+    r->suspect_seat = t->seat;
+    r->suspect_position = t->position;
+    r->suspect_row = t->row;
+    r->tries = t->tries;
+    begin(r, b, sm_clock());
+    return SM_OK;
 }

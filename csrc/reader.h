@@ -17,6 +17,7 @@ typedef struct sm_end { /* one lane, seen from here */
     uint32_t row;                /* of the frame at the cursor: rows before it have been taken */
     uint32_t suspect_row, range; /* range: place of the open one, from 1; 0: none is open */
     uint32_t parity, moved;
+    uint32_t wary; /* rows of a batch, which is of this lane alone, since one of it was put on trial; 0: as ever */
     uint8_t open, broken, reported, chosen;
     uint8_t in_hand;       /* rows were taken and not yet committed */
     uint8_t hole;          /* it is said to be open, and has no memory: nothing of it is touched */
@@ -42,8 +43,14 @@ struct sm_reader {
     uint64_t waited_us, waited_rest; /* of all rows handled; rest: in ns, less than a microsecond between batches */
     uint64_t deferred_rows;          /* handled, and not committed before the state that they made is safe */
     int64_t since_ns;
-    uint32_t in_a_row;     /* events set aside since one was handled */
-    uint32_t limit, tries; /* limit: rows of a batch among suspects; 0: nothing is suspected */
+    uint32_t limit, tries;                          /* limit: rows of a batch among suspects; 0: nothing is suspected */
+    uint32_t kind, turn_of_kind, wary_turn, streak; /* kind: of the batch in hand; streak: of suspects that succeeded */
+    uint32_t probe, rejected;
+    uint32_t kept_back, in_trial; /* trials whose key waits; the one in hand, from 1 */
+    uint64_t trial_number;
+    uint32_t lanes_checked; /* of the open ones: their trials are known to be true */
+    uint64_t filter[16];    /* of the keys that wait: a bit for each; a hash whose bit is 0 is of none */
+    sm_trial_view trial[SM_TRIALS];
     uint32_t suspect_seat, ranges, deferring;
     uint64_t suspect_position; /* tries is the number of failures of exactly this row */
     uint32_t suspect_row;
@@ -53,10 +60,22 @@ struct sm_reader {
     sm_end *ends;   /* by seat */
     uint32_t *open; /* seats whose lanes are open */
     sm_span *spans;
-    uint32_t slots[SM_CHUNK]; /* of the rows of one frame, when somebody asks */
+    uint32_t slots[SM_CHUNK];  /* of the rows of one frame, when somebody asks */
+    uint64_t hashes[SM_CHUNK]; /* likewise */
 };
 
+/* of a batch: from all lanes but those of the others; of what was in one that failed; of a lane that events on trial are of;
+ * one event on trial */
+enum { SM_KIND_ALL, SM_KIND_SUSPECTS, SM_KIND_WARY, SM_KINDS, SM_KIND_TRIAL = SM_KINDS };
+
 enum { SM_NO_SLOT = UINT32_MAX };
+
+/* The lease sees to it that no two processes are workers of a shard. This is for one that has lost its lease, by a handler
+ * that closed descriptors it did not know: it may neither handle nor commit once a successor has entered. */
+static inline int sm_is_fenced(const sm_reader *r)
+{
+    return unlikely(atomic_load_explicit(&r->shard->worker_incarnation, memory_order_relaxed) != r->incarnation);
+}
 
 static inline sm_frame *sm_frame_at(sm_reader *r, sm_end *e, uint64_t position)
 {
@@ -82,6 +101,7 @@ static inline uint32_t sm_next_row(const sm_frame *shared, uint32_t rows, uint32
 int sm_refresh_tail(sm_reader *r, sm_end *e);
 int sm_read_frame(sm_reader *r, sm_end *e, uint64_t position, sm_frame *out);
 void sm_slots_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count);
+void sm_hashes_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count);
 int sm_entries_hold(const sm_span *span);
 void sm_set_done(sm_frame *shared, uint32_t first, uint32_t count);
 int sm_advance_head(sm_reader *r, sm_end *e);
@@ -92,12 +112,22 @@ void sm_file_of(sm_reader *r, int inbox_fd);
 int sm_next_hole(sm_reader *r, uint32_t *seat); /* one that nobody has been told of */
 
 /* attempt.c */
-int sm_is_fenced(const sm_reader *r);
 void sm_attempt_load(sm_reader *r);
 void sm_attempt_begin(sm_reader *r, sm_batch *batch);
 void sm_attempt_succeeded(sm_reader *r);
 int sm_is_suspect(const sm_reader *r, const sm_end *e);
 void sm_cleared(sm_reader *r);
+void sm_attempt_end(sm_reader *r);
+void sm_count_failed(sm_reader *r, uint64_t rows);
+
+/* trials.c */
+void sm_trials_load(sm_reader *r);
+void sm_find_trials(sm_reader *r);
+int sm_is_kept_back(const sm_reader *r, uint32_t seat, uint64_t position, uint32_t row, uint64_t hash);
+int sm_died_in_trial(sm_reader *r, uint32_t seat, uint64_t position, uint32_t row, uint32_t tries);
+int sm_is_left(sm_reader *r, const sm_trial_view *t, sm_frame *f);
+int sm_add_trial(sm_reader *r, const sm_span *span, uint32_t tries, int64_t due_ns);
+void sm_free_trial(sm_reader *r, uint32_t trial);
 
 /* load.c */
 sm_load *sm_load_new(uint32_t slots);

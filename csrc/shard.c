@@ -44,6 +44,22 @@ void sm_worker_error(void *control, uint32_t shard, const char *text, uint32_t b
     atomic_store_explicit(&s->error_count, count, memory_order_seq_cst);
 }
 
+void sm_worker_beat(void *control, uint32_t shard)
+{
+    atomic_store_explicit(&sm_shard_at(control, shard)->worker_heartbeat_ns, (uint64_t)sm_clock(),
+                          memory_order_relaxed);
+}
+
+/* W2: release, the kind comes last: who sees it sees of what it is. Pairs with B4 in sm_view_shard. */
+void sm_worker_waits(void *control, uint32_t shard, uint32_t kind, uint32_t tries, uint64_t since_ns, uint64_t until_ns)
+{
+    sm_shard *s = sm_shard_at(control, shard);
+    atomic_store_explicit(&s->waiting_tries, tries, memory_order_relaxed);
+    atomic_store_explicit(&s->waiting_since_ns, since_ns, memory_order_relaxed);
+    atomic_store_explicit(&s->waiting_until_ns, until_ns, memory_order_relaxed);
+    atomic_store_explicit(&s->waiting_kind, kind, memory_order_release);
+}
+
 void sm_worker_stateful(void *control, uint32_t shard, uint32_t stateful)
 {
     atomic_store_explicit(&sm_shard_at(control, shard)->worker_stateful, stateful, memory_order_relaxed);

@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define SM_LAYOUT_VERSION 6
+#define SM_LAYOUT_VERSION 7
 #define SM_CHUNK 4096
 #define SM_MAX_SLOTS 65536
 #define SM_MAX_SHARDS 1024
@@ -26,6 +26,7 @@
 #define SM_HISTOGRAM 160
 #define SM_BATCH_SIZES 32
 #define SM_REASONS 4
+#define SM_TRIALS 64
 
 enum sm_status {
     SM_OK = 0,
@@ -67,6 +68,16 @@ enum sm_phase {
 };
 /* of a slot's handoff; in between, HandoffState of shardmem/policy says the same in words */
 enum sm_move_phase { SM_MOVE_NONE = 0, SM_MOVE_REROUTING = 1, SM_MOVE_DRAINING = 2, SM_MOVE_RELEASING = 3 };
+/* of an event on trial: waits for its next try; was in hand when its worker died; set aside, and may be taken back; was */
+enum sm_trial_state {
+    SM_TRIAL_NONE = 0,
+    SM_TRIAL_WAITS = 1,
+    SM_TRIAL_DIED = 2,
+    SM_TRIAL_ASIDE = 3,
+    SM_TRIAL_TAKEN = 4
+};
+/* what a shard waits for: the handler said so; too many events failed in a row; the quarantine takes no more */
+enum sm_waiting { SM_WAITING_NONE = 0, SM_WAITING_RETRY = 1, SM_WAITING_DOUBT = 2, SM_WAITING_QUARANTINE = 3 };
 enum sm_board_kind { SM_BOARD_DECISIONS = 0, SM_BOARD_EVENTS = 1, SM_BOARDS = 2 };
 enum sm_reason { SM_REASON_FULL = 0, SM_REASON_TIMEOUT = 1, SM_REASON_SAMPLED = 2, SM_REASON_STOPPED = 3 };
 
@@ -92,6 +103,7 @@ int sm_inbox_check(const void *inbox, uint64_t bytes, const sm_geometry *geometr
 /* ---- files mapped [any] ------------------------------------------------------------------------------- */
 void *sm_map(int fd, uint64_t bytes, int *error); /* NULL: errno */
 void sm_unmap(void *address, uint64_t bytes);
+int sm_is_readable(const void *address); /* 0: a touch would be a SIGBUS */
 int sm_is_hole(int fd, uint64_t offset);
 int sm_guard(void);                  /* this process outlives mapped files that are cut short; 0, or -errno */
 int sm_is_lost(const void *address); /* it was, and what is read there is not what was written */
@@ -175,16 +187,21 @@ typedef struct sm_batch {
     uint32_t spans;
     uint32_t broken_seat; /* SM_CORRUPT: whose lane */
     uint32_t tries;       /* one row: how often it failed, alone, before */
-    uint32_t in_a_row;    /* events set aside since one was handled */
-    uint32_t suspected;   /* rows are being tried in small batches, because one of them fails */
+    uint32_t suspected;   /* rows are being tried apart from others, because one of them fails */
     sm_span *span;
 } sm_batch;
 
 typedef struct
     sm_range { /* rows of one lane from `row` of the frame at `position` to before `to_row` of that at `to` */
     uint64_t position, to;
-    uint32_t seat, row, to_row, unused;
+    uint32_t seat, row, to_row, rejected; /* rejected: that one row, which was not handled but set aside */
 } sm_range;
+
+typedef struct sm_trial_view {
+    uint64_t position, hash, seen, number;
+    int64_t due_ns;
+    uint32_t state, seat, row, tries;
+} sm_trial_view;
 
 /* inbox_fd: of the inbox's file, to ask what of it has memory behind it; -1: not known */
 sm_reader *sm_reader_new(void *control, const sm_geometry *geometry, void *inbox, int inbox_fd, uint32_t shard,
@@ -195,13 +212,34 @@ int sm_next(sm_reader *reader, int64_t spin_ns, int64_t timeout_ns, sm_batch *ba
 int sm_gather(const sm_batch *batch, uint32_t row_bytes, void *out, uint64_t out_bytes);
 int sm_commit(sm_reader *reader);
 
-/* A batch that failed: it comes again, whole (again) or in halves, until one row is left and is set aside, which takes the
- * place of its commit. A worker that dies leaves the same record, and its successor goes on with it. */
+/* A batch that failed comes again in parts, until one row is left. It is put on trial or set aside, which takes the place of
+ * its commit. A worker that dies leaves the same record, and its successor goes on with it. */
 int sm_recheck(
     sm_reader *reader); /* SM_CORRUPT: a frame of the batch in hand is not what it was, its lane is broken now */
-void sm_forgive(sm_reader *reader); /* before the first batch: attempts of earlier lives do not count */
-int sm_failed(sm_reader *reader, int again);
+void sm_forgive(sm_reader *reader);               /* before the first batch: attempts of earlier lives do not count */
+int sm_failed(sm_reader *reader, uint32_t limit); /* limit: rows of the next batch of it; 0: half of them */
+int sm_try_later(sm_reader *reader);              /* the batch in hand was never taken */
 int sm_set_aside(sm_reader *reader);
+int sm_row_in_hand(const sm_reader *reader, uint32_t row,
+                   sm_range *out); /* the row of the batch in hand, as rejected */
+int sm_set_aside_rows(sm_reader *reader, const sm_range *rows, uint32_t count); /* before the rest is committed */
+void sm_probe(sm_reader *reader, uint32_t rows); /* no batch is larger, whatever it is of; 0: they are as ever */
+
+/* Events on trial. While one waits, rows of its key stay in their lanes and all others are taken. */
+const sm_trial_view *sm_trials(sm_reader *reader); /* SM_TRIALS of them, as this process knows them */
+int sm_put_on_trial(sm_reader *reader, uint32_t tries, int64_t due_ns); /* the row in hand: its number, or SM_FULL */
+int sm_next_trial(sm_reader *reader, uint32_t trial, sm_batch *batch);  /* no rows: it is in no lane any more */
+void sm_set_trial(sm_reader *reader, uint32_t trial, uint32_t state, uint32_t tries, int64_t due_ns);
+void sm_end_trial(sm_reader *reader, uint32_t trial); /* its key is free; nothing may be deferred */
+/* of one that was set aside: SM_TRIAL_TAKEN back; then SM_TRIAL_NONE, handled or in quarantine again */
+int sm_amend_trial(sm_reader *reader, uint32_t trial, uint32_t state, uint32_t handled);
+void sm_begin_taken(sm_reader *reader, uint32_t trial); /* it is in the handler's hands, from the quarantine */
+void sm_end_taken(sm_reader *reader, uint32_t handled);
+uint64_t sm_handled(const sm_reader *reader); /* events that the shard has handled, ever */
+void sm_worker_beat(void *control, uint32_t shard);
+void sm_worker_waits(void *control, uint32_t shard, uint32_t kind, uint32_t tries, uint64_t since_ns,
+                     uint64_t until_ns);
+uint64_t sm_arrived(sm_reader *reader); /* bytes, ever, in all lanes */
 
 /* Stateful handlers: batches are deferred, and committed together when the state that they made has been saved together with
  * the ranges. A successor that finds saved ranges beyond its heads commits them first. */
@@ -275,6 +313,8 @@ typedef struct sm_shard_view {
     int64_t pid;
     uint64_t retired_generation, retired_accepted, retired_handled, retired_quarantined, retired_shed;
     uint32_t state, phase, weight, holds, error_bytes, stateful;
+    uint32_t waiting_kind, waiting_tries, on_trial; /* on_trial: events */
+    uint64_t waiting_since_ns, waiting_until_ns;
     uint64_t waited_us; /* the sum of what latency counts */
     uint64_t latency[160];
     uint64_t

@@ -42,6 +42,8 @@ _HOME = {
     "stateful": "runtime.functions",
     "StateError": "errors",
     "Producer": "runtime.producer",
+    "Reject": "runtime.outcomes",
+    "Retry": "runtime.outcomes",
     "Status": "status.document",
     "connect": "runtime.producer",
 }
@@ -65,6 +67,8 @@ __all__ = [
     "NotRunning",
     "OutOfMemory",
     "Producer",
+    "Reject",
+    "Retry",
     "SegmentCorrupt",
     "SegmentError",
     "ShardmemError",
@@ -106,6 +110,7 @@ if TYPE_CHECKING:
     from shardmem.runtime.entity import Entity
     from shardmem.runtime.functions import stateful
     from shardmem.runtime.handler import Context, Handler
+    from shardmem.runtime.outcomes import Reject, Retry
     from shardmem.runtime.producer import Producer, connect
     from shardmem.state.keyed import KeyedState
     from shardmem.status.document import Status

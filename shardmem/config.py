@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import builtins
 import difflib
 import os
 import pickle
@@ -108,8 +109,23 @@ class Config:
         3, "how often one event may fail, alone, before it is quarantined", "number", least=1, most=1000
     )
     retry_backoff: float = setting(0.1, "the pause before the second attempt; it doubles with each attempt", "seconds")
+    retry_on: Any = setting(
+        ("ConnectionError", "TimeoutError"),
+        "exceptions of the handler after which the shard waits and tries again: built-in names, or module.Name",
+        "names",
+    )
+    retry_max_wait: float = setting(30.0, "the longest wait between two such tries; they begin with 0.1 s", "seconds")
+    retry_for: float | None = setting(
+        None,
+        "how long a shard waits like that before such an exception counts as any other",
+        "seconds",
+        unset="for as long as it takes",
+    )
+    ready_while_waiting: bool = setting(
+        True, "whether /readyz says that the engine is ready while a shard waits like that", "switch"
+    )
     quarantine_limit: int = setting(
-        10_000, "events in quarantine at which a shard stops rather than add another", "number", least=0, most=10**9
+        10_000, "events in quarantine at which a shard waits rather than add another", "number", least=0, most=10**9
     )
     checkpoint_interval: float = setting(0.5, "how often state is saved under load", "seconds")
     state_cache_bytes: int = setting(
@@ -192,6 +208,9 @@ class Config:
                 "on_error": self.on_error,
                 "max_attempts": self.max_attempts,
                 "retry_backoff": self.retry_backoff,
+                "retry_on": list(self.retry_on),
+                "retry_max_wait": self.retry_max_wait,
+                "retry_for": self.retry_for,
                 "quarantine_file": quarantine_file(self.directory, self.name),
                 "quarantine_limit": self.quarantine_limit,
             },
@@ -257,6 +276,11 @@ class Config:
             )
         if self.http_token is not None and (not self.http_token or self.http_token != self.http_token.strip()):
             found.append("http_token is empty, or has white space around it, which a header cannot carry")
+        found += [
+            f"retry_on: {name!r} is neither a built-in exception nor module.Name"
+            for name in self.retry_on
+            if not (re.fullmatch(r"\w+(\.\w+)+", name) or _is_exception(name))
+        ]
         if self.max_shards is not None and self.max_shards < self.start_shards:
             found.append(
                 f"max_shards={self.max_shards} is less than the {self.start_shards} to start with "
@@ -287,6 +311,11 @@ class Config:
         except ConfigError as error:
             found += error.faults
         return found
+
+
+def _is_exception(name: str) -> bool:
+    found = getattr(builtins, name, None)
+    return isinstance(found, type) and issubclass(found, BaseException)
 
 
 def default_directory() -> str:

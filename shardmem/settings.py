@@ -25,6 +25,7 @@ UNITS = {
     "microseconds": "whole number of microseconds",
     "seconds": "seconds, or text with a unit: 250ms, 2s, 5m, 1h",
     "share": "number from 0 to 1",
+    "names": "list of names, or text with commas between them",
     "switch": "true or false",
 }
 _BYTES = {
@@ -122,6 +123,8 @@ class Setting:
             return "true" if value else "false"
         if self.unit in ("number", "bytes", "microseconds") and isinstance(value, int):
             return f"{value:,}" + {"bytes": " bytes", "microseconds": " us"}.get(self.unit, "")
+        if self.unit == "names":
+            return ", ".join(value) or "none"
         return f"{value:g} s" if self.unit == "seconds" and isinstance(value, (int, float)) else str(value)
 
     def read(self, value: Any, fault: Callable[[str], None]) -> Any:
@@ -155,6 +158,12 @@ class Setting:
             if not isinstance(value, bool):
                 fault(f"{key}={value!r} is neither true nor false")
                 return self.default
+        elif self.unit == "names":
+            members = [value] if isinstance(value, type) else value.split(",") if isinstance(value, str) else value
+            if not isinstance(members, (list, tuple)) or not all(isinstance(each, (str, type)) for each in members):
+                fault(f"{key}={value!r} is not a list of names")
+                return self.default
+            value = tuple(name for each in members if (name := _name_of(each)))
         elif self.unit == "text" and not isinstance(value, str):
             fault(f"{key}={'...' if self.secret else repr(value)} is not text")
             return None if self.required else self.default
@@ -172,6 +181,13 @@ class Setting:
                 yield f"{self.name}={value:,} is not a power of two; the next is {1 << value.bit_length():,}"
         if self.choices and value is not None and value not in self.choices:
             yield f"{self.name}={value!r} is not one of {', '.join(self.choices)}"
+
+
+def _name_of(member: str | type) -> str:
+    """A class, by the name that others find it by."""
+    if isinstance(member, str):
+        return member.strip()
+    return member.__qualname__ if member.__module__ == "builtins" else f"{member.__module__}.{member.__qualname__}"
 
 
 def declared(cls: Any) -> dict[str, Setting]:

@@ -16,14 +16,23 @@ def of_error(error: BaseException) -> str:
         name = type(error).__name__
     except Exception:  # a metaclass may do as it likes
         name = "Exception"
+    said = _said(error)
+    return f"{name}: {said}" if said else str(name)
+
+
+def _said(value: object) -> str:
     try:
-        said = str(error)
+        text = str(value)
     except Exception as second:
-        said = f"(its text cannot be had: __str__ raised {type(second).__name__})"
-    text = f"{name}: {said}" if said else str(name)
+        text = f"(its text cannot be had: __str__ raised {type(second).__name__})"
     if len(text) > ERROR_CHARS:
         text = f"{text[:ERROR_CHARS]}... ({len(text):,} characters)"
     return text.encode(errors="backslashreplace").decode()
+
+
+def reason_of(reason: object) -> str:
+    """What somebody gives as a reason, as text."""
+    return of_error(reason) if isinstance(reason, BaseException) else _said(reason)
 
 
 def plural(number: int, what: str) -> str:

@@ -53,6 +53,10 @@ class EngineSettings(TypedDict, total=False):
     on_error: Literal["retry", "quarantine", "stop"]
     max_attempts: int
     retry_backoff: Seconds
+    retry_on: str | Sequence[str | type[BaseException]]
+    retry_max_wait: Seconds
+    retry_for: Seconds | None
+    ready_while_waiting: bool
     quarantine_limit: int
     checkpoint_interval: Seconds
     state_cache_bytes: Bytes

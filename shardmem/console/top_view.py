@@ -49,7 +49,7 @@ _COLORS = {
     "gone": "bold red",
 }
 _NORMAL = ("busy", "idle")
-_FIRST = ("failed", "stuck", "dead", "restarting")
+_FIRST = ("failed", "stuck", "dead", "restarting", "waiting")
 _ASCII = str.maketrans({"█": "#", "░": ".", "·": "|"})
 
 

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Description:
     """backpressure: what producers do on a full lane, unless they say otherwise. state_dir: where its workers keep
-    state and quarantine."""
+    state and quarantine. is_named: it may be run again; an unnamed one ends for good."""
 
     engine: str
     schema: Schema
     max_shards: int
     backpressure: str
     state_dir: str
+    is_named: bool = True
 
     def to_json(self) -> bytes:
         """Without the name of the engine, which has a place of its own."""
@@ -35,6 +36,8 @@ class Description:
             "state_dir": self.state_dir,
             "max_shards": self.max_shards,
         }
+        if not self.is_named:
+            text["named"] = False
         return json.dumps(text, separators=(",", ":")).encode()
 
     @classmethod
@@ -51,6 +54,7 @@ class Description:
                 _of_type(int, found.get("max_shards", geometry.max_shards)),
                 _of_type(str, found.get("backpressure", "block")),
                 _of_type(str, found.get("state_dir", "")),
+                _of_type(bool, found.get("named", True)),
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError, OverflowError) as error:
             raise _damaged(segment, f"{type(error).__name__}: {error}") from None

@@ -31,6 +31,7 @@ class ControlSegment(OwnWords):
         self.address = segment.address
         self.engine, self.schema = description.engine, description.schema
         self.backpressure, self.state_dir = description.backpressure, description.state_dir
+        self.is_named = description.is_named
         self.slots: int = geometry.slots
         self.room: int = geometry.max_shards
         self.max_shards = description.max_shards
@@ -51,10 +52,11 @@ class ControlSegment(OwnWords):
         lane_bytes: int,
         backpressure: str = "block",
         state_dir: str = "",
+        is_named: bool = True,
     ) -> ControlSegment:
         """A fresh control segment. Raises FileExistsError, OutOfMemory, ConfigError."""
         check_name(engine)
-        description = Description(engine, schema, max_shards, backpressure, state_dir)
+        description = Description(engine, schema, max_shards, backpressure, state_dir, is_named)
         text = description.to_json()
         name = engine.encode()
         if len(text) > lib.SM_SCHEMA_BYTES:

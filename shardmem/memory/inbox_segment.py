@@ -54,6 +54,7 @@ class InboxSegment:
     def __init__(self, control: Engine, segment: Segment, shard: int, generation: int) -> None:
         self.control, self.segment, self.shard, self.generation = control, segment, shard, generation
         self.address = segment.address
+        self._counts = 0, 0, 0, 0
 
     @classmethod
     def create(cls, control: Engine, shard: int, generation: int) -> InboxSegment:
@@ -107,11 +108,19 @@ class InboxSegment:
             )
         return found if self.segment.is_whole else []
 
+    def has_lane(self, seat: int) -> bool:
+        """Whether a lane that is reserved was not cut off since."""
+        geometry = self.control.geometry
+        return self.segment.has(geometry.lanes_offset + geometry.lane_stride * seat)
+
     def counts(self, seat: int) -> tuple[int, int, int, int]:
-        """Of a lane that is reserved: accepted, handled, quarantined and shed."""
-        view = ffi.new("sm_lane_view *")
-        lib.sm_view_lane(self.address, self.control.geometry, seat, view)
-        return view.accepted, view.handled, view.quarantined, view.shed
+        """Of a lane that is reserved: accepted, handled, quarantined and shed. As they were at the last look, when the
+        inbox has been cut short since."""
+        if self.has_lane(seat):
+            view = ffi.new("sm_lane_view *")
+            lib.sm_view_lane(self.address, self.control.geometry, seat, view)
+            self._counts = view.accepted, view.handled, view.quarantined, view.shed
+        return self._counts
 
     def wake(self) -> None:
         lib.sm_wake(self.address)

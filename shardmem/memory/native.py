@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from shardmem._native import sm_sender as sm_sender
     from shardmem._native import sm_shard_view as sm_shard_view
     from shardmem._native import sm_span as sm_span
+    from shardmem._native import sm_trial_view as sm_trial_view
 
 if lib.sm_install_fastcalls() != lib.SM_OK:
     raise ImportError("shardmem._native could not add its per-event calls; was it built for another interpreter?")
@@ -50,6 +51,7 @@ MOVE_PHASES = ("none", "rerouting", "draining", "releasing")
 LAYOUT_VERSION = lib.SM_LAYOUT_VERSION
 BOARDS = ("decisions", "events")
 BOARD_BYTES: int = lib.SM_BOARD_BYTES
+WAITING = ("", "retry", "doubt", "quarantine")  # sm_waiting
 REASONS = ("full", "timeout", "sampled", "stopped")
 
 
@@ -109,6 +111,7 @@ __all__ = [
     "PHASES",
     "REASONS",
     "SHARD_STATES",
+    "WAITING",
     "Pusher",
     "StateMap",
     "arm_from_environment",

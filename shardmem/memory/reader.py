@@ -13,9 +13,37 @@ from shardmem.memory.refusals import out_of_memory
 if TYPE_CHECKING:
     from shardmem.memory.engine_segment import ControlSegment
     from shardmem.memory.inbox_segment import InboxSegment
-    from shardmem.memory.native import sm_batch, sm_reader
+    from shardmem.memory.native import sm_batch, sm_reader, sm_trial_view
 
 _RANGE_BYTES = ffi.sizeof("sm_range")
+
+
+TRIAL_NONE, TRIAL_WAITS, TRIAL_DIED = lib.SM_TRIAL_NONE, lib.SM_TRIAL_WAITS, lib.SM_TRIAL_DIED
+TRIAL_ASIDE, TRIAL_TAKEN = lib.SM_TRIAL_ASIDE, lib.SM_TRIAL_TAKEN
+
+
+class Place(NamedTuple):
+    """Where a row of the batch in hand lies: `row` of the frame at `position` in the lane of `seat`. raw: for the
+    reader."""
+
+    seat: int
+    position: int
+    row: int
+    raw: bytes
+
+
+class TrialView(NamedTuple):
+    """An event on trial, as csrc/trials.c keeps it. hash: of its key; 0: it has none."""
+
+    seat: int
+    position: int
+    row: int
+    hash: int
+    seen: int
+    number: int
+    state: int
+    tries: int
+    due_ns: int
 
 
 class Deferred(NamedTuple):
@@ -24,6 +52,14 @@ class Deferred(NamedTuple):
     rows: int
     pressed: bool
     awaited: bool
+
+
+def rejected_of(ranges: bytes) -> bytes:
+    """Those of saved ranges that are rows that were rejected."""
+    if not ranges:
+        return b""
+    views, raw = ffi.from_buffer("sm_range[]", ranges), range(0, len(ranges), _RANGE_BYTES)
+    return b"".join(ranges[at : at + _RANGE_BYTES] for number, at in enumerate(raw) if views[number].rejected)
 
 
 class Reader:
@@ -71,13 +107,94 @@ class Reader:
         """Before the first batch: attempts of earlier lives do not count."""
         lib.sm_forgive(self._pointer)
 
-    def failed(self, *, whole: bool) -> None:
-        """The batch in hand comes again, whole or in halves."""
-        self._sound(lib.sm_failed(self._pointer, whole))
+    def failed(self, limit: int) -> None:
+        """The batch in hand comes again in parts, the first of at most so many rows; 0: of half of them."""
+        self._sound(lib.sm_failed(self._pointer, limit))
+
+    def try_later(self) -> None:
+        """The batch in hand comes again, as if it had never been taken."""
+        self._sound(lib.sm_try_later(self._pointer))
 
     def set_aside(self) -> None:
         """The one row in hand is in quarantine; takes the place of its commit."""
         self._sound(lib.sm_set_aside(self._pointer))
+
+    def rows_in_hand(self, rows: list[int]) -> list[Place]:
+        found, where = [], ffi.new("sm_range *")
+        for row in rows:
+            if lib.sm_row_in_hand(self._pointer, row, where) != lib.SM_OK:
+                raise IndexError(f"row {row} is not in the batch in hand")
+            found.append(Place(where.seat, where.position, where.row, bytes(ffi.buffer(where))))
+        return found
+
+    def set_aside_rows(self, places: bytes) -> bool:
+        """`raw` of each: they are in quarantine, before the rest of their batch is committed."""
+        count = len(places) // _RANGE_BYTES
+        return self._sound(
+            lib.sm_set_aside_rows(self._pointer, ffi.from_buffer("sm_range[]", places), count) if count else lib.SM_OK
+        )
+
+    def probe(self, rows: int) -> None:
+        """No batch is larger from here on; 0: they are as ever."""
+        lib.sm_probe(self._pointer, rows)
+
+    def arrived(self) -> int:
+        """Bytes that ever came into the lanes."""
+        return lib.sm_arrived(self._pointer)
+
+    def handled(self) -> int:
+        """Events that this shard has handled, ever."""
+        return lib.sm_handled(self._pointer)
+
+    # ---- events on trial -----------------------------------------------------------------------------------------
+
+    def trials(self) -> dict[int, TrialView]:
+        views = lib.sm_trials(self._pointer)
+        return {at: self._trial(views[at]) for at in range(lib.SM_TRIALS) if views[at].state != TRIAL_NONE}
+
+    def trial(self, trial: int) -> TrialView:
+        return self._trial(lib.sm_trials(self._pointer)[trial])
+
+    @staticmethod
+    def _trial(view: sm_trial_view) -> TrialView:
+        return TrialView(
+            view.seat, view.position, view.row, view.hash, view.seen, view.number, view.state, view.tries, view.due_ns
+        )
+
+    def put_on_trial(self, tries: int, due_ns: int) -> int | None:
+        """The one row in hand has failed, and waits. Its number; None: there is room for no more."""
+        trial = lib.sm_put_on_trial(self._pointer, tries, due_ns)
+        if trial == lib.SM_FENCED:
+            self._sound(trial)
+        return trial if trial >= 0 else None
+
+    def next_trial(self, trial: int, batch: sm_batch) -> bool:
+        """Choose it. False: it is in no lane any more, and not on trial."""
+        self._sound(lib.sm_next_trial(self._pointer, trial, batch))
+        return batch.rows > 0
+
+    def set_trial(self, trial: int, state: int, tries: int, due_ns: int) -> None:
+        lib.sm_set_trial(self._pointer, trial, state, tries, due_ns)
+
+    def end_trial(self, trial: int) -> None:
+        """Its key is free. Nothing may be deferred."""
+        lib.sm_end_trial(self._pointer, trial)
+
+    def take_back(self, trial: int) -> None:
+        """It is no longer counted as quarantined."""
+        self._sound(lib.sm_amend_trial(self._pointer, trial, TRIAL_TAKEN, 0))
+
+    def end_taken(self, trial: int, *, handled: bool) -> None:
+        """Of one that was taken back: it was handled, or it is in the quarantine again."""
+        self._sound(lib.sm_amend_trial(self._pointer, trial, TRIAL_NONE, handled))
+        self.rescan()
+
+    def begin_taken(self, trial: int) -> None:
+        """The handler gets it now. A worker that dies before `done_taken` died of it."""
+        lib.sm_begin_taken(self._pointer, trial)
+
+    def done_taken(self, *, handled: bool) -> None:
+        lib.sm_end_taken(self._pointer, handled)
 
     # ---- commits that wait for state -----------------------------------------------------------------------------
 
@@ -100,7 +217,8 @@ class Reader:
         return self._sound(lib.sm_commit_deferred(self._pointer))
 
     def commit_ranges(self, ranges: bytes) -> bool:
-        """What an earlier life saved. False: of rows that its lanes do not have."""
+        """What an earlier life saved; rows that were rejected are set aside before. False: of rows that its lanes do
+        not have."""
         if not ranges:
             return True
         count = len(ranges) // _RANGE_BYTES

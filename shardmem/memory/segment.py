@@ -163,7 +163,7 @@ class Segment:
     def trouble(self) -> str:
         """What somebody has done to the file since it was mapped; empty: nothing. What was cut off is a SIGBUS at the
         next touch, or empty pages in a process that outlives that (`outlive_lost_memory`)."""
-        there, path = os.fstat(self.descriptor).st_size, path_of(self.name)
+        there, path = self._bytes_there(), path_of(self.name)
         if there < self.size or lib.sm_is_lost(self.address):
             return f"{path} was cut short while it was in use: it has {there:,} bytes of {self.size:,}"
         return "" if self.is_current() else f"{path} was removed while it was in use"
@@ -171,7 +171,19 @@ class Segment:
     @property
     def is_whole(self) -> bool:
         """False: it was cut short, and what is read of it is not what was written."""
-        return os.fstat(self.descriptor).st_size >= self.size and not lib.sm_is_lost(self.address)
+        return not lib.sm_is_lost(self.address) and self._bytes_there() >= self.size
+
+    def _bytes_there(self) -> int:
+        """Of the file now. After `let_go`, all or none: whether its first page is there."""
+        if self.descriptor >= 0:
+            return os.fstat(self.descriptor).st_size
+        return self.size if lib.sm_is_readable(self.address) else 0
+
+    def has(self, offset: int) -> bool:
+        """Whether the page there, which was reserved, still is; also after `let_go`."""
+        return self.is_whole and bool(
+            lib.sm_is_readable(ffi.cast("void *", int(ffi.cast("uintptr_t", self.address)) + offset))
+        )
 
     def check_whole(self) -> None:
         """Raises SegmentCorrupt."""

@@ -168,6 +168,14 @@ class Words:
         encoded = text.encode(errors="backslashreplace")[: lib.SM_ERROR_BYTES]
         lib.sm_worker_error(self.address, shard, encoded, len(encoded))
 
+    def set_worker_waiting(self, shard: int, kind: int, tries: int, since_ns: int, until_ns: int) -> None:
+        """kind: a place in WAITING."""
+        lib.sm_worker_waits(self.address, shard, kind, tries, since_ns, until_ns)
+
+    def beat_worker(self, shard: int) -> None:
+        """It lives, and waits: no batch does it for it."""
+        lib.sm_worker_beat(self.address, shard)
+
     def set_worker_stateful(self, shard: int, takes_up: bool, saves: bool) -> None:
         """Whether it takes up slots itself, so that their rows wait until it has, and whether it saves their state.
         Before the phase says ready."""
@@ -282,6 +290,14 @@ def latency_of(view: sm_shard_view) -> np.ndarray:
 def batch_sizes_of(view: sm_shard_view) -> np.ndarray:
     """uint64 array: batches of at most 1, 2, 4, 8, ... events and more than half of that."""
     return np.array(ffi.unpack(view.batch_sizes, lib.SM_BATCH_SIZES), "u8")
+
+
+def waiting_of(view: sm_shard_view) -> tuple[float | None, float | None]:
+    """Seconds since the shard waits, and until its next try; None: it does not wait."""
+    if not view.waiting_kind or not view.waiting_tries:
+        return None, None
+    now = now_ns()
+    return max(0, now - view.waiting_since_ns) / 1e9, max(0, view.waiting_until_ns - now) / 1e9
 
 
 def refused_by_reason(view: sm_seat_view) -> dict[str, int]:

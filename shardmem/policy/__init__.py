@@ -10,6 +10,7 @@ everything, and in a simulation with thousands of shards.
     least_slots, least_load, pinned: strategies               wishes       what somebody wants
     restarts   when a dead worker is started again            rebalance    which slots move now
     recycling  which worker has lived long enough             condition    stuck, slow, busy or idle
+    trials     events that fail: tried again, or quarantined
 """
 
 from shardmem.policy.condition import Facts, Limits, condition_of, stuck
@@ -56,6 +57,7 @@ from shardmem.policy.scaling import (
 )
 from shardmem.policy.signals import ShardSample
 from shardmem.policy.slots import ShardCoordinator
+from shardmem.policy.trials import Place, Trial, Trials, Verdict, retry_wait
 from shardmem.policy.wishes import Wishes
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "Move",
     "NOBODY",
     "Pinned",
+    "Place",
     "Plan",
     "RebalanceRunner",
     "Recycling",
@@ -98,6 +101,9 @@ __all__ = [
     "ShardSample",
     "ShardState",
     "Strategy",
+    "Trial",
+    "Trials",
+    "Verdict",
     "Undecided",
     "WorkerDeath",
     "Restart",
@@ -106,5 +112,6 @@ __all__ = [
     "condition_of",
     "fault_of",
     "first_table",
+    "retry_wait",
     "stuck",
 ]

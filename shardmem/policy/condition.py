@@ -26,6 +26,8 @@ class Facts:
     fill: float = 0.0
     filled_before: float | None = None
     error: str = ""
+    waiting: float | None = None  # for so long, in vain; None: it does not
+    next_try: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ def condition_of(facts: Facts, limits: Limits, restarting_in: float | None = Non
         return "stuck", why
     if facts.phase == "booting":
         return "starting", "its worker is not ready yet"
+    if facts.waiting is not None:
+        reason = f"{facts.error}; waiting for {facts.waiting:.3g} s, the next try comes in {facts.next_try:.3g} s"
+        return "waiting", reason
     rising = (
         facts.filled_before is not None and facts.fill - facts.filled_before >= RISING and facts.fill >= WORTH_A_WORD
     )

@@ -34,7 +34,7 @@ class Attachment:
     ) -> None:
         """Raises NotRunning (no such engine, or it is stopping), LayoutMismatch, SegmentError, AlreadyRunning."""
         self.engine, self.closed = engine, False
-        self.is_awaited = self._reconnects = reconnects
+        self._reconnects = reconnects
         self.seat: Seat | None = None
         self._on_seat, self._on_none = on_seat, on_none
         self._before, self._unhandled = Counts(), 0  # of seats that were left; events of theirs that nobody will handle
@@ -42,6 +42,7 @@ class Attachment:
         self._changing = threading.RLock()
         seat = Seat.at(engine, wait)
         self.schema = seat.control.schema
+        self.is_awaited = reconnects and seat.control.is_named
         self._sit(seat)
         _all.add(self)
 

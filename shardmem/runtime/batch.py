@@ -14,6 +14,7 @@ from shardmem.errors import BatchEscaped
 from shardmem.memory.native import DECODE_KEYS, DECODE_PAIRS, DECODE_PAYLOADS, borrow, by_key, decode, ffi, lib
 from shardmem.runtime.encode import bytes_of, plain_key
 from shardmem.schema import KEY_INT, KEY_NONE, Schema
+from shardmem.text import reason_of
 
 if TYPE_CHECKING:
     from shardmem.memory.native import sm_batch
@@ -56,6 +57,7 @@ class Batch:
         "_iterator",
         "_scratch",
         "_numbers",
+        "_rejected",
         "__weakref__",
     )
 
@@ -70,6 +72,17 @@ class Batch:
         self._events: tuple[np.ndarray, np.ndarray] | None = None
         self._iterator: Any = None
         self._numbers: tuple[np.ndarray, np.ndarray] | None = None
+        self._rejected: dict[int, str] | None = None
+
+    @classmethod
+    def of_event(
+        cls, schema: Schema, slots: int, shard: int, key: Any, payload: bytes, producer: int, sequence: int
+    ) -> Batch:
+        """A batch of one event that was in the quarantine, as it was in its lane."""
+        numbers = np.full(1, sequence, "u8"), np.full(1, producer, "u4")
+        if schema.dtype is not None:
+            return cls._owner_of(schema, slots, shard, numbers, np.frombuffer(payload, schema.dtype).copy())
+        return cls._owner_of(schema, slots, shard, numbers, *_index_of([(key, payload)]))
 
     @classmethod
     def of(
@@ -212,6 +225,36 @@ class Batch:
         """uint32 array: the seat of each event's producer."""
         return self._numbering()[1]
 
+    def reject(self, rows: Any, reason: object = "") -> None:
+        """These can never be handled: they are quarantined when the handler returns, and all others count as handled.
+        If it raises, nothing is: the batch comes again.
+
+        rows: a number from 0, several of them, or a boolean array as long as the batch. reason: kept with each. Raises
+        IndexError for a row that is not there.
+        """
+        chosen = np.atleast_1d(np.asarray(rows if isinstance(rows, (int, np.ndarray, np.integer)) else list(rows)))
+        if chosen.dtype == bool:
+            if chosen.shape != (self._length,):
+                raise IndexError(f"a boolean array of {chosen.size} rows for a batch of {self._length}")
+            chosen = np.flatnonzero(chosen)
+        elif chosen.size == 0:
+            return
+        elif chosen.dtype.kind not in "iu":
+            raise TypeError(f"rows={rows!r} are neither numbers of rows nor a boolean array")
+        numbers = [int(row) for row in chosen.reshape(-1).tolist()]
+        for row in numbers:
+            if not 0 <= row < self._length:
+                raise IndexError(f"row {row} is not in a batch of {self._length}")
+        text = reason_of(reason)
+        if self._rejected is None:
+            self._rejected = {}
+        self._rejected.update(dict.fromkeys(numbers, text))
+
+    @property
+    def rejected(self) -> dict[int, str]:
+        """What `reject` was told so far: the reason by row."""
+        return dict(self._rejected or {})
+
     def copy(self) -> Batch:
         """The same batch in memory of its own: it, and every view made of it, may be kept after the handler has
         returned."""
@@ -339,14 +382,18 @@ class Batch:
             return None  # never begun, or gone through to its end: then it may have been any of them
         return max(0, self._length - length_hint(self._iterator) - 1)
 
+    def _is_held(self) -> bool:
+        """Whether something besides itself refers to its memory."""
+        self._records = self._events = self._iterator = None
+        if not any(root() is not None for root in self._roots):
+            return False
+        gc.collect()  # a view in a dead reference cycle is not kept, only not collected yet
+        return any(root() is not None for root in self._roots)
+
     def _end(self) -> None:
         """The handler has returned. Raises BatchEscaped if something of the batch is still referred to."""
         self._over = True
-        self._records = self._events = self._iterator = None
-        if not any(root() is not None for root in self._roots):
-            return
-        gc.collect()  # a view in a dead reference cycle is not kept, only not collected yet
-        if any(root() is not None for root in self._roots):
+        if self._is_held():
             raise BatchEscaped(
                 f"the handler of shard {self.shard} returned but something still refers to the memory of "
                 f"its batch (a slice, a field, a row or a memoryview of it); keep a copy instead: "

@@ -12,7 +12,7 @@ import numpy as np
 
 from shardmem.errors import HandlerError
 from shardmem.memory.engine_segment import ControlSegment
-from shardmem.memory.reader import Reader
+from shardmem.memory.reader import Reader, rejected_of
 from shardmem.runtime.batch import Batch
 from shardmem.runtime.forked import end_if_forked
 from shardmem.runtime.handler import Handler, keeps_slots, optional
@@ -47,14 +47,18 @@ class Commit(Protocol):
         """Before the first batch: what the predecessor had saved, in lanes and in the handler, which gains its
         slots."""
 
-    def handled(self) -> bool:
-        """The batch in hand was handled. False: a lane changed under it, and moves no further."""
+    def handled(self, rejected: bytes) -> bool:
+        """The batch in hand was handled, but for the rows that it rejected: places in the lanes. False: a lane changed
+        under it, and moves no further."""
 
     def step(self, idle: bool) -> None:
         """Between batches: save if it is time to."""
 
     def settle(self) -> None:
         """Nothing is deferred after this."""
+
+    def touch(self, slots: Iterable[int]) -> None:
+        """The handler has been given an event of these that is in no lane."""
 
     def failing(self) -> None:
         """The batch in hand has failed, and has perhaps changed the state of its slots before it did."""
@@ -86,12 +90,14 @@ class Immediate:
     def take_up(self) -> None:
         self.restore(owned_slots(self._control, self._shard))
 
-    def handled(self) -> bool:
-        return self._reader.commit()
+    def handled(self, rejected: bytes) -> bool:
+        return (not rejected or self._reader.set_aside_rows(rejected)) and self._reader.commit()
 
     def step(self, idle: bool) -> None: ...
 
     def settle(self) -> None: ...
+
+    def touch(self, slots: Iterable[int]) -> None: ...
 
     def failing(self) -> None: ...
 
@@ -140,7 +146,7 @@ class Checkpointed:
         self._mine: set[int] = set()  # slots whose rows may be in a batch
         self._all_touched, self._batches, self._told_of_keyless = not self._keeps_slots, 0, False
         self._saved_at = self._purged_at = time.monotonic()
-        self._deferred = 0
+        self._deferred, self._rejected = 0, b""
         self._firing = Firing(shard, keeper, self)
         reader.defer_commits()
 
@@ -160,14 +166,15 @@ class Checkpointed:
     def take_up(self) -> None:
         view = self._control.view_shard(self._shard)
         ranges = self._store.begin_life(view.incarnation, view.generation, self._expects_state)
-        if not self._reader.commit_ranges(ranges):
+        if not (self._reader.set_aside_rows(rejected_of(ranges)) and self._reader.commit_ranges(ranges)):
             log.error(
                 "shard %d: the last checkpoint speaks of rows that its lanes do not have; rows may be handled again",
                 self._shard,
             )
         self.restore(owned_slots(self._control, self._shard))
 
-    def handled(self) -> bool:
+    def handled(self, rejected: bytes) -> bool:
+        self._rejected += rejected
         # Hashing keys again costs 3 ns a row. Once every slot has changed there is nothing more to find out.
         if not self._all_touched:
             if self._reader.touched(self._touched) and not self._told_of_keyless:
@@ -197,19 +204,24 @@ class Checkpointed:
             self.save()
 
     def settle(self) -> None:
-        if self._reader.deferred().rows or self._keeper.has_changes:
+        if self._reader.deferred().rows or self._keeper.has_changes or self._touched.any():
             self.save()
 
     def save(self, also: Iterable[int] = (), merge: bool = False) -> None:
         slots = sorted({*np.flatnonzero(self._touched).tolist(), *also}) if self._keeps_slots else []
         states = self._snapshots(slots)
-        self._store.save(states, self._keeper.changes(), self._reader.ranges(), merge=merge)
+        ranges = self._rejected + self._reader.ranges()
+        self._store.save(states, self._keeper.changes(), ranges, merge=merge)
         self._keeper.saved()
-        if not self._reader.commit_deferred():
+        if not (self._reader.set_aside_rows(self._rejected) and self._reader.commit_deferred()):
             log.error("shard %d: a lane changed under what was handled of it; it moves no further", self._shard)
         self._live.update(slots)
         self._untouch()
-        self._deferred, self._saved_at = 0, time.monotonic()
+        self._deferred, self._saved_at, self._rejected = 0, time.monotonic(), b""
+
+    def touch(self, slots: Iterable[int]) -> None:
+        if self._keeps_slots:
+            self._touched[list(slots)] = 1
 
     def failing(self) -> None:
         if self._keeps_slots:
@@ -220,6 +232,7 @@ class Checkpointed:
         is_new = self._forget(changed)
         self._keeper.roll_back()
         self._untouch()
+        self._rejected = b""
         self._reader.rescan()
         self._load(self._mine)
         if is_new:

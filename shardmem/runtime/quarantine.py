@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from shardmem.errors import ShardmemError
@@ -18,6 +19,7 @@ create table if not exists events (
     seat integer not null, sequence integer not null, kind text not null, reason text not null, traceback text not null,
     attempts integer not null, key text not null, payload blob not null, schema text not null, replayed_at real,
     origin text not null unique);  -- the one row of shared memory that it was: setting it aside again changes nothing
+create index if not exists held on events (id) where replayed_at is null;
 """
 _FIELDS = "id, at, shard, slot, seat, sequence, kind, reason, traceback, attempts, key, payload, schema, replayed_at"
 _WITHOUT = _FIELDS.replace("payload", "null")
@@ -47,7 +49,7 @@ class Quarantined(NamedTuple):
     slot: int
     seat: int
     sequence: int
-    kind: str  # "exception" or "death"
+    kind: str  # "exception", "death" or "rejected"
     reason: str
     traceback: str
     attempts: int
@@ -56,6 +58,24 @@ class Quarantined(NamedTuple):
     schema: dict[str, Any]
     replayed_at: float | None
     size: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An event on its way into the quarantine. origin: the one row of shared memory that it is."""
+
+    origin: str
+    shard: int
+    slot: int
+    seat: int
+    sequence: int
+    kind: str
+    reason: str
+    traceback: str
+    attempts: int
+    key: Any
+    payload: bytes
+    schema: dict[str, Any]
 
 
 class QuarantineReader:
@@ -134,53 +154,60 @@ class Quarantine(QuarantineReader):
         self.path, self._limit = path, limit
         self._database = Database(path, _SCHEMA, _WHAT, durable=True, patience=patience, owner=owner)
 
-    def add(
-        self,
-        origin: str,
-        *,
-        shard: int,
-        slot: int,
-        seat: int,
-        sequence: int,
-        kind: str,
-        reason: str,
-        traceback: str,
-        attempts: int,
-        key: Any,
-        payload: bytes,
-        schema: dict[str, Any],
-    ) -> None:
-        """Raises QuarantineFull. Adding what is there already changes nothing."""
+    def add(self, *entries: Entry) -> None:
+        """All or none. Raises QuarantineFull. Adding what is there already changes nothing."""
         with self._database.transaction() as connection:
-            if connection.execute("select 1 from events where origin = ?", (origin,)).fetchone():
-                return
+            known = "select 1 from events where origin = ?"
+            new = [each for each in entries if not connection.execute(known, (each.origin,)).fetchone()]
             held = connection.execute("select count(*) from events where replayed_at is null").fetchone()[0]
-            if self._limit is not None and held >= self._limit:
+            if new and self._limit is not None and held + len(new) > self._limit:
                 raise QuarantineFull(
                     f"the quarantine {self.path} holds {held:,} events, which is its limit "
-                    f"(quarantine_limit={self._limit:,}); the next would be {reason}. Look at them with "
+                    f"(quarantine_limit={self._limit:,}); the next would be {new[0].reason}. Look at them with "
                     f"'shardmem quarantine list', then replay or purge them, or raise the limit; the shard "
-                    f"stops here and its events stay in shared memory"
+                    f"waits until then and its events stay in shared memory"
                 )
-            connection.execute(
+            at = time.time()
+            connection.executemany(
                 f"insert into events ({_FIELDS}, origin) values (null{', ?' * 13}, ?)",
-                (
-                    time.time(),
-                    shard,
-                    slot,
-                    seat,
-                    sequence,
-                    kind,
-                    reason,
-                    traceback,
-                    attempts,
-                    _key_text(key),
-                    payload,
-                    json.dumps(schema),
-                    None,
-                    origin,
-                ),
+                [
+                    (
+                        at,
+                        each.shard,
+                        each.slot,
+                        each.seat,
+                        each.sequence,
+                        each.kind,
+                        _encodable(each.reason),
+                        _encodable(each.traceback),
+                        each.attempts,
+                        _key_text(each.key),
+                        each.payload,
+                        json.dumps(each.schema),
+                        None,
+                        each.origin,
+                    )
+                    for each in new
+                ],
             )
+
+    # ---- what its shard takes back: until it is handled, or given back, it counts as replayed --------------------
+
+    def take(self, origin: str) -> None:
+        with self._database.transaction() as connection:
+            connection.execute("update events set replayed_at = ? where origin = ?", (time.time(), origin))
+
+    def give_back(self, origin: str) -> None:
+        with self._database.transaction() as connection:
+            connection.execute("update events set replayed_at = null where origin = ?", (origin,))
+
+    def by_origin(self, origin: str) -> Quarantined | None:
+        found = self._database.rows("select id from events where origin = ?", origin)
+        return self.events([found[0][0]], replayed=True)[0] if found else None
+
+    def remove(self, origin: str) -> None:
+        with self._database.transaction() as connection:
+            connection.execute("delete from events where origin = ?", (origin,))
 
     def replayed(self, number: int) -> None:
         with self._database.transaction() as connection:
@@ -197,6 +224,11 @@ class Quarantine(QuarantineReader):
 def is_there(path: str) -> bool:
     """Whether anything was ever quarantined: a file that its maker did not live to fill holds nothing."""
     return any(os.path.lexists(each) and os.lstat(each).st_size for each in (path, f"{path}-wal"))
+
+
+def _encodable(text: str) -> str:
+    """Half a surrogate pair in an exception's text stopped its shard: SQLite takes UTF-8 only."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _key_text(key: Any) -> str:

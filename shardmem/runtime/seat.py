@@ -154,7 +154,14 @@ class Seat:
             return None
 
     def position(self, shard: int) -> tuple[int, int] | None:
-        """Where the lane to a shard ends, and how far its worker has come. None: there is no such lane."""
+        """Where the lane to a shard ends, and how far its worker has come. None: there is no such lane. Raises
+        SegmentCorrupt when somebody has cut the inbox short: what this seat had pushed into it is lost."""
+        inbox = self.inboxes.get(shard)
+        if inbox is not None and not inbox.has_lane(self.number):
+            raise SegmentCorrupt(
+                f"{inbox.segment.name} was cut short while it was in use; what it held is lost",
+                hint="Look for a program that truncates files in /dev/shm",
+            )
         tail, head = ffi.new("uint64_t *"), ffi.new("uint64_t *")
         if lib.sm_sender_position(self.sender, shard, tail, head) != lib.SM_OK:
             return None

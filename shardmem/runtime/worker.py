@@ -12,7 +12,6 @@ import faulthandler
 import logging
 import resource
 import signal
-import time
 import traceback
 from typing import Any
 
@@ -26,7 +25,7 @@ from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.checkpoint import Checkpointed, Commit, Immediate
 from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, begin, read_orders
 from shardmem.runtime.failures import Failures, OnError
-from shardmem.runtime.forked import end_if_forked, fence
+from shardmem.runtime.forked import fence
 from shardmem.runtime.handler import Context, Handler, is_stateful, optional, wants_to_know
 from shardmem.runtime.moves import Moves
 from shardmem.runtime.state import StateStore
@@ -52,12 +51,13 @@ class Worker:
                 f"shard {shard} of engine {control.engine!r} has a live worker (pid {control.view_shard(shard).pid})"
             )
         self._lease = held
+        self.said = control.shard_error(shard)  # by the last life
         control.enter_worker(shard)
         self._inbox = control.open_inbox(shard)
         fence(control.segment, self._inbox.segment)
         self.reader = Reader.open(control, self._inbox, batch_rows)
         self.batch = ffi.new("sm_batch *")
-        self._scratch = Scratch()
+        self.scratch = Scratch()
         self.stop_now = False
 
     @property
@@ -74,39 +74,30 @@ class Worker:
     def ordered_to_stop(self) -> bool:
         return self.stop_now or self.control.is_told_to_stop(self.shard)
 
-    def pause(self, seconds: float) -> None:
-        """Between two attempts; ends early when told to stop."""
-        until = time.monotonic() + seconds
-        while not self.ordered_to_stop() and (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, 0.02))
-
     def run(self, commit: Commit, moves: Moves, failures: Failures) -> None:
         """Until told to stop. Raises HandlerError, with the event, when the handler fails and that is to stop the
         worker."""
-        next_batch, handled, batch, spin = self.reader.next, commit.handled, self.batch, self._spin_ns
-        schema, slots, shard, scratch = self.control.schema, self.control.slots, self.shard, self._scratch
+        next_batch, attempt, batch, spin = self.reader.next, failures.attempt, self.batch, self._spin_ns
+        schema, slots, shard, scratch = self.control.schema, self.control.slots, self.shard, self.scratch
+        idle = True
         while not self.ordered_to_stop():
-            moves.step(idle=not batch.rows)
-            commit.step(idle=not batch.rows)
-            if not next_batch(spin, min(moves.patience_ns, commit.patience_ns), batch):
+            moves.step(idle)
+            commit.step(idle)
+            if failures.busy and not failures.step():
+                idle = True
+                continue
+            if not next_batch(spin, min(moves.patience_ns, commit.patience_ns, failures.patience_ns), batch):
                 self._report_lane(batch.broken_seat)
-            if not batch.rows or (batch.tries and failures.must_quarantine()):
-                continue
-            work = Batch(schema, slots, shard, batch, scratch)
-            try:
-                commit.handle(work)
-            except BaseException as error:  # sys.exit and asyncio's cancellation too: it is the event that does it
-                end_if_forked(error)
-                failures.raised(work, error)
-                continue
-            end_if_forked()
-            work._end()
-            if not handled():
-                log.error("shard %d: a frame changed under the batch in hand; its lane moves no further", shard)
-            if batch.suspected:
-                # The next may fail and undo it: of 1,000 rows one that failed took 28 s at checkpoint_interval 2 s.
-                commit.settle()
+            idle = not batch.rows
+            if idle:
+                if failures.busy:
+                    failures.idle()
+            elif batch.tries:
+                failures.died()
+            else:
+                attempt(Batch(schema, slots, shard, batch, scratch))
         commit.settle()
+        failures.leave()
 
     def _report_lane(self, seat: int) -> None:
         view = self.control.view_seat(seat)
@@ -159,8 +150,9 @@ def main() -> int:
         commit,
         OnError(**settings["failures"]),
         orders.ended,
-        worker.pause,
+        worker.said,
         reports.say,
+        worker.scratch,
     )
 
     def finish(*_: Any) -> None:

@@ -22,6 +22,7 @@ class EngineStatus(TypedDict):
     max_producers: int
     quarantine_file: str | None
     quarantine_held: int | None
+    ready_while_waiting: bool
     http: str | None
     memory: str
     socket: str | None
@@ -57,6 +58,9 @@ class ShardStatus(TypedDict):
     rate: float
     batches: int
     in_hand_s: float | None
+    waiting_s: float | None
+    next_try_s: float | None
+    on_trial: int
     lanes: int
     broken_lanes: list[int]
     memory: str

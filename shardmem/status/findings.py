@@ -184,6 +184,8 @@ def _shard(document: Status, shard: ShardStatus) -> Iterator[Finding]:
     supervised, condition = document["supervisor"]["alive"], shard["condition"]
     if condition == "failed" or (supervised and shard["recent_crashes"] >= LOOP_CRASHES):
         yield _failing(document, shard)
+    elif condition == "waiting":
+        yield _waits(shard)
     elif condition == "stuck":
         yield _stuck(shard, supervised)
     elif _hangs(shard):
@@ -226,6 +228,16 @@ def _failing(document: Status, shard: ShardStatus) -> Finding:
         reload,
         _order("reload"),
         number,
+    )
+
+
+def _waits(shard: ShardStatus) -> Finding:
+    return finding(
+        "warning",
+        "waiting",
+        f"Shard {shard['id']} waits: {shard['reason']}. {plural(shard['in_flight'], 'event')} in flight.",
+        "Nothing is lost and nothing is quarantined: it goes on by itself when its handler succeeds.",
+        shard=shard["id"],
     )
 
 
@@ -287,7 +299,7 @@ def _hangs(shard: ShardStatus) -> bool:
 
 def _gets_nowhere(shard: ShardStatus) -> bool:
     """More shards do not help it: its slots cannot leave, or their events come behind what it has in hand."""
-    return shard["condition"] in ("failed", "stuck") or _hangs(shard)
+    return shard["condition"] in ("failed", "stuck", "waiting") or _hangs(shard)
 
 
 def _unowned(document: Status, named_already: set[int | None]) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from shardmem.errors import NotRunning, SegmentCorrupt, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment, LaneView
 from shardmem.memory.native import PHASES, SHARD_STATES
-from shardmem.memory.words import FLOORS_NS, batch_sizes_of, latency_of, name_of, now_ns, refused_by_reason
+from shardmem.memory.words import FLOORS_NS, batch_sizes_of, latency_of, name_of, now_ns, refused_by_reason, waiting_of
 from shardmem.policy import Facts, Limits, condition_of
 from shardmem.runtime.quarantine import QuarantineReader, is_there
 from shardmem.status.document import (
@@ -144,6 +144,7 @@ class Observer:
             "max_producers": control.max_producers,
             "quarantine_file": quarantine_file(control.state_dir, control.engine) if control.state_dir else None,
             "quarantine_held": self._quarantine_held(now),
+            "ready_while_waiting": bool(board.get("ready_while_waiting", True)),
             "http": board.get("http"),
             "socket": board.get("socket"),
             "memory": "" if control.state == "stopped" else control.segment.trouble(),
@@ -316,6 +317,7 @@ class Observer:
             "reload": [],
             "lives": {},
             "limits": Limits(),
+            "ready_while_waiting": True,
             "http": None,
             "socket": None,
         }
@@ -395,7 +397,10 @@ class Observer:
         restarting_in = None if alive else self._restarting_in(life, now)
         in_hand = max(0, now - view.batch_since_ns) / 1e9 if alive and view.batch_since_ns else None
         quiet, fill_before = max(0, now - view.heartbeat_ns) / 1e9, last.fill if last else None
-        facts = Facts(state, phase, alive, quiet, in_hand, in_flight, fill, fill_before, error)
+        waiting, next_try = waiting_of(view)
+        facts = Facts(
+            state, phase, alive, quiet, in_hand, in_flight, fill, fill_before, error, waiting, next_try or 0.0
+        )
         condition, reason = condition_of(facts, limits, restarting_in)
         return {
             "id": shard,
@@ -419,6 +424,9 @@ class Observer:
             "rate": rate,
             "batches": view.batches,
             "in_hand_s": in_hand,
+            "waiting_s": waiting,
+            "next_try_s": next_try,
+            "on_trial": view.on_trial,
             "lanes": len(lanes),
             "broken_lanes": [lane.seat for lane in lanes if lane.broken],
             "memory": self.trouble(shard, view),

@@ -27,6 +27,7 @@ class Board:
             **fleet.planner.describe(time.monotonic()),
             "reload": self._reload.owed,
             "limits": asdict(fleet.stuck.limits),
+            "ready_while_waiting": fleet.config.ready_while_waiting,
             **self._places(),
         }
         extras: list[dict[str, Any]] = [{"lives": fleet.workers.describe()}, {}, {"decisions": [], "hot_slots": []}]

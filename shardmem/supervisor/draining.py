@@ -24,18 +24,23 @@ NOTHING_HANDLED = 60.0  # seconds, without drain_timeout: what is in hand then h
 
 @dataclass
 class _Look:
-    """Of one shard: its events in flight and its batch in hand, and since when they are the same."""
+    """Of one shard: its events in flight and its batch in hand, and since when they are the same. handled: when one was
+    last. tries: in vain, by then."""
 
     left: int
     in_hand: int
     since: float
+    handled: float
+    tries: int
 
 
 class Draining:
-    """why: why shards were left with events, if it is not known otherwise."""
+    """why: why shards were left with events, if it is not known otherwise. is_kept: what stays is kept for the next
+    run; else a shard that waits is waited for."""
 
-    def __init__(self, fleet: Fleet, life: Life) -> None:
-        self._fleet, self._life = fleet, life
+    def __init__(self, fleet: Fleet, life: Life, is_kept: bool) -> None:
+        self._fleet, self._life, self._is_kept = fleet, life, is_kept
+        self._waits: set[int] = set()
         self._looks: dict[int, _Look] = {}
         self._marks: Marks | None = None
         self.why: dict[int, str] = {}
@@ -102,13 +107,20 @@ class Draining:
 
     def _why_not(self, shard: int, left: int, now: float) -> str | None:
         """Why the events of a shard are not waited for."""
-        fleet, in_hand = self._fleet, self._fleet.control.view_shard(shard).batch_since_ns
-        look = self._looks.setdefault(shard, _Look(left, in_hand, now))
+        fleet, view = self._fleet, self._fleet.control.view_shard(shard)
+        in_hand, tries = view.batch_since_ns, view.waiting_tries if view.waiting_kind else 0
+        look = self._looks.setdefault(shard, _Look(left, in_hand, now, now, tries))
+        if look.left != left:
+            look.handled, look.tries = now, tries
         if (look.left, look.in_hand) != (left, in_hand):
-            look = self._looks[shard] = _Look(left, in_hand, now)
+            look.left, look.in_hand, look.since = left, in_hand, now
         idle = 0.0 if in_hand else now - look.since
         if shard in fleet.workers.failed():
             return "it has failed"
+        if self._is_kept and now - look.handled > KEPT_GRACE and tries > look.tries:
+            self._waits.add(shard)
+            return f"it waits: {fleet.control.shard_error(shard)}"
+        self._waits.discard(shard)
         if idle > KEPT_GRACE and shard in fleet.unreachable():
             return "it keeps them back until a shard that has failed hands over its part"
         if fleet.config.drain_timeout is None and now - look.since > NOTHING_HANDLED:
@@ -122,6 +134,8 @@ class Draining:
         for shard, reason in self._fleet.workers.failed().items():
             return HandlerError(f"shard {shard} stopped: {reason}")
         for shard, reason in self.why.items():
+            if shard in self._waits:
+                continue  # what it waits for is not here: its events are kept for the next run
             return ShardmemError(f"events of shard {shard} were not handled: {reason}")
         return None
 

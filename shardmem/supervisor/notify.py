@@ -90,7 +90,7 @@ class Notify:
         unwell = [
             f"{shard['id']} {shard['condition']}"
             for shard in document["shards"]
-            if shard["condition"] in ("failed", "stuck", "restarting", "dead")
+            if shard["condition"] in ("failed", "stuck", "restarting", "dead", "waiting")
             and document["engine"]["state"] == "running"
         ]
         return "; ".join(parts + ([f"shards {', '.join(unwell)}"] if unwell else []))

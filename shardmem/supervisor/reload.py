@@ -16,6 +16,7 @@ from typing import Any
 
 from shardmem.config import Config
 from shardmem.errors import HandlerError, NotRunning, ShardmemError
+from shardmem.memory.words import waiting_of
 from shardmem.policy import ShardState
 from shardmem.runtime.handler import HandlerRef
 from shardmem.supervisor.configured import policy_of
@@ -204,6 +205,8 @@ class Reload:
             await fleet.conditions.until(lambda: not fleet.shards.is_joining(shard))
             if not is_active() and not has_failed():
                 return None
+            if waiting_of(fleet.control.view_shard(shard))[0] is not None and not has_failed():
+                return await self._restarted(shard)
             if not has_failed():
                 try:
                     return {"from": shard, "to": await self._replacements.replace(shard)}
@@ -223,6 +226,17 @@ class Reload:
             raise HandlerError(text) if isinstance(error, HandlerError) else ShardmemError(text) from error
         finally:
             self._owed.pop(shard, None)
+
+    async def _restarted(self, shard: int) -> dict[str, int]:
+        """A shard that waits cannot hand over what it has; and what it waits for may be mended by this reload."""
+        control, workers = self._fleet.control, self._fleet.workers
+        before = control.view_shard(shard).incarnation
+        workers.restart(shard)
+        await self._fleet.conditions.until(
+            lambda: control.view_shard(shard).incarnation != before or shard in workers.failed()
+        )
+        workers.expect([shard])
+        return await self._started(shard)
 
     async def _started(self, shard: int) -> dict[str, int]:
         """When a shard that is started again is ready. Raises HandlerError."""

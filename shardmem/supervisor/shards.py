@@ -267,9 +267,18 @@ class Shards:
         self._ending.add(shard)
 
     def _end(self, shard: int, now: float) -> None:
-        worker = self.workers.of(shard)
+        worker, has_unread = self.workers.of(shard), any(lane.waiting for lane in self.inboxes[shard].lanes())
+        if self.control.shard_state(shard) == "draining":  # its stragglers are being handled
+            if not has_unread:
+                self.control.set_shard_state(shard, "stopped")
+                self.inboxes[shard].wake()
+            return
         if worker is not None and worker.alive:
             return  # one that does not end is stuck, and ended (stuck.py)
+        if has_unread:  # a damaged slot word has sent events here since its lanes were found empty
+            self.control.set_shard_state(shard, "draining")
+            self.workers.start(shard)
+            return
         self._ending.discard(shard)
         self.workers.forget(shard)
         lanes = self.inboxes[shard].lanes()

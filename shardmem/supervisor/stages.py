@@ -45,13 +45,14 @@ class Stages:
         notify: Notify,
         sources: Sources,
         *,
+        keep_unfinished: bool,
         on_ready: Callable[[Status], None],
     ) -> None:
         self._fleet, self._takeover, self._life, self._commands = fleet, takeover, life, commands
         self._reload, self._loop, self._background, self._api, self._notify = reload, loop, background, api, notify
-        self._on_ready = on_ready
+        self._on_ready, self._keep_unfinished = on_ready, keep_unfinished
         self._sources = sources
-        self._draining = Draining(fleet, life)
+        self._draining = Draining(fleet, life, keep_unfinished)
 
     async def work(self) -> None:
         """Of the stage that the engine is in; returns when that is over."""
@@ -160,7 +161,7 @@ class Stages:
                 fleet.stuck.end_now(living)
             await self._life.wait(STOP_POLL)
 
-    def finish(self, keep_unfinished: bool) -> Status | None:
+    def finish(self) -> Status | None:
         """The last status document; None: the memory is gone. The segments go, unless events are left in them that the
         next run is to handle."""
         fleet, life = self._fleet, self._life
@@ -188,10 +189,10 @@ class Stages:
             )
         unread = self._draining.has_senders or fleet.has_unread_lanes()
         what = left or "a producer inside a send"
-        if keep_unfinished and unread and fleet.control.segment.is_current():
+        if self._keep_unfinished and unread and fleet.control.segment.is_current():
             log.warning("engine %s stopped with %s; its memory stays for the next run", fleet.config.name, what)
         else:
-            if keep_unfinished and unread:
+            if self._keep_unfinished and unread:
                 log.error("engine %s stopped with %s, lost: its memory was removed", fleet.config.name, what)
             self._takeover.remove_segments(fleet.config)
         fleet.observer.close()

@@ -107,6 +107,7 @@ class Supervisor:
             self._api,
             self._notify,
             sources,
+            keep_unfinished=self._keep_unfinished,
             on_ready=self._on_ready,
         )
         with self._signals(commands, reload, background):
@@ -119,7 +120,7 @@ class Supervisor:
                 while self._life.stage is not Stage.ENDED:
                     await self._work(stages, fleet)
                     self._life.advance()
-                self.outcome = stages.finish(self._keep_unfinished)
+                self.outcome = stages.finish()
             finally:
                 for each in watching:
                     each.cancel()
@@ -144,7 +145,7 @@ class Supervisor:
         """Create the segments, or take up those of an earlier supervisor."""
         if self._config.state_dir is None:
             make_directory(self._config.directory)
-        config, takeover = self._config, Takeover.take(self._config)
+        config, takeover = self._config, Takeover.take(self._config, self._keep_unfinished)
         try:
             policy, strategy = policy_of(config), strategy_of(config)
             takeover.find(config, strategy)

@@ -66,10 +66,10 @@ class Takeover:
     left: int | None = None
 
     @classmethod
-    def take(cls, config: Config) -> Takeover:
+    def take(cls, config: Config, is_named: bool = True) -> Takeover:
         """The role alone. Raises AlreadyRunning, ConfigError, LayoutMismatch, ShardmemError; then nothing is held."""
         check_directory(config)
-        control, held, fresh = take_role(config)
+        control, held, fresh = take_role(config, is_named)
         control.enter_supervisor()
         logs.incarnate(control.view_engine().incarnation)
         history = History(lambda text: _post(control, text), BOARD_BYTES)
@@ -117,7 +117,7 @@ def _post(control: ControlSegment, text: bytes) -> None:
     control.post("events", text)
 
 
-def take_role(config: Config) -> tuple[ControlSegment, lease.Lease, bool]:
+def take_role(config: Config, is_named: bool = True) -> tuple[ControlSegment, lease.Lease, bool]:
     """The control segment of this name, the supervisor's lease on it, and whether it is fresh."""
     deadline = time.monotonic() + HELD_BRIEFLY
     while True:
@@ -132,6 +132,7 @@ def take_role(config: Config) -> tuple[ControlSegment, lease.Lease, bool]:
                 lane_bytes=config.lane_bytes,
                 backpressure=config.backpressure,
                 state_dir=config.directory,
+                is_named=is_named,
             )
             fresh = True
         except FileExistsError:

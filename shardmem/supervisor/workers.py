@@ -51,6 +51,7 @@ class WorkerBaseline:
     refused: int = 0  # starts in a row for which the system had no process
     ended_at: float | None = None  # since then no worker was ready
     forgiven: bool = False  # failures of events in earlier lives do not count for the next one
+    is_restarting: bool = False  # its worker has been told to end, and the next one takes its place
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
 
@@ -253,6 +254,13 @@ class Workers:
         self._recovered(shard)
         self.start(shard, forgiven=True)
 
+    def restart(self, shard: int) -> None:
+        """Its worker ends after the batch in hand, and the next one goes on in its place, with what is in force now."""
+        self._launch_config.pop(shard, None)
+        if (worker := self.of(shard)) is not None and worker.alive:
+            self._pasts[shard].is_restarting = True
+            worker.signal(signal.SIGTERM)
+
     @property
     def launch_config(self) -> tuple[Config, HandlerRef]:
         """What the workers of new shards are started with."""
@@ -309,6 +317,9 @@ class Workers:
                     worker.how_it_ended(),
                     extra={"shard": shard},
                 )
+        elif self._pasts[shard].is_restarting:
+            self._pasts[shard].is_restarting = False
+            self.start(shard, forgiven=True)
         elif worker.failure and self._is_wished(worker):
             self._fail(shard, worker.failure, worker)
         elif worker.stopped_as_ordered and not worker.stop_reason:

@@ -365,6 +365,7 @@ def test_a_shard_is_added_and_drained_by_the_keyboard_alone(page, engine):
     done(page, "Run 3 shards: done. 3 shards run: 0, 1, 2; ")
     assert "scale" == page.evaluate(focused) and "Run 3 shards" in page.text("#said")
     page.wait_for(f"{CELLS} === '0,1,2'", "the new shard is shown")
+    page.wait_for("document.querySelector('#owners').innerText.includes('shard 2: 85')", "it has its part of the slots")
 
     page.evaluate("document.querySelectorAll('#shard-table tbody th button')[2].focus()")
     page.press(" ")

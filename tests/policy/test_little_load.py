@@ -70,3 +70,21 @@ def test_a_load_about_the_limit_does_not_make_it_switch_with_every_look():
         made.tick([ShardSample(0, busy=LITTLE)], one_slot(LITTLE * (1.1 if tick % 2 else 0.9)), tick * TICK)
         seen.append(made._load({0: LITTLE}, tick * TICK) is not None)
     assert all(seen)
+
+
+def test_a_shard_that_works_off_what_a_long_batch_has_left_gets_no_slots_by_itself():
+    made = planner([0, 1] * (SLOTS // 2))
+    rates = np.zeros(SLOTS)
+    rates[1::2] = 0.9 / (SLOTS // 2)  # all of them of shard 1: what waits at shard 0 is in no figure
+
+    def tick(now: float, in_hand: float) -> None:
+        made.learn({0: ShardFact(in_hand=in_hand), 1: ShardFact()}, now)
+        made.tick([ShardSample(shard, busy=busy) for shard, busy in ((1, 0.9),)], rates, now)
+
+    tick(10.0, 10.0)  # one batch for ten seconds
+    for step in range(41, 79):
+        tick(step * TICK, 0.0)
+        assert not made.handoffs.slots_in_flight(), "it works off what has piled up"
+    for step in range(79, 90):
+        tick(step * TICK, 0.0)
+    assert made.handoffs.slots_in_flight()

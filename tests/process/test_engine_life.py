@@ -563,6 +563,9 @@ def test_drain_timeout_holds_for_a_producer_that_is_stopped_inside_a_send(rig: R
         ending.join(PATIENCE)
     assert in_time, "drain_timeout is 0.5 s and the engine was still draining after 5 s"
     assert ended and "drain_timeout" in str(ended[0])
+    assert segments_of(engine_name), "what it was about to publish is kept"
+    for entry in segments_of(engine_name):
+        os.unlink(f"/dev/shm/{entry}")
 
 
 def test_a_second_term_ends_an_engine_that_waits_for_a_stopped_producer(rig: Rig, engine_name: str) -> None:

@@ -78,6 +78,8 @@ def test_a_shard_whose_inbox_was_cut_short_loses_what_it_held_and_nothing_else(r
             assert said.returncode == 0 and "cut short" in said.stdout, said
             wait_until(lambda: any("has a new inbox" in text for text in told(engine)), "a new inbox", LIMIT)
             release()
+            with pytest.raises(shardmem.SegmentCorrupt, match="was cut short .* what it held is lost"):
+                producer.flush(LIMIT)
             for number, key in enumerate(theirs + others, 10):
                 producer.push(key, payload(1, key, number))
             producer.flush(LIMIT)

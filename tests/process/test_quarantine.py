@@ -19,7 +19,7 @@ import pytest
 
 import shardmem
 from shardmem.client.client import _UnixConnection, socket_path
-from shardmem.runtime.quarantine import Quarantine, QuarantineFull
+from shardmem.runtime.quarantine import Entry, Quarantine, QuarantineFull
 from support.recorder import RECORD, payload, records
 from support.rig import PATIENCE, Rig, drained, wait_until
 
@@ -110,94 +110,80 @@ def test_a_quarantined_record_comes_back_as_the_row_it_was(rig: Rig, engine_name
         assert 1 == quarantined(engine)
 
 
-def test_a_full_quarantine_stops_the_shard_and_loses_nothing(rig: Rig, engine_name: str, settings: dict) -> None:
+def waits(engine: shardmem.Engine) -> bool:
+    return engine.status()["shards"][0]["condition"] == "waiting"
+
+
+def test_a_shard_waits_while_the_quarantine_is_full_and_goes_on_when_it_was_purged(
+    rig: Rig, engine_name: str, settings: dict
+) -> None:
     settings |= {"handler": "support.quarantine_load:no_odd_ones_of_events", "quarantine_limit": 2}
-    with pytest.raises(shardmem.HandlerError, match="holds 2 events, which is its limit .quarantine_limit=2.*purge"):
-        with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
-            for text in (b"0", b"1", b"2", b"3", b"5", b"6"):  # counted as their frames are over
-                producer.push(1, text)
-            wait_until(lambda: engine.status()["shards"][0]["state"] == "failed", "the shard gives up")
-            assert (2, 2) == (engine.status()["accounting"]["quarantined"], engine.status()["accounting"]["in_flight"])
-    assert 2 == len(json.loads(cli("quarantine", "list", "--json", "--engine", engine_name)))
-    (rig.directory / "mended").touch()
-    cli("quarantine", "purge", "--all", "--engine", engine_name)
-    with rig.engine(engine_name, **settings) as engine:
-        assert 0 == drained(engine)["accounting"]["in_flight"]
-
-
-def test_a_handler_that_fails_on_everything_is_stopped_soon(rig: Rig, settings: dict) -> None:
-    settings |= {"handler": "support.handlers.failing:FailingAtOnce"}
-    with pytest.raises(shardmem.HandlerError, match="17th event in a row that fails, so it is not the events"):
-        with rig.engine(None, on_error="quarantine", **settings) as engine, engine.producer() as producer:
-            for _ in range(100):
-                producer.push(1, b"x")
-            wait_until(lambda: engine.status()["shards"][0]["state"] == "failed", "the shard gives up")
-            assert (16, 84) == (quarantined(engine), engine.status()["accounting"]["in_flight"])
+    with rig.engine(engine_name, retry_max_wait=0.2, **settings) as engine, engine.producer() as producer:
+        for text in (b"0", b"1", b"2", b"3", b"4", b"5", b"6"):  # counted as their frames are over
+            producer.push(1, text)
+        wait_until(lambda: waits(engine), "the shard waits")
+        (reason,) = [each["text"] for each in engine.status()["findings"] if each["kind"] == "waiting"]
+        assert "holds 2 events, which is its limit (quarantine_limit=2)" in reason and "purge" in reason
+        assert (2, 2) == (quarantined(engine), engine.status()["accounting"]["in_flight"])
+        cli("quarantine", "purge", "--all", "--engine", engine_name)
+        producer.flush(PATIENCE)
+        assert (4, 3) == (engine.status()["accounting"]["handled"], quarantined(engine))
+        assert 1 == len(json.loads(cli("quarantine", "list", "--json", "--engine", engine_name)))
 
 
 @pytest.mark.parametrize("again", ["reload", "run"])
 @pytest.mark.parametrize("handler", ["support.quarantine_load:mendable", "support.quarantine_load:Mendable"])
-def test_what_failed_under_a_handler_is_not_held_against_it_when_it_was_mended(
+def test_a_handler_that_fails_on_everything_keeps_all_for_one_that_was_mended(
     rig: Rig, engine_name: str, settings: dict, handler: str, again: str
 ) -> None:
-    """The 17th event was set aside, or stopped the shard again, before the mended handler was called: nothing
-    helped."""
-    settings |= {"handler": handler, "on_error": "retry", "max_attempts": 2, "retry_backoff": 0.001}
+    """Nothing is quarantined, and nothing of it is held against them."""
+    settings |= {"handler": handler, "max_attempts": 2, "retry_backoff": 0.001, "retry_max_wait": 30}
 
     def fail(engine: shardmem.Engine) -> None:
         with engine.producer() as producer:
             for number in range(30):
-                producer.push(1, b"%d" % number)
-        wait_until(lambda: engine.status()["shards"][0]["state"] == "failed", "the shard gives up")
+                producer.push(number, b"%d" % number)
+        wait_until(lambda: waits(engine), "the shard waits")
+        assert (30, 0) == (engine.status()["accounting"]["in_flight"], quarantined(engine))
         (rig.directory / "mended").touch()
 
     if again == "reload":
         with rig.engine(engine_name, **settings) as engine:
             fail(engine)
-            engine.reload()
-            status = given_back(engine)
+            assert [{"from": 0, "to": 0}] == engine.reload()["reloaded"]
+            status = drained(engine)
     else:
-        with pytest.raises(shardmem.HandlerError, match="17th event in a row"):
-            with rig.engine(engine_name, **settings) as engine:
-                fail(engine)
         with rig.engine(engine_name, **settings) as engine:
-            status = given_back(engine)
-    assert (46, 30, 16, 0) == tuple(
+            fail(engine)
+            engine.stop(now=True)
+        with rig.engine(engine_name, **settings) as engine:
+            status = drained(engine)
+    assert (30, 30, 0, 0) == tuple(
         status["accounting"][name] for name in ("accepted", "handled", "quarantined", "in_flight")
     )
 
 
-def given_back(engine: shardmem.Engine) -> dict[str, Any]:
-    """The status when what was left is handled, and then what was set aside."""
-    drained(engine)
-    cli("quarantine", "replay", "--all", "--engine", engine.name)
-    return drained(engine)
-
-
-def test_a_handler_that_kills_its_worker_on_everything_is_stopped_soon(
-    rig: Rig, settings: dict, capfd: pytest.CaptureFixture
+def test_three_events_are_quarantined_without_a_witness_and_the_fourth_brings_them_back_in_order(
+    rig: Rig, engine_name: str, settings: dict
 ) -> None:
-    settings |= {"handler": "support.quarantine_load:dies_of_bad", "max_attempts": 1}
-    with pytest.raises(shardmem.HandlerError, match="SIGSEGV. It is the 17th event in a row that fails"):
-        with rig.engine(None, **settings) as engine, engine.producer() as producer:
-            for _ in range(20):
-                producer.push(1, b"bad")
-            wait_until(lambda: engine.status()["shards"][0]["state"] == "failed", "the shard gives up")
-    assert "in dies_of_bad" in capfd.readouterr().err, "where it was is not in the log"
-
-
-def test_an_outage_that_ends_within_the_retries_sets_nothing_aside(rig: Rig, engine_name: str, settings: dict) -> None:
-    rig.tell("poison", "2")
-    settings["retry_backoff"] = 5
+    rig.tell("down", "yes")
+    settings |= {"handler": "support.handlers.failing:Down", "retry_backoff": 0.001, "retry_max_wait": 0.05}
     with rig.engine(engine_name, **settings) as engine, engine.producer() as producer:
-        producer.push_many([1] * 4, [payload(1, 1, number) for number in range(4)])
-        wait_until(
-            lambda: engine.status()["shards"][0]["batches"] == 0 and engine.status()["accounting"]["in_flight"] == 4,
-            "tried",
-        )
-        (rig.directory / "poison").unlink()
-        producer.flush(PATIENCE)
-        assert 0 == quarantined(engine)
+        for number in range(3):
+            producer.push(1, payload(1, 1, number))
+            producer.flush(PATIENCE)
+            assert number + 1 == quarantined(engine)
+        producer.push(1, payload(1, 1, 3))
+        wait_until(lambda: waits(engine) and not quarantined(engine), "they are taken back")
+        assert 4 == engine.status()["accounting"]["in_flight"]
+        assert "no event to replay" in cli("quarantine", "list", "--engine", engine_name)
+        os.kill(engine.status()["shards"][0]["pid"], signal.SIGKILL)
+        wait_until(lambda: engine.status()["shards"][0]["incarnation"] > 1 and waits(engine), "the next one waits too")
+        assert (4, 0) == (engine.status()["accounting"]["in_flight"], quarantined(engine))
+        (rig.directory / "down").unlink()
+        wait_until(lambda: engine.status()["accounting"]["handled"] == 4, "all are handled")
+        assert (0, 0) == (engine.status()["accounting"]["in_flight"], quarantined(engine))
+        assert "is empty" in cli("quarantine", "list", "--all", "--engine", engine_name)
     assert [0, 1, 2, 3] == rig.logs().handled["number"].tolist()
 
 
@@ -208,18 +194,20 @@ def test_what_is_asked_of_an_empty_quarantine_is_answered(engine_name: str, tmp_
     store = Quarantine(str(tmp_path / f"{engine_name}.quarantine"), 0)
     with pytest.raises(QuarantineFull):
         store.add(
-            "x",
-            shard=0,
-            slot=0,
-            seat=0,
-            sequence=0,
-            kind="death",
-            reason="r",
-            traceback="",
-            attempts=1,
-            key="k",
-            payload=b"",
-            schema={"kind": "events"},
+            Entry(
+                "x",
+                shard=0,
+                slot=0,
+                seat=0,
+                sequence=0,
+                kind="death",
+                reason="r",
+                traceback="",
+                attempts=1,
+                key="k",
+                payload=b"",
+                schema={"kind": "events"},
+            )
         )
     store.close()
     assert "there is no event 1" in cli("quarantine", "show", "1", *where, code=1)
@@ -315,18 +303,20 @@ def test_keys_of_every_kind_come_back_as_they_were(tmp_path: Path, key: Any) -> 
     store = Quarantine(str(tmp_path / "q"), 5)
     for origin in ("a", "a", "b"):
         store.add(
-            origin,
-            shard=0,
-            slot=0,
-            seat=0,
-            sequence=0,
-            kind="death",
-            reason="r",
-            traceback="",
-            attempts=1,
-            key=key,
-            payload=b"\xff",
-            schema={"kind": "events"},
+            Entry(
+                origin,
+                shard=0,
+                slot=0,
+                seat=0,
+                sequence=0,
+                kind="death",
+                reason="r",
+                traceback="",
+                attempts=1,
+                key=key,
+                payload=b"\xff",
+                schema={"kind": "events"},
+            )
         )
     assert [key, key] == [event.key for event in store.events()]  # the same row of memory again is the same event
     store.close()

@@ -16,7 +16,7 @@ import shardmem
 from shardmem.runtime.state import shard_file
 from shardmem.runtime.state_reader import StateReader
 from support.quarantine_load import totals
-from support.rig import PATIENCE, Rig, drained, wait_until
+from support.rig import PATIENCE, Rig, drained, is_stopped, wait_until
 from support.state import kept
 
 POINTS = [
@@ -305,8 +305,9 @@ def test_a_state_file_that_vanishes_is_an_error_before_the_next_commit_and_nothi
         producer.flush(PATIENCE)
         os.rename(path, f"{path}.away")
         producer.push(1, b"1 ")
-        error = wait_until(lambda: engine.status()["shards"][0]["error"], "it is noticed", 3 * PATIENCE)
-        assert f"{path} has been removed; nothing of this step was written" in error and "shardmem reload" in error
+        wait_until(lambda: "shardmem reload" in engine.status()["shards"][0]["error"], "it is noticed", 3 * PATIENCE)
+        error = engine.status()["shards"][0]["error"]
+        assert f"{path} has been removed; nothing of this step was written" in error
         os.rename(f"{path}.away", path)
         wait_until(lambda: engine.reload()["done"], "it goes on", 3 * PATIENCE)
         producer.flush(3 * PATIENCE)
@@ -319,8 +320,11 @@ def test_a_worker_whose_predecessor_s_state_file_has_vanished_does_not_begin_fro
     with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
         producer.push_many([1, 1], [b"0 ", b"1 "])
         producer.flush(PATIENCE)
+        pid = engine.status()["shards"][0]["pid"]
+        os.kill(pid, signal.SIGSTOP)  # or it would notice by itself, and say so
+        wait_until(lambda: is_stopped(pid), "it has stopped")
         remove_state(settings, engine_name)
-        os.kill(engine.status()["shards"][0]["pid"], signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         wait_until(
             lambda: (
                 "knows nothing of shard 0, whose last worker had saved state" in engine.status()["shards"][0]["error"]

@@ -33,6 +33,7 @@ class Loopback:
         batch_rows=4096,
         state_dir="",
         name=None,
+        is_named=True,
     ):
         self.control = ControlSegment.create(
             name or f"t{os.getpid()}-{uuid.uuid4().hex[:8]}",
@@ -42,6 +43,7 @@ class Loopback:
             max_producers=max_producers,
             lane_bytes=lane_bytes,
             state_dir=state_dir,
+            is_named=is_named,
         )
         self.name = self.control.engine
         self.inboxes, self.readers, self.batches, self.held = [], [], [], {}

@@ -29,7 +29,7 @@ from shardmem.http.operations import COMMANDS, PAGE_FILES, READS
 from shardmem.http.server import Api
 from shardmem.memory.native import lib
 from shardmem.memory.words import FLOORS_NS
-from shardmem.runtime.quarantine import Quarantine
+from shardmem.runtime.quarantine import Entry, Quarantine
 from shardmem.slot_ranges import parse_slots, slot_ranges
 from shardmem.status.figures import FIGURES, HISTOGRAM
 from shardmem.status.findings import STALE_S
@@ -389,18 +389,20 @@ def set_aside(
     store = Quarantine(str(path))
     for number in range(count):
         store.add(
-            f"{time.monotonic_ns()} {number}",
-            shard=0,
-            slot=3,
-            seat=1,
-            sequence=number,
-            kind="exception",
-            reason="ValueError: no",
-            traceback="in handle",
-            attempts=3,
-            key=key,
-            payload=payload,
-            schema=schema or {"kind": "events"},
+            Entry(
+                f"{time.monotonic_ns()} {number}",
+                shard=0,
+                slot=3,
+                seat=1,
+                sequence=number,
+                kind="exception",
+                reason="ValueError: no",
+                traceback="in handle",
+                attempts=3,
+                key=key,
+                payload=payload,
+                schema=schema or {"kind": "events"},
+            )
         )
     store.close()
 

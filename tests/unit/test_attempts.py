@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardmem.memory.native import arm_point, ffi, lib
+from shardmem.runtime.batch import Batch
 
 ROW = np.dtype([("key", "u8"), ("number", "u4"), ("pad", "V4")])
 MOST = 3  # attempts
@@ -63,6 +64,75 @@ def finish(engine) -> None:
     engine.close = lambda: None
 
 
+class Tries:
+    """A worker reduced to its bones: what fails alone is put on trial, tried again when nothing else is left, and set
+    aside at the limit."""
+
+    def __init__(self, engine, limit: int, data) -> None:
+        self.engine, self.limit, self.data = engine, limit, data
+        self.aside, self.failures = [], 0
+
+    @property
+    def reader(self):
+        return self.engine.readers[0]
+
+    @property
+    def view(self):
+        return self.engine.batches[0]
+
+    def on_trial(self) -> dict[int, int]:
+        """tries by number"""
+        views = lib.sm_trials(self.reader)
+        return {at: views[at].tries for at in range(lib.SM_TRIALS) if views[at].state != lib.SM_TRIAL_NONE}
+
+    def next(self) -> list[int] | None:
+        """Numbers of the next batch, or of the next trial; None: nothing is left."""
+        batch = self.engine.take()
+        if batch is None:
+            for trial in self.on_trial():
+                assert lib.SM_OK == lib.sm_next_trial(self.reader, trial, self.view)
+                if self.view.rows:
+                    self.trial = trial
+                    break
+            else:
+                return None
+            batch = Batch(self.engine.control.schema, self.engine.control.slots, 0, self.view, self.engine.scratch)
+        else:
+            self.trial = None
+        self.producers = batch.producers.tolist()
+        numbers = batch.records["number"].tolist()
+        self.engine.held.clear()
+        return numbers
+
+    def set_aside(self, numbers) -> None:
+        if self.data.draw(st.booleans()):
+            point = self.data.draw(st.sampled_from(["aside.stored", "aside.acting", "aside.marked"]))
+            dies_at(point, lambda: lib.sm_set_aside(self.reader))
+            self.engine.restart(batch_rows=self.limit)
+            if point == "aside.stored":
+                return  # it comes again, and is to be quarantined again
+        else:
+            assert lib.SM_OK == lib.sm_set_aside(self.reader)
+            lib.sm_end_trial(self.reader, self.trial)
+        self.aside += numbers
+
+    def fail(self, numbers) -> None:
+        self.failures += 1
+        assert self.failures < 400, "it does not converge"
+        if self.data.draw(st.booleans()):
+            self.engine.restart(batch_rows=self.limit)
+        elif len(numbers) > 1:
+            limit = self.data.draw(st.sampled_from([0, 1, len(numbers) - 1]))
+            assert lib.SM_OK == lib.sm_failed(self.reader, limit)
+        else:
+            assert 0 <= lib.sm_put_on_trial(self.reader, self.view.tries + 1, 0)
+
+    def succeed(self) -> None:
+        assert lib.SM_OK == lib.sm_commit(self.reader)
+        if self.trial is not None:
+            lib.sm_end_trial(self.reader, self.trial)
+
+
 @RELAXED
 @given(st.data())
 def test_exactly_the_events_that_fail_are_set_aside_and_all_others_are_handled_in_order(loopback, data):
@@ -73,38 +143,19 @@ def test_exactly_the_events_that_fail_are_set_aside_and_all_others_are_handled_i
     innocent_kills = data.draw(
         st.integers(0, MOST - 1)
     )  # an event that is in hand, alone, at more of them is set aside
-    handled, aside, failures = [], [], 0
-    while (batch := engine.take()) is not None:
-        numbers = batch.records["number"].tolist()
-        producers = batch.producers.tolist()
-        del batch
-        view = engine.batches[0]
-        engine.held.clear()
-        if view.tries >= MOST:
-            assert 1 == len(numbers)
-            if data.draw(st.booleans()):
-                point = data.draw(st.sampled_from(["aside.stored", "aside.acting", "aside.marked"]))
-                dies_at(point, lambda: lib.sm_set_aside(engine.readers[0]))
-                engine.restart(batch_rows=limit)
-                if point == "aside.stored":
-                    continue  # it comes again, and is to be quarantined again
-            else:
-                assert lib.SM_OK == lib.sm_set_aside(engine.readers[0])
-            aside += numbers
+    worker, handled = Tries(engine, limit, data), []
+    while (numbers := worker.next()) is not None:
+        if worker.trial is None and worker.view.tries:  # it was in hand, alone, when the last one died
+            assert 0 <= lib.sm_put_on_trial(worker.reader, worker.view.tries, 0)
+        elif worker.view.tries >= MOST:
+            worker.set_aside(numbers)
         elif bad & set(numbers) or (innocent_kills and data.draw(st.booleans())):
             innocent_kills -= not bad & set(numbers)
-            failures += 1
-            assert failures < 200, "it does not converge"
-            if data.draw(st.booleans()):
-                engine.restart(batch_rows=limit)
-            else:
-                assert lib.SM_OK == lib.sm_failed(
-                    engine.readers[0], int(data.draw(st.booleans()) and not view.suspected)
-                )
+            worker.fail(numbers)
         else:
-            handled += zip(producers, numbers)
-            assert lib.SM_OK == lib.sm_commit(engine.readers[0])
-    assert bad == set(aside) and len(bad) == len(aside)
+            handled += zip(worker.producers, numbers)
+            worker.succeed()
+    assert bad == set(worker.aside) and len(bad) == len(worker.aside)
     assert sorted(number for _, number in handled) == sorted(set(range(pushed)) - bad)
     for producer in {producer for producer, _ in handled}:
         for key in range(11):

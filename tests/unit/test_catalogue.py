@@ -168,6 +168,7 @@ def test_what_a_state_and_a_reason_can_be_is_what_the_engine_knows():
             SHARD_STATES, ("booting", "ready"), (True, False), (0.0, 1e6), (None, 0.0, 1e6), (0, 1)
         )
     ]
+    facts.append(Facts("active", "ready", True, 0.0, None, waiting=1.0))
     said = {condition_of(each, Limits(), due)[0] for each in facts for due in (None, 1.0)}
     assert said == by_path["shards[].condition"]
 

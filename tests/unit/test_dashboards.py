@@ -136,6 +136,12 @@ ILL: dict[str, tuple[dict[str, str], int, dict[str, str], dict[str, str]]] = {
         {"engine": "e", "shard": "3", "state": "failed"},
         {"summary": "e: shard 3 failed and is not started again"},
     ),
+    "ShardmemShardWaiting": (
+        {'shardmem_shard_waiting_seconds{engine="e", shard="3"}': "10 90"},
+        1,
+        {"engine": "e", "shard": "3"},
+        {"summary": "e: shard 3 has waited for 1m 30s"},
+    ),
     "ShardmemSlotsUnowned": (
         {'shardmem_slots_unowned{engine="e"}': "0 512 512 512"},
         3,
@@ -182,6 +188,7 @@ WELL = {
     'shardmem_supervisor_heartbeat_age_seconds{engine="e"}': "0.2x8 11 0.2x12",
     'shardmem_shard_state{engine="e", shard="0", state="failed"}': "0x20",
     'shardmem_shard_state{engine="e", shard="0", state="active"}': "1x20",
+    'shardmem_shard_waiting_seconds{engine="e", shard="0"}': "_x5 12 50 _x13",  # a sink was away for a minute
     'shardmem_slots_unowned{engine="e"}': "0x5 512 0x15",  # a worker was started again
     'shardmem_shard_crashes_total{engine="e", shard="0"}': "5x6 7x14",
     'shardmem_shard_fill_ratio{engine="e", shard="0"}': "0.89x5 0.95 0.89x15",

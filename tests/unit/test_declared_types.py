@@ -16,7 +16,15 @@ from shardmem.runtime.call import MODES
 from shardmem.runtime.producer import Producer, ProducerOptions
 from shardmem.settings import declared
 
-UNITS = {"number": int, "microseconds": int, "text": str, "switch": bool, "bytes": (int, str), "seconds": (float, str)}
+UNITS = {
+    "number": int,
+    "microseconds": int,
+    "text": str,
+    "switch": bool,
+    "bytes": (int, str),
+    "seconds": (float, str),
+    "names": (str, str | type[BaseException]),
+}
 
 
 def kinds(hint: Any) -> set[Any]:

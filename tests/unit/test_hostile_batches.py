@@ -16,8 +16,11 @@ from shardmem.memory.handoff_table import HandoffTable
 from shardmem.memory.native import ffi, lib
 from shardmem.memory.reader import Reader
 from shardmem.policy import LeastLoad, LeastSlots, Move, ScalingPolicy
+from shardmem.runtime.aside import Failure
+from shardmem.runtime.batch import Scratch
 from shardmem.runtime.checkpoint import Immediate
-from shardmem.runtime.failures import Failures, OnError, explain
+from shardmem.runtime.explain import explain
+from shardmem.runtime.failures import Failures, OnError
 from shardmem.status.observer import Observer
 from shardmem.supervisor.planner import Planner
 from shardmem.supervisor.sampler import Sampler
@@ -116,7 +119,14 @@ def test_a_batch_of_a_changing_frame_is_read_or_refused_and_the_other_lane_is_wh
 def failures_of(engine: Any) -> Failures:
     reader = Reader(engine.readers[0], 0)
     rules = OnError(
-        on_error="stop", max_attempts=3, retry_backoff=0.0, quarantine_file="/nonexistent", quarantine_limit=1
+        on_error="stop",
+        max_attempts=3,
+        retry_backoff=0.0,
+        retry_on=[],
+        retry_max_wait=1.0,
+        retry_for=None,
+        quarantine_file="/nonexistent",
+        quarantine_limit=1,
     )
     return Failures(
         engine.control,
@@ -126,8 +136,9 @@ def failures_of(engine: Any) -> Failures:
         Immediate(engine.control, 0, reader, object()),
         rules,
         None,
-        lambda _: None,
+        "",
         lambda **_: None,
+        Scratch(),
     )
 
 
@@ -169,9 +180,9 @@ def test_a_handler_that_fails_by_itself_is_still_blamed(loopback):
 def test_an_event_that_is_to_be_set_aside_and_has_changed_breaks_its_lane_and_not_the_worker(loopback):
     engine = loopback()
     damaged(engine, 0)
-    engine.batches[0].tries = 3
+    failures = failures_of(engine)
 
-    assert failures_of(engine).must_quarantine()
+    assert failures._put_aside({0: Failure("death", "it died")}) is None
 
     engine.held.clear()
     assert engine.take() is None and engine.last_status == lib.SM_CORRUPT

@@ -11,7 +11,7 @@ import pytest
 from shardmem.errors import Backpressure
 from shardmem.memory.native import lib
 from shardmem.memory.words import FLOORS_NS
-from shardmem.runtime.quarantine import Quarantine
+from shardmem.runtime.quarantine import Entry, Quarantine
 from shardmem.status import observer as observing
 from shardmem.status.observer import Observer
 from shardmem.status.reading import quantile_rows
@@ -176,18 +176,20 @@ def test_events_in_quarantine_are_counted_when_the_file_changes(loopback, tmp_pa
     store = Quarantine(str(path))
     for number in range(3):
         store.add(
-            str(number),
-            shard=0,
-            slot=0,
-            seat=0,
-            sequence=number,
-            kind="exception",
-            reason="",
-            traceback="",
-            attempts=3,
-            key=1,
-            payload=b"",
-            schema={},
+            Entry(
+                str(number),
+                shard=0,
+                slot=0,
+                seat=0,
+                sequence=number,
+                kind="exception",
+                reason="",
+                traceback="",
+                attempts=3,
+                key=1,
+                payload=b"",
+                schema={},
+            )
         )
     assert 3 == held() == held()
     store.replayed(1)

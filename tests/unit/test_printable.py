@@ -13,7 +13,7 @@ from shardmem.console.cli import main
 from shardmem.console.cli.common import complain, say
 from shardmem.errors import ShardmemError
 from shardmem.runtime import logs
-from shardmem.runtime.quarantine import Quarantine
+from shardmem.runtime.quarantine import Entry, Quarantine
 from shardmem.text import cleaned, printable, printable_lines
 
 ORDERS = "k\x1b]0;PWN\x07\x1b[2J\x9b5m\u202eafter\udc9b\r\x00\u2028\x7f"
@@ -58,18 +58,20 @@ def test_errors_and_answers_of_the_command_line_give_no_orders(capsys: pytest.Ca
 def test_the_quarantine_is_shown_without_what_its_events_would_do(tmp_path, command: list[str]) -> None:
     with Quarantine(str(tmp_path / "printed.quarantine")) as store:
         store.add(
-            "a",
-            shard=0,
-            slot=0,
-            seat=0,
-            sequence=0,
-            kind="exception",
-            reason=ORDERS.replace("\udc9b", "") + FORGED,
-            traceback=FORGED + ORDERS.replace("\udc9b", ""),
-            attempts=1,
-            key=ORDERS,
-            payload=ORDERS.encode(errors="replace"),
-            schema={"kind": "events"},
+            Entry(
+                "a",
+                shard=0,
+                slot=0,
+                seat=0,
+                sequence=0,
+                kind="exception",
+                reason=ORDERS.replace("\udc9b", "") + FORGED,
+                traceback=FORGED + ORDERS.replace("\udc9b", ""),
+                attempts=1,
+                key=ORDERS,
+                payload=ORDERS.encode(errors="replace"),
+                schema={"kind": "events"},
+            )
         )
     done = CliRunner().invoke(
         main, ["quarantine", *command, "--engine", "printed", "--state-dir", str(tmp_path)], catch_exceptions=False

@@ -15,7 +15,7 @@ import pytest
 
 from shardmem.errors import ShardmemError
 from shardmem.private_files import acting_as, check_directory
-from shardmem.runtime.quarantine import Quarantine, QuarantineReader, is_there
+from shardmem.runtime.quarantine import Entry, Quarantine, QuarantineReader, is_there
 from shardmem.runtime.sqlite import Database
 from shardmem.runtime.state import StateStore
 from shardmem.status.sources import SourceFile, file_of, sources_of
@@ -58,7 +58,7 @@ def test_processes_that_open_a_fresh_file_together_all_get_it(tmp_path: Path) ->
         gate.wait()
         try:
             with Quarantine(path) as store:
-                store.add(f"{number}", **EVENT)
+                store.add(Entry(f"{number}", **EVENT))
         except BaseException as error:
             faults.append(error)
 
@@ -109,7 +109,7 @@ def test_files_are_private_from_their_first_moment_whatever_the_umask_is(
     before = os.umask(0)
     try:
         store = Quarantine(path)
-        store.add("a", **EVENT)
+        store.add(Entry("a", **EVENT))
     finally:
         os.umask(before)
     assert modes == [0o600]
@@ -156,7 +156,7 @@ def test_a_file_of_another_user_is_refused_by_its_owner_s_name(path: str) -> Non
 @needs_root
 def test_root_looks_at_another_user_s_file_with_that_user_s_rights_alone(path: str, tmp_path: Path) -> None:
     with Quarantine(path) as store:
-        store.add("a", **EVENT)
+        store.add(Entry("a", **EVENT))
     secret = tmp_path / "secret"
     secret.write_text("s")
     secret.chmod(0o600)
@@ -194,12 +194,12 @@ def test_a_directory_has_to_be_private_and_is_no_link(tmp_path: Path) -> None:
 def test_an_event_is_not_added_to_a_file_that_has_lost_its_name(path: str, gone: str, how: str) -> None:
     """It went into an inode without a name, and was counted as quarantined."""
     store = Quarantine(path)
-    store.add("a", **EVENT)
+    store.add(Entry("a", **EVENT))
     os.unlink(path + gone)
     if how == "replaced":
         Path(path + gone).write_bytes(b"")
     with pytest.raises(ShardmemError, match=f"no longer the one that was opened: {path}{gone} has been {how}") as error:
-        store.add("b", **EVENT)
+        store.add(Entry("b", **EVENT))
     assert "nothing of this step was written" in str(error.value) and "shardmem reload" in str(error.value.hint)
     with pytest.raises(ShardmemError, match="no longer the one"):
         store.count()
@@ -224,13 +224,13 @@ def test_a_file_that_goes_in_the_middle_of_a_transaction_is_noticed_before_the_c
 def test_a_look_changes_nothing(path: str, tmp_path: Path, writer: str) -> None:
     if writer == "killed":
         program = (
-            f"import os; from shardmem.runtime.quarantine import Quarantine\n"
-            f"Quarantine({path!r}).add('a', **{EVENT!r}); os.kill(os.getpid(), 9)"
+            f"import os; from shardmem.runtime.quarantine import Entry, Quarantine\n"
+            f"Quarantine({path!r}).add(Entry('a', **{EVENT!r})); os.kill(os.getpid(), 9)"
         )
         subprocess.run([sys.executable, "-c", program], check=False)
     else:
         store = Quarantine(path)
-        store.add("a", **EVENT)
+        store.add(Entry("a", **EVENT))
         if writer == "ended":
             store.close()
     before = seen(tmp_path)
@@ -238,7 +238,7 @@ def test_a_look_changes_nothing(path: str, tmp_path: Path, writer: str) -> None:
     assert (reader.count(), reader.numbers(), reader.events()[0].payload) == (1, [1], b"p")
     assert seen(tmp_path) == before
     if writer == "alive":
-        store.add("b", **EVENT)
+        store.add(Entry("b", **EVENT))
         assert reader.count() == 2, "what was committed since is seen"
         store.close()
 
@@ -277,7 +277,7 @@ DAMAGE = {
 @pytest.mark.parametrize("column, value", [(column, value) for column, values in DAMAGE.items() for value in values])
 def test_a_damaged_event_is_named_with_what_to_do(path: str, column: str, value: Any) -> None:
     with Quarantine(path) as store:
-        store.add("a", **EVENT)
+        store.add(Entry("a", **EVENT))
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute(f"update events set {column} = ?", (value,))
         database.commit()
@@ -288,9 +288,16 @@ def test_a_damaged_event_is_named_with_what_to_do(path: str, column: str, value:
         assert store.purge([1]) == 1
 
 
+def test_an_event_whose_exception_cannot_be_encoded_is_added_like_any_other(path: str) -> None:
+    with Quarantine(path) as store:
+        store.add(Entry("a", **{**EVENT, "reason": "no such user: eve\udc9b", "traceback": "\ud800"}))
+        (event,) = store.events()
+    assert (event.reason, event.traceback) == ("no such user: eve\\udc9b", "\\ud800")
+
+
 def test_a_text_that_is_not_utf8_is_an_error_of_ours(path: str) -> None:
     with Quarantine(path) as store:
-        store.add("a", **EVENT)
+        store.add(Entry("a", **EVENT))
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("update events set reason = cast(x'ff1b' as text)")
         database.commit()

@@ -220,6 +220,17 @@ def test_a_position_at_an_engine_that_ended_in_good_order_is_handled(loopback):
     assert producer.handled(before) and not producer.handled(producer.position())
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_nobody_waits_for_an_engine_without_a_name_which_ends_for_good(loopback, gone):
+    engine = loopback(is_named=False)
+    producer = shardmem.connect(engine.name)
+    engine.control.set_state("stopped")
+    if gone:
+        engine.end()
+    with pytest.raises(shardmem.NotRunning, match="accepts nothing any more"):
+        producer.push(7, b"0")
+
+
 def test_an_interrupt_ends_a_call_that_waits_for_an_engine(loopback):
     engine = loopback()
     producer = shardmem.connect(engine.name)

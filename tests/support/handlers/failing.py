@@ -31,6 +31,24 @@ class FailingBehindTheGate(Failing):
         super().handle(batch)
 
 
+class Down(Recorder):
+    """Raises RuntimeError at everything while the file `down` is there."""
+
+    def handle(self, batch: Batch) -> None:
+        if (self.directory / "down").exists():
+            raise RuntimeError("the database is down")
+        super().handle(batch)
+
+
+class Away(Recorder):
+    """Raises ConnectionError while the file `away` is there."""
+
+    def handle(self, batch: Batch) -> None:
+        if (self.directory / "away").exists():
+            raise ConnectionError("the sink is away")
+        super().handle(batch)
+
+
 class FailingAtOnce(Handler):
     def handle(self, batch: Batch) -> None:
         raise KeyError("at once")

@@ -1,0 +1,486 @@
+"""What becomes of batches that fail, with real lanes and the shipped types; only the process is missing. A worker that
+dies is one that is made anew: it knows what is in shared memory, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shardmem
+from shardmem.errors import HandlerError
+from shardmem.memory.reader import Reader
+from shardmem.memory.words import waiting_of
+from shardmem.runtime.batch import Batch, Scratch
+from shardmem.runtime.checkpoint import Immediate
+from shardmem.runtime.failures import PATIENCE_NS, Failures, OnError
+from shardmem.runtime.outcomes import RetryOn
+
+TURNS = 20_000  # of a loop that should end long before
+
+
+class Killed(BaseException):
+    """The worker dies here."""
+
+
+class Handler:
+    def __init__(self, handle: Callable[[Batch], None]) -> None:
+        self.handle = handle
+
+
+class Worker:
+    """A worker of shard 0: `run` goes on until nothing is left, or so many turns."""
+
+    def __init__(self, engine: Any, handle: Callable[[Batch], None], directory: Path, **rules: Any) -> None:
+        self.engine, self.handle, self.file, self.rules = engine, handle, directory / "q", rules
+        self.calls: list[list[bytes]] = []
+        self._begin("")
+
+    def _begin(self, said: str) -> None:
+        engine, settings = (
+            self.engine,
+            {
+                "on_error": "retry",
+                "max_attempts": 3,
+                "retry_backoff": 0.0001,
+                "retry_on": ["ConnectionError", "TimeoutError"],
+                "retry_max_wait": 0.001,
+                "retry_for": None,
+                "quarantine_file": str(self.file),
+                "quarantine_limit": 10_000,
+                **self.rules,
+            },
+        )
+        self.reader, self.batch, self.scratch = Reader(engine.readers[0], 0), engine.batches[0], Scratch()
+        commit = Immediate(engine.control, 0, self.reader, Handler(self._call))  # type: ignore[arg-type]
+        self.failures = Failures(
+            engine.control,
+            0,
+            self.reader,
+            self.batch,
+            commit,
+            OnError(**settings),
+            "killed by SIGKILL",
+            said,
+            lambda **_: None,
+            self.scratch,
+        )
+
+    def _call(self, batch: Batch) -> None:
+        self.calls.append([payload for _, payload in batch])
+        self.handle(batch)
+
+    def die(self, batch_rows: int = 4096) -> None:
+        said = self.engine.control.shard_error(0)
+        self.engine.restart(batch_rows=batch_rows)
+        self._begin(said)
+
+    def turn(self) -> bool:
+        """Whether there may be more to do."""
+        failures, control = self.failures, self.engine.control
+        if failures.busy and not failures.step():
+            return True
+        self.reader.next(0, 0, self.batch)
+        if not self.batch.rows:
+            if failures.busy:
+                failures.idle()
+            return bool(failures._waiting.kind) or failures.patience_ns < PATIENCE_NS
+        if self.batch.tries:
+            failures.died()
+        else:
+            failures.attempt(Batch(control.schema, control.slots, 0, self.batch, self.scratch))
+        return True
+
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        for _ in range(TURNS):
+            if until() or not self.turn():
+                return
+        raise AssertionError("it does not come to an end")
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """handled, quarantined, in flight"""
+        lanes = self.engine.inboxes[0].lanes()
+        return tuple(sum(getattr(lane, name) for lane in lanes) for name in ("handled", "quarantined", "in_flight"))  # type: ignore[return-value]
+
+    @property
+    def quarantined(self) -> list[tuple[str, bytes, str, int]]:
+        """kind, payload, reason, attempts of those that were not replayed"""
+        if not self.file.exists():
+            return []
+        with sqlite3.connect(self.file) as database:
+            return database.execute(
+                "select kind, payload, reason, attempts from events where replayed_at is null order by id"
+            ).fetchall()
+
+    @property
+    def waits(self) -> bool:
+        return waiting_of(self.engine.control.view_shard(0))[0] is not None
+
+
+def refuse(*payloads: bytes, by: type[BaseException] = ValueError) -> Callable[[Batch], None]:
+    """A handler that raises at each of these."""
+
+    def handle(batch: Batch) -> None:
+        for _, payload in batch:
+            if payload in payloads:
+                raise by(f"cannot read {payload.decode()}")
+
+    return handle
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        shardmem.Retry("the database is away"),
+        shardmem.Retry("the database is away", after=0.001),
+        ConnectionRefusedError("the database is away"),
+        TimeoutError("the database is away"),
+    ],
+)
+def test_what_asks_for_another_try_later_comes_again_as_it_was_and_nothing_is_quarantined(loopback, tmp_path, error):
+    engine, is_away = loopback(), True
+
+    def handle(batch: Batch) -> None:
+        if is_away:
+            raise error
+
+    worker = Worker(engine, handle, tmp_path)
+    events = [b"%d" % number for number in range(100)]
+    engine.producer().push_many([number % 7 for number in range(100)], events)
+    worker.run(until=lambda: len(worker.calls) == 20)
+    assert [events] * 20 == worker.calls and worker.waits and (0, 0, 100) == worker.counts
+    assert "the database is away" in engine.control.shard_error(0)
+
+    since = engine.control.view_shard(0).waiting_since_ns
+    worker.die()  # between two tries
+    assert worker.waits and since == engine.control.view_shard(0).waiting_since_ns
+    assert "the database is away" in engine.control.shard_error(0)
+    worker.run(until=lambda: len(worker.calls) == 25)
+    assert since == engine.control.view_shard(0).waiting_since_ns
+
+    is_away = False
+    worker.run()
+    assert events == worker.calls[-1] and (100, 0, 0) == worker.counts and [] == worker.quarantined
+    assert not worker.waits and "" == engine.control.shard_error(0)
+
+
+def test_after_retry_for_the_exception_counts_as_any_other(loopback, tmp_path):
+    engine = loopback()
+    worker = Worker(engine, refuse(b"2", by=ConnectionError), tmp_path, retry_for=0.0)
+    engine.producer().push_many([1, 2, 3], [b"1", b"2", b"3"])
+    worker.run()
+    assert (2, 1, 0) == worker.counts
+    assert [("exception", b"2", "ConnectionError: cannot read 2", 3)] == worker.quarantined
+
+
+def test_while_an_event_waits_for_its_next_try_only_its_key_waits(loopback, tmp_path):
+    engine = loopback(batch_rows=8)
+    worker = Worker(engine, refuse(b"bad"), tmp_path, retry_backoff=1e6)
+    bad, good = engine.producer(), engine.producer()
+    bad.push_many(["a", "b", "a", "c", None, None], [b"bad", b"b", b"behind it", b"c", b"bad", b"keyless"])
+    good.push_many(["d", "a"], [b"d", b"of the same key"])
+
+    def handled() -> set[bytes]:
+        return {payload for call in worker.calls if b"bad" not in call for payload in call}
+
+    worker.run(until=lambda: len(handled()) == 4)
+    for _ in range(100):
+        worker.turn()
+    assert {b"b", b"c", b"d", b"keyless"} == handled() and 0 == worker.counts[1]
+
+
+def test_an_event_is_quarantined_after_its_attempts_with_a_witness_and_others_wait_for_none(loopback, tmp_path):
+    engine = loopback()
+    worker = Worker(engine, refuse(b"bad"), tmp_path)
+    engine.producer().push_many(list(range(50)), [b"x"] * 20 + [b"bad"] + [b"y"] * 29)
+    worker.run()
+    assert (49, 1, 0) == worker.counts and 3 == worker.calls.count([b"bad"])
+    assert [("exception", b"bad", "ValueError: cannot read bad", 3)] == worker.quarantined
+
+
+@pytest.mark.parametrize("keys", [1, 1000])
+def test_a_thousand_bad_events_of_one_producer_hold_up_no_other_and_fail_no_shard(loopback, tmp_path, keys):
+    engine = loopback(lane_bytes=1 << 18)
+    worker = Worker(engine, refuse(b"bad"), tmp_path)
+    mallory, ann = engine.producer(), engine.producer()
+    mallory.push_many([f"mallory {number % keys}" for number in range(1000)], [b"bad"] * 1000)
+    most, before, sent = 0, 0, 0
+    for turn in range(TURNS):
+        if turn % 3 == 0:
+            ann.push(f"ann {turn % 50}", b"good")
+            sent += 1
+        worker.turn()
+        handled = sum(lane.handled for lane in engine.inboxes[0].lanes() if lane.seat == ann.seat)
+        most, before = (0, handled) if handled > before else (most + 1, handled)
+        assert most < 100, "the other producer waits"
+        if worker.counts[1] == 1000:
+            break
+    worker.run()
+    assert (sent, 1000, 0) == worker.counts and 1000 == len(worker.quarantined)
+    assert 0 == engine.control.view_shard(0).on_trial
+
+
+def test_three_in_a_row_are_quarantined_without_a_witness_and_the_fourth_takes_them_back(loopback, tmp_path):
+    engine, is_away = loopback(), True
+
+    def handle(batch: Batch) -> None:
+        if is_away:
+            raise RuntimeError("it is not the events")
+
+    worker, producer = Worker(engine, handle, tmp_path), engine.producer()
+    for number in range(3):
+        producer.push("a", b"%d" % number)
+        worker.run()
+        assert (0, number + 1, 0) == worker.counts and number + 1 == len(worker.quarantined)
+    producer.push_many(["a", "b"], [b"3", b"4"])
+    worker.run(until=lambda: worker.waits)
+    assert (0, 0, 5) == worker.counts and [] == worker.quarantined
+    worker.die()
+    worker.run(until=lambda: len(worker.calls) > 60)
+    assert (0, 0, 5) == worker.counts and [] == worker.quarantined and worker.waits
+
+    is_away, tried = False, len(worker.calls)
+    worker.run()
+    assert (5, 0, 0) == worker.counts and [] == worker.quarantined and not worker.waits
+    handled = [payload for call in worker.calls[tried:] for payload in call]
+    assert sorted(handled) == [b"0", b"1", b"2", b"3", b"4"]
+    assert [b"0", b"1", b"2", b"3"] == [payload for payload in handled if payload != b"4"]
+
+
+def test_what_was_bad_is_quarantined_again_when_the_first_success_is_its_witness(loopback, tmp_path):
+    engine = loopback()
+    worker, producer = Worker(engine, refuse(b"bad"), tmp_path), engine.producer()
+    for key in range(6):
+        producer.push(key, b"bad")
+    worker.run(until=lambda: worker.waits)
+    assert (0, 0, 6) == worker.counts
+    producer.push("other", b"good")
+    worker.run()
+    assert (1, 6, 0) == worker.counts and 6 == len(worker.quarantined)
+
+
+def test_events_that_kill_their_worker_are_judged_like_others(loopback, tmp_path):
+    """One with a witness is quarantined; of an outage that kills, nothing is."""
+    engine, deadly = loopback(batch_rows=16), {b"bad"}
+
+    def handle(batch: Batch) -> None:
+        for _, payload in batch:
+            if payload in deadly:
+                raise Killed
+
+    worker = Worker(engine, handle, tmp_path)
+    worker.failures.raised = lambda work, error: (_ for _ in ()).throw(error)  # type: ignore[method-assign]
+
+    def live(until: Callable[[], bool] = lambda: False) -> None:
+        for _ in range(2000):
+            try:
+                worker.run(until)
+                return
+            except Killed:
+                worker.die(batch_rows=16)
+                worker.failures.raised = lambda work, error: (_ for _ in ()).throw(error)  # type: ignore[method-assign]
+        raise AssertionError("it dies for ever")
+
+    producer = engine.producer()
+    producer.push_many(list(range(40)), [b"x"] * 10 + [b"bad"] + [b"y"] * 29)
+    live()
+    assert (39, 1, 0) == worker.counts
+    ((kind, payload, reason, attempts),) = worker.quarantined
+    assert ("death", b"bad", 3) == (kind, payload, attempts) and "the last time: killed by SIGKILL" in reason
+
+    deadly |= {b"%d" % number for number in range(8)}
+    producer.push_many(list(range(8)), [b"%d" % number for number in range(8)])
+    live(until=lambda: worker.waits and len(worker.calls) > 200)
+    assert (39, 1, 8) == worker.counts
+    deadly.clear()
+    live()
+    assert (47, 1, 0) == worker.counts
+
+
+def test_rejected_rows_are_quarantined_with_the_commit_and_the_handler_is_not_called_again(loopback, tmp_path):
+    engine = loopback(batch_rows=64)
+
+    def handle(batch: Batch) -> None:
+        batch.reject([at for at, (_, payload) in enumerate(batch) if payload == b"bad"], "not json")
+
+    worker, producers = Worker(engine, handle, tmp_path), [engine.producer(), engine.producer()]
+    for number in range(100):
+        producers[number % 2].push(number % 5, b"bad" if number % 3 == 0 else b"good")
+    producers[0].push_many(list(range(40)), [b"bad", b"good"] * 20)
+    worker.run()
+    assert (86, 54, 0) == worker.counts and 140 == sum(map(len, worker.calls))
+    assert [("rejected", b"bad", "not json", 1)] * 54 == worker.quarantined
+
+
+def test_a_rejected_event_is_found_and_quarantined_without_another_try(loopback, tmp_path):
+    engine = loopback()
+    worker = Worker(engine, refuse(b"bad", by=shardmem.Reject), tmp_path)
+    engine.producer().push_many(list(range(30)), [b"x"] * 10 + [b"bad"] + [b"y"] * 19)
+    worker.run()
+    assert (29, 1, 0) == worker.counts and 1 == worker.calls.count([b"bad"])
+    assert [("rejected", b"bad", "cannot read bad", 1)] == worker.quarantined
+
+
+def test_what_a_worker_rejected_before_it_died_is_counted_once(loopback, tmp_path):
+    engine = loopback()
+
+    def handle(batch: Batch) -> None:
+        batch.reject(0, "no")
+
+    worker = Worker(engine, handle, tmp_path)
+    engine.producer().push_many([1, 2, 3], [b"0", b"1", b"2"])
+    worker.reader.commit = lambda: (_ for _ in ()).throw(Killed())  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        worker.run()
+    worker.die()
+    worker.failures._commit.handler.handle = lambda batch: None  # type: ignore[method-assign]
+    worker.run()
+    assert (2, 1, 0) == worker.counts and 1 == len(worker.quarantined)
+
+
+@pytest.mark.parametrize(
+    "rows, numbers",
+    [
+        (1, [1]),
+        ([0, 2], [0, 2]),
+        (np.array([2, 0]), [0, 2]),
+        (np.array([True, False, True]), [0, 2]),
+        (range(2), [0, 1]),
+        ({1}, [1]),
+        ([], []),
+        (np.int64(2), [2]),
+    ],
+)
+def test_rows_to_reject_are_numbers_or_a_boolean_array(rows, numbers):
+    batch = shardmem.Batch.of([("a", b"0"), ("b", b"1"), ("c", b"2")])
+    batch.reject(rows, ValueError("no"))
+    assert dict.fromkeys(numbers, "ValueError: no") == batch.rejected
+
+
+@pytest.mark.parametrize("rows", [3, -1, [0, 3], np.array([True, False]), "0", 1.5, None])
+def test_rows_that_are_not_there_cannot_be_rejected(rows):
+    batch = shardmem.Batch.of([("a", b"0"), ("b", b"1"), ("c", b"2")])
+    with pytest.raises((IndexError, TypeError)):
+        batch.reject(rows, "no")
+    assert {} == batch.rejected
+
+
+@pytest.mark.parametrize("error", [ValueError, Killed, SystemExit, KeyboardInterrupt])
+def test_on_error_stop_passes_no_event_over(loopback, tmp_path, error):
+    engine = loopback()
+    worker = Worker(engine, refuse(b"1", by=error), tmp_path, on_error="stop")
+    engine.producer().push_many([1, 2, 3], [b"0", b"1", b"2"])
+    for _ in range(12):
+        with pytest.raises(HandlerError):
+            worker.run()
+        worker.die()
+    assert (0, 0, 3) == worker.counts and [] == worker.quarantined
+
+
+ROW = np.dtype([("key", "u8"), ("value", "f8")])
+
+
+class Carrier(Exception):
+    pass
+
+
+def kept_by(how: str, row: Any, batch: Batch) -> BaseException:
+    """An exception that refers to the batch, as handlers raise them."""
+    try:
+        if how == "argument":
+            raise ValueError("bad row", row, batch.records["value"])
+        if how == "attribute":
+            error = Carrier("bad row")
+            error.row = row  # type: ignore[attr-defined]
+            raise error
+        try:
+            raise ValueError("negative", row)
+        except ValueError as first:
+            if how == "cause":
+                raise RuntimeError("cannot parse") from first
+            raise RuntimeError("cannot parse")  # noqa: B904 - as many do
+    except Exception as error:
+        return error
+
+
+@pytest.mark.parametrize("how", ["argument", "attribute", "cause", "context"])
+def test_an_exception_that_refers_to_the_batch_is_a_failure_like_others(loopback, tmp_path, how):
+    engine = loopback(ROW, "key")
+
+    def handle(batch: Batch) -> None:
+        for row in batch.records:
+            if row["value"] < 0:
+                raise kept_by(how, row, batch)
+
+    worker = Worker(engine, handle, tmp_path)
+    worker._call = handle  # type: ignore[method-assign]
+    worker.die()
+    rows = np.zeros(100, ROW)
+    rows["key"], rows["value"][50] = np.arange(100), -1
+    engine.producer().send(rows)
+    worker.run()
+    assert (99, 1, 0) == worker.counts and rows[50:51].tobytes() == worker.quarantined[0][1]
+
+
+class NoText(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    "error", [NoText(), ValueError("caf\udce9.txt"), ValueError("x" * 1_000_000), ValueError("a\0b")]
+)
+def test_an_exception_whose_text_cannot_be_written_is_a_failure_like_others(loopback, tmp_path, error):
+    engine = loopback()
+
+    def handle(batch: Batch) -> None:
+        if b"bad" in batch.payloads:
+            raise error.__class__(*error.args)
+
+    worker = Worker(engine, handle, tmp_path)
+    engine.producer().push_many(list(range(9)), [b"x"] * 4 + [b"bad"] + [b"x"] * 4)
+    worker.run()
+    assert (8, 1, 0) == worker.counts and len(json.dumps(worker.quarantined[0][2])) < 100_000
+
+
+class Elsewhere(ConnectionError):
+    """Found as other.Elsewhere too."""
+
+
+def test_names_of_retry_on_need_no_import(monkeypatch):
+    import sys
+    import types
+
+    other = types.ModuleType("other")
+    other.OtherName = Elsewhere  # type: ignore[attr-defined]
+    named = {
+        "ConnectionError": Elsewhere(),
+        f"{__name__}.Elsewhere": Elsewhere(),
+        "other.OtherName": Elsewhere(),
+        "OSError": ConnectionResetError(),
+    }
+    monkeypatch.setitem(sys.modules, "other", other)
+    for name, error in named.items():
+        assert RetryOn([name]).retry_of(error) is not None, name
+    for name in ("TimeoutError", "other.Missing", "nowhere.Elsewhere", "Elsewhere"):
+        assert RetryOn([name]).retry_of(Elsewhere()) is None, name
+    assert RetryOn([]).retry_of(shardmem.Retry("x", after=2)).wait() == 2.0  # type: ignore[union-attr]
+    for odd in (-1, float("nan"), float("inf"), "soon", None):
+        assert shardmem.Retry("x", after=odd).wait() is None  # type: ignore[arg-type]
+
+
+def test_a_shard_that_waits_gives_a_sign_of_life(loopback, tmp_path):
+    engine = loopback()
+    worker = Worker(engine, refuse(b"x", by=ConnectionError), tmp_path, retry_max_wait=60)
+    engine.producer().push(1, b"x")
+    worker.run(until=lambda: worker.failures._waiting.left > 0.1)
+    before = engine.control.view_shard(0).heartbeat_ns
+    worker.turn()
+    assert engine.control.view_shard(0).heartbeat_ns > before and time.monotonic_ns() > before
