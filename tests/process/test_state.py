@@ -255,7 +255,7 @@ def test_an_event_that_kills_its_worker_is_set_aside_with_the_signal_and_the_res
 ) -> None:
     from shardmem.runtime.quarantine import Quarantine
 
-    settings["handler"] = "support.quarantine_load:dies_of_bad"
+    settings |= {"handler": "support.quarantine_load:dies_of_bad", "on_error": "retry", "retry_backoff": 0.01}
     with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
         producer.push_many([3] * 20, [b"bad" if number == 11 else b"good" for number in range(20)])
         producer.flush(PATIENCE)

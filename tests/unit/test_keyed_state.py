@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from typing import Any
 
 import numpy as np
@@ -334,3 +335,49 @@ def test_events_by_key_keep_type_and_order_across_frames() -> None:
         expected.setdefault((type(key), key), []).append(payload)
     assert expected == {(type(key), key): payloads for key, payloads in grouped}
     assert [] == shardmem.Batch.of([]).by_key()
+
+
+class Anything(shardmem.Handler):
+    """The same in three ways: a number, an object that is changed in place, a number that would expire."""
+
+    n = shardmem.KeyedState(int, default=0)
+    d = shardmem.KeyedState(dict[str, int], default=dict)
+    t = shardmem.KeyedState(int, default=0, ttl="1 h")
+
+    def handle(self, batch: shardmem.Batch) -> None:
+        for key, what in batch:
+            if what == b"delete":
+                for each in (self.n, self.d, self.t):
+                    each.pop(key, None)
+            elif what == b"set":
+                self.n[key], self.d[key], self.t[key] = 5, {"a": 5}, 5
+            else:
+                self.n[key] += 1
+                self.d[key]["a"] = self.d[key].get("a", 0) + 1
+                self.t[key] += 1
+            if what == b"fail":
+                raise ValueError("fail")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_happens_in_whatever_order_the_values_are_those_of_a_dict(seed: int) -> None:
+    chance = random.Random(seed)
+    harness = Harness(Anything, state_cache_bytes=chance.choice([1 << 14, 1 << 28]))
+    keys, expected = [*range(60), *map(str, range(60))], dict[Any, int]()
+    for step in range(120):
+        whats = [b"", b"", b"", b"set", b"delete"]
+        events = [(chance.choice(keys), chance.choice(whats)) for _ in range(chance.randrange(1, 30))]
+        if chance.random() < 0.15:
+            with pytest.raises(ValueError, match="fail"):
+                harness.feed([*events, (chance.choice(keys), b"fail")])
+        else:
+            harness.feed(events)
+            for key, what in events:
+                if what == b"delete":
+                    expected.pop(key, None)
+                else:
+                    expected[key] = 5 if what == b"set" else expected.get(key, 0) + 1
+        chance.choice([harness.checkpoint, harness.crash, harness.restart, *[lambda: None] * 12])()
+        if step % 10 == 0:
+            assert expected == dict(harness.handler.n) == dict(harness.handler.t)
+            assert expected == {key: value["a"] for key, value in harness.handler.d.items()}

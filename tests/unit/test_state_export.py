@@ -9,8 +9,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from shardmem.client.state import StateAccess, StateValue, find_text
+from shardmem.console.cli import main
 from shardmem.errors import ConfigError, ShardmemError
 from shardmem.runtime.state import StateStore
 from shardmem.runtime.state_export import export_compact, export_lines, import_state
@@ -132,3 +134,27 @@ def test_asking_for_a_value_and_for_all_of_them(directory: str) -> None:
             find_text(access, "n", "x", "int")
         with pytest.raises(TypeError):
             access.get("n", None)
+
+
+def test_the_command_line_asks_exports_and_imports_for_an_engine_that_does_not_run(
+    directory: str, tmp_path: Path
+) -> None:
+    def said(*arguments: str, code: int = 0) -> str:
+        done = CliRunner().invoke(main, ["state", *arguments])
+        assert code == done.exit_code, done.output
+        return done.output
+
+    here, there, file = str(Path(directory).parent), str(tmp_path / "to"), str(tmp_path / "export")
+    for more in ([], ["--compact"]):
+        said("export", "e", "--state-dir", here, "-o", file, *more)
+        assert "engine e: 38 values, timers and snapshots imported" in said("import", "e", file, "--state-dir", there)
+        assert content(directory) == content(str(tmp_path / "to" / "e.state"))
+    assert '"text"  saved' in said("get", "e", "n", "17", "--state-dir", there)
+    assert "1  saved" in said("get", "e", "n", "17", "--int", "--state-dir", there)
+    assert "has no value for key 'nothing'" in said("get", "e", "n", "nothing", "--state-dir", there, code=1)
+    assert "n  9 values" in said("count", "e", "--state-dir", there) == said("list", "e", "--state-dir", there)
+    listed = said("list", "e", "n", "--state-dir", there)
+    assert "17  1\n" in listed and "'17'  \"text\"\n" in listed and "b'17'" in listed
+    assert "there are more" in said("list", "e", "n", "--limit", "2", "--state-dir", there)
+    assert "import needs ENGINE and --state-dir" in said("import", "e", file, code=2)
+    assert "no state was ever saved" in said("count", "e", "--state-dir", str(tmp_path), code=1)
