@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import signal
 import tempfile
 import time
@@ -92,7 +93,8 @@ def _expect_nothing(whose: str, is_ours: Callable[[str], bool], processes: Calla
     # a supervisor that was killed leaves its socket, and the files of an engine without a state_dir
     for directory in filter(os.path.isdir, runtime_directories()):
         for entry in filter(is_ours, os.listdir(directory)):
-            os.unlink(os.path.join(directory, entry))
+            path = os.path.join(directory, entry)
+            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
     found = [f"process {pid}: {command}" for pid, command in left.items()] + [f"{SHM}/{entry}" for entry in segments]
     if found:
         pytest.fail(f"{whose} left behind:\n  " + "\n  ".join(found), pytrace=False)
