@@ -20,7 +20,7 @@ class Engine:
     """Shards with events in flight. `handles`: so many of each are handled in a second; `inside`: producers that are in
     the middle of a send until then."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: float | None = None) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: float | None = None, is_kept: bool = False) -> None:
         self.now = 0.0
         self.left: dict[int, float] = {0: 0, 1: 0}
         self.handles: dict[int, float] = {}
@@ -28,9 +28,15 @@ class Engine:
         self.failed: dict[int, str] = {}
         self.unreachable: set[int] = set()
         self.inside_until, self.notes = 0.0, list[str]()
+        self.waits: set[int] = set()  # shards that try again each second and handle nothing
         control: Any = SimpleNamespace(
             set_state=lambda state: None,
-            view_shard=lambda shard: SimpleNamespace(batch_since_ns=self.in_hand.get(shard, 0), waiting_kind=0),
+            view_shard=lambda shard: SimpleNamespace(
+                batch_since_ns=self.in_hand.get(shard, 0),
+                waiting_kind=int(shard in self.waits),
+                waiting_tries=1 + int(self.now),
+            ),
+            shard_error=lambda shard: "the sink is away",
             view_seat=lambda seat: SimpleNamespace(pid=4711),
         )
         fleet: Any = SimpleNamespace(
@@ -48,7 +54,7 @@ class Engine:
         monkeypatch.setattr(draining, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(draining, "Marks", lambda table: SimpleNamespace(inside=self._inside))
         monkeypatch.setattr(self.life, "wait", self._wait)
-        self.draining = Draining(fleet, self.life)
+        self.draining = Draining(fleet, self.life, is_kept)
 
     def _inside(self) -> list[int]:
         return [5] if self.now < self.inside_until else []
@@ -108,6 +114,20 @@ def test_a_producer_stopped_inside_a_send_is_named_and_does_not_keep_the_engine(
     assert SEND_GRACE <= engine.stop() < SEND_GRACE + 2
     assert engine.draining.has_senders and engine.life.error is None
     assert [note for note in engine.notes if "seat 5, pid 4711" in note and note.startswith("late: ")]
+
+
+def test_a_shard_that_waits_is_not_waited_for_when_its_events_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(monkeypatch, is_kept=True)
+    engine.left, engine.waits = {0: 7, 1: 0}, {0}
+    assert engine.stop() < 10 and "it waits: the sink is away" in engine.draining.why[0]
+
+
+def test_a_shard_that_waits_is_waited_for_when_its_events_would_go_with_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Engine(monkeypatch, limit=20.0)
+    engine.left, engine.waits = {0: 7, 1: 0}, {0}
+    assert 20 <= engine.stop() < 21
 
 
 def test_asked_to_stop_is_exit_code_0_whatever_went_wrong_and_not_asked_is_none() -> None:
