@@ -285,6 +285,7 @@ class Report(TypedDict, total=False):
     status: Any  # [supervisor] the status document
     prepared: bool  # [worker] a spare that has imported all
     failed: str  # [worker] the handler failed
+    final: bool  # [worker] and would again, with any event and in any life
     boot_failed: str
     traceback: str
     quarantined: int  # sequence of the event

@@ -44,11 +44,11 @@ def trace_of(error: BaseException) -> str:
     return text[-TRACE_CHARS:].encode(errors="backslashreplace").decode()
 
 
-def let_go(batch: Batch, error: BaseException | None) -> None:
+def let_go(batch: Batch, error: BaseException) -> None:
     """Of the error, and all that it came from, no frame is left. Where arguments or attributes refer to rows of the
     batch, as `raise ValueError("bad row", row)` does, they go too: only then, because the same error may be raised
     again. Raises BatchEscaped if others refer to it."""
-    chain, found = [error] if error is not None else [], set[int]()
+    chain, found = [error], set[int]()
     for each in chain:
         if id(each) in found:
             continue

@@ -183,13 +183,13 @@ class Failures:
             self.raised(work, error)
             return
         end_if_forked()
+        work._end()
         places = b""
         if work._rejected:
             why = {row: Failure("rejected", reason) for row, reason in work._rejected.items()}
-            if (found := self._put_aside(why, work)) is None:
+            if (found := self._put_aside(why)) is None:
                 return
             places = found
-        work._end()
         self._commit_all(places)
 
     def _commit_all(self, rejected: bytes) -> None:
@@ -422,14 +422,12 @@ class Failures:
         if self.busy:  # a handler that rejects does what it should
             self._succeeded()
 
-    def _put_aside(self, why: dict[int, Failure], work: Batch | None = None) -> bytes | None:
+    def _put_aside(self, why: dict[int, Failure]) -> bytes | None:
         """Rows of the batch in hand into the quarantine file. None: it takes no more, and the batch was put back."""
         try:
             places, entries = self._aside.add(self._batch, why)
         except (ShardmemError, BufferError) as error:
             # BufferError: a frame changed since it was found good; when it comes again it is, or its lane is broken
-            if work is not None:
-                let_go(work, None)
             self._reader.recheck()
             self._put_back()
             if isinstance(error, ShardmemError):

@@ -76,7 +76,14 @@ class Worker:
 
     def run(self, commit: Commit, moves: Moves, failures: Failures) -> None:
         """Until told to stop. Raises HandlerError, with the event, when the handler fails and that is to stop the
-        worker."""
+        worker; BatchEscaped."""
+        try:
+            self._run(commit, moves, failures)
+        except BatchEscaped:  # no event did it: none has failed, and none was in hand when the worker ended
+            self.reader.try_later()
+            raise
+
+    def _run(self, commit: Commit, moves: Moves, failures: Failures) -> None:
         next_batch, attempt, batch, spin = self.reader.next, failures.attempt, self.batch, self._spin_ns
         schema, slots, shard, scratch = self.control.schema, self.control.slots, self.shard, self.scratch
         idle = True
@@ -245,7 +252,7 @@ def _failure(worker: Worker, reports: Reports, error: BaseException) -> int:
     worker.say_error(text)
     worker.set_phase("failed")
     log.error("%s", text, exc_info=error.__cause__ or error)
-    reports.say(failed=text)
+    reports.say(failed=text, final=isinstance(error, BatchEscaped))
     return ExitCode.FAILED
 
 

@@ -18,6 +18,7 @@ class _Signalled:
     """What can be done to a worker, whoever started it. _pidfd None: its process cannot be seen from here."""
 
     killed = False
+    final = False  # it failed by what another life would do again; not known of one that was adopted
     stop_reason: str | None = None  # why it was told to end
     _pidfd: int | None
 
@@ -88,6 +89,7 @@ class WorkerProcess(_Signalled):
     def _read(self) -> None:
         for report in self._reports.read():
             self.ready |= bool(report.get("ready"))
+            self.final |= bool(report.get("final"))
             self.failure = report.get("failed") or report.get("boot_failed") or self.failure
             self._on_report(self, report)
         if self._reports.ended:

@@ -320,17 +320,18 @@ class Workers:
         elif self._pasts[shard].is_restarting:
             self._pasts[shard].is_restarting = False
             self.start(shard, forgiven=True)
-        elif worker.failure and self._is_wished(worker):
+        elif worker.failure and self._is_final(worker):
             self._fail(shard, worker.failure, worker)
         elif worker.stopped_as_ordered and not worker.stop_reason:
             self.start(shard)
         else:
             self._died(shard, self._death_of(worker), worker)
 
-    def _is_wished(self, worker: WorkerProcess | AdoptedWorker) -> bool:
-        """on_error="stop": the user wants nothing to go on until somebody has looked."""
+    def _is_final(self, worker: WorkerProcess | AdoptedWorker) -> bool:
+        """Until a reload. A handler that keeps views does so with every batch, in each of its lives; and with
+        on_error="stop" the user wants nothing to go on until somebody has looked."""
         config, _ = self._launch_config.get(worker.shard, (self._config, self._handler))
-        return worker.ready and config.on_error == "stop"
+        return worker.ready and (worker.final or config.on_error == "stop")
 
     def _death_of(self, worker: WorkerProcess | AdoptedWorker) -> WorkerDeath:
         view, how = self._control.view_shard(worker.shard), worker.how_it_ended()

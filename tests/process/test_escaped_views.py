@@ -148,3 +148,24 @@ def test_the_events_of_an_escaped_batch_stay_for_the_next_run(
         status = drained(engine)
     assert status["accounting"]["handled"] == 16
     expect_clean(rig, status, duplicates=4)
+
+
+@pytest.mark.parametrize("handler, on_error", [("Keeper", "quarantine"), ("KeepsAndRaises", "retry")])
+def test_a_kept_view_stops_the_shard_until_a_reload_and_no_event_is_blamed(
+    rig: Rig, engine_name: str, handler: str, on_error: str
+) -> None:
+    rig.tell("keep", "slice")
+    handler = f"support.handlers.keeping:{handler}"
+    with rig.engine(engine_name, handler=handler, shards=1, on_error=on_error, **RECORDS) as engine:
+        with engine.producer() as producer, Log(rig.directory) as log:
+            push(producer, log, 0, 1, rows=1)
+            with pytest.raises(shardmem.HandlerError, match=STILL_KEPT):
+                producer.flush(PATIENCE)
+            shard = engine.status()["shards"][0]
+            assert shard["condition"] == "failed" and re.search(STILL_KEPT, shard["reason"])
+            (rig.directory / "keep").unlink()
+            engine.reload(timeout=PATIENCE)
+            producer.flush(PATIENCE)
+        status = drained(engine)
+    assert status["accounting"]["quarantined"] == 0 and status["accounting"]["handled"] == 1
+    expect_clean(rig, status, duplicates=1)  # it was handed out twice: to the one that kept it, and after the reload

@@ -25,6 +25,7 @@ def wait_running(name: str) -> None:
     subprocess.run(command, check=True, cwd=TESTS, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.timeout(3 * LONG)
 @pytest.mark.parametrize("how", ["ignore", "reap"])
 def test_a_program_that_hides_how_children_end_has_its_engine_revived_and_ended(rig: Rig, how: str) -> None:
     with Program(hide_children, rig, how=how) as program:

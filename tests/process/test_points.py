@@ -26,6 +26,7 @@ from support.recorder import payload
 from support.rig import PATIENCE, SEND_POINTS, Log, Rig, drained, is_stopped, segments_of, slot_of, wait_until
 
 ROWS = 16  # of a batch: the most that one kill may repeat
+LONG = 90.0  # seconds that something may take on a machine that is busy
 WHILE = 1.0  # seconds that a process stays stopped
 
 
@@ -61,7 +62,7 @@ TABLE = {
     "commit.released": Point("worker", FLOW, DEATHS),
     "park.raised": Point("worker", FLOW),
     "room.taken": Point("worker", "full lanes"),
-    "aside.stored": Point("worker", POISONED, "", "test_a_quarantine_file_that_cannot_grow_stops_its_shard"),
+    "aside.stored": Point("worker", POISONED, "", "test_a_quarantine_file_that_cannot_grow_makes_its_shard_wait"),
     "aside.acting": Point("worker", POISONED),
     "aside.marked": Point("worker", POISONED),
     "save.begun": Point("keeper", FLOW, STATE, "test_a_state_file_that_cannot_grow_ends_its_worker_and_loses_nothing"),
@@ -406,22 +407,41 @@ def test_an_inbox_that_cannot_be_reserved_changes_nothing(worker: Field) -> None
     worker.expect_clean()
 
 
+def _first_of_reserve(pid: int) -> int:
+    """The lowest descriptor that it keeps open for nothing else than to have one."""
+    return min(int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir() if int(each.name) > 2 and _is_spare(each))
+
+
+def _is_spare(descriptor: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.readlink(descriptor) == os.devnull
+    return False
+
+
+@pytest.mark.timeout(3 * LONG)
 def test_a_worker_process_that_cannot_be_started_is_tried_again(rig: Rig, engine_name: str) -> None:
-    engine = rig.engine(engine_name, shards=1, max_restarts=1000)
+    engine = rig.engine(engine_name, shards=1)
     with engine, engine.producer() as producer, Log(rig.directory) as log:
         supervisor = engine.status()["supervisor"]["pid"]
         used = len(os.listdir(f"/proc/{supervisor}/fd"))
-        with _limited(
-            supervisor, resource.RLIMIT_NOFILE, used + 1
-        ):  # room for the pipe of its reports, and not for more
+        # with its reserve given up it has room for the pipe of the reports, and not for all that a start takes
+        with _limited(supervisor, resource.RLIMIT_NOFILE, _first_of_reserve(supervisor) + 3):
             os.kill(engine.status()["shards"][0]["pid"], signal.SIGKILL)
-            wait_until(lambda: engine.status()["shards"][0]["crashes"] > 3, "it could not be started, again and again")
-            assert "no process could be started: [Errno 24]" in engine.status()["shards"][0]["last_exit"]
+
+            def refused_for_long() -> bool:
+                shard = engine.status()["shards"][0]
+                is_refused = "no process could be started: Too many open files" in (shard["last_exit"] or "")
+                return is_refused and (shard["restarting_in_s"] or 0.0) > 1.0  # the first wait is 0.1 s
+
+            wait_until(refused_for_long, "it could not be started, again and again", LONG)
+            assert engine.status()["shards"][0]["crashes"] == 1, "a start that is refused is no crash"
         source = Source(1, log)
         source.push(producer, "push_many", 100, 40)
-        producer.flush(PATIENCE)
-        assert len(os.listdir(f"/proc/{supervisor}/fd")) <= used, (
-            "what was opened for those that did not start is closed"
+        producer.flush(LONG)
+        wait_until(
+            lambda: len(os.listdir(f"/proc/{supervisor}/fd")) <= used,
+            "what was opened for those that did not start is closed",
+            LONG,
         )
         assert check(rig.logs()) == []
 
@@ -442,13 +462,19 @@ def test_a_state_file_that_cannot_grow_ends_its_worker_and_loses_nothing(keeper:
     keeper.expect_clean()
 
 
-def test_a_quarantine_file_that_cannot_grow_stops_its_shard(worker: Field) -> None:
+@pytest.mark.timeout(3 * LONG)
+def test_a_quarantine_file_that_cannot_grow_makes_its_shard_wait(worker: Field) -> None:
     worker.scale(2)
     victim, aside = _shard_of_poison(worker), worker.client.status()["accounting"]["quarantined"]
     with _limited(_new_worker(worker, victim), resource.RLIMIT_FSIZE, 4096), shardmem.connect(worker.name) as producer:
         producer.push(POISON, payload(0, POISON, 0))
-        wait_until(lambda: worker.shard(victim)["state"] == "failed", "the shard is given up")
-    assert "the quarantine file" in worker.shard(victim)["error"] and "cannot be used" in worker.shard(victim)["error"]
-    worker.restart()
+        waiting = wait_until(
+            lambda: (shard := worker.shard(victim))["condition"] == "waiting" and shard, "the shard waits", LONG
+        )
+        assert "the quarantine file" in waiting["error"] and "cannot be used" in waiting["error"]
+        assert waiting["state"] == "active" and worker.client.status()["accounting"]["quarantined"] == aside
+    wait_until(
+        lambda: worker.client.status()["accounting"]["quarantined"] == aside + 1, "it goes on when there is room", LONG
+    )
     worker.daemons.ready()
-    assert worker.expect_clean()["accounting"]["quarantined"] == aside + 1
+    worker.expect_clean()

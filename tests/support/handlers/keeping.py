@@ -26,6 +26,15 @@ class Keeper(Recorder):
         return int(path.read_text()) if path.exists() else 0
 
 
+class KeepsAndRaises(Keeper):
+    """And then it fails, too."""
+
+    def handle(self, batch: Batch) -> None:
+        super().handle(batch)
+        if self.kept is not None:
+            raise ValueError("with a view in hand")
+
+
 class KeepsCopies(Recorder):
     """Keeps a copy of every batch, and at each later one looks whether the copies still say the same."""
 

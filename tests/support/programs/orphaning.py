@@ -10,6 +10,7 @@ from types import FrameType
 import shardmem
 from support.programs import order, program, reply
 from support.recorder import payload
+from support.rig import wait_until
 
 
 @program
@@ -20,7 +21,8 @@ def hide_children() -> None:
         os.kill(engine.status()["shards"][0]["pid"], signal.SIGABRT)
         producer.push(1, payload(1, 1, 0))
         producer.flush(60)
-        exit = engine.status()["shards"][0]["last_exit"]
+        # events are handled again before the supervisor writes down, with its next tick, what had happened
+        exit = wait_until(lambda: engine.status()["shards"][0]["last_exit"], "the death is written down", 60)
         os.kill(engine.status()["supervisor"]["pid"], signal.SIGKILL)
         producer.push(1, payload(1, 1, 1))
     reply(exit=exit, accounting=engine.status()["accounting"])
