@@ -121,7 +121,7 @@ class Segment:
                 f"`chmod 600 {path}`",
             )
         if found.st_size < size:
-            raise SegmentCorrupt(f"{path} is cut short: it has {found.st_size:,} bytes of {size:,}")
+            raise SegmentCorrupt(_too_short(path, found.st_size, size))
         error = ffi.new("int *")
         address = lib.sm_map(self.descriptor, size, error)
         if address == ffi.NULL:
@@ -233,6 +233,20 @@ def _of_another_user(name: str, owner: int | None = None) -> SegmentError:
 
 def _not_a_segment(path: str, kind: str) -> SegmentCorrupt:
     return SegmentCorrupt(f"{path} is {kind}, not a segment of shardmem", hint="Remove it, or choose another name")
+
+
+def _too_short(path: str, there: int, size: int) -> str:
+    return f"{path} is cut short: it has {there:,} bytes of {size:,}"
+
+
+def is_cut_short(name: str, size: int) -> str:
+    """What to say of a segment that had `size` bytes when others were told of it; empty: it has them, or is gone."""
+    path = path_of(name)
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return ""
+    return _too_short(path, found.st_size, size) if stat.S_ISREG(found.st_mode) and found.st_size < size else ""
 
 
 def path_of(name: str) -> str:

@@ -16,6 +16,7 @@ from shardmem.errors import NotRunning, SegmentCorrupt, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment, LaneView
 from shardmem.memory.native import PHASES, SHARD_STATES
+from shardmem.memory.segment import inbox_name, is_cut_short
 from shardmem.memory.words import FLOORS_NS, batch_sizes_of, latency_of, name_of, now_ns, refused_by_reason, waiting_of
 from shardmem.policy import Facts, Limits, condition_of
 from shardmem.runtime.quarantine import QuarantineReader, is_there
@@ -65,7 +66,9 @@ class Observer:
             try:
                 found = self._inboxes[shard, generation] = self.control.open_inbox(shard, generation)
             except (NotRunning, SegmentCorrupt) as error:
-                self._unreadable[shard, generation] = str(error)
+                # `attach` takes an empty file for one that is being created; a generation is published after that
+                name, size = inbox_name(self.control.engine, shard, generation), self.control.geometry.inbox_bytes
+                self._unreadable[shard, generation] = is_cut_short(name, size) or str(error)
                 return None
         return found
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from shardmem.console import render
 from shardmem.errors import ShardmemError
 from shardmem.host.census import Places, judge, observe
-from shardmem.http.metrics import exposition
+from shardmem.http.metrics import encoder, exposition
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import PAGE
 from shardmem.status.health import against_life, against_readiness
@@ -35,7 +35,7 @@ def look(name: str, directory: str) -> None:
         json.dumps(document)
         Console(file=io.StringIO(), highlight=False).print(render.status(document))
         against_life(document), against_readiness(document)
-        exposition(document, observer.histograms(), "")
+        exposition(document, observer.histograms(), encoder("")[0])
         observer.in_flight(), observer.board(), observer.history(), observer.handoffs()
         for shard in range(control.room):
             observer.lanes(shard)

@@ -10,6 +10,7 @@ import pytest
 from shardmem.errors import SegmentCorrupt
 from shardmem.memory.inbox_segment import PAGE
 from shardmem.memory.native import lib
+from shardmem.memory.segment import path_of
 from shardmem.status.observer import Observer
 from support.rig import wait_until
 
@@ -94,6 +95,21 @@ def test_an_inbox_that_was_cut_short_has_no_lanes_and_status_says_what_became_of
     (found,) = [each for each in observer.status()["findings"] if each["kind"] == "memory_lost"]
     assert (found["level"], found["shard"]) == ("error", 0) and found["text"].startswith(cut["memory"])
     observer.close()
+
+
+@pytest.mark.parametrize("left", [0, 100])
+def test_who_comes_after_an_inbox_was_cut_short_is_told_so_and_not_that_it_is_being_created(loopback, left):
+    engine = loopback(shards=2)
+    segment = engine.inboxes[0].segment
+    segment.unlink()  # the test has it mapped: another file is cut short in its place
+    with open(path_of(segment.name), "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as short:
+        short.write(bytes(left))
+    observer = Observer(engine.control)
+    cut, whole = observer.status()["shards"]
+    assert cut["memory"].startswith(f"/dev/shm/{segment.name} is cut short: it has {left} bytes of")
+    assert whole["memory"] == ""
+    observer.close()
+    os.unlink(path_of(segment.name))
 
 
 @pytest.mark.parametrize("whose", ["inbox", "control"])
