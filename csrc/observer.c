@@ -172,6 +172,8 @@ int sm_view_lane(const void *inbox, const sm_geometry *g, uint32_t seat, sm_lane
         const sm_ledger *l = &lane->ledger[head & 1];
         out->handled = GET(l->ledger_handled);
         out->quarantined = GET(l->ledger_quarantined);
+        if (out->quarantined > INT64_MAX) /* taken back before its frame was done, which will count it */
+            out->quarantined = 0;
         out->shed = GET(l->ledger_shed);
         if (GET(lane->head) != head)
             continue;
