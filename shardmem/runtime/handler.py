@@ -25,6 +25,9 @@ from shardmem.state.timers import Timers
 from shardmem.text import of_error
 
 _MAKES_HANDLER = "__shardmem_handler__"  # of an entity's class and of a stateful function
+_IS_PACKAGE_MAIN = (
+    "__shardmem_main__"  # of a main module that was imported here: multiprocessing calls any main __mp_main__
+)
 
 
 @dataclass(frozen=True)
@@ -243,11 +246,12 @@ def _import_main_of_package(name: str) -> None:
     import runpy
     import types
 
-    if sys.modules["__main__"] is sys.modules.get("__mp_main__"):  # it was imported to prepare
+    if getattr(sys.modules["__main__"], _IS_PACKAGE_MAIN, None) == name:  # it was imported to prepare
         return
 
     main = types.ModuleType("__mp_main__")
     main.__dict__.update(runpy.run_module(name, run_name="__mp_main__", alter_sys=True))
+    setattr(main, _IS_PACKAGE_MAIN, name)
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main
 
 
