@@ -282,8 +282,7 @@ class HandoffCoordinator:
         return self._respawn(shard, [each for each in self._open.values() if each.target == shard])
 
     def failed(self, shard: int, reason: str, now: float) -> None:
-        """The shard was given up: nothing starts it again before somebody asks for it. What needs it waits, and says
-        why."""
+        """Its worker is away for long, or until somebody reloads. What needs it waits, and says why."""
         self._dead[shard] = self._table.life(shard)
         self._failed[shard] = reason
 

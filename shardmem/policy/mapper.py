@@ -4,8 +4,8 @@
     scale_up ─────────────────────────────────────────▲
     draining ─finalize_draining▶ stopped, provisioning ─abandon▶ stopped ─remove_*▶ (gone; the id is free again)
 
-A shard whose worker was given up is `failed` (active, draining ─fail▶ failed ─recover▶ as before): it keeps its slots,
-counts neither as active nor as busy, and nothing is planned for it.
+A shard whose worker is away for long is `failed` (active, draining ─fail▶ failed ─recover▶ as before): it keeps its
+slots, counts neither as active nor as busy, and nothing is planned for it.
 
 Every method either does all it was asked for or raises ScalingError and changes nothing. A change of any size is one
 change: the cooldown stands between decisions, never between the shards of one.
@@ -231,7 +231,7 @@ class ShardMapper:
     # ---- failures ----------------------------------------------------------------------------------------------------
 
     def fail(self, shard: int, now: float) -> bool:
-        """Its worker was given up. False: that is known. Raises ScalingError: unknown_shard; wrong_state."""
+        """Its worker is away for long. False: that is known. Raises ScalingError: unknown_shard; wrong_state."""
         found = self._known(shard)
         if found.state is ShardState.FAILED:
             return False

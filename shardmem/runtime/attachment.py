@@ -149,8 +149,10 @@ class Attachment:
         """Raises when nobody will ever make room in this lane."""
         if seat.control.shard_state(shard) == "failed":
             raise HandlerError(
-                f"shard {shard} of engine {self.engine!r} has given up: "
-                f"{seat.control.shard_error(shard) or 'no reason recorded'}"
+                f"shard {shard} of engine {self.engine!r} has failed: "
+                f"{seat.control.shard_error(shard) or 'no reason recorded'}",
+                detail="What it accepted stays in shared memory.",
+                hint="Mend the cause, then `shardmem reload`",
             )
         if lib.sm_sender_broken(seat.sender, shard):
             raise SegmentCorrupt(

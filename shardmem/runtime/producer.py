@@ -111,7 +111,7 @@ class Producer:
         """One event; True when it is accepted (False: dropped, in a mode that drops).
 
         key: int (-2**63 to 2**64-1), str, bytes, or None for no order. payload: bytes-like.
-        Raises Backpressure, NotRunning, HandlerError (its shard has given up), OutOfMemory, TypeError, ValueError.
+        Raises Backpressure, NotRunning, HandlerError (its shard has failed), OutOfMemory, TypeError, ValueError.
         """
         return self._push_slow(key, payload, timeout)
 
@@ -335,7 +335,7 @@ class Producer:
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything that this producer pushed before has been handled.
 
-        Raises TimeoutError after `timeout` seconds, HandlerError when a shard has given up, NotRunning when the engine
+        Raises TimeoutError after `timeout` seconds, HandlerError when a shard has failed, NotRunning when the engine
         ended before it had handled everything.
         """
         finish(self._flush_steps(timeout))

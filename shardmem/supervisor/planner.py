@@ -52,8 +52,8 @@ COMPLAINTS, LINE_CHARS, PINS_CHARS = 4, 300, 4000  # what of it is told: the boa
 class ShardFact(NamedTuple):
     """What is known of a shard's worker at this moment.
 
-    alive: it lives and is ready. failed: why it was given up; None: it was not. in_hand: seconds that its batch takes
-    so far.
+    alive: it lives and is ready. failed: why it is away for long; None: it is not. in_hand: seconds that its batch
+    takes so far.
     """
 
     alive: bool = True
