@@ -643,13 +643,10 @@ static int column_event(const sm_columns *in, uint64_t at, uint64_t most, sm_eve
     return SM_OK;
 }
 
-int sm_push_columns(sm_sender *s, const sm_columns *in, sm_cursor *c)
+int sm_push_columns_locked(sm_sender *s, const sm_columns *in, sm_cursor *c)
 {
     const uint64_t most = sm_max_payload(s, 0);
-    int status = sm_lock_unforked(s);
-    if (status != SM_OK)
-        return status;
-    status = sm_sender_usable(s);
+    int status = sm_sender_usable(s);
     /* all or nothing: what the first chunk does not show is looked at before that is pushed */
     for (uint64_t i = SM_CHUNK; status == SM_OK && !c->next && i < in->n; i++)
         if (unlikely(!column_fits(in, i, most))) {
@@ -662,12 +659,20 @@ int sm_push_columns(sm_sender *s, const sm_columns *in, sm_cursor *c)
         for (uint32_t i = 0; i < n; i++)
             if (unlikely((status = column_event(in, start + i, most, &s->events[i])) != SM_OK)) {
                 c->next = start + i;
-                goto leave;
+                return status;
             }
         status = sm_push_chunk(s, s->events, n, c);
         advance(c, start, n, status);
     }
-leave:
+    return status;
+}
+
+int sm_push_columns(sm_sender *s, const sm_columns *in, sm_cursor *c)
+{
+    int status = sm_lock_unforked(s);
+    if (status != SM_OK)
+        return status;
+    status = sm_push_columns_locked(s, in, c);
     sm_sender_unlock(s);
     return status;
 }

@@ -14,7 +14,7 @@ from shardmem.memory.native import Pusher, borrow, ffi, lib
 from shardmem.runtime.attachment import Attachment, Marks
 from shardmem.runtime.call import DEFAULT, KEPT, MODES, Call, Mode
 from shardmem.runtime.columns import EventColumns, Keys
-from shardmem.runtime.encode import Key, bytes_of, is_encodable, left_of, pending, plain_key, plain_lists, rest_of
+from shardmem.runtime.encode import Key, bytes_of, go_on, is_encodable, left_of, pending, plain_key, plain_lists, rest_of
 from shardmem.runtime.ref import Ref
 from shardmem.runtime.seat import Seat
 from shardmem.runtime.waits import LaneWait, Steps, finish
@@ -225,9 +225,12 @@ class Producer:
 
     def _push_columns_steps(self, keys: Any, data: Any, offsets: np.ndarray, timeout: float | None) -> Steps[int]:
         self._expect(records=False)
+        state = self._fast.push_columns(keys, data, offsets)
+        if isinstance(state, int):
+            return state
         given = EventColumns.of(keys, data, offsets)
         cursor = self._idle_cursors.pop() if self._idle_cursors else ffi.new("sm_cursor *")
-        cursor.chunk = cursor.next = cursor.accepted = cursor.pending_count = 0
+        go_on(cursor, state)
         try:
             return (yield from self._push_columns(given, timeout, cursor))
         except ShardmemError as error:
