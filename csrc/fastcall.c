@@ -247,9 +247,11 @@ static int hold_columns(Held *held, PyObject *const *args, sm_columns *in)
     if (args[0] == Py_None)
         return 1;
     if (PyTuple_Check(args[0])) {
-        if (PyTuple_Size(args[0]) != 2)
+        Py_ssize_t items = PyTuple_Size(args[0]);
+        PyObject *type = items == 3 ? PyTuple_GetItem(args[0], 2) : (PyObject *)&PyBytes_Type;
+        if ((items != 2 && items != 3) || (type != (PyObject *)&PyBytes_Type && type != (PyObject *)&PyUnicode_Type))
             return 0;
-        in->key_kind = SM_KEY_BYTES;
+        in->key_kind = type == (PyObject *)&PyUnicode_Type ? SM_KEY_STR : SM_KEY_BYTES;
         return hold_pieces(held, PyTuple_GetItem(args[0], 0), PyTuple_GetItem(args[0], 1), &in->key_data,
                            &in->key_bytes, &in->key_offsets, &in->key_spans, &keys) &&
                keys == in->n;
@@ -261,7 +263,7 @@ static int hold_columns(Held *held, PyObject *const *args, sm_columns *in)
 }
 
 /*
- * push_columns(keys, data, offsets): how many events there are when all is accepted; None when it is not the plain case
+ * push_columns(keys, data, offsets), keys also as (data, offsets) or (data, offsets, str): how many events there are when all is accepted; None when it is not the plain case
  * (other types, an event that is not well-formed, so many events that the interpreter's lock is better given up) and
  * nothing was done; else the state above.
  */
@@ -420,6 +422,7 @@ static PyObject *decode(PyObject *module, PyObject *const *args, Py_ssize_t n)
                 if (item) {
                     PyTuple_SetItem(item, 0, key);
                     PyTuple_SetItem(item, 1, payload);
+                    PyObject_GC_UnTrack(item); /* it refers to nothing that refers to it: no collection looks at it */
                 } else {
                     Py_XDECREF(key);
                     Py_XDECREF(payload);
