@@ -72,6 +72,7 @@ ffi.set_source(
             "sender.h",
             "reader.h",
             "objects.h",
+            "buffers.h",
             "record.h",
             "points.h",
             "build.py",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shardmem.runtime.call import DEFAULT
+from shardmem.runtime.columns import Keys
 from shardmem.runtime.encode import Key
 from shardmem.runtime.producer import Producer, ProducerOptions
 from shardmem.runtime.waits import LaneWait, Pause, Steps, T, Wait
@@ -50,7 +51,11 @@ class AsyncProducer:
         return await _finish(self._producer._push_many_steps(keys, payloads, timeout))
 
     async def push_columns(
-        self, keys: np.ndarray | None, data: Buffer, offsets: np.ndarray, timeout: float | None = DEFAULT
+        self,
+        keys: np.ndarray | tuple[Buffer, np.ndarray] | tuple[Buffer, np.ndarray, type[str]] | Keys | None,
+        data: Buffer,
+        offsets: np.ndarray,
+        timeout: float | None = DEFAULT,
     ) -> int:
         """As Producer.push_columns."""
         return await _finish(self._producer._push_columns_steps(keys, data, offsets, timeout))

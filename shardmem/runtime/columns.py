@@ -24,6 +24,12 @@ class Keys:
     data: Any
     offsets: np.ndarray | None
 
+    @property
+    def plain(self) -> Any:
+        """As Pusher takes bytes or text; of other keys, what it does not take."""
+        one_kind = isinstance(self.kinds, int) and self.kinds in (KEY_BYTES, KEY_STR)
+        return (self.data, self.offsets, bytes if self.kinds == KEY_BYTES else str) if one_kind else self
+
     def check(self, count: int) -> None:
         """Whether there is what C will read. Raises ValueError; what the offsets say is checked by C."""
         kinds = np.unique(self.kinds)
@@ -55,7 +61,10 @@ class EventColumns:
         """Raises TypeError, ValueError; what the offsets say is checked by C."""
         columns = cls(keys, bytes_of(data), _wide(offsets, "offsets"))
         if isinstance(keys, tuple):
-            columns.keys = keys = Keys(KEY_BYTES, None, *keys)
+            kinds: dict[object, int] = {bytes: KEY_BYTES, str: KEY_STR}
+            if len(keys) not in (2, 3) or (kind := kinds.get((*keys, bytes)[2])) is None:
+                raise TypeError("keys as a tuple are (data, offsets) of bytes, or (data, offsets, str)")
+            columns.keys = keys = Keys(kind, None, *keys[:2])
         count = columns.count
         if isinstance(keys, Keys):
             keys.check(count)

@@ -80,6 +80,13 @@ def plain_lists(
     return plain_keys, plain_payloads
 
 
+def go_on(cursor: sm_cursor, state: tuple[int, int, int, bytes, int, int] | None) -> None:
+    """From where a call of Pusher came; None: from the beginning."""
+    _, chunk, ahead, left, _, accepted = state or (0, 0, 0, b"", 0, 0)
+    cursor.chunk, cursor.next, cursor.accepted, cursor.pending_count = chunk, ahead, accepted, len(left) // 4
+    ffi.memmove(cursor.pending, left, len(left))
+
+
 def pending(cursor: sm_cursor) -> np.ndarray:
     return np.array(ffi.unpack(cursor.pending, cursor.pending_count), "i8")
 

@@ -14,7 +14,17 @@ from shardmem.memory.native import Pusher, borrow, ffi, lib
 from shardmem.runtime.attachment import Attachment, Marks
 from shardmem.runtime.call import DEFAULT, KEPT, MODES, Call, Mode
 from shardmem.runtime.columns import EventColumns, Keys
-from shardmem.runtime.encode import Key, bytes_of, is_encodable, left_of, pending, plain_key, plain_lists, rest_of
+from shardmem.runtime.encode import (
+    Key,
+    bytes_of,
+    go_on,
+    is_encodable,
+    left_of,
+    pending,
+    plain_key,
+    plain_lists,
+    rest_of,
+)
 from shardmem.runtime.ref import Ref
 from shardmem.runtime.seat import Seat
 from shardmem.runtime.waits import LaneWait, Steps, finish
@@ -208,15 +218,15 @@ class Producer:
 
     def push_columns(
         self,
-        keys: np.ndarray | tuple[Buffer, np.ndarray] | Keys | None,
+        keys: np.ndarray | tuple[Buffer, np.ndarray] | tuple[Buffer, np.ndarray, type[str]] | Keys | None,
         data: Buffer,
         offsets: np.ndarray,
         timeout: float | None = DEFAULT,
     ) -> int:
         """Events as columns, without a Python object for each; returns how many were accepted.
 
-        keys: integer array of shape (n,), bytes array ('S'), `(data, offsets)` of keys of bytes, `Keys`, or None for no
-        keys.
+        keys: integer array of shape (n,), `(data, offsets)` of keys of bytes, `(data, offsets, str)` of text in UTF-8,
+        bytes array ('S', whose items lose NULs at their end in numpy already), `Keys`, or None for no keys.
         data: one bytes-like. offsets: integer array of shape (n + 1,), payload i is `data[offsets[i]:offsets[i + 1]]`;
         or of shape (n, 2), a start and an end for each: then there may be bytes between them that are nobody's. So too
         of keys. Raises what `push` raises; `Backpressure.rest` is `(keys, data, offsets)` of what was not accepted.
@@ -225,9 +235,12 @@ class Producer:
 
     def _push_columns_steps(self, keys: Any, data: Any, offsets: np.ndarray, timeout: float | None) -> Steps[int]:
         self._expect(records=False)
+        state = self._fast.push_columns(keys.plain if type(keys) is Keys else keys, data, offsets)
+        if isinstance(state, int):
+            return state
         given = EventColumns.of(keys, data, offsets)
         cursor = self._idle_cursors.pop() if self._idle_cursors else ffi.new("sm_cursor *")
-        cursor.chunk = cursor.next = cursor.accepted = cursor.pending_count = 0
+        go_on(cursor, state)
         try:
             return (yield from self._push_columns(given, timeout, cursor))
         except ShardmemError as error:
