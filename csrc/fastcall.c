@@ -41,6 +41,10 @@ static int plain_payload(PyObject *payload, sm_event *e)
     } else if (Py_TYPE(payload) == &PyByteArray_Type) {
         bytes = PyByteArray_AsString(payload);
         length = PyByteArray_Size(payload);
+    } else if (payload == Py_None) { /* after the key: meta is its */
+        e->meta |= SM_META_MISSING;
+        bytes = "";
+        length = 0;
     } else {
         return 0;
     }
@@ -294,8 +298,7 @@ static PyObject *decode(PyObject *module, PyObject *const *args, Py_ssize_t n)
             if (what != DECODE_PAYLOADS)
                 item = key = sm_key_object(&entry, bytes);
             if (what != DECODE_KEYS)
-                item = payload = PyBytes_FromStringAndSize((const char *)bytes + key_length,
-                                                           (Py_ssize_t)(entry.end - from - key_length));
+                item = payload = sm_payload_object(&entry, bytes + key_length, entry.end - from - key_length);
             if (what == DECODE_PAIRS) {
                 item = key && payload ? PyTuple_New(2) : NULL;
                 if (item) {

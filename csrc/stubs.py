@@ -164,7 +164,7 @@ def stub(header: str) -> str:
         )
     lines += [
         f'    @overload\n    def new(self, declaration: Literal["{name}[]"], init: object = ...) -> {name}: ...'
-        for name in ("sm_bad", "sm_path")
+        for name in ("sm_bad", "sm_path", "sm_range")
     ]
     lines.append("    @overload\n    def new(self, declaration: _Numbers, init: object = ...) -> Integers: ...")
     lines.append("\nclass Lib:")
