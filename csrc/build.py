@@ -77,6 +77,7 @@ ffi.set_source(
             "sender.h",
             "reader.h",
             "objects.h",
+            "buffers.h",
             "record.h",
             "points.h",
             "build.py",

@@ -89,14 +89,11 @@ static uint32_t near_offsets(const sm_columns *in, uint64_t start, uint32_t n)
     return n;
 }
 
-int sm_push_columns(sm_sender *s, const sm_columns *in, sm_cursor *c)
+int sm_push_columns_locked(sm_sender *s, const sm_columns *in, sm_cursor *c)
 {
     const uint32_t kind = more_of(in);
     const uint64_t most = most_of(s, kind);
-    int status = sm_lock_unforked(s);
-    if (status != SM_OK)
-        return status;
-    status = sm_sender_usable(s);
+    int status = sm_sender_usable(s);
     /* all or nothing: what the first chunk does not show is looked at before that is pushed */
     for (uint64_t i = SM_CHUNK; status == SM_OK && !c->next && i < in->n; i++)
         if (unlikely(!column_fits(in, i, most))) {
@@ -111,7 +108,7 @@ int sm_push_columns(sm_sender *s, const sm_columns *in, sm_cursor *c)
         for (uint32_t i = 0; i < n; i++)
             if (unlikely((status = column_event(in, start + i, most, &s->events[i])) != SM_OK)) {
                 c->next = start + i;
-                goto leave;
+                return status;
             }
         const sm_more more = {in, start, in->origins ? in->origins[start] : 0, kind};
         s->more = kind ? &more : NULL;
@@ -119,7 +116,15 @@ int sm_push_columns(sm_sender *s, const sm_columns *in, sm_cursor *c)
         s->more = NULL;
         sm_advance(c, start, n, status);
     }
-leave:
+    return status;
+}
+
+int sm_push_columns(sm_sender *s, const sm_columns *in, sm_cursor *c)
+{
+    int status = sm_lock_unforked(s);
+    if (status != SM_OK)
+        return status;
+    status = sm_push_columns_locked(s, in, c);
     sm_sender_unlock(s);
     return status;
 }

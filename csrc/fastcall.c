@@ -10,6 +10,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "buffers.h"
 #include "objects.h"
 
 typedef struct {
@@ -181,6 +182,159 @@ static PyObject *pusher_push_many(Pusher *self, PyObject *const *args, Py_ssize_
     return cursor_state(status, &c);
 }
 
+/* What push_columns was given, as long as C looks at it: data, offsets, keys, offsets of keys; offsets of origins, times,
+ * what is missing. */
+typedef struct {
+    Py_buffer views[7];
+    int count;
+} Held;
+
+static void let_go(Held *held)
+{
+    while (held->count)
+        PyBuffer_Release(&held->views[--held->count]);
+}
+
+/* NULL: it is no such buffer, and the slow way says why */
+static const Py_buffer *hold(Held *held, PyObject *object, int flags)
+{
+    Py_buffer *view = &held->views[held->count];
+    if (PyObject_GetBuffer(object, view, flags) != 0) {
+        PyErr_Clear();
+        return NULL;
+    }
+    held->count++;
+    return view;
+}
+
+/* An array of 8-byte integers in the order of this machine; of its negative ones C thinks as of huge ones. */
+static const uint64_t *hold_words(Held *held, PyObject *object, int dimensions, uint64_t *n, char *format)
+{
+    const Py_buffer *view = hold(held, object, PyBUF_ND | PyBUF_FORMAT);
+    if (!view || view->itemsize != 8 || view->ndim != dimensions || !view->format || !view->format[0] ||
+        view->format[1] || !strchr("lLqQ", view->format[0]) || (dimensions == 2 && view->shape[1] != 2))
+        return NULL;
+    *n = (uint64_t)view->shape[0];
+    *format = view->format[0];
+    return view->buf;
+}
+
+/* (data, offsets) of items; how many are given. 0: not the plain case */
+static int hold_pieces(Held *held, PyObject *data, PyObject *offsets, const uint8_t **bytes, uint64_t *length,
+                       const uint64_t **words, uint32_t *spans, uint64_t *n)
+{
+    char format;
+    const Py_buffer *view = hold(held, data, PyBUF_SIMPLE);
+    if (!view)
+        return 0;
+    *bytes = view->buf;
+    *length = (uint64_t)view->len;
+    *words = hold_words(held, offsets, 1, n, &format);
+    *spans = 0;
+    if (!*words && held->count && held->views[held->count - 1].obj == offsets) { /* a start and an end for each? */
+        PyBuffer_Release(&held->views[--held->count]);
+        *words = hold_words(held, offsets, 2, n, &format);
+        *spans = 1;
+    }
+    if (!*words || (!*spans && !*n))
+        return 0;
+    *n -= !*spans;
+    return 1;
+}
+
+static int hold_columns(Held *held, PyObject *const *args, sm_columns *in)
+{
+    uint64_t keys;
+    char format;
+    memset(in, 0, sizeof *in);
+    if (!hold_pieces(held, args[1], args[2], &in->data, &in->data_bytes, &in->offsets, &in->spans, &in->n))
+        return 0;
+    if (args[0] == Py_None)
+        return 1;
+    if (PyTuple_Check(args[0])) {
+        Py_ssize_t items = PyTuple_Size(args[0]);
+        PyObject *type = items == 3 ? PyTuple_GetItem(args[0], 2) : (PyObject *)&PyBytes_Type;
+        if ((items != 2 && items != 3) || (type != (PyObject *)&PyBytes_Type && type != (PyObject *)&PyUnicode_Type))
+            return 0;
+        in->key_kind = type == (PyObject *)&PyUnicode_Type ? SM_KEY_STR : SM_KEY_BYTES;
+        return hold_pieces(held, PyTuple_GetItem(args[0], 0), PyTuple_GetItem(args[0], 1), &in->key_data,
+                           &in->key_bytes, &in->key_offsets, &in->key_spans, &keys) &&
+               keys == in->n;
+    }
+    in->key_kind = SM_KEY_INT;
+    in->keys = hold_words(held, args[0], 1, &keys, &format);
+    in->key_unsigned = in->keys && (format == 'L' || format == 'Q');
+    return in->keys && keys == in->n;
+}
+
+/* What comes with the events: offsets of origins, partition and epoch of all; times; what is missing. None: not given. */
+static int hold_more(Held *held, PyObject *const *args, sm_columns *in)
+{
+    uint64_t n = in->n;
+    char format;
+    if (args[0] != Py_None) {
+        in->origins = hold_words(held, args[0], 1, &n, &format);
+        unsigned long long row = PyLong_AsUnsignedLongLong(args[1]), epoch = PyLong_AsUnsignedLongLong(args[2]);
+        if (PyErr_Occurred() || !in->origins || n != in->n || row > UINT32_MAX || epoch > UINT32_MAX) {
+            PyErr_Clear();
+            return 0;
+        }
+        in->partition = (uint32_t)row;
+        in->epoch = (uint32_t)epoch;
+        for (uint64_t i = 0; i < n; i++)
+            if (in->origins[i] > INT64_MAX || (i && in->origins[i] <= in->origins[i - 1]))
+                return 0;
+    }
+    if (args[3] != Py_None) {
+        in->times = (const int64_t *)hold_words(held, args[3], 1, &n, &format);
+        if (!in->times || n != in->n)
+            return 0;
+    }
+    if (args[4] != Py_None) {
+        const Py_buffer *view = hold(held, args[4], PyBUF_ND | PyBUF_FORMAT);
+        if (!view || view->itemsize != 1 || view->ndim != 1 || !view->format || view->format[0] != '?' ||
+            (uint64_t)view->shape[0] != in->n)
+            return 0;
+        in->missing = view->buf;
+    }
+    return 1;
+}
+
+/*
+ * push_columns(keys, data, offsets) and perhaps (origins, partition, epoch, times, missing), keys also as (data, offsets) or
+ * (data, offsets, str): how many events there are when all is accepted; None when it is not the plain case (other types, an
+ * event that is not well-formed, so many events that the interpreter's lock is better given up) and nothing was done; else
+ * the state above.
+ */
+static PyObject *pusher_push_columns(Pusher *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    Held held = {.count = 0};
+    sm_columns in;
+    sm_cursor c;
+    c.chunk = c.next = c.accepted = c.pending_count = c.shard = 0;
+    if (nargs != 3 && nargs != 8)
+        return PyErr_Format(PyExc_TypeError, "push_columns takes keys, data and offsets, and what comes with them");
+    sm_sender *s = self->sender;
+    if (!s || !hold_columns(&held, args, &in) || in.n > SM_CHUNK || (nargs == 8 && !hold_more(&held, args + 3, &in))) {
+        let_go(&held);
+        Py_RETURN_NONE;
+    }
+    PyObject *owner = self->owner;
+    Py_INCREF(owner); /* as in push_plain */
+    int status = SM_FORKED;
+    if (lock_sender(s)) {
+        status = sm_push_columns_locked(s, &in, &c);
+        sm_sender_unlock(s);
+    }
+    let_go(&held);
+    Py_DECREF(owner);
+    if (likely(status == SM_OK))
+        return PyLong_FromUnsignedLongLong(in.n);
+    if (status == SM_TOO_LARGE)
+        Py_RETURN_NONE;
+    return cursor_state(status, &c);
+}
+
 static PyObject *pusher_attach(Pusher *self, PyObject *const *args, Py_ssize_t n)
 {
     unsigned long long address = n == 2 ? PyLong_AsUnsignedLongLong(args[0]) : 0;
@@ -250,6 +404,8 @@ static PyMethodDef pusher_methods[] = {
      "push(key, payload): one event; True when accepted"},
     {"push_many", (PyCFunction)(void (*)(void))pusher_push_many, METH_FASTCALL,
      "push_many(keys, payloads): None, or what is left to do"},
+    {"push_columns", (PyCFunction)(void (*)(void))pusher_push_columns, METH_FASTCALL,
+     "push_columns(keys, data, offsets, ...): how many, None, or what is left to do"},
     {"offer", (PyCFunction)(void (*)(void))pusher_offer, METH_FASTCALL,
      "offer(key, payload): True when accepted; else False, and nothing was done"},
     {"attach", (PyCFunction)(void (*)(void))pusher_attach, METH_FASTCALL,
@@ -304,6 +460,7 @@ static PyObject *decode(PyObject *module, PyObject *const *args, Py_ssize_t n)
                 if (item) {
                     PyTuple_SetItem(item, 0, key);
                     PyTuple_SetItem(item, 1, payload);
+                    PyObject_GC_UnTrack(item); /* it refers to nothing that refers to it: no collection looks at it */
                 } else {
                     Py_XDECREF(key);
                     Py_XDECREF(payload);

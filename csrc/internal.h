@@ -82,6 +82,7 @@ typedef struct sm_event {
 sm_event *sm_sender_events(sm_sender *sender);                                               /* room for SM_CHUNK */
 int sm_push_one(sm_sender *sender, const sm_event *event, uint32_t *shard);                  /* locked by the caller */
 int sm_push_chunk(sm_sender *sender, const sm_event *events, uint32_t n, sm_cursor *cursor); /* likewise */
+int sm_push_columns_locked(sm_sender *sender, const sm_columns *columns, sm_cursor *cursor);
 
 /* Texts that are read while they are written anew are kept in words: plain bytes could not be read at the same time, and
  * the second look at their count would be in no order with them. */

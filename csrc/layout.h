@@ -207,10 +207,10 @@ typedef struct sm_lane {
     _Atomic uint64_t call_tail;              /* writer: producer (where its last pass with an origin began here) */
     _Alignas(SM_LINE) _Atomic uint64_t head; /* writer: worker */
     sm_ledger ledger[2];
-    _Atomic uint32_t broken;                    /* writer: worker (it found a contradiction and reads no more) */
-    _Atomic uint32_t suspect_row;               /* writer: worker (where in that frame its batch ended) */
-    _Atomic uint64_t suspect;                   /* writer: worker (the frame that its batch reached into) */
-    _Atomic uint64_t aside_row;                 /* writer: worker (row, rows << 16, count of its frame << 32) */
+    _Atomic uint32_t broken;      /* writer: worker (it found a contradiction and reads no more) */
+    _Atomic uint32_t suspect_row; /* writer: worker (where in that frame its batch ended) */
+    _Atomic uint64_t suspect;     /* writer: worker (the frame that its batch reached into) */
+    _Atomic uint64_t aside_row;   /* writer: worker (row, rows << 16, count of its frame << 32) */
     _Atomic uint64_t aside; /* writer: worker (position | SM_ASIDE_... << 1 | 1: those rows are being set aside) */
     _Alignas(SM_LINE) _Atomic uint64_t waiting; /* writer: exception (producer raises, the worker takes it down) */
     _Atomic uint32_t space_bell;                /* writer: exception (worker adds; futex word) */

@@ -39,8 +39,7 @@ int sm_judge_origin(sm_reader *r, const sm_frame *f, const sm_frame *shared, sm_
  * that looks for news finds none. */
 int sm_is_unleased(const sm_end *e)
 {
-    return e->unleased &&
-           atomic_load_explicit(&e->unleased->partition_until, memory_order_acquire) == e->until_seen &&
+    return e->unleased && atomic_load_explicit(&e->unleased->partition_until, memory_order_acquire) == e->until_seen &&
            atomic_load_explicit(&e->unleased->partition_epoch, memory_order_acquire) == e->epoch_seen;
 }
 

@@ -248,7 +248,8 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
             int judged = sm_judge_origin(r, &f, shared, e);
             if (judged == SM_ORIGIN_WAITS) /* and all behind it: the order of the lane is the order of its partitions */
                 break;
-            if (judged != SM_ORIGIN_TAKE && (status = judged == SM_ORIGIN_LOST ? sm_shed_lost(r, e, &f) : judged) != SM_OK)
+            if (judged != SM_ORIGIN_TAKE &&
+                (status = judged == SM_ORIGIN_LOST ? sm_shed_lost(r, e, &f) : judged) != SM_OK)
                 break;
         }
         uint32_t count, first = next_run(r, seat, &f, shared, e->row, holds || r->skipping, &count);

@@ -19,9 +19,9 @@ typedef struct sm_end { /* one lane, seen from here */
     uint32_t parity, moved;
     uint32_t wary; /* rows of a batch, which is of this lane alone, since one of it was put on trial; 0: as ever */
     uint8_t open, broken, reported, chosen;
-    uint8_t in_hand;       /* rows were taken and not yet committed */
-    uint8_t hole;          /* it is said to be open, and has no memory: nothing of it is touched */
-    int64_t look_again_ns; /* then: its producer may come yet */
+    uint8_t in_hand;              /* rows were taken and not yet committed */
+    uint8_t hole;                 /* it is said to be open, and has no memory: nothing of it is touched */
+    int64_t look_again_ns;        /* then: its producer may come yet */
     const sm_partition *unleased; /* of the frame at the cursor, and its lease is over; NULL: the lane waits for none */
     uint64_t until_seen;
     uint32_t epoch_seen;
@@ -60,9 +60,9 @@ struct sm_reader {
     sm_range *range;
     sm_spin spin;
     sm_load *load;
-    sm_end *ends;   /* by seat */
-    uint32_t *open; /* seats whose lanes are open */
-    sm_span *spans, *spare; /* spare: for those of a batch that loses rows */
+    sm_end *ends;              /* by seat */
+    uint32_t *open;            /* seats whose lanes are open */
+    sm_span *spans, *spare;    /* spare: for those of a batch that loses rows */
     uint32_t slots[SM_CHUNK];  /* of the rows of one frame, when somebody asks */
     uint64_t hashes[SM_CHUNK]; /* likewise */
 };

@@ -20,8 +20,8 @@ typedef struct sm_group { /* the rows of one pass that go to one shard */
     uint32_t shard, rows, taken;
     uint64_t bytes, first; /* events: key and payload bytes of `rows`, and of the first of them */
     uint64_t headers, first_headers;
-    uint64_t room;         /* frame bytes this pass may write */
-    uint64_t pad, length;  /* length: of the pad and the frame */
+    uint64_t room;        /* frame bytes this pass may write */
+    uint64_t pad, length; /* length: of the pad and the frame */
     sm_frame *frame;
     uint8_t *out;    /* records: the next row */
     sm_index *index; /* events: the next entry */

@@ -44,7 +44,7 @@ enum sm_status {
     SM_INTERRUPTED = -9, /* a signal arrived while waiting */
     SM_CLOSED = -10,
     SM_SUPERSEDED = -16, /* the partition is in another epoch by now */
-    SM_FENCED = -15, /* another life of this shard, or of this seat, has begun: this process may not go on */
+    SM_FENCED = -15,     /* another life of this shard, or of this seat, has begun: this process may not go on */
     SM_MAGIC = -11,
     SM_VERSION = -12,
     SM_GEOMETRY = -13,
@@ -380,13 +380,14 @@ typedef struct sm_partition_view {
 } sm_partition_view;
 
 void sm_view_partition(const void *control, uint32_t row, sm_partition_view *out);
-uint32_t sm_partition_count(const void *control);                         /* 0: slots do not go by partition */
-uint32_t sm_partition_rows(const void *control);                          /* how many rows are claimed */
-uint32_t sm_view_topic(const void *control, uint32_t topic, char *name);  /* bytes of the name; 0: there is none */
+uint32_t sm_partition_count(const void *control);                        /* 0: slots do not go by partition */
+uint32_t sm_partition_rows(const void *control);                         /* how many rows are claimed */
+uint32_t sm_view_topic(const void *control, uint32_t topic, char *name); /* bytes of the name; 0: there is none */
 /* What came with the events of a batch. 1: some of them have it; 0: none, and nothing was written. SM_CORRUPT */
 int sm_batch_origins(const sm_batch *batch, uint32_t *partitions, uint64_t *offsets); /* UINT32_MAX: it has none */
 int sm_batch_times(const sm_batch *batch, int64_t *times);                            /* INT64_MIN: it has none */
-int64_t sm_batch_headers(const sm_batch *batch, uint64_t *ends, uint8_t *out, uint64_t out_bytes); /* out NULL: how many */
+int64_t sm_batch_headers(const sm_batch *batch, uint64_t *ends, uint8_t *out,
+                         uint64_t out_bytes); /* out NULL: how many */
 int sm_batch_slots(const sm_batch *batch, const void *control, uint32_t slots_count, uint32_t *slots);
 void sm_view_move(const void *control, uint32_t slot, sm_move_view *out);
 uint32_t sm_view_moving(const void *control, const sm_geometry *geometry, uint32_t *slots, uint32_t limit);

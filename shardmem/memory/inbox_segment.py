@@ -118,8 +118,8 @@ class InboxSegment:
         return self.segment.has(geometry.lanes_offset + geometry.lane_stride * seat)
 
     def counts(self, seat: int) -> tuple[int, int, int, int, int]:
-        """Of a lane that is reserved: accepted, handled, quarantined, shed and skipped. As they were at the last look, when the
-        inbox has been cut short since."""
+        """Of a lane that is reserved: accepted, handled, quarantined, shed and skipped. As they were at the last look,
+        when the inbox has been cut short since."""
         if self.has_lane(seat):
             view = ffi.new("sm_lane_view *")
             lib.sm_view_lane(self.address, self.control.geometry, seat, view)

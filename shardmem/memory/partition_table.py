@@ -85,7 +85,8 @@ class Partitions:
         return self._topics
 
     def named(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(topic, number of the partition) of each of these rows of the table; of one that there is not, NO_PARTITION."""
+        """(topic, number of the partition) of each of these rows of the table; of one that there is not,
+        NO_PARTITION."""
         there = rows[rows < lib.SM_MAX_PARTITIONS]
         if len(there) and int(there.max()) >= len(self._names):
             self._names = [(view.topic, view.number) for view in self._views()]
@@ -113,9 +114,7 @@ class Partitions:
     def slots_of_batch(self, batch: sm_batch, count: int) -> np.ndarray:
         """uint32 array: the slot of each event of a batch of this engine; 0 of one without key and origin."""
         slots = np.zeros(count, "u4")
-        lib.sm_batch_slots(
-            batch, self._control.address, self._control.slots, ffi.cast("uint32_t *", slots.ctypes.data)
-        )
+        lib.sm_batch_slots(batch, self._control.address, self._control.slots, ffi.cast("uint32_t *", slots.ctypes.data))
         return slots
 
 
@@ -123,8 +122,8 @@ class PartitionTable(Partitions):
     """The table as its source writes it: the holder of the source's seat, and nobody else.
 
     A partition begins (`begin`), events of its epoch are pushed, its lease is renewed while the broker confirms that it
-    is owned, and it ends (`end`). Workers pass over events of another epoch than the row's, and wait with those of a row
-    whose lease is over.
+    is owned, and it ends (`end`). Workers pass over events of another epoch than the row's, and wait with those of a
+    row whose lease is over.
     """
 
     def set_count(self, count: int) -> None:
@@ -149,14 +148,14 @@ class PartitionTable(Partitions):
         row = lib.sm_claim_partition(self._control.address, name, len(name), number)
         if row < 0:
             raise ConfigError(
-                f"no room for partition {number} of topic {topic!r}: an engine takes at most {lib.SM_MAX_TOPICS} topics, "
-                f"of names of up to {lib.SM_TOPIC_BYTES - 4} bytes, and {lib.SM_MAX_PARTITIONS} partitions together"
+                f"no room for partition {number} of topic {topic!r}: an engine takes at most {lib.SM_MAX_TOPICS} "
+                f"topics, of names of up to {lib.SM_TOPIC_BYTES - 4} bytes, and {lib.SM_MAX_PARTITIONS} partitions together"
             )
         return row
 
     def begin(self, row: int, offset: int) -> int:
-        """It is owned from here on, from this offset; the new epoch. Events of earlier epochs are passed over. Its lease
-        has no limit until it is renewed."""
+        """It is owned from here on, from this offset; the new epoch. Events of earlier epochs are passed over. Its
+        lease has no limit until it is renewed."""
         return lib.sm_begin_partition(self._control.address, row, offset)
 
     def end(self, row: int) -> None:

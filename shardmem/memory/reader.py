@@ -128,8 +128,8 @@ class Reader:
         return found
 
     def skip_rows(self, rows: np.ndarray, batch: sm_batch) -> bytes:
-        """rows: bool array, of the batch in hand: they were applied already, and it goes on without them. Their places, for
-        `set_aside_rows` when the state that says so is saved. Raises ValueError: one of them has no origin."""
+        """rows: bool array, of the batch in hand: they were applied already, and it goes on without them. Their places,
+        for `set_aside_rows` when the state that says so is saved. Raises ValueError: one of them has no origin."""
         ranges = ffi.new("sm_range[]", max(1, len(rows)))
         count = lib.sm_skip_rows(self._pointer, borrow("uint8_t[]", rows.view("u1")), batch, ranges)
         if count < 0:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shardmem.runtime.call import DEFAULT
-from shardmem.runtime.columns import Extras, Keys, Origin
+from shardmem.runtime.columns import Keys, Origin, extras_of
 from shardmem.runtime.encode import Key
 from shardmem.runtime.producer import Producer, ProducerOptions
 from shardmem.runtime.waits import LaneWait, Pause, Steps, T, Wait
@@ -52,7 +52,7 @@ class AsyncProducer:
 
     async def push_columns(
         self,
-        keys: np.ndarray | tuple[Buffer, np.ndarray] | Keys | None,
+        keys: np.ndarray | tuple[Buffer, np.ndarray] | tuple[Buffer, np.ndarray, type[str]] | Keys | None,
         data: Buffer,
         offsets: np.ndarray,
         timeout: float | None = DEFAULT,
@@ -63,7 +63,7 @@ class AsyncProducer:
         missing: np.ndarray | None = None,
     ) -> int:
         """As Producer.push_columns."""
-        extras = Extras(origin, timestamps, headers, missing)
+        extras = extras_of(origin, timestamps, headers, missing)
         return await _finish(self._producer._columns_steps(keys, data, offsets, timeout, extras))
 
     async def send(self, records: np.ndarray, timeout: float | None = DEFAULT) -> int:

@@ -35,8 +35,8 @@ def records_stream(records: np.ndarray) -> Any:
 
 
 def events_stream(keys: np.ndarray | list[Any], payloads: list[bytes | None]) -> Any:
-    """An object with `__arrow_c_stream__`: the columns key and payload, null for a tombstone. keys: an array when all are
-    integers."""
+    """An object with `__arrow_c_stream__`: the columns key and payload, null for a tombstone. keys: an array when all
+    are integers."""
     nanoarrow = _nanoarrow()
     if isinstance(keys, np.ndarray):
         key = _column(nanoarrow, "key", keys)

@@ -13,15 +13,7 @@ import numpy as np
 from shardmem.errors import BatchEscaped
 from shardmem.memory.native import DECODE_KEYS, DECODE_PAIRS, DECODE_PAYLOADS, borrow, by_key, decode, ffi, lib
 from shardmem.runtime.encode import bytes_of, plain_key
-from shardmem.runtime.origins import (
-    Headers,
-    More,
-    headers_of,
-    origins_by_hand,
-    origins_of,
-    slots_by_hand,
-    times_of,
-)
+from shardmem.runtime.origins import Headers, More, headers_of, origins_by_hand, origins_of, slots_by_hand, times_of
 from shardmem.schema import KEY_INT, KEY_NONE, Schema
 from shardmem.text import reason_of
 
@@ -298,9 +290,10 @@ class Batch:
 
     @property
     def origins(self) -> np.ndarray | None:
-        """Structured array: topic (a number, see `topics`), partition and offset of each event at the broker that it came
-        from. partition is 2**32 - 1 for an event that came from elsewhere; None: all did."""
-        return self._read("origins", lambda batch: origins_of(batch, self._partitions))
+        """Structured array: topic (a number, see `topics`), partition and offset of each event at the broker that it
+        came from. partition is 2**32 - 1 for an event that came from elsewhere; None: all did."""
+        found: np.ndarray | None = self._read("origins", lambda batch: origins_of(batch, self._partitions))
+        return found
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -311,14 +304,16 @@ class Batch:
 
     @property
     def timestamps(self) -> np.ndarray | None:
-        """int64 array: the time of each event at its broker, in ms since 1970; the least int64 for one without. None: no
-        event has one."""
-        return self._read("timestamps", times_of)
+        """int64 array: the time of each event at its broker, in ms since 1970; the least int64 for one without. None:
+        no event has one."""
+        found: np.ndarray | None = self._read("timestamps", times_of)
+        return found
 
     @property
     def headers(self) -> list[Headers] | None:
         """The headers of each event, as (name, value). None: no event has any."""
-        return self._read("headers", headers_of)
+        found: list[Headers] | None = self._read("headers", headers_of)
+        return found
 
     @property
     def missing(self) -> np.ndarray | None:

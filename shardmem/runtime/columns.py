@@ -1,5 +1,5 @@
-"""Events as columns: keys and payloads as arrays of offsets into bytes, without a Python object for each event; and what
-comes with them from a broker."""
+"""Events as columns: keys and payloads as arrays of offsets into bytes, without a Python object for each event; and
+what comes with them from a broker."""
 
 from __future__ import annotations
 
@@ -47,6 +47,12 @@ class Keys:
     data: Any
     offsets: np.ndarray | None
 
+    @property
+    def plain(self) -> Any:
+        """As Pusher takes bytes or text; of other keys, what it does not take."""
+        one_kind = isinstance(self.kinds, int) and self.kinds in (KEY_BYTES, KEY_STR)
+        return (self.data, self.offsets, bytes if self.kinds == KEY_BYTES else str) if one_kind else self
+
     def check(self, count: int) -> None:
         """Whether there is what C will read. Raises ValueError; what the offsets say is checked by C."""
         kinds = np.unique(self.kinds)
@@ -75,6 +81,14 @@ class Extras:
     timestamps: np.ndarray | None = None
     headers: tuple[Any, np.ndarray] | None = None
     missing: np.ndarray | None = None
+
+    @property
+    def plain(self) -> tuple[Any, ...]:
+        """As Pusher takes them; of headers, what it does not take."""
+        origin = self.origin
+        where = (None, 0, 0) if origin is None else (origin.offsets, origin.partition, origin.epoch)
+        missing = self.missing if self.headers is None else NONE
+        return *where, self.timestamps, missing
 
     def checked(self, count: int) -> Extras:
         """As C takes it. Raises TypeError, ValueError."""
@@ -106,6 +120,21 @@ class Extras:
         )
 
 
+NONE = Extras()
+
+
+def extras_of(
+    origin: Origin | None,
+    timestamps: np.ndarray | None,
+    headers: tuple[Any, np.ndarray] | None,
+    missing: np.ndarray | None,
+) -> Extras:
+    """NONE itself when nothing comes with the events: their way is the shortest."""
+    if origin is None and timestamps is None and headers is None and missing is None:
+        return NONE
+    return Extras(origin, timestamps, headers, missing)
+
+
 def _expect(what: str, array: np.ndarray, count: int) -> None:
     if array.shape != (count,):
         raise ValueError(f"{what} have shape {array.shape}, offsets say {count} events")
@@ -129,7 +158,10 @@ class EventColumns:
         """Raises TypeError, ValueError; what the offsets say is checked by C."""
         columns = cls(keys, bytes_of(data), _wide(offsets, "offsets"), extras)
         if isinstance(keys, tuple):
-            columns.keys = keys = Keys(KEY_BYTES, None, *keys)
+            kinds: dict[object, int] = {bytes: KEY_BYTES, str: KEY_STR}
+            if len(keys) not in (2, 3) or (kind := kinds.get((*keys, bytes)[2])) is None:
+                raise TypeError("keys as a tuple are (data, offsets) of bytes, or (data, offsets, str)")
+            columns.keys = keys = Keys(kind, None, *keys[:2])
         count = columns.count
         if isinstance(keys, Keys):
             keys.check(count)

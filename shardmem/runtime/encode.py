@@ -40,7 +40,8 @@ def bytes_of(payload: Any) -> bytes | memoryview:
         memory = memoryview(payload)
     except TypeError:
         raise TypeError(
-            f"payload is a {type(payload).__name__}; it must be bytes-like, or None (encode text, for example text.encode())"
+            f"payload is a {type(payload).__name__}; it must be bytes-like, or None (encode text, for example "
+            f"text.encode())"
         ) from None
     return memory.cast("B") if memory.c_contiguous else memory.tobytes()
 
@@ -56,8 +57,9 @@ def is_encodable(text: str) -> bool:
 def plain_lists(
     keys: list[Any], payloads: list[Any], check: Callable[[int, int], None]
 ) -> tuple[list[Key], list[bytes | None]]:
-    """The same events as plain objects: int, str, bytes or None, and bytes or None. check: raises ValueError when a payload of
-    so many bytes with a key of so many is too large. Raises TypeError, ValueError for the first that is wrong."""
+    """The same events as plain objects: int, str, bytes or None, and bytes or None. check: raises ValueError when a
+    payload of so many bytes with a key of so many is too large. Raises TypeError, ValueError for the first that is
+    wrong."""
     plain_keys: list[Key] = []
     plain_payloads: list[bytes | None] = []
     for i, (key, payload) in enumerate(zip(keys, payloads)):
@@ -78,6 +80,13 @@ def plain_lists(
         )
         plain_payloads.append(memory)
     return plain_keys, plain_payloads
+
+
+def go_on(cursor: sm_cursor, state: tuple[int, int, int, bytes, int, int] | None) -> None:
+    """From where a call of Pusher came; None: from the beginning."""
+    _, chunk, ahead, left, _, accepted = state or (0, 0, 0, b"", 0, 0)
+    cursor.chunk, cursor.next, cursor.accepted, cursor.pending_count = chunk, ahead, accepted, len(left) // 4
+    ffi.memmove(cursor.pending, left, len(left))
 
 
 def pending(cursor: sm_cursor) -> np.ndarray:

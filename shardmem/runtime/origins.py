@@ -63,7 +63,8 @@ def headers_of(batch: sm_batch) -> list[Headers] | None:
     return [unpack_headers(memory[first:last]) for first, last in zip(starts, starts[1:])]
 
 
-# ---- headers as bytes: how many; of each the length of its name, the name, the length of its value (-1: None), the value --
+# ---- headers as bytes --------------------------------------------------------------------------------------------
+# how many; of each the length of its name, the name, the length of its value (-1: None), the value
 
 _COUNT, _LENGTH = struct.Struct("<I"), struct.Struct("<i")
 
@@ -116,7 +117,10 @@ def origins_by_hand(origins: Any, count: int) -> tuple[np.ndarray, tuple[str, ..
     """(ORIGIN array, names of topics) of triples of topic, partition and offset, or of such an array. None among them:
     an event without. Raises ValueError."""
     if isinstance(origins, np.ndarray):
-        made, topics = origins.astype(ORIGIN), tuple(f"topic-{n}" for n in range(int(origins["topic"].max(initial=0)) + 1))
+        made, topics = (
+            origins.astype(ORIGIN),
+            tuple(f"topic-{n}" for n in range(int(origins["topic"].max(initial=0)) + 1)),
+        )
     else:
         given = list(origins)
         topics = tuple(dict.fromkeys(each[0] for each in given if each is not None))

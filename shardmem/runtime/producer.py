@@ -14,8 +14,18 @@ from shardmem.memory.native import Pusher, borrow, ffi, lib
 from shardmem.memory.partition_table import PartitionTable
 from shardmem.runtime.attachment import Attachment, Marks
 from shardmem.runtime.call import DEFAULT, KEPT, MODES, Call, Mode
-from shardmem.runtime.columns import EventColumns, Extras, Keys, Origin
-from shardmem.runtime.encode import Key, bytes_of, is_encodable, left_of, pending, plain_key, plain_lists, rest_of
+from shardmem.runtime.columns import NONE, EventColumns, Extras, Keys, Origin, extras_of
+from shardmem.runtime.encode import (
+    Key,
+    bytes_of,
+    go_on,
+    is_encodable,
+    left_of,
+    pending,
+    plain_key,
+    plain_lists,
+    rest_of,
+)
 from shardmem.runtime.ref import Ref
 from shardmem.runtime.seat import Seat
 from shardmem.runtime.waits import LaneWait, Steps, finish
@@ -163,8 +173,9 @@ class Producer:
     ) -> int:
         """Many events: `payloads[i]` under `keys[i]`. Returns how many were accepted.
 
-        Fastest with two lists of plain int, str, bytes or None and of bytes or None. Either all events are well-formed or none
-        is accepted. Raises what `push` raises; `Backpressure.rest` is `(keys, payloads)` of what was not accepted.
+        Fastest with two lists of plain int, str, bytes or None and of bytes or None. Either all events are well-formed
+        or none is accepted. Raises what `push` raises; `Backpressure.rest` is `(keys, payloads)` of what was not
+        accepted.
         """
         return finish(self._push_many_steps(keys, payloads, timeout))
 
@@ -216,7 +227,7 @@ class Producer:
 
     def push_columns(
         self,
-        keys: np.ndarray | tuple[Buffer, np.ndarray] | Keys | None,
+        keys: np.ndarray | tuple[Buffer, np.ndarray] | tuple[Buffer, np.ndarray, type[str]] | Keys | None,
         data: Buffer,
         offsets: np.ndarray,
         timeout: float | None = DEFAULT,
@@ -228,29 +239,37 @@ class Producer:
     ) -> int:
         """Events as columns, without a Python object for each; returns how many were accepted.
 
-        keys: integer array of shape (n,), bytes array ('S'), `(data, offsets)` of keys of bytes, `Keys`, or None for no
-        keys.
+        keys: integer array of shape (n,), `(data, offsets)` of keys of bytes, `(data, offsets, str)` of text in UTF-8,
+        bytes array ('S', whose items lose NULs at their end in numpy already), `Keys`, or None for no keys.
         data: one bytes-like. offsets: integer array of shape (n + 1,), payload i is `data[offsets[i]:offsets[i + 1]]`;
         or of shape (n, 2), a start and an end for each: then there may be bytes between them that are nobody's. So too
         of keys. Raises what `push` raises; `Backpressure.rest` is `(keys, data, offsets)` of what was not accepted, and
         `.left` says which events those are.
 
-        origin: the partition that they come from; their slots go by it, and workers pass over them when it is another's.
-        Of one partition one thread at a time pushes, and what is accepted is always all before some offset. Raises
-        Superseded when its epoch is over. timestamps: of each, ms since 1970. headers: of each, as bytes that
+        origin: the partition that they come from; their slots go by it, and workers pass over them when it is
+        another's. Of one partition one thread at a time pushes, and what is accepted is always all before some offset.
+        Raises Superseded when its epoch is over. timestamps: of each, ms since 1970. headers: of each, as bytes that
         `origins.pack_headers` makes. missing: bool array, which payloads are None.
         """
-        return finish(self._columns_steps(keys, data, offsets, timeout, Extras(origin, timestamps, headers, missing)))
+        extras = extras_of(origin, timestamps, headers, missing)
+        return finish(self._columns_steps(keys, data, offsets, timeout, extras))
 
     def _columns_steps(
         self, keys: Any, data: Any, offsets: np.ndarray, timeout: float | None, extras: Extras
     ) -> Steps[int]:
         self._expect(records=False)
-        return (yield from self._push_columns_steps(EventColumns.of(keys, data, offsets, extras), timeout))
+        state = self._fast.push_columns(
+            keys.plain if type(keys) is Keys else keys, data, offsets, *(() if extras is NONE else extras.plain)
+        )
+        if isinstance(state, int):
+            return state
+        return (yield from self._push_columns_steps(EventColumns.of(keys, data, offsets, extras), timeout, state))
 
-    def _push_columns_steps(self, given: EventColumns, timeout: float | None) -> Steps[int]:
+    def _push_columns_steps(
+        self, given: EventColumns, timeout: float | None, state: tuple[int, int, int, bytes, int, int] | None = None
+    ) -> Steps[int]:
         cursor = self._idle_cursors.pop() if self._idle_cursors else ffi.new("sm_cursor *")
-        cursor.chunk = cursor.next = cursor.accepted = cursor.pending_count = 0
+        go_on(cursor, state)
         try:
             return (yield from self._push_columns(given, timeout, cursor))
         except ShardmemError as error:
@@ -379,8 +398,8 @@ class Producer:
         return {row: offsets for row, offsets in found.items() if len(offsets)}
 
     def flush(self, timeout: float | None = None, slots: Iterable[int] | None = None) -> None:
-        """Wait until everything that this producer pushed before has been handled; slots: only in the lanes of the shards
-        that own these, or owned them when it was pushed.
+        """Wait until everything that this producer pushed before has been handled; slots: only in the lanes of the
+        shards that own these, or owned them when it was pushed.
 
         Raises TimeoutError after `timeout` seconds, HandlerError when a shard has failed, NotRunning when the engine
         ended before it had handled everything.

@@ -53,7 +53,8 @@ class Seat:
     """
 
     def __init__(self, control: ControlSegment, name: str | None = None) -> None:
-        """Raises AlreadyRunning (every seat is taken, or that of this name); the control segment is the caller's then."""
+        """Raises AlreadyRunning (every seat is taken, or that of this name); the control segment is the caller's
+        then."""
         self.number, self._leases = take_seat(control) if name is None else take_named_seat(control, name)
         control.enter_seat(self.number)
         self.sender = lib.sm_sender_new(control.address, control.geometry, self.number)
@@ -197,8 +198,8 @@ class Seat:
     # ---- what its last holder had pushed -----------------------------------------------------------------------------
 
     def last_call(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Of the last pass with an origin of any holder of this seat, what is in the lanes: (row of the partition table,
-        its epoch then, offsets)."""
+        """Of the last pass with an origin of any holder of this seat, what is in the lanes: (row of the partition
+        table, its epoch then, offsets)."""
         control = self.control
         row, epoch = ffi.new("uint32_t *"), ffi.new("uint32_t *")
         offsets = np.empty(lib.SM_CHUNK, "u8")
@@ -229,12 +230,15 @@ class Seat:
     def counts(self) -> Counts:
         """Since the seat was taken."""
         lanes = [(inbox.counts(self.number), before) for inbox, before in list(self._lanes)]
-        changes = (sum(now[i] - before[i] for now, before in lanes) for i in range(5))
+        accepted, handled, quarantined, shed, skipped = (
+            sum(now[i] - before[i] for now, before in lanes) for i in range(5)
+        )
         new = {
             reason: count - self._refused_before.get(reason, 0)
             for reason, count in refused_by_reason(self.control.view_seat(self.number)).items()
         }
-        return Counts(*changes, {reason: count for reason, count in new.items() if count})
+        refused = {reason: count for reason, count in new.items() if count}
+        return Counts(accepted, handled, quarantined, shed, skipped, refused)
 
 
 def take_seat(control: ControlSegment) -> tuple[int, list[lease.Lease]]:
@@ -249,8 +253,8 @@ def take_seat(control: ControlSegment) -> tuple[int, list[lease.Lease]]:
 
 
 def take_named_seat(control: ControlSegment, name: str) -> tuple[int, list[lease.Lease]]:
-    """The seat of that name, or another that gets it; the leases of the seat and of the name, which two that begin at once
-    cannot both have."""
+    """The seat of that name, or another that gets it; the leases of the seat and of the name, which two that begin at
+    once cannot both have."""
     encoded = name.encode()
     number = lib.sm_hash_bytes(encoded, len(encoded)) or 1
     of_name = lease.Lease.take(control.segment, lease.name_byte(number))
@@ -268,8 +272,8 @@ def take_named_seat(control: ControlSegment, name: str) -> tuple[int, list[lease
         held = lease.Lease.take(control.segment, lease.seat_byte(known[0]))
         if held is None:
             raise AlreadyRunning(
-                f"seat {known[0]} of engine {control.engine!r}, named {name!r}, was taken by a producer without a name, "
-                f"process {control.view_seat(known[0]).pid}, when all others were",
+                f"seat {known[0]} of engine {control.engine!r}, named {name!r}, was taken by a producer without a "
+                f"name, process {control.view_seat(known[0]).pid}, when all others were",
                 hint="Close a producer, or raise `max_producers`",
             )
         return known[0], [held, of_name]

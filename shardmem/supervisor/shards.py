@@ -17,7 +17,7 @@ from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.handoff_table import HandoffTable
 from shardmem.memory.inbox_segment import InboxSegment, LaneView
 from shardmem.memory.native import point
-from shardmem.memory.words import now_ns
+from shardmem.memory.words import Retired, now_ns
 from shardmem.policy import ShardState
 from shardmem.status.observer import Observer
 from shardmem.supervisor.carrier import Marks

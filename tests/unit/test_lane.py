@@ -183,6 +183,34 @@ def test_keys_are_a_column_of_text_or_bytes_too_and_columns_may_have_bytes_betwe
     assert [*zip(text, [b"ab", b"", b"cde"]), *zip(as_kind, [b"ab", b"", b"cde"])] == taken
 
 
+@pytest.mark.parametrize("offsets", ["i8", "u8", "i4"])
+def test_text_and_bytes_as_columns_keep_the_nuls_at_their_end(loopback, offsets):
+    engine, ends = loopback(), np.array([0, 2, 2, 4], offsets)
+    for keys in [(b"a\0\0\0", ends), (b"a\0\0\0", ends, str), (b"a\0\0\0", ends, bytes)]:
+        engine.producer().push_columns(keys, b"wxyz", ends)
+    text = [b"a\0", b"", b"\0\0"]
+    assert [key for key, _ in engine.take()] == [*text, *(key.decode() for key in text), *text]
+
+
+def test_columns_that_found_no_room_go_on_where_they_stood(loopback):
+    engine = loopback(lane_bytes=4096)
+    producer, data, offsets = engine.producer(), bytes(range(200)) * 40, np.arange(81) * 100
+    with pytest.raises(shardmem.Backpressure) as caught:
+        producer.push_columns(np.arange(80), data, offsets, timeout=0)
+    taken = list(engine.take())
+    engine.commit()
+    keys, data, offsets = caught.value.rest
+    while len(keys):
+        try:
+            producer.push_columns(keys, data, offsets, timeout=0)
+            keys = keys[:0]
+        except shardmem.Backpressure as error:
+            keys, data, offsets = error.rest
+        taken += list(engine.take())
+        engine.commit()
+    assert [(i, bytes(range(200))[i % 2 * 100 :][:100]) for i in range(80)] == sorted(taken)
+
+
 def test_each_key_of_a_column_may_be_of_a_kind_of_its_own(loopback):
     engine = loopback()
     kinds = np.array([KEY_NONE, KEY_INT, KEY_UNSIGNED, KEY_STR, KEY_BYTES], "u1")
