@@ -381,18 +381,22 @@ class Producer:
     # ---- both --------------------------------------------------------------------------------------------------------
 
     def recover(self, table: PartitionTable) -> dict[int, np.ndarray]:
-        """What a source that was killed had pushed beyond what the table says: row -> offsets, rising. Its successor,
-        on the same named seat, asks before it pushes anything: it goes on at `table.pushed(row)`, without these.
+        """What a source that was killed had pushed beyond what the table says: row -> offsets, rising; of one row at
+        most. Its successor, on the same named seat, asks before it pushes anything, and goes on with that partition
+        before any other: at `table.pushed(row)`, without these offsets. When all before the last of them is pushed, it
+        says so with `table.set_pushed(row, last + 1)`.
 
         Raises NotRunning: the engine is away.
         """
-        found: dict[int, np.ndarray] = {}
-        for row, epoch, offsets in self._own_seat().last_call():
+        seat, found = self._own_seat(), dict[int, list[np.ndarray]]()
+        for row, epoch, offsets in seat.last_call():
             view = table.view(row)
-            if view is not None and view.epoch == epoch:
-                left = offsets[offsets >= view.pushed]
-                found[row] = np.sort(np.concatenate([found.get(row, left[:0]), left]))
-        return {row: offsets for row, offsets in found.items() if len(offsets)}
+            if view is not None and view.epoch == epoch and (offsets >= view.pushed).any():
+                found.setdefault(row, []).append(offsets[offsets >= view.pushed])
+        known = {row: np.unique(np.concatenate(parts)) for row, parts in found.items()}
+        for row, offsets in known.items():
+            seat.resume_call(row, int(offsets[-1]) + 1)
+        return known
 
     def flush(self, timeout: float | None = None, slots: Iterable[int] | None = None) -> None:
         """Wait until everything that this producer pushed before has been handled; slots: only in the lanes of the

@@ -202,7 +202,7 @@ class Seat:
         """Of the last pass with an origin of any holder of this seat, what is in the lanes: (row of the partition
         table, its epoch then, offsets)."""
         control = self.control
-        row, epoch = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        row, epoch, position = ffi.new("uint32_t *"), ffi.new("uint32_t *"), ffi.new("uint64_t *")
         offsets = np.empty(lib.SM_CHUNK, "u8")
         for shard in control.known_shards():
             try:
@@ -212,19 +212,17 @@ class Seat:
             try:
                 if not any(lane.seat == self.number and not lane.broken for lane in inbox.lanes()):
                     continue
-                count = lib.sm_recover(
-                    control.address,
-                    control.geometry,
-                    inbox.address,
-                    self.number,
-                    row,
-                    epoch,
-                    ffi.cast("uint64_t *", offsets.ctypes.data),
-                )
+                position[0] = 0
+                place = position, row, epoch, ffi.cast("uint64_t *", offsets.ctypes.data)
+                while count := lib.sm_recover(control.address, control.geometry, inbox.address, self.number, *place):
+                    yield row[0], epoch[0], offsets[:count].copy()
             finally:
                 inbox.close()
-            if count:
-                yield row[0], epoch[0], offsets[:count].copy()
+
+    def resume_call(self, row: int, until: int) -> None:
+        """Until all before that offset is pushed, what is pushed of this partition belongs to the call that the last
+        holder left."""
+        lib.sm_resume_call(self.sender, row, until)
 
     # ---- counts ------------------------------------------------------------------------------------------------------
 
