@@ -1,0 +1,102 @@
+"""NATS JetStream as a kind of source: [source] with kind = "nats"."""
+
+from __future__ import annotations
+
+import difflib
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, unquote
+
+from shardmem.errors import ConfigError
+from shardmem.schema import Schema
+from shardmem.settings import setting
+from shardmem.sources.kinds import EngineContext, Subscription, read_table, subscription_of
+
+if TYPE_CHECKING:
+    from shardmem.sources.nats.source import NatsSource
+
+is_broker = True
+
+
+@dataclass(frozen=True)
+class NatsTable:
+    """[source.nats]"""
+
+    servers: Any = setting(("nats://127.0.0.1:4222",), "addresses of servers", "names")
+    stream: str | None = setting(None, "name of the stream", unset="the one that has the first topic")
+    partitions: int | None = setting(
+        None,
+        "partitions of each topic, where the subjects are mapped elsewhere than in the stream",
+        "number",
+        least=1,
+        most=1024,
+        unset="as the stream's subject transform says; without one, 1",
+    )
+    key_header: str | None = setting(None, "header that is the key", unset="what follows the partition in the subject")
+    session: float = setting(10.0, "silence after which the partitions of a member are another's", "seconds")
+    member: str | None = setting(None, "name of this member, the same after a restart", unset="host and engine")
+    bucket: str = setting("shardmem", "key-value bucket in which the group keeps its record; it is made if it is missing")
+    user: str | None = setting(None, "user name")
+    password: str | None = setting(None, "password", secret=True)
+    token: str | None = setting(None, "token", secret=True)
+    credentials: str | None = setting(None, "file of credentials")
+    nkeys_seed: str | None = setting(None, "file of an nkey's seed")
+    tls_ca: str | None = setting(None, "file of certificates that the server's is checked with")
+    tls_certificate: str | None = setting(None, "file of our certificate")
+    tls_key: str | None = setting(None, "file of its key")
+
+
+@dataclass(frozen=True)
+class NatsSettings:
+    subscription: Subscription
+    nats: NatsTable
+
+
+def settings_of(table: Mapping[str, Any], schema: Schema) -> NatsSettings:
+    """Raises ConfigError with every fault."""
+    faults: list[str] = []
+    _only(table, {"nats", *(each.name for each in fields(Subscription))}, "", faults)
+    subscription = subscription_of(table, faults)
+    own = table.get("nats", {})
+    if not isinstance(own, Mapping):
+        faults.append(f"nats={own!r} is not a table")
+        own = {}
+    _only(own, {each.name for each in fields(NatsTable)}, "nats.", faults)
+    own_faults: list[str] = []
+    nats = read_table(NatsTable, own, own_faults)
+    if not 1.0 <= nats.session <= 3600:
+        own_faults.append(f"session={nats.session:g} s is outside 1 s to 1 h")
+    if schema.dtype is not None:
+        faults.append("kind='nats' feeds engines of events; this one has a dtype")
+    if faults or own_faults:
+        raise ConfigError([*faults, *(f"nats.{fault}" for fault in own_faults)])
+    return NatsSettings(subscription, nats)
+
+
+def _only(table: Mapping[str, Any], known: set[str], before: str, faults: list[str]) -> None:
+    for name in sorted(table.keys() - known):
+        near = difflib.get_close_matches(name, sorted(known), 1)
+        faults.append(f"{before}{name} is not a setting{f'; did you mean {near[0]}?' if near else ''}")
+
+
+def open_source(settings: NatsSettings, engine: EngineContext) -> NatsSource:
+    """Raises ConfigError, when nats-py is not installed."""
+    try:
+        from shardmem.sources.nats.source import NatsSource
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"kind='nats' needs {error.name}", hint="Install it: pip install 'shardmem[nats]'") from None
+    member = settings.nats.member or f"{socket.gethostname()}:{engine.engine}"
+    return NatsSource(settings.subscription, settings.nats, settings.subscription.group or engine.engine, member)
+
+
+def table_of(url: SplitResult, query: Mapping[str, Any]) -> dict[str, Any]:
+    """nats://host:port,host:port/topic,topic?group=name&stream=NAME; what is no setting of all brokers is one of
+    [source.nats]."""
+    own = {name: value for name, value in query.items() if name not in {each.name for each in fields(NatsTable)}}
+    nats = {name: value for name, value in query.items() if name not in own}
+    account, at, hosts = url.netloc.rpartition("@")
+    servers = [f"nats://{account}{at}{host}" for host in hosts.split(",") if host]
+    topics = [topic for topic in unquote(url.path).strip("/").split(",") if topic]
+    return {"topics": topics, **own, "nats": {**({"servers": servers} if servers else {}), **nats}}
