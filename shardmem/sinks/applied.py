@@ -75,7 +75,9 @@ def forget(statements: Statements, place: Place, low: int) -> None:
 def _lock(statements: Statements, place: Place, shared: str) -> None:
     """Rows that are deleted while others look for them would be taken for events that were never applied."""
     if statements.dialect is POSTGRESQL:
-        statements.execute(f"select pg_advisory_xact_lock{shared}(hashtextextended(?, ?))", (f"{TABLE} {place[0]}", place[1]))
+        statements.execute(
+            f"select pg_advisory_xact_lock{shared}(hashtextextended(?, ?))", (f"{TABLE} {place[0]}", place[1])
+        )
 
 
 def _read(statements: Statements, place: Place, wanted: set[Mark]) -> dict[Mark, int]:
@@ -83,7 +85,9 @@ def _read(statements: Statements, place: Place, wanted: set[Mark]) -> dict[Mark,
     for kind in (KEY, EVENT):
         for some in chunks(sorted([word] for of, word in wanted if of == kind), 1):
             query = f"select word, upto from {TABLE} where {_PLACE} and kind = {kind} and word in {marks(1, len(some))}"
-            rows = statements.rows(f"{query} order by word {statements.dialect.locking}", (*place, *(w for (w,) in some)))
+            rows = statements.rows(
+                f"{query} order by word {statements.dialect.locking}", (*place, *(w for (w,) in some))
+            )
             found.update(((kind, word), upto) for word, upto in rows)
     return found
 

@@ -37,11 +37,11 @@ class Database:
     lost is made again. set_up: what is done first with each connection, in a transaction of its own."""
 
     def __init__(self, given: Any, set_up: Callable[[Statements], None]) -> None:
-        # not by callable(): a connection of sqlite3 is
-        self._make: Callable[[], Any] | None = None if hasattr(given, "cursor") else given
-        if self._make is not None and not callable(given):
+        is_connection = hasattr(given, "cursor")  # callable() says nothing: a connection of sqlite3 is
+        if not is_connection and not callable(given):
             raise TypeError(f"{given!r} is neither a connection nor a function that makes one")
-        self.connection: Any = None if self._make else given
+        self._make: Callable[[], Any] | None = None if is_connection else given
+        self.connection: Any = given if is_connection else None
         self._set_up, self._is_set_up = set_up, False
 
     @contextlib.contextmanager
@@ -59,7 +59,7 @@ class Database:
         except BaseException as error:
             if not is_passing(error):
                 raise
-            self._leave()
+            self.close()
             raise Retry(f"the database: {of_error(error)}") from error
 
     @contextlib.contextmanager
@@ -83,7 +83,8 @@ class Database:
                 raise Retry(f"the database cannot be reached: {of_error(error)}") from error
             self._is_set_up = False
 
-    def _leave(self) -> None:
+    def close(self) -> None:
+        """A connection that was made here."""
         if self._make is not None and self.connection is not None:
             with contextlib.suppress(Exception):
                 self.connection.close()

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shardmem.memory.partition_table import NO_PARTITION
 from shardmem.runtime.batch import Batch
-
-NO_ORIGIN = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Of one partition, in the order of the batch. rows: their numbers in it. words: of two events with the same key
-    the same. keyless: these have none, and no order."""
+    """Events of one partition, in the order of the batch. rows: their numbers in it. words: the same for the same key;
+    of events without one, which have no order, nothing."""
 
     topic: str
     partition: int
@@ -33,12 +32,12 @@ def streams_of(batch: Batch) -> Iterator[Stream]:
     if origins is None:
         return
     words, keyless = batch.key_words()
-    offsets = origins["offset"].astype("i8")
+    offsets, known = origins["offset"].astype("i8"), origins["partition"] != NO_PARTITION
     places = origins["topic"].astype("i8") << 32 | origins["partition"]
-    for place in np.unique(places[origins["partition"] != NO_ORIGIN]).tolist():
-        rows = np.flatnonzero(places == place)
-        topic, partition = batch.topics[place >> 32], place & NO_ORIGIN
-        yield Stream(topic, partition, rows, offsets[rows], words[rows].view("i8"), keyless[rows])
+    for place in np.unique(places[known]).tolist():
+        rows = np.flatnonzero(known & (places == place))
+        topic, partition = batch.topics[place >> 32], place & NO_PARTITION
+        yield Stream(topic, partition, rows, offsets[rows], words[rows], keyless[rows])
 
 
 def stamps_of(batch: Batch) -> list[tuple[str | None, int | None, int | None]]:
@@ -48,6 +47,6 @@ def stamps_of(batch: Batch) -> list[tuple[str | None, int | None, int | None]]:
         return [(None, None, None)] * len(batch)
     topics = batch.topics
     return [
-        (None, None, None) if partition == NO_ORIGIN else (topics[topic], partition, offset)
+        (None, None, None) if partition == NO_PARTITION else (topics[topic], partition, offset)
         for topic, partition, offset in origins.tolist()
     ]

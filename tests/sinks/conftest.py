@@ -9,48 +9,58 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-Connect = Callable[[], Any]
 
-
-@dataclass
 class Tried:
-    """A database without tables. connect: another connection. mark: how its driver writes a parameter."""
+    """A database without tables. mark: how its driver writes a parameter."""
 
-    connect: Connect
-    mark: str
+    def __init__(self, make: Callable[[], Any], mark: str) -> None:
+        self._make, self.mark = make, mark
+        self.connections: list[Any] = []
+
+    def connect(self) -> Any:
+        """Another connection; it is closed when the test is over."""
+        self.connections.append(self._make())
+        return self.connections[-1]
 
     def run(self, *statements: str) -> list[Any]:
         """What the last one answers."""
-        with contextlib.closing(self.connect()) as connection:
+        with contextlib.closing(self._make()) as connection:
             for statement in statements:
                 cursor = connection.execute(statement)
             found = cursor.fetchall() if cursor.description else []
             connection.commit()
         return found
 
+    def close(self) -> None:
+        for connection in self.connections:
+            connection.close()
+
 
 @pytest.fixture
-def sqlite(tmp_path: Path) -> Tried:
+def sqlite(tmp_path: Path) -> Iterator[Tried]:
     path = str(tmp_path / "sink.sqlite")
-    return Tried(lambda: sqlite3.connect(path, timeout=30.0), "?")
+    with contextlib.closing(Tried(lambda: sqlite3.connect(path, timeout=30.0, check_same_thread=False), "?")) as tried:
+        yield tried
 
 
 @pytest.fixture
-def postgresql(postgresql_server: str, request: pytest.FixtureRequest) -> Tried:
+def postgresql(postgresql_server: str, request: pytest.FixtureRequest) -> Iterator[Tried]:
     import psycopg
 
-    schema = f"t{abs(hash(request.node.nodeid))}"
+    schema = f"t{zlib.crc32(request.node.nodeid.encode())}"
     with psycopg.connect(postgresql_server, autocommit=True) as connection:
         connection.execute(f"create schema {schema}")
-    return Tried(lambda: psycopg.connect(postgresql_server, options=f"-c search_path={schema}"), "%s")
+    options = f"-c search_path={schema}"
+    with contextlib.closing(Tried(lambda: psycopg.connect(postgresql_server, options=options), "%s")) as tried:
+        yield tried
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -79,7 +89,9 @@ def postgresql_server() -> Iterator[str]:
     control = [os.path.join(os.path.dirname(initdb), "pg_ctl"), "-D", f"{directory}/data", "-w", "-t", "60"]
     options = f"-c listen_addresses= -c fsync=off -c max_connections=20 -k {directory}"
     try:
-        subprocess.run([initdb, "-D", f"{directory}/data", "-A", "trust", "-U", "tester", "-N"], check=True, **run)
+        subprocess.run(
+            [initdb, "-D", f"{directory}/data", "-A", "trust", "-U", "tester", "-E", "UTF8", "-N"], check=True, **run
+        )
         subprocess.run([*control, "-l", f"{directory}/log", "-o", options, "start"], check=True, **run)
         yield f"host={directory} user=tester dbname=postgres"
     finally:

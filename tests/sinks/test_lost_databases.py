@@ -40,7 +40,9 @@ def test_an_error_of_the_network_is_one_of_the_database():
 def test_another_writer_that_holds_the_file_is_waited_for_by_trying_later(tmp_path):
     holder = sqlite3.connect(tmp_path / "a.sqlite", isolation_level=None)
     holder.execute(MADE)
-    sink = sinks.upsert(lambda: sqlite3.connect(tmp_path / "a.sqlite", timeout=0.01), "latest", key="id", columns="value")
+    sink = sinks.upsert(
+        lambda: sqlite3.connect(tmp_path / "a.sqlite", timeout=0.01), "latest", key="id", columns="value"
+    )
     holder.execute("begin immediate")
     with pytest.raises(shardmem.Retry, match="locked"):
         put(sink)
@@ -53,7 +55,7 @@ def test_a_connection_that_was_closed_is_made_again(sqlite):
     sqlite.run(MADE)
     sink = sinks.upsert(sqlite.connect, "latest", key="id", columns="value")
     put(sink)
-    sink.connection.close()
+    sqlite.connections[-1].close()
     with pytest.raises(shardmem.Retry, match="closed"):
         put(sink)
 
@@ -95,4 +97,3 @@ def test_a_table_that_is_not_there_is_no_outage(database):
 def test_what_is_neither_a_connection_nor_makes_one_is_refused(given):
     with pytest.raises(TypeError, match="neither a connection nor a function"):
         sinks.transaction(given)
-

@@ -6,7 +6,6 @@ import contextlib
 import sqlite3
 import threading
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 
@@ -108,26 +107,41 @@ def test_keys_of_every_kind_are_told_apart(database):
         assert [] == tx.fresh_rows(batch).tolist()
 
 
-@pytest.mark.parametrize("dtype", ["u8", "i4", "S5"])
-def test_records_are_known_by_their_key_field(sqlite, dtype):
-    sink, records = sinks.transaction(sqlite.connect), np.array([(5, 1), (6, 2), (5, 3)], [("k", dtype), ("n", "u4")])
-    batch = shardmem.Batch.of(records, key="k", origins=[("clicks", 0, offset) for offset in (3, 4, 5)])
-    with sink as tx:
-        assert [1, 2, 3] == [row["n"] for row in tx.fresh(batch)]
-    with sink as tx:
-        assert [] == tx.fresh_rows(batch).tolist()
+def test_rows_of_events_that_are_safe_are_deleted_and_who_comes_too_late_finds_nothing_fresh(database, monkeypatch):
+    database.run(MADE)
+    sink, events = sinks.transaction(database.connect), [(key, 10 + key) for key in range(5)]
+    monkeypatch.setattr(shardmem.Batch, "safe", lambda batch: {("clicks", 3): 13})
+    apply(sink, events, database.mark)
+    sink.forget()
+
+    assert [(0, 13), (1, 13), (1, 14)] == database.run("select kind, upto from shardmem_applied order by kind, upto")
+    assert [] == apply(sinks.transaction(database.connect), events, database.mark)
+    assert [(0, 20)] == apply(sink, [(0, 12), (0, 20)], database.mark)
+
+
+def test_rows_are_deleted_from_time_to_time_without_being_asked_to(sqlite, monkeypatch):
+    sqlite.run(MADE)
+    monkeypatch.setattr(shardmem.Batch, "safe", lambda batch: {("clicks", 3): 13})
+    monkeypatch.setattr("shardmem.sinks.exactly_once.FORGET_EVERY", 0.0)
+    apply(sinks.transaction(sqlite.connect), [(1, 10)])
+
+    assert [(0, 13)] == sqlite.run("select kind, upto from shardmem_applied")
 
 
 @settings(deadline=None)
 @given(deliveries())
 def test_whoever_handles_and_however_often_each_event_is_applied_once_and_in_order(drawn):
-    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection, pytest.MonkeyPatch.context() as patched:
         connection.execute(MADE)
         handlers = [sinks.transaction(connection) for _ in range(3)]
         came: set[int] = set()
         for handler, offsets in drawn.batches:
+            safe = min({*range(len(drawn.keys) + 1)} - came)  # as it was when the batch was taken
+            patched.setattr(shardmem.Batch, "safe", lambda batch: {("clicks", 3): safe})
             apply(handlers[handler], [(drawn.keys[offset], offset) for offset in offsets])
             came.update(offsets)
+            if handler:
+                handlers[handler].forget()
             rows = connection.execute("select id, place from applied_events order by rowid").fetchall()
             assert sorted(came) == sorted(place for _, place in rows)
             for key in set(drawn.keys):
@@ -158,7 +172,6 @@ def test_two_owners_at_once_apply_each_event_once(database):
                 except BaseException as error:
                     failures.append(error)
                     raise
-        sink.connection.close()
 
     owners = [threading.Thread(target=own, args=(seed,)) for seed in (0, 1)]
     for each in owners:

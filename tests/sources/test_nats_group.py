@@ -75,7 +75,9 @@ class Group(RuleBasedStateMachine):
     def no_two_hosts_handle_one_partition(self):
         if hasattr(self, "held"):
             for partition in PARTITIONS:
-                holders = [name for name, (names, until) in self.held.items() if partition in names and until > self.now]
+                holders = [
+                    name for name, (names, until) in self.held.items() if partition in names and until > self.now
+                ]
                 assert len(holders) <= 1, (partition, holders)
 
 

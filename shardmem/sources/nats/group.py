@@ -1,11 +1,11 @@
 """Which member of a group has which partitions, and how far each is: one record, that is only ever replaced by whoever
 has read what it replaces.
 
-JetStream has no consumer group that shares out partitions, and what it does have is not enough: anybody may acknowledge
-to a durable consumer, so an old owner that was frozen would move the place of the new one; and a pinned consumer is
-pinned by a time of the server's, whose end nobody is told before another client has it. One record in a key-value bucket
-gives what is needed: a write that is refused when another was faster. An owner, its place and its proof of life are in
-the same write, so one whose partitions were taken can neither commit nor believe that it has them.
+JetStream has no consumer group that shares out partitions, and what it does have is not enough: anybody may
+acknowledge to a durable consumer, so an old owner that was frozen would move the place of the new one; and a pinned
+consumer is pinned by a time of the server's, whose end nobody is told before another client has it. One record in a
+key-value bucket gives what is needed: a write that is refused when another was faster. An owner, its place and its
+proof of life are in the same write, so one whose partitions were taken can neither commit nor believe that it has them.
 
 Nobody's clock is compared with another's. A member raises its beat at every write. Whoever has seen the same beat for a
 session, in looks of its own, takes the member for gone.

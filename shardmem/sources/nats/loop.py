@@ -1,5 +1,5 @@
-"""An asyncio loop in a thread of its own, for a client that needs one: the source is called by another thread, which may
-be busy for long, while beats have to go out."""
+"""An asyncio loop in a thread of its own, for a client that needs one: the source is called by another thread, which
+may be busy for long, while beats have to go out."""
 
 from __future__ import annotations
 

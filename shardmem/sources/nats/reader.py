@@ -1,8 +1,8 @@
 """The messages of one partition, in order and without a gap, from a place on.
 
-Each reader makes a consumer for itself that asks for no acknowledgement and that the server forgets when it is not used:
-the place is the group's to keep. The server counts what it sends to a consumer; where a number is missing, a message was
-lost on the way, and the reader makes another consumer that begins there.
+Each reader makes a consumer for itself that asks for no acknowledgement and that the server forgets when it is not
+used: the place is the group's to keep. The server counts what it sends to a consumer; where a number is missing, a
+message was lost on the way, and the reader makes another consumer that begins there.
 """
 
 from __future__ import annotations
@@ -41,13 +41,7 @@ class Reader:
     is for. at: the place behind what was read."""
 
     def __init__(
-        self,
-        js: JetStreamContext,
-        topic: Topic,
-        number: int,
-        at: int,
-        arrived: Callable[[], None],
-        log: logging.Logger,
+        self, js: JetStreamContext, topic: Topic, number: int, at: int, arrived: Callable[[], None], log: logging.Logger
     ) -> None:
         self._js, self._topic, self._number, self._log = js, topic, number, log
         self.at, self.is_paused = max(1, at), False
@@ -71,7 +65,9 @@ class Reader:
                 await self._read()
             except (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError) as error:
                 if told != (told := f"{type(error).__name__}: {error}"):
-                    self._log.warning("%s/%d cannot be read: %s; it is tried again", self._topic.name, self._number, told)
+                    self._log.warning(
+                        "%s/%d cannot be read: %s; it is tried again", self._topic.name, self._number, told
+                    )
                 await asyncio.sleep(REST)
 
     async def _read(self) -> None:

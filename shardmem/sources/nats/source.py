@@ -36,10 +36,10 @@ from shardmem.sources.contract import (
 from shardmem.sources.kinds import Subscription
 from shardmem.sources.nats.columns import columns_of
 from shardmem.sources.nats.group import Displaced, Membership, NotOwner, Record
-from shardmem.sources.nats.kind import NatsTable
 from shardmem.sources.nats.loop import LoopThread
 from shardmem.sources.nats.members import GroupRecord
 from shardmem.sources.nats.reader import Reader
+from shardmem.sources.nats.settings import NatsTable
 from shardmem.sources.nats.topics import Topic, topic_of
 
 BEATS = 5  # in a session
@@ -121,7 +121,9 @@ class NatsSource:
                 self._news.wait(left)
         reader = self._readers[partition][0]
         topic = self._found[topic_and_number(partition)[0]]
-        return columns_of(partition, reader.take(max_events), topic, self._settings.key_header, self._subscription.headers)
+        return columns_of(
+            partition, reader.take(max_events), topic, self._settings.key_header, self._subscription.headers
+        )
 
     def pause(self, partitions: Sequence[str]) -> None:
         self._paused.update(partitions)
@@ -211,8 +213,7 @@ class NatsSource:
         place = {"earliest": state.first_seq, "latest": state.last_seq + 1}[at] if isinstance(at, str) else at
         if 0 < place < state.first_seq:
             self._context.log.warning(
-                "%s/%d begins at offset %d, and the stream has removed all before %d: what was there and not handled is "
-                "lost",
+                "%s/%d begins at offset %d, and the stream has removed all before %d; what was not handled is lost",
                 *(topic.name, number, place, state.first_seq),
             )
         return Reader(js, topic, number, place, self._arrived, self._context.log)
@@ -248,7 +249,7 @@ class NatsSource:
 
     async def _connect(self) -> None:
         settings = self._settings
-        credentials = {
+        credentials: dict[str, Any] = {
             "user": settings.user,
             "password": settings.password,
             "token": settings.token,
@@ -260,7 +261,7 @@ class NatsSource:
             servers=list(settings.servers),
             name=f"shardmem {self._group}",
             max_reconnect_attempts=-1,
-            reconnect_time_wait=0.2,
+            reconnect_time_wait=1,
             connect_timeout=2,
             error_cb=self._hear,
             tls=_tls_of(settings),

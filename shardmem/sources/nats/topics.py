@@ -1,8 +1,9 @@
 """How a topic lies in a stream: which of its messages are one partition, and what of a message is its key.
 
 A stream that maps `clicks.*` to `clicks.{{partition(8,1)}}.{{wildcard(1)}}` gives each message the number of its
-partition, the same for the same token: topic `clicks` has partitions 0 to 7, and the key is what comes after the number.
-The mapping may be the account's as well; then the stream does not show it. Without one, the topic is one partition.
+partition, the same for the same token: topic `clicks` has partitions 0 to 7, and the key is what comes after the
+number. The mapping may be the account's as well; then the stream does not show it. Without one, the topic is one
+partition.
 """
 
 from __future__ import annotations

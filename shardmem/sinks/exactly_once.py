@@ -4,6 +4,7 @@ and however often."""
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,8 @@ from shardmem.runtime.batch import Batch
 from shardmem.sinks import applied
 from shardmem.sinks.database import Database, Statements
 from shardmem.sinks.origins import streams_of
+
+FORGET_EVERY = 10.0  # seconds
 
 
 def transaction(connection: Any) -> Transaction:
@@ -42,6 +45,8 @@ class Transaction:
         self._database = Database(connection, applied.create)
         self._open: contextlib.AbstractContextManager[Statements] | None = None
         self._statements: Statements | None = None
+        self._safe: dict[tuple[str, int], int] = {}  # of partitions whose events were asked for
+        self._forgot_at = time.monotonic()
 
     def __enter__(self) -> Transaction:
         if self._open is not None:
@@ -54,17 +59,32 @@ class Transaction:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Commits, or rolls back if the block has raised. Raises shardmem.Retry when the database is away, or asks to
         be tried later: the batch comes again, and nothing is quarantined."""
         assert self._open is not None
         opened, self._open, self._statements = self._open, None, None
         opened.__exit__(kind, error, trace)
+        if error is None and time.monotonic() - self._forgot_at > FORGET_EVERY:
+            self.forget()
 
     @property
     def connection(self) -> Any:
         """What the statements of the block are given to. It is committed at the end, and not before."""
         return self._database.connection
+
+    def close(self) -> None:
+        """The connection, if it was made by the function that was given."""
+        self._database.close()
+
+    def forget(self) -> None:
+        """Rows of events that no host will be given again are deleted; done by itself from time to time."""
+        for place, low in self._safe.items():
+            with self._database.transaction() as statements:
+                applied.forget(statements, place, low)
+        self._safe, self._forgot_at = {}, time.monotonic()
 
     def fresh(self, batch: Batch) -> Iterator[Any]:
         """Over those events of the batch that were not applied before, as iterating over the batch gives them. They all
@@ -76,8 +96,10 @@ class Transaction:
         """The same, as numbers of rows."""
         if self._statements is None:
             raise RuntimeError("fresh events are those of an open transaction: with transaction as tx: tx.fresh(batch)")
-        is_fresh = np.ones(len(batch), "?")
+        is_fresh, safe = np.ones(len(batch), "?"), batch.safe()
         for stream in streams_of(batch):
+            if (place := (stream.topic, stream.partition)) in safe:
+                self._safe[place] = safe[place]
             is_fresh[stream.rows] = False
             is_fresh[applied.take(self._statements, stream)] = True
         return np.flatnonzero(is_fresh)

@@ -52,23 +52,27 @@ class Upsert:
         is quarantined. ConfigError when the table lacks a column. What the database says of a value is raised as it is.
         """
         latest: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-        given = self._rows_of(batch) if rows is None else rows
-        stamps, count = stamps_of(batch), 0
-        for row, stamp in zip(given, stamps):
-            count += 1
+        given = list(self._rows_of(batch) if rows is None else rows)
+        if len(given) != len(batch):
+            raise ValueError(
+                f"{len(given):,} rows for a batch of {len(batch):,} events; None is one that writes nothing"
+            )
+        for row, stamp in zip(given, stamps_of(batch)):
             if row is not None:
                 values = self._values(row)
                 latest[values[: len(self._key)]] = (*values, *stamp)
-        if count != len(batch):
-            raise ValueError(f"{count:,} rows for a batch of {len(batch):,} events; None is one that writes nothing")
         if not latest:
             return 0
         with self._database.transaction() as statements:
             return self._write(statements, list(latest.values()))
 
+    def close(self) -> None:
+        """The connection, if it was made by the function that was given."""
+        self._database.close()
+
     def _rows_of(self, batch: Batch) -> Iterable[Any]:
         names = [*self._key, *self._columns]
-        if batch.is_records:
+        if batch._schema.is_records:
             return zip(*(batch.records[name].tolist() for name in names))
         if len(self._key) != 1 or len(self._columns) != 1:
             raise ValueError("rows are missing: what of an event goes into which column is for the handler to say")
@@ -87,9 +91,9 @@ class Upsert:
         into = f"insert into {quoted(self._table)} as was ({', '.join(map(quoted, names))}) values "
         change = ", ".join(f"{quoted(name)} = excluded.{quoted(name)}" for name in [*self._columns, *STAMP])
         guard = (
-            f' on conflict ({", ".join(map(quoted, self._key))}) do update set {change} where excluded."_offset" is null '
-            f'or was."_topic" {differs} excluded."_topic" or was."_partition" {differs} excluded."_partition" '
-            f'or excluded."_offset" > was."_offset"'
+            f" on conflict ({', '.join(map(quoted, self._key))}) do update set {change} "
+            f'where excluded."_offset" is null or excluded."_offset" > was."_offset" '
+            f'or was."_topic" {differs} excluded."_topic" or was."_partition" {differs} excluded."_partition"'
         )
         written = 0
         for some in chunks(rows, len(names)):
