@@ -7,7 +7,7 @@ import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import SplitResult
 
 from shardmem.errors import ConfigError
@@ -73,6 +73,9 @@ class Subscription:
     headers: bool = setting(False, "whether batches carry the headers of events", "switch")
 
 
+S = TypeVar("S", bound=Subscription)
+
+
 def kind_named(name: Any) -> Kind:
     """Raises ConfigError."""
     if isinstance(name, str) and name in KINDS:
@@ -93,8 +96,9 @@ def read_table(cls: Any, table: Mapping[str, Any], faults: list[str]) -> Any:
     return cls(**values)
 
 
-def subscription_of(table: Mapping[str, Any], faults: list[str]) -> Subscription:
-    made: Subscription = read_table(Subscription, table, faults)
+def subscription_of(table: Mapping[str, Any], faults: list[str], cls: type[S] = Subscription) -> S:  # type: ignore[assignment]
+    """cls: Subscription, or what has more settings than that."""
+    made: S = read_table(cls, table, faults)
     if not made.topics:
         faults.append("topics is missing: a list of names")
     elif len(set(made.topics)) < len(made.topics):
