@@ -27,11 +27,11 @@ from shardmem.sources.contract import (
     SourceContext,
     sizes_of,
 )
-from shardmem.sources.ownership import ASK, CALL, SLICE, Ownership, OwnershipSettings
+from shardmem.sources.ownership import ASK, SLICE, Ownership, OwnershipSettings
 from shardmem.sources.runner import Runner
-from shardmem.sources.unfinished import Unfinished
 from shardmem.text import plural
 
+EVENTS = 4096  # that are read at once
 RETRY = 0.005  # seconds between two looks whether there is room
 AWAY = 0.2, 5.0  # seconds between two calls of a broker that does not answer: first, and at most
 
@@ -60,10 +60,9 @@ class BrokerRunner(Runner):
     def run(self) -> None:
         """Raises ShardmemError."""
         self._until_it_answers(lambda: self.source.open(self._context()))
-        count = self._until_it_answers(self._count)
-        if count is None:
+        if self._until_it_answers(self._count) is None:
             return  # told to stop before that
-        self.ownership = own = self._owner(count)
+        self.ownership = own = self._owner()
         while not self.stop.is_set() and not self.source.ended:
             self._follow_wishes()
             self._poll()
@@ -74,7 +73,7 @@ class BrokerRunner(Runner):
     def _poll(self) -> None:
         assert self.ownership is not None
         try:
-            columns = self.source.poll(CALL, RETRY if self.ownership.is_full else SLICE)
+            columns = self.source.poll(EVENTS, RETRY if self.ownership.is_full else SLICE)
         except BrokerUnavailable as error:
             self._wait_for(str(error))
             self.stop.wait(SLICE)
@@ -147,17 +146,14 @@ class BrokerRunner(Runner):
 
     # ---- whose it is -------------------------------------------------------------------------------------------------
 
-    def _owner(self, count: int) -> Ownership:
+    def _owner(self) -> Ownership:
         engine = self._control.geometry.engine_id
         return Ownership(
             self.source,
             self.producer,
             self._table,
             self._settings,
-            Unfinished(self._file("unfinished"), engine),
             engine=f"{self._control.engine}-{engine:x}",
-            slots=self._control.slots,
-            partitions=count,
             log=self._log,
         )
 

@@ -6,8 +6,8 @@ nothing more is pushed, what was pushed is handled, that is committed, the epoch
 has its epoch ended first: workers pass over what is left of it. As long as the broker confirms that it is ours, its
 lease is renewed; workers take nothing of it past that.
 
-What was read is pushed in calls of at most CALL events, none of which waits. So each is one pass over the lanes, and
-the next process of this source can tell what of it was pushed, whenever this one is killed.
+A push of what was read takes all before some offset; the rest waits here until there is room. So the table says how far
+the lanes are filled, whenever this process is killed, and the next one goes on there.
 """
 
 from __future__ import annotations
@@ -23,21 +23,28 @@ from typing import Any
 import numpy as np
 
 from shardmem.errors import Backpressure, ConfigError, HandlerError, NotRunning, ShardmemError, Superseded
-from shardmem.memory.partition_table import PartitionTable
+from shardmem.memory.partition_table import NO_LIMIT, PartitionTable
 from shardmem.runtime.attachment import Marks
 from shardmem.runtime.columns import Origin
 from shardmem.runtime.producer import Producer
 from shardmem.settings import setting
-from shardmem.sources.contract import BrokerSource, BrokerUnavailable, Columns, Position, SourceError, topic_and_number
-from shardmem.sources.unfinished import Unfinished
+from shardmem.sources.contract import (
+    BrokerSource,
+    BrokerUnavailable,
+    Columns,
+    Position,
+    SourceError,
+    partition_of,
+    topic_and_number,
+)
 
-CALL = 4096  # events of one call of the producer
+ROOM = 0.02  # seconds that a push waits for room; none while something else waits for it already
 MARK = 0.1  # seconds between two marks of what has to be handled
 SLICE = 0.05  # the longest wait between two renewals of leases
 ASK = 5.0  # seconds that the broker has to say what was committed
 LEASE = 0.8  # of a session: its last part is for clocks that differ, and for the batch in hand
-ALWAYS = (1 << 63) - 1
-EARLIEST = 0
+NOTHING = 0  # committed
+NONE_KNOWN = np.empty(0, "u8")
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,9 @@ class OwnershipSettings:
 
 @dataclass
 class Held:
-    """A partition that is ours. pushed: all before it is in the lanes. safe: all before it was handled. known: what the
-    process before had pushed beyond `pushed`. read: the place behind what was read. marked: how far there are marks.
-    rest: what was read and found no room."""
+    """A partition that is ours. pushed: all before it is in the lanes. safe: all before it was handled. known: offsets
+    beyond `pushed` that the process before has put into the lanes. read: the place behind what was read. marked: how far
+    there are marks. rest: what was read and found no room."""
 
     partition: str
     number: int
@@ -74,28 +81,11 @@ class Held:
     pushed: int
     safe: int
     committed: int | None
-    known: InLanes
-    read: int = 0
-    marked: int = 0
+    known: np.ndarray
+    read: int
+    marked: int
     rest: Columns | None = None
     state: str = "owned"
-
-
-@dataclass(frozen=True)
-class InLanes:
-    """Offsets that a predecessor has pushed: all before `before` but those that are missing, and the others."""
-
-    before: int = 0
-    missing: np.ndarray = np.empty(0, "u8")
-    others: np.ndarray = np.empty(0, "u8")
-
-    @property
-    def end(self) -> int:
-        return max(self.before, 1 + int(self.others.max(initial=-1)) if len(self.others) else 0)
-
-    def has(self, offsets: np.ndarray) -> np.ndarray:
-        found: np.ndarray = (offsets < self.before) & ~np.isin(offsets, self.missing) | np.isin(offsets, self.others)
-        return found
 
 
 class Ownership:
@@ -108,25 +98,21 @@ class Ownership:
         producer: Producer,
         table: PartitionTable,
         settings: OwnershipSettings,
-        unfinished: Unfinished,
         *,
         engine: str,
-        slots: int,
-        partitions: int,
         log: logging.Logger,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """engine: what no other life of an engine is called. partitions: of the largest topic."""
+        """table: its count is set. engine: what no other life of an engine is called."""
         self._source, self._producer, self._table, self._settings = source, producer, table, settings
-        self._unfinished, self._engine, self._log, self._clock = unfinished, engine, log, clock
-        self._partitions, self._share = partitions, slots >> (partitions - 1).bit_length()
+        self._engine, self._log, self._clock = engine, log, clock
         self.held: dict[str, Held] = {}
         self.undecided: dict[str, None] = {}  # assigned; where they begin is not known yet
         self.waits_for: str | None = None
-        self.committed_at: float | None = None  # clock: when everything that was handled had last been committed
+        self.committed_at: float | None = None  # clock: when there was nothing more to commit
         self._marks: deque[tuple[Marks, list[tuple[Held, int]]]] = deque()
         self._in_lanes = producer.recover(table)
-        self._left = {row.partition: row.row for row in table.rows() if row.is_owned}  # a predecessor's
+        self._left = {partition_of(row.topic, row.number): row.row for row in table.rows() if row.state != "none"}
         self._opened = self._mark_due = self._commit_due = clock()
         self._fault: ShardmemError | None = None
         self._paused = False
@@ -136,10 +122,10 @@ class Ownership:
     def assigned(self, partitions: Sequence[str]) -> None:
         """Where they begin is found out by the next `step`."""
         self.lost([partition for partition in partitions if partition in self.held])  # it says nothing of the meantime
-        beyond = [name for name in partitions if topic_and_number(name)[1] >= self._partitions]
+        beyond = [name for name in partitions if topic_and_number(name)[1] >= self._table.count]
         if beyond:
             self._fault = self._fault or ConfigError(
-                f"{beyond[0]} is there, and slots were shared among {self._partitions} partitions: the topic has "
+                f"{beyond[0]} is there, and slots were shared among {self._table.count} partitions: the topic has "
                 "grown, and keys have moved between its partitions",
                 hint="Stop the engine, write `partitions = N` into [source], and run it again",
             )
@@ -151,15 +137,23 @@ class Ownership:
         """Returns when all that was pushed of them is handled and committed, or when it is too late for that."""
         self._give_up(partitions, min(deadline, self._clock() + self._settings.drain_timeout))
 
+    def lost(self, partitions: Iterable[str]) -> None:
+        gone = self._leaving(partitions)
+        self._end(gone)
+        if gone:
+            names = ", ".join(held.partition for held in gone)
+            self._log.warning("%s: lost to another owner; what is left of it here is passed over", names)
+
     def leave(self, deadline: float) -> bool:
-        """All of them; whether all that was pushed was handled."""
+        """Gives all of them up in good order; whether all that was pushed was handled."""
         return self._give_up([*self.held, *self.undecided, *self._left], deadline)
 
     def _give_up(self, partitions: Sequence[str], deadline: float) -> bool:
         going = self._leaving(partitions)
         for held in going:
-            held.state = "draining"
-        in_time = self._finish_pushing(going, deadline) and self._drain(going, deadline)
+            held.state, held.rest = "draining", None  # its next owner reads the rest
+            self._table.set_state(held.row, "draining")
+        in_time = self._drain(going, deadline)
         if not in_time:
             self._end(going)  # first: what is handled from here on is handled by the next owner
             names = ", ".join(held.partition for held in going)
@@ -169,24 +163,17 @@ class Ownership:
         self._end(held for held in going if held.partition in self.held)
         return in_time
 
-    def lost(self, partitions: Iterable[str]) -> None:
-        gone = self._leaving(partitions)
-        self._end(gone)
-        if gone:
-            names = ", ".join(held.partition for held in gone)
-            self._log.warning("%s: lost to another owner; what is left of it here is passed over", names)
-
     def _leaving(self, partitions: Iterable[str]) -> list[Held]:
-        for partition in partitions:
+        names = list(partitions)
+        for partition in names:
             self.undecided.pop(partition, None)
             if (row := self._left.pop(partition, None)) is not None:
                 self._table.end(row)
-        return [self.held[partition] for partition in partitions if partition in self.held]
+        return [self.held[partition] for partition in names if partition in self.held]
 
     def _end(self, gone: Iterable[Held]) -> None:
         for held in list(gone):
             self._table.end(held.row)
-            self._unfinished.clear(held.row)
             del self.held[held.partition]
 
     # ---- where a partition begins ------------------------------------------------------------------------------------
@@ -206,22 +193,22 @@ class Ownership:
 
     def _take_up(self, partition: str, committed: Position | None) -> None:
         topic, number = topic_and_number(partition)
-        row = self._table.row(topic, number)
+        row, known = self._table.row(topic, number), NONE_KNOWN
         if self._left.pop(partition, None) is not None and self._is_ours(committed, row):
             epoch, at, safe = self._table.resume(row), self._table.pushed(row), self._table.safe(row)
-            known = self._known(row, epoch, at)
+            self._table.set_state(row, "owned")
+            known = self._in_lanes.pop(row, NONE_KNOWN)
         else:
-            at = safe = committed.offset if committed is not None else EARLIEST
-            epoch, known = self._table.begin(row, at), InLanes()
-            self._unfinished.clear(row)
-        held = Held(partition, number, row, epoch, at, safe, committed and committed.offset, known, at, safe)
-        self.held[partition] = held
+            at = safe = committed.offset if committed is not None else NOTHING
+            epoch = self._table.begin(row, at)
+        done = None if committed is None else committed.offset
+        self.held[partition] = Held(partition, number, row, epoch, at, safe, done, known, at, safe)
         self._renew()
         if self._paused:
             self._source.pause([partition])
-        nowhere = committed is None and at == EARLIEST and not known.end
+        nowhere = committed is None and at == NOTHING and not len(known)
         self._source.start(partition, None if nowhere else at)
-        self._log.info("%s: from offset %s on, epoch %d", partition, "none" if nowhere else f"{at:,}", epoch)
+        self._log.info("%s: begins %s, epoch %d", partition, "as configured" if nowhere else f"at {at:,}", epoch)
 
     def _is_ours(self, committed: Position | None, row: int) -> bool:
         """Whether nobody else has committed since this engine pushed what is in its lanes. Who has only read it in the
@@ -230,91 +217,79 @@ class Ownership:
             return True
         return _who(committed.metadata) == self._engine and committed.offset <= self._table.pushed(row)
 
-    def _known(self, row: int, epoch: int, pushed: int) -> InLanes:
-        found = np.asarray(self._in_lanes.pop(row, ()), "u8")
-        block = self._unfinished.get(row)
-        if block is None or block.epoch != epoch or block.next <= pushed:
-            return InLanes(others=found[found >= pushed])
-        return InLanes(block.next, np.setdiff1d(block.left, found), found)
-
     def _end_left(self, but: Iterable[str] = ()) -> None:
-        """Partitions that a predecessor had, and that are not ours any more: workers are not to wait for them."""
-        for partition in set(self._left) - set(but) - self.undecided.keys():
+        """Partitions that the process before had, and that are not ours any more: workers are not to wait for them."""
+        for partition in sorted(self._left.keys() - set(but) - self.undecided.keys()):
             self._log.info("%s: is another's now; what is left of it here is passed over", partition)
             self._table.end(self._left.pop(partition))
 
     # ---- pushing -----------------------------------------------------------------------------------------------------
 
     def take(self, columns: Columns) -> int:
-        """Pushes what is ours; how many events were accepted now."""
+        """Pushes what is ours; how many events were accepted now. Raises ShardmemError."""
         held = self.held.get(columns.partition)
         if held is None:
             return 0  # it was read before it was taken from us
         if held.rest is not None:
             raise SourceError(f"the source handed over events of {held.partition} while it was paused")
-        if held.known.end:
-            new = np.flatnonzero(~held.known.has(columns.offsets))
-            if columns.next.offset >= held.known.end:
-                held.known = InLanes()
-            columns = columns.of(new)
         held.read = columns.next.offset
-        return self._push(held, columns)
+        if len(held.known):
+            new = np.flatnonzero(~np.isin(columns.offsets, held.known))
+            if columns.next.offset > held.known[-1]:
+                held.known = NONE_KNOWN
+            columns = columns.of(new)
+        return self._push(held, columns, 0.0 if self.is_full else ROOM)
 
-    def _push(self, held: Held, columns: Columns) -> int:
-        accepted = 0
-        for first in range(0, max(1, len(columns)), CALL):
-            is_last = first + CALL >= len(columns)
-            part = columns if first == 0 and is_last else columns.of(np.arange(first, min(first + CALL, len(columns))))
-            left = self._call(held, part) if len(part) else np.empty(0, "i8")
-            accepted += len(part) - len(left)
-            if len(left):
-                rest = np.concatenate([first + left, np.arange(first + len(part), len(columns))])
+    def _push(self, held: Held, columns: Columns, timeout: float) -> int:
+        left = self._call(held, columns, timeout) if len(columns) else 0
+        if left:
+            rest = np.arange(len(columns) - left, len(columns))
+            held.pushed = max(held.pushed, int(columns.offsets[rest[0]]))
+            if held.rest is None:
                 held.rest = columns.kept(rest)
-                self._unfinished.put(held.row, held.epoch, part.offsets[left], int(part.offsets[-1]) + 1)
                 self._source.pause([held.partition])
-                return accepted
-            held.pushed = columns.next.offset if is_last else int(part.offsets[-1]) + 1
-            self._table.set_pushed(held.row, held.pushed)
-        held.rest = None
-        return accepted
+            else:
+                held.rest = columns.of(rest)
+        else:
+            held.rest, held.pushed = None, columns.next.offset
+            self._table.set_pushed(held.row, held.pushed)  # behind the last event, too, where there are gaps
+        return len(columns) - left
 
-    def _call(self, held: Held, part: Columns) -> np.ndarray:
-        """The numbers of those that found no room. Raises ShardmemError."""
-        assert part.payloads is not None
+    def _call(self, held: Held, columns: Columns, timeout: float) -> int:
+        """How many found no room: the last ones. Raises ShardmemError."""
+        assert columns.payloads is not None
         try:
             self._producer.push_columns(
-                part.keys,
-                *part.payloads,
-                timeout=0,
-                origin=Origin(held.row, held.epoch, part.offsets),
-                timestamps=part.timestamps,
-                headers=part.headers,
-                missing=part.missing,
+                columns.keys,
+                *columns.payloads,
+                timeout=timeout,
+                origin=Origin(held.row, held.epoch, columns.offsets),
+                timestamps=columns.timestamps,
+                headers=columns.headers,
+                missing=columns.missing,
             )
         except Backpressure as error:
             if isinstance(error, NotRunning):
                 raise
-            return np.asarray(error.left)
+            return len(error.left)
         except ValueError as error:
             raise SourceError(f"{held.partition}: {error}") from None
-        return np.empty(0, "i8")
+        return 0
 
-    def _push_rests(self, those: Iterable[Held]) -> int:
-        accepted = 0
-        for held in list(those):
+    def _push_rests(self) -> int:
+        accepted, roomy = 0, []
+        for held in self.held.values():
             if held.rest is not None:
-                accepted += self._push(held, held.rest)
+                accepted += self._push(held, held.rest, 0.0)
+                roomy += [held.partition] if held.rest is None else []
+        if roomy and not self._paused:
+            self._source.resume(roomy)
         return accepted
 
-    def _finish_pushing(self, those: list[Held], deadline: float) -> bool:
-        """What was pushed in part has to be pushed wholly, or its next owner would repeat the part."""
-        while any(held.rest is not None for held in those):
-            self._push_rests(those)
-            self._renew()
-            if self._clock() >= deadline:
-                return False
-            self._wait()
-        return True
+    @property
+    def is_full(self) -> bool:
+        """Whether something that was read waits for room."""
+        return any(held.rest is not None for held in self.held.values())
 
     # ---- handled, committed ------------------------------------------------------------------------------------------
 
@@ -326,10 +301,7 @@ class Ownership:
         self._decide()
         if self._left and self._clock() - self._opened > self._source.session:
             self._end_left()
-        waiting = [held for held in self.held.values() if held.rest is not None]
-        accepted = self._push_rests(waiting)
-        if not self._paused and (roomy := [held.partition for held in waiting if held.rest is None]):
-            self._source.resume(roomy)
+        accepted = self._push_rests()
         self._look()
         if self._clock() >= self._mark_due:
             self._mark_due = self._clock() + min(MARK, self._settings.commit_interval / 2)
@@ -343,18 +315,6 @@ class Ownership:
         """How far everything was handled, now."""
         self._look()
         self._commit(list(self.held.values()))
-
-    @property
-    def is_full(self) -> bool:
-        """Whether something that was read waits for room."""
-        return any(held.rest is not None for held in self.held.values())
-
-    def pause(self, paused: bool) -> None:
-        self._paused = paused
-        if paused:
-            self._source.pause(list(self.held))
-        else:
-            self._source.resume([held.partition for held in self.held.values() if held.rest is None])
 
     def _mark(self) -> None:
         """Remembers where the lanes end now: when they have come to that, all that is pushed now was handled."""
@@ -375,12 +335,11 @@ class Ownership:
 
     def _commit(self, those: Sequence[Held]) -> None:
         """How far each was handled. Raises nothing that the broker may say: the next commit says more."""
-        behind = {held.partition: held.safe for held in those if held.safe != (held.committed or EARLIEST)}
+        behind = {held.partition: held.safe for held in those if held.safe != (held.committed or NOTHING)}
         if not behind:
             if all(held.safe == held.read for held in those):
                 self.committed_at = self._clock()  # there is nothing to commit
-            return
-        if self._write(behind):
+        elif self._write(behind):
             self.committed_at = self._clock()
             for held in those:
                 held.committed = behind.get(held.partition, held.committed)
@@ -400,68 +359,71 @@ class Ownership:
 
     def _drain(self, those: Sequence[Held], deadline: float) -> bool:
         """Whether all that was pushed of them was handled in time."""
-        slots = [slot for held in those for slot in self.slots_of(held.number)]
+        slots = [slot for held in those for slot in self._table.slots_of(held.number)]
         while slots:
             self._renew()
             try:
                 self._producer.flush(min(SLICE, max(0.0, deadline - self._clock())), slots=slots)
                 return True
-            except (TimeoutError, HandlerError) as error:
-                if self._clock() >= deadline:
-                    return False
-                if isinstance(error, HandlerError):  # its shard is tried again
-                    self._wait()
+            except TimeoutError:
+                pass
+            except HandlerError:  # its shard is tried again
+                time.sleep(SLICE)
+            if self._clock() >= deadline:
+                return False
         return True
 
-    def slots_of(self, number: int) -> range:
-        return range(number * self._share, (number + 1) * self._share)
-
     def _renew(self) -> None:
-        until = ALWAYS
+        until = NO_LIMIT
         if self._settings.fence:
             until = self._source.confirmed_ns() + int(LEASE * self._source.session * 1e9)
         self._table.renew([held.row for held in self.held.values()], until)
 
-    def _wait(self) -> None:
-        time.sleep(SLICE / 10)
-
     # ---- asked by people ---------------------------------------------------------------------------------------------
+
+    def pause(self, paused: bool) -> None:
+        self._paused = paused
+        if paused:
+            self._source.pause(list(self.held))
+        else:
+            self._source.resume([held.partition for held in self.held.values() if held.rest is None])
 
     def seek(self, partition: str, to: str | int) -> Position:
         """Goes on there when all that was pushed of it was handled. Raises SourceError: nothing has changed then."""
         held = self.held.get(partition)
         if held is None:
             raise SourceError(f"{partition} is not of this host; it has {', '.join(self.held) or 'none'}")
-        deadline = self._clock() + self._settings.drain_timeout
-        if not (self._finish_pushing([held], deadline) and self._drain([held], deadline)):
+        if not self._drain([held], self._clock() + self._settings.drain_timeout):
             raise SourceError(f"{partition} still has events in the lanes after {self._settings.drain_timeout:g} s")
         place = self._source.seek(partition, to)
-        self._table.end(held.row)
-        epoch, at = self._table.begin(held.row, place.offset), place.offset
-        self.held[partition] = Held(partition, held.number, held.row, epoch, at, at, at, InLanes(), at, at)
+        at, epoch = place.offset, self._table.begin(held.row, place.offset)
+        self.held[partition] = Held(partition, held.number, held.row, epoch, at, at, at, NONE_KNOWN, at, at)
         self._renew()
+        if held.rest is not None and not self._paused:
+            self._source.resume([partition])
         self._write({partition: at})
         return place
 
-    def rows(self) -> Mapping[str, Mapping[str, Any]]:
-        """For status."""
-        found: dict[str, Mapping[str, Any]] = {
-            held.partition: {
+    # ---- what can be seen of it --------------------------------------------------------------------------------------
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Of each partition; another thread may ask. behind: what was read and is not committed."""
+        waiting = {"offset": 0, "committed": None, "epoch": 0, "behind": 0, "state": "assigned"}
+        found = {partition: dict(waiting) for partition in list(self.undecided)}
+        for held in list(self.held.values()):
+            found[held.partition] = {
                 "offset": held.pushed,
                 "committed": held.committed,
                 "epoch": held.epoch,
-                "behind": held.read - (held.committed or held.read),
+                "behind": held.read - (held.read if held.committed is None else held.committed),
                 "state": "full" if held.state == "owned" and held.rest is not None else held.state,
             }
-            for held in list(self.held.values())
-        }
-        waiting = {"offset": 0, "committed": None, "epoch": 0, "behind": 0, "state": "assigned"}
-        return {**dict.fromkeys(list(self.undecided), waiting), **found}
+        return found
 
 
 def _who(metadata: str) -> str | None:
     try:
         said = json.loads(metadata)
-        return said.get("e") if isinstance(said, dict) else None
     except ValueError:
         return None
+    return said.get("e") if isinstance(said, dict) else None

@@ -508,8 +508,8 @@ def _sources(document: Status) -> Iterator[Finding]:
                 "warning",
                 "source_waits",
                 f"Source {name} waits for its broker: {source['waits_for']}",
-                "What it has pushed is handled meanwhile, and nothing is missed. Whether the broker can be reached from "
-                "here, `shardmem doctor engine.toml` says.",
+                "What it has pushed is handled meanwhile, and nothing is missed. `shardmem doctor engine.toml` says "
+                "whether the broker can be reached from here.",
             )
         elif _stands_still(source):
             yield finding(
