@@ -71,8 +71,8 @@ class OwnershipSettings:
 @dataclass
 class Held:
     """A partition that is ours. pushed: all before it is in the lanes. safe: all before it was handled. known: offsets
-    beyond `pushed` that the process before has put into the lanes. read: the place behind what was read. marked: how far
-    there are marks. rest: what was read and found no room."""
+    beyond `pushed` that the process before has put into the lanes. read: the place behind what was read. marked: how
+    far there are marks. rest: what was read and found no room."""
 
     partition: str
     number: int
@@ -415,7 +415,7 @@ class Ownership:
                 "offset": held.pushed,
                 "committed": held.committed,
                 "epoch": held.epoch,
-                "behind": held.read - (held.read if held.committed is None else held.committed),
+                "behind": held.read - (held.safe if held.committed is None else held.committed),
                 "state": "full" if held.state == "owned" and held.rest is not None else held.state,
             }
         return found

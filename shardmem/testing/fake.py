@@ -17,7 +17,7 @@ from shardmem.sources.kinds import EngineContext, Subscription, subscription_of
 from shardmem.testing.broker import FakeBroker, Membership, boottime_ns
 
 is_broker = True
-BEATS = 8  # heartbeats of a session
+BEATS, OFTEN = 8, 0.2  # heartbeats of a session, and the longest time between two
 PATIENCE = 60.0  # seconds that it may take to give partitions up
 LOOK = 0.005  # seconds between two looks at partitions that have nothing new
 
@@ -81,7 +81,7 @@ class FakeSource:
         self.topics, self.group, self.session = tuple(topics), group, session
         self._broker, self._instance, self._start, self._headers = broker, instance, start, headers
         self._lock = threading.Lock()  # no heartbeat while what is held changes
-        self._membership: Membership | None = None
+        self.membership: Membership | None = None
         self._held: set[str] = set()
         self._assigned: list[str] | None = None
         self._is_new = True  # it has not said what was assigned to this membership
@@ -138,13 +138,13 @@ class FakeSource:
         return found
 
     def commit(self, positions: Mapping[str, Position], sync: bool) -> None:
-        membership = self._membership
+        membership = self.membership
         try:
             if membership is None:
                 raise Superseded(f"the session of this member of group {self.group} is over")
             self._broker.commit(membership, positions)
         except Superseded:
-            self._membership = None  # it joins again within the next poll
+            self.membership = None  # it joins again within the next poll
             if sync:
                 raise
         except BrokerUnavailable:
@@ -155,9 +155,9 @@ class FakeSource:
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
-        if self._membership is not None:
+        if self.membership is not None:
             try:
-                self._broker.leave(self._membership)
+                self._broker.leave(self.membership)
             except BrokerUnavailable:
                 self._context.log.info("the broker hears of it when the session is over")
         self._broker.close()
@@ -183,32 +183,32 @@ class FakeSource:
 
     def _join(self) -> None:
         began = boottime_ns()
-        self._membership = self._broker.join(
+        self.membership = self._broker.join(
             self.group, self.topics, self.session, instance=self._instance, patience=PATIENCE
         )
         self._confirmed = began
         self._beat()
 
     def _beats(self) -> None:
-        while not self._over.wait(self.session / BEATS):
+        while not self._over.wait(min(OFTEN, self.session / BEATS)):
             self._beat()
         self._broker.close()
 
     def _beat(self) -> None:
         with self._lock:
-            if self._membership is None:
+            if self.membership is None:
                 return
             began = boottime_ns()
             try:
-                self._assigned = self._broker.heartbeat(self._membership, self._held)
+                self._assigned = self._broker.heartbeat(self.membership, self._held)
                 self._confirmed = began
             except Superseded:
-                self._membership = None
+                self.membership = None
             except BrokerUnavailable:
                 pass  # it may answer in time
 
     def _follow_group(self) -> None:
-        if self._membership is None:
+        if self.membership is None:
             self._forget(sorted(self._held), self._context.lost)
             self._assigned, self._is_new = None, True
             self._join()
