@@ -45,7 +45,8 @@ class Kind(Protocol):
     and of a broker those of OwnershipSettings. Values that are "$NAME" have become the variable.
     """
 
-    is_broker: bool
+    @property
+    def is_broker(self) -> bool: ...
 
     def settings_of(self, table: Mapping[str, Any], schema: Schema) -> Any:
         """Raises ConfigError with every fault; each begins with the name of the setting. Whatever else has to be

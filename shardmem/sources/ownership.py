@@ -277,7 +277,8 @@ class Ownership:
         return 0
 
     def _push_rests(self) -> int:
-        accepted, roomy = 0, []
+        accepted = 0
+        roomy: list[str] = []
         for held in self.held.values():
             if held.rest is not None:
                 accepted += self._push(held, held.rest, 0.0)

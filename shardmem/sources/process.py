@@ -130,7 +130,7 @@ class SourceProcess:
             orders.engine, settings.name, orders.directory, producer.schema, producer.largest, whole
         )
         source = settings.kind.open_source(settings.own, context)
-        options = {
+        options: dict[str, Any] = {
             "limits": Limits(max_bad=0 if settings.on_bad == "stop" else None, rate=settings.rate),
             "stop": self.stop,
             "rejected": rejected,

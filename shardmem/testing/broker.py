@@ -370,7 +370,7 @@ def _balanced(targets: Mapping[int, str | None], members: Sequence[str]) -> dict
         return dict.fromkeys(targets)
     least, more = divmod(len(targets), len(members))
     has: dict[str, list[int]] = {member: [] for member in members}
-    free = []
+    free: list[int] = []
     for number, target in targets.items():
         (has[target] if target in has else free).append(number)
     for member in sorted(members, key=lambda each: -len(has[each])):
