@@ -80,7 +80,11 @@ def test_without_a_commit_latest_begins_behind_what_is_there(bench, join):
 def test_what_comes_with_an_event_is_delivered_and_a_tombstone_is_none(bench, join):
     bench.create_topic("t", 1)
     bench.produce(
-        "t", 0, [(b"a", b"1"), (b"a", None), (b"", b"")], headers=[("trace", b"\x01"), ("none", None)], timestamp=1234567
+        "t",
+        0,
+        [(b"a", b"1"), (b"a", None), (b"", b"")],
+        headers=[("trace", b"\x01"), ("none", None)],
+        timestamp=1234567,
     )
     member = join(headers=True)
     member.until(lambda: len(member.payloads.get("t/0", [])) == 3)

@@ -36,9 +36,7 @@ class Member:
         self.columns: list[Columns] = []
         self.stop = threading.Event()
         source.open(
-            SourceContext(
-                logging.getLogger("test"), time.time, self.stop, self._assigned, self._revoking, self._lost
-            )
+            SourceContext(logging.getLogger("test"), time.time, self.stop, self._assigned, self._revoking, self._lost)
         )
 
     def _assigned(self, names: Sequence[str]) -> None:
@@ -195,4 +193,14 @@ def place(offset: int, metadata: str = "") -> Position:
     return Position(offset, metadata)
 
 
-__all__ = ["BROKERS", "KINDS", "BrokerBench", "FakeBench", "FileBench", "Member", "partition_of", "payloads_in", "place"]
+__all__ = [
+    "BROKERS",
+    "KINDS",
+    "BrokerBench",
+    "FakeBench",
+    "FileBench",
+    "Member",
+    "partition_of",
+    "payloads_in",
+    "place",
+]
