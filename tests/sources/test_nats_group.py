@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from shardmem.sources.nats.group import Displaced, Member, Membership, NotOwner, Partition, Record
+from shardmem.sources.nats.group import Displaced, Member, Membership, NotOwner, Partition, Place, Record
 
 SESSION = 10.0
 LEASE = 0.8 * SESSION  # how long workers obey what was confirmed
@@ -69,7 +69,7 @@ class Group(RuleBasedStateMachine):
     def commit(self, name, partition, offset):
         entry = self.record.partitions.get(partition, Partition())
         is_owner = entry.owner == name
-        assert is_owner == self.write(name, self.members[name].commit, {partition: (offset, "")})
+        assert is_owner == self.write(name, self.members[name].commit, {partition: Place(entry.epoch, offset, "")})
 
     @invariant()
     def no_two_hosts_handle_one_partition(self):
@@ -133,11 +133,11 @@ def test_a_process_of_the_same_name_takes_over_at_once_and_the_old_one_hears_of_
     old, new = member("a"), member("a", "2")
     record = change(Record(), old.step, 0.0, PARTITIONS)
     old.has_written()
-    record = change(record, old.commit, {PARTITIONS[0]: (7, "here")})
+    record = change(record, old.commit, {PARTITIONS[0]: Place(1, 7, "here")})
     record = change(record, new.step, 0.1, PARTITIONS)
 
     assert PARTITIONS == sorted(new.owned(record)) and Partition("a", 1, 7, "here") == record.partitions[PARTITIONS[0]]
-    for act in ((old.step, 0.2, PARTITIONS), (old.commit, {PARTITIONS[0]: (8, "")}), (old.leave,)):
+    for act in ((old.step, 0.2, PARTITIONS), (old.commit, {PARTITIONS[0]: Place(1, 8, "")}), (old.leave,)):
         with pytest.raises(Displaced):
             change(record, *act)
 
@@ -147,8 +147,19 @@ def test_a_commit_is_of_all_its_partitions_or_of_none():
     record = change(Record(), a.step, 0.0, PARTITIONS[:1])
     record = change(record, b.step, 0.0, PARTITIONS[:2])
     with pytest.raises(NotOwner, match="clicks/1"):
-        change(record, a.commit, {"clicks/0": (1, ""), "clicks/1": (1, "")})
+        change(record, a.commit, {"clicks/0": Place(1, 1, ""), "clicks/1": Place(1, 1, "")})
     assert record.partitions["clicks/0"].offset is None
+
+
+def test_what_was_handled_in_an_earlier_epoch_cannot_be_committed():
+    a, record = member("a"), Record()
+    for _ in range(2):
+        record = change(record, a.step, 0.0, PARTITIONS)
+        record = change(record, a.release, PARTITIONS[:1])
+    record = change(record, a.step, 0.0, PARTITIONS)
+    with pytest.raises(NotOwner):
+        change(record, a.commit, {PARTITIONS[0]: Place(2, 5, "")})
+    change(record, a.commit, {PARTITIONS[0]: Place(3, 5, "")})
 
 
 def test_what_is_no_record_is_an_error():

@@ -16,6 +16,7 @@ There is no input or output here: `Membership` turns a record and a time into th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -47,6 +48,14 @@ class Record(msgspec.Struct):
     def of_json(cls, data: bytes) -> Record:
         """Raises ValueError."""
         return msgspec.json.decode(data, type=cls)
+
+
+class Place(NamedTuple):
+    """What is committed of a partition. epoch: in which it was handled."""
+
+    epoch: int
+    offset: int
+    metadata: str
 
 
 class Displaced(Exception):
@@ -129,14 +138,14 @@ class Membership:
         """A step of ours is in the record."""
         self._has_joined = True
 
-    def commit(self, record: Record, positions: Mapping[str, tuple[int, str]]) -> None:
-        """(offset, metadata) by partition: all of them or none. Raises NotOwner, Displaced."""
+    def commit(self, record: Record, places: Mapping[str, Place]) -> None:
+        """All of them or none. Raises NotOwner, Displaced."""
         owned = self.owned(record)
-        for name in positions:
-            if name not in owned:
+        for name, place in places.items():
+            if owned.get(name) != place.epoch:
                 raise NotOwner(name)
-        for name, (offset, metadata) in positions.items():
-            record.partitions[name].offset, record.partitions[name].metadata = offset, metadata
+        for name, place in places.items():
+            record.partitions[name].offset, record.partitions[name].metadata = place.offset, place.metadata
 
     def release(self, record: Record, partitions: Iterable[str]) -> None:
         """Those of them that are ours are nobody's. Raises Displaced."""

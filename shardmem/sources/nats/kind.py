@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -30,7 +31,10 @@ def settings_of(table: Mapping[str, Any], schema: Schema) -> NatsSettings:
     """Raises ConfigError with every fault."""
     faults: list[str] = []
     _only(table, {"nats", *(each.name for each in fields(Subscription))}, "", faults)
-    subscription = subscription_of(table, faults)
+    subscription: Subscription = subscription_of(table, faults)
+    if subscription.group is not None and not re.fullmatch(r"[-/_=.A-Za-z0-9]+", subscription.group):
+        faults.append(f"group={subscription.group!r} is not usable: letters, digits and -/_=.")
+    faults += [f"topics: {name} has wildcards" for name in subscription.topics or () if re.search(r"[*>\s]", name)]
     own = table.get("nats", {})
     if not isinstance(own, Mapping):
         faults.append(f"nats={own!r} is not a table")

@@ -18,6 +18,10 @@ class LoopThread:
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
     def call(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
         """Raises TimeoutError; the work is cancelled then."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -32,11 +36,10 @@ class LoopThread:
 
     def close(self) -> None:
         """All work that is under way is cancelled."""
-        if self._thread.is_alive():
-            self.call(self._cancel(), 5.0)
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(5.0)
-            self._loop.close()
+        self.call(self._cancel(), 5.0)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5.0)
+        self._loop.close()
 
     async def _cancel(self) -> None:
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,24 +38,35 @@ class Message:
 
 
 class Reader:
-    """`run` is a task of the loop; all else may be called from it or from the source's thread, which is what `deque`
-    is for. at: the place behind what was read."""
+    """`run` is a task of the loop; all else is for the source's thread. at: the place behind what was read. end: of the
+    stream."""
 
     def __init__(
-        self, js: JetStreamContext, topic: Topic, number: int, at: int, arrived: Callable[[], None], log: logging.Logger
+        self,
+        js: JetStreamContext,
+        topic: Topic,
+        number: int,
+        at: int,
+        end: int,
+        arrived: Callable[[], None],
+        log: logging.Logger,
     ) -> None:
         self._js, self._topic, self._number, self._log = js, topic, number, log
-        self.at, self.is_paused = max(1, at), False
+        self.at = at
         self.messages: deque[Message] = deque()
-        self._arrived, self._pending, self._loop = arrived, 0, asyncio.get_running_loop()
+        self._pending = 0 if at >= end else None  # how many there are that were not read
+        self._counting = threading.Lock()
+        self._arrived, self._loop = arrived, asyncio.get_running_loop()
         self._has_room = asyncio.Event()
 
     @property
-    def lag(self) -> int:
-        return self._pending + len(self.messages)
+    def lag(self) -> int | None:
+        with self._counting:
+            return None if self._pending is None else self._pending + len(self.messages)
 
     def take(self, most: int) -> list[Message]:
-        taken = [self.messages.popleft() for _ in range(min(most, len(self.messages)))]
+        with self._counting:
+            taken = [self.messages.popleft() for _ in range(min(most, len(self.messages)))]
         self._loop.call_soon_threadsafe(self._has_room.set)
         return taken
 
@@ -76,7 +88,7 @@ class Reader:
         config = ConsumerConfig(
             filter_subjects=self._topic.filters(self._number),
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-            opt_start_seq=self.at,
+            opt_start_seq=max(1, self.at),
             ack_policy=AckPolicy.NONE,
             inactive_threshold=UNUSED,
             mem_storage=True,
@@ -110,14 +122,19 @@ class Reader:
                 await self._js.delete_consumer(stream, made.name)
 
     def _keep(self, messages: Sequence[Msg], delivered: int) -> bool:
+        """Whether they are the next ones; those before a gap are."""
+        kept, left = [], self._pending
         for expected, message in enumerate(messages, delivered + 1):
-            offset, number, nanoseconds, self._pending = _place_of(message)
+            offset, number, nanoseconds, pending = _place_of(message)
             if number != expected:
-                return False
-            self.messages.append(Message(offset, nanoseconds // 1_000_000, message))
-            self.at = offset + 1
+                break
+            kept.append(Message(offset, nanoseconds // 1_000_000, message))
+            self.at, left = offset + 1, pending
+        with self._counting:
+            self.messages.extend(kept)
+            self._pending = left
         self._arrived()
-        return True
+        return len(kept) == len(messages)
 
 
 def _place_of(message: Msg) -> tuple[int, int, int, int]:

@@ -35,14 +35,14 @@ from shardmem.sources.contract import (
 )
 from shardmem.sources.kinds import Subscription
 from shardmem.sources.nats.columns import columns_of
-from shardmem.sources.nats.group import Displaced, Membership, NotOwner, Record
+from shardmem.sources.nats.group import Displaced, Membership, NotOwner, Place, Record
 from shardmem.sources.nats.loop import LoopThread
 from shardmem.sources.nats.members import GroupRecord
 from shardmem.sources.nats.reader import Reader
 from shardmem.sources.nats.settings import NatsTable
 from shardmem.sources.nats.topics import Topic, topic_of
 
-BEATS = 5  # in a session
+BEATS, OFTEN = 5, 0.5  # of a session, and the longest time between two
 REVOKE = 600.0  # seconds to give a partition up; the runner has a shorter limit
 ANSWER = 5.0  # seconds for the server to answer
 
@@ -76,7 +76,7 @@ class NatsSource:
         self._ours: dict[str, int] | None = None  # as the runner was told
         self._readers: dict[str, tuple[Reader, Future[None]]] = {}
         self._paused: set[str] = set()
-        self._advice: dict[str, Position] = {}
+        self._advice: dict[str, Place] = {}
         self._confirmed, self._turn = 0, 0
         self._fault: SourceError | None = None
         self._refusal: str | None = None  # the last one, of the server or the network
@@ -89,10 +89,13 @@ class NatsSource:
         self._loop.start(self._live())
 
     def partition_counts(self, timeout: float) -> Mapping[str, int]:
+        deadline = time.monotonic() + timeout
         with self._news:
-            if not self._news.wait_for(lambda: self._fault or len(self._found) == len(self.topics), timeout):
+            if not self._news.wait_for(lambda: self._fault or self._record, timeout):
                 raise BrokerUnavailable(f"NATS at {self._servers}: {self._refusal or 'no answer'}")
         self._raise_fault()
+        with self._answers("streams cannot be looked at"):
+            self._loop.call(self._look(), max(0.0, deadline - time.monotonic()))
         return {name: self._found[name].count for name in self.topics}
 
     def committed(self, partitions: Sequence[str], timeout: float) -> Mapping[str, Position | None]:
@@ -126,7 +129,7 @@ class NatsSource:
         )
 
     def pause(self, partitions: Sequence[str]) -> None:
-        self._paused.update(partitions)
+        self._paused |= set(partitions) & (self._ours or {}).keys()
 
     def resume(self, partitions: Sequence[str]) -> None:
         self._paused.difference_update(partitions)
@@ -134,29 +137,34 @@ class NatsSource:
     def seek(self, partition: str, to: str | int) -> Position:
         if partition not in self._readers:
             raise SourceError(f"{partition} is not one of the partitions that are read here")
-        if isinstance(to, str) and to not in ("start", "end"):
+        at = {"start": "earliest", "end": "latest"}.get(to) if isinstance(to, str) else to
+        if at is None:
             raise SourceError(f"{to!r} is neither start nor end nor an offset")
-        return Position(self._begin(partition, {"start": "earliest", "end": "latest"}.get(str(to), to)))
+        return Position(self._begin(partition, at))
 
     def lag(self) -> Mapping[str, int | None]:
         return {name: reader.lag for name, (reader, _) in list(self._readers.items())}
 
     def commit(self, positions: Mapping[str, Position], sync: bool) -> None:
+        ours = self._ours or {}
+        places = {name: Place(ours.get(name, 0), place.offset, place.metadata) for name, place in positions.items()}
         if not sync:
             with self._news:
-                self._advice.update(positions)
+                self._advice.update(places)
             return
         with self._answers("what was handled cannot be committed"):
-            self._loop.call(self._change(lambda record: self._put(record, positions)), ANSWER)
+            self._loop.call(self._change(lambda record: self._membership.commit(record, places)), ANSWER)
 
     def confirmed_ns(self) -> int:
         return self._confirmed
 
     def close(self, drained: bool) -> None:
         """The partitions are free at once. If the server cannot be told, they are so after a session."""
-        with contextlib.suppress(Exception):
-            self._loop.call(self._leave(), ANSWER)
-        self._loop.close()
+        if self._loop.is_running:
+            self._stop(list(self._readers))
+            with contextlib.suppress(Exception):
+                self._loop.call(self._leave(), ANSWER)
+            self._loop.close()
 
     # ---- what the runner is told -------------------------------------------------------------------------------------
 
@@ -180,7 +188,7 @@ class NatsSource:
             self._context.revoking(going, time.monotonic() + REVOKE)
             self._stop(going)
             self._ours = {name: epoch for name, epoch in self._ours.items() if name not in going}
-            with self._answers("partitions cannot be given up"):
+            with contextlib.suppress(SourceError, Superseded), self._answers("partitions cannot be given up"):
                 self._loop.call(self._change(lambda record: self._membership.release(record, going)), ANSWER)
 
     def _raise_fault(self) -> None:
@@ -200,23 +208,27 @@ class NatsSource:
         return None
 
     def _begin(self, partition: str, at: int | str) -> int:
-        self._stop([partition])
         topic, number = topic_and_number(partition)
         with self._answers(f"{partition} cannot be read"):
             reader = self._loop.call(self._reader(self._found[topic], number, at), ANSWER)
+        if partition in self._readers:
+            self._readers[partition][1].cancel()
         self._readers[partition] = reader, self._loop.start(reader.run())
         return reader.at
 
     async def _reader(self, topic: Topic, number: int, at: int | str) -> Reader:
         js = self._client.jetstream(timeout=ANSWER)
         state = (await js.stream_info(topic.stream)).state
-        place = {"earliest": state.first_seq, "latest": state.last_seq + 1}[at] if isinstance(at, str) else at
+        end = state.last_seq + 1
+        place = {"earliest": 0, "latest": end}[at] if isinstance(at, str) else at
+        if not 0 <= place <= end:
+            raise SourceError(f"stream {topic.stream} ends at offset {end:,}; there is no place {place:,} in it")
         if 0 < place < state.first_seq:
             self._context.log.warning(
                 "%s/%d begins at offset %d, and the stream has removed all before %d; what was not handled is lost",
                 *(topic.name, number, place, state.first_seq),
             )
-        return Reader(js, topic, number, place, self._arrived, self._context.log)
+        return Reader(js, topic, number, place, end, self._arrived, self._context.log)
 
     def _stop(self, partitions: Iterable[str]) -> None:
         for name in partitions:
@@ -245,7 +257,9 @@ class NatsSource:
                 self._fail(error if isinstance(error, SourceError) else self._displaced())
             except (nats.errors.Error, nats.js.errors.Error, asyncio.TimeoutError, OSError) as error:
                 self._refuse(error)
-            await asyncio.sleep(max(0.05, began + self.session / BEATS - time.monotonic()) if self._record else 0.2)
+            await asyncio.sleep(
+                max(0.05, began + min(OFTEN, self.session / BEATS) - time.monotonic()) if self._record else 0.2
+            )
 
     async def _connect(self) -> None:
         settings = self._settings
@@ -296,7 +310,8 @@ class NatsSource:
         def step(record: Record) -> None:
             self._membership.step(record, time.monotonic(), partitions)
             owned = self._membership.owned(record)
-            self._put(record, {name: place for name, place in advice.items() if name in owned})
+            ours = {name: place for name, place in advice.items() if owned.get(name) == place.epoch}
+            self._membership.commit(record, ours)
 
         await self._change(step)
         self._membership.has_written()
@@ -310,13 +325,12 @@ class NatsSource:
             self._written, self._owned, self._surplus, self._confirmed = record, owned, surplus, began
             self._news.notify_all()
 
-    def _put(self, record: Record, positions: Mapping[str, Position]) -> None:
-        self._membership.commit(record, {name: (place.offset, place.metadata) for name, place in positions.items()})
-
     async def _leave(self) -> None:
-        if self._record is not None:
-            await self._record.change(self._membership.leave)
-        await self._client.close()
+        try:
+            if self._record is not None:
+                await asyncio.wait_for(self._record.change(self._membership.leave), ANSWER / 2)
+        finally:
+            await self._client.close()
 
     # ---- what goes wrong ---------------------------------------------------------------------------------------------
 
