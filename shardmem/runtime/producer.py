@@ -111,7 +111,7 @@ class Producer:
         self._sample_every, self._sampled = sample_every, 0
         self._interrupted = False
         self._idle_cursors: list[sm_cursor] = []  # 16 KiB each: making one costs as much as pushing a hundred events
-        self._fast = Pusher(self._push_slow)
+        self._fast = Pusher(self.push)  # what is not plain, and mistakes, which name `push` then
         self._attached = Attachment(engine, wait, reconnect, seat, self._sit, self._fast.detach)
         self.schema = self._attached.schema
         if not self.schema.is_records:
@@ -130,9 +130,6 @@ class Producer:
         key: int (-2**63 to 2**64-1), str, bytes, or None for no order. payload: bytes-like, or None for a tombstone.
         Raises Backpressure, NotRunning, HandlerError (its shard has failed), OutOfMemory, TypeError, ValueError.
         """
-        return self._push_slow(key, payload, timeout)
-
-    def _push_slow(self, key: Any, payload: Any, timeout: float | None = DEFAULT) -> bool:
         return finish(self._push_steps(key, payload, timeout))
 
     def _push_steps(self, key: Any, payload: Any, timeout: float | None) -> Steps[bool]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from shardmem.errors import AlreadyRunning, NotRunning, SegmentCorrupt
+from shardmem.errors import AlreadyRunning, NotRunning, SegmentCorrupt, TooManyProducers
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
@@ -261,8 +262,11 @@ def take_seat(control: ControlSegment) -> tuple[int, list[lease.Lease]]:
         held = lease.Lease.take(control.segment, lease.seat_byte(seat))
         if held is not None:
             return seat, [held]
-    raise AlreadyRunning(
-        f"engine {control.engine!r} has {control.max_producers} producers, all alive; close one or raise max_producers"
+    pids = Counter(control.view_seat(seat).pid for seat in range(control.max_producers))
+    holders = ", ".join(f"pid {pid} has {count}" for pid, count in pids.most_common(3))
+    raise TooManyProducers(
+        f"engine {control.engine!r} has {control.max_producers} producers, all alive: {holders}",
+        hint="Make one producer for each process and share it among threads; or raise max_producers and run it again",
     )
 
 
