@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
+from datetime import datetime
 from typing import Any
 
 from rich import box
@@ -11,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from shardmem.client.engines import EngineLine
 from shardmem.status.document import (
     Accounting,
     Finding,
@@ -97,13 +99,41 @@ def status(document: Status) -> Group:
     return Group(*parts)
 
 
+def engines(found: list[EngineLine]) -> str:
+    """A line for each engine, and below it what is wrong with it."""
+    heads = ("engine", "state", "shards", "rate/s", "in flight", "verdict")
+    rows, notes = [], []
+    for each in cleaned(found):
+        figures = [
+            "-" if value is None else count(value) for value in (each["shards"], each["rate"], each["in_flight"])
+        ]
+        rows.append([each["name"], each["state"], *figures, each["verdict"]])
+        notes.append([each["error"]] if each["error"] else each["findings"])
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    lines = []
+    for row, below in zip([list(heads), *rows], [[], *notes]):
+        cells = [
+            cell.rjust(width) if 2 <= column <= 4 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths))
+        ]
+        lines.append("  ".join(cells).rstrip())
+        lines += [
+            line
+            for note in below
+            for line in textwrap.wrap(note, 78, initial_indent="    ", subsequent_indent="      ")
+        ]
+    return "\n".join(lines)
+
+
 def source_line(source: SourceStatus) -> str:
     """source file: running, 3 events, 1 record skipped, committed 0.5 s ago."""
     parts = [f"source {source['name']}: {source['state']}", plural(source["events"], "event")]
     parts += [f"{plural(source['skipped'], 'record')} skipped"] if source["skipped"] else []
     parts += [f"{source['lag_bytes']:,} bytes behind"] if source["lag_bytes"] else []
+    parts += [f"{plural(source['lag_events'], 'event')} behind"] if source["lag_events"] else []
     age = source["last_commit_age_s"]
     parts += [f"committed {age:.3g} s ago"] if age is not None else []
+    parts += [f"waits: {printable(source['waits_for'])}"] if source["waits_for"] else []
     parts += [printable(source["error"])] if source["error"] else []
     return ", ".join(parts)
 
@@ -114,23 +144,26 @@ def source_lines(sources: list[SourceStatus]) -> list[str]:
     for source in sources:
         found.append(source_line(source))
         found += [f"  {plural(number, 'record')} skipped: {reason}" for reason, number in source["reasons"].items()]
-        found += [
-            f"  {printable(name)}: byte {place['offset']:,}" + (f", {place['at']}" if place["at"] else "")
-            for name, place in source["partitions"].items()
-        ]
+        for name, place in source["partitions"].items():
+            parts = [f"{'byte' if source['group'] is None else 'offset'} {place['offset']:,}"]
+            parts += [place["at"]] if place["at"] else []
+            if source["group"] is not None:
+                committed = "nothing" if place["committed"] is None else f"{place['committed']:,}"
+                parts += [f"committed {committed}", place["state"]]
+            found.append(f"  {printable(name)}: " + ", ".join(parts))
     return found
 
 
 def lag_lines(sources: list[SourceStatus]) -> list[str]:
     found = []
     for source in sources:
-        total = "not known" if source["lag_bytes"] is None else f"{source['lag_bytes']:,} bytes"
+        what, total = ("bytes", source["lag_bytes"]) if source["group"] is None else ("events", source["lag_events"])
+        behind = "not known" if total is None else f"{total:,} {what}"
         age = source["last_commit_age_s"]
-        found.append(f"source {source['name']}: {total}" + (f", committed {age:.3g} s ago" if age is not None else ""))
-        found += [
-            f"  {printable(name)}: {'not known' if place['lag'] is None else format(place['lag'], ',') + ' bytes'}"
-            for name, place in source["partitions"].items()
-        ]
+        found.append(f"source {source['name']}: {behind}" + (f", committed {age:.3g} s ago" if age is not None else ""))
+        for name, place in source["partitions"].items():
+            unread = "not known" if place["lag"] is None else f"{place['lag']:,} {what}"
+            found.append(f"  {printable(name)}: {unread}")
     return found
 
 
@@ -227,6 +260,18 @@ def happened(each: HistoryEntry) -> str:
     """An entry of `history`, with the time of day here."""
     where = f"shard {each['shard']}: " if each["shard"] is not None else ""
     return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{each['text']}"
+
+
+def log_line(record: dict[str, Any]) -> str:
+    """A record of the log, with the time of day here; what it brings with it is indented, as in the log itself."""
+    try:
+        at = datetime.fromisoformat(str(record.get("ts"))).astimezone().strftime("%m-%d %H:%M:%S.%f")[:-3]
+    except ValueError:
+        at = "?"
+    shard, life = record.get("shard"), record.get("incarnation")
+    who = "supervisor" if shard is None else f"shard {shard}"
+    text = "\n".join(str(record[key]) for key in ("message", "exception") if record.get(key)).replace("\n", "\n    ")
+    return f"{at} {who}{'' if life is None else f'/{life}'} {str(record.get('level')).upper()} {text}"
 
 
 def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:

@@ -111,7 +111,7 @@ class Producer:
         self._sample_every, self._sampled = sample_every, 0
         self._interrupted = False
         self._idle_cursors: list[sm_cursor] = []  # 16 KiB each: making one costs as much as pushing a hundred events
-        self._fast = Pusher(self._push_slow)
+        self._fast = Pusher(self.push)  # what is not plain, and mistakes, which name `push` then
         self._attached = Attachment(engine, wait, reconnect, seat, self._sit, self._fast.detach)
         self.schema = self._attached.schema
         if not self.schema.is_records:
@@ -130,9 +130,6 @@ class Producer:
         key: int (-2**63 to 2**64-1), str, bytes, or None for no order. payload: bytes-like, or None for a tombstone.
         Raises Backpressure, NotRunning, HandlerError (its shard has failed), OutOfMemory, TypeError, ValueError.
         """
-        return self._push_slow(key, payload, timeout)
-
-    def _push_slow(self, key: Any, payload: Any, timeout: float | None = DEFAULT) -> bool:
         return finish(self._push_steps(key, payload, timeout))
 
     def _push_steps(self, key: Any, payload: Any, timeout: float | None) -> Steps[bool]:
@@ -244,7 +241,7 @@ class Producer:
         data: one bytes-like. offsets: integer array of shape (n + 1,), payload i is `data[offsets[i]:offsets[i + 1]]`;
         or of shape (n, 2), a start and an end for each: then there may be bytes between them that are nobody's. So too
         of keys. Raises what `push` raises; `Backpressure.rest` is `(keys, data, offsets)` of what was not accepted, and
-        `.left` says which events those are.
+        `.left` says which events those are; with an origin `.rest` is None, and they do not count as refused.
 
         origin: the partition that they come from; their slots go by it, and workers pass over them when it is
         another's. Of one partition one thread at a time pushes, and what is accepted is always all before some offset.
@@ -287,12 +284,13 @@ class Producer:
             if status == lib.SM_SUPERSEDED:
                 raise _superseded(given.extras.origin)
             if call is None:
-                call = Call(self, timeout)
+                call = Call(self, timeout, keeps=given.extras.origin is not None)
             if (yield from call.mend(status, cursor.shard, lambda: given.rest(left_of(cursor, offered)))):
                 continue
             if not call.skips:
-                rest, left = given.rest(left_of(cursor, offered))
-                return call.give_up(offered, left, rest, cursor.shard)
+                left = left_of(cursor, offered)
+                rest = None if call.keeps else given.rest(left)[0]
+                return call.give_up(offered, len(left), rest, cursor.shard)
             full = int(cursor.chunk) + pending(cursor)
             kept = call.sampled(len(full))
             call.dropped(len(full) - len(kept))

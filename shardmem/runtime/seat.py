@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from shardmem.errors import AlreadyRunning, NotRunning, SegmentCorrupt
+from shardmem.errors import AlreadyRunning, NotRunning, SegmentCorrupt, TooManyProducers
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
@@ -69,6 +70,8 @@ class Seat:
         self._lanes: list[tuple[InboxSegment, tuple[int, ...]]] = []  # every lane, and its counts before
         self._refused_before = refused_by_reason(control.view_seat(self.number))
         self._opening = threading.Lock()
+        if name is not None:
+            self._open_lanes_before()
 
     @classmethod
     def at(cls, engine: str, name: str | None = None, wait: float = 0.0) -> Seat:
@@ -153,6 +156,18 @@ class Seat:
                 self._ended.append(known)
             self.inboxes[shard] = inbox
             self._lanes.append((inbox, before))
+
+    def _open_lanes_before(self) -> None:
+        """Those that the last holder of this name had: what is left in them is waited for, too."""
+        for shard in self.control.known_shards():
+            try:
+                inbox = self.control.open_inbox(shard)
+            except NotRunning:
+                continue  # it ended, with empty lanes
+            has_lane = any(lane.seat == self.number and not lane.broken for lane in inbox.lanes())
+            inbox.close()
+            if has_lane:
+                self.open_lane(shard)
 
     def _find_inbox(self, shard: int, generation: int) -> InboxSegment | None:
         """None: the shard ended since, and its events go elsewhere by now."""
@@ -245,8 +260,11 @@ def take_seat(control: ControlSegment) -> tuple[int, list[lease.Lease]]:
         held = lease.Lease.take(control.segment, lease.seat_byte(seat))
         if held is not None:
             return seat, [held]
-    raise AlreadyRunning(
-        f"engine {control.engine!r} has {control.max_producers} producers, all alive; close one or raise max_producers"
+    pids = Counter(control.view_seat(seat).pid for seat in range(control.max_producers))
+    holders = ", ".join(f"pid {pid} has {count}" for pid, count in pids.most_common(3))
+    raise TooManyProducers(
+        f"engine {control.engine!r} has {control.max_producers} producers, all alive: {holders}",
+        hint="Make one producer for each process and share it among threads; or raise max_producers and run it again",
     )
 
 
