@@ -1,5 +1,5 @@
-"""The partition table between two hosts: a source that takes a partition up, pushes, dies, loses it and gets it back; the
-worker of its lane; the broker, which gives the partition to one host after the other.
+"""The partition table between two hosts: a source that takes a partition up, pushes, dies, loses it and gets it back;
+the workers of its lanes; the broker, which gives the partition to one host after the other.
 
 Claimed, for every order of steps with a death of the source between any two of its steps, a worker that is slow by any
 amount, and a host that is frozen while another takes its partition:
@@ -7,14 +7,14 @@ amount, and a host that is frozen while another takes its partition:
 * no event is lost: each is handled here or behind what the other host begins at;
 * no event is pushed twice in one epoch, though the source is killed in the middle of pushing several lanes;
 * nothing of an epoch that is over is taken by a worker once it was told (the batch in hand goes on);
-* nothing is taken after the lease is over: with a frozen source, at most the batch in hand is handled after the other host
-  has begun;
+* nothing is taken after the lease is over: with a frozen source, at most the batch in hand is handled after the other
+  host has begun;
 * from every state the partition is pushed and handled to its end.
 
-Modelled: one partition of a few offsets, two lanes (a push of two offsets goes to both), one worker for each. A push is:
-say where it begins in the seat, publish lane by lane, say how far it is pushed. Time is in steps: the lease is over, or it
-is not; the broker gives the partition to the other host only after the session, which is longer than the lease.
-The other host begins at what is committed: the lowest offset not handled.
+Modelled: one partition of a few offsets, two lanes (a push of two offsets goes to both), one worker for each. A push
+is: say where it begins in the seat, publish lane by lane, say how far it is pushed. Time is in steps: the lease is
+over, or it is not; the broker gives the partition to the other host only after the session, which is longer than the
+lease. The other host begins at what is committed: the lowest offset not handled.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ DEAD = None
 
 
 class Source(NamedTuple):
-    """epoch: that it pushes with. at: the next offset. there: of a killed one's last push, in the lanes already. todo: lanes
-    that this push still has to publish; none while it is between two pushes."""
+    """epoch: that it pushes with. at: the next offset. there: of a killed one's last push, in the lanes already. todo:
+    what this push still has to publish; nothing while it is between two pushes."""
 
     epoch: int
     at: int
