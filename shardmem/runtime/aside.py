@@ -44,11 +44,13 @@ class Aside:
         """Rows of the batch in hand, and why. Where they lie, for the reader to set them aside. Raises BufferError if a
         frame has changed."""
         rows = sorted(failures)
-        work = Batch(self._control.schema, self._control.slots, self._shard, batch, self._scratch)
+        control = self._control
+        work = Batch(control.schema, control.slots, self._shard, batch, self._scratch, control.partitions)
         records = self._control.schema.is_records
         keys = work.keys.tolist() if records and work.keys is not None else work.keys
         payloads = _rows_of(work, self._control.schema.geometry()["row_bytes"]) if records else work.payloads
         sequences, slots = work.sequences.tolist(), work.slots.tolist()
+        came_with = {row: work.came_with(row) for row in rows}
         work._end()
         places, generation = self._reader.rows_in_hand(rows), self._control.view_shard(self._shard).generation
         schema, entries = self._control.schema.describe(), []
@@ -67,6 +69,7 @@ class Aside:
                     key=keys[row] if keys is not None else None,
                     payload=payloads[row],
                     schema=schema,
+                    came_with=came_with[row],
                 )
             )
         self._quarantine.add(*entries)
@@ -85,7 +88,15 @@ class Aside:
             return None
         control = self._control
         made = Batch.of_event(
-            control.schema, control.slots, self._shard, event.key, event.payload, event.seat, event.sequence
+            control.schema,
+            control.slots,
+            self._shard,
+            event.key,
+            event.payload,
+            event.seat,
+            event.sequence,
+            event.slot,
+            event.came_with,
         )
         return event, made
 
