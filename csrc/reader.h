@@ -135,7 +135,6 @@ int sm_refresh_tail(sm_reader *r, sm_end *e);
 void sm_slots_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count);
 void sm_hashes_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count);
 int sm_entries_hold(const sm_span *span);
-void sm_set_done(sm_frame *shared, uint32_t first, uint32_t count);
 int sm_advance_head(sm_reader *r, sm_end *e);
 void sm_release(sm_end *e);
 int sm_give_up(sm_end *e);
@@ -151,6 +150,7 @@ int sm_is_unleased(const sm_end *e);
 int sm_shed_lost(sm_reader *r, sm_end *e, const sm_frame *f);
 
 /* aside.c */
+void sm_set_done(sm_frame *shared, uint32_t first, uint32_t count);
 int sm_set_run_aside(sm_reader *r, sm_end *e, uint64_t position, uint32_t row, uint32_t count, uint32_t why);
 void sm_finish_aside(sm_reader *r, sm_end *e);
 
