@@ -118,6 +118,7 @@ def examine(host: Host, plan: Plan, leftovers: Iterable[Leftover]) -> list[Check
     """Every check, in the order in which things would fail."""
     return [
         versions(),
+        *judged_for(host),
         *kernel(host),
         *shared_memory(host, plan),
         memory_group(host, plan),
@@ -507,6 +508,11 @@ def versions() -> Check:
         f"{platform.python_version()}, numpy {np.__version__}, Linux "
         f"{os.uname().release} {os.uname().machine}",
     )
+
+
+def judged_for(host: Host) -> Iterator[Check]:
+    if host.about:
+        yield Check("user", INFO, host.about)
 
 
 def stale(leftovers: Iterable[Leftover]) -> Iterator[Check]:

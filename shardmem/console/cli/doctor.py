@@ -30,12 +30,12 @@ def doctor(target: str | None, as_json: bool) -> None:
 
     if target is not None and not target.endswith(".toml") and ":" not in target:
         control = ControlSegment.attach(target)
-        plan = Plan.of_engine(control)
+        plan, host = Plan.of_engine(control), Host.of_engine(control)
         control.close()
     else:
         config, _ = configured(target, {"name": None} if target else {"name": "engine", "handler": "none:none"})
-        plan = Plan.of_config(config)
-    places = Places()
+        plan, host = Plan.of_config(config), Host()
+    places = Places(host.sockets, host.uid)
     engines, others = census(places)
     held = {
         facts.name: sum(inbox.file.bytes for inbox in facts.inboxes) + facts.control.bytes
@@ -43,7 +43,7 @@ def doctor(target: str | None, as_json: bool) -> None:
         if facts.control
     }
     leftovers = [*(each for facts in engines for each in judge(facts, places.uid)), *others]
-    checks = examine(Host(), replace(plan, held=held.get(plan.name, 0)), leftovers)
+    checks = examine(host, replace(plan, held=held.get(plan.name, 0)), leftovers)
     if as_json:
         click.echo(
             json.dumps(
