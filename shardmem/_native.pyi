@@ -43,6 +43,7 @@ class sm_geometry(CData):
     schema: Characters
     name: Characters
     def __getitem__(self, at: int) -> sm_geometry: ...
+    def __setitem__(self, at: int, value: sm_geometry) -> None: ...
 
 class sm_sender(CData): ...
 
@@ -54,6 +55,7 @@ class sm_cursor(CData):
     shard: int
     pending: Integers
     def __getitem__(self, at: int) -> sm_cursor: ...
+    def __setitem__(self, at: int, value: sm_cursor) -> None: ...
 
 class sm_columns(CData):
     n: int
@@ -70,6 +72,7 @@ class sm_columns(CData):
     data_bytes: int
     key_bytes: int
     def __getitem__(self, at: int) -> sm_columns: ...
+    def __setitem__(self, at: int, value: sm_columns) -> None: ...
 
 class sm_reader(CData): ...
 
@@ -86,6 +89,7 @@ class sm_span(CData):
     bytes_length: int
     seat: int
     def __getitem__(self, at: int) -> sm_span: ...
+    def __setitem__(self, at: int, value: sm_span) -> None: ...
 
 class sm_batch(CData):
     rows: int
@@ -96,6 +100,7 @@ class sm_batch(CData):
     suspected: int
     span: sm_span
     def __getitem__(self, at: int) -> sm_batch: ...
+    def __setitem__(self, at: int, value: sm_batch) -> None: ...
 
 class sm_range(CData):
     position: int
@@ -105,6 +110,7 @@ class sm_range(CData):
     to_row: int
     rejected: int
     def __getitem__(self, at: int) -> sm_range: ...
+    def __setitem__(self, at: int, value: sm_range) -> None: ...
 
 class sm_trial_view(CData):
     position: int
@@ -117,6 +123,7 @@ class sm_trial_view(CData):
     row: int
     tries: int
     def __getitem__(self, at: int) -> sm_trial_view: ...
+    def __setitem__(self, at: int, value: sm_trial_view) -> None: ...
 
 class sm_engine_view(CData):
     incarnation: int
@@ -126,6 +133,7 @@ class sm_engine_view(CData):
     pid: int
     state: int
     def __getitem__(self, at: int) -> sm_engine_view: ...
+    def __setitem__(self, at: int, value: sm_engine_view) -> None: ...
 
 class sm_seat_view(CData):
     mark: int
@@ -137,6 +145,7 @@ class sm_seat_view(CData):
     refused: Integers
     pid: int
     def __getitem__(self, at: int) -> sm_seat_view: ...
+    def __setitem__(self, at: int, value: sm_seat_view) -> None: ...
 
 class sm_shard_view(CData):
     generation: int
@@ -169,6 +178,7 @@ class sm_shard_view(CData):
     batch_sizes: Integers
     error: Characters
     def __getitem__(self, at: int) -> sm_shard_view: ...
+    def __setitem__(self, at: int, value: sm_shard_view) -> None: ...
 
 class sm_lane_view(CData):
     tail: int
@@ -180,6 +190,7 @@ class sm_lane_view(CData):
     open: int
     broken: int
     def __getitem__(self, at: int) -> sm_lane_view: ...
+    def __setitem__(self, at: int, value: sm_lane_view) -> None: ...
 
 class sm_move_view(CData):
     number: int
@@ -191,6 +202,7 @@ class sm_move_view(CData):
     source: int
     target: int
     def __getitem__(self, at: int) -> sm_move_view: ...
+    def __setitem__(self, at: int, value: sm_move_view) -> None: ...
 
 class sm_bad(CData):
     start: int
@@ -201,6 +213,7 @@ class sm_bad(CData):
     reason: int
     field: int
     def __getitem__(self, at: int) -> sm_bad: ...
+    def __setitem__(self, at: int, value: sm_bad) -> None: ...
 
 class sm_path(CData):
     name: int
@@ -209,6 +222,7 @@ class sm_path(CData):
     count: int
     wanted: int
     def __getitem__(self, at: int) -> sm_path: ...
+    def __setitem__(self, at: int, value: sm_path) -> None: ...
 
 class sm_scan(CData):
     format: int
@@ -231,6 +245,7 @@ class sm_scan(CData):
     skip_mode: int
     after_cr: int
     def __getitem__(self, at: int) -> sm_scan: ...
+    def __setitem__(self, at: int, value: sm_scan) -> None: ...
 
 class sm_found(CData):
     capacity: int
@@ -249,6 +264,7 @@ class sm_found(CData):
     scratch: int
     too_long: int
     def __getitem__(self, at: int) -> sm_found: ...
+    def __setitem__(self, at: int, value: sm_found) -> None: ...
 
 class sm_target(CData):
     kind: int
@@ -259,6 +275,7 @@ class sm_target(CData):
     stride: int
     out: Integers
     def __getitem__(self, at: int) -> sm_target: ...
+    def __setitem__(self, at: int, value: sm_target) -> None: ...
 
 class FFI:
     NULL: Any
@@ -317,6 +334,8 @@ class FFI:
     @overload
     def new(self, declaration: Literal["sm_path[]"], init: object = ...) -> sm_path: ...
     @overload
+    def new(self, declaration: Literal["sm_span[]"], init: object = ...) -> sm_span: ...
+    @overload
     def new(self, declaration: _Numbers, init: object = ...) -> Integers: ...
 
 class Lib:
@@ -371,6 +390,7 @@ class Lib:
     SM_PHASE_READY: int
     SM_PHASE_STOPPED: int
     SM_PHASE_FAILED: int
+    SM_PHASE_HALTED: int
     SM_MOVE_NONE: int
     SM_MOVE_REROUTING: int
     SM_MOVE_DRAINING: int

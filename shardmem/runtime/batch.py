@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shardmem.memory.native import sm_batch
 
 _INDEX = np.dtype([("key", "u8"), ("meta", "u4"), ("end", "u4")])  # sm_index in csrc/layout.h
+INDEX_BYTES = _INDEX.itemsize
 _LENGTH, _UNSIGNED = np.uint32((1 << 29) - 1), np.uint32(1 << 29)
 
 
