@@ -287,6 +287,7 @@ class Report(TypedDict, total=False):
     prepared: bool  # [worker] a spare that has imported all
     failed: str  # [worker] the handler failed
     final: bool  # [worker] and nothing goes on until somebody reloads
+    taken: bool  # [worker] another one has its shard
     boot_failed: str
     traceback: str
     drained: list[int]  # slots that were given up

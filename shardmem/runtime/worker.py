@@ -148,9 +148,7 @@ def main() -> int:
     except ToldToStop:
         return _stopped(worker)
     except AlreadyRunning as error:  # the shard's words are another's
-        log.error("%s", with_hint(error))
-        reports.say(boot_failed=with_hint(error))
-        return ExitCode.ALREADY
+        return _taken(reports, error)
     except BaseException as error:  # sys.exit("no DATABASE_URL") is a reason like any other
         return _boot_failure(worker, reports, error)
 
@@ -182,8 +180,7 @@ def main() -> int:
     except ToldToStop:
         return _stopped(worker)
     except AlreadyRunning as error:  # its words in shared memory are another's by now
-        log.error("%s", with_hint(error))
-        return ExitCode.ALREADY
+        return _taken(reports, error)
     except BaseException as error:
         return _failure(worker, reports, error, is_final=settings["failures"]["on_error"] == "stop")
     return _stopped(worker)
@@ -258,6 +255,12 @@ def _commit_of(worker: Worker, orders: WorkerOrders, settings: dict[str, Any], o
         # A person who asked for this start has been told, and may go on without.
         expects_state=control.has_saved_state(worker.shard) and not orders.forgiven,
     )
+
+
+def _taken(reports: Reports, error: AlreadyRunning) -> int:
+    log.error("%s", with_hint(error))
+    reports.say(taken=True)
+    return ExitCode.ALREADY
 
 
 def _failure(worker: Worker, reports: Reports, error: BaseException, *, is_final: bool) -> int:

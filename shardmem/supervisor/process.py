@@ -61,6 +61,7 @@ class WorkerProcess(_Signalled):
         self.exit_code: int | None = None
         self.failure: str | None = None
         self.final = False  # it failed by what another life would do again
+        self.taken = False  # another one has its shard
         self.ready = self.stopped_as_ordered = self.waits_to_open = False
         self._loop, self._on_report, self._on_exit = loop, on_report, on_exit
         self._child = spare or Child("worker")
@@ -92,6 +93,7 @@ class WorkerProcess(_Signalled):
             self.ready |= bool(report.get("ready"))
             self.waits_to_open = not self.ready and (self.waits_to_open or bool(report.get("waits_to_open")))
             self.final |= bool(report.get("final"))
+            self.taken |= bool(report.get("taken"))
             self.failure = report.get("failed") or report.get("boot_failed") or self.failure
             self._on_report(self, report)
         if self._reports.ended:
@@ -121,6 +123,7 @@ class AdoptedWorker(_Signalled):
     """
 
     exit_code: int | None = None  # is told to its parent only
+    taken = False  # it had the shard when it was adopted
 
     def __init__(
         self,

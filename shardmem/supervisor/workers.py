@@ -331,6 +331,11 @@ class Workers:
                     worker.how_it_ended(),
                     extra={"shard": shard},
                 )
+        elif worker.taken:
+            # By one that an earlier supervisor had started, and that had not come to take it when this one looked. It
+            # was a boot that failed: the engine ended with exit code 3, on a machine on which a boot took seconds.
+            if not self.adopt(shard):
+                self.start(shard, LEASE_POLL)
         elif self._pasts[shard].is_restarting:
             self._pasts[shard].is_restarting = False
             self.start(shard, forgiven=True)
