@@ -212,31 +212,7 @@ void sm_end_taken(sm_reader *r, uint32_t handled)
 
 uint64_t sm_handled(const sm_reader *r) { return r->total_rows; }
 
-/* ---- one event set aside ---------------------------------------------------------------------------------------- */
-
-/*
- * The frame counts its rows that were set aside, and the done bit says that the row needs no handler. Two words cannot be
- * stored at once, so the lane says first what both are to become: a successor does it again, and nothing is counted twice.
- */
-static int set_aside_row(sm_reader *r, sm_end *e, uint64_t position, uint32_t row)
-{
-    sm_frame f;
-    int status = sm_read_frame(r, e, position, &f);
-    if (status != SM_OK)
-        return status;
-    sm_frame *shared = sm_frame_at(r, e, position);
-    if (row >= f.rows || sm_next_row(shared, f.rows, row, 0) != row)
-        return SM_OK; /* it was, in an earlier life */
-    SM_POINT(ASIDE_STORED);
-    atomic_store_explicit(&e->lane->aside_row, row | (uint64_t)(f.quarantined + 1) << 32, memory_order_relaxed);
-    atomic_store_explicit(&e->lane->aside, position | 1, memory_order_release); /* after the row, for the compiler */
-    SM_POINT(ASIDE_ACTING);
-    shared->quarantined = (uint16_t)(f.quarantined + 1);
-    sm_set_done(shared, row, 1);
-    SM_POINT(ASIDE_MARKED);
-    atomic_store_explicit(&e->lane->aside, 0, memory_order_release);
-    return SM_OK;
-}
+/* ---- events set aside ------------------------------------------------------------------------------------------- */
 
 int sm_set_aside(sm_reader *r)
 {
@@ -246,7 +222,7 @@ int sm_set_aside(sm_reader *r)
         return SM_FENCED;
     if (r->span_count != 1 || span->count != 1)
         return SM_TOO_LARGE;
-    int status = set_aside_row(r, e, span->position, span->first);
+    int status = sm_set_run_aside(r, e, span->position, span->first, 1, SM_ASIDE_QUARANTINED);
     if (status != SM_OK)
         return sm_give_up(e);
     r->tries = 0;
@@ -287,7 +263,9 @@ int sm_set_aside_rows(sm_reader *r, const sm_range *rows, uint32_t count)
         sm_end *e = rows[i].seat < r->max_producers ? &r->ends[rows[i].seat] : NULL;
         if (!e || !e->open || rows[i].position < e->head || rows[i].position >= e->tail)
             continue; /* saved, and committed before the worker died */
-        if (set_aside_row(r, e, rows[i].position, rows[i].row) != SM_OK)
+        uint32_t why = rows[i].rejected == 1 + SM_ASIDE_SKIPPED ? SM_ASIDE_SKIPPED : SM_ASIDE_QUARANTINED;
+        uint32_t count = rows[i].to_row > rows[i].row ? rows[i].to_row - rows[i].row : 0;
+        if (sm_set_run_aside(r, e, rows[i].position, rows[i].row, count, why) != SM_OK)
             status = sm_give_up(e);
     }
     r->rejected = 1;

@@ -54,7 +54,7 @@ int sm_recheck(sm_reader *r)
         sm_end *e = &r->ends[span->seat];
         sm_frame f;
         if (sm_read_frame(r, e, span->position, &f) != SM_OK || f.rows != span->frame_rows ||
-            f.length != span->frame_length ||
+            f.length != span->frame_length || (f.kind & SM_FRAME_MORE) != span->kind ||
             (!r->row_bytes && (f.bytes != span->bytes_length || !sm_entries_hold(span))))
             status = sm_give_up(e);
     }
@@ -66,7 +66,7 @@ uint32_t sm_touched(sm_reader *r, uint8_t *slots)
     uint32_t keyless = 0;
     for (uint32_t s = 0; s < r->span_count; s++) {
         const sm_span *span = &r->spans[s];
-        sm_frame f = {.rows = span->frame_rows};
+        sm_frame f = sm_frame_of(span);
         sm_slots_in_frame(r, &f, sm_frame_at(r, &r->ends[span->seat], span->position), span->first, span->count);
         for (uint32_t i = 0; i < span->count; i++)
             if (r->slots[i] != SM_NO_SLOT)
@@ -153,14 +153,16 @@ int sm_commit(sm_reader *r)
             status = sm_give_up(e);
     }
     count_batch(r, rows, now);
-    for (uint32_t s = 0; s < r->span_count; s++) {
-        sm_end *e = &r->ends[r->spans[s].seat];
+    uint32_t lanes = unlikely(r->rejected) ? r->open_count : r->span_count; /* a lane may have no other rows in hand */
+    for (uint32_t s = 0; s < lanes; s++) {
+        sm_end *e = &r->ends[unlikely(r->rejected) ? r->open[s] : r->spans[s].seat];
         e->in_hand = 0;
-        if (!e->moved)
+        if (!e->moved && (likely(!r->rejected) || e->broken))
             continue;
         if (sm_advance_head(r, e) != SM_OK) /* a pad behind the last frame, and frames done earlier */
             status = sm_give_up(e);
-        sm_release(e);
+        if (e->moved)
+            sm_release(e);
     }
     sm_attempt_succeeded(r);
     return status;

@@ -27,6 +27,9 @@
     X(ASIDE_STORED, "aside.stored")       /* the event is in the quarantine file, its lane does not know */            \
     X(ASIDE_ACTING, "aside.acting")       /* the lane says which row, its frame does not */                            \
     X(ASIDE_MARKED, "aside.marked")       /* the row is done, the lane still says that it is being set aside */        \
+    X(ORIGIN_CALLING, "origin.calling")   /* the seat says where its pass with an origin began, nothing published */   \
+    X(ORIGIN_PUSHED, "origin.pushed")     /* all of the pass published, the partition's `pushed` as before */          \
+    X(SHED_LOST, "shed.lost")             /* rows of an earlier epoch were found, nothing is done about them yet */    \
     X(SAVE_BEGUN, "save.begun")           /* batches are deferred, their state is about to be saved */                 \
     X(SAVE_SAVED, "save.saved")           /* state and ranges are saved, no head has moved */                          \
     X(SAVE_MARKED, "save.marked")         /* rows of one range done, the head not stored */                            \

@@ -29,6 +29,7 @@ _HOME = {
     "SegmentError": "errors",
     "ShardmemError": "errors",
     "Superseded": "errors",
+    "TooManyProducers": "errors",
     "Unavailable": "errors",
     "AsyncProducer": "runtime.aio",
     "Batch": "runtime.batch",
@@ -75,6 +76,7 @@ __all__ = [
     "StateError",
     "Status",
     "Superseded",
+    "TooManyProducers",
     "Unavailable",
     "__version__",
     "connect",
@@ -103,6 +105,7 @@ if TYPE_CHECKING:
         ShardmemError,
         StateError,
         Superseded,
+        TooManyProducers,
         Unavailable,
     )
     from shardmem.runtime.aio import AsyncProducer

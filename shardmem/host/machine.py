@@ -13,11 +13,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from shardmem.host.census import recorded_socket
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.segment import SHM_DIRECTORY
 from shardmem.places import socket_path
-from shardmem.status.observer import Observer
 
 FUTEX = {"x86_64": 202, "aarch64": 98}
 _WAKE = 1
@@ -92,7 +92,7 @@ class Host:
         uid = os.fstat(control.segment.descriptor).st_uid
         if uid == os.geteuid():
             return cls()
-        sockets = os.path.dirname(Observer(control).board()["socket"] or socket_path(control.engine, uid))
+        sockets = os.path.dirname(recorded_socket(control) or socket_path(control.engine, uid))
         allowed = access_of(uid)
         view, name = control.view_engine(), _name_of(uid)
         if not control.supervisor_alive():

@@ -20,7 +20,7 @@ from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import arm_from_environment, ffi
 from shardmem.memory.reader import Reader
-from shardmem.runtime import logs, streams
+from shardmem.runtime import log_file, logs, stacks, streams
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.checkpoint import Checkpointed, Commit, Immediate
 from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, begin, read_orders
@@ -88,6 +88,7 @@ class Worker:
     def _run(self, commit: Commit, moves: Moves, failures: Failures) -> None:
         next_batch, attempt, batch, spin = self.reader.next, failures.attempt, self.batch, self._spin_ns
         schema, slots, shard, scratch = self.control.schema, self.control.slots, self.shard, self.scratch
+        partitions = self.control.partitions
         idle = True
         while not self.ordered_to_stop():
             moves.step(idle)
@@ -104,7 +105,7 @@ class Worker:
             elif batch.tries:
                 failures.died()
             else:
-                attempt(Batch(schema, slots, shard, batch, scratch))
+                attempt(Batch(schema, slots, shard, batch, scratch, partitions))
         commit.settle()
         failures.leave()
 
@@ -122,6 +123,7 @@ def main() -> int:
     begin()
     arm_from_environment()
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # a supervisor that finds it stuck wants to know where
+    stacks.offer()
     # A terminal's Ctrl-C and its end go to the whole process group; the supervisor decides what they mean for workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -201,6 +203,7 @@ def _orders() -> tuple[WorkerOrders, Reports] | None:
     if orders.descriptors is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (orders.descriptors, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     logs.set_up(settings["log_format"], settings["log_level"], orders.engine, orders.shard)
+    log_file.keep_in(settings["log_file"])
     if orders.spare:
         logs.keep()
         orders.handler.prepare()

@@ -26,6 +26,14 @@ class EngineStatus(TypedDict):
     http: str | None
     memory: str
     socket: str | None
+    version: str | None  # of its supervisor, as it last said; handler and host too
+    handler: str | None
+    host: str | None
+    shm_bytes: int
+    shm_free_bytes: int | None
+    shm_size_bytes: int | None
+    state_bytes: int | None
+    state_age_s: float | None
 
 
 class SupervisorStatus(TypedDict):
@@ -51,7 +59,9 @@ class ShardStatus(TypedDict):
     accepted: int
     handled: int
     quarantined: int
+    skipped: int
     shed: int
+    lost: int
     in_flight: int
     fill_ratio: float
     busy: float
@@ -85,6 +95,7 @@ class ProducerStatus(TypedDict):
     incarnation: int
     accepted: int
     sequence: int
+    in_push: bool
     rate: float
     blocked: float
     refused: dict[str, int]
@@ -175,6 +186,7 @@ class Accounting(TypedDict):
     refused: dict[str, int]
     handled: int
     quarantined: int
+    skipped: int
     shed: dict[str, int]
     in_flight: int
 
@@ -192,11 +204,13 @@ class Order(TypedDict):
 
 
 class Finding(TypedDict):
-    """What is wrong, and what helps: `command` is for a shell, `order` the same for the control API."""
+    """What is wrong, and what helps: `command` is for a shell, `order` the same for the control API. shards: all that
+    it is about, the first of them as `shard` too."""
 
     level: Level
     kind: str
     shard: int | None
+    shards: list[int]
     text: str
     advice: str
     command: str | None

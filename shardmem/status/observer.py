@@ -32,6 +32,7 @@ from shardmem.status.document import (
     SupervisorStatus,
 )
 from shardmem.status.findings import Lately, findings
+from shardmem.status.footprint import footprint
 from shardmem.status.reading import Counts, Histograms, Reading, ShardReading, fullest, quantile_rows, quantile_us
 from shardmem.status.sources import sources_of
 
@@ -105,7 +106,7 @@ class Observer:
         accounting = accounting_of(shards, producers, [view for view, _ in looks])
         history = self.history()[0]
         document: Status = {
-            "engine": self._engine(shards, reading.at, board if alive else {}),
+            "engine": self._engine(shards, reading.at, board if alive else {}, board),
             "supervisor": self._supervisor(alive),
             "shards": shards,
             "producers": producers,
@@ -124,12 +125,15 @@ class Observer:
             "latency": {"p50_us": quantile_us(latency, 0.50), "p99_us": quantile_us(latency, 0.99)},
             "findings": [],
         }
-        lately = self._lately(reading.at, accounting["refused"], sum(accounting["shed"].values()))
+        lately = self._lately(reading.at, accounting["refused"], accounting["shed"].get("oldest", 0))
         document["findings"] = findings(document, lately)
         control.segment.check_whole()  # as all of it was read
         return document
 
-    def _engine(self, shards: list[ShardStatus], now: float, board: dict[str, Any]) -> EngineStatus:
+    def _engine(
+        self, shards: list[ShardStatus], now: float, board: dict[str, Any], last: dict[str, Any]
+    ) -> EngineStatus:
+        """board: what the supervisor that lives says; last: what one said last."""
         control = self.control
         serving = sum(
             shard["slots"]
@@ -151,6 +155,14 @@ class Observer:
             "http": board.get("http"),
             "socket": board.get("socket"),
             "memory": "" if control.state == "stopped" else control.segment.trouble(),
+            "version": last.get("version"),
+            "handler": last.get("handler"),
+            "host": last.get("host"),
+            **footprint(
+                [control.segment.name, *(each.segment.name for each in self._inboxes.values())],
+                control.state_dir,
+                control.engine,
+            ),
         }
 
     def _supervisor(self, alive: bool) -> SupervisorStatus:
@@ -201,6 +213,7 @@ class Observer:
                     "incarnation": view.incarnation,
                     "accepted": accepted.get(seat, 0),
                     "sequence": view.sequence,
+                    "in_push": bool(view.mark & 1),
                     "rate": pushed / elapsed,
                     "blocked": min(1.0, blocked / 1e9 / elapsed),
                     "refused": refused_by_reason(view),
@@ -420,7 +433,9 @@ class Observer:
             "accepted": sum(lane.accepted for lane in lanes),
             "handled": look.handled,
             "quarantined": sum(lane.quarantined for lane in lanes),
+            "skipped": sum(lane.skipped for lane in lanes),
             "shed": sum(lane.shed for lane in lanes),
+            "lost": sum(lane.lost for lane in lanes),
             "in_flight": in_flight,
             "fill_ratio": fill,
             "busy": round(busy, 4),
@@ -468,13 +483,17 @@ def accounting_of(shards: list[ShardStatus], producers: list[ProducerStatus], vi
         for reason, count in producer["refused"].items():
             refused[reason] = refused.get(reason, 0) + count
     accepted = sum(shard["accepted"] for shard in shards) + sum(view.retired_accepted for view in views)
-    shed = sum(shard["shed"] for shard in shards) + sum(view.retired_shed for view in views)
+    shed = {
+        "oldest": sum(shard["shed"] - shard["lost"] for shard in shards) + sum(view.retired_shed for view in views),
+        "lost": sum(shard["lost"] for shard in shards) + sum(view.retired_lost for view in views),
+    }
     return {
         "offered": accepted + sum(refused.values()),
         "accepted": accepted,
         "refused": refused,
         "handled": sum(shard["handled"] for shard in shards) + sum(view.retired_handled for view in views),
         "quarantined": sum(shard["quarantined"] for shard in shards) + sum(view.retired_quarantined for view in views),
-        "shed": {"oldest": shed} if shed else {},
+        "skipped": sum(shard["skipped"] for shard in shards) + sum(view.retired_skipped for view in views),
+        "shed": {reason: count for reason, count in shed.items() if count},
         "in_flight": sum(shard["in_flight"] for shard in shards),
     }

@@ -8,7 +8,7 @@ import sys
 import click
 
 from shardmem.console.cli.common import as_json, say
-from shardmem.console.cli.target import configured
+from shardmem.console.cli.target import configured, is_engine
 from shardmem.runtime.child import ExitCode
 
 
@@ -28,7 +28,7 @@ def doctor(target: str | None, as_json: bool) -> None:
     from shardmem.host.machine import Host
     from shardmem.memory.engine_segment import ControlSegment
 
-    if target is not None and not target.endswith(".toml") and ":" not in target:
+    if target is not None and is_engine(target):
         control = ControlSegment.attach(target)
         plan, host = Plan.of_engine(control), Host.of_engine(control)
         control.close()
