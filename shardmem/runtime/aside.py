@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import bytes_at, ffi
 from shardmem.memory.reader import Reader, TrialView
-from shardmem.runtime.batch import INDEX_BYTES, Batch, Scratch, slot_of
+from shardmem.runtime.batch import INDEX_BYTES, Batch, Scratch
 from shardmem.runtime.quarantine import Entry, Quarantine, Quarantined
 
 if TYPE_CHECKING:
@@ -49,24 +49,23 @@ class Aside:
         work = Batch(schema, self._control.slots, self._shard, picked, self._scratch)
         keys = work.keys.tolist() if schema.is_records and work.keys is not None else work.keys
         payloads = _rows_of(work, row_bytes) if schema.is_records else work.payloads
-        sequences = work.sequences.tolist()
+        sequences, slots = work.sequences.tolist(), work.slots.tolist()
         work._end()
         places, generation = self._reader.rows_in_hand(rows), self._control.view_shard(self._shard).generation
         described, entries = schema.describe(), []
         for at, (row, place) in enumerate(zip(rows, places)):
-            key = keys[at] if keys is not None else None
             entries.append(
                 Entry(
                     self._origin(generation, place.seat, place.position, place.row),
                     shard=self._shard,
-                    slot=slot_of(key, self._control.slots) if key is not None else 0,
+                    slot=slots[at],
                     seat=place.seat,
                     sequence=sequences[at],
                     kind=failures[row].kind,
                     reason=failures[row].reason,
                     traceback=failures[row].trace,
                     attempts=failures[row].attempts,
-                    key=key,
+                    key=keys[at] if keys is not None else None,
                     payload=payloads[at],
                     schema=described,
                 )
