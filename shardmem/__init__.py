@@ -84,11 +84,16 @@ __all__ = [
 ]
 
 
+_ROOMS = ("sinks", "testing")  # packages that are public as they are
+
+
 def __dir__() -> list[str]:
-    return list(__all__)
+    return sorted([*__all__, *_ROOMS])
 
 
 if TYPE_CHECKING:
+    from shardmem import sinks as sinks
+    from shardmem import testing as testing
     from shardmem.client.client import Client
     from shardmem.client.engine import Engine
     from shardmem.errors import (
@@ -120,6 +125,8 @@ if TYPE_CHECKING:
 else:  # a checker would take every name for one of ours
 
     def __getattr__(name: str) -> Any:
+        if name in _ROOMS:
+            return importlib.import_module(f"shardmem.{name}")
         home = _HOME.get(name)
         if home is None:
             raise AttributeError(f"module 'shardmem' has no attribute {name!r}")

@@ -241,7 +241,7 @@ class Producer:
         data: one bytes-like. offsets: integer array of shape (n + 1,), payload i is `data[offsets[i]:offsets[i + 1]]`;
         or of shape (n, 2), a start and an end for each: then there may be bytes between them that are nobody's. So too
         of keys. Raises what `push` raises; `Backpressure.rest` is `(keys, data, offsets)` of what was not accepted, and
-        `.left` says which events those are.
+        `.left` says which events those are; with an origin `.rest` is None, and they do not count as refused.
 
         origin: the partition that they come from; their slots go by it, and workers pass over them when it is
         another's. Of one partition one thread at a time pushes, and what is accepted is always all before some offset.
@@ -284,12 +284,13 @@ class Producer:
             if status == lib.SM_SUPERSEDED:
                 raise _superseded(given.extras.origin)
             if call is None:
-                call = Call(self, timeout)
+                call = Call(self, timeout, keeps=given.extras.origin is not None)
             if (yield from call.mend(status, cursor.shard, lambda: given.rest(left_of(cursor, offered)))):
                 continue
             if not call.skips:
-                rest, left = given.rest(left_of(cursor, offered))
-                return call.give_up(offered, left, rest, cursor.shard)
+                left = left_of(cursor, offered)
+                rest = None if call.keeps else given.rest(left)[0]
+                return call.give_up(offered, len(left), rest, cursor.shard)
             full = int(cursor.chunk) + pending(cursor)
             kept = call.sampled(len(full))
             call.dropped(len(full) - len(kept))
@@ -381,18 +382,22 @@ class Producer:
     # ---- both --------------------------------------------------------------------------------------------------------
 
     def recover(self, table: PartitionTable) -> dict[int, np.ndarray]:
-        """What a source that was killed had pushed beyond what the table says: row -> offsets, rising. Its successor,
-        on the same named seat, asks before it pushes anything: it goes on at `table.pushed(row)`, without these.
+        """What a source that was killed had pushed beyond what the table says: row -> offsets, rising; of one row at
+        most. Its successor, on the same named seat, asks before it pushes anything, and goes on with that partition
+        before any other: at `table.pushed(row)`, without these offsets. When all before the last of them is pushed, it
+        says so with `table.set_pushed(row, last + 1)`.
 
         Raises NotRunning: the engine is away.
         """
-        found: dict[int, np.ndarray] = {}
-        for row, epoch, offsets in self._own_seat().last_call():
+        seat, found = self._own_seat(), dict[int, list[np.ndarray]]()
+        for row, epoch, offsets in seat.last_call():
             view = table.view(row)
-            if view is not None and view.epoch == epoch:
-                left = offsets[offsets >= view.pushed]
-                found[row] = np.sort(np.concatenate([found.get(row, left[:0]), left]))
-        return {row: offsets for row, offsets in found.items() if len(offsets)}
+            if view is not None and view.epoch == epoch and (offsets >= view.pushed).any():
+                found.setdefault(row, []).append(offsets[offsets >= view.pushed])
+        known = {row: np.unique(np.concatenate(parts)) for row, parts in found.items()}
+        for row, offsets in known.items():
+            seat.resume_call(row, int(offsets[-1]) + 1)
+        return known
 
     def flush(self, timeout: float | None = None, slots: Iterable[int] | None = None) -> None:
         """Wait until everything that this producer pushed before has been handled; slots: only in the lanes of the

@@ -72,6 +72,8 @@ class Seat:
         self._refused_before = refused_by_reason(control.view_seat(self.number))
         self._opening = threading.Lock()
         self._cut_short: dict[str, bool] = {}  # inboxes of which that was noticed, and whether somebody was told
+        if name is not None:
+            self._open_lanes_before()
 
     @classmethod
     def at(cls, engine: str, name: str | None = None, wait: float = 0.0) -> Seat:
@@ -159,6 +161,18 @@ class Seat:
             self.inboxes[shard] = inbox
             self._lanes.append((inbox, before))
 
+    def _open_lanes_before(self) -> None:
+        """Those that the last holder of this name had: what is left in them is waited for, too."""
+        for shard in self.control.known_shards():
+            try:
+                inbox = self.control.open_inbox(shard)
+            except NotRunning:
+                continue  # it ended, with empty lanes
+            has_lane = any(lane.seat == self.number and not lane.broken for lane in inbox.lanes())
+            inbox.close()
+            if has_lane:
+                self.open_lane(shard)
+
     def _find_inbox(self, shard: int, generation: int) -> InboxSegment | None:
         """None: the shard ended since, and its events go elsewhere by now."""
         try:
@@ -218,7 +232,7 @@ class Seat:
         """Of the last pass with an origin of any holder of this seat, what is in the lanes: (row of the partition
         table, its epoch then, offsets)."""
         control = self.control
-        row, epoch = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        row, epoch, position = ffi.new("uint32_t *"), ffi.new("uint32_t *"), ffi.new("uint64_t *")
         offsets = np.empty(lib.SM_CHUNK, "u8")
         for shard in control.known_shards():
             try:
@@ -228,19 +242,17 @@ class Seat:
             try:
                 if not any(lane.seat == self.number and not lane.broken for lane in inbox.lanes()):
                     continue
-                count = lib.sm_recover(
-                    control.address,
-                    control.geometry,
-                    inbox.address,
-                    self.number,
-                    row,
-                    epoch,
-                    ffi.cast("uint64_t *", offsets.ctypes.data),
-                )
+                position[0] = 0
+                place = position, row, epoch, ffi.cast("uint64_t *", offsets.ctypes.data)
+                while count := lib.sm_recover(control.address, control.geometry, inbox.address, self.number, *place):
+                    yield row[0], epoch[0], offsets[:count].copy()
             finally:
                 inbox.close()
-            if count:
-                yield row[0], epoch[0], offsets[:count].copy()
+
+    def resume_call(self, row: int, until: int) -> None:
+        """Until all before that offset is pushed, what is pushed of this partition belongs to the call that the last
+        holder left."""
+        lib.sm_resume_call(self.sender, row, until)
 
     # ---- counts ------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ FLOORS = [
     ("state",),
     ("runtime",),
     ("status",),
-    ("client",),
+    ("client", "sinks"),
     ("sources",),
     ("testing",),
     ("http", "host"),
