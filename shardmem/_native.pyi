@@ -311,6 +311,7 @@ class sm_kafka_calls(CData):
     message_headers: int
     header_get_all: int
     def __getitem__(self, at: int) -> sm_kafka_calls: ...
+    def __setitem__(self, at: int, value: sm_kafka_calls) -> None: ...
 
 class sm_kafka_taken(CData):
     rows: int
@@ -323,6 +324,7 @@ class sm_kafka_taken(CData):
     error: int
     reason: Characters
     def __getitem__(self, at: int) -> sm_kafka_taken: ...
+    def __setitem__(self, at: int, value: sm_kafka_taken) -> None: ...
 
 class sm_kafka_columns(CData):
     keys: Integers
@@ -336,6 +338,7 @@ class sm_kafka_columns(CData):
     headers: Integers
     header_ends: Integers
     def __getitem__(self, at: int) -> sm_kafka_columns: ...
+    def __setitem__(self, at: int, value: sm_kafka_columns) -> None: ...
 
 class FFI:
     NULL: Any
