@@ -14,6 +14,7 @@ import uuid
 import pytest
 
 import shardmem
+from shardmem.sources.kafka.sessions import session_of
 from support.brokers import kafka
 
 pytestmark = [pytest.mark.skipif(kafka.why_not() is not None, reason=str(kafka.why_not())), pytest.mark.timeout(240)]
@@ -189,6 +190,10 @@ def test_a_source_that_is_killed_repeats_nothing_and_commits_what_was_handled(br
     producer.put(40)
     again.wait("the rest handled", lambda: len(again.handled()) >= 40)
     assert counted(first, again) == expected(producer)
+
+
+def test_the_session_is_what_the_broker_says_it_is(broker):
+    assert (6.0, 0.3) == session_of({"bootstrap.servers": broker}, "g", 30.0)
 
 
 def test_hosts_that_come_and_go_in_good_order_repeat_nothing(broker, topic, host):

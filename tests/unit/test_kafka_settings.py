@@ -141,7 +141,10 @@ def test_what_is_fetched_ahead_is_bounded_for_all_partitions_together():
 
 
 def test_a_session_is_that_of_the_protocol():
-    assert 40 == Group("g", {}, "earliest").session
+    group = Group("g", {}, "earliest")
+    assert 40 == group.session
+    group.of_broker = 6.0, 0.5
+    assert 5.5 == group.session
     assert 6 == Group("g", {"session.timeout.ms": "6000"}, "earliest").session
 
 
