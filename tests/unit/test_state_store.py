@@ -13,7 +13,8 @@ import pytest
 
 from shardmem.errors import AlreadyRunning, ShardmemError, StateError
 from shardmem.runtime import journal
-from shardmem.runtime.state import StateStore, remove_files, shard_file, shard_files
+from shardmem.runtime.state import StateStore
+from shardmem.runtime.state_files import remove_files, shard_file, shard_files
 from shardmem.runtime.state_reader import StateReader
 from shardmem.state.keys import Key, after, prefix, read_store_key, slot_of, store_key
 from shardmem.state.store import Changes, MemoryStore, Store
