@@ -121,10 +121,12 @@ class Call:
         elif left == 0:
             return False
         self._blocked = True
-        yield LaneWait(seat, shard, None, producer._spin_ns, left)
+        wait = LaneWait(seat, shard, None, producer._spin_ns, left)
+        yield wait
         producer._attached.expect_open(" by another thread")
         self._expect_no_interrupt("a lane was full")
-        producer._attached.expect_progress(seat, shard)
+        if not wait.is_over:  # where there is room now, a stat of the engine's memory for each wait cost a tenth
+            producer._attached.expect_progress(seat, shard)
         return True
 
     def _find_engine(self) -> Steps[bool]:

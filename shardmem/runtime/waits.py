@@ -34,6 +34,7 @@ class LaneWait:
     def __init__(self, seat: Seat, shard: int, position: int | None, spin_ns: int, seconds: float | None) -> None:
         self._seat, self._shard, self._position, self._spin_ns = seat, shard, position, spin_ns
         self.seconds = SLICE if seconds is None else max(0.0, min(SLICE, seconds))
+        self.is_over = False  # it has come: whoever waited need not ask why it has not
 
     @property
     def key(self) -> Hashable:
@@ -42,9 +43,10 @@ class LaneWait:
     def block(self) -> None:
         seat, ns = self._seat, int(1e9 * self.seconds)
         if self._position is None:
-            lib.sm_wait_room(seat.sender, self._shard, self._spin_ns, ns)
+            status = lib.sm_wait_room(seat.sender, self._shard, self._spin_ns, ns)
         else:
-            lib.sm_wait_handled(seat.sender, self._shard, self._position, self._spin_ns, ns)
+            status = lib.sm_wait_handled(seat.sender, self._shard, self._position, self._spin_ns, ns)
+        self.is_over = status == lib.SM_OK
 
 
 Wait = Pause | LaneWait

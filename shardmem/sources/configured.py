@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import difflib
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from shardmem.errors import ConfigError
 from shardmem.schema import Schema
-from shardmem.sources.files.formats import check_fits
-from shardmem.sources.files.options import FileOptions
+from shardmem.settings import declared
+from shardmem.sources.kinds import Kind, kind_named, read_table
+from shardmem.sources.ownership import OwnershipSettings
 
-KINDS = ("file",)
 ON_BAD = ("skip", "stop")
-_OWN = ("kind", "name", "path", "paths", "follow", "from_end", "on_bad", "dead_letter", "rate")
+_OF_ALL = ("kind", "name", "on_bad", "dead_letter", "rate")
 
 NoneType = type(None)
 
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """One source of an engine. on_bad: what is done about a record that is no event."""
+    """One source of an engine. own: the settings of its kind. on_bad: what is done about a record that is no event.
+    ownership: of a broker."""
 
-    kind: str
     name: str
-    paths: tuple[str, ...]
-    options: FileOptions
-    follow: bool = True
-    from_end: bool = False
+    kind: Kind
+    own: Any
     on_bad: str = "skip"
     dead_letter: str | None = None
     rate: float | None = None
+    ownership: OwnershipSettings | None = None
 
 
 def sources_in(given: Any, schema: Schema) -> list[SourceSettings]:
@@ -49,18 +48,19 @@ def sources_in(given: Any, schema: Schema) -> list[SourceSettings]:
     faults += [
         f"source.name={name!r} is the name of two sources" for name in sorted(set(names)) if names.count(name) > 1
     ]
+    if sum(each.ownership is not None for each in found) > 1:
+        faults.append("source.kind is that of a broker in two sources; one can read several topics")
     if faults:
         raise ConfigError(faults)
     return found
 
 
 def tables_in(given: Any) -> list[Any]:
-    """One table for each source. Text: a URL, kind:path?name=value&name=value."""
+    """One table for each source. Text: a URL, kind:path?name=value&name=value. Raises ConfigError."""
     if isinstance(given, str):
-        address = urlsplit(given)
-        path = unquote(address.netloc + address.path)
-        values = dict(parse_qsl(address.query, keep_blank_values=True))
-        return [{"kind": address.scheme, "path": path, **{key: _plain(value) for key, value in values.items()}}]
+        url = urlsplit(given)
+        query = {key: _plain(value) for key, value in parse_qsl(url.query, keep_blank_values=True)}
+        return [{"kind": url.scheme, **_kind_of(url.scheme).table_of(url, query)}]
     if isinstance(given, Mapping):
         return [given]
     if not isinstance(given, (list, tuple, NoneType)):
@@ -68,53 +68,54 @@ def tables_in(given: Any) -> list[Any]:
     return list(given or ())
 
 
+def _kind_of(name: Any) -> Kind:
+    try:
+        return kind_named(name)
+    except ConfigError as error:
+        raise ConfigError([f"source.{fault}" for fault in error.faults]) from None
+
+
 def _plain(text: str) -> Any:
     return {"true": True, "false": False}.get(text, int(text) if re.fullmatch(r"[0-9]{1,15}", text, re.ASCII) else text)
+
+
+def expanded(value: Any, faults: list[str], name: str = "") -> Any:
+    """With variables of the environment for what is "$NAME": so a secret need not stand in a file."""
+    if isinstance(value, Mapping):
+        return {key: expanded(each, faults, f"{name}.{key}" if name else str(key)) for key, each in value.items()}
+    match = re.fullmatch(r"\$(?:\{(\w+)\}|(\w+))", value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    variable = match[1] or match[2]
+    if variable not in os.environ:
+        faults.append(f"{name}={value!r} names a variable that is not set")
+    return os.environ.get(variable, "")
 
 
 def _source_of(table: Any, number: int, schema: Schema) -> SourceSettings:
     if not isinstance(table, Mapping):
         raise ConfigError(f"kind is missing: {table!r} is not a table")
-    known = {*_OWN, *(each.name for each in fields(FileOptions))}
-    faults = []
-    for name in sorted(table.keys() - known):
-        near = difflib.get_close_matches(name, sorted(known), 1)
-        faults.append(f"{name} is not a setting{f'; did you mean {near[0]}?' if near else ''}")
-    if table.get("kind") not in KINDS:
-        faults.append(f"kind={table.get('kind')!r} is not one of {', '.join(KINDS)}")
-    paths = table.get("paths", [table["path"]] if "path" in table else [])
-    paths = [paths] if isinstance(paths, str) else paths
-    if not paths or not all(isinstance(path, str) and path and path != "-" for path in paths):
-        faults.append("paths is missing: names of files, directories or patterns")
-    name = str(table.get("name", "file" if number == 0 else f"file-{number + 1}"))
+    faults: list[str] = []
+    table = expanded(table, faults)
+    kind = kind_named(table.get("kind"))
+    default = str(table["kind"]).rpartition(":")[2].rpartition(".")[2].lower()
+    name = str(table.get("name", default if number == 0 else f"{default}-{number + 1}"))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", name):
         faults.append(f"name={name!r} is not usable: 1 to 32 letters, digits, '-' or '_'")
     if table.get("on_bad", "skip") not in ON_BAD:
         faults.append(f"on_bad={table['on_bad']!r} is not one of {', '.join(ON_BAD)}")
-    for flag in ("follow", "from_end"):
-        if not isinstance(table.get(flag, False), bool):
-            faults.append(f"{flag}={table[flag]!r} is neither true nor false")
     rate = table.get("rate")
     if rate is not None and not (isinstance(rate, (int, float)) and rate > 0):
         faults.append(f"rate={rate!r} is not a number above 0")
-    options = FileOptions()
-    if isinstance(table.get("key"), int):
-        table = {**table, "key": str(table["key"])}
+    ownership, of_runner = None, set(_OF_ALL)
+    if kind.is_broker:
+        ownership = read_table(OwnershipSettings, table, faults)
+        of_runner |= declared(OwnershipSettings).keys()
+    own = None
     try:
-        options = FileOptions.of(**{key: value for key, value in table.items() if key in known and key not in _OWN})
-        check_fits(options, schema)
+        own = kind.settings_of({key: value for key, value in table.items() if key not in of_runner}, schema)
     except ConfigError as error:
         faults += error.faults
     if faults:
         raise ConfigError(faults)
-    return SourceSettings(
-        table["kind"],
-        name,
-        tuple(paths),
-        options,
-        table.get("follow", True),
-        table.get("from_end", False),
-        table.get("on_bad", "skip"),
-        table.get("dead_letter"),
-        rate,
-    )
+    return SourceSettings(name, kind, own, table.get("on_bad", "skip"), table.get("dead_letter"), rate, ownership)

@@ -1,4 +1,5 @@
-"""The contract of a source: what feeds an engine from outside. runner.py drives it; tests/sources holds each one to it.
+"""The contract of a source: what feeds an engine from outside. runner.py drives it, of a broker together with
+ownership.py; tests/sources holds each one to it.
 
 A source reads partitions (files, or partitions of a topic), in order within each. It is called by one thread only. It
 never pushes: it hands over columns, and is told with `commit` how far all of them have been handled.
@@ -9,22 +10,28 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
 from shardmem.errors import ShardmemError
+from shardmem.runtime.columns import spans_of
 
 
 class SourceError(ShardmemError):
-    """A source cannot go on: its file cannot be read, its broker is not there."""
+    """A source cannot go on: its file cannot be read, its broker refuses it."""
+
+
+class BrokerUnavailable(SourceError):
+    """The broker does not answer, or does not know the topic yet. Nothing has failed: it is called again until it
+    does, and status says what is waited for."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """A place between two events of a partition. metadata: what the source needs besides, and people like to see ("line
-    7")."""
+    """A place between two events of a partition. metadata: what is kept with it and comes back with it: of a file for
+    people to see ("line 7"), of a broker what ownership.py writes with a commit."""
 
     offset: int
     metadata: str = ""
@@ -48,8 +55,10 @@ class Columns:
     """Events of one partition, in order. Its memory is the source's, until the next poll.
 
     An events engine gets keys and payloads, as Producer.push_columns takes them; a records engine gets records.
-    offsets: where each event begins. next: the place behind all of it, rejected records included. bytes: how much was
-    read for it; in_bytes: places count them.
+    offsets: where each event begins; of a broker, its own offsets, rising. next: the place behind all of it, rejected
+    records included: what to commit when all of it has been handled. timestamps: int64, ms since 1970. headers: data
+    and offsets, of each event in the form of Producer.push_columns. missing: bool, of events whose payload is None.
+    bytes: how much was read for it; in_bytes: places count them.
     """
 
     partition: str
@@ -59,6 +68,8 @@ class Columns:
     keys: Any = None
     records: np.ndarray | None = None
     timestamps: np.ndarray | None = None
+    headers: tuple[Any, np.ndarray] | None = None
+    missing: np.ndarray | None = None
     lines: np.ndarray | None = None
     rejected: Sequence[Rejected] = ()
     bytes: int = 0
@@ -69,24 +80,39 @@ class Columns:
 
     def first(self, count: int) -> Columns:
         """The first events of these."""
-        every, place = slice(0, count), self.position(count)
+        place = self.position(count)
+        every = np.arange(min(count, len(self)))
+        return replace(
+            self.of(every),
+            next=place,
+            rejected=[each for each in self.rejected if each.after <= count],
+            bytes=self.bytes - (self.next.offset - place.offset) * self.in_bytes,
+        )
+
+    def of(self, events: np.ndarray) -> Columns:
+        """These events of it, by number, rising; the place behind all of it stays."""
         keys = self.keys
         if isinstance(keys, tuple):
-            keys = keys[0], keys[1][: count + (keys[1].ndim == 1)]
+            keys = keys[0], spans_of(keys[1])[events]
         elif keys is not None:
-            keys = keys[every] if isinstance(keys, np.ndarray) else keys[np.arange(count)]
-        return Columns(
-            self.partition,
-            self.offsets[every],
-            place,
-            self.payloads and (self.payloads[0], self.payloads[1][: count + (self.payloads[1].ndim == 1)]),
-            keys,
-            None if self.records is None else self.records[every],
-            None if self.timestamps is None else self.timestamps[every],
-            None if self.lines is None else self.lines[every],
-            [each for each in self.rejected if each.after <= count],
-            self.bytes - (self.next.offset - place.offset) * self.in_bytes,
-            self.in_bytes,
+            keys = keys[events]
+
+        def part(array: np.ndarray | None) -> np.ndarray | None:
+            return None if array is None else array[events]
+
+        def parts(column: tuple[Any, np.ndarray] | None) -> tuple[Any, np.ndarray] | None:
+            return None if column is None else (column[0], spans_of(column[1])[events])
+
+        return replace(
+            self,
+            offsets=self.offsets[events],
+            payloads=parts(self.payloads),
+            keys=keys,
+            records=part(self.records),
+            timestamps=part(self.timestamps),
+            headers=parts(self.headers),
+            missing=part(self.missing),
+            lines=part(self.lines),
         )
 
     def position(self, event: int) -> Position:
@@ -102,8 +128,14 @@ def _nothing(*_: Any) -> None: ...
 
 @dataclass
 class SourceContext:
-    """What a source is given when it is opened. assigned, revoking, lost: to be called with partitions that it reads
-    from now on, is about to lose (with a deadline), or has lost."""
+    """What a source is given when it is opened. The calls are made from within `poll` (of a file also `open`), on its
+    thread.
+
+    assigned: with partitions that it reads from now on; of a broker with every assignment, also one of none. revoking:
+    with partitions that it is about to give up in good order, and the moment (time.monotonic) by which it has to
+    return: it returns when all that was read of them has been handled and committed, or when it is too late for that.
+    lost: with partitions that another may own already.
+    """
 
     log: logging.Logger
     clock: Callable[[], float]
@@ -123,7 +155,10 @@ class Source(Protocol):
         returned at once. Raises SourceError."""
         ...
 
-    def pause(self, partitions: Sequence[str]) -> None: ...
+    def pause(self, partitions: Sequence[str]) -> None:
+        """Twice is once. What is read ahead of them is kept, and not handed over. Of a broker: those that it does not
+        have are passed over."""
+        ...
 
     def resume(self, partitions: Sequence[str]) -> None: ...
 
@@ -133,11 +168,56 @@ class Source(Protocol):
         ...
 
     def lag(self) -> Mapping[str, int | None]:
-        """How much of each partition is there and was not read; None: that cannot be told. Another thread may ask."""
+        """How much of each partition is there and was not read, of a broker in events, else in bytes; None: that cannot
+        be told. Another thread may ask."""
         ...
 
     def commit(self, positions: Mapping[str, Position], sync: bool) -> None:
-        """All events before these places have been handled. sync: return when that is written down."""
+        """All events before these places have been handled. sync: return when that is written down. Of a broker:
+        raises Superseded when it refuses because another owns one of them, and then none of them may count as written;
+        without sync an error is passed over, since the next commit says more."""
         ...
 
     def close(self, drained: bool) -> None: ...
+
+
+class BrokerSource(Source, Protocol):
+    """A source whose partitions other hosts may own. They are called topic/number, see `partition_of`.
+
+    topics: their order is their number. session: seconds after which another may own what it owned, when the broker
+    hears no more of it.
+    """
+
+    topics: Sequence[str]
+    session: float
+
+    def partition_counts(self, timeout: float) -> Mapping[str, int]:
+        """Of each topic. Raises SourceError, BrokerUnavailable; after `open`."""
+        ...
+
+    def committed(self, partitions: Sequence[str], timeout: float) -> Mapping[str, Position | None]:
+        """None: nothing yet. Raises SourceError, BrokerUnavailable."""
+        ...
+
+    def start(self, partition: str, offset: int | None) -> None:
+        """Deliver it from here on; before that, nothing of it is. Called once for each time that it was assigned, then
+        or later. None: as the setting `start` says. One that it does not have any more is passed over."""
+        ...
+
+    def confirmed_ns(self) -> int:
+        """CLOCK_BOOTTIME at the beginning of the last round in which the broker said that this member owns what it
+        owns; 0: never."""
+        ...
+
+
+def is_broker(source: Source) -> TypeGuard[BrokerSource]:
+    return hasattr(source, "committed")
+
+
+def partition_of(topic: str, number: int) -> str:
+    return f"{topic}/{number}"
+
+
+def topic_and_number(partition: str) -> tuple[str, int]:
+    topic, _, number = partition.rpartition("/")
+    return topic, int(number)

@@ -11,7 +11,6 @@ import os
 import signal
 import threading
 import time
-from collections import deque
 from typing import Any
 
 from shardmem.errors import ConfigError, NotRunning, ShardmemError
@@ -21,9 +20,8 @@ from shardmem.runtime.child import ExitCode, Reports, SourceOrders, begin, read_
 from shardmem.runtime.producer import Producer, connect
 from shardmem.sources.configured import SourceSettings, sources_in
 from shardmem.sources.contract import Rejected
-from shardmem.sources.files.positions import Positions
 from shardmem.sources.files.rejects import DeadLetters
-from shardmem.sources.files.source import FileSource
+from shardmem.sources.kinds import EngineContext
 from shardmem.sources.runner import Limits, Runner
 from shardmem.sources.wishes import Wishes, wishes_in
 from shardmem.status.sources import SourceFile, file_of
@@ -86,24 +84,13 @@ class SourceProcess:
             self._tell()
 
     def _feed(self, producer: Producer, settings: SourceSettings) -> int:
-        orders = self._orders
-        positions = Positions(file_of(orders.directory, orders.engine, settings.name, "positions"))
         letters = DeadLetters(settings.dead_letter)
 
         def rejected(each: Rejected) -> None:
             letters.put(each)
             log.warning("source %s: not an event: %s", settings.name, each.text)
 
-        source = FileSource(
-            deque(settings.paths),
-            settings.options,
-            producer.schema,
-            producer.largest,
-            follow=settings.follow,
-            from_end=settings.from_end,
-            positions=positions,
-            keep_all=settings.dead_letter is not None,
-        )
+        source = settings.kind.open_source(settings.own, self._context(producer, settings))
         limits = Limits(max_bad=0 if settings.on_bad == "stop" else None, rate=settings.rate)
         self._producer = producer
         runner = Runner(source, producer, limits=limits, stop=self.stop, rejected=rejected, log=log)
@@ -126,10 +113,20 @@ class SourceProcess:
             log.info("source %s: %s", settings.name, error)
         finally:
             letters.close()
-            positions.close()
         if self._error is not None:
             self._reports.say(failed=self._error)
         return code
+
+    def _context(self, producer: Producer, settings: SourceSettings) -> EngineContext:
+        orders = self._orders
+        return EngineContext(
+            orders.engine,
+            settings.name,
+            orders.directory,
+            producer.schema,
+            producer.largest,
+            settings.dead_letter is not None,
+        )
 
     def _end(self) -> None:
         self.stop.set()

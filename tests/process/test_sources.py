@@ -206,7 +206,7 @@ def test_a_source_is_paused_and_sent_elsewhere_whoever_lives_and_a_reload_reads_
 @pytest.mark.parametrize(
     "table, part",
     [
-        ({"kind": "files", "paths": ["a"]}, "source.kind='files' is not one of file"),
+        ({"kind": "files", "paths": ["a"]}, "source.kind='files' is not one of file, kafka"),
         ({"kind": "file"}, "source.paths is missing"),
         ({"kind": "file", "paths": ["a"], "fromat": "csv"}, "source.fromat is not a setting; did you mean format?"),
         ({"kind": "file", "paths": ["a"], "key": "x"}, "of lines the key is a field number from 1"),
@@ -223,4 +223,5 @@ def test_what_is_wrong_in_the_table_is_said_before_anything_starts(table, part):
 
 def test_a_source_may_be_written_as_a_url():
     (made,) = sources_in("file:/var/log/*.log?format=jsonl&key=user.id&from_end=true&name=logs", Schema())
-    assert ("logs", ("/var/log/*.log",), True, ("user.id",)) == (made.name, made.paths, made.from_end, made.options.key)
+    own = made.own
+    assert ("logs", ("/var/log/*.log",), True, ("user.id",)) == (made.name, own.paths, own.from_end, own.options.key)
