@@ -7,8 +7,9 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from shardmem.errors import ConfigError
-from shardmem.remote.targets import MOST_NAMES, RemoteError
+from shardmem.remote.targets import RemoteError
 
+MOST_NAMES = 1000  # that are deleted in one request
 CONNECT, READ = 5.0, 30.0  # seconds
 ATTEMPTS = 3
 

@@ -1,7 +1,8 @@
 """Snapshots of the partitions of one engine: taken and kept, found again and put in place.
 
-A snapshot is nothing until a commit of the source names it: the broker takes commits from the owner of a partition alone,
-so what a host uploads that is owner no more is never read by anybody. Old ones are deleted when two newer are committed.
+A snapshot is nothing until a commit of the source names it: the broker takes commits from the owner of a partition
+alone, so what a host uploads that is owner no more is never read by anybody. Old ones are deleted when two newer are
+committed.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Snapshots:
             found = self.target.names(f"partition-{number:05d}/")
             self.target.delete(name for name in found if (match := _NAME.fullmatch(name)) and int(match[2]) < kept[0])
 
-    # ---- for a host that may take over ---------------------------------------------------------------------------------
+    # ---- for a host that may take over ---------------------------------------------------------------------------
 
     def look_ahead(self, owned: set[int]) -> None:
         """Fetch the newest snapshots of partitions that others own, so that one to be restored is here. Raises

@@ -1,5 +1,5 @@
-"""Snapshots beside the reading of a source: taken now and then, restored before a partition begins, and nothing waits for
-them but who gives a partition up.
+"""Snapshots beside the reading of a source: taken now and then, restored before a partition begins, and nothing waits
+for them but who gives a partition up.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Uploads:
         self._fault: tuple[str, float] | None = None  # what is wrong, seconds since 1970 since when
         self._uploaded_at: float | None = None
 
-    # ---- a partition comes and goes ------------------------------------------------------------------------------------
+    # ---- a partition comes and goes ----------------------------------------------------------------------------------
 
     def restore(self, number: int, id: str | None) -> Future[None]:
         """The state that the last commit names; when it is done, events of the partition may flow. Its result raises
@@ -85,7 +85,7 @@ class Uploads:
         """What is being uploaded of it is not to be committed."""
         self._partitions.pop(number, None)
 
-    # ---- as long as it is here -----------------------------------------------------------------------------------------
+    # ---- as long as it is here ---------------------------------------------------------------------------------------
 
     def step(self, safe: Mapping[int, Safe]) -> list[Uploaded]:
         """safe: of the partitions that this host owns. What was uploaded since; begins what is due."""
@@ -111,7 +111,7 @@ class Uploads:
         error, since = self._fault or (None, None)
         return {"url": self._snapshots.target.url, "error": error, "since": since, "uploaded": self._uploaded_at}
 
-    # ---- threads -------------------------------------------------------------------------------------------------------
+    # ---- threads -----------------------------------------------------------------------------------------------------
 
     def _take(self, number: int, safe: Safe) -> Future[Uploaded]:
         """safe was true before the snapshot begins: so all before it is in the snapshot."""
@@ -158,4 +158,4 @@ class Uploads:
             return
         self._ahead_due = now + self._settings.remote_interval
         self._ahead = self._begin(lambda: self._snapshots.look_ahead(owned))
-        self._ahead.add_done_callback(lambda done: done.exception() and self._said(done))
+        self._ahead.add_done_callback(self._said)

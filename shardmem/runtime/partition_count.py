@@ -18,7 +18,7 @@ from shardmem.state.partitions import Layout
 class Counted(NamedTuple):
     """id: of this state, whatever engine has it."""
 
-    count: int
+    partitions: int
     id: str
 
 
@@ -28,13 +28,13 @@ def counted(directory: str) -> Counted | None:
     try:
         with open(path) as file:
             found = json.load(file)
-            return Counted(int(found["count"]), str(found["id"]))
+            return Counted(int(found["partitions"]), str(found["id"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ShardmemError(
             f"{path} cannot be read: {error}",
-            hint="Write it anew, as {\"count\": <partitions of the topic>, \"id\": \"<any text>\"}",
+            hint='Write it anew, as {"partitions": <partitions of the topic>, "id": "<any text>"}',
         ) from None
 
 
@@ -42,19 +42,19 @@ def count(directory: str, slots: int, partitions: int, told: bool) -> Counted:
     """That many from here on. told: somebody has said that the number may change. Raises ConfigError when it has, and
     nobody has, or when slots would be shared out otherwise than they are."""
     found = counted(directory)
-    if found is not None and found.count == partitions:
+    if found is not None and found.partitions == partitions:
         return found
-    if found is not None and Layout(slots, found.count).width != Layout(slots, partitions).width:
+    if found is not None and Layout(slots, found.partitions).width != Layout(slots, partitions).width:
         raise ConfigError(
-            f"the state in {directory} is laid out for {found.count} partitions, and there are {partitions}: keys would "
-            "not find their state",
-            hint=f"Stop the engine; `shardmem state export`, and `shardmem state import --partitions {partitions}` into "
-            "an empty directory",
+            f"the state in {directory} is laid out for {found.partitions} partitions, and there are {partitions}: keys "
+            "would not find their state",
+            hint=f"Stop the engine; `shardmem state export`, and `shardmem state import --partitions {partitions}` "
+            "into an empty directory",
         )
     if found is not None and not told:
         raise ConfigError(
-            f"the state in {directory} is of {found.count} partitions, and there are {partitions}: keys that have moved "
-            "to another partition leave their state behind",
+            f"the state in {directory} is of {found.partitions} partitions, and there are {partitions}: keys that have "
+            "moved to another partition leave their state behind",
             hint=f"If that is what you want, set `partitions = {partitions}` in [source]",
         )
     made = Counted(partitions, found.id if found else secrets.token_hex(8))

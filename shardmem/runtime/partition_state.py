@@ -1,11 +1,11 @@
 """The state of one partition as one file: taken while its workers go on, and put where they take it up.
 
-Each slot is of one moment, that of a checkpoint of the shard that has it: its rows, its timers and how far it is in each
-topic. Slots need not be of the same moment. Whoever takes the partition up begins at an offset before which all had been
-handled when the file was begun, and each slot passes over what it has already.
+Each slot is of one moment, that of a checkpoint of the shard that has it: its rows, its timers and how far it is in
+each topic. Slots need not be of the same moment. Whoever takes the partition up begins at an offset before which all had
+been handled when the file was begun, and each slot passes over what it has already.
 
-A restored file is one more file with rows of slots, and its owner numbers are the highest: workers copy their slots from
-it as they do after a handoff, and a worker that dies in between does it again.
+A restored file is one more file with rows of slots, and its owner numbers are the highest: workers copy their slots
+from it as they do after a handoff, and a worker that dies in between does it again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from shardmem.runtime.state_files import (
 from shardmem.state.partitions import AppliedRow, Layout, merged
 
 FORMAT = 1
-_ABOUT = "create table about (format integer not null, slots integer, partitions integer, number integer, made integer);"
+_ABOUT = (
+    "create table about (format integer not null, slots integer, partitions integer, number integer, made integer);"
+)
 _PASSES = 20  # over slots that move from file to file while they are read
 _REST = 0.05
 SQLITE = b"SQLite format 3\0"
@@ -53,7 +55,9 @@ class StateFiles:
         """slot -> (owner, file) of the highest owner."""
         wanted, newest = set(slots), dict[int, tuple[int, str]]()
         for path in (*shard_files(self.directory).values(), *restored_files(self.directory).values()):
-            if self._engine is None or any(engine == self._engine for (engine,) in look(path, "select engine from life")):
+            if self._engine is None or any(
+                engine == self._engine for (engine,) in look(path, "select engine from life")
+            ):
                 for slot, owner in look(path, "select slot, owner from slots"):
                     if slot in wanted and owner > newest.get(slot, (0, ""))[0]:
                         newest[slot] = owner, path
@@ -69,9 +73,12 @@ class StateFiles:
                 owners = self.owners(left)
                 left &= owners.keys()
                 for source in sorted({source for _, source in owners.values()}):
-                    with contextlib.suppress(FileNotFoundError):
-                        slots = sorted(slot for slot in left if owners[slot][1] == source)
+                    slots = sorted(slot for slot in left if owners[slot][1] == source)
+                    try:
                         left -= self._take(made, source, slots, number)
+                    except ShardmemError:
+                        if os.path.exists(source):  # else its shard has gone, and others have all of it
+                            raise
                 if not left:
                     return
                 time.sleep(_REST * bool(attempt))

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator
 from itertools import starmap
 
 from shardmem.errors import AlreadyRunning, ShardmemError
-from shardmem.state.partitions import AppliedRow, merged
 from shardmem.runtime.journal import Journal, body_of, changes_of
 from shardmem.runtime.sqlite import Database, explained
 from shardmem.runtime.state_files import (
@@ -37,6 +36,7 @@ from shardmem.runtime.state_files import (
     write,
 )
 from shardmem.state.keys import after, prefix
+from shardmem.state.partitions import AppliedRow, merged
 from shardmem.state.store import Changes, Row, first_of
 
 _SNAPSHOT = b""  # the name under which the snapshot of a slot is kept; those of keyed states are not empty

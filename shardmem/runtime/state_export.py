@@ -1,9 +1,9 @@
 """State as a stream: JSON lines for people and other programs, or compact frames, one for each slot.
 
-Both begin with how many slots there are, and how many partitions they are shared out among, or 0. Compact: MAGIC, then
-frames of length, CRC-32 and MessagePack: `[slot, [[key, value, version, expires], ...], [[key, due], ...]]`, keys as the
-store writes them, and `[topic, number, offsets]`: how far a partition is in its slots. The state of one partition is also
-to be had as a file of its own: partition_state.py.
+Both begin with how many slots there are, and how many partitions they are shared out among. Compact: MAGIC, then
+frames of length, CRC-32 and MessagePack: `[slot, [[key, value, version, expires], ...], [[key, due], ...]]`, keys as
+the store writes them, and `[topic, number, offsets]`: how far a partition is in its slots. The state of one partition
+is also to be had as a file of its own: partition_state.py.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def export_lines(reader: StateReader, slots: Slots = None) -> Iterator[str]:
     def place(slot: int) -> dict[str, int]:
         return {"partition": slot // layout.width} if layout.partitions else {}
 
-    yield _line(slots=reader.slots, partitions=reader.partitions)
+    yield _line(slots=reader.slots, **({"partitions": layout.partitions} if layout.partitions else {}))
     for row in reader.applied(slots):
         yield _line(applied=row.topic, partition=row.number, offsets=row.array.tolist())
     for slot, state in reader.snapshots().items():

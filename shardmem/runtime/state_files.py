@@ -1,7 +1,7 @@
 """The files of an engine's state: their form, where they are, and how one is read by who does not own it.
 
-`shard-N.sqlite` is written by the worker of shard N alone. `partition-N.sqlite` is a snapshot of a partition that was put
-there by its source, and that workers copy their slots from as they do from each other's files.
+`shard-N.sqlite` is written by the worker of shard N alone. `partition-N.sqlite` is a snapshot of a partition that was
+put there by its source, and that workers copy their slots from as they do from each other's files.
 """
 
 from __future__ import annotations
@@ -31,13 +31,16 @@ create table if not exists rows (
     key blob primary key, value blob not null, sum integer not null, version integer not null, expires integer
 ) without rowid;
 create table if not exists timers (key blob primary key, due integer not null) without rowid;
-create table if not exists applied (   -- of each slot of a partition, int64: the highest offset that is in the rows, or -1
+create table if not exists applied (   -- of each slot of a partition, int64: the highest offset in the rows, or -1
     topic text not null, number integer not null, offsets blob not null, primary key (topic, number)) without rowid;
 create table if not exists journal (  -- see journal.py
     number integer primary key autoincrement, body blob not null, sum integer not null);
 """
 DUE = "create index if not exists timers_due on timers (due);"  # a snapshot has no use for it
-COPIED = {"rows": "key, value, sum, version, expires", "timers": "key, due"}  # what a slot takes along, by ranges of keys
+COPIED = {
+    "rows": "key, value, sum, version, expires",
+    "timers": "key, due",
+}  # what a slot takes along, by ranges of keys
 PARTITIONS, STANDBY, SCRATCH = "partitions.json", "standby", "scratch"  # beside them
 _SHARD = re.compile(r"shard-([0-9]+)\.sqlite")
 _RESTORED = re.compile(r"partition-([0-9]+)\.sqlite")
@@ -168,6 +171,7 @@ def _runs(slots: list[int]) -> Iterator[tuple[int, int]]:
 
 def of_slots(changes: Changes, slots: set[int]) -> Changes:
     """What of them is of these slots."""
+
     def is_wanted(key: bytes) -> bool:
         return int.from_bytes(key[:2], "big") in slots
 

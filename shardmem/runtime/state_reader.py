@@ -151,7 +151,7 @@ class StateReader:
     def partitions(self) -> int:
         """That slots are shared out among; 0: no source has any."""
         found = counted(self.directory)
-        return 0 if found is None else found.count
+        return 0 if found is None else found.partitions
 
     def applied(self, slots: Container[int] | None = None) -> list[AppliedRow]:
         """How far each partition is in its slots."""

@@ -96,7 +96,7 @@ class Keeper:
     # ---- partitions ----------------------------------------------------------------------------------------------
 
     def share_out(self, layout: Layout) -> None:
-        """From here on keys are of partitions. Nothing is waiting to be saved, and nothing of what is in memory holds."""
+        """From here on keys are of partitions. Nothing is waiting to be saved, and what is in memory is forgotten."""
         self.layout = layout
         self._shelves.clear()
         self._entered.clear()

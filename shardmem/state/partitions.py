@@ -1,7 +1,7 @@
 """How the slots of an engine are shared out among the partitions of its topics, and how far each slot is in each.
 
-A key that came with an event of partition `number` belongs to slot `number * width + hash mod width`, so all of a partition
-is in `width` neighbours, whatever topic it is of.
+A key that came with an event of partition `number` belongs to slot `number * width + hash mod width`, so all of a
+partition is in `width` neighbours, whatever topic it is of.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from shardmem.state.keys import prefix, read_store_key, slot_of
 from shardmem.state.partitions import NEVER, Layout, merged
 from support.partitions import ENGINE, KEYS, LAYOUT, Host, applied, fill, slot_in
 
+
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Callable[..., Host]]:
     with contextlib.ExitStack() as stack:
@@ -110,7 +111,10 @@ def test_files_of_another_life_of_the_engine_say_nothing(host, tmp_path) -> None
     other.export(LAYOUT, 0, str(tmp_path / "snapshot"))
     StateFiles(str(tmp_path / "there"), 1).install(str(tmp_path / "snapshot"), LAYOUT, 0)
     with contextlib.closing(sqlite3.connect(restored_file(str(tmp_path / "there"), 0))) as made:
-        assert ([], 8) == (made.execute("select * from rows").fetchall(), len(made.execute("select * from slots").fetchall()))
+        assert ([], 8) == (
+            made.execute("select * from rows").fetchall(),
+            len(made.execute("select * from slots").fetchall()),
+        )
 
 
 def test_a_cleared_partition_has_nothing_and_its_neighbours_keep_what_they_have(host) -> None:
@@ -209,7 +213,7 @@ def test_state_with_partitions_is_exported_and_imported_with_what_was_applied(ho
     import_state(io.BytesIO(exported(here.directory, compact)), there.directory)
     assert [here.content(number) for number in range(3)] == [there.content(number) for number in range(3)]
     found = counted(there.directory)
-    assert found is not None and found.count == 3
+    assert found is not None and found.partitions == 3
     with contextlib.closing(StateReader(there.directory)) as reader:
         saved = reader.get("n", "a")
         assert saved is not None and (slot_in(0, "a"), b"\x01") == (saved.slot, saved.row[0])

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from shardmem.errors import ConfigError, ShardmemError, StateError
+from shardmem.remote.address import target_of
 from shardmem.remote.snapshots import Snapshots, name_of
-from shardmem.remote.targets import RemoteError, Target, target_of
+from shardmem.remote.targets import RemoteError, Target
 from shardmem.remote.uploads import Uploaded, Uploads
 from shardmem.runtime.partition_state import StateFiles
 from shardmem.runtime.state_files import restored_files
