@@ -168,6 +168,7 @@ def _made(path: str, layout: Layout, number: int) -> Iterator[sqlite3.Connection
     remove_file(path)
     make_file(path)
     with _open(path) as made:
+        made.execute("pragma page_size = 65536")  # a value of some kilobytes would take pages of its own in smaller ones
         made.execute("pragma journal_mode = off")  # whoever meets half a file throws it away
         made.execute("pragma synchronous = off")
         made.executescript(SCHEMA + _ABOUT)
