@@ -54,7 +54,7 @@ int sm_recheck(sm_reader *r)
         sm_end *e = &r->ends[span->seat];
         sm_frame f;
         if (sm_read_frame(r, e, span->position, &f) != SM_OK || f.rows != span->frame_rows ||
-            f.length != span->frame_length ||
+            f.length != span->frame_length || (f.kind & SM_FRAME_MORE) != span->kind ||
             (!r->row_bytes && (f.bytes != span->bytes_length || !sm_entries_hold(span))))
             status = sm_give_up(e);
     }
@@ -66,7 +66,7 @@ uint32_t sm_touched(sm_reader *r, uint8_t *slots)
     uint32_t keyless = 0;
     for (uint32_t s = 0; s < r->span_count; s++) {
         const sm_span *span = &r->spans[s];
-        sm_frame f = {.rows = span->frame_rows};
+        sm_frame f = sm_frame_of(span);
         sm_slots_in_frame(r, &f, sm_frame_at(r, &r->ends[span->seat], span->position), span->first, span->count);
         for (uint32_t i = 0; i < span->count; i++)
             if (r->slots[i] != SM_NO_SLOT)

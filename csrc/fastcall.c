@@ -42,6 +42,10 @@ static int plain_payload(PyObject *payload, sm_event *e)
     } else if (Py_TYPE(payload) == &PyByteArray_Type) {
         bytes = PyByteArray_AsString(payload);
         length = PyByteArray_Size(payload);
+    } else if (payload == Py_None) { /* after the key: meta is its */
+        e->meta |= SM_META_MISSING;
+        bytes = "";
+        length = 0;
     } else {
         return 0;
     }
@@ -178,9 +182,10 @@ static PyObject *pusher_push_many(Pusher *self, PyObject *const *args, Py_ssize_
     return cursor_state(status, &c);
 }
 
-/* What push_columns was given, as long as C looks at it: data, offsets, keys, offsets of keys. */
+/* What push_columns was given, as long as C looks at it: data, offsets, keys, offsets of keys; offsets of origins, times,
+ * what is missing. */
 typedef struct {
-    Py_buffer views[4];
+    Py_buffer views[7];
     int count;
 } Held;
 
@@ -262,10 +267,44 @@ static int hold_columns(Held *held, PyObject *const *args, sm_columns *in)
     return in->keys && keys == in->n;
 }
 
+/* What comes with the events: offsets of origins, partition and epoch of all; times; what is missing. None: not given. */
+static int hold_more(Held *held, PyObject *const *args, sm_columns *in)
+{
+    uint64_t n = in->n;
+    char format;
+    if (args[0] != Py_None) {
+        in->origins = hold_words(held, args[0], 1, &n, &format);
+        unsigned long long row = PyLong_AsUnsignedLongLong(args[1]), epoch = PyLong_AsUnsignedLongLong(args[2]);
+        if (PyErr_Occurred() || !in->origins || n != in->n || row > UINT32_MAX || epoch > UINT32_MAX) {
+            PyErr_Clear();
+            return 0;
+        }
+        in->partition = (uint32_t)row;
+        in->epoch = (uint32_t)epoch;
+        for (uint64_t i = 0; i < n; i++)
+            if (in->origins[i] > INT64_MAX || (i && in->origins[i] <= in->origins[i - 1]))
+                return 0;
+    }
+    if (args[3] != Py_None) {
+        in->times = (const int64_t *)hold_words(held, args[3], 1, &n, &format);
+        if (!in->times || n != in->n)
+            return 0;
+    }
+    if (args[4] != Py_None) {
+        const Py_buffer *view = hold(held, args[4], PyBUF_ND | PyBUF_FORMAT);
+        if (!view || view->itemsize != 1 || view->ndim != 1 || !view->format || view->format[0] != '?' ||
+            (uint64_t)view->shape[0] != in->n)
+            return 0;
+        in->missing = view->buf;
+    }
+    return 1;
+}
+
 /*
- * push_columns(keys, data, offsets), keys also as (data, offsets) or (data, offsets, str): how many events there are when all is accepted; None when it is not the plain case
- * (other types, an event that is not well-formed, so many events that the interpreter's lock is better given up) and
- * nothing was done; else the state above.
+ * push_columns(keys, data, offsets) and perhaps (origins, partition, epoch, times, missing), keys also as (data, offsets) or
+ * (data, offsets, str): how many events there are when all is accepted; None when it is not the plain case (other types, an
+ * event that is not well-formed, so many events that the interpreter's lock is better given up) and nothing was done; else
+ * the state above.
  */
 static PyObject *pusher_push_columns(Pusher *self, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -273,10 +312,10 @@ static PyObject *pusher_push_columns(Pusher *self, PyObject *const *args, Py_ssi
     sm_columns in;
     sm_cursor c;
     c.chunk = c.next = c.accepted = c.pending_count = c.shard = 0;
-    if (nargs != 3)
-        return PyErr_Format(PyExc_TypeError, "push_columns takes keys, data and offsets");
+    if (nargs != 3 && nargs != 8)
+        return PyErr_Format(PyExc_TypeError, "push_columns takes keys, data and offsets, and what comes with them");
     sm_sender *s = self->sender;
-    if (!s || !hold_columns(&held, args, &in) || in.n > SM_CHUNK) {
+    if (!s || !hold_columns(&held, args, &in) || in.n > SM_CHUNK || (nargs == 8 && !hold_more(&held, args + 3, &in))) {
         let_go(&held);
         Py_RETURN_NONE;
     }
@@ -366,7 +405,7 @@ static PyMethodDef pusher_methods[] = {
     {"push_many", (PyCFunction)(void (*)(void))pusher_push_many, METH_FASTCALL,
      "push_many(keys, payloads): None, or what is left to do"},
     {"push_columns", (PyCFunction)(void (*)(void))pusher_push_columns, METH_FASTCALL,
-     "push_columns(keys, data, offsets): how many, None, or what is left to do"},
+     "push_columns(keys, data, offsets, ...): how many, None, or what is left to do"},
     {"offer", (PyCFunction)(void (*)(void))pusher_offer, METH_FASTCALL,
      "offer(key, payload): True when accepted; else False, and nothing was done"},
     {"attach", (PyCFunction)(void (*)(void))pusher_attach, METH_FASTCALL,
@@ -415,8 +454,7 @@ static PyObject *decode(PyObject *module, PyObject *const *args, Py_ssize_t n)
             if (what != DECODE_PAYLOADS)
                 item = key = sm_key_object(&entry, bytes);
             if (what != DECODE_KEYS)
-                item = payload = PyBytes_FromStringAndSize((const char *)bytes + key_length,
-                                                           (Py_ssize_t)(entry.end - from - key_length));
+                item = payload = sm_payload_object(&entry, bytes + key_length, entry.end - from - key_length);
             if (what == DECODE_PAIRS) {
                 item = key && payload ? PyTuple_New(2) : NULL;
                 if (item) {

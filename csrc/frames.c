@@ -23,32 +23,8 @@ int sm_refresh_tail(sm_reader *r, sm_end *e)
     return SM_OK;
 }
 
-/* The header at `position`, copied and found possible. position < e->tail, both multiples of 16. */
-int sm_read_frame(sm_reader *r, sm_end *e, uint64_t position, sm_frame *out)
-{
-    uint64_t at_end = r->lane_bytes - (position & (r->lane_bytes - 1)), there = e->tail - position;
-    const sm_frame *f = sm_frame_at(r, e, position);
-    memset(out, 0, sizeof *out);
-    out->length = f->length;
-    out->kind = f->kind;
-    if (out->length % SM_ALIGN || !out->length || out->length > at_end || out->length > there)
-        return SM_CORRUPT;
-    if (out->kind == SM_FRAME_PAD)
-        return out->length == at_end && there > at_end ? SM_OK : SM_CORRUPT;
-    if (out->kind != SM_FRAME_DATA || out->length < sizeof *out || out->length > r->lane_bytes / 2)
-        return SM_CORRUPT;
-    uint32_t length = out->length;
-    memcpy(out, f, sizeof *out);
-    out->length = length; /* as judged, whatever it says by now */
-    out->kind = SM_FRAME_DATA;
-    if (!out->rows || out->rows > SM_CHUNK || out->position != position || out->quarantined > out->rows)
-        return SM_CORRUPT;
-    uint64_t need = sm_prefix(out->rows) +
-                    (r->row_bytes ? out->rows * r->row_bytes : out->rows * sizeof(sm_index) + (uint64_t)out->bytes);
-    return need <= length ? SM_OK : SM_CORRUPT;
-}
-
-/* slots[i] of row first + i; SM_NO_SLOT for keyless events, which are never held and never drained by slot */
+/* slots[i] of row first + i; SM_NO_SLOT for keyless events, which are never held and never drained by slot. f: as
+ * sm_frame_of says it at least */
 void sm_slots_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count)
 {
     const uint8_t *body = (const uint8_t *)shared + sm_prefix(f->rows);
@@ -57,6 +33,12 @@ void sm_slots_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, 
         return;
     }
     const sm_index *index = (const sm_index *)body + first;
+    if (unlikely(f->kind & SM_FRAME_ORIGIN)) {
+        const sm_origin *o = sm_origin_of(shared, f);
+        sm_split split = sm_split_of(r->control, r->keying.slots, o->partition);
+        sm_origin_slots(index, (const uint32_t *)(o + 1) + first, count, o->base, split, r->slots);
+        return;
+    }
     for (uint32_t i = 0; i < count; i++) {
         uint32_t kind = r->row_bytes ? SM_KEY_NONE : SM_META_KIND(index[i].meta);
         uint64_t hash = kind == SM_KEY_NONE ? 0 : kind == SM_KEY_INT ? sm_hash_int(index[i].key) : index[i].key;
@@ -117,6 +99,8 @@ void sm_release(sm_end *e)
     atomic_store_explicit(&l->ledger_handled, e->handled, memory_order_release);
     atomic_store_explicit(&l->ledger_quarantined, e->quarantined, memory_order_release);
     atomic_store_explicit(&l->ledger_shed, e->shed, memory_order_release);
+    atomic_store_explicit(&l->ledger_skipped, e->skipped, memory_order_release);
+    atomic_store_explicit(&l->ledger_lost, e->lost, memory_order_release);
     SM_POINT(COMMIT_COUNTED);
     e->parity = other;
     e->moved = 0;
@@ -143,11 +127,10 @@ int sm_advance_head(sm_reader *r, sm_end *e)
         int status = sm_read_frame(r, e, e->head, &f);
         if (status != SM_OK)
             return status;
-        if (f.kind == SM_FRAME_DATA) {
+        if (f.kind != SM_FRAME_PAD) {
             if (sm_next_row(sm_frame_at(r, e, e->head), f.rows, 0, 0) < f.rows)
                 return SM_OK;
-            e->handled += f.rows - f.quarantined;
-            e->quarantined += f.quarantined;
+            sm_count_done(e, &f, sm_frame_at(r, e, e->head), f.rows);
         }
         e->head += f.length;
         e->moved = 1;
@@ -167,6 +150,7 @@ void sm_rescan(sm_reader *r)
         e->row = 0;
         e->range = 0;
         e->in_hand = 0;
+        e->unleased = NULL;
     }
     r->ranges = 0;
     r->deferred_rows = 0;
@@ -176,29 +160,6 @@ void sm_rescan(sm_reader *r)
 }
 
 /* ---- opening ---------------------------------------------------------------------------------------------------- */
-
-static void finish_aside(sm_reader *r, sm_end *e)
-{
-    sm_frame f;
-    uint64_t aside = atomic_load_explicit(&e->lane->aside, memory_order_acquire), at = sm_position(aside);
-    e->suspect = sm_position(atomic_load_explicit(&e->lane->suspect, memory_order_relaxed));
-    e->suspect_row = atomic_load_explicit(&e->lane->suspect_row, memory_order_relaxed);
-    int status = sm_refresh_tail(r, e);
-    if (e->suspect >
-        e->tail) /* nobody had that in hand; and a lane of suspects without an end is the only one that is read */
-        e->suspect = e->suspect_row = 0;
-    if (!(aside & 1))
-        return;
-    uint64_t word = atomic_load_explicit(&e->lane->aside_row, memory_order_relaxed);
-    uint32_t row = (uint32_t)word, count = (uint32_t)(word >> 32);
-    if (at >= e->head && status == SM_OK && at < e->tail && sm_read_frame(r, e, at, &f) == SM_OK && row < f.rows &&
-        count <= f.rows) {
-        sm_frame *shared = sm_frame_at(r, e, at);
-        shared->quarantined = (uint16_t)count;
-        sm_set_done(shared, row, 1);
-    }
-    atomic_store_explicit(&e->lane->aside, 0, memory_order_release);
-}
 
 static void open_end(sm_reader *r, uint32_t seat)
 {
@@ -213,9 +174,11 @@ static void open_end(sm_reader *r, uint32_t seat)
     e->handled = atomic_load_explicit(&l->ledger_handled, memory_order_relaxed);
     e->quarantined = atomic_load_explicit(&l->ledger_quarantined, memory_order_relaxed);
     e->shed = atomic_load_explicit(&l->ledger_shed, memory_order_relaxed);
+    e->skipped = atomic_load_explicit(&l->ledger_skipped, memory_order_relaxed);
+    e->lost = atomic_load_explicit(&l->ledger_lost, memory_order_relaxed);
     e->open = 1;
     atomic_store_explicit(&lane->broken, 0, memory_order_relaxed); /* a new life looks for itself */
-    finish_aside(r, e);
+    sm_finish_aside(r, e);
     sm_wake_waiters(lane);
     r->open[r->open_count++] = seat;
 }

@@ -26,6 +26,27 @@ sm_keying sm_keying_of(const sm_geometry *geometry);
 void sm_slots_of(const sm_keying *keying, const uint8_t *rows, uint64_t n, uint32_t *slots);
 void sm_hashes_of(const sm_keying *keying, const uint8_t *rows, uint64_t n, uint64_t *hashes);
 
+/* more.c */
+int sm_judge_frame(const uint8_t *data, uint64_t lane_bytes, uint64_t row_bytes, uint64_t position, uint64_t tail,
+                   sm_frame *out);
+
+/* slots by partition: those from `base` on, of which the hash chooses one */
+typedef struct sm_split {
+    uint32_t base, mask;
+} sm_split;
+
+/* count, number: as a damaged table may say */
+static inline sm_split sm_split_by(uint32_t slots, uint32_t count, uint32_t number)
+{
+    uint32_t bits = count > 1 ? 32 - (uint32_t)__builtin_clz(count - 1) : 0;
+    uint32_t each = bits < 32 && slots >> bits ? slots >> bits : 1;
+    return (sm_split){number * each & (slots - 1), each - 1};
+}
+
+sm_split sm_split_of(const void *control, uint32_t slots, uint32_t row);
+void sm_origin_slots(const sm_index *index, const uint32_t *deltas, uint32_t count, uint64_t base, sm_split split,
+                     uint32_t *slots);
+
 /* park.c */
 int sm_futex_wait(_Atomic uint32_t *word, uint32_t seen, int64_t timeout_ns);
 void sm_futex_wake(_Atomic uint32_t *word, int count);

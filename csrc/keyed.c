@@ -455,7 +455,7 @@ typedef struct {
 
 static Group *find_group(Groups *g, const sm_index *entry, const uint8_t *bytes, int *is_new)
 {
-    uint32_t meta = entry->meta, length = SM_META_LENGTH(meta);
+    uint32_t meta = entry->meta & ~SM_META_MISSING, length = SM_META_LENGTH(meta);
     uint64_t mixed = entry->key * UINT64_C(0x9E3779B97F4A7C15);
     for (uint32_t at = (uint32_t)(mixed >> 32) & g->mask;; at = (at + 1) & g->mask) {
         if (!g->table[at]) {
@@ -494,8 +494,7 @@ static int add_to_group(PyObject *list, Groups *g, const sm_index *entry, const 
             return -1;
     }
     uint32_t key_bytes = SM_META_LENGTH(entry->meta);
-    PyObject *payload =
-        PyBytes_FromStringAndSize((const char *)bytes + key_bytes, (Py_ssize_t)length - (Py_ssize_t)key_bytes);
+    PyObject *payload = sm_payload_object(entry, bytes + key_bytes, length - key_bytes);
     if (payload)
         status = PyList_Append(group->payloads, payload);
     Py_XDECREF(payload);

@@ -47,6 +47,10 @@ typedef struct sm_control {
     _Atomic uint64_t supervisor_incarnation;         /* writer: supervisor */
     _Atomic uint64_t supervisor_started_ns;          /* writer: supervisor */
     _Atomic uint64_t supervisor_heartbeat_ns;        /* writer: supervisor */
+
+    _Alignas(SM_LINE) _Atomic uint32_t partition_count; /* writer: source (P: slots go by partition; 0: they do not) */
+    _Atomic uint32_t partition_rows;                    /* writer: source (rows of the table that are claimed) */
+    _Atomic uint32_t topic_count;                       /* writer: source */
 } sm_control;
 
 typedef struct sm_seat {
@@ -58,6 +62,8 @@ typedef struct sm_seat {
     _Atomic uint64_t seat_refused[SM_REASONS];           /* writer: producer */
     _Atomic uint64_t seat_blocked_ns;                    /* writer: producer */
     _Atomic uint64_t seat_blocked_count;                 /* writer: producer */
+    _Atomic uint64_t seat_name;                          /* writer: producer (hash of its name; 0: it has none) */
+    _Atomic uint64_t seat_call; /* writer: producer (sequence at which its last pass with an origin began) */
 } sm_seat;
 
 /* An event on trial: it failed alone, and its key waits for its next try; or it was set aside and may be taken back. */
@@ -84,6 +90,8 @@ typedef struct sm_shard {
     _Atomic uint64_t retired_handled[2];     /* writer: supervisor */
     _Atomic uint64_t retired_quarantined[2]; /* writer: supervisor */
     _Atomic uint64_t retired_shed[2];        /* writer: supervisor */
+    _Atomic uint64_t retired_skipped[2];     /* writer: supervisor */
+    _Atomic uint64_t retired_lost[2];        /* writer: supervisor */
     _Alignas(SM_LINE) _Atomic uint32_t worker_phase; /* writer: worker */
     _Atomic int64_t worker_pid;                      /* writer: worker */
     _Atomic uint64_t worker_incarnation;             /* writer: worker */
@@ -145,6 +153,21 @@ typedef struct sm_move {               /* the handoff table: one entry per slot,
     _Atomic uint64_t slot_cost;        /* writer: worker (the owner's: of one row, in 1/4096 ns; 0: not known) */
 } sm_move;
 
+/* A partition of a broker's topic. Topic and number are written once, before partition_rows says that the row is there. */
+typedef struct sm_partition {
+    _Alignas(64) _Atomic uint32_t partition_epoch; /* writer: source (rises with each begin and each end) */
+    _Atomic uint32_t partition_state;              /* writer: source (SM_PARTITION_...) */
+    uint32_t partition_topic, partition_number;
+    _Atomic uint64_t partition_pushed; /* writer: source (all before this offset are in the lanes, of this epoch) */
+    _Atomic uint64_t partition_safe;   /* writer: source (all before this offset need not be read again) */
+    _Atomic uint64_t partition_until;  /* writer: source (ns of CLOCK_BOOTTIME; then workers wait. 0: no limit) */
+} sm_partition;
+
+typedef struct sm_topic { /* written once, before topic_count says that it is there */
+    uint32_t bytes;
+    char name[SM_TOPIC_BYTES - 4];
+} sm_topic;
+
 /* What the supervisor last said of its decisions, and what happened to the engine, as text: a board for each, because the
  * one is written at every tick and the other when something happens. Two copies, so that readers never meet one half
  * written. */
@@ -172,20 +195,23 @@ typedef struct sm_inbox {
 typedef struct sm_ledger {
     _Atomic uint64_t ledger_handled;     /* writer: worker */
     _Atomic uint64_t ledger_quarantined; /* writer: worker */
-    _Atomic uint64_t ledger_shed;        /* writer: worker */
+    _Atomic uint64_t ledger_shed;        /* writer: worker (dropped as the producer asked) */
+    _Atomic uint64_t ledger_skipped;     /* writer: worker (of origins that were applied already) */
+    _Atomic uint64_t ledger_lost;        /* writer: worker (of an earlier epoch of their partition) */
 } sm_ledger;
 
 typedef struct sm_lane {
     _Alignas(SM_LINE) _Atomic uint64_t tail; /* writer: producer */
     _Atomic uint64_t accepted[2];            /* writer: producer */
     _Atomic uint64_t evict;                  /* writer: producer (drop the frames before this position) */
+    _Atomic uint64_t call_tail;              /* writer: producer (where its last pass with an origin began here) */
     _Alignas(SM_LINE) _Atomic uint64_t head; /* writer: worker */
     sm_ledger ledger[2];
-    _Atomic uint32_t broken;                    /* writer: worker (it found a contradiction and reads no more) */
-    _Atomic uint32_t suspect_row;               /* writer: worker (where in that frame its batch ended) */
-    _Atomic uint64_t suspect;                   /* writer: worker (the frame that its batch reached into) */
-    _Atomic uint64_t aside_row;                 /* writer: worker (row, and quarantined of its frame << 32) */
-    _Atomic uint64_t aside;                     /* writer: worker (position | 1: that row is being set aside) */
+    _Atomic uint32_t broken;      /* writer: worker (it found a contradiction and reads no more) */
+    _Atomic uint32_t suspect_row; /* writer: worker (where in that frame its batch ended) */
+    _Atomic uint64_t suspect;     /* writer: worker (the frame that its batch reached into) */
+    _Atomic uint64_t aside_row;   /* writer: worker (row, rows << 16, count of its frame << 32) */
+    _Atomic uint64_t aside; /* writer: worker (position | SM_ASIDE_... << 1 | 1: those rows are being set aside) */
     _Alignas(SM_LINE) _Atomic uint64_t waiting; /* writer: exception (producer raises, the worker takes it down) */
     _Atomic uint32_t space_bell;                /* writer: exception (worker adds; futex word) */
 } sm_lane;
@@ -193,8 +219,12 @@ typedef struct sm_lane {
 /* ---- frames --------------------------------------------------------------------------------------------- */
 
 enum { SM_FRAME_DATA = 0x5d, SM_FRAME_PAD = 0x9a };
+/* of data, events only: what follows the bytes */
+enum { SM_FRAME_ORIGIN = 0x100, SM_FRAME_TIMES = 0x200, SM_FRAME_HEADERS = 0x400, SM_FRAME_MORE = 0x700 };
+/* why rows are done and were not handled; each is counted in its frame, because its done bits do not say it */
+enum { SM_ASIDE_QUARANTINED, SM_ASIDE_SKIPPED, SM_ASIDE_LOST, SM_ASIDES };
 
-typedef struct sm_frame { /* then done bits, 16-aligned rows (records) or index and bytes (events) */
+typedef struct sm_frame { /* then done bits, 16-aligned rows (records) or index and bytes (events), what kind says */
     uint32_t length;      /* whole frame, a multiple of 16. A pad has this and kind only: the 16 bytes */
     uint16_t kind;        /* that are always left at the end of a lane hold them */
     uint16_t quarantined; /* by the worker: how many of the rows whose done bit is set were not handled */
@@ -207,13 +237,23 @@ typedef struct sm_frame { /* then done bits, 16-aligned rows (records) or index 
 
 typedef struct sm_index { /* one event */
     uint64_t key;         /* SM_KEY_INT: the key itself, no bytes. Otherwise its hash */
-    uint32_t meta;        /* kind in bits 30-31, bit 29: an int beyond int64; below: length of the key bytes */
+    uint32_t meta;        /* kind in bits 30-31; the two flags below; then the length of the key bytes */
     uint32_t end;         /* its bytes are key then payload, up to here */
 } sm_index;
 
 #define SM_META_KIND(meta) ((meta) >> 30)
-#define SM_META_UNSIGNED (UINT32_C(1) << 29)
-#define SM_META_LENGTH(meta) ((meta) & 0x1fffffffu)
+#define SM_META_UNSIGNED (UINT32_C(1) << 29) /* an int beyond int64 */
+#define SM_META_MISSING (UINT32_C(1) << 28)  /* its payload is None: a tombstone */
+#define SM_META_LENGTH(meta) ((meta) & 0x0fffffffu)
+
+/* Behind the bytes, each part 8-aligned: the origin, and a uint32 for each event that its offset is beyond the base;
+ * an int64 for each, its time in ms since 1970; a uint32 for each, where its headers end, then their bytes. */
+typedef struct sm_origin {
+    uint32_t partition, epoch; /* row of the table, and what its epoch was */
+    uint64_t base;
+    uint32_t aside[2]; /* by the worker: rows that were skipped, and that were lost */
+    uint64_t reserved;
+} sm_origin;
 
 /* ---- the bytes are where they are said to be ------------------------------------------------------------ */
 
@@ -221,7 +261,9 @@ static_assert(sizeof(_Atomic uint64_t) == 8 && sizeof(_Atomic uint32_t) == 4, "a
 static_assert(offsetof(sm_control, version) == 8, "control: version");
 static_assert(offsetof(sm_control, geometry) == 16, "control: geometry");
 static_assert(offsetof(sm_control, engine_state) % SM_LINE == 0, "control: state on a line of its own");
+static_assert(offsetof(sm_control, partition_count) % SM_LINE == 0, "control: the source on a line of its own");
 static_assert(sizeof(sm_control) <= SM_PAGE, "control: header fits its page");
+static_assert(sizeof(sm_partition) == 64 && sizeof(sm_topic) == SM_TOPIC_BYTES, "partitions and topics: sizes");
 static_assert(offsetof(sm_seat, next_sequence) == 8, "seat: sequence beside the mark, both written per send");
 static_assert(offsetof(sm_seat, seat_incarnation) == SM_LINE, "seat: what others read is off the hot line");
 static_assert(sizeof(sm_seat) == 2 * SM_LINE, "seat: size");
@@ -245,6 +287,8 @@ static_assert(sizeof(sm_lane) <= SM_PAGE, "lane: header fits its page");
 static_assert(sizeof(sm_frame) == 40, "frame: size");
 static_assert(offsetof(sm_frame, kind) + 2 <= SM_ALIGN, "frame: a pad fits the smallest gap");
 static_assert(sizeof(sm_index) == 16, "index: size");
+static_assert(sizeof(sm_origin) == 32, "origin: size");
+static_assert(SM_FRAME_DATA < 0x100 && SM_FRAME_PAD < 0x100, "frame: flags beside the kind");
 
 /* ---- addresses -------------------------------------------------------------------------------------------
  * Constants, so that no offset has to be read from memory that another process could have overwritten. Only
@@ -256,7 +300,9 @@ static_assert(sizeof(sm_index) == 16, "index: size");
 #define SM_HOLDS_OFFSET (SM_SLOTS_OFFSET + SM_MAX_SLOTS * sizeof(sm_slot))
 #define SM_MOVES_OFFSET (SM_HOLDS_OFFSET + SM_MAX_SLOTS * sizeof(sm_hold))
 #define SM_BOARD_OFFSET (SM_MOVES_OFFSET + SM_MAX_SLOTS * sizeof(sm_move))
-#define SM_SHARDS_OFFSET (SM_BOARD_OFFSET + SM_BOARDS * sizeof(sm_board))
+#define SM_PARTITIONS_OFFSET (SM_BOARD_OFFSET + SM_BOARDS * sizeof(sm_board))
+#define SM_TOPICS_OFFSET (SM_PARTITIONS_OFFSET + SM_MAX_PARTITIONS * sizeof(sm_partition))
+#define SM_SHARDS_OFFSET (SM_TOPICS_OFFSET + SM_MAX_TOPICS * sizeof(sm_topic))
 #define SM_LANES_OFFSET SM_PAGE
 
 static inline sm_seat *sm_seat_at(const void *control, uint32_t seat)
@@ -284,6 +330,16 @@ static inline sm_board *sm_board_at(const void *control, uint32_t board)
     return (sm_board *)((uint8_t *)control + SM_BOARD_OFFSET) + board;
 }
 
+static inline sm_partition *sm_partition_at(const void *control, uint32_t row)
+{
+    return (sm_partition *)((uint8_t *)control + SM_PARTITIONS_OFFSET) + row;
+}
+
+static inline sm_topic *sm_topic_at(const void *control, uint32_t topic)
+{
+    return (sm_topic *)((uint8_t *)control + SM_TOPICS_OFFSET) + topic;
+}
+
 static inline sm_shard *sm_shard_at(const void *control, uint32_t shard)
 {
     return (sm_shard *)((uint8_t *)control + SM_SHARDS_OFFSET) + shard;
@@ -302,6 +358,25 @@ static inline uint64_t sm_round(uint64_t n, uint64_t to) { return (n + to - 1) /
 
 /* header and done bits; what follows is 16-aligned */
 static inline uint64_t sm_prefix(uint64_t rows) { return sm_round(sizeof(sm_frame) + (rows + 63) / 64 * 8, SM_ALIGN); }
+
+/* of events: the frame up to what follows its bytes */
+static inline uint64_t sm_plain_bytes(uint64_t rows, uint64_t bytes)
+{
+    return sm_round(sm_prefix(rows) + rows * sizeof(sm_index) + bytes, 8);
+}
+
+/* what follows them, without the bytes of headers */
+static inline uint64_t sm_more_bytes(uint32_t kind, uint64_t rows)
+{
+    return (kind & SM_FRAME_ORIGIN ? sizeof(sm_origin) + sm_round(rows * 4, 8) : 0) +
+           (kind & SM_FRAME_TIMES ? rows * 8 : 0) + (kind & SM_FRAME_HEADERS ? sm_round(rows * 4, 8) : 0);
+}
+
+/* of a frame whose kind, rows and bytes were found possible */
+static inline sm_origin *sm_origin_of(const sm_frame *shared, const sm_frame *f)
+{
+    return (sm_origin *)((uint8_t *)shared + sm_plain_bytes(f->rows, f->bytes));
+}
 
 static inline _Atomic uint64_t *sm_done_bits(const sm_frame *frame)
 {

@@ -218,7 +218,7 @@ static uint64_t tally(sm_reader *r, sm_tally *t)
     uint64_t rows = 0;
     for (uint32_t s = 0; s < r->span_count; s++) {
         const sm_span *span = &r->spans[s];
-        sm_frame f = {.rows = span->frame_rows};
+        sm_frame f = sm_frame_of(span);
         sm_slots_in_frame(r, &f, sm_frame_at(r, &r->ends[span->seat], span->position), span->first, span->count);
         for (uint32_t i = 0; i < span->count; i++) {
             uint32_t slot = r->slots[i] == SM_NO_SLOT ? r->keying.slots : r->slots[i];

@@ -43,7 +43,7 @@ static inline int sm_plain_key(PyObject *key, sm_event *e)
         e->meta = e->key = 0;
         return key == Py_None;
     }
-    if ((uint64_t)length >= SM_META_UNSIGNED)
+    if ((uint64_t)length >= SM_META_MISSING)
         return 0;
     e->key = sm_hash_bytes(e->key_bytes, (uint64_t)length);
     e->meta = kind << 30 | (uint32_t)length;
@@ -64,6 +64,14 @@ static inline PyObject *sm_key_object(const sm_index *index, const uint8_t *byte
     default:
         Py_RETURN_NONE;
     }
+}
+
+/* bytes, or None for a tombstone; a new reference */
+static inline PyObject *sm_payload_object(const sm_index *index, const uint8_t *bytes, uint32_t length)
+{
+    if (likely(!(index->meta & SM_META_MISSING)))
+        return PyBytes_FromStringAndSize((const char *)bytes, length);
+    Py_RETURN_NONE;
 }
 
 /* One entry of a span's index, checked; `from` is where the one before it ended. 0: the frame contradicts itself, and

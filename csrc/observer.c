@@ -69,6 +69,7 @@ void sm_view_seat(const void *control, uint32_t seat, sm_seat_view *out)
     out->blocked_ns = GET(s->seat_blocked_ns);
     out->blocked_count = GET(s->seat_blocked_count);
     out->pid = GET(s->seat_pid);
+    out->name = GET(s->seat_name);
     for (int i = 0; i < SM_REASONS; i++)
         out->refused[i] = GET(s->seat_refused[i]);
 }
@@ -126,6 +127,8 @@ void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out)
         out->retired_handled = GET(s->retired_handled[word & 1]);
         out->retired_quarantined = GET(s->retired_quarantined[word & 1]);
         out->retired_shed = GET(s->retired_shed[word & 1]);
+        out->retired_skipped = GET(s->retired_skipped[word & 1]);
+        out->retired_lost = GET(s->retired_lost[word & 1]);
     } while (GET(s->retired_word) != word);
     for (int i = 0; i < SM_HISTOGRAM; i++)
         out->latency[i] = GET(s->worker_latency[i]);
@@ -175,6 +178,8 @@ int sm_view_lane(const void *inbox, const sm_geometry *g, uint32_t seat, sm_lane
         if (out->quarantined > INT64_MAX) /* taken back before its frame was done, which will count it */
             out->quarantined = 0;
         out->shed = GET(l->ledger_shed);
+        out->skipped = GET(l->ledger_skipped);
+        out->lost = GET(l->ledger_lost);
         if (GET(lane->head) != head)
             continue;
         do {
@@ -211,6 +216,38 @@ uint32_t sm_view_moving(const void *control, const sm_geometry *g, uint32_t *slo
         if (SM_HOLD_PHASE(GET(sm_hold_at(control, s)->hold_word)) != SM_MOVE_NONE)
             slots[n++] = s;
     return n;
+}
+
+/* S2: pairs with S1 in sm_claim_partition: the row, or the topic, is whole. */
+uint32_t sm_partition_rows(const void *control)
+{
+    uint32_t rows = GET(((const sm_control *)control)->partition_rows);
+    return rows < SM_MAX_PARTITIONS ? rows : SM_MAX_PARTITIONS;
+}
+
+uint32_t sm_partition_count(const void *control) { return GET(((const sm_control *)control)->partition_count); }
+
+void sm_view_partition(const void *control, uint32_t row, sm_partition_view *out)
+{
+    const sm_partition *p = sm_partition_at(control, row);
+    out->epoch = GET(p->partition_epoch);
+    out->state = GET(p->partition_state);
+    out->pushed = GET(p->partition_pushed);
+    out->safe = GET(p->partition_safe);
+    out->until_ns = GET(p->partition_until);
+    out->topic = p->partition_topic;
+    out->number = p->partition_number;
+}
+
+uint32_t sm_view_topic(const void *control, uint32_t topic, char *name)
+{
+    uint32_t topics = GET(((const sm_control *)control)->topic_count); /* S2 */
+    if (topic >= topics || topic >= SM_MAX_TOPICS)
+        return 0;
+    const sm_topic *t = sm_topic_at(control, topic);
+    uint32_t bytes = t->bytes < sizeof t->name ? t->bytes : sizeof t->name;
+    memcpy(name, t->name, bytes);
+    return bytes;
 }
 
 uint32_t sm_view_board(const void *control, uint32_t board, char *text)

@@ -63,15 +63,15 @@ static int commit_range(sm_reader *r, sm_end *e, const sm_range *range)
         if (at >= e->tail || sm_read_frame(r, e, at, &f) != SM_OK)
             return SM_CORRUPT;
         uint32_t first = at == range->position ? range->row : 0, end = at == range->to ? range->to_row : f.rows;
-        if ((f.kind == SM_FRAME_DATA && (first > f.rows || end > f.rows)) ||
+        if ((f.kind != SM_FRAME_PAD && (first > f.rows || end > f.rows)) ||
             (at < range->to && f.length > range->to - at))
             return SM_CORRUPT;
         if (at == e->head && (f.kind == SM_FRAME_PAD || (!first && end == f.rows))) {
+            if (f.kind != SM_FRAME_PAD)
+                sm_count_done(e, &f, sm_frame_at(r, e, at), f.rows);
             e->head += f.length;
-            e->handled += f.rows - f.quarantined;
-            e->quarantined += f.quarantined;
             e->moved = 1;
-        } else if (f.kind == SM_FRAME_DATA && end > first) {
+        } else if (f.kind != SM_FRAME_PAD && end > first) {
             sm_set_done(sm_frame_at(r, e, at), first, end - first);
         }
         at += f.length;

@@ -40,9 +40,10 @@ sm_reader *sm_reader_new(void *control, const sm_geometry *g, void *inbox, int i
     r->open = calloc(g->max_producers, sizeof *r->open);
     r->skipped = calloc(g->slots, sizeof *r->skipped);
     r->spans = calloc(max_rows, sizeof *r->spans);
+    r->spare = calloc(max_rows, sizeof *r->spare);
     r->range = calloc(SM_RANGES, sizeof *r->range);
     r->load = sm_load_new(g->slots);
-    if (!r->ends || !r->open || !r->skipped || !r->spans || !r->range || !r->load) {
+    if (!r->ends || !r->open || !r->skipped || !r->spans || !r->spare || !r->range || !r->load) {
         sm_reader_free(r);
         return NULL;
     }
@@ -56,6 +57,7 @@ void sm_reader_free(sm_reader *r)
     free(r->open);
     free(r->skipped);
     free(r->spans);
+    free(r->spare);
     free(r->range);
     sm_load_free(r->load);
     free(r);
@@ -87,15 +89,14 @@ static int shed(sm_reader *r, sm_end *e)
         int status = sm_read_frame(r, e, e->head, &f);
         if (status != SM_OK)
             return status;
-        if (f.kind == SM_FRAME_DATA) {
+        if (f.kind != SM_FRAME_PAD) {
             const sm_frame *shared = sm_frame_at(r, e, e->head);
             uint32_t done = 0;
             for (uint32_t row = 0; row < f.rows; row++)
                 done += (uint32_t)is_done(shared, row);
             done = done < f.quarantined ? f.quarantined : done;
-            e->handled += done - f.quarantined;
-            e->quarantined += f.quarantined;
             e->shed += f.rows - done;
+            sm_count_done(e, &f, shared, done);
         }
         e->head += f.length;
     }
@@ -193,7 +194,8 @@ static inline int take_span(sm_reader *r, sm_end *e, uint32_t seat, const sm_fra
                       .first = first,
                       .frame_rows = f->rows,
                       .frame_length = f->length,
-                      .seat = seat};
+                      .seat = seat,
+                      .kind = f->kind & SM_FRAME_MORE};
     if (r->row_bytes) {
         span->rows = body + first * r->row_bytes;
         b->bytes += count * r->row_bytes;
@@ -224,6 +226,7 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
     sm_end *e = &r->ends[seat];
     sm_frame f;
     int status = SM_OK;
+    e->unleased = NULL;
     if (e->cursor == e->tail || e->head == e->cursor)
         status = sm_refresh_tail(r, e);
     if (status == SM_OK)
@@ -241,6 +244,14 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
             continue;
         }
         sm_frame *shared = sm_frame_at(r, e, e->cursor);
+        if (unlikely(f.kind & SM_FRAME_ORIGIN)) {
+            int judged = sm_judge_origin(r, &f, shared, e);
+            if (judged == SM_ORIGIN_WAITS) /* and all behind it: the order of the lane is the order of its partitions */
+                break;
+            if (judged != SM_ORIGIN_TAKE &&
+                (status = judged == SM_ORIGIN_LOST ? sm_shed_lost(r, e, &f) : judged) != SM_OK)
+                break;
+        }
         uint32_t count, first = next_run(r, seat, &f, shared, e->row, holds || r->skipping, &count);
         if (!count) {
             status = pass_done(r, e, f.length);
@@ -371,7 +382,7 @@ static int anything_new(sm_reader *r)
         if (e->broken)
             continue;
         uint64_t tail = sm_position(atomic_load_explicit(&e->lane->tail, memory_order_seq_cst));
-        if (tail != e->cursor || evicted_until(e, tail))
+        if ((tail != e->cursor && likely(!sm_is_unleased(e))) || evicted_until(e, tail))
             return 1;
     }
     return 0;
@@ -440,6 +451,7 @@ int sm_next_trial(sm_reader *r, uint32_t trial, sm_batch *b)
 {
     const sm_trial_view *t = &r->trial[trial];
     sm_frame f;
+    int judged;
     *b = (sm_batch){.span = r->spans};
     r->span_count = 0;
     if (sm_is_fenced(r))
@@ -451,6 +463,11 @@ int sm_next_trial(sm_reader *r, uint32_t trial, sm_batch *b)
         return SM_OK;
     }
     sm_end *e = &r->ends[t->seat];
+    if (f.kind & SM_FRAME_ORIGIN && (judged = sm_judge_origin(r, &f, sm_frame_at(r, e, t->position), NULL)) != 0) {
+        if (judged == SM_ORIGIN_LOST)
+            sm_set_run_aside(r, e, t->position, t->row, 1, SM_ASIDE_LOST);
+        return SM_OK;
+    }
     e->cursor = t->position;
     e->row = t->row;
     e->range = 0;

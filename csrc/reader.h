@@ -12,16 +12,19 @@ typedef struct sm_end { /* one lane, seen from here */
     sm_lane *lane;
     uint8_t *data;
     uint64_t head, cursor, tail; /* head <= cursor <= tail */
-    uint64_t handled, quarantined, shed;
+    uint64_t handled, quarantined, shed, skipped, lost;
     uint64_t suspect;            /* until here, and suspect_row of the frame there, lay the batch that failed */
     uint32_t row;                /* of the frame at the cursor: rows before it have been taken */
     uint32_t suspect_row, range; /* range: place of the open one, from 1; 0: none is open */
     uint32_t parity, moved;
     uint32_t wary; /* rows of a batch, which is of this lane alone, since one of it was put on trial; 0: as ever */
     uint8_t open, broken, reported, chosen;
-    uint8_t in_hand;       /* rows were taken and not yet committed */
-    uint8_t hole;          /* it is said to be open, and has no memory: nothing of it is touched */
-    int64_t look_again_ns; /* then: its producer may come yet */
+    uint8_t in_hand;              /* rows were taken and not yet committed */
+    uint8_t hole;                 /* it is said to be open, and has no memory: nothing of it is touched */
+    int64_t look_again_ns;        /* then: its producer may come yet */
+    const sm_partition *unleased; /* of the frame at the cursor, and its lease is over; NULL: the lane waits for none */
+    uint64_t until_seen;
+    uint32_t epoch_seen;
 } sm_end;
 
 typedef struct sm_load sm_load;
@@ -57,9 +60,9 @@ struct sm_reader {
     sm_range *range;
     sm_spin spin;
     sm_load *load;
-    sm_end *ends;   /* by seat */
-    uint32_t *open; /* seats whose lanes are open */
-    sm_span *spans;
+    sm_end *ends;              /* by seat */
+    uint32_t *open;            /* seats whose lanes are open */
+    sm_span *spans, *spare;    /* spare: for those of a batch that loses rows */
     uint32_t slots[SM_CHUNK];  /* of the rows of one frame, when somebody asks */
     uint64_t hashes[SM_CHUNK]; /* likewise */
 };
@@ -97,9 +100,38 @@ static inline uint32_t sm_next_row(const sm_frame *shared, uint32_t rows, uint32
     return rows;
 }
 
+static inline int sm_read_frame(const sm_reader *r, const sm_end *e, uint64_t position, sm_frame *out)
+{
+    return sm_judge_frame(e->data, r->lane_bytes, r->row_bytes, position, e->tail, out);
+}
+
+/* of a span's frame, what sm_read_frame found of it then */
+static inline sm_frame sm_frame_of(const sm_span *span)
+{
+    return (sm_frame){.length = span->frame_length,
+                      .kind = (uint16_t)(SM_FRAME_DATA | span->kind),
+                      .rows = span->frame_rows,
+                      .bytes = span->bytes_length};
+}
+
+/* Of a frame that is behind the head now, so many rows are done: what became of them. */
+static inline void sm_count_done(sm_end *e, const sm_frame *f, const sm_frame *shared, uint32_t done)
+{
+    uint64_t handled = done - f->quarantined;
+    e->quarantined += f->quarantined;
+    if (unlikely(f->kind & SM_FRAME_ORIGIN)) {
+        const sm_origin *o = sm_origin_of(shared, f);
+        uint64_t skipped = o->aside[0] < handled ? o->aside[0] : handled; /* they may say anything */
+        uint64_t lost = o->aside[1] < handled - skipped ? o->aside[1] : handled - skipped;
+        e->skipped += skipped;
+        e->lost += lost;
+        handled -= skipped + lost;
+    }
+    e->handled += handled;
+}
+
 /* frames.c */
 int sm_refresh_tail(sm_reader *r, sm_end *e);
-int sm_read_frame(sm_reader *r, sm_end *e, uint64_t position, sm_frame *out);
 void sm_slots_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count);
 void sm_hashes_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count);
 int sm_entries_hold(const sm_span *span);
@@ -110,6 +142,17 @@ int sm_give_up(sm_end *e);
 void sm_find_open_lanes(sm_reader *r);
 void sm_file_of(sm_reader *r, int inbox_fd);
 int sm_next_hole(sm_reader *r, uint32_t *seat); /* one that nobody has been told of */
+
+/* origin.c */
+enum { SM_ORIGIN_TAKE, SM_ORIGIN_WAITS, SM_ORIGIN_LOST }; /* or SM_CORRUPT */
+/* waits: the lane whose cursor is at that frame; NULL: it is looked at for another reason */
+int sm_judge_origin(sm_reader *r, const sm_frame *f, const sm_frame *shared, sm_end *waits);
+int sm_is_unleased(const sm_end *e);
+int sm_shed_lost(sm_reader *r, sm_end *e, const sm_frame *f);
+
+/* aside.c */
+int sm_set_run_aside(sm_reader *r, sm_end *e, uint64_t position, uint32_t row, uint32_t count, uint32_t why);
+void sm_finish_aside(sm_reader *r, sm_end *e);
 
 /* attempt.c */
 void sm_attempt_load(sm_reader *r);

@@ -92,7 +92,7 @@ static int room_for(sm_sender *s, sm_link *l, uint64_t wish, uint64_t first, uin
 
 /* Nothing before this writes; from here on the frame lies beyond the tail, where nobody looks. */
 static sm_frame *begin_frame(sm_sender *s, sm_link *l, uint64_t pad, uint64_t length, uint32_t rows, uint32_t bytes,
-                             int64_t now)
+                             uint32_t kind, int64_t now)
 {
     uint64_t at = l->tail + pad;
     if (pad) {
@@ -102,7 +102,7 @@ static sm_frame *begin_frame(sm_sender *s, sm_link *l, uint64_t pad, uint64_t le
     }
     sm_frame *f = (sm_frame *)(l->data + (at & (s->lane_bytes - 1)));
     f->length = (uint32_t)length;
-    f->kind = SM_FRAME_DATA;
+    f->kind = (uint16_t)kind;
     f->quarantined = 0;
     f->rows = rows;
     f->bytes = bytes;
@@ -228,10 +228,10 @@ static int open_groups(sm_sender *s, uint32_t count, uint32_t *shard)
 }
 
 /* The frame of a group, beyond the tail; where what comes after its done bits begins. */
-static inline uint8_t *begin_group(sm_sender *s, sm_group *g, uint64_t length, int64_t now)
+static inline uint8_t *begin_group(sm_sender *s, sm_group *g, uint64_t length, uint32_t kind, int64_t now)
 {
     g->length = g->pad + length;
-    g->frame = begin_frame(s, &s->links[g->shard], g->pad, length, g->rows, (uint32_t)g->bytes, now);
+    g->frame = begin_frame(s, &s->links[g->shard], g->pad, length, g->rows, (uint32_t)g->bytes, kind, now);
     return (uint8_t *)g->frame + sm_prefix(g->rows);
 }
 
@@ -311,7 +311,7 @@ static void lay_out_records(sm_sender *s, uint32_t count)
     for (uint32_t i = 0; i < count; i++) {
         sm_group *g = &s->groups[i];
         if (g->rows)
-            g->out = begin_group(s, g, records_length(g->rows, s->keying.row_bytes), now);
+            g->out = begin_group(s, g, records_length(g->rows, s->keying.row_bytes), SM_FRAME_DATA, now);
     }
 }
 
@@ -408,13 +408,28 @@ static uint64_t events_length(uint64_t rows, uint64_t bytes)
     return sm_round(sm_prefix(rows) + rows * sizeof(sm_index) + bytes, SM_ALIGN);
 }
 
+static uint64_t headers_of(const sm_more *more, uint32_t from)
+{
+    const uint64_t *offsets = more->columns->header_offsets;
+    return offsets ? offsets[more->start + from + 1] - offsets[more->start + from] : 0;
+}
+
+/* of a frame with so many rows, whose bytes and bytes of headers are these */
+static uint64_t frame_length(const sm_sender *s, uint64_t rows, uint64_t bytes, uint64_t headers)
+{
+    if (likely(!s->more))
+        return events_length(rows, bytes);
+    return sm_round(sm_plain_bytes(rows, bytes) + sm_more_bytes(s->more->kind, rows) + headers, SM_ALIGN);
+}
+
 static int group_events(sm_sender *s, const sm_event *events, const uint32_t *pick, uint32_t n, uint32_t *count)
 {
     uint32_t keyless = SM_NO_SHARD;
+    int by_slot = s->more && s->more->kind & SM_FRAME_ORIGIN;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t from = pick ? pick[i] : i, shard;
         const sm_event *e = &events[from];
-        if (SM_META_KIND(e->meta) == SM_KEY_NONE) {
+        if (SM_META_KIND(e->meta) == SM_KEY_NONE && !by_slot) {
             if (keyless == SM_NO_SHARD)
                 keyless = choose_shard(s);
             shard = keyless;
@@ -427,26 +442,44 @@ static int group_events(sm_sender *s, const sm_event *events, const uint32_t *pi
         if (g->rows == 1)
             g->first = event_bytes(e);
         g->bytes += event_bytes(e);
+        if (unlikely(s->more != NULL)) {
+            if (g->rows == 1)
+                g->first_headers = headers_of(s->more, from);
+            g->headers += headers_of(s->more, from);
+        }
     }
     return SM_OK;
 }
 
-/* What fits of the groups that do not fit whole: a prefix, counted before anything is laid out. */
+/* What fits of the groups that do not fit whole: a prefix, counted before anything is laid out. With an origin a prefix of
+ * all rows: what a partition has in the lanes is then told by one offset. */
 static void fit_prefixes(sm_sender *s, const sm_event *events, const uint32_t *pick, uint32_t n, uint32_t *shard_out)
 {
     for (uint32_t i = 0; i < n; i++) {
         sm_group *g = &s->groups[s->shard_of[i]];
         if (likely(!g->blocked))
             continue;
-        uint64_t bytes = g->bytes + event_bytes(&events[pick ? pick[i] : i]);
-        if (g->blocked == 1 && events_length(g->rows + 1, bytes) <= g->room) {
+        uint32_t from = pick ? pick[i] : i;
+        uint64_t bytes = g->bytes + event_bytes(&events[from]);
+        uint64_t headers = g->headers + (s->more ? headers_of(s->more, from) : 0);
+        if (g->blocked == 1 && frame_length(s, g->rows + 1, bytes, headers) <= g->room) {
             g->rows++;
             g->bytes = bytes;
+            g->headers = headers;
         } else {
             g->blocked = 2; /* this one and all later ones of the shard wait */
             *shard_out = g->shard;
+            if (s->more && s->more->kind & SM_FRAME_ORIGIN)
+                return;
         }
     }
+}
+
+static void begin_prefix(sm_group *g)
+{
+    g->blocked = 1; /* for now: it does not fit whole */
+    g->rows = 0;
+    g->bytes = g->headers = 0;
 }
 
 static int fit_events(sm_sender *s, const sm_event *events, const uint32_t *pick, uint32_t n, uint32_t count,
@@ -455,32 +488,67 @@ static int fit_events(sm_sender *s, const sm_event *events, const uint32_t *pick
     uint32_t blocked = 0;
     for (uint32_t i = 0; i < count; i++) {
         sm_group *g = &s->groups[i];
-        uint64_t wish = events_length(g->rows, g->bytes);
-        int status = room_for(s, &s->links[g->shard], wish, events_length(1, g->first), &g->pad, &g->room);
+        uint64_t wish = frame_length(s, g->rows, g->bytes, g->headers);
+        uint64_t first = frame_length(s, 1, g->first, g->first_headers);
+        int status = room_for(s, &s->links[g->shard], wish, first, &g->pad, &g->room);
         if (unlikely(status != SM_OK)) {
             *shard_out = g->shard;
             return status;
         }
         if (wish > g->room) {
-            g->blocked = blocked = 1; /* for now: it does not fit whole */
-            g->rows = 0;
-            g->bytes = 0;
+            blocked = 1;
+            begin_prefix(g);
         }
     }
-    if (blocked)
-        fit_prefixes(s, events, pick, n, shard_out);
+    if (!blocked)
+        return SM_OK;
+    for (uint32_t i = 0; s->more && s->more->kind & SM_FRAME_ORIGIN && i < count; i++)
+        begin_prefix(&s->groups[i]);
+    fit_prefixes(s, events, pick, n, shard_out);
     return SM_OK;
+}
+
+/* Where what comes with the events of a group lies: as sm_more_bytes says. */
+static void lay_out_more(const sm_more *more, sm_group *g)
+{
+    uint8_t *at = (uint8_t *)g->frame + sm_plain_bytes(g->rows, g->bytes);
+    if (more->kind & SM_FRAME_ORIGIN) {
+        *(sm_origin *)at = (sm_origin){more->columns->partition, more->columns->epoch, more->base, {0, 0}, 0};
+        g->deltas = (uint32_t *)(at + sizeof(sm_origin));
+    }
+    g->times = (int64_t *)(at + sm_more_bytes(more->kind & SM_FRAME_ORIGIN, g->rows));
+    g->ends = (uint32_t *)(at + sm_more_bytes(more->kind & (SM_FRAME_ORIGIN | SM_FRAME_TIMES), g->rows));
+    g->headers_out = g->headers_begin = at + sm_more_bytes(more->kind, g->rows);
 }
 
 static void lay_out_events(sm_sender *s, uint32_t count)
 {
     int64_t now = sm_clock();
+    uint32_t kind = SM_FRAME_DATA | (unlikely(s->more != NULL) ? s->more->kind : 0);
     for (uint32_t i = 0; i < count; i++) {
         sm_group *g = &s->groups[i];
         if (!g->rows)
             continue;
-        g->index = (sm_index *)begin_group(s, g, events_length(g->rows, g->bytes), now);
+        g->index = (sm_index *)begin_group(s, g, frame_length(s, g->rows, g->bytes, g->headers), kind, now);
         g->bytes_out = g->bytes_begin = (uint8_t *)(g->index + g->rows);
+        if (unlikely(s->more != NULL))
+            lay_out_more(s->more, g);
+    }
+}
+
+static void copy_more(const sm_more *more, sm_group *g, uint32_t from)
+{
+    const sm_columns *in = more->columns;
+    uint64_t at = more->start + from;
+    if (more->kind & SM_FRAME_ORIGIN)
+        *g->deltas++ = (uint32_t)(in->origins[at] - more->base);
+    if (more->kind & SM_FRAME_TIMES)
+        *g->times++ = in->times[at];
+    if (more->kind & SM_FRAME_HEADERS) {
+        uint64_t bytes = headers_of(more, from);
+        memcpy(g->headers_out, in->header_data + in->header_offsets[at], bytes);
+        g->headers_out += bytes;
+        *g->ends++ = (uint32_t)(g->headers_out - g->headers_begin);
     }
 }
 
@@ -504,17 +572,51 @@ static uint32_t copy_events(sm_sender *s, const sm_event *events, const uint32_t
         copy_piece(g->bytes_out, e->payload, e->length);
         g->bytes_out += e->length;
         *g->index++ = (sm_index){e->key, e->meta, (uint32_t)(g->bytes_out - g->bytes_begin)};
+        if (unlikely(s->more != NULL))
+            copy_more(s->more, g, from);
         SM_POINT(SEND_COPYING);
     }
     return left;
 }
 
+/* Before anything is published: where the pass begins, so that a successor finds what it has published (sm_recover). The
+ * sequence first, which no frame has yet: with it the places in the lanes are of no pass, and then of this one. */
+static void begin_call(sm_sender *s, uint64_t sequence, uint32_t count)
+{
+    atomic_store_explicit(&s->seat->seat_call, sequence, memory_order_release);
+    for (uint32_t i = 0; i < count; i++) {
+        const sm_link *l = &s->links[s->groups[i].shard];
+        if (s->groups[i].frame)
+            atomic_store_explicit(&l->lane->call_tail, l->tail, memory_order_release);
+    }
+    SM_POINT(ORIGIN_CALLING);
+}
+
+/* All rows before the first that is left are in the lanes. */
+static void end_call(sm_sender *s, uint32_t last, const uint32_t *pending, uint32_t left)
+{
+    const uint64_t *origins = s->more->columns->origins + s->more->start;
+    SM_POINT(ORIGIN_PUSHED);
+    sm_advance_pushed(s->control, s->more->columns->partition, left ? origins[pending[0]] : origins[last] + 1);
+}
+
+static int is_superseded(const sm_sender *s)
+{
+    const sm_columns *in = s->more->columns;
+    return in->partition >= SM_MAX_PARTITIONS || !sm_partition_count(s->control) ||
+           sm_epoch_of(s->control, in->partition) != in->epoch;
+}
+
 static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pick, uint32_t n, uint32_t *pending,
                        uint32_t *left_out, uint32_t *shard_out)
 {
-    uint32_t count = 0;
+    uint32_t count = 0, last = pick ? pick[n - 1] : n - 1;
+    int is_call = s->more && s->more->kind & SM_FRAME_ORIGIN;
+    uint64_t sequence = s->sequence;
     s->pass++;
     int status = enter_send(s);
+    if (unlikely(is_call) && status == SM_OK && is_superseded(s))
+        status = SM_SUPERSEDED;
     if (likely(status == SM_OK))
         status = group_events(s, events, pick, n, &count);
     if (likely(status == SM_OK))
@@ -524,7 +626,11 @@ static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pic
     if (likely(status == SM_OK)) {
         lay_out_events(s, count);
         *left_out = copy_events(s, events, pick, n, pending);
+        if (unlikely(is_call))
+            begin_call(s, sequence, count);
         publish_groups(s, count);
+        if (unlikely(is_call))
+            end_call(s, last, pending, *left_out);
     }
     return leave_pass(s, count, status);
 }
@@ -532,7 +638,7 @@ static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pic
 /* ---- whole calls ------------------------------------------------------------------------------------------------ */
 
 /* What a call still has to do starts at the chunk that left rows behind, or else at the next one. */
-static uint64_t resume(const sm_cursor *c, uint64_t n, uint32_t limit, uint32_t *rows)
+uint64_t sm_resume(const sm_cursor *c, uint64_t n, uint32_t limit, uint32_t *rows)
 {
     uint64_t start = c->pending_count ? c->chunk : c->next;
     uint64_t end = c->pending_count ? c->next : (n - start < limit ? n : start + limit);
@@ -540,7 +646,7 @@ static uint64_t resume(const sm_cursor *c, uint64_t n, uint32_t limit, uint32_t 
     return start;
 }
 
-static void advance(sm_cursor *c, uint64_t start, uint32_t rows, int status)
+void sm_advance(sm_cursor *c, uint64_t start, uint32_t rows, int status)
 {
     if (status == SM_OK || c->pending_count) { /* otherwise not one row of it was taken */
         c->chunk = start;
@@ -567,7 +673,7 @@ int sm_send(sm_sender *s, const void *rows, uint64_t n, sm_cursor *c)
         if (unlikely(status != SM_OK))
             break;
         uint32_t chunk;
-        uint64_t start = resume(c, n, limit, &chunk);
+        uint64_t start = sm_resume(c, n, limit, &chunk);
         const uint8_t *at = (const uint8_t *)rows + start * s->keying.row_bytes;
         if (s->keying.kind != SM_KEY_NONE)
             sm_slots_of(&s->keying, at, chunk, s->slots);
@@ -581,7 +687,7 @@ int sm_send(sm_sender *s, const void *rows, uint64_t n, sm_cursor *c)
             if (left == before)
                 status = SM_FULL;
         } while (status == SM_OK && c->pending_count);
-        advance(c, start, chunk, status);
+        sm_advance(c, start, chunk, status);
     }
     sm_sender_unlock(s);
     return status;
@@ -593,13 +699,32 @@ static uint32_t slot_of_event(const sm_sender *s, const sm_event *e)
     return (uint32_t)hash & (s->keying.slots - 1);
 }
 
+/* Of an event without a key, by its offset: pushed again it has the slot that it had, and a partition is done when its slots
+ * are. */
+static void slots_by_partition(sm_sender *s, const sm_event *events, uint32_t n)
+{
+    const sm_columns *in = s->more->columns;
+    sm_split split = sm_split_of(s->control, s->keying.slots, in->partition);
+    for (uint32_t i = 0; i < n; i++) {
+        const sm_event *e = &events[i];
+        uint32_t kind = SM_META_KIND(e->meta);
+        uint64_t hash = kind == SM_KEY_INT    ? sm_hash_int(e->key)
+                        : kind == SM_KEY_NONE ? sm_hash_int(in->origins[s->more->start + i])
+                                              : e->key;
+        s->slots[i] = split.base + ((uint32_t)hash & split.mask);
+    }
+}
+
 int sm_push_chunk(sm_sender *s, const sm_event *events, uint32_t n, sm_cursor *c)
 {
     int status = sm_sender_usable(s);
     if (status != SM_OK)
         return status;
-    for (uint32_t i = 0; i < n; i++)
-        s->slots[i] = slot_of_event(s, &events[i]);
+    if (unlikely(s->more && s->more->kind & SM_FRAME_ORIGIN))
+        slots_by_partition(s, events, n);
+    else
+        for (uint32_t i = 0; i < n; i++)
+            s->slots[i] = slot_of_event(s, &events[i]);
     do {
         uint32_t before = c->pending_count ? c->pending_count : n, left = 0;
         status = pass_events(s, events, c->pending_count ? c->pending : NULL, before, c->pending, &left, &c->shard);
@@ -610,91 +735,6 @@ int sm_push_chunk(sm_sender *s, const sm_event *events, uint32_t n, sm_cursor *c
         if (left == before)
             status = SM_FULL;
     } while (status == SM_OK && c->pending_count);
-    return status;
-}
-
-static int piece_fits(const uint64_t *ends, uint64_t bytes, uint64_t most)
-{
-    return ends[0] <= ends[1] && ends[1] <= bytes && ends[1] - ends[0] <= most;
-}
-
-static uint32_t column_kind(const sm_columns *in, uint64_t i)
-{
-    return in->key_kinds ? in->key_kinds[i] : in->key_kind;
-}
-
-/* Whether row i of the columns lies within what was handed in, and half a lane holds it. */
-static int column_fits(const sm_columns *in, uint64_t i, uint64_t most)
-{
-    uint32_t kind = column_kind(in, i);
-    if (kind == SM_KEY_BYTES || kind == SM_KEY_STR) {
-        const uint64_t *key = in->key_offsets + (i << in->key_spans);
-        if (!piece_fits(key, in->key_bytes, most < SM_META_UNSIGNED ? most : SM_META_UNSIGNED - 1))
-            return 0;
-        most -= key[1] - key[0];
-    }
-    return kind <= SM_KEY_UNSIGNED && piece_fits(in->offsets + (i << in->spans), in->data_bytes, most);
-}
-
-static int column_event(const sm_columns *in, uint64_t at, uint64_t most, sm_event *e)
-{
-    if (unlikely(!column_fits(in, at, most)))
-        return SM_TOO_LARGE;
-    const uint64_t *payload = in->offsets + (at << in->spans);
-    uint32_t kind = column_kind(in, at), is_unsigned = in->key_unsigned;
-    if (kind == SM_KEY_UNSIGNED) {
-        kind = SM_KEY_INT;
-        is_unsigned = 1;
-    }
-    e->payload = in->data + payload[0];
-    e->length = (uint32_t)(payload[1] - payload[0]);
-    e->meta = kind << 30;
-    e->key = 0;
-    if (kind == SM_KEY_INT) {
-        e->key = in->keys[at];
-        if (is_unsigned && e->key >> 63)
-            e->meta |= SM_META_UNSIGNED;
-    } else if (kind != SM_KEY_NONE) {
-        const uint64_t *key = in->key_offsets + (at << in->key_spans);
-        uint32_t length = (uint32_t)(key[1] - key[0]);
-        e->key_bytes = in->key_data + key[0];
-        e->key = sm_hash_bytes(e->key_bytes, length);
-        e->meta |= length;
-    }
-    return SM_OK;
-}
-
-int sm_push_columns_locked(sm_sender *s, const sm_columns *in, sm_cursor *c)
-{
-    const uint64_t most = sm_max_payload(s, 0);
-    int status = sm_sender_usable(s);
-    /* all or nothing: what the first chunk does not show is looked at before that is pushed */
-    for (uint64_t i = SM_CHUNK; status == SM_OK && !c->next && i < in->n; i++)
-        if (unlikely(!column_fits(in, i, most))) {
-            c->next = i;
-            status = SM_TOO_LARGE;
-        }
-    while (status == SM_OK && (c->pending_count || c->next < in->n)) {
-        uint32_t n;
-        uint64_t start = resume(c, in->n, SM_CHUNK, &n);
-        for (uint32_t i = 0; i < n; i++)
-            if (unlikely((status = column_event(in, start + i, most, &s->events[i])) != SM_OK)) {
-                c->next = start + i;
-                return status;
-            }
-        status = sm_push_chunk(s, s->events, n, c);
-        advance(c, start, n, status);
-    }
-    return status;
-}
-
-int sm_push_columns(sm_sender *s, const sm_columns *in, sm_cursor *c)
-{
-    int status = sm_lock_unforked(s);
-    if (status != SM_OK)
-        return status;
-    status = sm_push_columns_locked(s, in, c);
-    sm_sender_unlock(s);
     return status;
 }
 
@@ -726,7 +766,7 @@ int sm_push_one(sm_sender *s, const sm_event *e, uint32_t *shard_out)
         status = SM_FULL;
         goto leave;
     }
-    sm_frame *f = begin_frame(s, l, pad, length, 1, (uint32_t)bytes, sm_clock());
+    sm_frame *f = begin_frame(s, l, pad, length, 1, (uint32_t)bytes, SM_FRAME_DATA, sm_clock());
     sm_index *index = (sm_index *)((uint8_t *)f + sm_prefix(1));
     uint8_t *out = (uint8_t *)(index + 1);
     uint32_t key_length = SM_META_LENGTH(e->meta);
@@ -746,9 +786,11 @@ leave:
 int sm_push(sm_sender *s, uint32_t key_kind, uint64_t key, uint32_t key_unsigned, const void *key_bytes,
             uint32_t key_length, const void *payload, uint32_t payload_length, uint32_t *shard)
 {
-    if (key_length >= SM_META_UNSIGNED)
+    if (key_length >= SM_META_MISSING)
         return SM_TOO_LARGE; /* it would run into the bits beside the length */
-    sm_event e = {key, key_bytes, payload, key_kind << 30 | key_length, payload_length};
+    sm_event e = {key, key_bytes, payload ? payload : "", key_kind << 30 | key_length, payload ? payload_length : 0};
+    if (!payload)
+        e.meta |= SM_META_MISSING;
     if (key_unsigned)
         e.meta |= SM_META_UNSIGNED;
     if (key_kind == SM_KEY_BYTES || key_kind == SM_KEY_STR)

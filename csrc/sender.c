@@ -100,6 +100,11 @@ int sm_seat_leave(void *control, uint32_t seat)
     return SM_OK;
 }
 
+void sm_name_seat(void *control, uint32_t seat, uint64_t name)
+{
+    atomic_store_explicit(&sm_seat_at(control, seat)->seat_name, name, memory_order_release);
+}
+
 /* All of it under the lock: another thread may link the same lane at the same time, and push through it at once. */
 int sm_sender_link(sm_sender *s, uint32_t shard, uint64_t generation, void *inbox)
 {

@@ -19,14 +19,25 @@ typedef struct sm_link {
 typedef struct sm_group { /* the rows of one pass that go to one shard */
     uint32_t shard, rows, taken;
     uint64_t bytes, first; /* events: key and payload bytes of `rows`, and of the first of them */
-    uint64_t room;         /* frame bytes this pass may write */
-    uint64_t pad, length;  /* length: of the pad and the frame */
+    uint64_t headers, first_headers;
+    uint64_t room;        /* frame bytes this pass may write */
+    uint64_t pad, length; /* length: of the pad and the frame */
     sm_frame *frame;
     uint8_t *out;    /* records: the next row */
     sm_index *index; /* events: the next entry */
     uint8_t *bytes_out, *bytes_begin;
+    uint32_t *deltas, *ends; /* what comes with events, behind their bytes */
+    int64_t *times;
+    uint8_t *headers_out, *headers_begin;
     uint32_t blocked;
 } sm_group;
+
+/* What comes with the events of the chunk in hand: of row `start` of the columns on. */
+typedef struct sm_more {
+    const sm_columns *columns;
+    uint64_t start, base; /* base: the offset of the first of them */
+    uint32_t kind;        /* SM_FRAME_ORIGIN, ... */
+} sm_more;
 
 struct sm_sender {
     pthread_mutex_t lock;
@@ -47,7 +58,16 @@ struct sm_sender {
     uint32_t slots[SM_CHUNK];
     uint16_t shard_of[SM_CHUNK]; /* row of the chunk -> group, this pass */
     sm_event events[SM_CHUNK];
+    const sm_more *more; /* NULL: nothing comes with them */
 };
+
+/* send.c: what a call still has to do, and what it has done */
+uint64_t sm_resume(const sm_cursor *c, uint64_t n, uint32_t limit, uint32_t *rows);
+void sm_advance(sm_cursor *c, uint64_t start, uint32_t rows, int status);
+
+/* partition.c, for the source that is this producer */
+uint32_t sm_epoch_of(const void *control, uint32_t row);
+void sm_advance_pushed(void *control, uint32_t row, uint64_t offset);
 
 extern uint64_t sm_fork_count; /* changes only in a child that has one thread yet */
 

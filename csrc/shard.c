@@ -137,7 +137,7 @@ int sm_undone(sm_reader *r, const uint32_t *slots, uint32_t n, uint8_t *present)
         for (uint64_t at = e->head; at < e->tail; at += f.length) {
             if (sm_read_frame(r, e, at, &f) != SM_OK)
                 break;
-            if (f.kind != SM_FRAME_DATA)
+            if (f.kind == SM_FRAME_PAD)
                 continue;
             const sm_frame *shared = sm_frame_at(r, e, at);
             for (uint32_t row = sm_next_row(shared, f.rows, 0, 0); row < f.rows;) {

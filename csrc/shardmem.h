@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define SM_LAYOUT_VERSION 7
+#define SM_LAYOUT_VERSION 8
 #define SM_CHUNK 4096
 #define SM_MAX_SLOTS 65536
 #define SM_MAX_SHARDS 1024
@@ -27,6 +27,9 @@
 #define SM_BATCH_SIZES 32
 #define SM_REASONS 4
 #define SM_TRIALS 64
+#define SM_MAX_PARTITIONS 1024
+#define SM_MAX_TOPICS 16
+#define SM_TOPIC_BYTES 256
 
 enum sm_status {
     SM_OK = 0,
@@ -40,7 +43,8 @@ enum sm_status {
     SM_UNROUTED = -8,    /* a slot has no shard, or no shard is active */
     SM_INTERRUPTED = -9, /* a signal arrived while waiting */
     SM_CLOSED = -10,
-    SM_FENCED = -15, /* another life of this shard, or of this seat, has begun: this process may not go on */
+    SM_SUPERSEDED = -16, /* the partition is in another epoch by now */
+    SM_FENCED = -15,     /* another life of this shard, or of this seat, has begun: this process may not go on */
     SM_MAGIC = -11,
     SM_VERSION = -12,
     SM_GEOMETRY = -13,
@@ -78,6 +82,12 @@ enum sm_trial_state {
 };
 /* what a shard waits for: the handler said so; too many events failed in a row; the quarantine takes no more */
 enum sm_waiting { SM_WAITING_NONE = 0, SM_WAITING_RETRY = 1, SM_WAITING_DOUBT = 2, SM_WAITING_QUARANTINE = 3 };
+enum sm_partition_state {
+    SM_PARTITION_NONE = 0,
+    SM_PARTITION_RESTORING = 1,
+    SM_PARTITION_OWNED = 2,
+    SM_PARTITION_DRAINING = 3
+};
 enum sm_board_kind { SM_BOARD_DECISIONS = 0, SM_BOARD_EVENTS = 1, SM_BOARDS = 2 };
 enum sm_reason { SM_REASON_FULL = 0, SM_REASON_TIMEOUT = 1, SM_REASON_SAMPLED = 2, SM_REASON_STOPPED = 3 };
 
@@ -144,6 +154,13 @@ typedef struct sm_columns { /* n events as columns; item i of one is data[offset
     const uint8_t *data;
     const uint64_t *offsets;
     uint64_t data_bytes, key_bytes; /* how much there is of data and key_data */
+    const uint8_t *missing;         /* NULL, or which payloads are None */
+    const int64_t *times;           /* NULL, or of each: ms since 1970 */
+    const uint8_t *header_data;     /* header_offsets NULL: they have none */
+    const uint64_t *header_offsets; /* n + 1 of them */
+    uint64_t header_bytes;
+    const uint64_t *origins; /* NULL, or the offset of each in its partition, rising */
+    uint32_t partition, epoch;
 } sm_columns;
 
 sm_sender *sm_sender_new(void *control, const sm_geometry *geometry, uint32_t seat); /* NULL: out of memory */
@@ -158,6 +175,7 @@ uint64_t sm_max_payload(sm_sender *sender, uint64_t key_bytes);
 int sm_send(sm_sender *sender, const void *rows, uint64_t n, sm_cursor *cursor);
 /* SM_TOO_LARGE: next is the first event that does not lie within its data or does not fit; nothing was accepted */
 int sm_push_columns(sm_sender *sender, const sm_columns *columns, sm_cursor *cursor);
+/* payload NULL: None, a tombstone */
 int sm_push(sm_sender *sender, uint32_t key_kind, uint64_t key, uint32_t key_unsigned, const void *key_bytes,
             uint32_t key_length, const void *payload, uint32_t payload_length, uint32_t *shard);
 int sm_count_refused(sm_sender *sender, uint32_t reason, uint64_t rows); /* SM_OK, or why it was not counted */
@@ -169,6 +187,20 @@ int sm_wait_handled(sm_sender *sender, uint32_t shard, uint64_t position, int64_
 /* a seat: taken by its lease, then entered */
 int sm_seat_enter(void *control, uint32_t seat, int64_t pid, uint64_t now_ns);
 int sm_seat_leave(void *control, uint32_t seat);
+void sm_name_seat(void *control, uint32_t seat, uint64_t name); /* it keeps that when it is left */
+/* of the frame that this seat's last pass with an origin has put into that lane: how many, 0 without one. offsets: SM_CHUNK */
+uint32_t sm_recover(const void *control, const sm_geometry *geometry, const void *inbox, uint32_t seat,
+                    uint32_t *partition, uint32_t *epoch, uint64_t *offsets);
+
+/* ---- the partition table [source] ---------------------------------------------------------------------- */
+int sm_set_partition_count(void *control, const sm_geometry *geometry, uint32_t count); /* SM_GEOMETRY: it is another */
+int sm_claim_partition(void *control, const char *topic, uint32_t bytes, uint32_t number); /* its row, or SM_FULL */
+uint32_t sm_begin_partition(void *control, uint32_t row, uint64_t offset);                 /* the new epoch */
+void sm_end_partition(void *control, uint32_t row); /* frames that are in the lanes are passed over from here on */
+void sm_set_partition_state(void *control, uint32_t row, uint32_t state);
+void sm_set_pushed(void *control, uint32_t row, uint64_t offset);
+void sm_set_safe(void *control, uint32_t row, uint64_t offset);
+void sm_renew_partition(void *control, uint32_t row, uint64_t until_ns);
 
 /* ---- the reader: one worker's end of its inbox [worker] ----------------------------------------------- */
 typedef struct sm_reader sm_reader;
@@ -179,7 +211,7 @@ typedef struct sm_span {  /* contiguous rows of one frame */
     uint64_t position;    /* of the frame in its lane */
     uint64_t sequence;    /* of the first row */
     int64_t sent_ns;
-    uint32_t count, first, frame_rows, frame_length, bytes_length, seat;
+    uint32_t count, first, frame_rows, frame_length, bytes_length, seat, kind;
 } sm_span;
 
 typedef struct sm_batch {
@@ -194,7 +226,7 @@ typedef struct sm_batch {
 typedef struct
     sm_range { /* rows of one lane from `row` of the frame at `position` to before `to_row` of that at `to` */
     uint64_t position, to;
-    uint32_t seat, row, to_row, rejected; /* rejected: that one row, which was not handled but set aside */
+    uint32_t seat, row, to_row, rejected; /* not 0: rows of one frame that were not handled but set aside; 2: skipped */
 } sm_range;
 
 typedef struct sm_trial_view {
@@ -223,12 +255,16 @@ int sm_set_aside(sm_reader *reader);
 int sm_row_in_hand(const sm_reader *reader, uint32_t row,
                    sm_range *out); /* the row of the batch in hand, as rejected */
 int sm_set_aside_rows(sm_reader *reader, const sm_range *rows, uint32_t count); /* before the rest is committed */
+/* Rows of the batch in hand, a byte for each, that were applied already: it goes on without them, and they are committed by
+ * sm_set_aside_rows of these ranges. How many ranges; ranges: room for one per row. SM_GEOMETRY: one has no origin */
+int sm_skip_rows(sm_reader *reader, const uint8_t *rows, sm_batch *batch, sm_range *ranges);
 void sm_probe(sm_reader *reader, uint32_t rows); /* no batch is larger, whatever it is of; 0: they are as ever */
 
 /* Events on trial. While one waits, rows of its key stay in their lanes and all others are taken. */
 const sm_trial_view *sm_trials(sm_reader *reader); /* SM_TRIALS of them, as this process knows them */
 int sm_put_on_trial(sm_reader *reader, uint32_t tries, int64_t due_ns); /* the row in hand: its number, or SM_FULL */
 int sm_next_trial(sm_reader *reader, uint32_t trial, sm_batch *batch);  /* no rows: it is in no lane any more */
+int sm_trial_waits(sm_reader *reader, uint32_t trial); /* 1: its partition may not be handled for now */
 void sm_set_trial(sm_reader *reader, uint32_t trial, uint32_t state, uint32_t tries, int64_t due_ns);
 void sm_end_trial(sm_reader *reader, uint32_t trial); /* its key is free; nothing may be deferred */
 /* of one that was set aside: SM_TRIAL_TAKEN back; then SM_TRIAL_NONE, handled or in quarantine again */
@@ -275,7 +311,7 @@ void sm_move_phase(void *control, uint32_t slot, uint32_t phase, uint64_t deadli
 void sm_set_holds(void *control, uint32_t shard, uint32_t holds);
 void sm_give_orders(void *control, uint32_t shard, void *inbox); /* the worker looks at its handoffs; inbox: woken */
 void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t accepted, uint64_t handled,
-               uint64_t quarantined, uint64_t shed);
+               uint64_t quarantined, uint64_t shed, uint64_t skipped, uint64_t lost);
 /* words that somebody else has changed: as they were. Any shard, SM_NO_SHARD too */
 void sm_mend_slot(void *control, uint32_t slot, uint32_t shard);
 void sm_mend_hold(void *control, uint32_t slot, uint32_t phase, uint32_t source, uint32_t target);
@@ -303,7 +339,7 @@ typedef struct sm_engine_view {
 } sm_engine_view;
 
 typedef struct sm_seat_view {
-    uint64_t mark, incarnation, entered_ns, sequence, blocked_ns, blocked_count;
+    uint64_t mark, incarnation, entered_ns, sequence, blocked_ns, blocked_count, name;
     uint64_t refused[4];
     int64_t pid;
 } sm_seat_view;
@@ -311,7 +347,8 @@ typedef struct sm_seat_view {
 typedef struct sm_shard_view {
     uint64_t generation, incarnation, entered_ns, heartbeat_ns, busy_ns, batch_since_ns, batches, rows;
     int64_t pid;
-    uint64_t retired_generation, retired_accepted, retired_handled, retired_quarantined, retired_shed;
+    uint64_t retired_generation, retired_accepted, retired_handled, retired_quarantined, retired_shed, retired_skipped;
+    uint64_t retired_lost;
     uint32_t state, phase, weight, holds, error_bytes, stateful;
     uint32_t waiting_kind, waiting_tries, on_trial; /* on_trial: events */
     uint64_t waiting_since_ns, waiting_until_ns;
@@ -323,7 +360,7 @@ typedef struct sm_shard_view {
 } sm_shard_view;
 
 typedef struct sm_lane_view {
-    uint64_t tail, head, accepted, handled, quarantined, shed;
+    uint64_t tail, head, accepted, handled, quarantined, shed, skipped, lost;
     uint32_t open, broken;
 } sm_lane_view;
 
@@ -337,6 +374,21 @@ typedef struct sm_move_view {
     uint32_t phase, source, target;
 } sm_move_view;
 
+typedef struct sm_partition_view {
+    uint64_t pushed, safe, until_ns;
+    uint32_t epoch, state, topic, number;
+} sm_partition_view;
+
+void sm_view_partition(const void *control, uint32_t row, sm_partition_view *out);
+uint32_t sm_partition_count(const void *control);                        /* 0: slots do not go by partition */
+uint32_t sm_partition_rows(const void *control);                         /* how many rows are claimed */
+uint32_t sm_view_topic(const void *control, uint32_t topic, char *name); /* bytes of the name; 0: there is none */
+/* What came with the events of a batch. 1: some of them have it; 0: none, and nothing was written. SM_CORRUPT */
+int sm_batch_origins(const sm_batch *batch, uint32_t *partitions, uint64_t *offsets); /* UINT32_MAX: it has none */
+int sm_batch_times(const sm_batch *batch, int64_t *times);                            /* INT64_MIN: it has none */
+int64_t sm_batch_headers(const sm_batch *batch, uint64_t *ends, uint8_t *out,
+                         uint64_t out_bytes); /* out NULL: how many */
+int sm_batch_slots(const sm_batch *batch, const void *control, uint32_t slots_count, uint32_t *slots);
 void sm_view_move(const void *control, uint32_t slot, sm_move_view *out);
 uint32_t sm_view_moving(const void *control, const sm_geometry *geometry, uint32_t *slots, uint32_t limit);
 uint32_t sm_view_board(const void *control, uint32_t board, char *text); /* text: SM_BOARD_BYTES; how many are used */

@@ -39,6 +39,7 @@ uint32_t sm_control_ranges(const sm_geometry *g, uint64_t *offsets, uint64_t *le
         {SM_HOLDS_OFFSET, g->slots * sizeof(sm_hold)},
         {SM_MOVES_OFFSET, g->slots * sizeof(sm_move)},
         {SM_BOARD_OFFSET, SM_BOARDS * sizeof(sm_board)},
+        {SM_PARTITIONS_OFFSET, SM_SHARDS_OFFSET - SM_PARTITIONS_OFFSET},
         {SM_SHARDS_OFFSET, g->max_shards * sizeof(sm_shard)},
     };
     const uint32_t n = sizeof used / sizeof *used;
@@ -207,7 +208,7 @@ void sm_give_orders(void *control, uint32_t shard, void *inbox)
  * generation may be skipped, and then the copy in force would be the one that is written.
  */
 void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t accepted, uint64_t handled,
-               uint64_t quarantined, uint64_t shed)
+               uint64_t quarantined, uint64_t shed, uint64_t skipped, uint64_t lost)
 {
     if (!has_shard(control, shard))
         return;
@@ -220,12 +221,16 @@ void sm_retire(void *control, uint32_t shard, uint64_t generation, uint64_t acce
     handled += atomic_load_explicit(&s->retired_handled[from], memory_order_relaxed);
     quarantined += atomic_load_explicit(&s->retired_quarantined[from], memory_order_relaxed);
     shed += atomic_load_explicit(&s->retired_shed[from], memory_order_relaxed);
+    skipped += atomic_load_explicit(&s->retired_skipped[from], memory_order_relaxed);
+    lost += atomic_load_explicit(&s->retired_lost[from], memory_order_relaxed);
     /* C1: release, so that an observer who sees one of these also sees the word that made the other copy current, and
      * notices on its second look. Pairs with C2 in sm_view_shard. */
     atomic_store_explicit(&s->retired_accepted[to], accepted, memory_order_release);
     atomic_store_explicit(&s->retired_handled[to], handled, memory_order_release);
     atomic_store_explicit(&s->retired_quarantined[to], quarantined, memory_order_release);
     atomic_store_explicit(&s->retired_shed[to], shed, memory_order_release);
+    atomic_store_explicit(&s->retired_skipped[to], skipped, memory_order_release);
+    atomic_store_explicit(&s->retired_lost[to], lost, memory_order_release);
     SM_POINT(RETIRE_COUNTED);
     atomic_store_explicit(&s->retired_word, generation << 1 | to, memory_order_seq_cst);
 }

@@ -90,7 +90,7 @@ int sm_is_left(sm_reader *r, const sm_trial_view *t, sm_frame *f)
         return 0;
     sm_end *e = &r->ends[t->seat];
     if (sm_refresh_tail(r, e) != SM_OK || t->position % SM_ALIGN || t->position < e->head || t->position >= e->tail ||
-        sm_read_frame(r, e, t->position, f) != SM_OK || f->kind != SM_FRAME_DATA || t->row >= f->rows)
+        sm_read_frame(r, e, t->position, f) != SM_OK || f->kind == SM_FRAME_PAD || t->row >= f->rows)
         return 0;
     return sm_next_row(sm_frame_at(r, e, t->position), f->rows, t->row, 0) == t->row;
 }
@@ -102,7 +102,7 @@ int sm_add_trial(sm_reader *r, const sm_span *span, uint32_t tries, int64_t due_
         i++;
     if (i == SM_TRIALS)
         return SM_FULL;
-    sm_frame f = {.rows = span->frame_rows};
+    sm_frame f = sm_frame_of(span);
     sm_hashes_in_frame(r, &f, sm_frame_at(r, &r->ends[span->seat], span->position), span->first, 1);
     r->trial[i] = (sm_trial_view){.position = span->position,
                                   .hash = r->hashes[0],

@@ -61,7 +61,7 @@ class Ingest:
         self.left: deque[str] = deque()  # files that were not begun
         self._producers: list[Producer] = []
         self._runners: list[Runner] = []
-        self._outcome: Outcome = {"accepted": 0, "handled": 0, "quarantined": 0, "shed": 0, "refused": {}}
+        self._outcome: Outcome = {"accepted": 0, "handled": 0, "quarantined": 0, "skipped": 0, "shed": 0, "refused": {}}
         self._handled_all = False
 
     def run(self) -> None:
@@ -162,7 +162,8 @@ class Ingest:
     def _show_wait(self) -> None:
         self._take_stock()
         outcome = self._outcome
-        self._meter.wait(outcome["accepted"] - outcome["handled"] - outcome["quarantined"] - outcome["shed"])
+        done = outcome["handled"] + outcome["quarantined"] + outcome["skipped"] + outcome["shed"]
+        self._meter.wait(outcome["accepted"] - done)
 
     def _take_stock(self) -> None:
         outcomes = [producer.outcome() for producer in self._producers]
@@ -174,6 +175,7 @@ class Ingest:
             "accepted": sum(each["accepted"] for each in outcomes),
             "handled": sum(each["handled"] for each in outcomes),
             "quarantined": sum(each["quarantined"] for each in outcomes),
+            "skipped": sum(each["skipped"] for each in outcomes),
             "shed": sum(each["shed"] for each in outcomes),
             "refused": refused,
         }

@@ -56,12 +56,14 @@ def microseconds(value: float | None) -> str:
 
 
 def accounting_line(accounting: Accounting) -> str:
-    """offered = accepted + refused; accepted = handled + quarantined + shed + in flight."""
+    """offered = accepted + refused; accepted = handled + quarantined + skipped + shed + in flight."""
     parts = [f"offered {accounting['offered']:,}", f"accepted {accounting['accepted']:,}"]
     parts += [f"refused ({reason}) {n:,}" for reason, n in sorted(accounting["refused"].items())] or ["refused 0"]
     parts.append(f"handled {accounting['handled']:,}")
     if accounting["quarantined"]:
         parts.append(f"quarantined {accounting['quarantined']:,}")
+    if accounting["skipped"]:
+        parts.append(f"skipped {accounting['skipped']:,}")
     parts += [f"shed ({reason}) {n:,}" for reason, n in sorted(accounting["shed"].items())]
     parts.append(f"in flight {accounting['in_flight']:,}")
     return " · ".join(parts)

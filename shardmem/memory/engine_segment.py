@@ -13,6 +13,7 @@ from shardmem.memory.description import Description
 from shardmem.memory.inbox_segment import PAGE, InboxSegment
 from shardmem.memory.native import ffi, lib
 from shardmem.memory.own_words import OwnWords
+from shardmem.memory.partition_table import Partitions
 from shardmem.memory.segment import Segment, control_name, engine_names, inbox_name, listed
 from shardmem.schema import Schema
 
@@ -37,6 +38,7 @@ class ControlSegment(OwnWords):
         self.max_shards = description.max_shards
         self.max_producers: int = geometry.max_producers
         self.lane_bytes: int = geometry.lane_bytes
+        self.partitions = Partitions(self)
 
     # ---- life --------------------------------------------------------------------------------------------------------
 

@@ -34,12 +34,14 @@ class LaneView:
     accepted: int
     handled: int
     quarantined: int
-    shed: int
+    shed: int  # as its producer asked, and those that were lost
+    skipped: int
+    lost: int
     broken: bool
 
     @property
     def in_flight(self) -> int:
-        return self.accepted - self.handled - self.quarantined - self.shed
+        return self.accepted - self.handled - self.quarantined - self.shed - self.skipped
 
     @property
     def waiting(self) -> int:
@@ -54,7 +56,7 @@ class InboxSegment:
     def __init__(self, control: Engine, segment: Segment, shard: int, generation: int) -> None:
         self.control, self.segment, self.shard, self.generation = control, segment, shard, generation
         self.address = segment.address
-        self._counts = 0, 0, 0, 0
+        self._counts = 0, 0, 0, 0, 0
 
     @classmethod
     def create(cls, control: Engine, shard: int, generation: int) -> InboxSegment:
@@ -91,7 +93,7 @@ class InboxSegment:
         seats = ffi.new("uint32_t[]", self.control.max_producers)
         for seat in seats[0 : lib.sm_open_lanes(self.address, geometry, seats)]:
             if self.segment.is_hole(geometry.lanes_offset + geometry.lane_stride * seat):
-                found.append(LaneView(seat, 0, 0, 0, 0, 0, 0, True))
+                found.append(LaneView(seat, 0, 0, 0, 0, 0, 0, 0, 0, True))
                 continue
             lib.sm_view_lane(self.address, geometry, seat, view)
             found.append(
@@ -102,7 +104,9 @@ class InboxSegment:
                     view.accepted,
                     view.handled,
                     view.quarantined,
-                    view.shed,
+                    view.shed + view.lost,
+                    view.skipped,
+                    view.lost,
                     bool(view.broken),
                 )
             )
@@ -113,13 +117,13 @@ class InboxSegment:
         geometry = self.control.geometry
         return self.segment.has(geometry.lanes_offset + geometry.lane_stride * seat)
 
-    def counts(self, seat: int) -> tuple[int, int, int, int]:
-        """Of a lane that is reserved: accepted, handled, quarantined and shed. As they were at the last look, when the
-        inbox has been cut short since."""
+    def counts(self, seat: int) -> tuple[int, int, int, int, int]:
+        """Of a lane that is reserved: accepted, handled, quarantined, shed and skipped. As they were at the last look,
+        when the inbox has been cut short since."""
         if self.has_lane(seat):
             view = ffi.new("sm_lane_view *")
             lib.sm_view_lane(self.address, self.control.geometry, seat, view)
-            self._counts = view.accepted, view.handled, view.quarantined, view.shed
+            self._counts = view.accepted, view.handled, view.quarantined, view.shed + view.lost, view.skipped
         return self._counts
 
     def wake(self) -> None:

@@ -35,6 +35,11 @@ def shard_byte(shard: int) -> int:
     return _BASE + (2 << 16) + shard
 
 
+def name_byte(number: int) -> int:
+    """Of a named seat: a byte for each name, whichever seat has it."""
+    return _BASE + (1 << 61) + (number >> 4)
+
+
 def is_free(name: str, byte: int) -> bool:
     """Whether nobody holds the lease on the file of that name, which may not be a segment yet. Takes nothing."""
     try:

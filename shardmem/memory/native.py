@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shardmem._native import sm_cursor as sm_cursor
     from shardmem._native import sm_engine_view as sm_engine_view
     from shardmem._native import sm_geometry as sm_geometry
+    from shardmem._native import sm_partition_view as sm_partition_view
     from shardmem._native import sm_reader as sm_reader
     from shardmem._native import sm_seat_view as sm_seat_view
     from shardmem._native import sm_sender as sm_sender

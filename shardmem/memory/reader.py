@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from shardmem.errors import AlreadyRunning
-from shardmem.memory.native import ffi, lib
+from shardmem.memory.native import borrow, ffi, lib
 from shardmem.memory.refusals import out_of_memory
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Deferred(NamedTuple):
 
 
 def rejected_of(ranges: bytes) -> bytes:
-    """Those of saved ranges that are rows that were rejected."""
+    """Those of saved ranges that are rows that were rejected, or skipped."""
     if not ranges:
         return b""
     views, raw = ffi.from_buffer("sm_range[]", ranges), range(0, len(ranges), _RANGE_BYTES)
@@ -127,8 +127,17 @@ class Reader:
             found.append(Place(where.seat, where.position, where.row, bytes(ffi.buffer(where))))
         return found
 
+    def skip_rows(self, rows: np.ndarray, batch: sm_batch) -> bytes:
+        """rows: bool array, of the batch in hand: they were applied already, and it goes on without them. Their places,
+        for `set_aside_rows` when the state that says so is saved. Raises ValueError: one of them has no origin."""
+        ranges = ffi.new("sm_range[]", max(1, len(rows)))
+        count = lib.sm_skip_rows(self._pointer, borrow("uint8_t[]", rows.view("u1")), batch, ranges)
+        if count < 0:
+            raise ValueError("events without an origin cannot be skipped")
+        return bytes(ffi.buffer(ranges, count * _RANGE_BYTES))
+
     def set_aside_rows(self, places: bytes) -> bool:
-        """`raw` of each: they are in quarantine, before the rest of their batch is committed."""
+        """`raw` of each: they are in quarantine, or skipped, before the rest of their batch is committed."""
         count = len(places) // _RANGE_BYTES
         return self._sound(
             lib.sm_set_aside_rows(self._pointer, ffi.from_buffer("sm_range[]", places), count) if count else lib.SM_OK
@@ -172,6 +181,10 @@ class Reader:
         """Choose it. False: it is in no lane any more, and not on trial."""
         self._sound(lib.sm_next_trial(self._pointer, trial, batch))
         return batch.rows > 0
+
+    def trial_waits(self, trial: int) -> bool:
+        """It is of a partition whose lease is over: it may not be handled for now."""
+        return bool(lib.sm_trial_waits(self._pointer, trial))
 
     def set_trial(self, trial: int, state: int, tries: int, due_ns: int) -> None:
         lib.sm_set_trial(self._pointer, trial, state, tries, due_ns)

@@ -4,7 +4,7 @@ Python types."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from shardmem.memory.native import (
 )
 
 if TYPE_CHECKING:
+    from shardmem.memory.inbox_segment import LaneView
     from shardmem.memory.native import CData, sm_engine_view, sm_geometry, sm_seat_view, sm_shard_view
 
 NOBODY = 65535  # the shard of a slot that has none yet
@@ -41,6 +42,27 @@ class SlotMove(NamedTuple):
     restored: bool
     since_ns: int
     deadline_ns: int
+
+
+class Retired(NamedTuple):
+    """What became of the events of an inbox that is about to go, as its words take it."""
+
+    accepted: int
+    handled: int
+    quarantined: int
+    shed: int  # as producers asked
+    skipped: int
+    lost: int
+
+    @classmethod
+    def of(cls, lanes: Iterable[LaneView]) -> Retired:
+        sums = [
+            sum(each)
+            for each in zip(
+                *((a.accepted, a.handled, a.quarantined, a.shed - a.lost, a.skipped, a.lost) for a in lanes)
+            )
+        ]
+        return cls(*(count & (1 << 64) - 1 for count in sums or [0] * 6))  # damaged ones are beyond all bounds
 
 
 class Words:
@@ -151,6 +173,10 @@ class Words:
         """By the holder of the lease of the seat, as is what it writes from here on."""
         lib.sm_seat_enter(self.address, seat, os.getpid(), lib.sm_now_ns())
 
+    def name_seat(self, seat: int, name: int) -> None:
+        """name: hash of what it is called; it keeps that when it is left."""
+        lib.sm_name_seat(self.address, seat, name)
+
     def leave_seat(self, seat: int) -> None:
         lib.sm_seat_leave(self.address, seat)
 
@@ -258,9 +284,9 @@ class Words:
         """The worker of the shard looks at its handoffs. inbox: the address of the inbox in which it may sleep."""
         lib.sm_give_orders(self.address, shard, inbox)
 
-    def retire(self, shard: int, generation: int, accepted: int, handled: int, quarantined: int, shed: int) -> None:
+    def retire(self, shard: int, generation: int, counts: Retired) -> None:
         """The counts of an inbox that is about to go."""
-        lib.sm_retire(self.address, shard, generation, accepted, handled, quarantined, shed)
+        lib.sm_retire(self.address, shard, generation, *counts)
 
     def forget_retired(self, shard: int, generation: int) -> None:
         """The word that says which was the last inbox to go was damaged: it was this one."""

@@ -6,13 +6,13 @@ import asyncio
 import os
 import queue
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shardmem.runtime.call import DEFAULT
-from shardmem.runtime.columns import Keys
+from shardmem.runtime.columns import Keys, Origin, extras_of
 from shardmem.runtime.encode import Key
 from shardmem.runtime.producer import Producer, ProducerOptions
 from shardmem.runtime.waits import LaneWait, Pause, Steps, T, Wait
@@ -38,14 +38,14 @@ class AsyncProducer:
     def __repr__(self) -> str:
         return repr(self._producer).replace("<Producer", f"<{type(self).__name__}", 1)
 
-    async def push(self, key: Key, payload: Buffer, timeout: float | None = DEFAULT) -> bool:
+    async def push(self, key: Key, payload: Buffer | None, timeout: float | None = DEFAULT) -> bool:
         """As Producer.push."""
         if self._producer._fast.offer(key, payload):
             return True
         return await _finish(self._producer._push_steps(key, payload, timeout))
 
     async def push_many(
-        self, keys: Sequence[Key] | np.ndarray, payloads: Sequence[Buffer], timeout: float | None = DEFAULT
+        self, keys: Sequence[Key] | np.ndarray, payloads: Sequence[Buffer | None], timeout: float | None = DEFAULT
     ) -> int:
         """As Producer.push_many."""
         return await _finish(self._producer._push_many_steps(keys, payloads, timeout))
@@ -56,17 +56,23 @@ class AsyncProducer:
         data: Buffer,
         offsets: np.ndarray,
         timeout: float | None = DEFAULT,
+        *,
+        origin: Origin | None = None,
+        timestamps: np.ndarray | None = None,
+        headers: tuple[Buffer, np.ndarray] | None = None,
+        missing: np.ndarray | None = None,
     ) -> int:
         """As Producer.push_columns."""
-        return await _finish(self._producer._push_columns_steps(keys, data, offsets, timeout))
+        extras = extras_of(origin, timestamps, headers, missing)
+        return await _finish(self._producer._columns_steps(keys, data, offsets, timeout, extras))
 
     async def send(self, records: np.ndarray, timeout: float | None = DEFAULT) -> int:
         """As Producer.send."""
         return await _finish(self._producer._send_steps(records, timeout))
 
-    async def flush(self, timeout: float | None = None) -> None:
+    async def flush(self, timeout: float | None = None, slots: Iterable[int] | None = None) -> None:
         """As Producer.flush."""
-        await _finish(self._producer._flush_steps(timeout))
+        await _finish(self._producer._flush_steps(timeout, slots))
 
     async def close(self) -> None:
         self._producer.close()

@@ -34,8 +34,9 @@ def records_stream(records: np.ndarray) -> Any:
     return _stream(nanoarrow, columns, len(records))
 
 
-def events_stream(keys: np.ndarray | list[Any], payloads: list[bytes]) -> Any:
-    """An object with `__arrow_c_stream__`: the columns key and payload. keys: an array when all are integers."""
+def events_stream(keys: np.ndarray | list[Any], payloads: list[bytes | None]) -> Any:
+    """An object with `__arrow_c_stream__`: the columns key and payload, null for a tombstone. keys: an array when all
+    are integers."""
     nanoarrow = _nanoarrow()
     if isinstance(keys, np.ndarray):
         key = _column(nanoarrow, "key", keys)
@@ -45,7 +46,8 @@ def events_stream(keys: np.ndarray | list[Any], payloads: list[bytes]) -> Any:
             for each in keys
         ]
         key = _binary(nanoarrow, b"".join(texts), np.cumsum([0] + [len(text) for text in texts]))
-    payload = _binary(nanoarrow, b"".join(payloads), np.cumsum([0] + [len(part) for part in payloads]))
+    parts, there = [part or b"" for part in payloads], [part is not None for part in payloads]
+    payload = _binary(nanoarrow, b"".join(parts), np.cumsum([0] + [len(part) for part in parts]), there)
     return _stream(nanoarrow, {"key": key, "payload": payload}, len(payloads))
 
 
@@ -83,7 +85,8 @@ def _column(nanoarrow: Any, name: str, values: np.ndarray) -> Any:
     )
 
 
-def _binary(nanoarrow: Any, data: bytes, offsets: Any) -> Any:
+def _binary(nanoarrow: Any, data: bytes, offsets: Any, there: list[bool] | None = None) -> Any:
+    validity = None if there is None or all(there) else np.packbits(there, bitorder="little")
     return nanoarrow.c_array_from_buffers(
-        nanoarrow.large_binary(), len(offsets) - 1, [None, np.asarray(offsets, "i8"), data]
+        nanoarrow.large_binary(), len(offsets) - 1, [validity, np.asarray(offsets, "i8"), data]
     )

@@ -30,17 +30,24 @@ class Attachment:
     """
 
     def __init__(
-        self, engine: str, wait: float, reconnects: bool, on_seat: Callable[[Seat], None], on_none: Callable[[], None]
+        self,
+        engine: str,
+        wait: float,
+        reconnects: bool,
+        name: str | None,
+        on_seat: Callable[[Seat], None],
+        on_none: Callable[[], None],
     ) -> None:
-        """Raises NotRunning (no such engine, or it is stopping), LayoutMismatch, SegmentError, AlreadyRunning."""
+        """name: of the seats that it takes. Raises NotRunning (no such engine, or it is stopping), LayoutMismatch,
+        SegmentError, AlreadyRunning."""
         self.engine, self.closed = engine, False
-        self._reconnects = reconnects
+        self._reconnects, self._name = reconnects, name
         self.seat: Seat | None = None
         self._on_seat, self._on_none = on_seat, on_none
         self._before, self._unhandled = Counts(), 0  # of seats that were left; events of theirs that nobody will handle
         self._failed_engines: set[int] = set()  # that ended with such events
         self._changing = threading.RLock()
-        seat = Seat.at(engine, wait)
+        seat = Seat.at(engine, name, wait)
         self.schema = seat.control.schema
         self.is_awaited = reconnects and seat.control.is_named
         self._sit(seat)
@@ -111,7 +118,7 @@ class Attachment:
     def _sit_again(self) -> str | None:
         """None when there is a seat, else why not."""
         try:
-            seat = Seat.at(self.engine)
+            seat = Seat.at(self.engine, self._name)
         except NotRunning:
             return "stopped"
         if (schema := seat.control.schema) != self.schema:

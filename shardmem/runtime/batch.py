@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,18 +13,20 @@ import numpy as np
 from shardmem.errors import BatchEscaped
 from shardmem.memory.native import DECODE_KEYS, DECODE_PAIRS, DECODE_PAYLOADS, borrow, by_key, decode, ffi, lib
 from shardmem.runtime.encode import bytes_of, plain_key
+from shardmem.runtime.origins import Headers, More, headers_of, origins_by_hand, origins_of, slots_by_hand, times_of
 from shardmem.schema import KEY_INT, KEY_NONE, Schema
 from shardmem.text import reason_of
 
 if TYPE_CHECKING:
     from shardmem.memory.native import sm_batch
+    from shardmem.memory.partition_table import Partitions
 
 _INDEX = np.dtype([("key", "u8"), ("meta", "u4"), ("end", "u4")])  # sm_index in csrc/layout.h
-_LENGTH, _UNSIGNED = np.uint32((1 << 29) - 1), np.uint32(1 << 29)
+_LENGTH, _MISSING, _UNSIGNED = np.uint32((1 << 28) - 1), np.uint32(1 << 28), np.uint32(1 << 29)
 
 
 class Columns(NamedTuple):
-    """Events as columns. Payload i is `data[starts[i]:ends[i]]`.
+    """Events as columns. Payload i is `data[starts[i]:ends[i]]`; it is empty for a tombstone, see `Batch.missing`.
 
     keys: int64 (uint64 if one exceeds it) array when every key is an int, else a list of the keys.
     data: uint8 array. starts, ends: int64 arrays.
@@ -58,11 +60,25 @@ class Batch:
         "_scratch",
         "_numbers",
         "_rejected",
+        "_partitions",
+        "_more",
+        "_found",
         "__weakref__",
     )
 
-    def __init__(self, schema: Schema, slots: int, shard: int, batch: sm_batch, scratch: Any = None) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        slots: int,
+        shard: int,
+        batch: sm_batch,
+        scratch: Any = None,
+        partitions: Partitions | None = None,
+    ) -> None:
         self.shard: int = shard
+        self._partitions = partitions
+        self._more: More | None = None  # of a batch that owns its memory
+        self._found: dict[str, Any] = {}
         self._schema, self._slots, self._c, self._scratch = schema, slots, batch, scratch
         self._address = int(ffi.cast("uintptr_t", batch))
         self._length: int = batch.rows
@@ -76,13 +92,23 @@ class Batch:
 
     @classmethod
     def of_event(
-        cls, schema: Schema, slots: int, shard: int, key: Any, payload: bytes, producer: int, sequence: int
+        cls,
+        schema: Schema,
+        slots: int,
+        shard: int,
+        key: Any,
+        payload: bytes | None,
+        producer: int,
+        sequence: int,
+        more: More | None = None,
     ) -> Batch:
-        """A batch of one event that was in the quarantine, as it was in its lane."""
+        """A batch of one event that was in the quarantine, as it was in its lane. more: what came with it."""
         numbers = np.full(1, sequence, "u8"), np.full(1, producer, "u4")
         if schema.dtype is not None:
-            return cls._owner_of(schema, slots, shard, numbers, np.frombuffer(payload, schema.dtype).copy())
-        return cls._owner_of(schema, slots, shard, numbers, *_index_of([(key, payload)]))
+            return cls._owner_of(schema, slots, shard, numbers, np.frombuffer(payload or b"", schema.dtype).copy())
+        made = cls._owner_of(schema, slots, shard, numbers, *_index_of([(key, payload)]))
+        made._more = more
+        return made
 
     @classmethod
     def of(
@@ -94,14 +120,20 @@ class Batch:
         slots: int = 1024,
         producer: int = 0,
         sequence: int = 0,
+        origins: Any = None,
+        timestamps: Any = None,
+        headers: Sequence[Headers] | None = None,
+        partitions: int | None = None,
     ) -> Batch:
         """A batch made by hand, to try a handler without an engine: `handle(Batch.of([("user-17", b"...")]))`.
 
         content: pairs of key and payload, as `push` takes them; or a structured array, of which `key` names the key
         field.
-        slots: of the engine that it stands for. producer: the seat of all events. sequence: of the first. It has memory
-        of its own, so a view that the handler keeps is not found here. Raises what `push` and `Engine` raise for such
-        keys, payloads and dtypes.
+        slots: of the engine that it stands for. producer: the seat of all events. sequence: of the first. origins: of
+        each event (topic, partition, offset), or None. timestamps: of each, ms since 1970. headers: of each, a list of
+        (name, value). partitions: by how many of them the slots of the engine go; None: by as many as the origins show.
+        It has memory of its own, so a view that the handler keeps is not found here. Raises what `push` and `Engine`
+        raise for such keys, payloads and dtypes, and ValueError where there is not one of something for each event.
         """
         if slots < 1 or slots & (slots - 1):
             raise ValueError(f"slots={slots} is not a power of two")
@@ -111,13 +143,35 @@ class Batch:
             schema, (rows, data) = Schema.of(None, key), _index_of(content)
         count = len(rows)
         numbers = np.arange(sequence, sequence + count, dtype="u8"), np.full(count, producer, "u4")
-        return cls._owner_of(schema, slots, shard, numbers, rows, data)
+        made = cls._owner_of(schema, slots, shard, numbers, rows, data)
+        if origins is not None or timestamps is not None or headers is not None:
+            made._check(records=False)
+            made._more = made._more_by_hand(origins, timestamps, headers, partitions)
+        return made
+
+    def _more_by_hand(self, origins: Any, timestamps: Any, headers: Any, partitions: int | None) -> More:
+        times = None if timestamps is None else np.asarray(timestamps, "i8").reshape(-1)
+        for what, given in ("timestamps", times), ("headers", headers):
+            if given is not None and len(given) != self._length:
+                raise ValueError(f"{len(given)} {what} for {self._length} events")
+        told = None if headers is None else [list(each) for each in headers]
+        if origins is None:
+            return More(timestamps=times, headers=told)
+        made, topics = origins_by_hand(origins, self._length)
+        index, _ = self._index_and_data()
+        keys, kinds = index["key"].tolist(), (index["meta"] >> 30).tolist()
+        hashes = [
+            lib.sm_hash_int(key if kind == KEY_INT else offset) if kind in (KEY_INT, KEY_NONE) else key
+            for key, kind, offset in zip(keys, kinds, made["offset"].tolist())
+        ]
+        by_hand = slots_by_hand(made, np.array(hashes, "u8"), self._slots, partitions)
+        return More(made, topics, times, told, by_hand.astype("u4"))
 
     def borrowed(self) -> Batch:
         """The same events as a worker hands them out: a view that is kept past `_end` is found. Of a batch that owns
         its memory."""
-        made = Batch(self._schema, self._slots, self.shard, self._c, Scratch())
-        made._numbers = self._numbers
+        made = Batch(self._schema, self._slots, self.shard, self._c, Scratch(), self._partitions)
+        made._numbers, made._more = self._numbers, self._more
         return made
 
     def __len__(self) -> int:
@@ -145,7 +199,8 @@ class Batch:
     # ---- events ------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        """Over `(key, payload)` of an events engine (copies: int, str, bytes or None, and bytes), or over the rows."""
+        """Over `(key, payload)` of an events engine (copies: int, str, bytes or None, and bytes), or over the rows. The
+        payload of a tombstone is None."""
         if self._schema.is_records:
             return iter(self.records)
         self._check(records=False)
@@ -153,8 +208,8 @@ class Batch:
         return iterator
 
     @property
-    def payloads(self) -> list[bytes]:
-        """The payloads, copied. Events engines only."""
+    def payloads(self) -> list[Any]:
+        """The payloads, copied: bytes, or None for a tombstone. Events engines only."""
         self._check(records=False)
         return decode(self._address, DECODE_PAYLOADS)
 
@@ -195,7 +250,10 @@ class Batch:
 
     @property
     def slots(self) -> np.ndarray:
-        """uint32 array: the slot of each event's key. Keyless events have none and count as slot 0."""
+        """uint32 array: the slot of each event, by its key, and by its partition if it has an origin. An event without
+        both has none and counts as slot 0."""
+        if self._more is not None and self._more.slots is not None:
+            return self._more.slots
         slots = np.zeros(self._length, "u4")
         pointer = ffi.cast("uint32_t *", slots.ctypes.data)
         if self._schema.is_records:
@@ -208,6 +266,9 @@ class Batch:
                     wide = keys.astype("i8" if keys.dtype.kind == "i" else "u8").view("u8")
                     lib.sm_slots_of_ints(ffi.cast("uint64_t *", wide.ctypes.data), len(wide), self._slots, pointer)
             return slots
+        self._check(records=False)
+        if self._partitions is not None:
+            return self._partitions.slots_of_batch(self._c, self._length)
         index, _ = self._index_and_data()
         keys = np.ascontiguousarray(index["key"])
         lib.sm_slots_of_ints(ffi.cast("uint64_t *", keys.ctypes.data), len(keys), self._slots, pointer)
@@ -224,6 +285,58 @@ class Batch:
     def producers(self) -> np.ndarray:
         """uint32 array: the seat of each event's producer."""
         return self._numbering()[1]
+
+    # ---- of events from a broker -------------------------------------------------------------------------------------
+
+    @property
+    def origins(self) -> np.ndarray | None:
+        """Structured array: topic (a number, see `topics`), partition and offset of each event at the broker that it
+        came from. partition is 2**32 - 1 for an event that came from elsewhere; None: all did."""
+        found: np.ndarray | None = self._read("origins", lambda batch: origins_of(batch, self._partitions))
+        return found
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The names of topics, by the numbers in `origins`."""
+        if self._more is not None:
+            return self._more.topics
+        return () if self._partitions is None else self._partitions.topics
+
+    @property
+    def timestamps(self) -> np.ndarray | None:
+        """int64 array: the time of each event at its broker, in ms since 1970; the least int64 for one without. None:
+        no event has one."""
+        found: np.ndarray | None = self._read("timestamps", times_of)
+        return found
+
+    @property
+    def headers(self) -> list[Headers] | None:
+        """The headers of each event, as (name, value). None: no event has any."""
+        found: list[Headers] | None = self._read("headers", headers_of)
+        return found
+
+    @property
+    def missing(self) -> np.ndarray | None:
+        """bool array: which payloads are None (tombstones); None: of no event."""
+        if self._schema.is_records:
+            return None
+        missing = (self._index_and_data()[0]["meta"] & _MISSING) != 0
+        return missing if missing.any() else None
+
+    def _read(self, what: str, read: Callable[[sm_batch], Any]) -> Any:
+        if self._more is not None:
+            return getattr(self._more, what)
+        if what not in self._found:
+            if self._over:
+                self._check(records=self._schema.is_records)
+            self._found[what] = None if self._schema.is_records else read(self._c)
+        return self._found[what]
+
+    def _all_of_it(self) -> More:
+        """What came with the events, for a batch that outlives this one."""
+        origins = self.origins
+        slots = None if origins is None else self.slots
+        return More(origins, self.topics if origins is not None else (), self.timestamps, self.headers, slots)
 
     def reject(self, rows: Any, reason: object = "") -> None:
         """These can never be handled: they are quarantined when the handler returns, and all others count as handled.
@@ -264,7 +377,9 @@ class Batch:
         index, data = (part.copy() for part in self._index_and_data())
         first = self._first_byte()
         index["end"] -= first
-        return self._owner_of(self._schema, self._slots, self.shard, numbers, index, data[first:])
+        made = self._owner_of(self._schema, self._slots, self.shard, numbers, index, data[first:])
+        made._more = self._all_of_it()
+        return made
 
     @classmethod
     def _owner_of(
@@ -409,8 +524,9 @@ def _index_of(events: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray
         hashed = (
             number & (1 << 64) - 1 if kind == KEY_INT else lib.sm_hash_bytes(text, len(text)) if kind != KEY_NONE else 0
         )
-        data += text + bytes(bytes_of(payload))
-        entries.append((hashed, kind << 30 | int(_UNSIGNED) * (number >> 63 == 1) | len(text), len(data)))
+        data += text if payload is None else text + bytes(bytes_of(payload))
+        flags = int(_UNSIGNED) * (number >> 63 == 1) | int(_MISSING) * (payload is None)
+        entries.append((hashed, kind << 30 | flags | len(text), len(data)))
     return np.array(entries, _INDEX), np.frombuffer(bytes(data), "u1").copy()
 
 

@@ -40,7 +40,8 @@ def bytes_of(payload: Any) -> bytes | memoryview:
         memory = memoryview(payload)
     except TypeError:
         raise TypeError(
-            f"payload is a {type(payload).__name__}; it must be bytes-like (encode text, for example text.encode())"
+            f"payload is a {type(payload).__name__}; it must be bytes-like, or None (encode text, for example "
+            f"text.encode())"
         ) from None
     return memory.cast("B") if memory.c_contiguous else memory.tobytes()
 
@@ -55,16 +56,17 @@ def is_encodable(text: str) -> bool:
 
 def plain_lists(
     keys: list[Any], payloads: list[Any], check: Callable[[int, int], None]
-) -> tuple[list[Key], list[bytes]]:
-    """The same events as plain objects: int, str, bytes or None, and bytes. check: raises ValueError when a payload of
-    so many bytes with a key of so many is too large. Raises TypeError, ValueError for the first that is wrong."""
+) -> tuple[list[Key], list[bytes | None]]:
+    """The same events as plain objects: int, str, bytes or None, and bytes or None. check: raises ValueError when a
+    payload of so many bytes with a key of so many is too large. Raises TypeError, ValueError for the first that is
+    wrong."""
     plain_keys: list[Key] = []
-    plain_payloads: list[bytes] = []
+    plain_payloads: list[bytes | None] = []
     for i, (key, payload) in enumerate(zip(keys, payloads)):
         try:
             kind, number, key_bytes = plain_key(key)
-            memory = bytes(bytes_of(payload))
-            check(len(memory), len(key_bytes))
+            memory = None if payload is None else bytes(bytes_of(payload))
+            check(0 if memory is None else len(memory), len(key_bytes))
         except (TypeError, ValueError) as error:
             raise (TypeError if isinstance(error, TypeError) else ValueError)(f"event {i}: {error}") from None
         plain_keys.append(

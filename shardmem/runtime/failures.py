@@ -319,9 +319,14 @@ class Failures:
             self._quarantine(event)
         elif self._trials.events[event].place is Place.TAKEN:
             self._try_taken(event)
+        elif self._reader.trial_waits(event):
+            self._trials.events[event].due = time.monotonic() + PATIENCE_NS / 1e9
         elif self._reader.next_trial(event, self._batch):
             self._in_trial = event
-            self.attempt(Batch(self._control.schema, self._control.slots, self._shard, self._batch, self._scratch))
+            control = self._control
+            self.attempt(
+                Batch(control.schema, control.slots, self._shard, self._batch, self._scratch, control.partitions)
+            )
             if self._in_trial == event:  # it was handled, or cannot be set aside yet
                 self._in_trial = None
         else:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from shardmem.errors import ConfigError, NotRunning, ShardmemError
+from shardmem.errors import ConfigError, NotRunning, ShardmemError, Superseded
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import Pusher, borrow, ffi, lib
+from shardmem.memory.partition_table import PartitionTable
 from shardmem.runtime.attachment import Attachment, Marks
 from shardmem.runtime.call import DEFAULT, KEPT, MODES, Call, Mode
-from shardmem.runtime.columns import EventColumns, Keys
+from shardmem.runtime.columns import NONE, EventColumns, Extras, Keys, Origin, extras_of
 from shardmem.runtime.encode import (
     Key,
     bytes_of,
@@ -45,6 +46,7 @@ class ProducerOptions(TypedDict, total=False):
     wait: seconds to wait for an engine that does not exist yet.
     reconnect: attach again when the engine was stopped and is run again; until then calls do what `backpressure` says,
         as with a full lane. False: they raise NotRunning.
+    seat: a name for its seat: the producer of that name after it gets the same lanes, as long as the engine runs.
     """
 
     backpressure: Mode | None
@@ -52,6 +54,7 @@ class ProducerOptions(TypedDict, total=False):
     sample_every: int
     wait: float
     reconnect: bool
+    seat: str | None
 
 
 class Outcome(TypedDict):
@@ -60,6 +63,7 @@ class Outcome(TypedDict):
     accepted: int
     handled: int
     quarantined: int
+    skipped: int
     shed: int
     refused: dict[str, int]  # by reason
 
@@ -87,13 +91,16 @@ class Producer:
         sample_every: int = 10,
         wait: float = 0.0,
         reconnect: bool = True,
+        seat: str | None = None,
     ) -> None:
-        """backpressure, spin_us, sample_every, wait, reconnect: see ProducerOptions; without a backpressure, the
+        """backpressure, spin_us, sample_every, wait, reconnect, seat: see ProducerOptions; without a backpressure, the
         engine's.
 
         Raises ConfigError (an option is wrong), NotRunning (no such engine, or it is stopping), LayoutMismatch,
-        SegmentCorrupt, SegmentError (another user's), AlreadyRunning (every seat is taken).
+        SegmentCorrupt, SegmentError (another user's), AlreadyRunning (every seat is taken, or the one of that name is).
         """
+        if seat == "":
+            raise ConfigError("seat='' is no name")
         if backpressure is not None and backpressure not in MODES:
             raise ConfigError(f"backpressure={backpressure!r}; one of {', '.join(MODES)}")
         if sample_every < 1:
@@ -105,7 +112,7 @@ class Producer:
         self._interrupted = False
         self._idle_cursors: list[sm_cursor] = []  # 16 KiB each: making one costs as much as pushing a hundred events
         self._fast = Pusher(self._push_slow)
-        self._attached = Attachment(engine, wait, reconnect, self._sit, self._fast.detach)
+        self._attached = Attachment(engine, wait, reconnect, seat, self._sit, self._fast.detach)
         self.schema = self._attached.schema
         if not self.schema.is_records:
             self.push = self._fast.push  # type: ignore[method-assign]  # without a Python frame: see csrc/fastcall.c
@@ -117,10 +124,10 @@ class Producer:
 
     # ---- events engines ----------------------------------------------------------------------------------------------
 
-    def push(self, key: Key, payload: Buffer, timeout: float | None = DEFAULT) -> bool:
+    def push(self, key: Key, payload: Buffer | None, timeout: float | None = DEFAULT) -> bool:
         """One event; True when it is accepted (False: dropped, in a mode that drops).
 
-        key: int (-2**63 to 2**64-1), str, bytes, or None for no order. payload: bytes-like.
+        key: int (-2**63 to 2**64-1), str, bytes, or None for no order. payload: bytes-like, or None for a tombstone.
         Raises Backpressure, NotRunning, HandlerError (its shard has failed), OutOfMemory, TypeError, ValueError.
         """
         return self._push_slow(key, payload, timeout)
@@ -131,9 +138,10 @@ class Producer:
     def _push_steps(self, key: Any, payload: Any, timeout: float | None) -> Steps[bool]:
         kind, number, key_bytes = plain_key(key)
         self._expect(records=False)
-        memory = bytes_of(payload)
+        memory = b"" if payload is None else bytes_of(payload)
         self._check_size(len(memory), len(key_bytes))
-        data, key_data = borrow("uint8_t[]", memory), borrow("uint8_t[]", key_bytes)
+        key_data = borrow("uint8_t[]", key_bytes)
+        data = ffi.NULL if payload is None else borrow("uint8_t[]", memory or _EMPTY)
         shard, call = ffi.new("uint32_t *"), Call(self, timeout)
         while True:
             status = self._attached.call(
@@ -161,17 +169,18 @@ class Producer:
             return False
 
     def push_many(
-        self, keys: Sequence[Key] | np.ndarray, payloads: Sequence[Buffer], timeout: float | None = DEFAULT
+        self, keys: Sequence[Key] | np.ndarray, payloads: Sequence[Buffer | None], timeout: float | None = DEFAULT
     ) -> int:
         """Many events: `payloads[i]` under `keys[i]`. Returns how many were accepted.
 
-        Fastest with two lists of plain int, str, bytes or None and of bytes. Either all events are well-formed or none
-        is accepted. Raises what `push` raises; `Backpressure.rest` is `(keys, payloads)` of what was not accepted.
+        Fastest with two lists of plain int, str, bytes or None and of bytes or None. Either all events are well-formed
+        or none is accepted. Raises what `push` raises; `Backpressure.rest` is `(keys, payloads)` of what was not
+        accepted.
         """
         return finish(self._push_many_steps(keys, payloads, timeout))
 
     def _push_many_steps(
-        self, keys: Sequence[Key] | np.ndarray, payloads: Sequence[Buffer], timeout: float | None
+        self, keys: Sequence[Key] | np.ndarray, payloads: Sequence[Buffer | None], timeout: float | None
     ) -> Steps[int]:
         if type(keys) is not list:
             keys = keys.tolist() if isinstance(keys, np.ndarray) else list(keys)
@@ -222,6 +231,11 @@ class Producer:
         data: Buffer,
         offsets: np.ndarray,
         timeout: float | None = DEFAULT,
+        *,
+        origin: Origin | None = None,
+        timestamps: np.ndarray | None = None,
+        headers: tuple[Buffer, np.ndarray] | None = None,
+        missing: np.ndarray | None = None,
     ) -> int:
         """Events as columns, without a Python object for each; returns how many were accepted.
 
@@ -229,16 +243,31 @@ class Producer:
         bytes array ('S', whose items lose NULs at their end in numpy already), `Keys`, or None for no keys.
         data: one bytes-like. offsets: integer array of shape (n + 1,), payload i is `data[offsets[i]:offsets[i + 1]]`;
         or of shape (n, 2), a start and an end for each: then there may be bytes between them that are nobody's. So too
-        of keys. Raises what `push` raises; `Backpressure.rest` is `(keys, data, offsets)` of what was not accepted.
-        """
-        return finish(self._push_columns_steps(keys, data, offsets, timeout))
+        of keys. Raises what `push` raises; `Backpressure.rest` is `(keys, data, offsets)` of what was not accepted, and
+        `.left` says which events those are.
 
-    def _push_columns_steps(self, keys: Any, data: Any, offsets: np.ndarray, timeout: float | None) -> Steps[int]:
+        origin: the partition that they come from; their slots go by it, and workers pass over them when it is
+        another's. Of one partition one thread at a time pushes, and what is accepted is always all before some offset.
+        Raises Superseded when its epoch is over. timestamps: of each, ms since 1970. headers: of each, as bytes that
+        `origins.pack_headers` makes. missing: bool array, which payloads are None.
+        """
+        extras = extras_of(origin, timestamps, headers, missing)
+        return finish(self._columns_steps(keys, data, offsets, timeout, extras))
+
+    def _columns_steps(
+        self, keys: Any, data: Any, offsets: np.ndarray, timeout: float | None, extras: Extras
+    ) -> Steps[int]:
         self._expect(records=False)
-        state = self._fast.push_columns(keys.plain if type(keys) is Keys else keys, data, offsets)
+        state = self._fast.push_columns(
+            keys.plain if type(keys) is Keys else keys, data, offsets, *(() if extras is NONE else extras.plain)
+        )
         if isinstance(state, int):
             return state
-        given = EventColumns.of(keys, data, offsets)
+        return (yield from self._push_columns_steps(EventColumns.of(keys, data, offsets, extras), timeout, state))
+
+    def _push_columns_steps(
+        self, given: EventColumns, timeout: float | None, state: tuple[int, int, int, bytes, int, int] | None = None
+    ) -> Steps[int]:
         cursor = self._idle_cursors.pop() if self._idle_cursors else ffi.new("sm_cursor *")
         go_on(cursor, state)
         try:
@@ -255,6 +284,8 @@ class Producer:
                 return offered if call is None else call.done(offered)
             if status == lib.SM_TOO_LARGE:
                 raise ValueError(self._bad_columns(given, int(cursor.next)))
+            if status == lib.SM_SUPERSEDED:
+                raise _superseded(given.extras.origin)
             if call is None:
                 call = Call(self, timeout)
             if (yield from call.mend(status, cursor.shard, lambda: given.rest(left_of(cursor, offered)))):
@@ -265,8 +296,7 @@ class Producer:
             full = int(cursor.chunk) + pending(cursor)
             kept = call.sampled(len(full))
             call.dropped(len(full) - len(kept))
-            part, _ = given.rest(full[kept])
-            call.kept(len(kept), (yield from self._push_columns_steps(*part, KEPT)))
+            call.kept(len(kept), (yield from self._push_columns_steps(given[full[kept]], KEPT)))
             cursor.pending_count = 0
 
     # ---- records engines ---------------------------------------------------------------------------------------------
@@ -312,11 +342,18 @@ class Producer:
         """Somebody to tell something: `producer.ref("cart-17").tell(b"...")`; `slot` and `shard` say where it goes."""
         return Ref(self, key)
 
+    def partition_table(self) -> PartitionTable:
+        """Of the engine, for a source: only the holder of its seat writes it. Raises NotRunning: the engine is away."""
+        return PartitionTable(self._control())
+
     def _control(self) -> ControlSegment:
         """Raises NotRunning: the engine is away."""
+        return self._own_seat().control
+
+    def _own_seat(self) -> Seat:
         if (seat := self._attached.own_seat()) is None:
             raise NotRunning(f"engine {self.engine!r} is not running")
-        return seat.control
+        return seat
 
     def position(self) -> Marks:
         """Where the lanes end now: `handled` says later whether all that was pushed before has been handled."""
@@ -334,6 +371,7 @@ class Producer:
             "accepted": counts.accepted,
             "handled": counts.handled,
             "quarantined": counts.quarantined,
+            "skipped": counts.skipped,
             "shed": counts.shed,
             "refused": counts.refused,
         }
@@ -345,20 +383,35 @@ class Producer:
 
     # ---- both --------------------------------------------------------------------------------------------------------
 
-    def flush(self, timeout: float | None = None) -> None:
-        """Wait until everything that this producer pushed before has been handled.
+    def recover(self, table: PartitionTable) -> dict[int, np.ndarray]:
+        """What a source that was killed had pushed beyond what the table says: row -> offsets, rising. Its successor,
+        on the same named seat, asks before it pushes anything: it goes on at `table.pushed(row)`, without these.
+
+        Raises NotRunning: the engine is away.
+        """
+        found: dict[int, np.ndarray] = {}
+        for row, epoch, offsets in self._own_seat().last_call():
+            view = table.view(row)
+            if view is not None and view.epoch == epoch:
+                left = offsets[offsets >= view.pushed]
+                found[row] = np.sort(np.concatenate([found.get(row, left[:0]), left]))
+        return {row: offsets for row, offsets in found.items() if len(offsets)}
+
+    def flush(self, timeout: float | None = None, slots: Iterable[int] | None = None) -> None:
+        """Wait until everything that this producer pushed before has been handled; slots: only in the lanes of the
+        shards that own these, or owned them when it was pushed.
 
         Raises TimeoutError after `timeout` seconds, HandlerError when a shard has failed, NotRunning when the engine
         ended before it had handled everything.
         """
-        finish(self._flush_steps(timeout))
+        finish(self._flush_steps(timeout, slots))
 
-    def _flush_steps(self, timeout: float | None) -> Steps[None]:
+    def _flush_steps(self, timeout: float | None, slots: Iterable[int] | None = None) -> Steps[None]:
         deadline = None if timeout is None else time.monotonic() + timeout
         attached = self._attached
         attached.expect_open()
         seat = attached.own_seat()
-        for shard in [] if seat is None else list(seat.inboxes):
+        for shard in [] if seat is None else seat.shards_of(slots):
             assert seat is not None
             at = seat.position(shard)
             while at is not None and not seat.has_come_to(shard, at[0]):
@@ -437,6 +490,16 @@ class Producer:
         return f"offsets must rise from 0 to at most len(data) = {len(columns.data)}; they do not at {event}"
 
 
+_EMPTY = b"\0"  # what an empty payload points to: without memory it would be none
+
+
+def _superseded(origin: Origin | None) -> Superseded:
+    assert origin is not None
+    return Superseded(
+        f"partition row {origin.partition} is not in epoch {origin.epoch} any more; nothing more of it is accepted"
+    )
+
+
 def _with_left(error: ShardmemError, cursor: sm_cursor, offered: int) -> ShardmemError:
     """The error of a call, which says the numbers of the events that were not accepted."""
     error.left = left_of(cursor, offered)
@@ -446,7 +509,7 @@ def _with_left(error: ShardmemError, cursor: sm_cursor, offered: int) -> Shardme
 def connect(engine: str, **options: Unpack[ProducerOptions]) -> Producer:
     """A producer of the engine of that name, which some other process runs (`shardmem run`, or `Engine(name)`).
 
-    Takes what Producer takes: backpressure, spin_us, sample_every, wait, reconnect. Raises NotRunning, LayoutMismatch,
-    SegmentError, AlreadyRunning (every seat is taken), OutOfMemory.
+    Takes what Producer takes: backpressure, spin_us, sample_every, wait, reconnect, seat. Raises NotRunning,
+    LayoutMismatch, SegmentError, AlreadyRunning (every seat is taken, or the one of that name is), OutOfMemory.
     """
     return Producer(engine, **options)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+
+import numpy as np
 
 from shardmem.errors import AlreadyRunning, NotRunning, SegmentCorrupt
 from shardmem.memory import lease
@@ -21,11 +24,12 @@ class Counts(NamedTuple):
     handled: int = 0
     quarantined: int = 0
     shed: int = 0
+    skipped: int = 0
     refused: dict[str, int] = {}
 
     @property
     def in_flight(self) -> int:
-        return self.accepted - self.handled - self.quarantined - self.shed
+        return self.accepted - self.handled - self.quarantined - self.shed - self.skipped
 
     def plus(self, other: Counts) -> Counts:
         refused = {
@@ -38,6 +42,7 @@ class Counts(NamedTuple):
             self.handled + other.handled,
             self.quarantined + other.quarantined,
             self.shed + other.shed,
+            self.skipped + other.skipped,
             refused,
         )
 
@@ -47,13 +52,14 @@ class Seat:
     outside of a method holds one meanwhile, because another thread may leave it.
     """
 
-    def __init__(self, control: ControlSegment) -> None:
-        """Raises AlreadyRunning (every seat is taken); the control segment is the caller's then."""
-        self.number, self._lease = take_seat(control)
+    def __init__(self, control: ControlSegment, name: str | None = None) -> None:
+        """Raises AlreadyRunning (every seat is taken, or that of this name); the control segment is the caller's
+        then."""
+        self.number, self._leases = take_seat(control) if name is None else take_named_seat(control, name)
         control.enter_seat(self.number)
         self.sender = lib.sm_sender_new(control.address, control.geometry, self.number)
         if self.sender == ffi.NULL:
-            self._lease.release()
+            self._release()
             raise out_of_memory(f"cannot push into engine {control.engine!r}", 0)
         control.segment.let_go()  # whoever closes descriptors that are not its own closes none of ours
         self.control = control
@@ -65,13 +71,13 @@ class Seat:
         self._opening = threading.Lock()
 
     @classmethod
-    def at(cls, engine: str, wait: float = 0.0) -> Seat:
+    def at(cls, engine: str, name: str | None = None, wait: float = 0.0) -> Seat:
         """Of the engine of that name. Raises NotRunning, also when it is stopping, LayoutMismatch, SegmentError."""
         control = ControlSegment.attach(engine, wait)
         try:
             if (state := control.state) in ("draining", "stopped"):
                 raise NotRunning(f"engine {engine!r} is {state}; it accepts nothing any more")
-            return cls(control)
+            return cls(control, name)
         except BaseException:
             control.close()
             raise
@@ -94,10 +100,14 @@ class Seat:
     def leave(self) -> None:
         """Later calls find it closed."""
         lib.sm_sender_close(self.sender)
-        if self._lease.held:  # last: the next holder must find nobody writing
+        if self._leases[0].held:  # last: the next holder must find nobody writing
             if self.control.view_seat(self.number).incarnation == self.incarnation:
                 self.control.leave_seat(self.number)
-            self._lease.release()
+            self._release()
+
+    def _release(self) -> None:
+        for held in self._leases:
+            held.release()
 
     def __del__(self) -> None:
         if getattr(self, "_opening", None) is None or lib is None:
@@ -172,27 +182,101 @@ class Seat:
         at = self.position(shard)
         return at is None or at[1] >= min(position, at[0])
 
+    def shards_of(self, slots: Iterable[int] | None) -> list[int]:
+        """Those of its lanes in which events of these slots may be; None: of any. The table is read before the moves: a
+        slot that has left a shard has no events there, or is still on its way."""
+        if slots is None:
+            return list(self.inboxes)
+        owners, wanted = self.control.slot_table()[0], set(slots)
+        shards = {int(owners[slot]) for slot in wanted}
+        shards |= {move.source for move in self.control.moves() if move.slot in wanted}
+        return [shard for shard in list(self.inboxes) if shard in shards]
+
     def has_handled_all(self) -> bool:
         return all(at is None or at[1] >= at[0] for at in map(self.position, list(self.inboxes)))
+
+    # ---- what its last holder had pushed -----------------------------------------------------------------------------
+
+    def last_call(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Of the last pass with an origin of any holder of this seat, what is in the lanes: (row of the partition
+        table, its epoch then, offsets)."""
+        control = self.control
+        row, epoch = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        offsets = np.empty(lib.SM_CHUNK, "u8")
+        for shard in control.known_shards():
+            try:
+                inbox = control.open_inbox(shard)
+            except NotRunning:
+                continue  # it ended, with empty lanes
+            try:
+                if not any(lane.seat == self.number and not lane.broken for lane in inbox.lanes()):
+                    continue
+                count = lib.sm_recover(
+                    control.address,
+                    control.geometry,
+                    inbox.address,
+                    self.number,
+                    row,
+                    epoch,
+                    ffi.cast("uint64_t *", offsets.ctypes.data),
+                )
+            finally:
+                inbox.close()
+            if count:
+                yield row[0], epoch[0], offsets[:count].copy()
 
     # ---- counts ------------------------------------------------------------------------------------------------------
 
     def counts(self) -> Counts:
         """Since the seat was taken."""
         lanes = [(inbox.counts(self.number), before) for inbox, before in list(self._lanes)]
-        accepted, handled, quarantined, shed = (sum(now[i] - before[i] for now, before in lanes) for i in range(4))
+        accepted, handled, quarantined, shed, skipped = (
+            sum(now[i] - before[i] for now, before in lanes) for i in range(5)
+        )
         new = {
             reason: count - self._refused_before.get(reason, 0)
             for reason, count in refused_by_reason(self.control.view_seat(self.number)).items()
         }
-        return Counts(accepted, handled, quarantined, shed, {reason: count for reason, count in new.items() if count})
+        refused = {reason: count for reason, count in new.items() if count}
+        return Counts(accepted, handled, quarantined, shed, skipped, refused)
 
 
-def take_seat(control: ControlSegment) -> tuple[int, lease.Lease]:
-    for seat in range(control.max_producers):
+def take_seat(control: ControlSegment) -> tuple[int, list[lease.Lease]]:
+    """One that has no name, as long as there are any; the lease of it."""
+    for seat in sorted(range(control.max_producers), key=lambda seat: control.view_seat(seat).name != 0):
         held = lease.Lease.take(control.segment, lease.seat_byte(seat))
         if held is not None:
-            return seat, held
+            return seat, [held]
     raise AlreadyRunning(
         f"engine {control.engine!r} has {control.max_producers} producers, all alive; close one or raise max_producers"
     )
+
+
+def take_named_seat(control: ControlSegment, name: str) -> tuple[int, list[lease.Lease]]:
+    """The seat of that name, or another that gets it; the leases of the seat and of the name, which two that begin at
+    once cannot both have."""
+    encoded = name.encode()
+    number = lib.sm_hash_bytes(encoded, len(encoded)) or 1
+    of_name = lease.Lease.take(control.segment, lease.name_byte(number))
+    known = [seat for seat in range(control.max_producers) if control.view_seat(seat).name == number]
+    if of_name is None:
+        raise AlreadyRunning(
+            f"a producer of engine {control.engine!r} has the seat named {name!r}"
+            + (f": process {control.view_seat(known[0]).pid}" if known else "")
+        )
+    try:
+        if not known:
+            seat, leases = take_seat(control)
+            control.name_seat(seat, number)
+            return seat, [*leases, of_name]
+        held = lease.Lease.take(control.segment, lease.seat_byte(known[0]))
+        if held is None:
+            raise AlreadyRunning(
+                f"seat {known[0]} of engine {control.engine!r}, named {name!r}, was taken by a producer without a "
+                f"name, process {control.view_seat(known[0]).pid}, when all others were",
+                hint="Close a producer, or raise `max_producers`",
+            )
+        return known[0], [held, of_name]
+    except BaseException:
+        of_name.release()
+        raise

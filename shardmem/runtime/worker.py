@@ -86,6 +86,7 @@ class Worker:
     def _run(self, commit: Commit, moves: Moves, failures: Failures) -> None:
         next_batch, attempt, batch, spin = self.reader.next, failures.attempt, self.batch, self._spin_ns
         schema, slots, shard, scratch = self.control.schema, self.control.slots, self.shard, self.scratch
+        partitions = self.control.partitions
         idle = True
         while not self.ordered_to_stop():
             moves.step(idle)
@@ -102,7 +103,7 @@ class Worker:
             elif batch.tries:
                 failures.died()
             else:
-                attempt(Batch(schema, slots, shard, batch, scratch))
+                attempt(Batch(schema, slots, shard, batch, scratch, partitions))
         commit.settle()
         failures.leave()
 

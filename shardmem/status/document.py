@@ -51,7 +51,9 @@ class ShardStatus(TypedDict):
     accepted: int
     handled: int
     quarantined: int
+    skipped: int
     shed: int
+    lost: int
     in_flight: int
     fill_ratio: float
     busy: float
@@ -175,6 +177,7 @@ class Accounting(TypedDict):
     refused: dict[str, int]
     handled: int
     quarantined: int
+    skipped: int
     shed: dict[str, int]
     in_flight: int
 

@@ -118,7 +118,7 @@ class Figure:
 
 
 REFUSALS = ("full", "timeout", "sampled", "stopped")
-SHEDS = ("oldest",)
+SHEDS = ("oldest", "lost")
 
 FIGURES = (
     Figure(
@@ -278,12 +278,28 @@ FIGURES = (
         "shardmem_shard_quarantined_total",
     ),
     Figure(
+        "shards[].skipped",
+        "events",
+        COUNTER,
+        "worker",
+        "events that came again and that the state of this shard holds already",
+        "shardmem_shard_skipped_total",
+    ),
+    Figure(
         "shards[].shed",
         "events",
         COUNTER,
         "worker",
-        "accepted events that this shard dropped, as drop_oldest asks",
+        "accepted events that this shard dropped: as drop_oldest asks, or because their partition is another host's",
         "shardmem_shard_shed_total",
+    ),
+    Figure(
+        "shards[].lost",
+        "events",
+        COUNTER,
+        "worker",
+        "of these, those whose partition is another host's",
+        "shardmem_shard_lost_total",
     ),
     Figure(
         "shards[].in_flight",
@@ -652,7 +668,7 @@ FIGURES = (
         "events",
         COUNTER,
         "producer",
-        "events that a push returned for; handled + quarantined + shed + in flight",
+        "events that a push returned for; handled + quarantined + skipped + shed + in flight",
         "shardmem_accepted_total",
     ),
     Figure(
@@ -676,11 +692,19 @@ FIGURES = (
         "accounting.quarantined", "events", COUNTER, "worker", "events in the quarantine", "shardmem_quarantined_total"
     ),
     Figure(
+        "accounting.skipped",
+        "events",
+        COUNTER,
+        "worker",
+        "events that came again and that the state holds already",
+        "shardmem_skipped_total",
+    ),
+    Figure(
         "accounting.shed{reason}",
         "events",
         COUNTER,
         "worker",
-        "accepted events that were dropped",
+        "accepted events that were dropped: oldest, to make room; lost, their partition is another host's",
         "shardmem_shed_total",
         values=SHEDS,
     ),

@@ -124,7 +124,7 @@ class Observer:
             "latency": {"p50_us": quantile_us(latency, 0.50), "p99_us": quantile_us(latency, 0.99)},
             "findings": [],
         }
-        lately = self._lately(reading.at, accounting["refused"], sum(accounting["shed"].values()))
+        lately = self._lately(reading.at, accounting["refused"], accounting["shed"].get("oldest", 0))
         document["findings"] = findings(document, lately)
         control.segment.check_whole()  # as all of it was read
         return document
@@ -420,7 +420,9 @@ class Observer:
             "accepted": sum(lane.accepted for lane in lanes),
             "handled": look.handled,
             "quarantined": sum(lane.quarantined for lane in lanes),
+            "skipped": sum(lane.skipped for lane in lanes),
             "shed": sum(lane.shed for lane in lanes),
+            "lost": sum(lane.lost for lane in lanes),
             "in_flight": in_flight,
             "fill_ratio": fill,
             "busy": round(busy, 4),
@@ -468,13 +470,17 @@ def accounting_of(shards: list[ShardStatus], producers: list[ProducerStatus], vi
         for reason, count in producer["refused"].items():
             refused[reason] = refused.get(reason, 0) + count
     accepted = sum(shard["accepted"] for shard in shards) + sum(view.retired_accepted for view in views)
-    shed = sum(shard["shed"] for shard in shards) + sum(view.retired_shed for view in views)
+    shed = {
+        "oldest": sum(shard["shed"] - shard["lost"] for shard in shards) + sum(view.retired_shed for view in views),
+        "lost": sum(shard["lost"] for shard in shards) + sum(view.retired_lost for view in views),
+    }
     return {
         "offered": accepted + sum(refused.values()),
         "accepted": accepted,
         "refused": refused,
         "handled": sum(shard["handled"] for shard in shards) + sum(view.retired_handled for view in views),
         "quarantined": sum(shard["quarantined"] for shard in shards) + sum(view.retired_quarantined for view in views),
-        "shed": {"oldest": shed} if shed else {},
+        "skipped": sum(shard["skipped"] for shard in shards) + sum(view.retired_skipped for view in views),
+        "shed": {reason: count for reason, count in shed.items() if count},
         "in_flight": sum(shard["in_flight"] for shard in shards),
     }

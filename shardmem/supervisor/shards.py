@@ -17,7 +17,7 @@ from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.handoff_table import HandoffTable
 from shardmem.memory.inbox_segment import InboxSegment, LaneView
 from shardmem.memory.native import point
-from shardmem.memory.words import now_ns
+from shardmem.memory.words import Retired, now_ns
 from shardmem.policy import ShardState
 from shardmem.status.observer import Observer
 from shardmem.supervisor.carrier import Marks
@@ -164,7 +164,7 @@ class Shards:
         self._joining.pop(shard, None)
         self.control.set_shard_state(shard, "stopped")
         self.workers.forget(shard)
-        self._bury(shard, 0, 0, 0, 0)
+        self._bury(shard, [])
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
@@ -282,26 +282,17 @@ class Shards:
         self._ending.discard(shard)
         self.workers.forget(shard)
         lanes = self.inboxes[shard].lanes()
-        quarantined = sum(lane.quarantined for lane in lanes)
-        self._history.look(shard, quarantined)
-        self._bury(
-            shard,
-            sum(lane.accepted for lane in lanes),
-            sum(lane.handled for lane in lanes),
-            quarantined,
-            sum(lane.shed for lane in lanes),
-        )
+        self._history.look(shard, sum(lane.quarantined for lane in lanes))
+        self._bury(shard, lanes)
         if shard in self._begun_before:
             self._begun_before.discard(shard)
             self._history.note("shard_removed", "its removal, begun by the earlier supervisor, is done", shard)
 
-    def _bury(self, shard: int, accepted: int, handled: int, quarantined: int, shed: int) -> None:
+    def _bury(self, shard: int, lanes: list[LaneView]) -> None:
         """Its counts are kept, its inbox goes, its number is free. Killed anywhere in here, a later supervisor goes
         on."""
         inbox = self.inboxes.pop(shard)
-        # damaged ones are beyond all bounds
-        counts = (count & (1 << 64) - 1 for count in (accepted, handled, quarantined, shed))
-        self.control.retire(shard, inbox.generation, *counts)
+        self.control.retire(shard, inbox.generation, Retired.of(lanes))
         point("remove.retired")
         inbox.segment.unlink()
         point("remove.unlinked")
@@ -325,16 +316,15 @@ class Shards:
         Raises OutOfMemory, SegmentError; then nothing has changed."""
         old, generation = self.inboxes[shard], next_generation(self.control, shard)
         new = InboxSegment.create(self.control, shard, generation)
-        counts = [sum(getattr(lane, name) for lane in last_known) for name in ("accepted", "handled", "quarantined")]
-        shed = counts[0] - counts[1] - counts[2]
-        lost = max(0, sum(lane.in_flight for lane in last_known))
-        self.control.retire(shard, old.generation, *(count & (1 << 64) - 1 for count in (*counts, shed)))
+        counts = Retired.of(last_known)
+        gone = max(0, sum(lane.in_flight for lane in last_known))
+        self.control.retire(shard, old.generation, counts._replace(shed=counts.shed + gone))
         self.inboxes[shard] = new
         self.control.set_shard_generation(shard, generation)
         self._observer.forget(shard)
         old.segment.unlink()
         old.close()
-        return lost
+        return gone
 
     # ---- what an earlier supervisor had begun ------------------------------------------------------------------------
 

@@ -218,7 +218,8 @@ function tiles({accounting: a, producers, shards}) {
     ["handled", short(a.handled), "the handler returned for them"],
     ["in flight", short(a.in_flight), "accepted and not yet handled"],
     ["quarantined", short(a.quarantined), "put in quarantine, ever", a.quarantined ? "warning" : ""],
-    ["dropped", short(shed), "accepted and then dropped (drop_oldest)", shed ? "warning" : ""],
+    ["skipped", short(a.skipped), "came again, and the state holds them already"],
+    ["dropped", short(shed), `accepted and then dropped: ${reasons(a.shed)}`, shed ? "warning" : ""],
     ["producers", exact(producers.filter(each => each.alive).length), "connected now"],
     ["shards", exact(shards.length), ""],
   ];
