@@ -1,8 +1,8 @@
 """The state of one partition as one file: taken while its workers go on, and put where they take it up.
 
 Each slot is of one moment, that of a checkpoint of the shard that has it: its rows, its timers and how far it is in
-each topic. Slots need not be of the same moment. Whoever takes the partition up begins at an offset before which all had
-been handled when the file was begun, and each slot passes over what it has already.
+each topic. Slots need not be of the same moment. Whoever takes the partition up begins at an offset before which all
+had been handled when the file was begun, and each slot passes over what it has already.
 
 A restored file is one more file with rows of slots, and its owner numbers are the highest: workers copy their slots
 from it as they do after a handoff, and a worker that dies in between does it again.
@@ -168,7 +168,7 @@ def _made(path: str, layout: Layout, number: int) -> Iterator[sqlite3.Connection
     remove_file(path)
     make_file(path)
     with _open(path) as made:
-        made.execute("pragma page_size = 65536")  # a value of some kilobytes would take pages of its own in smaller ones
+        made.execute("pragma page_size = 65536")  # in smaller ones a value of some kilobytes takes whole pages
         made.execute("pragma journal_mode = off")  # whoever meets half a file throws it away
         made.execute("pragma synchronous = off")
         made.executescript(SCHEMA + _ABOUT)
