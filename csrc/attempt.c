@@ -211,3 +211,63 @@ void sm_end_taken(sm_reader *r, uint32_t handled)
 }
 
 uint64_t sm_handled(const sm_reader *r) { return r->total_rows; }
+
+/* ---- events set aside ------------------------------------------------------------------------------------------- */
+
+int sm_set_aside(sm_reader *r)
+{
+    const sm_span *span = r->spans;
+    sm_end *e = &r->ends[span->seat];
+    if (sm_is_fenced(r))
+        return SM_FENCED;
+    if (r->span_count != 1 || span->count != 1)
+        return SM_TOO_LARGE;
+    int status = sm_set_run_aside(r, e, span->position, span->first, 1, SM_ASIDE_QUARANTINED);
+    if (status != SM_OK)
+        return sm_give_up(e);
+    r->tries = 0;
+    sm_count_failed(r, 1);
+    status = sm_advance_head(r, e);
+    e->in_hand = (uint8_t)r->deferring;
+    if (e->moved)
+        sm_release(e);
+    sm_attempt_end(r);
+    return status == SM_OK ? SM_OK : sm_give_up(e);
+}
+
+int sm_row_in_hand(const sm_reader *r, uint32_t row, sm_range *out)
+{
+    for (uint32_t i = 0; i < r->span_count; row -= r->spans[i].count, i++) {
+        const sm_span *span = &r->spans[i];
+        if (row >= span->count)
+            continue;
+        *out = (sm_range){.position = span->position,
+                          .to = span->position,
+                          .seat = span->seat,
+                          .row = span->first + row,
+                          .to_row = span->first + row + 1,
+                          .rejected = 1};
+        return SM_OK;
+    }
+    return SM_TOO_LARGE;
+}
+
+/* Rows whose done bits are set before the others' are: the commit has to look at them. */
+int sm_set_aside_rows(sm_reader *r, const sm_range *rows, uint32_t count)
+{
+    int status = SM_OK;
+    if (sm_is_fenced(r))
+        return SM_FENCED;
+    sm_find_open_lanes(r);
+    for (uint32_t i = 0; i < count; i++) {
+        sm_end *e = rows[i].seat < r->max_producers ? &r->ends[rows[i].seat] : NULL;
+        if (!e || !e->open || rows[i].position < e->head || rows[i].position >= e->tail)
+            continue; /* saved, and committed before the worker died */
+        uint32_t why = rows[i].rejected == 1 + SM_ASIDE_SKIPPED ? SM_ASIDE_SKIPPED : SM_ASIDE_QUARANTINED;
+        uint32_t count = rows[i].to_row > rows[i].row ? rows[i].to_row - rows[i].row : 0;
+        if (sm_set_run_aside(r, e, rows[i].position, rows[i].row, count, why) != SM_OK)
+            status = sm_give_up(e);
+    }
+    r->rejected = 1;
+    return status;
+}

@@ -153,14 +153,16 @@ int sm_commit(sm_reader *r)
             status = sm_give_up(e);
     }
     count_batch(r, rows, now);
-    for (uint32_t s = 0; s < r->span_count; s++) {
-        sm_end *e = &r->ends[r->spans[s].seat];
+    uint32_t lanes = unlikely(r->rejected) ? r->open_count : r->span_count; /* a lane may have no other rows in hand */
+    for (uint32_t s = 0; s < lanes; s++) {
+        sm_end *e = &r->ends[unlikely(r->rejected) ? r->open[s] : r->spans[s].seat];
         e->in_hand = 0;
-        if (!e->moved)
+        if (!e->moved && (likely(!r->rejected) || e->broken))
             continue;
         if (sm_advance_head(r, e) != SM_OK) /* a pad behind the last frame, and frames done earlier */
             status = sm_give_up(e);
-        sm_release(e);
+        if (e->moved)
+            sm_release(e);
     }
     sm_attempt_succeeded(r);
     return status;

@@ -75,19 +75,6 @@ int sm_entries_hold(const sm_span *span)
     return 1;
 }
 
-/* ---- done bits -------------------------------------------------------------------------------------------------- */
-
-void sm_set_done(sm_frame *shared, uint32_t first, uint32_t count)
-{
-    for (uint32_t row = first, end = first + count; row < end;) {
-        uint32_t shift = row % 64, n = end - row < 64 - shift ? end - row : 64 - shift;
-        uint64_t bits = (n == 64 ? ~UINT64_C(0) : (UINT64_C(1) << n) - 1) << shift;
-        _Atomic uint64_t *word = &sm_done_bits(shared)[row / 64];
-        atomic_store_explicit(word, atomic_load_explicit(word, memory_order_relaxed) | bits, memory_order_relaxed);
-        row += n;
-    }
-}
-
 /* ---- moving the head -------------------------------------------------------------------------------------------- */
 
 void sm_release(sm_end *e)
@@ -161,6 +148,18 @@ void sm_rescan(sm_reader *r)
 
 /* ---- opening ---------------------------------------------------------------------------------------------------- */
 
+static void look_up_suspects(sm_reader *r, sm_end *e)
+{
+    e->suspect = sm_position(atomic_load_explicit(&e->lane->suspect, memory_order_relaxed));
+    e->suspect_row = atomic_load_explicit(&e->lane->suspect_row, memory_order_relaxed);
+    int status = sm_refresh_tail(r, e);
+    if (e->suspect >
+        e->tail) /* nobody had that in hand; and a lane of suspects without an end is the only one that is read */
+        e->suspect = e->suspect_row = 0;
+    if (status == SM_OK)
+        sm_finish_aside(r, e);
+}
+
 static void open_end(sm_reader *r, uint32_t seat)
 {
     sm_end *e = &r->ends[seat];
@@ -178,7 +177,7 @@ static void open_end(sm_reader *r, uint32_t seat)
     e->lost = atomic_load_explicit(&l->ledger_lost, memory_order_relaxed);
     e->open = 1;
     atomic_store_explicit(&lane->broken, 0, memory_order_relaxed); /* a new life looks for itself */
-    sm_finish_aside(r, e);
+    look_up_suspects(r, e);
     sm_wake_waiters(lane);
     r->open[r->open_count++] = seat;
 }

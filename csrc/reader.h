@@ -139,7 +139,6 @@ int sm_refresh_tail(sm_reader *r, sm_end *e);
 void sm_slots_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count);
 void sm_hashes_in_frame(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t count);
 int sm_entries_hold(const sm_span *span);
-void sm_set_done(sm_frame *shared, uint32_t first, uint32_t count);
 int sm_advance_head(sm_reader *r, sm_end *e);
 void sm_release(sm_end *e);
 int sm_give_up(sm_end *e);
@@ -161,6 +160,7 @@ void sm_note_trial(sm_reader *r, uint32_t trial, const sm_frame *f);
 int sm_waits_for_trial(const sm_reader *r, uint32_t slot);
 
 /* aside.c */
+void sm_set_done(sm_frame *shared, uint32_t first, uint32_t count);
 int sm_set_run_aside(sm_reader *r, sm_end *e, uint64_t position, uint32_t row, uint32_t count, uint32_t why);
 void sm_finish_aside(sm_reader *r, sm_end *e);
 

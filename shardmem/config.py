@@ -150,6 +150,13 @@ class Config:
         most=1_000_000,
     )
     restart_window: float = setting(60.0, "the time over which max_restarts counts", "seconds")
+    spares: int = setting(
+        1,
+        "processes that have imported the handler's module and wait to become workers: milliseconds instead of a start",
+        "number",
+        least=0,
+        most=64,
+    )
     stall_timeout: float = setting(
         30.0, "a worker that does not loop for this long, without a batch in hand, is stuck", "seconds"
     )

@@ -63,6 +63,7 @@ class EngineSettings(TypedDict, total=False):
     state_cache_bytes: Bytes
     max_restarts: int
     restart_window: Seconds
+    spares: int
     stall_timeout: Seconds
     batch_deadline: Seconds | None
     recycle_batches: int | None

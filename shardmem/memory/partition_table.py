@@ -154,7 +154,8 @@ class PartitionTable(Partitions):
         if row < 0:
             raise ConfigError(
                 f"no room for partition {number} of topic {topic!r}: an engine takes at most {lib.SM_MAX_TOPICS} "
-                f"topics, of names of up to {lib.SM_TOPIC_BYTES - 4} bytes, and {lib.SM_MAX_PARTITIONS} partitions together"
+                f"topics, of names of up to {lib.SM_TOPIC_BYTES - 4} bytes, and {lib.SM_MAX_PARTITIONS} partitions "
+                f"together"
             )
         return row
 

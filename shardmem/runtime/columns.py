@@ -99,8 +99,11 @@ class Extras:
             times = np.ascontiguousarray(times, "i8")
             _expect("timestamps", times, count)
         if headers is not None:
-            headers = bytes_of(headers[0]), _wide(headers[1], "offsets of headers")
-            _expect("offsets of headers", headers[1][1:], count)
+            data, ends = bytes_of(headers[0]), _wide(headers[1], "offsets of headers")
+            _expect("offsets of headers", ends[1:], count)
+            if not (ends[1:] >= ends[:-1]).all() or int(ends[-1]) > len(data):
+                raise ValueError(f"offsets of headers must rise from 0 to at most len(data) = {len(data)}")
+            headers = data, ends
         if missing is not None:
             missing = np.ascontiguousarray(missing, bool)
             _expect("missing", missing, count)

@@ -76,7 +76,7 @@ class Workers:
         self.is_stopping, self._changed = is_stopping, changed
         self._history, self._descriptors = history, descriptors
         self._loop = asyncio.get_running_loop()
-        self._spares = Spares(self._loop, self._spare)
+        self._spares = Spares(self._loop, config.spares, self._spare)
         self._restarts = Restarts(config.max_restarts, config.restart_window)
         self._living: dict[int, WorkerProcess | AdoptedWorker] = {}
         self._pasts: dict[int, WorkerBaseline] = {}
@@ -139,6 +139,7 @@ class Workers:
         self._living[shard] = AdoptedWorker(
             self._loop, self._control, self._inboxes[shard].segment.name, shard, self._exited
         )
+        self._spares.settle(shard)
         return True
 
     def _spawn(self, shard: int) -> None:
@@ -272,7 +273,8 @@ class Workers:
         self._spares.close()
 
     def reconfigure(self, config: Config) -> None:
-        """The limits of restarts as they are now."""
+        """The limits of restarts, and the spares, as they are now."""
+        self._spares.keep(config.spares)
         self._restarts.most, self._restarts.window = config.max_restarts, config.restart_window
 
     def stop_starting(self) -> None:
@@ -289,6 +291,7 @@ class Workers:
     def _reported(self, worker: WorkerProcess, report: Report) -> None:
         if worker.ready:
             self._ready_since_wait.add(worker.shard)
+            self._spares.settle(worker.shard)
         past = self._pasts.get(worker.shard)
         if report.get("ready") and past is not None and self._living.get(worker.shard) is worker:
             self._recovered(worker.shard)

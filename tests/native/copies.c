@@ -41,17 +41,17 @@ static void retiring_and_dying(void)
                 deaths++;
             } else {
                 sm_point_arm(dies ? SM_POINT_RETIRE_COUNTED : -1, 1, SIGUSR1);
-                sm_retire(e.control, 0, generation, 4 * count, 3 * count, 2 * count, count);
+                sm_retire(e.control, 0, generation, 4 * count, 3 * count, 2 * count, count, 5 * count, 6 * count);
                 sum += count;
             }
             sm_view_shard(e.control, 0, &v);
             CHECK(v.retired_accepted == 4 * sum && v.retired_handled == 3 * sum && v.retired_quarantined == 2 * sum &&
-                      v.retired_shed == sum,
+                      v.retired_shed == sum && v.retired_skipped == 5 * sum && v.retired_lost == 6 * sum,
                   "generation %llu, death %d: %llu accepted where %llu were: a copy in force was written",
                   (unsigned long long)generation, dies, (unsigned long long)v.retired_accepted,
                   (unsigned long long)(4 * sum));
         }
-        sm_retire(e.control, 0, generation, 1, 1, 1, 1);
+        sm_retire(e.control, 0, generation, 1, 1, 1, 1, 1, 1);
     }
     CHECK(deaths > 500, "%llu deaths", (unsigned long long)deaths);
     printf("retiring: %llu deaths over 2000 shards\n", (unsigned long long)deaths);
@@ -62,7 +62,7 @@ static void *retire(void *argument)
 {
     (void)argument;
     for (uint64_t generation = 1; !stopped(); generation++)
-        sm_retire(e.control, 0, generation, 4, 3, 2, 1);
+        sm_retire(e.control, 0, generation, 4, 3, 2, 1, 5, 6);
     return NULL;
 }
 
@@ -77,7 +77,7 @@ static void retiring_under_eyes(double share)
         sm_view_shard(e.control, 0, &v);
         uint64_t n = v.retired_generation;
         CHECK(v.retired_accepted == 4 * n && v.retired_handled == 3 * n && v.retired_quarantined == 2 * n &&
-                  v.retired_shed == n,
+                  v.retired_shed == n && v.retired_skipped == 5 * n && v.retired_lost == 6 * n,
               "generation %llu with %llu accepted, %llu handled, %llu quarantined, %llu shed", (unsigned long long)n,
               (unsigned long long)v.retired_accepted, (unsigned long long)v.retired_handled,
               (unsigned long long)v.retired_quarantined, (unsigned long long)v.retired_shed);

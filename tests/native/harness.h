@@ -289,10 +289,12 @@ static inline void look_at_lane(engine *e, uint32_t shard, uint32_t seat, sm_lan
     CHECK(v.open >= last->open, "lane %u/%u closed again", shard, seat);
     if (!v.open)
         return;
-    CHECK(v.handled + v.quarantined + v.shed <= v.accepted, "lane %u/%u: handled %llu of %llu accepted", shard, seat,
-          (unsigned long long)v.handled, (unsigned long long)v.accepted);
+    CHECK(v.handled + v.quarantined + v.shed + v.skipped + v.lost <= v.accepted,
+          "lane %u/%u: handled %llu of %llu accepted", shard, seat, (unsigned long long)v.handled,
+          (unsigned long long)v.accepted);
     CHECK(v.accepted >= last->accepted && v.handled >= last->handled && v.quarantined >= last->quarantined &&
-              v.shed >= last->shed && v.tail >= last->tail && v.head >= last->head,
+              v.shed >= last->shed && v.skipped >= last->skipped && v.lost >= last->lost && v.tail >= last->tail &&
+              v.head >= last->head,
           "lane %u/%u: a count or a position fell", shard, seat);
     CHECK((v.tail == last->tail) == (v.accepted == last->accepted), "lane %u/%u: a tail without its count", shard,
           seat);
@@ -341,7 +343,7 @@ static inline uint64_t settle(engine *e)
         for (uint32_t seat = 0; seat < e->g.max_producers; seat++) {
             sm_lane_view v;
             sm_view_lane(e->inbox[shard], &e->g, seat, &v);
-            CHECK(v.accepted == v.handled + v.quarantined + v.shed && v.head == v.tail,
+            CHECK(v.accepted == v.handled + v.quarantined + v.shed + v.skipped + v.lost && v.head == v.tail,
                   "lane %u/%u: accepted %llu, handled %llu, shed %llu, head %llu, tail %llu", shard, seat,
                   (unsigned long long)v.accepted, (unsigned long long)v.handled, (unsigned long long)v.shed,
                   (unsigned long long)v.head, (unsigned long long)v.tail);

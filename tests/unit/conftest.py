@@ -68,7 +68,8 @@ class Loopback:
         self.last_status = lib.sm_next(self.readers[shard], 0, 0, batch)
         if not batch.rows:
             return None
-        self.held[shard] = Batch(self.control.schema, self.control.slots, shard, batch, self.scratch)
+        control = self.control
+        self.held[shard] = Batch(control.schema, control.slots, shard, batch, self.scratch, control.partitions)
         return self.held[shard]
 
     def commit(self, shard=0) -> None:

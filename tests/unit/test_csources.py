@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
-ROLES = {"producer", "worker", "supervisor", "exception"}
+ROLES = {"producer", "source", "worker", "supervisor", "exception"}
 ATOMIC_MEMBER = re.compile(r"_Atomic\s+\w+\s+(\w+)\s*(?:\[[^\]]*\])?\s*;")
 ACCESS = re.compile(r"\batomic_(\w+?)_explicit\s*\(")
 BANNED = {

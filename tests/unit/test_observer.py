@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from shardmem.errors import Backpressure
-from shardmem.memory.native import lib
-from shardmem.memory.words import FLOORS_NS
+from shardmem.memory.words import FLOORS_NS, Retired
 from shardmem.runtime.quarantine import Entry, Quarantine
 from shardmem.status import observer as observing
 from shardmem.status.observer import Observer
@@ -32,15 +31,7 @@ def test_a_shard_that_is_retired_while_status_is_read_is_counted_once(loopback, 
     def retire(shard: int) -> None:
         if shard == 1:
             lanes = engine.inboxes[1].lanes()
-            lib.sm_retire(
-                engine.control.address,
-                1,
-                1,
-                sum(lane.accepted for lane in lanes),
-                sum(lane.handled for lane in lanes),
-                0,
-                0,
-            )
+            engine.control.retire(1, 1, Retired.of(lanes))
 
     def read_and_retire(shard, *rest):
         if when.startswith("before"):

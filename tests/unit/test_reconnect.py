@@ -204,7 +204,7 @@ def test_events_that_an_engine_took_with_it_are_told_of_by_flush_and_are_never_c
     producer.flush(PATIENCE)
     assert not producer.handled(before)
     assert producer.handled(producer.position())
-    assert producer.outcome() == {"accepted": 4, "handled": 1, "quarantined": 0, "shed": 0, "refused": {}}
+    assert producer.outcome() == {"accepted": 4, "handled": 1, "quarantined": 0, "skipped": 0, "shed": 0, "refused": {}}
 
 
 def test_a_position_at_an_engine_that_ended_in_good_order_is_handled(loopback):
@@ -297,7 +297,7 @@ def take_over():
     held = []
 
     def take(engine, producer):
-        producer._attached.seat._lease.release()
+        producer._attached.seat._leases[0].release()
         held.append(lease.Lease.take(engine.control.segment, lease.seat_byte(producer.seat)))
         engine.control.enter_seat(producer.seat)
 

@@ -134,6 +134,7 @@ class Waiting:
         self.shard, self.ended = shard, False
         self.read_end, self.write_end = os.pipe()
         self.reports = self
+        self.closed = False
 
     def fileno(self) -> int:
         return self.read_end
@@ -151,11 +152,13 @@ class Waiting:
         return 3
 
     def close(self) -> None:
-        os.close(self.read_end)
-        os.close(self.write_end)
+        if not self.closed:
+            os.close(self.read_end)
+            os.close(self.write_end)
+        self.closed = True
 
 
-def in_loop(work: Callable[[Spares, list[Waiting]], Any]) -> None:
+def in_loop(work: Callable[[Spares, list[Waiting]], Any], kept: int = 1) -> None:
     made: list[Waiting] = []
 
     def start(shard: int) -> Any:
@@ -163,7 +166,7 @@ def in_loop(work: Callable[[Spares, list[Waiting]], Any]) -> None:
         return made[-1]
 
     async def run() -> None:
-        found = Spares(asyncio.get_running_loop(), start)
+        found = Spares(asyncio.get_running_loop(), kept, start)
         try:
             await work(found, made)
         finally:
@@ -191,3 +194,40 @@ def test_one_death_keeps_no_spare_and_the_second_does_and_no_more_import_at_once
         made[1].close()
 
     in_loop(work)
+
+
+def test_a_spare_is_kept_once_a_worker_is_ready_and_another_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spares, "SETTLED", 0.001)
+
+    async def work(found: Spares, made: list[Waiting]) -> None:
+        found.keep(2)
+        await asyncio.sleep(0.02)
+        assert made == []  # no worker is ready: perhaps none ever will be
+        found.settle(3)
+        while len(made) < 2:
+            await asyncio.sleep(0.001)
+        for each in made:
+            os.write(each.write_end, b"prepared")
+        assert found.take() is made[0]  # type: ignore[comparison-overlap]
+        made[0].close()
+        while len(made) < 3:
+            await asyncio.sleep(0.001)
+        found.keep(0)
+        while not (made[1].ended and made[2].ended):
+            await asyncio.sleep(0.001)
+        assert found.take() is None
+
+    in_loop(work)
+
+
+def test_with_no_spares_not_even_frequent_deaths_make_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spares, "SETTLED", 0.0)
+
+    async def work(found: Spares, made: list[Waiting]) -> None:
+        found.settle(0)
+        for _ in range(10):
+            found.died(0)
+        await asyncio.sleep(0.02)
+        assert made == []
+
+    in_loop(work, kept=0)
