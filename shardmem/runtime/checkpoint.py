@@ -73,7 +73,7 @@ class Checkpointed:
     def patience_ns(self) -> int:
         """Until the next checkpoint or timer is due, if something waits for it."""
         patience = self._firing.patience_ns
-        if not self._deferred and not self._keeper.has_changes:
+        if not self._is_unsaved:
             return patience
         due = self._saved_at + self._interval * IDLE_SHARE - time.monotonic()
         return max(0, min(patience, int(due * 1e9)))
@@ -126,7 +126,7 @@ class Checkpointed:
         self._keeper.trim()
         self._deferred, pressed, awaited = self._reader.deferred()
         age = time.monotonic() - self._saved_at
-        if not self._deferred and not self._keeper.has_changes:
+        if not self._is_unsaved:
             if idle and age > PURGE_EVERY and time.monotonic() - self._purged_at > PURGE_EVERY:
                 self._store.purge()
                 self._purged_at = time.monotonic()
@@ -136,8 +136,14 @@ class Checkpointed:
             self.save()
 
     def settle(self) -> None:
-        if self._reader.deferred().rows or self._keeper.has_changes or self._touched.any():
+        self._deferred = self._reader.deferred().rows
+        if self._is_unsaved or self._touched.any():
             self.save()
+
+    @property
+    def _is_unsaved(self) -> bool:
+        """Of a batch that was skipped as a whole there is nothing but the places of its rows."""
+        return bool(self._deferred or self._rejected or self._keeper.has_changes)
 
     def save(self, also: Iterable[int] = (), merge: bool = False) -> None:
         slots = sorted({*np.flatnonzero(self._touched).tolist(), *also}) if self._keeps_slots else []

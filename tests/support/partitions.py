@@ -6,8 +6,13 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
+import shardmem
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.partition_table import PartitionTable
+from shardmem.runtime.columns import Origin
 from shardmem.runtime.partition_state import StateFiles
 from shardmem.runtime.state import StateStore
 from shardmem.runtime.state_reader import StateReader
@@ -73,3 +78,54 @@ class Host:
     def close(self) -> None:
         for store in self.stores.values():
             store.leave()
+
+
+# ---- a source that a test drives -------------------------------------------------------------------------------------
+
+EACH = 40  # keys of a partition; each partition has the same
+
+
+class Feeder:
+    """Stands for the source of an engine. Event n of a partition is of key n mod EACH, and says the how manyth of its
+    key it is."""
+
+    def __init__(self, engine: str, partitions: int, topic: str = "t") -> None:
+        self.control = ControlSegment.attach(engine)
+        self.table = PartitionTable(self.control)
+        self.table.set_count(partitions)
+        self.topic, self.producer = topic, shardmem.connect(engine, seat="source:test")
+        self.epochs: dict[int, int] = {}
+
+    def row(self, number: int) -> int:
+        return self.table.row(self.topic, number)
+
+    def begin(self, number: int, offset: int) -> None:
+        self.epochs[number] = self.table.begin(self.row(number), offset)
+
+    def end(self, number: int) -> None:
+        self.table.end(self.row(number))
+
+    def push(self, number: int, first: int, end: int) -> None:
+        offsets = np.arange(first, end)
+        payloads = [b"%d" % (offset // EACH) for offset in offsets.tolist()]
+        origin = Origin(self.row(number), self.epochs[number], offsets)
+        self.producer.push_columns(
+            offsets % EACH, b"".join(payloads), np.cumsum([0, *map(len, payloads)]), timeout=60, origin=origin
+        )
+
+    def flush(self) -> None:
+        """All that was pushed is handled and saved."""
+        self.producer.flush(60)
+
+    def close(self) -> None:
+        self.producer.close()
+        self.control.close()
+
+
+def counts(directory: str, name: str, partitions: int, slots: int) -> dict[int, dict[Any, Any]]:
+    """number of the partition -> key -> value, as the files say."""
+    found: dict[int, dict[Any, Any]] = {number: {} for number in range(partitions)}
+    with contextlib.closing(StateReader(directory)) as reader:
+        for slot, _, key, row in reader.rows(name):
+            found[slot // Layout(slots, partitions).width][key] = msgspec.msgpack.decode(row[0])
+    return found
