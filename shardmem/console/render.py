@@ -102,8 +102,10 @@ def source_line(source: SourceStatus) -> str:
     parts = [f"source {source['name']}: {source['state']}", plural(source["events"], "event")]
     parts += [f"{plural(source['skipped'], 'record')} skipped"] if source["skipped"] else []
     parts += [f"{source['lag_bytes']:,} bytes behind"] if source["lag_bytes"] else []
+    parts += [f"{plural(source['lag_events'], 'event')} behind"] if source["lag_events"] else []
     age = source["last_commit_age_s"]
     parts += [f"committed {age:.3g} s ago"] if age is not None else []
+    parts += [f"waits: {printable(source['waits_for'])}"] if source["waits_for"] else []
     parts += [printable(source["error"])] if source["error"] else []
     return ", ".join(parts)
 
@@ -114,23 +116,26 @@ def source_lines(sources: list[SourceStatus]) -> list[str]:
     for source in sources:
         found.append(source_line(source))
         found += [f"  {plural(number, 'record')} skipped: {reason}" for reason, number in source["reasons"].items()]
-        found += [
-            f"  {printable(name)}: byte {place['offset']:,}" + (f", {place['at']}" if place["at"] else "")
-            for name, place in source["partitions"].items()
-        ]
+        for name, place in source["partitions"].items():
+            parts = [f"{'byte' if source['group'] is None else 'offset'} {place['offset']:,}"]
+            parts += [place["at"]] if place["at"] else []
+            if source["group"] is not None:
+                committed = "nothing" if place["committed"] is None else f"{place['committed']:,}"
+                parts += [f"committed {committed}", place["state"]]
+            found.append(f"  {printable(name)}: " + ", ".join(parts))
     return found
 
 
 def lag_lines(sources: list[SourceStatus]) -> list[str]:
     found = []
     for source in sources:
-        total = "not known" if source["lag_bytes"] is None else f"{source['lag_bytes']:,} bytes"
+        what, total = ("bytes", source["lag_bytes"]) if source["group"] is None else ("events", source["lag_events"])
+        behind = "not known" if total is None else f"{total:,} {what}"
         age = source["last_commit_age_s"]
-        found.append(f"source {source['name']}: {total}" + (f", committed {age:.3g} s ago" if age is not None else ""))
-        found += [
-            f"  {printable(name)}: {'not known' if place['lag'] is None else format(place['lag'], ',') + ' bytes'}"
-            for name, place in source["partitions"].items()
-        ]
+        found.append(f"source {source['name']}: {behind}" + (f", committed {age:.3g} s ago" if age is not None else ""))
+        for name, place in source["partitions"].items():
+            unread = "not known" if place["lag"] is None else f"{place['lag']:,} {what}"
+            found.append(f"  {printable(name)}: {unread}")
     return found
 
 

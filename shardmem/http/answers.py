@@ -59,6 +59,8 @@ TEXTS: dict[str, Schema] = {  # what is not a figure
     "sources[].name": TEXT,
     "sources[].kind": TEXT,
     "sources[].error": or_null(TEXT),
+    "sources[].group": or_null(TEXT),
+    "sources[].waits_for": or_null(TEXT),
     "sources[].reasons": {"type": "object"},
     "sources[].partitions": {"type": "object"},
     "handoffs[].phase": one_of(*MOVE_PHASES),

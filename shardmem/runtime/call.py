@@ -52,8 +52,9 @@ class Sending(Protocol):
 class Call:
     """One call of a producer that could not be finished at once: what to do about it, and for how long."""
 
-    def __init__(self, producer: Sending, timeout: float | None) -> None:
-        self._producer = producer
+    def __init__(self, producer: Sending, timeout: float | None, keeps: bool = False) -> None:
+        """keeps: what finds no room is not refused: its source has it, and pushes it again."""
+        self._producer, self.keeps = producer, keeps
         self._mode = producer.backpressure if timeout is DEFAULT else "kept" if timeout is KEPT else "block"
         self._lost = 0
         timeout = producer._timeout if timeout is DEFAULT else None if timeout is KEPT else timeout
@@ -210,5 +211,6 @@ class Call:
         if self._away:
             self._producer._attached.count_refused("stopped", left)
             raise Unavailable(self._away, rest, accepted, left, waited)
-        self._producer._attached.count_refused("timeout" if self._timeout else "full", left)
+        if not self.keeps:
+            self._producer._attached.count_refused("timeout" if self._timeout else "full", left)
         raise Backpressure(rest, accepted, left, shard, waited)

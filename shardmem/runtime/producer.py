@@ -244,7 +244,7 @@ class Producer:
         data: one bytes-like. offsets: integer array of shape (n + 1,), payload i is `data[offsets[i]:offsets[i + 1]]`;
         or of shape (n, 2), a start and an end for each: then there may be bytes between them that are nobody's. So too
         of keys. Raises what `push` raises; `Backpressure.rest` is `(keys, data, offsets)` of what was not accepted, and
-        `.left` says which events those are.
+        `.left` says which events those are; with an origin `.rest` is None, and they do not count as refused.
 
         origin: the partition that they come from; their slots go by it, and workers pass over them when it is
         another's. Of one partition one thread at a time pushes, and what is accepted is always all before some offset.
@@ -287,12 +287,13 @@ class Producer:
             if status == lib.SM_SUPERSEDED:
                 raise _superseded(given.extras.origin)
             if call is None:
-                call = Call(self, timeout)
+                call = Call(self, timeout, keeps=given.extras.origin is not None)
             if (yield from call.mend(status, cursor.shard, lambda: given.rest(left_of(cursor, offered)))):
                 continue
             if not call.skips:
-                rest, left = given.rest(left_of(cursor, offered))
-                return call.give_up(offered, left, rest, cursor.shard)
+                left = left_of(cursor, offered)
+                rest = None if call.keeps else given.rest(left)[0]
+                return call.give_up(offered, len(left), rest, cursor.shard)
             full = int(cursor.chunk) + pending(cursor)
             kept = call.sampled(len(full))
             call.dropped(len(full) - len(kept))

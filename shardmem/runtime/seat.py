@@ -69,6 +69,8 @@ class Seat:
         self._lanes: list[tuple[InboxSegment, tuple[int, ...]]] = []  # every lane, and its counts before
         self._refused_before = refused_by_reason(control.view_seat(self.number))
         self._opening = threading.Lock()
+        if name is not None:
+            self._open_lanes_before()
 
     @classmethod
     def at(cls, engine: str, name: str | None = None, wait: float = 0.0) -> Seat:
@@ -153,6 +155,18 @@ class Seat:
                 self._ended.append(known)
             self.inboxes[shard] = inbox
             self._lanes.append((inbox, before))
+
+    def _open_lanes_before(self) -> None:
+        """Those that the last holder of this name had: what is left in them is waited for, too."""
+        for shard in self.control.known_shards():
+            try:
+                inbox = self.control.open_inbox(shard)
+            except NotRunning:
+                continue  # it ended, with empty lanes
+            has_lane = any(lane.seat == self.number and not lane.broken for lane in inbox.lanes())
+            inbox.close()
+            if has_lane:
+                self.open_lane(shard)
 
     def _find_inbox(self, shard: int, generation: int) -> InboxSegment | None:
         """None: the shard ended since, and its events go elsewhere by now."""

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeGuard
 import numpy as np
 
 from shardmem.errors import ShardmemError
-from shardmem.runtime.columns import spans_of
+from shardmem.runtime.columns import Keys, spans_of
 
 
 class SourceError(ShardmemError):
@@ -93,7 +93,7 @@ class Columns:
         """These events of it, by number, rising; the place behind all of it stays."""
         keys = self.keys
         if isinstance(keys, tuple):
-            keys = keys[0], spans_of(keys[1])[events]
+            keys = keys[0], spans_of(keys[1])[events], *keys[2:]
         elif keys is not None:
             keys = keys[events]
 
@@ -115,12 +115,41 @@ class Columns:
             lines=part(self.lines),
         )
 
+    def kept(self, events: np.ndarray) -> Columns:
+        """These events of it, in memory of their own: they outlive the next poll."""
+        some = self.of(events)
+
+        def copied(column: tuple[Any, np.ndarray] | None) -> tuple[Any, np.ndarray] | None:
+            return None if column is None else _packed(*column)
+
+        keys = some.keys
+        if isinstance(keys, Keys) and keys.offsets is not None:
+            keys = Keys(keys.kinds, keys.numbers, *_packed(keys.data, keys.offsets))
+        elif isinstance(keys, tuple):
+            keys = *_packed(*keys[:2]), *keys[2:]
+        return replace(some, payloads=copied(some.payloads), keys=keys, headers=copied(some.headers), rejected=())
+
     def position(self, event: int) -> Position:
         """The place before an event."""
         if event >= len(self):
             return self.next
         line = "" if self.lines is None else f"line {self.lines[event]}"
         return Position(int(self.offsets[event]), line)
+
+
+def _packed(data: Any, offsets: np.ndarray) -> tuple[bytes, np.ndarray]:
+    memory = memoryview(data)
+    pieces = [bytes(memory[first:last]) for first, last in spans_of(offsets).tolist()]
+    return b"".join(pieces), np.cumsum([0, *map(len, pieces)])
+
+
+def sizes_of(columns: Columns) -> np.ndarray:
+    """Bytes of payload and key of each event."""
+    assert columns.payloads is not None
+    total: np.ndarray = np.diff(spans_of(columns.payloads[1]), axis=1).ravel()
+    keys = columns.keys
+    offsets = keys.offsets if isinstance(keys, Keys) else keys[1] if isinstance(keys, tuple) else None
+    return total if offsets is None else total + np.diff(spans_of(offsets), axis=1).ravel()
 
 
 def _nothing(*_: Any) -> None: ...
@@ -173,9 +202,10 @@ class Source(Protocol):
         ...
 
     def commit(self, positions: Mapping[str, Position], sync: bool) -> None:
-        """All events before these places have been handled. sync: return when that is written down. Of a broker:
-        raises Superseded when it refuses because another owns one of them, and then none of them may count as written;
-        without sync an error is passed over, since the next commit says more."""
+        """All events before these places have been handled. sync: return when that is written down. Raises SourceError
+        then; of a broker Superseded when it refuses because another owns one of them: none of them counts as written,
+        and all of them have been lost; those that are still its own are assigned once more. Without sync an error is
+        passed over, since the next commit says more."""
         ...
 
     def close(self, drained: bool) -> None: ...

@@ -7,7 +7,7 @@ import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import SplitResult
 
 from shardmem.errors import ConfigError
@@ -45,7 +45,8 @@ class Kind(Protocol):
     and of a broker those of OwnershipSettings. Values that are "$NAME" have become the variable.
     """
 
-    is_broker: bool
+    @property
+    def is_broker(self) -> bool: ...
 
     def settings_of(self, table: Mapping[str, Any], schema: Schema) -> Any:
         """Raises ConfigError with every fault; each begins with the name of the setting. Whatever else has to be
@@ -73,6 +74,9 @@ class Subscription:
     headers: bool = setting(False, "whether batches carry the headers of events", "switch")
 
 
+S = TypeVar("S", bound=Subscription)
+
+
 def kind_named(name: Any) -> Kind:
     """Raises ConfigError."""
     if isinstance(name, str) and name in KINDS:
@@ -93,8 +97,9 @@ def read_table(cls: Any, table: Mapping[str, Any], faults: list[str]) -> Any:
     return cls(**values)
 
 
-def subscription_of(table: Mapping[str, Any], faults: list[str]) -> Subscription:
-    made: Subscription = read_table(Subscription, table, faults)
+def subscription_of(table: Mapping[str, Any], faults: list[str], cls: type[S] = Subscription) -> S:  # type: ignore[assignment]
+    """cls: Subscription, or what has more settings than that."""
+    made: S = read_table(cls, table, faults)
     if not made.topics:
         faults.append("topics is missing: a list of names")
     elif len(set(made.topics)) < len(made.topics):

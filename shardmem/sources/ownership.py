@@ -1,10 +1,50 @@
-"""Which partitions of a broker are ours, from when, and how far they have come."""
+"""Which partitions of a broker are ours, from when, and how far they have come.
+
+A partition is taken up with a new epoch, at the place that its group has committed; or, when nobody else has committed
+since and its events are still in the lanes, in the same epoch, behind what was pushed. It is given up in this order:
+nothing more is pushed, what was pushed is handled, that is committed, the epoch ends. One that another may own already
+has its epoch ended first: workers pass over what is left of it. As long as the broker confirms that it is ours, its
+lease is renewed; workers take nothing of it past that.
+
+A push of what was read takes all before some offset; the rest waits here until there is room. So the table says how far
+the lanes are filled, whenever this process is killed, and the next one goes on there.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from shardmem.errors import Backpressure, ConfigError, HandlerError, NotRunning, ShardmemError, Superseded
+from shardmem.memory.partition_table import NO_LIMIT, PartitionTable
+from shardmem.runtime.attachment import Marks
+from shardmem.runtime.columns import Origin
+from shardmem.runtime.producer import Producer
 from shardmem.settings import setting
+from shardmem.sources.contract import (
+    BrokerSource,
+    BrokerUnavailable,
+    Columns,
+    Position,
+    SourceError,
+    partition_of,
+    topic_and_number,
+)
+
+ROOM = 0.02  # seconds that a push waits for room; none while something else waits for it already
+MARK = 0.1  # seconds between two marks of what has to be handled
+SLICE = 0.05  # the longest wait between two renewals of leases
+ASK = 5.0  # seconds that the broker has to say what was committed
+LEASE = 0.8  # of a session: its last part is for clocks that differ, and for the batch in hand
+NOTHING = 0  # committed
+NONE_KNOWN = np.empty(0, "u8")
 
 
 @dataclass(frozen=True)
@@ -19,6 +59,372 @@ class OwnershipSettings:
         True, "whether workers stop at a partition that another host may own; false: they finish it", "switch"
     )
     partitions: int | None = setting(
-        None, "partitions that the topic has, to accept that their number has changed", "number", least=1, most=1024,
+        None,
+        "partitions that the largest topic has; needed when their number has changed",
+        "number",
+        least=1,
+        most=1024,
         unset="as the broker says",
-    )  # fmt: skip
+    )
+
+
+@dataclass
+class Held:
+    """A partition that is ours. pushed: all before it is in the lanes. safe: all before it was handled. known: offsets
+    beyond `pushed` that the process before has put into the lanes. read: the place behind what was read. marked: how
+    far there are marks. rest: what was read and found no room."""
+
+    partition: str
+    number: int
+    row: int
+    epoch: int
+    pushed: int
+    safe: int
+    committed: int | None
+    known: np.ndarray
+    read: int
+    marked: int
+    rest: Columns | None = None
+    state: str = "owned"
+
+
+class Ownership:
+    """`assigned`, `revoking` and `lost` are what the source calls; `take` gets what it has read; `step` is called
+    again and again, at least every SLICE."""
+
+    def __init__(
+        self,
+        source: BrokerSource,
+        producer: Producer,
+        table: PartitionTable,
+        settings: OwnershipSettings,
+        *,
+        engine: str,
+        log: logging.Logger,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """table: its count is set. engine: what no other life of an engine is called."""
+        self._source, self._producer, self._table, self._settings = source, producer, table, settings
+        self._engine, self._log, self._clock = engine, log, clock
+        self.held: dict[str, Held] = {}
+        self.undecided: dict[str, None] = {}  # assigned; where they begin is not known yet
+        self.waits_for: str | None = None
+        self.committed_at: float | None = None  # clock: when there was nothing more to commit
+        self._marks: deque[tuple[Marks, list[tuple[Held, int]]]] = deque()
+        self._in_lanes = producer.recover(table)
+        self._left = {partition_of(row.topic, row.number): row.row for row in table.rows() if row.state != "none"}
+        self._opened = self._mark_due = self._commit_due = clock()
+        self._fault: ShardmemError | None = None
+        self._paused = False
+
+    # ---- told by the source ------------------------------------------------------------------------------------------
+
+    def assigned(self, partitions: Sequence[str]) -> None:
+        """Where they begin is found out by the next `step`."""
+        self.lost([partition for partition in partitions if partition in self.held])  # it says nothing of the meantime
+        beyond = [name for name in partitions if topic_and_number(name)[1] >= self._table.count]
+        if beyond:
+            self._fault = self._fault or ConfigError(
+                f"{beyond[0]} is there, and slots were shared among {self._table.count} partitions: the topic has "
+                "grown, and keys have moved between its partitions",
+                hint="Stop the engine, write `partitions = N` into [source], and run it again",
+            )
+        self.undecided.update(dict.fromkeys(name for name in partitions if name not in beyond))
+        if partitions:
+            self._end_left(but=partitions)
+
+    def revoking(self, partitions: Sequence[str], deadline: float) -> None:
+        """Returns when all that was pushed of them is handled and committed, or when it is too late for that."""
+        self._give_up(partitions, min(deadline, self._clock() + self._settings.drain_timeout))
+
+    def lost(self, partitions: Iterable[str]) -> None:
+        gone = self._leaving(partitions)
+        self._end(gone)
+        if gone:
+            names = ", ".join(held.partition for held in gone)
+            self._log.warning("%s: lost to another owner; what is left of it here is passed over", names)
+
+    def leave(self, deadline: float) -> bool:
+        """Gives all of them up in good order; whether all that was pushed was handled."""
+        return self._give_up([*self.held, *self.undecided, *self._left], deadline)
+
+    def _give_up(self, partitions: Sequence[str], deadline: float) -> bool:
+        going = self._leaving(partitions)
+        for held in going:
+            held.state, held.rest = "draining", None  # its next owner reads the rest
+            self._table.set_state(held.row, "draining")
+        in_time = self._drain(going, deadline)
+        if not in_time:
+            self._end(going)  # first: what is handled from here on is handled by the next owner
+            names = ", ".join(held.partition for held in going)
+            self._log.warning("%s: given up before all of it was handled: the next owner repeats the rest", names)
+        self._look(going if in_time else ())
+        self._commit(going)
+        self._end(held for held in going if held.partition in self.held)
+        return in_time
+
+    def _leaving(self, partitions: Iterable[str]) -> list[Held]:
+        names = list(partitions)
+        for partition in names:
+            self.undecided.pop(partition, None)
+            if (row := self._left.pop(partition, None)) is not None:
+                self._table.end(row)
+        return [self.held[partition] for partition in names if partition in self.held]
+
+    def _end(self, gone: Iterable[Held]) -> None:
+        for held in list(gone):
+            self._table.end(held.row)
+            del self.held[held.partition]
+
+    # ---- where a partition begins ------------------------------------------------------------------------------------
+
+    def _decide(self) -> None:
+        if not self.undecided:
+            return
+        try:
+            committed = self._source.committed(list(self.undecided), min(ASK, self._source.session / 4))
+        except BrokerUnavailable as error:
+            self.waits_for = str(error)
+            return
+        self.waits_for = None
+        for partition in list(self.undecided):
+            del self.undecided[partition]
+            self._take_up(partition, committed.get(partition))
+
+    def _take_up(self, partition: str, committed: Position | None) -> None:
+        topic, number = topic_and_number(partition)
+        row, known = self._table.row(topic, number), NONE_KNOWN
+        if self._left.pop(partition, None) is not None and self._is_ours(committed, row):
+            epoch, at, safe = self._table.resume(row), self._table.pushed(row), self._table.safe(row)
+            self._table.set_state(row, "owned")
+            known = self._in_lanes.pop(row, NONE_KNOWN)
+        else:
+            at = safe = committed.offset if committed is not None else NOTHING
+            epoch = self._table.begin(row, at)
+        done = None if committed is None else committed.offset
+        self.held[partition] = Held(partition, number, row, epoch, at, safe, done, known, at, safe)
+        self._renew()
+        if self._paused:
+            self._source.pause([partition])
+        nowhere = committed is None and at == NOTHING and not len(known)
+        self._source.start(partition, None if nowhere else at)
+        self._log.info("%s: begins %s, epoch %d", partition, "as configured" if nowhere else f"at {at:,}", epoch)
+
+    def _is_ours(self, committed: Position | None, row: int) -> bool:
+        """Whether nobody else has committed since this engine pushed what is in its lanes. Who has only read it in the
+        meantime has left nothing behind that counts."""
+        if committed is None:
+            return True
+        return _who(committed.metadata) == self._engine and committed.offset <= self._table.pushed(row)
+
+    def _end_left(self, but: Iterable[str] = ()) -> None:
+        """Partitions that the process before had, and that are not ours any more: workers are not to wait for them."""
+        for partition in sorted(self._left.keys() - set(but) - self.undecided.keys()):
+            self._log.info("%s: is another's now; what is left of it here is passed over", partition)
+            self._table.end(self._left.pop(partition))
+
+    # ---- pushing -----------------------------------------------------------------------------------------------------
+
+    def take(self, columns: Columns) -> int:
+        """Pushes what is ours; how many events were accepted now. Raises ShardmemError."""
+        held = self.held.get(columns.partition)
+        if held is None:
+            return 0  # it was read before it was taken from us
+        if held.rest is not None:
+            raise SourceError(f"the source handed over events of {held.partition} while it was paused")
+        held.read = columns.next.offset
+        if len(held.known):
+            new = np.flatnonzero(~np.isin(columns.offsets, held.known))
+            if columns.next.offset > held.known[-1]:
+                held.known = NONE_KNOWN
+            columns = columns.of(new)
+        return self._push(held, columns, 0.0 if self.is_full else ROOM)
+
+    def _push(self, held: Held, columns: Columns, timeout: float) -> int:
+        left = self._call(held, columns, timeout) if len(columns) else 0
+        if left:
+            rest = np.arange(len(columns) - left, len(columns))
+            held.pushed = max(held.pushed, int(columns.offsets[rest[0]]))
+            if held.rest is None:
+                held.rest = columns.kept(rest)
+                self._source.pause([held.partition])
+            else:
+                held.rest = columns.of(rest)
+        else:
+            held.rest, held.pushed = None, columns.next.offset
+            self._table.set_pushed(held.row, held.pushed)  # behind the last event, too, where there are gaps
+        return len(columns) - left
+
+    def _call(self, held: Held, columns: Columns, timeout: float) -> int:
+        """How many found no room: the last ones. Raises ShardmemError."""
+        assert columns.payloads is not None
+        try:
+            self._producer.push_columns(
+                columns.keys,
+                *columns.payloads,
+                timeout=timeout,
+                origin=Origin(held.row, held.epoch, columns.offsets),
+                timestamps=columns.timestamps,
+                headers=columns.headers,
+                missing=columns.missing,
+            )
+        except Backpressure as error:
+            if isinstance(error, NotRunning):
+                raise
+            return len(error.left)
+        except ValueError as error:
+            raise SourceError(f"{held.partition}: {error}") from None
+        return 0
+
+    def _push_rests(self) -> int:
+        accepted = 0
+        roomy: list[str] = []
+        for held in self.held.values():
+            if held.rest is not None:
+                accepted += self._push(held, held.rest, 0.0)
+                roomy += [held.partition] if held.rest is None else []
+        if roomy and not self._paused:
+            self._source.resume(roomy)
+        return accepted
+
+    @property
+    def is_full(self) -> bool:
+        """Whether something that was read waits for room."""
+        return any(held.rest is not None for held in self.held.values())
+
+    # ---- handled, committed ------------------------------------------------------------------------------------------
+
+    def step(self) -> int:
+        """How many events were accepted that had found no room before. Raises ShardmemError."""
+        if self._fault is not None:
+            raise self._fault
+        self._renew()
+        self._decide()
+        if self._left and self._clock() - self._opened > self._source.session:
+            self._end_left()
+        accepted = self._push_rests()
+        self._look()
+        if self._clock() >= self._mark_due:
+            self._mark_due = self._clock() + min(MARK, self._settings.commit_interval / 2)
+            self._mark()
+        if self._clock() >= self._commit_due:
+            self._commit_due = self._clock() + self._settings.commit_interval
+            self.commit()
+        return accepted
+
+    def commit(self) -> None:
+        """How far everything was handled, now."""
+        self._look()
+        self._commit(list(self.held.values()))
+
+    def _mark(self) -> None:
+        """Remembers where the lanes end now: when they have come to that, all that is pushed now was handled."""
+        moved = [held for held in self.held.values() if held.pushed != held.marked]
+        if moved:
+            self._marks.append((self._producer.position(), [(held, held.pushed) for held in moved]))
+        for held in moved:
+            held.marked = held.pushed
+
+    def _look(self, drained: Iterable[Held] = ()) -> None:
+        while self._marks and self._producer.handled(self._marks[0][0]):
+            for held, offset in self._marks.popleft()[1]:
+                held.safe = max(held.safe, offset)
+        for held in drained:
+            held.safe = held.pushed
+        for held in self.held.values():
+            self._table.set_safe(held.row, held.safe)
+
+    def _commit(self, those: Sequence[Held]) -> None:
+        """How far each was handled. Raises nothing that the broker may say: the next commit says more."""
+        behind = {held.partition: held.safe for held in those if held.safe != (held.committed or NOTHING)}
+        if not behind:
+            if all(held.safe == held.read for held in those):
+                self.committed_at = self._clock()  # there is nothing to commit
+        elif self._write(behind):
+            self.committed_at = self._clock()
+            for held in those:
+                held.committed = behind.get(held.partition, held.committed)
+
+    def _write(self, places: Mapping[str, int]) -> bool:
+        metadata = json.dumps({"e": self._engine})
+        try:
+            self._source.commit({name: Position(offset, metadata) for name, offset in places.items()}, True)
+        except Superseded as error:
+            self._log.warning("a commit was refused: %s", error)
+            self.lost(places)
+            return False
+        except SourceError as error:
+            self._log.warning("not committed: %s", error)
+            return False
+        return True
+
+    def _drain(self, those: Sequence[Held], deadline: float) -> bool:
+        """Whether all that was pushed of them was handled in time."""
+        slots = [slot for held in those for slot in self._table.slots_of(held.number)]
+        while slots:
+            self._renew()
+            try:
+                self._producer.flush(min(SLICE, max(0.0, deadline - self._clock())), slots=slots)
+                return True
+            except TimeoutError:
+                pass
+            except HandlerError:  # its shard is tried again
+                time.sleep(SLICE)
+            if self._clock() >= deadline:
+                return False
+        return True
+
+    def _renew(self) -> None:
+        until = NO_LIMIT
+        if self._settings.fence:
+            until = self._source.confirmed_ns() + int(LEASE * self._source.session * 1e9)
+        self._table.renew([held.row for held in self.held.values()], until)
+
+    # ---- asked by people ---------------------------------------------------------------------------------------------
+
+    def pause(self, paused: bool) -> None:
+        self._paused = paused
+        if paused:
+            self._source.pause(list(self.held))
+        else:
+            self._source.resume([held.partition for held in self.held.values() if held.rest is None])
+
+    def seek(self, partition: str, to: str | int) -> Position:
+        """Goes on there when all that was pushed of it was handled. Raises SourceError: nothing has changed then."""
+        held = self.held.get(partition)
+        if held is None:
+            raise SourceError(f"{partition} is not of this host; it has {', '.join(self.held) or 'none'}")
+        if not self._drain([held], self._clock() + self._settings.drain_timeout):
+            raise SourceError(f"{partition} still has events in the lanes after {self._settings.drain_timeout:g} s")
+        place = self._source.seek(partition, to)
+        at, epoch = place.offset, self._table.begin(held.row, place.offset)
+        self.held[partition] = Held(partition, held.number, held.row, epoch, at, at, at, NONE_KNOWN, at, at)
+        self._renew()
+        if held.rest is not None and not self._paused:
+            self._source.resume([partition])
+        self._write({partition: at})
+        return place
+
+    # ---- what can be seen of it --------------------------------------------------------------------------------------
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Of each partition; another thread may ask. behind: what was read and is not committed."""
+        waiting = {"offset": 0, "committed": None, "epoch": 0, "behind": 0, "state": "assigned"}
+        found = {partition: dict(waiting) for partition in list(self.undecided)}
+        for held in list(self.held.values()):
+            found[held.partition] = {
+                "offset": held.pushed,
+                "committed": held.committed,
+                "epoch": held.epoch,
+                "behind": held.read - (held.safe if held.committed is None else held.committed),
+                "state": "full" if held.state == "owned" and held.rest is not None else held.state,
+            }
+        return found
+
+
+def _who(metadata: str) -> str | None:
+    try:
+        said = json.loads(metadata)
+    except ValueError:
+        return None
+    return said.get("e") if isinstance(said, dict) else None

@@ -11,20 +11,23 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
-from shardmem.errors import ConfigError, NotRunning, ShardmemError
+from shardmem.errors import ConfigError, NotRunning, ShardmemError, with_hint
+from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import arm_from_environment
 from shardmem.runtime import logs
 from shardmem.runtime.child import ExitCode, Reports, SourceOrders, begin, read_orders
 from shardmem.runtime.producer import Producer, connect
+from shardmem.sources.broker import BrokerRunner
 from shardmem.sources.configured import SourceSettings, sources_in
-from shardmem.sources.contract import Rejected
+from shardmem.sources.contract import Rejected, is_broker
 from shardmem.sources.files.rejects import DeadLetters
 from shardmem.sources.kinds import EngineContext
 from shardmem.sources.runner import Limits, Runner
 from shardmem.sources.wishes import Wishes, wishes_in
-from shardmem.status.sources import SourceFile, file_of
+from shardmem.status.sources import SourceFile, file_of, mark_of
 
 TELL = 0.5  # seconds between two words on how it is going
 GRACE = 60.0  # for what was pushed to be handled, when it is told to end
@@ -68,7 +71,8 @@ class SourceProcess:
         self._tell()
         threading.Thread(target=self._tell_again, daemon=True).start()
         try:
-            with connect(orders.engine, backpressure="block", wait=30.0, reconnect=False) as producer:
+            seat = f"source:{name}"
+            with connect(orders.engine, backpressure="block", wait=30.0, reconnect=False, seat=seat) as producer:
                 (settings,) = sources_in(orders.source, producer.schema)
                 return self._feed(producer, settings)
         except NotRunning as error:
@@ -90,10 +94,8 @@ class SourceProcess:
             letters.put(each)
             log.warning("source %s: not an event: %s", settings.name, each.text)
 
-        source = settings.kind.open_source(settings.own, self._context(producer, settings))
-        limits = Limits(max_bad=0 if settings.on_bad == "stop" else None, rate=settings.rate)
         self._producer = producer
-        runner = Runner(source, producer, limits=limits, stop=self.stop, rejected=rejected, log=log)
+        runner = self._runner_of(producer, settings, rejected)
         runner.wants_pause = wishes_in(self._wishes).paused
         runner.sought = self._seeks, None, 0
         self._runner = runner
@@ -101,14 +103,18 @@ class SourceProcess:
         self._reports.say(ready=True)
         code: int = ExitCode.OK
         try:
-            self._runner.run()
+            runner.run()
         except ShardmemError as error:
             if not self.stop.is_set():
-                self._error, code = str(error), ExitCode.FAILED
-                log.error("source %s: %s", settings.name, error)
+                code = ExitCode.CONFIG if isinstance(error, ConfigError) else ExitCode.FAILED
+                self._error = with_hint(error)
+                log.error("source %s: %s", settings.name, self._error)
         self._state = "draining"
         try:
-            self._runner.finish(True, grace=GRACE if code == ExitCode.OK else 1.0)
+            if code != ExitCode.FAILED:
+                runner.finish(True, grace=GRACE)
+            else:
+                runner.give_way()
         except ShardmemError as error:
             log.info("source %s: %s", settings.name, error)
         finally:
@@ -117,21 +123,32 @@ class SourceProcess:
             self._reports.say(failed=self._error)
         return code
 
-    def _context(self, producer: Producer, settings: SourceSettings) -> EngineContext:
-        orders = self._orders
-        return EngineContext(
-            orders.engine,
-            settings.name,
-            orders.directory,
-            producer.schema,
-            producer.largest,
-            settings.dead_letter is not None,
+    def _runner_of(self, producer: Producer, settings: SourceSettings, rejected: Callable[[Rejected], None]) -> Runner:
+        """Raises ConfigError, SourceError."""
+        orders, whole = self._orders, settings.dead_letter is not None
+        context = EngineContext(
+            orders.engine, settings.name, orders.directory, producer.schema, producer.largest, whole
         )
+        source = settings.kind.open_source(settings.own, context)
+        options: dict[str, Any] = {
+            "limits": Limits(max_bad=0 if settings.on_bad == "stop" else None, rate=settings.rate),
+            "stop": self.stop,
+            "rejected": rejected,
+            "log": log,
+        }
+        if not is_broker(source) or settings.ownership is None:
+            return Runner(source, producer, **options)
+
+        def file(what: str) -> str:
+            return file_of(orders.directory, orders.engine, settings.name, what)
+
+        control = ControlSegment.attach(orders.engine)
+        return BrokerRunner(source, producer, control, settings.ownership, file, **options)
 
     def _end(self) -> None:
         self.stop.set()
         if self._runner is not None:
-            self._producer.interrupt()
+            self._runner.interrupt()
 
     def _tell_again(self) -> None:
         while True:
@@ -156,7 +173,12 @@ class SourceProcess:
         if self._is_well():
             self._file.error = None
         error = self._error or self._file.error
-        said: dict[str, Any] = {"kind": table.get("kind"), "state": self._state, "error": error, "given": table}
+        said: dict[str, Any] = {
+            "kind": table.get("kind"),
+            "state": self._state,
+            "error": error,
+            "given": mark_of(table),
+        }
         if self._runner is not None:
             said |= {**self._runner.describe(), "seat": self._producer.seat}
         try:

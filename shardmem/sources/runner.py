@@ -24,6 +24,7 @@ from shardmem.sources.contract import Columns, Position, Rejected, Source, Sourc
 COMMIT = 0.5  # seconds between two commits
 POLL = 0.1  # the longest wait for a source, so that a stop is noticed
 EVENTS = 16384
+GIVE_WAY = 1.0  # seconds that one that has failed waits for that
 STOP_GRACE = 2.0  # seconds that a run which is stopped waits for its events to be handled
 
 
@@ -80,6 +81,7 @@ class Runner:
         self._moved: dict[str, Position] = {}  # pushed since the last mark
         self._committed_at = time.monotonic()
         self.last_commit: float | None = None  # seconds since 1970
+        self.committed: dict[str, Position] = {}
         self.partitions: set[str] = set()
         self.wants_pause = self.is_paused = False
         self._seeks: deque[tuple[int, str, str | int]] = deque()
@@ -119,6 +121,14 @@ class Runner:
         self.source.close(done)
         return done
 
+    def interrupt(self) -> None:
+        """From a signal handler, when `stop` was set: a push that waits for room ends."""
+        self.producer.interrupt()
+
+    def give_way(self) -> None:
+        """It has failed, and another process goes on soon."""
+        self.finish(True, grace=GIVE_WAY)
+
     def _context(self) -> SourceContext:
         return SourceContext(
             self._log,
@@ -142,7 +152,7 @@ class Runner:
 
     def _follow_wishes(self) -> None:
         if self.wants_pause != self.is_paused:
-            (self.source.pause if self.wants_pause else self.source.resume)(sorted(self.partitions))
+            self._set_paused(self.wants_pause)
             self.is_paused = self.wants_pause
         while self._seeks:
             number, partition, to = self._seeks.popleft()
@@ -150,6 +160,9 @@ class Runner:
                 self.sought = number, None, self._go_to(partition, to).offset
             except ShardmemError as error:
                 self.sought = number, str(error), 0
+
+    def _set_paused(self, paused: bool) -> None:
+        (self.source.pause if paused else self.source.resume)(sorted(self.partitions))
 
     def _go_to(self, partition: str, to: str | int) -> Position:
         place = self.source.seek(partition, to)
@@ -259,6 +272,7 @@ class Runner:
             handled.update(self._marks.popleft()[1])
         if handled:
             self.source.commit(handled, now)
+            self.committed.update(handled)
             self.last_commit = time.time()
 
     def describe(self) -> dict[str, Any]:
@@ -277,7 +291,9 @@ class Runner:
                 name: {
                     "offset": places[name].offset if name in places else 0,
                     "at": places[name].metadata if name in places else "",
+                    "committed": self.committed[name].offset if name in self.committed else None,
                     "lag": lag.get(name, 0),
+                    "state": "paused" if self.is_paused else "owned" if name in self.partitions else "ended",
                 }
                 for name in shown
             },

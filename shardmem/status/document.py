@@ -95,9 +95,11 @@ class ProducerStatus(TypedDict):
 
 
 class PartitionStatus(TypedDict):
-    offset: int
+    offset: int  # all before it was pushed
     at: str  # what the source says besides: "line 7"
-    lag: int | None  # bytes that are there and were not read; null: that cannot be told
+    committed: int | None  # all before it was handled, and that is written down; null: nothing yet
+    lag: int | None  # bytes that were not read, of a broker events that were not committed; null: that cannot be told
+    state: str
 
 
 class SourceStatus(TypedDict):
@@ -115,6 +117,10 @@ class SourceStatus(TypedDict):
     skipped: int
     reasons: dict[str, int]
     lag_bytes: int | None
+    lag_events: int | None
+    group: str | None
+    epoch: int | None
+    waits_for: str | None
     partitions: dict[str, PartitionStatus]
     last_commit_age_s: float | None
 

@@ -55,7 +55,7 @@ HISTORY_KINDS = {
     "stopped": "info",
 }
 LEVELS = ("info", "warning", "error")
-SOURCE_STATES = ("starting", "running", "paused", "draining", "failed", "died", "ended")
+SOURCE_STATES = ("starting", "running", "waiting", "paused", "draining", "failed", "died", "ended")
 
 
 @dataclass(frozen=True)
@@ -549,12 +549,30 @@ FIGURES = (
         null=True,
     ),
     Figure(
+        "sources[].lag_events",
+        "events",
+        GAUGE,
+        "source",
+        "of a broker: events that are there and were not committed; null: that cannot be told",
+        "shardmem_source_lag_events",
+        null=True,
+    ),
+    Figure(
+        "sources[].epoch",
+        "",
+        GAUGE,
+        "source",
+        "of a broker: how often a partition of it was taken and given up, at most",
+        "shardmem_source_epoch",
+        null=True,
+    ),
+    Figure(
         "sources[].last_commit_age_s",
         "seconds",
         GAUGE,
         "source",
         "since it last wrote down how far it has been handled; null: never",
-        "shardmem_source_last_commit_age_seconds",
+        "shardmem_source_commit_age_seconds",
         null=True,
     ),
     Figure("handoffs[].slot", "slots", GAUGE, "supervisor", "slots in motion", "shardmem_handoffs", fold="count"),

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from shardmem.status.document import LEVELS, Finding, Level, Order, ShardStatus, Status
+from shardmem.status.document import LEVELS, Finding, Level, Order, ShardStatus, SourceStatus, Status
 from shardmem.text import listed, named, plural
 
 VERDICTS: dict[Level, str] = {"info": "healthy", "warning": "needs attention", "error": "failing"}
@@ -22,6 +22,7 @@ BLOCKED_WARN_SHARE = 0.25  # part of its time that a producer waits for room
 BLOCKED_NOTE_SHARE = 0.02
 LOOP_CRASHES = 3  # within RECENT_S
 RECENT_S = 60.0
+STILL_S = 60.0  # commits of a broker stand still: most intervals are of a second, most batches too
 BATCH_HANGS_S = 10.0  # one batch in hand for so long is worth a look, or a batch_deadline
 
 
@@ -502,6 +503,23 @@ def _sources(document: Status) -> Iterator[Finding]:
                 "A supervisor starts it again at once; nothing is missed. If it dies again and again, the log of the "
                 "engine says how.",
             )
+        elif source["waits_for"] is not None:
+            yield finding(
+                "warning",
+                "source_waits",
+                f"Source {name} waits for its broker: {source['waits_for']}",
+                "What it has pushed is handled meanwhile, and nothing is missed. `shardmem doctor engine.toml` says "
+                "whether the broker can be reached from here.",
+            )
+        elif _stands_still(source):
+            yield finding(
+                "warning",
+                "source_commits",
+                f"Source {name} has committed nothing for {source['last_commit_age_s']:,.0f} s.",
+                "Events flow, but one that was pushed long ago is not handled yet: another host would begin there. See "
+                "which shard waits, and what it waits for:",
+                f"shardmem status {engine}",
+            )
         elif source["paused"]:
             behind = "" if source["lag_bytes"] is None else f", {source['lag_bytes']:,} bytes behind"
             yield finding(
@@ -511,6 +529,11 @@ def _sources(document: Status) -> Iterator[Finding]:
                 "It goes on with:",
                 f"shardmem source resume {engine} --source {name}",
             )
+
+
+def _stands_still(source: SourceStatus) -> bool:
+    age = source["last_commit_age_s"]
+    return source["group"] is not None and source["state"] == "running" and age is not None and age > STILL_S
 
 
 def _advice(document: Status, said: set[str]) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import json
 import os
 import time
@@ -85,9 +86,11 @@ def _status_of(name: str, said: Mapping[str, Any], alive: bool) -> SourceStatus:
     """Raises ValueError and the like: the file may be damaged."""
     commit, state, error, seat = (said.get(key) for key in ("last_commit", "state", "error", "seat"))
     state = "starting" if state is None else str(state)
-    paused, lag = bool(said.get("paused")), said.get("lag_bytes")
+    paused, waits_for = bool(said.get("paused")), said.get("waits_for")
     if not alive and state not in ("failed", "ended"):
         state = "died"
+    elif said.get("waits_for") and state in ("starting", "running"):
+        state = "waiting"
     elif paused and state == "running":
         state = "paused"
     return {
@@ -104,17 +107,27 @@ def _status_of(name: str, said: Mapping[str, Any], alive: bool) -> SourceStatus:
         "bytes": int(said.get("bytes", 0)),
         "skipped": int(said.get("skipped", 0)),
         "reasons": {str(why): int(count) for why, count in said.get("reasons", {}).items()},
-        "lag_bytes": None if lag is None else int(lag),
+        "lag_bytes": _number(said, "lag_bytes"),
+        "lag_events": _number(said, "lag_events"),
+        "group": None if said.get("group") is None else str(said["group"]),
+        "epoch": _number(said, "epoch"),
+        "waits_for": None if waits_for is None or not alive else str(waits_for),
         "partitions": {
             str(which): {
                 "offset": int(each["offset"]),
                 "at": str(each["at"]),
-                "lag": None if each.get("lag") is None else int(each["lag"]),
+                "committed": _number(each, "committed"),
+                "lag": _number(each, "lag"),
+                "state": str(each.get("state", "")),
             }
             for which, each in said.get("partitions", {}).items()
         },
         "last_commit_age_s": None if commit is None else max(0.0, time.time() - commit),
     }
+
+
+def _number(said: Mapping[str, Any], name: str) -> int | None:
+    return None if said.get(name) is None else int(said[name])
 
 
 def sought(directory: str, engine: str, name: str) -> tuple[int, str | None, int]:
@@ -124,8 +137,13 @@ def sought(directory: str, engine: str, name: str) -> tuple[int, str | None, int
     return int(number), error, int(place)
 
 
+def mark_of(table: Mapping[str, Any]) -> str:
+    """Tells tables apart, and does not tell what is in them: there may be passwords."""
+    return hashlib.sha256(json.dumps(table, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def given_to(directory: str, engine: str, name: str) -> object:
-    """The table that the process of a source was started with."""
+    """The mark of the table that the process of a source was started with."""
     return (_read(file_of(directory, engine, name, "status")) or {}).get("given")
 
 

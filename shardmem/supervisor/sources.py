@@ -14,7 +14,7 @@ from typing import Any
 from shardmem.config import Config
 from shardmem.runtime.child import ExitCode, SourceOrders, launch
 from shardmem.sources.configured import sources_in, tables_in
-from shardmem.status.sources import forget, given_to, is_alive, source_status, sources_of
+from shardmem.status.sources import forget, given_to, is_alive, mark_of, source_status, sources_of
 
 FIRST, MOST = 0.2, 30.0  # seconds before a source that died is started again
 LOOK = 0.5  # seconds between two looks at one that is not our child
@@ -155,7 +155,7 @@ class _Life:
         said = source_status(config.directory, config.name, self._name)
         if said is not None:
             self._pid = said["pid"]
-            if given_to(config.directory, config.name, self._name) == self.table:
+            if given_to(config.directory, config.name, self._name) == mark_of(self.table):
                 log.info("source %s: pid %d of an earlier supervisor goes on", self._name, said["pid"])
             else:
                 _signal(self._pid, signal.SIGTERM)

@@ -1,10 +1,10 @@
-"""What every source keeps to. Each kind gets a maker: make(events) -> a source of one or two partitions with these
-payloads."""
+"""What every source keeps to, and the loop that drives files. Each kind has its bench in support/benches.py:
+make(events) is a source of one or two partitions with these payloads. What brokers keep to besides is in
+test_brokers.py."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections import deque
@@ -15,15 +15,15 @@ import pytest
 import shardmem
 from shardmem.errors import ShardmemError
 from shardmem.schema import Schema
-from shardmem.sources.contract import Columns, Position, Rejected, SourceContext, SourceError
+from shardmem.sources.contract import Columns, Position, Rejected, SourceError, topic_and_number
 from shardmem.sources.files.options import FileOptions
-from shardmem.sources.files.positions import Positions
 from shardmem.sources.files.source import FileSource
 from shardmem.sources.runner import Limits, Runner, TooManyBad
+from support.benches import KINDS, FileBench, Member, payloads_in
 from support.handlers.waiting import slow_when_told
 
 
-class FakeSource:
+class Memory:
     """Partitions in memory. committed: what it was told; rejects: payloads that it says are no events."""
 
     def __init__(self, partitions, start=None, step=7, rejects=()):
@@ -86,169 +86,138 @@ class FakeSource:
         self.closed = drained
 
 
-class Fakes:
-    """partition -> place is kept here as a broker keeps it."""
-
-    def __init__(self, _):
-        self.start, self.made = {}, []
-
-    def make(self, partitions):
-        source = FakeSource(partitions, self.start)
-        self.made.append(source)
-        return source
-
-    def kept(self):
-        for positions, _ in self.made[-1].committed:
-            self.start.update({name: position.offset for name, position in positions.items()})
-
-
-class Files:
-    def __init__(self, directory):
-        self.directory, self.positions = directory, None
-
-    def make(self, partitions):
-        names = deque()
-        for name, events in partitions.items():
-            (self.directory / name).write_bytes(b"".join(event + b"\n" for event in events))
-            names.append(str(self.directory / name))
-        self.positions = Positions(str(self.directory / "positions"))
-        return FileSource(names, FileOptions.of(), Schema(), 1 << 16, positions=self.positions, block=256)
-
-    def kept(self):
-        self.positions.close()
-
-
 EVENTS = {"p0": [b"a%d" % i for i in range(100)], "p1": [b"b%d" % i for i in range(50)]}
 
 
-@pytest.fixture(params=[Fakes, Files], ids=["fake", "files"])
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
 def kind(request, tmp_path):
-    return request.param(tmp_path)
+    made = request.param(tmp_path)
+    yield made
+    made.close()
 
 
-def context(stop=None):
-    told = []
-    made = SourceContext(logging.getLogger(), time.time, stop or threading.Event(), assigned=told.extend)
-    made.told = told
-    return made
+def name_of(kind, partition):
+    """As the tests call it: p0, p1."""
+    return partition.rpartition("/")[2] if isinstance(kind, FileBench) else f"p{topic_and_number(partition)[1]}"
 
 
-def payloads_in(columns):
-    data, offsets = bytes(columns.payloads[0]), columns.payloads[1]
-    spans = offsets.tolist() if offsets.ndim == 2 else list(zip(offsets.tolist(), offsets[1:].tolist()))
-    return [data[first:last] for first, last in spans]
+def drain(kind, member, count):
+    """Reads so many events, or to the end of files, and commits all of it."""
+    places = {}
+    member.until(
+        lambda: member.source.ended if isinstance(kind, FileBench) else sum(map(len, member.payloads.values())) >= count
+    )
+    for columns in member.columns:
+        assert columns.next.offset >= places.get(columns.partition, Position(0)).offset
+        places[columns.partition] = columns.next
+    member.source.commit(places, True)
+    return {name_of(kind, name): events for name, events in member.payloads.items() if events}
 
 
-def drain(source, taken=None):
-    found, places = taken if taken is not None else {}, {}
-    while not source.ended:
-        columns = source.poll(1 << 16, 0.05)
-        if columns is not None:
-            name = columns.partition.rpartition("/")[2]
-            found.setdefault(name, []).extend(payloads_in(columns) if len(columns) else [])
-            assert columns.next.offset >= places.get(name, 0)
-            places[name] = columns.next.offset
-            source.commit({columns.partition: columns.next}, True)
-    return found
+def first_columns(member):
+    return member.until(lambda: member.columns)[0]
 
 
 def test_every_event_comes_once_and_in_the_order_of_its_partition(kind):
-    source = kind.make(EVENTS)
-    made = context()
-    source.open(made)
-    assert EVENTS == drain(source)
-    assert {"p0", "p1"} == {name.rpartition("/")[2] for name in made.told}
-    source.close(True)
+    member = Member(kind.make(EVENTS))
+    assert EVENTS == drain(kind, member, 150)
+    told = {name_of(kind, name) for what, names in member.told for name in names if what == "assigned"}
+    assert {"p0", "p1"} == told
+    member.close()
     kind.kept()
 
 
 def test_offsets_rise_and_name_the_place_of_each_event(kind):
-    source = kind.make(EVENTS)
-    source.open(context())
+    member = Member(kind.make(EVENTS))
+    drain(kind, member, 150)
     last = {}
-    while not source.ended:
-        columns = source.poll(1 << 16, 0.05)
-        if columns is not None and len(columns):
+    for columns in member.columns:
+        if len(columns):
             places = [columns.position(i).offset for i in range(len(columns))]
             assert sorted(set(places)) == places and places[0] >= last.get(columns.partition, 0)
             assert columns.position(len(columns)) == columns.next
             last[columns.partition] = columns.next.offset
-    source.close(False)
+    member.close(False)
     kind.kept()
 
 
 def test_the_first_events_of_columns_end_where_the_next_one_begins(kind):
-    source = kind.make(EVENTS)
-    source.open(context())
-    columns = source.poll(1 << 16, 0.05)
+    member = Member(kind.make(EVENTS))
+    columns = first_columns(member)
     first = columns.first(3)
     assert payloads_in(columns)[:3] == payloads_in(first) and 3 == len(first)
     assert columns.position(3) == first.next
-    source.close(False)
+    member.close(False)
+    kind.kept()
+
+
+def test_what_is_kept_of_columns_outlives_the_next_poll(kind):
+    member = Member(kind.make(EVENTS))
+    columns = first_columns(member)
+    expected = payloads_in(columns)[2:5]
+    kept = columns.kept(np.arange(2, 5))
+    assert expected == payloads_in(kept) and columns.offsets[2:5].tolist() == kept.offsets.tolist()
+    assert not np.shares_memory(np.frombuffer(columns.payloads[0], "u1"), np.frombuffer(kept.payloads[0], "u1"))
+    member.close(False)
     kind.kept()
 
 
 def test_what_was_committed_does_not_come_again_and_what_was_not_does(kind):
-    source = kind.make(EVENTS)
-    source.open(context())
-    columns = source.poll(1 << 16, 0.05)
-    seen = payloads_in(columns)
-    source.commit({columns.partition: columns.position(4)}, True)
-    source.close(False)
+    member = Member(kind.make(EVENTS))
+    columns = first_columns(member)
+    name, seen = name_of(kind, columns.partition), payloads_in(columns)
+    member.source.commit({columns.partition: columns.position(4)}, True)
+    member.close(False)
     kind.kept()
-    again = kind.make(EVENTS)
-    again.open(context())
-    assert {**EVENTS, "p0": EVENTS["p0"][4:]} == drain(again) and EVENTS["p0"][: len(seen)] == seen
-    again.close(True)
+    again = Member(kind.make(EVENTS))
+    assert {**EVENTS, name: EVENTS[name][4:]} == drain(kind, again, 146) and EVENTS[name][: len(seen)] == seen
+    again.close()
     kind.kept()
 
 
 def test_a_partition_that_is_paused_is_not_read_and_pausing_twice_is_pausing_once(kind):
-    source = kind.make({"p0": EVENTS["p0"]})
-    source.open(context())
-    columns = source.poll(1 << 16, 0.05)
-    taken = payloads_in(columns)
-    source.pause([columns.partition])
-    source.pause([columns.partition])
-    assert source.poll(1 << 16, 0.01) is None and not source.ended
-    source.resume([columns.partition])
-    source.resume([columns.partition])
-    found = drain(source, {"p0": taken})
-    assert EVENTS["p0"] == found["p0"]
-    source.close(True)
+    member = Member(kind.make({"p0": EVENTS["p0"]}))
+    partition = first_columns(member).partition
+    member.source.pause([partition])
+    member.source.pause([partition])
+    assert member.poll(0.01) is None and not member.source.ended
+    member.source.resume([partition])
+    member.source.resume([partition])
+    assert {"p0": EVENTS["p0"]} == drain(kind, member, 100)
+    member.close()
     kind.kept()
 
 
 def test_it_goes_on_where_it_is_told_to_and_a_place_that_there_is_not_changes_nothing(kind):
-    source = kind.make({"p0": EVENTS["p0"]})
-    source.open(context())
-    columns = source.poll(1 << 16, 0.05)
+    member = Member(kind.make({"p0": EVENTS["p0"]}))
+    columns = first_columns(member)
     name, third, taken = columns.partition, columns.position(3), payloads_in(columns)
-    for wrong in ((name + "x", "start"), (name, 10**9)) if isinstance(source, FileSource) else ((name + "x", "start"),):
+    for wrong in ((name + "9", "start"), (name, 10**9)):
         with pytest.raises(SourceError):
-            source.seek(*wrong)
-    following = payloads_in(source.poll(1 << 16, 0.05))
-    assert taken + following == EVENTS["p0"][: len(taken) + len(following)]
-    assert third.offset == source.seek(name, third.offset).offset
-    assert EVENTS["p0"][3] == payloads_in(source.poll(1 << 16, 0.05))[0]
-    assert 0 == source.seek(name, "start").offset
-    assert taken == payloads_in(source.poll(1 << 16, 0.05))
-    assert source.seek(name, "end").offset > third.offset and {name: 0} == dict(source.lag())
-    assert {} == drain(source)
-    source.close(True)
+            member.source.seek(*wrong)
+    member.columns.clear()
+    if len(taken) < 100:
+        following = payloads_in(first_columns(member))
+        assert taken + following == EVENTS["p0"][: len(taken) + len(following)]
+    for to, at in ((third.offset, 3), ("start", 0)):
+        assert (third.offset if at else 0) == member.source.seek(name, to).offset
+        member.columns.clear()
+        assert EVENTS["p0"][at] == payloads_in(first_columns(member))[0]
+    assert member.source.seek(name, "end").offset > third.offset and 0 == member.source.lag()[name]
+    member.close()
     kind.kept()
 
 
 def test_lag_is_what_is_there_and_was_not_read(kind):
-    source = kind.make({"p0": EVENTS["p0"]})
-    source.open(context())
-    last = None
-    while (columns := source.poll(1 << 16, 0.05)) is not None:
-        ((name, lag),) = source.lag().items() if source.lag() else ((columns.partition, 0),)
-        assert name == columns.partition and (last is None or lag < last)
+    member = Member(kind.make({"p0": EVENTS["p0"]}))
+    partition, last = first_columns(member).partition, None
+    while sum(map(len, member.payloads.values())) < 100:
+        lag = member.source.lag().get(partition, 0)
+        assert last is None or lag <= last
         last = lag
-    assert last == 0
-    source.close(True)
+        member.poll(0.05)
+    assert 0 == member.source.lag().get(partition, 0)
+    member.close()
     kind.kept()
 
 
@@ -262,23 +231,22 @@ def engine():
         yield running
 
 
-def test_the_runner_pushes_everything_and_commits_only_what_was_handled(engine, kind):
-    source = kind.make(EVENTS)
+def test_the_runner_pushes_everything_and_commits_only_what_was_handled(engine, tmp_path):
+    kind = FileBench(tmp_path)
     with engine.producer() as producer:
-        runner = Runner(source, producer)
+        runner = Runner(kind.make(EVENTS), producer)
         runner.run()
         assert runner.finish(True)
         assert 150 == runner.tally.events == producer.outcome()["handled"]
     kind.kept()
-    again = kind.make(EVENTS)
-    again.open(context())
-    assert {} == {name: events for name, events in drain(again).items() if events}
+    again = Member(kind.make(EVENTS))
+    assert {} == drain(kind, again, 1)
     again.close(True)
     kind.kept()
 
 
 def test_nothing_is_committed_while_it_is_not_handled(engine):
-    source = FakeSource({"p": [b"slow"] * 3 + [b"x"] * 10}, step=1)
+    source = Memory({"p": [b"slow"] * 3 + [b"x"] * 10}, step=1)
     with engine.producer() as producer:
         runner = Runner(source, producer)
         runner.run()
@@ -288,7 +256,7 @@ def test_nothing_is_committed_while_it_is_not_handled(engine):
 
 
 def test_a_rejected_record_ends_the_run_after_the_events_before_it(engine):
-    source = FakeSource({"p": [b"a", b"b", b"bad", b"c"]}, rejects=[b"bad"])
+    source = Memory({"p": [b"a", b"b", b"bad", b"c"]}, rejects=[b"bad"])
     with engine.producer() as producer:
         runner = Runner(source, producer)
         with pytest.raises(TooManyBad, match="p 2"):
@@ -300,7 +268,7 @@ def test_a_rejected_record_ends_the_run_after_the_events_before_it(engine):
     "limits, events", [(Limits(max_bad=None), 3), (Limits(max_bad=1), 3), (Limits(max_bad_share=0.5), 3)]
 )
 def test_rejected_records_are_given_away_and_counted_by_reason(engine, limits, events):
-    source, given = FakeSource({"p": [b"a", b"b", b"bad", b"c"]}, rejects=[b"bad"]), []
+    source, given = Memory({"p": [b"a", b"b", b"bad", b"c"]}, rejects=[b"bad"]), []
     with engine.producer() as producer:
         runner = Runner(source, producer, limits=limits, rejected=given.append)
         runner.run()
@@ -309,7 +277,7 @@ def test_rejected_records_are_given_away_and_counted_by_reason(engine, limits, e
 
 
 def test_a_runner_that_is_paused_reads_no_more_and_goes_on_elsewhere_when_told_to(engine):
-    source, stop = FakeSource({"p": [b"%d" % i for i in range(20)]}), threading.Event()
+    source, stop = Memory({"p": [b"%d" % i for i in range(20)]}), threading.Event()
     with engine.producer() as producer:
         runner = Runner(source, producer, stop=stop)
         runner.wants_pause = True
@@ -330,7 +298,7 @@ def test_a_runner_that_is_paused_reads_no_more_and_goes_on_elsewhere_when_told_t
 
 
 def test_a_place_before_a_seek_is_not_written_down_after_it(engine):
-    source = FakeSource({"p": [b"slow", *[b"%d" % i for i in range(13)]]}, step=7)
+    source = Memory({"p": [b"slow", *[b"%d" % i for i in range(13)]]}, step=7)
     with engine.producer() as producer:
         runner = Runner(source, producer)
         source.open(runner._context())
@@ -343,7 +311,7 @@ def test_a_place_before_a_seek_is_not_written_down_after_it(engine):
 
 
 def test_a_limit_of_events_is_kept_exactly(engine):
-    source = FakeSource(EVENTS)
+    source = Memory(EVENTS)
     with engine.producer() as producer:
         runner = Runner(source, producer, limits=Limits(events=10))
         runner.run()
@@ -368,14 +336,14 @@ def test_the_bytes_of_a_run_that_ends_early_are_those_before_its_end(engine, tmp
 
 def test_a_rate_is_kept(engine):
     with engine.producer() as producer:
-        runner = Runner(FakeSource({"p": [b"x"] * 40}, step=4), producer, limits=Limits(rate=100))
+        runner = Runner(Memory({"p": [b"x"] * 40}, step=4), producer, limits=Limits(rate=100))
         started = time.monotonic()
         runner.run()
         assert 0.3 < time.monotonic() - started
 
 
 def test_an_interrupt_ends_a_run_that_waits_for_room_and_says_what_was_accepted(engine):
-    source = FakeSource({"p": [b"slow" + bytes(20_000)] * 40})
+    source = Memory({"p": [b"slow" + bytes(20_000)] * 40})
     with engine.producer() as producer:
         runner = Runner(source, producer)
         threading.Timer(0.5, producer.interrupt).start()

@@ -82,7 +82,11 @@ def document(loopback) -> dict[str, Any]:
             "skipped": 1,
             "reasons": {"not JSON": 1},
             "lag_bytes": 4,
-            "partitions": {"a.log": {"offset": 90, "at": "line 7", "lag": 4}},
+            "lag_events": 3,
+            "group": None,
+            "epoch": 2,
+            "waits_for": None,
+            "partitions": {"a.log": {"offset": 90, "at": "line 7", "committed": 80, "lag": 4, "state": "owned"}},
             "last_commit_age_s": 0.5,
         }
     ]

@@ -379,6 +379,8 @@ def test_every_text_of_a_document_that_is_not_known_to_be_ours_is_hidden(loopbac
             "bytes": 0,
             "skipped": 0,
             "reasons": {},
+            "group": SECRET,
+            "waits_for": SECRET,
             "partitions": {SECRET: {"offset": 7, "at": ""}},
             "last_commit_age_s": None,
         }

@@ -63,7 +63,16 @@ WELL = {
     "sources": [],
     "accounting": {"in_flight": 1234},
 }
-SOURCE = {"name": "logs", "state": "running", "paused": False, "error": None, "lag_bytes": 1234}
+SOURCE = {
+    "name": "logs",
+    "state": "running",
+    "paused": False,
+    "error": None,
+    "lag_bytes": 1234,
+    "group": None,
+    "waits_for": None,
+    "last_commit_age_s": 1.0,
+}
 
 
 def of(lately=Lately(), **changes):
@@ -221,6 +230,20 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
             "source_failed",
             "Source logs has failed: a.log, line 2: is not JSON",
             "shardmem reload ticks",
+        ),
+        (
+            {"sources": [{**SOURCE, "state": "waiting", "waits_for": "k1:9092 does not answer"}]},
+            "warning",
+            "source_waits",
+            "Source logs waits for its broker: k1:9092 does not answer",
+            None,
+        ),
+        (
+            {"sources": [SOURCE, {**SOURCE, "group": "g", "last_commit_age_s": 75.2}]},
+            "warning",
+            "source_commits",
+            "Source logs has committed nothing for 75 s",
+            "shardmem status ticks",
         ),
         ({"sources": [{**SOURCE, "state": "died"}]}, "warning", "source_died", "source logs has died", None),
         (

@@ -84,6 +84,9 @@ SOURCE = {
     "events": 3,
     "skipped": 0,
     "lag_bytes": 4,
+    "lag_events": None,
+    "group": None,
+    "waits_for": None,
     "last_commit_age_s": 0.5,
     "error": None,
 }
@@ -97,6 +100,10 @@ SOURCE = {
         (
             {"skipped": 1, "lag_bytes": None, "last_commit_age_s": None},
             "source file: running, 3 events, 1 record skipped",
+        ),
+        (
+            {"state": "waiting", "lag_bytes": None, "lag_events": 2, "waits_for": "k1:9092 does not answer"},
+            "source file: waiting, 3 events, 2 events behind, committed 0.5 s ago, waits: k1:9092 does not answer",
         ),
         ({"state": "failed", "error": "a.log, line 2: is not JSON"}, "line 2: is not JSON"),
     ],
@@ -117,4 +124,12 @@ def test_sources_are_shown_with_their_files_and_how_far_behind_they_are_in_each(
     assert ["source file: 4 bytes, committed 0.5 s ago", "  a.log: 4 bytes", "  b.gz: not known"] == render.lag_lines(
         sources
     )
+    broker = {**SOURCE, "name": "kafka", "group": "g", "lag_bytes": None, "lag_events": 4, "reasons": {}}
+    held = {"offset": 1234, "at": "", "committed": 1230, "lag": 4, "state": "owned"}
+    broker["partitions"] = {"t/0": held, "t/1": {**held, "committed": None}}
+    assert [
+        "  t/0: offset 1,234, committed 1,230, owned",
+        "  t/1: offset 1,234, committed nothing, owned",
+    ] == render.source_lines([broker])[1:]
+    assert ["source kafka: 4 events, committed 0.5 s ago", "  t/0: 4 events"] == render.lag_lines([broker])[:2]
     assert "source file: not known, committed 0.5 s ago" == render.lag_lines([{**sources[0], "lag_bytes": None}])[0]

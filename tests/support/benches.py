@@ -1,0 +1,206 @@
+"""A bench for each kind of source: what the conformance suites of tests/sources need to know of it. A kind that is
+missing on this machine skips with its reason."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from shardmem.schema import Schema
+from shardmem.sources.contract import BrokerSource, Columns, Position, Source, SourceContext, is_broker, partition_of
+from shardmem.sources.files.options import FileOptions
+from shardmem.sources.files.positions import Positions
+from shardmem.sources.files.source import FileSource
+from shardmem.testing.broker import FakeBroker
+from shardmem.testing.fake import FakeSource
+
+PATIENCE = 30.0
+SESSION = 30.0  # of a member that is not to be thrown out by a slow machine
+
+
+class Member:
+    """A source that is driven by hand. told: what it said, in order. of: where a partition begins; None: where it was
+    committed."""
+
+    def __init__(self, source: Source, starts: bool = True) -> None:
+        self.source, self.starts = source, starts
+        self.told: list[tuple[str, list[str]]] = []
+        self.held: set[str] = set()
+        self.on_revoking: Callable[[Sequence[str]], None] = lambda names: None
+        self.payloads: dict[str, list[bytes | None]] = {}
+        self.columns: list[Columns] = []
+        self.stop = threading.Event()
+        source.open(
+            SourceContext(logging.getLogger("test"), time.time, self.stop, self._assigned, self._revoking, self._lost)
+        )
+
+    def _assigned(self, names: Sequence[str]) -> None:
+        self.told.append(("assigned", sorted(names)))
+        self.held |= set(names)
+
+    def _revoking(self, names: Sequence[str], deadline: float) -> None:
+        assert deadline > time.monotonic()
+        self.told.append(("revoking", sorted(names)))
+        self.on_revoking(names)
+        self.held -= set(names)
+
+    def _lost(self, names: Sequence[str]) -> None:
+        if names:
+            self.told.append(("lost", sorted(names)))
+        self.held -= set(names)
+
+    def poll(self, timeout: float = 0.05, most: int = 1 << 16) -> Columns | None:
+        said = len(self.told)
+        columns = self.source.poll(most, timeout)
+        if columns is not None:
+            self.payloads.setdefault(columns.partition, []).extend(payloads_in(columns))
+            self.columns.append(columns)
+        if self.starts and is_broker(self.source):
+            for what, names in self.told[said:]:
+                if what == "assigned":
+                    self.start(names)
+        return columns
+
+    def start(self, names: Sequence[str], at: int | None = None) -> None:
+        assert is_broker(self.source)
+        for name, position in self.source.committed(names, PATIENCE).items():
+            self.source.start(name, at if at is not None else position and position.offset)
+
+    def until(self, condition: Callable[[], Any], *others: Member) -> Any:
+        """Polls, and lets others poll, until it is so."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := condition()):
+            assert time.monotonic() < deadline, (self.told, {name: len(all) for name, all in self.payloads.items()})
+            for member in (self, *others):
+                member.poll(0.01)
+        return found
+
+    def close(self, drained: bool = True) -> None:
+        self.stop.set()
+        self.source.close(drained)
+
+
+def payloads_in(columns: Columns) -> list[bytes | None]:
+    if columns.payloads is None:
+        return []
+    data, offsets = bytes(columns.payloads[0]), columns.payloads[1]
+    spans = offsets.tolist() if offsets.ndim == 2 else list(zip(offsets.tolist(), offsets[1:].tolist()))
+    gone = [False] * len(spans) if columns.missing is None else columns.missing.tolist()
+    return [None if missing else data[first:last] for (first, last), missing in zip(spans, gone)]
+
+
+class FileBench:
+    """Partitions are files."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.positions = directory, None
+
+    def make(self, partitions: dict[str, list[bytes]]) -> Source:
+        names = deque()
+        for name, events in partitions.items():
+            (self.directory / name).write_bytes(b"".join(event + b"\n" for event in events))
+            names.append(str(self.directory / name))
+        self.positions = Positions(str(self.directory / "positions"))
+        return FileSource(names, FileOptions.of(), Schema(), 1 << 16, positions=self.positions, block=256)
+
+    def kept(self) -> None:
+        assert self.positions is not None
+        self.positions.close()
+
+    def close(self) -> None: ...
+
+
+class BrokerBench:
+    """What the suite needs of a broker. Partition p<n> of the tests that files take, too, is number n of one topic."""
+
+    def create_topic(self, name: str, partitions: int) -> None: ...
+    def produce(
+        self,
+        topic: str,
+        number: int,
+        events: Sequence[tuple[bytes | None, bytes | None]],
+        *,
+        headers: Sequence[tuple[str, bytes | None]] = (),
+        timestamp: int | None = None,
+    ) -> None: ...
+    def source(
+        self,
+        topics: Sequence[str],
+        *,
+        session: float = SESSION,
+        instance: str | None = None,
+        start: str = "earliest",
+        headers: bool = False,
+    ) -> BrokerSource:
+        """A member of one group, not opened."""
+
+    def expel(self, source: BrokerSource) -> None:
+        """The broker ends its session. May skip the test."""
+
+    def set_reachable(self, reachable: bool) -> None:
+        """May skip the test."""
+
+    def close(self) -> None: ...
+
+    def make(self, partitions: dict[str, list[bytes]]) -> Source:
+        if not getattr(self, "_filled", False):
+            self.create_topic("t", 2)
+            for number, events in enumerate(partitions.values()):
+                self.produce("t", number, [(b"k", event) for event in events])
+            self._filled = True
+        return self.source(["t"], session=SESSION)
+
+    def kept(self) -> None:
+        """Commits are with the broker."""
+
+
+class FakeBench(BrokerBench):
+    def __init__(self, directory: Path) -> None:
+        self.broker = FakeBroker(str(directory / "broker"))
+
+    def create_topic(self, name: str, partitions: int) -> None:
+        self.broker.create_topic(name, partitions)
+
+    def produce(self, topic: str, number: int, events: Any, **options: Any) -> None:
+        self.broker.produce(topic, events, partition=number, **options)
+
+    def source(self, topics: Sequence[str], **options: Any) -> FakeSource:
+        return FakeSource(FakeBroker(self.broker.path), topics, "g", **{"session": SESSION, **options})
+
+    def expel(self, source: BrokerSource) -> None:
+        assert isinstance(source, FakeSource)
+        member = source.membership
+        assert member is not None
+        self.broker.expel("g", member.member)
+
+    def set_reachable(self, reachable: bool) -> None:
+        self.broker.set_reachable(reachable)
+
+    def close(self) -> None:
+        self.broker.close()
+
+
+BROKERS = [FakeBench]
+KINDS = [FileBench, *BROKERS]
+
+
+def place(offset: int, metadata: str = "") -> Position:
+    return Position(offset, metadata)
+
+
+__all__ = [
+    "BROKERS",
+    "KINDS",
+    "BrokerBench",
+    "FakeBench",
+    "FileBench",
+    "Member",
+    "partition_of",
+    "payloads_in",
+    "place",
+]
