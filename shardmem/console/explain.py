@@ -13,6 +13,7 @@ from shardmem.config import PRESETS, Config
 from shardmem.policy import ScalingPolicy
 from shardmem.settings import UNITS, Setting, declared
 from shardmem.settings_sources import Sources
+from shardmem.state_settings import RemoteSettings
 from shardmem.supervisor.configured import OF_THE_ENGINE, policy_of, preset_of
 
 WIDTH = 80
@@ -135,6 +136,12 @@ def page() -> str:
             "`preset` names, or of `default`. `min_shards`, `max_shards` and `auto_scale` are settings of the engine.",
             "",
             *table(["setting", "unit", *PRESETS, "meaning"], policy_settings(), policy),
+            "",
+            "## [state]",
+            "",
+            "Where the state of partitions is kept for other hosts: see [State](state.md#state-across-hosts).",
+            "",
+            *table(["setting", "unit", "default", "meaning"], declared(RemoteSettings).values(), engine),
             "",
             "## Units",
             "",

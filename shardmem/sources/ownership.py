@@ -38,7 +38,7 @@ from shardmem.sources.contract import (
     partition_of,
     topic_and_number,
 )
-from shardmem.sources.states import States, metadata_of
+from shardmem.sources.states import Stateless, metadata_of
 
 ROOM = 0.02  # seconds that a push waits for room; none while something else waits for it already
 MARK = 0.1  # seconds between two marks of what has to be handled
@@ -103,13 +103,13 @@ class Ownership:
         settings: OwnershipSettings,
         *,
         engine: str,
-        states: States,
         log: logging.Logger,
+        states: Stateless | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """table: its count is set. engine: what no other life of an engine is called."""
         self._source, self._producer, self._table, self._settings = source, producer, table, settings
-        self._engine, self._states, self._log, self._clock = engine, states, log, clock
+        self._engine, self._states, self._log, self._clock = engine, states or Stateless(), log, clock
         self.held: dict[str, Held] = {}
         self.undecided: dict[str, None] = {}  # assigned; where they begin is not known yet
         self.restoring: dict[int, tuple[Future[None], dict[str, Position | None]]] = {}  # by number

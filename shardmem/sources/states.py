@@ -24,8 +24,38 @@ from shardmem.state_settings import RemoteSettings
 HERE = "@"  # before the name of files
 
 
-class States:
-    """Called on the thread of the source. Partitions are numbers; each has all topics that this host reads of it."""
+class Stateless:
+    """Of a source whose engine keeps nothing by partition. Partitions are numbers; each has all topics that this host
+    reads of it. Called on the thread of the source."""
+
+    def take_up(self, number: int, metadata: Iterable[str], ours: bool) -> Future[None] | None:
+        """metadata: of the last commits of its topics. ours: they are of this engine. None: its events may flow; else
+        they may when that is done, unless it raises ShardmemError: then it is to be tried again."""
+        return None
+
+    def give_up(self, number: int, safe: Safe, timeout: float) -> None:
+        """All before these offsets was handled; `place` says then what may be committed."""
+
+    def lost(self, number: int) -> None:
+        """Another may own it."""
+
+    def step(self, safe: Mapping[int, Safe]) -> None:
+        """Again and again: all before these offsets was handled."""
+
+    def place(self, number: int, topic: str, safe: int) -> tuple[int | None, str | None, bool]:
+        """(offset, state) that may be committed, offset None: nothing yet; whether no commit has named that state."""
+        return safe, None, False
+
+    def committed(self, number: int) -> None:
+        """What `place` said."""
+
+    def describe(self) -> dict[str, Any] | None:
+        """Of the remote, for status."""
+        return None
+
+
+class States(Stateless):
+    """Of an engine that may keep state."""
 
     def __init__(
         self, files: StateFiles, layout: Layout, name: str, uploads: Uploads | None, log: logging.Logger
@@ -51,8 +81,6 @@ class States:
     # ---- a partition comes and goes ----------------------------------------------------------------------------------
 
     def take_up(self, number: int, metadata: Iterable[str], ours: bool) -> Future[None] | None:
-        """metadata: of the last commits of its topics. ours: they are of this engine. None: its events may flow; else
-        they may when that is done, unless it raises ShardmemError: then it is to be tried again."""
         named = newest(map(state_of, metadata))
         self._ready.pop(number, None)
         self._named[number] = named
@@ -77,7 +105,6 @@ class States:
         return self._uploads.restore(number, snapshot)
 
     def give_up(self, number: int, safe: Safe, timeout: float) -> None:
-        """All before these offsets was handled; `place` says then what may be committed."""
         if self._uploads is not None and (uploaded := self._uploads.give_up(number, safe, timeout)) is not None:
             self._ready[number] = uploaded
 
@@ -93,16 +120,14 @@ class States:
         if self._uploads is not None:
             self._ready.update((uploaded.number, uploaded) for uploaded in self._uploads.step(safe))
 
-    def place(self, number: int, topic: str, safe: int) -> tuple[int | None, str, bool]:
-        """(offset, state) that may be committed, offset None: nothing yet; whether no commit has named that state."""
+    def place(self, number: int, topic: str, safe: int) -> tuple[int | None, str | None, bool]:
         if self._uploads is None:
             return safe, self._here, False
         if (uploaded := self._ready.get(number)) is None:
-            return None, "", False
+            return None, None, False
         return uploaded.offsets.get(topic), uploaded.id, self._named.get(number) != uploaded.id
 
     def committed(self, number: int) -> None:
-        """What `place` said."""
         uploaded = self._ready.get(number)
         if self._uploads is not None and uploaded is not None and self._named.get(number) != uploaded.id:
             self._named[number] = uploaded.id
@@ -112,8 +137,8 @@ class States:
         return None if self._uploads is None else self._uploads.describe()
 
 
-def metadata_of(engine: str, state: str) -> str:
-    return json.dumps({"e": engine, "s": state})
+def metadata_of(engine: str, state: str | None) -> str:
+    return json.dumps({"e": engine} if state is None else {"e": engine, "s": state})
 
 
 def state_of(metadata: str) -> str | None:

@@ -18,6 +18,8 @@ from shardmem.remote.snapshots import Snapshots
 from shardmem.runtime.partition_state import StateFiles
 from shardmem.runtime.state_reader import StateReader
 from shardmem.state.partitions import Layout
+from shardmem.testing.broker import FakeBroker
+from support.daemon import Daemon
 from support.partitions import EACH, Feeder, counts
 from support.rig import Rig, drained, wait_until
 
@@ -224,3 +226,116 @@ def test_rejected_and_quarantined_events_are_not_given_again_and_none_behind_one
     assert FULL == counts(directory, "counted", PARTITIONS, SLOTS)
     refused = counts(directory, "refused", PARTITIONS, SLOTS)
     assert dict.fromkeys(range(PARTITIONS), dict.fromkeys(range(EACH), 4)) == refused
+
+
+# ---- with a broker ---------------------------------------------------------------------------------------------------
+
+
+class Group:
+    """Hosts of one consumer group, each an engine as `shardmem run` starts it, with a remote that all have."""
+
+    def __init__(self, rig: Rig, stack: contextlib.ExitStack, name: str, directory: Path) -> None:
+        self.rig, self.stack, self.name, self.directory = rig, stack, name, directory
+        self.broker = FakeBroker(str(directory / "broker"))
+        self.broker.create_topic("t", PARTITIONS)
+        self.produced = 0
+
+    def host(self, which: str) -> Daemon:
+        name, file = f"{self.name}-{which}", self.directory / f"{which}.toml"
+        file.write_text(
+            f'''
+            name = "{name}"
+            handler = "support.handlers.hosts:Keyed"
+            slots = {SLOTS}
+            shards = 2
+            max_producers = 8
+            checkpoint_interval = "50ms"
+            drain_timeout = "10s"
+            state_dir = "{self.directory / which}"
+            [state]
+            remote = "file://{self.directory}/remote"
+            remote_interval = "300ms"
+            [source]
+            kind = "fake"
+            broker = "{self.broker.path}"
+            topics = ["t"]
+            group = "g"
+            session = "2s"
+            commit_interval = "100ms"
+            '''
+        )
+        daemon = self.stack.enter_context(Daemon(self.rig, str(file)))
+        daemon.ready()
+        return daemon
+
+    def produce(self, events: int) -> None:
+        """So many more of each key of each partition."""
+        for number in range(PARTITIONS):
+            each = [(key, b"%d" % (self.produced + n)) for n in range(events) for key in range(EACH)]
+            self.broker.produce("t", each, partition=number)
+        self.produced += events
+
+    def status(self, which: str) -> Any:
+        with shardmem.Client(f"{self.name}-{which}") as client:
+            return client.status()
+
+    def pids(self, which: str) -> list[int]:
+        status = self.status(which)
+        pids = [each["pid"] for each in (*status["shards"], *status["sources"])]
+        return [*pids, status["supervisor"]["pid"]]
+
+    def counted(self, which: str) -> dict[int, dict[Any, Any]]:
+        return counts(str(self.directory / which / f"{self.name}-{which}.state"), "counted", PARTITIONS, SLOTS)
+
+    def owned(self, which: str) -> dict[str, Any]:
+        return {name: each for source in self.status(which)["sources"] for name, each in source["partitions"].items()}
+
+    def await_counted(self, *hosts: str) -> None:
+        """Each partition, by one of these hosts."""
+        full = dict.fromkeys(range(EACH), self.produced)
+
+        def is_counted() -> bool:
+            found = [self.counted(which) for which in hosts]
+            return all(any(each[number] == full for each in found) for number in range(PARTITIONS))
+
+        wait_until(is_counted, f"{self.produced} of each key are counted", 60)
+
+
+@pytest.fixture
+def group(rig: Rig, engine_name: str, tmp_path: Path) -> Iterator[Group]:
+    with contextlib.ExitStack() as stack:
+        yield Group(rig, stack, engine_name, tmp_path)
+    for which in "ab":
+        collect(f"{engine_name}-{which}")
+
+
+def collect(name: str) -> None:
+    """What is left in memory of a host that was killed."""
+    for path in Path("/dev/shm").glob(f"shardmem.{name}*"):
+        path.unlink()
+
+
+def test_two_hosts_of_a_group_count_every_event_once_though_a_worker_a_source_and_a_whole_host_are_killed(
+    group: Group,
+) -> None:
+    first = group.host("a")
+    group.produce(5)
+    group.await_counted("a")
+    os.kill(group.status("a")["shards"][0]["pid"], signal.SIGKILL)
+    group.host("b")
+    group.produce(5)
+    wait_until(lambda: group.owned("b"), "b has a partition", 60)
+    os.kill(group.status("a")["sources"][0]["pid"], signal.SIGKILL)
+    group.produce(5)
+    group.await_counted("a", "b")
+    for pid in group.pids("a"):
+        os.kill(pid, signal.SIGKILL)
+    first.process.wait()
+    group.produce(5)
+    group.await_counted("b")
+    collect(f"{group.name}-a")
+    group.host("a")  # its files are of the past
+    wait_until(lambda: group.owned("a"), "a has a partition again", 60)
+    group.produce(5)
+    group.await_counted("a", "b")
+    assert [0, 0] == [group.status(which)["accounting"]["quarantined"] for which in "ab"]
