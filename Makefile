@@ -15,7 +15,7 @@ fast: # unit tests and policy, under a minute
 	$(BIN)/pytest -q -n 2 --dist worksteal tests/unit tests/policy
 
 test: # all that .ci/run runs
-	$(BIN)/tox run-parallel --parallel-no-spinner
+	./check
 
 lint:
 	$(TOX) lint

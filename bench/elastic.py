@@ -1,6 +1,6 @@
 """What moving slots costs those who push, those who do not move, and a new worker.
 
-    python bench/elastic.py [--seconds 4] [--repeat 5] [--json FILE]
+    python bench/elastic.py [--seconds 4] [--repeat 5] [--quick] [--json FILE] [--against FILE]
 
 Every figure comes with its counterpart from the same run: one `push` at a time and blocks of 256, without any handoff,
 during continuous handoffs, and with the way that most systems do it (freeze the slots, drain, flip the table: producers
@@ -11,13 +11,12 @@ from the command to its first event, split by phase. Medians of the repetitions.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import random
-import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,9 @@ if __name__ == "__main__":
     checkout.use()
 
 import shardmem  # noqa: E402
-from bench.run import machine  # noqa: E402
+from bench import report  # noqa: E402
+from bench.report import Row  # noqa: E402
+from bench.spare import await_spare  # noqa: E402
 
 SLOTS, KEYS, MOVED = 256, 4096, 64
 ROW = np.dtype([("key", "u8"), ("number", "u8")])
@@ -190,7 +191,7 @@ def scale_up() -> dict[str, float]:
         child.start()
         producer.send(rows)
         producer.flush()
-        time.sleep(0.5)
+        await_spare(engine)
         started = time.monotonic_ns()
         answer = engine.scale_to(2)
         path = os.path.join(directory, "first-1")
@@ -213,47 +214,60 @@ def trickle(engine: str, stop: Any) -> None:
             time.sleep(0.001)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--json")
-    wanted = parser.parse_args()
-    print(", ".join(f"{key} {value}" for key, value in machine().items()))
+HOW = {
+    "none": "no handoff",
+    "paced": "40 handoffs/s",
+    "handoff": "one after the other",
+    "freeze": "freeze, drain, flip",
+}
+
+
+def measure(chosen: argparse.Namespace, found: Callable[[list[Row]], None]) -> list[dict[str, Any]]:
+    seconds = chosen.seconds or (1.0 if chosen.quick else 4.0)
     raw: dict[str, list[Any]] = {"push": [], "send": [], "staying": [], "scale up": []}
-    for _ in range(wanted.repeat):
-        raw["push"].append(stall(wanted.seconds, "push"))
-        raw["send"].append(stall(wanted.seconds, "send"))
-        raw["staying"].append(staying(wanted.seconds))
+    for repetition in range(chosen.repeat):
+        report.progress(f"elastic {repetition + 1}/{chosen.repeat}")
+        raw["push"].append(stall(seconds, "push"))
+        raw["send"].append(stall(seconds, "send"))
+        raw["staying"].append(staying(seconds))
         raw["scale up"].append(scale_up())
-    middle = lambda values: statistics.median(values)  # noqa: E731
+    targets = {"40 handoffs/s": "1.5 x", "one after the other": "2 x"}
     for kind, text in (("push", "one row"), ("send", "block of 256")):
         for quantile in ("p50", "p99.9", "worst"):
-            base = middle([each[kind_]["" or quantile] for each in raw[kind] for kind_ in ("none",)])
-            for how, name in (
-                ("none", "no handoff"),
-                ("paced", "40 handoffs/s"),
-                ("handoff", "one after the other"),
-                ("freeze", "freeze, drain, flip"),
-            ):
-                value = middle([each[how][quantile] for each in raw[kind]])
-                print(f"{text:14} {quantile:6} {name:22} {value * 1e6:12.1f} us  {value / base:8.2f} x")
-        print(f"{text:14} commands during it: {[each['handoff']['commands'] for each in raw[kind]]}")
-    base, during = (middle([each[how] for each in raw["staying"]]) for how in ("none", "handoff"))
-    ratio = middle([each["handoff"] / each["none"] for each in raw["staying"]])
-    print(
-        f"slots that stay: {base / 1e6:.1f} M events/s undisturbed, {during / 1e6:.1f} during handoffs of others, "
-        f"{ratio:.3f} x"
+            found(
+                [
+                    Row(
+                        f"{text} {quantile}",
+                        name,
+                        name,
+                        "us",
+                        [each[how][quantile] * 1e6 for each in raw[kind]],
+                        ("no handoff",),
+                        target=targets.get(name, "") if quantile == "p99.9" else "",
+                    )
+                    for how, name in HOW.items()
+                ]
+            )
+    reference = ("undisturbed",)
+    found(
+        [
+            Row(
+                "slots that stay", name, name, "events/s", [each[how] for each in raw["staying"]], reference, target=aim
+            )
+            for how, name, aim in (("none", *reference, ""), ("handoff", "during handoffs of others", "0.95 x"))
+        ]
     )
-    print(
-        "scale up, ms: "
-        + ", ".join(
-            f"{phase} {middle([each[phase] for each in raw['scale up']]) * 1000:.1f}" for phase in raw["scale up"][0]
-        )
-    )
-    if wanted.json:
-        with open(wanted.json, "w") as file:
-            json.dump(raw, file)
+    phases = raw["scale up"][0]
+    found([Row("scale up", phase, phase, "ms", [each[phase] * 1000 for each in raw["scale up"]]) for phase in phases])
+    return [{"case": kind, "repetition": n, **each} for kind, all_ in raw.items() for n, each in enumerate(all_)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, help="of a round (4; 1 with --quick)")
+    report.options(parser, repeat=5)
+    chosen = parser.parse_args()
+    report.run("elastic", chosen, lambda found: measure(chosen, found))
 
 
 if __name__ == "__main__":

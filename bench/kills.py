@@ -1,6 +1,6 @@
 """What is left of a shard whose worker somebody kills again and again.
 
-    python bench/kills.py [--seconds 180] [--every 0.3] [--shards 2] [--json FILE]
+    python bench/kills.py [--seconds 180] [--every 0.3] [--shards 2] [--quick] [--json FILE] [--against FILE]
 
 A producer pushes an event each millisecond to every shard; the worker of shard 0 is killed every 0.3 s. A shard is dark
 from a kill until its successor has handled an event. Shown: availability (the share of the time in which shard 0 was
@@ -10,14 +10,13 @@ not dark), the longest darkness, kills, whether the shard ever counted as failed
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import signal
 import statistics
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,8 @@ if __name__ == "__main__":
     checkout.use()
 
 import shardmem  # noqa: E402
+from bench import report  # noqa: E402
+from bench.report import Row  # noqa: E402
 
 SLOTS = 64
 
@@ -101,22 +102,33 @@ def measured(directory: str, seconds: float, every: float, shards: int) -> dict[
     }
 
 
+UNITS = {"seconds": "s", "availability": "share", "dark_ms_median": "ms", "dark_ms_longest": "ms"}
+
+
+def measure(chosen: argparse.Namespace, found: Callable[[list[Row]], None]) -> None:
+    runs = []
+    for _ in range(chosen.repeat):
+        with tempfile.TemporaryDirectory() as directory:
+            seconds = chosen.seconds or (20.0 if chosen.quick else 180.0)
+            runs.append(measured(directory, seconds, chosen.every, chosen.shards))
+    targets = {"availability": "0.90", "lost": "0", "quarantined": "0"}
+    case = f"a kill every {chosen.every:g} s"
+    found(
+        [
+            Row(case, name, name, UNITS.get(name, "count"), [each[name] for each in runs], target=targets.get(name, ""))
+            for name in runs[0]
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=180.0)
+    parser.add_argument("--seconds", type=float, help="of a run (180; 20 with --quick)")
     parser.add_argument("--every", type=float, default=0.3)
     parser.add_argument("--shards", type=int, default=2)
-    parser.add_argument("--json")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        found = measured(directory, options.seconds, options.every, options.shards)
-    for name, value in found.items():
-        print(f"{name:16} {value}")
-    if options.json:
-        from bench.run import machine
-
-        with contextlib.closing(open(options.json, "w")) as file:
-            json.dump({"machine": machine(), **found}, file, indent=2)
+    report.options(parser, repeat=1)
+    chosen = parser.parse_args()
+    report.run("kills", chosen, lambda found: measure(chosen, found))
 
 
 if __name__ == "__main__":

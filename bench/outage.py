@@ -1,6 +1,7 @@
 """What an outage costs, and what one producer of bad events costs the others.
 
-    python bench/outage.py [--seconds 60] [--repeat 3] [--only outage|bad|reject] [--json FILE]
+    python bench/outage.py [--seconds 60] [--repeat 3] [--only outage|bad|reject] [--quick] [--json FILE]
+        [--against FILE]
 
 outage: four producers push 250 events/s each into two shards whose sink is away for so many seconds; a worker and the
 supervisor are killed meanwhile, and scale, move and reload are asked for. Shown: how long after the sink's return the
@@ -13,14 +14,13 @@ where the handler rejects the bad rows itself. Medians of the repetitions.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import signal
-import statistics
 import struct
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ if __name__ == "__main__":
     checkout.use()
 
 import shardmem  # noqa: E402
+from bench import report  # noqa: E402
+from bench.report import Row  # noqa: E402
 
 PRODUCERS, KEYS, BAD = 4, 64, 1000
 LONGEST_WAIT = 30.0
@@ -210,45 +212,60 @@ def beside_bad(mode: str, seconds: float, rate: float, bad: bool) -> dict[str, A
     }
 
 
-def compared(mode: str, seconds: float, repeat: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def compared(case: str, mode: str, share: str, seconds: float, repeat: int) -> list[Row]:
+    """Throughput without a limit, and how late events are at a steady rate: with and without the bad ones."""
     runs = []
-    for _ in range(repeat):
+    for repetition in range(repeat):
+        report.progress(f"{case} {repetition + 1}/{repeat}")
         runs.append([beside_bad(mode, seconds, rate, bad) for rate in (0.0, 1000.0) for bad in (False, True)])
-    ratios = [fast_bad["events_per_s"] / fast["events_per_s"] for fast, fast_bad, _, _ in runs]
-    found["throughput_ratio"] = [round(each, 3) for each in (min(ratios), statistics.median(ratios), max(ratios))]
-    for name, place in (("p99_ms_without", 2), ("p99_ms_beside_bad", 3)):
-        figures = [run[place]["p99_ms"] for run in runs]
-        found[name] = [round(each, 2) for each in (min(figures), statistics.median(figures), max(figures))]
-    found["quarantined"] = [each["quarantined"] for run in runs for each in (run[1], run[3])]
-    found["bad_events_seen"] = [each["bad_events_seen"] for run in runs for each in (run[1], run[3])]
-    found["failed_shards"] = sum(each["failed_shards"] for run in runs for each in run)
-    return found
+    rates = [[run[place]["events_per_s"] for run in runs] for place in (0, 1)]
+    late = [[run[place]["p99_ms"] for run in runs] for place in (2, 3)]
+    alone, beside = "without", "beside them"
+    bad_runs = [each for run in runs for each in (run[1], run[3])]
+    rows = [
+        Row(f"{case}, rate", alone, alone, "events/s", rates[0], (alone,)),
+        Row(f"{case}, rate", beside, beside, "events/s", rates[1], (alone,), target=share),
+        Row(f"{case}, p99", alone, alone, "ms", late[0]),
+        Row(f"{case}, p99", beside, beside, "ms", late[1], target="100 ms"),
+    ]
+    for name, target in (("quarantined", "1,000"), ("bad_events_seen", ""), ("failed_shards", "0")):
+        rows.append(Row(case, name, name, "count", [float(each[name]) for each in bad_runs], target=target))
+    return rows
+
+
+UNITS = {"_s": "s", "_ms": "ms"}
+
+
+def measure(chosen: argparse.Namespace, found: Callable[[list[Row]], None]) -> None:
+    seconds = chosen.seconds or (12.0 if chosen.quick else 60.0)
+    if chosen.only in (None, "outage"):
+        report.progress(f"outage of {seconds:g} s")
+        figures = outage(seconds)
+        targets = dict.fromkeys(("lost", "repeated", "out_of_order", "quarantined_meanwhile", "quarantined"), "0")
+        found(
+            [
+                Row("outage", name, name, unit_of(name), [float(value)], target=targets.get(name, ""))
+                for name, value in figures.items()
+            ]
+        )
+    for case, mode, share in (("bad events", "raise", "0.80 x"), ("rejected rows", "reject", "0.95 x")):
+        if chosen.only in (None, "bad" if mode == "raise" else mode):
+            found(compared(case, mode, share, seconds / 6, chosen.repeat))
+
+
+def unit_of(name: str) -> str:
+    return next((unit for end, unit in UNITS.items() if name.endswith(end)), "count")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of the outage; a sixth of it of the other runs")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument(
+        "--seconds", type=float, help="of the outage (60; 12 with --quick), a sixth of it of the others"
+    )
     parser.add_argument("--only", choices=["outage", "bad", "reject"])
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    from bench.run import machine
-
-    host, found = machine(), {}
-    print(", ".join(f"{name} {value}" for name, value in host.items()), flush=True)
-    for name in ("outage", "bad", "reject"):
-        if options.only in (None, name):
-            length = options.seconds / 6
-            found[name] = (
-                outage(options.seconds)
-                if name == "outage"
-                else compared("raise" if name == "bad" else "reject", length, options.repeat)
-            )
-            for what, value in found[name].items():
-                print(f"{name:8} {what:24} {value}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps({"machine": host, "rows": found}, indent=1) + "\n")
+    report.options(parser, repeat=3)
+    chosen = parser.parse_args()
+    report.run("outage", chosen, lambda found: measure(chosen, found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a killed worker costs, and what it costs to be ready for it.
 
-    python bench/recovery.py [--seconds 3] [--repeat 7] [--json FILE]
+    python bench/recovery.py [--seconds 3] [--repeat 7] [--quick] [--json FILE] [--against FILE]
 
 Recovery: from the SIGKILL of a worker to the first event that its successor has handled, and what the other shard
 handled meanwhile, against its rate just before, in the same run. Checkpoints: events/s of a stateful handler with
@@ -11,13 +11,12 @@ Medians of the repetitions.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import signal
-import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,9 @@ if __name__ == "__main__":
     checkout.use()
 
 import shardmem  # noqa: E402
-from bench.run import machine  # noqa: E402
+from bench import report  # noqa: E402
+from bench.report import Row  # noqa: E402
+from bench.spare import await_spare  # noqa: E402
 from shardmem.runtime.batch import slot_of  # noqa: E402
 
 SLOTS, LIVE = 1024, 10_000
@@ -115,7 +116,7 @@ def recovery(pause: float) -> dict[str, float]:
             feeder.start()
         while not all(shard["handled"] for shard in engine.status()["shards"]):
             time.sleep(0.01)
-        time.sleep(1.5)
+        await_spare(engine)
         killed = time.monotonic_ns()
         os.kill(engine.status()["shards"][0]["pid"], signal.SIGKILL)
         while len(lives := batches(directory, 0)) < 2 or not len(lives[1]):
@@ -152,40 +153,38 @@ def throughput(handler: Any, seconds: float) -> float:
         return n * blocks.shape[1] / (time.perf_counter() - started)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--json")
-    wanted = parser.parse_args()
-    print(", ".join(f"{key} {value}" for key, value in machine().items()))
+def measure(chosen: argparse.Namespace, found: Callable[[list[Row]], None]) -> list[dict[str, Any]]:
+    seconds = chosen.seconds or (1.0 if chosen.quick else 3.0)
     raw: dict[str, list[Any]] = {"busy": [], "calm": [], "checkpoints": []}
-    for _ in range(wanted.repeat):
+    for repetition in range(chosen.repeat):
+        report.progress(f"recovery {repetition + 1}/{chosen.repeat}")
         raw["busy"].append(recovery(0.0))
         raw["calm"].append(recovery(0.001))
-        raw["checkpoints"].append(
-            {
-                name: throughput(handler(), wanted.seconds)
-                for name, handler in (("without", Counting), ("with", CountingSafely))
-            }
-        )
+        handlers = (("without", Counting), ("with", CountingSafely))
+        raw["checkpoints"].append({name: throughput(handler(), seconds) for name, handler in handlers})
     for name, text in (("calm", "other producer at a steady rate"), ("busy", "other producer as fast as it can")):
-        times = sorted(each["recovery"] * 1000 for each in raw[name])
-        print(
-            f"recovery, {text}: {statistics.median(times):.0f} ms (from {times[0]:.0f} to {times[-1]:.0f}); the other "
-            "shard "
-            f"meanwhile {statistics.median(each['others'] for each in raw[name]):.3f} x"
+        found(
+            [
+                Row("recovery", text, text, "ms", [each["recovery"] * 1000 for each in raw[name]], target="50 ms"),
+                Row("the other shard meanwhile", text, text, "share", [each["others"] for each in raw[name]]),
+            ]
         )
-    rates = {name: statistics.median(each[name] for each in raw["checkpoints"]) for name in ("without", "with")}
-    ratio = statistics.median(each["with"] / each["without"] for each in raw["checkpoints"])
-    print(
-        f"checkpoints, {LIVE:,} live keys: {rates['without'] / 1e6:.2f} M events/s without, {rates['with'] / 1e6:.2f} "
-        "with, "
-        f"{ratio:.3f} x"
+    case, reference = f"checkpoints, {LIVE:,} live keys", ("without",)
+    found(
+        [
+            Row(case, name, name, "events/s", [each[name] for each in raw["checkpoints"]], reference, target=aim)
+            for name, aim in (("without", ""), ("with", "0.97 x"))
+        ]
     )
-    if wanted.json:
-        with open(wanted.json, "w") as file:
-            json.dump(raw, file)
+    return [{"case": kind, "repetition": n, **each} for kind, all_ in raw.items() for n, each in enumerate(all_)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, help="of a round (3; 1 with --quick)")
+    report.options(parser, repeat=7)
+    chosen = parser.parse_args()
+    report.run("recovery", chosen, lambda found: measure(chosen, found))
 
 
 if __name__ == "__main__":

@@ -17,17 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # one name per module, whether this file is run or a worker process imports its handler
@@ -35,8 +31,9 @@ if __name__ == "__main__":  # one name per module, whether this file is run or a
 
     checkout.use()
 
-from bench import floor, rivals  # noqa: E402
+from bench import floor, report, rivals  # noqa: E402
 from bench.harness import DEADLINE, Contender, Failed, Trial  # noqa: E402
+from bench.report import Row, progress  # noqa: E402
 
 Place = tuple[str, int]  # where a contender is found: its module, and which of its CONTENDERS
 
@@ -67,41 +64,6 @@ QUESTIONS = (
 )
 LENGTHS = {False: (1.0, 0.2), True: (3.0, 1.0)}  # seconds of a round: latency or not, in full or quick
 CASES = [Case(*q, 1) for q in QUESTIONS] + [Case(f"{q[0]}-2x2", *q[1:], 2) for q in QUESTIONS]
-
-
-@dataclass
-class Row:
-    """One line of the table: a contender's figures in a case, one per repetition that did not fail."""
-
-    case: str
-    contender: str
-    label: str
-    unit: str  # events/s, or us
-    pinning: str
-    references: tuple[str, ...]
-    values: list[float]
-    failures: list[str]
-    absent: str | None = None
-    ratios: dict[str, float] | None = None
-
-
-def machine() -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo").read_text()
-    names = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
-    try:
-        version = subprocess.run([os.environ.get("CC", "cc"), "--version"], capture_output=True, text=True).stdout
-        compiler = version.splitlines()[0]
-    except (OSError, IndexError):
-        compiler = "none"
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "gcc": compiler,
-        # A shared machine explains more outliers than any of the above.
-        "load": round(os.getloadavg()[0], 2),
-    }
 
 
 def attempt(contender: Place, trial: dict[str, Any]) -> dict[str, Any]:
@@ -156,18 +118,10 @@ def chosen(names: list[str], contenders: dict[Place, Contender]) -> Iterator[tup
         yield case, able
 
 
-def progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-    elif text:
-        print(text, file=sys.stderr, flush=True)
-
-
-def measure(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]]]:
+def measure(options: argparse.Namespace, found: Callable[[list[Row]], None]) -> list[dict[str, Any]]:
     contenders = {(module, i): c for module in rivals.MODULES for i, c in enumerate(rivals.load(module))}
     absent = {i: why for i, c in contenders.items() if (why := c.missing())}
     cpus = sorted(os.sched_getaffinity(0))
-    rows: list[Row] = []
     raw: list[dict[str, Any]] = []
     for case, able in chosen(options.only, contenders):
         seconds = LENGTHS[case.kind == "latency"][options.quick]
@@ -191,10 +145,10 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]
                 if i in absent:
                     continue
                 progress(f"{case.name} {repetition + 1}/{options.repeat}: {contenders[i].name}")
-                found = attempt(i, orders[i])
-                figures[i].append(found)
+                got = attempt(i, orders[i])
+                figures[i].append(got)
                 label = contenders[i].label(case.kind)
-                raw.append({"case": case.name, "contender": label, "repetition": repetition, **found})
+                raw.append({"case": case.name, "contender": label, "repetition": repetition, **got})
         found_rows: list[Row] = []
         parts = (("p50", "us"), ("p99", "us")) if case.kind == "latency" else (("value", "events/s"),)
         for key, unit in parts:
@@ -204,125 +158,31 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]
                 bad = [f["failed"] for f in figures[i] if "failed" in f]
                 name = f"{case.name} {key}" if unit == "us" else case.name
                 label, contender = contenders[i].label(case.kind), contenders[i]
-                row = Row(name, contender.name, label, unit, pinning, case.references, good, bad)
+                row = Row(name, contender.name, label, unit, good, case.references, pinning, bad)
                 if i in absent:
                     hint = f" (pip install {contender.pip})" if contender.pip else ""
                     row.absent = f"not installed{hint}"
                     if not (hint and absent[i].startswith("ModuleNotFoundError")):  # there, but broken
                         row.absent += f": {absent[i]}"
                 found_rows.append(row)
-        relate(found_rows)
-        progress("")
-        for row in found_rows:
-            print(line(cells(row)), flush=True)
-        print(flush=True)
-        rows += found_rows
-    return rows, raw
-
-
-def relate(rows: list[Row]) -> None:
-    """Ratios to the references of the same case."""
-    for row in rows:
-        row.ratios = {}
-        for name in row.references:
-            # The first of that name: the floor's second row has a ratio to the first, too.
-            base = next((r for r in rows if r.case == row.case and r.contender == name), None)
-            if base and base is not row and base.values and row.values:
-                row.ratios[name] = statistics.median(row.values) / statistics.median(base.values)
-
-
-def human(value: float, unit: str) -> str:
-    if unit == "us":
-        return f"{value:,.1f} us"
-    for scale, letter in ((1e6, "M"), (1e3, "k")):
-        if value >= scale:
-            return f"{value / scale:.3g}{letter}/s" if value < 999.5 * scale else f"{value / scale:.0f}{letter}/s"
-    return f"{value:.0f}/s"
-
-
-def cells(row: Row) -> list[str]:
-    figures = ["", "", ""]
-    if row.values:
-        figures = [human(f(row.values), row.unit) for f in (min, statistics.median, max)]
-    ratios = (row.ratios or {}).items()
-    says = [f"{ratio:,.0f} x {name}" if ratio >= 100 else f"{ratio:.3g} x {name}" for name, ratio in ratios]
-    if not says and row.contender in row.references and row.values:
-        says = ["reference"]
-    if row.failures:
-        total = len(row.failures) + len(row.values)
-        says.append(f"FAILED {len(row.failures)} of {total}: {row.failures[0]}")
-    return [row.case, row.pinning, row.label, *figures, row.absent or ", ".join(says)]
-
-
-HEAD = ["case", "cpus", "contender", "min", "median", "max", "ratio of medians"]
-
-
-WIDTHS = [16, 6, 44, 9, 9, 9]
-
-
-def line(texts: list[str]) -> str:
-    padded = (t.rjust(w) if 3 <= k <= 5 else t.ljust(w) for k, (t, w) in enumerate(zip(texts, WIDTHS)))
-    return "  ".join([*padded, texts[-1]]).rstrip()
-
-
-def spread(values: list[float]) -> float:
-    """Half of the way from the lowest to the highest, as a part of the median."""
-    return (max(values) - min(values)) / 2 / statistics.median(values) if values else 0.0
-
-
-def compare(rows: list[Row], before: dict[str, Any]) -> list[str]:
-    """Ratio now by ratio before, of all rows that both runs have. Beyond noise: by more than the spreads of all four
-    figures together."""
-    old = {(row["case"], row["label"]): row for row in before["rows"]}
-    bases = {(row["case"], row["contender"]): row for row in reversed(before["rows"])}
-    lines = []
-    for row in rows:
-        was = old.get((row.case, row.label))
-        for name, ratio in (row.ratios or {}).items():
-            if was is None or name not in (was["ratios"] or {}):
-                continue
-            base = next(r for r in rows if r.case == row.case and r.contender == name)
-            earlier = bases[row.case, name]["values"]
-            noise = sum(map(spread, (row.values, base.values, was["values"], earlier)))
-            change = ratio / was["ratios"][name]
-            better = (change > 1) == (row.unit != "us")
-            verdict = "within noise" if abs(change - 1) <= noise else "BETTER" if better else "WORSE"
-            figures = f"{was['ratios'][name]:.3g} -> {ratio:.3g} x {name}: {change:.2f} (noise {noise:.2f}), {verdict}"
-            lines.append(f"{row.case:16}  {row.label:44}  {figures}")
-    return lines
+        found(found_rows)
+    return raw
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Ratios of shardmem to named rivals, in one run on one machine.")
-    parser.add_argument("--quick", action="store_true", help="short rounds and 2 repetitions: proves, does not measure")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="cases and contenders, * allowed")
-    parser.add_argument("--repeat", type=int, metavar="N", help="repetitions (default 5; 2 with --quick)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
-    parser.add_argument("--against", type=Path, metavar="FILE", help="compare with the --json of an earlier run")
     parser.add_argument("--floor-ring", type=int, default=1 << 20, metavar="BYTES", help="ring of the C floor (1 MiB)")
     parser.add_argument("--floor-publish", type=int, default=256, metavar="N", help="its publishing period (256)")
     parser.add_argument("--trial", help=argparse.SUPPRESS)
+    report.options(parser, repeat=5, quick=2)
     options = parser.parse_args()
     if options.trial:
         one_trial(options.trial)
         return 0
-    before = json.loads(options.against.read_text()) if options.against else None
-    options.repeat = options.repeat or (2 if options.quick else 5)
-    host = machine()
-    print(", ".join(f"{name} {value}" for name, value in host.items()))
-    print("\n" + line(HEAD), flush=True)
-    started = time.time()
     with tempfile.TemporaryDirectory(prefix="smb") as directory:
         os.environ[floor.DIRECTORY] = directory
-        rows, raw = measure(options)
-    if before is not None:
-        print("\n".join(compare(rows, before)))
-    if options.json:
-        settings = {k: getattr(options, k) for k in ("quick", "repeat", "only", "floor_ring", "floor_publish")}
-        document = {"machine": host, "settings": settings, "seconds": round(time.time() - started, 1)}
-        document["rows"] = [asdict(row) for row in rows]
-        document["measurements"] = raw
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        rows = report.run("run", options, lambda found: measure(options, found))
     # Figures may be low; a contender that lost events is news that a script must notice.
     ours = [row for row in rows if row.contender == "shardmem"]
     return 1 if any(row.failures for row in rows) or not ours or any(row.absent for row in ours) else 0

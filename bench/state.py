@@ -1,6 +1,6 @@
 """What keyed state and timers cost.
 
-    python bench/state.py [--events 400000] [--repeat 5] [--json FILE]
+    python bench/state.py [--events 400000] [--repeat 5] [--quick] [--json FILE] [--against FILE]
 
 Counting per key, 10,000 live keys: CPU time of the worker per event, with `KeyedState` and with a dict that nothing
 saves, in turn. Asking for a value from another process. 50,000 timers that are due at once. A slot of 50,000 keys that
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import random
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 if __name__ == "__main__":
@@ -25,6 +25,8 @@ if __name__ == "__main__":
 import psutil  # noqa: E402
 
 import shardmem  # noqa: E402
+from bench import report  # noqa: E402
+from bench.report import Row  # noqa: E402
 
 LIVE, TIMERS = 10_000, 50_000
 
@@ -99,27 +101,55 @@ def timers_and_move() -> tuple[float, float]:
         return fired, time.perf_counter() - began
 
 
+def measure(chosen: argparse.Namespace, found: Callable[[list[Row]], None]) -> None:
+    events = chosen.events or (100_000 if chosen.quick else 400_000)
+    pairs = []
+    for repetition in range(chosen.repeat):
+        report.progress(f"state {repetition + 1}/{chosen.repeat}: counting")
+        pairs.append((cpu_ns(Plain, events)[0], *cpu_ns(Keyed, events)))
+    reference = ("dict",)
+    found(
+        [
+            Row(
+                "count per key, CPU", "dict", "a dict that nothing saves", "ns", [each[0] for each in pairs], reference
+            ),
+            Row(
+                "count per key, CPU",
+                "KeyedState",
+                "KeyedState",
+                "ns",
+                [each[1] for each in pairs],
+                reference,
+                target="1.25 x",
+            ),
+            Row(
+                "ask for a value",
+                "p50",
+                "p50",
+                "us",
+                [statistics.median(each[2]) * 1e6 for each in pairs],
+                target="200 us",
+            ),
+        ]
+    )
+    others = []
+    for repetition in range(chosen.repeat):
+        report.progress(f"state {repetition + 1}/{chosen.repeat}: timers, a move")
+        others.append(timers_and_move())
+    found(
+        [
+            Row("timers", "50,000", "50,000 due at once, all saved", "s", [fired for fired, _ in others], target="1 s"),
+            Row("a slot moves", "50,000 keys", "50,000 keys", "ms", [moved * 1e3 for _, moved in others]),
+        ]
+    )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--events", type=int, default=400_000)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
-    pairs = [(cpu_ns(Plain, options.events)[0], *cpu_ns(Keyed, options.events)) for _ in range(options.repeat)]
-    others = [timers_and_move() for _ in range(options.repeat)]
-    found = {
-        "plain_ns": statistics.median(plain for plain, _, _ in pairs),
-        "keyed_ns": statistics.median(keyed for _, keyed, _ in pairs),
-        "rate_of_plain": statistics.median(plain / keyed for plain, keyed, _ in pairs),
-        "state_p50_us": statistics.median(each for _, _, asked in pairs for each in asked) * 1e6,
-        "timers_fired_s": statistics.median(fired for fired, _ in others),
-        "move_50k_keys_ms": statistics.median(moved for _, moved in others) * 1e3,
-    }
-    for name, value in found.items():
-        print(f"{name:>18}  {value:.3g}")
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(found, file, indent=1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, help="of a round (400,000; 100,000 with --quick)")
+    report.options(parser, repeat=5)
+    chosen = parser.parse_args()
+    report.run("state", chosen, lambda found: measure(chosen, found))
 
 
 if __name__ == "__main__":

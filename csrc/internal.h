@@ -30,6 +30,9 @@ void sm_hashes_of(const sm_keying *keying, const uint8_t *rows, uint64_t n, uint
 int sm_judge_frame(const uint8_t *data, uint64_t lane_bytes, uint64_t row_bytes, uint64_t position, uint64_t tail,
                    sm_frame *out);
 
+/* whether the lane has a frame of the call that its seat is in, or was in when it died */
+int sm_is_of_call(const sm_seat *seat, const sm_lane *lane, uint64_t lane_bytes);
+
 /* slots by partition: those from `base` on, of which the hash chooses one */
 typedef struct sm_split {
     uint32_t base, mask;

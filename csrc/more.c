@@ -177,27 +177,47 @@ int sm_batch_slots(const sm_batch *b, const void *control, uint32_t slots_count,
 
 /* ---- what a source that was killed had pushed last -------------------------------------------------------------- */
 
-/* The one frame that the last pass with an origin put into this lane. The seat has said the sequence at which the pass began,
- * and the lane where its tail was then; nobody has written there since. */
-uint32_t sm_recover(const void *control, const sm_geometry *g, const void *inbox, uint32_t seat, uint32_t *partition,
-                    uint32_t *epoch, uint64_t *offsets)
+/* The next frame of the last call with an origin. The seat has said the sequence at which the call began, and the lane where
+ * its tail was then; nobody has written there since. */
+static const sm_origin *next_of_call(const sm_seat *seat, const sm_lane *lane, uint64_t lane_bytes, uint64_t *position,
+                                     sm_frame *f)
 {
-    const sm_lane *lane = sm_lane_at(inbox, g->lane_bytes, seat);
     const uint8_t *data = sm_lane_data(lane);
-    uint64_t call = atomic_load_explicit(&sm_seat_at(control, seat)->seat_call, memory_order_acquire);
+    uint64_t call = atomic_load_explicit(&seat->seat_call, memory_order_acquire);
     uint64_t tail = sm_position(atomic_load_explicit(&lane->tail, memory_order_acquire));
-    uint64_t at = sm_position(atomic_load_explicit(&lane->call_tail, memory_order_acquire));
+    uint64_t began = sm_position(atomic_load_explicit(&lane->call_tail, memory_order_acquire));
+    uint64_t at = *position > began ? *position : began;
+    if (at > tail || tail - at > lane_bytes)
+        return NULL;
+    while (at < tail && sm_judge_frame(data, lane_bytes, 0, at, tail, f) == SM_OK) {
+        at += f->length;
+        if (f->kind == SM_FRAME_PAD)
+            continue;
+        if (f->sequence < call)
+            return NULL;
+        *position = at;
+        if (f->kind & SM_FRAME_ORIGIN)
+            return sm_origin_of((const sm_frame *)(data + (f->position & (lane_bytes - 1))), f);
+    }
+    return NULL;
+}
+
+int sm_is_of_call(const sm_seat *seat, const sm_lane *lane, uint64_t lane_bytes)
+{
     sm_frame f;
-    if (at > tail || tail - at > g->lane_bytes)
+    uint64_t position = 0;
+    return next_of_call(seat, lane, lane_bytes, &position, &f) != NULL;
+}
+
+uint32_t sm_recover(const void *control, const sm_geometry *g, const void *inbox, uint32_t seat, uint64_t *position,
+                    uint32_t *partition, uint32_t *epoch, uint64_t *offsets)
+{
+    sm_frame f;
+    const sm_lane *lane = sm_lane_at(inbox, g->lane_bytes, seat);
+    const sm_origin *o =
+        g->row_bytes ? NULL : next_of_call(sm_seat_at(control, seat), lane, g->lane_bytes, position, &f);
+    if (!o)
         return 0;
-    do {
-        if (at >= tail || sm_judge_frame(data, g->lane_bytes, g->row_bytes, at, tail, &f) != SM_OK)
-            return 0;
-        at += f.length;
-    } while (f.kind == SM_FRAME_PAD);
-    if (f.sequence < call || !(f.kind & SM_FRAME_ORIGIN))
-        return 0;
-    const sm_origin *o = sm_origin_of((const sm_frame *)(data + (f.position & (g->lane_bytes - 1))), &f);
     const uint32_t *deltas = (const uint32_t *)(o + 1);
     *partition = o->partition;
     *epoch = o->epoch;

@@ -105,9 +105,14 @@ uint32_t sm_epoch_of(const void *control, uint32_t row)
     return atomic_load_explicit(&sm_partition_at(control, row)->partition_epoch, memory_order_acquire);
 }
 
+uint64_t sm_pushed_of(const void *control, uint32_t row)
+{
+    return atomic_load_explicit(&sm_partition_at(control, row)->partition_pushed, memory_order_relaxed);
+}
+
 /* By the sender, when a pass is in the lanes. It never falls: what is pushed again was pushed. */
 void sm_advance_pushed(void *control, uint32_t row, uint64_t offset)
 {
-    if (offset > atomic_load_explicit(&sm_partition_at(control, row)->partition_pushed, memory_order_relaxed))
+    if (offset > sm_pushed_of(control, row))
         sm_set_pushed(control, row, offset);
 }

@@ -18,8 +18,6 @@
     X(SEND_PUBLISHED, "send.published")   /* tail stored, mark still odd, other lanes perhaps not published */         \
     X(SEND_UNMARKED, "send.unmarked")     /* mark even, sleeping workers not yet woken */                              \
     X(SEND_WAITING, "send.waiting")       /* about to wait for room */                                                 \
-    X(ORIGIN_CALLING, "origin.calling")   /* the seat says where its pass with an origin began, nothing published */   \
-    X(ORIGIN_PUSHED, "origin.pushed")     /* all of the pass published, the partition's `pushed` as before */          \
     X(POLL_TAKEN, "poll.taken")           /* a batch was chosen, the handler not yet called */                         \
     X(COMMIT_ENTERED, "commit.entered")   /* the handler returned, nothing recorded */                                 \
     X(COMMIT_MARKED, "commit.marked")     /* done bits set, head not moved */                                          \
@@ -29,6 +27,8 @@
     X(ASIDE_STORED, "aside.stored")       /* the event is in the quarantine file, its lane does not know */            \
     X(ASIDE_ACTING, "aside.acting")       /* the lane says which row, its frame does not */                            \
     X(ASIDE_MARKED, "aside.marked")       /* the row is done, the lane still says that it is being set aside */        \
+    X(ORIGIN_CALLING, "origin.calling")   /* the seat says where its pass with an origin began, nothing published */   \
+    X(ORIGIN_PUSHED, "origin.pushed")     /* all of the pass published, the partition's `pushed` as before */          \
     X(SHED_LOST, "shed.lost")             /* rows of an earlier epoch were found, nothing is done about them yet */    \
     X(SAVE_BEGUN, "save.begun")           /* batches are deferred, their state is about to be saved */                 \
     X(SAVE_SAVED, "save.saved")           /* state and ranges are saved, no head has moved */                          \

@@ -580,13 +580,17 @@ static uint32_t copy_events(sm_sender *s, const sm_event *events, const uint32_t
 }
 
 /* Before anything is published: where the pass begins, so that a successor finds what it has published (sm_recover). The
- * sequence first, which no frame has yet: with it the places in the lanes are of no pass, and then of this one. */
+ * sequence first, which no frame has yet: with it the places in the lanes are of no pass, and then of this one. What a
+ * killed predecessor had left of its last pass is of that: killed too, both have left it together. */
 static void begin_call(sm_sender *s, uint64_t sequence, uint32_t count)
 {
-    atomic_store_explicit(&s->seat->seat_call, sequence, memory_order_release);
+    uint32_t partition = s->more->columns->partition;
+    int resumes = partition == s->resumed_partition && sm_pushed_of(s->control, partition) < s->resumed_until;
+    if (!resumes)
+        atomic_store_explicit(&s->seat->seat_call, sequence, memory_order_release);
     for (uint32_t i = 0; i < count; i++) {
         const sm_link *l = &s->links[s->groups[i].shard];
-        if (s->groups[i].frame)
+        if (s->groups[i].frame && !(resumes && sm_is_of_call(s->seat, l->lane, s->lane_bytes)))
             atomic_store_explicit(&l->lane->call_tail, l->tail, memory_order_release);
     }
     SM_POINT(ORIGIN_CALLING);

@@ -105,6 +105,17 @@ void sm_name_seat(void *control, uint32_t seat, uint64_t name)
     atomic_store_explicit(&sm_seat_at(control, seat)->seat_name, name, memory_order_release);
 }
 
+int sm_resume_call(sm_sender *s, uint32_t partition, uint64_t until)
+{
+    int status = sm_lock_usable(s);
+    if (status != SM_OK)
+        return status;
+    s->resumed_partition = partition;
+    s->resumed_until = until;
+    sm_sender_unlock(s);
+    return SM_OK;
+}
+
 /* All of it under the lock: another thread may link the same lane at the same time, and push through it at once. */
 int sm_sender_link(sm_sender *s, uint32_t shard, uint64_t generation, void *inbox)
 {

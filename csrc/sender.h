@@ -59,6 +59,8 @@ struct sm_sender {
     uint16_t shard_of[SM_CHUNK]; /* row of the chunk -> group, this pass */
     sm_event events[SM_CHUNK];
     const sm_more *more; /* NULL: nothing comes with them */
+    uint64_t resumed_until;
+    uint32_t resumed_partition;
 };
 
 /* send.c: what a call still has to do, and what it has done */
@@ -67,6 +69,7 @@ void sm_advance(sm_cursor *c, uint64_t start, uint32_t rows, int status);
 
 /* partition.c, for the source that is this producer */
 uint32_t sm_epoch_of(const void *control, uint32_t row);
+uint64_t sm_pushed_of(const void *control, uint32_t row);
 void sm_advance_pushed(void *control, uint32_t row, uint64_t offset);
 
 extern uint64_t sm_fork_count; /* changes only in a child that has one thread yet */

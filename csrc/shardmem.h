@@ -188,9 +188,12 @@ int sm_wait_handled(sm_sender *sender, uint32_t shard, uint64_t position, int64_
 int sm_seat_enter(void *control, uint32_t seat, int64_t pid, uint64_t now_ns);
 int sm_seat_leave(void *control, uint32_t seat);
 void sm_name_seat(void *control, uint32_t seat, uint64_t name); /* it keeps that when it is left */
-/* of the frame that this seat's last pass with an origin has put into that lane: how many, 0 without one. offsets: SM_CHUNK */
+/* Of the frames that this seat's last call with an origin has put into that lane, the next one's, from *position on (0 at
+ * first): how many, 0 without one. offsets: SM_CHUNK */
 uint32_t sm_recover(const void *control, const sm_geometry *geometry, const void *inbox, uint32_t seat,
-                    uint32_t *partition, uint32_t *epoch, uint64_t *offsets);
+                    uint64_t *position, uint32_t *partition, uint32_t *epoch, uint64_t *offsets);
+/* it goes on in the call of the last holder of its seat, until all before that offset of this partition is pushed */
+int sm_resume_call(sm_sender *sender, uint32_t partition, uint64_t until);
 
 /* ---- the partition table [source] ---------------------------------------------------------------------- */
 int sm_set_partition_count(void *control, const sm_geometry *geometry, uint32_t count); /* SM_GEOMETRY: it is another */

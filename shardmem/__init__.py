@@ -29,6 +29,7 @@ _HOME = {
     "SegmentError": "errors",
     "ShardmemError": "errors",
     "Superseded": "errors",
+    "TooManyProducers": "errors",
     "Unavailable": "errors",
     "AsyncProducer": "runtime.aio",
     "Batch": "runtime.batch",
@@ -75,6 +76,7 @@ __all__ = [
     "StateError",
     "Status",
     "Superseded",
+    "TooManyProducers",
     "Unavailable",
     "__version__",
     "connect",
@@ -82,11 +84,16 @@ __all__ = [
 ]
 
 
+_ROOMS = ("sinks", "testing")  # packages that are public as they are
+
+
 def __dir__() -> list[str]:
-    return list(__all__)
+    return sorted([*__all__, *_ROOMS])
 
 
 if TYPE_CHECKING:
+    from shardmem import sinks as sinks
+    from shardmem import testing as testing
     from shardmem.client.client import Client
     from shardmem.client.engine import Engine
     from shardmem.errors import (
@@ -103,6 +110,7 @@ if TYPE_CHECKING:
         ShardmemError,
         StateError,
         Superseded,
+        TooManyProducers,
         Unavailable,
     )
     from shardmem.runtime.aio import AsyncProducer
@@ -117,6 +125,8 @@ if TYPE_CHECKING:
 else:  # a checker would take every name for one of ours
 
     def __getattr__(name: str) -> Any:
+        if name in _ROOMS:
+            return importlib.import_module(f"shardmem.{name}")
         home = _HOME.get(name)
         if home is None:
             raise AttributeError(f"module 'shardmem' has no attribute {name!r}")

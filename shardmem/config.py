@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import builtins
 import difflib
+import ipaddress
 import os
 import pickle
 import re
@@ -183,15 +184,24 @@ class Config:
 
     http_port: int | None = setting(
         None,
-        "TCP port on 127.0.0.1 for status, metrics and health; 0: any free one, see status",
+        "TCP port for status, metrics, health and the page; 0: any free one, see status",
         "number",
         least=0,
         most=65535,
         unset="none: the unix socket only",
     )
+    http_address: str = setting(
+        "127.0.0.1",
+        "address to listen on with http_port; 0.0.0.0: all. From other machines, without the token, health and metrics",
+    )
+    http_allowed_hosts: Any = setting(
+        (),
+        "names besides localhost by which clients may call it, as in the header Host; .example.com: all below it",
+        "names",
+    )
     http_token: str | None = setting(
         None,
-        "required for commands over TCP, as Authorization: Bearer; best given as SHARDMEM_HTTP_TOKEN",
+        "required over TCP for commands and users' data, as Authorization: Bearer; best given as SHARDMEM_HTTP_TOKEN",
         unset="TCP is read-only",
         secret=True,
     )
@@ -215,6 +225,7 @@ class Config:
             "checkpoint_interval": self.checkpoint_interval,
             "log_format": self.log_format,
             "log_level": self.log_level or "info",
+            "log_file": log_file(self.directory, self.name),
             "state_files": state_directory(self.directory, self.name),
             "state_cache_bytes": self.state_cache_bytes,
             "keep_state": self.state_dir is not None,
@@ -290,6 +301,10 @@ class Config:
             )
         if self.http_token is not None and (not self.http_token or self.http_token != self.http_token.strip()):
             found.append("http_token is empty, or has white space around it, which a header cannot carry")
+        try:
+            ipaddress.ip_address(self.http_address)
+        except ValueError:
+            found.append(f"http_address={self.http_address!r} is not an IP address; 0.0.0.0 stands for all of them")
         found += [
             f"retry_on: {name!r} is neither a built-in exception nor module.Name"
             for name in self.retry_on
@@ -342,6 +357,10 @@ def default_directory() -> str:
 
 def state_directory(directory: str, engine: str) -> str:
     return os.path.join(directory, f"{engine}.state")
+
+
+def log_file(directory: str, engine: str) -> str:
+    return os.path.join(directory, f"{engine}.log")
 
 
 def quarantine_file(directory: str, engine: str) -> str:

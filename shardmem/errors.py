@@ -155,6 +155,10 @@ class AlreadyRunning(ShardmemError):
     """Another process holds the role (supervisor of this engine, worker of this shard, every producer seat)."""
 
 
+class TooManyProducers(AlreadyRunning):
+    """Every seat of the engine is taken by a live producer."""
+
+
 class Superseded(ShardmemError):
     """What a command asked for will not come, because another one was given since. Nothing has failed."""
 
@@ -180,6 +184,7 @@ _BY_NAME: dict[str, type[ShardmemError]] = {  # those that are made of their tex
         SegmentCorrupt,
         NotRunning,
         AlreadyRunning,
+        TooManyProducers,
         Superseded,
         BatchEscaped,
         HandlerError,

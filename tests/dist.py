@@ -5,24 +5,12 @@ python tests/dist.py SOURCE_TREE EMPTY_DIRECTORY
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
 import venv
 from pathlib import Path
-
-HANDLER = """
-import sys, shardmem
-
-def handle(batch):
-    assert [(7, b"seven")] == list(batch)
-
-if __name__ == "__main__":
-    with shardmem.Engine(handler=handle) as engine, engine.producer() as producer:
-        producer.push(7, b"seven")
-        producer.flush(10)
-    assert 1 == engine.status()["accounting"]["handled"]
-"""
 
 
 def run(*command: object, cwd: Path) -> None:
@@ -39,6 +27,9 @@ def only(directory: Path, pattern: str) -> Path:
 def main(source: Path, work: Path) -> None:
     run(sys.executable, "-m", "build", "--sdist", "--wheel", "--outdir", work / "dist", source, cwd=work)
     wheel = only(work / "dist", "*.whl")
+    run(sys.executable, "-m", "twine", "check", "--strict", *(work / "dist").iterdir(), cwd=work)
+    version = re.search(r'__version__ = "(.+)"', (source / "shardmem" / "__init__.py").read_text())
+    assert version and wheel.name.startswith(f"shardmem-{version[1]}-"), wheel.name
     assert "-cp310-abi3-linux_" in wheel.name, wheel.name
     with tarfile.open(only(work / "dist", "*.tar.gz")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -55,9 +46,7 @@ def main(source: Path, work: Path) -> None:
     venv.create(work / "fresh", with_pip=True)
     python = work / "fresh" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", only(work / "again", "*.whl"), cwd=work)
-    script = work / "smoke.py"
-    script.write_text(HANDLER)
-    run(python, script, cwd=work)
+    run(python, source / "tests" / "wheel.py", cwd=work)
     run(work / "fresh" / "bin" / "shardmem", "--version", cwd=work)
     print("dist: 1 passed, 0 failed")
 

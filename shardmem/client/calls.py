@@ -29,7 +29,7 @@ class ControlCalls(ABC):
         return self._timed("scale", timeout, shards=shards)
 
     def drain(self, shard: int, timeout: float | None = None) -> dict[str, Any]:
-        """Hand the slots of a shard to the others, then stop and remove it.
+        """Hand a shard's slots to the others, then stop and remove it.
 
         Returns as `scale_to`, and `drained`. Raises ConfigError: it is not active, has failed, or is the only one.
         """

@@ -16,6 +16,7 @@ from typing import Any
 
 from shardmem import errors
 from shardmem.client.calls import ControlCalls
+from shardmem.client.stacks import Stacks, stacks
 from shardmem.client.state import StateAccess, StateValue
 from shardmem.errors import NotRunning, SegmentError, ShardmemError
 from shardmem.memory import lease
@@ -61,6 +62,11 @@ class Client(ControlCalls):
             self._state = StateAccess(self._control.state_dir, self.name)
         return self._state.get(name, key, type)
 
+    def stacks(self, shard: int, timeout: float = 5.0) -> Stacks:
+        """Where the threads of the worker of a shard are at this moment; it goes on undisturbed. Works with the
+        supervisor dead. Raises ConfigError: no such shard; NotRunning: it has no worker; ShardmemError: no answer."""
+        return stacks(self._control, shard, timeout)
+
     def where_text(self, text: str, *, as_int: bool = False) -> Where:
         """The same of a key as it is written in a shell: a number where the engine's keys are numbers."""
         return self.where(key_of_text(self._control.schema, text, as_int=as_int))
@@ -70,11 +76,11 @@ class Client(ControlCalls):
         return self._control.segment.is_current()
 
     def stop(
-        self, now: bool = False, timeout: float | None = None, progress: Callable[[int], None] = lambda in_flight: None
+        self, now: bool = False, timeout: float | None = None, progress: Callable[[Status], None] = lambda status: None
     ) -> Status:
         """Drain and stop; returns the last status that could be read. now: leave unhandled events in shared memory.
 
-        progress: called with the number of events in flight while waiting. Raises NotRunning without a live supervisor,
+        progress: called with the status while waiting. Raises NotRunning without a live supervisor,
         TimeoutError when it has not ended after `timeout` seconds.
         """
         if not self._control.supervisor_alive():
@@ -106,7 +112,7 @@ class Client(ControlCalls):
                     self._expect_ended(pid)
                     return self.status()
                 self._expect_awake()
-                progress(status["accounting"]["in_flight"])
+                progress(status)
                 if deadline is not None and time.monotonic() > deadline:
                     raise TimeoutError(
                         f"engine {self.name!r} has not ended after {timeout:g} s; "
@@ -124,15 +130,24 @@ class Client(ControlCalls):
                 hint=f"See its log; then `shardmem run` takes over, or `shardmem gc --end-orphans {self.name}` ends it",
             )
 
+    def settings(self) -> list[dict[str, Any]]:
+        """Every setting that is in force, with its default and where it was set. Raises as `command`."""
+        found: list[dict[str, Any]] = self._ask("GET", "/settings", None, COMMAND_S)["settings"]
+        return found
+
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
         """One call of the control API. Raises what the supervisor says, NotRunning without one or if it hangs."""
+        return self._ask("POST", f"/{name}", wanted, wanted.get("timeout", COMMAND_S))
+
+    def _ask(self, method: str, what: str, body: Any, seconds: float) -> dict[str, Any]:
         self._expect_awake()
         path = self._socket_path()
         check_socket_path(path)
         connection = _UnixConnection(path, self._control.segment.owner)
-        deadline = time.monotonic() + wanted.get("timeout", COMMAND_S) + ANSWER_S
+        deadline = time.monotonic() + seconds + ANSWER_S
         try:
-            connection.request("POST", f"/{name}", json.dumps(wanted), {"Content-Type": "application/json"})
+            sent = None if body is None else json.dumps(body)
+            connection.request(method, what, sent, {"Content-Type": "application/json"})
             while not select.select([connection.sock], [], [], 1.0)[0]:
                 self._expect_awake()
                 if time.monotonic() > deadline:
@@ -195,9 +210,9 @@ class _UnixConnection(http.client.HTTPConnection):
             raise ConnectionRefusedError(0, f"uid {uid} listens there, and the engine belongs to uid {self._owner}")
 
 
-def wait_ready(name: str | None, timeout: float) -> Status:
+def wait_ready(name: str | None, timeout: float, waits_for: list[str] | None = None) -> Status:
     """The status of an engine once it is ready: every slot has a live worker. None: the one engine here, when there is
-    one.
+    one. waits_for: is given what it waits for, as it changes.
 
     Raises TimeoutError with what it still waits for after `timeout` seconds, LayoutMismatch.
     """
@@ -213,6 +228,8 @@ def wait_ready(name: str | None, timeout: float) -> Status:
             raise
         except (NotRunning, errors.SegmentError) as error:  # not there, or not yet whole
             reasons = [str(error)]
+        if waits_for is not None:
+            waits_for[:] = reasons
         if time.monotonic() > deadline:
             raise TimeoutError(
                 f"{f'engine {name!r}' if name else 'an engine'} is not ready after {timeout:g} s: {'; '.join(reasons)}"

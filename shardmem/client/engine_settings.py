@@ -72,4 +72,6 @@ class EngineSettings(TypedDict, total=False):
     log_format: Literal["human", "json"]
     log_level: Literal["debug", "info", "warning", "error"] | None
     http_port: int | None
+    http_address: str
+    http_allowed_hosts: str | Sequence[str]
     http_token: str | None

@@ -52,7 +52,12 @@ def _what_was_done(engine: str, command: str, done: dict[str, Any]) -> list[str]
     if command == "reload":
         return [
             f"engine {engine}: "
-            + ", ".join(f"shard {each['from']} is replaced by shard {each['to']}" for each in done["reloaded"]),
+            + ", ".join(
+                f"shard {each['from']} has a new worker"
+                if each["from"] == each["to"]
+                else f"shard {each['from']} is replaced by shard {each['to']}"
+                for each in done["reloaded"]
+            ),
             *(f"  {name} cannot change while the engine runs; it keeps its value" for name in done["not_applied"]),
         ]
     if command == "pin":
@@ -92,6 +97,20 @@ def waiting(document: Mapping[str, Any]) -> str:
     parts += [f"end of shard {', '.join(going)}"] if going else []
     parts += [document["moves"]["held_back"]] if document["moves"]["wished"] and not ways else []
     return "; ".join(filter(None, parts))
+
+
+def stopping(document: Mapping[str, Any]) -> str:
+    """What a stop waits for at this moment."""
+    holders = [each for each in document["shards"] if each["in_flight"]]
+    parts = []
+    for each in holders[:3]:
+        part = f"{plural(each['in_flight'], 'event')} of shard {each['id']}"
+        if (hand := each["in_hand_s"]) is not None and hand > 1:
+            part += f" (worker pid {each['pid']}, one batch in hand for {hand:.0f} s)"
+        parts.append(part + (f" ({each['condition']})" if each["condition"] in ("failed", "waiting", "stuck") else ""))
+    parts += ["others"] if len(holders) > 3 else []
+    living = [str(each["id"]) for each in document["shards"] if each["alive"]]
+    return "; ".join(parts) or (f"workers of shard {', '.join(living)} to end" if living else "the supervisor to end")
 
 
 def place(found: Mapping[str, Any]) -> str:

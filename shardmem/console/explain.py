@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -12,9 +12,8 @@ import click
 from shardmem.config import PRESETS, Config
 from shardmem.policy import ScalingPolicy
 from shardmem.settings import UNITS, Setting, declared
-from shardmem.settings_sources import Sources
 from shardmem.state_settings import RemoteSettings
-from shardmem.supervisor.configured import OF_THE_ENGINE, policy_of, preset_of
+from shardmem.supervisor.explained import policy_settings
 
 WIDTH = 80
 
@@ -34,49 +33,6 @@ def sentence(each: Setting) -> str:
     """The help with limits and default."""
     default = "" if each.required else f"; default: {each.text(each.default)}"
     return f"{each.help}{f' ({each.limits})' if each.limits else ''}{default}."
-
-
-def policy_settings() -> Iterator[Setting]:
-    """Those of [policy]; the others of ScalingPolicy are the engine's."""
-    return (each for name, each in declared(ScalingPolicy).items() if name not in OF_THE_ENGINE)
-
-
-def rows(config: Config, sources: Sources, made_up: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Every setting. made_up: names of those whose value stands in for one that nobody gave."""
-    found = []
-    for name, each in declared(Config).items():
-        value = each.default if name in made_up else getattr(config, name)
-        origin = None if name in made_up else sources.origins.get(name)
-        is_table = name == "policy" and isinstance(value, dict)
-        table = f"as below, on preset {value.get('preset', 'default')}" if is_table else None
-        found.append(_row(each, name, value, origin, table))
-    preset, policy = preset_of(config), policy_of(config)
-    for each in policy_settings():
-        row = _row(each, f"policy.{each.name}", getattr(policy, each.name), sources.origins.get(f"policy.{each.name}"))
-        row["default"], row["default_text"] = getattr(preset, each.name), each.text(getattr(preset, each.name))
-        found.append(row)
-    return found
-
-
-def _row(each: Setting, name: str, value: Any, origin: Any, text: str | None = None) -> dict[str, Any]:
-    def plain(thing: Any) -> Any:
-        return thing if thing is None or isinstance(thing, (bool, int, float, str, dict)) else str(thing)
-
-    shown = each.text(value) if each.secret else plain(None if each.required and value is each.default else value)
-    return {
-        "name": name,
-        "value": shown,
-        "text": text or each.text(value),
-        "unit": each.unit,
-        "required": each.required,
-        "default": None if each.required else plain(each.default),
-        "default_text": each.text(each.default),
-        "from": origin.kind if origin else "default",
-        "place": origin.text if origin else "default",
-        "line": origin.line if origin else None,
-        "help": each.help,
-        "limits": each.limits,
-    }
 
 
 def text(rows: Iterable[dict[str, Any]]) -> str:

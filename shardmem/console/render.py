@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
+from datetime import datetime
 from typing import Any
 
 from rich import box
@@ -11,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from shardmem.client.engines import EngineLine
 from shardmem.status.document import (
     Accounting,
     Finding,
@@ -95,6 +97,32 @@ def status(document: Status) -> Group:
         for line in textwrap.wrap(happened(each), 80, subsequent_indent=" " * 16, max_lines=3, placeholder=" ...")
     ]
     return Group(*parts)
+
+
+def engines(found: list[EngineLine]) -> str:
+    """A line for each engine, and below it what is wrong with it."""
+    heads = ("engine", "state", "shards", "rate/s", "in flight", "verdict")
+    rows, notes = [], []
+    for each in cleaned(found):
+        figures = [
+            "-" if value is None else count(value) for value in (each["shards"], each["rate"], each["in_flight"])
+        ]
+        rows.append([each["name"], each["state"], *figures, each["verdict"]])
+        notes.append([each["error"]] if each["error"] else each["findings"])
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    lines = []
+    for row, below in zip([list(heads), *rows], [[], *notes]):
+        cells = [
+            cell.rjust(width) if 2 <= column <= 4 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths))
+        ]
+        lines.append("  ".join(cells).rstrip())
+        lines += [
+            line
+            for note in below
+            for line in textwrap.wrap(note, 78, initial_indent="    ", subsequent_indent="      ")
+        ]
+    return "\n".join(lines)
 
 
 def source_line(source: SourceStatus) -> str:
@@ -232,6 +260,18 @@ def happened(each: HistoryEntry) -> str:
     """An entry of `history`, with the time of day here."""
     where = f"shard {each['shard']}: " if each["shard"] is not None else ""
     return f"{time.strftime('%m-%d %H:%M:%S', time.localtime(each['at']))}  {where}{each['text']}"
+
+
+def log_line(record: dict[str, Any]) -> str:
+    """A record of the log, with the time of day here; what it brings with it is indented, as in the log itself."""
+    try:
+        at = datetime.fromisoformat(str(record.get("ts"))).astimezone().strftime("%m-%d %H:%M:%S.%f")[:-3]
+    except ValueError:
+        at = "?"
+    shard, life = record.get("shard"), record.get("incarnation")
+    who = "supervisor" if shard is None else f"shard {shard}"
+    text = "\n".join(str(record[key]) for key in ("message", "exception") if record.get(key)).replace("\n", "\n    ")
+    return f"{at} {who}{'' if life is None else f'/{life}'} {str(record.get('level')).upper()} {text}"
 
 
 def collected(findings: list[dict[str, Any]], dry_run: bool) -> str:

@@ -384,7 +384,7 @@ def _ready_facts(control: ControlSegment, descriptor: int, named: dict[tuple[int
     view = control.view_engine()
     facts: dict[str, Any] = {
         "condition": "ready",
-        "listens": _recorded_socket(control),
+        "listens": recorded_socket(control),
         "state": control.state,
         "supervisor": view.pid if held(lease.SUPERVISOR) else None,
         "workers": tuple(
@@ -416,7 +416,7 @@ def _ready_facts(control: ControlSegment, descriptor: int, named: dict[tuple[int
     return {**facts, "in_flight": in_flight, "unreadable": unreadable}
 
 
-def _recorded_socket(control: ControlSegment) -> str | None:
+def recorded_socket(control: ControlSegment) -> str | None:
     """Where its supervisor said that it listens, under another environment perhaps."""
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         path = json.loads(control.board("decisions")).get("socket")

@@ -3,6 +3,7 @@ use."""
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import platform
@@ -118,8 +119,8 @@ def examine(host: Host, plan: Plan, leftovers: Iterable[Leftover]) -> list[Check
     """Every check, in the order in which things would fail."""
     return [
         versions(),
-        *kernel(host),
         *shared_memory(host, plan),
+        *kernel(host),
         memory_group(host, plan),
         cores(host, plan),
         open_files(host, plan),
@@ -329,6 +330,9 @@ def kernel(host: Host) -> Iterator[Check]:
             attempt(host.shm)
             works.append(feature)
         except (OSError, AttributeError, KeyError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                yield Check(feature, INFO, f"could not be tried: {host.shm} is full", "make room there, and look again")
+                continue
             yield Check(
                 feature,
                 ERROR,

@@ -48,6 +48,9 @@ TEXTS: dict[str, Schema] = {  # what is not a figure
     "engine.http": or_null(TEXT),
     "engine.memory": TEXT,
     "engine.socket": or_null(TEXT),
+    "engine.version": or_null(TEXT),
+    "engine.handler": or_null(TEXT),
+    "engine.host": or_null(TEXT),
     "moves.held_back": TEXT,
     "moves.complaints": array(TEXT),
     "pins[].slots": TEXT,
@@ -189,6 +192,62 @@ COMPONENTS: dict[str, Schema] = {
     "Quarantine": obj(file=TEXT, count=COUNT, limit=COUNT, events=array(obj(**_QUARANTINED))),
     "Quarantined": _whole(),
     "StateValue": obj(state=TEXT, key={}, value={}, age=NUMBER, shard=COUNT, slot=COUNT),
+    "Series": obj(
+        every_s=NUMBER,
+        points=array(
+            obj(
+                at=NUMBER,
+                accepted=or_null(NUMBER),
+                handled=or_null(NUMBER),
+                refused=or_null(NUMBER),
+                in_flight=COUNT,
+                p50=or_null(NUMBER),
+                p99=or_null(NUMBER),
+                fullest=NUMBER,
+                mean=NUMBER,
+                shards={"type": "object", "additionalProperties": obj(rate=NUMBER, fill=NUMBER, busy=NUMBER)},
+            )
+        ),
+    ),
+    "Engines": obj(
+        engines=array(
+            obj(
+                name=TEXT,
+                state=TEXT,
+                shards=or_null(COUNT),
+                rate=or_null(NUMBER),
+                in_flight=or_null(WHOLE),
+                level=one_of(*LEVELS),
+                verdict=TEXT,
+                findings=array(TEXT),
+                http=or_null(TEXT),
+                pid=or_null(COUNT),
+                error=or_null(TEXT),
+            )
+        )
+    ),
+    "Log": obj(file=TEXT, records=array({"type": "object"})),
+    "Stacks": obj(shard=COUNT, pid=COUNT, incarnation=COUNT, in_hand_s=or_null(NUMBER), text=TEXT),
+    "Settings": obj(
+        settings=array(
+            {
+                **obj(
+                    name=TEXT,
+                    value={},
+                    text=TEXT,
+                    unit=TEXT,
+                    required=TRUTH,
+                    default={},
+                    default_text=TEXT,
+                    place=TEXT,
+                    line=or_null(COUNT),
+                    help=TEXT,
+                    limits=TEXT,
+                    **{"from": one_of("default", "file", "variable", "flag")},
+                )
+            }
+        )
+    ),
     "Replayed": obj(replayed=array(COUNT), left=array(COUNT), why=or_null(TEXT)),
     "Purged": obj(purged=COUNT),
     "Scaled": obj(auto_scale=TRUTH, **_SHARDS, **_MOVED),

@@ -1,9 +1,10 @@
-"""The sockets that the control API listens on: a unix socket that only its user reaches, and loopback TCP if wanted."""
+"""The sockets that the control API listens on: a unix socket that only its user reaches, and TCP if wanted."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import ipaddress
 import os
 import socket
 import time
@@ -16,19 +17,33 @@ DYING = 2.0  # seconds for which the sockets of a supervisor that is being kille
 BACKLOG = 64
 
 
-def listen_on_tcp(port: int) -> socket.socket:
+def listen_on_tcp(address: str, port: int) -> socket.socket:
     """Raises ConfigError."""
     deadline = time.monotonic() + DYING
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     while True:
         try:
-            return socket.create_server(("127.0.0.1", port))
+            return socket.create_server((address, port), family=family)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
                 why = os.strerror(error.errno or 0)
+                if error.errno == errno.EADDRNOTAVAIL:
+                    raise ConfigError(
+                        f"cannot listen on http_address={address}: {why}",
+                        hint="Choose an address of this machine, or 0.0.0.0 for all of them",
+                    ) from None
                 raise ConfigError(
                     f"cannot listen on http_port={port}: {why}", hint="Choose another port, or 0 for any free one"
                 ) from None
         time.sleep(0.02)
+
+
+def url_of(address: str, port: int) -> str:
+    """Where a program of this machine reaches it."""
+    found = ipaddress.ip_address(address)
+    if found.is_unspecified:
+        found = ipaddress.ip_address("::1" if found.version == 6 else "127.0.0.1")
+    return f"http://[{found}]:{port}" if found.version == 6 else f"http://{found}:{port}"
 
 
 class UnixListener:

@@ -106,7 +106,7 @@ COMMANDS = (
     ),
     Command(
         "drain",
-        "Hand the slots of a shard to the others, then stop and remove it",
+        "Hand a shard's slots to the others, then stop and remove it",
         "Drained",
         {"shard": WHOLE, "timeout": DEADLINE},
         {"shard": 1},
@@ -209,6 +209,7 @@ PAGE_FILES = {
         "words.js",
     )
 }
+SHARD: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 99_999, "example": 0}
 READS = (
     Read("/", "A page for a browser that shows the engine as it runs", "string", ("text/html",)),
     Read(
@@ -226,7 +227,7 @@ READS = (
         "The open lanes of a shard, one for each producer",
         "Lanes",
         problems=("404",),
-        values={"shard": {"type": "integer", "minimum": 0, "maximum": 99_999, "example": 0}},
+        values={"shard": SHARD},
     ),
     Read(
         "/status",
@@ -265,6 +266,29 @@ READS = (
     ),
     Read("/livez", "Whether the supervisor responds", "Live", refused="It does not; the reasons"),
     Read("/readyz", "Whether every slot has a live owner", "Ready", refused="A slot has no live owner; the reasons"),
+    Read(
+        "/settings", "Every setting that is in force, with its default and where it was set", "Settings", private=True
+    ),
+    Read("/series", "Figures of the last hour, every 5 s, as the page draws them", "Series"),
+    Read("/engines", "The engines of this user on this machine, a line each", "Engines"),
+    Read(
+        "/log",
+        "The last 200 records of the log, of supervisor, workers and sources",
+        "Log",
+        private=True,
+        problems=("409",),
+    ),
+    Read(
+        "/log/{shard}", "The same of one shard", "Log", private=True, problems=("404", "409"), values={"shard": SHARD}
+    ),
+    Read(
+        "/stacks/{shard}",
+        "The stack of each thread of the worker of a shard at this moment",
+        "Stacks",
+        private=True,
+        problems=("404", "409"),
+        values={"shard": SHARD},
+    ),
     Read("/openapi.json", "This document", "OpenApi"),
 )
 _IS: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection on this machine."""
+"""Who is at the other end of a connection."""
 
 from __future__ import annotations
 
@@ -40,6 +40,14 @@ def uid_of_loopback(transport: asyncio.BaseTransport) -> int | None:
     if len(answer) < _UID_AT + 4 or _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
         return None
     return int(struct.unpack_from("=I", answer, _UID_AT)[0])
+
+
+def name_of_tcp(transport: asyncio.BaseTransport) -> int | str | None:
+    """The user at the other end if it is on this machine, else its address."""
+    if (uid := uid_of_loopback(transport)) is not None:
+        return uid
+    theirs = transport.get_extra_info("peername")
+    return str(theirs[0]) if theirs else None
 
 
 def is_owner(uid: int) -> bool:

@@ -422,6 +422,19 @@ class Batch:
             stream = arrow.events_stream(self._int_keys(index) if are_ints else self.keys, self.payloads)
         return stream.__arrow_c_stream__(requested_schema)
 
+    # ---- for those who remember what was handled ---------------------------------------------------------------------
+
+    def key_words(self) -> tuple[np.ndarray, np.ndarray]:
+        """(int64 array: the same for the same key; bool array: of events without one). Events engines only."""
+        index, _ = self._index_and_data()
+        return index["key"].astype("i8"), index["meta"] >> 30 == KEY_NONE
+
+    def safe(self) -> dict[tuple[str, int], int]:
+        """Of each partition that this engine has by now: the offset before which nothing needs to be handled any
+        more."""
+        rows = [] if self._partitions is None else self._partitions.rows()
+        return {(row.topic, row.number): row.safe for row in rows if row.epoch}
+
     # ---- inside ------------------------------------------------------------------------------------------------------
 
     def _check(self, *, records: bool) -> None:

@@ -182,6 +182,12 @@ def keep() -> None:
             logger.__class__ = _Ours
 
 
+def json_formatter() -> logging.Formatter:
+    """Whose records these are is as `set_up` said. Raises AssertionError before that."""
+    assert _who is not None
+    return _Json(_who)
+
+
 def move(shard: int) -> None:
     """From here on these are the records of this shard."""
     if _who is not None:

@@ -111,7 +111,7 @@ class Producer:
         self._sample_every, self._sampled = sample_every, 0
         self._interrupted = False
         self._idle_cursors: list[sm_cursor] = []  # 16 KiB each: making one costs as much as pushing a hundred events
-        self._fast = Pusher(self._push_slow)
+        self._fast = Pusher(self.push)  # what is not plain, and mistakes, which name `push` then
         self._attached = Attachment(engine, wait, reconnect, seat, self._sit, self._fast.detach)
         self.schema = self._attached.schema
         if not self.schema.is_records:
@@ -130,9 +130,6 @@ class Producer:
         key: int (-2**63 to 2**64-1), str, bytes, or None for no order. payload: bytes-like, or None for a tombstone.
         Raises Backpressure, NotRunning, HandlerError (its shard has failed), OutOfMemory, TypeError, ValueError.
         """
-        return self._push_slow(key, payload, timeout)
-
-    def _push_slow(self, key: Any, payload: Any, timeout: float | None = DEFAULT) -> bool:
         return finish(self._push_steps(key, payload, timeout))
 
     def _push_steps(self, key: Any, payload: Any, timeout: float | None) -> Steps[bool]:
@@ -385,18 +382,22 @@ class Producer:
     # ---- both --------------------------------------------------------------------------------------------------------
 
     def recover(self, table: PartitionTable) -> dict[int, np.ndarray]:
-        """What a source that was killed had pushed beyond what the table says: row -> offsets, rising. Its successor,
-        on the same named seat, asks before it pushes anything: it goes on at `table.pushed(row)`, without these.
+        """What a source that was killed had pushed beyond what the table says: row -> offsets, rising; of one row at
+        most. Its successor, on the same named seat, asks before it pushes anything, and goes on with that partition
+        before any other: at `table.pushed(row)`, without these offsets. When all before the last of them is pushed, it
+        says so with `table.set_pushed(row, last + 1)`.
 
         Raises NotRunning: the engine is away.
         """
-        found: dict[int, np.ndarray] = {}
-        for row, epoch, offsets in self._own_seat().last_call():
+        seat, found = self._own_seat(), dict[int, list[np.ndarray]]()
+        for row, epoch, offsets in seat.last_call():
             view = table.view(row)
-            if view is not None and view.epoch == epoch:
-                left = offsets[offsets >= view.pushed]
-                found[row] = np.sort(np.concatenate([found.get(row, left[:0]), left]))
-        return {row: offsets for row, offsets in found.items() if len(offsets)}
+            if view is not None and view.epoch == epoch and (offsets >= view.pushed).any():
+                found.setdefault(row, []).append(offsets[offsets >= view.pushed])
+        known = {row: np.unique(np.concatenate(parts)) for row, parts in found.items()}
+        for row, offsets in known.items():
+            seat.resume_call(row, int(offsets[-1]) + 1)
+        return known
 
     def flush(self, timeout: float | None = None, slots: Iterable[int] | None = None) -> None:
         """Wait until everything that this producer pushed before has been handled; slots: only in the lanes of the

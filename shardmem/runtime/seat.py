@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from shardmem.errors import AlreadyRunning, NotRunning, SegmentCorrupt
+from shardmem.errors import AlreadyRunning, NotRunning, SegmentCorrupt, TooManyProducers
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
@@ -215,7 +216,7 @@ class Seat:
         """Of the last pass with an origin of any holder of this seat, what is in the lanes: (row of the partition
         table, its epoch then, offsets)."""
         control = self.control
-        row, epoch = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        row, epoch, position = ffi.new("uint32_t *"), ffi.new("uint32_t *"), ffi.new("uint64_t *")
         offsets = np.empty(lib.SM_CHUNK, "u8")
         for shard in control.known_shards():
             try:
@@ -225,19 +226,17 @@ class Seat:
             try:
                 if not any(lane.seat == self.number and not lane.broken for lane in inbox.lanes()):
                     continue
-                count = lib.sm_recover(
-                    control.address,
-                    control.geometry,
-                    inbox.address,
-                    self.number,
-                    row,
-                    epoch,
-                    ffi.cast("uint64_t *", offsets.ctypes.data),
-                )
+                position[0] = 0
+                place = position, row, epoch, ffi.cast("uint64_t *", offsets.ctypes.data)
+                while count := lib.sm_recover(control.address, control.geometry, inbox.address, self.number, *place):
+                    yield row[0], epoch[0], offsets[:count].copy()
             finally:
                 inbox.close()
-            if count:
-                yield row[0], epoch[0], offsets[:count].copy()
+
+    def resume_call(self, row: int, until: int) -> None:
+        """Until all before that offset is pushed, what is pushed of this partition belongs to the call that the last
+        holder left."""
+        lib.sm_resume_call(self.sender, row, until)
 
     # ---- counts ------------------------------------------------------------------------------------------------------
 
@@ -261,8 +260,11 @@ def take_seat(control: ControlSegment) -> tuple[int, list[lease.Lease]]:
         held = lease.Lease.take(control.segment, lease.seat_byte(seat))
         if held is not None:
             return seat, [held]
-    raise AlreadyRunning(
-        f"engine {control.engine!r} has {control.max_producers} producers, all alive; close one or raise max_producers"
+    pids = Counter(control.view_seat(seat).pid for seat in range(control.max_producers))
+    holders = ", ".join(f"pid {pid} has {count}" for pid, count in pids.most_common(3))
+    raise TooManyProducers(
+        f"engine {control.engine!r} has {control.max_producers} producers, all alive: {holders}",
+        hint="Make one producer for each process and share it among threads; or raise max_producers and run it again",
     )
 
 

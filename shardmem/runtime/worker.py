@@ -20,7 +20,7 @@ from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import arm_from_environment, ffi
 from shardmem.memory.reader import Reader
-from shardmem.runtime import logs, streams
+from shardmem.runtime import log_file, logs, stacks, streams
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.checkpoint import Checkpointed
 from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, begin, read_orders
@@ -124,6 +124,7 @@ def main() -> int:
     begin()
     arm_from_environment()
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # a supervisor that finds it stuck wants to know where
+    stacks.offer()
     # A terminal's Ctrl-C and its end go to the whole process group; the supervisor decides what they mean for workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -196,6 +197,7 @@ def _orders() -> tuple[WorkerOrders, Reports] | None:
     if orders.descriptors is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (orders.descriptors, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     logs.set_up(settings["log_format"], settings["log_level"], orders.engine, orders.shard)
+    log_file.keep_in(settings["log_file"])
     if orders.spare:
         logs.keep()
         orders.handler.prepare()

@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from shardmem.config import log_file
 from shardmem.errors import ConfigError, NotRunning, ShardmemError, with_hint
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import arm_from_environment
 from shardmem.runtime import logs
 from shardmem.runtime.child import ExitCode, Reports, SourceOrders, begin, read_orders
+from shardmem.runtime.log_file import keep_in
 from shardmem.runtime.producer import Producer, connect
 from shardmem.sources.broker import BrokerRunner
 from shardmem.sources.configured import SourceSettings, sources_in
@@ -44,6 +46,7 @@ def main() -> int:
         return ExitCode.OK
     orders, reports = told
     logs.set_up(orders.settings["log_format"], orders.settings["log_level"] or "info", orders.engine)
+    keep_in(log_file(orders.directory, orders.engine))
     return SourceProcess(orders, reports).run()
 
 

@@ -26,6 +26,14 @@ class EngineStatus(TypedDict):
     http: str | None
     memory: str
     socket: str | None
+    version: str | None  # of its supervisor, as it last said; handler and host too
+    handler: str | None
+    host: str | None
+    shm_bytes: int
+    shm_free_bytes: int | None
+    shm_size_bytes: int | None
+    state_bytes: int | None
+    state_age_s: float | None
 
 
 class SupervisorStatus(TypedDict):
@@ -87,6 +95,7 @@ class ProducerStatus(TypedDict):
     incarnation: int
     accepted: int
     sequence: int
+    in_push: bool
     rate: float
     blocked: float
     refused: dict[str, int]
@@ -205,11 +214,13 @@ class Order(TypedDict):
 
 
 class Finding(TypedDict):
-    """What is wrong, and what helps: `command` is for a shell, `order` the same for the control API."""
+    """What is wrong, and what helps: `command` is for a shell, `order` the same for the control API. shards: all that
+    it is about, the first of them as `shard` too."""
 
     level: Level
     kind: str
     shard: int | None
+    shards: list[int]
     text: str
     advice: str
     command: str | None

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shardmem import __version__
+
 COUNTER, GAUGE, HISTOGRAM, STATE = "counter", "gauge", "histogram", "state"
 LABELS = {
     "shards": ("shard", "id"),
@@ -108,7 +110,7 @@ class Figure:
                 yield labels, FOLDS[self.fold]([value for value in values if value is not None])
                 return
             for entry in entries:
-                yield from self._read(entry, rest, (*labels, str(entry[label[1]])) if label else labels)
+                yield from self._read(entry, rest, (*labels, str(entry[label[1]])) if label and rest else labels)
         elif part.endswith("}"):
             members = node[part.partition("{")[0]]
             for key in (*self.values, *(key for key in members if key not in self.values)):
@@ -175,6 +177,52 @@ FIGURES = (
         "1 if a shard that waits is no reason for /readyz to say that the engine is not ready",
         "shardmem_ready_while_waiting",
         truth=True,
+    ),
+    Figure(
+        "engine.version",
+        "",
+        STATE,
+        "supervisor",
+        "1 for the version of shardmem that its supervisor runs",
+        "shardmem_build_info",
+        values=(__version__,),
+        null=True,
+    ),
+    Figure(
+        "engine.shm_bytes",
+        "bytes",
+        GAUGE,
+        "supervisor, producer",
+        "shared memory behind the segments of the engine",
+        "shardmem_shm_used_bytes",
+    ),
+    Figure(
+        "engine.shm_free_bytes",
+        "bytes",
+        GAUGE,
+        "kernel",
+        "free in /dev/shm, for whatever is there",
+        "shardmem_shm_free_bytes",
+        null=True,
+    ),
+    Figure("engine.shm_size_bytes", "bytes", GAUGE, "kernel", "size of /dev/shm", "shardmem_shm_size_bytes", null=True),
+    Figure(
+        "engine.state_bytes",
+        "bytes",
+        GAUGE,
+        "worker",
+        "size of the state files; null when the engine saved no state",
+        "shardmem_state_bytes",
+        null=True,
+    ),
+    Figure(
+        "engine.state_age_s",
+        "seconds",
+        GAUGE,
+        "worker",
+        "since state was last saved, by whichever shard; null when it never was",
+        "shardmem_state_age_seconds",
+        null=True,
     ),
     Figure("supervisor.pid", "", STATE, "supervisor", "its process"),
     Figure(
@@ -486,6 +534,14 @@ FIGURES = (
         "events pushed from this seat, by all its producers",
         "shardmem_producer_pushed_total",
     ),
+    Figure(
+        "producers[].in_push",
+        "",
+        GAUGE,
+        "producer",
+        "1 while it is inside of a push: one that is stopped there holds up handoffs",
+        truth=True,
+    ),
     Figure("producers[].rate", "events/s", GAUGE, "producer", "events pushed per second, since an earlier reading"),
     Figure(
         "producers[].blocked",
@@ -760,6 +816,13 @@ FIGURES = (
         "supervisor, worker",
         "shard that it is about; null if it is about the engine",
         null=True,
+    ),
+    Figure(
+        "findings[].shards[]",
+        "shards",
+        STATE,
+        "supervisor, worker",
+        "all shards that it is about, the same as `shard` first",
     ),
     Figure(
         "accounting.in_flight",

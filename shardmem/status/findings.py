@@ -1,8 +1,8 @@
 """Whether an engine is healthy, and if not, what is wrong and what helps: one judgement for page, `top` and `status`.
 
-Pure: a status document in, findings out, the worst first. A finding is {level, kind, shard, text, advice, command,
-order}: `command` is for a shell, `order` the same for the control API; both are None where only the user's own program
-can help.
+Pure: a status document in, findings out, the worst first. A finding is {level, kind, shard, shards, text, advice,
+command, order}: `shards` are all that it is about, `shard` the first of them, `command` is for a shell, `order` the
+same for the control API; both are None where only the user's own program can help.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from shardmem.status.document import LEVELS, Finding, Level, Order, ShardStatus, SourceStatus, Status
-from shardmem.text import listed, named, plural
+from shardmem.status.document import LEVELS, Finding, HandoffStatus, Level, Order, ShardStatus, SourceStatus, Status
+from shardmem.text import listed, named, plural, size
 
 VERDICTS: dict[Level, str] = {"info": "healthy", "warning": "needs attention", "error": "failing"}
 STALE_S = 10.0  # without a turn of the supervisor's loop, which turns four times a second; a large plan takes one
@@ -45,6 +45,7 @@ def findings(document: Status, lately: Lately = Lately()) -> list[Finding]:
         *pressure,
         *_handoffs(document),
         *_moves(document),
+        *_memory(document),
         *_quarantine(document),
         *_sources(document),
         *_advice(document, {each["kind"] for each in pressure}),
@@ -61,7 +62,27 @@ def findings(document: Status, lately: Lately = Lately()) -> list[Finding]:
             }
             for each in found
         ]
-    return sorted(found, key=lambda each: LEVELS.index(each["level"]))
+    return sorted(_together(found), key=lambda each: LEVELS.index(each["level"]))
+
+
+def _together(found: list[Finding]) -> list[Finding]:
+    """What is true of several shards is said once, of the first of them, with the numbers of the others."""
+    first: dict[tuple[str, str], Finding] = {}
+    kept = []
+    for each in found:
+        if each["shard"] is None:
+            kept.append(each)
+            continue
+        told = first.get((each["level"], each["kind"]))
+        if told is None:
+            first[each["level"], each["kind"]] = each
+            kept.append(each)
+        else:
+            told["shards"].append(each["shard"])
+    for each in kept:
+        if others := each["shards"][1:]:
+            each["text"] = f"{each['text'].rstrip('.')}. The same of {named('shard', others)}."
+    return kept
 
 
 def finding(
@@ -77,6 +98,7 @@ def finding(
         "level": level,
         "kind": kind,
         "shard": shard,
+        "shards": [] if shard is None else [shard],
         "text": text,
         "advice": advice,
         "command": command,
@@ -188,16 +210,16 @@ def _shard(document: Status, shard: ShardStatus) -> Iterator[Finding]:
     elif condition == "waiting":
         yield _waits(shard)
     elif condition == "stuck":
-        yield _stuck(shard, supervised)
+        yield _stuck(document, shard)
     elif _hangs(shard):
         yield finding(
             "warning",
             "slow",
-            f"The worker of shard {shard['id']} has had one batch in hand for {shard['in_hand_s']:.0f} s; "
+            f"The worker of shard {shard['id']} (pid {shard['pid']}) has had one batch in hand for "
+            f"{shard['in_hand_s']:.0f} s; "
             f"{plural(shard['in_flight'], 'event')} waiting, its fullest lane is {shard['fill_ratio']:.0%} full.",
-            "Its handler may hang; with batch_deadline set, the worker would be replaced. To write its stacks to the "
-            "log:",
-            f"kill -USR2 {shard['pid']}",
+            "Its handler may hang; with batch_deadline set, the worker would be replaced. To see where it is:",
+            f"shardmem stacks {document['engine']['name']} {shard['id']}",
             shard=shard["id"],
         )
     elif condition in ("dead", "restarting"):
@@ -205,7 +227,7 @@ def _shard(document: Status, shard: ShardStatus) -> Iterator[Finding]:
 
 
 def _failing(document: Status, shard: ShardStatus) -> Finding:
-    number, reload = shard["id"], f"shardmem reload --engine {document['engine']['name']}"
+    number, reload = shard["id"], f"shardmem reload {document['engine']['name']}"
     if shard["condition"] == "failed":
         reason = shard["reason"] or shard["error"] or "the reason is not known"
         return finding(
@@ -242,7 +264,8 @@ def _waits(shard: ShardStatus) -> Finding:
     )
 
 
-def _stuck(shard: ShardStatus, supervised: bool) -> Finding:
+def _stuck(document: Status, shard: ShardStatus) -> Finding:
+    supervised = document["supervisor"]["alive"]
     advice = "The supervisor writes its stacks to the log, kills it and starts another worker."
     if shard["state"] == "stopped":
         advice = (
@@ -250,13 +273,13 @@ def _stuck(shard: ShardStatus, supervised: bool) -> Finding:
             "stacks to the log and ends it; nothing is lost with it."
         )
     if not supervised:
-        advice = "No supervisor is running to replace it. To write its stacks to the log:"
+        advice = "No supervisor is running to replace it. To see where it is:"
     return finding(
         "error",
         "stuck",
-        f"The worker of shard {shard['id']} is stuck: {shard['reason']}",
+        f"The worker of shard {shard['id']} (pid {shard['pid']}) is stuck: {shard['reason']}",
         advice,
-        None if supervised else f"kill -USR2 {shard['pid']}",
+        None if supervised else f"shardmem stacks {document['engine']['name']} {shard['id']}",
         shard=shard["id"],
     )
 
@@ -400,7 +423,7 @@ def _relief(document: Status, shards: list[int]) -> tuple[str, str | None, Order
             None,
         )
     policy = "The policy adds shards if this lasts. To add one now:" if document["auto_scale"] else "To add a shard:"
-    return policy, f"shardmem scale {count + 1} --engine {engine['name']}", _order("scale", shards=count + 1)
+    return policy, f"shardmem scale {engine['name']} {count + 1}", _order("scale", shards=count + 1)
 
 
 def shard_count(document: Status) -> int:
@@ -423,14 +446,52 @@ def _handoffs(document: Status) -> Iterator[Finding]:
     late = sorted((each for each in document["handoffs"] if each["late"]), key=lambda each: -each["age_s"])
     if late:
         worst = late[0]
-        on = worst["from"] if worst["phase"] == "draining" else worst["to"]
         yield finding(
             "warning",
             "late",
             f"{plural(len(late), 'slot')} moving for too long: slot {worst['slot']} from shard "
             f"{worst['from']} to {worst['to']}, {worst['phase']} for {worst['age_s']:.0f} s.",
-            f"Waiting for shard {on}: a long batch, or a worker that makes no progress. Nothing is lost.",
+            *_whom_it_waits_for(document, worst),
         )
+
+
+def _of_producers(document: Status) -> str:
+    """Those that are inside of a push at this moment."""
+    pushing = [each for each in document["producers"] if each["alive"] and each["in_push"]]
+    who = [f"pid {each['pid']} (seat {each['seat']})" for each in pushing]
+    return f"of producer {listed(who, 4)}" if who else "of a producer"
+
+
+def _whom_it_waits_for(document: Status, late: HandoffStatus) -> tuple[str, str | None, Order | None]:
+    """(advice, command, order)"""
+    if late["phase"] == "rerouting":
+        return (
+            f"Waiting for a push in progress {_of_producers(document)}: a process that is stopped, or gets no "
+            "processor. Let it continue, or end it. Nothing is lost.",
+            None,
+            None,
+        )
+    number = late["from"] if late["phase"] == "draining" else late["to"]
+    shard = next((each for each in document["shards"] if each["id"] == number), None)
+    name = document["engine"]["name"]
+    if shard is None:
+        return f"Waiting for shard {number}, which is not there. Nothing is lost.", None, None
+    if shard["condition"] == "failed":
+        return (
+            f"Waiting for shard {number}, which has failed. Nothing is lost. When the cause is fixed:",
+            f"shardmem reload {name}",
+            _order("reload"),
+        )
+    if not shard["alive"]:
+        return f"Waiting for shard {number}, whose worker is being started again. Nothing is lost.", None, None
+    if shard["condition"] == "waiting":
+        return f"Waiting for shard {number}, which waits itself: {shard['reason']}. Nothing is lost.", None, None
+    return (
+        f"Waiting for shard {number} (worker pid {shard['pid']}): {shard['reason'] or 'it makes no progress'}. "
+        "Nothing is lost. To see where it is:",
+        f"shardmem stacks {name} {number}",
+        None,
+    )
 
 
 def _moves(document: Status) -> Iterator[Finding]:
@@ -464,7 +525,25 @@ def _moves(document: Status) -> Iterator[Finding]:
             "warning",
             "held_back",
             f"No slot can move: {moves['held_back']}.",
-            "Let the producer continue, or end it: every handoff waits for pushes that are in progress.",
+            f"Every handoff waits for pushes in progress, here {_of_producers(document)}. Let it continue, or end it.",
+        )
+
+
+def _memory(document: Status) -> Iterator[Finding]:
+    """A full /dev/shm refuses new shards, and lanes of new producers, and says so to whoever asked for them alone."""
+    engine = document["engine"]
+    free, whole = engine["shm_free_bytes"], engine["shm_size_bytes"]
+    lanes = max((shard["lanes"] for shard in document["shards"]), default=0)
+    needed = engine["lane_bytes"] * max(1, lanes)
+    if free is not None and whole and free < needed:
+        yield finding(
+            "warning",
+            "shm_full",
+            f"Shared memory is nearly full: {size(free)} of {size(whole)} of /dev/shm are free, and one more shard "
+            f"with {plural(max(1, lanes), 'lane')} takes {size(needed)}.",
+            "What was accepted is safe; `scale`, `reload` and new producers may be refused. Make /dev/shm larger "
+            "(mount -o remount,size=, docker run --shm-size), or lower lane_bytes. To see what is there:",
+            "shardmem gc --dry-run",
         )
 
 
@@ -476,7 +555,7 @@ def _quarantine(document: Status) -> Iterator[Finding]:
             "quarantine",
             f"The quarantine holds {plural(held, 'event')} that the handler failed on.",
             "See why, fix the handler and reload it, then replay or purge them:",
-            f"shardmem quarantine list --engine {engine['name']}",
+            f"shardmem quarantine list {engine['name']}",
         )
 
 
@@ -555,14 +634,14 @@ def _advice(document: Status, said: set[str]) -> Iterator[Finding]:
             "by_hand",
             f"{last['reason'][:1].upper()}{last['reason'][1:]}.",
             "To hand control back to the policy:",
-            f"shardmem scale auto --engine {name}",
+            f"shardmem scale {name} auto",
             _order("scale", shards="auto"),
         )
     elif last is not None and last["cause"] == "auto_scale_off" and last["advice"] == "up" and not pressed and not ill:
         yield finding(
             "info", "auto_scale_off", f"The policy would add shards: {last['reason']}.", *_relief(document, [])
         )
-    elif last is not None and last["cause"] == "at_max_shards" and not pressed:
+    elif last is not None and last["cause"] == "at_max_shards" and not pressed and not ill:
         felt = any(shard["fill_ratio"] >= LANE_FULL_NOTE_SHARE for shard in document["shards"]) or any(
             each["alive"] and each["blocked"] >= BLOCKED_NOTE_SHARE for each in document["producers"]
         )

@@ -32,6 +32,7 @@ from shardmem.status.document import (
     SupervisorStatus,
 )
 from shardmem.status.findings import Lately, findings
+from shardmem.status.footprint import footprint
 from shardmem.status.reading import Counts, Histograms, Reading, ShardReading, fullest, quantile_rows, quantile_us
 from shardmem.status.sources import sources_of
 
@@ -105,7 +106,7 @@ class Observer:
         accounting = accounting_of(shards, producers, [view for view, _ in looks])
         history = self.history()[0]
         document: Status = {
-            "engine": self._engine(shards, reading.at, board if alive else {}),
+            "engine": self._engine(shards, reading.at, board if alive else {}, board),
             "supervisor": self._supervisor(alive),
             "shards": shards,
             "producers": producers,
@@ -129,7 +130,10 @@ class Observer:
         control.segment.check_whole()  # as all of it was read
         return document
 
-    def _engine(self, shards: list[ShardStatus], now: float, board: dict[str, Any]) -> EngineStatus:
+    def _engine(
+        self, shards: list[ShardStatus], now: float, board: dict[str, Any], last: dict[str, Any]
+    ) -> EngineStatus:
+        """board: what the supervisor that lives says; last: what one said last."""
         control = self.control
         serving = sum(
             shard["slots"]
@@ -151,6 +155,14 @@ class Observer:
             "http": board.get("http"),
             "socket": board.get("socket"),
             "memory": "" if control.state == "stopped" else control.segment.trouble(),
+            "version": last.get("version"),
+            "handler": last.get("handler"),
+            "host": last.get("host"),
+            **footprint(
+                [control.segment.name, *(each.segment.name for each in self._inboxes.values())],
+                control.state_dir,
+                control.engine,
+            ),
         }
 
     def _supervisor(self, alive: bool) -> SupervisorStatus:
@@ -201,6 +213,7 @@ class Observer:
                     "incarnation": view.incarnation,
                     "accepted": accepted.get(seat, 0),
                     "sequence": view.sequence,
+                    "in_push": bool(view.mark & 1),
                     "rate": pushed / elapsed,
                     "blocked": min(1.0, blocked / 1e9 / elapsed),
                     "refused": refused_by_reason(view),

@@ -5,13 +5,17 @@ and for the supervisor that takes over. It is written with every tick, and befor
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from shardmem import __version__
 from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.reload import Reload
+
+LONGEST = 200  # characters of the handler's name
 
 
 class Board:
@@ -28,6 +32,9 @@ class Board:
             "reload": self._reload.owed,
             "limits": asdict(fleet.stuck.limits),
             "ready_while_waiting": fleet.config.ready_while_waiting,
+            "version": __version__,
+            "handler": str(fleet.workers.launch_config[1].name)[:LONGEST],
+            "host": socket.gethostname(),
             **self._places(),
         }
         extras: list[dict[str, Any]] = [{"lives": fleet.workers.describe()}, {}, {"decisions": [], "hot_slots": []}]

@@ -10,10 +10,11 @@ import asyncio
 import os
 import sys
 
-from shardmem.config import Config
+from shardmem.config import Config, log_file
 from shardmem.memory.native import arm_from_environment
 from shardmem.runtime import logs
 from shardmem.runtime.child import ExitCode, Reports, SupervisorOrders, begin, read_orders
+from shardmem.runtime.log_file import keep_in
 from shardmem.schema import Schema
 from shardmem.supervisor.supervisor import Supervisor
 
@@ -33,6 +34,7 @@ async def _run(orders: SupervisorOrders, reports: Reports) -> int:
     sys.path += [entry for entry in orders.handler.main.get("sys_path", []) if entry not in sys.path]
     schema = Schema.from_json(orders.schema)
     config = Config.of(handler=orders.handler.name, dtype=schema.dtype, key=schema.key, **orders.settings)
+    keep_in(log_file(config.directory, config.name))
     supervisor = Supervisor(
         config,
         orders.handler,

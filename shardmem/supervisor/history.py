@@ -82,7 +82,7 @@ class History:
         self._quarantined_of = {shard["id"]: shard["quarantined"] for shard in status["shards"]}
         self._broken = {shard["id"]: frozenset(shard["broken_lanes"]) for shard in status["shards"]}
         if (more := self._quarantined - counted) > 0:
-            self.note("quarantined", f"{_events(more)} set aside while there was no supervisor")
+            self.note("quarantined", f"{_events(more)} quarantined while there was no supervisor")
 
     def look(self, shard: int, quarantined: int, broken: Iterable[int] = ()) -> None:
         """The counts of a shard as they are now; that they are the same is found at once."""
@@ -91,10 +91,7 @@ class History:
             self.count(
                 "quarantined",
                 more,
-                lambda count: (
-                    f"{_events(count)} set aside, {quarantined:,} of this shard in all: "
-                    f"'shardmem quarantine list' shows them"
-                ),
+                lambda count: f"{_events(count)} quarantined: 'shardmem quarantine list' shows them",
                 shard,
             )
         self._quarantined_of[shard] = quarantined

@@ -41,6 +41,8 @@ FIXED = (
     "strategy",
     "state_dir",
     "http_port",
+    "http_address",
+    "http_allowed_hosts",
     "http_token",
 )
 AT_ONCE, TAKES_LONG = 3, 1.0  # replacements, when one takes longer than so many seconds

@@ -8,11 +8,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
+from shardmem.config import log_file
 from shardmem.errors import HandlerError, SegmentCorrupt
 from shardmem.http.server import Api
 from shardmem.memory.native import point
 from shardmem.runtime.child import ExitCode
+from shardmem.runtime.log_file import remove as remove_log
 from shardmem.status.document import Status
 from shardmem.supervisor.background import Background
 from shardmem.supervisor.commands import Commands
@@ -24,6 +27,7 @@ from shardmem.supervisor.notify import Notify
 from shardmem.supervisor.reload import Reload
 from shardmem.supervisor.sources import Sources
 from shardmem.supervisor.takeover import Takeover
+from shardmem.text import plural
 
 STOP_GRACE = 5.0
 STOP_POLL = 0.05
@@ -47,11 +51,12 @@ class Stages:
         *,
         keep_unfinished: bool,
         on_ready: Callable[[Status], None],
+        settings: Callable[[], list[dict[str, Any]]],
     ) -> None:
         self._fleet, self._takeover, self._life, self._commands = fleet, takeover, life, commands
         self._reload, self._loop, self._background, self._api, self._notify = reload, loop, background, api, notify
         self._on_ready, self._keep_unfinished = on_ready, keep_unfinished
-        self._sources = sources
+        self._sources, self._settings = sources, settings
         self._draining = Draining(fleet, life, keep_unfinished)
 
     async def work(self) -> None:
@@ -103,7 +108,7 @@ class Stages:
             fleet.planner.recall(board)
         fleet.planner.begin(time.monotonic())
         fleet.shards.resume(takeover.joining, takeover.draining, takeover.stopped, takeover.never_started)
-        await self._api.start(self._commands.by_name(), fleet.observer, fleet.quarantine)
+        await self._api.start(self._commands.by_name(), fleet.observer, fleet.quarantine, self._settings)
         fleet.control.set_state("running")
         self._note_start(adopted)
         self._loop.announce()
@@ -117,16 +122,16 @@ class Stages:
 
     def _note_start(self, adopted: list[int]) -> None:
         fleet, left = self._fleet, self._takeover.left
-        shards = f"{len(fleet.inboxes)} shards, {fleet.control.slots} slots"
+        shards = f"{plural(len(fleet.inboxes), 'shard')}, {plural(fleet.control.slots, 'slot')}"
         if self._takeover.running:
             kept = f"workers of shards {adopted} went on" if adopted else "no worker was alive"
             fleet.history.note(
                 "took_over",
                 f"supervisor pid {os.getpid()} took over from one that was gone: {shards}; {kept}, "
-                f"{left:,} events in flight",
+                f"{plural(left or 0, 'event')} in flight",
             )
         else:
-            text = "" if left is None else f"; {left:,} events were left of an earlier run"
+            text = "" if left is None else f"; {plural(left, 'event')} left of an earlier run"
             fleet.history.note("started", f"the engine is running: {shards}, supervisor pid {os.getpid()}{text}")
 
     # ---- running ----------------------------------------------------------------------------------------------------
@@ -195,6 +200,8 @@ class Stages:
             if self._keep_unfinished and unread:
                 log.error("engine %s stopped with %s, lost: its memory was removed", fleet.config.name, what)
             self._takeover.remove_segments(fleet.config)
+            if fleet.config.state_dir is None and life.error is None:  # as with state: there is no other use for it
+                remove_log(log_file(fleet.config.directory, fleet.config.name))
         fleet.observer.close()
         if life.error is not None and (life.has_run or not fleet.workers.have_logged_reason()):
             log.error("%s", life.error)

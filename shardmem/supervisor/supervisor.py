@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from shardmem.config import Config
 from shardmem.errors import AlreadyRunning, ConfigError, LayoutMismatch, ShardmemError
@@ -22,6 +22,7 @@ from shardmem.private_files import make_directory
 from shardmem.runtime.child import ExitCode
 from shardmem.runtime.handler import HandlerRef
 from shardmem.runtime.streams import Terminal
+from shardmem.settings_sources import Origin
 from shardmem.status.document import Status
 from shardmem.supervisor.background import Background
 from shardmem.supervisor.board import Board
@@ -29,6 +30,7 @@ from shardmem.supervisor.commands import Commands
 from shardmem.supervisor.configured import policy_of, strategy_of
 from shardmem.supervisor.control_loop import ControlLoop
 from shardmem.supervisor.descriptors import Descriptors
+from shardmem.supervisor.explained import rows
 from shardmem.supervisor.fleet import TICK, Fleet
 from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
@@ -47,7 +49,8 @@ log = logging.getLogger("shardmem.supervisor")
 
 
 class Supervisor:
-    """Runs one engine. `run` returns when it has ended; `outcome` is then the last status document."""
+    """Runs one engine. `run` returns when it has ended; `outcome` is then the last status document. origins: where
+    each setting was set, as it was last read."""
 
     def __init__(
         self,
@@ -58,15 +61,19 @@ class Supervisor:
         on_ready: Callable[[Status], None] = lambda status: None,
         read_again: Callable[[], tuple[Config, HandlerRef]] | None = None,
         notify: Notify | None = None,
+        origins: Callable[[], Mapping[str, Origin]] = dict,
         on_created: Callable[[int], None] | None = None,
         on_removed: Callable[[int], None] | None = None,
     ) -> None:
         self._config, self._handler, self._notify = config, handler, notify or Notify()
         self._keep_unfinished, self._on_ready, self._read_again = keep_unfinished, on_ready, read_again
         self._on_created, self._on_removed = on_created, on_removed
+        self._origins = origins
         self._life, self._terminal = Life(), Terminal()
         self._descriptors = Descriptors()
-        self._api = Api(config.name, config.http_port, config.http_token)
+        self._api = Api(
+            config.name, config.http_port, config.http_token, config.http_address, config.http_allowed_hosts
+        )
         self.outcome: Status | None = None
 
     @property
@@ -109,6 +116,7 @@ class Supervisor:
             sources,
             keep_unfinished=self._keep_unfinished,
             on_ready=self._on_ready,
+            settings=lambda: rows(fleet.config, self._origins()),
         )
         with self._signals(commands, reload, background):
             watch = SegmentWatch(fleet, self._life, replacements, background)

@@ -1,5 +1,6 @@
-"""What an engine keeps in places that others tidy up: its socket is made again when it is gone, and its files are
-touched, because cleaners of temporary files take what nobody has touched for some days."""
+"""What an engine keeps in places that others tidy up: its socket is made again when it is gone, its log begins a
+new file when it is large, and its files are touched, because cleaners of temporary files take what nobody has touched
+for some days."""
 
 from __future__ import annotations
 
@@ -9,8 +10,10 @@ import glob
 import os
 import time
 
-from shardmem.config import Config
+from shardmem.config import Config, log_file
+from shardmem.errors import ShardmemError
 from shardmem.http.server import Api
+from shardmem.runtime.log_file import turn
 
 LOOK_S = 1.0
 TOUCH_S = 3600.0  # systemd-tmpfiles takes what is older than 10 days, others what is older than one
@@ -24,6 +27,10 @@ class Upkeep:
         touched = time.monotonic()
         while True:
             await self._api.keep()
+            with contextlib.suppress(ShardmemError):  # its memory is being removed: others see to that
+                self._api.note()
+            with contextlib.suppress(OSError):
+                turn(log_file(self._config.directory, self._config.name))
             if time.monotonic() - touched > TOUCH_S:
                 touched = time.monotonic()
                 self.touch()

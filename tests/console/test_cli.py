@@ -10,6 +10,8 @@ import sys
 import time
 import uuid
 
+import click
+import click.shell_completion
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -173,18 +175,127 @@ ARGUMENTS = {
     "where": ["key"],
     "reload": [],
     "rebalance": [],
+    "status": [],
+    "top": [],
+    "stop": [],
+    "stacks": ["1"],
+    "source status": [],
+    "source pause": [],
+    "ingest": [],
 }
 
 
 @pytest.mark.parametrize("command", ARGUMENTS)
 def test_the_name_of_the_engine_stands_before_the_arguments_or_in_an_option(command):
-    arguments = ARGUMENTS[command]
+    arguments, called = ARGUMENTS[command], command.split()
     for words in (["no-such-engine", *arguments], [*arguments, "--engine", "no-such-engine"]):
-        done = CliRunner().invoke(main, [command, *words])
+        done = CliRunner().invoke(main, [*called, *words])
         assert 1 == done.exit_code and "no engine named 'no-such-engine'" in done.output, done.output
-    both = CliRunner().invoke(main, [command, "one", *arguments, "--engine", "another"])
+    both = CliRunner().invoke(main, [*called, "one", *arguments, "--engine", "another"])
     assert 2 == both.exit_code and "two engines are named, one and another" in both.output
-    assert 2 == CliRunner().invoke(main, [command, "one", "two", *arguments]).exit_code
+    if command != "ingest":  # which takes any number of files
+        assert 2 == CliRunner().invoke(main, [*called, "one", "two", *arguments]).exit_code
+
+
+def all_commands(group, path=()):
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from all_commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+@pytest.mark.parametrize(
+    "path, command", list(all_commands(main)), ids=lambda each: "-".join(each) if isinstance(each, tuple) else ""
+)
+def test_help_shows_name_where_the_command_is_about_an_engine_and_nowhere_an_option_for_it(path, command):
+    said = CliRunner().invoke(main, [*path, "--help"]).output
+    assert "--engine" not in said
+    about_none = {"run", "ls", "config", "doctor", "gc", "demo", "completion"}
+    assert (path[0] in about_none) == ("[NAME]" not in said.partition("\n")[0]), said
+
+
+def test_an_id_is_an_event_and_a_word_before_it_the_engine(monkeypatch):
+    seen = []
+    module = sys.modules["shardmem.console.cli.quarantine"]  # a group of commands has its name in the package
+    monkeypatch.setattr(module, "_file", lambda name, directory: seen.append(name) or 1 / 0)
+    for words, name in (
+        (["7", "8"], None),
+        (["ticks", "7", "8"], "ticks"),
+        (["--all"], None),
+        (["ticks", "--all"], "ticks"),
+    ):
+        CliRunner().invoke(main, ["quarantine", "replay", *words])
+        assert seen.pop() == name and not seen, words
+
+
+def set_aside(path, count):
+    from shardmem.runtime.quarantine import Entry, Quarantine
+
+    with Quarantine(str(path)) as store:
+        for number in range(count):
+            store.add(
+                Entry(
+                    f"{number}",
+                    shard=0,
+                    slot=3,
+                    seat=1,
+                    sequence=number,
+                    kind="exception",
+                    reason="ValueError",
+                    traceback="",
+                    attempts=3,
+                    schema={"kind": "events"},
+                    key="ann",
+                    payload=b"x",
+                )
+            )
+
+
+def test_purge_of_all_events_asks_first(tmp_path):
+    from shardmem.runtime.quarantine import QuarantineReader
+
+    where, path = ["--state-dir", str(tmp_path)], tmp_path / "e.quarantine"
+    set_aside(path, 2)
+    for given, said in (("", "nothing was deleted: --all asks first"), ("n\n", "nothing was deleted")):
+        done = CliRunner().invoke(main, ["quarantine", "purge", "e", "--all", *where], input=given)
+        assert done.exit_code == 1 and said in done.output and "delete 2 events" in done.output, done.output
+    with QuarantineReader(str(path)) as kept:
+        assert kept.count() == 2
+    done = CliRunner().invoke(main, ["quarantine", "purge", "e", "--all", *where], input="y\n")
+    assert done.exit_code == 0 and "2 events purged" in done.output, done.output
+    assert "0 events purged" in CliRunner().invoke(main, ["quarantine", "purge", "e", "--all", *where]).output
+
+
+def test_a_word_is_a_file_of_ingest_if_it_is_no_engine_and_there_is_such_a_file(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "visits").write_text("ann,/\n")
+    monkeypatch.delenv("SHARDMEM_NAME", raising=False)
+    monkeypatch.setattr("shardmem.client.client.engine_names", list)
+    assert "no engine is running here" in CliRunner().invoke(main, ["ingest", "visits"]).output
+    assert "no engine named 'visit'" in CliRunner().invoke(main, ["ingest", "visit"]).output
+    monkeypatch.setattr("shardmem.memory.segment.engine_names", lambda: ["visits"])
+    assert "no engine named 'visits'" in CliRunner().invoke(main, ["ingest", "visits", "visits"]).output
+
+
+@pytest.mark.parametrize(
+    "shell, part", [("bash", "complete -o nosort"), ("zsh", "#compdef shardmem"), ("fish", "complete --no-files")]
+)
+def test_each_shell_gets_its_completion(shell, part):
+    assert part in CliRunner().invoke(main, ["completion", shell]).output
+
+
+def test_a_shell_completes_commands_and_the_names_of_engines(monkeypatch):
+    monkeypatch.setattr("shardmem.memory.segment.engine_names", lambda: ["ticks", "tally", "web"])
+
+    def completed(*words):
+        complete = click.shell_completion.ShellComplete(main, {}, "shardmem", "_SHARDMEM_COMPLETE")
+        return [item.value for item in complete.get_completions(list(words[:-1]), words[-1])]
+
+    assert "stacks" in completed("sta") and "status" in completed("sta")
+    for command in (["status"], ["scale"], ["quarantine", "list"], ["stacks"]):
+        assert ["ticks", "tally"] == completed(*command, "t"), command
+    assert "--json" in completed("status", "--")
 
 
 def test_a_second_daemon_of_the_same_name_exits_4_and_harms_nothing(shell):

@@ -328,7 +328,7 @@ def test_an_engine_without_a_token_can_be_read_and_names_the_commands(window, tm
         window.wait_for("document.querySelector('#shard-table tbody tr')", "the engine is shown")
         assert window.evaluate("document.querySelector('#token-form').hidden"), "it asks for a token that there is not"
         window.evaluate("document.querySelector('[data-order=drain]').click()")
-        assert f"shardmem drain 0 --engine {engine.name}" == window.text("#dialog-shell")
+        assert f"shardmem drain {engine.name} 0" == window.text("#dialog-shell")
         assert window.evaluate("document.querySelector('#dialog-do').disabled") and "read-only" in window.text(
             "#dialog-why"
         )
@@ -360,7 +360,7 @@ def test_a_shard_is_added_and_drained_by_the_keyboard_alone(page, engine):
 
     page.press("Enter", "ArrowUp")
     assert "1 worker will be started" in page.text("#dialog-says")
-    assert f"shardmem scale 3 --engine {engine.name}" == page.text("#dialog-shell")
+    assert f"shardmem scale {engine.name} 3" == page.text("#dialog-shell")
     page.press("Enter")
     done(page, "Run 3 shards: done. 3 shards run: 0, 1, 2; ")
     assert "scale" == page.evaluate(focused) and "Run 3 shards" in page.text("#said")

@@ -69,6 +69,7 @@ def document(shards=(shard(0), shard(1)), **changes):
             "refused": {"full": 9},
             "handled": 923,
             "quarantined": 0,
+            "skipped": 0,
             "shed": {},
             "in_flight": 77,
         },
@@ -136,6 +137,7 @@ def test_no_figure_however_large_breaks_the_table_or_80_columns():
         "refused": {"draining": 10**18},
         "handled": 10**18,
         "quarantined": 10**18,
+        "skipped": 0,
         "shed": {"oldest": 10**18},
         "in_flight": 10**18,
     }

@@ -14,6 +14,7 @@ import doctest
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,9 +28,10 @@ LIKE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 NAMED = re.compile(
     r"(?:--name[ =]|--engine[ =]|\bname\s*=\s*\"|Engine\(\"|connect\(\"|Client\(\"|SHARDMEM_NAME=)([A-Za-z0-9][\w-]*)"
 )
-SET_UP = re.compile(
-    r"(?m)^(python3 -m venv|\.venv/bin/(pip|tox)) .*$"
-)  # was done, or no test would run: tox is what runs it
+# was done, or no test would run: tox is what runs it
+PORT = re.compile(r"(?<![\w.])(80\d\d|9105)(?![\w.])")  # of servers on a page
+SET_UP = re.compile(r"(?m)^(python3 -m venv .*|(\.venv/bin/)?pip install .*|\.venv/bin/tox .*|\./check)$")
+DEMO = re.compile(r"(?m)^\./demo$")  # what it comes to, once the package is there
 WHERE = "block.txt"
 
 
@@ -83,11 +85,21 @@ def renamed(text: str, unique: Callable[[str], str]) -> tuple[str, list[str]]:
     return pattern.sub(lambda match: names[match[1]], text), list(names.values())
 
 
+def with_free_ports(text: str) -> str:
+    """The page with a free port of this machine in the place of each that it names. They are held until all are
+    chosen, so that no two are the same."""
+    held = {port: socket.create_server(("127.0.0.1", 0)) for port in sorted(set(PORT.findall(text)))}
+    free = {port: str(each.getsockname()[1]) for port, each in held.items()}
+    for each in held.values():
+        each.close()
+    return PORT.sub(lambda match: free[match[1]], text)
+
+
 class Page:
     """`run` raises AssertionError with the place, what was run and what was printed."""
 
     def __init__(self, page: str, text: str, directory: Path, unique: Callable[[str], str]) -> None:
-        text, self.engines = renamed(text, unique)
+        text, self.engines = renamed(with_free_ports(text), unique)
         self.blocks, self.directory = list(blocks_of(page, text)), directory
         self._outputs: list[tuple[Block, str, str, Path]] = []
 
@@ -153,7 +165,7 @@ class Page:
             (self.directory / f"block{number}.py").write_text(block.text, encoding="utf-8")
             yield f"python -W error block{number}.py"
         elif block.language == "sh":
-            yield SET_UP.sub("", block.text).replace(".venv/bin/", "")
+            yield DEMO.sub("shardmem demo", SET_UP.sub("", block.text)).replace(".venv/bin/", "")
         elif block.language == "console":
             for index, (command, printed) in enumerate(commands_of(block)):
                 path = self.directory / f"printed{number}-{index}.txt"

@@ -150,8 +150,8 @@ def test_a_row_cut_short_by_a_death_is_left_out(tmp_path: Any) -> None:
 
 STATUS = {
     "shards": [
-        {"id": 0, "accepted": 10, "handled": 6, "quarantined": 1, "shed": 1, "in_flight": 2},
-        {"id": 1, "accepted": 5, "handled": 5, "quarantined": 0, "shed": 0, "in_flight": 0},
+        {"id": 0, "accepted": 10, "handled": 6, "quarantined": 1, "skipped": 0, "shed": 1, "in_flight": 2},
+        {"id": 1, "accepted": 5, "handled": 5, "quarantined": 0, "skipped": 0, "shed": 0, "in_flight": 0},
     ],
     "producers": [{"accepted": 11, "refused": {"full": 2}}, {"accepted": 4, "refused": {"timeout": 1}}],
     "accounting": {
@@ -160,6 +160,7 @@ STATUS = {
         "refused": {"full": 2, "timeout": 1},
         "handled": 11,
         "quarantined": 1,
+        "skipped": 0,
         "shed": {"oldest": 1},
         "in_flight": 2,
     },

@@ -32,7 +32,7 @@ def test_commands_deaths_and_the_end_are_told_with_their_figures(rig: Rig, engin
     before = time.time()
     with rig.engine(engine_name, shards=None, min_shards=1, max_shards=3, auto_scale=False) as engine:
         assert ["started"] == kinds(engine.status())
-        assert "1 shards, 1024 slots" in engine.status()["events"][0]["text"]
+        assert "1 shard, 1,024 slots" in engine.status()["events"][0]["text"]
         engine.scale_to(3)
         said = told(engine, "scaled")["text"]
         assert said.startswith("from 1 to 3 shards in ") and ", by hand: added 1, 2; " in said, said
@@ -69,7 +69,7 @@ def test_the_history_is_there_without_a_supervisor_and_a_takeover_keeps_it(rig: 
             client.move("0-3", 1)
             producer.push_many([1] * 9, [payload(1, 1, number) for number in range(9)])
             producer.flush(PATIENCE)
-            assert "1 event was set aside" in told(client, "quarantined")["text"]
+            assert "1 event was quarantined" in told(client, "quarantined")["text"]
             first.kill_supervisor()
             dead = client.status()
             assert not dead["supervisor"]["alive"] and ["started", "moved", "quarantined"] == kinds(dead)
@@ -79,7 +79,7 @@ def test_the_history_is_there_without_a_supervisor_and_a_takeover_keeps_it(rig: 
                 after = second.ready()
                 assert dead["events"] == after["events"][:3]
                 assert ["quarantined", "took_over"] == kinds(after)[3:]
-                assert "1 event was set aside while there was no supervisor" == after["events"][3]["text"]
+                assert "1 event was quarantined while there was no supervisor" == after["events"][3]["text"]
                 assert "workers of shards [0, 1] went on" in after["events"][4]["text"]
                 with rig.hold():
                     producer.push(1, payload(1, 1, 1))

@@ -32,8 +32,8 @@ WHILE = 1.0  # seconds that a process stays stopped
 
 class Point(NamedTuple):
     """who passes it: "producer", "worker" (of a stateless handler), "keeper" (a worker of a stateful one),
-    "supervisor". how it is provoked. killed: the file whose tests kill at it, if others than these. refused: the test
-    of what happens when it is refused what it needs there."""
+    "supervisor", "source", "worker of a source". how it is provoked. killed: the file whose tests kill at it, if others
+    than these. refused: the test of what happens when it is refused what it needs there."""
 
     who: str
     how: str
@@ -43,7 +43,8 @@ class Point(NamedTuple):
 
 FLOW, POISONED, MOVE = "events", "an event that fails", "move half of a shard's slots to the other"
 MORE, FEWER, AGAIN = "scale from 2 to 3", "scale from 3 to 2", "a killed supervisor is started again"
-PRODUCERS, DEATHS, STATE, TAKEOVER = (
+ORIGINS, PRODUCERS, DEATHS, STATE, TAKEOVER = (
+    "test_origins.py",
     "test_killed_producers.py",
     "test_worker_death.py",
     "test_state.py",
@@ -62,6 +63,9 @@ TABLE = {
     "commit.released": Point("worker", FLOW, DEATHS),
     "park.raised": Point("worker", FLOW),
     "room.taken": Point("worker", "full lanes"),
+    "origin.calling": Point("source", "a push with an origin", ORIGINS),
+    "origin.pushed": Point("source", "a push with an origin", ORIGINS),
+    "shed.lost": Point("worker of a source", "the epoch of a partition ends", ORIGINS),
     "aside.stored": Point("worker", POISONED, "", "test_a_quarantine_file_that_cannot_grow_makes_its_shard_wait"),
     "aside.acting": Point("worker", POISONED),
     "aside.marked": Point("worker", POISONED),

@@ -91,7 +91,7 @@ def test_a_quarantined_event_is_replayed_into_a_mended_engine_once(rig: Rig, eng
         assert 7 == engine.status()["accounting"]["accepted"]
     assert [0, 1, 2, 4, 5, 3] == rig.logs().handled["number"].tolist()
     assert "1 event purged" in cli(
-        "quarantine", "purge", "--all", "--engine", engine_name, "--state-dir", settings["state_dir"]
+        "quarantine", "purge", "--all", "--yes", "--engine", engine_name, "--state-dir", settings["state_dir"]
     )
 
 
@@ -125,7 +125,7 @@ def test_a_shard_waits_while_the_quarantine_is_full_and_goes_on_when_it_was_purg
         (reason,) = [each["text"] for each in engine.status()["findings"] if each["kind"] == "waiting"]
         assert "holds 2 events, which is its limit (quarantine_limit=2)" in reason and "purge" in reason
         assert (2, 2) == (quarantined(engine), engine.status()["accounting"]["in_flight"])
-        cli("quarantine", "purge", "--all", "--engine", engine_name)
+        cli("quarantine", "purge", "--all", "--yes", "--engine", engine_name)
         producer.flush(PATIENCE)
         assert (4, 3) == (engine.status()["accounting"]["handled"], quarantined(engine))
         assert 1 == len(json.loads(cli("quarantine", "list", "--json", "--engine", engine_name)))

@@ -58,7 +58,7 @@ def test_nothing_of_a_partition_is_delivered_before_it_is_started_and_then_from_
     member.until(lambda: len(member.held) == 2)
     for _ in range(10):
         assert member.poll(0.01) is None
-    member.source.start("t/1", 15)
+    member.source.start("t/1", bench.at("t/1", 15))
     member.until(lambda: len(member.payloads.get("t/1", [])) == 5)
     assert {"t/1": plain(15, 5)} == member.payloads
     member.source.start("t/0", None)
@@ -137,7 +137,7 @@ def test_partitions_are_handed_over_in_good_order_and_what_was_committed_in_it_c
     first.until(lambda: sum(map(len, first.payloads.values())) == 40)
 
     def on_revoking(names):
-        first.source.commit({name: Position(10) for name in names}, True)
+        first.source.commit({name: Position(bench.at(name, 10)) for name in names}, True)
 
     first.on_revoking = on_revoking
     second = join()
@@ -216,10 +216,11 @@ def test_it_goes_on_elsewhere_when_it_is_told_to(bench, join):
     bench.produce("t", 0, numbered(0, 10))
     member = join()
     member.until(lambda: len(member.payloads.get("t/0", [])) == 10)
-    assert 4 == member.source.seek("t/0", 4).offset
+    fourth = bench.at("t/0", 4)
+    assert fourth == member.source.seek("t/0", fourth).offset
     member.until(lambda: len(member.payloads["t/0"]) == 16)
     assert plain(4, 6) == member.payloads["t/0"][10:]
-    assert 10 == member.source.seek("t/0", "end").offset
+    assert bench.at("t/0", 10) == member.source.seek("t/0", "end").offset
     member.source.seek("t/0", "start")
     member.until(lambda: len(member.payloads["t/0"]) == 26)
     with pytest.raises(SourceError):

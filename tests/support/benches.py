@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from shardmem.schema import Schema
 from shardmem.sources.contract import BrokerSource, Columns, Position, Source, SourceContext, is_broker, partition_of
 from shardmem.sources.files.options import FileOptions
@@ -18,6 +20,7 @@ from shardmem.sources.files.positions import Positions
 from shardmem.sources.files.source import FileSource
 from shardmem.testing.broker import FakeBroker
 from shardmem.testing.fake import FakeSource
+from support.nats import NatsServer
 
 PATIENCE = 30.0
 SESSION = 30.0  # of a member that is not to be thrown out by a slow machine
@@ -139,6 +142,10 @@ class BrokerBench:
     ) -> BrokerSource:
         """A member of one group, not opened."""
 
+    def at(self, partition: str, number: int) -> int:
+        """The offset of an event that was produced, or, one behind the last, of the end."""
+        return number
+
     def expel(self, source: BrokerSource) -> None:
         """The broker ends its session. May skip the test."""
 
@@ -185,7 +192,56 @@ class FakeBench(BrokerBench):
         self.broker.close()
 
 
-BROKERS = [FakeBench]
+class NatsBench(BrokerBench):
+    """Each topic is a stream. Offsets are its numbers, so a partition has some of them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.server = NatsServer(directory / "jetstream")
+        self._numbers: dict[str, list[int]] = {}
+
+    def create_topic(self, name: str, partitions: int) -> None:
+        self.server.create_stream(name, partitions)
+
+    def produce(
+        self,
+        topic: str,
+        number: int,
+        events: Any,
+        *,
+        headers: Sequence[tuple[str, bytes | None]] = (),
+        timestamp: int | None = None,
+    ) -> None:
+        if headers or timestamp:
+            pytest.skip("JetStream stamps messages itself, and its headers are text: see test_nats.py")
+        made = [(f"{topic}.{number}.{key.decode()}", payload, None) for key, payload in events]
+        self._numbers.setdefault(partition_of(topic, number), []).extend(self.server.publish(made))
+
+    def at(self, partition: str, number: int) -> int:
+        numbers = self._numbers[partition]
+        return numbers[number] if number < len(numbers) else self.server.end(partition.partition("/")[0])
+
+    def source(
+        self,
+        topics: Sequence[str],
+        *,
+        session: float = SESSION,
+        instance: str | None = None,
+        start: str = "earliest",
+        headers: bool = False,
+    ) -> BrokerSource:
+        return self.server.source(topics, session=session, member=instance, start=start, headers=headers)
+
+    def expel(self, source: BrokerSource) -> None:
+        self.server.expel(source)
+
+    def set_reachable(self, reachable: bool) -> None:
+        self.server.freeze(not reachable)
+
+    def close(self) -> None:
+        self.server.close()
+
+
+BROKERS = [FakeBench, NatsBench]
 KINDS = [FileBench, *BROKERS]
 
 
@@ -200,6 +256,7 @@ __all__ = [
     "FakeBench",
     "FileBench",
     "Member",
+    "NatsBench",
     "partition_of",
     "payloads_in",
     "place",

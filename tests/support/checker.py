@@ -163,17 +163,17 @@ def accounting(document: dict[str, Any], *, drained: bool = False, removed: bool
     equal("offered = accepted + refused", total["offered"], total["accepted"] + _sum(total["refused"]))
     for name, part in [("in total", total), *((f"shard {shard['id']}", shard) for shard in document["shards"])]:
         equal(
-            f"accepted = handled + quarantined + shed + in flight, {name}",
+            f"accepted = handled + quarantined + skipped + shed + in flight, {name}",
             part["accepted"],
-            part["handled"] + part["quarantined"] + _sum(part["shed"]) + part["in_flight"],
+            part["handled"] + part["quarantined"] + part["skipped"] + _sum(part["shed"]) + part["in_flight"],
         )
-        for key in ("accepted", "handled", "quarantined", "shed", "in_flight"):
+        for key in ("accepted", "handled", "quarantined", "skipped", "shed", "in_flight"):
             if _sum(part[key]) < 0:
                 found.append(f"accounting: {key}, {name}: {part[key]} is negative")
         if drained:
             equal(f"in flight after the drain, {name}", part["in_flight"], 0)
     for key, part in [
-        *((key, "shards") for key in ("accepted", "handled", "quarantined", "shed", "in_flight")),
+        *((key, "shards") for key in ("accepted", "handled", "quarantined", "skipped", "shed", "in_flight")),
         ("accepted", "producers"),
         ("refused", "producers"),
     ]:

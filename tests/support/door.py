@@ -12,10 +12,14 @@ from typing import Any
 import aiohttp
 
 from shardmem.client.quarantine import QuarantineAccess
+from shardmem.config import Config
 from shardmem.errors import NotRunning
 from shardmem.http.operations import COMMANDS
 from shardmem.http.server import Api
 from shardmem.status.observer import Observer
+from shardmem.supervisor.explained import rows
+
+CONFIG = Config.of(name="served", handler="app:handle", http_token="not to be shown")
 
 
 async def scale(wanted: dict[str, Any]) -> dict[str, Any]:
@@ -27,12 +31,14 @@ async def scale(wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def served(engine: Any, port: int | None = 0, token: str | None = None) -> AsyncIterator[tuple[Api, Any, Any]]:
+async def served(
+    engine: Any, port: int | None = 0, token: str | None = None, address: str = "127.0.0.1", hosts: tuple[str, ...] = ()
+) -> AsyncIterator[tuple[Api, Any, Any]]:
     """(the API, a client on its unix socket, one on TCP)."""
-    api, observer = Api(engine.name, port, token), Observer(engine.control)
+    api, observer = Api(engine.name, port, token, address, hosts), Observer(engine.control)
     api.bind()
     quarantine = QuarantineAccess(engine.name, os.path.join(tempfile.gettempdir(), "e.quarantine"), lambda: 7)
-    await api.start({each.name: scale for each in COMMANDS}, observer, quarantine)
+    await api.start({each.name: scale for each in COMMANDS}, observer, quarantine, lambda: rows(CONFIG, {}))
     try:
         async with aiohttp.ClientSession("http://localhost", connector=aiohttp.UnixConnector(api.path)) as private:
             async with aiohttp.ClientSession(api.http or "http://localhost:1") as tcp:

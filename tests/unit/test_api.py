@@ -177,7 +177,7 @@ def test_the_kernel_says_who_is_at_the_other_end_of_the_unix_socket(loopback, so
     async def handler(request):
         return "let in"
 
-    answer = asyncio.run(Api("e")._admit(request, handler))
+    answer = asyncio.run(Api("e")._access.admit(request, handler))
     assert "let in" == answer if allowed else 403 == answer.status and f"this connection is of uid {uid}" in answer.text
 
 

@@ -66,6 +66,7 @@ def document(loopback) -> dict[str, Any]:
     observer.close()
     found["shards"][0]["broken_lanes"] = [0]
     found["accounting"]["shed"] = {"oldest": 3}
+    found["findings"][0]["shards"] = [0]
     found["sources"] = [
         {
             "name": "file",

@@ -48,7 +48,7 @@ def faults(expression: str) -> list[str]:
             found.append(f"there is no {metric}")
             continue
         for label, _, value in GIVEN.findall(selector):
-            if label not in ("engine", *figure.labels):
+            if label not in ("engine", "instance", *figure.labels):
                 found.append(f"{metric} has no label {label}")
             elif figure.values and label in figure.labels[-1:] and value not in figure.values:
                 found.append(f"{label} of {metric} is never {value!r}")
@@ -94,6 +94,22 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do():
         assert set(labels) <= {"engine", "instance", *of_metrics}, f"{name} names a label that its metrics do not have"
 
 
+def test_engines_of_one_name_on_several_hosts_are_told_apart():
+    for where, expression in expressions():
+        if where.startswith("panel"):
+            assert expression.count('instance=~"$instance"') == len(IN_BRACES.findall(expression)), (
+                f"{where}: {expression}"
+            )
+    for rule in rules():
+        assert "$labels.instance" in rule["annotations"]["summary"], rule["alert"]
+        assert "by (" not in rule["expr"] or "instance" in rule["expr"], rule["alert"]
+
+
+def test_every_panel_says_what_it_shows():
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert [] == [panel["title"] for panel in panels if len(panel.get("description", "")) < 15]
+
+
 def test_panels_of_the_dashboard_do_not_overlap_and_have_numbers_of_their_own():
     panels = json.loads(DASHBOARD.read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
@@ -122,81 +138,92 @@ ILL: dict[str, tuple[dict[str, str], int, dict[str, str], dict[str, str]]] = {
         {"summary": "a:9105 does not answer"},
     ),
     "ShardmemSupervisorHeartbeatOld": (
-        {'shardmem_supervisor_heartbeat_age_seconds{engine="e"}': "0.1 40 100 160"},
+        {'shardmem_supervisor_heartbeat_age_seconds{engine="e", instance="a:9105"}': "0.1 40 100 160"},
         3,
-        {"engine": "e"},
-        {"summary": "e: the supervisor has not responded for 2m 40s"},
+        {"engine": "e", "instance": "a:9105"},
+        {"summary": "e on a:9105: the supervisor has not responded for 2m 40s"},
     ),
     "ShardmemShardFailed": (
         {
-            'shardmem_shard_state{engine="e", shard="3", state="failed"}': "0 1",
-            'shardmem_shard_state{engine="e", shard="3", state="active"}': "1 0",
+            'shardmem_shard_state{engine="e", instance="a:9105", shard="3", state="failed"}': "0 1",
+            'shardmem_shard_state{engine="e", instance="a:9105", shard="3", state="active"}': "1 0",
         },
         1,
-        {"engine": "e", "shard": "3", "state": "failed"},
-        {"summary": "e: shard 3 failed and is not started again"},
+        {"engine": "e", "instance": "a:9105", "shard": "3", "state": "failed"},
+        {"summary": "e on a:9105: shard 3 has failed"},
     ),
     "ShardmemShardWaiting": (
-        {'shardmem_shard_waiting_seconds{engine="e", shard="3"}': "10 90"},
+        {'shardmem_shard_waiting_seconds{engine="e", instance="a:9105", shard="3"}': "10 90"},
         1,
-        {"engine": "e", "shard": "3"},
-        {"summary": "e: shard 3 has waited for 1m 30s"},
+        {"engine": "e", "instance": "a:9105", "shard": "3"},
+        {"summary": "e on a:9105: shard 3 has waited for 1m 30s"},
     ),
     "ShardmemSlotsUnowned": (
-        {'shardmem_slots_unowned{engine="e"}': "0 512 512 512"},
+        {'shardmem_slots_unowned{engine="e", instance="a:9105"}': "0 512 512 512"},
         3,
-        {"engine": "e"},
-        {"summary": "e: 512 slots have no live owner"},
+        {"engine": "e", "instance": "a:9105"},
+        {"summary": "e on a:9105: 512 slots have no live owner"},
     ),
     "ShardmemCrashLoop": (
-        {'shardmem_shard_crashes_total{engine="e", shard="3"}': "0+1x10"},
+        {'shardmem_shard_crashes_total{engine="e", instance="a:9105", shard="3"}': "0+1x10"},
         6,
-        {"engine": "e", "shard": "3"},
+        {"engine": "e", "instance": "a:9105", "shard": "3"},
         {
-            "summary": "e: workers of shard 3 keep dying",
+            "summary": "e on a:9105: workers of shard 3 keep dying",
             "description": "5 in five minutes. `shardmem status --json` has the last exit of each shard.",
         },
     ),
     "ShardmemLaneNearlyFull": (
-        {'shardmem_shard_fill_ratio{engine="e", shard="3"}': "0.5 0.95x5"},
+        {'shardmem_shard_fill_ratio{engine="e", instance="a:9105", shard="3"}': "0.5 0.95x5"},
         4,
-        {"engine": "e", "shard": "3"},
-        {"summary": "e: a lane of shard 3 is 95% full"},
+        {"engine": "e", "instance": "a:9105", "shard": "3"},
+        {"summary": "e on a:9105: a lane of shard 3 is 95% full"},
     ),
     "ShardmemQuarantineGrowing": (
-        {'shardmem_quarantined_total{engine="e"}': "7x15 8x5"},
+        {'shardmem_quarantined_total{engine="e", instance="a:9105"}': "7x15 8x5"},
         17,
-        {"engine": "e"},
-        {"summary": "e: 1 events were set aside"},
+        {"engine": "e", "instance": "a:9105"},
+        {"summary": "e on a:9105: quarantined events: 2 in 15 minutes"},
     ),
     "ShardmemHandoffLate": (
-        {'shardmem_handoffs_late{engine="e"}': "0 2 2 2"},
+        {'shardmem_handoffs_late{engine="e", instance="a:9105"}': "0 2 2 2"},
         3,
-        {"engine": "e"},
-        {"summary": "e: 2 handoffs are late"},
+        {"engine": "e", "instance": "a:9105"},
+        {"summary": "e on a:9105: 2 handoffs are late"},
     ),
     "ShardmemEventsRefused": (
-        {'shardmem_refused_total{engine="e", reason="full"}': "0+60x12"},
+        {'shardmem_refused_total{engine="e", instance="a:9105", reason="full"}': "0+60x12"},
         11,
-        {"engine": "e", "reason": "full"},
-        {"summary": "e: 1 events a second are refused (full)"},
+        {"engine": "e", "instance": "a:9105", "reason": "full"},
+        {"summary": "e on a:9105: 1 events a second are refused (full)"},
+    ),
+    "ShardmemSharedMemoryNearlyFull": (
+        {
+            'shardmem_shm_free_bytes{engine="e", instance="a:9105"}': "9000 40x9",
+            'shardmem_shm_size_bytes{engine="e", instance="a:9105"}': "10000x9",
+        },
+        7,
+        {"engine": "e", "instance": "a:9105"},
+        {"summary": "e on a:9105: 0.4% of /dev/shm is free"},
     ),
 }
 # An engine that is well, though not idle: what each alert is about has happened, or comes near it.
 WELL = {
     'up{job="shardmem", instance="a:9105"}': "1x10 0 1x10",  # started anew
-    'shardmem_supervisor_heartbeat_age_seconds{engine="e"}': "0.2x8 11 0.2x12",
-    'shardmem_shard_state{engine="e", shard="0", state="failed"}': "0x20",
-    'shardmem_shard_state{engine="e", shard="0", state="active"}': "1x20",
-    'shardmem_shard_waiting_seconds{engine="e", shard="0"}': "_x5 12 50 _x13",  # a sink was away for a minute
-    'shardmem_slots_unowned{engine="e"}': "0x5 512 0x15",  # a worker was started again
-    'shardmem_shard_crashes_total{engine="e", shard="0"}': "5x6 7x14",
-    'shardmem_shard_fill_ratio{engine="e", shard="0"}': "0.89x5 0.95 0.89x15",
-    'shardmem_quarantined_total{engine="e"}': "23x20",
-    'shardmem_handoffs_late{engine="e"}': "0x5 1 0x15",
-    'shardmem_refused_total{engine="e", reason="full"}': "900x20",
-    'shardmem_refused_total{engine="e", reason="sampled"}': "0+600x20",
-    'shardmem_refused_total{engine="e", reason="timeout"}': "0x20",
+    'shardmem_supervisor_heartbeat_age_seconds{engine="e", instance="a:9105"}': "0.2x8 11 0.2x12",
+    'shardmem_shard_state{engine="e", instance="a:9105", shard="0", state="failed"}': "0x20",
+    'shardmem_shard_state{engine="e", instance="a:9105", shard="0", state="active"}': "1x20",
+    'shardmem_shard_waiting_seconds{engine="e", instance="a:9105", shard="0"}': "_x5 12 50 _x13",  # a sink was away
+    'shardmem_slots_unowned{engine="e", instance="a:9105"}': "0x5 512 0x15",  # a worker was started again
+    'shardmem_shard_crashes_total{engine="e", instance="a:9105", shard="0"}': "5x6 7x14",
+    'shardmem_shard_fill_ratio{engine="e", instance="a:9105", shard="0"}': "0.89x5 0.95 0.89x15",
+    'shardmem_quarantined_total{engine="e", instance="a:9105"}': "23x20",
+    'shardmem_handoffs_late{engine="e", instance="a:9105"}': "0x5 1 0x15",
+    'shardmem_refused_total{engine="e", instance="a:9105", reason="full"}': "900x20",
+    'shardmem_refused_total{engine="e", instance="a:9105", reason="sampled"}': "0+600x20",
+    'shardmem_refused_total{engine="e", instance="a:9105", reason="timeout"}': "0x20",
+    'shardmem_shm_free_bytes{engine="e", instance="a:9105"}': "5000x8 500x2 5000x10",
+    'shardmem_shm_size_bytes{engine="e", instance="a:9105"}': "10000x20",
 }
 
 

@@ -221,12 +221,13 @@ def test_a_peer_that_asks_without_end_has_to_wait_and_another_has_not() -> None:
 def test_answers_are_made_as_long_as_that_takes_a_small_part_of_the_time(loopback, sockets) -> None:
     async def test(api, private, tcp):
         made: list[int] = []
-        api._credit = 0.0
-        api._answers["x"] = "old"
-        api._credited_at = float("inf")
-        assert api._made("x", lambda: made.append(1) or "new") == "old" and not made
-        api._credit, api._credited_at = 1.0, 0.0
-        assert api._made("x", lambda: made.append(1) or "new") == "new" and made
+        reads = api._reads
+        reads._credit = 0.0
+        reads._answers["x"] = "old"
+        reads._credited_at = float("inf")
+        assert reads._made("x", lambda: made.append(1) or "new") == "old" and not made
+        reads._credit, reads._credited_at = 1.0, 0.0
+        assert reads._made("x", lambda: made.append(1) or "new") == "new" and made
 
     run(loopback(), test)
 

@@ -15,6 +15,7 @@ import pytest
 from shardmem.config import load
 from shardmem.console.cli import main
 from shardmem.host.doctor import Plan
+from shardmem.http.access import OPEN
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SERVICE = EXAMPLES / "service" / "shardmem@.service"
@@ -102,8 +103,10 @@ def test_the_pod_has_memory_for_its_settings_and_drains_before_it_is_killed(tmp_
     assert "engine.toml" == understood(engine["command"])["target"]
     assert config.name == stop["name"] and 0 < stop["timeout"] < pod["terminationGracePeriodSeconds"]
     assert {"name": "state", "mountPath": config.state_dir} in engine["volumeMounts"]
-    for probe in ("startupProbe", "readinessProbe"):
-        assert (config.name, 0.0) == tuple(
-            understood(engine[probe]["exec"]["command"])[key] for key in ("name", "wait")
-        )
-    assert f"127.0.0.1:{config.http_port}/livez" in engine["livenessProbe"]["exec"]["command"][-1]
+    asked = {probe: engine[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"} == asked
+    assert set(asked.values()) <= set(OPEN), "a probe comes from outside of the pod, and shows no token"
+    ports = {port["name"]: port["containerPort"] for port in engine["ports"]}
+    assert ports == {"http": config.http_port} and config.http_address == "0.0.0.0"
+    annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(config.http_port)

@@ -38,6 +38,7 @@ SHARD = {
     "restarting_in_s": None,
     "last_exit": None,
     "broken_lanes": [],
+    "lanes": 2,
     "memory": "",
 }
 WELL = {
@@ -49,6 +50,9 @@ WELL = {
         "max_shards": 4,
         "quarantine_held": 0,
         "memory": "",
+        "lane_bytes": 1 << 20,
+        "shm_free_bytes": 1 << 30,
+        "shm_size_bytes": 1 << 31,
     },
     "supervisor": {"pid": 4711, "alive": True, "heartbeat_age_s": 0.1},
     "shards": [SHARD, {**SHARD, "id": 1}],
@@ -59,7 +63,7 @@ WELL = {
     "auto_scale": True,
     "decisions": [],
     "hot_slots": [],
-    "producers": [{"pid": 4712, "alive": True, "blocked": 0.0}],
+    "producers": [{"pid": 4712, "seat": 3, "alive": True, "in_push": False, "blocked": 0.0}],
     "sources": [],
     "accounting": {"in_flight": 1234},
 }
@@ -115,7 +119,7 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
             "error",
             "failed",
             "Shard 0 has failed; 32 slots are waiting: boom",
-            "shardmem reload --engine ticks",
+            "shardmem reload ticks",
         ),
         (
             {"shard__condition": "stuck", "shard__reason": "not a sign for 31 s"},
@@ -129,7 +133,7 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
             "warning",
             "slow",
             "one batch in hand for 33 s; 5 events wait",
-            "kill -USR2 4713",
+            "shardmem stacks ticks 0",
         ),
         (
             {"shard__condition": "restarting", "shard__alive": False, "shard__last_exit": "signal 9"},
@@ -143,17 +147,17 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
             "error",
             "crash_loop",
             "5 times in the last 60 s. Last exit: signal 11",
-            "shardmem reload --engine ticks",
+            "shardmem reload ticks",
         ),
         ({"shard__broken_lanes": [3]}, "error", "broken_lane", "seat 3", None),
         ({"engine__slots_unowned": 32}, "warning", "unowned", "32 of 64 slots", None),
-        ({"shard__fill_ratio": 0.97}, "warning", "backpressure", "97% full", "shardmem scale 3 --engine ticks"),
+        ({"shard__fill_ratio": 0.97}, "warning", "backpressure", "97% full", "shardmem scale ticks 3"),
         (
             {"producers": [{"pid": 4712, "alive": True, "blocked": 0.6}]},
             "warning",
             "blocked",
             "Producer 4712 waited for room 60%",
-            "shardmem scale 3 --engine ticks",
+            "shardmem scale ticks 3",
         ),
         (
             {"lately": Lately(10.0, {"full": 7, "timeout": 0}, 0)},
@@ -184,13 +188,26 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
             "Strategy Mine: rebalance raised KeyError: 7",
             None,
         ),
-        ({"handoffs": [MOVE]}, "warning", "late", "slot 17 from shard 0 to 1, draining for 12 s", None),
+        (
+            {"handoffs": [MOVE]},
+            "warning",
+            "late",
+            "slot 17 from shard 0 to 1, draining for 12 s",
+            "shardmem stacks ticks 0",
+        ),
+        (
+            {"engine__shm_free_bytes": 1 << 20},
+            "warning",
+            "shm_full",
+            "1.0 MiB of 2.0 GiB of /dev/shm are free, and one more shard with 2 lanes takes 2.0 MiB",
+            "shardmem gc --dry-run",
+        ),
         (
             {"engine__quarantine_held": 3},
             "warning",
             "quarantine",
             "holds 3 events that",
-            "shardmem quarantine list --engine ticks",
+            "shardmem quarantine list ticks",
         ),
         (
             {
@@ -202,7 +219,7 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
             "info",
             "by_hand",
             "The number of shards was set by hand; otherwise up 1: shard 0 busier than 80%.",
-            "shardmem scale auto --engine ticks",
+            "shardmem scale ticks auto",
         ),
         ({"decisions": decided("at_max_shards")}, "info", "at_max_shards", "max_shards is reached", None),
         (
@@ -224,7 +241,7 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
             "info",
             "auto_scale_off",
             "would add shards",
-            "shardmem scale 3 --engine ticks",
+            "shardmem scale ticks 3",
         ),
         (
             {"sources": [SOURCE, {**SOURCE, "state": "failed", "error": "a.log, line 2: is not JSON"}]},
@@ -324,7 +341,7 @@ def test_without_a_supervisor_nothing_is_promised_that_only_a_supervisor_does(ch
     found = {each["kind"]: each for each in of(**ALONE, **changes)}
     assert {"no_supervisor", kind} == set(found) and level == found[kind]["level"], found
     assert part in found[kind]["advice"] and found[kind]["order"] is None, found[kind]
-    assert "shardmem" not in (found[kind]["command"] or "")
+    assert (found[kind]["command"] or "shardmem stacks").startswith("shardmem stacks"), "which needs no supervisor"
 
 
 def test_slots_that_nobody_brings_to_an_end_are_counted():
@@ -410,6 +427,44 @@ def test_more_shards_are_not_advised_where_they_cannot_help():
     assert hot["order"] is None and "more keys" in hot["advice"]
 
 
+def test_a_late_handoff_names_whom_it_waits_for_and_the_one_command_that_helps():
+    def advice(phase, shard=(), **changes):
+        move = {**MOVE, "phase": phase}
+        shards = [{**SHARD, **dict(shard)}, {**SHARD, "id": 1}]
+        found = next(each for each in of(handoffs=[move], shards=shards, **changes) if each["kind"] == "late")
+        return found["advice"], found["command"]
+
+    failed = {"condition": "failed", "state": "failed", "alive": False}
+    said, command = advice("draining", failed)
+    assert "shard 0, which has failed" in said and "long batch" not in said and command == "shardmem reload ticks"
+    assert "worker is being started again" in advice("draining", {"condition": "dead", "alive": False})[0]
+    assert (
+        "which waits itself: the database is away"
+        in advice("draining", {"condition": "waiting", "reason": "the database is away"})[0]
+    )
+    said, command = advice("releasing")
+    assert "shard 1 (worker pid 4713)" in said and command == "shardmem stacks ticks 1"
+    stopped = [{"pid": 4712, "seat": 3, "alive": True, "in_push": True, "blocked": 0.0}]
+    assert "producer pid 4712 (seat 3)" in advice("rerouting", producers=stopped)[0]
+    moves = {**WELL["moves"], "held_back": "3 moves wait"}
+    (held_back,) = [each for each in of(moves=moves, producers=stopped) if each["kind"] == "held_back"]
+    assert "producer pid 4712 (seat 3)" in held_back["advice"]
+
+
+def test_what_is_true_of_many_shards_is_said_once():
+    failed = {**SHARD, "condition": "failed", "state": "failed", "alive": False, "reason": "no database"}
+    (found,) = [each for each in of(shards=[{**failed, "id": n} for n in range(5)]) if each["level"] == "error"]
+    assert found["shard"] == 0 and found["shards"] == [0, 1, 2, 3, 4]
+    assert found["text"] == "Shard 0 has failed; 32 slots are waiting: no database. The same of shards 1, 2, 3, 4."
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_max_shards_is_no_matter_while_a_shard_has_failed(fixed):
+    failed = {"shard__condition": "failed", "shard__state": "failed", "shard__alive": False}
+    kinds = {each["kind"] for each in of(**failed, decisions=decided("at_max_shards"), auto_scale=not fixed)}
+    assert kinds == {"failed"}
+
+
 ILL = [
     {"shard__condition": "failed", "shard__state": "failed", "shard__alive": False},
     {"shard__condition": "stuck"},
@@ -433,7 +488,7 @@ def test_a_fixed_engine_that_is_too_slow_is_told_once_and_of_one_shard_more():
         decisions=decided("auto_scale_off"),
         auto_scale=False,
     )
-    assert "backpressure" == found["kind"] and "shardmem scale 2 --engine ticks" == found["command"]
+    assert "backpressure" == found["kind"] and "shardmem scale ticks 2" == found["command"]
     assert found["advice"].startswith("To add a shard")
     beside_a_failed_one = {
         each["kind"]: each

@@ -89,14 +89,14 @@ def test_events_that_go_to_quarantine_are_one_entry_a_minute_and_shard_and_the_s
         board.history.look(0, count)
         board.history.look(1, 1)
     posts = board.posts
-    said = sorted((each["shard"], each["text"].partition(" set")[0]) for each in board.events)
+    said = sorted((each["shard"], each["text"].partition(" quarantined")[0]) for each in board.events)
     assert [(0, "5 events were"), (1, "1 event was")] == said
     for _ in range(1000):
         board.history.look(0, 5)
     assert posts == board.posts, "nothing happened, and the board was written"
     board.now += TOGETHER
     board.history.look(0, 6)
-    assert board.texts[-1].startswith("1 event was set aside, 6 of this shard in all")
+    assert board.texts[-1].startswith("1 event was quarantined: ")
 
 
 def test_a_shard_whose_number_is_used_again_counts_from_nothing():
@@ -127,7 +127,7 @@ def test_the_next_supervisor_goes_on_with_the_history_and_tells_what_went_to_qua
 
     assert first.texts == second.texts[:2]
     said = [" ".join(text.split()[:6]) for text in second.texts[2:]]
-    assert ["3 events were set aside while", "1 event was set aside, 4"] == said
+    assert ["3 events were quarantined while there", "1 event was quarantined: 'shardmem quarantine"] == said
 
 
 def test_a_takeover_in_which_nothing_happened_tells_nothing_and_keeps_all():

@@ -15,7 +15,7 @@ FLOORS = [
     ("runtime",),
     ("remote",),
     ("status",),
-    ("client",),
+    ("client", "sinks"),
     ("sources",),
     ("testing",),
     ("http", "host"),

@@ -14,11 +14,11 @@ from typing import Any
 import click
 
 from shardmem import __version__
-from shardmem.console.cli import ask, config, demo, doctor, gc, ingest, look, run, source, stop
+from shardmem.console.cli import ask, completion, config, demo, doctor, gc, ingest, inside, look, run, source, stop
 from shardmem.console.cli.common import AS_JSON, complain
 from shardmem.console.cli.quarantine import quarantine
 from shardmem.console.cli.state import state
-from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError
+from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError, TooManyProducers
 from shardmem.runtime.child import ExitCode
 
 
@@ -40,7 +40,8 @@ class Commands(click.Group):
 def _exit_code(error: Exception) -> int:
     if isinstance(error, ConfigError):
         return ExitCode.CONFIG
-    return ExitCode.ALREADY if isinstance(error, AlreadyRunning) else ExitCode.FAILED
+    is_role = isinstance(error, AlreadyRunning) and not isinstance(error, TooManyProducers)
+    return ExitCode.ALREADY if is_role else ExitCode.FAILED
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,17 +54,20 @@ def main() -> None:
       shardmem demo                                     count 336,776 real flights
       shardmem run app:handle --name ticks --shards 2   run handle(batch) of app.py
       shardmem run engine.toml                          the same from a file
-      shardmem ingest --engine ticks --format csv --key symbol ticks.csv
+      shardmem ingest ticks --format csv --key symbol ticks.csv
+      shardmem ls                                       the engines of this machine
       shardmem status ticks; shardmem top ticks         a snapshot; a live view
+      shardmem logs ticks 2 --follow                    what shard 2 says
+      shardmem stacks ticks 2                           where its worker is at this moment
       shardmem scale ticks 3                            while events flow
       shardmem move ticks 17,40-60 --to 1               the same
       shardmem where ticks AAPL                         slot and shard of a key
       shardmem source status ticks                      what feeds it, and how far it is
-      shardmem quarantine list                          events that kept failing
+      shardmem quarantine list ticks                     events that kept failing
       shardmem state get ticks visits ann               a value of keyed state
       shardmem stop ticks
       shardmem doctor engine.toml                       check this machine
-      shardmem config engine.toml                       every setting, and where it was set
+      shardmem config engine.toml                       every setting, and where it was set; `config ticks`: in force
       shardmem gc                                       remove leftovers of dead engines
     """
     if sys.stderr is sys.__stderr__ and sys.stderr is not None and not faulthandler.is_enabled():
@@ -80,8 +84,11 @@ def main() -> None:
 for command in (
     run.run,
     config.config,
+    look.ls,
     look.status,
     look.top,
+    inside.logs,
+    inside.stacks,
     look.where,
     stop.stop,
     ask.scale,
@@ -101,5 +108,6 @@ for command in (
     gc.gc,
     doctor.doctor,
     demo.demo,
+    completion.completion,
 ):
     main.add_command(command)

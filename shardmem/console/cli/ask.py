@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from shardmem.console.cli.common import EngineFirst, as_json, complain, either, engine_argument, engine_option, say
+from shardmem.console.cli.common import EngineFirst, as_json, complain, engines_like, say
 from shardmem.http.operations import DEADLINE, summary
 from shardmem.runtime.child import ExitCode
 
@@ -18,8 +18,8 @@ timeout_option = click.option(
     metavar="SECONDS",
     help="How long to wait until it is done; default: 30. After that it goes on in the background.",
 )
-shard_argument = click.argument("shard", type=click.IntRange(0))
-slots_argument = click.argument("slots")
+shard_argument = click.argument("shard", type=click.IntRange(0), shell_complete=engines_like)
+slots_argument = click.argument("slots", shell_complete=engines_like)
 to_option = click.option("--to", "to", type=click.IntRange(0), required=True, help="The shard that will own them.")
 
 
@@ -44,9 +44,8 @@ def _ask(name: str | None, as_json: bool, command: str, timeout: float | None = 
 
 
 @click.command(cls=EngineFirst, short_help=summary("scale"))
-@click.argument("shards")
+@click.argument("shards", shell_complete=engines_like)
 @timeout_option
-@engine_option
 @as_json
 def scale(shards: str, timeout: float | None, name: str | None, as_json: bool) -> None:
     """Run SHARDS shards: start more, or drain and remove some. Slots are evened out while events flow.
@@ -61,7 +60,6 @@ def scale(shards: str, timeout: float | None, name: str | None, as_json: bool) -
 @click.command(cls=EngineFirst, short_help=summary("drain"))
 @shard_argument
 @timeout_option
-@engine_option
 @as_json
 def drain(shard: int, timeout: float | None, name: str | None, as_json: bool) -> None:
     """Hand the slots of SHARD to the others, then stop and remove it."""
@@ -72,35 +70,29 @@ def drain(shard: int, timeout: float | None, name: str | None, as_json: bool) ->
 @slots_argument
 @to_option
 @timeout_option
-@engine_option
 @as_json
 def move(slots: str, to: int, timeout: float | None, name: str | None, as_json: bool) -> None:
     """Move SLOTS (for example 17,40-60) to a shard. No event is lost, repeated or reordered."""
     _ask(name, as_json, "move", timeout, slots=slots, to=to)
 
 
-@click.command(help=summary("rebalance"))
-@engine_argument
+@click.command(cls=EngineFirst, help=summary("rebalance"))
 @timeout_option
-@engine_option
 @as_json
-def rebalance(engine: str | None, timeout: float | None, name: str | None, as_json: bool) -> None:
-    _ask(either(engine, name), as_json, "rebalance", timeout)
+def rebalance(timeout: float | None, name: str | None, as_json: bool) -> None:
+    _ask(name, as_json, "rebalance", timeout)
 
 
-@click.command(short_help=summary("reload"))
-@engine_argument
+@click.command(cls=EngineFirst, short_help=summary("reload"))
 @timeout_option
-@engine_option
 @as_json
-def reload(engine: str | None, timeout: float | None, name: str | None, as_json: bool) -> None:
+def reload(timeout: float | None, name: str | None, as_json: bool) -> None:
     """Replace all workers, with configuration file and handler read again. Events keep flowing."""
-    _ask(either(engine, name), as_json, "reload", timeout)
+    _ask(name, as_json, "reload", timeout)
 
 
 @click.command(cls=EngineFirst, short_help=summary("cordon"))
 @shard_argument
-@engine_option
 @as_json
 def cordon(shard: int, name: str | None, as_json: bool) -> None:
     """Keep SHARD from taking more slots and keyless events. It keeps what it has, until `uncordon` or `drain`."""
@@ -109,7 +101,6 @@ def cordon(shard: int, name: str | None, as_json: bool) -> None:
 
 @click.command(cls=EngineFirst, help=summary("uncordon"))
 @shard_argument
-@engine_option
 @as_json
 def uncordon(shard: int, name: str | None, as_json: bool) -> None:
     _ask(name, as_json, "uncordon", shard=shard)
@@ -119,7 +110,6 @@ def uncordon(shard: int, name: str | None, as_json: bool) -> None:
 @slots_argument
 @to_option
 @timeout_option
-@engine_option
 @as_json
 def pin(slots: str, to: int, timeout: float | None, name: str | None, as_json: bool) -> None:
     """Move SLOTS (for example 17,40-60) to a shard and keep them there, whatever the strategy says."""
@@ -128,7 +118,6 @@ def pin(slots: str, to: int, timeout: float | None, name: str | None, as_json: b
 
 @click.command(cls=EngineFirst, short_help=summary("unpin"))
 @slots_argument
-@engine_option
 @as_json
 def unpin(slots: str, name: str | None, as_json: bool) -> None:
     """Let the strategy move SLOTS (for example 17,40-60) again."""
@@ -136,8 +125,7 @@ def unpin(slots: str, name: str | None, as_json: bool) -> None:
 
 
 @click.command(cls=EngineFirst, short_help=summary("moves"))
-@click.argument("what", type=click.Choice(["suspend", "resume"]))
-@engine_option
+@click.argument("what", type=click.Choice(["suspend", "resume"]), shell_complete=engines_like)
 @as_json
 def moves(what: str, name: str | None, as_json: bool) -> None:
     """Suspend or resume the moves of the strategy. Moves on request, drains and pins go on."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from shardmem.text import printable, printable_lines
 
@@ -44,38 +46,75 @@ def advise(hint: str) -> None:
 as_json = click.option(
     "--json", "as_json", is_flag=True, callback=_note_json, help="Print JSON for programs instead of text."
 )
-engine_argument = click.argument("engine", required=False)
-engine_option = click.option(
-    "--engine", "name", help="Name of the engine; default: SHARDMEM_NAME, or the only one here."
-)
+
+
+def engines_like(context: click.Context, parameter: click.Parameter | None, incomplete: str) -> list[str]:
+    """For the shell's completion: the engines of this machine whose name begins so."""
+    from shardmem.memory.segment import engine_names
+
+    return [name for name in engine_names() if name.startswith(incomplete)]
 
 
 class EngineFirst(click.Command):
-    """The engine may stand before its arguments, as in `scale NAME 3`, and be left out where there is only one. It has
-    `engine_option` too."""
+    """NAME, the engine, stands before the arguments, as in `scale NAME 3`, and may be left out where there is only one.
+    The function gets it as `name`."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.params.append(click.Option(["--engine", "name"], hidden=True))  # as it was until 0.1; goes with 0.3
+
+    def is_name(self, word: str, options: Mapping[str, Any]) -> bool:
+        """Whether the first word is meant as NAME where it could also be an argument."""
+        return False
 
     def collect_usage_pieces(self, context: click.Context) -> list[str]:
         options, *arguments = super().collect_usage_pieces(context)
-        return [options, "[ENGINE]", *arguments]
+        return [options, "[NAME]", *arguments]
+
+    def format_help_text(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help_text(context, formatter)
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text("NAME is the engine; default: SHARDMEM_NAME, or the only one here.")
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        found = super().shell_complete(context, incomplete)
+        if not incomplete.startswith("-") and context.params.get("name") is None:
+            found += [CompletionItem(name) for name in engines_like(context, None, incomplete)]
+        return found
 
     def make_parser(self, context: click.Context) -> Any:
         parser = super().make_parser(context)
-        parse, names = parser.parse_args, [each.name for each in self.params if isinstance(each, click.Argument)]
+        parse = parser.parse_args
+        arguments = [each for each in self.params if isinstance(each, click.Argument)]
+        least = sum(each.required and each.nargs == 1 for each in arguments)
+        most = float("inf") if any(each.nargs == -1 for each in arguments) else len(arguments)
 
         def with_engine(args: list[str]) -> tuple[dict[str, Any], list[str], list[click.Parameter]]:
             found, more, order = parse(args)
-            if len(more) == 1:
-                values = [*(found[name] for name in names), *more]
-                found |= {**dict(zip(names, values[1:])), "name": either(values[0], found.get("name"))}
-                more = []
+            words = [word for each in arguments for word in _words(found.get(each.name or ""))] + more
+            if len(words) > most or (len(words) > least and self.is_name(words[0], found)):
+                found["name"] = either(words.pop(0), found.get("name"))
+                for each in arguments:
+                    taken, words = (words, []) if each.nargs == -1 else (words[:1], words[1:])
+                    if taken or each.nargs == -1:
+                        found[each.name or ""] = tuple(taken) if each.nargs == -1 else taken[0]
+                    else:
+                        found.pop(each.name or "", None)
+                more = words
             return found, more, order
 
         parser.parse_args = with_engine  # type: ignore[method-assign]
         return parser
 
 
-def either(engine: str | None, name: str | None) -> str | None:
-    """The engine that an argument or --engine names."""
-    if engine is not None and name is not None and engine != name:
+def _words(value: Any) -> list[str]:
+    """Of an argument as click's parser has it: what is missing is some mark of its own."""
+    return [value] if isinstance(value, str) else list(value) if isinstance(value, (tuple, list)) else []
+
+
+def either(engine: str, name: Any) -> str:
+    """The engine that the first word or --engine names."""
+    if isinstance(name, str) and engine != name:
         raise click.UsageError(f"two engines are named, {engine} and {name}")
-    return engine or name
+    return engine

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import click
 
 from shardmem.console.cli.common import as_json, say
-from shardmem.console.cli.target import configured
+from shardmem.console.cli.target import configured, is_engine
 from shardmem.runtime.child import ExitCode
 
 
@@ -23,19 +24,23 @@ def doctor(target: str | None, as_json: bool) -> None:
     from dataclasses import replace
 
     from shardmem.console.render import checks as rendered
-    from shardmem.host.census import Places, census, judge
+    from shardmem.host.census import Places, census, judge, recorded_socket
     from shardmem.host.doctor import PROBLEM, Plan, examine, worst_of
     from shardmem.host.machine import Host
     from shardmem.memory.engine_segment import ControlSegment
+    from shardmem.places import socket_path
 
-    if target is not None and not target.endswith(".toml") and ":" not in target:
+    if target is not None and is_engine(target):
         control = ControlSegment.attach(target)
         plan = Plan.of_engine(control)
+        owner = control.segment.owner  # root looks at the engine of another user as that user's
+        sockets = os.path.dirname(recorded_socket(control) or socket_path(target, owner))
+        host, places = Host(uid=owner, sockets=sockets), Places(sockets, owner)
         control.close()
     else:
+        host, places = Host(), Places()
         config, _ = configured(target, {"name": None} if target else {"name": "engine", "handler": "none:none"})
         plan = Plan.of_config(config)
-    places = Places()
     engines, others = census(places)
     held = {
         facts.name: sum(inbox.file.bytes for inbox in facts.inboxes) + facts.control.bytes
@@ -43,7 +48,7 @@ def doctor(target: str | None, as_json: bool) -> None:
         if facts.control
     }
     leftovers = [*(each for facts in engines for each in judge(facts, places.uid)), *others]
-    checks = examine(Host(), replace(plan, held=held.get(plan.name, 0)), leftovers)
+    checks = examine(host, replace(plan, held=held.get(plan.name, 0)), leftovers)
     if as_json:
         click.echo(
             json.dumps(

@@ -6,11 +6,12 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from shardmem.console.cli.common import advise, as_json, complain, say
+from shardmem.console.cli.common import EngineFirst, advise, as_json, complain, say
 
 FORMATS = ("lines", "csv", "tsv", "jsonl", "logfmt", "syslog", "combined", "parquet", "arrow")
 
@@ -26,9 +27,19 @@ class MaxBad(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return self.fail(f"{value!r} is neither a number nor a percentage")
 
 
-@click.command(short_help="Push files and streams into a running engine.")
+class _EngineThenFiles(EngineFirst):
+    """An engine's name may be that of a file too: then it is the engine, and ./NAME the file."""
+
+    def is_name(self, word: str, options: Mapping[str, Any]) -> bool:
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", word) is None:
+            return False
+        from shardmem.memory.segment import engine_names
+
+        return not os.path.lexists(word) or word in engine_names()
+
+
+@click.command(cls=_EngineThenFiles, short_help="Push files and streams into a running engine.")
 @click.argument("files", nargs=-1)
-@click.option("--engine", help="Name of the engine; default: SHARDMEM_NAME, or the only one here.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="lines", show_default=True)
 @click.option("--key", help="Field of the key: column, member (a.b: nested), field number from 1; several: a,b.")
 @click.option("--payload", help="Of parquet and arrow into an events engine: the column that is the payload.")
@@ -78,11 +89,12 @@ def ingest(**given: Any) -> None:
     Exit code 0: everything arrived. 1: a record was bad, an event was refused or quarantined (see --max-bad), or the
     run was cut off; then it says where to go on.
     """
+    from shardmem.client.client import only_engine
     from shardmem.console.ingest import Ingest, total_of
     from shardmem.console.progress import Meter
 
     wish = _wish(given)
-    engine = given["engine"] or os.environ.get("SHARDMEM_NAME") or _only_engine()
+    engine = given["name"] or only_engine()
     if given["resume"] and wish.positions is None:
         wish.positions = _positions_of(engine)
     if given["dry_run"]:
@@ -109,12 +121,6 @@ def ingest(**given: Any) -> None:
             advise(hint)
     if work.code:
         sys.exit(work.code)
-
-
-def _only_engine() -> str:
-    from shardmem.client.client import only_engine
-
-    return only_engine()
 
 
 def _wish(given: dict[str, Any]) -> Any:

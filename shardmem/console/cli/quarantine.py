@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -18,7 +18,7 @@ from shardmem.runtime.child import ExitCode
 if TYPE_CHECKING:  # imports numpy
     from shardmem.runtime.quarantine import Quarantined
 
-from shardmem.console.cli.common import as_json, complain, engine_option, say
+from shardmem.console.cli.common import EngineFirst, as_json, complain, engines_like, say
 from shardmem.errors import NotRunning, ShardmemError
 from shardmem.text import plural, printable, printable_lines
 
@@ -32,7 +32,14 @@ def quarantine() -> None:
 
 
 def _common(command: Command) -> Command:
-    return as_json(engine_option(directory_option(command)))
+    return as_json(directory_option(command))
+
+
+class _EngineThenIds(EngineFirst):
+    """Events have numbers: what is none is the engine."""
+
+    def is_name(self, word: str, options: Mapping[str, Any]) -> bool:
+        return not word.isdecimal()
 
 
 class _File(NamedTuple):
@@ -70,7 +77,7 @@ def _file(name: str | None, directory: str | None) -> _File:
     return _File(name, path, owner_of(path) if owner is None else owner)
 
 
-@quarantine.command("list")
+@quarantine.command("list", cls=EngineFirst)
 @click.option("--all", "everything", is_flag=True, help="Include replayed events.")
 @_common
 def list_(everything: bool, name: str | None, state_dir: str | None, as_json: bool) -> None:
@@ -124,8 +131,8 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-@quarantine.command()
-@click.argument("id", type=int)
+@quarantine.command(cls=EngineFirst)
+@click.argument("id", type=int, shell_complete=engines_like)
 @_common
 def show(id: int, name: str | None, state_dir: str | None, as_json: bool) -> None:
     """Show one event: reason, traceback or signal, key and payload."""
@@ -147,8 +154,8 @@ def show(id: int, name: str | None, state_dir: str | None, as_json: bool) -> Non
         click.echo(f"\n  {printable_lines(trace, '  ')}")
 
 
-@quarantine.command()
-@click.argument("ids", type=int, nargs=-1)
+@quarantine.command(cls=_EngineThenIds)
+@click.argument("ids", type=int, nargs=-1, shell_complete=engines_like)
 @click.option("--all", "everything", is_flag=True, help="All events that were not replayed yet.")
 @click.option("--timeout", type=click.FloatRange(0), help="Seconds to wait for room in lanes; default: no limit.")
 @_common
@@ -182,12 +189,15 @@ def replay(
         sys.exit(ExitCode.FAILED)
 
 
-@quarantine.command()
-@click.argument("ids", type=int, nargs=-1)
+@quarantine.command(cls=_EngineThenIds)
+@click.argument("ids", type=int, nargs=-1, shell_complete=engines_like)
 @click.option("--all", "everything", is_flag=True, help="All events, including replayed ones.")
+@click.option("--yes", is_flag=True, help="With --all: do not ask.")
 @_common
-def purge(ids: tuple[int, ...], everything: bool, name: str | None, state_dir: str | None, as_json: bool) -> None:
-    """Delete events in quarantine permanently."""
+def purge(
+    ids: tuple[int, ...], everything: bool, yes: bool, name: str | None, state_dir: str | None, as_json: bool
+) -> None:
+    """Delete events in quarantine permanently. --all asks first."""
     from shardmem.runtime.quarantine import Quarantine, is_there
 
     if bool(ids) == everything:
@@ -196,11 +206,24 @@ def purge(ids: tuple[int, ...], everything: bool, name: str | None, state_dir: s
     purged = 0
     if is_there(path):
         with Quarantine(path, owner=owner) as found:
+            if everything and not yes and (kept := len(found.numbers(replayed=True))):
+                _expect_yes(f"engine {engine}: delete {plural(kept, 'event')} in quarantine permanently?")
             purged = found.purge(ids or None)
     if as_json:
         click.echo(json.dumps({"engine": engine, "purged": purged}))
     else:
         say(f"engine {engine}: {plural(purged, 'event')} purged")
+
+
+def _expect_yes(question: str) -> None:
+    """Raises ShardmemError: the answer is no, or there is none."""
+    try:
+        if click.confirm(question, err=True):
+            return
+    except click.Abort:  # the end of standard input, as in a script
+        click.echo(err=True)
+        raise ShardmemError("nothing was deleted: --all asks first", hint="In a script, add --yes") from None
+    raise ShardmemError("nothing was deleted")
 
 
 def _existing(name: str | None, directory: str | None) -> _File:

@@ -28,17 +28,20 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     """
     import asyncio
 
+    from shardmem.config import log_file
     from shardmem.memory.native import arm_from_environment
     from shardmem.runtime import logs
     from shardmem.runtime.child import begin
     from shardmem.runtime.handler import HandlerRef
+    from shardmem.runtime.log_file import keep_in
     from shardmem.supervisor.notify import Notify
     from shardmem.supervisor.supervisor import Supervisor
 
     begin()
     arm_from_environment()
-    config, _ = configured(target, flags)
+    config, sources = configured(target, flags)
     logs.set_up(config.log_format, config.log_level or "info", config.name)
+    keep_in(log_file(config.directory, config.name))
     for_people = not as_json and config.log_format == "human"
 
     def ready(document: Status) -> None:
@@ -52,11 +55,17 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
             )
 
     def read_again() -> tuple[Any, HandlerRef]:
-        config, _ = configured(target, flags)
+        nonlocal sources
+        config, sources = configured(target, flags)
         return config, HandlerRef.of(config.handler)
 
     supervisor = Supervisor(
-        config, HandlerRef.of(config.handler), on_ready=ready, read_again=read_again, notify=Notify.from_environment()
+        config,
+        HandlerRef.of(config.handler),
+        on_ready=ready,
+        read_again=read_again,
+        notify=Notify.from_environment(),
+        origins=lambda: sources.origins,
     )
     code = asyncio.run(supervisor.run())
     if as_json:

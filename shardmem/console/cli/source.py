@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from shardmem.console.cli.common import EngineFirst, as_json, either, engine_argument, engine_option
+from shardmem.console.cli.common import EngineFirst, as_json, engines_like
 
-source_option = click.option("--source", metavar="NAME", help="Name of the source; default: the only one.")
+source_option = click.option("--source", metavar="SOURCE", help="Name of the source; default: the only one.")
 timeout_option = click.option(
     "--timeout", type=click.FloatRange(0), default=30.0, metavar="SECONDS", help="How long to wait until it is done."
 )
@@ -21,29 +21,25 @@ def source() -> None:
     """Sources of an engine, as [source] in its configuration declares them."""
 
 
-@source.command(short_help="What each source does, how far it is, and why it is not further.")
-@engine_argument
-@engine_option
+@source.command(cls=EngineFirst, short_help="What each source does, how far it is, and why it is not further.")
 @as_json
-def status(engine: str | None, name: str | None, as_json: bool) -> None:
+def status(name: str | None, as_json: bool) -> None:
     """What each source does, how far it is, and why it is not further."""
     from shardmem.console.render import source_lines
     from shardmem.sources.control import SourcesOf
 
-    found = SourcesOf.engine(either(engine, name)).status()
+    found = SourcesOf.engine(name).status()
     click.echo(json.dumps(found, indent=2) if as_json else "\n".join(source_lines(found) or ["there is no source"]))
 
 
-@source.command(short_help="How much of each file is there and was not read.")
-@engine_argument
-@engine_option
+@source.command(cls=EngineFirst, short_help="How much of each file is there and was not read.")
 @as_json
-def lag(engine: str | None, name: str | None, as_json: bool) -> None:
+def lag(name: str | None, as_json: bool) -> None:
     """How much of each file is there and was not read."""
     from shardmem.console.render import lag_lines
     from shardmem.sources.control import SourcesOf
 
-    found = SourcesOf.engine(either(engine, name)).status()
+    found = SourcesOf.engine(name).status()
     if as_json:
         keys = ("name", "lag_bytes", "last_commit_age_s", "partitions")
         click.echo(json.dumps([{key: value for key, value in each.items() if key in keys} for each in found], indent=2))
@@ -51,26 +47,22 @@ def lag(engine: str | None, name: str | None, as_json: bool) -> None:
         click.echo("\n".join(lag_lines(found) or ["there is no source"]))
 
 
-@source.command(short_help="Read no more until `resume`; what was read is handled.")
-@engine_argument
+@source.command(cls=EngineFirst, short_help="Read no more until `resume`; what was read is handled.")
 @source_option
 @timeout_option
-@engine_option
 @as_json
-def pause(engine: str | None, name: str | None, **given: Any) -> None:
+def pause(name: str | None, **given: Any) -> None:
     """Read no more until `resume`. What was read is handled. It holds for the next run of the engine, too."""
-    _pause(either(engine, name), True, **given)
+    _pause(name, True, **given)
 
 
-@source.command(short_help="Go on where `pause` left off.")
-@engine_argument
+@source.command(cls=EngineFirst, short_help="Go on where `pause` left off.")
 @source_option
 @timeout_option
-@engine_option
 @as_json
-def resume(engine: str | None, name: str | None, **given: Any) -> None:
+def resume(name: str | None, **given: Any) -> None:
     """Go on where `pause` left off."""
-    _pause(either(engine, name), False, **given)
+    _pause(name, False, **given)
 
 
 def _pause(engine: str | None, paused: bool, source: str | None, timeout: float, as_json: bool) -> None:
@@ -82,11 +74,10 @@ def _pause(engine: str | None, paused: bool, source: str | None, timeout: float,
 
 
 @source.command(cls=EngineFirst, short_help="Go on elsewhere in a file.")
-@click.argument("file")
+@click.argument("file", shell_complete=engines_like)
 @click.argument("to")
 @source_option
 @timeout_option
-@engine_option
 @as_json
 def seek(file: str, to: str, name: str | None, as_json: bool, source: str | None, timeout: float) -> None:
     """Go on reading FILE at TO: 'start', 'end' or a byte, as `status` shows it. Events before it are not taken back;

@@ -6,19 +6,18 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardmem.console.cli.common import EngineFirst, as_json, either, engine_argument, engine_option
+from shardmem.console.cli.common import EngineFirst, as_json, engines_like
 from shardmem.errors import NotRunning, ShardmemError
 from shardmem.text import plural
 
 if TYPE_CHECKING:  # imports numpy
     from shardmem.client.state import StateAccess
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 directory_option = click.option("--state-dir", help="Where the engine keeps its files, if it does not run.")
 
 
@@ -26,10 +25,6 @@ directory_option = click.option("--state-dir", help="Where the engine keeps its 
 def state() -> None:
     """Values of keyed state as they were last saved. They are read from the files of the engine: no worker notices, and
     it need not run."""
-
-
-def _common(command: Command) -> Command:
-    return engine_option(directory_option(command))
 
 
 def _where(name: str | None, directory: str | None) -> tuple[str, str]:
@@ -50,11 +45,16 @@ def _where(name: str | None, directory: str | None) -> tuple[str, str]:
     return name, directory
 
 
-def _is_engine(name: str, directory: str | None) -> bool:
-    from shardmem.config import default_directory, state_directory
-    from shardmem.memory.segment import engine_names
+class _EngineThenState(EngineFirst):
+    """A state may be left out too."""
 
-    return name in engine_names() or os.path.isdir(state_directory(directory or default_directory(), name))
+    def is_name(self, word: str, options: Mapping[str, Any]) -> bool:
+        from shardmem.config import default_directory, state_directory
+        from shardmem.memory.segment import engine_names
+
+        directory = options.get("state_dir")
+        directory = directory if isinstance(directory, str) else default_directory()
+        return word in engine_names() or os.path.isdir(state_directory(directory, word))
 
 
 @contextlib.contextmanager
@@ -74,11 +74,11 @@ def _access(name: str | None, directory: str | None) -> Iterator[tuple[str, Stat
 
 
 @state.command(cls=EngineFirst)
-@click.argument("state")
+@click.argument("state", shell_complete=engines_like)
 @click.argument("key")
 @click.option("--int", "as_int", is_flag=True, help="KEY is a number; without it, it is text, or else a number.")
 @click.option("--bytes", "as_bytes", is_flag=True, help="KEY is bytes, as text in UTF-8.")
-@_common
+@directory_option
 @as_json
 def get(
     state: str, key: str, as_int: bool, as_bytes: bool, name: str | None, state_dir: str | None, as_json: bool
@@ -99,24 +99,19 @@ def get(
         )
 
 
-@state.command("list")
-@engine_argument
-@click.argument("state", required=False)
+@state.command("list", cls=_EngineThenState)
+@click.argument("state", required=False, shell_complete=engines_like)
 @click.option("--limit", type=click.IntRange(0), default=100, show_default=True, help="0: all of them.")
-@_common
+@directory_option
 @as_json
-def list_(
-    engine: str | None, state: str | None, limit: int, name: str | None, state_dir: str | None, as_json: bool
-) -> None:
+def list_(state: str | None, limit: int, name: str | None, state_dir: str | None, as_json: bool) -> None:
     """List the values of STATE, or without it the states and how many values each has."""
     from shardmem.client.state import json_of, key_as_json
 
-    if state is None and engine is not None and not _is_engine(engine, state_dir):
-        engine, state = None, engine
     if state is None:
-        _print_counts(either(engine, name), state_dir, as_json)
+        _print_counts(name, state_dir, as_json)
         return
-    with _access(either(engine, name), state_dir) as (_, access):
+    with _access(name, state_dir) as (_, access):
         found = access.items(state)
         for key, value in itertools.islice(found, limit or None):
             if as_json:
@@ -127,13 +122,12 @@ def list_(
             click.echo(f"... there are more: --limit {10 * limit}", err=True)
 
 
-@state.command()
-@engine_argument
-@_common
+@state.command(cls=EngineFirst)
+@directory_option
 @as_json
-def count(engine: str | None, name: str | None, state_dir: str | None, as_json: bool) -> None:
+def count(name: str | None, state_dir: str | None, as_json: bool) -> None:
     """Count the values of each state."""
-    _print_counts(either(engine, name), state_dir, as_json)
+    _print_counts(name, state_dir, as_json)
 
 
 def _print_counts(name: str | None, directory: str | None, as_json: bool) -> None:
@@ -148,36 +142,29 @@ def _print_counts(name: str | None, directory: str | None, as_json: bool) -> Non
         click.echo("no values")
 
 
-@state.command()
-@engine_argument
+@state.command(cls=EngineFirst)
 @click.option("--slots", "wanted", help="Only these slots, as in 17,40-60.")
 @click.option(
     "--partition", type=click.IntRange(0), help="The state of this partition, as a snapshot: a file to be imported."
 )
 @click.option("--compact", is_flag=True, help="Frames by slot, smaller and faster than lines of JSON.")
 @click.option("--output", "-o", type=click.File("wb"), default="-", help="Default: standard output.")
-@_common
+@directory_option
 def export(
-    engine: str | None,
-    wanted: str | None,
-    partition: int | None,
-    compact: bool,
-    output: Any,
-    name: str | None,
-    state_dir: str | None,
+    wanted: str | None, partition: int | None, compact: bool, output: Any, name: str | None, state_dir: str | None
 ) -> None:
     """Write values, timers and snapshots: each slot as it was saved last."""
     if partition is not None:
         if wanted or compact or output.name in ("-", "<stdout>"):
             raise click.UsageError("--partition takes --output FILE, and neither --slots nor --compact")
-        with _access(either(engine, name), state_dir) as (named, access):
+        with _access(name, state_dir) as (named, access):
             _export_partition(access.directory, named, partition, output.name)
         return
     from shardmem.runtime.state_export import export_compact, export_lines
     from shardmem.runtime.state_reader import StateReader
     from shardmem.slot_ranges import parse_slots
 
-    with _access(either(engine, name), state_dir) as (_, access):
+    with _access(name, state_dir) as (_, access):
         with contextlib.closing(StateReader(access.directory)) as reader:
             slots = set(parse_slots(wanted, reader.slots)) if wanted else None
             if compact:
@@ -203,26 +190,24 @@ def _export_partition(directory: str, engine: str, number: int, path: str) -> No
     StateFiles(directory, None).export(layout, number, path)
 
 
-@state.command("import")
-@engine_argument
+@state.command("import", cls=EngineFirst)
 @click.argument("source", type=click.File("rb"))
 @click.option(
     "--partitions", type=click.IntRange(1), help="Lay lines of JSON out for so many partitions: the topic has grown."
 )
-@_common
-def import_(engine: str | None, source: Any, partitions: int | None, name: str | None, state_dir: str | None) -> None:
+@directory_option
+def import_(source: Any, partitions: int | None, name: str | None, state_dir: str | None) -> None:
     """Take what `export` wrote, any form, into the files of an engine that does not run. What is there under the same
     keys is replaced; the state of a partition, as a whole."""
     from shardmem.config import state_directory
     from shardmem.memory.segment import engine_names
     from shardmem.runtime.state_export import import_state
 
-    named = either(engine, name)
-    if named is None or state_dir is None:
-        raise click.UsageError("import needs ENGINE and --state-dir")
-    if named in engine_names():
+    if name is None or state_dir is None:
+        raise click.UsageError("import needs NAME and --state-dir")
+    if name in engine_names():
         raise ShardmemError(
-            f"engine {named} exists, and its workers write to its files", hint=f"Stop it first: `shardmem stop {named}`"
+            f"engine {name} exists, and its workers write to its files", hint=f"Stop it first: `shardmem stop {name}`"
         )
-    taken = import_state(source, state_directory(state_dir, named), partitions)
-    click.echo(f"engine {named}: {taken:,} values, timers and snapshots imported")
+    taken = import_state(source, state_directory(state_dir, name), partitions)
+    click.echo(f"engine {name}: {taken:,} values, timers and snapshots imported")

@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import json
-import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from shardmem.console.cli.common import as_json, say, warn
+from shardmem.console.cli.common import EngineFirst, as_json, say, warn
 from shardmem.http.operations import summary
 from shardmem.text import plural
 
+if TYPE_CHECKING:
+    from shardmem.status.document import Status
 
-@click.command(help=summary("stop"))
-@click.argument("name", required=False)
+
+@click.command(cls=EngineFirst, help=summary("stop"))
 @click.option("--now", is_flag=True, help="Do not drain; events stay in shared memory for the next run.")
-@click.option("--timeout", type=float, help="Seconds to wait until it has stopped.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="How long to wait until it has stopped; default: until then. After that it goes on in the background.",
+)
 @as_json
 def stop(name: str | None, now: bool, timeout: float | None, as_json: bool) -> None:
     from shardmem.client.client import Client, only_engine
+    from shardmem.console.answers import stopping
+    from shardmem.console.progress import Waiting
     from shardmem.console.render import accounting_line
 
     name = name or only_engine()
-    shown = False
-
-    def progress(in_flight: int) -> None:
-        nonlocal shown
-        if sys.stderr.isatty():
-            shown = True
-            click.echo(f"\rdraining: {in_flight:,} events in flight   ", nl=False, err=True)
-
     with Client(name) as client:
-        document = client.stop(now, timeout, progress)
-    if shown:
-        click.echo(err=True)
+        last = client.status()
+
+        def progress(status: Status) -> None:
+            nonlocal last
+            last = status
+
+        with Waiting(lambda: stopping(last), quiet=as_json):
+            document = client.stop(now, timeout, progress)
     left = document["accounting"]["in_flight"]
     if as_json:
         click.echo(json.dumps(document, indent=2))

@@ -23,6 +23,11 @@ class WithSettings(click.Command):
         return super().get_params(context)
 
 
+def is_engine(target: str) -> bool:
+    """Whether it is the name of an engine, and not something to run."""
+    return not target.endswith(".toml") and ":" not in target
+
+
 def configured(target: str | None, flags: dict[str, Any]) -> tuple[Config, Sources]:
     """(settings, their sources) of what `run` is given, or of nothing but variables and flags. Raises ConfigError."""
     from shardmem.config import sourced

@@ -73,7 +73,7 @@ export const ORDERS = {
       );
     },
     body: values => ({shards: Number(values.shards)}),
-    shell: (values, name) => `scale ${Number(values.shards)} --engine ${name}`,
+    shell: (values, name) => `scale ${name} ${Number(values.shards)}`,
     done: answer =>
       listed(`${plural(answer.shards.length, "shard runs", "shards run")}: ${answer.shards.join(", ")}`, moves(answer)),
   },
@@ -88,7 +88,7 @@ export const ORDERS = {
         "It gives its reason for every change.",
       ),
     body: () => ({shards: "auto"}),
-    shell: (values, name) => `scale auto --engine ${name}`,
+    shell: (values, name) => `scale ${name} auto`,
     done: () => "the policy decides on the number of shards",
   },
   drain: {
@@ -106,7 +106,7 @@ export const ORDERS = {
       );
     },
     body: values => ({shard: Number(values.shard)}),
-    shell: (values, name) => `drain ${values.shard} --engine ${name}`,
+    shell: (values, name) => `drain ${name} ${values.shard}`,
     done: answer => listed(`shard ${answer.drained} is drained and removed`, moves(answer)),
   },
   move: {
@@ -131,7 +131,7 @@ export const ORDERS = {
         document.auto_scale && "The strategy may move them on when the load asks for it.",
       ),
     body: values => ({slots: values.slots, to: Number(values.to)}),
-    shell: (values, name) => `move ${quoted(values.slots || "SLOTS")} --to ${values.to} --engine ${name}`,
+    shell: (values, name) => `move ${name} ${quoted(values.slots || "SLOTS")} --to ${values.to}`,
     done: moves,
   },
   cordon: {
@@ -177,7 +177,7 @@ export const ORDERS = {
     verb: () => "Rebalance",
     says: () => "As few slots as possible are moved until the load of the shards is even. Events keep flowing.",
     body: () => ({}),
-    shell: (values, name) => `rebalance --engine ${name}`,
+    shell: (values, name) => `rebalance ${name}`,
     done: moves,
   },
   reload: {
@@ -191,7 +191,7 @@ export const ORDERS = {
         "Failed shards are started again. If one cannot start, the others stay as they are.",
       ),
     body: () => ({}),
-    shell: (values, name) => `reload --engine ${name}`,
+    shell: (values, name) => `reload ${name}`,
     done: answer =>
       listed(
         answer.reloaded.map(replaced).join(", "),
@@ -231,7 +231,7 @@ export const ORDERS = {
         "Fix the handler first, or they fail again.",
       ),
     body: values => (values.ids ? {ids: values.ids} : {all: true}),
-    shell: (values, name) => `quarantine replay ${values.ids ? values.ids.join(" ") : "--all"} --engine ${name}`,
+    shell: (values, name) => `quarantine replay ${name} ${values.ids ? values.ids.join(" ") : "--all"}`,
     done: answer =>
       listed(
         `${plural(answer.replayed.length, "event")} replayed`,
@@ -248,7 +248,7 @@ export const ORDERS = {
         "will be deleted permanently. This cannot be undone.",
       ),
     body: values => (values.ids ? {ids: values.ids} : {all: true}),
-    shell: (values, name) => `quarantine purge ${values.ids ? values.ids.join(" ") : "--all"} --engine ${name}`,
+    shell: (values, name) => `quarantine purge ${name} ${values.ids ? values.ids.join(" ") : "--all"}`,
     done: answer => `${plural(answer.purged, "event")} purged`,
   },
 };

@@ -50,7 +50,7 @@ export class Quarantine {
     if (held && access === "token") words.push("Keys and payloads are users' data: enter the http_token above to see them.");
     if (held && access === "read")
       words.push(
-        `Keys and payloads are not shown without http_token; in a shell: shardmem quarantine list --engine ${name}`,
+        `Keys and payloads are not shown without http_token; in a shell: shardmem quarantine list ${name}`,
       );
     if (fault) words.push(`They cannot be listed: ${fault}`);
     if (listed && listed.count > listed.events.length)

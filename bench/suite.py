@@ -1,0 +1,55 @@
+"""All benchmarks, one after the other, each in a process of its own, into one JSON.
+
+    python bench/suite.py [NAME...] [--quick] [--json FILE] [--against FILE]
+
+NAME: of the programs below, in their order; default: all. --against compares the ratios, and the figures that have
+none, with those of an earlier --json, each beside the noise of both. Run it alone on the machine. Ends with 1 if one
+failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PROGRAMS = ("run", "elastic", "recovery", "kills", "outage", "state", "ingest")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PROGRAMS))
+    parser.add_argument("--quick", action="store_true", help="short and few rounds: proves, does not measure")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="compare with the --json of an earlier run")
+    chosen = parser.parse_args()
+    if unknown := [name for name in chosen.names if name not in PROGRAMS]:
+        parser.error(f"{unknown[0]} is no benchmark; there are {', '.join(PROGRAMS)}")
+    before = json.loads(chosen.against.read_text())["benchmarks"] if chosen.against else {}
+    found, failed = {}, []
+    with tempfile.TemporaryDirectory(prefix="shardmem-bench-") as directory:
+        for name in chosen.names or PROGRAMS:
+            print(f"== {name}", flush=True)
+            written, earlier = Path(directory, f"{name}.json"), Path(directory, f"{name}-before.json")
+            command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(written)]
+            command += ["--quick"] if chosen.quick else []
+            if name in before:
+                earlier.write_text(json.dumps(before[name]))
+                command += ["--against", str(earlier)]
+            if subprocess.run(command).returncode:
+                failed.append(name)
+            if written.exists():
+                found[name] = json.loads(written.read_text())
+    if chosen.json:
+        chosen.json.write_text(json.dumps({"benchmarks": found}, indent=1) + "\n")
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

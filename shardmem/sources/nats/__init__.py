@@ -1,0 +1,1 @@
+"""NATS JetStream as a source: partitions of a stream, shared among hosts. Needs `shardmem[nats]`."""
