@@ -204,52 +204,73 @@ class Ownership:
         for partition in self.undecided:
             together.setdefault(topic_and_number(partition)[1], {})[partition] = committed.get(partition)
         for number in together.keys() - self.restoring.keys():  # of one that was lost meanwhile, the end is awaited
-            those = together[number]
-            for partition in those:
-                del self.undecided[partition]
-            self._prepare(number, those)
+            self._prepare(number, together[number])
 
     def _prepare(self, number: int, those: dict[str, Position | None]) -> None:
         """The state of all topics of a partition is one, and is there before the first event of any of them."""
-        if any(held.number == number for held in self.held.values()):
-            restoring = None
+        restoring, ours = None, all(at is None or _who(at.metadata) == self._engine for at in those.values())
+        if not any(held.number == number for held in self.held.values()):
+            restoring = self._states.take_up(number, [at.metadata for at in those.values() if at is not None], ours)
+        for partition, committed in those.items():
+            row = self._table.row(*topic_and_number(partition))
+            if self._left.pop(partition, None) is None:
+                continue
+            if ours and restoring is None and self._is_ours(committed, row):
+                self._resume(partition, row, committed)
+            else:
+                self._table.end(row)
+        fresh = {name: at for name, at in those.items() if name in self.undecided}
+        if restoring is None:
+            self._claim_and_begin(number, fresh)
         else:
-            said = [place.metadata for place in those.values() if place is not None]
-            restoring = self._states.take_up(number, said, all(_who(each) == self._engine for each in said))
-        if restoring is not None:
-            self.restoring[number] = restoring, those
-            return
-        for partition, place in those.items():
-            self._take_up(partition, place, can_resume=True)
+            self.restoring[number] = restoring, fresh
+            for partition in fresh:
+                del self.undecided[partition]
 
     def _restored(self) -> None:
         for number, (restoring, those) in list(self.restoring.items()):
             if not restoring.done():
                 continue
             del self.restoring[number]
-            if (error := restoring.exception()) is not None:
-                self._log.warning("the state of partition %d cannot be restored: %s", number, error)
-                self.waits_for = str(error)
+            self.undecided.update(dict.fromkeys(those))
+            if (error := restoring.exception()) is None:
+                self._claim_and_begin(number, those)
+            else:
+                self.waits_for = f"the state of partition {number} cannot be restored: {error}"
                 self._retry_at = self._clock() + RETRY
-                self.undecided.update(dict.fromkeys(those))
-            for partition, place in those.items() if error is None else ():
-                self._take_up(partition, place, can_resume=False)  # the state is of what was committed
 
-    def _take_up(self, partition: str, committed: Position | None, can_resume: bool) -> None:
-        topic, number = topic_and_number(partition)
-        row, known = self._table.row(topic, number), NONE_KNOWN
-        if self._left.pop(partition, None) is not None and can_resume and self._is_ours(committed, row):
-            epoch, at, safe = self._table.resume(row), self._table.pushed(row), self._table.safe(row)
-            self._table.set_state(row, "owned")
-            known = self._in_lanes.pop(row, NONE_KNOWN)
-        else:
-            at = safe = committed.offset if committed is not None else NOTHING
-            epoch = self._table.begin(row, at)
-        done = None if committed is None else committed.offset
+    def _claim_and_begin(self, number: int, those: Mapping[str, Position | None]) -> None:
+        """Claimed when its state is here, and not before: whoever finds our name takes it for here."""
+        others = {
+            name: Position(at.offset, metadata_of(self._engine, self._states.named(number)))
+            for name, at in those.items()
+            if at is not None and _who(at.metadata) != self._engine
+        }
+        if others and not self._write(others):
+            self._retry_at = self._clock() + RETRY
+            return
+        for partition, committed in those.items():
+            self._begin(partition, self._table.row(*topic_and_number(partition)), committed)
+
+    def _begin(self, partition: str, row: int, committed: Position | None) -> None:
+        at = committed.offset if committed is not None else NOTHING
+        self._hold(partition, row, self._table.begin(row, at), at, at, committed, NONE_KNOWN)
+
+    def _resume(self, partition: str, row: int, committed: Position | None) -> None:
+        at, known = self._table.pushed(row), self._in_lanes.pop(row, NONE_KNOWN)
+        at += int(np.argmin(np.append(known == at + np.arange(len(known)), False)))  # those that leave no gap
+        self._table.set_pushed(row, at)
+        self._table.set_state(row, "owned")
+        self._hold(partition, row, self._table.resume(row), at, self._table.safe(row), committed, known[known >= at])
+
+    def _hold(
+        self, partition: str, row: int, epoch: int, at: int, safe: int, committed: Position | None, known: np.ndarray
+    ) -> None:
+        del self.undecided[partition]
+        number, done = topic_and_number(partition)[1], None if committed is None else committed.offset
         self.held[partition] = Held(partition, number, row, epoch, at, safe, done, known, at, safe)
         self._renew()
-        if self._paused:
-            self._source.pause([partition])
+        (self._source.pause if self._paused else self._source.resume)([partition])
         nowhere = committed is None and at == NOTHING and not len(known)
         self._source.start(partition, None if nowhere else at)
         self._log.info("%s: begins %s, epoch %d", partition, "as configured" if nowhere else f"at {at:,}", epoch)

@@ -42,6 +42,10 @@ class Stateless:
     def step(self, safe: Mapping[int, Safe]) -> None:
         """Again and again: all before these offsets was handled."""
 
+    def named(self, number: int) -> str | None:
+        """The state that events of this partition now go into; that which the last commit named, or took over from it."""
+        return None
+
     def place(self, number: int, topic: str, safe: int) -> tuple[int | None, str | None, bool]:
         """(offset, state) that may be committed, offset None: nothing yet; whether no commit has named that state."""
         return safe, None, False
@@ -119,6 +123,9 @@ class States(Stateless):
     def step(self, safe: Mapping[int, Safe]) -> None:
         if self._uploads is not None:
             self._ready.update((uploaded.number, uploaded) for uploaded in self._uploads.step(safe))
+
+    def named(self, number: int) -> str | None:
+        return self._here if self._uploads is None else self._named.get(number)
 
     def place(self, number: int, topic: str, safe: int) -> tuple[int | None, str | None, bool]:
         if self._uploads is None:
