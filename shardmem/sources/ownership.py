@@ -208,20 +208,20 @@ class Ownership:
 
     def _prepare(self, number: int, those: dict[str, Position | None]) -> None:
         """The state of all topics of a partition is one, and is there before the first event of any of them."""
-        restoring, ours = None, all(at is None or _who(at.metadata) == self._engine for at in those.values())
+        rows = {partition: self._table.row(*topic_and_number(partition)) for partition in those}
+        restoring, ours = None, all(self._is_ours(at, rows[partition]) for partition, at in those.items())
         if not any(held.number == number for held in self.held.values()):
             restoring = self._states.take_up(number, [at.metadata for at in those.values() if at is not None], ours)
         for partition, committed in those.items():
-            row = self._table.row(*topic_and_number(partition))
             if self._left.pop(partition, None) is None:
                 continue
-            if ours and restoring is None and self._is_ours(committed, row):
-                self._resume(partition, row, committed)
+            if ours and restoring is None:
+                self._resume(partition, rows[partition], committed)
             else:
-                self._table.end(row)
+                self._table.end(rows[partition])
         fresh = {name: at for name, at in those.items() if name in self.undecided}
         if restoring is None:
-            self._claim_and_begin(number, fresh)
+            self._begin_all(number, fresh)
         else:
             self.restoring[number] = restoring, fresh
             for partition in fresh:
@@ -234,23 +234,28 @@ class Ownership:
             del self.restoring[number]
             self.undecided.update(dict.fromkeys(those))
             if (error := restoring.exception()) is None:
-                self._claim_and_begin(number, those)
+                self._begin_all(number, those)
             else:
                 self.waits_for = f"the state of partition {number} cannot be restored: {error}"
                 self._retry_at = self._clock() + RETRY
 
-    def _claim_and_begin(self, number: int, those: Mapping[str, Position | None]) -> None:
-        """Claimed when its state is here, and not before: whoever finds our name takes it for here."""
-        others = {
-            name: Position(at.offset, metadata_of(self._engine, self._states.named(number)))
-            for name, at in those.items()
-            if at is not None and _who(at.metadata) != self._engine
-        }
-        if others and not self._write(others):
+    def _begin_all(self, number: int, those: Mapping[str, Position | None]) -> None:
+        """Its state is here."""
+        if not self._claim(number, {partition: at for partition, at in those.items() if at is not None}):
             self._retry_at = self._clock() + RETRY
             return
         for partition, committed in those.items():
             self._begin(partition, self._table.row(*topic_and_number(partition)), committed)
+
+    def _claim(self, number: int, committed: Mapping[str, Position]) -> bool:
+        """Whether what was committed is in our name: if this process is killed before it commits anything, the next one
+        is to see that nobody else has since. Not before the state is here, because that is what our name says."""
+        others = {
+            name: Position(at.offset, metadata_of(self._engine, self._states.named(number)))
+            for name, at in committed.items()
+            if _who(at.metadata) != self._engine
+        }
+        return not others or self._write(others)
 
     def _begin(self, partition: str, row: int, committed: Position | None) -> None:
         at = committed.offset if committed is not None else NOTHING

@@ -43,7 +43,7 @@ class Stateless:
         """Again and again: all before these offsets was handled."""
 
     def named(self, number: int) -> str | None:
-        """The state that events of this partition now go into; that which the last commit named, or took over from it."""
+        """The state that its events go into, as commits name it."""
         return None
 
     def place(self, number: int, topic: str, safe: int) -> tuple[int | None, str | None, bool]:
