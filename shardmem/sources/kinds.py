@@ -38,8 +38,19 @@ class EngineContext:
     keep_all: bool = False
 
 
+@dataclass(frozen=True)
+class Reach:
+    """What can be found out of a broker without joining a group of it. counts: of each topic that there is. patience:
+    seconds that it waits for a partition to be given up; None: that cannot be told. protocol: of its groups."""
+
+    counts: Mapping[str, int]
+    patience: float | None = None
+    protocol: str = ""
+
+
 class Kind(Protocol):
     """A module. is_broker: its sources are BrokerSource, and `ownership.OwnershipSettings` are settings of theirs too.
+    A broker's may have reach(settings, timeout) -> Reach, which `shardmem doctor` asks. It raises what sources raise.
 
     The table that `settings_of` gets is [source] without what all sources have: kind, name, on_bad, dead_letter, rate,
     and of a broker those of OwnershipSettings. Values that are "$NAME" have become the variable.

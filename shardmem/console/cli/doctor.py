@@ -24,6 +24,7 @@ def doctor(target: str | None, as_json: bool) -> None:
     from dataclasses import replace
 
     from shardmem.console.render import checks as rendered
+    from shardmem.host.brokers import brokers
     from shardmem.host.census import Places, census, judge, recorded_socket
     from shardmem.host.doctor import PROBLEM, Plan, examine, worst_of
     from shardmem.host.machine import Host
@@ -32,7 +33,7 @@ def doctor(target: str | None, as_json: bool) -> None:
 
     if target is not None and is_engine(target):
         control = ControlSegment.attach(target)
-        plan = Plan.of_engine(control)
+        plan, of_sources = Plan.of_engine(control), []
         owner = control.segment.owner  # root looks at the engine of another user as that user's
         sockets = os.path.dirname(recorded_socket(control) or socket_path(target, owner))
         host, places = Host(uid=owner, sockets=sockets), Places(sockets, owner)
@@ -40,7 +41,7 @@ def doctor(target: str | None, as_json: bool) -> None:
     else:
         host, places = Host(), Places()
         config, _ = configured(target, {"name": None} if target else {"name": "engine", "handler": "none:none"})
-        plan = Plan.of_config(config)
+        plan, of_sources = Plan.of_config(config), list(brokers(config))
     engines, others = census(places)
     held = {
         facts.name: sum(inbox.file.bytes for inbox in facts.inboxes) + facts.control.bytes
@@ -48,7 +49,7 @@ def doctor(target: str | None, as_json: bool) -> None:
         if facts.control
     }
     leftovers = [*(each for facts in engines for each in judge(facts, places.uid)), *others]
-    checks = examine(host, replace(plan, held=held.get(plan.name, 0)), leftovers)
+    checks = [*examine(host, replace(plan, held=held.get(plan.name, 0)), leftovers), *of_sources]
     if as_json:
         click.echo(
             json.dumps(
