@@ -21,7 +21,8 @@ KINDS = {
     "nats": "shardmem.sources.nats.kind",
     "fake": "shardmem.testing.fake",
 }
-_SECRET = re.compile(r"password|passwd|secret|token|oauthbearer\.config|jaas|credential|\.pem$|nkey|\bseed\b|creds\b")
+_WORDS = r"password|passwd|secret|token|oauthbearer\.config|jaas|credential|\.pem\b|nkey|\bseed\b|creds\b"
+_SECRET, _IN_QUERY = re.compile(_WORDS), re.compile(rf"(?<=[?&])([^=&]*(?:{_WORDS})[^=&]*=)[^&]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def without_secrets(table: Any) -> Any:
     if isinstance(table, (list, tuple)):
         return [without_secrets(each) for each in table]
     if isinstance(table, str):
-        return re.sub(r"(?<=://)[^/@]*@", "***@", table)
+        return _IN_QUERY.sub(r"\1***", re.sub(r"(?<=://)[^/@]*@", "***@", table))
     if not isinstance(table, Mapping):
         return table
     return {
