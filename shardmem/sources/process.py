@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -45,6 +46,7 @@ def main() -> int:
     if (told := read_orders(SourceOrders)) is None:
         return ExitCode.OK
     orders, reports = told
+    sys.path.append(os.getcwd())  # a class of the user's own may be where the engine was started, as handlers are
     logs.set_up(orders.settings["log_format"], orders.settings["log_level"] or "info", orders.engine)
     keep_in(log_file(orders.directory, orders.engine))
     return SourceProcess(orders, reports).run()
