@@ -126,7 +126,8 @@ def broker(bootstrap: str | None) -> Iterator[str]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if why := module.why_not():
-        sys.exit(f"bench/kafka.py: {why}")
+        print(f"not measured: {why}")
+        sys.exit(0)
     with tempfile.TemporaryDirectory(prefix="shardmem-bench-") as directory:
         cluster = module.KafkaCluster(Path(directory) / "kafka", heap_mb=512)
         try:

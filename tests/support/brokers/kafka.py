@@ -25,7 +25,6 @@ from typing import IO
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-
 JARS = os.environ.get("SHARDMEM_KAFKA_JARS", "")
 TESTS = Path(__file__).parents[2]
 START = 90.0  # seconds that a broker may take on a busy machine
