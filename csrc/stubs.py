@@ -10,7 +10,7 @@ from pathlib import Path
 from pycparser import c_ast, c_parser
 
 ROOT = Path(__file__).parents[1]
-HEADERS = (ROOT / "csrc" / "shardmem.h", ROOT / "csrc" / "scan.h")
+HEADERS = (ROOT / "csrc" / "shardmem.h", ROOT / "csrc" / "scan.h", ROOT / "csrc" / "kafka.h")
 STUB = ROOT / "shardmem" / "_native.pyi"
 INTEGERS = ("int", "uint8_t", "int32_t", "uint32_t", "uint64_t", "int64_t")
 
