@@ -1,4 +1,5 @@
-"""How long a broker keeps a member that says nothing: with the new protocol of groups that is a setting of the broker."""
+"""How long a broker keeps a member that says nothing: with the new protocol of groups that is a setting of the
+broker."""
 
 from __future__ import annotations
 
