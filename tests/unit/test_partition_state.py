@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from shardmem.console.cli import main
 from shardmem.errors import ConfigError, ShardmemError, StateError
 from shardmem.runtime import partition_count
 from shardmem.runtime.partition_count import count, counted
@@ -248,3 +250,25 @@ def test_a_snapshot_is_imported_into_an_engine_that_does_not_run(host, tmp_path)
     assert {slot_in(1, key) for key in KEYS} == {
         read_store_key(key)[0] for slot in LAYOUT.slots_of(1) for key, _ in there.stores[0].scan(prefix(slot, b"n"))
     }
+
+
+def test_the_command_line_exports_a_partition_and_imports_it(host, tmp_path) -> None:
+    here, path = host("here"), str(tmp_path / "p1")
+
+    def said(*command: str, code: int = 0) -> str:
+        result = CliRunner().invoke(main, ["state", *command])
+        assert code == result.exit_code, result.output
+        return result.output + str(result.exception or "")
+
+    fill(here.shard(0, range(32)), range(32), b"x", 1)
+    there = ("--state-dir", str(tmp_path / "there"))
+    export = ("export", "e", "--state-dir", str(tmp_path / "here"), "--partition")
+    assert "its state has no partitions" in said(*export, "1", "-o", path, code=1)
+    count(here.directory, 32, 3, told=False)
+    assert "its state has partitions 0 to 2" in said(*export, "3", "-o", path, code=1)
+    assert "--partition takes --output FILE" in said(*export, "1", code=2)
+    said(*export, "1", "-o", path)
+    said("import", "e", path, *there)
+    other = host("there")
+    other.shard(0, range(32))
+    assert here.content(1) == other.content(1)

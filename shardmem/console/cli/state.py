@@ -155,7 +155,7 @@ def export(
 ) -> None:
     """Write values, timers and snapshots: each slot as it was saved last."""
     if partition is not None:
-        if wanted or compact or output.name in ("-", "<stdout>"):
+        if wanted or compact or getattr(output, "name", "-") in ("-", "<stdout>"):
             raise click.UsageError("--partition takes --output FILE, and neither --slots nor --compact")
         with _access(name, state_dir) as (named, access):
             _export_partition(access.directory, named, partition, output.name)
