@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import numpy as np
 import pytest
@@ -75,6 +76,12 @@ def test_a_name_with_dots_may_be_without_quotes_and_a_value_no_text():
     nested = {"bootstrap": {"servers": "a:1"}, "check": {"crcs": True}, "socket.timeout.ms": 5000}
     settings = kind.settings_of({"topics": ["t"], "kafka": nested}, Schema())
     assert {"bootstrap.servers": "a:1", "check.crcs": "true", "socket.timeout.ms": "5000"} == settings.library
+
+
+def test_a_member_may_be_named_after_its_host(monkeypatch):
+    monkeypatch.delenv("HOSTNAME", raising=False)
+    (settings,) = sources_in({**TABLE, "kafka": {**SERVERS, "group.instance.id": "$HOSTNAME"}}, Schema())
+    assert socket.gethostname() == settings.own.library["group.instance.id"]
 
 
 SECRETS = (
