@@ -59,6 +59,7 @@ class SourceProcess:
         self._state = "starting"
         self._error: str | None = None
         self._runner: Runner | None = None
+        self._seat: int | None = None
         self._told = 0
         self._began = time.monotonic()
         self._seeks = 0  # of those wished for, the newest that was passed on
@@ -77,6 +78,12 @@ class SourceProcess:
         self._tell()
         threading.Thread(target=self._tell_again, daemon=True).start()
         try:
+            if orders.source["kind"] == "outbox":  # feeds nothing, and goes on when the engine takes nothing any more
+                from shardmem.sources.outbox.configured import publisher_of
+
+                return self._drive(
+                    publisher_of(orders.source, orders.directory, orders.engine, stop=self.stop, log=log)
+                )
             seat = f"source:{name}"
             with connect(orders.engine, backpressure="block", wait=30.0, reconnect=False, seat=seat) as producer:
                 (settings,) = sources_in(orders.source, producer.schema)
@@ -100,8 +107,13 @@ class SourceProcess:
             letters.put(each)
             log.warning("source %s: not an event: %s", settings.name, each.text)
 
-        self._producer = producer
-        runner = self._runner_of(producer, settings, rejected)
+        try:
+            self._seat = producer.seat
+            return self._drive(self._runner_of(producer, settings, rejected))
+        finally:
+            letters.close()
+
+    def _drive(self, runner: Runner) -> int:
         runner.wants_pause = wishes_in(self._wishes).paused
         runner.sought = self._seeks, None, 0
         self._runner = runner
@@ -114,7 +126,7 @@ class SourceProcess:
             if not self.stop.is_set():
                 code = ExitCode.CONFIG if isinstance(error, ConfigError) else ExitCode.FAILED
                 self._error = with_hint(error)
-                log.error("source %s: %s", settings.name, self._error)
+                log.error("source %s: %s", self._file.name, self._error)
         self._state = "draining"
         try:
             if code != ExitCode.FAILED:
@@ -122,9 +134,7 @@ class SourceProcess:
             else:
                 runner.give_way()
         except ShardmemError as error:
-            log.info("source %s: %s", settings.name, error)
-        finally:
-            letters.close()
+            log.info("source %s: %s", self._file.name, error)
         if self._error is not None:
             self._reports.say(failed=self._error)
         return code
@@ -135,13 +145,13 @@ class SourceProcess:
         context = EngineContext(
             orders.engine, settings.name, orders.directory, producer.schema, producer.largest, whole
         )
-        source = settings.kind.open_source(settings.own, context)
         options: dict[str, Any] = {
             "limits": Limits(max_bad=0 if settings.on_bad == "stop" else None, rate=settings.rate),
             "stop": self.stop,
             "rejected": rejected,
             "log": log,
         }
+        source = settings.kind.open_source(settings.own, context)
         if not is_broker(source) or settings.ownership is None:
             return Runner(source, producer, **options)
 
@@ -187,7 +197,7 @@ class SourceProcess:
             "given": mark_of(table),
         }
         if self._runner is not None:
-            said |= {**self._runner.describe(), "seat": self._producer.seat}
+            said |= {**self._runner.describe(), "seat": self._seat}
         try:
             self._file.write(**said)
         except OSError as error:
