@@ -105,13 +105,13 @@ void sm_name_seat(void *control, uint32_t seat, uint64_t name)
     atomic_store_explicit(&sm_seat_at(control, seat)->seat_name, name, memory_order_release);
 }
 
-int sm_resume_call(sm_sender *s, uint32_t partition, uint64_t until)
+int sm_resume_call(sm_sender *s, uint32_t partition, uint32_t epoch, uint64_t until)
 {
     int status = sm_lock_usable(s);
     if (status != SM_OK)
         return status;
-    s->resumed_partition = partition;
-    s->resumed_until = until;
+    if (s->resumed_count < RESUMED)
+        s->resumed[s->resumed_count++] = (sm_resumed){until, partition, epoch};
     sm_sender_unlock(s);
     return SM_OK;
 }
