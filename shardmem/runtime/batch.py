@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from shardmem.memory.partition_table import Partitions
 
 _INDEX = np.dtype([("key", "u8"), ("meta", "u4"), ("end", "u4")])  # sm_index in csrc/layout.h
+INDEX_BYTES = _INDEX.itemsize
 _LENGTH, _MISSING, _UNSIGNED = np.uint32((1 << 28) - 1), np.uint32(1 << 28), np.uint32(1 << 29)
 
 
