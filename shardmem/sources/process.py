@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shardmem.config import log_file
+from shardmem.config import log_file, state_directory
 from shardmem.errors import ConfigError, NotRunning, ShardmemError, with_hint
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import arm_from_environment
@@ -28,6 +28,8 @@ from shardmem.sources.configured import SourceSettings, sources_in
 from shardmem.sources.contract import Rejected, is_broker
 from shardmem.sources.files.rejects import DeadLetters
 from shardmem.sources.kinds import EngineContext
+from shardmem.sources.outbox.configured import publisher_of
+from shardmem.sources.outbox.files import OutboxFiles
 from shardmem.sources.runner import Limits, Runner
 from shardmem.sources.wishes import Wishes, wishes_in
 from shardmem.state_settings import remote_settings
@@ -79,8 +81,6 @@ class SourceProcess:
         threading.Thread(target=self._tell_again, daemon=True).start()
         try:
             if orders.source["kind"] == "outbox":  # feeds nothing, and goes on when the engine takes nothing any more
-                from shardmem.sources.outbox.configured import publisher_of
-
                 return self._drive(
                     publisher_of(orders.source, orders.directory, orders.engine, stop=self.stop, log=log)
                 )
@@ -160,6 +160,8 @@ class SourceProcess:
 
         control = ControlSegment.attach(orders.engine)
         state = remote_settings(orders.settings.get("state"))
+        sends = orders.settings.get("outbox", False)
+        options["outbox"] = OutboxFiles(state_directory(orders.directory, orders.engine)) if sends else None
         return BrokerRunner(source, producer, control, settings.ownership, state, file, **options)
 
     def _end(self) -> None:

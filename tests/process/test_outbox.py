@@ -16,6 +16,7 @@ pytest.importorskip("confluent_kafka", reason="confluent-kafka is not installed"
 from confluent_kafka import Consumer, TopicPartition  # noqa: E402
 
 from shardmem.sources.outbox.files import ID  # noqa: E402
+from shardmem.testing.broker import FakeBroker  # noqa: E402
 from support.brokers.mock import MockBroker  # noqa: E402
 
 PATIENCE = 60.0
@@ -135,3 +136,30 @@ def test_a_handler_without_state_sends_what_was_handled_and_a_stop_publishes_the
         producer.push_many(KEYS, [b"x"] * len(KEYS))
         producer.flush(PATIENCE)
     assert {key: [b"x"] for key in KEYS} == once(published(broker, len(KEYS)))
+
+
+@pytest.mark.timeout(240)
+def test_an_event_of_a_broker_is_committed_when_what_was_sent_of_it_is_published(broker, engine_name, tmp_path):
+    """A host that is lost before leaves it to the next one, which handles the event again."""
+    feed = FakeBroker(str(tmp_path / "feed"))
+    feed.create_topic("t", 1)
+    feed.produce("t", [(key.encode(), b"x") for key in KEYS], partition=0)
+    broker.tell("down", 1)
+    source = {"kind": "fake", "topics": ["t"], "group": "g", "broker": feed.path, "commit_interval": 0.1}
+    with shardmem.Engine(
+        engine_name,
+        handler="support.handlers.sending:Totals",
+        source=source,
+        outbox=f"kafka://{broker.bootstrap}",
+        shards=1,
+        state_dir=str(tmp_path),
+    ) as engine:
+        wait_until(lambda: engine.status()["accounting"]["handled"] == len(KEYS))
+        looks = iter(range(20))  # of two seconds
+        wait_until(lambda: feed.committed("g", ["t/0"])["t/0"] is not None or next(looks, None) is None)
+        assert {"t/0": None} == feed.committed("g", ["t/0"])
+        broker.tell("up", 1)
+        wait_until(lambda: (place := feed.committed("g", ["t/0"])["t/0"]) and place.offset == len(KEYS))
+        told = [each for *_, each in published(broker, len(KEYS))]
+    assert sorted(told) == sorted(f"t/0/{offset}/0".encode() for offset in range(len(KEYS)))
+    feed.close()

@@ -13,6 +13,7 @@ from shardmem.errors import ConfigError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.sources.broker import BrokerRunner
 from shardmem.sources.ownership import OwnershipSettings
+from shardmem.state_settings import RemoteSettings
 from shardmem.testing.broker import FakeBroker
 from shardmem.testing.fake import FakeSource
 from support.handlers.waiting import slow_when_told
@@ -46,6 +47,7 @@ class Run:
             self.producer,
             self.control,
             OwnershipSettings(commit_interval=0.1, **settings),
+            RemoteSettings(),
             lambda what: str(directory / what),
             stop=self.stop,
             rejected=self.rejected.append,

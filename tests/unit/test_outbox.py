@@ -197,6 +197,20 @@ def test_a_paused_outbox_publishes_nothing(made, tmp_path):
     assert [(b"a", b"1")] == values(broker)
 
 
+def test_what_was_sent_by_then_is_published_or_not(made, tmp_path):
+    first, second, files = made(0), made(1), OutboxFiles(str(tmp_path))
+    assert {} == files.position() and files.has_published({})
+    save(first, ("a", b"1"), ("a", b"2"))
+    save(second, ("b", b"1"))
+    sent = files.position()
+    save(first, ("a", b"3"))
+    assert {"shard-0.sqlite": 2, "shard-1.sqlite": 1} == sent and not files.has_published(sent)
+    files.remove("shard-0.sqlite", 2)
+    assert not files.has_published(sent)
+    files.remove("shard-1.sqlite", 1)
+    assert files.has_published(sent) and {"shard-0.sqlite": 3} == files.position()
+
+
 def test_an_end_in_good_order_publishes_what_waits_and_one_in_time_says_what_stays(made, tmp_path, caplog):
     store = made(0)
     save(store, ("a", b"1"))

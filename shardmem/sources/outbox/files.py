@@ -68,6 +68,26 @@ class OutboxFiles:
             connection.execute("delete from outbox_after where number = ? and file = ?", (number, file))
         return 1 << 62
 
+    def position(self) -> dict[str, int]:
+        """How far each file goes now."""
+        found = {}
+        for path in shard_files(self._directory).values():
+            with self._opened(path) as connection:
+                last = connection.execute("select max(number) from outbox").fetchone()[0]
+            if last is not None:
+                found[os.path.basename(path)] = int(last)
+        return found
+
+    def has_published(self, position: Mapping[str, int]) -> bool:
+        """All that there was then."""
+        for file, upto in position.items():
+            path = os.path.join(self._directory, file)
+            if os.path.exists(path):
+                with self._opened(path) as connection:
+                    if connection.execute("select 1 from outbox where number <= ? limit 1", (upto,)).fetchone():
+                        return False
+        return True
+
     def remove(self, file: str, upto: int) -> None:
         """They are published."""
         path = os.path.join(self._directory, file)
