@@ -286,7 +286,8 @@ def take_seat(control: ControlSegment) -> tuple[int, list[lease.Lease]]:
     pids = Counter(control.view_seat(seat).pid for seat in range(control.max_producers))
     holders = ", ".join(f"pid {pid} has {count}" for pid, count in pids.most_common(3))
     raise TooManyProducers(
-        f"engine {control.engine!r} has {control.max_producers} producers, all alive: {holders}",
+        f"engine {control.engine!r} has {control.max_producers} producers, all alive, as many as max_producers allows: "
+        f"{holders}",
         hint="Make one producer for each process and share it among threads; or raise max_producers and run it again",
     )
 

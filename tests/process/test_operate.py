@@ -54,7 +54,7 @@ def test_health_metrics_and_commands_over_tcp(rig: Rig, engine_name: str) -> Non
             console.print(render.status(worse))
         assert (
             f"http: {url}" in (said := console.file.getvalue())
-            and "running: 2 shards, 1024 slots" in said
+            and "running: 2 shards, 1,024 slots" in said
             and ": healthy\n" in said
         ), said
         assert ": failing\nx Shard 1 has failed: \\x1b[2J\n  Mend it: -> shardmem reload\n" in re.sub(
