@@ -10,7 +10,7 @@ from pathlib import Path
 from pycparser import c_ast, c_parser
 
 ROOT = Path(__file__).parents[1]
-HEADERS = (ROOT / "csrc" / "shardmem.h", ROOT / "csrc" / "scan.h")
+HEADERS = (ROOT / "csrc" / "shardmem.h", ROOT / "csrc" / "scan.h", ROOT / "csrc" / "kafka.h")
 STUB = ROOT / "shardmem" / "_native.pyi"
 INTEGERS = ("int", "uint8_t", "int32_t", "uint32_t", "uint64_t", "int64_t")
 
@@ -90,8 +90,8 @@ class StateMap:
 
 def decode(batch: int, what: int) -> list[Any]: ...
 def by_key(batch: int) -> list[tuple[Any, list[bytes]]]: ...
-def store_keys(keys: list[Any], name: bytes, slots: int) -> list[bytes]: ...
-def slots_of_keys(keys: list[Any], slots: int) -> bytes: ...
+def store_keys(keys: list[Any], name: bytes, slots: int, base: int = 0) -> list[bytes]: ...
+def slots_of_keys(keys: list[Any], slots: int, base: int = 0) -> bytes: ...
 
 ffi: FFI
 lib: Lib

@@ -46,10 +46,11 @@ class Aside:
         rows, schema = sorted(failures), self._control.schema
         row_bytes = schema.geometry()["row_bytes"]
         picked, _spans = _picked(batch, rows, row_bytes)
-        work = Batch(schema, self._control.slots, self._shard, picked, self._scratch)
+        work = Batch(schema, self._control.slots, self._shard, picked, self._scratch, self._control.partitions)
         keys = work.keys.tolist() if schema.is_records and work.keys is not None else work.keys
         payloads = _rows_of(work, row_bytes) if schema.is_records else work.payloads
         sequences, slots = work.sequences.tolist(), work.slots.tolist()
+        came_with = [work.came_with(at) for at in range(len(rows))]
         work._end()
         places, generation = self._reader.rows_in_hand(rows), self._control.view_shard(self._shard).generation
         described, entries = schema.describe(), []
@@ -68,6 +69,7 @@ class Aside:
                     key=keys[at] if keys is not None else None,
                     payload=payloads[at],
                     schema=described,
+                    came_with=came_with[at],
                 )
             )
         self._quarantine.add(*entries)
@@ -86,7 +88,15 @@ class Aside:
             return None
         control = self._control
         made = Batch.of_event(
-            control.schema, control.slots, self._shard, event.key, event.payload, event.seat, event.sequence
+            control.schema,
+            control.slots,
+            self._shard,
+            event.key,
+            event.payload,
+            event.seat,
+            event.sequence,
+            event.slot,
+            event.came_with,
         )
         return event, made
 

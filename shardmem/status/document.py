@@ -36,6 +36,15 @@ class EngineStatus(TypedDict):
     state_age_s: float | None
 
 
+class MachineStatus(TypedDict):
+    """The machine that all share. What cannot be seen is None."""
+
+    cores: int
+    load_1m: float | None
+    memory_free_bytes: int | None
+    memory_size_bytes: int | None
+
+
 class SupervisorStatus(TypedDict):
     pid: int
     incarnation: int
@@ -90,6 +99,7 @@ class ShardStatus(TypedDict):
 
 class ProducerStatus(TypedDict):
     seat: int
+    client: str | None  # what it calls itself
     pid: int
     alive: bool
     incarnation: int
@@ -130,6 +140,10 @@ class SourceStatus(TypedDict):
     group: str | None
     epoch: int | None
     waits_for: str | None
+    remote: str | None
+    remote_error: str | None
+    remote_error_age_s: float | None
+    uploaded_age_s: float | None
     partitions: dict[str, PartitionStatus]
     last_commit_age_s: float | None
 
@@ -226,6 +240,7 @@ class Finding(TypedDict):
 class Status(TypedDict):
     engine: EngineStatus
     supervisor: SupervisorStatus
+    machine: MachineStatus
     shards: list[ShardStatus]
     producers: list[ProducerStatus]
     sources: list[SourceStatus]

@@ -156,5 +156,5 @@ def test_the_command_line_asks_exports_and_imports_for_an_engine_that_does_not_r
     listed = said("list", "e", "n", "--state-dir", there)
     assert "17  1\n" in listed and "'17'  \"text\"\n" in listed and "b'17'" in listed
     assert "there are more" in said("list", "e", "n", "--limit", "2", "--state-dir", there)
-    assert "import needs ENGINE and --state-dir" in said("import", "e", file, code=2)
+    assert "import needs NAME and --state-dir" in said("import", "e", file, code=2)
     assert "no state was ever saved" in said("count", "e", "--state-dir", str(tmp_path), code=1)
