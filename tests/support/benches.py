@@ -4,7 +4,6 @@ missing on this machine skips with its reason."""
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import tempfile
 import threading
@@ -25,6 +24,7 @@ from shardmem.sources.files.source import FileSource
 from shardmem.sources.kinds import EngineContext
 from shardmem.testing.broker import FakeBroker
 from shardmem.testing.fake import FakeSource
+from support.brokers import kafka
 from support.nats import NatsServer
 
 PATIENCE = 30.0
@@ -322,8 +322,6 @@ class RealKafkaBench(KafkaBench):
     def __init__(self, directory: Path) -> None:
         from confluent_kafka.admin import AdminClient
 
-        from support.brokers import kafka
-
         if RealKafkaBench.cluster is None:
             RealKafkaBench.cluster = kafka.KafkaCluster(Path(tempfile.mkdtemp(prefix="kafka-")))
         self.bootstrap = RealKafkaBench.cluster.bootstrap
@@ -379,7 +377,7 @@ class RealClassicBench(RealKafkaBench):
 
 
 BROKERS = [FakeBench, NatsBench, KafkaBench, KafkaPythonBench]
-if "SHARDMEM_RUNS" in os.environ:
+if kafka.MORE:
     BROKERS += [RealKafkaBench, RealClassicBench]
 KINDS = [FileBench, *BROKERS]
 

@@ -26,6 +26,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 JARS = os.environ.get("SHARDMEM_KAFKA_JARS", "")
+MORE = bool(JARS and {"SHARDMEM_HOSTS", "SHARDMEM_RUNS"} & os.environ.keys())  # than every run has
 TESTS = Path(__file__).parents[2]
 START = 90.0  # seconds that a broker may take on a busy machine
 LINGER = 3.0  # that a shared one waits for somebody else
