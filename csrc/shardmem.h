@@ -226,6 +226,7 @@ typedef struct sm_batch {
     uint32_t broken_seat; /* SM_CORRUPT: whose lane */
     uint32_t tries;       /* one row: how often it failed, alone, before */
     uint32_t suspected;   /* rows are being tried apart from others, because one of them fails */
+    uint32_t partition;   /* the number of all its rows, for a worker that follows; UINT32_MAX: they have none */
     sm_span *span;
 } sm_batch;
 
@@ -264,6 +265,10 @@ int sm_set_aside_rows(sm_reader *reader, const sm_range *rows, uint32_t count); 
 /* Rows of the batch in hand, a byte for each, that were applied already: it goes on without them, and they are committed by
  * sm_set_aside_rows of these ranges. How many ranges; ranges: room for one per row. SM_GEOMETRY: one has no origin */
 int sm_skip_rows(sm_reader *reader, const uint8_t *rows, sm_batch *batch, sm_range *ranges);
+/* For state: from here on no event is taken of an epoch but these, of the rows of the partition table, and a batch is of one
+ * partition. version: as it was before the epochs were read; when it is another, sm_next returns at once. */
+void sm_follow(sm_reader *reader, uint64_t version, const uint32_t *epochs, uint32_t rows);
+uint64_t sm_partition_version(const void *control);
 void sm_probe(sm_reader *reader, uint32_t rows); /* no batch is larger, whatever it is of; 0: they are as ever */
 
 /* Events on trial. While one waits, rows of its key stay in their lanes and all others are taken. */

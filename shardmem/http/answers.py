@@ -65,6 +65,8 @@ TEXTS: dict[str, Schema] = {  # what is not a figure
     "sources[].error": or_null(TEXT),
     "sources[].group": or_null(TEXT),
     "sources[].waits_for": or_null(TEXT),
+    "sources[].remote": or_null(TEXT),
+    "sources[].remote_error": or_null(TEXT),
     "sources[].reasons": {"type": "object"},
     "sources[].partitions": {"type": "object"},
     "handoffs[].phase": one_of(*MOVE_PHASES),

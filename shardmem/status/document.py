@@ -140,6 +140,10 @@ class SourceStatus(TypedDict):
     group: str | None
     epoch: int | None
     waits_for: str | None
+    remote: str | None
+    remote_error: str | None
+    remote_error_age_s: float | None
+    uploaded_age_s: float | None
     partitions: dict[str, PartitionStatus]
     last_commit_age_s: float | None
 

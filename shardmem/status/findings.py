@@ -604,6 +604,15 @@ def _sources(document: Status) -> Iterator[Finding]:
                 "What it has pushed is handled meanwhile, and nothing is missed. `shardmem doctor engine.toml` says "
                 "whether the broker can be reached from here.",
             )
+        elif source["remote_error"] is not None:
+            yield finding(
+                "warning",
+                "remote",
+                f"Source {name} cannot upload the state of its partitions: {source['remote_error']}",
+                f"Its commits stand still since {source['remote_error_age_s'] or 0:,.0f} s, and events flow: another "
+                "host would begin at the last commit, and repeat what was done since. In the state nothing is counted "
+                "twice. It is tried again at ever longer intervals, up to 30 s.",
+            )
         elif _stands_still(source):
             yield finding(
                 "warning",

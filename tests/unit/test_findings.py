@@ -75,6 +75,8 @@ SOURCE = {
     "lag_bytes": 1234,
     "group": None,
     "waits_for": None,
+    "remote_error": None,
+    "remote_error_age_s": None,
     "last_commit_age_s": 1.0,
 }
 
@@ -256,6 +258,13 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
             "warning",
             "source_waits",
             "Source logs waits for its broker: k1:9092 does not answer",
+            None,
+        ),
+        (
+            {"sources": [{**SOURCE, "remote_error": "s3://b: no answer", "remote_error_age_s": 75.0}]},
+            "warning",
+            "remote",
+            "Source logs cannot upload the state of its partitions: s3://b: no answer",
             None,
         ),
         (
