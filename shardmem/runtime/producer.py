@@ -501,6 +501,9 @@ class Producer:
                 f"{records.dtype if isinstance(records, np.ndarray) else type(records).__name__}; "
                 f"use .astype(...)"
             )
+        if type(records) is not np.ndarray and isinstance(records, np.ma.MaskedArray):
+            if b"\1" in np.ma.getmaskarray(records).tobytes():
+                raise TypeError("send takes no masked values, because an event has all its fields: use .filled(...)")
         return np.ascontiguousarray(records).reshape(-1)
 
     def _bad_columns(self, columns: EventColumns, event: int) -> str:
