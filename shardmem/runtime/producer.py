@@ -382,10 +382,10 @@ class Producer:
     # ---- both --------------------------------------------------------------------------------------------------------
 
     def recover(self, table: PartitionTable) -> dict[int, np.ndarray]:
-        """What a source that was killed had pushed beyond what the table says: row -> offsets, rising. Its successor, on
-        the same named seat, asks before it pushes anything: it goes on at `table.pushed(row)`, without these offsets.
-        When all before the last of them is pushed, it says so with `table.set_pushed(row, last + 1)`; until then it
-        pushes little else.
+        """What a source that was killed had pushed beyond what the table says: row -> offsets, rising. Its successor,
+        on the same named seat, asks before it pushes anything: it goes on at `table.pushed(row)`, without these
+        offsets. When all before the last of them is pushed, it says so with `table.set_pushed(row, last + 1)`; until
+        then it pushes little else.
 
         Raises NotRunning: the engine is away.
         """
