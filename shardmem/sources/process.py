@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shardmem.config import log_file
+from shardmem.config import log_file, state_directory
 from shardmem.errors import ConfigError, NotRunning, ShardmemError, with_hint
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import arm_from_environment
 from shardmem.runtime import logs
 from shardmem.runtime.child import ExitCode, Reports, SourceOrders, begin, read_orders
 from shardmem.runtime.log_file import keep_in
+from shardmem.runtime.partition_state import StateFiles
 from shardmem.runtime.producer import Producer, connect
 from shardmem.sources.broker import BrokerRunner
 from shardmem.sources.configured import SourceSettings, sources_in
@@ -147,8 +148,13 @@ class SourceProcess:
             return file_of(orders.directory, orders.engine, settings.name, what)
 
         control = ControlSegment.attach(orders.engine)
-        state = remote_settings(orders.settings.get("state"))
-        return BrokerRunner(source, producer, control, settings.ownership, state, file, **options)
+        state_files = StateFiles(
+            state_directory(orders.directory, orders.engine),
+            control.geometry.engine_id,
+            keep=orders.settings["keep_state"],
+        )
+        state = remote_settings(orders.settings["state"])
+        return BrokerRunner(source, producer, control, settings.ownership, state_files, state, file, **options)
 
     def _end(self) -> None:
         self.stop.set()
