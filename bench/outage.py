@@ -84,9 +84,9 @@ def produce(engine: str, producer: int, rate: float, until: Any, pushed: Any) ->
                 time.sleep(left)
 
 
-def spoil(engine: str, seconds: float) -> None:
+def spoil(engine: str, seconds: float, is_there: Any) -> None:
     with shardmem.connect(engine, wait=30.0) as sender:
-        began = time.monotonic()
+        is_there.value, began = 1, time.monotonic()
         for number in range(BAD):
             sender.push(-1 - number % KEYS, EVENT.pack(IS_BAD, number, 0))
             if (left := began + number * seconds / BAD - time.monotonic()) > 0:
@@ -188,9 +188,12 @@ def beside_bad(mode: str, seconds: float, rate: float, bad: bool) -> dict[str, A
         with shardmem.Engine(handler=Sink(directory, mode), shards=2, log_level="error") as engine:
             with Crowd(engine.name, PRODUCERS - 1, rate):
                 time.sleep(0.5)
-                fourth = spawn.Process(target=spoil, args=(engine.name, seconds)) if bad else None
+                is_there = spawn.Value("b", 0, lock=False)
+                fourth = spawn.Process(target=spoil, args=(engine.name, seconds, is_there)) if bad else None
                 if fourth is not None:
                     fourth.start()
+                    while not is_there.value:  # what its start costs is no matter of its events
+                        time.sleep(0.001)
                 began = time.monotonic_ns()
                 time.sleep(seconds)
                 ended = time.monotonic_ns()

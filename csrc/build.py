@@ -47,6 +47,7 @@ SOURCES = [
     "scan_member.c",
     "scan_syslog.c",
     "convert.c",
+    "kafka.c",
 ]
 
 
@@ -64,15 +65,17 @@ def declarations(header: str) -> str:
 ffi = FFI()
 ffi.cdef(declarations((HERE / "shardmem.h").read_text()))
 ffi.cdef(declarations((HERE / "scan.h").read_text()))
+ffi.cdef(declarations((HERE / "kafka.h").read_text()))
 ffi.set_source(
     "shardmem._native",
-    '#include "shardmem.h"\n#include "scan.h"',
+    '#include "shardmem.h"\n#include "scan.h"\n#include "kafka.h"',
     sources=[os.path.join("csrc", name) for name in SOURCES],
     depends=[
         os.path.join("csrc", name)
         for name in (
             "shardmem.h",
             "scan.h",
+            "kafka.h",
             "layout.h",
             "internal.h",
             "sender.h",

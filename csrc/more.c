@@ -186,7 +186,7 @@ static const sm_origin *next_of_call(const sm_seat *seat, const sm_lane *lane, u
     uint64_t call = atomic_load_explicit(&seat->seat_call, memory_order_acquire);
     uint64_t tail = sm_position(atomic_load_explicit(&lane->tail, memory_order_acquire));
     uint64_t began = sm_position(atomic_load_explicit(&lane->call_tail, memory_order_acquire));
-    uint64_t at = *position > began ? *position : began;
+    uint64_t at = sm_position(*position) > began ? sm_position(*position) : began;
     if (at > tail || tail - at > lane_bytes)
         return NULL;
     while (at < tail && sm_judge_frame(data, lane_bytes, 0, at, tail, f) == SM_OK) {

@@ -68,7 +68,8 @@ enum sm_phase {
     SM_PHASE_BOOTING = 1,
     SM_PHASE_READY = 2,
     SM_PHASE_STOPPED = 3,
-    SM_PHASE_FAILED = 4
+    SM_PHASE_FAILED = 4,
+    SM_PHASE_HALTED = 5 /* failed, and every life would: until somebody reloads */
 };
 /* of a slot's handoff; in between, HandoffState of shardmem/policy says the same in words */
 enum sm_move_phase { SM_MOVE_NONE = 0, SM_MOVE_REROUTING = 1, SM_MOVE_DRAINING = 2, SM_MOVE_RELEASING = 3 };

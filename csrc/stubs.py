@@ -10,7 +10,7 @@ from pathlib import Path
 from pycparser import c_ast, c_parser
 
 ROOT = Path(__file__).parents[1]
-HEADERS = (ROOT / "csrc" / "shardmem.h", ROOT / "csrc" / "scan.h")
+HEADERS = (ROOT / "csrc" / "shardmem.h", ROOT / "csrc" / "scan.h", ROOT / "csrc" / "kafka.h")
 STUB = ROOT / "shardmem" / "_native.pyi"
 INTEGERS = ("int", "uint8_t", "int32_t", "uint32_t", "uint64_t", "int64_t")
 
@@ -159,7 +159,8 @@ def stub(header: str) -> str:
             continue
         lines.append(f"class {name}(CData):")
         lines += [f"    {each.name}: {member(each.type)}" for each in struct.decls]
-        lines.append(f"    def __getitem__(self, at: int) -> {name}: ...\n")
+        lines.append(f"    def __getitem__(self, at: int) -> {name}: ...")
+        lines.append(f"    def __setitem__(self, at: int, value: {name}) -> None: ...\n")
     lines.append(FFI.strip("\n"))
     for name in made:
         lines.append(
@@ -167,7 +168,7 @@ def stub(header: str) -> str:
         )
     lines += [
         f'    @overload\n    def new(self, declaration: Literal["{name}[]"], init: object = ...) -> {name}: ...'
-        for name in ("sm_bad", "sm_path", "sm_range")
+        for name in ("sm_bad", "sm_path", "sm_range", "sm_span")
     ]
     lines.append("    @overload\n    def new(self, declaration: _Numbers, init: object = ...) -> Integers: ...")
     lines.append("\nclass Lib:")

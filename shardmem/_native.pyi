@@ -43,6 +43,7 @@ class sm_geometry(CData):
     schema: Characters
     name: Characters
     def __getitem__(self, at: int) -> sm_geometry: ...
+    def __setitem__(self, at: int, value: sm_geometry) -> None: ...
 
 class sm_sender(CData): ...
 
@@ -54,6 +55,7 @@ class sm_cursor(CData):
     shard: int
     pending: Integers
     def __getitem__(self, at: int) -> sm_cursor: ...
+    def __setitem__(self, at: int, value: sm_cursor) -> None: ...
 
 class sm_columns(CData):
     n: int
@@ -78,6 +80,7 @@ class sm_columns(CData):
     partition: int
     epoch: int
     def __getitem__(self, at: int) -> sm_columns: ...
+    def __setitem__(self, at: int, value: sm_columns) -> None: ...
 
 class sm_reader(CData): ...
 
@@ -95,6 +98,7 @@ class sm_span(CData):
     seat: int
     kind: int
     def __getitem__(self, at: int) -> sm_span: ...
+    def __setitem__(self, at: int, value: sm_span) -> None: ...
 
 class sm_batch(CData):
     rows: int
@@ -106,6 +110,7 @@ class sm_batch(CData):
     partition: int
     span: sm_span
     def __getitem__(self, at: int) -> sm_batch: ...
+    def __setitem__(self, at: int, value: sm_batch) -> None: ...
 
 class sm_range(CData):
     position: int
@@ -115,6 +120,7 @@ class sm_range(CData):
     to_row: int
     rejected: int
     def __getitem__(self, at: int) -> sm_range: ...
+    def __setitem__(self, at: int, value: sm_range) -> None: ...
 
 class sm_trial_view(CData):
     position: int
@@ -127,6 +133,7 @@ class sm_trial_view(CData):
     row: int
     tries: int
     def __getitem__(self, at: int) -> sm_trial_view: ...
+    def __setitem__(self, at: int, value: sm_trial_view) -> None: ...
 
 class sm_engine_view(CData):
     incarnation: int
@@ -136,6 +143,7 @@ class sm_engine_view(CData):
     pid: int
     state: int
     def __getitem__(self, at: int) -> sm_engine_view: ...
+    def __setitem__(self, at: int, value: sm_engine_view) -> None: ...
 
 class sm_seat_view(CData):
     mark: int
@@ -148,6 +156,7 @@ class sm_seat_view(CData):
     refused: Integers
     pid: int
     def __getitem__(self, at: int) -> sm_seat_view: ...
+    def __setitem__(self, at: int, value: sm_seat_view) -> None: ...
 
 class sm_shard_view(CData):
     generation: int
@@ -182,6 +191,7 @@ class sm_shard_view(CData):
     batch_sizes: Integers
     error: Characters
     def __getitem__(self, at: int) -> sm_shard_view: ...
+    def __setitem__(self, at: int, value: sm_shard_view) -> None: ...
 
 class sm_lane_view(CData):
     tail: int
@@ -195,6 +205,7 @@ class sm_lane_view(CData):
     open: int
     broken: int
     def __getitem__(self, at: int) -> sm_lane_view: ...
+    def __setitem__(self, at: int, value: sm_lane_view) -> None: ...
 
 class sm_move_view(CData):
     number: int
@@ -206,6 +217,7 @@ class sm_move_view(CData):
     source: int
     target: int
     def __getitem__(self, at: int) -> sm_move_view: ...
+    def __setitem__(self, at: int, value: sm_move_view) -> None: ...
 
 class sm_partition_view(CData):
     pushed: int
@@ -216,6 +228,7 @@ class sm_partition_view(CData):
     topic: int
     number: int
     def __getitem__(self, at: int) -> sm_partition_view: ...
+    def __setitem__(self, at: int, value: sm_partition_view) -> None: ...
 
 class sm_bad(CData):
     start: int
@@ -226,6 +239,7 @@ class sm_bad(CData):
     reason: int
     field: int
     def __getitem__(self, at: int) -> sm_bad: ...
+    def __setitem__(self, at: int, value: sm_bad) -> None: ...
 
 class sm_path(CData):
     name: int
@@ -234,6 +248,7 @@ class sm_path(CData):
     count: int
     wanted: int
     def __getitem__(self, at: int) -> sm_path: ...
+    def __setitem__(self, at: int, value: sm_path) -> None: ...
 
 class sm_scan(CData):
     format: int
@@ -256,6 +271,7 @@ class sm_scan(CData):
     skip_mode: int
     after_cr: int
     def __getitem__(self, at: int) -> sm_scan: ...
+    def __setitem__(self, at: int, value: sm_scan) -> None: ...
 
 class sm_found(CData):
     capacity: int
@@ -274,6 +290,7 @@ class sm_found(CData):
     scratch: int
     too_long: int
     def __getitem__(self, at: int) -> sm_found: ...
+    def __setitem__(self, at: int, value: sm_found) -> None: ...
 
 class sm_target(CData):
     kind: int
@@ -284,6 +301,45 @@ class sm_target(CData):
     stride: int
     out: Integers
     def __getitem__(self, at: int) -> sm_target: ...
+    def __setitem__(self, at: int, value: sm_target) -> None: ...
+
+class sm_kafka(CData): ...
+
+class sm_kafka_calls(CData):
+    consume_batch_queue: int
+    message_destroy: int
+    message_timestamp: int
+    message_headers: int
+    header_get_all: int
+    def __getitem__(self, at: int) -> sm_kafka_calls: ...
+    def __setitem__(self, at: int, value: sm_kafka_calls) -> None: ...
+
+class sm_kafka_taken(CData):
+    rows: int
+    key_bytes: int
+    payload_bytes: int
+    header_bytes: int
+    keyless: int
+    tombstones: int
+    queue: int
+    error: int
+    reason: Characters
+    def __getitem__(self, at: int) -> sm_kafka_taken: ...
+    def __setitem__(self, at: int, value: sm_kafka_taken) -> None: ...
+
+class sm_kafka_columns(CData):
+    keys: Integers
+    key_ends: Integers
+    payloads: Integers
+    payload_ends: Integers
+    offsets: Integers
+    timestamps: Integers
+    key_kinds: Integers
+    missing: Integers
+    headers: Integers
+    header_ends: Integers
+    def __getitem__(self, at: int) -> sm_kafka_columns: ...
+    def __setitem__(self, at: int, value: sm_kafka_columns) -> None: ...
 
 class FFI:
     NULL: Any
@@ -340,11 +396,19 @@ class FFI:
     @overload
     def new(self, declaration: Literal["sm_target *"], init: object = ...) -> sm_target: ...
     @overload
+    def new(self, declaration: Literal["sm_kafka_calls *"], init: object = ...) -> sm_kafka_calls: ...
+    @overload
+    def new(self, declaration: Literal["sm_kafka_taken *"], init: object = ...) -> sm_kafka_taken: ...
+    @overload
+    def new(self, declaration: Literal["sm_kafka_columns *"], init: object = ...) -> sm_kafka_columns: ...
+    @overload
     def new(self, declaration: Literal["sm_bad[]"], init: object = ...) -> sm_bad: ...
     @overload
     def new(self, declaration: Literal["sm_path[]"], init: object = ...) -> sm_path: ...
     @overload
     def new(self, declaration: Literal["sm_range[]"], init: object = ...) -> sm_range: ...
+    @overload
+    def new(self, declaration: Literal["sm_span[]"], init: object = ...) -> sm_span: ...
     @overload
     def new(self, declaration: _Numbers, init: object = ...) -> Integers: ...
 
@@ -404,6 +468,7 @@ class Lib:
     SM_PHASE_READY: int
     SM_PHASE_STOPPED: int
     SM_PHASE_FAILED: int
+    SM_PHASE_HALTED: int
     SM_MOVE_NONE: int
     SM_MOVE_REROUTING: int
     SM_MOVE_DRAINING: int
@@ -619,6 +684,10 @@ class Lib:
     def sm_scan_block(self, scan: sm_scan, data: Integers, bytes: int, scratch: int, final: int, found: sm_found, /) -> None: ...
     def sm_scan_skip(self, scan: sm_scan, data: Integers, bytes: int, first: int, consumed: Integers, /) -> int: ...
     def sm_convert(self, data: Integers, fields: Integers, values: Integers, n: int, target: sm_target, bad: Integers, bad_field: Integers, /) -> None: ...
+    def sm_kafka_new(self, calls: sm_kafka_calls, most: int, /) -> sm_kafka: ...
+    def sm_kafka_free(self, reader: sm_kafka, /) -> None: ...
+    def sm_kafka_take(self, reader: sm_kafka, queues: Integers, count: int, first: int, most: int, headers: int, taken: sm_kafka_taken, /) -> int: ...
+    def sm_kafka_put(self, reader: sm_kafka, columns: sm_kafka_columns, /) -> None: ...
 
 class Pusher:
     def __init__(self, slow: Any) -> None: ...

@@ -134,11 +134,17 @@ def describe(event: Quarantined, *, whole: bool = False) -> dict[str, Any]:
         "replayed_at": event.replayed_at,
     }
     if whole:
-        described |= {"traceback": event.traceback, "payload": plain(event.payload)}
+        described |= {"traceback": event.traceback, "payload": plain(event.payload), **_origin_of(event)}
         if event.schema["kind"] == "records":
             row = _rows(event)[0]
             described["record"] = {name: plain(row[name]) for name in row.dtype.names}
     return described
+
+
+def _origin_of(event: Quarantined) -> dict[str, Any]:
+    """Where it came from, and when, if it came from a broker."""
+    names = ("topic", "partition", "offset", "timestamp")
+    return {name: event.came_with[name] for name in names if name in event.came_with}
 
 
 def plain(value: Any) -> Any:
@@ -158,7 +164,7 @@ def plain(value: Any) -> Any:
 
 def _rows(event: Quarantined) -> np.ndarray:
     try:
-        return np.frombuffer(event.payload, Schema.from_json(json.dumps(event.schema)).dtype)
+        return np.frombuffer(event.payload or b"", Schema.from_json(json.dumps(event.schema)).dtype)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ShardmemError(
             f"event {event.id} in quarantine is damaged: its bytes are not a row of its schema: {error}",

@@ -119,6 +119,7 @@ def examine(host: Host, plan: Plan, leftovers: Iterable[Leftover]) -> list[Check
     """Every check, in the order in which things would fail."""
     return [
         versions(),
+        *judged_for(host),
         *shared_memory(host, plan),
         *kernel(host),
         memory_group(host, plan),
@@ -511,6 +512,11 @@ def versions() -> Check:
         f"{platform.python_version()}, numpy {np.__version__}, Linux "
         f"{os.uname().release} {os.uname().machine}",
     )
+
+
+def judged_for(host: Host) -> Iterator[Check]:
+    if host.about:
+        yield Check("user", INFO, host.about)
 
 
 def stale(leftovers: Iterable[Leftover]) -> Iterator[Check]:

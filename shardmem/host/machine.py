@@ -7,12 +7,15 @@ import ctypes
 import errno
 import mmap
 import os
+import pwd
 import resource
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from shardmem.host.census import recorded_socket
 from shardmem.memory import lease
+from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.segment import SHM_DIRECTORY
 from shardmem.places import socket_path
 
@@ -66,7 +69,12 @@ TRIALS: dict[str, Callable[[str], None]] = {
 
 @dataclass(frozen=True)
 class Host:
+    """process: whose groups, mounts and namespaces count, as it is called in /proc. about: for whom that is, if it is
+    not the caller."""
+
     root: str = "/"
+    process: str = "self"
+    about: str = ""
     shm: str = SHM_DIRECTORY
     sockets: str = os.path.dirname(socket_path("any"))
     uid: int = field(default_factory=os.geteuid)
@@ -77,7 +85,32 @@ class Host:
     cores: Callable[[], int] = lambda: len(os.sched_getaffinity(0))
     trials: Mapping[str, Callable[[str], None]] = field(default_factory=lambda: TRIALS)
 
+    @classmethod
+    def of_engine(cls, control: ControlSegment) -> Host:
+        """The machine as an engine has it, for root too: what root may is not what the user of the engine may, and the
+        limits are those of its supervisor."""
+        uid = os.fstat(control.segment.descriptor).st_uid
+        if uid == os.geteuid():
+            return cls()
+        sockets = os.path.dirname(recorded_socket(control) or socket_path(control.engine, uid))
+        allowed = access_of(uid)
+        view, name = control.view_engine(), _name_of(uid)
+        if not control.supervisor_alive():
+            about = f"judged for {name}, with the limits of this process: no supervisor of the engine runs"
+            return cls(uid=uid, sockets=sockets, access=allowed, about=about)
+        pid = view.pid
+        return cls(
+            process=str(pid),
+            about=f"judged for {name}, with the limits of its supervisor, pid {pid}",
+            uid=uid,
+            sockets=sockets,
+            access=allowed,
+            limit=lambda what: limits_of(pid, what),
+            cores=lambda: len(os.sched_getaffinity(pid)),
+        )
+
     def path(self, path: str) -> str:
+        path = path.replace("/proc/self/", f"/proc/{self.process}/", 1)
         return os.path.join(self.root, path.lstrip("/"))
 
     def text(self, path: str) -> str | None:
@@ -148,3 +181,47 @@ class Host:
             except OSError:
                 pass
         return found
+
+
+_LIMITS = {resource.RLIMIT_NOFILE: "Max open files", resource.RLIMIT_NPROC: "Max processes"}
+
+
+def limits_of(pid: int, what: int) -> tuple[int, int]:
+    """Of another process, which a capability is needed to ask the kernel for, and none to read."""
+    with open(f"/proc/{pid}/limits") as file:
+        line = next(line for line in file if line.startswith(_LIMITS[what]))
+    soft, hard = line.removeprefix(_LIMITS[what]).split()[:2]
+    return _number(soft), _number(hard)
+
+
+def _number(text: str) -> int:
+    return resource.RLIM_INFINITY if text == "unlimited" else int(text)
+
+
+def access_of(uid: int) -> Callable[[str, int], bool]:
+    """What `os.access` would say to another user; it says to root that all is allowed."""
+    try:
+        user = pwd.getpwuid(uid)
+        groups = set(os.getgrouplist(user.pw_name, user.pw_gid))
+    except KeyError:
+        groups = set()
+
+    def access(path: str, mode: int) -> bool:
+        try:
+            found = os.stat(path)
+            read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+        except OSError:
+            return False
+        if uid == 0:
+            return not (mode & os.W_OK and read_only)
+        shift = 6 if found.st_uid == uid else 3 if found.st_gid in groups else 0
+        return found.st_mode >> shift & mode == mode and not (mode & os.W_OK and read_only)
+
+    return access
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Hashable
 from importlib.resources import files
@@ -27,6 +28,7 @@ from shardmem.http.openapi import openapi
 from shardmem.http.operations import PAGE_FILES
 from shardmem.http.public import HIDDEN, public
 from shardmem.http.series import EVERY_S, Series
+from shardmem.runtime.log_file import before
 from shardmem.runtime.quarantine import NoSuchEvent
 from shardmem.status.document import Status
 from shardmem.status.health import against_life, against_readiness
@@ -178,6 +180,8 @@ class Reads:
 
         def look() -> dict[str, Any]:
             path = log_file(control.state_dir, control.engine)
+            if not any(map(os.path.lexists, (path, before(path)))):
+                return {"file": path, "records": []}  # nothing was worth it so far
             with contextlib.closing(Log(path, control.segment.owner)) as log:
                 return {"file": path, "records": log.last(RECORDS, wanted(shard))}
 

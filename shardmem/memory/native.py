@@ -47,7 +47,7 @@ DECODE_PAIRS, DECODE_KEYS, DECODE_PAYLOADS = 0, 1, 2
 
 ENGINE_STATES = ("starting", "running", "draining", "stopped")
 SHARD_STATES = ("none", "provisioning", "active", "draining", "stopped", "failed")
-PHASES = ("none", "booting", "ready", "stopped", "failed")
+PHASES = ("none", "booting", "ready", "stopped", "failed", "halted")
 MOVE_PHASES = ("none", "rerouting", "draining", "releasing")
 LAYOUT_VERSION = lib.SM_LAYOUT_VERSION
 BOARDS = ("decisions", "events")

@@ -77,11 +77,11 @@ def condition_of(facts: Facts, limits: Limits, restarting_in: float | None = Non
         return "dead", "it has no worker at this moment"
     if (why := stuck(facts, limits)) is not None:
         return "stuck", why
-    if facts.phase == "booting":
-        return "starting", "its worker is not ready yet"
     if facts.waiting is not None:
         reason = f"{facts.error}; waiting for {facts.waiting:.3g} s, the next try comes in {facts.next_try:.3g} s"
         return "waiting", reason
+    if facts.phase == "booting":
+        return "starting", "its worker is not ready yet"
     rising = (
         facts.filled_before is not None and facts.fill - facts.filled_before >= RISING and facts.fill >= WORTH_A_WORD
     )

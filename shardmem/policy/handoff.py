@@ -17,7 +17,7 @@ told for what.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -173,6 +173,7 @@ class HandoffCoordinator:
         self._last = 0
         self._dead: dict[int, int] = {}  # shards whose worker is dead, as told, and which of those with that id
         self._failed: dict[int, str] = {}  # those of them that nothing starts again, and why
+        self.waiting: Mapping[int, str] = {}  # shards that handle nothing until what is downstream is back, and why
 
     # ---- events ------------------------------------------------------------------------------------------------------
 
@@ -384,6 +385,8 @@ class HandoffCoordinator:
         text = f"shard {shard} to {doing} {len(each.undrained or each.unreleased)} slots"
         if shard in self._failed and self._is_dead(shard):
             return f"{text}; it has failed and has to be started again: {self._failed[shard]}"
+        if shard in self.waiting:
+            return f"{text}; it waits and tries again: {self.waiting[shard]}"
         return text + ("; its worker is dead and has to be started again" if self._is_dead(shard) else "")
 
     # ---- for the runner ----------------------------------------------------------------------------------------------

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardmem.memory.engine_segment import ControlSegment
-from shardmem.memory.native import bytes_at
+from shardmem.memory.native import bytes_at, ffi
 from shardmem.memory.reader import Reader, TrialView
-from shardmem.runtime.batch import Batch, Scratch
+from shardmem.runtime.batch import INDEX_BYTES, Batch, Scratch
 from shardmem.runtime.quarantine import Entry, Quarantine, Quarantined
 
 if TYPE_CHECKING:
-    from shardmem.memory.native import sm_batch
+    from shardmem.memory.native import CData, sm_batch
 
 
 class Failure(NamedTuple):
@@ -43,30 +43,33 @@ class Aside:
     def add(self, batch: sm_batch, failures: Mapping[int, Failure]) -> tuple[bytes, list[Entry]]:
         """Rows of the batch in hand, and why. Where they lie, for the reader to set them aside. Raises BufferError if a
         frame has changed."""
-        rows = sorted(failures)
-        work = Batch(self._control.schema, self._control.slots, self._shard, batch, self._scratch)
-        records = self._control.schema.is_records
-        keys = work.keys.tolist() if records and work.keys is not None else work.keys
-        payloads = _rows_of(work, self._control.schema.geometry()["row_bytes"]) if records else work.payloads
+        rows, schema = sorted(failures), self._control.schema
+        row_bytes = schema.geometry()["row_bytes"]
+        picked, _spans = _picked(batch, rows, row_bytes)
+        work = Batch(schema, self._control.slots, self._shard, picked, self._scratch, self._control.partitions)
+        keys = work.keys.tolist() if schema.is_records and work.keys is not None else work.keys
+        payloads = _rows_of(work, row_bytes) if schema.is_records else work.payloads
         sequences, slots = work.sequences.tolist(), work.slots.tolist()
+        came_with = [work.came_with(at) for at in range(len(rows))]
         work._end()
         places, generation = self._reader.rows_in_hand(rows), self._control.view_shard(self._shard).generation
-        schema, entries = self._control.schema.describe(), []
-        for row, place in zip(rows, places):
+        described, entries = schema.describe(), []
+        for at, (row, place) in enumerate(zip(rows, places)):
             entries.append(
                 Entry(
                     self._origin(generation, place.seat, place.position, place.row),
                     shard=self._shard,
-                    slot=slots[row],
+                    slot=slots[at],
                     seat=place.seat,
-                    sequence=sequences[row],
+                    sequence=sequences[at],
                     kind=failures[row].kind,
                     reason=failures[row].reason,
                     traceback=failures[row].trace,
                     attempts=failures[row].attempts,
-                    key=keys[row] if keys is not None else None,
-                    payload=payloads[row],
-                    schema=schema,
+                    key=keys[at] if keys is not None else None,
+                    payload=payloads[at],
+                    schema=described,
+                    came_with=came_with[at],
                 )
             )
         self._quarantine.add(*entries)
@@ -85,7 +88,15 @@ class Aside:
             return None
         control = self._control
         made = Batch.of_event(
-            control.schema, control.slots, self._shard, event.key, event.payload, event.seat, event.sequence
+            control.schema,
+            control.slots,
+            self._shard,
+            event.key,
+            event.payload,
+            event.seat,
+            event.sequence,
+            event.slot,
+            event.came_with,
         )
         return event, made
 
@@ -102,6 +113,29 @@ class Aside:
 
     def _origin(self, generation: int, seat: int, position: int, row: int) -> str:
         return f"{self._control.geometry.engine_id:x}/{self._shard}/{generation}/{seat}/{position}/{row}"
+
+
+def _picked(batch: sm_batch, rows: list[int], row_bytes: int) -> tuple[sm_batch, CData]:
+    """A batch of these rows of it alone, in ascending order, and its spans, which have to be kept as long. Of 4,096
+    rows one may be rejected: keys and payloads of all the others need not be read for that."""
+    picked, spans = ffi.new("sm_batch *"), ffi.new("sm_span[]", len(rows))
+    at = number = 0
+    for one, row in enumerate(rows):
+        while row - at >= batch.span[number].count:
+            at += batch.span[number].count
+            number += 1
+        spans[one] = batch.span[number]
+        span, offset = spans[one], row - at
+        span.rows += offset * (row_bytes or INDEX_BYTES)
+        span.sequence += offset
+        span.first += offset
+        span.count = 1
+        if not row_bytes:
+            ends = ffi.cast("uint32_t *", span.rows)
+            picked.bytes += max(0, ends[3] - (ends[-1] if span.first else 0))
+    picked.rows = picked.spans = len(rows)
+    picked.span = spans
+    return picked, spans
 
 
 def _rows_of(work: Batch, size: int) -> list[bytes]:

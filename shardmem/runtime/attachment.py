@@ -183,6 +183,8 @@ class Attachment:
 
     def expect_none_lost(self) -> None:
         """Raises once."""
+        if (seat := self.seat) is not None:
+            seat.expect_none_cut_short()
         if self._unhandled:
             lost, self._unhandled = self._unhandled, 0
             raise NotRunning(f"{lost:,} events were not handled: engine {self.engine!r} ended, and its memory is gone")

@@ -13,7 +13,17 @@ import numpy as np
 from shardmem.errors import BatchEscaped
 from shardmem.memory.native import DECODE_KEYS, DECODE_PAIRS, DECODE_PAYLOADS, borrow, by_key, decode, ffi, lib
 from shardmem.runtime.encode import bytes_of, plain_key
-from shardmem.runtime.origins import Headers, More, headers_of, origins_by_hand, origins_of, slots_by_hand, times_of
+from shardmem.runtime.origins import (
+    Headers,
+    More,
+    came_with_of,
+    described,
+    headers_of,
+    origins_by_hand,
+    origins_of,
+    slots_by_hand,
+    times_of,
+)
 from shardmem.schema import KEY_INT, KEY_NONE, Schema
 from shardmem.text import reason_of
 
@@ -22,6 +32,7 @@ if TYPE_CHECKING:
     from shardmem.memory.partition_table import Partitions
 
 _INDEX = np.dtype([("key", "u8"), ("meta", "u4"), ("end", "u4")])  # sm_index in csrc/layout.h
+INDEX_BYTES = _INDEX.itemsize
 _LENGTH, _MISSING, _UNSIGNED = np.uint32((1 << 28) - 1), np.uint32(1 << 28), np.uint32(1 << 29)
 
 
@@ -100,14 +111,16 @@ class Batch:
         payload: bytes | None,
         producer: int,
         sequence: int,
-        more: More | None = None,
+        slot: int,
+        came_with: dict[str, Any],
     ) -> Batch:
-        """A batch of one event that was in the quarantine, as it was in its lane. more: what came with it."""
+        """A batch of one event that was in the quarantine, as it was in its lane. came_with: see the method of that
+        name."""
         numbers = np.full(1, sequence, "u8"), np.full(1, producer, "u4")
         if schema.dtype is not None:
             return cls._owner_of(schema, slots, shard, numbers, np.frombuffer(payload or b"", schema.dtype).copy())
         made = cls._owner_of(schema, slots, shard, numbers, *_index_of([(key, payload)]))
-        made._more = more
+        made._more = came_with_of(came_with, slot)
         return made
 
     @classmethod
@@ -331,6 +344,13 @@ class Batch:
                 self._check(records=self._schema.is_records)
             self._found[what] = None if self._schema.is_records else read(self._c)
         return self._found[what]
+
+    def came_with(self, row: int) -> dict[str, Any]:
+        """What came with one event, for the quarantine; empty: nothing."""
+        if self._schema.is_records:
+            return {}
+        more, missing = More(self.origins, self.topics, self.timestamps, self.headers), self.missing
+        return described(more, missing is not None and bool(missing[row]), row)
 
     def _all_of_it(self) -> More:
         """What came with the events, for a batch that outlives this one."""

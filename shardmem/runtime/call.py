@@ -103,6 +103,8 @@ class Call:
             if (seat := producer._attached.seat) is not None:
                 seat.open_lane(shard)
         elif status == lib.SM_CORRUPT:
+            if (seat := producer._attached.seat) is not None and seat.is_cut_short(shard):
+                return (yield from self._pause(STARTS))  # it gets another inbox
             raise SegmentCorrupt(
                 f"the lane of this producer to shard {shard} contradicts itself (its head is beyond its tail); nothing "
                 f"more is pushed into it"

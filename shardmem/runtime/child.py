@@ -282,13 +282,14 @@ class Report(TypedDict, total=False):
     """What a child says, one or a few members at a time."""
 
     ready: bool
+    waits_to_open: bool  # [worker] the handler's `open` asks for another try later
     status: Any  # [supervisor] the status document
     prepared: bool  # [worker] a spare that has imported all
     failed: str  # [worker] the handler failed
-    final: bool  # [worker] and would again, with any event and in any life
+    final: bool  # [worker] and nothing goes on until somebody reloads
+    taken: bool  # [worker] another one has its shard
     boot_failed: str
     traceback: str
-    quarantined: int  # sequence of the event
     drained: list[int]  # slots that were given up
     restored: list[int]  # slots that were taken up
     shard_created: int  # [supervisor]

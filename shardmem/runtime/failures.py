@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,35 +25,18 @@ from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.commit import Commit
 from shardmem.runtime.explain import explain, let_go, short, trace_of
 from shardmem.runtime.forked import end_if_forked
-from shardmem.runtime.outcomes import Reject, RetryOn
-from shardmem.runtime.waiting import Waiting
+from shardmem.runtime.outcomes import OnError, Reject, RetryOn
+from shardmem.runtime.quarantine import Entry
+from shardmem.runtime.waiting import DRAINING_WAIT_S, LOG_S, REST_S, SAID_EACH_S, Waiting
 from shardmem.text import of_error, plural
 
 if TYPE_CHECKING:
     from shardmem.memory.native import sm_batch
 
 PATIENCE_NS = 100_000_000
-REST_S = 0.02  # at once; a stop and a handoff are answered in between
-DRAINING_WAIT_S = 1.0  # the longest wait while the engine drains
 FRESH_S = 1.0  # a shard in doubt tries events that have just come at least as seldom, whatever it waits
-SAID_EACH_S = 10.0  # waits that are longer are logged each
-LOG_S = 1.0  # batches that fail are logged no more often: which event does it is said when it is known
 
 log = logging.getLogger("shardmem.worker")
-
-
-@dataclass(frozen=True)
-class OnError:
-    """What the configuration says: see config.py."""
-
-    on_error: str
-    max_attempts: int
-    retry_backoff: float
-    retry_on: list[str]
-    retry_max_wait: float
-    retry_for: float | None
-    quarantine_file: str
-    quarantine_limit: int
 
 
 @dataclass
@@ -82,11 +64,10 @@ class Failures:
         rules: OnError,
         ended: str | None,
         said: str,
-        say: Callable[..., None],
         scratch: Scratch,
     ) -> None:
         self._control, self._shard, self._reader, self._batch = control, shard, reader, batch
-        self._commit, self._rules, self._say, self._scratch = commit, rules, say, scratch
+        self._commit, self._rules, self._scratch = commit, rules, scratch
         self._ended = ended or "it exited without a report"
         self._retry_on = RetryOn(rules.retry_on)
         self._aside = Aside(control, shard, reader, rules.quarantine_file, rules.quarantine_limit)
@@ -97,6 +78,7 @@ class Failures:
         self._doubt: _Doubt | None = None
         self._in_trial: int | None = None
         self._others_next, self._logged_at, self._told_at = False, -LOG_S, -LOG_S
+        self._rejected, self._rejected_at = 0, -LOG_S  # not logged yet, and when some were
         self._died = self._take_up()
         self.busy = self._is_busy()
 
@@ -231,7 +213,8 @@ class Failures:
             return
         at, rows = work._position(), len(work)
         retry = self._retry_on.retry_of(error)
-        if retry is not None and event not in self._expired and not self._has_waited_enough():
+        has_waited = self._waiting.has_lasted(self._rules.retry_for)
+        if retry is not None and event not in self._expired and not has_waited:
             reason, after = retry.reason or "the handler asks for another try later", retry.wait()
             let_go(work, error)
             self._put_back()
@@ -260,10 +243,6 @@ class Failures:
             self._reader.failed(max(1, at) if at is not None else 0)
             self._commit.roll_back()
         self.busy = self._is_busy()
-
-    def _has_waited_enough(self) -> bool:
-        rules, waiting = self._rules, self._waiting
-        return rules.retry_for is not None and waiting.kind == "retry" and waiting.age > rules.retry_for
 
     def _give_back(self, work: Batch, error: BaseException) -> None:
         """A frame changed under the batch, so it is not the handler's failure. What is left without that lane comes
@@ -452,19 +431,33 @@ class Failures:
             return None
         if self._waiting.kind == "quarantine":
             self._waiting.over()
+        self._log_aside(entries)
+        return places
+
+    def _log_aside(self, entries: list[Entry]) -> None:
+        """What was rejected, of which a client may send thousands, no more often than LOG_S: all of it is listed in the
+        quarantine."""
+        if entries[0].kind == "rejected":
+            self._rejected += len(entries)
+            if time.monotonic() - self._rejected_at < LOG_S:
+                return
+            others, self._rejected, self._rejected_at = self._rejected - 1, 0, time.monotonic()
+            more = f", as {'is' if others == 1 else 'are'} {plural(others, 'other')} rejected since" if others else ""
+            entries = entries[-1:]
+        else:
+            more = ""
         for entry in entries:
             log.error(
-                "shard %d: the event with key %s, sequence %d of producer %d, is in quarantine after %s: %.500s",
+                "shard %d: the event with key %s, sequence %d of producer %d, is in quarantine after %s%s: %.500s",
                 self._shard,
                 short(entry.key),
                 entry.sequence,
                 entry.seat,
                 plural(entry.attempts, "attempt"),
+                more,
                 entry.reason,
                 extra={"slot": entry.slot, "seat": entry.seat},
             )
-        self._say(quarantined=entries[-1].sequence)
-        return places
 
     def _log_failure(self, event: int | None, failure: Failure, work: Batch, error: BaseException) -> None:
         if event is None and time.monotonic() - self._logged_at > LOG_S:

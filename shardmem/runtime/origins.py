@@ -110,6 +110,39 @@ def columns_of_headers(headers: Sequence[Iterable[tuple[str, bytes | None]]]) ->
     return b"".join(pieces), np.cumsum([0, *map(len, pieces)])
 
 
+# ---- in the quarantine -----------------------------------------------------------------------------------------------
+
+
+def described(more: More, tombstone: bool, row: int) -> dict[str, Any]:
+    """What came with one event, as JSON has it: tombstone, topic, partition, offset, timestamp, headers; those that it
+    has."""
+    found: dict[str, Any] = {"tombstone": True} if tombstone else {}
+    if more.origins is not None and more.origins[row]["partition"] != NO_PARTITION:
+        topic, partition, offset = more.origins[row].tolist()
+        found |= {"topic": more.topics[topic], "partition": partition, "offset": offset}
+    if more.timestamps is not None and more.timestamps[row] != NO_TIME:
+        found["timestamp"] = int(more.timestamps[row])
+    if more.headers is not None and more.headers[row]:
+        found["headers"] = [(name, None if value is None else value.hex()) for name, value in more.headers[row]]
+    return found
+
+
+def came_with_of(found: dict[str, Any], slot: int | None = None) -> More:
+    """Of a batch of that one event. Raises ValueError, TypeError, KeyError, AttributeError: it is no such
+    description."""
+    origins, headers = None, found.get("headers")
+    topics: tuple[str, ...] = ()
+    if "topic" in found:
+        origins, topics = origins_by_hand([(str(found["topic"]), int(found["partition"]), int(found["offset"]))], 1)
+    return More(
+        origins,
+        topics,
+        np.array([int(found["timestamp"])], "i8") if "timestamp" in found else None,
+        headers and [[(str(name), None if value is None else bytes.fromhex(value)) for name, value in headers]],
+        None if slot is None or origins is None else np.array([slot], "u4"),
+    )
+
+
 # ---- by hand ---------------------------------------------------------------------------------------------------------
 
 

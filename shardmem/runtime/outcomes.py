@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from shardmem.text import reason_of
 
@@ -43,6 +44,20 @@ class Reject(Exception):
     @property
     def reason(self) -> str:
         return reason_of(self.args[0] if self.args else "")
+
+
+@dataclass(frozen=True)
+class OnError:
+    """What the configuration says of all that is raised: see config.py."""
+
+    on_error: str
+    max_attempts: int
+    retry_backoff: float
+    retry_on: list[str]
+    retry_max_wait: float
+    retry_for: float | None
+    quarantine_file: str
+    quarantine_limit: int
 
 
 class RetryOn:

@@ -7,10 +7,11 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from shardmem.errors import ShardmemError
+from shardmem.runtime.origins import came_with_of
 from shardmem.runtime.sqlite import LOOK_PATIENCE, PATIENCE, Database, Reading
 
 _SCHEMA = """
@@ -26,6 +27,7 @@ _WITHOUT = _FIELDS.replace("payload", "null")
 _LAST_MOMENT = 1e11  # seconds since 1970; what is later is not a time that was written
 _AT_ONCE = 500  # events in one query
 _WHAT = "the quarantine file"
+_CAME_WITH = "came_with"
 
 NoneType = type(None)
 Self = TypeVar("Self", bound="QuarantineReader")
@@ -41,7 +43,8 @@ class NoSuchEvent(ShardmemError):
 
 class Quarantined(NamedTuple):
     """One event. at, replayed_at: seconds since 1970. key: as it was pushed. payload: its bytes, or those of the row;
-    empty if it was not asked for. size: how many they are."""
+    empty if it was not asked for, None of a tombstone. size: how many they are. came_with: what `origins.described`
+    said."""
 
     id: int
     at: float
@@ -54,15 +57,17 @@ class Quarantined(NamedTuple):
     traceback: str
     attempts: int
     key: Any
-    payload: bytes
+    payload: bytes | None
     schema: dict[str, Any]
     replayed_at: float | None
     size: int
+    came_with: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An event on its way into the quarantine. origin: the one row of shared memory that it is."""
+    """An event on its way into the quarantine. origin: the one row of shared memory that it is. came_with: what it had
+    from its broker, kept beside the schema: both say what its bytes are."""
 
     origin: str
     shard: int
@@ -74,8 +79,9 @@ class Entry:
     traceback: str
     attempts: int
     key: Any
-    payload: bytes
+    payload: bytes | None
     schema: dict[str, Any]
+    came_with: dict[str, Any] = field(default_factory=dict)
 
 
 class QuarantineReader:
@@ -182,8 +188,8 @@ class Quarantine(QuarantineReader):
                         _encodable(each.traceback),
                         each.attempts,
                         _key_text(each.key),
-                        each.payload,
-                        json.dumps(each.schema),
+                        each.payload or b"",
+                        json.dumps({**each.schema, **({_CAME_WITH: each.came_with} if each.came_with else {})}),
                         None,
                         each.origin,
                     )
@@ -245,8 +251,10 @@ def _read(row: tuple[Any, ...]) -> Quarantined:
         row
     )
     described = json.loads(schema)
+    came_with = described.pop(_CAME_WITH, {})
     if described["kind"] not in ("events", "records"):
         raise ValueError(f"schema {described['kind']!r}")
+    came_with_of(came_with)
     for text in (kind, reason, traceback):
         if not isinstance(text, str):
             raise TypeError(f"a text is {type(text).__name__}")
@@ -270,10 +278,11 @@ def _read(row: tuple[Any, ...]) -> Quarantined:
         traceback,
         attempts,
         _key_of(key),
-        payload or b"",
+        None if came_with.get("tombstone") else payload or b"",
         described,
         replayed_at,
         size,
+        came_with,
     )
 
 

@@ -15,6 +15,7 @@ from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import REASONS, ffi, lib
 from shardmem.memory.refusals import out_of_memory
+from shardmem.memory.segment import outlive_lost_memory
 from shardmem.memory.words import refused_by_reason
 
 
@@ -70,12 +71,14 @@ class Seat:
         self._lanes: list[tuple[InboxSegment, tuple[int, ...]]] = []  # every lane, and its counts before
         self._refused_before = refused_by_reason(control.view_seat(self.number))
         self._opening = threading.Lock()
+        self._cut_short: dict[str, bool] = {}  # inboxes of which that was noticed, and whether somebody was told
         if name is not None:
             self._open_lanes_before()
 
     @classmethod
     def at(cls, engine: str, name: str | None = None, wait: float = 0.0) -> Seat:
         """Of the engine of that name. Raises NotRunning, also when it is stopping, LayoutMismatch, SegmentError."""
+        outlive_lost_memory()  # an inbox that another program cuts short is an error, and not the end of this one
         control = ControlSegment.attach(engine, wait)
         try:
             if (state := control.state) in ("draining", "stopped"):
@@ -153,6 +156,7 @@ class Seat:
                 )
             inbox.segment.let_go()
             if known is not None:
+                self.is_cut_short(shard)
                 self._ended.append(known)
             self.inboxes[shard] = inbox
             self._lanes.append((inbox, before))
@@ -182,15 +186,27 @@ class Seat:
         """Where the lane to a shard ends, and how far its worker has come. None: there is no such lane. Raises
         SegmentCorrupt when somebody has cut the inbox short: what this seat had pushed into it is lost."""
         inbox = self.inboxes.get(shard)
-        if inbox is not None and not inbox.has_lane(self.number):
-            raise SegmentCorrupt(
-                f"{inbox.segment.name} was cut short while it was in use; what it held is lost",
-                hint="Look for a program that truncates files in /dev/shm",
-            )
+        if inbox is not None and self.is_cut_short(shard):
+            self._cut_short[inbox.segment.name] = True
+            raise _cut_short(inbox.segment.name)
         tail, head = ffi.new("uint64_t *"), ffi.new("uint64_t *")
         if lib.sm_sender_position(self.sender, shard, tail, head) != lib.SM_OK:
             return None
         return tail[0], head[0]
+
+    def is_cut_short(self, shard: int) -> bool:
+        """Whether somebody has cut the inbox of this shard short."""
+        inbox = self.inboxes.get(shard)
+        if inbox is None or inbox.has_lane(self.number):
+            return False
+        self._cut_short.setdefault(inbox.segment.name, False)
+        return True
+
+    def expect_none_cut_short(self) -> None:
+        """Raises SegmentCorrupt, once for each inbox that was: this seat pushes into another in its place."""
+        for name in [name for name, is_told in self._cut_short.items() if not is_told]:
+            self._cut_short[name] = True
+            raise _cut_short(name)
 
     def has_come_to(self, shard: int, position: int) -> bool:
         """Whether all before it is handled. One beyond the tail was of an inbox that ended since, with empty lanes."""
@@ -252,6 +268,13 @@ class Seat:
         }
         refused = {reason: count for reason, count in new.items() if count}
         return Counts(accepted, handled, quarantined, shed, skipped, refused)
+
+
+def _cut_short(name: str) -> SegmentCorrupt:
+    return SegmentCorrupt(
+        f"{name} was cut short while it was in use; what it held is lost",
+        hint="Look for a program that truncates files in /dev/shm",
+    )
 
 
 def take_seat(control: ControlSegment) -> tuple[int, list[lease.Lease]]:

@@ -11,6 +11,10 @@ from shardmem.memory.words import name_of, now_ns
 from shardmem.policy import retry_wait
 
 LONGEST = 30 * 86400.0  # seconds that a handler may ask for at once
+REST_S = 0.02  # slept at once; a stop and a handoff are answered in between
+DRAINING_WAIT_S = 1.0  # the longest wait while the engine drains: who stops it wants to know whether the sink is back
+SAID_EACH_S = 10.0  # waits that are longer are logged each
+LOG_S = 1.0  # what fails is logged no more often: which event does it is said when it is known
 
 
 class Waiting:
@@ -38,6 +42,10 @@ class Waiting:
     @property
     def age(self) -> float:
         return max(0.0, (now_ns() - self._since_ns) / 1e9) if self.kind else 0.0
+
+    def has_lasted(self, most: float | None) -> bool:
+        """Whether the handler has asked for another try later for longer than it may; None: it may for ever."""
+        return most is not None and self.kind == "retry" and self.age > most
 
     def begin(self, kind: str, reason: str, after: float | None = None) -> float:
         """One more try was in vain. after: seconds, if the handler says how long. How long it is now."""

@@ -25,10 +25,12 @@ from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.checkpoint import Checkpointed
 from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, begin, read_orders
 from shardmem.runtime.commit import Commit, Immediate
-from shardmem.runtime.failures import Failures, OnError
+from shardmem.runtime.failures import Failures
 from shardmem.runtime.forked import fence
 from shardmem.runtime.handler import Context, Handler, is_stateful, optional, wants_to_know
 from shardmem.runtime.moves import Moves
+from shardmem.runtime.opening import Opening, ToldToStop
+from shardmem.runtime.outcomes import OnError
 from shardmem.runtime.state import StateStore
 from shardmem.state.keeper import Keeper, keeps_by_key
 from shardmem.state.scope import Scope
@@ -144,12 +146,14 @@ def main() -> int:
         if orders.forgiven:
             worker.reader.forgive()
         logs.incarnate(worker.incarnation)
-        commit = _commit_of(worker, orders, settings)
+        rules = OnError(**settings["failures"])
+        opening = Opening(worker.control, worker.shard, rules, worker.said, worker.ordered_to_stop, reports.say)
+        commit = _commit_of(worker, orders, settings, opening)
         commit.take_up()
+    except ToldToStop:
+        return _stopped(worker)
     except AlreadyRunning as error:  # the shard's words are another's
-        log.error("%s", with_hint(error))
-        reports.say(boot_failed=with_hint(error))
-        return ExitCode.ALREADY
+        return _taken(reports, error)
     except BaseException as error:  # sys.exit("no DATABASE_URL") is a reason like any other
         return _boot_failure(worker, reports, error)
 
@@ -160,10 +164,9 @@ def main() -> int:
         worker.reader,
         worker.batch,
         commit,
-        OnError(**settings["failures"]),
+        rules,
         orders.ended,
         worker.said,
-        reports.say,
         worker.scratch,
     )
 
@@ -179,12 +182,18 @@ def main() -> int:
         worker.run(commit, moves, failures)
         optional(commit.handler, "close")()
         commit.close()
+    except ToldToStop:
+        return _stopped(worker)
     except AlreadyRunning as error:  # its words in shared memory are another's by now
-        log.error("%s", with_hint(error))
-        return ExitCode.ALREADY
+        return _taken(reports, error)
     except BaseException as error:
-        return _failure(worker, reports, error)
-    worker.set_phase("stopped")
+        return _failure(worker, reports, error, is_final=settings["failures"]["on_error"] == "stop")
+    return _stopped(worker)
+
+
+def _stopped(worker: Worker | None) -> int:
+    if worker is not None:
+        worker.set_phase("stopped")
     return ExitCode.OK
 
 
@@ -208,7 +217,7 @@ def _orders() -> tuple[WorkerOrders, Reports] | None:
     return told
 
 
-def _commit_of(worker: Worker, orders: WorkerOrders, settings: dict[str, Any]) -> Commit:
+def _commit_of(worker: Worker, orders: WorkerOrders, settings: dict[str, Any], opening: Opening) -> Commit:
     control = worker.control
     context = Context(
         control.engine,
@@ -224,12 +233,15 @@ def _commit_of(worker: Worker, orders: WorkerOrders, settings: dict[str, Any]) -
     scope = Scope(control.slots, MemoryStore(), shard=worker.shard)
     keeper = Keeper(scope, settings["state_cache_bytes"])
 
-    def opened() -> Handler:
+    def made() -> Handler:
         handler = orders.handler.load()
         if keeps_by_key(handler):
             keeper.bind(handler)
         optional(handler, "open")(context)
         return handler
+
+    def opened() -> Handler:
+        return opening.until_open(made)
 
     handler = opened()
     if not is_stateful(handler):
@@ -252,14 +264,23 @@ def _commit_of(worker: Worker, orders: WorkerOrders, settings: dict[str, Any]) -
     )
 
 
-def _failure(worker: Worker, reports: Reports, error: BaseException) -> int:
+def _taken(reports: Reports, error: AlreadyRunning) -> int:
+    log.error("%s", with_hint(error))
+    reports.say(taken=True)
+    return ExitCode.ALREADY
+
+
+def _failure(worker: Worker, reports: Reports, error: BaseException, *, is_final: bool) -> int:
+    """is_final: with on_error="stop" the user wants nothing to go on until somebody has looked. A handler that keeps a
+    view would do so with every batch, in each of its lives."""
+    is_final = is_final or isinstance(error, BatchEscaped)
     of_user = isinstance(error, (HandlerError, BatchEscaped))
     hint = f" (hint: {error.hint})" if isinstance(error, ShardmemError) and error.hint else ""
     text = with_hint(error) if of_user else of_error(error) + hint
     worker.say_error(text)
-    worker.set_phase("failed")
+    worker.set_phase("halted" if is_final else "failed")
     log.error("%s", text, exc_info=error.__cause__ or error)
-    reports.say(failed=text, final=isinstance(error, BatchEscaped))
+    reports.say(failed=text, final=is_final)
     return ExitCode.FAILED
 
 

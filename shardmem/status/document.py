@@ -36,6 +36,15 @@ class EngineStatus(TypedDict):
     state_age_s: float | None
 
 
+class MachineStatus(TypedDict):
+    """The machine that all share. What cannot be seen is None."""
+
+    cores: int
+    load_1m: float | None
+    memory_free_bytes: int | None
+    memory_size_bytes: int | None
+
+
 class SupervisorStatus(TypedDict):
     pid: int
     incarnation: int
@@ -230,6 +239,7 @@ class Finding(TypedDict):
 class Status(TypedDict):
     engine: EngineStatus
     supervisor: SupervisorStatus
+    machine: MachineStatus
     shards: list[ShardStatus]
     producers: list[ProducerStatus]
     sources: list[SourceStatus]

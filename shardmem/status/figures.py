@@ -259,6 +259,10 @@ FIGURES = (
         "shardmem_supervisor_heartbeat_age_seconds",
         null=True,
     ),
+    Figure("machine.cores", "cores", GAUGE, "kernel", "processors that the reader of the document may use"),
+    Figure("machine.load_1m", "processes", GAUGE, "kernel", "load average of the last minute", null=True),
+    Figure("machine.memory_free_bytes", "bytes", GAUGE, "kernel", "memory that can be had without swapping", null=True),
+    Figure("machine.memory_size_bytes", "bytes", GAUGE, "kernel", "memory of the machine", null=True),
     Figure("shards[].id", "", STATE, "supervisor", "number of the shard"),
     Figure(
         "shards[].state",

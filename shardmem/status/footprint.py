@@ -1,4 +1,4 @@
-"""What an engine takes of the machine: shared memory, and the files of its state."""
+"""What an engine takes of the machine: shared memory, and the files of its state; and what the machine has."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypedDict
 
 from shardmem.config import state_directory
 from shardmem.memory.segment import SHM_DIRECTORY, path_of
+from shardmem.status.document import MachineStatus
 
 
 class Footprint(TypedDict):
@@ -17,6 +18,25 @@ class Footprint(TypedDict):
     shm_size_bytes: int | None
     state_bytes: int | None
     state_age_s: float | None
+
+
+def machine() -> MachineStatus:
+    """The machine that all share, as it is now: memory that is free could be had without swapping."""
+    memory: dict[str, int] = {}
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                name, _, rest = line.partition(":")
+                memory[name] = int(rest.split()[0]) * 1024
+        load: float | None = os.getloadavg()[0]
+    except (OSError, ValueError, IndexError):
+        load = None
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "load_1m": load,
+        "memory_free_bytes": memory.get("MemAvailable"),
+        "memory_size_bytes": memory.get("MemTotal"),
+    }
 
 
 def footprint(segments: Iterable[str], directory: str, engine: str) -> Footprint:

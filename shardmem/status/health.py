@@ -42,8 +42,8 @@ def against_readiness(document: Status) -> list[str]:
     for shard in document["shards"]:
         if shard["state"] == "failed":
             found.append(f"shard {shard['id']} failed: {shard['error']}")
-        elif shard["condition"] == "waiting" and not engine["ready_while_waiting"]:
-            found.append(f"shard {shard['id']} waits: {shard['reason']}")
+        elif shard["condition"] == "waiting":
+            found += [] if engine["ready_while_waiting"] else [f"shard {shard['id']} waits: {shard['reason']}"]
         elif shard["slots"] and not (shard["alive"] and shard["phase"] == "ready"):
             found.append(
                 f"shard {shard['id']} has {shard['slots']} slots and no worker that is ready: "

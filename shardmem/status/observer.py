@@ -32,7 +32,7 @@ from shardmem.status.document import (
     SupervisorStatus,
 )
 from shardmem.status.findings import Lately, findings
-from shardmem.status.footprint import footprint
+from shardmem.status.footprint import footprint, machine
 from shardmem.status.reading import Counts, Histograms, Reading, ShardReading, fullest, quantile_rows, quantile_us
 from shardmem.status.sources import sources_of
 
@@ -108,6 +108,7 @@ class Observer:
         document: Status = {
             "engine": self._engine(shards, reading.at, board if alive else {}, board),
             "supervisor": self._supervisor(alive),
+            "machine": machine(),
             "shards": shards,
             "producers": producers,
             "sources": sources_of(control.state_dir, control.engine, control.segment.owner),

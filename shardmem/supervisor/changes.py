@@ -15,6 +15,8 @@ from typing import Any
 from shardmem.errors import NotRunning, ShardmemError, Superseded
 from shardmem.policy import Finished
 
+LOOK, LOOKS = 0.25, 4  # seconds between two looks at who is waited for, and how many in a row are believed
+
 log = logging.getLogger("shardmem.supervisor")
 
 
@@ -115,16 +117,23 @@ class Changes:
 
 
 async def answer(
-    what: str, work: Coroutine[Any, Any, dict[str, Any]], timeout: float, late: Callable[[], dict[str, Any]]
+    what: str,
+    work: Coroutine[Any, Any, dict[str, Any]],
+    timeout: float,
+    late: Callable[[], dict[str, Any]],
+    in_vain: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """What the work answers; or, when that takes longer, `late()`, and it goes on in the background."""
-    task = asyncio.create_task(work)
+    """What the work answers; or, when that takes longer, `late()`, and it goes on in the background. in_vain: nobody
+    can say for how long; then nobody is kept waiting."""
+    task, deadline, looks = asyncio.create_task(work), time.monotonic() + timeout, 0
     _unfinished.add(task)
     task.add_done_callback(_unfinished.discard)
     try:
-        done, _ = await asyncio.wait({task}, timeout=timeout)
-        if done:
-            return {"done": True, "waiting_for": [], **task.result()}
+        while (left := deadline - time.monotonic()) > 0 and looks < LOOKS:
+            done, _ = await asyncio.wait({task}, timeout=min(left, LOOK))
+            if done:
+                return {"done": True, "waiting_for": [], **task.result()}
+            looks = looks + 1 if in_vain() else 0
         return {"done": False, **late()}
     finally:
         if not task.done():  # whoever asked may be gone too

@@ -23,7 +23,7 @@ from shardmem.supervisor.changes import Change, answer
 from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life
 from shardmem.supervisor.reload import Reload
-from shardmem.supervisor.waiting import late_slots, waiting_for
+from shardmem.supervisor.waiting import is_for_the_sink, late_slots, waiting_for
 
 DEADLINE = 30.0  # seconds for which a command waits, unless it is told otherwise
 
@@ -172,7 +172,12 @@ class Commands:
     def _later(self) -> list[str]:
         """What is not even yet, and why."""
         planner = self._fleet.planner
-        later = [f"slots of shard {shard} are evened out when its batch is over" for shard in sorted(planner.blocked())]
+        waiting = planner.waiting()
+        blocked = sorted(planner.blocked().difference(waiting))
+        later = [f"slots of shard {shard} are evened out when its batch is over" for shard in blocked]
+        later += [
+            f"slots of shard {shard} are evened out when it no longer waits: {why}" for shard, why in waiting.items()
+        ]
         later += late_slots(self._fleet)
         return later + planner.table.complaints[:1]
 
@@ -263,7 +268,7 @@ class Commands:
             await fleet.conditions.until(lambda: fleet.is_even)
         if complaints := fleet.planner.table.complaints:
             raise ShardmemError(complaints[0])
-        return self._noted_move({**change.summary(), "late": []}, "to even out, by hand")
+        return self._noted_move({**change.summary(), "late": self._later()}, "to even out, by hand")
 
     async def pin(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """{"slots": ..., "to": n}: they go there and stay, whatever the strategy says, until `unpin`."""
@@ -378,7 +383,10 @@ class Commands:
             texts = [each["text"] for each in waiting]
             return {**so_far(), **change.summary(), "waiting_for": waiting, "late": texts}
 
-        return await answer(what, work, float(wanted.get("timeout", DEADLINE)), late)
+        def in_vain() -> bool:
+            return is_for_the_sink(self._fleet, waiting_for(self._fleet, shards, slots))
+
+        return await answer(what, work, float(wanted.get("timeout", DEADLINE)), late, in_vain)
 
     # ---- what is noted -----------------------------------------------------------------------------------------------
 

@@ -53,12 +53,13 @@ class ShardFact(NamedTuple):
     """What is known of a shard's worker at this moment.
 
     alive: it lives and is ready. failed: why it is away for long; None: it is not. in_hand: seconds that its batch
-    takes so far.
+    takes so far. waits: why it handles nothing until what is downstream is back; None: it does not wait.
     """
 
     alive: bool = True
     failed: str | None = None
     in_hand: float = 0.0
+    waits: str | None = None
 
 
 class Planner:
@@ -142,12 +143,14 @@ class Planner:
                 self.mapper.recover(shard, now) if state is ShardState.FAILED else None
                 actions += self.handoffs.respawned(shard, now)
         self._facts = dict(facts)
+        self.handoffs.waiting = self.waiting()
         self._long.look({shard: fact.in_hand for shard, fact in facts.items() if fact.alive}, now)
         self._done(self.carrier.carry(actions, now))
 
     def measurable(self, now: float) -> list[int]:
-        """Active shards whose figures are those of load: not dead, failed, or in the middle of one long batch."""
-        out = self._long.unmeasurable(now)
+        """Active shards whose figures are those of load: not dead, failed, waiting, or in the middle of one long batch.
+        The lanes of one that waits are full because its sink is away: that is no need for more shards."""
+        out = self._long.unmeasurable(now).union(self.waiting())
         return [
             shard
             for shard in self.mapper.active_shard_ids() + self.mapper.draining_shard_ids()
@@ -158,6 +161,10 @@ class Planner:
         """Shards in the middle of one long batch."""
         return self._long.blocked()
 
+    def waiting(self) -> dict[int, str]:
+        """Shards that handle nothing until what is downstream is back, and why."""
+        return {shard: fact.waits for shard, fact in self._facts.items() if fact.waits is not None}
+
     def _out_of_bounds(self, now: float) -> tuple[set[int], bool]:
         """Shards that can neither give nor take at this moment, and whether any of them will without being asked."""
         failed = {shard for shard, fact in self._facts.items() if fact.failed is not None}
@@ -167,7 +174,8 @@ class Planner:
             for shard in self.table.shards
             if self.mapper.shard_state(shard) not in (ShardState.ACTIVE, ShardState.DRAINING)
         }
-        soon = down | joining | self._long.blocked()
+        # what leaves one that waits would wait at its new owner: it is evened out when its rows can be handled
+        soon = down | joining | self._long.blocked() | set(self.waiting())
         if not self.wishes.eager:  # what has piled up behind a long batch is not in any figure: such a shard looks idle
             soon |= self._long.unmeasurable(now)
         return failed | soon, bool(soon)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.words import waiting_of
 from shardmem.runtime.child import KINDS, Child, Report, WorkerOrders
 
 LEASE_POLL = 0.05
@@ -18,7 +19,6 @@ class _Signalled:
     """What can be done to a worker, whoever started it. _pidfd None: its process cannot be seen from here."""
 
     killed = False
-    final = False  # it failed by what another life would do again; not known of one that was adopted
     stop_reason: str | None = None  # why it was told to end
     _pidfd: int | None
 
@@ -60,7 +60,9 @@ class WorkerProcess(_Signalled):
         self.spawned_at = time.monotonic()
         self.exit_code: int | None = None
         self.failure: str | None = None
-        self.ready = self.stopped_as_ordered = False
+        self.final = False  # it failed by what another life would do again
+        self.taken = False  # another one has its shard
+        self.ready = self.stopped_as_ordered = self.waits_to_open = False
         self._loop, self._on_report, self._on_exit = loop, on_report, on_exit
         self._child = spare or Child("worker")
         self._child.order(orders)
@@ -89,7 +91,9 @@ class WorkerProcess(_Signalled):
     def _read(self) -> None:
         for report in self._reports.read():
             self.ready |= bool(report.get("ready"))
+            self.waits_to_open = not self.ready and (self.waits_to_open or bool(report.get("waits_to_open")))
             self.final |= bool(report.get("final"))
+            self.taken |= bool(report.get("taken"))
             self.failure = report.get("failed") or report.get("boot_failed") or self.failure
             self._on_report(self, report)
         if self._reports.ended:
@@ -119,6 +123,7 @@ class AdoptedWorker(_Signalled):
     """
 
     exit_code: int | None = None  # is told to its parent only
+    taken = False  # it had the shard when it was adopted
 
     def __init__(
         self,
@@ -165,11 +170,21 @@ class AdoptedWorker(_Signalled):
 
     @property
     def ready(self) -> bool:
-        return self._phase in ("ready", "stopped")
+        return self._phase in ("ready", "stopped", "halted")
+
+    @property
+    def waits_to_open(self) -> bool:
+        waiting, _ = waiting_of(self._control.view_shard(self.shard))
+        return self._phase == "booting" and waiting is not None
 
     @property
     def failure(self) -> str | None:
-        return self._control.shard_error(self.shard) or "it said that it failed" if self._phase == "failed" else None
+        failed = self._phase in ("failed", "halted")
+        return self._control.shard_error(self.shard) or "it said that it failed" if failed else None
+
+    @property
+    def final(self) -> bool:
+        return self._phase == "halted"
 
     @property
     def stopped_as_ordered(self) -> bool:

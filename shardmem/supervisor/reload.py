@@ -1,8 +1,9 @@
 """A reload: every worker anew, with what the configuration says now.
 
-What has failed is started again at once, before anything else: a reload that is under way may wait for it. All others
-are replaced (replacements.py), a few at a time. One reload runs; those that are asked for meanwhile are one, which
-comes after it.
+What has failed is started again at once, before anything else: a reload that is under way may wait for it. What waits,
+because what is downstream is away, cannot hand over its rows, nor can another to which slots are on their way from it:
+their workers are started again in their place, and that may be what ends the waiting. All others are replaced
+(replacements.py), a few at a time. One reload runs; those that are asked for meanwhile are one, which comes after it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any
 
 from shardmem.config import Config
 from shardmem.errors import HandlerError, NotRunning, ShardmemError
-from shardmem.memory.words import waiting_of
 from shardmem.policy import ShardState
 from shardmem.runtime.handler import HandlerRef
 from shardmem.supervisor.configured import policy_of
@@ -162,6 +162,7 @@ class Reload:
         revived = [shard for shard, what in self._revived.items() if what == (config, handler)]
         self._revived.clear()
         order = [*revived, *sorted(shards.in_state("active", "failed"), key=lambda shard: shard in blocked)]
+        order += [shard for shard in fleet.planner.mapper.draining_shard_ids() if self._waits(shard)]
         order += fleet.planner.mapper.joining_shard_ids()
         self._left = {shard: fleet.control.view_shard(shard).generation for shard in order}
         if only is not None:
@@ -204,14 +205,17 @@ class Reload:
         try:
             if is_revived and is_same():
                 return await self._started(shard)
-            await fleet.conditions.until(lambda: not fleet.shards.is_joining(shard))
+            await fleet.conditions.until(lambda: not fleet.shards.is_joining(shard) or self._waits(shard))
+            if is_same() and self._waits(shard) and not has_failed():
+                return await self._restarted(shard)
             if not is_active() and not has_failed():
                 return None
-            if waiting_of(fleet.control.view_shard(shard))[0] is not None and not has_failed():
-                return await self._restarted(shard)
             if not has_failed():
                 try:
-                    return {"from": shard, "to": await self._replacements.replace(shard)}
+                    successor = await self._replacements.replace(shard, lambda: is_same() and self._waits(shard))
+                    if is_same() and self._waits(shard):  # it has begun to since
+                        await self._restarted(shard)
+                    return {"from": shard, "to": successor}
                 except ShardmemError:
                     if not is_active() and not has_failed():
                         return None
@@ -229,8 +233,18 @@ class Reload:
         finally:
             self._owed.pop(shard, None)
 
+    def _waits(self, shard: int) -> bool:
+        """Whether it cannot hand over what it has until what is downstream is back, here or where slots come from."""
+        planner = self._fleet.planner
+        waiting = planner.waiting()
+        is_opening = self._fleet.workers.waits_to_open(shard) is not None  # one that joins is in no plan yet
+        return (
+            is_opening
+            or shard in waiting
+            or any(each.target == shard and each.source in waiting for each in planner.table.in_motion())
+        )
+
     async def _restarted(self, shard: int) -> dict[str, int]:
-        """A shard that waits cannot hand over what it has; and what it waits for may be mended by this reload."""
         control, workers = self._fleet.control, self._fleet.workers
         before = control.view_shard(shard).incarnation
         workers.restart(shard)
@@ -244,8 +258,14 @@ class Reload:
         """When a shard that is started again is ready. Raises HandlerError."""
         workers, since, limit = self._fleet.workers, time.monotonic(), self._fleet.config.boot_timeout
         await self._fleet.conditions.until(
-            lambda: workers.is_ready(shard) or workers.why_not_ready(shard, since, limit) is not None
+            lambda: (
+                workers.is_ready(shard)
+                or workers.waits_to_open(shard) is not None
+                or workers.why_not_ready(shard, since, limit) is not None
+            )
         )
+        if workers.waits_to_open(shard) is not None:  # it is another worker, and it will be ready by itself
+            return {"from": shard, "to": shard}
         if (reason := workers.why_not_ready(shard, since, limit)) is not None:
             raise HandlerError(reason)
         return {"from": shard, "to": shard}

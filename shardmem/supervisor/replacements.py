@@ -13,6 +13,7 @@ replacements too.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
@@ -44,9 +45,9 @@ class Replacements:
         self._replacing = 0
         self._warned_rss: int | None = None  # the recycle_rss that is known to be too small
 
-    async def replace(self, shard: int) -> int:
-        """The shard that has taken its place. Raises HandlerError when its worker cannot boot; nothing has changed
-        then."""
+    async def replace(self, shard: int, unless: Callable[[], bool] = lambda: False) -> int:
+        """The shard that has taken its place, or takes it still: `unless` holds. Raises HandlerError when its worker
+        cannot boot; nothing has changed then."""
         fleet = self._fleet
         is_gone, successor = fleet.shards.gone([shard]), fleet.shards.create_successor(shard)
         self._replacing += 1
@@ -54,7 +55,7 @@ class Replacements:
             await fleet.conditions.until(lambda: not fleet.shards.is_joining(successor))
             fleet.shards.check_joined([successor])
             fleet.step_soon()
-            await fleet.conditions.until(lambda: is_gone() or self._has_failed(successor, shard))
+            await fleet.conditions.until(lambda: is_gone() or self._has_failed(successor, shard) or unless())
         finally:
             self._replacing -= 1
         return successor
@@ -77,6 +78,8 @@ class Replacements:
         control = self._fleet.control
         for shard in self._fleet.shards.in_state("active"):
             if control.worker_phase(shard) != "ready":  # what it imports and restores is part of what it begins with
+                continue
+            if shard in self._fleet.planner.waiting():  # it could hand over nothing
                 continue
             view, life = control.view_shard(shard), self._lives.get(shard)
             rss, entered = _rss(view.pid) if recycling.rss is not None else 0, view.entered_ns / 1e9

@@ -17,7 +17,7 @@ from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.handoff_table import HandoffTable
 from shardmem.memory.inbox_segment import InboxSegment, LaneView
 from shardmem.memory.native import point
-from shardmem.memory.words import Retired, now_ns
+from shardmem.memory.words import Retired, now_ns, waiting_of
 from shardmem.policy import ShardState
 from shardmem.status.observer import Observer
 from shardmem.supervisor.carrier import Marks
@@ -196,7 +196,10 @@ class Shards:
             worker, view = self.workers.of(shard), self.control.view_shard(shard)
             alive = worker is not None and worker.alive and worker.ready
             in_hand = (clock - view.batch_since_ns) / 1e9 if alive and view.batch_since_ns else 0.0
-            facts[shard] = ShardFact(alive, failed.get(shard), max(0.0, in_hand))
+            waits = self.workers.waits_to_open(shard)
+            if alive and waiting_of(view)[0] is not None:
+                waits = self.control.shard_error(shard)
+            facts[shard] = ShardFact(alive, failed.get(shard), max(0.0, in_hand), waits)
         return facts
 
     def weigh(self) -> None:
@@ -216,6 +219,8 @@ class Shards:
 
     def _join(self, shard: int, now: float) -> None:
         joining = self._joining[shard]
+        if joining.replaces is None and self.workers.waits_to_open(shard):
+            return  # a successor is given up, because the one that it is to replace works
         if (reason := self.workers.why_not_ready(shard, joining.since, self._boot_timeout())) is not None:
             if self._planner.table.shard_slot_counts(coming=True).get(shard):
                 return  # begun by an earlier supervisor, and slots have moved: it is tried for ever

@@ -98,7 +98,7 @@ class Stuck:
         view, now = self._control.view_shard(worker.shard), time.monotonic()
         if view.pid != worker.pid or view.batch_since_ns:
             return None
-        is_finished = name_of(PHASES, view.phase) in ("stopped", "failed")
+        is_finished = name_of(PHASES, view.phase) in ("stopped", "failed", "halted")
         waited = now - self._told.setdefault(worker, now)
         if waited < (FINISHED if is_finished else CLOSES):
             return None

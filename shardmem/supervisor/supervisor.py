@@ -75,6 +75,8 @@ class Supervisor:
             config.name, config.http_port, config.http_token, config.http_address, config.http_allowed_hosts
         )
         self.outcome: Status | None = None
+        self._on_reload: Callable[[], object] = lambda: None  # nothing runs yet that could be reloaded
+        self._on_step: Callable[[int], object] = lambda step: None
 
     @property
     def error(self) -> ShardmemError | None:
@@ -88,15 +90,21 @@ class Supervisor:
     async def run(self) -> int:
         """Exit code: 0 as asked, 1 failed, 2 configuration, 3 a worker cannot boot, 4 already running."""
         outlive_lost_memory()
-        try:
-            takeover, fleet = self._open()
-        except ShardmemError as error:
-            self._life.fail(error, _exit_code_of(error))
-        except OSError as error:
-            self._life.fail(ShardmemError(f"cannot open engine {self._config.name!r}: {error}"))
-        if self._life.advance() is Stage.ENDED:
-            log.error("%s", self.error)
-            return self._life.exit_code
+        with self._signals():
+            try:
+                takeover, fleet = self._open()
+            except ShardmemError as error:
+                self._life.fail(error, _exit_code_of(error))
+            except OSError as error:
+                self._life.fail(ShardmemError(f"cannot open engine {self._config.name!r}: {error}"))
+            if self._life.advance() is Stage.ENDED:
+                log.error("%s", self.error)
+                return self._life.exit_code
+            await self._lead(takeover, fleet)
+        return self._life.exit_code
+
+    async def _lead(self, takeover: Takeover, fleet: Fleet) -> None:
+        """The engine, until it has ended."""
         background, sources = Background(), Sources(fleet.config)
         replacements = Replacements(fleet)
         reload = Reload(fleet, self._life, self._notify, replacements, self._read_again, sources)
@@ -118,25 +126,25 @@ class Supervisor:
             on_ready=self._on_ready,
             settings=lambda: rows(fleet.config, self._origins()),
         )
-        with self._signals(commands, reload, background):
-            watch = SegmentWatch(fleet, self._life, replacements, background)
-            watching = [
-                Background().start("looking after the workers", self._watch_workers(fleet, watch)),
-                Background().start("the upkeep of files", Upkeep(self._api, self._config).run()),
-            ]
-            try:
-                while self._life.stage is not Stage.ENDED:
-                    await self._work(stages, fleet)
-                    self._life.advance()
-                self.outcome = stages.finish()
-            finally:
-                for each in watching:
-                    each.cancel()
-                self._api.close()
-                takeover.lease.release()
-                self._notify.close()
-                self._descriptors.close()
-        return self._life.exit_code
+        self._on_reload = lambda: background.start("the reload", reload.run())
+        self._on_step = lambda step: background.start("a signal's order", _scale_by(commands, step))
+        watch = SegmentWatch(fleet, self._life, replacements, background)
+        watching = [
+            Background().start("looking after the workers", self._watch_workers(fleet, watch)),
+            Background().start("the upkeep of files", Upkeep(self._api, self._config).run()),
+        ]
+        try:
+            while self._life.stage is not Stage.ENDED:
+                await self._work(stages, fleet)
+                self._life.advance()
+            self.outcome = stages.finish()
+        finally:
+            for each in watching:
+                each.cancel()
+            self._api.close()
+            takeover.lease.release()
+            self._notify.close()
+            self._descriptors.close()
 
     async def _work(self, stages: Stages, fleet: Fleet) -> None:
         """Of one stage. What goes wrong in it ends the engine, and never without its workers."""
@@ -196,16 +204,18 @@ class Supervisor:
     # ---- signals ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _signals(self, commands: Commands, reload: Reload, background: Background) -> Iterator[None]:
+    def _signals(self) -> Iterator[None]:
+        """From before the engine is taken over: a TERM right after that would end it by the signal."""
+
         def received(number: int) -> None:
             if number not in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
                 self._life.request_stop(now=number != signal.SIGTERM)
             elif number == signal.SIGHUP and self._terminal.is_gone:
                 log.warning("the terminal was closed; the engine goes on, as it would with nohup")
             elif self._life.has_run and number == signal.SIGHUP:
-                background.start("the reload", reload.run())
+                self._on_reload()
             elif self._life.has_run:
-                background.start("a signal's order", _scale_by(commands, 1 if number == signal.SIGTTIN else -1))
+                self._on_step(1 if number == signal.SIGTTIN else -1)
 
         loop = asyncio.get_running_loop()
         for number in SIGNALS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from shardmem.policy import HandoffState, Late
@@ -21,6 +21,12 @@ def waiting_for(fleet: Fleet, shards: Collection[int], slots: Collection[int] | 
     return found or [_entry("the supervisor, which has not come to it yet", os.getpid())]
 
 
+def is_for_the_sink(fleet: Fleet, waiting: Collection[Mapping[str, Any]]) -> bool:
+    """Whether all of these are shards that wait for what is downstream: nobody here can say for how long."""
+    shards = {*fleet.planner.waiting(), *filter(fleet.workers.waits_to_open, fleet.shards.booting)}
+    return all(each.get("shard") in shards for each in waiting)
+
+
 def late_slots(fleet: Fleet) -> list[str]:
     """Handoffs under way, and whom each waits for."""
     return [each["text"] for each in _handoffs(fleet, fleet.planner.waits(time.monotonic()))]
@@ -32,7 +38,7 @@ def _all_of(fleet: Fleet, shards: Collection[int], slots: Collection[int] | None
     yield from _handoffs(fleet, planner.waits(now, slots, shards))
     for shard in fleet.shards.booting:
         if everything or shard in shards:
-            yield _of_shard(fleet, shard, f"shard {shard} (worker pid {{pid}}) to get ready")
+            yield _of_shard(fleet, shard, f"shard {shard} (worker pid {{pid}}) to get ready{_opening(fleet, shard)}")
     if planner.table.undecided is not None:
         yield _entry(f"the strategy: {planner.table.undecided}", os.getpid())
     if not planner.table.open_shards:
@@ -50,7 +56,9 @@ def _all_of(fleet: Fleet, shards: Collection[int], slots: Collection[int] | None
     for shard, left in fleet.shards.leaving().items():
         if (everything or shard in shards) and shard not in planner.blocked():
             what = f"to handle the {some(left, 'event')} in its lanes" if left else "to hand over what it has, and end"
-            yield _of_shard(fleet, shard, f"shard {shard} (worker pid {{pid}}) {what}")
+            waits = planner.waiting().get(shard)
+            why = "" if waits is None else f"; it waits and tries again: {waits}"
+            yield _of_shard(fleet, shard, f"shard {shard} (worker pid {{pid}}) {what}{why}")
 
 
 def _handoffs(fleet: Fleet, waits: list[Late]) -> Iterator[dict[str, Any]]:
@@ -61,6 +69,10 @@ def _handoffs(fleet: Fleet, waits: list[Late]) -> Iterator[dict[str, Any]]:
         elif each.shard is not None:
             text = f"{each.waiting_for} (worker pid {{pid}}), for {each.seconds:.1f} s"
             yield {**_of_shard(fleet, each.shard, text), "slots": list(each.slots)}
+
+
+def _opening(fleet: Fleet, shard: int) -> str:
+    return f"; its open() waits and tries again: {reason}" if (reason := fleet.workers.waits_to_open(shard)) else ""
 
 
 def _of_shard(fleet: Fleet, shard: int, text: str) -> dict[str, Any]:

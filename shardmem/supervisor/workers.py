@@ -200,6 +200,12 @@ class Workers:
         worker = self.of(shard)
         return shard in self._ready_since_wait or (worker is not None and worker.alive and worker.ready)
 
+    def waits_to_open(self, shard: int) -> str | None:
+        """Why the `open` of its handler asks for another try later; None: it does not. That is no failure."""
+        worker = self.of(shard)
+        is_waiting = worker is not None and worker.alive and worker.waits_to_open
+        return self._control.shard_error(shard) or "it does not say why" if is_waiting else None
+
     def why_not_ready(self, shard: int, since: float, boot_timeout: float) -> str | None:
         """Why a shard that was started at `since` cannot get a ready worker; None: it has, or may yet."""
         if self.is_ready(shard):
@@ -212,6 +218,11 @@ class Workers:
                 return f"shard {shard} cannot start: {past.last_exit}"
             worker = self.of(shard)
             pid = worker.pid if worker is not None else self._control.view_shard(shard).pid
+            if (reason := self.waits_to_open(shard)) is not None:
+                return (
+                    f"shard {shard} (pid {pid}) was not ready within boot_timeout={boot_timeout:g} s: its handler "
+                    f"waits to be opened: {reason}"
+                )
             return (
                 f"shard {shard} (pid {pid}) was not ready within boot_timeout={boot_timeout:g} s; its "
                 f"handler may hang in import or in open()"
@@ -219,12 +230,12 @@ class Workers:
         return None
 
     async def ready(self, shards: list[int], give_up: Callable[[], bool]) -> str | None:
-        """The first boot: waits until each of these shards has had a ready worker; None then, or why one cannot get
-        one."""
+        """The first boot: waits until each of these shards has had a ready worker, or one whose handler waits to be
+        opened; None then, or why one cannot get one."""
         self.expect(shards)
         since, late = time.monotonic(), shards
         while not give_up():
-            late = [shard for shard in late if not self.is_ready(shard)]
+            late = [shard for shard in late if not self.is_ready(shard) and self.waits_to_open(shard) is None]
             if not late:
                 return None
             for shard in late:
@@ -320,21 +331,20 @@ class Workers:
                     worker.how_it_ended(),
                     extra={"shard": shard},
                 )
+        elif worker.taken:
+            # By one that an earlier supervisor had started, and that had not come to take it when this one looked. It
+            # was a boot that failed: the engine ended with exit code 3, on a machine on which a boot took seconds.
+            if not self.adopt(shard):
+                self.start(shard, LEASE_POLL)
         elif self._pasts[shard].is_restarting:
             self._pasts[shard].is_restarting = False
             self.start(shard, forgiven=True)
-        elif worker.failure and self._is_final(worker):
+        elif worker.failure and worker.final:
             self._fail(shard, worker.failure, worker)
         elif worker.stopped_as_ordered and not worker.stop_reason:
             self.start(shard)
         else:
             self._died(shard, self._death_of(worker), worker)
-
-    def _is_final(self, worker: WorkerProcess | AdoptedWorker) -> bool:
-        """Until a reload. A handler that keeps views does so with every batch, in each of its lives; and with
-        on_error="stop" the user wants nothing to go on until somebody has looked."""
-        config, _ = self._launch_config.get(worker.shard, (self._config, self._handler))
-        return worker.ready and (worker.final or config.on_error == "stop")
 
     def _death_of(self, worker: WorkerProcess | AdoptedWorker) -> WorkerDeath:
         view, how = self._control.view_shard(worker.shard), worker.how_it_ended()

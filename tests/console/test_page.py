@@ -147,8 +147,8 @@ def test_an_engine_that_is_well_is_said_to_be_and_the_page_updates_by_itself(pag
     page.wait_for(
         "[...document.querySelectorAll('.plot path.line')].filter(each => each.getAttribute('d').includes('L')).length "
         ">= 4 "
-        "&& document.querySelectorAll('.plot path.line').length === 6",
-        "lines are drawn, two in each of three charts",
+        "&& document.querySelectorAll('.plot path.line').length === 8",
+        "lines are drawn, two in each of four charts, one of them of the two shards",
     )
     page.wait_for(
         "document.querySelector('#producers-none').innerText.includes('No producer is connected')", "it has left"
@@ -288,6 +288,37 @@ def test_the_history_is_kept_across_a_reload_of_the_page(page):
     assert page.evaluate("performance.now()") < 3000, "it was gathered anew"
 
 
+def test_the_history_survives_the_tab_because_the_supervisor_keeps_it(page, engine):
+    url = engine.status()["engine"]["http"]
+    page.wait_for("fetch('series').then(a => a.json()).then(a => a.points.length >= 3)", "the supervisor has kept some")
+    page.open(url, "sessionStorage.clear()")
+    length = "document.querySelector('.plot path.line').getAttribute('d').match(/[LM]/g).length"
+    page.wait_for(f"document.querySelector('.plot path.line') && {length} >= 2", "there is a history")
+    first = (
+        "[...document.querySelectorAll('.plot path.shard')].map(each => each.getAttribute('d').match(/[LM]/g).length)"
+    )
+    assert min(page.evaluate(first)) >= 2 and page.evaluate("performance.now()") < 4000, "it was gathered anew"
+
+
+def test_the_head_says_which_engine_of_which_host_this_is_and_what_else_runs_there(page, engine):
+    about = page.text("#about")
+    assert "console.page_load:handle" in about and f"shardmem {shardmem.__version__}" in about, about
+    assert f"on {os.uname().nodename}" in about and "times in UTC" in about, about
+    with shardmem.Engine(f"{engine.name}-other", handler="console.page_load:handle", shards=1, http_port=0) as other:
+        page.open(engine.status()["engine"]["http"])
+        link = f"[...document.querySelectorAll('#others a')].find(each => each.textContent.includes('{other.name}'))"
+        page.wait_for(f"{link} !== undefined", "the other engine is listed")
+        assert f"{page.evaluate(f'{link}.href')}".rstrip("/") == other.status()["engine"]["http"]
+        assert "healthy" in page.evaluate(f"{link}.textContent")
+
+
+def test_the_first_screen_has_the_verdict_and_whole_charts(page, engine):
+    page.call("Emulation.setDeviceMetricsOverride", width=1280, height=800, deviceScaleFactor=1, mobile=False)
+    page.wait_for(WELL, "the engine is well")
+    bottom = "Math.max(...[...document.querySelectorAll('.plot')].map(each => each.getBoundingClientRect().bottom))"
+    assert page.evaluate(bottom) <= 800, page.evaluate(bottom)
+
+
 # ---- what it does ----------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +344,23 @@ def test_a_dialog_that_is_opened_as_another_closes_works(page):
         "document.querySelector('[data-order=scale]').click()"
     )  # that it was closed is told after this
     page.press("ArrowUp")
-    assert "1 worker will be started" in page.text("#dialog-says") and " scale 3 " in page.text("#dialog-shell")
+    assert "1 worker will be started" in page.text("#dialog-says") and page.text("#dialog-shell").endswith(" 3")
+
+
+def test_a_worker_shows_its_log_and_its_stacks(page, engine):
+    give_token(page)
+    page.evaluate("document.querySelector('#shard-table tbody th button').click()")
+    page.wait_for("document.querySelector('#shard-table .detail')", "the row opens")
+    press = "[...document.querySelectorAll('.detail button')].find(each => each.textContent === '{}').click()"
+    page.evaluate(press.format("Its stacks"))
+    page.wait_for("document.querySelector('.detail pre').innerText.includes('most recent call first')", "its stacks")
+    page.evaluate(press.format("Its log"))
+    page.wait_for("document.querySelector('.detail pre').innerText.includes('nothing was logged')", "its log")
+    assert page.evaluate(
+        "getComputedStyle(document.querySelector('#orders [data-order=stop]')).color"
+    ) != page.evaluate("getComputedStyle(document.querySelector('#orders [data-order=scale]')).color"), (
+        "a stop looks like what it is"
+    )
 
 
 def test_an_engine_without_a_token_can_be_read_and_names_the_commands(window, tmp_path):
@@ -340,7 +387,7 @@ def test_a_shard_is_added_and_drained_by_the_keyboard_alone(page, engine):
     page.press("Tab")
     assert "Skip to the verdict" == page.evaluate(focused)
     page.press("Enter")
-    for _ in range(20):
+    for _ in range(30):
         page.press("Tab")
         if page.evaluate(focused) == "token":
             break
@@ -383,6 +430,7 @@ def test_a_shard_is_added_and_drained_by_the_keyboard_alone(page, engine):
 
 def test_values_of_charts_and_owners_of_slots_are_reached_by_keys(page, engine):
     page.wait_for("document.querySelector('.plot path.line')?.getAttribute('d').includes('L')", "there is a history")
+    page.wait_for("/accepted [0-9]/.test(document.querySelector('.legend').innerText)", "and a rate of now")
     page.evaluate("document.querySelector('.plot').focus()")
     page.press("Home")
     said = "document.activeElement.getAttribute('aria-valuetext')"
@@ -392,7 +440,7 @@ def test_values_of_charts_and_owners_of_slots_are_reached_by_keys(page, engine):
     assert first != last and re.fullmatch(
         r"\d\d:\d\d:\d\d: accepted [\d.,]+( [kMG])?/s, handled [\d.,]+( [kMG])?/s", last
     ), last
-    assert 3 == page.evaluate("document.querySelectorAll('.plot .cross').length"), (
+    assert 4 == page.evaluate("document.querySelectorAll('.plot .cross').length"), (
         "not every chart shows the same moment"
     )
     page.press("Escape")

@@ -41,7 +41,7 @@ class Places:
         control = ControlSegment.attach(engine)
         offsets, lengths = ffi.new("uint64_t[]", 8), ffi.new("uint64_t[]", 8)
         count = lib.sm_control_ranges(control.geometry, offsets, lengths)
-        head, slots, holds, moves, boards, shards = [(offsets[i], lengths[i]) for i in range(count)]
+        head, slots, holds, moves, boards, partitions, shards = [(offsets[i], lengths[i]) for i in range(count)]
         each, file = shards[1] // control.room, path_of(control.segment.name)
         of_shards = [shards[0] + each * shard for shard in range(4)]
         self.by_target = {
@@ -54,6 +54,7 @@ class Places:
             "seats": [(file, head[0] + 4096, head[1] - 4096)],
             "holds": [(file, *holds), (file, *moves)],
             "boards": [(file, *boards)],
+            "partitions": [(file, *partitions)],
             "supervisor": [(file, 2304, 128)],
             "foreign lanes": [
                 (path_of(entry), at, length)
@@ -234,6 +235,7 @@ def lost(logs: Logs) -> int:
         "seats",
         "holds",
         "boards",
+        "partitions",
         "supervisor",
         "foreign lanes",
     ],

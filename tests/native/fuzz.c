@@ -192,7 +192,10 @@ static void push_honestly(void)
 static void push_madly(void)
 {
     for (uint64_t n = below(&rng, 6); n; n--)
-        push(rogue, 2, 0, below(&rng, below(&rng, 8) ? 60 : LARGEST));
+        if (e.g.row_bytes || below(&rng, 2))
+            push(rogue, 2, 0, below(&rng, below(&rng, 8) ? 60 : LARGEST));
+        else
+            push_more(rogue, 2);
     switch (below(&rng, 8)) {
     case 0:
         sm_evict(rogue, 0);
@@ -230,6 +233,14 @@ static void look(void)
         CHECK(sm_view_board(e.control, i, text) <= SM_BOARD_BYTES, "board %u is longer than itself", i);
     sm_view_busy(e.control, &e.g, busy);
     sm_view_slots(e.control, &e.g, slots, epochs);
+    sm_partition_view partition;
+    for (uint32_t i = 0; i < sm_partition_rows(e.control); i++)
+        sm_view_partition(e.control, i, &partition);
+    for (uint32_t i = 0; i < SM_MAX_TOPICS; i++)
+        CHECK(sm_view_topic(e.control, i, text) <= SM_TOPIC_BYTES, "topic %u is longer than itself", i);
+    static uint64_t offsets[SM_CHUNK];
+    uint64_t position = draw(&rng) >> below(&rng, 64);
+    sm_recover(e.control, &e.g, e.inbox[0], ROGUE, &position, &partition.topic, &partition.epoch, offsets);
     free(slots);
     free(epochs);
     free(busy);
@@ -388,6 +399,24 @@ static void moves(void)
     free(present);
 }
 
+/* Some of the rogue's events were applied already, it is found. */
+static void skip_some(sm_batch *b)
+{
+    uint8_t *gone = calloc(b->rows, 1);
+    sm_range *ranges = malloc(b->rows * sizeof *ranges);
+    uint64_t at = 0, before = b->rows, n = 0;
+    for (uint32_t i = 0; i < b->spans; at += b->span[i++].count)
+        for (uint32_t j = 0; j < b->span[i].count; j++)
+            n += gone[at + j] = b->span[i].seat == ROGUE && b->span[i].kind & SM_FRAME_ORIGIN && below(&rng, 2);
+    int count = sm_skip_rows(reader, gone, b, ranges);
+    CHECK(count >= 0 && b->rows == before - n, "%llu of %llu rows are left", (unsigned long long)b->rows,
+          (unsigned long long)before);
+    int status = sm_set_aside_rows(reader, ranges, (uint32_t)count);
+    CHECK(status == SM_OK || status == SM_CORRUPT || status == SM_FENCED, "set aside: %d", status);
+    free(gone);
+    free(ranges);
+}
+
 /* 0: there was nothing */
 static int turn(void (*meanwhile)(void))
 {
@@ -411,10 +440,15 @@ static int turn(void (*meanwhile)(void))
     if (b.rows && below(&rng, 2))
         gather(&b);
     touch_slots();
+    if (!e.g.row_bytes)
+        read_more(&b);
     meanwhile();
-    if (b.rows) {
+    uint64_t rows = b.rows;
+    if (rows && !e.g.row_bytes && below(&rng, 4) == 0)
+        skip_some(&b);
+    if (rows) {
         uint64_t how = below(&rng, 8);
-        if (how == 0 && meanwhile == spoil_anything) {
+        if (how == 0 && b.rows && meanwhile == spoil_anything) {
             status = sm_failed(reader, below(&rng, 2) == 0);
             comes_again();
         } else if (how < 4 && b.rows == 1 && b.span[0].seat == ROGUE) {
@@ -435,10 +469,9 @@ static int turn(void (*meanwhile)(void))
         if (status == SM_FENCED)
             new_life();
     }
-    if (is_deferring && sm_deferred(reader, &pressed, &awaited) &&
-        (pressed || awaited || !b.rows || below(&rng, 4) == 0))
+    if (is_deferring && sm_deferred(reader, &pressed, &awaited) && (pressed || awaited || !rows || below(&rng, 4) == 0))
         checkpoint();
-    return b.rows != 0;
+    return rows != 0;
 }
 
 /* ---- episodes ---------------------------------------------------------------------------------------------------- */
@@ -542,6 +575,7 @@ static void episodes(uint32_t row_bytes, uint64_t lane_bytes, uint64_t count, in
         for (uint32_t seat = 1; seat < SEATS; seat += 2)
             CHECK(mprotect(sm_lane_at(e.inbox[0], e.g.lane_bytes, seat), e.g.lane_stride, PROT_NONE) == 0, "mprotect");
     }
+    begin_partitions();
     honest = take_seat(&e, HONEST);
     CHECK(sm_sender_link(honest, 0, 1, e.inbox[0]) >= 0, "link");
     pristine = malloc(SM_SHARDS_OFFSET + SM_LINE);

@@ -54,7 +54,8 @@ static void push_honestly(void)
 static void push_madly(void)
 {
     for (uint64_t n = below(&rng, 6); n; n--) {
-        int status = push(rogue, 2, 0, below(&rng, below(&rng, 8) ? 60 : LARGEST));
+        int status = e.g.row_bytes || below(&rng, 2) ? push(rogue, 2, 0, below(&rng, below(&rng, 8) ? 60 : LARGEST))
+                                                     : push_more(rogue, 2);
         CHECK(status == SM_OK || status == SM_FULL || status == SM_CORRUPT, "the rogue got %d", status);
     }
 }
@@ -137,6 +138,8 @@ static int turn(int spoiled)
         spoil();
     if (below(&rng, 2))
         gather(&b);
+    if (!e.g.row_bytes)
+        read_more(&b);
     if (spoiled)
         spoil();
     status = sm_commit(reader);
@@ -188,6 +191,7 @@ static void lanes(uint32_t row_bytes, double share)
     if (sysconf(_SC_PAGESIZE) == SM_PAGE)
         for (uint32_t seat = 1; seat < SEATS; seat += 2)
             CHECK(mprotect(sm_lane_at(e.inbox[0], e.g.lane_bytes, seat), e.g.lane_stride, PROT_NONE) == 0, "mprotect");
+    begin_partitions();
     honest = take_seat(&e, HONEST);
     CHECK(sm_sender_link(honest, 0, 1, e.inbox[0]) >= 0, "link");
     reader = take_shard(&e, 0, MOST_ROWS);
@@ -324,6 +328,76 @@ static void lie(int which)
     CHECK((status == SM_OK) == (which == NO_LIE), "lie %d was believed", which);
     CHECK(sm_next(r, 0, 0, &b) == SM_OK && !b.rows, "lie %d is said once", which);
     CHECK(sm_sender_broken(rogue, 0) == (which != NO_LIE), "lie %d: its producer would wait for room for ever", which);
+    sm_reader_free(r);
+    leave_seat(&e, rogue, ROGUE);
+    engine_free(&e);
+}
+
+/* What comes with the events of a frame does not lie in it, or says what cannot be. */
+enum { MORE_IS_TRUE, MORE_THAN_FITS, NO_SUCH_PARTITION, HEADERS_BEYOND, HEADERS_FELL, COUNTS_BEYOND, LIES_ABOUT_MORE };
+
+static void lie_about_what_comes_with(int which)
+{
+    static const uint64_t keys[] = {2, 2}, offsets[] = {0, 20, 50}, headers[] = {0, 5, 9}, origins[] = {7, 9};
+    static const int64_t times[] = {1, 2};
+    static uint8_t data[64];
+    static sm_cursor c;
+    e = engine_new(1, SEATS, 4096, 0);
+    begin_partitions();
+    rogue = take_seat(&e, ROGUE);
+    lane = sm_lane_at(e.inbox[0], e.g.lane_bytes, ROGUE);
+    sm_columns columns = {.n = 2,
+                          .key_kind = SM_KEY_INT,
+                          .keys = keys,
+                          .data = data,
+                          .offsets = offsets,
+                          .data_bytes = 50,
+                          .times = times,
+                          .header_data = data,
+                          .header_offsets = headers,
+                          .header_bytes = 9,
+                          .origins = origins,
+                          .epoch = 1};
+    int status;
+    memset(&c, 0, sizeof c);
+    while ((status = sm_push_columns(rogue, &columns, &c)) != SM_OK)
+        mend(&e, rogue, status, 0, NULL);
+    sm_frame *f = (sm_frame *)sm_lane_data(lane);
+    sm_origin *origin = sm_origin_of(f, f);
+    uint32_t *ends = (uint32_t *)((uint8_t *)origin + sm_more_bytes(SM_FRAME_ORIGIN | SM_FRAME_TIMES, 2));
+    switch (which) {
+    case MORE_THAN_FITS:
+        f->bytes += 32;
+        break;
+    case NO_SUCH_PARTITION:
+        origin->partition = SM_MAX_PARTITIONS;
+        break;
+    case HEADERS_BEYOND:
+        ends[1] = f->length;
+        break;
+    case HEADERS_FELL:
+        ends[1] = ends[0] - 1;
+        break;
+    case COUNTS_BEYOND:
+        origin->aside[0] = origin->aside[1] = UINT32_MAX;
+        break;
+    }
+    sm_reader *r = take_shard(&e, 0, 16);
+    sm_batch b;
+    int is_broken = which == MORE_THAN_FITS || which == NO_SUCH_PARTITION;
+    CHECK(sm_next(r, 0, 0, &b) == (is_broken ? SM_CORRUPT : SM_OK) && b.rows == (is_broken ? 0 : 2),
+          "lie %d: %llu rows", which, (unsigned long long)b.rows);
+    if (!is_broken) {
+        int64_t bytes = sm_batch_headers(&b, NULL, NULL, 0);
+        CHECK(bytes == (which == HEADERS_BEYOND || which == HEADERS_FELL ? SM_CORRUPT : 10), "lie %d: %lld", which,
+              (long long)bytes);
+        read_more(&b);
+        CHECK(sm_commit(r) == SM_OK, "lie %d: commit", which);
+    }
+    sm_lane_view v;
+    sm_view_lane(e.inbox[0], &e.g, ROGUE, &v);
+    CHECK(v.handled + v.skipped + v.lost == (is_broken ? 0 : 2), "lie %d: %llu, %llu, %llu", which,
+          (unsigned long long)v.handled, (unsigned long long)v.skipped, (unsigned long long)v.lost);
     sm_reader_free(r);
     leave_seat(&e, rogue, ROGUE);
     engine_free(&e);
@@ -694,6 +768,8 @@ int main(int argc, char **argv)
     lanes(sizeof(row), 0.3);
     for (int which = NO_LIE; which < LIES; which++)
         lie(which);
+    for (int which = MORE_IS_TRUE; which < LIES_ABOUT_MORE; which++)
+        lie_about_what_comes_with(which);
     lie_in_a_long_frame();
     lie_while_gathering();
     lie_before_the_commit();

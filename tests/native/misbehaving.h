@@ -140,6 +140,23 @@ static void spoil_entry(void)
     }
 }
 
+/* what comes with the events, or what would be there */
+static void spoil_more(void)
+{
+    sm_frame *f = some_frame();
+    if (!whole(f) || f->rows > SM_CHUNK)
+        return;
+    if (below(&rng, 3) == 0)
+        f->kind ^= (uint16_t)(SM_FRAME_ORIGIN << below(&rng, 3));
+    uint8_t *at = (uint8_t *)f + sm_plain_bytes(f->rows, f->bytes) + 4 * below(&rng, 24);
+    if (at < sm_lane_data(lane) || at + 4 > sm_lane_data(lane) + e.g.lane_bytes)
+        return;
+    uint32_t word;
+    memcpy(&word, at, sizeof word);
+    word = (uint32_t)strange(word);
+    memcpy(at, &word, sizeof word);
+}
+
 static void spoil_bytes(void)
 {
     uint8_t *from = below(&rng, 2) ? (uint8_t *)lane : (uint8_t *)some_frame();
@@ -151,10 +168,14 @@ static void spoil_bytes(void)
 static void spoil(void)
 {
     for (uint64_t n = below(&rng, 3); n; n--)
-        switch (below(&rng, 8)) {
+        switch (below(&rng, 10)) {
         case 0:
         case 1:
             spoil_word();
+            break;
+        case 8:
+        case 9:
+            spoil_more();
             break;
         case 2:
         case 3:
@@ -169,6 +190,76 @@ static void spoil(void)
             spoil_bytes();
             break;
         }
+}
+
+/* ---- events of a partition ------------------------------------------------------------------------------------------ */
+
+enum { PARTITIONS = 3, FEW = 20, LONGEST = 90 };
+
+static void begin_partitions(void)
+{
+    CHECK(sm_set_partition_count(e.control, &e.g, PARTITIONS) == SM_OK, "partitions");
+    for (uint32_t number = 0; number < PARTITIONS; number++)
+        sm_begin_partition(e.control, (uint32_t)sm_claim_partition(e.control, "t", 1, number), 0);
+}
+
+/* Some events with some of what may come with them. */
+static int push_more(sm_sender *s, uint64_t key)
+{
+    static const uint8_t data[FEW * LONGEST], missing[FEW] = {0, 1};
+    static uint64_t keys[FEW], offsets[FEW + 1], headers[FEW + 1], origins[FEW];
+    static int64_t times[FEW];
+    static sm_cursor c;
+    uint64_t n = 1 + below(&rng, FEW), with = draw(&rng);
+    origins[0] = draw(&rng) >> 20;
+    for (uint64_t i = 0; i < n; i++) {
+        keys[i] = key;
+        origins[i] = i ? origins[i - 1] + 1 + below(&rng, 9) : origins[0];
+        offsets[i + 1] = offsets[i] + below(&rng, LONGEST);
+        headers[i + 1] = headers[i] + below(&rng, 2) * below(&rng, LONGEST);
+    }
+    uint32_t partition = (uint32_t)below(&rng, PARTITIONS);
+    sm_partition_view view;
+    sm_view_partition(e.control, partition, &view);
+    sm_columns in = {.n = n,
+                     .key_kind = with & 1 ? SM_KEY_INT : SM_KEY_NONE,
+                     .keys = keys,
+                     .data = data,
+                     .offsets = offsets,
+                     .data_bytes = sizeof data,
+                     .missing = with & 2 ? missing : NULL,
+                     .times = with & 4 ? times : NULL,
+                     .header_data = data,
+                     .header_offsets = with & 8 ? headers : NULL,
+                     .header_bytes = sizeof data,
+                     .origins = with & 16 ? origins : NULL,
+                     .partition = partition,
+                     .epoch = view.epoch};
+    memset(&c, 0, sizeof c);
+    return sm_push_columns(s, &in, &c);
+}
+
+/* All of what comes with a batch, into memory of just that size. */
+static void read_more(const sm_batch *b)
+{
+    uint64_t rows = b->rows ? b->rows : 1;
+    uint32_t *words = malloc(rows * sizeof *words);
+    uint64_t *longs = malloc(rows * sizeof *longs);
+    int64_t *times = malloc(rows * sizeof *times);
+    sm_batch_origins(b, words, longs);
+    sm_batch_times(b, times);
+    int64_t status = sm_batch_slots(b, e.control, e.g.slots, words);
+    for (uint64_t i = 0; i < b->rows; i++)
+        CHECK(status == SM_OK && words[i] < e.g.slots, "slot %u of %u", words[i], e.g.slots);
+    status = sm_batch_headers(b, NULL, NULL, 0);
+    CHECK(status >= 0 || status == SM_CORRUPT, "headers: %lld", (long long)status);
+    uint8_t *out = malloc(status > 1 ? (uint64_t)status - 1 : 1);
+    if (status > 0)
+        sm_batch_headers(b, longs, out, (uint64_t)status - 1);
+    free(words);
+    free(longs);
+    free(times);
+    free(out);
 }
 
 #endif

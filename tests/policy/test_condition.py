@@ -26,6 +26,11 @@ LIMITS = Limits(stall=30.0, batch=60.0, boot=30.0)
         ({"quiet": 90.0, "in_hand": 59.0}, "slow", "in hand for 59 s"),
         ({"quiet": 90.0, "in_hand": 61.0}, "stuck", "batch_deadline=60 s"),
         ({"phase": "booting", "quiet": 5.0}, "starting", "not ready"),
+        (
+            {"phase": "booting", "waiting": 2.0, "error": "open() of the handler: away"},
+            "waiting",
+            "away; waiting for 2 s",
+        ),
         ({"phase": "booting", "quiet": 31.0}, "stuck", "boot_timeout=30 s"),
         ({"alive": False, "quiet": 99.0}, "dead", "no worker"),
         ({"state": "failed", "alive": False, "error": "boom"}, "failed", "boom"),

@@ -15,9 +15,10 @@ import shardmem
 from shardmem.memory.engine_segment import ControlSegment
 from support.checker import accounting, check
 from support.daemon import Daemon
+from support.programs import sends
 from support.programs.source import Source
 from support.recorder import payload
-from support.rig import Log, Rig, drained, keys_of_shard, segments_of, wait_until
+from support.rig import Log, Program, Rig, drained, keys_of_shard, segments_of, wait_until
 
 SHM = Path("/dev/shm")
 LIMIT = 60.0  # seconds; the machine may be busy
@@ -91,6 +92,22 @@ def test_a_shard_whose_inbox_was_cut_short_loses_what_it_held_and_nothing_else(r
         counts = status["accounting"]
         assert (counts["accepted"], counts["handled"], counts["in_flight"]) == (20, 15, 0)
         assert counts["shed"] == {"oldest": 5}
+
+
+def test_a_producer_outlives_an_inbox_that_is_cut_short_while_it_pushes_into_it(rig: Rig, engine_name: str) -> None:
+    """It is told of it when it flushes, once, and goes on."""
+    with rig.engine(engine_name, shards=2) as engine:
+        with Program(sends.push_until_told, rig, engine=engine_name, producer=1) as program:
+            program.hear(LIMIT)
+            os.truncate(file_of(engine_name, "inbox.0.1"), 0)
+            wait_until(lambda: any("has a new inbox" in text for text in told(engine)), "a new inbox", LIMIT)
+            accepted = engine.status()["shards"][0]["accepted"]
+            wait_until(lambda: engine.status()["shards"][0]["accepted"] > accepted + 1000, "it pushes on", LIMIT)
+            said = program.ask(LIMIT, over=True)
+            assert said["error"] == "SegmentCorrupt" and "inbox.0.1 was cut short" in said["text"], said
+            program.say(over=True)
+            assert program.end(LIMIT) == 0
+        drained(engine)
 
 
 @pytest.mark.parametrize(

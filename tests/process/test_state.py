@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import shardmem
+from shardmem.runtime.quarantine import Quarantine
 from shardmem.runtime.state_files import shard_file
 from shardmem.runtime.state_reader import StateReader
 from support.quarantine_load import totals
@@ -336,3 +337,74 @@ def test_a_worker_whose_predecessor_s_state_file_has_vanished_does_not_begin_fro
         producer.push(1, b"0 ")
         producer.flush(PATIENCE)
     assert {1: 1} == totals(state_files(settings, engine_name))
+
+
+def quarantined(settings: dict[str, Any], name: str) -> list[bytes]:
+    with contextlib.closing(Quarantine(os.path.join(settings["state_dir"], f"{name}.quarantine"))) as quarantine:
+        return sorted(event.payload for event in quarantine.events())
+
+
+@pytest.mark.parametrize("point", ["commit.entered", "aside.stored", "aside.marked", "save.saved"])
+def test_what_is_rejected_is_quarantined_once_and_the_rest_counted_once_wherever_the_worker_is_killed(
+    rig: Rig, engine_name: str, settings: dict, point: str
+) -> None:
+    settings |= {"handler": "support.quarantine_load:Rejecting"}
+    rig.tell("arm", "\n".join(f"{point} {passes} {signal.SIGKILL:d}" for passes in (1, 3, 2)))
+    with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
+        counts, bad = [0] * KEYS, []
+        for number in range(2000):
+            key = number % KEYS
+            if number % 7 == 0:
+                bad.append(b"%d bad" % number)
+                producer.push(key, bad[-1])
+            else:
+                producer.push(key, b"%d" % counts[key])
+                counts[key] += 1
+        producer.flush(PATIENCE)
+        status = drained(engine)
+        assert 4 == status["shards"][0]["incarnation"], f"{point} was not reached three times"
+        assert (sum(counts), len(bad)) == tuple(status["accounting"][name] for name in ("handled", "quarantined"))
+        assert sorted(bad) == quarantined(settings, engine_name)
+    assert dict(enumerate(counts)) == totals(state_files(settings, engine_name))
+
+
+def test_what_is_taken_back_from_the_quarantine_is_counted_once_by_a_stateful_handler_whatever_is_killed(
+    rig: Rig, engine_name: str, settings: dict
+) -> None:
+    settings |= {
+        "handler": "support.quarantine_load:MendableInOrder",
+        "on_error": "retry",
+        "retry_backoff": 0.001,
+        "retry_max_wait": 0.05,
+    }
+    with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
+
+        def is_replaced(incarnation: int) -> bool:
+            shard = engine.status()["shards"][0]
+            return shard["incarnation"] > incarnation and shard["phase"] == "ready"
+
+        def kill_worker() -> None:
+            shard = engine.status()["shards"][0]
+            os.kill(shard["pid"], signal.SIGKILL)
+            wait_until(lambda: is_replaced(shard["incarnation"]), "there is another worker", 60)
+
+        def waits() -> bool:
+            status = engine.status()
+            return status["shards"][0]["condition"] == "waiting" and not status["accounting"]["quarantined"]
+
+        for number in range(3):
+            producer.push(1, b"%d" % number)
+            producer.flush(PATIENCE)
+        assert [b"0", b"1", b"2"] == quarantined(settings, engine_name)
+        producer.push(1, b"3")
+        wait_until(waits, "they are taken back", 60)
+        kill_worker()
+        wait_until(waits, "the next one waits too", 60)
+        assert [] == quarantined(settings, engine_name)
+        (rig.directory / "mended").touch()
+        wait_until(lambda: engine.status()["accounting"]["handled"] == 4, "all are handled", 60)
+        kill_worker()
+        status = drained(engine)
+        assert (4, 0) == (status["accounting"]["handled"], status["accounting"]["quarantined"])
+        assert [] == quarantined(settings, engine_name)
+    assert {1: 4} == totals(state_files(settings, engine_name))

@@ -23,7 +23,7 @@ from support.daemon import Daemon
 from support.elastic_load import KEYS, ROW, SLOTS, Counter, Traffic, read_logs, violations
 from support.elastic_load import Recorder as Plain
 from support.programs import engines, sends
-from support.recorder import payload
+from support.recorder import RECORD, payload, records
 from support.rig import (
     PATIENCE,
     SMALL_LANE,
@@ -532,3 +532,34 @@ def test_a_process_that_only_has_the_number_of_a_worker_is_never_taken_for_it(ri
         assert asyncio.run(adopt(control, inbox))._pidfd is not None
         assert asyncio.run(adopt(control, "shardmem.another.inbox.0.1"))._pidfd is None
         control.close()
+
+
+def test_a_term_right_after_the_takeover_is_a_stop_like_any_other(rig: Rig, engine_name: str) -> None:
+    with Daemon(rig, engine_name, "--shards", "1") as first:
+        first.ready()
+        first.kill_supervisor()
+        stopped = {"SHARDMEM_POINT": f"takeover.locked:1:{signal.SIGSTOP:d}"}
+        with Daemon(rig, engine_name, "--shards", "1", environment=stopped) as second:
+            wait_until(lambda: is_stopped(second.process.pid), "it has taken the role", LONG)
+            second.process.terminate()
+            second.process.send_signal(signal.SIGCONT)
+            assert second.end()[0] == 0
+    assert segments_of(engine_name) == []
+
+
+@pytest.mark.parametrize("on_error", ["retry", "stop"])
+def test_an_adopted_worker_that_keeps_a_view_or_is_to_stop_at_an_error_has_failed_and_is_not_started_again(
+    rig: Rig, on_error: str
+) -> None:
+    handler = "support.handlers.keeping:Keeper" if on_error == "retry" else "support.handlers.failing:Fragile"
+    engine = rig.engine(None, handler=handler, shards=1, on_error=on_error, dtype=RECORD, key="key")
+    with pytest.raises(shardmem.HandlerError), engine, engine.producer() as producer:
+        kill_supervisor(engine)
+        wait_until(lambda: engine.status()["supervisor"]["alive"], "the next one leads", LONG)
+        rig.tell("keep", "slice")
+        rig.tell("handle", "raise")
+        producer.send(records(1, [1], [1]))
+        with pytest.raises(shardmem.HandlerError):
+            producer.flush(PATIENCE)
+        shard = engine.status()["shards"][0]
+        assert (shard["condition"], shard["phase"], shard["crashes"]) == ("failed", "halted", 0)

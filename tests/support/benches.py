@@ -18,6 +18,7 @@ from shardmem.sources.contract import BrokerSource, Columns, Position, Source, S
 from shardmem.sources.files.options import FileOptions
 from shardmem.sources.files.positions import Positions
 from shardmem.sources.files.source import FileSource
+from shardmem.sources.kinds import EngineContext
 from shardmem.testing.broker import FakeBroker
 from shardmem.testing.fake import FakeSource
 from support.nats import NatsServer
@@ -241,7 +242,67 @@ class NatsBench(BrokerBench):
         self.server.close()
 
 
-BROKERS = [FakeBench, NatsBench]
+class KafkaBench(BrokerBench):
+    """librdkafka's mock cluster, which knows the new protocol of groups well."""
+
+    reader = "c"
+
+    def __init__(self, directory: Path) -> None:
+        pytest.importorskip("confluent_kafka")
+        from support.brokers.mock import MockBroker
+
+        self.broker = MockBroker()
+        self.bootstrap = self.broker.bootstrap
+        self._producer: Any = None
+
+    def create_topic(self, name: str, partitions: int) -> None:
+        self.broker.create(name, partitions)
+
+    def produce(self, topic: str, number: int, events: Any, headers: Any = (), timestamp: int | None = None) -> None:
+        from confluent_kafka import Producer
+
+        if self._producer is None:
+            self._producer = Producer({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        when = {} if timestamp is None else {"timestamp": timestamp}
+        for key, payload in events:
+            self._producer.produce(topic, payload, key, partition=number, headers=list(headers), **when)
+        assert 0 == self._producer.flush(PATIENCE)
+
+    def source(
+        self,
+        topics: Sequence[str],
+        *,
+        session: float = SESSION,
+        instance: str | None = None,
+        start: str = "earliest",
+        headers: bool = False,
+    ) -> BrokerSource:
+        from shardmem.sources.kafka import kind
+
+        given = {"bootstrap.servers": self.bootstrap, "socket.timeout.ms": 5000, "reconnect.backoff.max.ms": 200}
+        if instance is not None:
+            pytest.skip("the mock cluster does not know members with a name of their own")
+        self.broker.tell("session", int(session * 1000))
+        table = {"topics": topics, "group": "g", "start": start, "headers": headers, "reader": self.reader}
+        settings = kind.settings_of({**table, "kafka": given}, Schema())
+        return kind.open_source(settings, EngineContext("e", "kafka", "/", Schema(), 1 << 20))
+
+    def expel(self, source: BrokerSource) -> None:
+        self.broker.expel()
+
+    def set_reachable(self, reachable: bool) -> None:
+        self.broker.tell("up" if reachable else "down", 1)
+
+    def close(self) -> None:
+        self._producer = None
+        self.broker.close()
+
+
+class KafkaPythonBench(KafkaBench):
+    reader = "python"
+
+
+BROKERS = [FakeBench, NatsBench, KafkaBench, KafkaPythonBench]
 KINDS = [FileBench, *BROKERS]
 
 

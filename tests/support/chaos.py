@@ -41,6 +41,7 @@ SETTINGS = {
     "on_error": "stop",
     "max_attempts": 1000,  # a kill at random is not the fault of the event that was in hand
     "max_restarts": 1_000_000,
+    "retry_max_wait": 1,
 }
 
 
@@ -115,6 +116,9 @@ class Chaos:
         self.daemons = Daemons(rig, name, handler)
         self.violations: list[str] = []
         self.kills: dict[str, int] = {"worker": 0, "producer": 0, "supervisor": 0, "stopped": 0, "at once": 0}
+        self.kills["outages"] = 0
+        self.outages: list[tuple[int, int]] = []  # of the sink: from, to
+        self._back_at: float | None = None
         self.lives: list[tuple[int, int, int, int]] = []  # killed: when, shard, incarnation, generation
         self.commands: dict[str, int] = {}
         self._producers: dict[int, Program] = {}
@@ -146,6 +150,7 @@ class Chaos:
             finally:
                 self._over.set()
                 self._continue_all(float("inf"))
+                self._bring_sink_back(float("inf"))
                 for thread in threads:
                     thread.join(2 * PATIENCE)
             self._settle()
@@ -168,8 +173,11 @@ class Chaos:
         while (now := time.monotonic()) < until and not self.violations:
             self._continue_all(now)
             self._replace(now, chance)
-            kind = chance.choices(["worker", "producer", "supervisor", "stop", "several"], [50, 22, 4, 16, 8])[0]
-            if kind == "stop":
+            kinds = {"worker": 50, "producer": 22, "supervisor": 4, "stop": 16, "several": 8, "outage": 3}
+            kind = chance.choices(list(kinds), list(kinds.values()))[0]
+            if kind == "outage":
+                self._take_sink_away(now + chance.uniform(0.2, 4.0))
+            elif kind == "stop":
                 victim = chance.choice([self._worker, self._worker, self._producer, self._supervisor])
                 self._one(chance, victim, signal.SIGSTOP)
             elif kind == "several":
@@ -182,7 +190,21 @@ class Chaos:
             pause = chance.uniform(0.05, 0.5)
             while (left := now + pause - time.monotonic()) > 0 and not self._over.wait(min(left, 0.02)):
                 self._continue_all(time.monotonic())
+                self._bring_sink_back(time.monotonic())
                 self._replace(time.monotonic(), chance)
+
+    def _take_sink_away(self, until: float) -> None:
+        if self._back_at is None:
+            self._back_at = until
+            self.kills["outages"] += 1
+            self.outages.append((time.monotonic_ns(), 1 << 63))
+            self.rig.tell("away", "yes")
+
+    def _bring_sink_back(self, now: float) -> None:
+        if self._back_at is not None and now >= self._back_at:
+            self._back_at = None
+            (self.rig.directory / "away").unlink()
+            self.outages[-1] = self.outages[-1][0], time.monotonic_ns()
 
     def _one(self, chance: random.Random, who: Callable[..., tuple[str, int] | None], number: int) -> bool:
         """Through a pidfd that was opened while it lived: numbers are given again."""
@@ -369,6 +391,8 @@ class Chaos:
             "worker_kills": len(self.lives),
             "recovery_ms": spread(all_of_them),
             "recovery_led_ms": spread(led),
+            "outage_s": round(sum(to - since for since, to in self.outages) / 1e9, 1),
+            "resumed_ms": spread(self.resumptions(logs.handled)),
             "state_exact": exact,
             "commands": self.commands,
             "violations": len(self.violations),
@@ -377,7 +401,7 @@ class Chaos:
 
     def recoveries(self, handled: np.ndarray) -> tuple[list[float], list[float]]:
         """Milliseconds from each kill of a worker to the first event that its shard handled again; and the same without
-        those during which there was no supervisor. A shard that was removed instead does not count."""
+        those during which there was no supervisor, or no sink. A shard that was removed instead does not count."""
         everything, led = [], []
         for when, shard, incarnation, generation in self.lives:
             later = handled[
@@ -389,9 +413,15 @@ class Chaos:
             if any(at < back and other == shard and new > generation for at, other, new in self._generations):
                 continue
             everything.append((back - when) / 1e6)
-            if not any(began < back and when < ended for began, ended in self._unled):
+            if not any(began < back and when < ended for began, ended in [*self._unled, *self.outages]):
                 led.append(everything[-1])
         return everything, led
+
+    def resumptions(self, handled: np.ndarray) -> list[float]:
+        """Milliseconds from the return of the sink to the first event that was handled."""
+        ends = np.sort(handled["end"])
+        first = [ends[np.searchsorted(ends, back) :][:1] for _, back in self.outages]
+        return [float(end[0] - back) / 1e6 for end, (_, back) in zip(first, self.outages) if len(end)]
 
 
 def repeated(handled: np.ndarray, killed: set[tuple[int, int]]) -> tuple[int, list[str]]:

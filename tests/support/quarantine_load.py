@@ -81,6 +81,22 @@ class Mendable(Tally):
             self.counts[key] = self.counts.get(key, 0) + 1
 
 
+class MendableInOrder(Tally):
+    """The same, and each event must find what Tally asks for."""
+
+    def handle(self, batch) -> None:
+        mendable(batch)
+        super().handle(batch)
+
+
+class Rejecting(Tally):
+    """Rejects what is bad, and counts the rest."""
+
+    def handle(self, batch) -> None:
+        batch.reject([at for at, (_, data) in enumerate(batch) if data.endswith(b"bad")], "it is bad")
+        super().handle([(key, data) for key, data in batch if not data.endswith(b"bad")])
+
+
 def mendable(batch) -> None:
     if not (Path(os.environ["RECORD_DIR"]) / "mended").exists():
         raise ValueError("to be mended")

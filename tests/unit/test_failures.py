@@ -19,8 +19,8 @@ from shardmem.memory.reader import Reader
 from shardmem.memory.words import waiting_of
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.commit import Immediate
-from shardmem.runtime.failures import PATIENCE_NS, Failures, OnError
-from shardmem.runtime.outcomes import RetryOn
+from shardmem.runtime.failures import PATIENCE_NS, Failures
+from shardmem.runtime.outcomes import OnError, RetryOn
 
 TURNS = 20_000  # of a loop that should end long before
 
@@ -68,7 +68,6 @@ class Worker:
             OnError(**settings),
             "killed by SIGKILL",
             said,
-            lambda **_: None,
             self.scratch,
         )
 

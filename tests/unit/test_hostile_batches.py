@@ -20,7 +20,8 @@ from shardmem.runtime.aside import Failure
 from shardmem.runtime.batch import Scratch
 from shardmem.runtime.commit import Immediate
 from shardmem.runtime.explain import explain
-from shardmem.runtime.failures import Failures, OnError
+from shardmem.runtime.failures import Failures
+from shardmem.runtime.outcomes import OnError
 from shardmem.status.observer import Observer
 from shardmem.supervisor.planner import Planner
 from shardmem.supervisor.sampler import Sampler
@@ -137,7 +138,6 @@ def failures_of(engine: Any) -> Failures:
         rules,
         None,
         "",
-        lambda **_: None,
         Scratch(),
     )
 

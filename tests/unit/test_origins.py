@@ -9,15 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import shardmem
+from shardmem.client.quarantine import describe
 from shardmem.errors import AlreadyRunning, Backpressure, ConfigError, Superseded
-from shardmem.memory.native import lib
-from shardmem.memory.partition_table import NO_PARTITION, PartitionTable
+from shardmem.memory.native import ffi, lib
+from shardmem.memory.partition_table import NO_PARTITION, Partitions, PartitionTable
+from shardmem.memory.reader import Reader
+from shardmem.runtime.aside import Aside, Failure
 from shardmem.runtime.batch import Batch
 from shardmem.runtime.columns import Origin
 from shardmem.runtime.origins import columns_of_headers
-
-EMPTY = np.zeros(0, "u8")
+from shardmem.runtime.quarantine import QuarantineReader
 
 
 def table_of(engine, partitions=4) -> PartitionTable:
@@ -184,7 +185,7 @@ def test_producer_worker_and_table_agree_on_the_slots_of_a_partition(loopback, p
     batch = engine.take()
     of_batch = batch.slots
     touched = np.zeros(64, "u1")
-    assert lib.sm_touched(engine.readers[0], shardmem.memory.native.ffi.cast("uint8_t *", touched.ctypes.data)) == 0
+    assert lib.sm_touched(engine.readers[0], ffi.cast("uint8_t *", touched.ctypes.data)) == 0
 
     assert set(of_batch.tolist()) <= set(table.slots_of(number))
     assert set(np.flatnonzero(touched).tolist()) == set(of_batch.tolist())
@@ -198,7 +199,7 @@ def test_an_event_with_an_origin_and_no_key_has_the_slot_of_its_offset_so_that_i
     table = table_of(engine)
     row, epoch = begun(table, "t", 3)
     producer = engine.producer()
-    push(producer, row, epoch, range(50), keys=None if False else np.arange(50))
+    push(producer, row, epoch, range(50), keys=np.arange(50))
     data, offsets = b"x" * 50, np.arange(51)
     slots = []
     engine.take() and engine.commit()
@@ -218,7 +219,7 @@ def test_an_event_with_an_origin_and_no_key_has_the_slot_of_its_offset_so_that_i
 
 def test_the_table_says_what_it_was_told_to_everybody(loopback):
     engine = loopback(slots=64)
-    table, other = table_of(engine, 6), shardmem.memory.partition_table.Partitions(engine.control)
+    table, other = table_of(engine, 6), Partitions(engine.control)
     rows = [table.row("a", 0), table.row("b", 5), table.row("a", 1)]
     assert [0, 1, 2] == rows and 1 == table.row("b", 5) and 6 == other.count
     epoch = table.begin(1, 40)
@@ -460,8 +461,6 @@ def test_flush_of_some_slots_waits_for_the_shards_that_have_them_and_no_others(l
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 2**32), st.booleans())
 def test_skipped_rows_are_left_out_of_the_batch_and_counted_apart(loopback, sizes, seed, deferred):
-    from shardmem.memory.reader import Reader
-
     engine, draw, offset = loopback(), np.random.default_rng(seed), 0
     row, epoch = begun(table_of(engine))
     producer, reader = engine.producer(), Reader(engine.readers[0], 0)
@@ -497,3 +496,63 @@ def test_skipped_rows_are_left_out_of_the_batch_and_counted_apart(loopback, size
     at = lane(engine, producer)
     assert (int(mask.sum()), int((~mask).sum()), 0) == (at.skipped, at.handled, at.in_flight)
     assert engine.take() is None
+
+
+# ---- events that fail ------------------------------------------------------------------------------------------------
+
+
+def test_an_event_in_quarantine_keeps_what_came_with_it(loopback, tmp_path):
+    engine = loopback()
+    row, epoch = begun(table_of(engine), "clicks", 2, 40)
+    producer = engine.producer()
+    headers = [[("trace", b"\xff"), ("none", None)], []]
+    push(
+        producer,
+        row,
+        epoch,
+        [40, 41],
+        timestamps=np.array([7, 8]),
+        headers=columns_of_headers(headers),
+        missing=np.array([True, False]),
+    )
+    producer.push("plain", b"x")
+    reader = Reader(engine.readers[0], 0)
+    aside = Aside(engine.control, 0, reader, str(tmp_path / "q.sqlite"), 10)
+    slots = engine.take().slots.tolist()
+    engine.held.pop(0)._end()
+
+    places, entries = aside.add(engine.batches[0], {0: Failure("rejected", "no"), 2: Failure("rejected", "no")})
+
+    with QuarantineReader(str(tmp_path / "q.sqlite")) as file:
+        first, last = file.events()
+    assert {"tombstone": True, "topic": "clicks", "partition": 2, "offset": 40, "timestamp": 7} == {
+        name: value for name, value in first.came_with.items() if name != "headers"
+    }
+    assert first.payload is None and {} == last.came_with and {"kind": "events"}.items() <= first.schema.items()
+    assert ("clicks", 2, 40) == tuple(describe(first, whole=True)[name] for name in ("topic", "partition", "offset"))
+    again = Batch.of_event(
+        engine.control.schema, 64, 0, first.key, first.payload, first.seat, first.sequence, first.slot, first.came_with
+    )
+    assert [(0, 2, 40)] == again.origins.tolist() and ("clicks",) == again.topics and headers[:1] == again.headers
+    assert [7] == again.timestamps.tolist() and [None] == again.payloads and slots[:1] == again.slots.tolist()
+    assert reader.set_aside_rows(places) and reader.commit()
+
+
+def test_an_event_on_trial_waits_for_the_lease_of_its_partition_and_is_shed_with_its_epoch(loopback):
+    engine = loopback()
+    table = table_of(engine)
+    row, epoch = begun(table)
+    producer, reader = engine.producer(), Reader(engine.readers[0], 0)
+    push(producer, row, epoch, range(1))
+    engine.take()
+    engine.held.pop(0)._end()
+    trial = reader.put_on_trial(1, 0)
+    table.renew([row], 1)
+    assert reader.trial_waits(trial)
+    table.renew([row], now_ns() + 3600 * 10**9)
+    assert not reader.trial_waits(trial)
+    table.end(row)
+    assert not reader.next_trial(trial, engine.batches[0])
+    reader.end_trial(trial)
+    assert engine.take() is None
+    assert (1, 0) == (lane(engine, producer).lost, lane(engine, producer).in_flight)

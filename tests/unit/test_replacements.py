@@ -24,6 +24,7 @@ def looks(monkeypatch):
             shards=SimpleNamespace(in_state=lambda *states: [0]),
             history=SimpleNamespace(note=lambda *entry: notes.append(entry)),
             control=SimpleNamespace(view_shard=lambda shard: worker, worker_phase=lambda shard: worker.phase),
+            planner=SimpleNamespace(waiting=lambda: set()),
         )
     )
 

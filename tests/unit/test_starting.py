@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +43,19 @@ class Started:
     pid = 4711
 
 
+def made(memory: Memory, notes: Notes) -> workers.Workers:
+    return workers.Workers(
+        memory,  # type: ignore[arg-type]
+        {0: SimpleNamespace(segment=SimpleNamespace(name="inbox"))},  # type: ignore[dict-item]
+        Config.of(name="ticks", handler="module:handle"),
+        HandlerRef("module:handle"),
+        is_stopping=lambda shard: False,
+        changed=lambda: None,
+        history=notes,  # type: ignore[arg-type]
+        descriptors=NoDescriptors(),
+    )
+
+
 def test_a_start_that_the_system_refuses_is_no_crash_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     refusals = [OSError(errno.EAGAIN, "Resource temporarily unavailable"), OSError(errno.EMFILE, "Too many open files")]
     begun: list[Any] = []
@@ -57,16 +71,7 @@ def test_a_start_that_the_system_refuses_is_no_crash_and_is_tried_again(monkeypa
     notes, memory = Notes(), Memory()
 
     async def run() -> workers.Workers:
-        started: Any = workers.Workers(
-            memory,  # type: ignore[arg-type]
-            {},
-            Config.of(name="ticks", handler="module:handle"),
-            HandlerRef("module:handle"),
-            is_stopping=lambda shard: False,
-            changed=lambda: None,
-            history=notes,  # type: ignore[arg-type]
-            descriptors=NoDescriptors(),
-        )
+        started = made(memory, notes)
         started.start(0)
         async with asyncio.timeout(60) if sys.version_info >= (3, 11) else _Anything():
             while not begun:
@@ -76,6 +81,37 @@ def test_a_start_that_the_system_refuses_is_no_crash_and_is_tried_again(monkeypa
     found = asyncio.run(run())
     assert [kind for kind, _ in notes] == ["not_done"] and "RLIMIT_NPROC" in notes[0][1]
     assert found.failed() == {} and found.describe() == {}
+
+
+def test_a_worker_that_finds_its_shard_taken_is_no_failure_and_the_one_that_has_it_is_adopted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    notes, memory, adopted, begun = Notes(), Memory(), list[int](), list[Any]()
+
+    class Taken:
+        shard, pid, taken, failure, exit_code = 0, 4711, True, None, 4
+
+    def process(loop: Any, orders: Any, spare: Any, *, on_report: Any, on_exit: Any) -> Any:
+        begun.append(Taken())
+        loop.call_soon(on_exit, begun[-1])
+        if len(begun) == 2:
+            memory.worker_alive = lambda shard: True  # type: ignore[method-assign]
+        return begun[-1]
+
+    monkeypatch.setattr(workers, "WorkerProcess", process)
+    monkeypatch.setattr(workers, "AdoptedWorker", lambda loop, control, name, shard, exited: adopted.append(shard))
+
+    async def run() -> workers.Workers:
+        started = made(memory, notes)
+        started.start(0)
+        async with asyncio.timeout(60) if sys.version_info >= (3, 11) else _Anything():
+            while not adopted:
+                await asyncio.sleep(0.001)
+        return started
+
+    found = asyncio.run(run())
+    assert (adopted, len(begun)) == ([0], 2), "the first time, whoever had it was dead by then"
+    assert found.failed() == {} and found.describe() == {} and notes == []
 
 
 class _Anything:

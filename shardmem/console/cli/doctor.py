@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 
 import click
@@ -24,23 +23,19 @@ def doctor(target: str | None, as_json: bool) -> None:
     from dataclasses import replace
 
     from shardmem.console.render import checks as rendered
-    from shardmem.host.census import Places, census, judge, recorded_socket
+    from shardmem.host.census import Places, census, judge
     from shardmem.host.doctor import PROBLEM, Plan, examine, worst_of
     from shardmem.host.machine import Host
     from shardmem.memory.engine_segment import ControlSegment
-    from shardmem.places import socket_path
 
     if target is not None and is_engine(target):
         control = ControlSegment.attach(target)
-        plan = Plan.of_engine(control)
-        owner = control.segment.owner  # root looks at the engine of another user as that user's
-        sockets = os.path.dirname(recorded_socket(control) or socket_path(target, owner))
-        host, places = Host(uid=owner, sockets=sockets), Places(sockets, owner)
+        plan, host = Plan.of_engine(control), Host.of_engine(control)
         control.close()
     else:
-        host, places = Host(), Places()
         config, _ = configured(target, {"name": None} if target else {"name": "engine", "handler": "none:none"})
-        plan = Plan.of_config(config)
+        plan, host = Plan.of_config(config), Host()
+    places = Places(host.sockets, host.uid)
     engines, others = census(places)
     held = {
         facts.name: sum(inbox.file.bytes for inbox in facts.inboxes) + facts.control.bytes

@@ -1,9 +1,10 @@
 // Figures over time: kept across a reload of the page, gaps stay gaps, and a crosshair goes by mouse and by keys.
 
-import {attribute, clock, make, set} from "./words.js";
+import {attribute, clock, keyed, make, set} from "./words.js";
 
-const KEEP = 900,
-  GAP = 3.5,
+const KEEP = 3600,
+  FINE = 900, // seconds of which every point is kept; before that, one in five
+  missed = (before, after) => after.at - before.at > 2.4 * Math.max(before.every ?? 1, after.every ?? 1) + 1.1,
   STORE = "shardmem-history",
   SVG = "http://www.w3.org/2000/svg";
 const LEFT = 58,
@@ -43,6 +44,25 @@ export class History {
     }
     this.points.push(point);
     while (this.points.length && this.points[0].at < point.at - KEEP) this.points.shift();
+    if (this.points.length > 2 * FINE) this.#thin(point.at - FINE);
+  }
+
+  /** What the supervisor has kept, where this page was not there. */
+  fill(engine, points, every) {
+    if (engine !== this.#engine) [this.#engine, this.points] = [engine, []];
+    const mine = this.points.map(each => each.at),
+      fresh = points.filter(({at}) => !mine.some(each => Math.abs(each - at) < every));
+    this.points = [...this.points, ...fresh.map(each => ({...each, every}))].sort((a, b) => a.at - b.at);
+  }
+
+  #thin(before) {
+    let last = -Infinity;
+    this.points = this.points.filter(each => {
+      if (each.at < before && each.at - last < 4.5) return false;
+      last = each.at;
+      if (each.at < before) each.every = 5;
+      return true;
+    });
   }
 
   /** The point that is shown: the one nearest to the cursor, or the last. */
@@ -78,21 +98,13 @@ function shape(name, attributes, text) {
   return made;
 }
 
-/** format: a value as text with its unit. series: {key, name}, the first drawn solid, the second dashed. least, most: the axis
+/** format: a value as text with its unit. series: of the points, [{key, name, of, color}]: `of` takes the value out of a point; of two
+    without a colour, the first is drawn solid, the second dashed. least, most: the axis
     goes at least so far, and no further. log: it goes by powers of ten, because one slow moment would flatten all others. */
 export class Chart {
-  constructor(host, history, {title, format, series, least, most, log}, range, moved) {
-    Object.assign(this, {history, title, format, series, least, most, log, range, moved});
-    this.values = series.map(() => make("span"));
-    const legend = make(
-      "p",
-      {kind: "legend"},
-      ...series.map((each, i) => {
-        const swatch = shape("svg", {viewBox: "0 0 32 10", "aria-hidden": "true"});
-        swatch.append(shape("path", {d: "M1 5H31", class: `line line${i}`}));
-        return make("span", {}, swatch, ` ${each.name} `, this.values[i]);
-      }),
-    );
+  constructor(host, history, {title, format, series, least, most, log, note}, range, moved) {
+    Object.assign(this, {history, title, format, seriesOf: series, least, most, log, range, moved});
+    this.legend = make("p", {kind: "legend"});
     this.plot = make("div", {
       kind: "plot",
       role: "slider",
@@ -105,7 +117,7 @@ export class Chart {
     });
     this.svg = shape("svg", {"aria-hidden": "true"});
     this.plot.append(this.svg);
-    host.append(make("figure", {}, make("figcaption", {}, make("h3", {text: title}), legend), this.plot));
+    host.append(make("figure", {}, make("figcaption", {}, make("h3", {text: title}, ...(note ? [make("small", {kind: "soft", text: ` ${note}`})] : [])), this.legend), this.plot));
     this.plot.addEventListener("pointermove", event => this.#point(event.offsetX));
     this.plot.addEventListener("pointerdown", event => this.#point(event.offsetX));
     this.plot.addEventListener("pointerleave", () => document.activeElement !== this.plot && this.#look(null));
@@ -117,6 +129,28 @@ export class Chart {
   #look(at) {
     this.history.cursor = at;
     this.moved();
+  }
+
+  #told(series, shown) {
+    keyed(
+      this.legend,
+      series,
+      each => each.key,
+      each => {
+        const swatch = shape("svg", {viewBox: "0 0 32 10", "aria-hidden": "true"});
+        swatch.append(shape("path", {d: "M1 5H31"}));
+        return make("span", {}, swatch, ` ${each.name} `, make("span"));
+      },
+      (line, each) => {
+        this.#dress(line.querySelector("path"), each, series.indexOf(each));
+        set(line.lastChild, shown ? this.format(each.of(shown)) : "–");
+      },
+    );
+  }
+
+  #dress(path, each, i) {
+    path.setAttribute("class", each.color ? "line shard" : `line line${i}`);
+    if (each.color) path.setAttribute("stroke", each.color);
   }
 
   #seen() {
@@ -156,7 +190,9 @@ export class Chart {
       attribute(
         this.plot,
         "aria-valuetext",
-        `${clock(at)}: ${this.series.map(each => `${each.name} ${this.format(points[there][each.key])}`).join(", ")}`,
+        `${clock(at)}: ${this.seriesOf(points)
+          .map(each => `${each.name} ${this.format(each.of(points[there]))}`)
+          .join(", ")}`,
       );
       event.preventDefault();
     }
@@ -166,9 +202,10 @@ export class Chart {
     const {from, to, span, points} = this.#seen(),
       {clientWidth: width, clientHeight: height} = this.plot,
       shown = this.history.shown;
-    this.series.forEach((each, i) => set(this.values[i], shown ? this.format(shown[each.key]) : "–"));
+    const series = this.seriesOf(points);
+    this.#told(series, shown);
     if (!width || !points.length) return;
-    const values = points.flatMap(each => this.series.map(({key}) => each[key])).filter(each => each !== null);
+    const values = points.flatMap(each => series.map(({of}) => of(each))).filter(each => each !== null);
     const highest = Math.min(this.most ?? Infinity, Math.max(this.least, ...values));
     const marks = this.log ? powers(Math.max(1, Math.min(this.least / 10, ...values)), highest) : ticks(highest);
     const [low, top] = [marks[0], marks[marks.length - 1]];
@@ -182,7 +219,7 @@ export class Chart {
         shape("text", {x: LEFT - 6, y: y(mark) + 4, "text-anchor": "end"}, this.format(mark)),
       );
     const wanted = span / Math.max(2, Math.floor((width - LEFT) / 80)),
-      step = [10, 15, 30, 60, 120, 180, 300].find(each => each >= wanted) || 600;
+      step = [10, 15, 30, 60, 120, 180, 300, 600].find(each => each >= wanted) || 900;
     for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
       const label = clock(at);
       drawn.push(shape("line", {class: "grid", x1: x(at), x2: x(at), y1: TOP, y2: height - BOTTOM}));
@@ -190,7 +227,7 @@ export class Chart {
         drawn.push(shape("text", {x: x(at), y: height - 6, "text-anchor": "middle"}, step < 60 ? label : label.slice(0, 5)));
     }
     points.forEach((each, i) => {
-      if (i && each.at - points[i - 1].at > GAP)
+      if (i && missed(points[i - 1], each))
         drawn.push(
           shape("rect", {
             class: "gap",
@@ -201,28 +238,31 @@ export class Chart {
           }),
         );
     });
-    this.series.forEach(({key}, i) => {
+    series.forEach((one, i) => {
       let path = "",
         last = null;
       for (const each of points) {
-        if (each[key] === null) {
+        const value = one.of(each);
+        if (value === null) {
           last = null;
           continue;
         }
         path +=
-          last !== null && each.at - last <= GAP
-            ? `L${x(each.at).toFixed(1)} ${y(each[key]).toFixed(1)}`
-            : `M${x(each.at).toFixed(1)} ${y(each[key]).toFixed(1)}h.1`;
-        last = each.at;
+          last !== null && !missed(last, each)
+            ? `L${x(each.at).toFixed(1)} ${y(value).toFixed(1)}`
+            : `M${x(each.at).toFixed(1)} ${y(value).toFixed(1)}h.1`;
+        last = each;
       }
-      drawn.push(shape("path", {class: `line line${i}`, d: path || "M0 0"}));
+      const line = shape("path", {d: path || "M0 0"});
+      this.#dress(line, one, i);
+      drawn.push(line);
     });
     if (this.history.cursor !== null && shown.at >= from) {
       drawn.push(shape("line", {class: "cross", x1: x(shown.at), x2: x(shown.at), y1: TOP, y2: height - BOTTOM}));
-      this.series.forEach(
-        ({key}, i) =>
-          shown[key] !== null && drawn.push(shape("circle", {class: `dot${i}`, r: 4, cx: x(shown.at), cy: y(shown[key])})),
-      );
+      series.forEach(({of, color}, i) => {
+        if (of(shown) !== null && !color)
+          drawn.push(shape("circle", {class: `dot${i}`, r: 4, cx: x(shown.at), cy: y(of(shown))}));
+      });
     }
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.svg.replaceChildren(...drawn);

@@ -119,7 +119,7 @@ export class Commands {
       this.#values[input.name] = input.type === "checkbox" ? input.checked : input.value;
     set($("dialog-shell"), `shardmem ${order.shell(this.#values, this.#engine)}`);
     if (all) set($("dialog-says"), order.says(this.#values, this.#document));
-    set($("dialog-do"), order.verb(this.#values));
+    set($("dialog-do"), order.verb(this.#values), order.danger ? "primary danger" : "primary");
     set($("dialog-why"), why);
     $("dialog-why").hidden = !why;
     $("dialog-token").hidden = !why || this.access !== "token";

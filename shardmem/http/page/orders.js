@@ -200,6 +200,7 @@ export const ORDERS = {
       ),
   },
   stop: {
+    danger: true,
     title: "Stop the engine",
     button: "Stop …",
     path: "stop",
@@ -212,8 +213,9 @@ export const ORDERS = {
       return told(
         values.now &&
           `Workers end after the batch in hand. The ${left} events in flight stay in shared memory for the next run.`,
-        !values.now && `Producers are refused from now on. The ${left} events in flight are handled, then the engine ends.`,
-        "This page cannot start the engine again.",
+        !values.now && `Nothing is accepted from now on. The ${left} events in flight are handled, then the engine ends.`,
+        "Producers wait, or are refused, until somebody runs it again; then they attach by themselves.",
+        "This page cannot start it, and goes with it.",
       );
     },
     body: values => (values.now ? {now: true} : {}),
@@ -239,6 +241,7 @@ export const ORDERS = {
       ),
   },
   purge: {
+    danger: true,
     title: "Purge events",
     path: "quarantine/purge",
     verb: values => `Purge ${some(values)}`,

@@ -7,12 +7,13 @@ import {Quarantine} from "./quarantine.js";
 import {Slots} from "./slots.js";
 import {Producers, Shards} from "./tables.js";
 import {
-  $, attribute, clock, exact, keyed, make, micro, part, plural, rate, reasons, set, short, span, sum,
+  $, attribute, bytes, clock, exact, keyed, lineColor, make, micro, part, plural, rate, reasons, set, short, span, sum, zone,
 } from "./words.js";
 
 const EVERY = 1000,
   PATIENCE = 3000,
   SLOTS_EVERY = 5,
+  OTHERS_EVERY = 30,
   QUARANTINE_EVERY = 10;
 
 const history = new History();
@@ -24,6 +25,8 @@ let last = null,
   listed = null,
   listedKey = "",
   listedAt = 0,
+  othersAt = -Infinity,
+  filled = false,
   due = null,
   turn = 0;
 
@@ -152,35 +155,41 @@ function judge(document) {
 // ---- the parts -----------------------------------------------------------------------------------------------------------
 
 const range = () => Number($("range").value);
+const of = (...keys) => keys.map(([key, name]) => ({key, name, of: point => point[key] ?? null})),
+  fixed = (...keys) => {
+    const series = of(...keys);
+    return () => series;
+  };
+const MOST_LINES = 24;
+
+/** A line for each shard that there was, in the colour that it has everywhere. */
+function ofShards(points) {
+  const ids = [...new Set(points.flatMap(each => Object.keys(each.shards || {})))].sort((a, b) => a - b);
+  return ids.slice(0, MOST_LINES).map(id => ({
+    key: id,
+    name: `shard ${id}`,
+    color: lineColor(Number(id)),
+    of: point => point.shards?.[id]?.rate ?? null,
+  }));
+}
+
 const charts = [
-  {
-    title: "Throughput",
-    format: rate,
-    least: 10,
-    series: [
-      {key: "accepted", name: "accepted"},
-      {key: "handled", name: "handled"},
-    ],
-  },
+  {title: "Throughput", format: rate, least: 10, series: fixed(["accepted", "accepted"], ["handled", "handled"])},
+  {title: "Handled by shard", format: rate, least: 10, series: ofShards},
   {
     title: "Push to handled",
+    note: "powers of ten",
     format: micro,
     least: 1000,
     log: true,
-    series: [
-      {key: "p99", name: "p99"},
-      {key: "p50", name: "p50"},
-    ],
+    series: fixed(["p99", "p99"], ["p50", "p50"]),
   },
   {
     title: "Fill of lanes",
     format: part,
-    least: 0.1,
+    least: 1,
     most: 1,
-    series: [
-      {key: "fullest", name: "fullest lane"},
-      {key: "mean", name: "mean of shards"},
-    ],
+    series: fixed(["fullest", "fullest lane"], ["mean", "mean of shards"]),
   },
 ].map(each => new Chart($("plots"), history, each, range, plots));
 
@@ -205,7 +214,36 @@ function remember(document) {
     p99: document.latency.p99_us,
     fullest: Math.max(0, ...fills),
     mean: fills.length ? sum(fills) / fills.length : 0,
+    shards: Object.fromEntries(document.shards.map(each => [each.id, {rate: each.rate}])),
   });
+}
+
+function boxes(list, told) {
+  keyed(
+    list,
+    told,
+    ([name]) => name,
+    ([name]) => make("div", {}, make("dt", {text: name}), make("dd")),
+    (box, [, value, hint, kind = ""]) => {
+      set(box.lastChild, value, kind);
+      box.title = hint;
+    },
+  );
+}
+
+function machineOf({machine, engine, shards}) {
+  const known = shards.filter(each => each.cpu !== null);
+  boxes($("machine"), [
+    ["CPU of workers", known.length ? `${sum(known.map(each => each.cpu)).toFixed(2)} cores` : "–", "of all shards together"],
+    ["load, cores", `${machine.load_1m === null ? "–" : machine.load_1m.toFixed(1)} of ${machine.cores}`, "of the last minute"],
+    ["memory of workers", bytes(sum(shards.map(each => each.rss_bytes || 0))), "resident, shared memory included"],
+    ["memory free", `${bytes(machine.memory_free_bytes)}`, `of ${bytes(machine.memory_size_bytes)}`],
+    ["/dev/shm used", bytes(engine.shm_bytes), "behind the segments of this engine"],
+    ["/dev/shm free", bytes(engine.shm_free_bytes), `of ${bytes(engine.shm_size_bytes)}`],
+    ...(engine.state_bytes === null
+      ? []
+      : [["state", bytes(engine.state_bytes), `saved ${span(engine.state_age_s)} ago`]]),
+  ]);
 }
 
 function tiles({accounting: a, producers, shards}) {
@@ -223,16 +261,7 @@ function tiles({accounting: a, producers, shards}) {
     ["producers", exact(producers.filter(each => each.alive).length), "connected now"],
     ["shards", exact(shards.length), ""],
   ];
-  keyed(
-    $("tiles"),
-    told,
-    ([name]) => name,
-    ([name]) => make("div", {}, make("dt", {text: name}), make("dd")),
-    (box, [, value, hint, kind = ""]) => {
-      set(box.lastChild, value, kind);
-      box.title = hint;
-    },
-  );
+  boxes($("tiles"), told);
 }
 
 function timeline(document, now) {
@@ -276,6 +305,35 @@ function timeline(document, now) {
     $("timeline").append(make("li", {text: "Nothing has happened yet.", "data-key": ""}));
 }
 
+/** The other engines of this machine, each with its verdict, and a way there if it has a page. */
+function others(engines, mine) {
+  const rest = engines.filter(each => each.name !== mine);
+  const [summary, list] = $("others").children,
+    running = rest.filter(each => each.state === "running").length;
+  $("others").hidden = !rest.length;
+  set(
+    summary,
+    `${plural(rest.length, "other engine")} of this machine` +
+      (running === rest.length ? "" : `, ${running || "none"} of them running`),
+  );
+  keyed(
+    list,
+    rest,
+    each => `${each.name} ${each.http}`,
+    each => make("li", {}, each.http ? make("a", {href: new URL(each.http).port ? elsewhere(each.http) : each.http}) : make("span")),
+    (line, each) =>
+      set(line.firstChild, `${MARKS[each.level] || ""}${each.name}: ${each.state === "running" ? each.verdict : each.state}`),
+  );
+}
+
+/** The same host as this page, by whatever name it was reached, and the port of the other. */
+function elsewhere(url) {
+  const there = new URL(location.href);
+  there.port = new URL(url).port;
+  [there.pathname, there.hash] = ["/", ""];
+  return there.href;
+}
+
 function show(document) {
   const {engine, supervisor} = document,
     now = Date.now() / 1000,
@@ -285,9 +343,13 @@ function show(document) {
     $("about"),
     [
       engine.state,
+      engine.host && `on ${engine.host}`,
+      engine.handler,
+      engine.version && `shardmem ${engine.version}`,
       `supervisor ${supervisor.pid}, up ${span(supervisor.uptime_s)}`,
       engine.schema.kind,
       engine.schema.key && `by ${engine.schema.key}`,
+      `times in ${zone()}`,
     ]
       .filter(Boolean)
       .join(" · "),
@@ -295,6 +357,7 @@ function show(document) {
   remember(document);
   judge(document);
   tiles(document);
+  machineOf(document);
   plots();
   shards.show(document);
   set(
@@ -343,6 +406,15 @@ async function look() {
       }
       [listedKey, listedAt] = [held, now];
     }
+    if (!filled) {
+      const kept = await ask("series");
+      history.fill(document.engine.name, kept.points, kept.every_s);
+      filled = true;
+    }
+    if (now - othersAt > OTHERS_EVERY) {
+      othersAt = now;
+      ask("engines").then(({engines}) => others(engines, document.engine.name), () => {});
+    }
     if (mine !== turn) return;
     fresh();
     show(document);
@@ -354,7 +426,7 @@ async function look() {
   due = setTimeout(look, EVERY);
 }
 
-const headings = () => document.querySelectorAll("main > section:not(#verdict) > h2");
+const headings = () => document.querySelectorAll("main > section:not(#verdict) h2");
 
 function fresh() {
   if (!$("main").classList.contains("stale")) return;

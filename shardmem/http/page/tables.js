@@ -1,7 +1,7 @@
 // Shards and producers: rows stay the same elements, so that the focus and a selection stay.
 
 import {
-  $, attribute, bytes, exact, keyed, make, micro, named, part, plural, rate, reasons, set, short, span, sum,
+  $, attribute, bytes, clock, exact, keyed, make, micro, named, part, plural, rate, reasons, set, short, span, sum,
 } from "./words.js";
 
 const BAD = ["failed", "stuck", "dead"],
@@ -77,6 +77,10 @@ const SHARDS = [
   {title: "Memory", key: "rss_bytes", kind: "more"},
   {title: "Crashes", key: "crashes", kind: "some"},
 ];
+
+const logLine = each =>
+  `${clock(Date.parse(each.ts) / 1000)} ${(each.level || "").toUpperCase()} ${each.message}` +
+  (each.exception ? `\n    ${each.exception.replaceAll("\n", "\n    ")}` : "");
 
 export class Shards {
   #open = new Set();
@@ -218,11 +222,30 @@ export class Shards {
         return button;
       }),
     );
+    const told = make("pre", {kind: "shell", hidden: true, tabindex: "0", "aria-live": "polite"});
+    for (const [text, path, lines] of [
+      ["Its log", `log/${shard.id}`, ({records}) => records.map(logLine).join("\n") || "nothing was logged"],
+      ["Its stacks", `stacks/${shard.id}`, ({text}) => text],
+    ]) {
+      const button = make("button", {type: "button", text});
+      button.addEventListener("click", () => this.#inside(told, path, lines));
+      buttons.append(button);
+    }
     return make(
       "tr",
       {kind: "detail"},
-      make("td", {colspan: SHARDS.length}, facts, make("p", {kind: "soft"}), lanes, buttons),
+      make("td", {colspan: SHARDS.length}, facts, make("p", {kind: "soft"}), lanes, buttons, told),
     );
+  }
+
+  /** What the worker says of itself; needs the token. */
+  async #inside(told, path, lines) {
+    told.hidden = false;
+    try {
+      set(told, lines(await this.ask(path, {patience: 10000})));
+    } catch (error) {
+      set(told, error.message);
+    }
   }
 
   #detail(line, shard) {
@@ -230,7 +253,7 @@ export class Shards {
       cordoned = this.#document.cordoned.includes(shard.id),
       found = this.#lanes.get(shard.id) || [];
     for (const button of buttons.children)
-      if (button.dataset.order.endsWith("cordon")) button.hidden = cordoned !== (button.dataset.order === "uncordon");
+      if (button.dataset.order?.endsWith("cordon")) button.hidden = cordoned !== (button.dataset.order === "uncordon");
     const told = [
       ["what it does", (shard.reason || shard.condition) + (cordoned ? "; cordoned: it takes no more slots" : "")],
       ["worker", shard.alive ? `pid ${shard.pid}, up ${span(shard.uptime_s)}` : "none"],

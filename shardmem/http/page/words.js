@@ -125,3 +125,18 @@ export function ranges(numbers) {
   }
   return found.map(([low, high]) => (low === high ? `${low}` : `${low}-${high}`));
 }
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+/** A line in the colour of a shard: seen on the card, light or dark, and apart from its neighbours. */
+export const lineColor = shard =>
+  `hsl(${(shard * 137.508 + 215) % 360} ${dark.matches ? "75% 68%" : "75% 36%"})`;
+
+/** The time zone of every time on the page, as in "UTC+2, Europe/Berlin". */
+export function zone() {
+  const minutes = -new Date().getTimezoneOffset(),
+    hours = `${Math.floor(Math.abs(minutes) / 60)}${minutes % 60 ? `:${Math.abs(minutes % 60)}` : ""}`,
+    name = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  const offset = minutes ? `UTC${minutes < 0 ? "−" : "+"}${hours}` : "UTC";
+  return name && name !== "UTC" ? `${offset}, ${name}` : offset;
+}

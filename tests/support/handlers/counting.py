@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -46,11 +47,21 @@ def arm_when_told(path: Path) -> None:
     arm_point(name, int(passes), int(number))
 
 
+def expect_sink(directory: Path) -> None:
+    if (directory / "away").exists():
+        raise ConnectionError("the sink is away")
+
+
 class Lingering(Recorder):
     """Takes its time before and after it writes down what it handled, so that a kill finds a batch in hand. Raises at
-    the key POISON."""
+    the key POISON, and ConnectionError while the file `away` is there, when it is opened too."""
+
+    def open(self, context: Context) -> None:
+        expect_sink(Path(os.environ["RECORD_DIR"]))
+        super().open(context)
 
     def handle(self, batch: Batch) -> None:
+        expect_sink(self.directory)
         arm_when_told(self.directory / f"arm-{self.context.shard}")
         if POISON in batch.keys:
             raise ValueError("poison")

@@ -49,6 +49,15 @@ class Away(Recorder):
         super().handle(batch)
 
 
+class AwayAtOpen(Away):
+    """In open(), too."""
+
+    def open(self, context: Context) -> None:
+        if (Path(os.environ["RECORD_DIR"]) / "away").exists():
+            raise ConnectionError("the sink is away")
+        super().open(context)
+
+
 class FailingAtOnce(Handler):
     def handle(self, batch: Batch) -> None:
         raise KeyError("at once")

@@ -1,0 +1,98 @@
+"""Handles of the library, and what can be asked without joining a group."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shardmem.errors import ConfigError
+from shardmem.sources.contract import BrokerUnavailable
+from shardmem.sources.kafka import library as rd
+from shardmem.sources.kafka.groups import OUTSIDE, Broker, has_new_protocol
+from shardmem.sources.kafka.library import Library
+
+CONSUMER = 1  # of rd_kafka_type_t
+NO_CLOSE = 0x8  # the group is not told
+
+
+def new_handle(library: Library, given: Mapping[str, str], events: int = 0) -> int:
+    """Raises ConfigError: what the library says of each setting."""
+    text = ctypes.create_string_buffer(512)
+    settings, faults = library.conf_new(), []
+    for name, value in given.items():
+        if library.conf_set(settings, name.encode(), value.encode(), text, len(text)):
+            faults.append(f"kafka.{name}: {text.value.decode('utf-8', 'replace')}")
+    library.conf_set_events(settings, events)
+    if not faults:
+        if handle := library.new(CONSUMER, settings, text, len(text)):
+            return int(handle)
+        faults.append(f"kafka: {text.value.decode('utf-8', 'replace')}")
+    library.conf_destroy(settings)
+    raise ConfigError(faults)
+
+
+def destroy(library: Library, handle: int) -> None:
+    library.destroy_flags(handle, NO_CLOSE)
+
+
+def unavailable(library: Library, error: int) -> BrokerUnavailable:
+    return BrokerUnavailable(f"Kafka: {library.err2str(error).decode()}")
+
+
+def milliseconds(timeout: float) -> int:
+    return max(1, int(timeout * 1000))
+
+
+def bounds_of(library: Library, handle: int, partition: tuple[str, int], timeout: float) -> tuple[int, int]:
+    """The first offset that there is, and the next that there will be. Raises BrokerUnavailable."""
+    low, high = ctypes.c_int64(), ctypes.c_int64()
+    error = library.query_watermark_offsets(
+        handle, partition[0].encode(), partition[1], ctypes.byref(low), ctypes.byref(high), milliseconds(timeout)
+    )
+    if error:
+        raise unavailable(library, error)
+    return low.value, high.value
+
+
+def look(library: Library, given: Mapping[str, str], topics: Sequence[str], timeout: float) -> Broker:
+    """Raises ConfigError, BrokerUnavailable."""
+    handle = new_handle(library, {**given, **OUTSIDE}, rd.EVENT_LOG)
+    deadline = time.monotonic() + timeout
+    library.set_log_queue(handle, None)
+    queue = library.queue_get_main(handle)
+    try:
+        counts = {topic: _count_of(library, handle, topic, deadline - time.monotonic()) for topic in topics}
+        said = []
+        while event := library.queue_poll(queue, 0):
+            said.append(line_of(library, event)[1])
+            library.event_destroy(event)
+        return Broker(counts, has_new_protocol(said))
+    finally:
+        library.queue_destroy(queue)
+        destroy(library, handle)
+
+
+def line_of(library: Library, event: int) -> tuple[int, str]:
+    """Level and text of a line of the log."""
+    facility, text, level = ctypes.c_char_p(), ctypes.c_char_p(), ctypes.c_int()
+    library.event_log(event, ctypes.byref(facility), ctypes.byref(text), ctypes.byref(level))
+    return level.value, (text.value or b"").decode("utf-8", "replace")
+
+
+def _count_of(library: Library, handle: int, name: str, timeout: float) -> int:
+    topic = library.topic_new(handle, name.encode(), None)
+    found = ctypes.POINTER(rd.Metadata)()
+    try:
+        error = library.metadata(handle, 0, topic, ctypes.byref(found), milliseconds(timeout))
+        if error:
+            raise unavailable(library, error)
+        told: Any = found.contents.topics[0]
+        if told.err:
+            raise BrokerUnavailable(f"Kafka: topic {name}: {library.err2str(told.err).decode()}")
+        return int(told.partition_cnt)
+    finally:
+        if found:
+            library.metadata_destroy(found)
+        library.topic_destroy(topic)
