@@ -30,6 +30,7 @@
 #define SM_MAX_PARTITIONS 1024
 #define SM_MAX_TOPICS 16
 #define SM_TOPIC_BYTES 256
+#define SM_CLIENT_BYTES 32
 
 enum sm_status {
     SM_OK = 0,
@@ -188,7 +189,8 @@ int sm_wait_handled(sm_sender *sender, uint32_t shard, uint64_t position, int64_
 /* a seat: taken by its lease, then entered */
 int sm_seat_enter(void *control, uint32_t seat, int64_t pid, uint64_t now_ns);
 int sm_seat_leave(void *control, uint32_t seat);
-void sm_name_seat(void *control, uint32_t seat, uint64_t name); /* it keeps that when it is left */
+void sm_name_seat(void *control, uint32_t seat, uint64_t name);                      /* it keeps that when it is left */
+void sm_seat_client(void *control, uint32_t seat, const char *text, uint32_t bytes); /* what its holder calls itself */
 /* Of the frames that this seat's last call with an origin has put into that lane, the next one's, from *position on (0 at
  * first): how many, 0 without one. offsets: SM_CHUNK */
 uint32_t sm_recover(const void *control, const sm_geometry *geometry, const void *inbox, uint32_t seat,
@@ -351,6 +353,7 @@ typedef struct sm_seat_view {
     uint64_t mark, incarnation, entered_ns, sequence, blocked_ns, blocked_count, name;
     uint64_t refused[4];
     int64_t pid;
+    char client[32]; /* SM_CLIENT_BYTES, zeros behind it */
 } sm_seat_view;
 
 typedef struct sm_shard_view {

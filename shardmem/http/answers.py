@@ -51,6 +51,7 @@ TEXTS: dict[str, Schema] = {  # what is not a figure
     "engine.version": or_null(TEXT),
     "engine.handler": or_null(TEXT),
     "engine.host": or_null(TEXT),
+    "producers[].client": or_null(TEXT),
     "moves.held_back": TEXT,
     "moves.complaints": array(TEXT),
     "pins[].slots": TEXT,

@@ -99,6 +99,7 @@ class ShardStatus(TypedDict):
 
 class ProducerStatus(TypedDict):
     seat: int
+    client: str | None  # what it calls itself
     pid: int
     alive: bool
     incarnation: int
