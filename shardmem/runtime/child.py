@@ -79,8 +79,8 @@ class _Orders:
 
 @dataclass(frozen=True)
 class SourceOrders(_Orders):
-    """source: the table [source]. settings: log_format, log_level. directory: where state, positions and status are
-    kept."""
+    """source: the table [source]. settings: log_format, log_level, state (the table [state]), keep_state. directory:
+    where state, positions and status are kept."""
 
     engine: str
     source: dict[str, Any]
