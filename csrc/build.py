@@ -22,6 +22,7 @@ SOURCES = [
     "partition.c",
     "more.c",
     "sender.c",
+    "carry.c",
     "send.c",
     "columns.c",
     "frames.c",

@@ -408,12 +408,6 @@ static uint64_t events_length(uint64_t rows, uint64_t bytes)
     return sm_round(sm_prefix(rows) + rows * sizeof(sm_index) + bytes, SM_ALIGN);
 }
 
-static uint64_t headers_of(const sm_more *more, uint32_t from)
-{
-    const uint64_t *offsets = more->columns->header_offsets;
-    return offsets ? offsets[more->start + from + 1] - offsets[more->start + from] : 0;
-}
-
 /* of a frame with so many rows, whose bytes and bytes of headers are these */
 static uint64_t frame_length(const sm_sender *s, uint64_t rows, uint64_t bytes, uint64_t headers)
 {
@@ -444,8 +438,8 @@ static int group_events(sm_sender *s, const sm_event *events, const uint32_t *pi
         g->bytes += event_bytes(e);
         if (unlikely(s->more != NULL)) {
             if (g->rows == 1)
-                g->first_headers = headers_of(s->more, from);
-            g->headers += headers_of(s->more, from);
+                g->first_headers = sm_headers_of(s->more, from);
+            g->headers += sm_headers_of(s->more, from);
         }
     }
     return SM_OK;
@@ -461,7 +455,7 @@ static void fit_prefixes(sm_sender *s, const sm_event *events, const uint32_t *p
             continue;
         uint32_t from = pick ? pick[i] : i;
         uint64_t bytes = g->bytes + event_bytes(&events[from]);
-        uint64_t headers = g->headers + (s->more ? headers_of(s->more, from) : 0);
+        uint64_t headers = g->headers + (s->more ? sm_headers_of(s->more, from) : 0);
         if (g->blocked == 1 && frame_length(s, g->rows + 1, bytes, headers) <= g->room) {
             g->rows++;
             g->bytes = bytes;
@@ -508,19 +502,6 @@ static int fit_events(sm_sender *s, const sm_event *events, const uint32_t *pick
     return SM_OK;
 }
 
-/* Where what comes with the events of a group lies: as sm_more_bytes says. */
-static void lay_out_more(const sm_more *more, sm_group *g)
-{
-    uint8_t *at = (uint8_t *)g->frame + sm_plain_bytes(g->rows, g->bytes);
-    if (more->kind & SM_FRAME_ORIGIN) {
-        *(sm_origin *)at = (sm_origin){more->columns->partition, more->columns->epoch, more->base, {0, 0}, 0};
-        g->deltas = (uint32_t *)(at + sizeof(sm_origin));
-    }
-    g->times = (int64_t *)(at + sm_more_bytes(more->kind & SM_FRAME_ORIGIN, g->rows));
-    g->ends = (uint32_t *)(at + sm_more_bytes(more->kind & (SM_FRAME_ORIGIN | SM_FRAME_TIMES), g->rows));
-    g->headers_out = g->headers_begin = at + sm_more_bytes(more->kind, g->rows);
-}
-
 static void lay_out_events(sm_sender *s, uint32_t count)
 {
     int64_t now = sm_clock();
@@ -532,23 +513,7 @@ static void lay_out_events(sm_sender *s, uint32_t count)
         g->index = (sm_index *)begin_group(s, g, frame_length(s, g->rows, g->bytes, g->headers), kind, now);
         g->bytes_out = g->bytes_begin = (uint8_t *)(g->index + g->rows);
         if (unlikely(s->more != NULL))
-            lay_out_more(s->more, g);
-    }
-}
-
-static void copy_more(const sm_more *more, sm_group *g, uint32_t from)
-{
-    const sm_columns *in = more->columns;
-    uint64_t at = more->start + from;
-    if (more->kind & SM_FRAME_ORIGIN)
-        *g->deltas++ = (uint32_t)(in->origins[at] - more->base);
-    if (more->kind & SM_FRAME_TIMES)
-        *g->times++ = in->times[at];
-    if (more->kind & SM_FRAME_HEADERS) {
-        uint64_t bytes = headers_of(more, from);
-        memcpy(g->headers_out, in->header_data + in->header_offsets[at], bytes);
-        g->headers_out += bytes;
-        *g->ends++ = (uint32_t)(g->headers_out - g->headers_begin);
+            sm_lay_out_more(s->more, g);
     }
 }
 
@@ -573,64 +538,10 @@ static uint32_t copy_events(sm_sender *s, const sm_event *events, const uint32_t
         g->bytes_out += e->length;
         *g->index++ = (sm_index){e->key, e->meta, (uint32_t)(g->bytes_out - g->bytes_begin)};
         if (unlikely(s->more != NULL))
-            copy_more(s->more, g, from);
+            sm_copy_more(s->more, g, from);
         SM_POINT(SEND_COPYING);
     }
     return left;
-}
-
-/* Whether something that a killed predecessor had left of its last call is still to be pushed, and all of what this call has
- * in the lanes of the pass will still be there when the pass is published. */
-static int resumes(sm_sender *s, uint32_t count)
-{
-    uint32_t left = 0;
-    for (uint32_t i = 0; i < s->resumed_count; i++) {
-        const sm_resumed *r = &s->resumed[i];
-        if (sm_epoch_of(s->control, r->partition) == r->epoch && sm_pushed_of(s->control, r->partition) < r->until)
-            s->resumed[left++] = *r;
-    }
-    for (uint32_t i = 0; left && i < count; i++) {
-        const sm_link *l = &s->links[s->groups[i].shard];
-        uint64_t from = sm_is_of_call(s->seat, l->lane, s->lane_bytes)
-                            ? atomic_load_explicit(&l->lane->call_tail, memory_order_relaxed)
-                            : l->tail;
-        if (s->groups[i].frame && l->tail + s->groups[i].length - from > s->lane_bytes)
-            left = 0;
-    }
-    s->resumed_count = left;
-    return left != 0;
-}
-
-/* Before anything is published: where the pass begins, so that a successor finds what it has published (sm_recover). The
- * sequence first, which no frame has yet: with it the places in the lanes are of no pass, and then of this one. Until the
- * rest of what a killed predecessor had pushed in part is pushed, passes are of one call with it: a successor of both finds
- * what either has left. */
-static void begin_call(sm_sender *s, uint64_t sequence, uint32_t count)
-{
-    int goes_on = s->resumed_count && resumes(s, count);
-    if (!goes_on)
-        atomic_store_explicit(&s->seat->seat_call, sequence, memory_order_release);
-    for (uint32_t i = 0; i < count; i++) {
-        const sm_link *l = &s->links[s->groups[i].shard];
-        if (s->groups[i].frame && !(goes_on && sm_is_of_call(s->seat, l->lane, s->lane_bytes)))
-            atomic_store_explicit(&l->lane->call_tail, l->tail, memory_order_release);
-    }
-    SM_POINT(ORIGIN_CALLING);
-}
-
-/* All rows before the first that is left are in the lanes. */
-static void end_call(sm_sender *s, uint32_t last, const uint32_t *pending, uint32_t left)
-{
-    const uint64_t *origins = s->more->columns->origins + s->more->start;
-    SM_POINT(ORIGIN_PUSHED);
-    sm_advance_pushed(s->control, s->more->columns->partition, left ? origins[pending[0]] : origins[last] + 1);
-}
-
-static int is_superseded(const sm_sender *s)
-{
-    const sm_columns *in = s->more->columns;
-    return in->partition >= SM_MAX_PARTITIONS || !sm_partition_count(s->control) ||
-           sm_epoch_of(s->control, in->partition) != in->epoch;
 }
 
 static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pick, uint32_t n, uint32_t *pending,
@@ -641,7 +552,7 @@ static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pic
     uint64_t sequence = s->sequence;
     s->pass++;
     int status = enter_send(s);
-    if (unlikely(is_call) && status == SM_OK && is_superseded(s))
+    if (unlikely(is_call) && status == SM_OK && sm_is_superseded(s))
         status = SM_SUPERSEDED;
     if (likely(status == SM_OK))
         status = group_events(s, events, pick, n, &count);
@@ -653,10 +564,10 @@ static int pass_events(sm_sender *s, const sm_event *events, const uint32_t *pic
         lay_out_events(s, count);
         *left_out = copy_events(s, events, pick, n, pending);
         if (unlikely(is_call))
-            begin_call(s, sequence, count);
+            sm_begin_call(s, sequence, count);
         publish_groups(s, count);
         if (unlikely(is_call))
-            end_call(s, last, pending, *left_out);
+            sm_end_call(s, last, pending, *left_out);
     }
     return leave_pass(s, count, status);
 }
@@ -725,29 +636,13 @@ static uint32_t slot_of_event(const sm_sender *s, const sm_event *e)
     return (uint32_t)hash & (s->keying.slots - 1);
 }
 
-/* Of an event without a key, by its offset: pushed again it has the slot that it had, and a partition is done when its slots
- * are. */
-static void slots_by_partition(sm_sender *s, const sm_event *events, uint32_t n)
-{
-    const sm_columns *in = s->more->columns;
-    sm_split split = sm_split_of(s->control, s->keying.slots, in->partition);
-    for (uint32_t i = 0; i < n; i++) {
-        const sm_event *e = &events[i];
-        uint32_t kind = SM_META_KIND(e->meta);
-        uint64_t hash = kind == SM_KEY_INT    ? sm_hash_int(e->key)
-                        : kind == SM_KEY_NONE ? sm_hash_int(in->origins[s->more->start + i])
-                                              : e->key;
-        s->slots[i] = split.base + ((uint32_t)hash & split.mask);
-    }
-}
-
 int sm_push_chunk(sm_sender *s, const sm_event *events, uint32_t n, sm_cursor *c)
 {
     int status = sm_sender_usable(s);
     if (status != SM_OK)
         return status;
     if (unlikely(s->more && s->more->kind & SM_FRAME_ORIGIN))
-        slots_by_partition(s, events, n);
+        sm_slots_by_partition(s, events, n);
     else
         for (uint32_t i = 0; i < n; i++)
             s->slots[i] = slot_of_event(s, &events[i]);

@@ -75,6 +75,15 @@ struct sm_sender {
 uint64_t sm_resume(const sm_cursor *c, uint64_t n, uint32_t limit, uint32_t *rows);
 void sm_advance(sm_cursor *c, uint64_t start, uint32_t rows, int status);
 
+/* carry.c: of the events of the pass that come with more */
+uint64_t sm_headers_of(const sm_more *more, uint32_t from);
+void sm_lay_out_more(const sm_more *more, sm_group *g);
+void sm_copy_more(const sm_more *more, sm_group *g, uint32_t from);
+void sm_slots_by_partition(sm_sender *s, const sm_event *events, uint32_t n);
+int sm_is_superseded(const sm_sender *s);
+void sm_begin_call(sm_sender *s, uint64_t sequence, uint32_t count);
+void sm_end_call(sm_sender *s, uint32_t last, const uint32_t *pending, uint32_t left);
+
 /* partition.c, for the source that is this producer */
 uint32_t sm_epoch_of(const void *control, uint32_t row);
 uint64_t sm_pushed_of(const void *control, uint32_t row);

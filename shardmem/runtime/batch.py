@@ -19,9 +19,8 @@ from shardmem.runtime.origins import (
     came_with_of,
     described,
     headers_of,
-    origins_by_hand,
+    more_by_hand,
     origins_of,
-    slots_by_hand,
     times_of,
 )
 from shardmem.schema import KEY_INT, KEY_NONE, Schema
@@ -159,26 +158,8 @@ class Batch:
         made = cls._owner_of(schema, slots, shard, numbers, rows, data)
         if origins is not None or timestamps is not None or headers is not None:
             made._check(records=False)
-            made._more = made._more_by_hand(origins, timestamps, headers, partitions)
+            made._more = more_by_hand(rows, slots, origins, timestamps, headers, partitions)
         return made
-
-    def _more_by_hand(self, origins: Any, timestamps: Any, headers: Any, partitions: int | None) -> More:
-        times = None if timestamps is None else np.asarray(timestamps, "i8").reshape(-1)
-        for what, given in ("timestamps", times), ("headers", headers):
-            if given is not None and len(given) != self._length:
-                raise ValueError(f"{len(given)} {what} for {self._length} events")
-        told = None if headers is None else [list(each) for each in headers]
-        if origins is None:
-            return More(timestamps=times, headers=told)
-        made, topics = origins_by_hand(origins, self._length)
-        index, _ = self._index_and_data()
-        keys, kinds = index["key"].tolist(), (index["meta"] >> 30).tolist()
-        hashes = [
-            lib.sm_hash_int(key if kind == KEY_INT else offset) if kind in (KEY_INT, KEY_NONE) else key
-            for key, kind, offset in zip(keys, kinds, made["offset"].tolist())
-        ]
-        by_hand = slots_by_hand(made, np.array(hashes, "u8"), self._slots, partitions)
-        return More(made, topics, times, told, by_hand.astype("u4"))
 
     def borrowed(self) -> Batch:
         """The same events as a worker hands them out: a view that is kept past `_end` is found. Of a batch that owns

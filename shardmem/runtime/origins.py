@@ -11,6 +11,7 @@ import numpy as np
 
 from shardmem.memory.native import borrow, ffi, lib
 from shardmem.memory.partition_table import NO_PARTITION, Partitions
+from shardmem.schema import KEY_INT, KEY_NONE
 
 if TYPE_CHECKING:
     from shardmem.memory.native import sm_batch
@@ -146,6 +147,22 @@ def came_with_of(found: dict[str, Any], slot: int | None = None) -> More:
 # ---- by hand ---------------------------------------------------------------------------------------------------------
 
 
+def more_by_hand(
+    index: np.ndarray, slots: int, origins: Any, timestamps: Any, headers: Any, partitions: int | None
+) -> More:
+    """index: of the events, as in a frame. slots: of the engine, which go by so many partitions; None: by as many as
+    the origins show. Raises ValueError: there is not one for each event."""
+    times = None if timestamps is None else np.asarray(timestamps, "i8").reshape(-1)
+    for what, given in ("timestamps", times), ("headers", headers):
+        if given is not None and len(given) != len(index):
+            raise ValueError(f"{len(given)} {what} for {len(index)} events")
+    told = None if headers is None else [list(each) for each in headers]
+    if origins is None:
+        return More(timestamps=times, headers=told)
+    made, topics = origins_by_hand(origins, len(index))
+    return More(made, topics, times, told, _slots_by_hand(made, index, slots, partitions))
+
+
 def origins_by_hand(origins: Any, count: int) -> tuple[np.ndarray, tuple[str, ...]]:
     """(ORIGIN array, names of topics) of triples of topic, partition and offset, or of such an array. None among them:
     an event without. Raises ValueError."""
@@ -165,11 +182,12 @@ def origins_by_hand(origins: Any, count: int) -> tuple[np.ndarray, tuple[str, ..
     return made, topics
 
 
-def slots_by_hand(origins: np.ndarray, hashes: np.ndarray, slots: int, partitions: int | None) -> np.ndarray:
-    """The slot of each event by its origin. hashes: of their keys; partitions: of the engine's table; None: as many as
-    the origins show."""
-    known = origins["partition"] != NO_PARTITION
+def _slots_by_hand(origins: np.ndarray, index: np.ndarray, slots: int, partitions: int | None) -> np.ndarray:
+    known, kinds = origins["partition"] != NO_PARTITION, index["meta"] >> 30
+    hashes = index["key"].copy()  # of a key that is no integer it is the hash; without one it is 0
+    for hashed, of in ((kinds == KEY_INT, hashes), ((kinds == KEY_NONE) & known, origins["offset"])):
+        hashes[hashed] = [lib.sm_hash_int(number) for number in of[hashed].tolist()]
     count = partitions or int(origins["partition"][known].max(initial=0)) + 1
     each = max(1, slots >> (count - 1).bit_length())
-    by_partition = origins["partition"].astype("u8") * each + hashes % np.uint64(each)
-    return np.where(known, by_partition, hashes).astype("u8") % np.uint64(slots)
+    by_partition = origins["partition"].astype("u8") * np.uint64(each) + hashes % np.uint64(each)
+    return (np.where(known, by_partition, hashes) % np.uint64(slots)).astype("u4")

@@ -556,3 +556,13 @@ def test_an_event_on_trial_waits_for_the_lease_of_its_partition_and_is_shed_with
     reader.end_trial(trial)
     assert engine.take() is None
     assert (1, 0) == (lane(engine, producer).lost, lane(engine, producer).in_flight)
+
+
+@given(st.lists(st.tuples(st.one_of(st.none(), st.integers(-(2**63), 2**64 - 1), st.text(max_size=3)), st.booleans())))
+def test_a_batch_by_hand_has_the_slots_that_an_engine_would_give(events):
+    plain = Batch.of([(key, b"") for key, _ in events], slots=64).slots
+    origins = [("t", 5, offset) if has else None for offset, (_, has) in enumerate(events)]
+    slots = Batch.of([(key, b"") for key, _ in events], slots=64, origins=origins, partitions=8).slots
+    for (key, has), without, slot in zip(events, plain.tolist(), slots.tolist()):
+        assert slot // 8 == 5 if has else slot == without
+        assert not has or key is None or slot % 8 == without % 8
