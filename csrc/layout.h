@@ -64,6 +64,7 @@ typedef struct sm_seat {
     _Atomic uint64_t seat_blocked_count;                 /* writer: producer */
     _Atomic uint64_t seat_name;                          /* writer: producer (hash of its name; 0: it has none) */
     _Atomic uint64_t seat_call; /* writer: producer (sequence at which its last pass with an origin began) */
+    _Atomic uint64_t seat_client[SM_CLIENT_BYTES / 8]; /* writer: producer (what it calls itself, zeros behind it) */
 } sm_seat;
 
 /* An event on trial: it failed alone, and its key waits for its next try; or it was set aside and may be taken back. */

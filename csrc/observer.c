@@ -70,6 +70,10 @@ void sm_view_seat(const void *control, uint32_t seat, sm_seat_view *out)
     out->blocked_count = GET(s->seat_blocked_count);
     out->pid = GET(s->seat_pid);
     out->name = GET(s->seat_name);
+    for (int i = 0; i < SM_CLIENT_BYTES / 8; i++) {
+        uint64_t word = GET(s->seat_client[i]);
+        memcpy(out->client + 8 * i, &word, 8);
+    }
     for (int i = 0; i < SM_REASONS; i++)
         out->refused[i] = GET(s->seat_refused[i]);
 }

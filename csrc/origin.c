@@ -25,7 +25,7 @@ int sm_judge_origin(sm_reader *r, const sm_frame *f, const sm_frame *shared, sm_
     if (unlikely(epoch != origin->epoch))
         return SM_ORIGIN_LOST;
     uint64_t until = atomic_load_explicit(&p->partition_until, memory_order_acquire);
-    if (likely(!is_over(until)))
+    if (likely(!is_over(until) && (!r->following || r->followed[row] == epoch)))
         return SM_ORIGIN_TAKE;
     if (waits) {
         waits->unleased = p;

@@ -131,9 +131,9 @@ static int is_held(sm_reader *r, uint32_t slot)
 static uint32_t run_of(sm_reader *r, uint32_t seat, const sm_span *at, uint32_t holds, uint32_t from, int kept_back)
 {
     uint32_t n = from;
-    while (n < at->count &&
-           ((holds && is_held(r, r->slots[n])) ||
-            (r->kept_back && sm_is_kept_back(r, seat, at->position, at->first + n, r->hashes[n]))) == kept_back)
+    while (n < at->count && ((holds && is_held(r, r->slots[n])) ||
+                             (r->kept_back && (sm_is_kept_back(r, seat, at->position, at->first + n, r->hashes[n]) ||
+                                               (r->following && sm_waits_for_trial(r, r->slots[n]))))) == kept_back)
         n++;
     return n - from;
 }
@@ -149,7 +149,7 @@ static uint32_t next_run(sm_reader *r, uint32_t seat, const sm_frame *f, const s
         *count = sm_next_row(shared, f->rows, first, 1) - first;
         if (likely(!holds && !r->kept_back))
             return first;
-        if (holds)
+        if (holds || r->following)
             sm_slots_in_frame(r, f, shared, first, *count);
         if (r->kept_back)
             sm_hashes_in_frame(r, f, shared, first, *count);
@@ -257,6 +257,10 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
             status = pass_done(r, e, f.length);
             continue;
         }
+        uint32_t partition = r->following ? sm_partition_of(r, &f, shared, first, &count) : SM_NO_SLOT;
+        if (r->span_count && partition != b->partition)
+            return DEFERRED;
+        b->partition = partition;
         /* A large frame travels alone, without a copy; so it waits for the next batch if this one has begun. */
         int solo = r->kind == SM_KIND_ALL && !r->probe &&
                    (count >= r->solo_rows || (f.length >= SOLO_BYTES && count == f.rows));
@@ -336,7 +340,7 @@ static void take_all(sm_reader *r, sm_batch *b)
 static int choose(sm_reader *r, sm_batch *b)
 {
     r->span_count = 0;
-    *b = (sm_batch){.span = r->spans};
+    *b = (sm_batch){.span = r->spans, .partition = SM_NO_SLOT};
     sm_find_open_lanes(r);
     sm_find_trials(r);
     int full = 0;
@@ -394,7 +398,8 @@ static int has_news(const sm_reader *r)
 {
     return atomic_load_explicit(&r->shard->shard_orders, memory_order_seq_cst) != r->orders ||
            atomic_load_explicit(&r->shard->shard_state, memory_order_seq_cst) == SM_SHARD_STOPPED ||
-           atomic_load_explicit(&r->control->engine_state, memory_order_seq_cst) == SM_ENGINE_STOPPED;
+           atomic_load_explicit(&r->control->engine_state, memory_order_seq_cst) == SM_ENGINE_STOPPED ||
+           !sm_has_followed(r);
 }
 
 static void begin(sm_reader *r, sm_batch *b, int64_t now)
@@ -477,6 +482,8 @@ int sm_next_trial(sm_reader *r, uint32_t trial, sm_batch *b)
         return sm_give_up(e);
     }
     e->range = 0;
+    uint32_t one = 1;
+    b->partition = r->following ? sm_partition_of(r, &f, sm_frame_at(r, e, t->position), t->row, &one) : SM_NO_SLOT;
     b->spans = r->span_count;
     r->kind = SM_KIND_TRIAL;
     r->in_trial = trial + 1;

@@ -60,8 +60,12 @@ struct sm_reader {
     sm_range *range;
     sm_spin spin;
     sm_load *load;
-    sm_end *ends;              /* by seat */
-    uint32_t *open;            /* seats whose lanes are open */
+    sm_end *ends;       /* by seat */
+    uint32_t *open;     /* seats whose lanes are open */
+    uint32_t following; /* it takes nothing of an epoch that its state is not ready for, and one partition at a time */
+    uint64_t version;   /* of the table, as of when it looked */
+    uint32_t followed[SM_MAX_PARTITIONS]; /* the epoch that the state is ready for */
+    uint32_t trial_slot[SM_TRIALS];
     sm_span *spans, *spare;    /* spare: for those of a batch that loses rows */
     uint32_t slots[SM_CHUNK];  /* of the rows of one frame, when somebody asks */
     uint64_t hashes[SM_CHUNK]; /* likewise */
@@ -148,6 +152,12 @@ enum { SM_ORIGIN_TAKE, SM_ORIGIN_WAITS, SM_ORIGIN_LOST }; /* or SM_CORRUPT */
 int sm_judge_origin(sm_reader *r, const sm_frame *f, const sm_frame *shared, sm_end *waits);
 int sm_is_unleased(const sm_end *e);
 int sm_shed_lost(sm_reader *r, sm_end *e, const sm_frame *f);
+
+/* follow.c */
+int sm_has_followed(const sm_reader *r);
+uint32_t sm_partition_of(sm_reader *r, const sm_frame *f, const sm_frame *shared, uint32_t first, uint32_t *count);
+void sm_note_trial(sm_reader *r, uint32_t trial, const sm_frame *f);
+int sm_waits_for_trial(const sm_reader *r, uint32_t slot);
 
 /* aside.c */
 void sm_set_done(sm_frame *shared, uint32_t first, uint32_t count);

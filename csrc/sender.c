@@ -105,6 +105,14 @@ void sm_name_seat(void *control, uint32_t seat, uint64_t name)
     atomic_store_explicit(&sm_seat_at(control, seat)->seat_name, name, memory_order_release);
 }
 
+void sm_seat_client(void *control, uint32_t seat, const char *text, uint32_t bytes)
+{
+    uint64_t words[SM_CLIENT_BYTES / 8] = {0};
+    memcpy(words, text, bytes < SM_CLIENT_BYTES ? bytes : SM_CLIENT_BYTES);
+    for (int i = 0; i < SM_CLIENT_BYTES / 8; i++)
+        atomic_store_explicit(&sm_seat_at(control, seat)->seat_client[i], words[i], memory_order_relaxed);
+}
+
 int sm_resume_call(sm_sender *s, uint32_t partition, uint64_t until)
 {
     int status = sm_lock_usable(s);

@@ -30,6 +30,7 @@
 #define SM_MAX_PARTITIONS 1024
 #define SM_MAX_TOPICS 16
 #define SM_TOPIC_BYTES 256
+#define SM_CLIENT_BYTES 32
 
 enum sm_status {
     SM_OK = 0,
@@ -188,7 +189,8 @@ int sm_wait_handled(sm_sender *sender, uint32_t shard, uint64_t position, int64_
 /* a seat: taken by its lease, then entered */
 int sm_seat_enter(void *control, uint32_t seat, int64_t pid, uint64_t now_ns);
 int sm_seat_leave(void *control, uint32_t seat);
-void sm_name_seat(void *control, uint32_t seat, uint64_t name); /* it keeps that when it is left */
+void sm_name_seat(void *control, uint32_t seat, uint64_t name);                      /* it keeps that when it is left */
+void sm_seat_client(void *control, uint32_t seat, const char *text, uint32_t bytes); /* what its holder calls itself */
 /* Of the frames that this seat's last call with an origin has put into that lane, the next one's, from *position on (0 at
  * first): how many, 0 without one. offsets: SM_CHUNK */
 uint32_t sm_recover(const void *control, const sm_geometry *geometry, const void *inbox, uint32_t seat,
@@ -224,6 +226,7 @@ typedef struct sm_batch {
     uint32_t broken_seat; /* SM_CORRUPT: whose lane */
     uint32_t tries;       /* one row: how often it failed, alone, before */
     uint32_t suspected;   /* rows are being tried apart from others, because one of them fails */
+    uint32_t partition;   /* the number of all its rows, for a worker that follows; UINT32_MAX: they have none */
     sm_span *span;
 } sm_batch;
 
@@ -262,6 +265,10 @@ int sm_set_aside_rows(sm_reader *reader, const sm_range *rows, uint32_t count); 
 /* Rows of the batch in hand, a byte for each, that were applied already: it goes on without them, and they are committed by
  * sm_set_aside_rows of these ranges. How many ranges; ranges: room for one per row. SM_GEOMETRY: one has no origin */
 int sm_skip_rows(sm_reader *reader, const uint8_t *rows, sm_batch *batch, sm_range *ranges);
+/* For state: from here on no event is taken of an epoch but these, of the rows of the partition table, and a batch is of one
+ * partition. version: as it was before the epochs were read; when it is another, sm_next returns at once. */
+void sm_follow(sm_reader *reader, uint64_t version, const uint32_t *epochs, uint32_t rows);
+uint64_t sm_partition_version(const void *control);
 void sm_probe(sm_reader *reader, uint32_t rows); /* no batch is larger, whatever it is of; 0: they are as ever */
 
 /* Events on trial. While one waits, rows of its key stay in their lanes and all others are taken. */
@@ -346,6 +353,7 @@ typedef struct sm_seat_view {
     uint64_t mark, incarnation, entered_ns, sequence, blocked_ns, blocked_count, name;
     uint64_t refused[4];
     int64_t pid;
+    char client[32]; /* SM_CLIENT_BYTES, zeros behind it */
 } sm_seat_view;
 
 typedef struct sm_shard_view {

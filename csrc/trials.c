@@ -113,6 +113,7 @@ int sm_add_trial(sm_reader *r, const sm_span *span, uint32_t tries, int64_t due_
                                   .seat = span->seat,
                                   .row = span->first,
                                   .tries = tries};
+    sm_note_trial(r, i, &f);
     store(r, i);
     count(r);
     return (int)i;
@@ -186,6 +187,7 @@ void sm_find_trials(sm_reader *r)
             if (is_left) {
                 sm_hashes_in_frame(r, &f, sm_frame_at(r, e, t->position), t->row, 1);
                 t->hash = r->hashes[0];
+                sm_note_trial(r, i, &f);
             }
             if (t->state == SM_TRIAL_ASIDE || t->state == SM_TRIAL_TAKEN)
                 sm_set_trial(r, i, is_left ? SM_TRIAL_WAITS : t->state, t->tries, t->due_ns);

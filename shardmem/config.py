@@ -18,6 +18,7 @@ from shardmem.errors import ConfigError
 from shardmem.schema import Schema
 from shardmem.settings import REQUIRED, declared, setting
 from shardmem.settings_sources import Sources
+from shardmem.state_settings import remote_settings
 from shardmem.text import plural
 
 PRESETS = ("default", "high_throughput", "conservative")
@@ -83,6 +84,12 @@ class Config:
         None,
         "directory for the state of stateful handlers and for the quarantine",
         unset="a private directory in the temporary directory",
+    )
+    state: Any = setting(
+        None,
+        "in a file a table [state]: where the state of partitions is kept for other hosts",
+        "object",
+        unset="nowhere",
     )
     auto_scale: bool = setting(True, "whether the policy may change the number of shards", "switch")
     policy: Any = setting(
@@ -324,6 +331,10 @@ class Config:
             found.append(
                 f"name={self.name!r} is not usable: 1 to 64 letters, digits, '-' or '_', the first a letter or digit"
             )
+        try:
+            remote_settings(self.state)
+        except ConfigError as error:
+            found += error.faults
         try:
             schema = self.schema
             rows = schema.geometry()["row_bytes"]

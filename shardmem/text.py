@@ -55,7 +55,7 @@ def listed(members: Collection[object], most: int = 8) -> str:
     return ", ".join(map(str, list(members)[:most])) + more
 
 
-def named(what: str, numbers: Collection[int], most: int = 4) -> str:
+def named(what: str, numbers: Collection[int | str], most: int = 4) -> str:
     """shard 1, shards 1, 2."""
     return f"{what}{'s' * (len(numbers) > 1)} {listed(numbers, most)}"
 

@@ -46,6 +46,7 @@ class EngineSettings(TypedDict, total=False):
     boot_timeout: Seconds
     drain_timeout: Seconds | None
     state_dir: str | None
+    state: Mapping[str, Any] | None
     auto_scale: bool
     policy: str | Mapping[str, Any] | ScalingPolicy | None
     source: str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None

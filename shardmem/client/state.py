@@ -14,7 +14,7 @@ import msgspec
 from shardmem.config import state_directory
 from shardmem.errors import ConfigError
 from shardmem.runtime.state_reader import StateReader
-from shardmem.state.keys import Key, plain_key, slot_of
+from shardmem.state.keys import Key, plain_key
 from shardmem.state.store import Row
 
 
@@ -51,7 +51,7 @@ class StateAccess:
         if found is None or _has_expired(found.row, now):
             return None
         age = max(0.0, now - found.saved_ms / 1000)
-        return StateValue(value_of(found.row, type), age, found.shard, slot_of(plain, self._reader.slots))
+        return StateValue(value_of(found.row, type), age, found.shard, found.slot)
 
     def items(self, name: str) -> Iterator[tuple[Key, Any]]:
         """Key and value of each, by slot."""

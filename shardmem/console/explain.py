@@ -12,6 +12,7 @@ import click
 from shardmem.config import PRESETS, Config
 from shardmem.policy import ScalingPolicy
 from shardmem.settings import UNITS, Setting, declared
+from shardmem.state_settings import RemoteSettings
 from shardmem.supervisor.explained import policy_settings
 
 WIDTH = 80
@@ -91,6 +92,12 @@ def page() -> str:
             "`preset` names, or of `default`. `min_shards`, `max_shards` and `auto_scale` are settings of the engine.",
             "",
             *table(["setting", "unit", *PRESETS, "meaning"], policy_settings(), policy),
+            "",
+            "## [state]",
+            "",
+            "Where the state of partitions is kept for other hosts: see [State](state.md#state-across-hosts).",
+            "",
+            *table(["setting", "unit", "default", "meaning"], declared(RemoteSettings).values(), engine),
             "",
             "## Units",
             "",

@@ -19,6 +19,7 @@ from shardmem.status.document import (
     HandoffStatus,
     HistoryEntry,
     Level,
+    ProducerStatus,
     ShardStatus,
     SourceStatus,
     Status,
@@ -87,7 +88,7 @@ def status(document: Status) -> Group:
     parts += [Text(f"http: {engine['http']}")] if engine.get("http") else []
     parts += _slots_moving(document["handoffs"])
     alive = [producer for producer in document["producers"] if producer["alive"]]
-    pids = ", ".join(str(producer["pid"]) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
+    pids = ", ".join(who(producer) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
     parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
     parts += [Text(source_line(source), "red" if source["error"] else "") for source in document["sources"]]
     parts.append(Text(accounting_line(document["accounting"])))
@@ -97,6 +98,11 @@ def status(document: Status) -> Group:
         for line in textwrap.wrap(happened(each), 80, subsequent_indent=" " * 16, max_lines=3, placeholder=" ...")
     ]
     return Group(*parts)
+
+
+def who(producer: ProducerStatus) -> str:
+    """4711, or web 4711."""
+    return f"{producer['client']} {producer['pid']}" if producer["client"] else str(producer["pid"])
 
 
 def engines(found: list[EngineLine]) -> str:

@@ -189,7 +189,7 @@ def _producers(document: Status) -> list[Text]:
         (each for each in document["producers"] if each["alive"]), key=lambda each: (-each["rate"], each["seat"])
     )
     parts = [
-        f"pid {each['pid']} {_rate(each['rate'])}"
+        f"{each['client'] or 'pid'} {each['pid']} {_rate(each['rate'])}"
         + (f" ({sum(each['refused'].values()):,} refused)" if any(each["refused"].values()) else "")
         for each in alive[:6]
     ]

@@ -69,8 +69,8 @@ def _shard(shard: ShardStatus) -> ShardStatus:
 def _source(source: SourceStatus) -> SourceStatus:
     """Partitions are named after files and topics."""
     partitions = {f"partition {number}": each for number, each in enumerate(source["partitions"].values())}
-    said = {"error": source["error"] and HIDDEN, "group": source["group"] and HIDDEN}
-    return {**source, **said, "waits_for": source["waits_for"] and HIDDEN, "partitions": partitions}  # type: ignore[typeddict-item]
+    hidden = ("error", "group", "waits_for", "remote", "remote_error")
+    return {**source, **{name: source[name] and HIDDEN for name in hidden}, "partitions": partitions}  # type: ignore[typeddict-item, literal-required]
 
 
 def _happened(entry: HistoryEntry) -> HistoryEntry:

@@ -57,6 +57,11 @@ class Partitions:
         """P: slots go by partition, and this many share them; 0: they go by key alone."""
         return lib.sm_partition_count(self._control.address)
 
+    @property
+    def version(self) -> int:
+        """Another one whenever an epoch, a state, or the count has changed."""
+        return lib.sm_partition_version(self._control.address)
+
     def rows(self) -> list[PartitionRow]:
         topics = self.topics
         return [

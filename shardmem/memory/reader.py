@@ -136,6 +136,18 @@ class Reader:
             raise ValueError("events without an origin cannot be skipped")
         return bytes(ffi.buffer(ranges, count * _RANGE_BYTES))
 
+    def follow(self, version: int, epochs: list[int]) -> None:
+        """No event is taken of another epoch than these, of the rows of the table, and a batch is of one partition."""
+        lib.sm_follow(self._pointer, version, ffi.new("uint32_t[]", epochs), len(epochs))
+
+    def origins(self, batch: sm_batch) -> tuple[np.ndarray, np.ndarray] | None:
+        """Row of the table and offset of each event; None: no event has any."""
+        rows, offsets = np.empty(batch.rows, "u4"), np.empty(batch.rows, "u8")
+        some = lib.sm_batch_origins(
+            batch, ffi.cast("uint32_t *", rows.ctypes.data), ffi.cast("uint64_t *", offsets.ctypes.data)
+        )
+        return (rows, offsets) if some else None
+
     def set_aside_rows(self, places: bytes) -> bool:
         """`raw` of each: they are in quarantine, or skipped, before the rest of their batch is committed."""
         count = len(places) // _RANGE_BYTES

@@ -177,6 +177,10 @@ class Words:
         """name: hash of what it is called; it keeps that when it is left."""
         lib.sm_name_seat(self.address, seat, name)
 
+    def call_seat(self, seat: int, client: bytes) -> None:
+        """client: what its holder calls itself, of at most SM_CLIENT_BYTES; empty: nothing."""
+        lib.sm_seat_client(self.address, seat, client, len(client))
+
     def leave_seat(self, seat: int) -> None:
         lib.sm_seat_leave(self.address, seat)
 

@@ -22,7 +22,7 @@ from shardmem.memory.reader import TRIAL_ASIDE, TRIAL_DIED, TRIAL_NONE, TRIAL_TA
 from shardmem.policy import Place, Trial, Trials, Verdict
 from shardmem.runtime.aside import Aside, Failure
 from shardmem.runtime.batch import Batch, Scratch
-from shardmem.runtime.checkpoint import Commit
+from shardmem.runtime.commit import Commit
 from shardmem.runtime.explain import explain, let_go, short, trace_of
 from shardmem.runtime.forked import end_if_forked
 from shardmem.runtime.outcomes import OnError, Reject, RetryOn
@@ -174,6 +174,10 @@ class Failures:
             places = found
         self._commit_all(places)
 
+    def passed(self) -> None:
+        """All of the batch in hand was handled before."""
+        self._commit_all(b"")
+
     def _commit_all(self, rejected: bytes) -> None:
         if not self._commit.handled(rejected):
             log.error("shard %d: a frame changed under the batch in hand; its lane moves no further", self._shard)
@@ -303,9 +307,12 @@ class Failures:
         elif self._reader.next_trial(event, self._batch):
             self._in_trial = event
             control = self._control
-            self.attempt(
-                Batch(control.schema, control.slots, self._shard, self._batch, self._scratch, control.partitions)
-            )
+            if self._commit.take(self._batch):
+                self.attempt(
+                    Batch(control.schema, control.slots, self._shard, self._batch, self._scratch, control.partitions)
+                )
+            else:
+                self.passed()
             if self._in_trial == event:  # it was handled, or cannot be set aside yet
                 self._in_trial = None
         else:
@@ -385,12 +392,17 @@ class Failures:
         if not reader.next_trial(event, self._batch):
             self._end(event)
             return
+        if not self._commit.take(self._batch):
+            self.passed()
+            self._end(event)
+            return
         if self._put_aside({0: why}) is None:
             return
         for_good = self._trials.quarantined(event, time.monotonic(), reader.handled())
         if not for_good:
             self._store(event)  # before its row is done: a successor tells by that which of the two it is
         reader.set_aside()
+        self._commit.set_aside()
         if for_good:
             self._end(event)
         else:
@@ -465,6 +477,7 @@ class Failures:
         work = found[1]
         slots = work.slots.tolist() if found[0].key is not None else []
         reader.begin_taken(event)
+        self._commit.enter(found[0].slot)
         try:
             self._commit.handle(work)
         except BaseException as error:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from shardmem.errors import ConfigError, HandlerError
+from shardmem.errors import ConfigError, HandlerError, StateError
 from shardmem.runtime.batch import Batch, slot_of
 from shardmem.runtime.forked import end_if_forked
 from shardmem.state.keeper import absent, keeper_of, keeps_by_key
@@ -46,9 +46,16 @@ class Context:
     slots: int
     log: logging.Logger
     engine_id: str = ""
+    partitions: Callable[[], int] = field(default=lambda: 0, repr=False, compare=False)
 
     def slot(self, key: int | str | bytes) -> int:
-        """The slot of a key, as the engine sees it: what snapshot, restore and drop are asked about."""
+        """The slot of a key, as the engine sees it: what snapshot, restore and drop are asked about. Raises StateError
+        once slots go by partition: a key alone does not say then."""
+        if self.partitions():
+            raise StateError(
+                f"the slot of key {key!r} depends on the partition that its event came from",
+                hint="Ask the batch: `batch.slots` has the slot of each event",
+            )
         return slot_of(key, self.slots)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.reader import Reader
-from shardmem.runtime.checkpoint import Commit
+from shardmem.runtime.commit import Commit
 
 LOOK_AGAIN = 0.001  # seconds between two looks at what is left: each goes over all that is waiting in the lanes
 

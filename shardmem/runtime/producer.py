@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from shardmem.memory.native import sm_cursor
 
 
+CLIENT_BYTES = lib.SM_CLIENT_BYTES
+
+
 class ProducerOptions(TypedDict, total=False):
     """How a producer behaves.
 
@@ -47,6 +50,8 @@ class ProducerOptions(TypedDict, total=False):
     reconnect: attach again when the engine was stopped and is run again; until then calls do what `backpressure` says,
         as with a full lane. False: they raise NotRunning.
     seat: a name for its seat: the producer of that name after it gets the same lanes, as long as the engine runs.
+    client: what it is called in `status`, `top` and the page, up to 32 bytes; several may be called the same. None: as
+        its seat.
     """
 
     backpressure: Mode | None
@@ -55,6 +60,15 @@ class ProducerOptions(TypedDict, total=False):
     wait: float
     reconnect: bool
     seat: str | None
+    client: str | None
+
+
+def client_bytes(client: str) -> bytes:
+    """Raises ConfigError: it is no name."""
+    text = client.encode(errors="replace") if isinstance(client, str) else b""
+    if not text or len(text) > CLIENT_BYTES or not client.isprintable():
+        raise ConfigError(f"client={client!r} is not usable: 1 to {CLIENT_BYTES} bytes of printable text")
+    return text
 
 
 class Outcome(TypedDict):
@@ -92,9 +106,10 @@ class Producer:
         wait: float = 0.0,
         reconnect: bool = True,
         seat: str | None = None,
+        client: str | None = None,
     ) -> None:
-        """backpressure, spin_us, sample_every, wait, reconnect, seat: see ProducerOptions; without a backpressure, the
-        engine's.
+        """backpressure, spin_us, sample_every, wait, reconnect, seat, client: see ProducerOptions; without a
+        backpressure, the engine's.
 
         Raises ConfigError (an option is wrong), NotRunning (no such engine, or it is stopping), LayoutMismatch,
         SegmentCorrupt, SegmentError (another user's), AlreadyRunning (every seat is taken, or the one of that name is).
@@ -105,7 +120,8 @@ class Producer:
             raise ConfigError(f"backpressure={backpressure!r}; one of {', '.join(MODES)}")
         if sample_every < 1:
             raise ConfigError(f"sample_every={sample_every}; of every so many refused events one is kept, at least 1")
-        self.engine = engine
+        self.engine, self.client = engine, client or seat
+        self._client = client_bytes(client) if client is not None else (seat or "").encode()[:CLIENT_BYTES]
         self._chosen = backpressure
         self._spin_ns = 1000 * (50 if spin_us is None else spin_us)
         self._sample_every, self._sampled = sample_every, 0
@@ -120,7 +136,8 @@ class Producer:
     def __repr__(self) -> str:
         attached = self._attached
         where = "closed" if attached.closed else f"seat {self.seat}" if attached.seat else "away from its engine"
-        return f"<{type(self).__name__} of engine {self.engine!r}, {where}>"
+        client = f" {self.client!r}" if self.client else ""
+        return f"<{type(self).__name__}{client} of engine {self.engine!r}, {where}>"
 
     # ---- events engines ----------------------------------------------------------------------------------------------
 
@@ -446,6 +463,7 @@ class Producer:
         self.close()
 
     def _sit(self, seat: Seat) -> None:
+        seat.control.call_seat(seat.number, self._client)
         self.seat, self.largest, self._lane_bytes = seat.number, seat.largest, seat.control.lane_bytes
         self.backpressure = self._chosen or seat.control.backpressure
         self._timeout: float | None = 0.0 if self.backpressure == "fail" else None
@@ -511,7 +529,7 @@ def _with_left(error: ShardmemError, cursor: sm_cursor, offered: int) -> Shardme
 def connect(engine: str, **options: Unpack[ProducerOptions]) -> Producer:
     """A producer of the engine of that name, which some other process runs (`shardmem run`, or `Engine(name)`).
 
-    Takes what Producer takes: backpressure, spin_us, sample_every, wait, reconnect, seat. Raises NotRunning,
+    Takes what Producer takes: backpressure, spin_us, sample_every, wait, reconnect, seat, client. Raises NotRunning,
     LayoutMismatch, SegmentError, AlreadyRunning (every seat is taken, or the one of that name is), OutOfMemory.
     """
     return Producer(engine, **options)

@@ -48,7 +48,8 @@ class Database:
             make_file(path)
             self._identity = check_file(path, what, self._owner)
             hide_file(path)
-            self.connection = sqlite3.connect(path, timeout=patience, isolation_level=None)
+            # uri: of files that are attached; its own is taken as it is
+            self.connection = sqlite3.connect(path, uri=True, timeout=patience, isolation_level=None)
             try:
                 self._set_up(schema, durable, patience)
                 self._expect_same()

@@ -12,91 +12,39 @@ copies the rows from there, in one transaction with its own number; the old one 
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
-from urllib.parse import quote
+from collections.abc import Iterable, Iterator
+from itertools import starmap
 
-from shardmem.errors import AlreadyRunning, ShardmemError, StateError
-from shardmem.private_files import check_file
+from shardmem.errors import AlreadyRunning, ShardmemError
 from shardmem.runtime.journal import Journal, body_of, changes_of
-from shardmem.runtime.sqlite import PATIENCE, Database, explained
+from shardmem.runtime.sqlite import Database, explained
+from shardmem.runtime.state_files import (
+    DUE,
+    SCHEMA,
+    attached,
+    checked_row,
+    copy_slots,
+    look,
+    of_slots,
+    remove_file,
+    restored_files,
+    shard_file,
+    shard_files,
+    write,
+)
 from shardmem.state.keys import after, prefix
+from shardmem.state.partitions import AppliedRow, merged
 from shardmem.state.store import Changes, Row, first_of
 
-_SCHEMA = """
-create table if not exists life (      -- the fence: who may write, and what its last checkpoint covered
-    one integer primary key check (one = 1), engine text not null, slots integer not null,
-    incarnation integer not null, generation integer not null, ranges blob not null, saved integer not null);
-create table if not exists slots (slot integer primary key, owner integer not null);
-create table if not exists rows (
-    key blob primary key, value blob not null, sum integer not null, version integer not null, expires integer
-) without rowid;
-create table if not exists timers (key blob primary key, due integer not null) without rowid;
-create table if not exists journal (  -- see journal.py
-    number integer primary key autoincrement, body blob not null, sum integer not null);
-create index if not exists timers_due on timers (due);
-"""
-_FILE = re.compile(r"shard-([0-9]+)\.sqlite")
 _SNAPSHOT = b""  # the name under which the snapshot of a slot is kept; those of keyed states are not empty
 _PURGE_ROWS = 2000  # at a time, when there is nothing else to do
 
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def shard_files(directory: str) -> dict[int, str]:
-    """Of each shard that has one."""
-    try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return {}
-    return {int(match[1]): os.path.join(directory, name) for name in names if (match := _FILE.fullmatch(name))}
-
-
-def shard_file(directory: str, shard: int) -> str:
-    return os.path.join(directory, f"shard-{shard}.sqlite")
-
-
-def remove_files(directory: str) -> None:
-    for path in shard_files(directory).values():
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path + suffix)
-    with contextlib.suppress(OSError):
-        os.rmdir(directory)
-
-
-def checked_row(key: bytes, stored: Sequence[Any], path: str) -> Row:
-    """stored: value, sum, version, expires."""
-    value, total, version, expires = stored
-    if zlib.crc32(value) != total:
-        raise StateError(
-            f"the value of {key!r} in the state file {path} is damaged: its check sum is wrong",
-            hint="Import what an export has of it, or delete the key",
-        )
-    return value, version, expires
-
-
-def write(connection: sqlite3.Connection, changes: Changes) -> None:
-    """Into the tables, in the order of their keys."""
-    rows, timers = changes.rows, changes.timers
-    connection.executemany(
-        "insert into rows values (?, ?, ?, ?, ?) on conflict do update set value = excluded.value, "
-        "sum = excluded.sum, version = excluded.version, expires = excluded.expires",
-        [(key, row[0], zlib.crc32(row[0]), row[1], row[2]) for key, row in sorted(rows.items()) if row],
-    )
-    connection.executemany("delete from rows where key = ?", [(key,) for key, row in rows.items() if not row])
-    connection.executemany(
-        "insert or replace into timers values (?, ?)",
-        sorted((key, due) for key, due in timers.items() if due is not None),
-    )
-    connection.executemany("delete from timers where key = ?", [(key,) for key, due in timers.items() if due is None])
 
 
 class StateStore:
@@ -109,7 +57,7 @@ class StateStore:
         self.directory, self._shard, self._slots, self._keep = directory, shard, slots, keep
         self._engine = f"{engine_id:x}"
         self.path = shard_file(directory, shard)
-        self._database = Database(self.path, _SCHEMA, "the state file", durable=keep)
+        self._database = Database(self.path, SCHEMA + DUE, "the state file", durable=keep)
         self._incarnation = self._generation = 0
         self._one = self._database.connection.execute
         self._journal = Journal()
@@ -119,7 +67,7 @@ class StateStore:
             self._expect_slots(path)
 
     def _expect_slots(self, path: str) -> None:
-        for engine, slots in _look(path, "select engine, slots from life"):
+        for engine, slots in look(path, "select engine, slots from life"):
             if slots != self._slots and (self._keep or engine == self._engine):
                 raise ShardmemError(
                     f"the state file {path} was made with slots={slots} and the engine has slots={self._slots}: "
@@ -149,7 +97,7 @@ class StateStore:
                     )
                 ranges = found[3] if found[2] == generation else b""
             elif found and not self._keep:
-                for table in ("rows", "timers", "slots", "journal"):
+                for table in ("rows", "timers", "applied", "slots", "journal"):
                     connection.execute(f"delete from {table}")
             connection.execute(
                 "insert or replace into life values (1, ?, ?, ?, ?, ?, ?)",
@@ -165,15 +113,22 @@ class StateStore:
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
     def save(
-        self, snapshots: Iterable[tuple[int, bytes]], changes: Changes, ranges: bytes, *, merge: bool = False
+        self,
+        snapshots: Iterable[tuple[int, bytes]],
+        changes: Changes,
+        ranges: bytes,
+        *,
+        applied: Iterable[AppliedRow] = (),
+        merge: bool = False,
     ) -> None:
-        """(slot, state) of what changed, what changed by key, and the ranges of events behind it: all or nothing.
-        merge: the tables say all of it then, for whoever reads them next."""
+        """(slot, state) of what changed, what changed by key, how far each partition is in it, and the ranges of events
+        behind it: all or nothing. merge: the tables say all of it then, for whoever reads them next."""
         changes.rows.update((prefix(slot, _SNAPSHOT), (state, 0, None)) for slot, state in snapshots)
         body = body_of(changes) if changes.rows or changes.timers else b""
         merge = merge or self._journal.would_be_full(changes, len(body))
         with self._writing() as connection:
             connection.execute("update life set ranges = ?, saved = ?", (ranges, _now_ms()))
+            connection.executemany("insert or replace into applied values (?, ?, ?)", applied)
             if merge:
                 self._merge(connection, changes)
             elif body:
@@ -243,6 +198,10 @@ class StateStore:
         found = ((slot, self.get(prefix(slot, _SNAPSHOT))) for slot in slots)
         return {slot: row[0] for slot, row in found if row is not None}
 
+    def applied(self) -> list[AppliedRow]:
+        """Of slots that this file does not have, it may say anything."""
+        return [AppliedRow(*row) for row in self._database.rows("select topic, number, offsets from applied")]
+
     # ---- slots that come and go ----------------------------------------------------------------------------------
 
     def claim(self, slots: Iterable[int]) -> None:
@@ -265,6 +224,7 @@ class StateStore:
             else:
                 with self._writing() as connection:
                     connection.executemany("insert into slots values (?, ?)", numbered)
+                    self._set_applied(connection, [], [slot for slot, _ in numbered])
 
     def give(self, slots: Iterable[int]) -> None:
         """All of them is saved; whoever claims them next copies it."""
@@ -297,35 +257,37 @@ class StateStore:
     def _newest_elsewhere(self) -> dict[int, tuple[int, str]]:
         """slot -> (owner, file) of the highest owner in the files of other shards."""
         newest: dict[int, tuple[int, str]] = {}
-        for path in shard_files(self.directory).values():
+        for path in (*shard_files(self.directory).values(), *restored_files(self.directory).values()):
             if path == self.path or not self._is_of_ours(path):
                 continue
-            for slot, owner in _look(path, "select slot, owner from slots"):
+            for slot, owner in look(path, "select slot, owner from slots"):
                 if owner > newest.get(slot, (0, ""))[0]:
                     newest[slot] = owner, path
         return newest
 
     def _is_of_ours(self, path: str) -> bool:
-        return self._keep or any(engine == self._engine for (engine,) in _look(path, "select engine from life"))
+        return self._keep or any(engine == self._engine for (engine,) in look(path, "select engine from life"))
 
     def _copy(self, path: str, numbered: list[tuple[int, int]]) -> None:
-        """Row by row from one file to the other: a slot may be larger than memory."""
-        with opened(path) as source, self._writing() as connection:
+        """From one file to the other: a slot may be larger than memory."""
+        slots = [slot for slot, _ in numbered]
+        with attached(self._database.connection, path), self._writing() as connection:
             self._merge(connection)  # what it says of these slots is older than what comes
-            bodies = source.execute("select body, sum from journal order by number").fetchall()
-            behind = [changes_of(body, total, path) for body, total in bodies]
-            for slot, owner in numbered:
-                ends = prefix(slot), after(prefix(slot))
-                for table, marks in (("rows", "?, ?, ?, ?, ?"), ("timers", "?, ?")):
-                    connection.execute(f"delete from {table} where key >= ? and key < ?", ends)
-                    connection.executemany(
-                        f"insert into {table} values ({marks})",
-                        source.execute(f"select * from {table} where key >= ? and key < ?", ends),
-                    )
-                connection.execute("insert or replace into slots values (?, ?)", (slot, owner))
-            for changes in behind:
-                write(connection, _of_slots(changes, {slot for slot, _ in numbered}))
+            copy_slots(connection, slots)
+            bodies = connection.execute("select body, sum from other.journal order by number").fetchall()
+            for body, total in bodies:
+                write(connection, of_slots(changes_of(body, total, path), set(slots)))
+            has_applied = connection.execute("select 1 from other.sqlite_master where name = 'applied'").fetchall()
+            theirs = connection.execute("select topic, number, offsets from other.applied") if has_applied else []
+            self._set_applied(connection, starmap(AppliedRow, theirs), slots)
+            connection.executemany("insert or replace into slots values (?, ?)", numbered)
         self._journal.clear()
+
+    @staticmethod
+    def _set_applied(connection: sqlite3.Connection, theirs: Iterable[AppliedRow], slots: list[int]) -> None:
+        """To what is known of the rows that these slots have now."""
+        ours = starmap(AppliedRow, connection.execute("select topic, number, offsets from applied").fetchall())
+        connection.executemany("insert or replace into applied values (?, ?, ?)", merged(ours, theirs, slots))
 
     def leave(self) -> None:
         """As a process does that is killed."""
@@ -337,41 +299,4 @@ class StateStore:
         is_over = all(newest.get(slot, (0, ""))[0] > owner for slot, owner in mine.items())
         self._database.close()
         if is_over:
-            for suffix in ("", "-wal", "-shm"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.path + suffix)
-
-
-@contextlib.contextmanager
-def opened(path: str) -> Iterator[sqlite3.Connection]:
-    """The file of another shard, to read it. Raises ShardmemError that names it."""
-    check_file(path, "the state file", os.geteuid())
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=PATIENCE)) as made:
-            yield made
-    except sqlite3.Error as error:
-        raise ShardmemError(
-            f"the state file {path} cannot be read: {error}",
-            hint="Mend the file, or move it away and lose what it holds",
-        ) from error
-
-
-def _of_slots(changes: Changes, slots: set[int]) -> Changes:
-    def is_wanted(key: bytes) -> bool:
-        return int.from_bytes(key[:2], "big") in slots
-
-    return Changes(
-        {key: row for key, row in changes.rows.items() if is_wanted(key)},
-        {key: due for key, due in changes.timers.items() if is_wanted(key)},
-    )
-
-
-def _look(path: str, query: str) -> list[tuple[Any, ...]]:
-    """Nothing of a file that is just being made, or has just been removed: it has no slot that is nowhere else."""
-    try:
-        with opened(path) as connection:
-            return connection.execute(query).fetchall()
-    except ShardmemError as error:
-        if "no such table" in str(error) or not os.path.exists(path):
-            return []
-        raise
+            remove_file(self.path)

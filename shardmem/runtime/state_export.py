@@ -1,40 +1,59 @@
 """State as a stream: JSON lines for people and other programs, or compact frames, one for each slot.
 
-Both begin with how many slots there are. Compact: MAGIC, then frames of length, CRC-32 and MessagePack
-`[slot, [[key, value, version, expires], ...], [[key, due], ...]]`, keys as the store writes them.
+Both begin with how many slots there are, and how many partitions they are shared out among. Compact: MAGIC, then
+frames of length, CRC-32 and MessagePack: `[slot, [[key, value, version, expires], ...], [[key, due], ...]]`, keys as
+the store writes them, and `[topic, number, offsets]`: how far a partition is in its slots. The state of one partition
+is also to be had as a file of its own: partition_state.py.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
+import shutil
 import struct
+import tempfile
 import zlib
 from collections.abc import Container, Iterable, Iterator
 from typing import IO, Any
 
 import msgspec
+import numpy as np
 
-from shardmem.errors import ShardmemError, StateError
-from shardmem.runtime.state import StateStore, shard_files
+from shardmem.errors import ConfigError, ShardmemError, StateError
+from shardmem.runtime.partition_count import count
+from shardmem.runtime.partition_state import SQLITE, StateFiles, layout_of
+from shardmem.runtime.state import StateStore
+from shardmem.runtime.state_files import shard_files
 from shardmem.runtime.state_reader import StateReader
-from shardmem.state.keys import Key, prefix, store_key
+from shardmem.state.keys import Key, prefix, slot_of, store_key
+from shardmem.state.partitions import AppliedRow, Layout
 from shardmem.state.store import Changes, Row
 from shardmem.state.timers import USER
 
-MAGIC = b"shardmem state 1\n"
-_FRAME = struct.Struct("<II")
+MAGIC = b"shardmem state 2\n"
+_HEAD = _FRAME = struct.Struct("<II")
 _IMPORTER = 0  # the shard whose file takes what is imported
 TOGETHER = 10_000  # rows of one transaction
 
 Slots = Container[int] | None
+Entry = tuple[bytes, Row | None, int | None]
 
 
 # ---- export ----------------------------------------------------------------------------------------------------------
 
 
 def export_lines(reader: StateReader, slots: Slots = None) -> Iterator[str]:
-    yield _line(slots=reader.slots)
+    layout = Layout(reader.slots, reader.partitions)
+
+    def place(slot: int) -> dict[str, int]:
+        return {"partition": slot // layout.width} if layout.partitions else {}
+
+    yield _line(slots=reader.slots, **({"partitions": layout.partitions} if layout.partitions else {}))
+    for row in reader.applied(slots):
+        yield _line(applied=row.topic, partition=row.number, offsets=row.array.tolist())
     for slot, state in reader.snapshots().items():
         if slots is None or slot in slots:
             yield _line(slot=slot, snapshot=_base64(state))
@@ -43,21 +62,30 @@ def export_lines(reader: StateReader, slots: Slots = None) -> Iterator[str]:
             yield _line(
                 state=name,
                 key=_key_out(key),
+                **place(slot),
                 **_value_out(value),
                 **({"version": version} if version != 1 else {}),
                 **({"expires": expires} if expires is not None else {}),
             )
     for slot, name, key, due in reader.timers():
         if slots is None or slot in slots:
-            yield _line(**{"timer" if name[:1] == USER else "expiry": name[1:]}, key=_key_out(key), due=due)
+            yield _line(
+                **{"timer" if name[:1] == USER else "expiry": name[1:]}, key=_key_out(key), due=due, **place(slot)
+            )
 
 
 def export_compact(reader: StateReader, slots: Slots = None) -> Iterator[bytes]:
-    yield MAGIC + struct.pack("<I", reader.slots)
+    yield MAGIC + _HEAD.pack(reader.slots, reader.partitions)
+    for row in reader.applied(slots):
+        yield _framed(row)
     for slot in reader.owners():
         if slots is None or slot in slots:
-            packed = msgspec.msgpack.encode([slot, *reader.slot(slot)])
-            yield _FRAME.pack(len(packed), zlib.crc32(packed)) + packed
+            yield _framed([slot, *reader.slot(slot)])
+
+
+def _framed(content: Any) -> bytes:
+    packed = msgspec.msgpack.encode(content)
+    return _FRAME.pack(len(packed), zlib.crc32(packed)) + packed
 
 
 def _line(**members: Any) -> str:
@@ -86,26 +114,53 @@ def _value_out(data: bytes) -> dict[str, Any]:
 # ---- import ----------------------------------------------------------------------------------------------------------
 
 
-def import_state(source: IO[bytes], directory: str) -> int:
-    """How many values, timers and snapshots were taken. The engine must not exist: files have one writer. Raises
-    ShardmemError when the source is not an export, or the files are of another number of slots; what was taken before
-    the fault stays."""
+def import_state(source: IO[bytes], directory: str, partitions: int | None = None) -> int:
+    """How many values, timers and snapshots were taken; of the state of one partition, 1. The engine must not exist:
+    files have one writer. partitions: lay it out for so many, which JSON lines can be. Raises ShardmemError when the
+    source is not an export, or the files are of another number of slots; what was taken before the fault stays."""
     head = source.readline(1 << 20)
+    if head.startswith(SQLITE):
+        return _import_partition(head, source, directory)
     if head == MAGIC:
-        slots, entries = struct.unpack("<I", _exactly(source, 4))[0], _compact_entries(source)
+        slots, exported = _HEAD.unpack(_exactly(source, _HEAD.size))
     else:
         try:
-            slots = int(json.loads(head)["slots"])
-        except (ValueError, KeyError, TypeError):
+            members = json.loads(head)
+            slots, exported = int(members["slots"]), int(members.get("partitions", 0))
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise ShardmemError("this is not an export of state: it does not begin as one") from None
-        entries = _line_entries(source, slots)
-    if not 0 < slots <= 65536 or slots & (slots - 1):
-        raise ShardmemError(f"this is not an export of state: it says slots={slots}")
+    if not 0 < slots <= 65536 or slots & (slots - 1) or not 0 <= exported <= slots:
+        raise ShardmemError(f"this is not an export of state: it says slots={slots} and partitions={exported}")
+    if partitions not in (None, exported) and (head == MAGIC or not exported):
+        raise ConfigError(
+            f"partitions={partitions}: only lines of JSON of a state with partitions can be laid out anew",
+            hint="Export it without --compact",
+        )
+    layout = Layout(slots, partitions or exported)
+    if layout.partitions:
+        count(directory, slots, layout.partitions, told=False)
+    entries = _compact_entries(source) if head == MAGIC else _line_entries(source, layout, exported)
     store = _store(directory, slots)
     try:
-        return _take(store, entries)
+        return _take(store, layout, entries)
     finally:
         store.leave()
+
+
+def _import_partition(head: bytes, source: IO[bytes], directory: str) -> int:
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=directory, delete=False) as partial:
+        try:
+            partial.write(head)
+            shutil.copyfileobj(source, partial)
+            partial.flush()
+            layout, number = layout_of(partial.name)
+            count(directory, layout.slots, layout.partitions, told=False)
+            StateFiles(directory, None).install(partial.name, layout, number)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial.name)
+    return 1
 
 
 def _store(directory: str, slots: int) -> StateStore:
@@ -116,16 +171,23 @@ def _store(directory: str, slots: int) -> StateStore:
     return store
 
 
-def _take(store: StateStore, entries: Iterable[tuple[bytes, Row | None, int | None]]) -> int:
-    taken, changes, claimed = 0, Changes(), set[int]()
+def _take(store: StateStore, layout: Layout, entries: Iterable[Entry | AppliedRow]) -> int:
+    taken, changes, claimed, applied = 0, Changes(), set[int](), list[AppliedRow]()
+
+    def claim(slots: set[int]) -> None:
+        if fresh := slots - claimed:
+            store.claim(claimed | fresh)
+            claimed.update(fresh)
 
     def save() -> None:
-        fresh = {int.from_bytes(key[:2], "big") for key in (*changes.rows, *changes.timers)} - claimed
-        store.claim(claimed | fresh)
-        claimed.update(fresh)
+        claim({int.from_bytes(key[:2], "big") for key in (*changes.rows, *changes.timers)})
         store.save([], changes, b"")
 
-    for key, row, due in entries:
+    for entry in entries:
+        if isinstance(entry, AppliedRow):
+            applied.append(entry)
+            continue
+        key, row, due = entry
         if row is not None:
             changes.rows[key] = row
         if due is not None:
@@ -135,44 +197,56 @@ def _take(store: StateStore, entries: Iterable[tuple[bytes, Row | None, int | No
             save()
             changes = Changes()
     save()
+    claim({slot for row in applied for slot in layout.slots_of(row.number)})
+    store.save([], Changes(), b"", applied=applied)
     return taken
 
 
-def _line_entries(source: IO[bytes], slots: int) -> Iterator[tuple[bytes, Row | None, int | None]]:
+def _line_entries(source: IO[bytes], layout: Layout, exported: int) -> Iterator[Entry | AppliedRow]:
     for number, line in enumerate(source, 2):
         if not line.strip():
             continue
         try:
             found = json.loads(line)
-            yield _entry(found, slots)
+            if "applied" not in found:
+                yield _entry(found, layout)
+            elif exported == layout.partitions:  # else there is no telling: see docs/state.md
+                offsets = np.array(found["offsets"], "<i8")
+                if len(offsets) != layout.width:
+                    raise ValueError(f"{len(offsets)} offsets for {layout.width} slots")
+                yield AppliedRow(str(found["applied"]), int(found["partition"]), offsets.tobytes())
         except (ValueError, KeyError, TypeError) as error:
             raise StateError(f"line {number} is not of an export of state: {type(error).__name__}: {error}") from None
 
 
-def _entry(found: dict[str, Any], slots: int) -> tuple[bytes, Row | None, int | None]:
+def _entry(found: dict[str, Any], layout: Layout) -> Entry:
     if "snapshot" in found:
-        if not 0 <= found["slot"] < slots:
-            raise ValueError(f"slot {found['slot']} is not one of {slots}")
+        if not 0 <= found["slot"] < layout.slots:
+            raise ValueError(f"slot {found['slot']} is not one of {layout.slots}")
         return prefix(found["slot"], b""), (base64.b64decode(found["snapshot"]), 0, None), None
     key = base64.b64decode(found["key"]["base64"]) if isinstance(found["key"], dict) else found["key"]
     if isinstance(key, bool) or not isinstance(key, (int, str, bytes)):
         raise TypeError(f"{key!r} is not a key")
+
+    def stored(name: bytes) -> bytes:
+        whole = store_key(key, name, layout.slots)
+        if "partition" not in found:
+            return whole
+        slots = layout.slots_of(int(found["partition"]))
+        return prefix(slots[slot_of(key, layout.width)]) + whole[2:]
+
     for kind, mark in (("timer", USER), ("expiry", "=")):
         if kind in found:
-            return (
-                store_key(key, (mark + found[kind]).encode("utf-8", "surrogateescape"), slots),
-                None,
-                int(found["due"]),
-            )
+            return stored((mark + found[kind]).encode("utf-8", "surrogateescape")), None, int(found["due"])
     row = _value_in(found), int(found.get("version", 1)), found.get("expires")
-    return store_key(key, found["state"].encode(), slots), row, None
+    return stored(found["state"].encode()), row, None
 
 
 def _value_in(found: dict[str, Any]) -> bytes:
     return base64.b64decode(found["encoded"]) if "encoded" in found else msgspec.msgpack.encode(found["value"])
 
 
-def _compact_entries(source: IO[bytes]) -> Iterator[tuple[bytes, Row | None, int | None]]:
+def _compact_entries(source: IO[bytes]) -> Iterator[Entry | AppliedRow]:
     number = 0
     while head := source.read(_FRAME.size):
         number += 1
@@ -182,7 +256,10 @@ def _compact_entries(source: IO[bytes]) -> Iterator[tuple[bytes, Row | None, int
         packed = _exactly(source, length)
         if zlib.crc32(packed) != total:
             raise StateError(f"frame {number} of this export is damaged: its check sum is wrong")
-        _, rows, timers = msgspec.msgpack.decode(packed)
+        first, rows, timers = msgspec.msgpack.decode(packed)
+        if isinstance(first, str):
+            yield AppliedRow(first, rows, timers)
+            continue
         for key, value, version, expires in rows:
             yield key, (value, version, expires), None
         for key, due in timers:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, NamedTuple
 
 from shardmem.errors import ShardmemError
 from shardmem.private_files import acting_as, check_file, owner_of
 from shardmem.runtime.journal import Journal, changes_of
+from shardmem.runtime.partition_count import counted
 from shardmem.runtime.sqlite import address_of, has_log
-from shardmem.runtime.state import checked_row, shard_files
+from shardmem.runtime.state_files import checked_row, shard_files
 from shardmem.state.keys import Key, after, prefix, read_store_key, slot_of, store_key
+from shardmem.state.partitions import NEVER, AppliedRow, Layout, merged
 from shardmem.state.store import Row
 
 PATIENCE = 5.0  # seconds
@@ -25,6 +27,7 @@ class Saved(NamedTuple):
     row: Row
     saved_ms: int
     shard: int
+    slot: int
 
 
 class _File:
@@ -122,17 +125,43 @@ class StateReader:
         self._files: dict[int, _File] = {}
 
     def get(self, name: str, key: Key) -> Saved | None:
-        slots = self.slots
-        slot = slot_of(key, slots) if slots else 0
+        """Of a state with partitions: of the first partition that has a value."""
+        slots, partitions = self.slots, self.partitions
+        if not slots:
+            return None
+        stored = store_key(key, name.encode(), slots)
+        places = [int.from_bytes(stored[:2], "big")]
+        if partitions:
+            layout = Layout(slots, partitions)
+            places += [layout.slots_of(number)[slot_of(key, layout.width)] for number in range(partitions)]
+        for slot in dict.fromkeys(places):
+            if (file := self._owner(slot)) is not None and (got := file.get(prefix(slot) + stored[2:])) is not None:
+                return Saved(*got, file.shard, slot)
+        return None
+
+    def _owner(self, slot: int) -> _File | None:
         owner, found = 0, None
         for file in self._known():
             for (number,) in file.rows("select owner from slots where slot = ?", slot):
                 if number > owner:
                     owner, found = number, file
-        if found is None:
-            return None
-        got = found.get(store_key(key, name.encode(), slots))
-        return None if got is None else Saved(*got, found.shard)
+        return found
+
+    @property
+    def partitions(self) -> int:
+        """That slots are shared out among; 0: no source has any."""
+        found = counted(self.directory)
+        return 0 if found is None else found.partitions
+
+    def applied(self, slots: Container[int] | None = None) -> list[AppliedRow]:
+        """How far each partition is in its slots."""
+        found: list[AppliedRow] = []
+        owners = self.owners()
+        for file in self._known():
+            mine = [slot for slot, owner in owners.items() if owner is file and (slots is None or slot in slots)]
+            theirs = [AppliedRow(*row) for row in file.rows("select topic, number, offsets from applied")]
+            found = merged(found, theirs, mine)
+        return [row for row in found if (row.array != NEVER).any()]
 
     @property
     def slots(self) -> int:

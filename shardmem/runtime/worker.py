@@ -22,8 +22,9 @@ from shardmem.memory.native import arm_from_environment, ffi
 from shardmem.memory.reader import Reader
 from shardmem.runtime import log_file, logs, stacks, streams
 from shardmem.runtime.batch import Batch, Scratch
-from shardmem.runtime.checkpoint import Checkpointed, Commit, Immediate
+from shardmem.runtime.checkpoint import Checkpointed
 from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, begin, read_orders
+from shardmem.runtime.commit import Commit, Immediate
 from shardmem.runtime.failures import Failures
 from shardmem.runtime.forked import fence
 from shardmem.runtime.handler import Context, Handler, is_stateful, optional, wants_to_know
@@ -104,6 +105,8 @@ class Worker:
                     failures.idle()
             elif batch.tries:
                 failures.died()
+            elif not commit.take(batch):
+                failures.passed()
             else:
                 attempt(Batch(schema, slots, shard, batch, scratch, partitions))
         commit.settle()
@@ -223,6 +226,7 @@ def _commit_of(worker: Worker, orders: WorkerOrders, settings: dict[str, Any], o
         control.slots,
         logging.getLogger(f"shardmem.handler.{worker.shard}"),
         f"{control.geometry.engine_id:016x}",
+        lambda: control.partitions.count,
     )
     logs.keep()
 

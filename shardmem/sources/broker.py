@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from shardmem.config import state_directory
 from shardmem.errors import ConfigError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.partition_table import PartitionTable
@@ -29,6 +30,9 @@ from shardmem.sources.contract import (
 )
 from shardmem.sources.ownership import ASK, SLICE, Ownership, OwnershipSettings
 from shardmem.sources.runner import Runner
+from shardmem.sources.states import States
+from shardmem.state.partitions import Layout
+from shardmem.state_settings import RemoteSettings
 from shardmem.text import plural
 
 EVENTS = 4096  # that are read at once
@@ -47,14 +51,16 @@ class BrokerRunner(Runner):
         producer: Producer,
         control: ControlSegment,
         settings: OwnershipSettings,
+        state: RemoteSettings,
         file: Callable[[str], str],
         **options: Any,
     ) -> None:
         """file: the path of what is kept under a name for the next process of this source."""
         super().__init__(source, producer, **options)
-        self._control, self._settings, self._file = control, settings, file
+        self._control, self._settings, self._state, self._file = control, settings, state, file
         self._table = PartitionTable(control)
         self.ownership: Ownership | None = None
+        self._states: States | None = None
         self.waits_for: str | None = None
 
     def run(self) -> None:
@@ -147,13 +153,22 @@ class BrokerRunner(Runner):
     # ---- whose it is -------------------------------------------------------------------------------------------------
 
     def _owner(self) -> Ownership:
-        engine = self._control.geometry.engine_id
+        control, engine = self._control, self._control.geometry.engine_id
+        self._states = States.open(
+            state_directory(control.state_dir, control.engine),
+            engine,
+            Layout(control.slots, self._table.count),
+            self._state,
+            told=self._settings.partitions is not None,
+            log=self._log,
+        )
         return Ownership(
             self.source,
             self.producer,
             self._table,
             self._settings,
-            engine=f"{self._control.engine}-{engine:x}",
+            engine=f"{control.engine}-{engine:x}",
+            states=self._states,
             log=self._log,
         )
 
@@ -239,6 +254,7 @@ class BrokerRunner(Runner):
             **super().describe(),
             "group": getattr(self.source, "group", None),
             "waits_for": self.waits_for,
+            "remote": None if self._states is None else self._states.describe(),
             "epoch": max((each["epoch"] for each in partitions.values()), default=0),
             "lag_bytes": None,
             "lag_events": None if own is None or None in behind else sum(behind),

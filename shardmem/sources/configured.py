@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,16 +81,18 @@ def _plain(text: str) -> Any:
 
 
 def expanded(value: Any, faults: list[str], name: str = "") -> Any:
-    """With variables of the environment for what is "$NAME": so a secret need not stand in a file."""
+    """With variables of the environment for what is "$NAME": so a secret need not stand in a file. HOSTNAME, which
+    shells do not hand on, is the name of the host."""
     if isinstance(value, Mapping):
         return {key: expanded(each, faults, f"{name}.{key}" if name else str(key)) for key, each in value.items()}
     match = re.fullmatch(r"\$(?:\{(\w+)\}|(\w+))", value) if isinstance(value, str) else None
     if match is None:
         return value
     variable = match[1] or match[2]
-    if variable not in os.environ:
+    found = os.environ.get(variable, socket.gethostname() if variable == "HOSTNAME" else None)
+    if found is None:
         faults.append(f"{name}={value!r} names a variable that is not set")
-    return os.environ.get(variable, "")
+    return found or ""
 
 
 def _source_of(table: Any, number: int, schema: Schema) -> SourceSettings:

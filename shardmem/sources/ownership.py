@@ -17,6 +17,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +38,14 @@ from shardmem.sources.contract import (
     partition_of,
     topic_and_number,
 )
+from shardmem.sources.states import Stateless, metadata_of
 
 ROOM = 0.02  # seconds that a push waits for room; none while something else waits for it already
 MARK = 0.1  # seconds between two marks of what has to be handled
 SLICE = 0.05  # the longest wait between two renewals of leases
 ASK = 5.0  # seconds that the broker has to say what was committed
 LEASE = 0.8  # of a session: its last part is for clocks that differ, and for the batch in hand
+RETRY = 1.0  # seconds before state that could not be restored is asked for again
 NOTHING = 0  # committed
 NONE_KNOWN = np.empty(0, "u8")
 
@@ -101,13 +104,15 @@ class Ownership:
         *,
         engine: str,
         log: logging.Logger,
+        states: Stateless | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """table: its count is set. engine: what no other life of an engine is called."""
         self._source, self._producer, self._table, self._settings = source, producer, table, settings
-        self._engine, self._log, self._clock = engine, log, clock
+        self._engine, self._states, self._log, self._clock = engine, states or Stateless(), log, clock
         self.held: dict[str, Held] = {}
         self.undecided: dict[str, None] = {}  # assigned; where they begin is not known yet
+        self.restoring: dict[int, tuple[Future[None], dict[str, Position | None]]] = {}  # by number
         self.waits_for: str | None = None
         self.committed_at: float | None = None  # clock: when there was nothing more to commit
         self._marks: deque[tuple[Marks, list[tuple[Held, int]]]] = deque()
@@ -115,6 +120,7 @@ class Ownership:
         self._left = {partition_of(row.topic, row.number): row.row for row in table.rows() if row.state != "none"}
         self._opened = self._mark_due = self._commit_due = clock()
         self._fault: ShardmemError | None = None
+        self._retry_at = 0.0  # clock: state that could not be restored is tried again
         self._paused = False
 
     # ---- told by the source ------------------------------------------------------------------------------------------
@@ -159,6 +165,8 @@ class Ownership:
             names = ", ".join(held.partition for held in going)
             self._log.warning("%s: given up before all of it was handled: the next owner repeats the rest", names)
         self._look(going if in_time else ())
+        for number, safe in safe_of(going).items():
+            self._states.give_up(number, safe, max(0.0, deadline - self._clock()))
         self._commit(going)
         self._end(held for held in going if held.partition in self.held)
         return in_time
@@ -167,6 +175,8 @@ class Ownership:
         names = list(partitions)
         for partition in names:
             self.undecided.pop(partition, None)
+            for _, waiting in self.restoring.values():
+                waiting.pop(partition, None)
             if (row := self._left.pop(partition, None)) is not None:
                 self._table.end(row)
         return [self.held[partition] for partition in names if partition in self.held]
@@ -175,11 +185,14 @@ class Ownership:
         for held in list(gone):
             self._table.end(held.row)
             del self.held[held.partition]
+            if not any(other.number == held.number for other in self.held.values()):
+                self._states.lost(held.number)
 
     # ---- where a partition begins ------------------------------------------------------------------------------------
 
     def _decide(self) -> None:
-        if not self.undecided:
+        self._restored()
+        if not self.undecided or self._clock() < self._retry_at:
             return
         try:
             committed = self._source.committed(list(self.undecided), min(ASK, self._source.session / 4))
@@ -187,22 +200,61 @@ class Ownership:
             self.waits_for = str(error)
             return
         self.waits_for = None
-        rows = {partition: self._table.row(*topic_and_number(partition)) for partition in self.undecided}
-        for partition, row in rows.items():
+        together: dict[int, dict[str, Position | None]] = {}
+        for partition in self.undecided:
+            together.setdefault(topic_and_number(partition)[1], {})[partition] = committed.get(partition)
+        for number in together.keys() - self.restoring.keys():  # of one that was lost meanwhile, the end is awaited
+            self._prepare(number, together[number])
+
+    def _prepare(self, number: int, those: dict[str, Position | None]) -> None:
+        """The state of all topics of a partition is one, and is there before the first event of any of them."""
+        rows = {partition: self._table.row(*topic_and_number(partition)) for partition in those}
+        restoring, ours = None, all(self._is_ours(at, rows[partition]) for partition, at in those.items())
+        if not any(held.number == number for held in self.held.values()):
+            restoring = self._states.take_up(number, [at.metadata for at in those.values() if at is not None], ours)
+        for partition, committed in those.items():
             if self._left.pop(partition, None) is None:
                 continue
-            if self._is_ours(committed.get(partition), row):
-                self._resume(partition, row, committed.get(partition))
+            if ours and restoring is None:
+                self._resume(partition, rows[partition], committed)
             else:
-                self._table.end(row)
-        if self._claim({name: at for name in self.undecided if (at := committed.get(name)) is not None}):
-            for partition in list(self.undecided):
-                self._begin(partition, rows[partition], committed.get(partition))
+                self._table.end(rows[partition])
+        fresh = {name: at for name, at in those.items() if name in self.undecided}
+        if restoring is None:
+            self._begin_all(number, fresh)
+        else:
+            self.restoring[number] = restoring, fresh
+            for partition in fresh:
+                del self.undecided[partition]
 
-    def _claim(self, committed: Mapping[str, Position]) -> bool:
+    def _restored(self) -> None:
+        for number, (restoring, those) in list(self.restoring.items()):
+            if not restoring.done():
+                continue
+            del self.restoring[number]
+            self.undecided.update(dict.fromkeys(those))
+            if (error := restoring.exception()) is None:
+                self._begin_all(number, those)
+            else:
+                self.waits_for = f"the state of partition {number} cannot be restored: {error}"
+                self._retry_at = self._clock() + RETRY
+
+    def _begin_all(self, number: int, those: Mapping[str, Position | None]) -> None:
+        """Its state is here."""
+        if not self._claim(number, {partition: at for partition, at in those.items() if at is not None}):
+            self._retry_at = self._clock() + RETRY
+            return
+        for partition, committed in those.items():
+            self._begin(partition, self._table.row(*topic_and_number(partition)), committed)
+
+    def _claim(self, number: int, committed: Mapping[str, Position]) -> bool:
         """Whether what was committed is in our name: if this process is killed before it commits anything, the next one
-        is to see that nobody else has since."""
-        others = {name: at.offset for name, at in committed.items() if _who(at.metadata) != self._engine}
+        is to see that nobody else has since. Not before the state is here, because that is what our name says."""
+        others = {
+            name: Position(at.offset, metadata_of(self._engine, self._states.named(number)))
+            for name, at in committed.items()
+            if _who(at.metadata) != self._engine
+        }
         return not others or self._write(others)
 
     def _begin(self, partition: str, row: int, committed: Position | None) -> None:
@@ -333,6 +385,7 @@ class Ownership:
     def commit(self) -> None:
         """How far everything was handled, now."""
         self._look()
+        self._states.step(safe_of(self.held.values()))
         self._commit(list(self.held.values()))
 
     def _mark(self) -> None:
@@ -354,19 +407,25 @@ class Ownership:
 
     def _commit(self, those: Sequence[Held]) -> None:
         """How far each was handled. Raises nothing that the broker may say: the next commit says more."""
-        behind = {held.partition: held.safe for held in those if held.safe != (held.committed or NOTHING)}
+        behind: dict[str, Position] = {}
+        for held in those:
+            offset, state, is_new = self._states.place(held.number, topic_and_number(held.partition)[0], held.safe)
+            if offset is not None and (is_new or offset != (held.committed or NOTHING)):
+                behind[held.partition] = Position(offset, metadata_of(self._engine, state))
         if not behind:
-            if all(held.safe == held.read for held in those):
+            if all((held.committed or NOTHING) == held.read for held in those):
                 self.committed_at = self._clock()  # there is nothing to commit
         elif self._write(behind):
             self.committed_at = self._clock()
             for held in those:
-                held.committed = behind.get(held.partition, held.committed)
+                if held.partition in behind:
+                    held.committed = behind[held.partition].offset
+            for number in {held.number for held in those if held.partition in behind}:
+                self._states.committed(number)
 
-    def _write(self, places: Mapping[str, int]) -> bool:
-        metadata = json.dumps({"e": self._engine})
+    def _write(self, places: Mapping[str, Position]) -> bool:
         try:
-            self._source.commit({name: Position(offset, metadata) for name, offset in places.items()}, True)
+            self._source.commit(places, True)
         except Superseded as error:
             self._log.warning("a commit was refused: %s", error)
             self.lost(places)
@@ -420,7 +479,9 @@ class Ownership:
         self._renew()
         if held.rest is not None and not self._paused:
             self._source.resume([partition])
-        self._write({partition: at})
+        offset, state, _ = self._states.place(held.number, topic_and_number(partition)[0], at)
+        if offset == at:
+            self._write({partition: Position(at, metadata_of(self._engine, state))})
         return place
 
     # ---- what can be seen of it --------------------------------------------------------------------------------------
@@ -429,6 +490,8 @@ class Ownership:
         """Of each partition; another thread may ask. behind: what was read and is not committed."""
         waiting = {"offset": 0, "committed": None, "epoch": 0, "behind": 0, "state": "assigned"}
         found = {partition: dict(waiting) for partition in list(self.undecided)}
+        for _, those in list(self.restoring.values()):
+            found |= {partition: {**waiting, "state": "restoring"} for partition in list(those)}
         for held in list(self.held.values()):
             found[held.partition] = {
                 "offset": held.pushed,
@@ -438,6 +501,14 @@ class Ownership:
                 "state": "full" if held.state == "owned" and held.rest is not None else held.state,
             }
         return found
+
+
+def safe_of(those: Iterable[Held]) -> dict[int, dict[str, int]]:
+    """By number and topic: all before it was handled."""
+    found: dict[int, dict[str, int]] = {}
+    for held in those:
+        found.setdefault(held.number, {})[topic_and_number(held.partition)[0]] = held.safe
+    return found
 
 
 def _who(metadata: str) -> str | None:

@@ -30,6 +30,7 @@ from shardmem.sources.files.rejects import DeadLetters
 from shardmem.sources.kinds import EngineContext
 from shardmem.sources.runner import Limits, Runner
 from shardmem.sources.wishes import Wishes, wishes_in
+from shardmem.state_settings import remote_settings
 from shardmem.status.sources import SourceFile, file_of, mark_of
 
 TELL = 0.5  # seconds between two words on how it is going
@@ -148,7 +149,8 @@ class SourceProcess:
             return file_of(orders.directory, orders.engine, settings.name, what)
 
         control = ControlSegment.attach(orders.engine)
-        return BrokerRunner(source, producer, control, settings.ownership, file, **options)
+        state = remote_settings(orders.settings.get("state"))
+        return BrokerRunner(source, producer, control, settings.ownership, state, file, **options)
 
     def _end(self) -> None:
         self.stop.set()

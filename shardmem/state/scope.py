@@ -7,10 +7,14 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from shardmem.errors import StateError
-from shardmem.state.keys import Key, plain_key, slot_of
+from shardmem.memory.native import slots_of_keys, store_keys
+from shardmem.state.keys import Key, plain_key
+from shardmem.state.partitions import Layout
 from shardmem.state.store import Store
 
 _UNITS = {
@@ -57,24 +61,43 @@ def milliseconds_of(moment: float) -> int:
 
 @dataclass
 class Scope:
-    """slots: of the engine. owned: those that this shard handles now. clock: seconds since 1970."""
+    """slots: that a key may belong to, from `first` on: all of the engine, or those of one partition. owned: those that
+    this shard handles now. clock: seconds since 1970."""
 
     slots: int
     store: Store
     owned: set[int] = field(default_factory=set)
     clock: Callable[[], float] = wall_clock
     shard: int = 0
+    first: int = 0
+    partition: int | None = None
+
+    def of_partition(self, layout: Layout, number: int) -> Scope:
+        return replace(self, slots=layout.width, first=layout.slots_of(number)[0], partition=number)
 
     def now_ms(self) -> int:
         return int(self.clock() * 1000)
+
+    def here(self) -> set[int]:
+        return self.owned if self.partition is None else self.owned & set(range(self.first, self.first + self.slots))
+
+    def slot_of(self, key: Key) -> int:
+        return int.from_bytes(slots_of_keys([key], self.slots, self.first), "little")
+
+    def slots_of(self, keys: list[Key]) -> np.ndarray:
+        return np.frombuffer(slots_of_keys(keys, self.slots, self.first), "u4")
+
+    def store_keys(self, keys: list[Key], name: bytes) -> list[bytes]:
+        return store_keys(keys, name, self.slots, self.first)
 
     def admit(self, key: object, what: str) -> Key:
         """The key as it is kept. Raises TypeError or ValueError when it cannot be one, StateError when another shard
         owns it: it would be written over there."""
         plain = plain_key(key)
-        if (slot := slot_of(plain, self.slots)) not in self.owned:
+        if (slot := self.slot_of(plain)) not in self.owned:
+            of = "" if self.partition is None else f" of partition {self.partition}"
             raise StateError(
-                f"{what} of key {plain!r}: it belongs to slot {slot}, which shard {self.shard} does not own",
+                f"{what} of key {plain!r}: it belongs to slot {slot}{of}, which shard {self.shard} does not own",
                 hint="Use the keys of the events in hand; to reach another key, push an event with that key",
             )
         return plain

@@ -11,8 +11,7 @@ import heapq
 import itertools
 from typing import NamedTuple
 
-from shardmem.memory.native import store_keys
-from shardmem.state.keys import Key, read_store_key, slots_of
+from shardmem.state.keys import Key, prefix, read_store_key
 from shardmem.state.scope import Duration, Scope, milliseconds_of, seconds_of
 
 HORIZON_MS = 10_000  # what is due within it is in memory
@@ -21,16 +20,23 @@ USER, EXPIRY = ":", "="  # what the name of a timer in the store begins with
 
 
 class Timer(NamedTuple):
+    """slot: of keys that are of a partition; two of them may have the same key."""
+
     key: Key
     kind: str
     name: str
+    slot: int = -1
+
+
+def timer_of(scope: Scope, key: Key, kind: str, name: str) -> Timer:
+    return Timer(key, kind, name) if scope.partition is None else Timer(key, kind, name, scope.slot_of(key))
 
 
 class Timers:
     """`self.timers` of a handler. Times are the worker's wall clock."""
 
     def __init__(self, scope: Scope) -> None:
-        self._scope = scope
+        self.scope = scope
         self.can_fire = True
         self.changed: dict[Timer, int | None] = {}  # not saved yet; None: gone
         self._armed: dict[Timer, int] = {}  # of those in memory: an entry of the heap that says otherwise is over
@@ -49,14 +55,17 @@ class Timers:
         if (after is None) == (at is None):
             raise TypeError("timers.set takes after= or at=, and one of them")
         if after is not None:
-            moment = self._scope.clock() + seconds_of(after)
+            moment = self.scope.clock() + seconds_of(after)
         else:
             moment = at.timestamp() if isinstance(at, datetime.datetime) else float(at or 0)
-        self.arm(Timer(self._scope.admit(key, f"timer {name!r}"), USER, _checked(name)), milliseconds_of(moment))
+        self.arm(self._of(key, name), milliseconds_of(moment))
 
     def cancel(self, key: Key, name: str) -> None:
         """It does not fire any more; nothing happens if there is none."""
-        self.disarm(Timer(self._scope.admit(key, f"timer {name!r}"), USER, _checked(name)))
+        self.disarm(self._of(key, name))
+
+    def _of(self, key: Key, name: str) -> Timer:
+        return timer_of(self.scope, self.scope.admit(key, f"timer {name!r}"), USER, _checked(name))
 
     def arm(self, timer: Timer, due: int) -> None:
         due = max(0, due)
@@ -113,24 +122,22 @@ class Timers:
     def _look_ahead(self, now: int) -> None:
         """Bring into memory what the store has up to the horizon, and further up to what is not saved yet."""
         horizon, limit = now + HORIZON_MS, MOST_IN_MEMORY
-        found = self._scope.store.timers(self._horizon + 1, horizon, limit)
+        found = self.scope.store.timers(self._horizon + 1, horizon, limit)
         if len(found) >= limit:
             horizon = found[-1][0]
-        timers = [(due, self._read(key)) for due, key in found]
-        keys = slots_of([timer.key for _, timer in timers], self._scope.slots).tolist()
         self._horizon = max(self._horizon, horizon)
-        for slot, (due, timer) in zip(keys, timers):
-            if slot in self._scope.owned and timer not in self.changed and timer not in self._armed:
+        for due, key in found:
+            slot, timer = self._read(key)
+            if slot in self.scope.owned and timer not in self.changed and timer not in self._armed:
                 self._hold(timer, due)
         for timer, changed_due in self.changed.items():
             if changed_due is not None and timer not in self._armed:
                 self._hold(timer, changed_due)
 
-    @staticmethod
-    def _read(stored: bytes) -> Timer:
-        _, name, key = read_store_key(stored)
+    def _read(self, stored: bytes) -> tuple[int, Timer]:
+        slot, name, key = read_store_key(stored)
         text = name.decode("utf-8", "surrogateescape")
-        return Timer(key, text[:1], text[1:])
+        return slot, Timer(key, text[:1], text[1:], -1 if self.scope.partition is None else slot)
 
     def _shed(self) -> None:
         """What is due later is in the store or in `changed`, and comes back when it is due sooner. Never less is kept
@@ -144,7 +151,7 @@ class Timers:
 
     def all(self) -> dict[Timer, int]:
         """Every timer of this shard, and when it is due."""
-        stored = ((due, self._read(key)) for due, key in self._scope.store.timers(0, 1 << 62, 1 << 62))
+        stored = ((due, self._read(key)[1]) for due, key in self.scope.store.timers(0, 1 << 62, 1 << 62))
         found: dict[Timer, int | None] = {timer: due for due, timer in stored}
         found.update(self.changed)
         return {timer: due for timer, due in found.items() if due is not None}
@@ -157,7 +164,9 @@ class Timers:
             by_name.setdefault((timer.kind + timer.name).encode("utf-8", "surrogateescape"), []).append(timer)
         made: dict[bytes, int | None] = {}
         for name, timers in by_name.items():
-            stored = store_keys([timer.key for timer in timers], name, self._scope.slots)
+            stored = self.scope.store_keys([timer.key for timer in timers], name)
+            if self.scope.partition is not None:
+                stored = [prefix(timer.slot) + key[2:] for timer, key in zip(timers, stored)]
             made.update(zip(stored, (self.changed[timer] for timer in timers)))
         return made
 

@@ -16,12 +16,12 @@ from itertools import repeat
 from typing import Any, Generic, TypeVar
 
 from shardmem.errors import StateError
-from shardmem.memory.native import Cell, StateMap, store_keys
+from shardmem.memory.native import Cell, StateMap
 from shardmem.state.codec import Codec
-from shardmem.state.keys import Key, prefix, read_store_key, slots_of, store_key
+from shardmem.state.keys import Key, prefix, read_store_key
 from shardmem.state.scope import Duration, Scope, seconds_of
 from shardmem.state.store import Row
-from shardmem.state.timers import EXPIRY, Timer, Timers
+from shardmem.state.timers import EXPIRY, Timer, Timers, timer_of
 
 V = TypeVar("V")
 MISSING: Any = object()
@@ -63,8 +63,8 @@ class Declaration(Generic[V]):
 
 
 class KeyedMap(StateMap, MutableMapping[Key, V]):
-    """The values of one `KeyedState` in one worker. All methods of a dict; those that go over all keys read the
-    store."""
+    """The values of one `KeyedState` in one worker, or in one partition of it. All methods of a dict; those that go
+    over all keys read the store."""
 
     def __init__(self, declared: Declaration[V], scope: Scope, timers: Timers) -> None:
         super().__init__(declared.codec.plain)
@@ -141,13 +141,19 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
     def _admit(self, key: object) -> Key:
         return self._scope.admit(key, f"state {self.name!r}")
 
+    def _store_key(self, key: Key) -> bytes:
+        return self._scope.store_keys([key], self._stored_name)[0]
+
+    def _expiry(self, key: Key) -> Timer:
+        return timer_of(self._scope, key, EXPIRY, self.name)
+
     def _of(self, key: Key) -> str:
         return f"key {key!r} of state {self.name!r}"
 
     # ---- all keys of this shard ----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Key]:
-        return self.in_slots(self._scope.owned)
+        return self.in_slots(self._scope.here())
 
     def in_slots(self, slots: Iterable[int]) -> Iterator[Key]:
         """Keys that have a value, of these slots: those that this shard owns."""
@@ -156,8 +162,8 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
         known = dict.fromkeys((*self.live, *self._cold))
         known.update(dict.fromkeys(key for key, row in self.changed.items() if row is not None))
         keys = list(known)
-        if wanted != self._scope.owned:
-            keys = [key for key, slot in zip(keys, slots_of(keys, self._scope.slots).tolist()) if slot in wanted]
+        if wanted != self._scope.here():
+            keys = [key for key, slot in zip(keys, self._scope.slots_of(keys).tolist()) if slot in wanted]
         yield from keys
         now = self._scope.now_ms()
         for slot in sorted(wanted):
@@ -199,7 +205,7 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
 
     def _stored(self, key: Key) -> Row | None:
         """What the store has, if it has not expired: then its timer is due, and tells the handler."""
-        row = self._scope.store.get(store_key(key, self._stored_name, self._scope.slots))
+        row = self._scope.store.get(self._store_key(key))
         if row is not None and row[2] is not None and row[2] <= self._scope.now_ms():
             return None
         return row
@@ -215,18 +221,18 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
         self.changed[key] = None
         if self._declared.ttl_ms is not None:
             self._has_expiry.discard(key)
-            self._timers.disarm(Timer(key, EXPIRY, self.name))
+            self._timers.disarm(self._expiry(key))
 
     def expire(self, key: Key, now: int) -> Any:
         """Its timer has fired. The value, which is gone now; MISSING: it has been written since, and lives on."""
         self._encode()
         row = self.changed[key] if key in self.changed else None
         if key not in self.changed:
-            row = self._scope.store.get(store_key(key, self._stored_name, self._scope.slots))
+            row = self._scope.store.get(self._store_key(key))
         if row is None or row[2] is None:
             return MISSING
         if row[2] > now:
-            self._timers.arm(Timer(key, EXPIRY, self.name), row[2])
+            self._timers.arm(self._expiry(key), row[2])
             return MISSING
         cell = self.live.get(key) or self._cold.get(key)
         value = self.decoded(key, row) if cell is None else cell.value
@@ -268,14 +274,14 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
             self.changed[key] = data, version, expires
             if expires is not None and key not in self._has_expiry:
                 self._has_expiry.add(key)
-                self._timers.arm(Timer(key, EXPIRY, self.name), expires)
+                self._timers.arm(self._expiry(key), expires)
         self._mean_bytes += (len(data) - self._mean_bytes) / 16
 
     encode = _encode
 
     def changes(self) -> Iterator[tuple[bytes, Row | None]]:
         self._encode()
-        return zip(store_keys(list(self.changed), self._stored_name, self._scope.slots), self.changed.values())
+        return zip(self._scope.store_keys(list(self.changed), self._stored_name), self.changed.values())
 
     def saved(self) -> None:
         self.changed.clear()
@@ -328,7 +334,7 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
         self.forget_last()
         for held in (self.live, self._cold):
             keys = list(held)
-            for key, slot in zip(keys, slots_of(keys, self._scope.slots).tolist()):
+            for key, slot in zip(keys, self._scope.slots_of(keys).tolist()):
                 if slot in slots:
                     del held[key]
                     self._marks.pop(key, None)

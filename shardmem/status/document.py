@@ -99,6 +99,7 @@ class ShardStatus(TypedDict):
 
 class ProducerStatus(TypedDict):
     seat: int
+    client: str | None  # what it calls itself
     pid: int
     alive: bool
     incarnation: int
@@ -139,6 +140,10 @@ class SourceStatus(TypedDict):
     group: str | None
     epoch: int | None
     waits_for: str | None
+    remote: str | None
+    remote_error: str | None
+    remote_error_age_s: float | None
+    uploaded_age_s: float | None
     partitions: dict[str, PartitionStatus]
     last_commit_age_s: float | None
 

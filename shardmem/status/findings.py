@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from shardmem.status.document import LEVELS, Finding, HandoffStatus, Level, Order, ShardStatus, SourceStatus, Status
+from shardmem.status.document import (
+    LEVELS,
+    Finding,
+    HandoffStatus,
+    Level,
+    Order,
+    ProducerStatus,
+    ShardStatus,
+    SourceStatus,
+    Status,
+)
 from shardmem.text import listed, named, plural, size
 
 VERDICTS: dict[Level, str] = {"info": "healthy", "warning": "needs attention", "error": "failing"}
@@ -382,7 +392,7 @@ def _pressure(document: Status, lately: Lately) -> Iterator[Finding]:
         yield finding(
             "warning",
             "blocked",
-            f"{named('Producer', [each['pid'] for each in waiting])} waited for room "
+            f"{named('Producer', [_client(each) for each in waiting])} waited for room "
             f"{waiting[0]['blocked']:.0%} of the time.",
             *(why if idle else _relief(document, [])),
         )
@@ -455,10 +465,14 @@ def _handoffs(document: Status) -> Iterator[Finding]:
         )
 
 
+def _client(producer: ProducerStatus) -> str:
+    return f"{producer['client']} ({producer['pid']})" if producer["client"] else str(producer["pid"])
+
+
 def _of_producers(document: Status) -> str:
     """Those that are inside of a push at this moment."""
     pushing = [each for each in document["producers"] if each["alive"] and each["in_push"]]
-    who = [f"pid {each['pid']} (seat {each['seat']})" for each in pushing]
+    who = [f"{each['client'] or ''} pid {each['pid']} (seat {each['seat']})".lstrip() for each in pushing]
     return f"of producer {listed(who, 4)}" if who else "of a producer"
 
 
@@ -589,6 +603,15 @@ def _sources(document: Status) -> Iterator[Finding]:
                 f"Source {name} waits for its broker: {source['waits_for']}",
                 "What it has pushed is handled meanwhile, and nothing is missed. `shardmem doctor engine.toml` says "
                 "whether the broker can be reached from here.",
+            )
+        elif source["remote_error"] is not None:
+            yield finding(
+                "warning",
+                "remote",
+                f"Source {name} cannot upload the state of its partitions: {source['remote_error']}",
+                f"Its commits stand still since {source['remote_error_age_s'] or 0:,.0f} s, and events flow: another "
+                "host would begin at the last commit, and repeat what was done since. In the state nothing is counted "
+                "twice. It is tried again at ever longer intervals, up to 30 s.",
             )
         elif _stands_still(source):
             yield finding(

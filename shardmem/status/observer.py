@@ -15,7 +15,7 @@ from shardmem.config import quarantine_file
 from shardmem.errors import NotRunning, SegmentCorrupt, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment, LaneView
-from shardmem.memory.native import PHASES, SHARD_STATES
+from shardmem.memory.native import PHASES, SHARD_STATES, ffi, lib
 from shardmem.memory.segment import inbox_name, is_cut_short
 from shardmem.memory.words import FLOORS_NS, batch_sizes_of, latency_of, name_of, now_ns, refused_by_reason, waiting_of
 from shardmem.policy import Facts, Limits, condition_of
@@ -209,6 +209,7 @@ class Observer:
             found.append(
                 {
                     "seat": seat,
+                    "client": ffi.string(view.client, lib.SM_CLIENT_BYTES).decode(errors="replace") or None,
                     "pid": view.pid,
                     "alive": control.seat_alive(seat),
                     "incarnation": view.incarnation,

@@ -84,7 +84,8 @@ def source_status(directory: str, engine: str, name: str) -> SourceStatus | None
 
 def _status_of(name: str, said: Mapping[str, Any], alive: bool) -> SourceStatus:
     """Raises ValueError and the like: the file may be damaged."""
-    commit, state, error, seat = (said.get(key) for key in ("last_commit", "state", "error", "seat"))
+    commit, state, seat, remote = (said.get(key) for key in ("last_commit", "state", "seat", "remote"))
+    remote = remote or {}
     state = "starting" if state is None else str(state)
     paused, waits_for = bool(said.get("paused")), said.get("waits_for")
     if not alive and state not in ("failed", "ended"):
@@ -101,7 +102,7 @@ def _status_of(name: str, said: Mapping[str, Any], alive: bool) -> SourceStatus:
         "incarnation": int(said.get("incarnation", 0)),
         "state": state,
         "paused": paused,
-        "error": None if error is None else str(error),
+        "error": _text(said, "error"),
         "seat": None if seat is None else int(seat),
         "events": int(said.get("events", 0)),
         "bytes": int(said.get("bytes", 0)),
@@ -109,9 +110,13 @@ def _status_of(name: str, said: Mapping[str, Any], alive: bool) -> SourceStatus:
         "reasons": {str(why): int(count) for why, count in said.get("reasons", {}).items()},
         "lag_bytes": _number(said, "lag_bytes"),
         "lag_events": _number(said, "lag_events"),
-        "group": None if said.get("group") is None else str(said["group"]),
+        "group": _text(said, "group"),
         "epoch": _number(said, "epoch"),
         "waits_for": None if waits_for is None or not alive else str(waits_for),
+        "remote": _text(remote, "url"),
+        "remote_error": _text(remote, "error"),
+        "remote_error_age_s": _age(remote.get("since")),
+        "uploaded_age_s": _age(remote.get("uploaded")),
         "partitions": {
             str(which): {
                 "offset": int(each["offset"]),
@@ -122,8 +127,16 @@ def _status_of(name: str, said: Mapping[str, Any], alive: bool) -> SourceStatus:
             }
             for which, each in said.get("partitions", {}).items()
         },
-        "last_commit_age_s": None if commit is None else max(0.0, time.time() - commit),
+        "last_commit_age_s": _age(commit),
     }
+
+
+def _age(moment: float | None) -> float | None:
+    return None if moment is None else max(0.0, time.time() - moment)
+
+
+def _text(said: Mapping[str, Any], name: str) -> str | None:
+    return None if said.get(name) is None else str(said[name])
 
 
 def _number(said: Mapping[str, Any], name: str) -> int | None:

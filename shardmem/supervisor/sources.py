@@ -126,7 +126,7 @@ class _Life:
     async def _run(self) -> int:
         """A process from its start to its end; its exit code."""
         config = self._config
-        settings = {"log_format": config.log_format, "log_level": config.log_level}
+        settings = {"log_format": config.log_format, "log_level": config.log_level, "state": config.state}
         orders = SourceOrders(config.name, self.table, settings, config.directory)
         try:
             process = launch("source", orders)

@@ -34,7 +34,7 @@ from shardmem.memory.native import BOARD_BYTES, point
 from shardmem.memory.segment import control_name, inbox_files, inbox_name, path_of
 from shardmem.policy import NOBODY, LeastSlots, ShardCoordinator, Strategy
 from shardmem.runtime import logs
-from shardmem.runtime.state import remove_files
+from shardmem.runtime.state_files import remove_files
 from shardmem.status.health import hangs
 from shardmem.status.observer import Observer
 from shardmem.supervisor.history import History

@@ -123,6 +123,16 @@ def test_a_planted_fault_of_the_load_of_slots_is_caught(fault, tmp_path):
 
 
 def test_there_are_programs_to_run():
-    assert {"copies", "crash", "events", "fuzz", "hostile", "load", "outcomes", "stream", "threads", "wakeups"} <= set(
-        PROGRAMS
-    )
+    assert {
+        "copies",
+        "crash",
+        "events",
+        "fuzz",
+        "hostile",
+        "load",
+        "origins",
+        "outcomes",
+        "stream",
+        "threads",
+        "wakeups",
+    } <= set(PROGRAMS)

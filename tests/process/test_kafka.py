@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import collections
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
-import uuid
 
 import pytest
 
-import shardmem
+from shardmem.sources.kafka.sessions import session_of
 from support.brokers import kafka
+from support.brokers.hosts import Host, Producer, committed, counted, create_topic, end, expected
 
 pytestmark = [pytest.mark.skipif(kafka.why_not() is not None, reason=str(kafka.why_not())), pytest.mark.timeout(240)]
-
-# One line for each event: partition, offset, key, payload, time, headers.
-APP = """
-import json, os
-def handle(batch):
-    rows = zip(batch, batch.origins.tolist(), batch.timestamps.tolist(), batch.headers or [[]] * len(batch))
-    lines = [
-        json.dumps([at, offset, *(each and each.decode() for each in event), when, [name for name, _ in headers]])
-        for event, (_, at, offset), when, headers in rows
-    ]
-    with open(f"{os.environ['OUT']}.{os.getpid()}", "a") as out:
-        out.write("\\n".join(lines) + "\\n")
-"""
 
 
 @pytest.fixture(scope="session")
@@ -41,93 +23,7 @@ def broker(tmp_path_factory):
 
 @pytest.fixture
 def topic(broker):
-    from confluent_kafka.admin import AdminClient, NewTopic
-
-    name = f"t-{uuid.uuid4().hex[:8]}"
-    admin = AdminClient({"bootstrap.servers": broker})
-    for each in admin.create_topics([NewTopic(name, 4, 1)]).values():
-        each.result(60)
-    return name
-
-
-class Producer:
-    """Numbers its events, and knows what there should be of each partition."""
-
-    def __init__(self, bootstrap, topic):
-        import confluent_kafka
-
-        self._producer = confluent_kafka.Producer(
-            {"bootstrap.servers": bootstrap, "enable.idempotence": True, "log_level": 0}
-        )
-        self.topic, self.count = topic, collections.Counter()
-
-    def put(self, events):
-        for at in range(events):
-            number = at % 4
-            self._producer.produce(self.topic, b"%d" % self.count[number], b"k%d" % (at % 40), partition=number)
-            self.count[number] += 1
-        assert 0 == self._producer.flush(60)
-
-    def put_one(self, number, **event):
-        self._producer.produce(self.topic, partition=number, **event)
-        self.count[number] += 1
-        assert 0 == self._producer.flush(60)
-
-
-class Host:
-    """An engine of its own, with a source in the same group as that of others."""
-
-    def __init__(self, directory, bootstrap, topic, **library):
-        self.directory, self.name = directory, f"host-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self.out = directory / f"{self.name}.out"
-        (directory / "app.py").write_text(APP)
-        given = {"bootstrap.servers": bootstrap, **library}
-        lines = [f"{json.dumps(name)} = {json.dumps(value)}" for name, value in given.items()]
-        (directory / f"{self.name}.toml").write_text(
-            f'name = "{self.name}"\nhandler = "app:handle"\nshards = 2\nstate_dir = "{directory}/{self.name}.state"\n'
-            f'[source]\nkind = "kafka"\ntopics = ["{topic}"]\ngroup = "g-{topic}"\nheaders = true\n'
-            "commit_interval = 0.2\n[source.kafka]\n" + "\n".join(lines) + "\n"
-        )
-        with open(directory / f"{self.name}.log", "wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "shardmem", "run", f"{self.name}.toml"],
-                cwd=directory,
-                env={**os.environ, "OUT": str(self.out)},
-                stderr=log,
-            )
-
-    def source(self):
-        try:
-            with shardmem.Client(self.name) as client:
-                return (client.status()["sources"] or [None])[0]
-        except shardmem.ShardmemError:
-            return None
-
-    def partitions(self):
-        source = self.source()
-        return set(source["partitions"]) if source and source.get("partitions") else set()
-
-    def handled(self):
-        """[(partition, offset, key, payload, time, headers)], as each worker wrote them down."""
-        found = []
-        for path in self.directory.glob(f"{self.out.name}.*"):
-            found += [json.loads(line) for line in path.read_text().splitlines() if line.endswith("]")]
-        return found
-
-    def wait(self, what, condition, seconds=120):
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"not {what}: {self.source()} {self.said()}"
-            assert self.process.poll() is None, self.said()
-            time.sleep(0.02)
-
-    def said(self):
-        return (self.directory / f"{self.name}.log").read_text(errors="replace")[-3000:]
-
-    def stop(self):
-        with shardmem.Client(self.name) as client:
-            client.stop()
-        assert 0 == self.process.wait(60), self.said()
+    return create_topic(broker)
 
 
 @pytest.fixture
@@ -139,33 +35,7 @@ def host(tmp_path, broker, topic):
         return made[-1]
 
     yield host
-    for each in made:
-        if each.process.poll() is None:
-            each.process.terminate()
-            try:
-                each.process.wait(20)
-            except subprocess.TimeoutExpired:
-                each.process.kill()
-                each.process.wait()
-
-
-def counted(*hosts):
-    return collections.Counter((row[0], row[1]) for each in hosts for row in each.handled())
-
-
-def expected(producer):
-    return {(number, offset): 1 for number, count in producer.count.items() for offset in range(count)}
-
-
-def committed(bootstrap, topic):
-    import confluent_kafka
-
-    consumer = confluent_kafka.Consumer({"bootstrap.servers": bootstrap, "group.id": f"g-{topic}"})
-    try:
-        found = consumer.committed([confluent_kafka.TopicPartition(topic, number) for number in range(4)], 60)
-        return {each.partition: each.offset for each in found}
-    finally:
-        consumer.close()
+    end(made)
 
 
 def test_a_source_that_is_killed_repeats_nothing_and_commits_what_was_handled(broker, topic, host):
@@ -191,6 +61,10 @@ def test_a_source_that_is_killed_repeats_nothing_and_commits_what_was_handled(br
     assert counted(first, again) == expected(producer)
 
 
+def test_the_session_is_what_the_broker_says_it_is(broker):
+    assert (6.0, 0.3) == session_of({"bootstrap.servers": broker}, "g", 30.0)
+
+
 def test_hosts_that_come_and_go_in_good_order_repeat_nothing(broker, topic, host):
     producer = Producer(broker, topic)
     first = host()
@@ -205,3 +79,28 @@ def test_hosts_that_come_and_go_in_good_order_repeat_nothing(broker, topic, host
     producer.put(400)
     second.wait("taken over", lambda: counted(first, second).keys() == expected(producer).keys())
     assert counted(first, second) == expected(producer)
+
+
+@pytest.mark.skipif("SHARDMEM_RUNS" not in os.environ, reason="three brokers: tox -e hosts")
+def test_brokers_that_are_killed_and_come_back_lose_and_repeat_nothing(tmp_path):
+    cluster, hosts = kafka.KafkaCluster(tmp_path / "cluster", 3, 256), []
+    try:
+        topic = create_topic(cluster.bootstrap, replicas=3)
+        producer = Producer(cluster.bootstrap, topic)
+        for _ in range(2):
+            hosts.append(Host(tmp_path, cluster.bootstrap, topic))
+        hosts[0].wait("shared", lambda: [len(each.partitions()) for each in hosts] == [2, 2])
+        for number in (1, 2, 3, 1):
+            producer.put(2000)
+            cluster.kill(number)
+            producer.put(2000)
+            hosts[0].wait("handled", lambda: counted(*hosts).keys() == expected(producer).keys())
+            cluster.start(number)
+            cluster.await_ready(number)
+        assert counted(*hosts) == expected(producer)
+        for each in hosts:
+            each.stop()
+        assert dict(producer.count) == committed(cluster.bootstrap, topic)
+    finally:
+        end(hosts)
+        cluster.close()

@@ -14,7 +14,7 @@ import pytest
 
 import shardmem
 from shardmem.runtime.quarantine import Quarantine
-from shardmem.runtime.state import shard_file
+from shardmem.runtime.state_files import shard_file
 from shardmem.runtime.state_reader import StateReader
 from support.quarantine_load import totals
 from support.rig import PATIENCE, Rig, drained, is_stopped, wait_until

@@ -87,6 +87,10 @@ def document(loopback) -> dict[str, Any]:
             "group": None,
             "epoch": 2,
             "waits_for": None,
+            "remote": "file:///shared",
+            "remote_error": "no room",
+            "remote_error_age_s": 1.5,
+            "uploaded_age_s": 30.5,
             "partitions": {"a.log": {"offset": 90, "at": "line 7", "committed": 80, "lag": 4, "state": "owned"}},
             "last_commit_age_s": 0.5,
         }

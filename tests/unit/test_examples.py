@@ -16,6 +16,8 @@ from shardmem.config import load
 from shardmem.console.cli import main
 from shardmem.host.doctor import Plan
 from shardmem.http.access import OPEN
+from shardmem.schema import Schema
+from shardmem.sources.configured import sources_in
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SERVICE = EXAMPLES / "service" / "shardmem@.service"
@@ -110,3 +112,43 @@ def test_the_pod_has_memory_for_its_settings_and_drains_before_it_is_killed(tmp_
     assert ports == {"http": config.http_port} and config.http_address == "0.0.0.0"
     annotations = deployment["spec"]["template"]["metadata"]["annotations"]
     assert annotations["prometheus.io/port"] == str(config.http_port)
+
+
+def settings_of_kafka(text, tmp_path, monkeypatch, **variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    path = tmp_path / "engine.toml"
+    path.write_text(text)
+    config = load(str(path), {}, {})
+    (source,) = sources_in(config.source, Schema())
+    return config, source
+
+
+def test_the_hosts_of_the_compose_file_are_members_with_a_name_each(tmp_path, monkeypatch):
+    (compose,) = parsed("kafka/compose.yaml")
+    hosts = [compose["services"][name] for name in ("host-a", "host-b")]
+    assert ["host-a", "host-b"] == [host["hostname"] for host in hosts]
+    assert not set(hosts[0]["volumes"][1:]) & set(hosts[1]["volumes"][1:])
+    text = (EXAMPLES / "kafka" / "engine.toml").read_text()
+    variables = {**hosts[0]["environment"], "HOSTNAME": "host-a"}
+    config, source = settings_of_kafka(text, tmp_path, monkeypatch, **variables)
+    assert ("broker:9092", "host-a") == tuple(
+        source.own.library[name] for name in ("bootstrap.servers", "group.instance.id")
+    )
+    assert Plan.of_config(config).worst <= int(hosts[0]["shm_size"].removesuffix("m")) * MIB
+    compile((EXAMPLES / "kafka" / "app.py").read_text(), "app.py", "exec")
+
+
+def test_the_pods_keep_their_names_and_there_are_no_more_than_partitions(tmp_path, monkeypatch):
+    settings, _, pods, keda = parsed("kubernetes/kafka.yaml")
+    container = pods["spec"]["template"]["spec"]["containers"][0]
+    assert pods["kind"] == "StatefulSet" and "POD_NAME" in [each["name"] for each in container["env"]]
+    _, source = settings_of_kafka(settings["data"]["engine.toml"], tmp_path, monkeypatch, POD_NAME="clicks-0")
+    assert "clicks-0" == source.own.library["group.instance.id"]
+    grace = pods["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    stop = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert source.ownership.drain_timeout < int(stop[-1]) < grace
+    (trigger,) = keda["spec"]["triggers"]
+    assert keda["spec"]["scaleTargetRef"] == {"kind": "StatefulSet", "name": pods["metadata"]["name"]}
+    assert [trigger["metadata"]["topic"]] == list(source.own.subscription.topics)
+    assert trigger["metadata"]["consumerGroup"] == (source.own.subscription.group or "clicks")

@@ -18,7 +18,7 @@ from shardmem.errors import HandlerError
 from shardmem.memory.reader import Reader
 from shardmem.memory.words import waiting_of
 from shardmem.runtime.batch import Batch, Scratch
-from shardmem.runtime.checkpoint import Immediate
+from shardmem.runtime.commit import Immediate
 from shardmem.runtime.failures import PATIENCE_NS, Failures
 from shardmem.runtime.outcomes import OnError, RetryOn
 

@@ -63,7 +63,7 @@ WELL = {
     "auto_scale": True,
     "decisions": [],
     "hot_slots": [],
-    "producers": [{"pid": 4712, "seat": 3, "alive": True, "in_push": False, "blocked": 0.0}],
+    "producers": [{"pid": 4712, "seat": 3, "client": None, "alive": True, "in_push": False, "blocked": 0.0}],
     "sources": [],
     "accounting": {"in_flight": 1234},
 }
@@ -75,6 +75,8 @@ SOURCE = {
     "lag_bytes": 1234,
     "group": None,
     "waits_for": None,
+    "remote_error": None,
+    "remote_error_age_s": None,
     "last_commit_age_s": 1.0,
 }
 
@@ -151,7 +153,7 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
         ({"engine__slots_unowned": 32}, "warning", "unowned", "32 of 64 slots", None),
         ({"shard__fill_ratio": 0.97}, "warning", "backpressure", "97% full", "shardmem scale ticks 3"),
         (
-            {"producers": [{"pid": 4712, "alive": True, "blocked": 0.6}]},
+            {"producers": [{"pid": 4712, "client": None, "alive": True, "blocked": 0.6}]},
             "warning",
             "blocked",
             "Producer 4712 waited for room 60%",
@@ -228,7 +230,10 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
             None,
         ),
         (
-            {"decisions": decided("at_max_shards"), "producers": [{"pid": 4712, "alive": True, "blocked": 0.05}]},
+            {
+                "decisions": decided("at_max_shards"),
+                "producers": [{"pid": 4712, "client": None, "alive": True, "blocked": 0.05}],
+            },
             "warning",
             "at_max_shards",
             "max_shards is reached",
@@ -253,6 +258,13 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
             "warning",
             "source_waits",
             "Source logs waits for its broker: k1:9092 does not answer",
+            None,
+        ),
+        (
+            {"sources": [{**SOURCE, "remote_error": "s3://b: no answer", "remote_error_age_s": 75.0}]},
+            "warning",
+            "remote",
+            "Source logs cannot upload the state of its partitions: s3://b: no answer",
             None,
         ),
         (
@@ -435,11 +447,11 @@ def test_a_late_handoff_names_whom_it_waits_for_and_the_one_command_that_helps()
     )
     said, command = advice("releasing")
     assert "shard 1 (worker pid 4713)" in said and command == "shardmem stacks ticks 1"
-    stopped = [{"pid": 4712, "seat": 3, "alive": True, "in_push": True, "blocked": 0.0}]
-    assert "producer pid 4712 (seat 3)" in advice("rerouting", producers=stopped)[0]
+    stopped = [{"pid": 4712, "seat": 3, "client": "web", "alive": True, "in_push": True, "blocked": 0.0}]
+    assert "producer web pid 4712 (seat 3)" in advice("rerouting", producers=stopped)[0]
     moves = {**WELL["moves"], "held_back": "3 moves wait"}
     (held_back,) = [each for each in of(moves=moves, producers=stopped) if each["kind"] == "held_back"]
-    assert "producer pid 4712 (seat 3)" in held_back["advice"]
+    assert "producer web pid 4712 (seat 3)" in held_back["advice"]
 
 
 def test_what_is_true_of_many_shards_is_said_once():
@@ -465,7 +477,7 @@ ILL = [
 
 @pytest.mark.parametrize("ill", ILL, ids=["failed", "stuck", "hanging"])
 def test_more_shards_are_not_advised_for_a_shard_that_gets_nowhere(ill):
-    waiting = [{"pid": 4712, "alive": True, "blocked": 1.0}]
+    waiting = [{"pid": 4712, "client": None, "alive": True, "blocked": 1.0}]
     found = of(**ill, shard__fill_ratio=1.0, producers=waiting, decisions=decided("auto_scale_off"), auto_scale=False)
     assert [] == [each for each in found if each["order"] and each["order"]["name"] == "scale"], found
     assert "Shard 0 may be the cause" in {each["kind"]: each["advice"] for each in found}["blocked"]

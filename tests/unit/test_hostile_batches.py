@@ -18,7 +18,7 @@ from shardmem.memory.reader import Reader
 from shardmem.policy import LeastLoad, LeastSlots, Move, ScalingPolicy
 from shardmem.runtime.aside import Failure
 from shardmem.runtime.batch import Scratch
-from shardmem.runtime.checkpoint import Immediate
+from shardmem.runtime.commit import Immediate
 from shardmem.runtime.explain import explain
 from shardmem.runtime.failures import Failures
 from shardmem.runtime.outcomes import OnError

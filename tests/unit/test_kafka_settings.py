@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import numpy as np
 import pytest
@@ -77,6 +78,12 @@ def test_a_name_with_dots_may_be_without_quotes_and_a_value_no_text():
     assert {"bootstrap.servers": "a:1", "check.crcs": "true", "socket.timeout.ms": "5000"} == settings.library
 
 
+def test_a_member_may_be_named_after_its_host(monkeypatch):
+    monkeypatch.delenv("HOSTNAME", raising=False)
+    (settings,) = sources_in({**TABLE, "kafka": {**SERVERS, "group.instance.id": "$HOSTNAME"}}, Schema())
+    assert socket.gethostname() == settings.own.library["group.instance.id"]
+
+
 SECRETS = (
     "sasl.password",
     "ssl.key.password",
@@ -141,7 +148,10 @@ def test_what_is_fetched_ahead_is_bounded_for_all_partitions_together():
 
 
 def test_a_session_is_that_of_the_protocol():
-    assert 40 == Group("g", {}, "earliest").session
+    group = Group("g", {}, "earliest")
+    assert 40 == group.session
+    group.of_broker = 6.0, 0.5
+    assert 5.5 == group.session
     assert 6 == Group("g", {"session.timeout.ms": "6000"}, "earliest").session
 
 

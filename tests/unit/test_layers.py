@@ -13,6 +13,7 @@ FLOORS = [
     ("memory", "policy"),
     ("state",),
     ("runtime",),
+    ("remote",),
     ("status",),
     ("client", "sinks"),
     ("sources",),

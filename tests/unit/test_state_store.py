@@ -13,7 +13,8 @@ import pytest
 
 from shardmem.errors import AlreadyRunning, ShardmemError, StateError
 from shardmem.runtime import journal
-from shardmem.runtime.state import StateStore, remove_files, shard_file, shard_files
+from shardmem.runtime.state import StateStore
+from shardmem.runtime.state_files import copy_slots, remove_files, shard_file, shard_files
 from shardmem.runtime.state_reader import StateReader
 from shardmem.state.keys import Key, after, prefix, read_store_key, slot_of, store_key
 from shardmem.state.store import Changes, MemoryStore, Store
@@ -260,12 +261,15 @@ def test_a_move_that_dies_in_the_middle_is_done_again(store: Opener, monkeypatch
     a, b = store(0), store(1)
     a.claim(range(SLOTS))
     a.save([], changes(dict.fromkeys(KEYS, b"x")), b"")
-    real = sqlite3.connect(":memory:")
-    monkeypatch.setattr("shardmem.runtime.state.opened", lambda path: contextlib.nullcontext(real))
-    with pytest.raises(ShardmemError):
-        b._copy("elsewhere", [(3, 2)])
+
+    def dies(connection: sqlite3.Connection, slots: list[int]) -> None:
+        copy_slots(connection, slots)
+        raise sqlite3.OperationalError("killed")
+
+    monkeypatch.setattr("shardmem.runtime.state.copy_slots", dies)
+    with pytest.raises(ShardmemError, match="killed"):
+        b.claim([3])
     monkeypatch.undo()
-    real.close()
     assert {} == values(b)
     b.claim([3])
     assert {key for key in KEYS if slot_of(key, SLOTS) == 3} == values(b).keys()

@@ -144,11 +144,22 @@ def _print_counts(name: str | None, directory: str | None, as_json: bool) -> Non
 
 @state.command(cls=EngineFirst)
 @click.option("--slots", "wanted", help="Only these slots, as in 17,40-60.")
+@click.option(
+    "--partition", type=click.IntRange(0), help="The state of this partition, as a snapshot: a file to be imported."
+)
 @click.option("--compact", is_flag=True, help="Frames by slot, smaller and faster than lines of JSON.")
 @click.option("--output", "-o", type=click.File("wb"), default="-", help="Default: standard output.")
 @directory_option
-def export(wanted: str | None, compact: bool, output: Any, name: str | None, state_dir: str | None) -> None:
+def export(
+    wanted: str | None, partition: int | None, compact: bool, output: Any, name: str | None, state_dir: str | None
+) -> None:
     """Write values, timers and snapshots: each slot as it was saved last."""
+    if partition is not None:
+        if wanted or compact or getattr(output, "name", "-") in ("-", "<stdout>"):
+            raise click.UsageError("--partition takes --output FILE, and neither --slots nor --compact")
+        with _access(name, state_dir) as (named, access):
+            _export_partition(access.directory, named, partition, output.name)
+        return
     from shardmem.runtime.state_export import export_compact, export_lines
     from shardmem.runtime.state_reader import StateReader
     from shardmem.slot_ranges import parse_slots
@@ -164,12 +175,30 @@ def export(wanted: str | None, compact: bool, output: Any, name: str | None, sta
                     output.write(line.encode() + b"\n")
 
 
+def _export_partition(directory: str, engine: str, number: int, path: str) -> None:
+    from shardmem.runtime.partition_count import counted
+    from shardmem.runtime.partition_state import StateFiles
+    from shardmem.runtime.state_reader import StateReader
+    from shardmem.state.partitions import Layout
+
+    found = counted(directory)
+    if found is None or number >= found.partitions:
+        has = "no partitions" if found is None else f"partitions 0 to {found.partitions - 1}"
+        raise ShardmemError(f"engine {engine}: there is no partition {number}; its state has {has}")
+    with contextlib.closing(StateReader(directory)) as reader:
+        layout = Layout(reader.slots, found.partitions)
+    StateFiles(directory, None).export(layout, number, path)
+
+
 @state.command("import", cls=EngineFirst)
 @click.argument("source", type=click.File("rb"))
+@click.option(
+    "--partitions", type=click.IntRange(1), help="Lay lines of JSON out for so many partitions: the topic has grown."
+)
 @directory_option
-def import_(source: Any, name: str | None, state_dir: str | None) -> None:
-    """Take what `export` wrote, either form, into the files of an engine that does not run. What is there under the
-    same keys is replaced."""
+def import_(source: Any, partitions: int | None, name: str | None, state_dir: str | None) -> None:
+    """Take what `export` wrote, any form, into the files of an engine that does not run. What is there under the same
+    keys is replaced; the state of a partition, as a whole."""
     from shardmem.config import state_directory
     from shardmem.memory.segment import engine_names
     from shardmem.runtime.state_export import import_state
@@ -180,5 +209,5 @@ def import_(source: Any, name: str | None, state_dir: str | None) -> None:
         raise ShardmemError(
             f"engine {name} exists, and its workers write to its files", hint=f"Stop it first: `shardmem stop {name}`"
         )
-    taken = import_state(source, state_directory(state_dir, name))
+    taken = import_state(source, state_directory(state_dir, name), partitions)
     click.echo(f"engine {name}: {taken:,} values, timers and snapshots imported")

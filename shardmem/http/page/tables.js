@@ -348,7 +348,7 @@ export class Producers {
           ),
         ),
       ({cells}, each) => {
-        [each.pid, each.seat, rate(each.rate)].forEach((text, i) => set(cells[i], text));
+        [each.client ? `${each.client} (${each.pid})` : each.pid, each.seat, rate(each.rate)].forEach((text, i) => set(cells[i], text));
         fill(cells[3].firstChild, each.blocked);
         set(cells[3].lastChild, ` ${part(each.blocked)}`);
         [

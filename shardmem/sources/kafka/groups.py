@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 CONSUMER, CLASSIC = "consumer", "classic"
-SESSION = {CONSUMER: 45.0, CLASSIC: 45.0}  # seconds, as brokers and the library have them unless told otherwise
-HEARTBEAT = 5.0  # of the new protocol, as brokers have it
+SESSION, HEARTBEAT = 45.0, 5.0  # seconds, as brokers and the library have them unless told otherwise
 POLL_INTERVAL = 300.0
 
 # What the new protocol leaves to the broker: whoever sets one of these wants the old one.
@@ -47,6 +46,7 @@ class Group:
         self.name, self._given, self._start = name, dict(given), start
         self.protocol = given.get("group.protocol", CONSUMER).lower()
         self.chosen = "group.protocol" in given  # by the user
+        self.of_broker: tuple[float, float] | None = None  # session and heartbeat, if it has said so
         if not self.chosen and any(each in given for each in (*CLASSIC_ONLY, "group.instance.id")):
             self.protocol = CLASSIC
 
@@ -66,8 +66,9 @@ class Group:
     def session(self) -> float:
         """Seconds after which the group gives a member up that has said nothing since its last commit."""
         if self.protocol == CONSUMER:
-            return SESSION[CONSUMER] - HEARTBEAT  # a commit does not count as a heartbeat there
-        return self._seconds("session.timeout.ms", SESSION[CLASSIC])
+            session, heartbeat = self.of_broker or (SESSION, HEARTBEAT)
+            return max(session / 2, session - heartbeat)  # a commit does not count as a heartbeat there
+        return self._seconds("session.timeout.ms", SESSION)
 
     @property
     def rebalance(self) -> float:

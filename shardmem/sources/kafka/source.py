@@ -10,12 +10,14 @@ from shardmem.errors import Superseded
 from shardmem.sources.contract import BrokerUnavailable, Columns, Position, SourceContext, SourceError, partition_of
 from shardmem.sources.kafka.client import Client, Member, Partition
 from shardmem.sources.kafka.commits import Commits, boottime_ns
-from shardmem.sources.kafka.groups import Group
+from shardmem.sources.kafka.groups import CONSUMER, SESSION, Group
 from shardmem.sources.kafka.messages import Messages
+from shardmem.sources.kafka.sessions import session_of
 from shardmem.sources.kafka.words import Sort, Trouble
 
 ASK = 10.0  # seconds for the broker to answer a question of the user
 AGAIN_AFTER = 1.0  # between two attempts to join under a name that the group still holds
+ASK_SESSION = 2.0  # for the broker to say how long it keeps a member that says nothing
 ASK_ENDS = 5.0  # between two questions for the ends of partitions that are paused
 SHARE = 0.8  # of the time that the group gives for a rebalance, to drain in
 CONFIRM = 8  # times in a session
@@ -34,6 +36,7 @@ class KafkaSource:
         self._start = start
         client.check(group.settings(1))
         self._partitions = 0
+        self._asked_session = False
         self._member: Member | None = None
         self._lock = threading.Lock()  # a member is not closed while another thread asks it
         self._is_held = False
@@ -73,6 +76,14 @@ class KafkaSource:
             self._context.log.warning(
                 "the broker does not have the new protocol of groups, which came with Kafka 4.0; joining by the old one"
             )
+        if self._group.protocol == CONSUMER and not self._asked_session:
+            self._asked_session = True
+            outside = self._group.settings_outside()
+            self._group.of_broker = session_of(outside, self._group.name, min(timeout, ASK_SESSION))
+            if self._group.of_broker is None:
+                self._context.log.info(
+                    "the broker does not say how long it keeps a member that says nothing; taking %g s for it", SESSION
+                )
         return broker.counts
 
     def poll(self, max_events: int, timeout: float) -> Columns | None:

@@ -25,9 +25,8 @@ from typing import IO
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from support.rig import TESTS
-
 JARS = os.environ.get("SHARDMEM_KAFKA_JARS", "")
+TESTS = Path(__file__).parents[2]
 START = 90.0  # seconds that a broker may take on a busy machine
 LINGER = 3.0  # that a shared one waits for somebody else
 _JVM = ("-Xms64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-XX:-UsePerfData")

@@ -1,0 +1,1 @@
+"""Snapshots of partitions where other hosts find them: a shared directory, or an object store."""
