@@ -13,6 +13,7 @@ from shardmem.errors import ConfigError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.sources.broker import BrokerRunner
 from shardmem.sources.ownership import OwnershipSettings
+from shardmem.state_settings import RemoteSettings
 from shardmem.testing.broker import FakeBroker
 from shardmem.testing.fake import FakeSource
 from support.handlers.waiting import slow_when_told
@@ -21,8 +22,9 @@ PATIENCE = 60.0
 
 
 @pytest.fixture
-def engine():
-    with shardmem.Engine(handler=slow_when_told, shards=2, slots=64, lane_bytes=1 << 14, max_producers=4) as running:
+def engine(tmp_path):
+    settings = {"shards": 2, "slots": 64, "lane_bytes": 1 << 14, "max_producers": 4}
+    with shardmem.Engine(handler=slow_when_told, state_dir=str(tmp_path / "state"), **settings) as running:
         yield running
 
 
@@ -46,6 +48,7 @@ class Run:
             self.producer,
             self.control,
             OwnershipSettings(commit_interval=0.1, **settings),
+            RemoteSettings(),
             lambda what: str(directory / what),
             stop=self.stop,
             rejected=self.rejected.append,
