@@ -19,6 +19,7 @@ from typing import Any
 from shardmem.errors import ConfigError, HandlerError, StateError
 from shardmem.runtime.batch import Batch, slot_of
 from shardmem.runtime.forked import end_if_forked
+from shardmem.runtime.outbox import Outbox, no_outbox
 from shardmem.state.keeper import absent, keeper_of, keeps_by_key
 from shardmem.state.keys import Key
 from shardmem.state.timers import Timers
@@ -47,6 +48,16 @@ class Context:
     log: logging.Logger
     engine_id: str = ""
     partitions: Callable[[], int] = field(default=lambda: 0, repr=False, compare=False)
+    take_outbox: Callable[[], Outbox] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def outbox(self) -> Outbox:
+        """`outbox.send(topic, key, value, headers=None)`: saved together with state and published to the broker of the
+        setting `outbox`. To be taken in `open`: a handler that does so has checkpoints, with state or without. Raises
+        ShardmemError when there is none."""
+        if self.take_outbox is None:
+            raise no_outbox("this context was made by hand", "Give it one: take_outbox=lambda: ...")
+        return self.take_outbox()
 
     def slot(self, key: int | str | bytes) -> int:
         """The slot of a key, as the engine sees it: what snapshot, restore and drop are asked about. Raises StateError
@@ -139,10 +150,12 @@ class HandlerRef:
         home = getattr(handler, "__module__", None)
         main = sys.modules["__main__"]
         file = getattr(main, "__file__", None)
-        if home == "__main__" and getattr(main, "__spec__", None) is None and not (file and os.path.exists(file)):
+        spec = getattr(main, "__spec__", None)
+        if home == "__main__" and (spec is None or spec.name == "__main__") and not (file and os.path.exists(file)):
+            where = "an interactive session" if spec is None else f"__main__ of {os.path.dirname(file or '')}"
             raise ConfigError(
-                f"handler {called} is defined in an interactive session, which worker processes cannot "
-                f"import; put it into a file and pass 'module:{called}', or run that file"
+                f"handler {called} is defined in {where}, which worker processes cannot import; put it into a module "
+                f"and pass 'module:{called}'" + ("" if spec else ", or run it as a file")
             )
         try:
             pickled = pickle.dumps(handler)

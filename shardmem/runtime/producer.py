@@ -399,10 +399,10 @@ class Producer:
     # ---- both --------------------------------------------------------------------------------------------------------
 
     def recover(self, table: PartitionTable) -> dict[int, np.ndarray]:
-        """What a source that was killed had pushed beyond what the table says: row -> offsets, rising; of one row at
-        most. Its successor, on the same named seat, asks before it pushes anything, and goes on with that partition
-        before any other: at `table.pushed(row)`, without these offsets. When all before the last of them is pushed, it
-        says so with `table.set_pushed(row, last + 1)`.
+        """What a source that was killed had pushed beyond what the table says: row -> offsets, rising. Its successor,
+        on the same named seat, asks before it pushes anything: it goes on at `table.pushed(row)`, without these
+        offsets. When all before the last of them is pushed, it says so with `table.set_pushed(row, last + 1)`; until
+        then it pushes little else.
 
         Raises NotRunning: the engine is away.
         """
@@ -413,7 +413,7 @@ class Producer:
                 found.setdefault(row, []).append(offsets[offsets >= view.pushed])
         known = {row: np.unique(np.concatenate(parts)) for row, parts in found.items()}
         for row, offsets in known.items():
-            seat.resume_call(row, int(offsets[-1]) + 1)
+            seat.resume_call(row, table.resume(row), int(offsets[-1]) + 1)
         return known
 
     def flush(self, timeout: float | None = None, slots: Iterable[int] | None = None) -> None:
@@ -501,6 +501,9 @@ class Producer:
                 f"{records.dtype if isinstance(records, np.ndarray) else type(records).__name__}; "
                 f"use .astype(...)"
             )
+        if type(records) is not np.ndarray and isinstance(records, np.ma.MaskedArray):
+            if b"\1" in np.ma.getmaskarray(records).tobytes():
+                raise TypeError("send takes no masked values, because an event has all its fields: use .filled(...)")
         return np.ascontiguousarray(records).reshape(-1)
 
     def _bad_columns(self, columns: EventColumns, event: int) -> str:

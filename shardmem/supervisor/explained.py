@@ -23,7 +23,7 @@ def rows(config: Config, origins: Mapping[str, Origin], made_up: Collection[str]
     found = []
     for name, each in declared(Config).items():
         value = each.default if name in made_up else getattr(config, name)
-        value = without_secrets(value) if name == "source" else value
+        value = without_secrets(value) if each.unit == "object" else value
         origin = None if name in made_up else origins.get(name)
         is_table = name == "policy" and isinstance(value, dict)
         table = f"as below, on preset {value.get('preset', 'default')}" if is_table else None

@@ -11,6 +11,7 @@ import pytest
 import shardmem
 from shardmem.errors import ConfigError
 from shardmem.memory.engine_segment import ControlSegment
+from shardmem.runtime.partition_state import StateFiles
 from shardmem.sources.broker import BrokerRunner
 from shardmem.sources.ownership import OwnershipSettings
 from shardmem.state_settings import RemoteSettings
@@ -22,9 +23,8 @@ PATIENCE = 60.0
 
 
 @pytest.fixture
-def engine(tmp_path):
-    settings = {"shards": 2, "slots": 64, "lane_bytes": 1 << 14, "max_producers": 4}
-    with shardmem.Engine(handler=slow_when_told, state_dir=str(tmp_path / "state"), **settings) as running:
+def engine():
+    with shardmem.Engine(handler=slow_when_told, shards=2, slots=64, lane_bytes=1 << 14, max_producers=4) as running:
         yield running
 
 
@@ -48,6 +48,7 @@ class Run:
             self.producer,
             self.control,
             OwnershipSettings(commit_interval=0.1, **settings),
+            StateFiles(str(directory / "state"), self.control.geometry.engine_id),
             RemoteSettings(),
             lambda what: str(directory / what),
             stop=self.stop,
