@@ -33,7 +33,7 @@ create table if not exists tail (topic text, number int, offset int, primary key
 create table if not exists member (grp text, id text, instance text, epoch int, session int, patience int, until int,
     topics text, primary key (grp, id)) without rowid;
 create table if not exists part (grp text, topic text, number int, owner text, target text, since int,
-    primary key (grp, topic, number)) without rowid;
+    inherited int, primary key (grp, topic, number)) without rowid;
 create table if not exists committed (grp text, topic text, number int, offset int, metadata text,
     primary key (grp, topic, number)) without rowid;
 create table if not exists fact (name text primary key, value int) without rowid;
@@ -173,7 +173,7 @@ class FakeBroker:
         ).fetchone()
         if row is None or row[0] + row[1] <= offset:
             row = execute(
-                "select base, count, data from log where topic = ? and number = ? and base > ? order by base limit 1",
+                "select base, count, data from log where topic = ? and number = ? and base >= ? order by base limit 1",
                 (*place, offset),
             ).fetchone()
         if row is None:
@@ -204,7 +204,9 @@ class FakeBroker:
             )
             self._extend(connection, group, member)
             if before is not None:
-                connection.execute("update part set owner = ? where grp = ? and owner = ?", (member, group, before[0]))
+                connection.execute(
+                    "update part set owner = ?, inherited = 1 where grp = ? and owner = ?", (member, group, before[0])
+                )
                 connection.execute("update part set target = ? where grp = ? and target = ?", (member, group, *before))
                 connection.execute("delete from member where grp = ? and id = ?", (group, before[0]))
             self._share_out(connection, group)
@@ -219,12 +221,15 @@ class FakeBroker:
             self._extend(connection, group, member)
             self._share_out(connection, group)
             rows = connection.execute(
-                "select topic, number, owner, target from part where grp = ?", (group,)
+                "select topic, number, owner, target, inherited from part where grp = ?", (group,)
             ).fetchall()
+            connection.execute("update part set inherited = 0 where grp = ? and owner = ?", (group, member))
             found = []
-            for topic, number, owner, target in rows:
+            for topic, number, owner, target, inherited in rows:
                 name = partition_of(topic, number)
-                if owner == member and target != member and name not in held:
+                if owner == member and target != member and inherited:
+                    found.append(name)  # what was the process's before: it is given up in good order, too
+                elif owner == member and target != member and name not in held:
                     self._set_owner(connection, group, topic, number, None)
                 elif target == member and owner in (None, member):
                     self._set_owner(connection, group, topic, number, member)
@@ -351,7 +356,9 @@ class FakeBroker:
         for topic, partitions in connection.execute("select name, partitions from topic").fetchall():
             for number in range(partitions if topic in wanted else 0):
                 numbers.setdefault(number, []).append(topic)
-                connection.execute("insert or ignore into part values (?, ?, ?, null, null, 0)", (group, topic, number))
+                connection.execute(
+                    "insert or ignore into part values (?, ?, ?, null, null, 0, 0)", (group, topic, number)
+                )
         targets = dict(
             connection.execute(
                 "select number, max(target) from part where grp = ? group by number", (group,)

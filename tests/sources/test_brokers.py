@@ -9,7 +9,7 @@ import pytest
 
 from shardmem.errors import Superseded
 from shardmem.sources.contract import BrokerUnavailable, Position, SourceError
-from support.benches import BROKERS, PATIENCE, Member
+from support.benches import BROKERS, PATIENCE, FakeBench, Member
 
 
 @pytest.fixture(params=BROKERS, ids=lambda kind: kind.__name__)
@@ -198,6 +198,27 @@ def test_a_member_with_a_name_of_its_own_has_its_partitions_again_without_any_mo
     again = join(instance="b", session=600.0)  # the process before was killed, and said nothing
     again.until(lambda: len(again.held) == 2, other)
     assert first.held == again.held and [] == other.told
+
+
+def test_a_process_that_dies_while_it_gives_partitions_up_is_followed_by_one_that_does_it_in_good_order(tmp_path):
+    bench = FakeBench(tmp_path)
+    bench.create_topic("t", 2)
+    first = Member(bench.source(["t"], instance="a"))
+    first.until(lambda: len(first.held) == 2)
+    other = Member(bench.source(["t"], instance="b"))
+    first.on_revoking = lambda names: killed()
+    with pytest.raises(KeyboardInterrupt):
+        first.until(lambda: other.held, other)
+    again = Member(bench.source(["t"], instance="a"))
+    again.until(lambda: len(again.held) == 1 and len(other.held) == 1, other)
+    assert [("assigned", ["t/0", "t/1"]), ("revoking", sorted(other.held))] == again.told
+    for member in (first, other, again):
+        member.close()
+    bench.close()
+
+
+def killed():
+    raise KeyboardInterrupt
 
 
 def test_the_broker_confirms_again_and_again_also_between_polls(bench, join):

@@ -146,3 +146,16 @@ def test_a_fenced_commit_raises_what_the_package_exports(tmp_path):
         broker.commit(first, {"t/0": Position(1)})
     assert {"t/0": None} == broker.committed("g", ["t/0"])
     broker.close()
+
+
+def test_doctor_asks_kafka_without_joining_the_group():
+    pytest.importorskip("confluent_kafka")
+    from support.brokers.mock import MockBroker
+
+    broker = MockBroker()
+    try:
+        broker.create("clicks", 4)
+        (found,) = brokers(_config(source=f"kafka://{broker.bootstrap}/clicks?group=g", slots=64))
+    finally:
+        broker.close()
+    assert "ok" == found.level and "clicks: 4 partitions" in found.found and "protocol of groups" in found.found
