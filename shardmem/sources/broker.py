@@ -28,6 +28,7 @@ from shardmem.sources.contract import (
     SourceContext,
     sizes_of,
 )
+from shardmem.sources.outbox.files import OutboxFiles
 from shardmem.sources.ownership import ASK, SLICE, Ownership, OwnershipSettings
 from shardmem.sources.runner import Runner
 from shardmem.sources.states import States
@@ -53,10 +54,13 @@ class BrokerRunner(Runner):
         settings: OwnershipSettings,
         state: RemoteSettings,
         file: Callable[[str], str],
+        outbox: OutboxFiles | None = None,
         **options: Any,
     ) -> None:
-        """file: the path of what is kept under a name for the next process of this source."""
+        """file: the path of what is kept under a name for the next process of this source. outbox: what handlers
+        send."""
         super().__init__(source, producer, **options)
+        self._outbox = outbox
         self._control, self._settings, self._state, self._file = control, settings, state, file
         self._table = PartitionTable(control)
         self.ownership: Ownership | None = None
@@ -169,6 +173,7 @@ class BrokerRunner(Runner):
             self._settings,
             engine=f"{control.engine}-{engine:x}",
             states=self._states,
+            outbox=self._outbox,
             log=self._log,
         )
 
