@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from shardmem.config import state_directory
 from shardmem.errors import ConfigError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.partition_table import PartitionTable
 from shardmem.private_files import open_private
 from shardmem.runtime.columns import spans_of
+from shardmem.runtime.partition_state import StateFiles
 from shardmem.runtime.producer import Producer
 from shardmem.sources.contract import (
     BrokerSource,
@@ -52,6 +52,7 @@ class BrokerRunner(Runner):
         producer: Producer,
         control: ControlSegment,
         settings: OwnershipSettings,
+        state_files: StateFiles,
         state: RemoteSettings,
         file: Callable[[str], str],
         outbox: OutboxFiles | None = None,
@@ -61,7 +62,8 @@ class BrokerRunner(Runner):
         send."""
         super().__init__(source, producer, **options)
         self._outbox = outbox
-        self._control, self._settings, self._state, self._file = control, settings, state, file
+        self._control, self._settings, self._file = control, settings, file
+        self._state_files, self._state = state_files, state
         self._table = PartitionTable(control)
         self.ownership: Ownership | None = None
         self._states: States | None = None
@@ -159,8 +161,7 @@ class BrokerRunner(Runner):
     def _owner(self) -> Ownership:
         control, engine = self._control, self._control.geometry.engine_id
         self._states = States.open(
-            state_directory(control.state_dir, control.engine),
-            engine,
+            self._state_files,
             Layout(control.slots, self._table.count),
             self._state,
             told=self._settings.partitions is not None,

@@ -22,6 +22,7 @@ from shardmem.memory.native import arm_from_environment
 from shardmem.runtime import logs
 from shardmem.runtime.child import ExitCode, Reports, SourceOrders, begin, read_orders
 from shardmem.runtime.log_file import keep_in
+from shardmem.runtime.partition_state import StateFiles
 from shardmem.runtime.producer import Producer, connect
 from shardmem.sources.broker import BrokerRunner
 from shardmem.sources.configured import SourceSettings, sources_in
@@ -159,10 +160,11 @@ class SourceProcess:
             return file_of(orders.directory, orders.engine, settings.name, what)
 
         control = ControlSegment.attach(orders.engine)
-        state = remote_settings(orders.settings.get("state"))
-        sends = orders.settings.get("outbox", False)
-        options["outbox"] = OutboxFiles(state_directory(orders.directory, orders.engine)) if sends else None
-        return BrokerRunner(source, producer, control, settings.ownership, state, file, **options)
+        directory = state_directory(orders.directory, orders.engine)
+        state_files = StateFiles(directory, control.geometry.engine_id, keep=orders.settings["keep_state"])
+        state = remote_settings(orders.settings["state"])
+        options["outbox"] = OutboxFiles(directory) if orders.settings["outbox"] else None
+        return BrokerRunner(source, producer, control, settings.ownership, state_files, state, file, **options)
 
     def _end(self) -> None:
         self.stop.set()

@@ -151,6 +151,7 @@ class _Life:
             "log_level": config.log_level,
             "outbox": config.outbox_table is not None,
             "state": config.state,
+            "keep_state": config.state_dir is not None,
         }
         orders = SourceOrders(config.name, self.table, settings, config.directory)
         try:

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 import shardmem
+from shardmem.client.quarantine import replay
 from shardmem.remote.address import target_of
 from shardmem.remote.snapshots import Snapshots
 from shardmem.runtime.partition_state import StateFiles
+from shardmem.runtime.quarantine import Quarantine
 from shardmem.runtime.state_reader import StateReader
 from shardmem.state.partitions import Layout
 from shardmem.testing.broker import FakeBroker
@@ -223,6 +225,10 @@ def test_rejected_and_quarantined_events_are_not_given_again_and_none_behind_one
         rejected = EVENTS // 10 * PARTITIONS
         assert (EVENTS * PARTITIONS - rejected, rejected) == (accounting["handled"], accounting["quarantined"])
         assert EVENTS * PARTITIONS == accounting["skipped"]
+        with Quarantine(os.path.join(settings["state_dir"], f"{engine_name}.quarantine")) as found:
+            given = replay(engine_name, found, None)
+        assert [] == given.replayed and rejected == len(given.left)
+        assert given.why is not None and "send it to the topic again" in given.why
     directory = files(settings, engine_name)
     assert FULL == counts(directory, "counted", PARTITIONS, SLOTS)
     refused = counts(directory, "refused", PARTITIONS, SLOTS)
