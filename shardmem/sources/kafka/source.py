@@ -21,6 +21,7 @@ ASK_SESSION = 2.0  # for the broker to say how long it keeps a member that says 
 ASK_ENDS = 5.0  # between two questions for the ends of partitions that are paused
 SHARE = 0.8  # of the time that the group gives for a rebalance, to drain in
 CONFIRM = 8  # times in a session
+ALL_AWAY = (-187,)  # all brokers down; of one the others take the work
 PIN = "shardmem: begins here"  # metadata of a commit that stands for none
 
 
@@ -31,7 +32,7 @@ class KafkaSource:
 
     def __init__(self, client: Client, topics: Sequence[str], group: Group, *, start: str, headers: bool) -> None:
         """Raises ConfigError: what the library says of its settings."""
-        self.topics = tuple(topics)
+        self.topics, self.group = tuple(topics), group.name
         self._client, self._group, self._headers = client, group, headers
         self._start = start
         client.check(group.settings(1))
@@ -97,8 +98,11 @@ class KafkaSource:
                     continue
                 if (messages := member.read(max_events)) is not None and (columns := self._columns(messages)):
                     return columns
+                self.confirmed_ns()
                 self._ask_ends(member)
             left = deadline - time.monotonic()
+            if left <= 0 and self._away is not None:
+                raise BrokerUnavailable(self._away)
             if left <= 0:
                 return None
             if member is not None:
@@ -137,7 +141,7 @@ class KafkaSource:
             try:
                 first, last = member.bounds(partition, ASK)
             except BrokerUnavailable as error:
-                self.trouble(Trouble(Sort.AWAY, 0, str(error)))
+                self._away = str(error)
                 return None
             self._pins[partition] = first if self._start == "earliest" else last
             self._commits.send(member, {partition: Position(self._pins[partition], PIN)})
@@ -246,25 +250,25 @@ class KafkaSource:
     def trouble(self, trouble: Trouble) -> None:
         if trouble.sort is Sort.HELD:
             self._is_held = True
+        elif trouble.sort is Sort.AWAY and trouble.number in ALL_AWAY:
+            self._away = f"Kafka: {trouble.text}"
         elif trouble.sort is Sort.AWAY:
-            if self._away is None:
-                self._context.log.warning("Kafka: %s; waiting for it", trouble.text)
-            self._away = trouble.text
+            self._context.log.info("Kafka: %s", trouble.text)
         elif trouble.sort is Sort.NOTE:
             self._context.log.warning("Kafka: %s", trouble.text)
         else:
             self._failed = SourceError(f"Kafka: {trouble.text}")
 
     def _answers(self) -> None:
-        if self._away is not None:
-            self._context.log.info("Kafka answers again")
-            self._away = None
+        self._away = None
 
     def logged(self, level: int, text: str) -> None:
         self._context.log.debug("librdkafka: %s", text)
 
     def commit_answered(self, serial: int, error: int) -> None:
         self._commits.answered(serial, error)
+        if not error:
+            self._answers()
 
     # ---- what the runner and people wish ----------------------------------------------------------------------------
 
@@ -330,6 +334,7 @@ class KafkaSource:
         if self._member is None:
             raise BrokerUnavailable("the group has not been joined yet")
         found = self._member.committed([_named(each) for each in partitions], timeout)
+        self._answers()
         self._commits.known.update({each: at for each, at in found.items() if at is not None and each in self._owned})
         pins = {each: at.offset for each, at in found.items() if at is not None and at.metadata == PIN}
         self._pins.update(pins)
@@ -346,6 +351,7 @@ class KafkaSource:
             return
         if sync:
             self._commits.write(self._member, wanted, self._context.stop)
+            self._answers()
         else:
             self._commits.send(self._member, wanted)
 
