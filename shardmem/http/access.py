@@ -59,7 +59,9 @@ class Access:
         path = resource.canonical if resource is not None else request.path
         if not (path in OPEN and self._beyond) and (refusal := self._wrong_site(request)) is not None:
             return refusal
-        return self._refusal(request, path) or await handler(request)
+        refused = self._refusal(request, path)
+        # not `refused or`: an answer of aiohttp 3.9 is an empty mapping, which is false
+        return await handler(request) if refused is None else refused
 
     def _wrong_site(self, request: web.Request) -> web.Response | None:
         host = request.headers.get("Host", "")

@@ -28,6 +28,7 @@ from shardmem.sources.contract import (
     SourceContext,
     sizes_of,
 )
+from shardmem.sources.outbox.files import OutboxFiles
 from shardmem.sources.ownership import ASK, SLICE, Ownership, OwnershipSettings
 from shardmem.sources.runner import Runner
 from shardmem.sources.states import States
@@ -54,10 +55,13 @@ class BrokerRunner(Runner):
         state_files: StateFiles,
         state: RemoteSettings,
         file: Callable[[str], str],
+        outbox: OutboxFiles | None = None,
         **options: Any,
     ) -> None:
-        """file: the path of what is kept under a name for the next process of this source."""
+        """file: the path of what is kept under a name for the next process of this source. outbox: what handlers
+        send."""
         super().__init__(source, producer, **options)
+        self._outbox = outbox
         self._control, self._settings, self._file = control, settings, file
         self._state_files, self._state = state_files, state
         self._table = PartitionTable(control)
@@ -170,6 +174,7 @@ class BrokerRunner(Runner):
             self._settings,
             engine=f"{control.engine}-{engine:x}",
             states=self._states,
+            outbox=self._outbox,
             log=self._log,
         )
 

@@ -218,12 +218,12 @@ def purge(
 def _expect_yes(question: str) -> None:
     """Raises ShardmemError: the answer is no, or there is none."""
     try:
-        if click.confirm(question, err=True):
-            return
+        agreed = click.confirm(question, err=True)
     except click.Abort:  # the end of standard input, as in a script
         click.echo(err=True)
-        raise ShardmemError("nothing was deleted: --all asks first", hint="In a script, add --yes") from None
-    raise ShardmemError("nothing was deleted")
+        agreed = False
+    if not agreed:
+        raise ShardmemError("nothing was deleted", hint="--all asks first; in a script, add --yes")
 
 
 def _existing(name: str | None, directory: str | None) -> _File:
