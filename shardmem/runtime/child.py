@@ -289,7 +289,6 @@ class Report(TypedDict, total=False):
     final: bool  # [worker] and nothing goes on until somebody reloads
     taken: bool  # [worker] another one has its shard
     boot_failed: str
-    traceback: str
     drained: list[int]  # slots that were given up
     restored: list[int]  # slots that were taken up
     shard_created: int  # [supervisor]

@@ -150,10 +150,12 @@ class HandlerRef:
         home = getattr(handler, "__module__", None)
         main = sys.modules["__main__"]
         file = getattr(main, "__file__", None)
-        if home == "__main__" and getattr(main, "__spec__", None) is None and not (file and os.path.exists(file)):
+        spec = getattr(main, "__spec__", None)
+        if home == "__main__" and (spec is None or spec.name == "__main__") and not (file and os.path.exists(file)):
+            where = "an interactive session" if spec is None else f"__main__ of {os.path.dirname(file or '')}"
             raise ConfigError(
-                f"handler {called} is defined in an interactive session, which worker processes cannot "
-                f"import; put it into a file and pass 'module:{called}', or run that file"
+                f"handler {called} is defined in {where}, which worker processes cannot import; put it into a module "
+                f"and pass 'module:{called}'" + ("" if spec else ", or run it as a file")
             )
         try:
             pickled = pickle.dumps(handler)

@@ -401,8 +401,8 @@ class Producer:
     def recover(self, table: PartitionTable) -> dict[int, np.ndarray]:
         """What a source that was killed had pushed beyond what the table says: row -> offsets, rising. Its successor,
         on the same named seat, asks before it pushes anything: it goes on at `table.pushed(row)`, without these
-        offsets. When all before the last of them is pushed, it says so with `table.set_pushed(row, last + 1)`; until then it
-        pushes little else.
+        offsets. When all before the last of them is pushed, it says so with `table.set_pushed(row, last + 1)`; until
+        then it pushes little else.
 
         Raises NotRunning: the engine is away.
         """
@@ -501,6 +501,9 @@ class Producer:
                 f"{records.dtype if isinstance(records, np.ndarray) else type(records).__name__}; "
                 f"use .astype(...)"
             )
+        if type(records) is not np.ndarray and isinstance(records, np.ma.MaskedArray):
+            if b"\1" in np.ma.getmaskarray(records).tobytes():
+                raise TypeError("send takes no masked values, because an event has all its fields: use .filled(...)")
         return np.ascontiguousarray(records).reshape(-1)
 
     def _bad_columns(self, columns: EventColumns, event: int) -> str:

@@ -12,7 +12,6 @@ import faulthandler
 import logging
 import resource
 import signal
-import traceback
 from typing import Any
 
 from shardmem.errors import AlreadyRunning, BatchEscaped, HandlerError, ShardmemError, with_hint
@@ -37,8 +36,6 @@ from shardmem.state.keeper import Keeper, keeps_by_key
 from shardmem.state.scope import Scope
 from shardmem.state.store import MemoryStore
 from shardmem.text import of_error
-
-LONGEST_TRACE = 20_000  # characters of a traceback that is reported: its texts may be of any length
 
 log = logging.getLogger("shardmem.worker")
 
@@ -305,18 +302,23 @@ def _failure(worker: Worker, reports: Reports, error: BaseException, *, is_final
     text = with_hint(error) if of_user else of_error(error) + hint
     worker.say_error(text)
     worker.set_phase("halted" if is_final else "failed")
-    log.error("%s", text, exc_info=error.__cause__ or error)
+    log.error("%s", text, exc_info=_of_user(error))
     reports.say(failed=text, final=is_final)
     return ExitCode.FAILED
 
 
+def _of_user(error: BaseException) -> BaseException | None:
+    """What has a traceback that helps: the user's code. Our own errors say all in words."""
+    if isinstance(error, HandlerError):
+        return error.__cause__
+    return None if isinstance(error, ShardmemError) else error
+
+
 def _boot_failure(worker: Worker | None, reports: Reports, error: BaseException) -> int:
     text = with_hint(error) if isinstance(error, ShardmemError) else of_error(error)
-    cause = error.__cause__ or error
-    trace = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
-    log.error("cannot start: %s", text, exc_info=cause)
+    log.error("cannot start: %s", text, exc_info=_of_user(error))
     if worker is not None:
         worker.say_error(text)
         worker.set_phase("failed")
-    reports.say(boot_failed=text, traceback=trace[-LONGEST_TRACE:])
+    reports.say(boot_failed=text)
     return ExitCode.BOOT

@@ -163,7 +163,7 @@ class SourceProcess:
         directory = state_directory(orders.directory, orders.engine)
         state_files = StateFiles(directory, control.geometry.engine_id, keep=orders.settings["keep_state"])
         state = remote_settings(orders.settings["state"])
-        options["outbox"] = OutboxFiles(directory) if orders.settings.get("outbox", False) else None
+        options["outbox"] = OutboxFiles(directory) if orders.settings["outbox"] else None
         return BrokerRunner(source, producer, control, settings.ownership, state_files, state, file, **options)
 
     def _end(self) -> None:

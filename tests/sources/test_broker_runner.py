@@ -11,6 +11,7 @@ import pytest
 import shardmem
 from shardmem.errors import ConfigError
 from shardmem.memory.engine_segment import ControlSegment
+from shardmem.runtime.partition_state import StateFiles
 from shardmem.sources.broker import BrokerRunner
 from shardmem.sources.ownership import OwnershipSettings
 from shardmem.state_settings import RemoteSettings
@@ -47,6 +48,7 @@ class Run:
             self.producer,
             self.control,
             OwnershipSettings(commit_interval=0.1, **settings),
+            StateFiles(str(directory / "state"), self.control.geometry.engine_id),
             RemoteSettings(),
             lambda what: str(directory / what),
             stop=self.stop,

@@ -492,3 +492,12 @@ def test_all_checks_pass_on_a_good_host_and_the_worst_decides(host, tmp_path):
     } == {check.name for check in checks}
     for level in LEVELS:
         assert level == worst_of([*checks, Check("x", level, "y")])
+
+
+def test_a_full_dev_shm_is_no_kernel_without_futexes_and_is_said_first(host, tmp_path):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    found = list(doctor.kernel(host(trials={"futex": full, "OFD locks": full})))
+    assert {each.level for each in found} == {doctor.INFO}
+    assert all("is full" in each.found and "seccomp" not in each.remedy for each in found)
