@@ -154,7 +154,7 @@ def _shards(document: Status, sort: str, room: int) -> list[Text]:
     ]
     rank = _RANKS[sort]
     shards = sorted(document["shards"], key=lambda shard: (shard["condition"] not in _FIRST, -rank(shard), shard["id"]))
-    said = {each["shard"] for each in document["findings"]}
+    said = {shard for each in document["findings"] for shard in each["shards"]}
     ill = [shard for shard in shards if shard["condition"] not in (*_NORMAL, "stopped") and shard["id"] not in said]
     reasons = [
         Text(line, "yellow")

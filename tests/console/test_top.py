@@ -51,9 +51,9 @@ def document(shards=(shard(0), shard(1)), **changes):
         "supervisor": {"alive": True, "uptime_s": 3725.0},
         "shards": list(shards),
         "producers": [
-            {"seat": 0, "pid": 4711, "alive": True, "rate": 12_300.0, "refused": {}},
-            {"seat": 1, "pid": 4712, "alive": True, "rate": 45_600.0, "refused": {"full": 9}},
-            {"seat": 2, "pid": 4713, "alive": False, "rate": 0.0, "refused": {}},
+            {"seat": 0, "client": None, "pid": 4711, "alive": True, "rate": 12_300.0, "refused": {}},
+            {"seat": 1, "client": None, "pid": 4712, "alive": True, "rate": 45_600.0, "refused": {"full": 9}},
+            {"seat": 2, "client": None, "pid": 4713, "alive": False, "rate": 0.0, "refused": {}},
         ],
         "findings": [],
         "handoffs": [
