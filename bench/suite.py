@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PROGRAMS = ("run", "elastic", "recovery", "kills", "outage", "state", "ingest")
+PROGRAMS = ("run", "elastic", "recovery", "kills", "outage", "state", "ingest", "kafka")
 
 
 def main() -> int:

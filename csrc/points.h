@@ -48,7 +48,8 @@
     X(TAKEOVER_ADOPTED, "takeover.adopted")   /* live workers adopted, dead ones not started, nothing finished */      \
     X(RING_TAKEN, "ring.taken")               /* a worker's sleeping flag taken down, its bell not yet rung */         \
     X(ROOM_TAKEN, "room.taken")               /* a producer's wish for room taken down, its bell not yet rung */       \
-    X(RETIRE_COUNTED, "retire.counted")       /* counts of a shard that is gone added up, not in force */
+    X(RETIRE_COUNTED, "retire.counted")       /* counts of a shard that is gone added up, not in force */              \
+    X(OUTBOX_CONFIRMED, "outbox.confirmed")   /* the broker has messages, and the outbox has them still */
 
 #define SM_POINT_ENUM(id, name) SM_POINT_##id,
 enum sm_point_id { SM_POINTS(SM_POINT_ENUM) SM_POINT_COUNT };

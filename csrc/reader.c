@@ -221,6 +221,20 @@ static inline int take_span(sm_reader *r, sm_end *e, uint32_t seat, const sm_fra
     return SM_OK;
 }
 
+/* Of the frame of a partition at the cursor: SM_ORIGIN_WAITS, or SM_ORIGIN_TAKE, also when nothing of it is left to be taken.
+ * Then what is behind it is looked at too; as ever the holds after the tail. */
+static int judge(sm_reader *r, sm_end *e, const sm_frame *f, uint32_t *holds)
+{
+    int judged = sm_judge_origin(r, f, sm_frame_at(r, e, e->cursor), e);
+    if (judged != SM_ORIGIN_LOST)
+        return judged;
+    int status = sm_shed_lost(r, e, f);
+    if (status == SM_OK)
+        status = sm_refresh_tail(r, e);
+    *holds = atomic_load_explicit(&r->shard->shard_holds, memory_order_seq_cst);
+    return status == SM_OK ? SM_ORIGIN_TAKE : status;
+}
+
 static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
 {
     sm_end *e = &r->ends[seat];
@@ -244,13 +258,10 @@ static int take(sm_reader *r, uint32_t seat, uint32_t quota, sm_batch *b)
             continue;
         }
         sm_frame *shared = sm_frame_at(r, e, e->cursor);
-        if (unlikely(f.kind & SM_FRAME_ORIGIN)) {
-            int judged = sm_judge_origin(r, &f, shared, e);
-            if (judged == SM_ORIGIN_WAITS) /* and all behind it: the order of the lane is the order of its partitions */
-                break;
-            if (judged != SM_ORIGIN_TAKE &&
-                (status = judged == SM_ORIGIN_LOST ? sm_shed_lost(r, e, &f) : judged) != SM_OK)
-                break;
+        if (unlikely(f.kind & SM_FRAME_ORIGIN) && (status = judge(r, e, &f, &holds)) != SM_ORIGIN_TAKE) {
+            if (status == SM_ORIGIN_WAITS) /* and all behind it: the order of the lane is that of its partitions */
+                return MORE;
+            break;
         }
         uint32_t count, first = next_run(r, seat, &f, shared, e->row, holds || r->skipping, &count);
         if (!count) {

@@ -579,18 +579,40 @@ static uint32_t copy_events(sm_sender *s, const sm_event *events, const uint32_t
     return left;
 }
 
+/* Whether something that a killed predecessor had left of its last call is still to be pushed, and all of what this call has
+ * in the lanes of the pass will still be there when the pass is published. */
+static int resumes(sm_sender *s, uint32_t count)
+{
+    uint32_t left = 0;
+    for (uint32_t i = 0; i < s->resumed_count; i++) {
+        const sm_resumed *r = &s->resumed[i];
+        if (sm_epoch_of(s->control, r->partition) == r->epoch && sm_pushed_of(s->control, r->partition) < r->until)
+            s->resumed[left++] = *r;
+    }
+    for (uint32_t i = 0; left && i < count; i++) {
+        const sm_link *l = &s->links[s->groups[i].shard];
+        uint64_t from = sm_is_of_call(s->seat, l->lane, s->lane_bytes)
+                            ? atomic_load_explicit(&l->lane->call_tail, memory_order_relaxed)
+                            : l->tail;
+        if (s->groups[i].frame && l->tail + s->groups[i].length - from > s->lane_bytes)
+            left = 0;
+    }
+    s->resumed_count = left;
+    return left != 0;
+}
+
 /* Before anything is published: where the pass begins, so that a successor finds what it has published (sm_recover). The
- * sequence first, which no frame has yet: with it the places in the lanes are of no pass, and then of this one. What a
- * killed predecessor had left of its last pass is of that: killed too, both have left it together. */
+ * sequence first, which no frame has yet: with it the places in the lanes are of no pass, and then of this one. Until the
+ * rest of what a killed predecessor had pushed in part is pushed, passes are of one call with it: a successor of both finds
+ * what either has left. */
 static void begin_call(sm_sender *s, uint64_t sequence, uint32_t count)
 {
-    uint32_t partition = s->more->columns->partition;
-    int resumes = partition == s->resumed_partition && sm_pushed_of(s->control, partition) < s->resumed_until;
-    if (!resumes)
+    int goes_on = s->resumed_count && resumes(s, count);
+    if (!goes_on)
         atomic_store_explicit(&s->seat->seat_call, sequence, memory_order_release);
     for (uint32_t i = 0; i < count; i++) {
         const sm_link *l = &s->links[s->groups[i].shard];
-        if (s->groups[i].frame && !(resumes && sm_is_of_call(s->seat, l->lane, s->lane_bytes)))
+        if (s->groups[i].frame && !(goes_on && sm_is_of_call(s->seat, l->lane, s->lane_bytes)))
             atomic_store_explicit(&l->lane->call_tail, l->tail, memory_order_release);
     }
     SM_POINT(ORIGIN_CALLING);

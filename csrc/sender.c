@@ -113,13 +113,13 @@ void sm_seat_client(void *control, uint32_t seat, const char *text, uint32_t byt
         atomic_store_explicit(&sm_seat_at(control, seat)->seat_client[i], words[i], memory_order_relaxed);
 }
 
-int sm_resume_call(sm_sender *s, uint32_t partition, uint64_t until)
+int sm_resume_call(sm_sender *s, uint32_t partition, uint32_t epoch, uint64_t until)
 {
     int status = sm_lock_usable(s);
     if (status != SM_OK)
         return status;
-    s->resumed_partition = partition;
-    s->resumed_until = until;
+    if (s->resumed_count < RESUMED)
+        s->resumed[s->resumed_count++] = (sm_resumed){until, partition, epoch};
     sm_sender_unlock(s);
     return SM_OK;
 }

@@ -32,6 +32,14 @@ typedef struct sm_group { /* the rows of one pass that go to one shard */
     uint32_t blocked;
 } sm_group;
 
+/* A partition of which a killed predecessor had pushed more than `pushed` says: all before `until` is to be pushed. */
+typedef struct sm_resumed {
+    uint64_t until;
+    uint32_t partition, epoch;
+} sm_resumed;
+
+enum { RESUMED = 16 };
+
 /* What comes with the events of the chunk in hand: of row `start` of the columns on. */
 typedef struct sm_more {
     const sm_columns *columns;
@@ -59,8 +67,8 @@ struct sm_sender {
     uint16_t shard_of[SM_CHUNK]; /* row of the chunk -> group, this pass */
     sm_event events[SM_CHUNK];
     const sm_more *more; /* NULL: nothing comes with them */
-    uint64_t resumed_until;
-    uint32_t resumed_partition;
+    sm_resumed resumed[RESUMED];
+    uint32_t resumed_count;
 };
 
 /* send.c: what a call still has to do, and what it has done */

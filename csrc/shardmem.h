@@ -196,7 +196,7 @@ void sm_seat_client(void *control, uint32_t seat, const char *text, uint32_t byt
 uint32_t sm_recover(const void *control, const sm_geometry *geometry, const void *inbox, uint32_t seat,
                     uint64_t *position, uint32_t *partition, uint32_t *epoch, uint64_t *offsets);
 /* it goes on in the call of the last holder of its seat, until all before that offset of this partition is pushed */
-int sm_resume_call(sm_sender *sender, uint32_t partition, uint64_t until);
+int sm_resume_call(sm_sender *sender, uint32_t partition, uint32_t epoch, uint64_t until);
 
 /* ---- the partition table [source] ---------------------------------------------------------------------- */
 int sm_set_partition_count(void *control, const sm_geometry *geometry, uint32_t count); /* SM_GEOMETRY: it is another */

@@ -104,6 +104,12 @@ class Config:
         "object",
         unset="none",
     )
+    outbox: Any = setting(
+        None,
+        "where messages of context.outbox go: kafka://host:port, or in a file a table [outbox.kafka]",
+        "object",
+        unset="the broker of a source of kind kafka",
+    )
     strategy: Any = setting(
         None, "where slots go: least_load, least_slots, or module:Class of your own", "object", unset="least_load"
     )
@@ -217,6 +223,18 @@ class Config:
         """Where state and quarantine are kept: `state_dir`, or a directory that lasts as long as /tmp does."""
         return os.path.abspath(self.state_dir) if self.state_dir else default_directory()
 
+    @property
+    def outbox_table(self) -> dict[str, Any] | None:
+        """As a table of [source] says what its process does; None: handlers have no outbox."""
+        given, sources = self.outbox, self.source if isinstance(self.source, (list, tuple)) else [self.source]
+        for each in sources if given is None else ():
+            kind = each.get("kind") if isinstance(each, Mapping) else str(each).partition(":")[0]
+            given = each if given is None and kind == "kafka" else given
+        if given is None:
+            return None
+        table = {"kafka": given.get("kafka", {})} if isinstance(given, Mapping) else {"url": str(given)}
+        return {"kind": "outbox", "name": "outbox", **table}
+
     def worker_settings(self) -> dict[str, Any]:
         """What a worker is told of these settings, as JSON."""
         return {
@@ -228,6 +246,7 @@ class Config:
             "log_file": log_file(self.directory, self.name),
             "state_files": state_directory(self.directory, self.name),
             "state_cache_bytes": self.state_cache_bytes,
+            "outbox": self.outbox_table is not None,
             "keep_state": self.state_dir is not None,
             "failures": {
                 "on_error": self.on_error,

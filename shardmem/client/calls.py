@@ -12,7 +12,7 @@ Slots = str | int | Iterable[int]
 class ControlCalls(ABC):
     """Every call that takes a while waits for `timeout` seconds (30 unless given) and then answers with what is done
     so far: `done` says whether all is, `waiting_for` lists who is waited for (shard or seat, pid, slots, text). It goes
-    on in the background. Where only shards that wait for their sink are waited for, the answer comes after a second. A
+    on in the background. Where only shards that wait for their sink are waited for, that comes after two seconds. A
     refusal raises ShardmemError and has changed nothing.
     """
 

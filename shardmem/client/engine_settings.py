@@ -50,6 +50,7 @@ class EngineSettings(TypedDict, total=False):
     auto_scale: bool
     policy: str | Mapping[str, Any] | ScalingPolicy | None
     source: str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+    outbox: str | Mapping[str, Any] | None
     strategy: str | Strategy | None
     on_error: Literal["retry", "quarantine", "stop"]
     max_attempts: int

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from shardmem.errors import ShardmemError
+from shardmem.memory.engine_segment import ControlSegment
 from shardmem.runtime.producer import Producer, connect
 from shardmem.runtime.quarantine import NoSuchEvent, Quarantine, Quarantined, QuarantineReader, is_there
 from shardmem.schema import Schema
@@ -86,12 +87,18 @@ def replay(engine: str, found: Quarantine, numbers: Iterable[int] | None, second
     """
     wanted = found.numbers(numbers)
     deadline = None if seconds is None else time.monotonic() + seconds
-    given = Replay(left=wanted)
+    given, by_partition = Replay(left=wanted), _keeps_state_by_partition(engine)
     with connect(engine, reconnect=False) as producer:
         while given.left:
             number = given.left[0]
             try:
                 (event,) = found.events([number])
+                if by_partition and "partition" in event.came_with:
+                    raise ShardmemError(
+                        f"event {number} came from partition {event.came_with['partition']} of "
+                        f"{event.came_with.get('topic')}, and here it would be counted in the state of another one; "
+                        "send it to the topic again"
+                    )
                 _push(event, producer, None if deadline is None else max(0.0, deadline - time.monotonic()))
                 found.replayed(
                     number
@@ -101,6 +108,14 @@ def replay(engine: str, found: Quarantine, numbers: Iterable[int] | None, second
                 break
             given.replayed.append(given.left.pop(0))
     return given
+
+
+def _keeps_state_by_partition(engine: str) -> bool:
+    control = ControlSegment.attach(engine)
+    try:
+        return control.partitions.count > 0 and any(map(control.has_saved_state, control.known_shards()))
+    finally:
+        control.close()
 
 
 def _push(event: Quarantined, producer: Producer, timeout: float | None) -> None:

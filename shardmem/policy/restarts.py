@@ -20,6 +20,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from shardmem.settings import some
+
 BOOT_CRASHES = 3  # in a row before the worker was ready: it will not get there soon
 NARROWING = 50  # deaths with a batch in hand and nothing handled between them; halving 4096 rows to one takes 12
 NARROWING_STEP, NARROWING_MOST = 0.01, 0.1  # seconds
@@ -111,7 +113,7 @@ class Restarts:
         if len(past.recent) > self.most:
             return Restart(
                 max(delay, FIRST_WAIT),
-                f"its worker ended {len(past.recent)} times within {self.window:g} s (max_restarts="
+                f"its worker ended {some(len(past.recent), 'time')} within {self.window:g} s (max_restarts="
                 f"{self.most}, restart_window), the last time: {life.how}",
             )
         if delay >= FAILED_FROM:

@@ -17,6 +17,7 @@ from shardmem.runtime.commit import call, owned_slots, tell
 from shardmem.runtime.firing import Firing
 from shardmem.runtime.following import Following
 from shardmem.runtime.handler import Handler, keeps_slots, optional
+from shardmem.runtime.outbox import Outbox
 from shardmem.runtime.state import StateStore
 from shardmem.state.keeper import Keeper
 from shardmem.text import of_error
@@ -32,8 +33,8 @@ log = logging.getLogger("shardmem.checkpoint")
 
 
 class Checkpointed:
-    """A stateful handler: the states of changed slots, what changed by key, and the rows behind them are saved in one
-    transaction, then heads move. Timers fire between batches.
+    """A stateful handler: the states of changed slots, what changed by key, what was sent, and the rows behind them are
+    saved in one transaction, then heads move. Timers fire between batches.
 
     interval: seconds between checkpoints under load. Sooner when half a lane is handled and not committed, and when
     there is nothing else to do. anew: makes another handler, for one without `drop`; it gains the slots that are left.
@@ -52,7 +53,9 @@ class Checkpointed:
         interval: float,
         anew: Callable[[], Handler],
         expects_state: bool = False,
+        outbox: Outbox | None = None,
     ) -> None:
+        self._outbox = outbox or Outbox(store.backlog)
         self._control, self._shard, self._reader = control, shard, reader
         self.handler, self._keeper, self._store = handler, keeper, store
         self._interval, self._anew = interval, anew
@@ -85,7 +88,11 @@ class Checkpointed:
         self._following.enter(slot)
 
     def handle(self, batch: Batch) -> None:
-        self.handler.handle(batch)
+        self._outbox.begin(batch)
+        try:
+            self.handler.handle(batch)
+        finally:
+            self._outbox.end()
         self._keeper.after_batch()
 
     def take_up(self) -> None:
@@ -131,7 +138,7 @@ class Checkpointed:
                 self._store.purge()
                 self._purged_at = time.monotonic()
             return
-        pressed = pressed or self._keeper.is_pressed
+        pressed = pressed or self._keeper.is_pressed or self._outbox.is_pressed
         if pressed or age >= self._interval or (idle and (awaited or age >= self._interval * IDLE_SHARE)):
             self.save()
 
@@ -143,14 +150,22 @@ class Checkpointed:
     @property
     def _is_unsaved(self) -> bool:
         """Of a batch that was skipped as a whole there is nothing but the places of its rows."""
-        return bool(self._deferred or self._rejected or self._keeper.has_changes)
+        return bool(self._deferred or self._rejected or self._keeper.has_changes or self._outbox.unsaved)
 
     def save(self, also: Iterable[int] = (), merge: bool = False) -> None:
         slots = sorted({*np.flatnonzero(self._touched).tolist(), *also}) if self._keeps_slots else []
         states = self._snapshots(slots)
         ranges = self._rejected + self._reader.ranges()
-        self._store.save(states, self._keeper.changes(), ranges, applied=self._following.applied.changes(), merge=merge)
+        self._store.save(
+            states,
+            self._keeper.changes(),
+            ranges,
+            applied=self._following.applied.changes(),
+            messages=self._outbox.unsaved,
+            merge=merge,
+        )
         self._keeper.saved()
+        self._outbox.clear()
         self._following.applied.saved()
         if not (self._reader.set_aside_rows(self._rejected) and self._reader.commit_deferred()):
             log.error("shard %d: a lane changed under what was handled of it; it moves no further", self._shard)
@@ -170,6 +185,7 @@ class Checkpointed:
         changed = self._live | set(np.flatnonzero(self._touched).tolist())
         is_new = self._forget(changed)
         self._keeper.roll_back()
+        self._outbox.clear()
         self._following.applied.roll_back()
         self._untouch()
         self._rejected = b""

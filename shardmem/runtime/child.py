@@ -79,8 +79,8 @@ class _Orders:
 
 @dataclass(frozen=True)
 class SourceOrders(_Orders):
-    """source: the table [source]. settings: log_format, log_level. directory: where state, positions and status are
-    kept."""
+    """source: the table [source]. settings: log_format, log_level, state (the table [state]), keep_state. directory:
+    where state, positions and status are kept."""
 
     engine: str
     source: dict[str, Any]
@@ -289,7 +289,6 @@ class Report(TypedDict, total=False):
     final: bool  # [worker] and nothing goes on until somebody reloads
     taken: bool  # [worker] another one has its shard
     boot_failed: str
-    traceback: str
     drained: list[int]  # slots that were given up
     restored: list[int]  # slots that were taken up
     shard_created: int  # [supervisor]

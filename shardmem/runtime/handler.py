@@ -19,6 +19,7 @@ from typing import Any
 from shardmem.errors import ConfigError, HandlerError, StateError
 from shardmem.runtime.batch import Batch, slot_of
 from shardmem.runtime.forked import end_if_forked
+from shardmem.runtime.outbox import Outbox, no_outbox
 from shardmem.state.keeper import absent, keeper_of, keeps_by_key
 from shardmem.state.keys import Key
 from shardmem.state.timers import Timers
@@ -47,6 +48,16 @@ class Context:
     log: logging.Logger
     engine_id: str = ""
     partitions: Callable[[], int] = field(default=lambda: 0, repr=False, compare=False)
+    take_outbox: Callable[[], Outbox] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def outbox(self) -> Outbox:
+        """`outbox.send(topic, key, value, headers=None)`: saved together with state and published to the broker of the
+        setting `outbox`. To be taken in `open`: a handler that does so has checkpoints, with state or without. Raises
+        ShardmemError when there is none."""
+        if self.take_outbox is None:
+            raise no_outbox("this context was made by hand", "Give it one: take_outbox=lambda: ...")
+        return self.take_outbox()
 
     def slot(self, key: int | str | bytes) -> int:
         """The slot of a key, as the engine sees it: what snapshot, restore and drop are asked about. Raises StateError

@@ -45,19 +45,18 @@ SQLITE = b"SQLite format 3\0"
 
 
 class StateFiles:
-    """Those of one engine, for whoever is none of its workers. engine_id: files of another one say nothing; None:
-    whatever engine of that name made them."""
+    """Those of one engine, for whoever is none of its workers; None: of one that does not run. keep: what earlier
+    engines of that name have left is its state; else their files say nothing."""
 
-    def __init__(self, directory: str, engine_id: int | None) -> None:
+    def __init__(self, directory: str, engine_id: int | None, keep: bool = False) -> None:
         self.directory, self._engine = directory, None if engine_id is None else f"{engine_id:x}"
+        self._keep = keep or engine_id is None
 
     def owners(self, slots: Iterable[int]) -> dict[int, tuple[int, str]]:
         """slot -> (owner, file) of the highest owner."""
         wanted, newest = set(slots), dict[int, tuple[int, str]]()
         for path in (*shard_files(self.directory).values(), *restored_files(self.directory).values()):
-            if self._engine is None or any(
-                engine == self._engine for (engine,) in look(path, "select engine from life")
-            ):
+            if self._keep or any(engine == self._engine for (engine,) in look(path, "select engine from life")):
                 for slot, owner in look(path, "select slot, owner from slots"):
                     if slot in wanted and owner > newest.get(slot, (0, ""))[0]:
                         newest[slot] = owner, path

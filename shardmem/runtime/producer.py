@@ -399,10 +399,10 @@ class Producer:
     # ---- both --------------------------------------------------------------------------------------------------------
 
     def recover(self, table: PartitionTable) -> dict[int, np.ndarray]:
-        """What a source that was killed had pushed beyond what the table says: row -> offsets, rising; of one row at
-        most. Its successor, on the same named seat, asks before it pushes anything, and goes on with that partition
-        before any other: at `table.pushed(row)`, without these offsets. When all before the last of them is pushed, it
-        says so with `table.set_pushed(row, last + 1)`.
+        """What a source that was killed had pushed beyond what the table says: row -> offsets, rising. Its successor,
+        on the same named seat, asks before it pushes anything: it goes on at `table.pushed(row)`, without these
+        offsets. When all before the last of them is pushed, it says so with `table.set_pushed(row, last + 1)`; until
+        then it pushes little else.
 
         Raises NotRunning: the engine is away.
         """
@@ -413,7 +413,7 @@ class Producer:
                 found.setdefault(row, []).append(offsets[offsets >= view.pushed])
         known = {row: np.unique(np.concatenate(parts)) for row, parts in found.items()}
         for row, offsets in known.items():
-            seat.resume_call(row, int(offsets[-1]) + 1)
+            seat.resume_call(row, table.resume(row), int(offsets[-1]) + 1)
         return known
 
     def flush(self, timeout: float | None = None, slots: Iterable[int] | None = None) -> None:

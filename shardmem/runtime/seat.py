@@ -249,10 +249,10 @@ class Seat:
             finally:
                 inbox.close()
 
-    def resume_call(self, row: int, until: int) -> None:
+    def resume_call(self, row: int, epoch: int, until: int) -> None:
         """Until all before that offset is pushed, what is pushed of this partition belongs to the call that the last
         holder left."""
-        lib.sm_resume_call(self.sender, row, until)
+        lib.sm_resume_call(self.sender, row, epoch, until)
 
     # ---- counts ------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ copies the rows from there, in one transaction with its own number; the old one 
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 import zlib
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from itertools import starmap
 
 from shardmem.errors import AlreadyRunning, ShardmemError
+from shardmem.runtime import outbox
 from shardmem.runtime.journal import Journal, body_of, changes_of
 from shardmem.runtime.sqlite import Database, explained
 from shardmem.runtime.state_files import (
@@ -57,7 +59,7 @@ class StateStore:
         self.directory, self._shard, self._slots, self._keep = directory, shard, slots, keep
         self._engine = f"{engine_id:x}"
         self.path = shard_file(directory, shard)
-        self._database = Database(self.path, SCHEMA + DUE, "the state file", durable=keep)
+        self._database = Database(self.path, SCHEMA + DUE + outbox.SCHEMA, "the state file", durable=keep)
         self._incarnation = self._generation = 0
         self._one = self._database.connection.execute
         self._journal = Journal()
@@ -97,7 +99,7 @@ class StateStore:
                     )
                 ranges = found[3] if found[2] == generation else b""
             elif found and not self._keep:
-                for table in ("rows", "timers", "applied", "slots", "journal"):
+                for table in ("rows", "timers", "applied", "slots", "journal", "outbox", "outbox_after"):
                     connection.execute(f"delete from {table}")
             connection.execute(
                 "insert or replace into life values (1, ?, ?, ?, ?, ?, ?)",
@@ -119,16 +121,19 @@ class StateStore:
         ranges: bytes,
         *,
         applied: Iterable[AppliedRow] = (),
+        messages: Iterable[outbox.Message] = (),
         merge: bool = False,
     ) -> None:
-        """(slot, state) of what changed, what changed by key, how far each partition is in it, and the ranges of events
-        behind it: all or nothing. merge: the tables say all of it then, for whoever reads them next."""
+        """(slot, state) of what changed, what changed by key, how far each partition is in it, what was sent, and the
+        ranges of events behind it: all or nothing. merge: the tables say all of it then, for whoever reads them
+        next."""
         changes.rows.update((prefix(slot, _SNAPSHOT), (state, 0, None)) for slot, state in snapshots)
         body = body_of(changes) if changes.rows or changes.timers else b""
         merge = merge or self._journal.would_be_full(changes, len(body))
         with self._writing() as connection:
             connection.execute("update life set ranges = ?, saved = ?", (ranges, _now_ms()))
             connection.executemany("insert or replace into applied values (?, ?, ?)", applied)
+            outbox.put(connection, messages)
             if merge:
                 self._merge(connection, changes)
             elif body:
@@ -201,6 +206,11 @@ class StateStore:
     def applied(self) -> list[AppliedRow]:
         """Of slots that this file does not have, it may say anything."""
         return [AppliedRow(*row) for row in self._database.rows("select topic, number, offsets from applied")]
+
+    def backlog(self) -> int:
+        """Messages that were sent and are not published. They are deleted in their order."""
+        ((first, last),) = self._database.rows("select min(number), max(number) from outbox")
+        return 0 if first is None else last - first + 1
 
     # ---- slots that come and go ----------------------------------------------------------------------------------
 
@@ -280,6 +290,7 @@ class StateStore:
             has_applied = connection.execute("select 1 from other.sqlite_master where name = 'applied'").fetchall()
             theirs = connection.execute("select topic, number, offsets from other.applied") if has_applied else []
             self._set_applied(connection, starmap(AppliedRow, theirs), slots)
+            outbox.put_after(connection, os.path.basename(path))
             connection.executemany("insert or replace into slots values (?, ?)", numbered)
         self._journal.clear()
 
@@ -296,7 +307,7 @@ class StateStore:
     def close(self) -> None:
         """The file goes as well when others have all of it newer."""
         mine, newest = dict(self._database.rows("select slot, owner from slots")), self._newest_elsewhere()
-        is_over = all(newest.get(slot, (0, ""))[0] > owner for slot, owner in mine.items())
+        is_over = all(newest.get(slot, (0, ""))[0] > owner for slot, owner in mine.items()) and not self.backlog()
         self._database.close()
         if is_over:
             remove_file(self.path)

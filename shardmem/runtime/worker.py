@@ -12,7 +12,6 @@ import faulthandler
 import logging
 import resource
 import signal
-import traceback
 from typing import Any
 
 from shardmem.errors import AlreadyRunning, BatchEscaped, HandlerError, ShardmemError, with_hint
@@ -30,14 +29,13 @@ from shardmem.runtime.forked import fence
 from shardmem.runtime.handler import Context, Handler, is_stateful, optional, wants_to_know
 from shardmem.runtime.moves import Moves
 from shardmem.runtime.opening import Opening, ToldToStop
+from shardmem.runtime.outbox import Outbox, no_outbox
 from shardmem.runtime.outcomes import OnError
 from shardmem.runtime.state import StateStore
 from shardmem.state.keeper import Keeper, keeps_by_key
 from shardmem.state.scope import Scope
 from shardmem.state.store import MemoryStore
 from shardmem.text import of_error
-
-LONGEST_TRACE = 20_000  # characters of a traceback that is reported: its texts may be of any length
 
 log = logging.getLogger("shardmem.worker")
 
@@ -174,7 +172,7 @@ def main() -> int:
         worker.stop_now = True
 
     signal.signal(signal.SIGTERM, finish)
-    saves = is_stateful(commit.handler)
+    saves = isinstance(commit, Checkpointed)
     worker.control.set_worker_stateful(worker.shard, saves or wants_to_know(commit.handler), saves)
     worker.set_phase("ready")
     reports.say(ready=True)
@@ -227,6 +225,7 @@ def _commit_of(worker: Worker, orders: WorkerOrders, settings: dict[str, Any], o
         logging.getLogger(f"shardmem.handler.{worker.shard}"),
         f"{control.geometry.engine_id:016x}",
         lambda: control.partitions.count,
+        lambda: outboxes.take(),
     )
     logs.keep()
 
@@ -243,13 +242,15 @@ def _commit_of(worker: Worker, orders: WorkerOrders, settings: dict[str, Any], o
     def opened() -> Handler:
         return opening.until_open(made)
 
+    outboxes = _Outboxes(settings["outbox"])
     handler = opened()
-    if not is_stateful(handler):
+    if not is_stateful(handler) and outboxes.outbox is None:
+        outboxes.is_late = True
         return Immediate(control, worker.shard, worker.reader, handler)
     store = StateStore(
         settings["state_files"], worker.shard, control.geometry.engine_id, control.slots, keep=settings["keep_state"]
     )
-    scope.store = store
+    scope.store = outboxes.store = store
     return Checkpointed(
         control,
         worker.shard,
@@ -261,7 +262,29 @@ def _commit_of(worker: Worker, orders: WorkerOrders, settings: dict[str, Any], o
         opened,
         # A person who asked for this start has been told, and may go on without.
         expects_state=control.has_saved_state(worker.shard) and not orders.forgiven,
+        outbox=outboxes.outbox,
     )
+
+
+class _Outboxes:
+    """Of a worker whose handler may take one in `open`, before there is a store."""
+
+    def __init__(self, is_configured: bool) -> None:
+        self._is_configured, self.is_late = is_configured, False
+        self.outbox: Outbox | None = None
+        self.store: StateStore | None = None
+
+    def take(self) -> Outbox:
+        """Raises ShardmemError."""
+        if not self._is_configured:
+            raise no_outbox("it is not configured", "Set `outbox`: kafka://host:port, or a table [outbox.kafka]")
+        if self.is_late:
+            raise no_outbox(
+                "this handler has no checkpoints", "Take `context.outbox` in open(), so that it gets checkpoints"
+            )
+        if self.outbox is None:
+            self.outbox = Outbox(lambda: 0 if self.store is None else self.store.backlog())
+        return self.outbox
 
 
 def _taken(reports: Reports, error: AlreadyRunning) -> int:
@@ -279,18 +302,23 @@ def _failure(worker: Worker, reports: Reports, error: BaseException, *, is_final
     text = with_hint(error) if of_user else of_error(error) + hint
     worker.say_error(text)
     worker.set_phase("halted" if is_final else "failed")
-    log.error("%s", text, exc_info=error.__cause__ or error)
+    log.error("%s", text, exc_info=_of_user(error))
     reports.say(failed=text, final=is_final)
     return ExitCode.FAILED
 
 
+def _of_user(error: BaseException) -> BaseException | None:
+    """What has a traceback that helps: the user's code. Our own errors say all in words."""
+    if isinstance(error, HandlerError):
+        return error.__cause__
+    return None if isinstance(error, ShardmemError) else error
+
+
 def _boot_failure(worker: Worker | None, reports: Reports, error: BaseException) -> int:
     text = with_hint(error) if isinstance(error, ShardmemError) else of_error(error)
-    cause = error.__cause__ or error
-    trace = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
-    log.error("cannot start: %s", text, exc_info=cause)
+    log.error("cannot start: %s", text, exc_info=_of_user(error))
     if worker is not None:
         worker.say_error(text)
         worker.set_phase("failed")
-    reports.say(boot_failed=text, traceback=trace[-LONGEST_TRACE:])
+    reports.say(boot_failed=text)
     return ExitCode.BOOT

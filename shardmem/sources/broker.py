@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from shardmem.config import state_directory
 from shardmem.errors import ConfigError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.partition_table import PartitionTable
 from shardmem.private_files import open_private
 from shardmem.runtime.columns import spans_of
+from shardmem.runtime.partition_state import StateFiles
 from shardmem.runtime.producer import Producer
 from shardmem.sources.contract import (
     BrokerSource,
@@ -28,6 +28,7 @@ from shardmem.sources.contract import (
     SourceContext,
     sizes_of,
 )
+from shardmem.sources.outbox.files import OutboxFiles
 from shardmem.sources.ownership import ASK, SLICE, Ownership, OwnershipSettings
 from shardmem.sources.runner import Runner
 from shardmem.sources.states import States
@@ -51,13 +52,18 @@ class BrokerRunner(Runner):
         producer: Producer,
         control: ControlSegment,
         settings: OwnershipSettings,
+        state_files: StateFiles,
         state: RemoteSettings,
         file: Callable[[str], str],
+        outbox: OutboxFiles | None = None,
         **options: Any,
     ) -> None:
-        """file: the path of what is kept under a name for the next process of this source."""
+        """file: the path of what is kept under a name for the next process of this source. outbox: what handlers
+        send."""
         super().__init__(source, producer, **options)
-        self._control, self._settings, self._state, self._file = control, settings, state, file
+        self._outbox = outbox
+        self._control, self._settings, self._file = control, settings, file
+        self._state_files, self._state = state_files, state
         self._table = PartitionTable(control)
         self.ownership: Ownership | None = None
         self._states: States | None = None
@@ -155,8 +161,7 @@ class BrokerRunner(Runner):
     def _owner(self) -> Ownership:
         control, engine = self._control, self._control.geometry.engine_id
         self._states = States.open(
-            state_directory(control.state_dir, control.engine),
-            engine,
+            self._state_files,
             Layout(control.slots, self._table.count),
             self._state,
             told=self._settings.partitions is not None,
@@ -169,6 +174,7 @@ class BrokerRunner(Runner):
             self._settings,
             engine=f"{control.engine}-{engine:x}",
             states=self._states,
+            outbox=self._outbox,
             log=self._log,
         )
 

@@ -50,10 +50,10 @@ class SourcesOf:
             self._wait(deadline, f"source {name} has not noticed yet: it waits for room in a lane, or is starting")
         return {"source": name, "paused": paused, "alive": now["alive"]}
 
-    def seek(self, source: str | None, file: str, to: str | int, timeout: float) -> dict[str, Any]:
+    def seek(self, source: str | None, partition: str, to: str | int, timeout: float) -> dict[str, Any]:
         """When its process goes on there. Raises ConfigError, ShardmemError: then it goes on as before."""
         now = self._one(source)
-        name, partition = now["name"], _partition(now, file)
+        name, partition = now["name"], _partition(now, partition)
         if not now["alive"] or now["state"] not in ("running", "paused"):
             raise ConfigError(f"source {name} is not reading: it is {now['state']}")
         with self._wishing(name) as wishes:
@@ -64,7 +64,7 @@ class SourcesOf:
         _, error, place = done
         if error is not None:
             raise ConfigError(error)
-        return {"source": name, "file": partition, "offset": place}
+        return {"source": name, "partition": partition, "offset": place}
 
     def _one(self, source: str | None) -> SourceStatus:
         found = self.status()

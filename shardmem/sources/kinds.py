@@ -21,7 +21,8 @@ KINDS = {
     "nats": "shardmem.sources.nats.kind",
     "fake": "shardmem.testing.fake",
 }
-_SECRET = re.compile(r"password|passwd|secret|token|oauthbearer\.config|jaas|credential|\.pem$|nkey|\bseed\b|creds\b")
+_WORDS = r"password|passwd|secret|token|oauthbearer\.config|jaas|credential|\.pem\b|nkey|\bseed\b|creds\b"
+_SECRET, _IN_QUERY = re.compile(_WORDS), re.compile(rf"(?<=[?&])([^=&]*(?:{_WORDS})[^=&]*=)[^&]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,19 @@ class EngineContext:
     keep_all: bool = False
 
 
+@dataclass(frozen=True)
+class Reach:
+    """What can be found out of a broker without joining a group of it. counts: of each topic that there is. patience:
+    seconds that it waits for a partition to be given up; None: that cannot be told. protocol: of its groups."""
+
+    counts: Mapping[str, int]
+    patience: float | None = None
+    protocol: str = ""
+
+
 class Kind(Protocol):
     """A module. is_broker: its sources are BrokerSource, and `ownership.OwnershipSettings` are settings of theirs too.
+    A broker's may have reach(settings, timeout) -> Reach, which `shardmem doctor` asks. It raises what sources raise.
 
     The table that `settings_of` gets is [source] without what all sources have: kind, name, on_bad, dead_letter, rate,
     and of a broker those of OwnershipSettings. Values that are "$NAME" have become the variable.
@@ -112,7 +124,7 @@ def without_secrets(table: Any) -> Any:
     if isinstance(table, (list, tuple)):
         return [without_secrets(each) for each in table]
     if isinstance(table, str):
-        return re.sub(r"(?<=://)[^/@]*@", "***@", table)
+        return _IN_QUERY.sub(r"\1***", re.sub(r"(?<=://)[^/@]*@", "***@", table))
     if not isinstance(table, Mapping):
         return table
     return {

@@ -38,6 +38,7 @@ from shardmem.sources.contract import (
     partition_of,
     topic_and_number,
 )
+from shardmem.sources.outbox.files import OutboxFiles
 from shardmem.sources.states import Stateless, metadata_of
 
 ROOM = 0.02  # seconds that a push waits for room; none while something else waits for it already
@@ -105,9 +106,11 @@ class Ownership:
         engine: str,
         log: logging.Logger,
         states: Stateless | None = None,
+        outbox: OutboxFiles | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """table: its count is set. engine: what no other life of an engine is called."""
+        """table: its count is set. engine: what no other life of an engine is called. outbox: what handlers send; an
+        event is not safe before all that was sent by then is published."""
         self._source, self._producer, self._table, self._settings = source, producer, table, settings
         self._engine, self._states, self._log, self._clock = engine, states or Stateless(), log, clock
         self.held: dict[str, Held] = {}
@@ -118,6 +121,8 @@ class Ownership:
         self._marks: deque[tuple[Marks, list[tuple[Held, int]]]] = deque()
         self._in_lanes = producer.recover(table)
         self._left = {partition_of(row.topic, row.number): row.row for row in table.rows() if row.state != "none"}
+        self._outbox = outbox
+        self._unpublished: deque[tuple[dict[str, int], list[tuple[Held, int]]]] = deque()
         self._opened = self._mark_due = self._commit_due = clock()
         self._fault: ShardmemError | None = None
         self._retry_at = 0.0  # clock: state that could not be restored is tried again
@@ -398,7 +403,10 @@ class Ownership:
 
     def _look(self, drained: Iterable[Held] = ()) -> None:
         while self._marks and self._producer.handled(self._marks[0][0]):
-            for held, offset in self._marks.popleft()[1]:
+            sent = self._outbox.position() if self._outbox is not None else {}
+            self._unpublished.append((sent, self._marks.popleft()[1]))
+        while self._unpublished and self._has_published(self._unpublished[0][0]):
+            for held, offset in self._unpublished.popleft()[1]:
                 held.safe = max(held.safe, offset)
         for held in drained:
             held.safe = held.pushed
@@ -435,6 +443,19 @@ class Ownership:
             return False
         return True
 
+    def _has_published(self, sent: Mapping[str, int]) -> bool:
+        return self._outbox is None or self._outbox.has_published(sent)
+
+    def _publish(self, deadline: float) -> bool:
+        """Whether what handlers have sent by now was published in time."""
+        sent = self._outbox.position() if self._outbox is not None else {}
+        while not self._has_published(sent):
+            self._renew()
+            if self._clock() >= deadline:
+                return False
+            time.sleep(SLICE)
+        return True
+
     def _drain(self, those: Sequence[Held], deadline: float) -> bool:
         """Whether all that was pushed of them was handled in time."""
         slots = [slot for held in those for slot in self._table.slots_of(held.number)]
@@ -442,7 +463,7 @@ class Ownership:
             self._renew()
             try:
                 self._producer.flush(min(SLICE, max(0.0, deadline - self._clock())), slots=slots)
-                return True
+                return self._publish(deadline)
             except TimeoutError:
                 pass
             except HandlerError:  # its shard is tried again

@@ -9,24 +9,28 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from shardmem.config import log_file
+from shardmem.config import log_file, state_directory
 from shardmem.errors import ConfigError, NotRunning, ShardmemError, with_hint
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import arm_from_environment
 from shardmem.runtime import logs
 from shardmem.runtime.child import ExitCode, Reports, SourceOrders, begin, read_orders
 from shardmem.runtime.log_file import keep_in
+from shardmem.runtime.partition_state import StateFiles
 from shardmem.runtime.producer import Producer, connect
 from shardmem.sources.broker import BrokerRunner
 from shardmem.sources.configured import SourceSettings, sources_in
 from shardmem.sources.contract import Rejected, is_broker
 from shardmem.sources.files.rejects import DeadLetters
 from shardmem.sources.kinds import EngineContext
+from shardmem.sources.outbox.configured import publisher_of
+from shardmem.sources.outbox.files import OutboxFiles
 from shardmem.sources.runner import Limits, Runner
 from shardmem.sources.wishes import Wishes, wishes_in
 from shardmem.state_settings import remote_settings
@@ -45,6 +49,7 @@ def main() -> int:
     if (told := read_orders(SourceOrders)) is None:
         return ExitCode.OK
     orders, reports = told
+    sys.path.append(os.getcwd())  # a class of the user's own may be where the engine was started, as handlers are
     logs.set_up(orders.settings["log_format"], orders.settings["log_level"] or "info", orders.engine)
     keep_in(log_file(orders.directory, orders.engine))
     return SourceProcess(orders, reports).run()
@@ -57,6 +62,7 @@ class SourceProcess:
         self._state = "starting"
         self._error: str | None = None
         self._runner: Runner | None = None
+        self._seat: int | None = None
         self._told = 0
         self._began = time.monotonic()
         self._seeks = 0  # of those wished for, the newest that was passed on
@@ -75,6 +81,10 @@ class SourceProcess:
         self._tell()
         threading.Thread(target=self._tell_again, daemon=True).start()
         try:
+            if orders.source["kind"] == "outbox":  # feeds nothing, and goes on when the engine takes nothing any more
+                return self._drive(
+                    publisher_of(orders.source, orders.directory, orders.engine, stop=self.stop, log=log)
+                )
             seat = f"source:{name}"
             with connect(orders.engine, backpressure="block", wait=30.0, reconnect=False, seat=seat) as producer:
                 (settings,) = sources_in(orders.source, producer.schema)
@@ -98,8 +108,13 @@ class SourceProcess:
             letters.put(each)
             log.warning("source %s: not an event: %s", settings.name, each.text)
 
-        self._producer = producer
-        runner = self._runner_of(producer, settings, rejected)
+        try:
+            self._seat = producer.seat
+            return self._drive(self._runner_of(producer, settings, rejected))
+        finally:
+            letters.close()
+
+    def _drive(self, runner: Runner) -> int:
         runner.wants_pause = wishes_in(self._wishes).paused
         runner.sought = self._seeks, None, 0
         self._runner = runner
@@ -112,7 +127,7 @@ class SourceProcess:
             if not self.stop.is_set():
                 code = ExitCode.CONFIG if isinstance(error, ConfigError) else ExitCode.FAILED
                 self._error = with_hint(error)
-                log.error("source %s: %s", settings.name, self._error)
+                log.error("source %s: %s", self._file.name, self._error)
         self._state = "draining"
         try:
             if code != ExitCode.FAILED:
@@ -120,9 +135,7 @@ class SourceProcess:
             else:
                 runner.give_way()
         except ShardmemError as error:
-            log.info("source %s: %s", settings.name, error)
-        finally:
-            letters.close()
+            log.info("source %s: %s", self._file.name, error)
         if self._error is not None:
             self._reports.say(failed=self._error)
         return code
@@ -133,13 +146,13 @@ class SourceProcess:
         context = EngineContext(
             orders.engine, settings.name, orders.directory, producer.schema, producer.largest, whole
         )
-        source = settings.kind.open_source(settings.own, context)
         options: dict[str, Any] = {
             "limits": Limits(max_bad=0 if settings.on_bad == "stop" else None, rate=settings.rate),
             "stop": self.stop,
             "rejected": rejected,
             "log": log,
         }
+        source = settings.kind.open_source(settings.own, context)
         if not is_broker(source) or settings.ownership is None:
             return Runner(source, producer, **options)
 
@@ -147,8 +160,11 @@ class SourceProcess:
             return file_of(orders.directory, orders.engine, settings.name, what)
 
         control = ControlSegment.attach(orders.engine)
-        state = remote_settings(orders.settings.get("state"))
-        return BrokerRunner(source, producer, control, settings.ownership, state, file, **options)
+        directory = state_directory(orders.directory, orders.engine)
+        state_files = StateFiles(directory, control.geometry.engine_id, keep=orders.settings["keep_state"])
+        state = remote_settings(orders.settings["state"])
+        options["outbox"] = OutboxFiles(directory) if orders.settings["outbox"] else None
+        return BrokerRunner(source, producer, control, settings.ownership, state_files, state, file, **options)
 
     def _end(self) -> None:
         self.stop.set()
@@ -185,7 +201,7 @@ class SourceProcess:
             "given": mark_of(table),
         }
         if self._runner is not None:
-            said |= {**self._runner.describe(), "seat": self._producer.seat}
+            said |= {**self._runner.describe(), "seat": self._seat}
         try:
             self._file.write(**said)
         except OSError as error:

@@ -72,11 +72,10 @@ class States(Stateless):
 
     @classmethod
     def open(
-        cls, directory: str, engine_id: int, layout: Layout, settings: RemoteSettings, told: bool, log: logging.Logger
+        cls, files: StateFiles, layout: Layout, settings: RemoteSettings, told: bool, log: logging.Logger
     ) -> States:
-        """directory: of the state files. told: the number of partitions may have changed. Raises ConfigError."""
-        files = StateFiles(directory, engine_id)
-        name = count(directory, layout.slots, layout.partitions, told).id
+        """told: the number of partitions may have changed. Raises ConfigError."""
+        name = count(files.directory, layout.slots, layout.partitions, told).id
         uploads = None
         if settings.remote is not None:
             uploads = Uploads(Snapshots(target_of(settings.remote), files, layout), settings, log)
@@ -88,6 +87,7 @@ class States(Stateless):
         named = newest(map(state_of, metadata))
         self._ready.pop(number, None)
         self._named[number] = named
+        self._files.remove_taken_up()
         is_here = ours or named in (None, self._here)
         if self._uploads is None:
             if not is_here and shard_files(self._files.directory):

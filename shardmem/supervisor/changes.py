@@ -15,7 +15,7 @@ from typing import Any
 from shardmem.errors import NotRunning, ShardmemError, Superseded
 from shardmem.policy import Finished
 
-LOOK, LOOKS = 0.25, 4  # seconds between two looks at who is waited for, and how many in a row are believed
+LOOK, LOOKS = 0.25, 7  # seconds between two looks at who is waited for, and how many that find the same are believed
 
 log = logging.getLogger("shardmem.supervisor")
 
@@ -121,11 +121,11 @@ async def answer(
     work: Coroutine[Any, Any, dict[str, Any]],
     timeout: float,
     late: Callable[[], dict[str, Any]],
-    in_vain: Callable[[], bool] = lambda: False,
+    in_vain: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """What the work answers; or, when that takes longer, `late()`, and it goes on in the background. in_vain: nobody
-    can say for how long; then nobody is kept waiting."""
-    task, deadline, looks = asyncio.create_task(work), time.monotonic() + timeout, 0
+    """What the work answers; or, when that takes longer, `late()`, and it goes on in the background. in_vain: something
+    that stays the same for as long as nobody can say how long it takes; then nobody is kept waiting."""
+    task, deadline, looks, before = asyncio.create_task(work), time.monotonic() + timeout, 0, None
     _unfinished.add(task)
     task.add_done_callback(_unfinished.discard)
     try:
@@ -133,7 +133,8 @@ async def answer(
             done, _ = await asyncio.wait({task}, timeout=min(left, LOOK))
             if done:
                 return {"done": True, "waiting_for": [], **task.result()}
-            looks = looks + 1 if in_vain() else 0
+            looks = looks + 1 if (now := in_vain()) and now == before else 0
+            before = now
         return {"done": False, **late()}
     finally:
         if not task.done():  # whoever asked may be gone too

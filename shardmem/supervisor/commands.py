@@ -23,7 +23,7 @@ from shardmem.supervisor.changes import Change, answer
 from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life
 from shardmem.supervisor.reload import Reload
-from shardmem.supervisor.waiting import is_for_the_sink, late_slots, waiting_for
+from shardmem.supervisor.waiting import for_the_sink, late_slots, waiting_for
 
 DEADLINE = 30.0  # seconds for which a command waits, unless it is told otherwise
 
@@ -383,8 +383,8 @@ class Commands:
             texts = [each["text"] for each in waiting]
             return {**so_far(), **change.summary(), "waiting_for": waiting, "late": texts}
 
-        def in_vain() -> bool:
-            return is_for_the_sink(self._fleet, waiting_for(self._fleet, shards, slots))
+        def in_vain() -> dict[int, int] | None:
+            return for_the_sink(self._fleet, waiting_for(self._fleet, shards, slots))
 
         return await answer(what, work, float(wanted.get("timeout", DEADLINE)), late, in_vain)
 

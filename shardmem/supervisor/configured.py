@@ -16,6 +16,7 @@ from shardmem.policy import InvalidPolicy, LeastLoad, LeastSlots, ScalingPolicy,
 from shardmem.runtime.handler import HandlerRef
 from shardmem.settings import declared
 from shardmem.sources.configured import sources_in
+from shardmem.sources.outbox.configured import library_of
 
 OF_THE_ENGINE = ("min_shards", "max_shards", "auto_scale")  # settings that the policy takes from there
 
@@ -64,6 +65,8 @@ def faults_of(config: Config) -> list[str]:
     )
     checks += [strategy_of] if isinstance(config.strategy, str) and ":" in config.strategy else []
     checks += [lambda config: sources_in(config.source, config.schema)] if config.source is not None else []
+    if config.outbox is not None:
+        checks.append(lambda config: library_of(config.outbox_table or {}))
     for check in checks:
         try:
             check(config)

@@ -9,6 +9,7 @@ from shardmem.config import Config
 from shardmem.policy import ScalingPolicy
 from shardmem.settings import Setting, declared
 from shardmem.settings_sources import Origin
+from shardmem.sources.kinds import without_secrets
 from shardmem.supervisor.configured import OF_THE_ENGINE, policy_of, preset_of
 
 
@@ -22,6 +23,7 @@ def rows(config: Config, origins: Mapping[str, Origin], made_up: Collection[str]
     found = []
     for name, each in declared(Config).items():
         value = each.default if name in made_up else getattr(config, name)
+        value = without_secrets(value) if each.unit == "object" else value
         origin = None if name in made_up else origins.get(name)
         is_table = name == "policy" and isinstance(value, dict)
         table = f"as below, on preset {value.get('preset', 'default')}" if is_table else None

@@ -63,19 +63,34 @@ class Sources:
                 life.start()
 
     def stop(self, now: bool = False) -> None:
-        """They take no more, and end when what they have pushed was handled; now: at once."""
+        """They take no more, and end when what they have pushed was handled; now: at once. The outbox publishes on:
+        what is handled until the workers end is sent, too."""
         self._stopping = True
-        for life in self._lives.values():
+        for life in self._feeding():
             life.stop(now)
 
     async def ended(self, grace: float) -> None:
         """Until they have; those that have not by then are killed."""
-        await asyncio.gather(*(life.ended(grace) for life in self._lives.values()))
+        await asyncio.gather(*(life.ended(grace) for life in self._feeding()))
+
+    async def publish(self, grace: float, now: bool) -> None:
+        """No worker is left: the outbox publishes what waits, for so long at most, and ends."""
+        last = [life for life in self._lives.values() if life.table["kind"] == "outbox"]
+        deadline = asyncio.get_running_loop().time() + grace
+        for life in last:
+            while not now and life.is_starting and asyncio.get_running_loop().time() < deadline:
+                await asyncio.sleep(LOOK / 10)  # it could not be told yet to end in good order
+            life.stop(now)
+        await asyncio.gather(*(life.ended(grace) for life in last))
+
+    def _feeding(self) -> list[_Life]:
+        return [life for life in self._lives.values() if life.table["kind"] != "outbox"]
 
 
 def _tables(config: Config) -> list[dict[str, Any]]:
     names = [each.name for each in sources_in(config.source, config.schema)]
-    return [{**table, "name": name} for table, name in zip(tables_in(config.source), names)]
+    made = [{**table, "name": name} for table, name in zip(tables_in(config.source), names)]
+    return made if config.outbox_table is None else [*made, config.outbox_table]
 
 
 class _Life:
@@ -89,6 +104,11 @@ class _Life:
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._care())
+
+    @property
+    def is_starting(self) -> bool:
+        said = source_status(self._config.directory, self._config.name, self._name)
+        return not self.has_ended and (said is None or said["pid"] != self._pid or said["state"] == "starting")
 
     @property
     def has_ended(self) -> bool:
@@ -126,7 +146,13 @@ class _Life:
     async def _run(self) -> int:
         """A process from its start to its end; its exit code."""
         config = self._config
-        settings = {"log_format": config.log_format, "log_level": config.log_level, "state": config.state}
+        settings = {
+            "log_format": config.log_format,
+            "log_level": config.log_level,
+            "outbox": config.outbox_table is not None,
+            "state": config.state,
+            "keep_state": config.state_dir is not None,
+        }
         orders = SourceOrders(config.name, self.table, settings, config.directory)
         try:
             process = launch("source", orders)

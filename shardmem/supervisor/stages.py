@@ -30,6 +30,7 @@ from shardmem.supervisor.takeover import Takeover
 from shardmem.text import plural
 
 STOP_GRACE = 5.0
+PUBLISH_GRACE = 15.0  # for messages of handlers; they stay for the next run, if state does
 STOP_POLL = 0.05
 
 log = logging.getLogger("shardmem.supervisor")
@@ -165,6 +166,7 @@ class Stages:
             if deadline is not None and time.monotonic() > deadline:
                 fleet.stuck.end_now(living)
             await self._life.wait(STOP_POLL)
+        await self._sources.publish(PUBLISH_GRACE, self._life.is_stopping_now)
 
     def finish(self) -> Status | None:
         """The last status document; None: the memory is gone. The segments go, unless events are left in them that the

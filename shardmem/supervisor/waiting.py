@@ -21,10 +21,12 @@ def waiting_for(fleet: Fleet, shards: Collection[int], slots: Collection[int] | 
     return found or [_entry("the supervisor, which has not come to it yet", os.getpid())]
 
 
-def is_for_the_sink(fleet: Fleet, waiting: Collection[Mapping[str, Any]]) -> bool:
-    """Whether all of these are shards that wait for what is downstream: nobody here can say for how long."""
+def for_the_sink(fleet: Fleet, waiting: Collection[Mapping[str, Any]]) -> dict[int, int] | None:
+    """When all of these are shards that wait for what is downstream, what each has handled: as long as that stays the
+    same, nobody here can say how long it takes. One that a service slows down goes on a little at a time."""
     shards = {*fleet.planner.waiting(), *filter(fleet.workers.waits_to_open, fleet.shards.booting)}
-    return all(each.get("shard") in shards for each in waiting)
+    found = {each.get("shard") for each in waiting}
+    return {shard: fleet.control.view_shard(shard).rows for shard in shards & found} if found <= shards else None
 
 
 def late_slots(fleet: Fleet) -> list[str]:

@@ -13,7 +13,7 @@ from shardmem.errors import ConfigError, Superseded
 from shardmem.schema import Schema
 from shardmem.settings import declared, setting
 from shardmem.sources.contract import BrokerUnavailable, Columns, Position, SourceContext, SourceError
-from shardmem.sources.kinds import EngineContext, Subscription, subscription_of
+from shardmem.sources.kinds import EngineContext, Reach, Subscription, subscription_of
 from shardmem.testing.broker import FakeBroker, Membership, boottime_ns
 
 is_broker = True
@@ -56,6 +56,16 @@ def open_source(settings: FakeSettings, engine: EngineContext) -> FakeSource:
         start=settings.start,
         headers=settings.headers,
     )
+
+
+def reach(settings: FakeSettings, timeout: float) -> Reach:
+    assert settings.broker is not None
+    broker = FakeBroker(settings.broker)
+    try:
+        counts = broker.partition_counts()
+    finally:
+        broker.close()
+    return Reach({topic: count for topic, count in counts.items() if topic in settings.topics}, PATIENCE)
 
 
 def table_of(url: SplitResult, query: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from shardmem.config import Config
+from shardmem.config import Config, sourced
 from shardmem.console import explain
 from shardmem.console.cli import main
 from shardmem.policy import ScalingPolicy
 from shardmem.settings import declared
+from shardmem.supervisor import explained
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -116,3 +117,16 @@ def test_the_page_of_settings_is_what_the_declarations_say():
     assert (DOCS / "settings.md").read_text() == page, "out of date: shardmem config --markdown > docs/settings.md"
     for name, each in [*declared(Config).items(), *declared(ScalingPolicy).items()]:
         assert f"`{name}`" in page and (each.help in page or name in ("min_shards", "max_shards", "auto_scale")), name
+
+
+def test_secrets_of_brokers_are_not_shown(tmp_path):
+    """They were, by `shardmem config` and by the page."""
+    path = tmp_path / "engine.toml"
+    path.write_text(
+        'name = "e"\nhandler = "app:handle"\n[source]\nkind = "kafka"\ntopics = ["t"]\n'
+        '[source.kafka]\n"bootstrap.servers" = "h:1"\n"sasl.password" = "hush"\n'
+        '[outbox.kafka]\n"bootstrap.servers" = "h:2"\n"sasl.password" = "hush"\n'
+    )
+    config, sources = sourced(str(path), {}, {})
+    shown = json.dumps(explained.rows(config, sources.origins))
+    assert "hush" not in shown and "h:1" in shown and "h:2" in shown

@@ -25,7 +25,7 @@ static const int worker_points[] = {SM_POINT_POLL_TAKEN,     SM_POINT_COMMIT_ENT
 static engine e;
 static uint64_t rng, deaths[SM_POINT_COUNT], recovered, lost, skipped;
 static sigjmp_buf grave;
-static int point;
+static int point, is_roomy; /* is_roomy: a lane holds what a source pushes before it comes to what was left */
 static sm_sender *source;
 static sm_reader *readers[SHARDS];
 static uint8_t there[PARTITIONS][OFFSETS];                           /* of a killed source, in the lanes already */
@@ -91,7 +91,7 @@ static void take_over(void)
     }
     for (uint32_t p = 0; p < PARTITIONS; p++)
         if (until[p])
-            CHECK(sm_resume_call(source, p, until[p]) == SM_OK, "resume");
+            CHECK(sm_resume_call(source, p, row_of(p).epoch, until[p]) == SM_OK, "resume");
 }
 
 static void source_died(void)
@@ -161,8 +161,8 @@ static void turn_of_source(void)
         return;
     }
     p = (uint32_t)below(&rng, PARTITIONS);
-    for (uint32_t other = 0; other < PARTITIONS; other++)
-        p = until[other] ? other : p; /* what was left first */
+    for (uint32_t other = 0; other < PARTITIONS && (!is_roomy || below(&rng, 3)); other++)
+        p = until[other] ? other : p; /* what was left first, or soon */
     switch (until[p] ? 9 : below(&rng, 12)) {
     case 0:
         sm_end_partition(e.control, p);
@@ -240,7 +240,8 @@ static uint64_t work(uint32_t on_shard, int may_die)
 
 static uint64_t live(void)
 {
-    e = engine_new(SHARDS, 2, 4096, 0);
+    is_roomy = below(&rng, 2) == 0;
+    e = engine_new(SHARDS, 2, is_roomy ? 16384 : 4096, 0);
     CHECK(sm_set_partition_count(e.control, &e.g, PARTITIONS) == SM_OK, "count");
     memset(ever, 0, sizeof ever);
     memset(in_hand, 0, sizeof in_hand);

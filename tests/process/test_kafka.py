@@ -81,7 +81,7 @@ def test_hosts_that_come_and_go_in_good_order_repeat_nothing(broker, topic, host
     assert counted(first, second) == expected(producer)
 
 
-@pytest.mark.skipif("SHARDMEM_RUNS" not in os.environ, reason="three brokers: tox -e hosts")
+@pytest.mark.skipif(not kafka.MORE, reason="three brokers: tox -e hosts")
 def test_brokers_that_are_killed_and_come_back_lose_and_repeat_nothing(tmp_path):
     cluster, hosts = kafka.KafkaCluster(tmp_path / "cluster", 3, 256), []
     try:

@@ -32,8 +32,8 @@ WHILE = 1.0  # seconds that a process stays stopped
 
 class Point(NamedTuple):
     """who passes it: "producer", "worker" (of a stateless handler), "keeper" (a worker of a stateful one),
-    "supervisor", "source", "worker of a source". how it is provoked. killed: the file whose tests kill at it, if others
-    than these. refused: the test of what happens when it is refused what it needs there."""
+    "supervisor", "source", "worker of a source", "publisher". how it is provoked. killed: the file whose tests kill at
+    it, if others than these. refused: the test of what happens when it is refused what it needs there."""
 
     who: str
     how: str
@@ -65,6 +65,7 @@ TABLE = {
     "room.taken": Point("worker", "full lanes"),
     "origin.calling": Point("source", "a push with an origin", ORIGINS),
     "origin.pushed": Point("source", "a push with an origin", ORIGINS),
+    "outbox.confirmed": Point("publisher", "a message of a handler", "test_outbox.py"),
     "shed.lost": Point("worker of a source", "the epoch of a partition ends", ORIGINS),
     "aside.stored": Point("worker", POISONED, "", "test_a_quarantine_file_that_cannot_grow_makes_its_shard_wait"),
     "aside.acting": Point("worker", POISONED),

@@ -190,7 +190,7 @@ def test_a_source_is_paused_and_sent_elsewhere_whoever_lives_and_a_reload_reads_
         assert ["source_paused"] == [each["kind"] for each in client.status()["findings"]]
     with pytest.raises(ConfigError, match="byte 5 of a.log is inside a line"):
         sources.seek("file", "a.log", 5, 60)
-    assert {"source": "file", "file": "a.log", "offset": 4} == sources.seek("file", str(daemon.log), 4, 60)
+    assert {"source": "file", "partition": "a.log", "offset": 4} == sources.seek("file", str(daemon.log), 4, 60)
     assert not sources.pause(None, False, 60)["paused"]
     daemon.wait("handled", lambda: sorted(daemon.seen()) == [1, 2, 2, 3])
     daemon.toml(paths=["*.data"], key="2")

@@ -316,7 +316,7 @@ def test_a_state_file_that_vanishes_is_an_error_before_the_next_commit_and_nothi
 
 
 def test_a_worker_whose_predecessor_s_state_file_has_vanished_does_not_begin_from_nothing_unless_told_to(
-    rig: Rig, engine_name: str, settings: dict
+    rig: Rig, engine_name: str, settings: dict, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with rig.engine(engine_name, shards=1, **settings) as engine, engine.producer() as producer:
         producer.push_many([1, 1], [b"0 ", b"1 "])
@@ -337,6 +337,8 @@ def test_a_worker_whose_predecessor_s_state_file_has_vanished_does_not_begin_fro
         producer.push(1, b"0 ")
         producer.flush(PATIENCE)
     assert {1: 1} == totals(state_files(settings, engine_name))
+    said = capfd.readouterr().err
+    assert "knows nothing of shard 0" in said and "Traceback" not in said, "our own errors say all in words"
 
 
 def quarantined(settings: dict[str, Any], name: str) -> list[bytes]:

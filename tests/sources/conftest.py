@@ -12,6 +12,7 @@ from shardmem.schema import Schema
 from shardmem.sources.contract import SourceContext
 from shardmem.sources.files.options import FileOptions
 from shardmem.sources.files.source import FileSource
+from support.benches import RealKafkaBench
 
 
 def events_in(columns):
@@ -46,3 +47,11 @@ def read(tmp_path):
         return events, rejected
 
     return read
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_of_kafka():
+    yield
+    if RealKafkaBench.cluster is not None:
+        RealKafkaBench.cluster.close()
+        RealKafkaBench.cluster = None

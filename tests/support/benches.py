@@ -4,8 +4,11 @@ missing on this machine skips with its reason."""
 from __future__ import annotations
 
 import logging
+import signal
+import tempfile
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +24,7 @@ from shardmem.sources.files.source import FileSource
 from shardmem.sources.kinds import EngineContext
 from shardmem.testing.broker import FakeBroker
 from shardmem.testing.fake import FakeSource
+from support.brokers import kafka
 from support.nats import NatsServer
 
 PATIENCE = 30.0
@@ -280,12 +284,19 @@ class KafkaBench(BrokerBench):
         from shardmem.sources.kafka import kind
 
         given = {"bootstrap.servers": self.bootstrap, "socket.timeout.ms": 5000, "reconnect.backoff.max.ms": 200}
+        given |= self.given(session, instance)
+        table = {"topics": topics, "group": self.group, "start": start, "headers": headers, "reader": self.reader}
+        settings = kind.settings_of({**table, "kafka": given}, Schema())
+        return kind.open_source(settings, EngineContext("e", "kafka", "/", Schema(), 1 << 20))
+
+    group = "g"
+
+    def given(self, session: float, instance: str | None) -> dict[str, Any]:
+        """Settings of the library."""
         if instance is not None:
             pytest.skip("the mock cluster does not know members with a name of their own")
         self.broker.tell("session", int(session * 1000))
-        table = {"topics": topics, "group": "g", "start": start, "headers": headers, "reader": self.reader}
-        settings = kind.settings_of({**table, "kafka": given}, Schema())
-        return kind.open_source(settings, EngineContext("e", "kafka", "/", Schema(), 1 << 20))
+        return {}
 
     def expel(self, source: BrokerSource) -> None:
         self.broker.expel()
@@ -302,7 +313,72 @@ class KafkaPythonBench(KafkaBench):
     reader = "python"
 
 
+class RealKafkaBench(KafkaBench):
+    """Apache Kafka, one for all tests of a process, which end it; the group is new for each."""
+
+    cluster: Any = None
+    protocol = "consumer"
+
+    def __init__(self, directory: Path) -> None:
+        from confluent_kafka.admin import AdminClient
+
+        if RealKafkaBench.cluster is None:
+            RealKafkaBench.cluster = kafka.KafkaCluster(Path(tempfile.mkdtemp(prefix="kafka-")))
+        self.bootstrap = RealKafkaBench.cluster.bootstrap
+        self._producer: Any = None
+        self._admin: Any = AdminClient({"bootstrap.servers": self.bootstrap})
+        self._group, self._topics = f"g-{uuid.uuid4().hex[:8]}", set[str]()
+
+    def create_topic(self, name: str, partitions: int) -> None:
+        from confluent_kafka.admin import NewTopic
+
+        self._topics.add(name)
+        self._admin.create_topics([NewTopic(name, partitions, 1)])[name].result(PATIENCE)
+
+    def given(self, session: float, instance: str | None) -> dict[str, Any]:
+        if instance is None and self.protocol == "consumer":
+            self._keep_members_for(session)
+            return {}
+        wanted = {"session.timeout.ms": int(session * 1000), "heartbeat.interval.ms": 300}
+        named = {} if instance is None else {"group.instance.id": instance}
+        return {**wanted, **named, "max.poll.interval.ms": max(300_000, int(session * 1000))}
+
+    @property
+    def group(self) -> str:
+        return self._group
+
+    def _keep_members_for(self, session: float) -> None:
+        import confluent_kafka.admin as admin
+
+        change = admin.ConfigEntry(
+            "consumer.session.timeout.ms", str(int(session * 1000)), incremental_operation=admin.AlterConfigOpType.SET
+        )
+        group = admin.ConfigResource(admin.ResourceType.GROUP, self._group, incremental_configs=[change])
+        self._admin.incremental_alter_configs([group])[group].result(PATIENCE)
+
+    def expel(self, source: BrokerSource) -> None:
+        pytest.skip("nothing but silence ends a session of Apache Kafka")
+
+    def set_reachable(self, reachable: bool) -> None:
+        RealKafkaBench.cluster.signal(1, signal.SIGCONT if reachable else signal.SIGSTOP)
+
+    def close(self) -> None:
+        self._producer = None
+        for each in self._admin.delete_topics(list(self._topics)).values() if self._topics else ():
+            each.result(PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while self._topics & self._admin.list_topics(timeout=PATIENCE).topics.keys():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+class RealClassicBench(RealKafkaBench):
+    protocol = "classic"
+
+
 BROKERS = [FakeBench, NatsBench, KafkaBench, KafkaPythonBench]
+if kafka.MORE:
+    BROKERS += [RealKafkaBench, RealClassicBench]
 KINDS = [FileBench, *BROKERS]
 
 

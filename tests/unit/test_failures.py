@@ -428,6 +428,22 @@ def test_an_exception_that_refers_to_the_batch_is_a_failure_like_others(loopback
     assert (99, 1, 0) == worker.counts and rows[50:51].tobytes() == worker.quarantined[0][1]
 
 
+def test_rejected_records_are_kept_as_the_rows_they_were(loopback, tmp_path):
+    """Of several frames, from the middle and the end of them."""
+    engine, wrong = loopback(ROW, "key"), [3, 50, 99, 100, 149]
+    worker = Worker(engine, lambda batch: batch.reject(batch.records["value"] < 0, "below zero"), tmp_path)
+    worker._call = worker.handle  # type: ignore[method-assign]
+    worker.die()
+    rows = np.zeros(150, ROW)
+    rows["key"], rows["value"][wrong] = np.arange(150), -1
+    producer = engine.producer()
+    producer.send(rows[:100])
+    producer.send(rows[100:])
+    worker.run()
+    assert (145, 5, 0) == worker.counts
+    assert [rows[at : at + 1].tobytes() for at in wrong] == [payload for _, payload, _, _ in worker.quarantined]
+
+
 class NoText(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no text")

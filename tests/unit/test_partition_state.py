@@ -119,6 +119,24 @@ def test_files_of_another_life_of_the_engine_say_nothing(host, tmp_path) -> None
         )
 
 
+def test_what_is_restored_is_newer_than_what_a_shard_of_an_earlier_engine_has_left(host, tmp_path) -> None:
+    here, there = host("here"), host("there", engine=9)
+    fill(here.shard(0, range(32)), range(32), b"here", 1)
+    for _ in range(4):  # the owner numbers of that host are higher
+        for shard in (3, 4):
+            store = there.shard(shard, range(32))
+            fill(store, range(32), b"left", 5)
+            store.give(range(32))
+    there.close()
+    there.stores.clear()
+    path = str(tmp_path / "snapshot")
+    here.files.export(LAYOUT, 1, path)
+    StateFiles(there.directory, ENGINE + 3, keep=True).install(path, LAYOUT, 1)
+    there.engine = ENGINE + 3
+    there.shard(0, range(32))
+    assert here.content(1) == there.content(1) and here.content(0) != there.content(0)
+
+
 def test_a_cleared_partition_has_nothing_and_its_neighbours_keep_what_they_have(host) -> None:
     here = host("here")
     fill(here.shard(0, range(32)), range(32), b"x", 1, merge=True)

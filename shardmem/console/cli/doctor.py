@@ -23,6 +23,7 @@ def doctor(target: str | None, as_json: bool) -> None:
     from dataclasses import replace
 
     from shardmem.console.render import checks as rendered
+    from shardmem.host.brokers import brokers
     from shardmem.host.census import Places, census, judge
     from shardmem.host.doctor import PROBLEM, Plan, examine, worst_of
     from shardmem.host.machine import Host
@@ -30,11 +31,11 @@ def doctor(target: str | None, as_json: bool) -> None:
 
     if target is not None and is_engine(target):
         control = ControlSegment.attach(target)
-        plan, host = Plan.of_engine(control), Host.of_engine(control)
+        plan, host, of_sources = Plan.of_engine(control), Host.of_engine(control), []
         control.close()
     else:
         config, _ = configured(target, {"name": None} if target else {"name": "engine", "handler": "none:none"})
-        plan, host = Plan.of_config(config), Host()
+        plan, host, of_sources = Plan.of_config(config), Host(), list(brokers(config))
     places = Places(host.sockets, host.uid)
     engines, others = census(places)
     held = {
@@ -43,7 +44,7 @@ def doctor(target: str | None, as_json: bool) -> None:
         if facts.control
     }
     leftovers = [*(each for facts in engines for each in judge(facts, places.uid)), *others]
-    checks = examine(host, replace(plan, held=held.get(plan.name, 0)), leftovers)
+    checks = [*examine(host, replace(plan, held=held.get(plan.name, 0)), leftovers), *of_sources]
     if as_json:
         click.echo(
             json.dumps(

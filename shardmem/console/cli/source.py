@@ -73,20 +73,20 @@ def _pause(engine: str | None, paused: bool, source: str | None, timeout: float,
     click.echo(json.dumps(done) if as_json else text + ("" if done["alive"] else " as soon as its process runs"))
 
 
-@source.command(cls=EngineFirst, short_help="Go on elsewhere in a file.")
-@click.argument("file", shell_complete=engines_like)
+@source.command(cls=EngineFirst, short_help="Go on elsewhere in a file or partition.")
+@click.argument("partition", shell_complete=engines_like)
 @click.argument("to")
 @source_option
 @timeout_option
 @as_json
-def seek(file: str, to: str, name: str | None, as_json: bool, source: str | None, timeout: float) -> None:
-    """Go on reading FILE at TO: 'start', 'end' or a byte, as `status` shows it. Events before it are not taken back;
-    those behind it come again."""
+def seek(partition: str, to: str, name: str | None, as_json: bool, source: str | None, timeout: float) -> None:
+    """Go on reading PARTITION, a file or topic/number, at TO: 'start', 'end', or a byte of a file, an offset of a
+    topic, as `status` shows it. Events before it are not taken back; those behind it come again."""
     from shardmem.sources.control import SourcesOf
 
     if to not in ("start", "end") and not to.isdecimal():
-        raise click.UsageError(f"{to!r} is neither 'start' nor 'end' nor a byte")
-    done = SourcesOf.engine(name).seek(source, file, int(to) if to.isdecimal() else to, timeout)
+        raise click.UsageError(f"{to!r} is neither 'start' nor 'end' nor a place")
+    done = SourcesOf.engine(name).seek(source, partition, int(to) if to.isdecimal() else to, timeout)
     click.echo(
-        json.dumps(done) if as_json else f"source {done['source']} goes on at byte {done['offset']:,} of {done['file']}"
+        json.dumps(done) if as_json else f"source {done['source']} goes on at {done['offset']:,} of {done['partition']}"
     )

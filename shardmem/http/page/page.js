@@ -257,7 +257,7 @@ function tiles({accounting: a, producers, shards}) {
     ["in flight", short(a.in_flight), "accepted and not yet handled"],
     ["quarantined", short(a.quarantined), "put in quarantine, ever", a.quarantined ? "warning" : ""],
     ["skipped", short(a.skipped), "came again, and the state holds them already"],
-    ["dropped", short(shed), `accepted and then dropped: ${reasons(a.shed)}`, shed ? "warning" : ""],
+    ["dropped", short(shed), reasons(a.shed) || "accepted and then dropped", shed ? "warning" : ""],
     ["producers", exact(producers.filter(each => each.alive).length), "connected now"],
     ["shards", exact(shards.length), ""],
   ];

@@ -17,7 +17,7 @@ from shardmem.sources.kafka.groups import COOPERATIVE, Group
 from shardmem.sources.kafka.library import find
 from shardmem.sources.kafka.member import LibraryClient
 from shardmem.sources.kafka.source import KafkaSource
-from shardmem.sources.kinds import EngineContext, Subscription, subscription_of
+from shardmem.sources.kinds import EngineContext, Reach, Subscription, subscription_of
 
 is_broker = True
 log = logging.getLogger("shardmem.sources")
@@ -96,6 +96,16 @@ def open_source(settings: KafkaSettings, engine: EngineContext) -> KafkaSource:
     group = Group(wanted.group or engine.engine, settings.library, wanted.start)
     client = client_of(wanted.reader)
     return KafkaSource(client, wanted.topics, group, start=wanted.start, headers=wanted.headers)
+
+
+def reach(settings: KafkaSettings, timeout: float) -> Reach:
+    """Raises ConfigError, BrokerUnavailable."""
+    wanted = settings.subscription
+    group = Group(wanted.group or "doctor", settings.library, wanted.start)
+    broker = client_of(wanted.reader).look(group.settings_outside(), wanted.topics, timeout)
+    group.falls_back(broker)
+    counts = {topic: count for topic, count in broker.counts.items() if count}
+    return Reach(counts, group.rebalance, f"{group.protocol} protocol of groups")
 
 
 def client_of(reader: str) -> Client:

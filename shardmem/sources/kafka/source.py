@@ -232,8 +232,8 @@ class KafkaSource:
                     kept.pop(each, None)
 
     def close(self, drained: bool) -> None:
-        """Not drained: the group is left to notice by itself, since workers go on with what is in the lanes."""
-        self._close(leave=drained)
+        """It leaves the group: what was not drained has been given up before."""
+        self._close(leave=True)
 
     def _close(self, leave: bool) -> None:
         with self._lock:

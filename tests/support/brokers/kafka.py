@@ -26,6 +26,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 JARS = os.environ.get("SHARDMEM_KAFKA_JARS", "")
+MORE = bool(JARS and {"SHARDMEM_HOSTS", "SHARDMEM_RUNS"} & os.environ.keys())  # than every run has
 TESTS = Path(__file__).parents[2]
 START = 90.0  # seconds that a broker may take on a busy machine
 LINGER = 3.0  # that a shared one waits for somebody else
@@ -106,6 +107,7 @@ class KafkaCluster:
             "group.consumer.min.heartbeat.interval.ms=100",
             "group.consumer.session.timeout.ms=6000",
             "group.consumer.min.session.timeout.ms=1000",
+            "group.consumer.max.session.timeout.ms=3600000",
             "group.min.session.timeout.ms=1000",
             "auto.create.topics.enable=false",
             "log.cleaner.enable=false",
@@ -120,7 +122,7 @@ class KafkaCluster:
         return ["java", f"-Xmx{self._heap}m", *_JVM, "-cp", f"{JARS}/*", *arguments]
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "JAVA_TOOL_OPTIONS": ""}
+        return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "JAVA_"))}
 
     def _format(self, cluster: str) -> None:
         settings = str(self._place(1) / "server.properties")

@@ -1,0 +1,211 @@
+"""The loop that drives a source on a broker, with an engine and a broker in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+
+import pytest
+
+import shardmem
+from shardmem.errors import ConfigError
+from shardmem.memory.engine_segment import ControlSegment
+from shardmem.runtime.partition_state import StateFiles
+from shardmem.sources.broker import BrokerRunner
+from shardmem.sources.ownership import OwnershipSettings
+from shardmem.state_settings import RemoteSettings
+from shardmem.testing.broker import FakeBroker
+from shardmem.testing.fake import FakeSource
+from support.handlers.waiting import slow_when_told
+
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def engine():
+    with shardmem.Engine(handler=slow_when_told, shards=2, slots=64, lane_bytes=1 << 14, max_producers=4) as running:
+        yield running
+
+
+@pytest.fixture
+def broker(tmp_path):
+    made = FakeBroker(str(tmp_path / "broker"))
+    yield made
+    made.close()
+
+
+class Run:
+    """A runner in a thread of its own."""
+
+    def __init__(self, engine, broker, directory, *, topics=("t",), session=30.0, rejected=None, **settings):
+        self.stop, self.error, self.rejected = threading.Event(), None, []
+        self.producer = shardmem.connect(engine.name, seat="source:fake", backpressure="block")
+        self.control = ControlSegment.attach(engine.name)
+        self.source = FakeSource(FakeBroker(broker.path), topics, "g", session=session, instance="a")
+        self.runner = BrokerRunner(
+            self.source,
+            self.producer,
+            self.control,
+            OwnershipSettings(commit_interval=0.1, **settings),
+            StateFiles(str(directory / "state"), self.control.geometry.engine_id),
+            RemoteSettings(),
+            lambda what: str(directory / what),
+            stop=self.stop,
+            rejected=self.rejected.append,
+        )
+        self.runner.limits.max_bad = None
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self):
+        try:
+            self.runner.run()
+        except shardmem.ShardmemError as error:
+            self.error = error
+        self.finished = self.runner.finish(True, grace=PATIENCE)
+
+    def end(self):
+        self.stop.set()
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
+        self.producer.close()
+        self.control.close()
+
+
+@pytest.fixture
+def run(engine, broker, tmp_path):
+    with contextlib.ExitStack() as stack:
+
+        def run(**settings):
+            made = Run(engine, broker, tmp_path, **settings)
+            stack.callback(made.end)
+            return made
+
+        yield run
+
+
+def until(condition, what):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+def committed(broker, partition="t/0"):
+    place = broker.committed("g", [partition])[partition]
+    return None if place is None else place.offset
+
+
+def events(count, size=8):
+    return [(b"k%d" % (i % 16), b"%d" % i + bytes(size)) for i in range(count)]
+
+
+def test_everything_is_pushed_handled_and_committed_and_status_says_how_far_it_is(engine, broker, run):
+    broker.create_topic("t", 2)
+    broker.produce("t", events(500))
+    running = run()
+    until(lambda: (committed(broker) or 0) + (committed(broker, "t/1") or 0) == 500, "committed")
+    said = running.runner.describe()
+    assert (500, 0, "g", None) == (said["events"], said["lag_events"], said["group"], said["waits_for"])
+    assert {"t/0", "t/1"} == said["partitions"].keys()
+    assert {"owned"} == {each["state"] for each in said["partitions"].values()} and 1 == said["epoch"]
+    running.end()
+    assert running.finished and {"t/0": None, "t/1": None} == broker.owners("g")
+    assert 500 == engine.status()["accounting"]["handled"]
+
+
+def test_a_full_lane_stops_its_partitions_and_no_event_is_refused_or_lost(engine, broker, run):
+    broker.create_topic("t", 1)
+    broker.produce("t", [(b"k", b"slow")])
+    broker.produce("t", events(3000, 100))
+    running = run()
+    until(lambda: "full" in {each["state"] for each in running.runner.describe()["partitions"].values()}, "full")
+    until(lambda: committed(broker) == 3001, "committed")
+    books = engine.status()["accounting"]
+    assert (3001, {}, {}) == (books["handled"], books["refused"], books["shed"])
+
+
+def test_a_broker_that_is_away_is_waited_for_and_said_so(broker, run):
+    broker.create_topic("t", 1)
+    broker.produce("t", events(10))
+    broker.set_reachable(False)
+    running = run()
+    until(lambda: running.runner.describe()["waits_for"], "waits")
+    assert "does not answer" in running.runner.describe()["waits_for"] and running.error is None
+    broker.set_reachable(True)
+    until(lambda: committed(broker) == 10, "committed")
+    assert running.runner.describe()["waits_for"] is None
+    broker.set_reachable(False)
+    until(lambda: running.runner.describe()["waits_for"], "waits again")
+    broker.set_reachable(True)
+    broker.produce("t", events(5))
+    until(lambda: committed(broker) == 15, "goes on")
+
+
+def test_a_topic_that_is_not_there_yet_is_waited_for(broker, run):
+    running = run()
+    until(lambda: running.runner.describe()["waits_for"], "waits")
+    assert "no topic t" in running.runner.describe()["waits_for"]
+    broker.create_topic("t", 1)
+    broker.produce("t", events(3))
+    until(lambda: committed(broker) == 3, "committed")
+
+
+def test_a_topic_that_has_grown_is_refused_until_told(broker, run):
+    broker.create_topic("t", 2)
+    first = run()
+    until(lambda: first.runner.ownership and len(first.runner.ownership.held) == 2, "begun")
+    broker.create_topic("t", 3)
+    until(lambda: first.error, "refused while it runs")
+    assert isinstance(first.error, ConfigError) and "has grown" in str(first.error)
+    first.end()
+    second = run()
+    until(lambda: second.error, "refused when it starts")
+    assert "3 partitions of t" in str(second.error) and "partitions = 3" in second.error.hint
+    second.end()
+    third = run(partitions=4)
+    until(lambda: third.error, "told wrong")
+    assert "source.partitions=4" in str(third.error)
+
+
+def test_people_pause_it_and_send_it_elsewhere(engine, broker, run):
+    broker.create_topic("t", 1)
+    broker.produce("t", events(100))
+    running = run()
+    until(lambda: committed(broker) == 100, "committed")
+    running.runner.wants_pause = True
+    until(lambda: running.runner.is_paused, "paused")
+    broker.produce("t", events(50))
+    running.runner.seek(1, "t/0", 90)
+    running.runner.seek(2, "t/9", 0)
+    until(lambda: running.runner.sought[0] == 2, "sought")
+    assert "not of this host" in running.runner.sought[1] and 90 == committed(broker)
+    assert 100 == engine.status()["accounting"]["accepted"]
+    running.runner.wants_pause = False
+    until(lambda: committed(broker) == 150, "goes on")
+    assert 160 == engine.status()["accounting"]["handled"]
+
+
+def test_an_event_that_no_lane_has_room_for_is_rejected_and_the_others_pass(engine, broker, run):
+    broker.create_topic("t", 1)
+    broker.produce("t", [(b"a", b"1"), (b"a", bytes(20_000)), (b"a", b"2")])
+    running = run()
+    until(lambda: committed(broker) == 3, "committed")
+    assert ["too large"] == [each.reason for each in running.rejected] and "offset 1" in running.rejected[0].text
+    assert 2 == engine.status()["accounting"]["handled"] == running.runner.tally.events
+
+
+def test_whose_session_is_over_takes_its_partitions_up_again_and_what_was_left_is_passed_over(engine, broker, run):
+    broker.create_topic("t", 1)
+    broker.produce("t", events(10))
+    running = run()
+    until(lambda: committed(broker) == 10, "committed")
+    broker.produce("t", [(b"k", b"slow")] * 20)
+    own = running.runner.ownership
+    until(lambda: own.held["t/0"].pushed == 30, "pushed")
+    broker.expel("g", running.source.membership.member)
+    until(lambda: own.held.get("t/0") and own.held["t/0"].epoch > 1, "lost, and taken up again")
+    until(lambda: committed(broker) == 30, "handled after all")
+    books = engine.status()["accounting"]
+    assert books["shed"].get("lost", 0) + books["handled"] == books["accepted"] and books["handled"] >= 30
