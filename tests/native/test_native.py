@@ -118,7 +118,13 @@ def test_a_planted_fault_of_the_load_of_slots_is_caught(fault, tmp_path):
     assert source.count(right) == 1
     planted = tmp_path / "load.c"
     planted.write_text(source.replace(right, wrong))
-    status, output = run([str(build("load", "undefined", tmp_path, planted))])
+    program = str(build("load", "undefined", tmp_path, planted))
+    for _ in range(
+        5
+    ):  # how often a sample is taken is measured: on a busy machine a fault of that may not show at once
+        status, output = run([program])
+        if status:
+            break
     assert status == 1 and "load.c" in output and "not so" in output, output
 
 
