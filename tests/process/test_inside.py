@@ -72,10 +72,11 @@ def test_a_list_the_settings_the_log_and_the_stacks_of_an_engine(
     assert any("the engine is running" in each["message"] and each["shard"] is None for each in records)
     assert {each["engine"] for each in records} == {engine_name} and (tmp_path / f"{engine_name}.log").exists()
     following = subprocess.Popen(
-        [sys.executable, "-m", "shardmem", "logs", engine_name, "--follow", "--lines", "0"],
+        [sys.executable, "-m", "shardmem", "logs", engine_name, "--follow", "--lines", "1"],
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert following.stdout is not None and following.stdout.readline(), "it has found the log"
     cli("stop", engine_name)
     said, _ = following.communicate(timeout=PATIENCE)
     assert "supervisor/1 INFO stopped with 0 events not handled" in said, said

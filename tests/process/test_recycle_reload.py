@@ -73,7 +73,7 @@ def test_a_worker_over_a_limit_is_replaced_under_load_and_its_state_travels(tmp_
         traffic = Traffic(engine.name, 2, pause=0.005)
         try:
             wait_until(
-                lambda: len({path.name.split("-")[1] for path in tmp_path.glob("*.log")}) >= 3, "two were replaced"
+                lambda: len({path.name.split("-")[1] for path in tmp_path.glob("0-*.log")}) >= 3, "two were replaced"
             )
         finally:
             sent = traffic.stop()

@@ -177,7 +177,7 @@ def violations(rows: np.ndarray, sent: dict[int, int]) -> list[str]:
 
 def read_logs(directory: Path) -> np.ndarray:
     parts = []
-    for path in directory.glob("*.log"):
+    for path in directory.glob("[0-9]*-*.log"):  # the log of the engine may be there too
         rows = np.fromfile(path, LOG)
         whole = np.empty(len(rows), LOG.descr + [("shard", "u4")])
         for field in LOG.names:

@@ -183,7 +183,7 @@ ILL: dict[str, tuple[dict[str, str], int, dict[str, str], dict[str, str]]] = {
         {'shardmem_quarantined_total{engine="e", instance="a:9105"}': "7x15 8x5"},
         17,
         {"engine": "e", "instance": "a:9105"},
-        {"summary": "e on a:9105: quarantined events: 2 in 15 minutes"},
+        {"summary": "e on a:9105: quarantined events: 1 in 15 minutes"},
     ),
     "ShardmemHandoffLate": (
         {'shardmem_handoffs_late{engine="e", instance="a:9105"}': "0 2 2 2"},
