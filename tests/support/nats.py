@@ -58,6 +58,12 @@ class NatsServer:
 
     def freeze(self, frozen: bool) -> None:
         self._process.send_signal(signal.SIGSTOP if frozen else signal.SIGCONT)
+        while frozen and self._process.poll() is None and not self._is_stopped():  # it answers until all of it is
+            time.sleep(0.001)
+
+    def _is_stopped(self) -> bool:
+        states = (path.read_text() for path in Path(f"/proc/{self._process.pid}/task").glob("*/stat"))
+        return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
 
     def close(self) -> None:
         self.freeze(False)
