@@ -156,7 +156,7 @@ static uint64_t scan_all(sm_scan *scan, const uint8_t *text, uint64_t length, ui
     uint64_t hash = 1, at = 0, have = block < length ? block : length;
     int skipping = 0, first = 0;
     scan->line = 1;
-    scan->searched = 0;
+    scan->searched = scan->after_cr = 0;
     for (;;) {
         uint64_t bytes = have - at;
         int final = have == length;

@@ -8,11 +8,15 @@ fuzz.
 
 from __future__ import annotations
 
+import atexit
 import os
 import platform
 import shlex
 import shutil
 import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,27 +51,38 @@ def compiler() -> list[str]:
     )
 
 
-def build(program: str, sanitizer: str, directory: Path, instead: Path | None = None) -> Path:
-    """instead: a source that takes the place of the one of its name."""
-    built = directory / program
-    # what needs an interpreter around it is left out; all else is what is shipped
+@cache
+def objects(sanitizer: str) -> dict[str, str]:
+    """What is shipped, compiled once for all programs; what needs an interpreter around it is left out."""
+    directory = tempfile.mkdtemp(prefix="shardmem-native-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     sources = [path for path in sorted(SOURCES.glob("*.c")) if "#include <Python.h>" not in path.read_text()]
-    if instead:
-        sources = [instead if path.name == instead.name else path for path in sources]
-    command = [
-        *compiler(),
-        *FLAGS,
-        f"-fsanitize={sanitizer}",
-        f"-I{SOURCES}",
-        f"-I{HERE}",
-        str(HERE / f"{program}.c"),
-        *map(str, sources),
-        "-o",
-        str(built),
-    ]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        made = pool.map(lambda path: compiled(path, sanitizer, Path(directory)), sources)
+    return {path.name: one for path, one in zip(sources, made)}
+
+
+def compiled(source: Path, sanitizer: str, directory: Path) -> str:
+    to = str(directory / f"{source.stem}.o")
+    told([*compiler(), *FLAGS, f"-fsanitize={sanitizer}", f"-I{SOURCES}", f"-I{HERE}", "-c", str(source), "-o", to])
+    return to
+
+
+def told(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     if done.returncode:
         pytest.fail(f"{shlex.join(command)}\n{done.stdout}{done.stderr}", pytrace=False)
+
+
+def build(program: str, sanitizer: str, directory: Path, instead: Path | None = None) -> Path:
+    """instead: a source that takes the place of the one of its name."""
+    built, parts = directory / program, dict(objects(sanitizer))
+    if instead:
+        parts[instead.name] = compiled(instead, sanitizer, directory)
+    own = directory / "program"
+    own.mkdir()
+    parts["program"] = compiled(HERE / f"{program}.c", sanitizer, own)
+    told([*compiler(), *FLAGS, f"-fsanitize={sanitizer}", *parts.values(), "-o", str(built)])
     return built
 
 
