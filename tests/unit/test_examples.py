@@ -133,7 +133,7 @@ def test_the_hosts_of_the_compose_file_are_members_with_a_name_each(tmp_path, mo
     variables = {**hosts[0]["environment"], "HOSTNAME": "host-a"}
     config, source = settings_of_kafka(text, tmp_path, monkeypatch, **variables)
     assert ("broker:9092", "host-a") == tuple(
-        source.own.library[name] for name in ("bootstrap.servers", "group.instance.id")
+        source.own.librdkafka[name] for name in ("bootstrap.servers", "group.instance.id")
     )
     assert Plan.of_config(config).worst <= int(hosts[0]["shm_size"].removesuffix("m")) * MIB
     compile((EXAMPLES / "kafka" / "app.py").read_text(), "app.py", "exec")
@@ -144,7 +144,7 @@ def test_the_pods_keep_their_names_and_there_are_no_more_than_partitions(tmp_pat
     container = pods["spec"]["template"]["spec"]["containers"][0]
     assert pods["kind"] == "StatefulSet" and "POD_NAME" in [each["name"] for each in container["env"]]
     _, source = settings_of_kafka(settings["data"]["engine.toml"], tmp_path, monkeypatch, POD_NAME="clicks-0")
-    assert "clicks-0" == source.own.library["group.instance.id"]
+    assert "clicks-0" == source.own.librdkafka["group.instance.id"]
     grace = pods["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     stop = container["lifecycle"]["preStop"]["exec"]["command"]
     assert source.ownership.drain_timeout < int(stop[-1]) < grace

@@ -69,19 +69,19 @@ def test_a_url_stands_for_a_table():
     (settings,) = sources_in(url, Schema())
     wanted = settings.own.subscription
     assert (("clicks", "views"), "g", "latest") == (wanted.topics, wanted.group, wanted.start)
-    assert {"bootstrap.servers": "a:9092,b:9092", "client.id": "me"} == settings.own.library
+    assert {"bootstrap.servers": "a:9092,b:9092", "client.id": "me"} == settings.own.librdkafka
 
 
 def test_a_name_with_dots_may_be_without_quotes_and_a_value_no_text():
     nested = {"bootstrap": {"servers": "a:1"}, "check": {"crcs": True}, "socket.timeout.ms": 5000}
     settings = kind.settings_of({"topics": ["t"], "kafka": nested}, Schema())
-    assert {"bootstrap.servers": "a:1", "check.crcs": "true", "socket.timeout.ms": "5000"} == settings.library
+    assert {"bootstrap.servers": "a:1", "check.crcs": "true", "socket.timeout.ms": "5000"} == settings.librdkafka
 
 
 def test_a_member_may_be_named_after_its_host(monkeypatch):
     monkeypatch.delenv("HOSTNAME", raising=False)
     (settings,) = sources_in({**TABLE, "kafka": {**SERVERS, "group.instance.id": "$HOSTNAME"}}, Schema())
-    assert socket.gethostname() == settings.own.library["group.instance.id"]
+    assert socket.gethostname() == settings.own.librdkafka["group.instance.id"]
 
 
 SECRETS = (
@@ -99,7 +99,7 @@ def test_a_secret_is_neither_shown_nor_printed(name):
     table = {**TABLE, "kafka": {**SERVERS, name: "hush-hush"}}
     assert "hush" not in json.dumps(without_secrets(table)) and "127.0.0.1" in json.dumps(without_secrets(table))
     (settings,) = sources_in(table, Schema())
-    assert "hush" not in repr(settings) and "hush-hush" == settings.own.library[name]
+    assert "hush" not in repr(settings) and "hush-hush" == settings.own.librdkafka[name]
 
 
 @pytest.mark.parametrize(

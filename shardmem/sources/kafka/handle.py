@@ -9,9 +9,9 @@ from typing import Any
 
 from shardmem.errors import ConfigError
 from shardmem.sources.contract import BrokerUnavailable
-from shardmem.sources.kafka import library as rd
+from shardmem.sources.kafka import librdkafka as rd
 from shardmem.sources.kafka.groups import OUTSIDE, Broker, has_new_protocol
-from shardmem.sources.kafka.library import Library
+from shardmem.sources.kafka.librdkafka import Library
 
 CONSUMER = 1  # of rd_kafka_type_t
 NO_CLOSE = 0x8  # the group is not told

@@ -14,7 +14,7 @@ from shardmem.schema import Schema
 from shardmem.settings import setting
 from shardmem.sources.kafka.client import Client
 from shardmem.sources.kafka.groups import COOPERATIVE, Group
-from shardmem.sources.kafka.library import find
+from shardmem.sources.kafka.librdkafka import find
 from shardmem.sources.kafka.member import LibraryClient
 from shardmem.sources.kafka.source import KafkaSource
 from shardmem.sources.kinds import EngineContext, Reach, Subscription, subscription_of
@@ -39,10 +39,10 @@ class KafkaSubscription(Subscription):
 
 @dataclass(frozen=True)
 class KafkaSettings:
-    """library: settings of librdkafka, by its names."""
+    """librdkafka: its settings, by its names."""
 
     subscription: KafkaSubscription
-    library: Mapping[str, str] = field(default_factory=dict, repr=False)
+    librdkafka: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def settings_of(table: Mapping[str, Any], schema: Schema) -> KafkaSettings:
@@ -93,7 +93,7 @@ def _text(value: Any) -> str:
 def open_source(settings: KafkaSettings, engine: EngineContext) -> KafkaSource:
     """Raises ConfigError."""
     wanted = settings.subscription
-    group = Group(wanted.group or engine.engine, settings.library, wanted.start)
+    group = Group(wanted.group or engine.engine, settings.librdkafka, wanted.start)
     client = client_of(wanted.reader)
     return KafkaSource(client, wanted.topics, group, start=wanted.start, headers=wanted.headers)
 
@@ -101,7 +101,7 @@ def open_source(settings: KafkaSettings, engine: EngineContext) -> KafkaSource:
 def reach(settings: KafkaSettings, timeout: float) -> Reach:
     """Raises ConfigError, BrokerUnavailable."""
     wanted = settings.subscription
-    group = Group(wanted.group or "doctor", settings.library, wanted.start)
+    group = Group(wanted.group or "doctor", settings.librdkafka, wanted.start)
     broker = client_of(wanted.reader).look(group.settings_outside(), wanted.topics, timeout)
     group.falls_back(broker)
     counts = {topic: count for topic, count in broker.counts.items() if count}

@@ -14,11 +14,11 @@ import time
 from collections.abc import Mapping, Sequence
 
 from shardmem.sources.contract import Position
-from shardmem.sources.kafka import library as rd
+from shardmem.sources.kafka import librdkafka as rd
 from shardmem.sources.kafka.client import Listener, Partition
 from shardmem.sources.kafka.groups import Broker
 from shardmem.sources.kafka.handle import bounds_of, destroy, line_of, look, milliseconds, new_handle, unavailable
-from shardmem.sources.kafka.library import Library, Partitions, elements, metadata_of
+from shardmem.sources.kafka.librdkafka import Library, Partitions, elements, metadata_of
 from shardmem.sources.kafka.messages import Messages, QueueReader
 from shardmem.sources.kafka.words import UNANSWERED, Trouble, sort_of
 

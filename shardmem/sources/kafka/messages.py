@@ -11,7 +11,7 @@ import numpy as np
 from shardmem.memory.native import borrow, ffi, lib
 from shardmem.runtime.columns import Keys
 from shardmem.schema import KEY_BYTES
-from shardmem.sources.kafka.library import READER_CALLS
+from shardmem.sources.kafka.librdkafka import READER_CALLS
 
 MOST = 16384  # messages at once
 LEAST = 4096  # items that there is room for at first

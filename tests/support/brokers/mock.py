@@ -14,7 +14,7 @@ import subprocess
 import sys
 from ctypes import c_char_p, c_int, c_int16, c_int32, c_size_t, c_void_p
 
-from shardmem.sources.kafka.library import find
+from shardmem.sources.kafka.librdkafka import find
 from support.rig import TESTS
 
 OFFSET_COMMIT, HEARTBEAT, CONSUMER_GROUP_HEARTBEAT = 8, 12, 68
