@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from shardmem.errors import ConfigError
 from shardmem.runtime.columns import Keys
+from shardmem.runtime.origins import columns_of_headers
 from shardmem.schema import KEY_BYTES, KEY_NONE
 from shardmem.sources.contract import BrokerUnavailable, Position
 from shardmem.sources.kafka.client import Listener, Partition
@@ -83,7 +83,7 @@ class PythonMember:
             Keys(kinds if len(set(kinds)) > 1 else KEY_BYTES, None, *_joined(keys)) if kinds.any() else None,
             _joined(payloads),
             np.array([each.timestamp()[1] for each in messages], "i8"),
-            _joined([_packed(each.headers() or ()) for each in messages]) if self._headers else None,
+            columns_of_headers([_headers_of(each) for each in messages]) if self._headers else None,
             missing if missing.any() else None,
         )
 
@@ -278,11 +278,7 @@ def _joined(pieces: Sequence[bytes | None]) -> tuple[bytes, np.ndarray]:
     return b"".join(each or b"" for each in pieces), np.cumsum([0, *(len(each or b"") for each in pieces)])
 
 
-def _packed(headers: Any) -> bytes:
-    """As csrc/kafka.h says. headers: pairs of str and bytes or None."""
-    parts = [struct.pack("<I", len(headers))]
-    for name, value in headers:
-        spelled = name.encode()
-        parts += [struct.pack("<I", len(spelled)), spelled, struct.pack("<i", -1 if value is None else len(value))]
-        parts.append(value or b"")
-    return b"".join(parts)
+def _headers_of(message: Message) -> list[tuple[str, bytes | None]]:
+    given = message.headers() or []
+    pairs = given.items() if isinstance(given, dict) else given
+    return [(name, value.encode() if isinstance(value, str) else value) for name, value in pairs]

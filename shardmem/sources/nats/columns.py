@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from shardmem.runtime.columns import Keys
+from shardmem.runtime.origins import columns_of_headers
 from shardmem.schema import KEY_NONE, KEY_STR
 from shardmem.sources.contract import Columns, Position
 from shardmem.sources.nats.reader import Message
@@ -34,7 +35,7 @@ def columns_of(
         payloads=_joined([content.data for content in contents]),
         keys=_keys_of(keys),
         timestamps=np.array([message.milliseconds for message in messages], "i8"),
-        headers=_joined([_packed(content.headers or {}) for content in contents]) if headers else None,
+        headers=columns_of_headers([_headers_of(content) for content in contents]) if headers else None,
         missing=missing if missing.any() else None,
         bytes=sum(len(content.data) for content in contents),
     )
@@ -52,10 +53,5 @@ def _joined(parts: Sequence[bytes]) -> tuple[bytes, np.ndarray]:
     return b"".join(parts), np.fromiter(accumulate(map(len, parts), initial=0), "u8", len(parts) + 1)
 
 
-def _packed(headers: Any) -> bytes:
-    """As Producer.push_columns takes the headers of an event."""
-    parts = [len(headers).to_bytes(4, "little")]
-    for name, value in headers.items():
-        for text in (name.encode(), str(value).encode()):
-            parts += [len(text).to_bytes(4, "little"), text]
-    return b"".join(parts)
+def _headers_of(content: Any) -> list[tuple[str, bytes | None]]:
+    return [(name, str(value).encode()) for name, value in (content.headers or {}).items()]
