@@ -290,7 +290,8 @@ def test_the_history_is_kept_across_a_reload_of_the_page(page):
 
 def test_the_history_survives_the_tab_because_the_supervisor_keeps_it(page, engine):
     url = engine.status()["engine"]["http"]
-    page.wait_for("fetch('series').then(a => a.json()).then(a => a.points.length >= 3)", "the supervisor has kept some")
+    whole = "a.points.length >= 3 && Object.keys(a.points.at(-1).shards).every(one => one in a.points.at(-2).shards)"
+    page.wait_for(f"fetch('series').then(a => a.json()).then(a => {whole})", "some of each shard is kept")
     page.open(url, "sessionStorage.clear()")
     length = "document.querySelector('.plot path.line').getAttribute('d').match(/[LM]/g).length"
     page.wait_for(f"document.querySelector('.plot path.line') && {length} >= 2", "there is a history")
