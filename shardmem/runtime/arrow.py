@@ -35,8 +35,8 @@ def records_stream(records: np.ndarray) -> Any:
 
 
 def events_stream(keys: np.ndarray | list[Any], payloads: list[bytes | None]) -> Any:
-    """An object with `__arrow_c_stream__`: the columns key and payload, null for a tombstone. keys: an array when all
-    are integers."""
+    """An object with `__arrow_c_stream__`: the columns key, null where there is none, and payload, null for a
+    tombstone. keys: an array when all are integers."""
     nanoarrow = _nanoarrow()
     if isinstance(keys, np.ndarray):
         key = _column(nanoarrow, "key", keys)
@@ -45,7 +45,8 @@ def events_stream(keys: np.ndarray | list[Any], payloads: list[bytes | None]) ->
             each if isinstance(each, bytes) else b"" if each is None else str(each).encode("utf-8", "surrogateescape")
             for each in keys
         ]
-        key = _binary(nanoarrow, b"".join(texts), np.cumsum([0] + [len(text) for text in texts]))
+        ends, has_key = np.cumsum([0] + [len(text) for text in texts]), [each is not None for each in keys]
+        key = _binary(nanoarrow, b"".join(texts), ends, has_key)
     parts, there = [part or b"" for part in payloads], [part is not None for part in payloads]
     payload = _binary(nanoarrow, b"".join(parts), np.cumsum([0] + [len(part) for part in parts]), there)
     return _stream(nanoarrow, {"key": key, "payload": payload}, len(payloads))

@@ -38,7 +38,7 @@ def test_each_kind_of_field_becomes_a_column_of_its_type():
         ([1, -2], [1, -2]),
         ([1, (1 << 64) - 1], [1, (1 << 64) - 1]),
         (["a", 7], [b"a", b"7"]),
-        ([b"\x00", None], [b"\x00", b""]),
+        ([b"\x00", None], [b"\x00", None]),
         (["\udcff", "é"], [b"\xff", "é".encode()]),
     ],
 )
