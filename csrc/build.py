@@ -82,7 +82,7 @@ ffi.set_source(
             "sender.h",
             "reader.h",
             "objects.h",
-            "buffers.h",
+            "interpreter.h",
             "record.h",
             "points.h",
             "build.py",

@@ -1,10 +1,8 @@
 /* role: none
  * What keyed state needs once per event or once per key: the mapping that a handler reads and writes, keys as the store
- * writes them, and a batch grouped by key. In CPython's limited API, as fastcall.c is.
+ * writes them, and a batch grouped by key.
  */
-#define Py_LIMITED_API 0x030a0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "interpreter.h"
 
 #include <stddef.h>
 #include <stdlib.h>
@@ -129,12 +127,13 @@ static inline Cell *live_cell(StateMap *self, PyObject *key)
         return self->last;
     if (unlikely(!is_plain_key(key)))
         return NULL;
-    Cell *cell = (Cell *)PyDict_GetItemWithError(self->live, key);
-    if (unlikely(!cell || Py_TYPE(cell) != cell_type))
+    Cell *cell = (Cell *)sm_dict_find(self->live, key);
+    if (unlikely(!cell || Py_TYPE(cell) != cell_type)) {
+        Py_XDECREF(cell);
         return NULL;
+    }
     PyObject *old_key = self->last_key, *old = (PyObject *)self->last;
     Py_INCREF(key);
-    Py_INCREF(cell);
     self->last_key = key;
     self->last = cell;
     Py_XDECREF(old_key);
@@ -152,52 +151,69 @@ static int mark(StateMap *self, Cell *cell)
     return 0;
 }
 
-/* A value that the handler gets to see, as a new reference: it may change it in place. */
-static PyObject *shown(StateMap *self, Cell *cell)
+/* The value of a live key, that the handler gets to see and may change in place: a new reference. NULL without an error: as
+ * live_cell says. */
+static inline PyObject *live_value(StateMap *self, PyObject *key)
 {
-    if (!self->plain && mark(self, cell) < 0)
-        return NULL;
-    Py_INCREF(cell->value);
-    return cell->value;
+    PyObject *value = NULL;
+    SM_LOCKED(self, {
+        Cell *cell = live_cell(self, key);
+        if (likely(cell && (self->plain || mark(self, cell) == 0)))
+            SM_LOCKED(cell, {
+                value = cell->value;
+                Py_INCREF(value);
+            });
+    });
+    return value;
 }
 
 static PyObject *map_subscript(StateMap *self, PyObject *key)
 {
-    Cell *cell = live_cell(self, key);
-    if (likely(cell != NULL))
-        return shown(self, cell);
+    PyObject *value = live_value(self, key);
+    if (likely(value != NULL))
+        return value;
     return PyErr_Occurred() ? NULL : PyObject_CallMethod((PyObject *)self, "_miss", "(O)", key);
+}
+
+/* 1: it is done; 0: it takes the slow way, or an error */
+static inline int assign_live(StateMap *self, PyObject *key, PyObject *value)
+{
+    PyObject *before = NULL;
+    SM_LOCKED(self, {
+        Cell *cell = live_cell(self, key);
+        if (likely(cell && mark(self, cell) == 0))
+            SM_LOCKED(cell, {
+                before = cell->value;
+                Py_INCREF(value);
+                cell->value = value;
+            });
+    });
+    Py_XDECREF(before);
+    return before != NULL;
 }
 
 static int map_assign(StateMap *self, PyObject *key, PyObject *value)
 {
-    PyObject *done;
     if (likely(value && is_plain_value(self, value))) {
-        Cell *cell = live_cell(self, key);
-        if (likely(cell != NULL)) {
-            if (mark(self, cell) < 0)
-                return -1;
-            PyObject *before = cell->value;
-            Py_INCREF(value);
-            cell->value = value;
-            Py_DECREF(before);
+        if (likely(assign_live(self, key, value)))
             return 0;
-        }
         if (PyErr_Occurred())
             return -1;
     }
-    done = value ? PyObject_CallMethod((PyObject *)self, "_assign", "(OO)", key, value)
-                 : PyObject_CallMethod((PyObject *)self, "_delete", "(O)", key);
+    PyObject *done = value ? PyObject_CallMethod((PyObject *)self, "_assign", "(OO)", key, value)
+                           : PyObject_CallMethod((PyObject *)self, "_delete", "(O)", key);
     Py_XDECREF(done);
     return done ? 0 : -1;
 }
 
 static int map_contains(StateMap *self, PyObject *key)
 {
-    if (live_cell(self, key))
+    int is_there;
+    SM_LOCKED(self, is_there = live_cell(self, key) != NULL);
+    if (is_there)
         return 1;
     PyObject *found = PyErr_Occurred() ? NULL : PyObject_CallMethod((PyObject *)self, "_has", "(O)", key);
-    int is_there = found ? PyObject_IsTrue(found) : -1;
+    is_there = found ? PyObject_IsTrue(found) : -1;
     Py_XDECREF(found);
     return is_there;
 }
@@ -206,12 +222,10 @@ static PyObject *map_get(StateMap *self, PyObject *const *args, Py_ssize_t n)
 {
     if (n < 1 || n > 2)
         return PyErr_Format(PyExc_TypeError, "get takes a key, and what to return if there is no value");
-    Cell *cell = live_cell(self, args[0]);
-    if (cell)
-        return shown(self, cell);
-    return PyErr_Occurred()
-               ? NULL
-               : PyObject_CallMethod((PyObject *)self, "_get", "(OO)", args[0], n == 2 ? args[1] : Py_None);
+    PyObject *value = live_value(self, args[0]);
+    if (value || PyErr_Occurred())
+        return value;
+    return PyObject_CallMethod((PyObject *)self, "_get", "(OO)", args[0], n == 2 ? args[1] : Py_None);
 }
 
 /* mark(cell): it is among the written ones */
@@ -219,7 +233,9 @@ static PyObject *map_mark(StateMap *self, PyObject *cell)
 {
     if (Py_TYPE(cell) != cell_type)
         return PyErr_Format(PyExc_TypeError, "mark takes a cell");
-    if (mark(self, (Cell *)cell) < 0)
+    int status;
+    SM_LOCKED(self, status = mark(self, (Cell *)cell));
+    if (status < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -228,14 +244,12 @@ static PyObject *map_mark(StateMap *self, PyObject *cell)
 static PyObject *map_forget_last(StateMap *self, PyObject *ignored)
 {
     (void)ignored;
-    forget_last(self);
+    SM_LOCKED(self, forget_last(self));
     Py_RETURN_NONE;
 }
 
-/* take_dirty(): (keys, values) of the cells that were written, which are clean then */
-static PyObject *map_take_dirty(StateMap *self, PyObject *ignored)
+static PyObject *take_dirty(StateMap *self)
 {
-    (void)ignored;
     Py_ssize_t n = PyList_Size(self->dirty);
     PyObject *cells = self->dirty, *fresh = PyList_New(0), *keys = PyList_New(0), *values = PyList_New(0), *made = NULL;
     for (Py_ssize_t i = 0; fresh && keys && values && i < n; i++) {
@@ -255,6 +269,15 @@ done:
     Py_XDECREF(fresh);
     Py_XDECREF(keys);
     Py_XDECREF(values);
+    return made;
+}
+
+/* take_dirty(): (keys, values) of the cells that were written, which are clean then */
+static PyObject *map_take_dirty(StateMap *self, PyObject *ignored)
+{
+    PyObject *made;
+    (void)ignored;
+    SM_LOCKED(self, made = take_dirty(self));
     return made;
 }
 
@@ -386,18 +409,9 @@ static int any_key(PyObject *key, sm_event *e, PyObject **held)
     return 1;
 }
 
-/* store_keys(keys: list, name: bytes, slots: int, base: int = 0): a list of bytes */
-static PyObject *store_keys(PyObject *module, PyObject *args)
+static PyObject *keys_for_store(PyObject *keys, const char *name, Py_ssize_t name_bytes, uint32_t slots, uint32_t base)
 {
-    PyObject *keys, *held;
-    const char *name;
-    Py_ssize_t name_bytes;
-    unsigned int slots, base = 0;
-    (void)module;
-    if (!PyArg_ParseTuple(args, "Oy#I|I", &keys, &name, &name_bytes, &slots, &base))
-        return NULL;
-    if (!PyList_Check(keys))
-        return PyErr_Format(PyExc_TypeError, "store_keys takes a list");
+    PyObject *held;
     Py_ssize_t n = PyList_Size(keys);
     PyObject *made = PyList_New(n);
     for (Py_ssize_t i = 0; made && i < n; i++) {
@@ -414,16 +428,25 @@ static PyObject *store_keys(PyObject *module, PyObject *args)
     return made;
 }
 
-/* slots_of_keys(keys: list, slots: int, base: int = 0): the slot of each, as the bytes of an array of uint32 */
-static PyObject *slots_of_keys(PyObject *module, PyObject *args)
+/* store_keys(keys: list, name: bytes, slots: int, base: int = 0): a list of bytes */
+static PyObject *store_keys(PyObject *module, PyObject *args)
 {
-    PyObject *keys, *held;
+    PyObject *keys, *made;
+    const char *name;
+    Py_ssize_t name_bytes;
     unsigned int slots, base = 0;
     (void)module;
-    if (!PyArg_ParseTuple(args, "OI|I", &keys, &slots, &base))
+    if (!PyArg_ParseTuple(args, "Oy#I|I", &keys, &name, &name_bytes, &slots, &base))
         return NULL;
     if (!PyList_Check(keys))
-        return PyErr_Format(PyExc_TypeError, "slots_of_keys takes a list");
+        return PyErr_Format(PyExc_TypeError, "store_keys takes a list");
+    SM_LOCKED(keys, made = keys_for_store(keys, name, name_bytes, slots, base));
+    return made;
+}
+
+static PyObject *slots_for_keys(PyObject *keys, uint32_t slots, uint32_t base)
+{
+    PyObject *held;
     Py_ssize_t n = PyList_Size(keys);
     PyObject *made = PyBytes_FromStringAndSize(NULL, n * (Py_ssize_t)sizeof(uint32_t));
     for (Py_ssize_t i = 0; made && i < n; i++) {
@@ -436,6 +459,20 @@ static PyObject *slots_of_keys(PyObject *module, PyObject *args)
         }
         Py_XDECREF(held);
     }
+    return made;
+}
+
+/* slots_of_keys(keys: list, slots: int, base: int = 0): the slot of each, as the bytes of an array of uint32 */
+static PyObject *slots_of_keys(PyObject *module, PyObject *args)
+{
+    PyObject *keys, *made;
+    unsigned int slots, base = 0;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OI|I", &keys, &slots, &base))
+        return NULL;
+    if (!PyList_Check(keys))
+        return PyErr_Format(PyExc_TypeError, "slots_of_keys takes a list");
+    SM_LOCKED(keys, made = slots_for_keys(keys, slots, base));
     return made;
 }
 
