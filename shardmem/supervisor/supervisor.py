@@ -131,7 +131,9 @@ class Supervisor:
         watch = SegmentWatch(fleet, self._life, replacements, background)
         watching = [
             Background().start("looking after the workers", self._watch_workers(fleet, watch)),
-            Background().start("the upkeep of files", Upkeep(self._api, self._config).run()),
+            Background().start(
+                "the upkeep of files", Upkeep(self._api, self._config, fleet.observer, fleet.history).run()
+            ),
         ]
         try:
             while self._life.stage is not Stage.ENDED:

@@ -246,11 +246,7 @@ def lost(logs: Logs) -> int:
     ],
 )
 def test_damage_under_load_kills_nobody_and_loses_nothing_beyond_the_lane(
-    target: str,
-    tmp_path: Path,
-    engine_name: str,
-    draws: Callable[[], Iterator[random.Random]],
-    figures: Counter[str],
+    target: str, tmp_path: Path, engine_name: str, draws: Callable[[], Iterator[random.Random]], figures: Counter[str]
 ) -> None:
     for number, draw in enumerate(draws()):
         directory = tmp_path / str(number)
