@@ -28,9 +28,9 @@ class Undoes(Protocol):
 
 
 class Firing:
-    """One whose `on_timer` raises is tried again later, alone, for as long as it takes: it is no event that could be set
-    aside, and others go on. One that asks for another try later says that of all: they wait, and then go on in their
-    order.
+    """One whose `on_timer` raises is tried again later, alone, for as long as it takes: it is no event that could be
+    set aside, and others go on. One that asks for another try later says that of all: they wait, and then go on in
+    their order.
 
     A failure undoes what was not saved: what events did, that other timers have fired, and when one that failed before
     is due again. So as long as there are failures, all of that is saved before the next timer fires.

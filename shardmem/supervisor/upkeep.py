@@ -1,6 +1,6 @@
 """What an engine keeps in places that others tidy up: its socket is made again when it is gone, its log begins a
-new file when it is large, a quarantine that was removed is said, and its files are touched, because cleaners of temporary
-files take what nobody has touched for some days."""
+new file when it is large, a quarantine that was removed is said, and its files are touched, because cleaners of
+temporary files take what nobody has touched for some days."""
 
 from __future__ import annotations
 

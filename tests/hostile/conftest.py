@@ -1,5 +1,5 @@
-"""Campaigns. In the default run a moment of each; `tox -e hostile` runs all of them for SHARDMEM_MINUTES together. Every
-seed is printed before it is used, SHARDMEM_SEED repeats one, and the figures are printed at the end."""
+"""Campaigns. In the default run a moment of each; `tox -e hostile` runs all of them for SHARDMEM_MINUTES together.
+Every seed is printed before it is used, SHARDMEM_SEED repeats one, and the figures are printed at the end."""
 
 from __future__ import annotations
 

@@ -320,11 +320,13 @@ def test_a_producer_blocked_when_the_engine_stops_now_is_told_what_was_not_accep
     (text, rest, offered) = told[0]
     assert engine_name in text and "not what was expected" not in text, text
     assert method == "push" or rest == list(range(offered - len(rest), offered))
+    accounts = [engine.status()["accounting"]]
     with rig.engine(engine_name, lane_bytes=SMALL_LANE, shards=1, **schema) as engine:
-        # What a producer was told after the supervisor had ended is in memory all the same: a worker is given five
-        # seconds to end, and a machine that is busy may give its producer none.
-        total = drained(engine)["accounting"]
-    assert total["accepted"] == offered - len(rest) and total["refused"] == {"stopped": len(rest)}
+        # A worker that stands at the gate is killed after five seconds, and a machine that is busy may give its
+        # producer none of them: then the memory stays, with what it is told later.
+        accounts.append(drained(engine)["accounting"])
+    counts = offered - len(rest), {"stopped": len(rest)}
+    assert counts in [(each["accepted"], each["refused"]) for each in accounts]
 
 
 def numbers_of(rest: Any, method: str) -> list[int]:
