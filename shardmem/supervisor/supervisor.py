@@ -153,8 +153,11 @@ class Supervisor:
         try:
             await stages.work()
         except Exception as error:
-            log.exception("the supervisor failed while it was %s", self._life.stage.name.lower())
-            self._life.fail(ShardmemError(f"the supervisor failed: {of_error(error)}"))
+            if isinstance(error, ShardmemError):  # a limit that was met: it says all in words
+                self._life.fail(error)
+            else:
+                log.exception("the supervisor failed while it was %s", self._life.stage.name.lower())
+                self._life.fail(ShardmemError(f"the supervisor failed: {of_error(error)}"))
             if self._life.stage is Stage.STOPPING:
                 for worker in fleet.workers.living():
                     worker.kill()
