@@ -126,4 +126,5 @@ def test_a_start_that_fails_for_want_of_descriptors_says_so_and_leaves_nothing(
     assert "errno 24" in done.stderr.lower(), done.stderr
     assert segments_of(engine_name) == []
     places = {tempfile.gettempdir(), "/run", os.environ.get("XDG_RUNTIME_DIR", "/run")}
-    assert not [each for place in places for each in glob.glob(f"{place}/shardmem*/{engine_name}*")]
+    left = [each for place in places for each in glob.glob(f"{place}/shardmem*/{engine_name}*")]
+    assert [each for each in left if not each.endswith(".log")] == []  # that says why
