@@ -242,7 +242,7 @@ WELL = {
     'shardmem_refused_total{engine="e", instance="a:9105", reason="timeout"}': "0x20",
     'shardmem_shm_free_bytes{engine="e", instance="a:9105"}': "5000x8 500x2 5000x10",
     'shardmem_shm_size_bytes{engine="e", instance="a:9105"}': "10000x20",
-    'shardmem_shard_oldest_seconds{engine="e", instance="a:9105", shard="0"}': "_x5 12 310 400 _x13",  # as above
+    'shardmem_shard_oldest_seconds{engine="e", instance="a:9105", shard="0"}': "_x5 12 310 400 stale _x12",  # as above
     'shardmem_shard_last_checkpoint_seconds{engine="e", instance="a:9105", shard="0"}': "0.1x8 11 0.1x12",
     'shardmem_source_up{engine="e", instance="a:9105", source="kafka"}': "1x5 0 1x15",
 }
