@@ -90,6 +90,8 @@ class Checkpointed:
     def handle(self, batch: Batch) -> None:
         self._outbox.begin(batch)
         try:
+            if self._firing.is_behind and (keys := batch.keys) is not None:
+                self._keeper.expire_first(keys.tolist() if isinstance(keys, np.ndarray) else keys)
             self.handler.handle(batch)
         finally:
             self._outbox.end()

@@ -28,6 +28,7 @@ class Firing:
     def __init__(self, shard: int, keeper: Keeper, commit: Undoes) -> None:
         self._shard, self._keeper, self._commit = shard, keeper, commit
         self._failed: dict[Timer, int] = {}  # times in a row
+        self.is_behind = False  # there was no time for all that are due
 
     @property
     def patience_ns(self) -> int:
@@ -35,7 +36,7 @@ class Firing:
         return max(0, min(100_000_000, wait_ms * 1_000_000))
 
     def step(self) -> None:
-        until = time.monotonic() + FIRE_SECONDS
+        until, self.is_behind = time.monotonic() + FIRE_SECONDS, False
         while (timer := self._keeper.take_due()) is not None:
             try:
                 self._keeper.fire(timer)
@@ -46,6 +47,7 @@ class Firing:
             end_if_forked()
             self._failed.pop(timer, None)
             if time.monotonic() > until:
+                self.is_behind = True
                 return
 
     def _failing(self, timer: Timer, error: BaseException) -> None:

@@ -128,8 +128,12 @@ class StateStore:
         ranges of events behind it: all or nothing. merge: the tables say all of it then, for whoever reads them
         next."""
         changes.rows.update((prefix(slot, _SNAPSHOT), (state, 0, None)) for slot, state in snapshots)
-        body = body_of(changes) if changes.rows or changes.timers else b""
-        merge = merge or self._journal.would_be_full(changes, len(body))
+        merge = merge or self._journal.would_be_full(changes)
+        body = b"" if merge or not (changes.rows or changes.timers) else body_of(changes)
+        if shortened := bool(body) and self._journal.is_long(len(body)):
+            changes = self._journal.with_(changes)
+            body = body_of(changes)
+            merge = not self._journal.may_begin_with(len(body))
         with self._writing() as connection:
             connection.execute("update life set ranges = ?, saved = ?", (ranges, _now_ms()))
             connection.executemany("insert or replace into applied values (?, ?, ?)", applied)
@@ -137,16 +141,17 @@ class StateStore:
             if merge:
                 self._merge(connection, changes)
             elif body:
+                if shortened:
+                    connection.execute("delete from journal")
                 connection.execute("insert into journal (body, sum) values (?, ?)", (body, zlib.crc32(body)))
-        if merge:
+        if merge or shortened:
             self._journal.clear()
-        else:
+        if not merge:
             self._journal.add(changes, len(body))
 
     def _merge(self, connection: sqlite3.Connection, changes: Changes | None = None) -> None:
         """All that is in the journal, and what changed since. It is cleared when that is committed, and not before."""
-        last = changes or Changes()
-        write(connection, Changes({**self._journal.rows, **last.rows}, {**self._journal.timers, **last.timers}))
+        write(connection, self._journal.with_(changes or Changes()))
         connection.execute("delete from journal")
 
     @contextlib.contextmanager

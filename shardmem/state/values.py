@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from itertools import repeat
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from shardmem.errors import StateError
 from shardmem.memory.native import Cell, StateMap
 from shardmem.state.codec import Codec
 from shardmem.state.keys import Key, prefix, read_store_key
+from shardmem.state.many import NUMBERS, ManyKeys, each_of, numbers_of, source_of
 from shardmem.state.scope import Duration, Scope, seconds_of
 from shardmem.state.store import Row
 from shardmem.state.timers import EXPIRY, Timer, Timers, timer_of
@@ -32,6 +35,7 @@ class Declaration(Generic[V]):
     """What a handler says of values that it keeps: see `KeyedState`."""
 
     name = ""
+    keeps_defaults = False  # in memory, although nothing was changed of them
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
         self.changed: dict[Key, Row | None] = {}
         self._cold: dict[Key, Cell] = {}
         self._marks: dict[Key, int] = {}  # of objects: hash of what they encode to, as far as it is saved or in changed
+        self._looked_at: set[Key] = set()  # objects that were made as a default, and not encoded yet
         self._has_expiry: set[Key] = set()  # keys in memory whose expiry is among the timers
         self._mean_bytes = 16.0
 
@@ -87,6 +92,8 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
         if self._codec.plain is None:  # it may be changed in place
             self._marks[plain] = hash(self._codec.encode(value))
             self._put(plain, value)
+            if not self._declared.keeps_defaults:
+                self._looked_at.add(plain)
         return value  # type: ignore[no-any-return]
 
     def _get(self, key: object, otherwise: Any) -> Any:
@@ -150,6 +157,59 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
     def _of(self, key: Key) -> str:
         return f"key {key!r} of state {self.name!r}"
 
+    # ---- many keys at once ----------------------------------------------------------------------------------------
+
+    def add_many(self, keys: ManyKeys, amounts: Any = 1) -> None:
+        """As `self[key] += amount` for each of them in order: a number, or an array of as many as there are keys.
+
+        keys: a batch, which stands for the key of each of its events; an array; or a list. Of values that are int or
+        float. Raises what one by one would raise, ValueError for another number of amounts, TypeError for amounts that
+        are not such numbers.
+        """
+        source, given = source_of(keys), numbers_of(amounts, self._codec.plain, f"state {self.name!r}")
+        if given.ndim == 0:
+            given = np.full(len(keys), given)
+        if not self.add_each(source, given):
+            for key, amount in zip(each_of(keys), given.tolist()):
+                self[key] += amount
+
+    def get_many(self, keys: ManyKeys) -> Any:
+        """The value of each of them, as `self[key]` says it: an array if values are int, float or bool, else a list.
+        Raises KeyError for a key without value and default, OverflowError for an int beyond int64."""
+        plain = self._codec.plain
+        if plain is None:
+            return [self[key] for key in each_of(keys)]
+        if plain not in NUMBERS:
+            found = self.get_each(source_of(keys))
+            return np.array(found, bool) if plain is bool else found
+        values = np.empty(len(keys), NUMBERS[plain])
+        if not self.get_each(source_of(keys), values):
+            raise OverflowError(f"a value of state {self.name!r} does not fit into int64; ask for it by its key")
+        return values
+
+    def set_many(self, keys: ManyKeys, values: Any) -> None:
+        """As `self[key] = value` for each of them in order. values: an array or a list, as long as there are keys."""
+        plain = self._codec.plain
+        if plain in NUMBERS and isinstance(values, np.ndarray):
+            if self.set_each(source_of(keys), numbers_of(values, plain, f"state {self.name!r}")):
+                return
+        given = values.tolist() if isinstance(values, np.ndarray) else list(values)
+        if len(given) != len(keys):
+            raise ValueError(f"{len(given)} values for {len(keys)} keys")
+        if plain is None or not self.set_each(source_of(keys), given):
+            for key, value in zip(each_of(keys), given):
+                self[key] = value
+
+    def _cell(self, key: Key, is_write: bool) -> Cell:
+        """For C, which has not found the key in `live`. What is not there then has no value yet."""
+        plain = self._admit(key)
+        if is_write and (cold := self._cold.pop(plain, None)) is not None:
+            self.live[plain] = cold
+        elif not is_write and self._find(plain) is MISSING:
+            return Cell(plain, self._declared.make_default(plain))
+        found = self.live.get(plain)
+        return found if found is not None else Cell(plain, (self._codec.plain or object)())
+
     # ---- all keys of this shard ----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Key]:
@@ -158,18 +218,16 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
     def in_slots(self, slots: Iterable[int]) -> Iterator[Key]:
         """Keys that have a value, of these slots: those that this shard owns."""
         wanted = set(slots)
-        self._encode()
         known = dict.fromkeys((*self.live, *self._cold))
         known.update(dict.fromkeys(key for key, row in self.changed.items() if row is not None))
         keys = list(known)
         if wanted != self._scope.here():
             keys = [key for key, slot in zip(keys, self._scope.slots_of(keys).tolist()) if slot in wanted]
         yield from keys
-        now = self._scope.now_ms()
         for slot in sorted(wanted):
-            for stored, row in self._scope.store.scan(prefix(slot, self._stored_name)):
+            for stored, _ in self._scope.store.scan(prefix(slot, self._stored_name)):
                 key = read_store_key(stored)[2]
-                if key not in known and key not in self.changed and (row[2] is None or row[2] > now):
+                if key not in known and key not in self.changed:
                     yield key
 
     def __len__(self) -> int:
@@ -191,8 +249,7 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
         return cell.value
 
     def _loaded(self, key: Key) -> Cell | None:
-        row = self.changed[key] if key in self.changed else self._stored(key)
-        if row is None:
+        if (row := self._saved(key)) is None:
             return None
         data, version, expires = row
         cell = Cell(key, self.decoded(key, row))
@@ -203,12 +260,10 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
             self._has_expiry.add(key)
         return cell
 
-    def _stored(self, key: Key) -> Row | None:
-        """What the store has, if it has not expired: then its timer is due, and tells the handler."""
-        row = self._scope.store.get(self._store_key(key))
-        if row is not None and row[2] is not None and row[2] <= self._scope.now_ms():
-            return None
-        return row
+    def _saved(self, key: Key) -> Row | None:
+        """What a successor would find. It may be past its time: it is there until its timer has fired, or `on_expire`
+        would not be told of it."""
+        return self.changed[key] if key in self.changed else self._scope.store.get(self._store_key(key))
 
     def decoded(self, key: Key, row: Row) -> Any:
         try:
@@ -223,12 +278,15 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
             self._has_expiry.discard(key)
             self._timers.disarm(self._expiry(key))
 
+    def is_over(self, key: Key, now: int) -> bool:
+        """It has expired, and its timer has not fired yet."""
+        row = self._saved(key)
+        return row is not None and row[2] is not None and row[2] <= now
+
     def expire(self, key: Key, now: int) -> Any:
         """Its timer has fired. The value, which is gone now; MISSING: it has been written since, and lives on."""
         self._encode()
-        row = self.changed[key] if key in self.changed else None
-        if key not in self.changed:
-            row = self._scope.store.get(self._store_key(key))
+        row = self._saved(key)
         if row is None or row[2] is None:
             return MISSING
         if row[2] > now:
@@ -240,6 +298,10 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
         return value
 
     # ---- what was written ----------------------------------------------------------------------------------------
+
+    @property
+    def expires(self) -> bool:
+        return self._declared.ttl_ms is not None
 
     @property
     def must_encode_now(self) -> bool:
@@ -260,6 +322,7 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
             self.changed.update(zip(keys, zip(encoded, repeat(version), repeat(None))))
             return
         expires = None if ttl is None else self._scope.now_ms() + ttl
+        looked_at, self._looked_at = self._looked_at, set()
         for key, value in zip(keys, values):
             try:
                 data = self._codec.encode(value)
@@ -269,6 +332,8 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
                 raise StateError(f"the value of {self._of(key)} cannot be saved: {error}") from None
             if self._codec.plain is None:
                 if self._marks.get(key) == (mark := hash(data)):
+                    if key in looked_at:  # a successor would not find it
+                        self._let_go(key)
                     continue
                 self._marks[key] = mark
             self.changed[key] = data, version, expires
@@ -299,7 +364,7 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
     def cool(self) -> None:
         """What was not asked for since the last time leaves memory. Between batches: the handler holds no value."""
         self._encode()
-        self.forget_last()
+        self.forget_found()
         self._cold, self.live = self.live, {}
         self._marks = {key: mark for key, mark in self._marks.items() if key in self._cold}
         self._has_expiry &= self._cold.keys()
@@ -316,10 +381,9 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
 
     def _let_go(self, key: Key) -> None:
         """Whatever is in memory of it is forgotten."""
-        self.forget_last()
         for held in (self.live, self._cold):
             if (cell := held.pop(key, None)) is not None:
-                cell.dirty = False
+                self.leave(cell)
         self._marks.pop(key, None)
 
     def forget_unsaved(self) -> None:
@@ -331,7 +395,7 @@ class KeyedMap(StateMap, MutableMapping[Key, V]):
 
     def lose(self, slots: set[int]) -> None:
         """These belong to another shard now; what was written is saved."""
-        self.forget_last()
+        self.forget_found()
         for held in (self.live, self._cold):
             keys = list(held)
             for key, slot in zip(keys, self._scope.slots_of(keys).tolist()):

@@ -157,6 +157,7 @@ class Harness:
         optional(self.handler, "gained")(slots)
 
     def _handle(self, events: Any) -> None:
+        self.fire()
         owner = Batch.of(events, key=self._key, slots=self._slots, sequence=self._sequence)
         self._sequence += len(owner)
         if keeps_slots(self.handler):

@@ -245,6 +245,49 @@ def test_reading_from_outside_finds_the_last_committed_value_and_writes_nothing(
         assert before == sorted(os.listdir(tmp_path))
 
 
+def test_a_slot_that_moves_while_it_is_asked_about_is_found_where_it_has_gone(
+    store: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows were deleted between the question who has them and the question what they are."""
+    a, b = store(0), store(1)
+    a.claim(range(SLOTS))
+    a.save([], changes({1: b"one"}), b"")
+    with contextlib.closing(StateReader(str(tmp_path))) as reader:
+        assert reader.get("n", 1) is not None
+        owner, moved = reader._owner, []
+
+        def moves_then(slot: int) -> object:
+            found = owner(slot)
+            if not moved:
+                moved.append(slot)
+                a.save([], Changes(), b"", merge=True)
+                a.give(range(SLOTS))
+                b.claim(range(SLOTS))
+                a.purge()
+                assert {} == values(a)
+            return found
+
+        monkeypatch.setattr(reader, "_owner", moves_then)
+        got = reader.get("n", 1)
+        assert got is not None and (b"one", 1) == (got.row[0], got.shard)
+        assert reader.get("n", 2) is None
+
+
+def test_keys_that_are_written_all_the_time_stay_in_one_blob_and_out_of_the_tables(
+    store: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "MOST_BYTES", 2000)
+    made = store()
+    made.claim(range(SLOTS))
+    for step in range(100):
+        made.save([], changes(dict.fromkeys(range(10), b"%d" % step)), b"")
+        assert 2000 >= sum(len(body) for (body,) in made._database.rows("select body from journal"))
+    assert [(0,)] == made._database.rows("select count(*) from rows")
+    assert dict.fromkeys(range(10), b"99") == values(made) == values(store(incarnation=2))
+    with contextlib.closing(StateReader(str(tmp_path))) as reader:
+        assert dict.fromkeys(range(10), b"99") == {key: row[0] for _, _, key, row in reader.rows("n")}
+
+
 def test_a_reader_does_not_keep_a_writer_waiting(store: Opener, tmp_path: Path) -> None:
     made = store()
     made.claim(range(SLOTS))
