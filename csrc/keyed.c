@@ -322,6 +322,7 @@ static PyMethodDef map_methods[] = {
     {"mark", (PyCFunction)map_mark, METH_O, "mark(cell): it was written"},
     {"forget_found", (PyCFunction)map_forget_found, METH_NOARGS, "cells are about to leave memory"},
     {"leave", (PyCFunction)map_leave, METH_O, "leave(cell): it has left memory for good"},
+    {"absent", (PyCFunction)sm_absent, METH_O, "absent(keys) -> list of those that are not in memory"},
     {"add_each", (PyCFunction)(void (*)(void))sm_add_each, METH_FASTCALL, "add_each(keys, amounts)"},
     {"get_each", (PyCFunction)(void (*)(void))sm_get_each, METH_FASTCALL, "get_each(keys[, out])"},
     {"set_each", (PyCFunction)(void (*)(void))sm_set_each, METH_FASTCALL, "set_each(keys, values)"},

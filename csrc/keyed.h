@@ -90,6 +90,7 @@ PyObject *sm_by_key(PyObject *module, PyObject *address);
 
 /* many.c */
 void sm_forget_entries(StateMap *self);
+PyObject *sm_absent(StateMap *self, PyObject *source);
 PyObject *sm_add_each(StateMap *self, PyObject *const *args, Py_ssize_t n);
 PyObject *sm_get_each(StateMap *self, PyObject *const *args, Py_ssize_t n);
 PyObject *sm_set_each(StateMap *self, PyObject *const *args, Py_ssize_t n);

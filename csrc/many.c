@@ -96,6 +96,7 @@ static int make_room(StateMap *self)
 typedef struct {
     StateMap *map;
     PyObject *fresh, *is_write; /* is_write: no value is needed of a key that has none */
+    PyObject *absent;           /* NULL, or a list that takes keys that are not live; None is the cell of those */
     Cell **cells;
     Py_ssize_t count, room;
 } Lookup;
@@ -106,6 +107,11 @@ static Cell *find_slowly(Lookup *l, uint64_t word, uint32_t meta, const uint8_t 
     StateMap *map = l->map;
     PyObject *cell = key ? PyDict_GetItemWithError(map->live, key) : NULL;
     Py_XINCREF(cell);
+    if (l->absent && key && !cell && !PyErr_Occurred()) {
+        int status = PyList_Append(l->absent, key);
+        Py_DECREF(key);
+        return status < 0 ? NULL : (Cell *)Py_None;
+    }
     if (key && !cell && !PyErr_Occurred()) {
         cell = PyObject_CallMethod((PyObject *)map, "_cell", "(OO)", key, l->is_write);
         if (cell && PyDict_GetItemWithError(map->live, key) != cell && PyList_Append(l->fresh, cell) < 0)
@@ -224,24 +230,31 @@ static int find_of_list(Lookup *l, PyObject *keys)
     return 0;
 }
 
-/* source: the address of a batch of events, a pair of an array of 64-bit integers and whether they are unsigned, or a list
- * of keys. expected: how many there are; -1: any number. */
-static int look_up(Lookup *l, StateMap *map, PyObject *source, int is_write, Py_ssize_t expected)
+static int prepare(Lookup *l, StateMap *map, int is_write)
 {
     *l = (Lookup){.map = map, .fresh = PyList_New(0), .is_write = is_write ? Py_True : Py_False};
-    if (!l->fresh)
-        return -1;
     if (map->left > map->used / 2)
         sm_forget_entries(map);
-    int status;
+    return l->fresh ? 0 : -1;
+}
+
+/* source: the address of a batch of events, a pair of an array of 64-bit integers and whether they are unsigned, or a list
+ * of keys */
+static int find_all(Lookup *l, PyObject *source)
+{
     if (PyLong_Check(source))
-        status = find_of_batch(l, source);
-    else if (PyList_Check(source))
-        status = find_of_list(l, source);
-    else if (PyTuple_Check(source) && PyTuple_Size(source) == 2)
-        status = find_of_numbers(l, PyTuple_GetItem(source, 0), PyObject_IsTrue(PyTuple_GetItem(source, 1)));
-    else
-        status = PyErr_Format(PyExc_TypeError, "%R is no column of keys", source) ? 0 : -1;
+        return find_of_batch(l, source);
+    if (PyList_Check(source))
+        return find_of_list(l, source);
+    if (PyTuple_Check(source) && PyTuple_Size(source) == 2)
+        return find_of_numbers(l, PyTuple_GetItem(source, 0), PyObject_IsTrue(PyTuple_GetItem(source, 1)));
+    return PyErr_Format(PyExc_TypeError, "%R is no column of keys", source) ? 0 : -1;
+}
+
+/* expected: how many keys there are; -1: any number */
+static int look_up(Lookup *l, StateMap *map, PyObject *source, int is_write, Py_ssize_t expected)
+{
+    int status = prepare(l, map, is_write) == 0 ? find_all(l, source) : -1;
     if (status == 0 && expected >= 0 && l->count != expected) {
         PyErr_Format(PyExc_ValueError, "%zd values for %zd keys", expected, l->count);
         status = -1;
@@ -271,6 +284,22 @@ static int end_lookup(Lookup *l, int is_done)
     free(l->cells);
     Py_XDECREF(l->fresh);
     return status;
+}
+
+/* absent(source): the keys that are not live, one perhaps several times. Nothing is read for them. */
+PyObject *sm_absent(StateMap *self, PyObject *source)
+{
+    Lookup l;
+    int status = -1;
+    PyObject *absent = PyList_New(0);
+    if (absent && prepare(&l, self, 0) == 0) {
+        l.absent = absent;
+        status = find_all(&l, source);
+        end_lookup(&l, 0);
+    }
+    if (status < 0)
+        Py_CLEAR(absent);
+    return absent;
 }
 
 /* ---- what is done with them ---------------------------------------------------------------------------------------- */

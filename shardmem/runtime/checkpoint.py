@@ -92,6 +92,7 @@ class Checkpointed:
         try:
             if self._firing.is_behind and (keys := batch.keys) is not None:
                 self._keeper.expire_first(keys.tolist() if isinstance(keys, np.ndarray) else keys)
+            self._keeper.fetch(batch)
             self.handler.handle(batch)
         finally:
             self._outbox.end()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
+from shardmem.state.many import Keyed
 from shardmem.state.partitions import Layout
 from shardmem.state.scope import Scope
 from shardmem.state.store import Changes, MemoryStore
@@ -125,6 +126,11 @@ class Keeper:
             yield list(some)
 
     # ---- around batches ------------------------------------------------------------------------------------------
+
+    def fetch(self, batch: Keyed) -> None:
+        """Before a batch is handled."""
+        for each in self.maps.values():
+            each.fetch(batch)
 
     def after_batch(self) -> None:
         """Raises StateError for a value that cannot be saved: it is the batch that fails."""

@@ -163,6 +163,7 @@ class Harness:
         if keeps_slots(self.handler):
             self._touched.update(owner.slots.tolist())
         batch = owner.borrowed()
+        self._keeper.fetch(batch)
         self.handler.handle(batch)
         self._keeper.after_batch()
         batch._end()
