@@ -223,6 +223,28 @@ def test_what_does_not_fit_into_memory_is_read_from_the_store() -> None:
     assert all(harness.handler.seen[key] == [0, 1, 2, 3, 4] for key in range(1000))
 
 
+def test_once_a_handler_has_shown_what_it_asks_for_that_is_read_for_the_whole_batch_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    harness = Harness(Small, state_cache_bytes=1 << 16)
+    asked: list[bytes] = []
+    get = harness._store.get
+    monkeypatch.setattr(harness._store, "get", lambda key: asked.append(key) or get(key))
+    for number in range(6):
+        for first in range(0, 1000, 100):
+            harness.feed([(key, b"%d" % number) for key in range(first, first + 100)])
+        harness.checkpoint()
+        if number == 0:
+            assert 100 < len(asked), "one by one, until it is seen"
+            asked.clear()
+    assert [] == asked
+    assert dict.fromkeys(range(1000), 6) == {key: harness.handler.n[key] for key in range(1000)}
+    del harness.handler.n[5]
+    harness.checkpoint()
+    harness.feed([(5, b"0"), (2000, b"0")])
+    assert (1, 1) == (harness.handler.n[5], harness.handler.n[2000])
+
+
 class Counted(shardmem.Handler):
     n = shardmem.KeyedState(int, default=0)
     session = shardmem.KeyedState(Session, default=Session)

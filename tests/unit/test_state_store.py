@@ -209,6 +209,21 @@ def test_a_value_that_was_damaged_is_named_with_its_file(store: Opener, tmp_path
             reader.get("n", 1)
 
 
+def test_many_rows_that_are_read_together_are_those_that_are_read_one_by_one(store: Opener) -> None:
+    made = store()
+    made.claim(range(SLOTS))
+    made.save([], changes({key: b"%d" % key for key in range(1000)}), b"", merge=True)
+    made.save([], changes({1: None, 2: b"new", 5000: b"only in the journal"}), b"")
+    made._database.connection.execute("update rows set value = x'00' where key = ?", (store_key(3, b"n", SLOTS),))
+    wanted = [store_key(key, b"n", SLOTS) for key in [*range(0, 600), 5000, 6000]]
+    found = made.get_many(wanted)
+    assert None is found.pop(store_key(3, b"n", SLOTS))
+    assert found == {
+        key: row for key in wanted if key != store_key(3, b"n", SLOTS) and (row := made.get(key)) is not None
+    }
+    assert 599 == len(found) and {} == made.get_many([])
+
+
 def test_a_file_that_is_no_database_is_named_by_whoever_needs_it(store: Opener, tmp_path: Path) -> None:
     a = store(0)
     a.claim(range(SLOTS))
