@@ -160,7 +160,8 @@ def test_a_session_is_that_of_the_protocol():
     [
         (-195, False, Sort.AWAY),
         (111, True, Sort.HELD),
-        (29, False, Sort.REFUSED),
+        (29, False, Sort.FATAL),
+        (-169, False, Sort.REFUSED),
         (82, True, Sort.FATAL),
         (1, False, Sort.NOTE),
     ],

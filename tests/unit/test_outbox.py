@@ -14,6 +14,7 @@ from shardmem.runtime.state import StateStore
 from shardmem.sources.contract import SourceError
 from shardmem.sources.outbox.files import ID, OutboxFiles
 from shardmem.sources.outbox.publisher import Publisher
+from shardmem.sources.wishes import Pause
 from shardmem.state.store import Changes
 from support.origins import batch_of
 
@@ -188,10 +189,10 @@ def test_a_paused_outbox_publishes_nothing(made, tmp_path):
     store, broker = made(0), Broker()
     save(store, ("a", b"1"))
     run = publisher(tmp_path, broker)
-    run.wants_pause = run.is_paused = True
+    run.wanted = run.paused = Pause(True)
     run._pass(0)
     assert [] == broker.got and run.describe()["paused"]
-    run.wants_pause = False
+    run.wanted = Pause()
     run._pass(0)
     run._pass(0)
     assert [(b"a", b"1")] == values(broker)
