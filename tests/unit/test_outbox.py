@@ -12,6 +12,8 @@ from shardmem.runtime import outbox as module
 from shardmem.runtime.outbox import Outbox
 from shardmem.runtime.state import StateStore
 from shardmem.sources.contract import SourceError
+from shardmem.sources.outbox import files as outbox_files
+from shardmem.sources.outbox.configured import library_of
 from shardmem.sources.outbox.files import ID, OutboxFiles
 from shardmem.sources.outbox.publisher import Publisher
 from shardmem.sources.wishes import Pause
@@ -218,3 +220,23 @@ def test_an_end_in_good_order_publishes_what_waits_and_one_in_time_says_what_sta
     assert not publisher(tmp_path, Held()).finish(True, grace=0.2)
     assert "1 messages of handlers are not published" in caplog.text
     assert publisher(tmp_path, Broker()).finish(True, grace=30.0) and 0 == store.backlog()
+
+
+def test_the_file_of_a_shard_that_is_being_made_or_was_removed_meanwhile_has_nothing_that_waits(
+    made, tmp_path, monkeypatch
+):
+    """A reload makes and removes them while the publisher and the source look."""
+    save(made(0), ("k", b"1"))
+    (tmp_path / "shard-7.sqlite").touch()
+    paths = {number: str(tmp_path / f"shard-{number}.sqlite") for number in (0, 7, 9)}
+    monkeypatch.setattr(outbox_files, "shard_files", lambda directory: paths)
+    files = OutboxFiles(str(tmp_path))
+    assert {"shard-0.sqlite": 1} == files.position() and 1 == files.count()
+    assert [b"1"] == [each.value for each in files.waiting({})]
+    assert files.has_published({"shard-7.sqlite": 3, "shard-9.sqlite": 3})
+    files.remove("shard-9.sqlite", 3)
+
+
+def test_what_a_source_says_of_its_group_is_not_told_to_the_producer_of_its_broker():
+    url = "kafka://a:1/t?group.instance.id=me&session.timeout.ms=6000&client.id=x"
+    assert {"bootstrap.servers": "a:1", "client.id": "x"} == library_of({"url": url})
