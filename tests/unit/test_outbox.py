@@ -158,6 +158,27 @@ def test_what_a_new_owner_of_a_slot_sends_comes_after_what_the_old_one_sent(made
     assert [(b"k", b"2")] == values(broker)[2:]
 
 
+def test_what_a_new_owner_sends_while_its_file_is_read_waits_for_the_old_owner(made, tmp_path, monkeypatch):
+    old, new, files = made(0), made(1), OutboxFiles(str(tmp_path))
+    old.claim([3])
+    new.claim([4])
+    save(old, ("k", b"1"))
+    look = files._last
+
+    def slowly(path):
+        found = look(path)
+        if path == new.path:  # the slot comes between two looks into the file
+            old.give([3])
+            new.claim([3])
+            save(new, ("k", b"2"))
+        return found
+
+    monkeypatch.setattr(files, "_last", slowly)
+    assert [b"1"] == [each.value for each in files.waiting({})]
+    monkeypatch.undo()
+    assert [b"1"] == [each.value for each in files.waiting({})]
+
+
 def test_the_file_of_a_shard_that_is_gone_stays_until_all_of_it_is_published(made, tmp_path):
     old, new, broker = made(0), made(1), Broker()
     old.claim([3])

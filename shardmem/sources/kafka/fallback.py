@@ -247,10 +247,10 @@ class PythonClient:
                     with _asking():
                         told = consumer.list_topics(name, timeout).topics[name]
                 except BrokerUnavailable:
-                    consumer.poll(0)
-                    if refused:
-                        raise BrokerUnavailable(refusal(refused[-1])) from None
-                    raise
+                    consumer.poll(0)  # calls heed
+                    if not refused:
+                        raise
+                    raise BrokerUnavailable(refusal(refused[-1])) from None
                 if told.error is not None:
                     raise BrokerUnavailable(f"Kafka: topic {name}: {told.error.str()}")
                 counts[name] = len(told.partitions)

@@ -15,6 +15,7 @@ from shardmem.sources.kafka.librdkafka import Library
 from shardmem.sources.kafka.words import Sort, refusal, sort_of
 
 CONSUMER = 1  # of rd_kafka_type_t
+SLICE = 0.5  # seconds between two looks at what it says
 NO_CLOSE = 0x8  # the group is not told
 
 
@@ -64,15 +65,28 @@ def look(library: Library, given: Mapping[str, str], topics: Sequence[str], time
     library.set_log_queue(handle, None)
     queue = library.queue_get_main(handle)
     try:
-        counts = {topic: _count_of(library, handle, topic, deadline - time.monotonic()) for topic in topics}
-        return Broker(counts, has_new_protocol(_said(library, queue)[0]))
-    except BrokerUnavailable:
-        if refused := _said(library, queue)[1]:
-            raise BrokerUnavailable(refusal(refused[-1])) from None
-        raise
+        said: list[str] = []
+        counts = {topic: _asked(library, handle, queue, topic, deadline, said) for topic in topics}
+        said += _said(library, queue)[0]
+        return Broker(counts, has_new_protocol(said))
     finally:
         library.queue_destroy(queue)
         destroy(library, handle)
+
+
+def _asked(library: Library, handle: int, queue: int, topic: str, deadline: float, said: list[str]) -> int:
+    """The library tries for as long as it is let, also where it is refused."""
+    while True:
+        left = deadline - time.monotonic()
+        found = _count_of(library, handle, topic, min(left, SLICE))
+        if isinstance(found, int):
+            return found
+        lines, refused = _said(library, queue)
+        said += lines
+        if refused:
+            raise BrokerUnavailable(refusal(refused[-1]))
+        if left <= SLICE:
+            raise found
 
 
 def _said(library: Library, queue: int) -> tuple[list[str], list[str]]:
@@ -94,13 +108,14 @@ def line_of(library: Library, event: int) -> tuple[int, str]:
     return level.value, (text.value or b"").decode("utf-8", "replace")
 
 
-def _count_of(library: Library, handle: int, name: str, timeout: float) -> int:
+def _count_of(library: Library, handle: int, name: str, timeout: float) -> int | BrokerUnavailable:
+    """Or why there was no answer within that time."""
     topic = library.topic_new(handle, name.encode(), None)
     found = ctypes.POINTER(rd.Metadata)()
     try:
         error = library.metadata(handle, 0, topic, ctypes.byref(found), milliseconds(timeout))
         if error:
-            raise unavailable(library, error)
+            return unavailable(library, error)
         told: Any = found.contents.topics[0]
         if told.err:
             raise BrokerUnavailable(f"Kafka: topic {name}: {library.err2str(told.err).decode()}")

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -47,71 +46,65 @@ class OutboxFiles:
         """behind: of a file, the number up to which they are known already."""
         for path in sorted(shard_files(self._directory).values()):
             name = os.path.basename(path)
-            for number, topic, key, value, packed, origin, engine in self._in(
-                path, partial(self._waiting, behind=behind.get(name, 0)), []
-            ):
+            rows = self._in(
+                path,
+                "select number, topic, key, value, headers, origin, (select engine from life) from outbox "
+                "where number > ? order by number limit ?",
+                (behind.get(name, 0), ROWS),
+            )
+            last = self._last(path)  # then: a slot may come to this shard meanwhile, and send
+            for number, topic, key, value, packed, origin, engine in rows:
+                if number > last:
+                    break
                 told = origin or f"{engine}/{name.partition('.')[0]}/{number}"
                 headers = [*unpack_headers(packed), (ID, told.encode())]
                 yield Waiting(name, number, topic, key, value, headers)
 
-    def _waiting(self, connection: sqlite3.Connection, behind: int) -> list[tuple[Any, ...]]:
-        return connection.execute(
-            "select number, topic, key, value, headers, origin, (select engine from life) from outbox "
-            "where number > ? and number <= ? order by number limit ?",
-            (behind, self._last(connection), ROWS),
-        ).fetchall()
-
-    def _last(self, connection: sqlite3.Connection) -> int:
+    def _last(self, path: str) -> int:
         """The highest number that waits for no other file. What need not wait any more is forgotten."""
-        for number, file, upto in connection.execute(
-            "select number, file, upto from outbox_after order by number"
-        ).fetchall():
+        for number, file, upto in self._in(path, "select number, file, upto from outbox_after order by number"):
             if not self.has_published({file: upto}):
                 return int(number)
-            connection.execute("delete from outbox_after where number = ? and file = ?", (number, file))
+            self._in(path, "delete from outbox_after where number = ? and file = ?", (number, file))
         return 1 << 62
 
     def position(self) -> dict[str, int]:
         """How far each file goes now."""
         found = {}
         for path in shard_files(self._directory).values():
-            last = self._in(path, lambda each: each.execute("select max(number) from outbox").fetchone()[0], None)
-            if last is not None:
-                found[os.path.basename(path)] = int(last)
+            for (last,) in self._in(path, "select max(number) from outbox"):
+                found |= {} if last is None else {os.path.basename(path): int(last)}
         return found
 
     def has_published(self, position: Mapping[str, int]) -> bool:
         """All that there was then."""
         query = "select 1 from outbox where number <= ? limit 1"
-        return not any(
-            self._in(os.path.join(self._directory, file), lambda each: each.execute(query, (upto,)).fetchone(), None)
-            for file, upto in position.items()
-        )
+        return not any(self._in(self._path(file), query, (upto,)) for file, upto in position.items())
 
     def remove(self, file: str, upto: int) -> None:
         """They are published."""
-        path, query = os.path.join(self._directory, file), "delete from outbox where number <= ?"
-        self._in(path, lambda each: each.execute(query, (upto,)), None)
+        self._in(self._path(file), "delete from outbox where number <= ?", (upto,))
 
     def count(self) -> int:
         found = 0
         for path in shard_files(self._directory).values():
-            query = "select min(number), max(number) from outbox"
-            first, last = self._in(path, lambda each: each.execute(query).fetchone(), (None, None))
-            found += 0 if first is None else last - first + 1
+            for first, last in self._in(path, "select min(number), max(number) from outbox"):
+                found += 0 if first is None else last - first + 1
         return found
 
-    def _in(self, path: str, ask: Callable[[sqlite3.Connection], Any], nothing: Any) -> Any:
-        address = f"file:{quote(path)}?mode=rw"
+    def _path(self, file: str) -> str:
+        return os.path.join(self._directory, file)
+
+    def _in(self, path: str, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         try:
             with (
                 explained("the state file", path),
                 contextlib.closing(
-                    sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None)
+                    sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=PATIENCE, isolation_level=None)
                 ) as connection,
             ):
-                return ask(connection)
+                return connection.execute(query, values).fetchall()
         except ShardmemError as error:
             if "no such table" in str(error) or not os.path.exists(path):
-                return nothing
+                return []
             raise
