@@ -109,7 +109,7 @@ static void *run(void *argument)
         sm_batch b;
         sm_probe(w->reader, alone);
         int64_t asleep = sm_now_ns();
-        int status = sm_next(w->reader, SPIN_NS, last || waiting ? 0 : (int64_t)10 * LONG, &b);
+        int status = sm_next(w->reader, SPIN_NS, last || waiting ? 0 : PARK_NS, &b);
         CHECK(status == SM_OK || status == SM_INTERRUPTED, "sm_next: %d", status);
         CHECK(sm_now_ns() - asleep < (int64_t)9 * LONG, "nobody has ended a sleep");
         if (!b.rows && last && !waiting)

@@ -77,7 +77,8 @@ def test_two_hosts_on_three_brokers_keep_every_promise_whatever_is_killed_frozen
         pytest.skip(why)
     from support.brokers.groups import KafkaGroup
 
-    seed, began, name = seed_of(run), time.monotonic(), engine_name[:24]
+    seed, began = seed_of(run), time.monotonic()
+    name = f"{engine_name[:20]}-{seed}"
     group = KafkaGroup(tmp_path, ("classic", "consumer")[seed % 2])
     monkeypatch.setenv("SINK", group.sink)
     with group.running([f"{name}-a", f"{name}-b"]):

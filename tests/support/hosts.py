@@ -98,6 +98,11 @@ class Host:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
 
+    def forget(self) -> None:
+        """What a run that failed left of it."""
+        for entry in segments_of(self.name):
+            os.unlink(path_of(entry))
+
     def recorded(self) -> int:
         size = sum(path.stat().st_size for path in self.rig.directory.glob("handled-*"))
         return size // HANDLED.itemsize
@@ -120,6 +125,7 @@ class Hosts:
         self.chance, self._pace, self._events = random.Random(seed), pace, events
         self.violations: list[str] = []
         self.faults: Counter[str] = Counter()
+        self.told: list[str] = []  # of the faults, when and of which host
         self.absences: list[Absence] = []
         self.repeated = self.late = self.stale = 0
         self.numbers = [0] * KEYS  # of each key: how many were produced
@@ -131,6 +137,7 @@ class Hosts:
     def running(self) -> Iterator[Hosts]:
         with contextlib.ExitStack() as stack:
             for host in self.hosts:
+                stack.callback(host.forget)
                 stack.enter_context(host.daemons)
                 stack.callback(host.signal, signal.SIGCONT)
             for host in self.hosts:
@@ -154,8 +161,9 @@ class Hosts:
         left = list(faults)
         self.chance.shuffle(left)
         while self._done < least or not self._fed.is_set():
-            kind = left.pop() if left else self.chance.choice(faults)
-            getattr(self, f"_{kind}")(self.chance.choice(self.hosts))
+            kind, host = left.pop() if left else self.chance.choice(faults), self.chance.choice(self.hosts)
+            self.told.append(f"{time.strftime('%H:%M:%S')} {kind} {host.name[-1]}")
+            getattr(self, f"_{kind}")(host)
             self.faults[kind] += 1
             self._done += 1
             self.share(kind)
@@ -178,7 +186,7 @@ class Hosts:
         return all(owned) and sum(map(len, owned)) == PARTITIONS == len(set.union(*owned))
 
     def _said(self) -> str:
-        return "\n".join(f"{host.source()} {host.daemons.tail()}" for host in self.hosts)
+        return "\n".join([*self.told, *(f"{host.source()} {host.daemons.tail()}" for host in self.hosts)])
 
     def settle(self) -> None:
         """Until all that was produced is handled and committed."""
@@ -295,8 +303,7 @@ class Hosts:
         host.signal(signal.SIGKILL)
         for process in host.daemons.all:
             process.wait()
-        for entry in segments_of(host.name):
-            os.unlink(path_of(entry))
+        host.forget()
         host.start()
 
     def _freeze(self, host: Host) -> None:
@@ -323,7 +330,10 @@ class Hosts:
 
     def _await_taken_over(self, host: Host) -> None:
         other = next(each for each in self.hosts if each is not host)
-        wait_until(lambda: len(other.owned()) == PARTITIONS, f"{other.name} has all partitions", LONG)
+        deadline = time.monotonic() + LONG
+        while len(other.owned()) < PARTITIONS:
+            assert time.monotonic() < deadline, f"{other.name} has not all partitions: {self._said()}"
+            time.sleep(0.02)
 
     def _stop_outside_of_a_transaction(self, host: Host) -> int:
         """No database is stopped by a client that is."""

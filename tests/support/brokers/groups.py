@@ -18,7 +18,7 @@ from support.handlers.judged import TABLES
 from support.hosts import KEYS, LONG, PARTITIONS, Host
 from support.partitions import counts
 
-SESSION = 10.0  # a busy machine is not to end one by itself
+SESSION = 15.0  # a busy machine is not to end one by itself
 TOPIC, GROUP = "t", "hosts"
 NAMES = [f"{TOPIC}/{number}" for number in range(PARTITIONS)]
 
