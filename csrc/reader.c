@@ -140,8 +140,8 @@ static int waits_for_trial(sm_reader *r, uint32_t seat, const sm_span *at, uint3
 static uint32_t run_of(sm_reader *r, uint32_t seat, const sm_span *at, uint32_t holds, uint32_t from, int kept_back)
 {
     uint32_t n = from;
-    while (n < at->count && ((holds && is_held(r, r->slots[n])) ||
-                             (r->kept_back && waits_for_trial(r, seat, at, n))) == kept_back)
+    while (n < at->count &&
+           ((holds && is_held(r, r->slots[n])) || (r->kept_back && waits_for_trial(r, seat, at, n))) == kept_back)
         n++;
     return n - from;
 }

@@ -483,8 +483,10 @@ class Ownership:
 
     def pause(self, wanted: Pause) -> None:
         self._paused = wanted
-        self._source.pause([partition for partition in self.held if partition in wanted])
-        self._source.resume([name for name, held in self.held.items() if held.rest is None and name not in wanted])
+        if waiting := [partition for partition in self.held if partition in wanted]:
+            self._source.pause(waiting)
+        if going := [name for name, held in self.held.items() if held.rest is None and name not in wanted]:
+            self._source.resume(going)
 
     def seek(self, partition: str, to: str | int) -> Position:
         """Goes on there when all that was pushed of it was handled. Raises SourceError: nothing has changed then."""

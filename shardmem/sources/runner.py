@@ -141,7 +141,8 @@ class Runner:
 
     def _assigned(self, partitions: Sequence[str]) -> None:
         self.partitions.update(partitions)
-        self.source.pause([each for each in partitions if each in self.paused])
+        if waiting := [each for each in partitions if each in self.paused]:
+            self.source.pause(waiting)
 
     # ---- what people wish
     # ----------------------------------------------------------------------------------------------------
@@ -162,8 +163,11 @@ class Runner:
                 self.sought = number, str(error), 0
 
     def _set_paused(self, wanted: Pause) -> None:
-        self.source.pause(sorted(each for each in self.partitions if each in wanted))
-        self.source.resume(sorted(each for each in self.partitions if each not in wanted))
+        """A source of one partition may not look which ones it is told: it is told nothing of none."""
+        if waiting := sorted(each for each in self.partitions if each in wanted):
+            self.source.pause(waiting)
+        if going := sorted(each for each in self.partitions if each not in wanted):
+            self.source.resume(going)
 
     def _go_to(self, partition: str, to: str | int) -> Position:
         place = self.source.seek(partition, to)

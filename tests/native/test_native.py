@@ -147,8 +147,11 @@ def test_a_planted_fault_of_the_load_of_slots_is_caught(fault, tmp_path):
 FOLLOW_FAULTS = {
     "an epoch is taken that the state is not ready for": ("origin.c", "r->followed[row] == epoch", "epoch"),
     "a batch is of several partitions": ("reader.c", "if (r->span_count && partition != b->partition)", "if (0)"),
-    "a slot goes on behind its event on trial": ("follow.c", "return 1;\n    return 0;", "return 0;\n    return 0;"),
-    "a change of the table goes unnoticed": ("reader.c", "||\n           !sm_has_followed(r);", ";"),
+    "a slot goes on behind its event on trial, whose key alone waits": (
+        "reader.c",
+        "if (r->following && r->slots[n]",
+        "if (0 && r->slots[n]",
+    ),
 }
 
 
