@@ -70,7 +70,7 @@ class OutboxFiles:
 
     def position(self) -> dict[str, int]:
         """How far each file goes now."""
-        found = {}
+        found: dict[str, int] = {}
         for path in shard_files(self._directory).values():
             for (last,) in self._in(path, "select max(number) from outbox"):
                 found |= {} if last is None else {os.path.basename(path): int(last)}
