@@ -53,19 +53,20 @@ _FATAL = {29}  # topic authorization: of one topic, while others flow
 _HELD = 111  # unreleased instance id
 
 UNANSWERED = -185  # timed out
+# After these the library gives all partitions up, and says so. After a stale generation or epoch it keeps them: it is a
+# member still, in a rebalance, and whoever took them for lost would leave them to nobody.
 SUPERSEDED = {
     -142,  # assignment lost
-    22,  # illegal generation
     25,  # unknown member id
     82,  # fenced instance id
     110,  # fenced member epoch
-    113,  # stale member epoch
 }
 AGAIN = {
     14,  # coordinator loads
     16,  # not the coordinator
+    22,  # illegal generation: the next one is on its way
     27,  # rebalance in progress
-    113,  # stale member epoch: the next one is on its way
+    113,  # stale member epoch: likewise
     -180,  # waiting for the coordinator
 }
 
