@@ -37,6 +37,7 @@ SOURCES = [
     "reader.c",
     "shard.c",
     "fastcall.c",
+    "decode.c",
     "keyed.c",
     "scan.c",
     "scan_combined.c",
