@@ -290,8 +290,14 @@ def test_the_history_is_kept_across_a_reload_of_the_page(page):
 
 def test_the_history_survives_the_tab_because_the_supervisor_keeps_it(page, engine):
     url = engine.status()["engine"]["http"]
-    whole = "a.points.length >= 3 && Object.keys(a.points.at(-1).shards).every(one => one in a.points.at(-2).shards)"
-    page.wait_for(f"fetch('series').then(a => a.json()).then(a => {whole})", "some of each shard is kept")
+    whole = (
+        "Object.keys(points.at(-1)?.shards ?? {})"
+        ".every(one => points.filter(point => Number.isFinite(point.shards[one]?.rate)).length >= 2)"
+    )
+    page.wait_for(
+        f"fetch('series').then(answer => answer.json()).then(({{points}}) => points.length >= 3 && {whole})",
+        "some of each shard is kept",
+    )
     page.open(url, "sessionStorage.clear()")
     length = "document.querySelector('.plot path.line').getAttribute('d').match(/[LM]/g).length"
     page.wait_for(f"document.querySelector('.plot path.line') && {length} >= 2", "there is a history")

@@ -38,5 +38,5 @@ class Slow(LeastSlots):
     """Takes its time for each plan."""
 
     def rebalance(self, view: Any) -> Any:
-        time.sleep(1.5)
+        time.sleep(0.6)
         return super().rebalance(view)
