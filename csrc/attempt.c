@@ -141,7 +141,7 @@ int sm_failed(sm_reader *r, uint32_t limit)
     r->suspect_seat = first->seat;
     r->suspect_position = first->position;
     r->suspect_row = first->first;
-    narrow(r, rows, r->tries + 1, limit);
+    narrow(r, rows, 0, limit);
     sm_count_failed(r, rows);
     sm_rescan(r);
     sm_attempt_end(r);

@@ -262,6 +262,8 @@ int sm_set_aside(sm_reader *reader);
 int sm_row_in_hand(const sm_reader *reader, uint32_t row,
                    sm_range *out); /* the row of the batch in hand, as rejected */
 int sm_set_aside_rows(sm_reader *reader, const sm_range *rows, uint32_t count); /* before the rest is committed */
+int sm_row_left(sm_reader *reader, uint32_t seat, uint64_t position,
+                uint32_t row); /* 1: it is in its lane, and is handed out again */
 /* Rows of the batch in hand, a byte for each, that were applied already: it goes on without them, and they are committed by
  * sm_set_aside_rows of these ranges. How many ranges; ranges: room for one per row. SM_GEOMETRY: one has no origin */
 int sm_skip_rows(sm_reader *reader, const uint8_t *rows, sm_batch *batch, sm_range *ranges);

@@ -95,6 +95,14 @@ int sm_is_left(sm_reader *r, const sm_trial_view *t, sm_frame *f)
     return sm_next_row(sm_frame_at(r, e, t->position), f->rows, t->row, 0) == t->row;
 }
 
+int sm_row_left(sm_reader *r, uint32_t seat, uint64_t position, uint32_t row)
+{
+    sm_frame f;
+    const sm_trial_view at = {.position = position, .seat = seat, .row = row};
+    sm_find_open_lanes(r);
+    return sm_is_left(r, &at, &f);
+}
+
 int sm_add_trial(sm_reader *r, const sm_span *span, uint32_t tries, int64_t due_ns)
 {
     uint32_t i = 0;

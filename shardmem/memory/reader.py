@@ -62,6 +62,17 @@ def rejected_of(ranges: bytes) -> bytes:
     return b"".join(ranges[at : at + _RANGE_BYTES] for number, at in enumerate(raw) if views[number].rejected)
 
 
+def places_aside(ranges: bytes) -> list[Place]:
+    """Of ranges of rows that were set aside: those that are in the quarantine."""
+    if not ranges:
+        return []
+    views, found = ffi.from_buffer("sm_range[]", ranges), []
+    for number, at in enumerate(range(0, len(ranges), _RANGE_BYTES)):
+        if (view := views[number]).rejected == 1:
+            found.append(Place(view.seat, view.position, view.row, ranges[at : at + _RANGE_BYTES]))
+    return found
+
+
 class Reader:
     """Every method that moves heads raises AlreadyRunning when another life of the shard has begun. Those that answer
     bool say False when a lane contradicts itself, which is broken then: the others go on."""
@@ -154,6 +165,10 @@ class Reader:
         return self._sound(
             lib.sm_set_aside_rows(self._pointer, ffi.from_buffer("sm_range[]", places), count) if count else lib.SM_OK
         )
+
+    def is_left(self, seat: int, position: int, row: int) -> bool:
+        """Whether a row is in its lane, and will be handed out again. Nothing may be deferred."""
+        return bool(lib.sm_row_left(self._pointer, seat, position, row))
 
     def probe(self, rows: int) -> None:
         """No batch is larger from here on; 0: they are as ever."""

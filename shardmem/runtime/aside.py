@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from shardmem.errors import ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import bytes_at, ffi
-from shardmem.memory.reader import Reader, TrialView
+from shardmem.memory.reader import Reader, TrialView, places_aside
 from shardmem.runtime.batch import INDEX_BYTES, Batch, Scratch
-from shardmem.runtime.quarantine import Entry, Quarantine, Quarantined
+from shardmem.runtime.quarantine import Entry, Quarantine, Quarantined, is_there
+from shardmem.runtime.sqlite import FileVanished
 
 if TYPE_CHECKING:
     from shardmem.memory.native import CData, sm_batch
+
+
+log = logging.getLogger("shardmem.worker")
 
 
 class Failure(NamedTuple):
@@ -26,7 +33,11 @@ class Failure(NamedTuple):
 
 class Aside:
     """Every method raises ShardmemError when the quarantine takes no more, or cannot be used: nothing has changed
-    then."""
+    then.
+
+    An event is in the file before its row is set aside in shared memory: killed in between, it is there twice rather
+    than nowhere. When the row is handed out again, the handler may take it. So what comes again is taken out again.
+    """
 
     def __init__(self, control: ControlSegment, shard: int, reader: Reader, file: str, limit: int) -> None:
         self._control, self._shard, self._reader = control, shard, reader
@@ -34,11 +45,16 @@ class Aside:
         self._opened: Quarantine | None = None
         self._scratch = Scratch()
 
-    @property
-    def _quarantine(self) -> Quarantine:
+    @contextlib.contextmanager
+    def _quarantine(self) -> Iterator[Quarantine]:
+        """One that was removed is an error once; then there is a new one."""
         if self._opened is None:
             self._opened = Quarantine(self._file, self._limit)
-        return self._opened
+        try:
+            yield self._opened
+        except FileVanished:
+            self._opened = None
+            raise
 
     def add(self, batch: sm_batch, failures: Mapping[int, Failure]) -> tuple[bytes, list[Entry]]:
         """Rows of the batch in hand, and why. Where they lie, for the reader to set them aside. Raises BufferError if a
@@ -72,18 +88,52 @@ class Aside:
                     came_with=came_with[at],
                 )
             )
-        self._quarantine.add(*entries)
+        with self._quarantine() as quarantine:
+            quarantine.add(*entries)
         return b"".join(place.raw for place in places), entries
+
+    # ---- rows that are handed out again ------------------------------------------------------------------------------
+
+    def retract(self, places: bytes) -> None:
+        """Those of these rows that were added."""
+        generation = self._control.view_shard(self._shard).generation
+        origins = [self._origin(generation, at.seat, at.position, at.row) for at in places_aside(places)]
+        if origins:
+            with contextlib.suppress(FileVanished), self._quarantine() as quarantine:
+                quarantine.retract(origins)
+
+    def retract_left(self) -> None:
+        """Those that the last life had added before it died. What cannot be looked at says nothing of them, and must
+        not keep the shard from its work."""
+        if not is_there(self._file):
+            return
+        own = self._origin(self._control.view_shard(self._shard).generation, 0, 0, 0)[: -len("0/0/0")]
+        try:
+            with self._quarantine() as quarantine:
+                left = [origin for origin in quarantine.origins(own) if self._is_left(origin)]
+                if left:
+                    quarantine.retract(left)
+        except ShardmemError as error:
+            log.error("events that the last worker of shard %d added may be there twice: %s", self._shard, error)
+
+    def _is_left(self, origin: str) -> bool:
+        try:
+            seat, position, row = map(int, origin.split("/")[-3:])
+            return self._reader.is_left(seat, position, row)
+        except (ValueError, OverflowError):
+            return False  # damaged
 
     # ---- one that was set aside and may come back --------------------------------------------------------------------
 
     def take(self, trial: TrialView) -> None:
         """It counts as replayed: nobody else replays it."""
-        self._quarantine.take(self._origin_of(trial))
+        with self._quarantine() as quarantine:
+            quarantine.take(self._origin_of(trial))
 
     def taken(self, trial: TrialView) -> tuple[Quarantined, Batch] | None:
         """It, and a batch of it. None: it was purged."""
-        event = self._quarantine.by_origin(self._origin_of(trial))
+        with self._quarantine() as quarantine:
+            event = quarantine.by_origin(self._origin_of(trial))
         if event is None:
             return None
         control = self._control
@@ -101,11 +151,13 @@ class Aside:
         return event, made
 
     def give_back(self, trial: TrialView) -> None:
-        self._quarantine.give_back(self._origin_of(trial))
+        with self._quarantine() as quarantine:
+            quarantine.give_back(self._origin_of(trial))
 
     def remove(self, trial: TrialView) -> None:
         """It was handled."""
-        self._quarantine.remove(self._origin_of(trial))
+        with self._quarantine() as quarantine:
+            quarantine.remove(self._origin_of(trial))
 
     def _origin_of(self, trial: TrialView) -> str:
         generation = self._control.view_shard(self._shard).generation

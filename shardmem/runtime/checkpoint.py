@@ -18,6 +18,7 @@ from shardmem.runtime.firing import Firing
 from shardmem.runtime.following import Following
 from shardmem.runtime.handler import Handler, keeps_slots, optional
 from shardmem.runtime.outbox import Outbox
+from shardmem.runtime.outcomes import OnError
 from shardmem.runtime.state import StateStore
 from shardmem.state.keeper import Keeper
 from shardmem.text import of_error
@@ -38,6 +39,7 @@ class Checkpointed:
 
     interval: seconds between checkpoints under load. Sooner when half a lane is handled and not committed, and when
     there is nothing else to do. anew: makes another handler, for one without `drop`; it gains the slots that are left.
+    retract: takes places of rows that were quarantined and come again, because what was handled with them is undone.
     expects_state: its predecessor had saved some; a file that knows nothing of it is another file.
     Raises HandlerError when snapshot, restore, drop, gained or lost raise, ShardmemError when the file cannot be used.
     """
@@ -52,13 +54,15 @@ class Checkpointed:
         store: StateStore,
         interval: float,
         anew: Callable[[], Handler],
+        rules: OnError,
+        retract: Callable[[bytes], None],
         expects_state: bool = False,
         outbox: Outbox | None = None,
     ) -> None:
         self._outbox = outbox or Outbox(store.backlog)
         self._control, self._shard, self._reader = control, shard, reader
         self.handler, self._keeper, self._store = handler, keeper, store
-        self._interval, self._anew = interval, anew
+        self._interval, self._anew, self._retract = interval, anew, retract
         self._keeps_slots = keeps_slots(handler)
         self._expects_state = expects_state
         self._touched = np.zeros(control.slots, "u1")
@@ -68,7 +72,7 @@ class Checkpointed:
         self._all_touched, self._batches, self._told_of_keyless = not self._keeps_slots, 0, False
         self._saved_at = self._purged_at = time.monotonic()
         self._deferred, self._rejected = 0, b""
-        self._firing = Firing(shard, keeper, self)
+        self._firing = Firing(shard, keeper, self, rules)
         self._following = Following(control, reader, keeper)
         reader.defer_commits()
 
@@ -125,6 +129,8 @@ class Checkpointed:
 
     def set_aside(self) -> None:
         self._following.handled()
+        if self._following.applied.changes():
+            self.save()  # nobody else would, and from its broker it would come once more
 
     def step(self, idle: bool) -> None:
         if self._following.is_behind:
@@ -146,6 +152,10 @@ class Checkpointed:
         self._deferred = self._reader.deferred().rows
         if self._is_unsaved or self._touched.any():
             self.save()
+
+    @property
+    def is_deferring(self) -> bool:
+        return bool(self._reader.deferred().rows or self._rejected)
 
     @property
     def _is_unsaved(self) -> bool:
@@ -188,11 +198,12 @@ class Checkpointed:
         self._outbox.clear()
         self._following.applied.roll_back()
         self._untouch()
-        self._rejected = b""
+        undone, self._rejected = self._rejected, b""
         self._reader.rescan()
         self._load(self._here)
         if is_new:
             self._tell("gained", self._here)
+        self._retract(undone)
 
     def hand_over(self, slots: list[int]) -> None:
         here = self._here.intersection(slots)

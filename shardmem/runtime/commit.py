@@ -28,6 +28,10 @@ class Commit(Protocol):
     def patience_ns(self) -> int:
         """How long the worker may sleep."""
 
+    @property
+    def is_deferring(self) -> bool:
+        """Whether something was handled that is not saved."""
+
     def take(self, batch: sm_batch) -> bool:
         """Before the handler gets it: what is in its state already is left out. False: nothing is left of it, and it
         counts as handled."""
@@ -78,6 +82,7 @@ class Immediate:
     """Heads move when the handler has returned."""
 
     patience_ns = 100_000_000
+    is_deferring = False
 
     def __init__(self, control: ControlSegment, shard: int, reader: Reader, handler: Handler) -> None:
         self._control, self._shard, self._reader, self.handler = control, shard, reader, handler

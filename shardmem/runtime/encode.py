@@ -21,7 +21,12 @@ def plain_key(key: object) -> tuple[int, int, bytes]:
     if key is None:
         return KEY_NONE, 0, b""
     if isinstance(key, str):
-        return KEY_STR, 0, key.encode("utf-8", "surrogateescape")
+        try:
+            return KEY_STR, 0, key.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"key {key!r} has half of a surrogate pair, which no text in UTF-8 has; use its bytes"
+            ) from None
     if isinstance(key, (bytes, bytearray, memoryview)):
         return KEY_BYTES, 0, bytes(key)
     if isinstance(key, (int, np.integer)):

@@ -61,16 +61,16 @@ class Failures:
         reader: Reader,
         batch: sm_batch,
         commit: Commit,
+        aside: Aside,
         rules: OnError,
         ended: str | None,
         said: str,
         scratch: Scratch,
     ) -> None:
         self._control, self._shard, self._reader, self._batch = control, shard, reader, batch
-        self._commit, self._rules, self._scratch = commit, rules, scratch
+        self._commit, self._aside, self._rules, self._scratch = commit, aside, rules, scratch
         self._ended = ended or "it exited without a report"
         self._retry_on = RetryOn(rules.retry_on)
-        self._aside = Aside(control, shard, reader, rules.quarantine_file, rules.quarantine_limit)
         self._waiting = Waiting(control, shard, rules.retry_max_wait, said)
         self._trials = Trials(1 if rules.on_error == "quarantine" else rules.max_attempts, rules.retry_backoff)
         self._why: dict[int, Failure] = {}  # of the events on trial, by their number in the table
@@ -84,6 +84,7 @@ class Failures:
 
     def _take_up(self) -> list[int]:
         """What the last life had on trial; those of it that were in hand when it died."""
+        self._aside.retract_left()
         self._trials.in_doubt = self._waiting.kind == "doubt"
         views = self._reader.trials()
         for number, view in views.items():
@@ -222,7 +223,14 @@ class Failures:
             return
         if self._rules.on_error == "stop" and not isinstance(error, Reject):
             raise HandlerError(f"{explain(work, error)}. {_STAYS}") from error
-        if rows == 1:
+        if rows == 1 and event is None and not self._batch.suspected and self._commit.is_deferring:
+            # What is not saved is undone with it, and on trial it would be tried before those of its key among that.
+            # They come first once more, each is saved, and then this one comes alone.
+            let_go(work, error)
+            self._commit.failing()
+            self._reader.failed(1)
+            self._commit.roll_back()
+        elif rows == 1:
             rejected = isinstance(error, Reject)
             failure = Failure("exception", of_error(error), trace_of(error))
             if isinstance(error, Reject):
@@ -415,6 +423,7 @@ class Failures:
         if event is not None:
             self._end(event)
         self._commit.roll_back()
+        self._commit.set_aside()
         if self.busy:  # a handler that rejects does what it should
             self._succeeded()
 

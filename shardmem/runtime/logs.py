@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -152,6 +153,24 @@ class _Ours(logging.Logger):
 
     def isEnabledFor(self, level: int) -> bool:
         return level >= self.getEffectiveLevel()
+
+    def makeRecord(
+        self,
+        name: str,
+        level: int,
+        fn: str,
+        lno: int,
+        msg: object,
+        args: Any,
+        exc_info: Any,
+        func: str | None = None,
+        extra: Mapping[str, object] | None = None,
+        sinfo: str | None = None,
+    ) -> logging.LogRecord:
+        """Not by the factory of the process: one that raised at its own application's records killed the worker."""
+        record = logging.LogRecord(name, level, fn, lno, msg, args, exc_info, func, sinfo)
+        vars(record).update(extra or {})
+        return record
 
 
 _who: Who | None = None

@@ -27,6 +27,7 @@ _WITHOUT = _FIELDS.replace("payload", "null")
 _LAST_MOMENT = 1e11  # seconds since 1970; what is later is not a time that was written
 _AT_ONCE = 500  # events in one query
 _WHAT = "the quarantine file"
+_IF_GONE = "What it held is lost; what is quarantined from now on goes into a new one"
 _CAME_WITH = "came_with"
 
 NoneType = type(None)
@@ -158,7 +159,7 @@ class Quarantine(QuarantineReader):
         self, path: str, limit: int | None = None, patience: float = PATIENCE, owner: int | None = None
     ) -> None:
         self.path, self._limit = path, limit
-        self._database = Database(path, _SCHEMA, _WHAT, durable=True, patience=patience, owner=owner)
+        self._database = Database(path, _SCHEMA, _WHAT, durable=True, patience=patience, owner=owner, if_gone=_IF_GONE)
 
     def add(self, *entries: Entry) -> None:
         """All or none. Raises QuarantineFull. Adding what is there already changes nothing."""
@@ -214,6 +215,24 @@ class Quarantine(QuarantineReader):
     def remove(self, origin: str) -> None:
         with self._database.transaction() as connection:
             connection.execute("delete from events where origin = ?", (origin,))
+
+    # ---- what was added, and was not set aside after all ---------------------------------------------------------
+
+    def origins(self, prefix: str) -> list[str]:
+        """Of events that were not replayed, those that begin so."""
+        found = self._database.rows(
+            "select origin from events where origin >= ? and origin < ? and replayed_at is null",
+            prefix,
+            prefix + "\U0010ffff",
+        )
+        return [origin for (origin,) in found]
+
+    def retract(self, origins: Iterable[str]) -> None:
+        """As if they had never been added; those that somebody has replayed meanwhile stay what they are."""
+        with self._database.transaction() as connection:
+            connection.executemany(
+                "delete from events where origin = ? and replayed_at is null", [(origin,) for origin in origins]
+            )
 
     def replayed(self, number: int) -> None:
         with self._database.transaction() as connection:

@@ -16,13 +16,19 @@ from shardmem.private_files import Identity, acting_as, check_file, hide_file, i
 PATIENCE = 60.0  # seconds: another worker may be stopped by a signal in the middle of its transaction
 POLL = 0.01
 LOOK_PATIENCE = 1.0
+PUT_BACK = "Put the file back and run `shardmem reload`; without it, what it held is lost"
+
+
+class FileVanished(ShardmemError):
+    """The file was removed, or another is in its place. Whoever opens it again makes a new one."""
 
 
 class Database:
     """One SQLite file that several processes write to (WAL). Every failure is a ShardmemError that names the file.
 
     durable: survives a power loss as well; without it, the death of any process, which is what is promised. patience:
-    seconds to wait for others. owner: the uid whose file it is, if not this process's: root may act for any.
+    seconds to wait for others. owner: the uid whose file it is, if not this process's: root may act for any. if_gone:
+    what to do when somebody has removed it.
     """
 
     def __init__(
@@ -33,8 +39,9 @@ class Database:
         durable: bool = False,
         patience: float = PATIENCE,
         owner: int | None = None,
+        if_gone: str = PUT_BACK,
     ) -> None:
-        self.path, self._what = path, what
+        self.path, self._what, self._if_gone = path, what, if_gone
         self._owner = os.geteuid() if owner is None else owner
         self._sidecar: Identity | None = None
         with self._explained():
@@ -109,18 +116,31 @@ class Database:
             None,
         )
         if gone is not None:
+            _never_close(self.connection)
             state = "has been removed" if identity(gone) is None else "has been replaced by another file"
-            raise ShardmemError(
+            raise FileVanished(
                 f"{self._what} {self.path} is no longer the one that was opened: {gone} {state}; nothing of this step "
                 "was written",
-                hint="Put the file back and run `shardmem reload`; without it, what it held is lost. To keep cleaners "
-                "of temporary files away, set `state_dir`",
+                hint=f"{self._if_gone}. To keep cleaners of temporary files away, set `state_dir`",
             )
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         with explained(self._what, self.path), acting_as(self._owner):
             yield
+
+
+def _never_close(connection: sqlite3.Connection) -> None:
+    """When SQLite closes a file it removes the log beside it by its name, which is that of another file's log by
+    now."""
+    if connection not in _kept:
+        import ctypes  # of a process that ends, too: then nobody is left who could keep it
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+        _kept.append(connection)
+
+
+_kept: list[sqlite3.Connection] = []
 
 
 class Reading:

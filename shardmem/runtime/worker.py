@@ -20,6 +20,7 @@ from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import arm_from_environment, ffi
 from shardmem.memory.reader import Reader
 from shardmem.runtime import log_file, logs, stacks, streams
+from shardmem.runtime.aside import Aside
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.checkpoint import Checkpointed
 from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, begin, read_orders
@@ -146,27 +147,28 @@ def main() -> int:
         logs.incarnate(worker.incarnation)
         rules = OnError(**settings["failures"])
         opening = Opening(worker.control, worker.shard, rules, worker.said, worker.ordered_to_stop, reports.say)
-        commit = _commit_of(worker, orders, settings, opening)
+        aside = Aside(worker.control, worker.shard, worker.reader, rules.quarantine_file, rules.quarantine_limit)
+        commit = _commit_of(worker, orders, settings, rules, opening, aside)
         commit.take_up()
+        moves = Moves(worker.control, worker.shard, worker.reader, commit, reports.say)
+        failures = Failures(
+            worker.control,
+            worker.shard,
+            worker.reader,
+            worker.batch,
+            commit,
+            aside,
+            rules,
+            orders.ended,
+            worker.said,
+            worker.scratch,
+        )
     except ToldToStop:
         return _stopped(worker)
     except AlreadyRunning as error:  # the shard's words are another's
         return _taken(reports, error)
     except BaseException as error:  # sys.exit("no DATABASE_URL") is a reason like any other
         return _boot_failure(worker, reports, error)
-
-    moves = Moves(worker.control, worker.shard, worker.reader, commit, reports.say)
-    failures = Failures(
-        worker.control,
-        worker.shard,
-        worker.reader,
-        worker.batch,
-        commit,
-        rules,
-        orders.ended,
-        worker.said,
-        worker.scratch,
-    )
 
     def finish(*_: Any) -> None:
         worker.stop_now = True
@@ -215,7 +217,9 @@ def _orders() -> tuple[WorkerOrders, Reports] | None:
     return told
 
 
-def _commit_of(worker: Worker, orders: WorkerOrders, settings: dict[str, Any], opening: Opening) -> Commit:
+def _commit_of(
+    worker: Worker, orders: WorkerOrders, settings: dict[str, Any], rules: OnError, opening: Opening, aside: Aside
+) -> Commit:
     control = worker.control
     context = Context(
         control.engine,
@@ -260,6 +264,8 @@ def _commit_of(worker: Worker, orders: WorkerOrders, settings: dict[str, Any], o
         store,
         settings["checkpoint_interval"],
         opened,
+        rules,
+        aside.retract,
         # A person who asked for this start has been told, and may go on without.
         expects_state=control.has_saved_state(worker.shard) and not orders.forgiven,
         outbox=outboxes.outbox,

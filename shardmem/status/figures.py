@@ -49,6 +49,7 @@ HISTORY_KINDS = {
     "memory_lost": "error",
     "memory_damaged": "error",
     "quarantined": "warning",
+    "quarantine_lost": "error",
     "replayed": "info",
     "purged": "info",
     "reload": "info",

@@ -151,7 +151,7 @@ class Observer:
             "max_shards": control.max_shards,
             "max_producers": control.max_producers,
             "quarantine_file": quarantine_file(control.state_dir, control.engine) if control.state_dir else None,
-            "quarantine_held": self._quarantine_held(now),
+            "quarantine_held": self.quarantine_held(now),
             "ready_while_waiting": bool(board.get("ready_while_waiting", True)),
             "http": board.get("http"),
             "socket": board.get("socket"),
@@ -236,7 +236,7 @@ class Observer:
             now - at, {reason: count - before.get(reason, 0) for reason, count in refused.items()}, shed - shed_before
         )
 
-    def _quarantine_held(self, now: float) -> int | None:
+    def quarantine_held(self, now: float) -> int | None:
         """Events in the quarantine file that were not replayed; None when it cannot be read. Counted when the file
         changes."""
         at, seen, count = self._held

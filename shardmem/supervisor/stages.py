@@ -138,6 +138,7 @@ class Stages:
 
     async def _run(self) -> None:
         await self._loop.run()
+        self._fleet.control.set_state("draining")  # producers are told now, and not when what is under way has ended
         await self._background.finish(STOP_GRACE)  # a handoff runs forward; it does not take long
         self._notify.stopping()
         self._sources.stop(self._life.is_stopping_now)

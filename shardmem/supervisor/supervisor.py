@@ -134,7 +134,9 @@ class Supervisor:
         watch = SegmentWatch(fleet, self._life, replacements, background)
         watching = [
             Background().start("looking after the workers", self._watch_workers(fleet, watch)),
-            Background().start("the upkeep of files", Upkeep(self._api, self._config).run()),
+            Background().start(
+                "the upkeep of files", Upkeep(self._api, self._config, fleet.observer, fleet.history).run()
+            ),
         ]
         try:
             while self._life.stage is not Stage.ENDED:
@@ -154,8 +156,11 @@ class Supervisor:
         try:
             await stages.work()
         except Exception as error:
-            log.exception("the supervisor failed while it was %s", self._life.stage.name.lower())
-            self._life.fail(ShardmemError(f"the supervisor failed: {of_error(error)}"))
+            if isinstance(error, ShardmemError):  # a limit that was met: it says all in words
+                self._life.fail(error)
+            else:
+                log.exception("the supervisor failed while it was %s", self._life.stage.name.lower())
+                self._life.fail(ShardmemError(f"the supervisor failed: {of_error(error)}"))
             if self._life.stage is Stage.STOPPING:
                 for worker in fleet.workers.living():
                     worker.kill()

@@ -39,6 +39,8 @@ from support.rig import (
     wait_until,
 )
 
+LONG = 60.0  # seconds that anything may take on a busy machine
+
 
 def push(producer: shardmem.Producer, log: Log, numbers: range, key: int = 1, test_producer: int = 1) -> None:
     for number in numbers:
@@ -302,22 +304,29 @@ def test_a_producer_blocked_when_the_engine_stops_now_is_told_what_was_not_accep
                     producer.send(records(1, [1] * 500, numbers))
             except shardmem.NotRunning as error:
                 told.append((str(error), numbers_of(error.rest, method), offered))
+            except Exception as error:
+                told.append((f"not what was expected: {error!r}", [], offered))
 
         thread = threading.Thread(target=block)
         thread.start()
         wait_until(lambda: sleeps_in_futex(os.getpid(), thread.native_id), "the call is blocked")
-        rig.wait_held(0)  # so that the engine is still there when the producer has been told
+        rig.wait_held(0)
         ending = threading.Thread(target=engine.stop, args=(True,))
         ending.start()
-        thread.join(PATIENCE)
-        (text, rest, offered), total = told[0], engine.status()["accounting"]
+        thread.join(LONG)
         release()
-        ending.join(PATIENCE)
-    assert engine_name in text
-    assert total["accepted"] == offered - len(rest) and total["refused"] == {"stopped": len(rest)}
+        ending.join(LONG)
+        assert not thread.is_alive() and not ending.is_alive()
+    (text, rest, offered) = told[0]
+    assert engine_name in text and "not what was expected" not in text, text
     assert method == "push" or rest == list(range(offered - len(rest), offered))
+    accounts = [engine.status()["accounting"]]
     with rig.engine(engine_name, lane_bytes=SMALL_LANE, shards=1, **schema) as engine:
-        drained(engine)
+        # A worker that stands at the gate is killed after five seconds, and a machine that is busy may give its
+        # producer none of them: then the memory stays, with what it is told later.
+        accounts.append(drained(engine)["accounting"])
+    counts = offered - len(rest), {"stopped": len(rest)}
+    assert counts in [(each["accepted"], each["refused"]) for each in accounts]
 
 
 def numbers_of(rest: Any, method: str) -> list[int]:

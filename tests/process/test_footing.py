@@ -107,10 +107,15 @@ def test_an_engine_whose_terminal_is_closed_goes_on_as_under_nohup(rig: Rig, eng
             daemon.kill()
 
 
-def test_a_start_that_fails_for_want_of_descriptors_leaves_nothing(rig: Rig, engine_name: str) -> None:
+@pytest.mark.parametrize(
+    "limit, shards", [(40, 64), (30, 4)], ids=["for its inboxes", "for who looks at those of its workers"]
+)
+def test_a_start_that_fails_for_want_of_descriptors_says_so_and_leaves_nothing(
+    rig: Rig, engine_name: str, limit: int, shards: int
+) -> None:
     command = [sys.executable, "-m", "shardmem", "run", "support.recorder:Recorder", "--name", engine_name]
     done = subprocess.run(
-        ["sh", "-c", 'ulimit -n 40; exec "$@"', "sh", *command, "--shards", "64"],
+        ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command, "--shards", str(shards)],
         cwd=TESTS,
         env=rig.environment,
         capture_output=True,
@@ -118,6 +123,8 @@ def test_a_start_that_fails_for_want_of_descriptors_leaves_nothing(rig: Rig, eng
         timeout=120,
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "errno 24" in done.stderr.lower(), done.stderr
     assert segments_of(engine_name) == []
     places = {tempfile.gettempdir(), "/run", os.environ.get("XDG_RUNTIME_DIR", "/run")}
-    assert not [each for place in places for each in glob.glob(f"{place}/shardmem*/{engine_name}*")]
+    left = [each for place in places for each in glob.glob(f"{place}/shardmem*/{engine_name}*")]
+    assert [each for each in left if not each.endswith(".log")] == []  # that says why

@@ -17,6 +17,7 @@ import shardmem
 from shardmem.errors import HandlerError
 from shardmem.memory.reader import Reader
 from shardmem.memory.words import waiting_of
+from shardmem.runtime.aside import Aside
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.commit import Immediate
 from shardmem.runtime.failures import PATIENCE_NS, Failures
@@ -58,13 +59,14 @@ class Worker:
             },
         )
         self.reader, self.batch, self.scratch = Reader(engine.readers[0], 0), engine.batches[0], Scratch()
-        commit = Immediate(engine.control, 0, self.reader, Handler(self._call))  # type: ignore[arg-type]
+        aside = Aside(engine.control, 0, self.reader, settings["quarantine_file"], settings["quarantine_limit"])
         self.failures = Failures(
             engine.control,
             0,
             self.reader,
             self.batch,
-            commit,
+            Immediate(engine.control, 0, self.reader, Handler(self._call)),  # type: ignore[arg-type]
+            aside,
             OnError(**settings),
             "killed by SIGKILL",
             said,
@@ -327,21 +329,62 @@ def test_a_rejected_event_is_found_and_quarantined_without_another_try(loopback,
     assert [("rejected", b"bad", "cannot read bad", 1)] == worker.quarantined
 
 
-def test_what_a_worker_rejected_before_it_died_is_counted_once(loopback, tmp_path):
+@pytest.mark.parametrize(
+    "dies_in, again", [("commit", 1), ("set_aside_rows", 0)], ids=["after it was set aside", "before it was set aside"]
+)
+def test_what_a_worker_rejected_before_it_died_is_in_one_place_whatever_the_next_one_says(
+    loopback, tmp_path, dies_in, again
+):
     engine = loopback()
-
-    def handle(batch: Batch) -> None:
-        batch.reject(0, "no")
-
-    worker = Worker(engine, handle, tmp_path)
+    worker = Worker(engine, lambda batch: batch.reject(0, "no"), tmp_path)
     engine.producer().push_many([1, 2, 3], [b"0", b"1", b"2"])
-    worker.reader.commit = lambda: (_ for _ in ()).throw(Killed())  # type: ignore[method-assign]
+    setattr(worker.reader, dies_in, lambda *_: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         worker.run()
+    assert 1 == len(worker.quarantined)
+    worker.handle = lambda batch: None
     worker.die()
-    worker.failures._commit.handler.handle = lambda batch: None  # type: ignore[method-assign]
     worker.run()
-    assert (2, 1, 0) == worker.counts and 1 == len(worker.quarantined)
+    assert (3 - again, again, 0) == worker.counts and again == len(worker.quarantined)
+
+
+def test_the_files_of_others_and_what_was_replayed_stay_in_quarantine_when_a_worker_begins(loopback, tmp_path):
+    engine = loopback()
+    worker = Worker(engine, lambda batch: batch.reject([0, 1], "no"), tmp_path)
+    engine.producer().push_many([1, 2], [b"0", b"1"])
+    worker.reader.set_aside_rows = lambda *_: (_ for _ in ()).throw(Killed())  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        worker.run()
+    with sqlite3.connect(worker.file) as database:
+        ((origin,), _) = database.execute("select origin from events order by id").fetchall()
+        database.execute("update events set replayed_at = 1 where origin != ?", (origin,))
+        others = [origin.replace("/0/1/", "/1/1/"), origin.replace("/0/1/", "/0/2/"), "x/0/1/0/0/0", "damaged"]
+        for other in others:
+            database.execute(
+                "insert into events (at, shard, slot, seat, sequence, kind, reason, traceback, attempts, key, payload, "
+                "schema, origin) select at, shard, slot, seat, sequence, kind, reason, traceback, attempts, key, "
+                "payload, schema, ? from events where origin = ?",
+                (other, origin),
+            )
+    worker.die()
+    with sqlite3.connect(worker.file) as database:
+        left = database.execute("select origin from events where replayed_at is null").fetchall()
+    assert sorted(others) == sorted(each for (each,) in left)
+
+
+def test_a_quarantine_that_was_removed_is_an_error_and_then_a_new_one(loopback, tmp_path):
+    engine = loopback()
+    worker, producer = Worker(engine, refuse(b"bad", b"worse", by=shardmem.Reject), tmp_path), engine.producer()
+    producer.push_many([1, 2], [b"bad", b"good"])
+    worker.run()
+    for end in ("", "-wal", "-shm"):
+        worker.file.with_name(worker.file.name + end).unlink()
+    producer.push_many([1, 2], [b"worse", b"good"])
+    worker.run(until=lambda: worker.waits)
+    assert "has been removed" in engine.control.shard_error(0)
+    worker.run()
+    assert (2, 2, 0) == worker.counts and not worker.waits
+    assert [b"worse"] == [payload for _, payload, _, _ in worker.quarantined]
 
 
 @pytest.mark.parametrize(

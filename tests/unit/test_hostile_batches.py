@@ -16,7 +16,7 @@ from shardmem.memory.handoff_table import HandoffTable
 from shardmem.memory.native import ffi, lib
 from shardmem.memory.reader import Reader
 from shardmem.policy import LeastLoad, LeastSlots, Move, ScalingPolicy
-from shardmem.runtime.aside import Failure
+from shardmem.runtime.aside import Aside, Failure
 from shardmem.runtime.batch import Scratch
 from shardmem.runtime.commit import Immediate
 from shardmem.runtime.explain import explain
@@ -135,6 +135,7 @@ def failures_of(engine: Any) -> Failures:
         reader,
         engine.batches[0],
         Immediate(engine.control, 0, reader, object()),
+        Aside(engine.control, 0, reader, rules.quarantine_file, rules.quarantine_limit),
         rules,
         None,
         "",

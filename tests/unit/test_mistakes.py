@@ -16,6 +16,15 @@ def test_a_push_without_a_payload_names_push(loopback) -> None:
         producer.push("bob")
 
 
+def test_a_key_with_half_of_a_surrogate_pair_is_named(loopback) -> None:
+    producer = loopback().producer()
+    with pytest.raises(ValueError, match=r"key 'a\\ud800' has half of a surrogate pair"):
+        producer.push("a\ud800", b"x")
+    with pytest.raises(ValueError, match=r"event 1: key 'a\\ud800' has half of a surrogate pair"):
+        producer.push_many(["b", "a\ud800"], [b"x", b"x"])
+    assert producer.outcome()["accepted"] == 0
+
+
 def test_a_mask_is_not_ignored(loopback) -> None:
     producer = loopback(dtype=DTYPE, key="key").producer()
     rows = np.ma.masked_array(np.zeros(3, DTYPE), mask=[(False, True), (False, False), (False, False)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sqlite3
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from shardmem.errors import ShardmemError
 from shardmem.private_files import acting_as, check_directory
 from shardmem.runtime.quarantine import Entry, Quarantine, QuarantineReader, is_there
-from shardmem.runtime.sqlite import Database
+from shardmem.runtime.sqlite import Database, FileVanished
 from shardmem.runtime.state import StateStore
 from shardmem.status.sources import SourceFile, file_of, sources_of
 
@@ -200,10 +201,29 @@ def test_an_event_is_not_added_to_a_file_that_has_lost_its_name(path: str, gone:
         Path(path + gone).write_bytes(b"")
     with pytest.raises(ShardmemError, match=f"no longer the one that was opened: {path}{gone} has been {how}") as error:
         store.add(Entry("b", **EVENT))
-    assert "nothing of this step was written" in str(error.value) and "shardmem reload" in str(error.value.hint)
+    assert "nothing of this step was written" in str(error.value) and "What it held is lost" in str(error.value.hint)
     with pytest.raises(ShardmemError, match="no longer the one"):
         store.count()
     store.close()
+
+
+def test_the_end_of_a_file_that_was_removed_takes_nothing_from_the_one_in_its_place(path: str) -> None:
+    """SQLite removes the log of what it closes by name."""
+    old = Quarantine(path)
+    old.add(Entry("a", **EVENT))
+    for end in ("", "-wal", "-shm"):
+        os.unlink(path + end)
+    with pytest.raises(FileVanished):
+        old.count()
+    new = Quarantine(path)
+    new.add(Entry("b", **EVENT))
+    old.close()
+    del old
+    gc.collect()
+    assert os.path.getsize(path + "-wal") > 0
+    new.add(Entry("c", **EVENT))
+    assert new.count() == 2
+    new.close()
 
 
 def test_a_file_that_goes_in_the_middle_of_a_transaction_is_noticed_before_the_commit(tmp_path: Path) -> None:

@@ -130,10 +130,13 @@ logging.config.dictConfig({
 })
 worker.warning("one"); worker.debug("not this")
 logging.disable(logging.CRITICAL)
-worker.info("two"); user.error("nor this")
+worker.info("two", extra={"shard": 1}); user.error("nor this")
 logging.disable(logging.NOTSET)
 user.error("three")
+def no_record(*values, **more): raise RuntimeError("a factory of records that no other has")
+logging.setLogRecordFactory(no_record)
+worker.info("four")
 """
     said = run(code).stderr.splitlines()
-    assert [line.rpartition(" ")[2] for line in said] == ["one", "two", "three"]
+    assert [line.rpartition(" ")[2] for line in said] == ["one", "two", "three", "four"]
     assert said[0].endswith("shardmem[ticks] shard 1 WARNING one") and said[2] == "APP three"

@@ -106,3 +106,30 @@ class Counter(shardmem.Entity):
 
     def receive(self, events: list[bytes]) -> None:
         self.events += len(events)
+
+
+class Rejecting(shardmem.Handler):
+    """Counts by key what is good, and rejects the rest."""
+
+    good = shardmem.KeyedState(int, default=0)
+
+    def handle(self, batch: shardmem.Batch) -> None:
+        bad = []
+        for row, (key, payload) in enumerate(batch):
+            if payload == b"good":
+                self.good[key] += 1
+            else:
+                bad.append(row)
+        batch.reject(bad, "it is bad")
+
+
+class Raising(shardmem.Handler):
+    """Counts by key what is good, and raises at the rest."""
+
+    good = shardmem.KeyedState(int, default=0)
+
+    def handle(self, batch: shardmem.Batch) -> None:
+        for key, payload in batch:
+            if payload != b"good":
+                raise ValueError("it is bad")
+            self.good[key] += 1
