@@ -37,6 +37,7 @@ SOURCES = [
     "reader.c",
     "shard.c",
     "fastcall.c",
+    "decode.c",
     "keyed.c",
     "many.c",
     "store_keys.c",

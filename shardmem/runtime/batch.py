@@ -5,13 +5,12 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from operator import length_hint
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from shardmem.errors import BatchEscaped
-from shardmem.memory.native import DECODE_KEYS, DECODE_PAIRS, DECODE_PAYLOADS, borrow, by_key, decode, ffi, lib
+from shardmem.memory.native import DECODE_KEYS, DECODE_PAYLOADS, borrow, by_key, decode, ffi, lib, pairs
 from shardmem.runtime.encode import bytes_of, plain_key
 from shardmem.runtime.origins import (
     Headers,
@@ -28,7 +27,7 @@ from shardmem.state.many import source_of
 from shardmem.text import reason_of
 
 if TYPE_CHECKING:
-    from shardmem.memory.native import sm_batch
+    from shardmem.memory.native import Pairs, sm_batch
     from shardmem.memory.partition_table import Partitions
 
 _INDEX = np.dtype([("key", "u8"), ("meta", "u4"), ("end", "u4")])  # sm_index in csrc/layout.h
@@ -67,7 +66,7 @@ class Batch:
         "_roots",
         "_records",
         "_events",
-        "_iterator",
+        "_iterators",
         "_scratch",
         "_numbers",
         "_rejected",
@@ -97,7 +96,7 @@ class Batch:
         self._roots: list[weakref.ref[np.ndarray]] = []
         self._records: np.ndarray | None = None
         self._events: tuple[np.ndarray, np.ndarray] | None = None
-        self._iterator: Any = None
+        self._iterators: list[Pairs] = []
         self._numbers: tuple[np.ndarray, np.ndarray] | None = None
         self._rejected: dict[int, str] | None = None
 
@@ -199,7 +198,8 @@ class Batch:
         if self._schema.is_records:
             return iter(self.records)
         self._check(records=False)
-        iterator = self._iterator = iter(decode(self._address, DECODE_PAIRS))
+        iterator = pairs(self._address, self._scratch)
+        self._iterators.append(iterator)
         return iterator
 
     @property
@@ -405,7 +405,7 @@ class Batch:
             span.bytes, span.bytes_length = ffi.cast("uint8_t *", data.ctypes.data), len(data)
             batch.bytes = len(data)
         made = cls(schema, slots, shard, batch)
-        made._numbers, made._scratch = numbers, span  # span: batch points to it
+        made._numbers, made._scratch = numbers, (batch, span, rows, data)  # each points to the next
         made._records, made._events = (rows, None) if data is None else (None, (rows, data))
         return made
 
@@ -448,16 +448,19 @@ class Batch:
 
     def _check(self, *, records: bool) -> None:
         if self._over:
-            raise BatchEscaped(
-                f"this batch of shard {self.shard} ended when its handler returned; its memory is in use "
-                f"again. Keep batch.copy() instead"
-            )
+            self._refuse()
         if records != self._schema.is_records:
             raise TypeError(
                 "this engine carries events: use iteration, payloads or columns()"
                 if records
                 else "this engine carries records: use batch.records"
             )
+
+    def _refuse(self) -> NoReturn:
+        raise BatchEscaped(
+            f"this batch of shard {self.shard} ended when its handler returned; its memory is in use "
+            f"again. Keep batch.copy() instead"
+        )
 
     def _root(self, array: np.ndarray) -> np.ndarray:
         """Every view of ours hangs on one of these arrays, so a weak reference to it finds them all."""
@@ -520,13 +523,13 @@ class Batch:
         """Which event an iteration had reached, for error reports; None without an iteration."""
         if self._length == 1:
             return 0
-        if self._iterator is None or len(self._iterator.__reduce__()) < 3:
-            return None  # never begun, or gone through to its end: then it may have been any of them
-        return max(0, self._length - length_hint(self._iterator) - 1)
+        if not self._iterators:
+            return None
+        return self._iterators[-1].position()  # None if it has gone through to its end: it may have been any of them
 
     def _is_held(self) -> bool:
         """Whether something besides itself refers to its memory."""
-        self._records = self._events = self._iterator = None
+        self._records = self._events = None
         if not any(root() is not None for root in self._roots):
             return False
         gc.collect()  # a view in a dead reference cycle is not kept, only not collected yet
@@ -535,6 +538,9 @@ class Batch:
     def _end(self) -> None:
         """The handler has returned. Raises BatchEscaped if something of the batch is still referred to."""
         self._over = True
+        for iterator in self._iterators:
+            iterator.close(self._refuse)
+        self._iterators.clear()
         if self._is_held():
             raise BatchEscaped(
                 f"the handler of shard {self.shard} returned but something still refers to the memory of "
