@@ -45,24 +45,12 @@ typedef struct {
 } Py_buffer;
 
 #define PyBUF_SIMPLE 0
+#define PyBUF_WRITABLE 0x0001
 #define PyBUF_FORMAT 0x0004
 #define PyBUF_ND 0x0008 /* without strides: contiguous, or it is refused */
 
 PyAPI_FUNC(int) PyObject_GetBuffer(PyObject *object, Py_buffer *view, int flags);
 PyAPI_FUNC(void) PyBuffer_Release(Py_buffer *view);
 #endif
-
-/* a new reference; NULL, with an error or without: it is not there */
-static inline PyObject *sm_dict_find(PyObject *dict, PyObject *key)
-{
-    PyObject *found;
-#ifdef Py_GIL_DISABLED
-    PyDict_GetItemRef(dict, key, &found);
-#else
-    found = PyDict_GetItemWithError(dict, key);
-    Py_XINCREF(found);
-#endif
-    return found;
-}
 
 #endif

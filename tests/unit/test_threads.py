@@ -10,7 +10,6 @@ from collections.abc import Callable
 import pytest
 
 import shardmem
-from shardmem.memory.native import Cell, StateMap
 
 TURNS = 300
 
@@ -92,16 +91,3 @@ def test_a_producer_that_is_closed_while_others_push_refuses_and_nothing_else(lo
     at_once(push, push, producer.close)
     with pytest.raises(shardmem.NotRunning):
         producer.push(1, b"")
-
-
-def test_values_that_threads_set_and_get_are_some_that_were_set():
-    values = StateMap(int)
-    values.live = {key: Cell(key, 0) for key in range(8)}
-
-    def use() -> None:
-        for number in range(TURNS * 10):
-            values[number % 8] = number + 1_000_000
-            assert values[number % 8] >= 1_000_000 and number % 8 in values
-
-    at_once(use, use, use, beside=values.take_dirty)
-    assert all(values.get(key) > 1_000_000 for key in range(8))
