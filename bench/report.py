@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-LESS_IS_BETTER = ("us", "ms", "s", "ns")
+LESS_IS_BETTER = ("us", "ms", "s", "ns", "MB")
 
 
 @dataclass
