@@ -26,7 +26,7 @@ from shardmem.runtime.commit import Commit
 from shardmem.runtime.explain import explain, let_go, short, trace_of
 from shardmem.runtime.forked import end_if_forked
 from shardmem.runtime.outcomes import OnError, Reject, RetryOn
-from shardmem.runtime.quarantine import Entry
+from shardmem.runtime.quarantine import Entry, QuarantineFull
 from shardmem.runtime.waiting import DRAINING_WAIT_S, LOG_S, REST_S, SAID_EACH_S, Waiting
 from shardmem.text import of_error, plural
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from shardmem.memory.native import sm_batch
 
 PATIENCE_NS = 100_000_000
+ANOTHER_AFTER = 5  # tries to use the quarantine: 3 s
 FRESH_S = 1.0  # a shard in doubt tries events that have just come at least as seldom, whatever it waits
 
 log = logging.getLogger("shardmem.worker")
@@ -79,6 +80,7 @@ class Failures:
         self._in_trial: int | None = None
         self._others_next, self._logged_at, self._told_at = False, -LOG_S, -LOG_S
         self._rejected, self._rejected_at = 0, -LOG_S  # not logged yet, and when some were
+        self._waited_before = self._waiting.kind == "quarantine"  # the last life, for the same
         self._died = self._take_up()
         self.busy = self._is_busy()
 
@@ -437,11 +439,21 @@ class Failures:
             self._put_back()
             if isinstance(error, ShardmemError):
                 self._wait("quarantine", str(error))
+                self._expect_quarantine(error)
             return None
         if self._waiting.kind == "quarantine":
             self._waiting.over()
         self._log_aside(entries)
         return places
+
+    def _expect_quarantine(self, error: ShardmemError) -> None:
+        """It may be this process that cannot use it, with the limits or the user that a handler has given it. So the
+        next life tries, once, and waits if it cannot either."""
+        if self._rules.on_error == "stop" or isinstance(error, QuarantineFull) or self._waited_before:
+            return
+        if self._waiting.tries < ANOTHER_AFTER:
+            return
+        raise error
 
     def _log_aside(self, entries: list[Entry]) -> None:
         """What was rejected, of which a client may send thousands, no more often than LOG_S: all of it is listed in the

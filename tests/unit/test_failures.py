@@ -20,7 +20,7 @@ from shardmem.memory.words import waiting_of
 from shardmem.runtime.aside import Aside
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.commit import Immediate
-from shardmem.runtime.failures import PATIENCE_NS, Failures
+from shardmem.runtime.failures import ANOTHER_AFTER, PATIENCE_NS, Failures
 from shardmem.runtime.outcomes import OnError, RetryOn
 
 TURNS = 20_000  # of a loop that should end long before
@@ -370,6 +370,24 @@ def test_the_files_of_others_and_what_was_replayed_stay_in_quarantine_when_a_wor
     with sqlite3.connect(worker.file) as database:
         left = database.execute("select origin from events where replayed_at is null").fetchall()
     assert sorted(others) == sorted(each for (each,) in left)
+
+
+def test_a_worker_that_cannot_use_the_quarantine_is_followed_by_another_which_waits_if_it_cannot_either(
+    loopback, tmp_path
+):
+    """A handler had set limits for its process, and its shard waited for good."""
+    engine = loopback()
+    worker = Worker(engine, refuse(b"bad", by=shardmem.Reject), tmp_path)
+    worker.file.mkdir()  # what is no file cannot be used by anybody
+    engine.producer().push_many([1, 2], [b"bad", b"good"])
+    with pytest.raises(shardmem.ShardmemError, match="the quarantine file"):
+        worker.run()
+    assert ANOTHER_AFTER == engine.control.view_shard(0).waiting_tries
+    worker.die()
+    worker.run(until=lambda: engine.control.view_shard(0).waiting_tries > 4 * ANOTHER_AFTER)
+    worker.file.rmdir()
+    worker.run()
+    assert (1, 1, 0) == worker.counts and not worker.waits
 
 
 def test_a_quarantine_that_was_removed_is_an_error_and_then_a_new_one(loopback, tmp_path):
