@@ -441,6 +441,7 @@ class Failures:
                 self._wait("quarantine", str(error))
                 self._expect_quarantine(error)
             return None
+        self._waited_before = False
         if self._waiting.kind == "quarantine":
             self._waiting.over()
         self._log_aside(entries)

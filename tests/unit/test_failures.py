@@ -389,6 +389,13 @@ def test_a_worker_that_cannot_use_the_quarantine_is_followed_by_another_which_wa
     worker.run()
     assert (1, 1, 0) == worker.counts and not worker.waits
 
+    for end in ("", "-wal", "-shm"):
+        worker.file.with_name(worker.file.name + end).unlink()
+    worker.file.mkdir()
+    engine.producer().push_many([1, 2], [b"bad", b"good"])
+    with pytest.raises(shardmem.ShardmemError, match="the quarantine file"):
+        worker.run()  # the same again, when it had been able to
+
 
 def test_a_quarantine_that_was_removed_is_an_error_and_then_a_new_one(loopback, tmp_path):
     engine = loopback()
