@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from shardmem.errors import HandlerError, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.reader import TRIAL_ASIDE, TRIAL_DIED, TRIAL_NONE, TRIAL_TAKEN, TRIAL_WAITS, Reader, TrialView
-from shardmem.policy import Place, Trial, Trials, Verdict
+from shardmem.policy import LONGEST_PAUSE, Place, Trial, Trials, Verdict
 from shardmem.runtime.aside import Aside, Failure
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.commit import Commit
@@ -88,9 +88,12 @@ class Failures:
         """What the last life had on trial; those of it that were in hand when it died."""
         self._aside.retract_left()
         self._trials.in_doubt = self._waiting.kind == "doubt"
-        views = self._reader.trials()
+        views, handled, latest = self._reader.trials(), self._reader.handled(), time.monotonic() + LONGEST_PAUSE
         for number, view in views.items():
-            self._trials.add(number, _trial_of(view))
+            trial = _trial_of(view)
+            # a damaged word must not keep back the events of its key for ever
+            trial.due, trial.seen = min(trial.due, latest), min(trial.seen, handled)
+            self._trials.add(number, trial)
             if view.state == TRIAL_TAKEN:
                 self._aside.take(view)
         if self._trials.in_doubt:

@@ -15,8 +15,9 @@ import pytest
 
 import shardmem
 from shardmem.errors import HandlerError
-from shardmem.memory.reader import Reader
+from shardmem.memory.reader import TRIAL_WAITS, Reader
 from shardmem.memory.words import waiting_of
+from shardmem.runtime import failures
 from shardmem.runtime.aside import Aside
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.commit import Immediate
@@ -567,3 +568,25 @@ def test_a_shard_that_waits_gives_a_sign_of_life(loopback, tmp_path):
     before = engine.control.view_shard(0).heartbeat_ns
     worker.turn()
     assert engine.control.view_shard(0).heartbeat_ns > before and time.monotonic_ns() > before
+
+
+def test_a_damaged_word_of_an_event_on_trial_keeps_its_key_back_for_no_longer_than_a_pause(
+    loopback, tmp_path, monkeypatch
+):
+    """A campaign: the events of one key waited for good."""
+    monkeypatch.setattr(failures, "LONGEST_PAUSE", 0.01)
+    engine = loopback()
+    worker = Worker(engine, refuse(b"bad"), tmp_path, retry_backoff=1e6)
+    engine.producer().push_many([1, 1, 1], [b"bad", b"after it", b"last"])
+    worker.run(until=lambda: bool(worker.failures._trials.events))
+    ((event, _),) = worker.failures._trials.events.items()
+    worker.reader.set_trial(event, TRIAL_WAITS, 1, (1 << 63) - 1)
+    worker.rules["retry_backoff"] = 0.0001
+    worker.die()
+    engine.producer().push("other", b"witness")
+    for _ in range(2000):
+        worker.turn()
+        if worker.counts[2] == 0:
+            break
+        time.sleep(0.001)
+    assert (3, 1, 0) == worker.counts
