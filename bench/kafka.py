@@ -1,14 +1,16 @@
-"""A topic of Kafka into an engine, beside plain loops around a consumer. One table.
+"""A topic of Kafka into an engine, beside plain loops around a consumer and other systems. One table.
 
     python bench/kafka.py [--events N] [--bootstrap HOST:PORT] [--quick] [--repeat N] [--json FILE] [--against FILE]
 
 Without --bootstrap it starts Apache Kafka from the jars that SHARDMEM_KAFKA_JARS names, on this machine: its share of
 the cores is in every figure. A topic is filled once; every contender reads it as a group of its own, from its start to
-its end, and the clock runs from the first event that it has handled to the last. CPU is user and system time of all
-processes of a contender, from before that to after it, without the broker's; their start is in it.
+its end. The clock runs from the moment at which the first event was read (of an engine: is in a lane, before any is
+handled) to the last that was handled. CPU is user and system time of all processes of a contender, from before that to
+after it, without the broker's; their start is in it.
 
 The handlers do the same everywhere: `columns` adds up the lengths of payloads as columns, `light` adds
-to a dict for each event, `heavy` decodes JSON and hashes 25 times, about 13 us.
+to a dict for each event, `heavy` decodes JSON and hashes 25 times, about 13 us. What is told of moves is in
+kafka_moves.py. Systems that need another confluent-kafka may be in another environment: SHARDMEM_RIVALS, its Python.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,84 +38,13 @@ if __name__ == "__main__":
 
 import psutil  # noqa: E402
 
-from bench import report  # noqa: E402
+import shardmem  # noqa: E402
+from bench import kafka_moves, report  # noqa: E402
+from bench import kafka_programs as programs  # noqa: E402
+from bench.kafka_programs import Start, engine, plain, rival, why_not  # noqa: E402
 from bench.report import Row  # noqa: E402
 
 PATIENCE = 300.0
-WORKERS = 2
-
-# What every contender runs: `work(key, payload)` for each event, and `Progress` for how far it is.
-COMMON = '''
-import hashlib, json, mmap, os, struct, time
-class Progress:
-    """A slot of a file for each process: events, time of the first and of the last, in ns."""
-    def __init__(self, slot):
-        with open(os.environ["PROGRESS"], "r+b") as file:
-            self.map, self.at = mmap.mmap(file.fileno(), 0), slot * 24
-        self.count = self.first = 0
-    def add(self, events):
-        now = time.monotonic_ns()
-        self.first = self.first or now
-        self.count += events
-        struct.pack_into("<QQQ", self.map, self.at, self.count, self.first, now)
-counts = {}
-def light(key, payload):
-    counts[key] = counts.get(key, 0) + len(payload)
-def heavy(key, payload):
-    data = json.loads(payload)
-    for _ in range(25):
-        data = hashlib.sha256(payload).digest()
-    counts[key] = data
-'''
-APP = (
-    COMMON
-    + """
-class Handler:
-    def open(self, context):
-        self.progress = Progress(context.shard)
-class columns(Handler):
-    def handle(self, batch):
-        columns = batch.columns()
-        self.size = int((columns.ends - columns.starts).sum())
-        self.progress.add(len(batch))
-class per_event(Handler):
-    def handle(self, batch):
-        work = self.work
-        for key, payload in batch:
-            work(key, payload)
-        self.progress.add(len(batch))
-class Light(per_event):
-    work = staticmethod(light)
-class Heavy(per_event):
-    work = staticmethod(heavy)
-"""
-)
-PLAIN = (
-    COMMON
-    + """
-import sys
-from confluent_kafka import Consumer
-slot, bootstrap, topic, group, work = int(sys.argv[1]), *sys.argv[2:6]
-work = {"light": light, "heavy": heavy, "none": None}[work]
-progress, consumer = Progress(slot), Consumer({
-    "bootstrap.servers": bootstrap, "group.id": group, "auto.offset.reset": "earliest", "enable.auto.commit": False,
-    "group.protocol": "consumer",
-})
-consumer.subscribe([topic])
-last = time.monotonic()
-while True:
-    messages = [each for each in consumer.consume(4096, 0.1) if each.error() is None]
-    if work:
-        for each in messages:
-            work(each.key(), each.value())
-    if messages:
-        progress.add(len(messages))
-    if time.monotonic() - last > 1:
-        if progress.count:
-            consumer.commit(asynchronous=True)
-        last = time.monotonic()
-"""
-)
 
 
 @contextmanager
@@ -162,7 +94,7 @@ class Watched:
     """Progress of all processes of a contender, and their CPU."""
 
     def __init__(self, directory: Path, events: int) -> None:
-        self.path, self.events = directory / "progress", events
+        self.directory, self.path, self.events = directory, directory / "progress", events
         self.path.write_bytes(bytes(24 * 64))
         with open(self.path, "r+b") as file:
             self.map = mmap.mmap(file.fileno(), 0)
@@ -172,78 +104,88 @@ class Watched:
 
     def measure(self, processes: list[subprocess.Popen[bytes]]) -> tuple[float, float]:
         """(events in a second, us of CPU for each). Raises TimeoutError, ChildProcessError."""
-        deadline = time.monotonic() + PATIENCE
+        deadline, began = time.monotonic() + PATIENCE, 0
         while sum(slot[0] for slot in self.slots()) < self.events:
+            if not began and not self.slots() and first_accepted(self.directory):
+                began = time.monotonic_ns()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{sum(slot[0] for slot in self.slots()):,} of {self.events:,} events")
             if any(each.poll() is not None for each in processes):
                 raise ChildProcessError("it ended early")
-            time.sleep(0.01)
+            time.sleep(0.01 if began or self.slots() else 0.002)
         cpu = 0.0
         for each in processes:
             for process in [psutil.Process(each.pid), *psutil.Process(each.pid).children(recursive=True)]:
                 times = process.cpu_times()
                 cpu += times.user + times.system
         slots = self.slots()
-        seconds = (max(slot[2] for slot in slots) - min(slot[1] for slot in slots)) / 1e9
+        firsts = [slot[1] for slot in slots if slot[1]] + [began] * bool(began)
+        seconds = (max(slot[2] for slot in slots) - min(firsts)) / 1e9
         return self.events / seconds, cpu / self.events * 1e6
 
 
-def plain(directory: Path, bootstrap: str, topic: str, work: str, count: int) -> list[subprocess.Popen[bytes]]:
-    (directory / "plain.py").write_text(PLAIN)
-    group = f"g-{uuid.uuid4().hex[:8]}"
+def first_accepted(directory: Path) -> bool:
+    """Whether an engine that is fed from there has taken an event."""
+    for path in directory.glob("*.toml"):
+        try:
+            with shardmem.Client(path.stem) as client:
+                return client.status()["accounting"]["accepted"] > 0
+        except shardmem.ShardmemError:
+            return False
+    return False
+
+
+@dataclass(frozen=True)
+class Contender:
+    """needs: module and package of a rival."""
+
+    name: str
+    label: str
+    start: Start
+    needs: tuple[str, str] | None = None
+
+
+QUIX_PACKAGE, BYTEWAX_PACKAGE = ("quixstreams", "quixstreams"), ("bytewax.connectors.kafka", "bytewax[kafka]")
+ARROYO_PACKAGE = "arroyo", "sentry-arroyo"
+RIVALS = ("quix", "bytewax", "arroyo", "arroyo2")  # whose failures are shown, and are not ours
+
+
+def rivals(work: str) -> list[Contender]:
     return [
-        subprocess.Popen([sys.executable, str(directory / "plain.py"), str(slot), bootstrap, topic, group, work])
-        for slot in range(count)
+        Contender("quix", "quixstreams", rival(programs.QUIX, work), QUIX_PACKAGE),
+        Contender("bytewax", "bytewax", rival(programs.BYTEWAX, work), BYTEWAX_PACKAGE),
+        Contender("arroyo", "arroyo, RunTask", rival(programs.ARROYO, work, 0), ARROYO_PACKAGE),
+        Contender("arroyo2", "arroyo, two processes", rival(programs.ARROYO, work, 2), ARROYO_PACKAGE),
     ]
 
 
-def engine(directory: Path, bootstrap: str, topic: str, handler: str, reader: str) -> list[subprocess.Popen[bytes]]:
-    (directory / "app.py").write_text(APP)
-    name = f"bench-{uuid.uuid4().hex[:8]}"
-    (directory / "engine.toml").write_text(
-        f'name = "{name}"\nhandler = "app:{handler}"\nshards = {WORKERS}\nlane_bytes = "4 MiB"\nlog_level = "error"\n'
-        f'state_dir = "{directory}/state"\n[source]\nkind = "kafka"\ntopics = ["{topic}"]\nreader = "{reader}"\n'
-        f'group = "{name}"\n[source.kafka]\n"bootstrap.servers" = "{bootstrap}"\n'
-    )
+@dataclass(frozen=True)
+class Case:
+    """share: of the events. A rival that takes longer than PATIENCE has failed."""
+
+    name: str
+    partitions: int
+    share: float
+    reference: str
+    contenders: list[Contender]
+
+
+def cases() -> list[Case]:
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", "shardmem", "run", "engine.toml"], cwd=directory, stderr=subprocess.DEVNULL
-        )
-    ]
-
-
-Start = Callable[[Path, str, str], list["subprocess.Popen[bytes]"]]
-
-
-def cases() -> list[tuple[str, int, float, str, list[tuple[str, str, Start]]]]:
-    """(case, partitions, share of the events, reference, [(contender, label, how it is started)])"""
-
-    def loops(work: str, count: int) -> Start:
-        return lambda directory, bootstrap, topic: plain(directory, bootstrap, topic, work, count)
-
-    def shards(handler: str, reader: str = "c") -> Start:
-        return lambda directory, bootstrap, topic: engine(directory, bootstrap, topic, handler, reader)
-
-    return [
-        (
-            "light", 8, 1.0, "plain",
-            [
-                ("plain", "plain loop", loops("light", 1)),
-                ("plain2", "two plain loops", loops("light", 2)),
-                ("columns", "shardmem, handler of columns", shards("columns")),
-                ("events", "shardmem, handler of events", shards("Light")),
-                ("python", "shardmem, handler of events, reader in Python", shards("Light", "python")),
-            ],
-        ),
-        (
-            "one partition", 1, 0.1, "plain2",
-            [
-                ("plain", "plain loop", loops("heavy", 1)),
-                ("plain2", "two plain loops, one has nothing", loops("heavy", 2)),
-                ("events", "shardmem, handler of events", shards("Heavy")),
-            ],
-        ),
+        Case("light", 8, 1.0, "plain", [
+            Contender("plain", "plain loop", plain("light", 1)),
+            Contender("plain2", "two plain loops", plain("light", 2)),
+            Contender("columns", "shardmem, handler of columns", engine("columns")),
+            Contender("events", "shardmem, handler of events", engine("Light")),
+            Contender("python", "shardmem, handler of events, reader in Python", engine("Light", "python")),
+            *rivals("light"),
+        ]),
+        Case("one partition", 1, 0.1, "plain2", [
+            Contender("plain", "plain loop", plain("heavy", 1)),
+            Contender("plain2", "two plain loops, one has nothing", plain("heavy", 2)),
+            Contender("events", "shardmem, handler of events", engine("Heavy")),
+            *rivals("heavy"),
+        ]),
     ]  # fmt: skip
 
 
@@ -265,24 +207,33 @@ def once(start: Start, bootstrap: str, topic: str, events: int) -> tuple[float, 
 def measure(chosen: argparse.Namespace, found: Callable[[list[Row]], None]) -> list[dict[str, Any]]:
     events = chosen.events or (100_000 if chosen.quick else 3_000_000)
     with broker(chosen.bootstrap) as bootstrap:
-        for case, partitions, share, reference, contenders in cases():
-            wanted = int(events * share)
-            topic = fill(bootstrap, partitions, wanted)
-            rates = {name: Row(case, name, label, "events/s", [], (reference,)) for name, label, _ in contenders}
-            costs = {name: Row(f"{case}: CPU", name, label, "us", [], (reference,)) for name, label, _ in contenders}
+        for case in cases():
+            wanted = int(events * case.share)
+            topic = fill(bootstrap, case.partitions, wanted)
+            rates = {each.name: row(case, each, "", "events/s") for each in case.contenders}
+            costs = {each.name: row(case, each, ": CPU", "us") for each in case.contenders}
             for turn in range(chosen.repeat):
-                for name, label, start in contenders:
-                    report.progress(f"{case}: {label}, {turn + 1} of {chosen.repeat}")
-                    try:
-                        rate, cost = once(start, bootstrap, topic, wanted)
-                    except (TimeoutError, ChildProcessError) as error:
-                        rates[name].failures.append(str(error))
+                for each in case.contenders:
+                    if rates[each.name].absent:
                         continue
-                    rates[name].values.append(rate)
-                    costs[name].values.append(cost)
+                    report.progress(f"{case.name}: {each.label}, {turn + 1} of {chosen.repeat}")
+                    try:
+                        rate, cost = once(each.start, bootstrap, topic, wanted)
+                    except (TimeoutError, ChildProcessError) as error:
+                        rates[each.name].failures.append(str(error))
+                        continue
+                    rates[each.name].values.append(rate)
+                    costs[each.name].values.append(cost)
             found(list(rates.values()))
-            found(list(costs.values()))
+            found([each for each in costs.values() if not each.absent])
+        kafka_moves.measure(bootstrap, chosen.repeat, found)
     return []
+
+
+def row(case: Case, contender: Contender, of: str, unit: str) -> Row:
+    made = Row(f"{case.name}{of}", contender.name, contender.label, unit, [], (case.reference,))
+    made.absent = why_not(*contender.needs) if contender.needs else None
+    return made
 
 
 def main() -> int:
@@ -292,7 +243,7 @@ def main() -> int:
     report.options(parser, repeat=3)
     chosen = parser.parse_args()
     rows = report.run("kafka", chosen, lambda found: measure(chosen, found))
-    return 1 if any(row.failures for row in rows) else 0
+    return 1 if any(row.failures for row in rows if row.contender not in RIVALS) else 0
 
 
 if __name__ == "__main__":

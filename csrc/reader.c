@@ -127,13 +127,21 @@ static int is_held(sm_reader *r, uint32_t slot)
     return 1;
 }
 
+/* With state by partition the same key may be in several slots, and what waits is the slot: a later offset of it that was
+ * handled before would be taken for all of them. */
+static int waits_for_trial(sm_reader *r, uint32_t seat, const sm_span *at, uint32_t n)
+{
+    if (r->following && r->slots[n] != SM_NO_SLOT)
+        return sm_waits_for_trial(r, r->slots[n]);
+    return sm_is_kept_back(r, seat, at->position, at->first + n, r->hashes[n]);
+}
+
 /* How many of the rows from `from` on, of `count` whose slots and hashes are known, are kept back, or are not. */
 static uint32_t run_of(sm_reader *r, uint32_t seat, const sm_span *at, uint32_t holds, uint32_t from, int kept_back)
 {
     uint32_t n = from;
-    while (n < at->count && ((holds && is_held(r, r->slots[n])) ||
-                             (r->kept_back && (sm_is_kept_back(r, seat, at->position, at->first + n, r->hashes[n]) ||
-                                               (r->following && sm_waits_for_trial(r, r->slots[n]))))) == kept_back)
+    while (n < at->count &&
+           ((holds && is_held(r, r->slots[n])) || (r->kept_back && waits_for_trial(r, seat, at, n))) == kept_back)
         n++;
     return n - from;
 }

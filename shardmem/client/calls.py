@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
+from shardmem.errors import ConfigError
+from shardmem.status.document import SourceStatus, Status
+
 Slots = str | int | Iterable[int]
 
 
@@ -15,6 +18,10 @@ class ControlCalls(ABC):
     on in the background. Where only shards that wait for their sink are waited for, that comes after two seconds. A
     refusal raises ShardmemError and has changed nothing.
     """
+
+    @abstractmethod
+    def status(self) -> Status:
+        """The document of `shardmem status --json`."""
 
     @abstractmethod
     def command(self, name: str, **wanted: Any) -> dict[str, Any]:
@@ -103,6 +110,57 @@ class ControlCalls(ABC):
         Returns as `cordon`.
         """
         return self.command("moves", suspended=False)
+
+    def sources(self) -> list[SourceStatus]:
+        """What feeds the engine: what each source does, how far it is, and why it is not further."""
+        return self.status()["sources"]
+
+    def source_lag(self, source: str | None = None) -> dict[str, int | None]:
+        """How much of each partition is there and was not read.
+
+        Of files in bytes, of a broker in events, with what is not committed; None: that is not known. Raises
+        ConfigError: no such source, or several and none named.
+        """
+        found = [each for each in self.sources() if source in (None, each["name"])]
+        if len(found) != 1:
+            names = ", ".join(each["name"] for each in self.sources()) or "none"
+            raise ConfigError(f"source={source!r} is not one source of this engine; it has {names}")
+        return {name: each["lag"] for name, each in found[0]["partitions"].items()}
+
+    def pause_source(
+        self, source: str | None = None, partitions: Iterable[str] = (), timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Let a source, or partitions of it, read no more.
+
+        What was read is handled. It holds for the next run of the engine, too. Raises ConfigError: no such source or
+        partition; ShardmemError: it has not noticed yet, and will as soon as it can.
+        """
+        return self._of_source("pause", source, timeout, partitions=list(partitions) or None)
+
+    def resume_source(
+        self, source: str | None = None, partitions: Iterable[str] = (), timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Let a source, or partitions of it, go on.
+
+        Without partitions: all of it. Raises as `pause_source`.
+        """
+        return self._of_source("resume", source, timeout, partitions=list(partitions) or None)
+
+    def seek_source(
+        self, partition: str, to: str | int, source: str | None = None, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Let a partition of a source go on elsewhere.
+
+        partition: a file or topic/number. to: "start", "end", or an offset, of a file a byte. Events before it are not
+        taken back; those behind it come again. Raises as `pause_source`; then it goes on as before.
+        """
+        return self._of_source("seek", source, timeout, partition=partition, to=to)
+
+    def _of_source(self, what: str, source: str | None, timeout: float | None, **wanted: Any) -> dict[str, Any]:
+        given = {"source": source, **wanted}
+        return self._timed(
+            f"source/{what}", timeout, **{key: value for key, value in given.items() if value is not None}
+        )
 
     def _timed(self, name: str, timeout: float | None, **wanted: Any) -> dict[str, Any]:
         return self.command(name, **wanted, **({} if timeout is None else {"timeout": timeout}))

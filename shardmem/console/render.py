@@ -156,6 +156,8 @@ def source_lines(sources: list[SourceStatus]) -> list[str]:
             if source["group"] is not None:
                 committed = "nothing" if place["committed"] is None else f"{place['committed']:,}"
                 parts += [f"committed {committed}", place["state"]]
+            elif place["state"] == "paused":
+                parts += ["paused"]
             found.append(f"  {printable(name)}: " + ", ".join(parts))
     return found
 

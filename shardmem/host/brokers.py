@@ -45,6 +45,14 @@ def _judge(name: str, source: SourceSettings, found: Reach, slots: int) -> Itera
         yield Check(name, WARNING, f"there is no topic {', '.join(missing)}", "create it: until then the source waits")
     if not found.counts:
         return
+    if not found.together:
+        yield Check(
+            name,
+            WARNING,
+            f"partitions of equal number of {', '.join(found.counts)} may come to different hosts",
+            "no action where handlers keep no state for keys of several topics; else give the topics equally many "
+            "partitions and use the new protocol of groups with group.remote.assignor = range",
+        )
     largest, told = max(found.counts.values()), source.ownership.partitions
     each = slots >> (largest - 1).bit_length()
     said = ", ".join(f"{topic}: {plural(count, 'partition')}" for topic, count in found.counts.items())

@@ -64,6 +64,7 @@ TEXTS: dict[str, Schema] = {  # what is not a figure
     "sources[].kind": TEXT,
     "sources[].error": or_null(TEXT),
     "sources[].group": or_null(TEXT),
+    "sources[].apart": array(TEXT),
     "sources[].waits_for": or_null(TEXT),
     "sources[].remote": or_null(TEXT),
     "sources[].remote_error": or_null(TEXT),
@@ -99,6 +100,11 @@ def status_schema() -> Schema:
     members = schema["properties"]
     members["events"] = {**members["history"], "deprecated": True, "description": "the name that history had in 0.1"}
     return {**schema, "required": list(members)}
+
+
+def _member(schema: Schema, name: str) -> Schema:
+    found: Schema = schema["properties"][name]
+    return found
 
 
 def _joined(leaves: dict[tuple[str, ...], Schema]) -> Schema:
@@ -251,6 +257,9 @@ COMPONENTS: dict[str, Schema] = {
             }
         )
     ),
+    "Sources": obj(sources=_member(status_schema(), "sources")),
+    "Paused": obj(source=TEXT, paused=TRUTH, partitions=array(TEXT), alive=TRUTH),
+    "Sought": obj(source=TEXT, partition=TEXT, offset=COUNT),
     "Replayed": obj(replayed=array(COUNT), left=array(COUNT), why=or_null(TEXT)),
     "Purged": obj(purged=COUNT),
     "Scaled": obj(auto_scale=TRUTH, **_SHARDS, **_MOVED),

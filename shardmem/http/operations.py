@@ -20,6 +20,14 @@ LANES = 10  # seconds for which a replay waits for room, in all, unless it is to
 SECONDS = {"title": "a number of seconds from 0 to 60", "type": "number", "minimum": 0, "maximum": 60}
 IDS = {"title": "a list of the numbers of events", "type": "array", "items": WHOLE, "minItems": 1}
 ALL = {"title": "true", "type": "boolean", "enum": [True]}
+TEXT = {"title": "text", "type": "string"}
+PARTITIONS = {"title": "a list of names", "type": "array", "items": TEXT, "minItems": 1}
+PLACE = {
+    "oneOf": [
+        {"title": "'start' or 'end'", "type": "string", "enum": ["start", "end"]},
+        {"title": "an offset", "type": "integer", "minimum": 0, "maximum": (1 << 63) - 1},
+    ]
+}
 SLOTS = {
     "oneOf": [
         {"title": "a list of numbers", "type": "array", "items": WHOLE},
@@ -156,6 +164,33 @@ COMMANDS = (
         more="Moves on request, drains and pins go on.",
     ),
     Command(
+        "source/pause",
+        "Let a source, or partitions of it, read no more",
+        "Paused",
+        {"source": TEXT, "partitions": PARTITIONS, "timeout": DEADLINE},
+        optional=("source", "partitions", "timeout"),
+        more="What was read is handled. It holds for the next run of the engine, too. source: its name, where there "
+        "are several.",
+    ),
+    Command(
+        "source/resume",
+        "Let a source, or partitions of it, go on",
+        "Paused",
+        {"source": TEXT, "partitions": PARTITIONS, "timeout": DEADLINE},
+        optional=("source", "partitions", "timeout"),
+        more="Without partitions: all of it.",
+    ),
+    Command(
+        "source/seek",
+        "Let a partition of a source go on elsewhere",
+        "Sought",
+        {"source": TEXT, "partition": TEXT, "to": PLACE, "timeout": DEADLINE},
+        {"partition": "clicks/3", "to": "start"},
+        optional=("source", "timeout"),
+        more="A file or topic/number, at 'start', 'end', or an offset, of a file a byte. Events before it are not "
+        "taken back; those behind it come again.",
+    ),
+    Command(
         "quarantine/replay",
         "Push events in quarantine again, as new events",
         "Replayed",
@@ -205,6 +240,7 @@ PAGE_FILES = {
         "page.js",
         "quarantine.js",
         "slots.js",
+        "sources.js",
         "tables.js",
         "words.js",
     )
@@ -234,6 +270,12 @@ READS = (
         "The status document, as `shardmem status --json` prints it; without the token, what handlers and errors said "
         "is left out",
         "Status",
+    ),
+    Read(
+        "/sources",
+        "What feeds the engine from outside: what each source does, how far it is in each partition, and why not "
+        "further; without the token, names and errors are left out",
+        "Sources",
     ),
     Read(
         "/quarantine",

@@ -70,7 +70,8 @@ def _source(source: SourceStatus) -> SourceStatus:
     """Partitions are named after files and topics."""
     partitions = {f"partition {number}": each for number, each in enumerate(source["partitions"].values())}
     hidden = ("error", "group", "waits_for", "remote", "remote_error")
-    return {**source, **{name: source[name] and HIDDEN for name in hidden}, "partitions": partitions}  # type: ignore[typeddict-item, literal-required]
+    apart = [HIDDEN for _ in source["apart"]]
+    return {**source, **{name: source[name] and HIDDEN for name in hidden}, "partitions": partitions, "apart": apart}  # type: ignore[typeddict-item, literal-required]
 
 
 def _happened(entry: HistoryEntry) -> HistoryEntry:

@@ -72,6 +72,7 @@ class Reads:
             "/metrics": self._metrics,
             "/livez": self._health("live", against_life),
             "/readyz": self._health("ready", against_readiness),
+            "/sources": self._sources,
             "/quarantine": self._quarantine,
             "/quarantine/{id:[0-9]{1,18}}": self._quarantined,
             "/state/{name}/{key:.+}": self._state,
@@ -115,6 +116,9 @@ class Reads:
     async def _status(self, request: web.Request) -> web.Response:
         document = self._document(request)
         return _json(self._made(("status", self._is_trusted(request)), lambda: json.dumps(document)))
+
+    async def _sources(self, request: web.Request) -> web.Response:
+        return web.json_response({"sources": self._document(request)["sources"]})
 
     async def _slots(self, request: web.Request) -> web.Response:
         return _json(

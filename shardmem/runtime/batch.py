@@ -23,6 +23,7 @@ from shardmem.runtime.origins import (
     times_of,
 )
 from shardmem.schema import KEY_INT, KEY_NONE, Schema
+from shardmem.state.many import source_of
 from shardmem.text import reason_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _LENGTH, _MISSING, _UNSIGNED = np.uint32((1 << 28) - 1), np.uint32(1 << 28), np.
 class Columns(NamedTuple):
     """Events as columns. Payload i is `data[starts[i]:ends[i]]`; it is empty for a tombstone, see `Batch.missing`.
 
-    keys: int64 (uint64 if one exceeds it) array when every key is an int, else a list of the keys.
+    keys: an array if every key is an int: int64, or uint64 if one exceeds that and none is negative. Else a list.
     data: uint8 array. starts, ends: int64 arrays.
     """
 
@@ -418,9 +419,7 @@ class Batch:
         if self._schema.is_records:
             stream = arrow.records_stream(self.records)
         else:
-            index, _ = self._index_and_data()
-            are_ints = bool((index["meta"] >> 30 == KEY_INT).all())
-            stream = arrow.events_stream(self._int_keys(index) if are_ints else self.keys, self.payloads)
+            stream = arrow.events_stream(self._int_keys(self._index_and_data()[0]), self.payloads)
         return stream.__arrow_c_stream__(requested_schema)
 
     # ---- for those who remember what was handled ---------------------------------------------------------------------
@@ -435,6 +434,15 @@ class Batch:
         more."""
         rows = [] if self._partitions is None else self._partitions.rows()
         return {(row.topic, row.number): row.safe for row in rows if row.epoch}
+
+    # ---- for keyed state ---------------------------------------------------------------------------------------------
+
+    def key_source(self) -> Any:
+        """Where the key of each event is found without an object of it: see source_of in shardmem/state/many.py."""
+        if self._schema.is_records:
+            return source_of(self.records[self._schema.key] if self._schema.key else [None] * self._length)
+        self._check(records=False)
+        return self._address
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
@@ -489,9 +497,14 @@ class Batch:
         return ffi.cast("uint32_t *", span.rows)[-1]
 
     def _int_keys(self, index: np.ndarray) -> Any:
-        meta = index["meta"]
+        """An array if all are integers, and of one sign where some are beyond int64; else a list."""
+        meta, words = index["meta"], index["key"]
         if (meta >> 30 == KEY_INT).all():
-            return index["key"] if (meta & _UNSIGNED).any() else index["key"].view("i8")
+            large = (meta & _UNSIGNED) != 0
+            if not large.any():
+                return words.view("i8")
+            if (large | (words.view("i8") >= 0)).all():
+                return words
         return decode(self._address, DECODE_KEYS)
 
     def _numbering(self) -> tuple[np.ndarray, np.ndarray]:

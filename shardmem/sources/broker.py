@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -26,18 +26,22 @@ from shardmem.sources.contract import (
     Position,
     Rejected,
     SourceContext,
+    partition_of,
     sizes_of,
+    topic_and_number,
 )
 from shardmem.sources.outbox.files import OutboxFiles
 from shardmem.sources.ownership import ASK, SLICE, Ownership, OwnershipSettings
 from shardmem.sources.runner import Runner
 from shardmem.sources.states import States
+from shardmem.sources.wishes import Pause
 from shardmem.state.partitions import Layout
 from shardmem.state_settings import RemoteSettings
 from shardmem.text import plural
 
 EVENTS = 4096  # that are read at once
 RETRY = 0.005  # seconds between two looks whether there is room
+SETTLED = 10.0  # seconds after which a partition that is not here does not come by the same rebalance
 AWAY = 0.2, 5.0  # seconds between two calls of a broker that does not answer: first, and at most
 
 T = TypeVar("T")
@@ -68,6 +72,8 @@ class BrokerRunner(Runner):
         self.ownership: Ownership | None = None
         self._states: States | None = None
         self.waits_for: str | None = None
+        self._counts: Mapping[str, int] = {}
+        self._together_at = time.monotonic()  # when no partition was here without its equals
 
     def run(self) -> None:
         """Raises ShardmemError."""
@@ -146,6 +152,7 @@ class BrokerRunner(Runner):
                 hint=f"If that may be so, write `partitions = {largest}` into [source], and run the engine again",
             )
         self._table.set_count(largest)
+        self._counts = counts
         with open(self._file("partitions"), "w", encoding="utf-8", opener=open_private) as file:
             json.dump({"partitions": largest}, file)
         return largest
@@ -236,9 +243,9 @@ class BrokerRunner(Runner):
         part.rejected = sorted([*before, *found], key=lambda each: each.position.offset)
         return part
 
-    def _set_paused(self, paused: bool) -> None:
+    def _set_paused(self, wanted: Pause) -> None:
         assert self.ownership is not None
-        self.ownership.pause(paused)
+        self.ownership.pause(wanted)
 
     def _go_to(self, partition: str, to: str | int) -> Position:
         assert self.ownership is not None
@@ -251,6 +258,12 @@ class BrokerRunner(Runner):
 
     # ---- what can be seen of it --------------------------------------------------------------------------------------
 
+    def _apart(self, partitions: Collection[str]) -> list[str]:
+        """For longer than they take to come one by one."""
+        if not (found := apart(partitions, self._counts)):
+            self._together_at = time.monotonic()
+        return found if time.monotonic() - self._together_at > SETTLED else []
+
     def describe(self) -> dict[str, Any]:
         own, lag = self.ownership, {} if self.ownership is None else self.source.lag()
         partitions = {name: _with_lag(row, lag.get(name)) for name, row in (own.rows() if own else {}).items()}
@@ -260,6 +273,7 @@ class BrokerRunner(Runner):
             **super().describe(),
             "group": getattr(self.source, "group", None),
             "waits_for": self.waits_for,
+            "apart": self._apart(partitions),
             "remote": None if self._states is None else self._states.describe(),
             "epoch": max((each["epoch"] for each in partitions.values()), default=0),
             "lag_bytes": None,
@@ -267,6 +281,13 @@ class BrokerRunner(Runner):
             "partitions": partitions,
             "last_commit": None if committed_at is None else time.time() - (time.monotonic() - committed_at),
         }
+
+
+def apart(partitions: Collection[str], counts: Mapping[str, int]) -> list[str]:
+    """Those that are not among them, while another topic's of the same number is."""
+    numbers = sorted({topic_and_number(each)[1] for each in partitions})
+    equals = [partition_of(topic, number) for number in numbers for topic, count in counts.items() if number < count]
+    return [each for each in equals if each not in partitions]
 
 
 def _with_lag(row: Mapping[str, Any], unread: int | None) -> dict[str, Any]:

@@ -6,16 +6,17 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from shardmem.errors import ConfigError, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
-from shardmem.sources.wishes import Wishes, wishing
+from shardmem.sources.wishes import Pause, Wishes, wishing
 from shardmem.status.document import SourceStatus
 from shardmem.status.sources import file_of, sought, source_status, sources_of
 
 LOOK = 0.05  # seconds between two looks at whether it was done
+PATIENCE = 30.0  # seconds for it to be done
 
 
 class SourcesOf:
@@ -39,18 +40,26 @@ class SourcesOf:
     def status(self) -> list[SourceStatus]:
         return sources_of(self._directory, self._engine, self._owner)
 
-    def pause(self, source: str | None, paused: bool, timeout: float) -> dict[str, Any]:
-        """When its process reads no more, or goes on; alive: whether there is one. Raises ConfigError,
-        ShardmemError."""
-        name = self._one(source)["name"]
+    def pause(
+        self, source: str | None, paused: bool, timeout: float = PATIENCE, partitions: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """When its process reads no more, or goes on; alive: whether there is one. partitions: only these; without them
+        all, and to go on means with those, too, that were paused by name. Raises ConfigError, ShardmemError."""
+        now = self._one(source)
+        name, chosen = now["name"], [_partition(now, each) for each in partitions]
         with self._wishing(name) as wishes:
-            wishes.paused = paused
+            if chosen:
+                others = set(wishes.partitions).difference(chosen)
+                wishes.partitions = sorted(others.union(chosen) if paused else others)
+            else:
+                wishes.paused, wishes.partitions = paused, wishes.partitions if paused else []
+            wanted = wishes.pause
         deadline = time.monotonic() + timeout
-        while (now := self._status(name))["alive"] and now["paused"] != paused:
+        while (now := self._status(name))["alive"] and not _has_noticed(now, wanted):
             self._wait(deadline, f"source {name} has not noticed yet: it waits for room in a lane, or is starting")
-        return {"source": name, "paused": paused, "alive": now["alive"]}
+        return {"source": name, "paused": paused, "partitions": chosen, "alive": now["alive"]}
 
-    def seek(self, source: str | None, partition: str, to: str | int, timeout: float) -> dict[str, Any]:
+    def seek(self, source: str | None, partition: str, to: str | int, timeout: float = PATIENCE) -> dict[str, Any]:
         """When its process goes on there. Raises ConfigError, ShardmemError: then it goes on as before."""
         now = self._one(source)
         name, partition = now["name"], _partition(now, partition)
@@ -100,6 +109,15 @@ class SourcesOf:
         if time.monotonic() >= deadline:
             raise ShardmemError(f"{late}; it will as soon as it can")
         time.sleep(LOOK)
+
+
+def _has_noticed(source: SourceStatus, wanted: Pause) -> bool:
+    """What is being given up, or taken up, is neither."""
+    return source["paused"] == wanted.every and all(
+        (each["state"] == "paused") == (name in wanted)
+        for name, each in source["partitions"].items()
+        if each["state"] in ("paused", "owned", "full")
+    )
 
 
 def _partition(source: SourceStatus, file: str) -> str:

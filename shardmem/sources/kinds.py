@@ -42,11 +42,13 @@ class EngineContext:
 @dataclass(frozen=True)
 class Reach:
     """What can be found out of a broker without joining a group of it. counts: of each topic that there is. patience:
-    seconds that it waits for a partition to be given up; None: that cannot be told. protocol: of its groups."""
+    seconds that it waits for a partition to be given up; None: that cannot be told. protocol: of its groups. together:
+    whether partitions of equal number, of several topics, come to the same host."""
 
     counts: Mapping[str, int]
     patience: float | None = None
     protocol: str = ""
+    together: bool = True
 
 
 class Kind(Protocol):

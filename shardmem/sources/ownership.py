@@ -40,6 +40,7 @@ from shardmem.sources.contract import (
 )
 from shardmem.sources.outbox.files import OutboxFiles
 from shardmem.sources.states import Stateless, metadata_of
+from shardmem.sources.wishes import Pause
 
 ROOM = 0.02  # seconds that a push waits for room; none while something else waits for it already
 MARK = 0.1  # seconds between two marks of what has to be handled
@@ -126,7 +127,7 @@ class Ownership:
         self._opened = self._mark_due = self._commit_due = clock()
         self._fault: ShardmemError | None = None
         self._retry_at = 0.0  # clock: state that could not be restored is tried again
-        self._paused = False
+        self._paused = Pause()
 
     # ---- told by the source ------------------------------------------------------------------------------------------
 
@@ -280,7 +281,7 @@ class Ownership:
         number, done = topic_and_number(partition)[1], None if committed is None else committed.offset
         self.held[partition] = Held(partition, number, row, epoch, at, safe, done, known, at, safe)
         self._renew()
-        (self._source.pause if self._paused else self._source.resume)([partition])
+        (self._source.pause if partition in self._paused else self._source.resume)([partition])
         nowhere = committed is None and at == NOTHING and not len(known)
         self._source.start(partition, None if nowhere else at)
         self._log.info("%s: begins %s, epoch %d", partition, "as configured" if nowhere else f"at {at:,}", epoch)
@@ -358,7 +359,7 @@ class Ownership:
             if held.rest is not None:
                 accepted += self._push(held, held.rest, 0.0)
                 roomy += [held.partition] if held.rest is None else []
-        if roomy and not self._paused:
+        if roomy := [partition for partition in roomy if partition not in self._paused]:
             self._source.resume(roomy)
         return accepted
 
@@ -480,12 +481,12 @@ class Ownership:
 
     # ---- asked by people ---------------------------------------------------------------------------------------------
 
-    def pause(self, paused: bool) -> None:
-        self._paused = paused
-        if paused:
-            self._source.pause(list(self.held))
-        else:
-            self._source.resume([held.partition for held in self.held.values() if held.rest is None])
+    def pause(self, wanted: Pause) -> None:
+        self._paused = wanted
+        if waiting := [partition for partition in self.held if partition in wanted]:
+            self._source.pause(waiting)
+        if going := [name for name, held in self.held.items() if held.rest is None and name not in wanted]:
+            self._source.resume(going)
 
     def seek(self, partition: str, to: str | int) -> Position:
         """Goes on there when all that was pushed of it was handled. Raises SourceError: nothing has changed then."""
@@ -498,7 +499,7 @@ class Ownership:
         at, epoch = place.offset, self._table.begin(held.row, place.offset)
         self.held[partition] = Held(partition, held.number, held.row, epoch, at, at, at, NONE_KNOWN, at, at)
         self._renew()
-        if held.rest is not None and not self._paused:
+        if held.rest is not None and partition not in self._paused:
             self._source.resume([partition])
         offset, state, _ = self._states.place(held.number, topic_and_number(partition)[0], at)
         if offset == at:
@@ -519,9 +520,14 @@ class Ownership:
                 "committed": held.committed,
                 "epoch": held.epoch,
                 "behind": held.read - (held.safe if held.committed is None else held.committed),
-                "state": "full" if held.state == "owned" and held.rest is not None else held.state,
+                "state": self._state_of(held),
             }
         return found
+
+    def _state_of(self, held: Held) -> str:
+        if held.state != "owned":
+            return held.state
+        return "paused" if held.partition in self._paused else "full" if held.rest is not None else "owned"
 
 
 def safe_of(those: Iterable[Held]) -> dict[int, dict[str, int]]:

@@ -61,6 +61,7 @@ class SourceProcess:
         self.stop = threading.Event()
         self._state = "starting"
         self._error: str | None = None
+        self._is_final = False
         self._runner: Runner | None = None
         self._seat: int | None = None
         self._told = 0
@@ -93,13 +94,18 @@ class SourceProcess:
             log.info("source %s: %s", name, error)
             return ExitCode.OK
         except ShardmemError as error:
-            self._error = str(error)
+            self._error = with_hint(error)
             self._reports.say(failed=self._error)
-            log.error("source %s: %s", name, error)
-            return ExitCode.CONFIG if isinstance(error, ConfigError) else ExitCode.FAILED
+            log.error("source %s: %s", name, self._error)
+            return self._end_code(error)
         finally:
-            self._state = "failed" if self._error else "ended"
+            self._state = "ended" if self._error is None else "misconfigured" if self._is_final else "failed"
             self._tell()
+
+    def _end_code(self, error: ShardmemError) -> int:
+        """After one of the configuration nobody starts it again: it would say the same."""
+        self._is_final = isinstance(error, ConfigError)
+        return ExitCode.CONFIG if self._is_final else ExitCode.FAILED
 
     def _feed(self, producer: Producer, settings: SourceSettings) -> int:
         letters = DeadLetters(settings.dead_letter)
@@ -115,7 +121,7 @@ class SourceProcess:
             letters.close()
 
     def _drive(self, runner: Runner) -> int:
-        runner.wants_pause = wishes_in(self._wishes).paused
+        runner.wanted = wishes_in(self._wishes).pause
         runner.sought = self._seeks, None, 0
         self._runner = runner
         self._state = "running"
@@ -125,7 +131,7 @@ class SourceProcess:
             runner.run()
         except ShardmemError as error:
             if not self.stop.is_set():
-                code = ExitCode.CONFIG if isinstance(error, ConfigError) else ExitCode.FAILED
+                code = self._end_code(error)
                 self._error = with_hint(error)
                 log.error("source %s: %s", self._file.name, self._error)
         self._state = "draining"
@@ -179,7 +185,7 @@ class SourceProcess:
             self._tell()
 
     def _pass_on(self, wishes: Wishes, runner: Runner) -> None:
-        runner.wants_pause = wishes.paused
+        runner.wanted = wishes.pause
         if wishes.seek > self._seeks:
             self._seeks = wishes.seek
             runner.seek(wishes.seek, wishes.file, wishes.to)

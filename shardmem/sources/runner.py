@@ -20,6 +20,7 @@ from shardmem.runtime.attachment import Marks
 from shardmem.runtime.call import DEFAULT
 from shardmem.runtime.producer import Producer
 from shardmem.sources.contract import Columns, Position, Rejected, Source, SourceContext
+from shardmem.sources.wishes import Pause
 
 COMMIT = 0.5  # seconds between two commits
 POLL = 0.1  # the longest wait for a source, so that a stop is noticed
@@ -83,7 +84,7 @@ class Runner:
         self.last_commit: float | None = None  # seconds since 1970
         self.committed: dict[str, Position] = {}
         self.partitions: set[str] = set()
-        self.wants_pause = self.is_paused = False
+        self.wanted = self.paused = Pause()
         self._seeks: deque[tuple[int, str, str | int]] = deque()
         self.sought: tuple[int, str | None, int] = (0, None, 0)  # the newest seek: why it could not be, where it led
         self.next: str | None = None  # in words, when events were not accepted and are not the last
@@ -140,8 +141,8 @@ class Runner:
 
     def _assigned(self, partitions: Sequence[str]) -> None:
         self.partitions.update(partitions)
-        if self.is_paused:
-            self.source.pause(partitions)
+        if waiting := [each for each in partitions if each in self.paused]:
+            self.source.pause(waiting)
 
     # ---- what people wish
     # ----------------------------------------------------------------------------------------------------
@@ -151,9 +152,9 @@ class Runner:
         self._seeks.append((number, partition, to))
 
     def _follow_wishes(self) -> None:
-        if self.wants_pause != self.is_paused:
-            self._set_paused(self.wants_pause)
-            self.is_paused = self.wants_pause
+        if (wanted := self.wanted) != self.paused:
+            self._set_paused(wanted)
+            self.paused = wanted
         while self._seeks:
             number, partition, to = self._seeks.popleft()
             try:
@@ -161,8 +162,12 @@ class Runner:
             except ShardmemError as error:
                 self.sought = number, str(error), 0
 
-    def _set_paused(self, paused: bool) -> None:
-        (self.source.pause if paused else self.source.resume)(sorted(self.partitions))
+    def _set_paused(self, wanted: Pause) -> None:
+        """A source of one partition may not look which ones it is told: it is told nothing of none."""
+        if waiting := sorted(each for each in self.partitions if each in wanted):
+            self.source.pause(waiting)
+        if going := sorted(each for each in self.partitions if each not in wanted):
+            self.source.resume(going)
 
     def _go_to(self, partition: str, to: str | int) -> Position:
         place = self.source.seek(partition, to)
@@ -281,7 +286,7 @@ class Runner:
         shown = [*(name for name in places if name not in lag), *lag][-100:]
         known = [behind for behind in lag.values() if behind is not None]
         return {
-            "paused": self.is_paused,
+            "paused": self.paused.every,
             "events": self.tally.events,
             "bytes": self.tally.bytes,
             "skipped": self.tally.skipped,
@@ -293,7 +298,7 @@ class Runner:
                     "at": places[name].metadata if name in places else "",
                     "committed": self.committed[name].offset if name in self.committed else None,
                     "lag": lag.get(name, 0),
-                    "state": "paused" if self.is_paused else "owned" if name in self.partitions else "ended",
+                    "state": "paused" if name in self.paused else "owned" if name in self.partitions else "ended",
                 }
                 for name in shown
             },

@@ -9,18 +9,34 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Who reads no more, as people wish: all of a source, or some of its partitions."""
+
+    every: bool = False
+    some: frozenset[str] = frozenset()
+
+    def __contains__(self, partition: str) -> bool:
+        return self.every or partition in self.some
 
 
 @dataclass
 class Wishes:
-    """seek: the number of the newest wish to go on elsewhere, which is the file and the place. to: "start", "end", or
-    an offset."""
+    """paused: all of it; partitions: those of it that wait by themselves. seek: the number of the newest wish to go on
+    elsewhere, which is the file and the place. to: "start", "end", or an offset."""
 
     paused: bool = False
+    partitions: list[str] = field(default_factory=list)
     seek: int = 0
     file: str = ""
     to: str | int = "start"
+
+    @property
+    def pause(self) -> Pause:
+        return Pause(self.paused, frozenset(self.partitions))
 
 
 def wishes_in(path: str) -> Wishes:

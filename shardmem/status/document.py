@@ -139,6 +139,7 @@ class SourceStatus(TypedDict):
     lag_events: int | None
     group: str | None
     epoch: int | None
+    apart: list[str]  # partitions that are not here, while others of their number are
     waits_for: str | None
     remote: str | None
     remote_error: str | None

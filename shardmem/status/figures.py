@@ -58,7 +58,7 @@ HISTORY_KINDS = {
     "stopped": "info",
 }
 LEVELS = ("info", "warning", "error")
-SOURCE_STATES = ("starting", "running", "waiting", "paused", "draining", "failed", "died", "ended")
+SOURCE_STATES = ("starting", "running", "waiting", "paused", "draining", "failed", "misconfigured", "died", "ended")
 
 
 @dataclass(frozen=True)

@@ -578,7 +578,16 @@ def _sources(document: Status) -> Iterator[Finding]:
         return
     for source in document["sources"]:
         name, error, engine = source["name"], source["error"], document["engine"]["name"]
-        if error is not None:
+        if source["state"] == "misconfigured":
+            yield finding(
+                "error",
+                "source_config",
+                f"Source {name} cannot read as it is configured: {error}",
+                "It is not started again until its configuration changes: correct [source], and take it up with:",
+                f"shardmem reload {engine}",
+                _order("reload"),
+            )
+        elif error is not None:
             yield finding(
                 "error",
                 "source_failed",
@@ -613,6 +622,16 @@ def _sources(document: Status) -> Iterator[Finding]:
                 "host would begin at the last commit, and repeat what was done since. In the state nothing is counted "
                 "twice. It is tried again at ever longer intervals, up to 30 s.",
             )
+        elif source["apart"] and document["engine"]["state_bytes"]:
+            yield finding(
+                "warning",
+                "source_apart",
+                f"Source {name} reads partitions whose equals of other topics are on another host: here is not "
+                f"{listed(source['apart'])}.",
+                "State is kept by partition, for all topics together: a key that is in several of them has two states. "
+                "Give the topics equally many partitions, and let Kafka's new protocol of groups share them out: "
+                "without group.instance.id, and with group.remote.assignor = range.",
+            )
         elif _stands_still(source):
             yield finding(
                 "warning",
@@ -622,15 +641,25 @@ def _sources(document: Status) -> Iterator[Finding]:
                 "which shard waits, and what it waits for:",
                 f"shardmem status {engine}",
             )
-        elif source["paused"]:
-            behind = "" if source["lag_bytes"] is None else f", {source['lag_bytes']:,} bytes behind"
+        elif (waiting := _paused(source)) is not None:
             yield finding(
                 "info",
                 "source_paused",
-                f"Source {name} is paused{behind}.",
+                waiting,
                 "It goes on with:",
                 f"shardmem source resume {engine} --source {name}",
+                _order("source/resume", source=name),
             )
+
+
+def _paused(source: SourceStatus) -> str | None:
+    if source["paused"]:
+        behind = "" if source["lag_bytes"] is None else f", {source['lag_bytes']:,} bytes behind"
+        return f"Source {source['name']} is paused{behind}."
+    if some := [name for name, each in source["partitions"].items() if each["state"] == "paused"]:
+        verb = "is" if len(some) == 1 else "are"
+        return f"{plural(len(some), 'partition')} of source {source['name']} {verb} paused: {listed(some)}."
+    return None
 
 
 def _stands_still(source: SourceStatus) -> bool:

@@ -88,7 +88,7 @@ def _status_of(name: str, said: Mapping[str, Any], alive: bool) -> SourceStatus:
     remote = remote or {}
     state = "starting" if state is None else str(state)
     paused, waits_for = bool(said.get("paused")), said.get("waits_for")
-    if not alive and state not in ("failed", "ended"):
+    if not alive and state not in ("failed", "misconfigured", "ended"):
         state = "died"
     elif said.get("waits_for") and state in ("starting", "running"):
         state = "waiting"
@@ -112,6 +112,7 @@ def _status_of(name: str, said: Mapping[str, Any], alive: bool) -> SourceStatus:
         "lag_events": _number(said, "lag_events"),
         "group": _text(said, "group"),
         "epoch": _number(said, "epoch"),
+        "apart": [str(each) for each in said.get("apart") or ()],
         "waits_for": None if waits_for is None or not alive else str(waits_for),
         "remote": _text(remote, "url"),
         "remote_error": _text(remote, "error"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterator
@@ -17,6 +18,7 @@ from shardmem.http.operations import COMMANDS, LANES
 from shardmem.policy import DecisionKind, Finished, ScalingDecision, ShardState
 from shardmem.settings import some
 from shardmem.slot_ranges import parse_slots, slot_ranges
+from shardmem.sources.control import SourcesOf
 from shardmem.supervisor.board import Board
 from shardmem.supervisor.changes import Change, answer
 from shardmem.supervisor.fleet import Fleet
@@ -333,6 +335,29 @@ class Commands:
         if purged:
             self._fleet.history.note("purged", f"{some(purged, 'event')} of the quarantine thrown away")
         return {"purged": purged}
+
+    # ---- sources -----------------------------------------------------------------------------------------------------
+
+    async def source_pause(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """{"source": name, "partitions": [...]}: they read no more; without a name the only source, all of it."""
+        return await self._paused(True, wanted)
+
+    async def source_resume(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """The same: they go on."""
+        return await self._paused(False, wanted)
+
+    async def _paused(self, paused: bool, wanted: dict[str, Any]) -> dict[str, Any]:
+        timeout, partitions = float(wanted.get("timeout", DEADLINE)), wanted.get("partitions", ())
+        return await asyncio.to_thread(self._sources().pause, wanted.get("source"), paused, timeout, partitions)
+
+    async def source_seek(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """{"partition": name, "to": "start", "end" or an offset}: it goes on there."""
+        where, timeout = (wanted["partition"], wanted["to"]), float(wanted.get("timeout", DEADLINE))
+        return await asyncio.to_thread(self._sources().seek, wanted.get("source"), *where, timeout)
+
+    def _sources(self) -> SourcesOf:
+        config = self._fleet.config
+        return SourcesOf(config.name, config.directory, os.geteuid())
 
     # ---- what the policy asks for ------------------------------------------------------------------------------------
 

@@ -143,11 +143,35 @@ def test_a_planted_fault_of_the_load_of_slots_is_caught(fault, tmp_path):
     assert status == 1 and "load.c" in output and "not so" in output, output
 
 
+# What is wrong in how a worker follows the table: source, what is replaced, and by what.
+FOLLOW_FAULTS = {
+    "an epoch is taken that the state is not ready for": ("origin.c", "r->followed[row] == epoch", "epoch"),
+    "a batch is of several partitions": ("reader.c", "if (r->span_count && partition != b->partition)", "if (0)"),
+    "a slot goes on behind its event on trial, whose key alone waits": (
+        "reader.c",
+        "if (r->following && r->slots[n]",
+        "if (0 && r->slots[n]",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FOLLOW_FAULTS)
+def test_a_planted_fault_of_following_the_table_is_caught(fault, tmp_path):
+    name, right, wrong = FOLLOW_FAULTS[fault]
+    source = (SOURCES / name).read_text()
+    assert source.count(right) == 1
+    planted = tmp_path / name
+    planted.write_text(source.replace(right, wrong))
+    status, output = run([str(build("follow", "undefined", tmp_path, planted))])
+    assert status == 1 and "follow.c" in output and "not so" in output, output
+
+
 def test_there_are_programs_to_run():
     assert {
         "copies",
         "crash",
         "events",
+        "follow",
         "fuzz",
         "hostile",
         "load",

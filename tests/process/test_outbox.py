@@ -17,6 +17,8 @@ from confluent_kafka import Consumer, TopicPartition  # noqa: E402
 
 from shardmem.sources.outbox.files import ID  # noqa: E402
 from shardmem.testing.broker import FakeBroker  # noqa: E402
+from support.brokers import kafka  # noqa: E402
+from support.brokers.hosts import Producer, committed, create_topic  # noqa: E402
 from support.brokers.mock import MockBroker  # noqa: E402
 
 PATIENCE = 60.0
@@ -32,12 +34,14 @@ def broker():
     made.close()
 
 
-def published(broker, count):
-    """[(key, value, id)] of at least so many messages, in the order of each partition."""
+def published(broker, count, topic="totals"):
+    """[(key, value, id)] of at least so many messages, in the order of each partition. broker: or its addresses."""
     found = []
-    consumer = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "look", "enable.auto.commit": False})
+    consumer = Consumer(
+        {"bootstrap.servers": getattr(broker, "bootstrap", broker), "group.id": "look", "enable.auto.commit": False}
+    )
     try:
-        consumer.assign([TopicPartition("totals", number, 0) for number in range(2)])
+        consumer.assign([TopicPartition(topic, number, 0) for number in range(2)])
         deadline = time.monotonic() + PATIENCE
         while len({told for *_, told in found}) < count:
             assert time.monotonic() < deadline, (len(found), len({told for *_, told in found}))
@@ -163,3 +167,52 @@ def test_an_event_of_a_broker_is_committed_when_what_was_sent_of_it_is_published
         told = [each for *_, each in published(broker, len(KEYS))]
     assert sorted(told) == sorted(f"t/0/{offset}/0".encode() for offset in range(len(KEYS)))
     feed.close()
+
+
+# ---- on Apache Kafka -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def apache(tmp_path_factory):
+    """All workers of a run share one."""
+    if (why := kafka.why_not()) is not None:
+        pytest.skip(why)
+    with kafka.shared(tmp_path_factory.getbasetemp().parent / "kafka") as bootstrap:
+        yield bootstrap
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("where", ["save.saved", *(["save.begun", "outbox.confirmed"] if ALL_POINTS else [])])
+def test_from_kafka_to_kafka_who_is_killed_between_send_and_commit_publishes_each_message_under_one_id(
+    apache, engine_name, tmp_path, monkeypatch, where
+):
+    """Only a publisher that is killed publishes one twice."""
+    clicks, totals = create_topic(apache), create_topic(apache, partitions=2)
+    monkeypatch.setenv("TOTALS", totals)
+    monkeypatch.setenv("SHARDMEM_POINT", f"{where}:3:{signal.SIGKILL.value}")
+    source = {"kind": "kafka", "topics": [clicks], "group": f"g-{clicks}", "commit_interval": 0.1}
+    source["kafka"] = {"bootstrap.servers": apache, "group.instance.id": "one"}
+    producer = Producer(apache, clicks)
+    producer.put(400)
+    with shardmem.Engine(
+        engine_name,
+        handler="support.handlers.sending:Totals",
+        source=source,
+        outbox=f"kafka://{apache}",
+        shards=2,
+        state_dir=str(tmp_path),
+        checkpoint_interval=0.05,
+    ) as engine:
+        monkeypatch.delenv("SHARDMEM_POINT")
+        for _ in range(4):
+            producer.put(400)
+            time.sleep(0.05)
+        wait_until(lambda: committed(apache, clicks) == dict(producer.count))
+        found = published(apache, 2000, totals)
+        killed = sum(shard["crashes"] for shard in engine.status()["shards"])
+    ids = [told.decode() for *_, told in found]
+    wanted = {f"{clicks}/{number}/{offset}/0" for number, count in producer.count.items() for offset in range(count)}
+    assert wanted == set(ids)
+    assert (killed or where == "outbox.confirmed") and (len(ids) == len(wanted) or where == "outbox.confirmed")
+    for key, values in once(found).items():
+        assert [b"%d" % n for n in range(1, len(values) + 1)] == values, key

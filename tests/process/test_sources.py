@@ -181,7 +181,8 @@ def test_a_source_is_paused_and_sent_elsewhere_whoever_lives_and_a_reload_reads_
     daemon.wait("handled", lambda: len(daemon.seen()) == 2)
     daemon.wait("running", daemon.running)
     sources = SourcesOf.engine(daemon.name)
-    assert {"source": "file", "paused": True, "alive": True} == sources.pause(None, True, 60)
+    said = sources.pause(None, True, 60)
+    assert {"source": "file", "paused": True, "partitions": [], "alive": True} == said
     os.kill(daemon.source()["pid"], signal.SIGKILL)  # the next process is paused, too
     daemon.write(3)
     daemon.wait("paused again", lambda: (daemon.source() or {}).get("incarnation") == 2 and daemon.source()["paused"])

@@ -14,6 +14,7 @@ from shardmem.memory.engine_segment import ControlSegment
 from shardmem.runtime.partition_state import StateFiles
 from shardmem.sources.broker import BrokerRunner
 from shardmem.sources.ownership import OwnershipSettings
+from shardmem.sources.wishes import Pause
 from shardmem.state_settings import RemoteSettings
 from shardmem.testing.broker import FakeBroker
 from shardmem.testing.fake import FakeSource
@@ -174,17 +175,30 @@ def test_people_pause_it_and_send_it_elsewhere(engine, broker, run):
     broker.produce("t", events(100))
     running = run()
     until(lambda: committed(broker) == 100, "committed")
-    running.runner.wants_pause = True
-    until(lambda: running.runner.is_paused, "paused")
+    running.runner.wanted = Pause(True)
+    until(lambda: running.runner.paused.every, "paused")
     broker.produce("t", events(50))
     running.runner.seek(1, "t/0", 90)
     running.runner.seek(2, "t/9", 0)
     until(lambda: running.runner.sought[0] == 2, "sought")
     assert "not of this host" in running.runner.sought[1] and 90 == committed(broker)
     assert 100 == engine.status()["accounting"]["accepted"]
-    running.runner.wants_pause = False
+    running.runner.wanted = Pause()
     until(lambda: committed(broker) == 150, "goes on")
     assert 160 == engine.status()["accounting"]["handled"]
+
+
+def test_one_partition_is_paused_and_the_others_flow(engine, broker, run):
+    broker.create_topic("t", 2)
+    running = run()
+    running.runner.wanted = Pause(some=frozenset({"t/0"}))
+    until(lambda: running.runner.describe()["partitions"].get("t/0", {}).get("state") == "paused", "paused")
+    for number in range(2):
+        broker.produce("t", events(50), partition=number)
+    until(lambda: broker.committed("g", ["t/1"])["t/1"] is not None, "the other one")
+    assert {"t/0": None} == broker.committed("g", ["t/0"]) and not running.runner.describe()["paused"]
+    running.runner.wanted = Pause()
+    until(lambda: engine.status()["accounting"]["handled"] == 100, "goes on")
 
 
 def test_an_event_that_no_lane_has_room_for_is_rejected_and_the_others_pass(engine, broker, run):

@@ -19,6 +19,7 @@ from shardmem.sources.contract import Columns, Position, Rejected, SourceError, 
 from shardmem.sources.files.options import FileOptions
 from shardmem.sources.files.source import FileSource
 from shardmem.sources.runner import Limits, Runner, TooManyBad
+from shardmem.sources.wishes import Pause
 from support.benches import KINDS, FileBench, Member, payloads_in
 from support.handlers.waiting import slow_when_told
 
@@ -280,7 +281,7 @@ def test_a_runner_that_is_paused_reads_no_more_and_goes_on_elsewhere_when_told_t
     source, stop = Memory({"p": [b"%d" % i for i in range(20)]}), threading.Event()
     with engine.producer() as producer:
         runner = Runner(source, producer, stop=stop)
-        runner.wants_pause = True
+        runner.wanted = Pause(True)
         runner.seek(1, "p", 15)
         runner.seek(2, "q", 0)
         running = threading.Thread(target=runner.run)
@@ -289,10 +290,10 @@ def test_a_runner_that_is_paused_reads_no_more_and_goes_on_elsewhere_when_told_t
         while runner.sought[0] < 2:
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        assert (runner.is_paused, 0, {"p"}) == (True, runner.tally.events, source.paused)
+        assert (runner.paused.every, 0, {"p"}) == (True, runner.tally.events, source.paused)
         assert (2, "no partition q", 0) == runner.sought and 15 == runner.tally.places["p"].offset
         assert ({"p": Position(15)}, True) in source.committed
-        runner.wants_pause = False
+        runner.wanted = Pause()
         running.join(30)
         assert 5 == runner.tally.events and not running.is_alive()
 

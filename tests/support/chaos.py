@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ SETTINGS = {
 class Daemons:
     """`shardmem run` with these settings, again and again; what all of them say is in one file."""
 
-    def __init__(self, rig: Rig, name: str, handler: str, **settings: Any) -> None:
+    def __init__(self, rig: Rig, name: str, handler: str, prefix: Sequence[str] = (), **settings: Any) -> None:
+        """handler: or a file of settings. prefix: of the command."""
         self.rig, self.name, self.said = rig, name, rig.directory / "supervisors"
         flags = [
             part
@@ -56,6 +57,7 @@ class Daemons:
             for part in ("--" + key.replace("_", "-"), str(value))
         ]
         self._command = [
+            *prefix,
             sys.executable,
             "-m",
             "shardmem",

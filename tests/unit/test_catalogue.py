@@ -86,6 +86,7 @@ def document(loopback) -> dict[str, Any]:
             "lag_events": 3,
             "group": None,
             "epoch": 2,
+            "apart": [],
             "waits_for": None,
             "remote": "file:///shared",
             "remote_error": "no room",

@@ -383,12 +383,13 @@ def test_every_text_of_a_document_that_is_not_known_to_be_ours_is_hidden(loopbac
             "skipped": 0,
             "reasons": {},
             "group": SECRET,
+            "apart": [SECRET],
             "waits_for": SECRET,
             "remote": SECRET,
             "remote_error": SECRET,
             "remote_error_age_s": 1.0,
             "uploaded_age_s": None,
-            "partitions": {SECRET: {"offset": 7, "at": ""}},
+            "partitions": {SECRET: {"offset": 7, "at": "", "state": "paused"}},
             "last_commit_age_s": None,
         }
     ]

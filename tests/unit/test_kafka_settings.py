@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 
 import numpy as np
 import pytest
 
-from shardmem.errors import ConfigError
+from shardmem.errors import ConfigError, Superseded
 from shardmem.schema import Schema
 from shardmem.sources.configured import sources_in
-from shardmem.sources.kafka import kind
+from shardmem.sources.contract import BrokerUnavailable, Position
+from shardmem.sources.kafka import commits, kind
 from shardmem.sources.kafka.groups import CLASSIC, CONSUMER, Broker, Group, has_new_protocol
 from shardmem.sources.kafka.words import Sort, sort_of
 from shardmem.sources.kinds import EngineContext, without_secrets
@@ -160,10 +162,38 @@ def test_a_session_is_that_of_the_protocol():
     [
         (-195, False, Sort.AWAY),
         (111, True, Sort.HELD),
-        (29, False, Sort.REFUSED),
+        (29, False, Sort.FATAL),
+        (-169, False, Sort.REFUSED),
         (82, True, Sort.FATAL),
         (1, False, Sort.NOTE),
     ],
 )
 def test_errors_are_sorted_by_what_they_mean_for_a_source(number, fatal, sort):
     assert sort is sort_of(number, fatal)
+
+
+class Answers:
+    """A member whose commits are answered like this, the last one for ever."""
+
+    def __init__(self, *errors):
+        self.errors = list(errors)
+
+    def commit(self, positions, timeout):
+        return self.errors.pop(0) if len(self.errors) > 1 else self.errors[0]
+
+    def words(self, number):
+        return f"error {number}"
+
+
+def test_a_commit_in_the_middle_of_a_rebalance_is_tried_again_and_loses_nothing(monkeypatch):
+    """What was taken for lost then was nobody's: the library keeps it, and does not assign it once more."""
+    monkeypatch.setattr(commits, "SYNC", 0.3)
+    known, place = commits.Commits(), {("t", 0): Position(7)}
+    known.write(Answers(22, 27, 113, 0), place, threading.Event())
+    assert place == known.known and known.confirmed_ns
+    for number in (22, 113):
+        with pytest.raises(BrokerUnavailable, match=f"error {number}"):
+            known.write(Answers(number), place, threading.Event())
+    for number in (25, 82, 110, -142):
+        with pytest.raises(Superseded):
+            known.write(Answers(number), place, threading.Event())

@@ -12,8 +12,11 @@ from shardmem.runtime import outbox as module
 from shardmem.runtime.outbox import Outbox
 from shardmem.runtime.state import StateStore
 from shardmem.sources.contract import SourceError
+from shardmem.sources.outbox import files as outbox_files
+from shardmem.sources.outbox.configured import library_of
 from shardmem.sources.outbox.files import ID, OutboxFiles
 from shardmem.sources.outbox.publisher import Publisher
+from shardmem.sources.wishes import Pause
 from shardmem.state.store import Changes
 from support.origins import batch_of
 
@@ -155,6 +158,27 @@ def test_what_a_new_owner_of_a_slot_sends_comes_after_what_the_old_one_sent(made
     assert [(b"k", b"2")] == values(broker)[2:]
 
 
+def test_what_a_new_owner_sends_while_its_file_is_read_waits_for_the_old_owner(made, tmp_path, monkeypatch):
+    old, new, files = made(0), made(1), OutboxFiles(str(tmp_path))
+    old.claim([3])
+    new.claim([4])
+    save(old, ("k", b"1"))
+    look = files._last
+
+    def slowly(path):
+        found = look(path)
+        if path == new.path:  # the slot comes between two looks into the file
+            old.give([3])
+            new.claim([3])
+            save(new, ("k", b"2"))
+        return found
+
+    monkeypatch.setattr(files, "_last", slowly)
+    assert [b"1"] == [each.value for each in files.waiting({})]
+    monkeypatch.undo()
+    assert [b"1"] == [each.value for each in files.waiting({})]
+
+
 def test_the_file_of_a_shard_that_is_gone_stays_until_all_of_it_is_published(made, tmp_path):
     old, new, broker = made(0), made(1), Broker()
     old.claim([3])
@@ -188,10 +212,10 @@ def test_a_paused_outbox_publishes_nothing(made, tmp_path):
     store, broker = made(0), Broker()
     save(store, ("a", b"1"))
     run = publisher(tmp_path, broker)
-    run.wants_pause = run.is_paused = True
+    run.wanted = run.paused = Pause(True)
     run._pass(0)
     assert [] == broker.got and run.describe()["paused"]
-    run.wants_pause = False
+    run.wanted = Pause()
     run._pass(0)
     run._pass(0)
     assert [(b"a", b"1")] == values(broker)
@@ -217,3 +241,23 @@ def test_an_end_in_good_order_publishes_what_waits_and_one_in_time_says_what_sta
     assert not publisher(tmp_path, Held()).finish(True, grace=0.2)
     assert "1 messages of handlers are not published" in caplog.text
     assert publisher(tmp_path, Broker()).finish(True, grace=30.0) and 0 == store.backlog()
+
+
+def test_the_file_of_a_shard_that_is_being_made_or_was_removed_meanwhile_has_nothing_that_waits(
+    made, tmp_path, monkeypatch
+):
+    """A reload makes and removes them while the publisher and the source look."""
+    save(made(0), ("k", b"1"))
+    (tmp_path / "shard-7.sqlite").touch()
+    paths = {number: str(tmp_path / f"shard-{number}.sqlite") for number in (0, 7, 9)}
+    monkeypatch.setattr(outbox_files, "shard_files", lambda directory: paths)
+    files = OutboxFiles(str(tmp_path))
+    assert {"shard-0.sqlite": 1} == files.position() and 1 == files.count()
+    assert [b"1"] == [each.value for each in files.waiting({})]
+    assert files.has_published({"shard-7.sqlite": 3, "shard-9.sqlite": 3})
+    files.remove("shard-9.sqlite", 3)
+
+
+def test_what_a_source_says_of_its_group_is_not_told_to_the_producer_of_its_broker():
+    url = "kafka://a:1/t?group.instance.id=me&session.timeout.ms=6000&client.id=x"
+    assert {"bootstrap.servers": "a:1", "client.id": "x"} == library_of({"url": url})

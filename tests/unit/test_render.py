@@ -113,13 +113,14 @@ def test_a_source_is_a_line_that_says_how_it_is(changes, expected):
 
 
 def test_sources_are_shown_with_their_files_and_how_far_behind_they_are_in_each():
-    place = {"offset": 1234, "at": "line 7", "lag": 4}
-    sources = [{**SOURCE, "reasons": {"not JSON": 2}, "partitions": {"a.log": place, "b.gz": {**place, "lag": None}}}]
+    place = {"offset": 1234, "at": "line 7", "lag": 4, "state": "owned"}
+    waiting = {**place, "lag": None, "state": "paused"}
+    sources = [{**SOURCE, "reasons": {"not JSON": 2}, "partitions": {"a.log": place, "b.gz": waiting}}]
     assert [
         "source file: running, 3 events, 4 bytes behind, committed 0.5 s ago",
         "  2 records skipped: not JSON",
         "  a.log: byte 1,234, line 7",
-        "  b.gz: byte 1,234, line 7",
+        "  b.gz: byte 1,234, line 7, paused",
     ] == render.source_lines(sources)
     assert ["source file: 4 bytes, committed 0.5 s ago", "  a.log: 4 bytes", "  b.gz: not known"] == render.lag_lines(
         sources

@@ -47,7 +47,17 @@ def lag(name: str | None, as_json: bool) -> None:
         click.echo("\n".join(lag_lines(found) or ["there is no source"]))
 
 
+partition_option = click.option(
+    "--partition",
+    "partitions",
+    multiple=True,
+    metavar="PARTITION",
+    help="Only this file or topic/number; may be repeated.",
+)
+
+
 @source.command(cls=EngineFirst, short_help="Read no more until `resume`; what was read is handled.")
+@partition_option
 @source_option
 @timeout_option
 @as_json
@@ -57,19 +67,27 @@ def pause(name: str | None, **given: Any) -> None:
 
 
 @source.command(cls=EngineFirst, short_help="Go on where `pause` left off.")
+@partition_option
 @source_option
 @timeout_option
 @as_json
 def resume(name: str | None, **given: Any) -> None:
-    """Go on where `pause` left off."""
+    """Go on where `pause` left off: with everything, unless partitions are named."""
     _pause(name, False, **given)
 
 
-def _pause(engine: str | None, paused: bool, source: str | None, timeout: float, as_json: bool) -> None:
+def _pause(
+    engine: str | None, paused: bool, partitions: tuple[str, ...], source: str | None, timeout: float, as_json: bool
+) -> None:
     from shardmem.sources.control import SourcesOf
 
-    done = SourcesOf.engine(engine).pause(source, paused, timeout)
-    text = f"source {done['source']} {'is paused' if paused else 'goes on'}"
+    done = SourcesOf.engine(engine).pause(source, paused, timeout, partitions)
+    which = f"{', '.join(done['partitions'])} of source {done['source']}" if partitions else f"source {done['source']}"
+    text = (
+        f"{which} {'is paused' if paused else 'goes on'}"
+        if len(partitions) < 2
+        else (f"{which} {'are paused' if paused else 'go on'}")
+    )
     click.echo(json.dumps(done) if as_json else text + ("" if done["alive"] else " as soon as its process runs"))
 
 

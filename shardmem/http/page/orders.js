@@ -6,11 +6,20 @@ const active = document => document.shards.filter(each => each.state === "active
 /** What scale is told and counts from: one that failed is still one of them; shard_count of status/findings.py. */
 const counted = document => document.shards.filter(each => each.state === "active" || each.state === "failed").length;
 const milli = s => (s < 1 ? `${(1000 * s).toFixed(0)} ms` : span(s));
-const quoted = text => (/^[\w,.:-]+$/.test(text) ? text : `'${text}'`);
+const quoted = text => (/^[\w,.:/-]+$/.test(text) ? text : `'${text}'`);
 const told = (...parts) => parts.filter(Boolean).join(" ");
 const listed = (...parts) => parts.filter(Boolean).join("; ");
 const some = values => (values.ids ? plural(values.ids.length, "event") : "every event");
 const onShard = document => active(document).map(each => [each.id, `shard ${each.id}, ${plural(each.slots, "slot")}`]);
+
+/** Of a source: all of it, or the partitions that are named. */
+const fed = values => (values.partitions?.length ? values.partitions.join(", ") : `source ${values.source}`);
+const sourceBody = values => ({
+  source: values.source,
+  ...(values.partitions?.length ? {partitions: values.partitions} : {}),
+});
+const sourceFlags = values =>
+  [...(values.partitions || []).map(each => ` --partition ${quoted(each)}`), ` --source ${values.source}`].join("");
 
 /** What was done, from the answer to a command that moves slots. */
 function moves(done) {
@@ -221,6 +230,55 @@ export const ORDERS = {
     body: values => (values.now ? {now: true} : {}),
     shell: (values, name) => `stop ${name}${values.now ? " --now" : ""}`,
     done: () => "the engine is stopping",
+  },
+  "source/pause": {
+    title: "Pause a source",
+    path: "source/pause",
+    verb: values => `Pause ${fed(values)}`,
+    says: values =>
+      told(
+        `Nothing more is read of ${fed(values)} until it is resumed; what was read is handled and committed.`,
+        "It holds for the next run of the engine, too.",
+      ),
+    body: sourceBody,
+    shell: (values, name) => `source pause ${name}${sourceFlags(values)}`,
+    done: answer => `${fed(answer)} ${answer.partitions.length > 1 ? "are" : "is"} paused`,
+  },
+  "source/resume": {
+    title: "Resume a source",
+    path: "source/resume",
+    verb: values => `Resume ${fed(values)}`,
+    says: () => "It goes on where it was paused.",
+    body: sourceBody,
+    shell: (values, name) => `source resume ${name}${sourceFlags(values)}`,
+    done: answer => listed(`${fed(answer)} ${answer.partitions.length > 1 ? "go" : "goes"} on`, answer.alive ? "" : "when its process runs"),
+  },
+  "source/seek": {
+    danger: true,
+    title: "Go on elsewhere in a partition",
+    path: "source/seek",
+    verb: values => `Go on at ${values.to || "…"}`,
+    fields: (document, preset) => [
+      {
+        name: "to",
+        label: `Of ${preset.partition}: start, end, or an offset`,
+        type: "text",
+        pattern: "start|end|[0-9]{1,18}",
+        value: preset.to ?? "",
+      },
+    ],
+    says: values =>
+      told(
+        `What was pushed of ${values.partition} is handled first. Events before the place are not taken back;`,
+        "those behind it come again, and those that are passed over do not come.",
+      ),
+    body: values => ({
+      source: values.source,
+      partition: values.partition,
+      to: /^[0-9]+$/.test(values.to) ? Number(values.to) : values.to,
+    }),
+    shell: (values, name) => `source seek ${name} ${quoted(values.partition)} ${values.to || "TO"} --source ${values.source}`,
+    done: answer => `${answer.partition} goes on at ${exact(answer.offset)}`,
   },
   replay: {
     title: "Replay events",

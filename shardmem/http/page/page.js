@@ -5,6 +5,7 @@ import {Commands} from "./dialog.js";
 import {ORDERS} from "./orders.js";
 import {Quarantine} from "./quarantine.js";
 import {Slots} from "./slots.js";
+import {Sources} from "./sources.js";
 import {Producers, Shards} from "./tables.js";
 import {
   $, attribute, bytes, clock, exact, keyed, lineColor, make, micro, part, plural, rate, reasons, set, short, span, sum, zone,
@@ -366,6 +367,7 @@ function show(document) {
       (lately && (document.elastic || lately.advice === "up") ? ` Last decision: ${lately.reason}.` : ""),
   );
   producers.show(document);
+  sources.show(document, commands.access);
   if (slots) map.show(document, slots);
   quarantine.show(document, commands.access, listed);
   timeline(document, now);
@@ -487,6 +489,7 @@ const commands = new Commands(send, allow, look),
   open = (name, preset) => commands.open(name, preset);
 const shards = new Shards(ask, open),
   producers = new Producers(),
+  sources = new Sources(open),
   map = new Slots(open),
   quarantine = new Quarantine(ask, open);
 $("range").addEventListener("change", plots);

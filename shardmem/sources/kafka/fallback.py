@@ -25,7 +25,7 @@ from shardmem.sources.contract import BrokerUnavailable, Position
 from shardmem.sources.kafka.client import Listener, Partition
 from shardmem.sources.kafka.groups import OUTSIDE, Broker, has_new_protocol
 from shardmem.sources.kafka.messages import MOST, Messages
-from shardmem.sources.kafka.words import UNANSWERED, Trouble, sort_of
+from shardmem.sources.kafka.words import UNANSWERED, Sort, Trouble, refusal, sort_of
 
 AT_MOST = 5.0  # seconds for the answer to a commit
 
@@ -234,11 +234,23 @@ class PythonClient:
         said = _Lines()
         logger = logging.Logger("librdkafka", logging.DEBUG)
         logger.addHandler(said)
-        consumer, counts = _consumer({**settings, **OUTSIDE, "group.id": "-", "logger": logger}), {}
+        refused: list[str] = []
+
+        def heed(error: KafkaError) -> None:
+            refused.extend([error.str()] * (sort_of(error.code()) is Sort.REFUSED))
+
+        given = {**settings, **OUTSIDE, "group.id": "-", "logger": logger, "error_cb": heed}
+        consumer, counts = _consumer(given), {}
         try:
             for name in topics:
-                with _asking():
-                    told = consumer.list_topics(name, timeout).topics[name]
+                try:
+                    with _asking():
+                        told = consumer.list_topics(name, timeout).topics[name]
+                except BrokerUnavailable:
+                    consumer.poll(0)  # calls heed
+                    if not refused:
+                        raise
+                    raise BrokerUnavailable(refusal(refused[-1])) from None
                 if told.error is not None:
                     raise BrokerUnavailable(f"Kafka: topic {name}: {told.error.str()}")
                 counts[name] = len(told.partitions)

@@ -13,7 +13,8 @@ POLL_INTERVAL = 300.0
 # What the new protocol leaves to the broker: whoever sets one of these wants the old one.
 CLASSIC_ONLY = ("session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy", "group.protocol.type")
 COOPERATIVE = "cooperative-sticky"
-OF_GROUPS = (*CLASSIC_ONLY, "group.protocol", "group.instance.id", "group.remote.assignor", "max.poll.interval.ms")
+ASSIGNOR, TOGETHER = "group.remote.assignor", "range"  # partitions of equal number, of topics that have equally many
+OF_GROUPS = (*CLASSIC_ONLY, "group.protocol", "group.instance.id", ASSIGNOR, "max.poll.interval.ms")
 
 # The library bounds what it has fetched for each queue alone where partitions have queues of their own.
 AHEAD_BYTES, AHEAD_EVENTS = 128 << 20, 400_000
@@ -81,7 +82,7 @@ class Group:
         except (KeyError, ValueError):
             return unless
 
-    def settings(self, partitions: int) -> dict[str, str]:
+    def settings(self, partitions: int, topics: int = 1) -> dict[str, str]:
         """For a member of it; partitions: of all topics."""
         share = max(1, partitions)
         made = {
@@ -97,6 +98,8 @@ class Group:
             "enable.partition.eof": "false",
             "log.queue": "true",
         }
+        if self.protocol == CONSUMER and topics > 1:
+            made.setdefault(ASSIGNOR, TOGETHER)
         if self.protocol == CLASSIC:
             made.setdefault("partition.assignment.strategy", COOPERATIVE)
         return made

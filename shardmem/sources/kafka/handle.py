@@ -12,8 +12,10 @@ from shardmem.sources.contract import BrokerUnavailable
 from shardmem.sources.kafka import librdkafka as rd
 from shardmem.sources.kafka.groups import OUTSIDE, Broker, has_new_protocol
 from shardmem.sources.kafka.librdkafka import Library
+from shardmem.sources.kafka.words import Sort, refusal, sort_of
 
 CONSUMER = 1  # of rd_kafka_type_t
+SLICE = 0.5  # seconds between two looks at what it says
 NO_CLOSE = 0x8  # the group is not told
 
 
@@ -57,21 +59,46 @@ def bounds_of(library: Library, handle: int, partition: tuple[str, int], timeout
 
 
 def look(library: Library, given: Mapping[str, str], topics: Sequence[str], timeout: float) -> Broker:
-    """Raises ConfigError, BrokerUnavailable."""
-    handle = new_handle(library, {**given, **OUTSIDE}, rd.EVENT_LOG)
+    """Raises ConfigError, BrokerUnavailable: where it is refused, with what was said of that."""
+    handle = new_handle(library, {**given, **OUTSIDE}, rd.EVENT_LOG | rd.EVENT_ERROR)
     deadline = time.monotonic() + timeout
     library.set_log_queue(handle, None)
     queue = library.queue_get_main(handle)
     try:
-        counts = {topic: _count_of(library, handle, topic, deadline - time.monotonic()) for topic in topics}
-        said = []
-        while event := library.queue_poll(queue, 0):
-            said.append(line_of(library, event)[1])
-            library.event_destroy(event)
+        said: list[str] = []
+        counts = {topic: _asked(library, handle, queue, topic, deadline, said) for topic in topics}
+        said += _said(library, queue)[0]
         return Broker(counts, has_new_protocol(said))
     finally:
         library.queue_destroy(queue)
         destroy(library, handle)
+
+
+def _asked(library: Library, handle: int, queue: int, topic: str, deadline: float, said: list[str]) -> int:
+    """The library tries for as long as it is let, also where it is refused."""
+    while True:
+        left = deadline - time.monotonic()
+        found = _count_of(library, handle, topic, min(left, SLICE))
+        if isinstance(found, int):
+            return found
+        lines, refused = _said(library, queue)
+        said += lines
+        if refused:
+            raise BrokerUnavailable(refusal(refused[-1]))
+        if left <= SLICE:
+            raise found
+
+
+def _said(library: Library, queue: int) -> tuple[list[str], list[str]]:
+    """Lines of the log, and what was said of what was refused."""
+    lines, refused = [], []
+    while event := library.queue_poll(queue, 0):
+        if library.event_type(event) == rd.EVENT_LOG:
+            lines.append(line_of(library, event)[1])
+        elif sort_of(library.event_error(event)) is Sort.REFUSED:
+            refused.append((library.event_error_string(event) or b"").decode("utf-8", "replace"))
+        library.event_destroy(event)
+    return lines, refused
 
 
 def line_of(library: Library, event: int) -> tuple[int, str]:
@@ -81,13 +108,14 @@ def line_of(library: Library, event: int) -> tuple[int, str]:
     return level.value, (text.value or b"").decode("utf-8", "replace")
 
 
-def _count_of(library: Library, handle: int, name: str, timeout: float) -> int:
+def _count_of(library: Library, handle: int, name: str, timeout: float) -> int | BrokerUnavailable:
+    """Or why there was no answer within that time."""
     topic = library.topic_new(handle, name.encode(), None)
     found = ctypes.POINTER(rd.Metadata)()
     try:
         error = library.metadata(handle, 0, topic, ctypes.byref(found), milliseconds(timeout))
         if error:
-            raise unavailable(library, error)
+            return unavailable(library, error)
         told: Any = found.contents.topics[0]
         if told.err:
             raise BrokerUnavailable(f"Kafka: topic {name}: {library.err2str(told.err).decode()}")

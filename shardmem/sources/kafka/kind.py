@@ -13,7 +13,7 @@ from shardmem.errors import ConfigError
 from shardmem.schema import Schema
 from shardmem.settings import setting
 from shardmem.sources.kafka.client import Client
-from shardmem.sources.kafka.groups import COOPERATIVE, Group
+from shardmem.sources.kafka.groups import ASSIGNOR, COOPERATIVE, TOGETHER, Group
 from shardmem.sources.kafka.librdkafka import find
 from shardmem.sources.kafka.member import LibraryClient
 from shardmem.sources.kafka.source import KafkaSource
@@ -105,7 +105,9 @@ def reach(settings: KafkaSettings, timeout: float) -> Reach:
     broker = client_of(wanted.reader).look(group.settings_outside(), wanted.topics, timeout)
     group.falls_back(broker)
     counts = {topic: count for topic, count in broker.counts.items() if count}
-    return Reach(counts, group.rebalance, f"{group.protocol} protocol of groups")
+    together = group.settings(1, len(counts)).get(ASSIGNOR, TOGETHER if len(counts) < 2 else None) == TOGETHER
+    together = together and len(set(counts.values())) < 2
+    return Reach(counts, group.rebalance, f"{group.protocol} protocol of groups", together)
 
 
 def client_of(reader: str) -> Client:

@@ -13,7 +13,7 @@ from shardmem.sources.kafka.commits import Commits, boottime_ns
 from shardmem.sources.kafka.groups import CONSUMER, SESSION, Group
 from shardmem.sources.kafka.messages import Messages
 from shardmem.sources.kafka.sessions import session_of
-from shardmem.sources.kafka.words import Sort, Trouble
+from shardmem.sources.kafka.words import Sort, Trouble, refusal
 
 ASK = 10.0  # seconds for the broker to answer a question of the user
 AGAIN_AFTER = 1.0  # between two attempts to join under a name that the group still holds
@@ -185,7 +185,9 @@ class KafkaSource:
         if time.monotonic() < self._join_at:
             return None
         self._served_ns = boottime_ns()
-        self._member = self._client.join(self._group.settings(self._partitions), self.topics, self, self._headers)
+        self._member = self._client.join(
+            self._group.settings(self._partitions, len(self.topics)), self.topics, self, self._headers
+        )
         return self._member
 
     def _replace(self) -> None:
@@ -250,6 +252,8 @@ class KafkaSource:
     def trouble(self, trouble: Trouble) -> None:
         if trouble.sort is Sort.HELD:
             self._is_held = True
+        elif trouble.sort is Sort.REFUSED:
+            self._away = refusal(trouble.text)
         elif trouble.sort is Sort.AWAY and trouble.number in ALL_AWAY:
             self._away = f"Kafka: {trouble.text}"
         elif trouble.sort is Sort.AWAY:

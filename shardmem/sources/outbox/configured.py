@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 from shardmem.config import state_directory
 from shardmem.errors import ConfigError
 from shardmem.sources.configured import expanded
+from shardmem.sources.kafka.groups import OF_GROUPS
 from shardmem.sources.outbox.files import OutboxFiles
 from shardmem.sources.outbox.publisher import KafkaClient, Publisher
 
@@ -27,7 +28,11 @@ def library_of(table: Mapping[str, Any]) -> dict[str, str]:
         faults.append('outbox.kafka."bootstrap.servers" is missing: host:port of a broker, or of several with commas')
     if faults:
         raise ConfigError(faults)
-    return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in flat.items()}
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in flat.items()
+        if name not in OF_GROUPS  # they are of the source whose broker this is
+    }
 
 
 def _flattened(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
+from shardmem.errors import ShardmemError
 from shardmem.runtime.origins import Headers, unpack_headers
 from shardmem.runtime.sqlite import PATIENCE, explained
 from shardmem.runtime.state_files import shard_files
@@ -34,7 +36,8 @@ class Waiting:
 
 
 class OutboxFiles:
-    """Raises ShardmemError when a file cannot be used."""
+    """Raises ShardmemError when a file cannot be used. One that is just being made, or has just been removed since its
+    shard is gone, has nothing that waits."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -42,72 +45,66 @@ class OutboxFiles:
     def waiting(self, behind: Mapping[str, int]) -> Iterator[Waiting]:
         """behind: of a file, the number up to which they are known already."""
         for path in sorted(shard_files(self._directory).values()):
-            with self._opened(path) as connection:
-                name = os.path.basename(path)
-                last = self._last(connection)
-                rows = connection.execute(
-                    "select number, topic, key, value, headers, origin, (select engine from life) from outbox "
-                    "where number > ? and number <= ? order by number limit ?",
-                    (behind.get(name, 0), last, ROWS),
-                ).fetchall()
+            name = os.path.basename(path)
+            rows = self._in(
+                path,
+                "select number, topic, key, value, headers, origin, (select engine from life) from outbox "
+                "where number > ? order by number limit ?",
+                (behind.get(name, 0), ROWS),
+            )
+            last = self._last(path)  # then: a slot may come to this shard meanwhile, and send
             for number, topic, key, value, packed, origin, engine in rows:
+                if number > last:
+                    break
                 told = origin or f"{engine}/{name.partition('.')[0]}/{number}"
                 headers = [*unpack_headers(packed), (ID, told.encode())]
                 yield Waiting(name, number, topic, key, value, headers)
 
-    def _last(self, connection: sqlite3.Connection) -> int:
+    def _last(self, path: str) -> int:
         """The highest number that waits for no other file. What need not wait any more is forgotten."""
-        for number, file, upto in connection.execute(
-            "select number, file, upto from outbox_after order by number"
-        ).fetchall():
-            path = os.path.join(self._directory, file)
-            if os.path.exists(path):
-                with self._opened(path) as other:
-                    if other.execute("select 1 from outbox where number <= ? limit 1", (upto,)).fetchone():
-                        return int(number)
-            connection.execute("delete from outbox_after where number = ? and file = ?", (number, file))
+        for number, file, upto in self._in(path, "select number, file, upto from outbox_after order by number"):
+            if not self.has_published({file: upto}):
+                return int(number)
+            self._in(path, "delete from outbox_after where number = ? and file = ?", (number, file))
         return 1 << 62
 
     def position(self) -> dict[str, int]:
         """How far each file goes now."""
-        found = {}
+        found: dict[str, int] = {}
         for path in shard_files(self._directory).values():
-            with self._opened(path) as connection:
-                last = connection.execute("select max(number) from outbox").fetchone()[0]
-            if last is not None:
-                found[os.path.basename(path)] = int(last)
+            for (last,) in self._in(path, "select max(number) from outbox"):
+                found |= {} if last is None else {os.path.basename(path): int(last)}
         return found
 
     def has_published(self, position: Mapping[str, int]) -> bool:
         """All that there was then."""
-        for file, upto in position.items():
-            path = os.path.join(self._directory, file)
-            if os.path.exists(path):
-                with self._opened(path) as connection:
-                    if connection.execute("select 1 from outbox where number <= ? limit 1", (upto,)).fetchone():
-                        return False
-        return True
+        query = "select 1 from outbox where number <= ? limit 1"
+        return not any(self._in(self._path(file), query, (upto,)) for file, upto in position.items())
 
     def remove(self, file: str, upto: int) -> None:
         """They are published."""
-        path = os.path.join(self._directory, file)
-        if os.path.exists(path):
-            with self._opened(path) as connection:
-                connection.execute("delete from outbox where number <= ?", (upto,))
+        self._in(self._path(file), "delete from outbox where number <= ?", (upto,))
 
     def count(self) -> int:
         found = 0
         for path in shard_files(self._directory).values():
-            with self._opened(path) as connection:
-                first, last = connection.execute("select min(number), max(number) from outbox").fetchone()
+            for first, last in self._in(path, "select min(number), max(number) from outbox"):
                 found += 0 if first is None else last - first + 1
         return found
 
-    @contextlib.contextmanager
-    def _opened(self, path: str) -> Iterator[sqlite3.Connection]:
-        with explained("the state file", path):
-            address = f"file:{quote(path)}?mode=rw"
-            with contextlib.closing(
-                sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None)
-            ) as connection:
-                yield connection
+    def _path(self, file: str) -> str:
+        return os.path.join(self._directory, file)
+
+    def _in(self, path: str, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        try:
+            with (
+                explained("the state file", path),
+                contextlib.closing(
+                    sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=PATIENCE, isolation_level=None)
+                ) as connection,
+            ):
+                return connection.execute(query, values).fetchall()
+        except ShardmemError as error:
+            if "no such table" in str(error) or not os.path.exists(path):
+                return []
+            raise

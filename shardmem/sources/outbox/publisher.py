@@ -77,11 +77,11 @@ class Publisher(Runner):
     def interrupt(self) -> None: ...
 
     def _pass(self, timeout: float) -> None:
-        if not self.is_paused and sum(len(each.given) for each in self._files.values()) < AHEAD:
+        if not self.paused.every and sum(len(each.given) for each in self._files.values()) < AHEAD:
             for message in self._outbox.waiting({name: each.behind for name, each in self._files.items()}):
                 if not self._give(message):
                     break
-        self.is_paused = self.wants_pause
+        self.paused = self.wanted
         while self._seeks:
             self.sought = self._seeks.popleft()[0], "an outbox has no place to go to: it publishes what waits", 0
         self._client.poll(timeout)
@@ -121,7 +121,7 @@ class Publisher(Runner):
 
     def describe(self) -> dict[str, Any]:
         return {
-            "paused": self.is_paused,
+            "paused": self.paused.every,
             "events": self.tally.events,
             "bytes": self.tally.bytes,
             "lag": self._count,

@@ -18,12 +18,16 @@ import tempfile
 import time
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
+
+if TYPE_CHECKING:  # bench/kafka.py has this file alone
+    from support.brokers.network import Network
+    from support.brokers.secured import Secured
 
 JARS = os.environ.get("SHARDMEM_KAFKA_JARS", "")
 MORE = bool(JARS and {"SHARDMEM_HOSTS", "SHARDMEM_RUNS"} & os.environ.keys())  # than every run has
@@ -55,13 +59,34 @@ def _identifier() -> str:
 
 
 class KafkaCluster:
-    """bootstrap: addresses of its brokers, which are numbered from 1."""
+    """bootstrap: addresses of its brokers, which are numbered from 1. settings: lines that override ours."""
 
-    def __init__(self, directory: Path, brokers: int = 1, heap_mb: int = 320, settings: Sequence[str] = ()) -> None:
-        self._directory, self._heap = directory, heap_mb
-        ports = free_ports(2 * brokers)
-        self._ports = dict(zip(range(1, brokers + 1), ports))
-        controllers = dict(zip(range(1, brokers + 1), ports[brokers:]))
+    def __init__(
+        self,
+        directory: Path,
+        brokers: int = 1,
+        heap_mb: int = 320,
+        settings: Sequence[str] = (),
+        networks: Mapping[str, Network] | None = None,
+        secured: Secured | None = None,
+    ) -> None:
+        """networks: by name, others from which it is reached, too. secured: by which it is reached, too, if it is one
+        broker."""
+        self._directory, self._heap, self._secured = directory, heap_mb, secured
+        networks, numbers = networks or {}, range(1, brokers + 1)
+        guarded = {} if secured is None else {"SASL": "SASL_SSL", "TLS": "SSL"}
+        ports = iter(free_ports((2 + len(networks) + len(guarded)) * brokers))
+        self._ports = {number: next(ports) for number in numbers}
+        controllers = {number: next(ports) for number in numbers}
+        self._ways = {name: {number: way.address(next(ports)) for number in numbers} for name, way in networks.items()}
+        self._protocols = {"CONTROLLER": "PLAINTEXT", "PLAINTEXT": "PLAINTEXT", **dict.fromkeys(networks, "PLAINTEXT")}
+        self._protocols |= guarded
+        if secured is not None:
+            settings = [*secured.settings(), *settings]
+            for name in guarded:
+                address = f"127.0.0.1:{next(ports)}"
+                self._ways[name] = {1: (address, address)}
+                secured.tell(name, address)
         self.bootstrap = ",".join(f"127.0.0.1:{port}" for port in self._ports.values())
         voters = ",".join(f"{number}@127.0.0.1:{port}" for number, port in controllers.items())
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -78,6 +103,9 @@ class KafkaCluster:
         for number in self._ports:
             self.await_ready(number)
 
+    def bootstrap_in(self, network: str) -> str:
+        return ",".join(known for _, known in self._ways[network].values())
+
     def _place(self, number: int) -> Path:
         return self._directory / f"broker-{number}"
 
@@ -85,13 +113,17 @@ class KafkaCluster:
         place = self._place(number)
         place.mkdir(parents=True)
         brokers = len(self._ports)
+        ways = {name: addresses[number] for name, addresses in self._ways.items()}
+        ways = {"PLAINTEXT": 2 * (f"127.0.0.1:{port}",), **ways}
+        listeners = [*(f"{name}://{at}" for name, (at, _) in ways.items()), f"CONTROLLER://127.0.0.1:{controller}"]
         lines = [
             "process.roles=broker,controller",
             f"node.id={number}",
             f"controller.quorum.voters={voters}",
-            f"listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
+            f"listeners={','.join(listeners)}",
+            f"advertised.listeners={','.join(f'{name}://{known}' for name, (_, known) in ways.items())}",
             "controller.listener.names=CONTROLLER",
-            "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            f"listener.security.protocol.map={','.join(f'{name}:{by}' for name, by in self._protocols.items())}",
             f"log.dirs={place}/data",
             f"offsets.topic.replication.factor={brokers}",
             "offsets.topic.num.partitions=2",
@@ -126,8 +158,9 @@ class KafkaCluster:
 
     def _format(self, cluster: str) -> None:
         settings = str(self._place(1) / "server.properties")
+        users = [] if self._secured is None else self._secured.format_arguments()
         done = subprocess.run(
-            self._java("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", settings),
+            self._java("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", settings, *users),
             capture_output=True,
             timeout=START,
             env=self._environment(),
@@ -158,6 +191,20 @@ class KafkaCluster:
         deadline, address = time.monotonic() + START, f"127.0.0.1:{self._ports[number]}"
         while not _answers(address):
             assert self._processes[number].poll() is None and time.monotonic() < deadline, self._said(number)
+
+    def await_in_sync(self, topic: str) -> None:
+        """Until each broker has all of its partitions again."""
+        admin, deadline = (
+            AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0}),
+            time.monotonic() + 2 * START,
+        )
+        while True:
+            with contextlib.suppress(KafkaException):
+                found = admin.list_topics(topic, timeout=5).topics[topic].partitions.values()
+                if found and all(len(each.isrs) == len(each.replicas) for each in found):
+                    return
+            assert time.monotonic() < deadline, "a broker does not come up to date again"
+            time.sleep(0.1)
 
     def _said(self, number: int) -> str:
         return (self._place(number) / "output").read_text(errors="replace")[-4000:]
@@ -221,7 +268,15 @@ def shared(directory: Path) -> Iterator[str]:
 
 def keep(directory: Path) -> None:
     """Starts it, and ends it when nobody uses it."""
-    cluster = KafkaCluster(Path(tempfile.mkdtemp(dir=directory)))
+    from support.brokers import secured
+
+    place, secrets = Path(tempfile.mkdtemp(dir=directory)), None
+    if secured.why_not() is None:
+        secrets = secured.Secured(directory / f"secrets-{place.name}")
+        secrets.make()
+        (directory / "secrets").unlink(missing_ok=True)
+        (directory / "secrets").symlink_to(secrets.directory.name)
+    cluster = KafkaCluster(place, secured=secrets)
     try:
         address = directory / "bootstrap"
         fresh = directory / "bootstrap.new"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import shardmem
 from shardmem import Batch, Context, Handler
+
+TOPIC = os.environ.get("TOTALS", "totals")
 
 
 class Totals(Handler):
@@ -17,7 +21,7 @@ class Totals(Handler):
     def handle(self, batch: Batch) -> None:
         for key, payload in batch:
             self.total[key] += 1
-            self.outbox.send("totals", key, b"%d" % self.total[key], {"of": payload})
+            self.outbox.send(TOPIC, key, b"%d" % self.total[key], {"of": payload})
 
 
 class Forwards(Handler):
@@ -28,4 +32,4 @@ class Forwards(Handler):
 
     def handle(self, batch: Batch) -> None:
         for key, payload in batch:
-            self.outbox.send("totals", key, payload)
+            self.outbox.send(TOPIC, key, payload)
