@@ -3,8 +3,9 @@
     python bench/instructions.py [--check | --write]
 
 push: one event of 64 bytes under an int key. send: 4,096 records of 64 bytes over four shards. batch: 256 events that
-were pushed together, from `sm_next` through a handler that reads all payloads to `sm_commit`. singles: the same of 256
-events that were pushed one by one, so of 256 frames. All of it through Python, in one process and without contention.
+were pushed together, from `sm_next` through a handler that reads all payloads to `sm_commit`. pairs: the same with a
+handler that iterates. singles: as batch, of 256 events that were pushed one by one, so of 256 frames. All of it through
+Python, in one process and without contention.
 
 Prints {case: instructions} as JSON. Each run does all cases, and one of them more often than the first run did; the
 difference is that case's alone, without the interpreter's start and the setting up. --check compares with
@@ -31,12 +32,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shardmem.memory.engine_segment import ControlSegment, InboxSegment
+    from shardmem.runtime.batch import Batch
     from shardmem.runtime.producer import Producer
 
 FIGURES = Path(__file__).with_name("instructions.json")
 TOLERANCE = 0.10
-FEW = {"push": 200, "send": 4, "batch": 8, "singles": 8}
-MANY = {"push": 4200, "send": 36, "batch": 72, "singles": 72}
+FEW = {"push": 200, "send": 4, "batch": 8, "pairs": 8, "singles": 8}
+MANY = {"push": 4200, "send": 36, "batch": 72, "pairs": 72, "singles": 72}
 BATCH_ROWS, BLOCK, PAYLOAD = 256, 4096, b"x" * 64
 DTYPE = [("key", "<u8"), ("rest", "V56")]
 COMMAND = ("valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null")
@@ -48,7 +50,7 @@ DEADLINE = 120.0  # seconds of one run, which takes about 5
 
 @contextmanager
 def engine(
-    dtype: Any, key: str | None, shards: int, lane_bytes: int
+    dtype: Any, key: str | None, shards: int, lane_bytes: int, slots: int = 64, max_producers: int = 2
 ) -> Iterator[tuple[ControlSegment, list[InboxSegment]]]:
     """Segments without processes, as tests/unit has them: nobody but this thread executes instructions."""
     from shardmem.memory.engine_segment import ControlSegment, InboxSegment
@@ -59,9 +61,9 @@ def engine(
     control = ControlSegment.create(
         f"instructions-{os.getpid()}-{uuid.uuid4().hex[:8]}",
         Schema.of(dtype, key),
-        slots=64,
+        slots=slots,
         max_shards=shards,
-        max_producers=2,
+        max_producers=max_producers,
         lane_bytes=lane_bytes,
     )
     inboxes: list[InboxSegment] = []
@@ -71,7 +73,7 @@ def engine(
             lib.sm_set_shard_generation(control.address, shard, 1)
             lib.sm_set_shard_weight(control.address, shard, 1000)
             control.set_shard_state(shard, "active")
-        for slot, shard in enumerate(first_table(64, range(shards))):
+        for slot, shard in enumerate(first_table(slots, range(shards))):
             lib.sm_set_slot(control.address, slot, shard)
         control.set_state("running")
         yield control, inboxes
@@ -103,7 +105,21 @@ def send(rounds: int) -> None:
             producer.send(records)
 
 
-def handle(rounds: int, fill: Callable[[Producer], None]) -> None:
+def payloads(batch: Batch) -> int:
+    read = 0
+    for payload in batch.payloads:
+        read += len(payload)
+    return read
+
+
+def iterated(batch: Batch) -> int:
+    read = 0
+    for _key, payload in batch:
+        read += len(payload)
+    return read
+
+
+def handle(rounds: int, fill: Callable[[Producer], None], handler: Callable[[Batch], int] = payloads) -> None:
     """Whatever `rounds` says, the same is pushed; so many batches of it are handled, as runtime/worker.py does it."""
     from shardmem.memory.native import ffi, lib
     from shardmem.runtime.batch import Batch, Scratch
@@ -119,8 +135,7 @@ def handle(rounds: int, fill: Callable[[Producer], None]) -> None:
         for _ in range(rounds):
             lib.sm_next(reader, 0, 0, batch)
             work = Batch(control.schema, control.slots, 0, batch, scratch)
-            for payload in work.payloads:
-                read += len(payload)
+            read += handler(work)
             work._end()
             lib.sm_commit(reader)
         lib.sm_reader_free(reader)
@@ -128,12 +143,17 @@ def handle(rounds: int, fill: Callable[[Producer], None]) -> None:
         raise RuntimeError(f"{read} bytes in {rounds} batches of {BATCH_ROWS} events")
 
 
-def batch(rounds: int) -> None:
-    def fill(producer: Producer) -> None:
-        for _ in range(MANY["batch"]):
-            producer.push_many(list(range(BATCH_ROWS)), [PAYLOAD] * BATCH_ROWS)
+def together(producer: Producer) -> None:
+    for _ in range(MANY["batch"]):
+        producer.push_many(list(range(BATCH_ROWS)), [PAYLOAD] * BATCH_ROWS)
 
-    handle(rounds, fill)
+
+def batch(rounds: int) -> None:
+    handle(rounds, together)
+
+
+def pairs(rounds: int) -> None:
+    handle(rounds, together, iterated)
 
 
 def singles(rounds: int) -> None:
@@ -144,7 +164,7 @@ def singles(rounds: int) -> None:
     handle(rounds, fill)
 
 
-CASES = {"push": push, "send": send, "batch": batch, "singles": singles}
+CASES = {"push": push, "send": send, "batch": batch, "pairs": pairs, "singles": singles}
 
 
 # ---- counting ------------------------------------------------------------------------------------------------------

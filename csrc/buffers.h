@@ -17,6 +17,7 @@ typedef struct {
 } Py_buffer;
 
 #define PyBUF_SIMPLE 0
+#define PyBUF_WRITABLE 0x0001
 #define PyBUF_FORMAT 0x0004
 #define PyBUF_ND 0x0008 /* without strides: contiguous, or it is refused */
 

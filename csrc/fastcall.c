@@ -422,74 +422,14 @@ static PyType_Slot pusher_slots[] = {
 static PyType_Spec pusher_spec = {"shardmem._native.Pusher", sizeof(Pusher), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
                                   pusher_slots};
 
-/* ---- decoding ------------------------------------------------------------------------------------------------------ */
-
-enum { DECODE_PAIRS = 0, DECODE_KEYS = 1, DECODE_PAYLOADS = 2 };
-
-/* decode(address of a sm_batch, what): a list of (key, payload), of keys, or of payloads. Copies. */
-static PyObject *decode(PyObject *module, PyObject *const *args, Py_ssize_t n)
-{
-    (void)module;
-    if (n != 2)
-        return PyErr_Format(PyExc_TypeError, "decode takes the address of a batch and what to make of it");
-    const sm_batch *b = (const sm_batch *)(uintptr_t)PyLong_AsUnsignedLongLong(args[0]);
-    long what = PyLong_AsLong(args[1]);
-    if (PyErr_Occurred())
-        return NULL;
-    PyObject *list = PyList_New((Py_ssize_t)b->rows);
-    Py_ssize_t at = 0;
-    for (uint32_t s = 0; list && s < b->spans; s++) {
-        const sm_span *span = &b->span[s];
-        const sm_index *index = (const sm_index *)span->rows;
-        uint32_t from = span->first ? index[-1].end : 0;
-        for (uint32_t i = 0; i < span->count; i++, at++) {
-            sm_index entry = index[i]; /* one read: the check and the use must see the same values */
-            if (!sm_entry_is_sound(span, i, &entry, from)) {
-                Py_DECREF(list);
-                return NULL;
-            }
-            const uint8_t *bytes = span->bytes + from;
-            uint32_t key_length = SM_META_LENGTH(entry.meta);
-            PyObject *item = NULL, *key = NULL, *payload = NULL;
-            if (what != DECODE_PAYLOADS)
-                item = key = sm_key_object(&entry, bytes);
-            if (what != DECODE_KEYS)
-                item = payload = sm_payload_object(&entry, bytes + key_length, entry.end - from - key_length);
-            if (what == DECODE_PAIRS) {
-                item = key && payload ? PyTuple_New(2) : NULL;
-                if (item) {
-                    PyTuple_SetItem(item, 0, key);
-                    PyTuple_SetItem(item, 1, payload);
-                    PyObject_GC_UnTrack(item); /* it refers to nothing that refers to it: no collection looks at it */
-                } else {
-                    Py_XDECREF(key);
-                    Py_XDECREF(payload);
-                }
-            }
-            if (!item) {
-                Py_DECREF(list);
-                return NULL;
-            }
-            PyList_SetItem(list, at, item);
-            from = entry.end;
-        }
-    }
-    return list;
-}
-
-static PyMethodDef module_methods[] = {
-    {"decode", (PyCFunction)(void (*)(void))decode, METH_FASTCALL, "decode(batch, what) -> list"},
-    {NULL, NULL, 0, NULL},
-};
-
 /* called through cffi, so without the interpreter's lock */
 int sm_install_fastcalls(void)
 {
     PyGILState_STATE state = PyGILState_Ensure();
     PyObject *module = PyImport_AddModule("shardmem._native"); /* borrowed */
     PyObject *type = module ? PyType_FromSpec(&pusher_spec) : NULL;
-    int status = type && PyModule_AddFunctions(module, module_methods) == 0 &&
-                         PyObject_SetAttrString(module, "Pusher", type) == 0 && sm_add_keyed(module) == SM_OK
+    int status = type && PyObject_SetAttrString(module, "Pusher", type) == 0 && sm_add_decode(module) == SM_OK &&
+                         sm_add_keyed(module) == SM_OK
                      ? SM_OK
                      : SM_UNREADY;
     if (status != SM_OK)

@@ -87,6 +87,7 @@ static inline int sm_entry_is_sound(const sm_span *span, uint32_t i, const sm_in
     return 0;
 }
 
-int sm_add_keyed(PyObject *module); /* keyed.c */
+int sm_add_decode(PyObject *module); /* decode.c */
+int sm_add_keyed(PyObject *module);  /* keyed.c */
 
 #endif

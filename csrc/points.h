@@ -33,6 +33,8 @@
     X(SAVE_BEGUN, "save.begun")           /* batches are deferred, their state is about to be saved */                 \
     X(SAVE_SAVED, "save.saved")           /* state and ranges are saved, no head has moved */                          \
     X(SAVE_MARKED, "save.marked")         /* rows of one range done, the head not stored */                            \
+    X(MOVE_SAVED, "move.saved")           /* the state of a slot that goes is saved, its source has not said so */     \
+    X(MOVE_COPIED, "move.copied")         /* the target has its rows, and has not said so */                           \
     /* the supervisor's, passed by Python */                                                                           \
     X(SPAWN_CREATED, "spawn.created")         /* a new shard has its inbox and its state */                            \
     X(SPAWN_STARTED, "spawn.started")         /* its worker runs and is not ready */                                   \

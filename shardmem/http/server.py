@@ -1,43 +1,34 @@
 """The control API: HTTP over a unix socket that only its user can reach, and over TCP if `http_port` says so.
 
-What can be read is in reads.py, commands are declared in operations.py, and access.py says who may ask what.
+Here are the sockets. The application behind them (application.py) is loaded when somebody asks, or some seconds after
+the start: until then requests wait in the backlog. What can be read is in reads.py, commands are declared in
+operations.py, and access.py says who may ask what.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import logging
-import select
 import socket
-from collections.abc import Awaitable, Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
-from shardmem.client.quarantine import QuarantineAccess
 from shardmem.errors import ShardmemError
-from shardmem.http.access import Access, Handler, peer_of, problem, refusal
-from shardmem.http.connections import Connection, Connections
+from shardmem.http.connections import Connections
 from shardmem.http.listeners import BACKLOG, UnixListener, listen_on_tcp, url_of
-from shardmem.http.operations import COMMANDS
-from shardmem.http.operations import Command as Declared
 from shardmem.http.peers import name_of_tcp, uid_of_unix
-from shardmem.http.reads import Reads
 from shardmem.places import socket_path
-from shardmem.status.observer import Observer
+from shardmem.text import of_error
 
-Command = Callable[[dict[str, Any]], Awaitable[Any]]
+if TYPE_CHECKING:
+    from shardmem.client.quarantine import QuarantineAccess
+    from shardmem.http.application import Application, Command
+    from shardmem.status.observer import Observer
 
-CLOSE_GRACE = 5.0
-BODY_S = 10.0  # in which the body of a command has to arrive
-LINGER = 2.0  # seconds in which what is left of a request that was refused is thrown away
+SETTLED = 2.0  # seconds after the start: what starts now has all cores, and an engine of a moment needs no application
 
 log = logging.getLogger("shardmem.api")
-_quiet = logging.getLogger(
-    "shardmem.api.requests"
-)  # aiohttp's: a traceback, with the peer's bytes, for each bad request
-_quiet.setLevel(logging.CRITICAL)
 
 
 class Api:
@@ -56,13 +47,16 @@ class Api:
     ) -> None:
         self.path = socket_path(engine)
         self._engine, self._port, self._address = engine, http_port, http_address
-        self._access = Access(http_token, http_address, http_allowed_hosts, lambda: self.path)
+        self._token, self._hosts = http_token, http_allowed_hosts
         self._tcp: socket.socket | None = None
         self._unix: UnixListener | None = None
         self._servers: dict[int, asyncio.Server] = {}  # by family of their sockets
         self._connections: list[Connections] = []
         self._complaint = ""
-        self._runner: web.AppRunner | None = None
+        self._application: Application | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._server: Callable[[], asyncio.Protocol] | None = None  # of the application: makes each connection's
+        self._asked = asyncio.Event()
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
@@ -78,39 +72,51 @@ class Api:
             self.close()
             raise
 
-    async def start(
+    def start(
         self,
         commands: dict[str, Command],
         observer: Observer,
         quarantine: QuarantineAccess,
         settings: Callable[[], list[dict[str, Any]]],
     ) -> None:
-        self._reads = Reads(self._access, observer, quarantine, settings)
-        application = web.Application(middlewares=[_timed, _as_json, self._access.admit])
-        for path, answer in self._reads.routes().items():
-            application.router.add_get(path, answer)
-        for declared in COMMANDS:
-            application.router.add_post(f"/{declared.name}", self._command(declared, commands[declared.name]))
-        self._runner = web.AppRunner(
-            application,
-            access_log=None,
-            handle_signals=False,
-            shutdown_timeout=CLOSE_GRACE,
-            logger=_quiet,
-            keepalive_timeout=3600,  # connections.py ends them sooner
-            lingering_time=LINGER,
-        )
-        await self._runner.setup()
-        if self._tcp is not None:
-            await self._serve(self._tcp)
-        if self._unix is not None:
-            await self._serve(self._unix.socket)
+        """From here on it answers whoever asks."""
 
-    async def _serve(self, listener: socket.socket) -> None:
-        assert self._runner is not None and self._runner.server is not None
+        def load() -> Application:
+            from shardmem.http.access import Access
+            from shardmem.http.application import Application
+
+            access = Access(self._token, self._address, self._hosts, lambda: self.path)
+            return Application(access, commands, observer, quarantine, settings)
+
+        self._loading = asyncio.get_running_loop().create_task(self._load(load))
+
+    async def _load(self, load: Callable[[], Application]) -> None:
+        loop, listeners = asyncio.get_running_loop(), self._listeners()
+        for listener in listeners:
+            loop.add_reader(listener, self._asked.set)
+        try:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), SETTLED)
+        finally:
+            for listener in listeners:
+                loop.remove_reader(listener)
+        try:
+            self._application = load()
+            self._server = await self._application.set_up()
+        except Exception as error:
+            log.exception("the control API does not answer: %s", of_error(error))
+            return
+        for listener in listeners:
+            await self._serve(listener, self._server)
+
+    def _listeners(self) -> list[socket.socket]:
+        unix = None if self._unix is None else self._unix.socket
+        return [each for each in (self._tcp, unix) if each is not None]
+
+    async def _serve(self, listener: socket.socket, server: Callable[[], asyncio.Protocol]) -> None:
         tcp = listener.family != socket.AF_UNIX
         name_of = name_of_tcp if tcp else lambda transport: uid_of_unix(transport.get_extra_info("socket"))
-        connections = Connections(self._runner.server, name_of, paced=tcp)
+        connections = Connections(server, name_of, paced=tcp)
         self._connections.append(connections)
         self._servers[listener.family] = await asyncio.get_running_loop().create_server(
             connections, sock=listener, backlog=BACKLOG
@@ -118,7 +124,7 @@ class Api:
 
     async def keep(self) -> None:
         """Listens anew when its socket has been removed, where that is possible: whoever has it open goes on."""
-        if self._unix is None or socket.AF_UNIX not in self._servers or self._unix.is_reached():
+        if self._unix is None or self._server is None or socket.AF_UNIX not in self._servers or self._unix.is_reached():
             return
         try:
             fresh = UnixListener(self._engine, patience=0.0)
@@ -131,12 +137,12 @@ class Api:
         self._unix.close()
         log.warning("the control socket %s has been removed; commands are taken at %s", self.path, fresh.path)
         self._unix, self.path, self._complaint = fresh, fresh.path, ""
-        await self._serve(fresh.socket)
+        await self._serve(fresh.socket, self._server)
 
     def note(self) -> None:
         """Figures for the page, if anybody can open it. Called once a second."""
-        if self._tcp is not None and self._runner is not None:
-            self._reads.note()
+        if self._tcp is not None and self._application is not None:
+            self._application.reads.note()
 
     def places(self) -> dict[str, str | None]:
         """Where it listens, for whoever reads the engine's memory."""
@@ -147,13 +153,16 @@ class Api:
         return sum(map(len, self._connections))
 
     async def stop(self) -> None:
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.wait([self._loading])
         if self._unix is not None:
             self._unix.unlink()
         for server in self._servers.values():
             server.close()
         self._servers = {}
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._application is not None:
+            await self._application.close()
         self.close()
 
     def close(self) -> None:
@@ -162,66 +171,3 @@ class Api:
         if self._tcp is not None:
             self._tcp.close()
         self._unix = self._tcp = None
-
-    # ---- commands --------------------------------------------------------------------------------------------------
-
-    def _command(self, declared: Declared, command: Command) -> Handler:
-        async def answer(request: web.Request) -> web.Response:
-            try:
-                wanted = json.loads(await asyncio.wait_for(request.read(), BODY_S) or b"{}")
-            except asyncio.TimeoutError:
-                return problem(408, f"the body has not arrived within {BODY_S:g} s")
-            except (ValueError, RecursionError) as error:
-                return problem(400, f"the body is not JSON: {error}")
-            if faults := declared.faults(wanted):
-                return problem(400, "; ".join(faults), "ConfigError")
-            if _is_gone(request):  # whoever asked has been told that there was no answer
-                return problem(499, "the client has gone away")
-            try:
-                return web.json_response(await command(wanted))
-            except ValueError as error:  # a valid body, but a slot is moving
-                return problem(409, str(error))
-            except ShardmemError as error:
-                return refusal(409, error)
-            finally:
-                self._reads.forget()  # what was done is seen by whoever asks next
-
-        return answer
-
-
-@web.middleware
-async def _timed(request: web.Request, handler: Handler) -> web.StreamResponse:
-    connection = request.transport.get_protocol() if isinstance(request.transport, asyncio.Transport) else None
-    if not isinstance(connection, Connection):
-        return await handler(request)
-    async with connection.answering():
-        return await handler(request)
-
-
-@web.middleware
-async def _as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """What aiohttp refuses by itself, in the form of all other answers."""
-    try:
-        return await handler(request)
-    except web.HTTPNotFound:
-        there = sorted({resource.canonical for resource in request.app.router.resources()})
-        return problem(404, f"there is no {request.path}", hint=f"There are {', '.join(there)}")
-    except web.HTTPMethodNotAllowed as error:
-        answer = problem(405, f"{request.path} takes {', '.join(sorted(error.allowed_methods))}, not {request.method}")
-        answer.headers["Allow"] = error.headers["Allow"]
-        return answer
-    except web.HTTPException as error:
-        return problem(error.status, error.text or error.reason)
-    except Exception as error:  # the client reads JSON, whatever went wrong here
-        log.exception("%s %s failed", request.method, request.path)
-        return problem(500, f"{type(error).__name__}: {error}")
-
-
-def _is_gone(request: web.Request) -> bool:
-    """Whether the other end has been closed: the supervisor may have been stopped while it was asked."""
-    peer = peer_of(request)
-    if peer is None or request.transport is None or request.transport.is_closing():
-        return True
-    look = select.poll()
-    look.register(peer.fileno(), select.POLLRDHUP)
-    return bool(look.poll(0))

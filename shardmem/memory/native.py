@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     # they are names of the stub only
     from shardmem._native import CData as CData
     from shardmem._native import Integers as Integers
+    from shardmem._native import Pairs as Pairs
     from shardmem._native import sm_batch as sm_batch
     from shardmem._native import sm_columns as sm_columns
     from shardmem._native import sm_cursor as sm_cursor
@@ -40,10 +41,11 @@ Pusher = _native.Pusher
 StateMap = _native.StateMap
 Cell = _native.Cell
 decode = _native.decode
+pairs = _native.pairs
 by_key = _native.by_key
 store_keys = _native.store_keys
 slots_of_keys = _native.slots_of_keys
-DECODE_PAIRS, DECODE_KEYS, DECODE_PAYLOADS = 0, 1, 2
+DECODE_KEYS, DECODE_PAYLOADS = 0, 1
 
 ENGINE_STATES = ("starting", "running", "draining", "stopped")
 SHARD_STATES = ("none", "provisioning", "active", "draining", "stopped", "failed")
@@ -104,7 +106,6 @@ __all__ = [
     "BOARD_BYTES",
     "Cell",
     "DECODE_KEYS",
-    "DECODE_PAIRS",
     "DECODE_PAYLOADS",
     "ENGINE_STATES",
     "LAYOUT_VERSION",
@@ -123,6 +124,7 @@ __all__ = [
     "decode",
     "ffi",
     "lib",
+    "pairs",
     "point",
     "points",
     "slots_of_keys",

@@ -5,13 +5,12 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from operator import length_hint
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from shardmem.errors import BatchEscaped
-from shardmem.memory.native import DECODE_KEYS, DECODE_PAIRS, DECODE_PAYLOADS, borrow, by_key, decode, ffi, lib
+from shardmem.memory.native import DECODE_KEYS, DECODE_PAYLOADS, borrow, by_key, decode, ffi, lib, pairs
 from shardmem.runtime.encode import bytes_of, plain_key
 from shardmem.runtime.origins import (
     Headers,
@@ -24,10 +23,11 @@ from shardmem.runtime.origins import (
     times_of,
 )
 from shardmem.schema import KEY_INT, KEY_NONE, Schema
+from shardmem.state.many import source_of
 from shardmem.text import reason_of
 
 if TYPE_CHECKING:
-    from shardmem.memory.native import sm_batch
+    from shardmem.memory.native import Pairs, sm_batch
     from shardmem.memory.partition_table import Partitions
 
 _INDEX = np.dtype([("key", "u8"), ("meta", "u4"), ("end", "u4")])  # sm_index in csrc/layout.h
@@ -38,7 +38,7 @@ _LENGTH, _MISSING, _UNSIGNED = np.uint32((1 << 28) - 1), np.uint32(1 << 28), np.
 class Columns(NamedTuple):
     """Events as columns. Payload i is `data[starts[i]:ends[i]]`; it is empty for a tombstone, see `Batch.missing`.
 
-    keys: int64 (uint64 if one exceeds it) array when every key is an int, else a list of the keys.
+    keys: an array if every key is an int: int64, or uint64 if one exceeds that and none is negative. Else a list.
     data: uint8 array. starts, ends: int64 arrays.
     """
 
@@ -66,7 +66,7 @@ class Batch:
         "_roots",
         "_records",
         "_events",
-        "_iterator",
+        "_iterators",
         "_scratch",
         "_numbers",
         "_rejected",
@@ -96,7 +96,7 @@ class Batch:
         self._roots: list[weakref.ref[np.ndarray]] = []
         self._records: np.ndarray | None = None
         self._events: tuple[np.ndarray, np.ndarray] | None = None
-        self._iterator: Any = None
+        self._iterators: list[Pairs] = []
         self._numbers: tuple[np.ndarray, np.ndarray] | None = None
         self._rejected: dict[int, str] | None = None
 
@@ -198,7 +198,8 @@ class Batch:
         if self._schema.is_records:
             return iter(self.records)
         self._check(records=False)
-        iterator = self._iterator = iter(decode(self._address, DECODE_PAIRS))
+        iterator = pairs(self._address, self._scratch)
+        self._iterators.append(iterator)
         return iterator
 
     @property
@@ -404,7 +405,7 @@ class Batch:
             span.bytes, span.bytes_length = ffi.cast("uint8_t *", data.ctypes.data), len(data)
             batch.bytes = len(data)
         made = cls(schema, slots, shard, batch)
-        made._numbers, made._scratch = numbers, span  # span: batch points to it
+        made._numbers, made._scratch = numbers, (batch, span, rows, data)  # each points to the next
         made._records, made._events = (rows, None) if data is None else (None, (rows, data))
         return made
 
@@ -418,9 +419,7 @@ class Batch:
         if self._schema.is_records:
             stream = arrow.records_stream(self.records)
         else:
-            index, _ = self._index_and_data()
-            are_ints = bool((index["meta"] >> 30 == KEY_INT).all())
-            stream = arrow.events_stream(self._int_keys(index) if are_ints else self.keys, self.payloads)
+            stream = arrow.events_stream(self._int_keys(self._index_and_data()[0]), self.payloads)
         return stream.__arrow_c_stream__(requested_schema)
 
     # ---- for those who remember what was handled ---------------------------------------------------------------------
@@ -436,20 +435,32 @@ class Batch:
         rows = [] if self._partitions is None else self._partitions.rows()
         return {(row.topic, row.number): row.safe for row in rows if row.epoch}
 
+    # ---- for keyed state ---------------------------------------------------------------------------------------------
+
+    def key_source(self) -> Any:
+        """Where the key of each event is found without an object of it: see source_of in shardmem/state/many.py."""
+        if self._schema.is_records:
+            return source_of(self.records[self._schema.key] if self._schema.key else [None] * self._length)
+        self._check(records=False)
+        return self._address
+
     # ---- inside ------------------------------------------------------------------------------------------------------
 
     def _check(self, *, records: bool) -> None:
         if self._over:
-            raise BatchEscaped(
-                f"this batch of shard {self.shard} ended when its handler returned; its memory is in use "
-                f"again. Keep batch.copy() instead"
-            )
+            self._refuse()
         if records != self._schema.is_records:
             raise TypeError(
                 "this engine carries events: use iteration, payloads or columns()"
                 if records
                 else "this engine carries records: use batch.records"
             )
+
+    def _refuse(self) -> NoReturn:
+        raise BatchEscaped(
+            f"this batch of shard {self.shard} ended when its handler returned; its memory is in use "
+            f"again. Keep batch.copy() instead"
+        )
 
     def _root(self, array: np.ndarray) -> np.ndarray:
         """Every view of ours hangs on one of these arrays, so a weak reference to it finds them all."""
@@ -486,9 +497,14 @@ class Batch:
         return ffi.cast("uint32_t *", span.rows)[-1]
 
     def _int_keys(self, index: np.ndarray) -> Any:
-        meta = index["meta"]
+        """An array if all are integers, and of one sign where some are beyond int64; else a list."""
+        meta, words = index["meta"], index["key"]
         if (meta >> 30 == KEY_INT).all():
-            return index["key"] if (meta & _UNSIGNED).any() else index["key"].view("i8")
+            large = (meta & _UNSIGNED) != 0
+            if not large.any():
+                return words.view("i8")
+            if (large | (words.view("i8") >= 0)).all():
+                return words
         return decode(self._address, DECODE_KEYS)
 
     def _numbering(self) -> tuple[np.ndarray, np.ndarray]:
@@ -507,13 +523,13 @@ class Batch:
         """Which event an iteration had reached, for error reports; None without an iteration."""
         if self._length == 1:
             return 0
-        if self._iterator is None or len(self._iterator.__reduce__()) < 3:
-            return None  # never begun, or gone through to its end: then it may have been any of them
-        return max(0, self._length - length_hint(self._iterator) - 1)
+        if not self._iterators:
+            return None
+        return self._iterators[-1].position()  # None if it has gone through to its end: it may have been any of them
 
     def _is_held(self) -> bool:
         """Whether something besides itself refers to its memory."""
-        self._records = self._events = self._iterator = None
+        self._records = self._events = None
         if not any(root() is not None for root in self._roots):
             return False
         gc.collect()  # a view in a dead reference cycle is not kept, only not collected yet
@@ -522,6 +538,9 @@ class Batch:
     def _end(self) -> None:
         """The handler has returned. Raises BatchEscaped if something of the batch is still referred to."""
         self._over = True
+        for iterator in self._iterators:
+            iterator.close(self._refuse)
+        self._iterators.clear()
         if self._is_held():
             raise BatchEscaped(
                 f"the handler of shard {self.shard} returned but something still refers to the memory of "

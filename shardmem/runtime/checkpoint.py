@@ -94,6 +94,9 @@ class Checkpointed:
     def handle(self, batch: Batch) -> None:
         self._outbox.begin(batch)
         try:
+            if self._firing.is_behind and (keys := batch.keys) is not None:
+                self._keeper.expire_first(keys.tolist() if isinstance(keys, np.ndarray) else keys)
+            self._keeper.fetch(batch)
             self.handler.handle(batch)
         finally:
             self._outbox.end()

@@ -106,13 +106,14 @@ class WorkerOrders(_Orders):
 
 @dataclass(frozen=True)
 class SupervisorOrders(_Orders):
-    """settings: the fields of Config that are neither handler nor schema. keep_unfinished: events that are not handled
-    at the end stay in shared memory. tell_shards: report shards that are created and removed; somebody has to read
-    it."""
+    """settings: the fields of Config that are neither handler nor schema. workers: how many it starts with.
+    keep_unfinished: events that are not handled at the end stay in shared memory. tell_shards: report shards that are
+    created and removed; somebody has to read it."""
 
     handler: HandlerRef
     settings: dict[str, Any]
     schema: str
+    workers: int
     keep_unfinished: bool
     tell_shards: bool = False
 
@@ -120,10 +121,15 @@ class SupervisorOrders(_Orders):
 _AnyOrders = TypeVar("_AnyOrders", bound=_Orders)
 
 
-def read_orders(kind: type[_AnyOrders]) -> tuple[_AnyOrders, Reports] | None:
-    """In the child. None: the parent was killed before it had said everything."""
+def read_line() -> bytes | None:
+    """In the child: its orders as they came. None: the parent was killed before it had said everything."""
     line = sys.stdin.buffer.readline()
-    if not line.endswith(b"\n"):
+    return line if line.endswith(b"\n") else None
+
+
+def read_orders(kind: type[_AnyOrders], line: bytes | None = None) -> tuple[_AnyOrders, Reports] | None:
+    """In the child. line: what was read already. None: as `read_line`."""
+    if line is None and (line := read_line()) is None:
         return None
     orders, descriptor = kind.from_json(line)
     os.set_inheritable(descriptor, False)

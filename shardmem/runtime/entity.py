@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, get_origin, get_type_hints
 
 import msgspec
 
@@ -101,7 +101,11 @@ class _EntityCodec(Codec):
         super().__init__(dict[str, Any], version=shape.version)
         self._shape = shape
         own = {name: hint for name, hint in get_type_hints(shape).items() if name not in get_type_hints(Entity)}
-        self._hints = {name: hint for name, hint in own.items() if not name.startswith("_")}
+        self._hints = {
+            name: hint
+            for name, hint in own.items()
+            if not (name.startswith("_") or hint is ClassVar or get_origin(hint) is ClassVar)
+        }
 
     def fresh(self) -> Entity:
         made = self._shape()
@@ -137,6 +141,8 @@ class _EntityCodec(Codec):
 
 
 class _Entities(Declaration[Any]):
+    keeps_defaults = True  # it has been started
+
     def __init__(self, shape: type[Entity]) -> None:
         super().__init__(dict)
         self.name, self.codec = "entities", _EntityCodec(shape)
@@ -177,7 +183,7 @@ class EntityHandler(Handler):
     def gained(self, slots: list[int]) -> None:
         if self._shape.remember:
             for key in self.alive.in_slots(slots):
-                self.active(key)
+                self._settle(self.active(key))
 
     def active(self, key: Key) -> Entity:
         """The entity of this key, started."""
@@ -200,11 +206,13 @@ class EntityHandler(Handler):
             self.alive.pop(entity.key, None)
 
     def _passivate(self) -> None:
-        now = keeper_of(self).scope.clock()
+        keeper = keeper_of(self)
+        now = keeper.scope.clock()
         if self._idle is None or now < self._looked + self._idle / LOOKS:
             return
         self._looked = now
-        for key, entity in self.entities.in_memory():
-            if entity._used_at <= now - self._idle:
-                self.entities.drop(key)
-                self.alive.pop(key, None)
+        for _ in keeper.each_partition(keeper.scope.owned):
+            for key, entity in self.entities.in_memory():
+                if entity._used_at <= now - self._idle:
+                    self.entities.drop(key)
+                    self.alive.pop(key, None)

@@ -40,6 +40,7 @@ class Firing:
         self._shard, self._keeper, self._commit = shard, keeper, commit
         self._retry_on, self._longest = RetryOn(rules.retry_on), rules.retry_max_wait
         self._failed: dict[Timer, int] = {}  # times in a row
+        self.is_behind = False  # there was no time for all that are due
         self._later, self._until, self._said_at = 0, 0.0, -LOG_S  # tries in vain of all; when the next one is
 
     @property
@@ -50,7 +51,7 @@ class Firing:
         return max(0, min(100_000_000, wait * 1_000_000))
 
     def step(self) -> None:
-        now = time.monotonic()
+        now, self.is_behind = time.monotonic(), False
         if self._later and now < self._until:
             return
         if (self._failed or self._later) and self._keeper.next_due() <= self._keeper.scope.now_ms():
@@ -67,6 +68,7 @@ class Firing:
             self._failed.pop(timer, None)
             self._later = 0
             if time.monotonic() > until:
+                self.is_behind = True
                 return
 
     def _failing(self, timer: Timer, error: BaseException) -> None:

@@ -20,7 +20,7 @@ from shardmem.errors import ConfigError, HandlerError, StateError
 from shardmem.runtime.batch import Batch, slot_of
 from shardmem.runtime.forked import end_if_forked
 from shardmem.runtime.outbox import Outbox, no_outbox
-from shardmem.state.keeper import absent, keeper_of, keeps_by_key
+from shardmem.state.keeper import absent, declared_states, keeper_of, keeps_by_key
 from shardmem.state.keys import Key
 from shardmem.state.timers import Timers
 from shardmem.text import of_error
@@ -319,6 +319,8 @@ def _check_state(handler: Any, name: str, shared: bool) -> None:
             f"state per key needs snapshot(slot) and restore(slot, state), and drop(slot) too if it is an object "
             f"and not a class"
         )
+    for taken in sorted(declared_states(handler).keys() & {*dir(Handler), "snapshot", "restore", "drop"}):
+        raise HandlerError(f"handler {name!r}: {taken} is a name of handlers; call the KeyedState something else")
 
 
 def is_stateful(handler: Any) -> bool:

@@ -2,7 +2,8 @@
 
 A row of a table costs ten times what it costs in one blob, and a key that is written all the time would be written into
 the table by each checkpoint. So a checkpoint is one blob, what the blobs say is in memory as well, and now and then all
-of it goes into the tables at once.
+of it goes into the tables at once. Before that, while the keys are few, one blob takes the place of many: what 10,000
+keys cost that are written all the time does not depend on how many others there are.
 """
 
 from __future__ import annotations
@@ -48,9 +49,17 @@ class Journal:
         self.timers.update(changes.timers)
         self._bytes += size
 
-    def would_be_full(self, changes: Changes, size: int) -> bool:
-        if self._bytes + size > MOST_BYTES:
-            return True
+    def is_long(self, size: int) -> bool:
+        """With so many bytes more: of keys that are written all the time the blobs say the same again and again."""
+        return self._bytes + size > MOST_BYTES
+
+    def may_begin_with(self, size: int) -> bool:
+        return size <= MOST_BYTES // 2
+
+    def with_(self, changes: Changes) -> Changes:
+        return Changes({**self.rows, **changes.rows}, {**self.timers, **changes.timers})
+
+    def would_be_full(self, changes: Changes) -> bool:
         more = len(changes.rows) + len(changes.timers)
         if (held := len(self.rows) + len(self.timers)) + more <= MOST_ENTRIES:
             return False

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from shardmem.memory.engine_segment import ControlSegment
+from shardmem.memory.native import point
 from shardmem.memory.reader import Reader
 from shardmem.runtime.commit import Commit
 
@@ -57,6 +58,7 @@ class Moves:
         if not empty:
             return
         self._commit.hand_over(empty)
+        point("move.saved")
         for slot in empty:
             self._control.acknowledge_drained(slot, self._draining.pop(slot))
         self._say(drained=empty)
@@ -64,6 +66,7 @@ class Moves:
     def _restore(self, slots: dict[int, int]) -> None:
         if slots:
             self._commit.restore(slots)
+            point("move.copied")
         for slot, number in slots.items():
             self._control.acknowledge_restored(slot, number)
         if slots:

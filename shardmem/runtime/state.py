@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from itertools import starmap
 
-from shardmem.errors import AlreadyRunning, ShardmemError
+from shardmem.errors import AlreadyRunning, ShardmemError, StateError
 from shardmem.runtime import outbox
 from shardmem.runtime.journal import Journal, body_of, changes_of
 from shardmem.runtime.sqlite import Database, explained
@@ -42,6 +42,9 @@ from shardmem.state.partitions import AppliedRow, merged
 from shardmem.state.store import Changes, Row, first_of
 
 _SNAPSHOT = b""  # the name under which the snapshot of a slot is kept; those of keyed states are not empty
+_PAGES_KB = 16_384  # all but the leaves of a file of 10 million keys: 2 MB, which is usual, held a third of them
+_TOGETHER = 128  # rows that are read by one statement
+_GET_MANY = f"select key, value, sum, version, expires from rows where key in ({', '.join('?' * _TOGETHER)})"
 _PURGE_ROWS = 2000  # at a time, when there is nothing else to do
 
 
@@ -62,6 +65,7 @@ class StateStore:
         self._database = Database(self.path, SCHEMA + DUE + outbox.SCHEMA, "the state file", durable=keep)
         self._incarnation = self._generation = 0
         self._one = self._database.connection.execute
+        self._one(f"pragma cache_size = -{_PAGES_KB}")
         self._journal = Journal()
         self._claimed: set[int] = set()
         self._given: set[int] = set()  # slots of which this file may have rows that another one has newer
@@ -128,8 +132,12 @@ class StateStore:
         ranges of events behind it: all or nothing. merge: the tables say all of it then, for whoever reads them
         next."""
         changes.rows.update((prefix(slot, _SNAPSHOT), (state, 0, None)) for slot, state in snapshots)
-        body = body_of(changes) if changes.rows or changes.timers else b""
-        merge = merge or self._journal.would_be_full(changes, len(body))
+        merge = merge or self._journal.would_be_full(changes)
+        body = b"" if merge or not (changes.rows or changes.timers) else body_of(changes)
+        if shortened := bool(body) and self._journal.is_long(len(body)):
+            changes = self._journal.with_(changes)
+            body = body_of(changes)
+            merge = not self._journal.may_begin_with(len(body))
         with self._writing() as connection:
             connection.execute("update life set ranges = ?, saved = ?", (ranges, _now_ms()))
             connection.executemany("insert or replace into applied values (?, ?, ?)", applied)
@@ -137,16 +145,17 @@ class StateStore:
             if merge:
                 self._merge(connection, changes)
             elif body:
+                if shortened:
+                    connection.execute("delete from journal")
                 connection.execute("insert into journal (body, sum) values (?, ?)", (body, zlib.crc32(body)))
-        if merge:
+        if merge or shortened:
             self._journal.clear()
-        else:
+        if not merge:
             self._journal.add(changes, len(body))
 
     def _merge(self, connection: sqlite3.Connection, changes: Changes | None = None) -> None:
         """All that is in the journal, and what changed since. It is cleared when that is committed, and not before."""
-        last = changes or Changes()
-        write(connection, Changes({**self._journal.rows, **last.rows}, {**self._journal.timers, **last.timers}))
+        write(connection, self._journal.with_(changes or Changes()))
         connection.execute("delete from journal")
 
     @contextlib.contextmanager
@@ -172,6 +181,21 @@ class StateStore:
         with explained("the state file", self.path):  # without a look at the file: what is open is what was saved
             found = self._one("select value, sum, version, expires from rows where key = ?", (key,)).fetchone()
         return checked_row(key, found, self.path) if found else None
+
+    def get_many(self, keys: list[bytes]) -> dict[bytes, Row | None]:
+        newer = self._journal.rows
+        found: dict[bytes, Row | None] = {key: row for key in keys if (row := newer.get(key)) is not None}
+        stored = sorted(key for key in keys if key not in newer)
+        with explained("the state file", self.path):
+            for first in range(0, len(stored), _TOGETHER):
+                some = stored[first : first + _TOGETHER]
+                some += some[-1:] * (_TOGETHER - len(some))  # so that it is one statement, prepared once
+                for key, *row in self._one(_GET_MANY, some):
+                    try:
+                        found[key] = checked_row(key, row, self.path)
+                    except StateError:
+                        found[key] = None
+        return found
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, Row]]:
         at, end = prefix, after(prefix)

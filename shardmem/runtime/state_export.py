@@ -114,23 +114,31 @@ def _value_out(data: bytes) -> dict[str, Any]:
 # ---- import ----------------------------------------------------------------------------------------------------------
 
 
-def import_state(source: IO[bytes], directory: str, partitions: int | None = None) -> int:
+def import_state(source: IO[bytes], directory: str, partitions: int | None = None, slots: int | None = None) -> int:
     """How many values, timers and snapshots were taken; of the state of one partition, 1. The engine must not exist:
-    files have one writer. partitions: lay it out for so many, which JSON lines can be. Raises ShardmemError when the
-    source is not an export, or the files are of another number of slots; what was taken before the fault stays."""
+    files have one writer. partitions, slots: lay it out for so many, which JSON lines can be. Raises ShardmemError when
+    the source is not an export, or the files are of another number of slots; what was taken before the fault stays."""
     head = source.readline(1 << 20)
     if head.startswith(SQLITE):
+        if slots is not None or partitions is not None:
+            raise ConfigError("this is the state of one partition, which cannot be laid out anew")
         return _import_partition(head, source, directory)
     if head == MAGIC:
-        slots, exported = _HEAD.unpack(_exactly(source, _HEAD.size))
+        had, exported = _HEAD.unpack(_exactly(source, _HEAD.size))
     else:
         try:
             members = json.loads(head)
-            slots, exported = int(members["slots"]), int(members.get("partitions", 0))
+            had, exported = int(members["slots"]), int(members.get("partitions", 0))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ShardmemError("this is not an export of state: it does not begin as one") from None
-    if not 0 < slots <= 65536 or slots & (slots - 1) or not 0 <= exported <= slots:
-        raise ShardmemError(f"this is not an export of state: it says slots={slots} and partitions={exported}")
+    if not 0 < had <= 65536 or had & (had - 1) or not 0 <= exported <= had:
+        raise ShardmemError(f"this is not an export of state: it says slots={had} and partitions={exported}")
+    slots = had if slots is None else slots
+    if slots != had and (head == MAGIC or slots & (slots - 1) or not exported <= slots <= 65536):
+        raise ConfigError(
+            f"slots={slots}: only lines of JSON can be laid out anew, for a power of two up to 65,536",
+            hint="Export it without --compact",
+        )
     if partitions not in (None, exported) and (head == MAGIC or not exported):
         raise ConfigError(
             f"partitions={partitions}: only lines of JSON of a state with partitions can be laid out anew",
@@ -139,7 +147,7 @@ def import_state(source: IO[bytes], directory: str, partitions: int | None = Non
     layout = Layout(slots, partitions or exported)
     if layout.partitions:
         count(directory, slots, layout.partitions, told=False)
-    entries = _compact_entries(source) if head == MAGIC else _line_entries(source, layout, exported)
+    entries = _compact_entries(source) if head == MAGIC else _line_entries(source, layout, Layout(had, exported))
     store = _store(directory, slots)
     try:
         return _take(store, layout, entries)
@@ -202,15 +210,17 @@ def _take(store: StateStore, layout: Layout, entries: Iterable[Entry | AppliedRo
     return taken
 
 
-def _line_entries(source: IO[bytes], layout: Layout, exported: int) -> Iterator[Entry | AppliedRow]:
+def _line_entries(source: IO[bytes], layout: Layout, exported: Layout) -> Iterator[Entry | AppliedRow]:
     for number, line in enumerate(source, 2):
         if not line.strip():
             continue
         try:
             found = json.loads(line)
             if "applied" not in found:
+                if "snapshot" in found and layout.slots != exported.slots:
+                    raise ValueError("a handler with `snapshot` made it, of all keys of a slot together")
                 yield _entry(found, layout)
-            elif exported == layout.partitions:  # else there is no telling: see docs/state.md
+            elif exported == layout:  # else there is no telling: see docs/state.md
                 offsets = np.array(found["offsets"], "<i8")
                 if len(offsets) != layout.width:
                     raise ValueError(f"{len(offsets)} offsets for {layout.width} slots")

@@ -135,8 +135,19 @@ class StateReader:
             layout = Layout(slots, partitions)
             places += [layout.slots_of(number)[slot_of(key, layout.width)] for number in range(partitions)]
         for slot in dict.fromkeys(places):
-            if (file := self._owner(slot)) is not None and (got := file.get(prefix(slot) + stored[2:])) is not None:
+            if found := self._get(slot, prefix(slot) + stored[2:]):
+                return found
+        return None
+
+    def _get(self, slot: int, stored: bytes) -> Saved | None:
+        file = self._owner(slot)
+        while file is not None:
+            if (got := file.get(stored)) is not None:
                 return Saved(*got, file.shard, slot)
+            # If the slot has moved between the two questions, its rows may have been deleted where this one looked.
+            before, file = file, self._owner(slot)
+            if file is before:
+                break
         return None
 
     def _owner(self, slot: int) -> _File | None:

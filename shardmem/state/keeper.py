@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
+from shardmem.state.many import Keyed
 from shardmem.state.partitions import Layout
 from shardmem.state.scope import Scope
 from shardmem.state.store import Changes, MemoryStore
-from shardmem.state.timers import USER, Timer, Timers
+from shardmem.state.timers import EXPIRY, USER, Timer, Timers, timer_of
 from shardmem.state.values import MISSING, Declaration, KeyedMap
 
 CACHE_BYTES = 256 << 20
@@ -126,6 +127,11 @@ class Keeper:
 
     # ---- around batches ------------------------------------------------------------------------------------------
 
+    def fetch(self, batch: Keyed) -> None:
+        """Before a batch is handled."""
+        for each in self.maps.values():
+            each.fetch(batch)
+
     def after_batch(self) -> None:
         """Raises StateError for a value that cannot be saved: it is the batch that fails."""
         for each in self.maps.values():
@@ -133,8 +139,8 @@ class Keeper:
                 each.encode()
 
     def trim(self) -> None:
-        self.between_batches()
         self._measure()
+        self.between_batches()
         if sum(shelf.live for shelf in self._shelves.values()) > self._cache_bytes / 2:
             for shelf in self._shelves.values():
                 for each in shelf.maps.values():
@@ -177,6 +183,17 @@ class Keeper:
         self.after_batch()
         if self.layout is not None:
             self._measure()
+
+    def expire_first(self, keys: Iterable[Any]) -> None:
+        """What of these keys has expired is gone before an event of them is handled, however many other timers are due
+        before theirs. Raises what `on_expire` raises."""
+        expiring = [each for each in self.maps.values() if each.expires]
+        for key in dict.fromkeys(keys if expiring else ()):
+            for each in expiring:
+                if key is not None and each.is_over(key, self.scope.now_ms()):
+                    timer = timer_of(self._shelf.scope, key, EXPIRY, each.name)
+                    self.timers.disarm(timer)
+                    self.fire(timer)
 
     def postpone(self, timer: Timer, seconds: float) -> None:
         """It is due that much later than now."""

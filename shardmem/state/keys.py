@@ -1,6 +1,6 @@
 """Keys of state: int, str or bytes, and never one for the other: 17, "17" and b"17" are three keys.
 
-In the store a key is bytes that sort: slot, name, a zero, a letter for the type, the key (`csrc/keyed.c`).
+In the store a key is bytes that sort: slot, name, a zero, a letter for the type, the key (`csrc/store_keys.c`).
 """
 
 from __future__ import annotations

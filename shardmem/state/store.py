@@ -26,6 +26,9 @@ class Store(Protocol):
 
     def get(self, key: bytes) -> Row | None: ...
 
+    def get_many(self, keys: list[bytes]) -> dict[bytes, Row | None]:
+        """Of those of these that there are. None: it is damaged, and `get` says how."""
+
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, Row]]:
         """Rows whose keys begin so, in any order."""
 
@@ -52,6 +55,9 @@ class MemoryStore:
 
     def get(self, key: bytes) -> Row | None:
         return self._rows.get(key)
+
+    def get_many(self, keys: list[bytes]) -> dict[bytes, Row | None]:
+        return {key: self._rows[key] for key in keys if key in self._rows}
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, Row]]:
         keys = sorted(self._rows)

@@ -6,6 +6,7 @@ before it fires again from the state of before, so it has fired once in the stat
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import heapq
 import itertools
@@ -16,6 +17,7 @@ from shardmem.state.scope import Duration, Scope, milliseconds_of, seconds_of
 
 HORIZON_MS = 10_000  # what is due within it is in memory
 MOST_IN_MEMORY = 10_000  # about; what is read at once delays what is due meanwhile
+LATEST = 1e13  # seconds since 1970; in ms it is far from the largest integer of the store
 USER, EXPIRY = ":", "="  # what the name of a timer in the store begins with
 
 
@@ -58,6 +60,8 @@ class Timers:
             moment = self.scope.clock() + seconds_of(after)
         else:
             moment = at.timestamp() if isinstance(at, datetime.datetime) else float(at or 0)
+            if not abs(moment) < LATEST:
+                raise ValueError(f"at={at!r} is not a moment: write seconds since 1970, or a datetime")
         self.arm(self._of(key, name), milliseconds_of(moment))
 
     def cancel(self, key: Key, name: str) -> None:
@@ -182,6 +186,8 @@ class Timers:
 
 
 def _checked(name: str) -> str:
-    if not isinstance(name, str) or "\0" in name:
-        raise TypeError(f"the name of a timer is text without a zero character; this is {name!r}")
-    return name
+    """What could not be saved is the fault of the event that says it."""
+    with contextlib.suppress(UnicodeEncodeError):
+        if isinstance(name, str) and "\0" not in name and name.encode("utf-8", "surrogateescape") is not None:
+            return name
+    raise TypeError(f"the name of a timer is text without a zero character; this is {name!r}")

@@ -11,11 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardmem.errors import ConfigError, NotRunning, ShardmemError, Superseded
 from shardmem.http.operations import COMMANDS, LANES
-from shardmem.http.server import Command
 from shardmem.policy import DecisionKind, Finished, ScalingDecision, ShardState
 from shardmem.settings import some
 from shardmem.slot_ranges import parse_slots, slot_ranges
@@ -26,6 +25,9 @@ from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life
 from shardmem.supervisor.reload import Reload
 from shardmem.supervisor.waiting import for_the_sink, late_slots, waiting_for
+
+if TYPE_CHECKING:
+    from shardmem.http.application import Command
 
 DEADLINE = 30.0  # seconds for which a command waits, unless it is told otherwise
 

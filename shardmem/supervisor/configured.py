@@ -15,8 +15,6 @@ from shardmem.errors import ConfigError
 from shardmem.policy import InvalidPolicy, LeastLoad, LeastSlots, ScalingPolicy, Strategy
 from shardmem.runtime.handler import HandlerRef
 from shardmem.settings import declared
-from shardmem.sources.configured import sources_in
-from shardmem.sources.outbox.configured import library_of
 
 OF_THE_ENGINE = ("min_shards", "max_shards", "auto_scale")  # settings that the policy takes from there
 
@@ -64,8 +62,13 @@ def faults_of(config: Config) -> list[str]:
         [policy_of] if config.policy is None or isinstance(config.policy, Mapping) or config.policy in PRESETS else []
     )
     checks += [strategy_of] if isinstance(config.strategy, str) and ":" in config.strategy else []
-    checks += [lambda config: sources_in(config.source, config.schema)] if config.source is not None else []
+    if config.source is not None:
+        from shardmem.sources.configured import sources_in
+
+        checks.append(lambda config: sources_in(config.source, config.schema))
     if config.outbox is not None:
+        from shardmem.sources.outbox.configured import library_of
+
         checks.append(lambda config: library_of(config.outbox_table or {}))
     for check in checks:
         try:

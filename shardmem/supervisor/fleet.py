@@ -21,6 +21,7 @@ from shardmem.supervisor.changes import Changes, Conditions
 from shardmem.supervisor.descriptors import Descriptors
 from shardmem.supervisor.life import Life
 from shardmem.supervisor.planner import Planner
+from shardmem.supervisor.prestart import Prestarted
 from shardmem.supervisor.sampler import Sampler
 from shardmem.supervisor.shards import Shards
 from shardmem.supervisor.stuck import Stuck
@@ -41,6 +42,7 @@ class Fleet:
         self,
         config: Config,
         handler: HandlerRef,
+        prestarted: Prestarted,
         takeover: Takeover,
         policy: ScalingPolicy,
         strategy: Strategy,
@@ -78,6 +80,7 @@ class Fleet:
             self.inboxes,
             config,
             handler,
+            prestarted,
             is_stopping=self._is_stopping,
             changed=self._news,
             history=self.history,

@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import psutil
-
 from shardmem.errors import HandlerError, ShardmemError
 from shardmem.policy import Recycling, ShardState
 from shardmem.policy.recycling import GROWN
@@ -118,6 +116,8 @@ class Replacements:
 
 
 def _rss(pid: int) -> int:
+    import psutil  # not at the start, when workers wait for a core
+
     try:
         return psutil.Process(pid).memory_info().rss
     except psutil.Error:

@@ -91,8 +91,7 @@ class Stages:
         """
         fleet, takeover = self._fleet, self._takeover
         wanted = [shard for shard in takeover.inboxes if shard not in (*takeover.stopped, *takeover.never_started)]
-        for shard in set(wanted) - set(adopted):
-            fleet.workers.start(shard, forgiven=not takeover.running)
+        fleet.workers.start_all(set(wanted) - set(adopted), forgiven=not takeover.running)
         if adopted and takeover.running:
             return True
         if (reason := await fleet.workers.ready(wanted, lambda: self._life.is_stopping_now)) is not None:
@@ -109,7 +108,7 @@ class Stages:
             fleet.planner.recall(board)
         fleet.planner.begin(time.monotonic())
         fleet.shards.resume(takeover.joining, takeover.draining, takeover.stopped, takeover.never_started)
-        await self._api.start(self._commands.by_name(), fleet.observer, fleet.quarantine, self._settings)
+        self._api.start(self._commands.by_name(), fleet.observer, fleet.quarantine, self._settings)
         fleet.control.set_state("running")
         self._note_start(adopted)
         self._loop.announce()

@@ -34,6 +34,7 @@ from shardmem.supervisor.explained import rows
 from shardmem.supervisor.fleet import TICK, Fleet
 from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
+from shardmem.supervisor.prestart import Prestarted
 from shardmem.supervisor.reload import Reload
 from shardmem.supervisor.replacements import Replacements
 from shardmem.supervisor.segments import SegmentWatch
@@ -56,6 +57,7 @@ class Supervisor:
         self,
         config: Config,
         handler: HandlerRef,
+        prestarted: Prestarted,
         *,
         keep_unfinished: bool = True,
         on_ready: Callable[[Status], None] = lambda status: None,
@@ -66,6 +68,7 @@ class Supervisor:
         on_removed: Callable[[int], None] | None = None,
     ) -> None:
         self._config, self._handler, self._notify = config, handler, notify or Notify()
+        self._prestarted = prestarted
         self._keep_unfinished, self._on_ready, self._read_again = keep_unfinished, on_ready, read_again
         self._on_created, self._on_removed = on_created, on_removed
         self._origins = origins
@@ -184,6 +187,7 @@ class Supervisor:
         return takeover, Fleet(
             config,
             self._handler,
+            self._prestarted,
             takeover,
             policy,
             strategy,

@@ -13,7 +13,7 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from shardmem.runtime.handler import HandlerRef
 from shardmem.status.findings import RECENT_S
 from shardmem.supervisor.descriptors import Descriptors
 from shardmem.supervisor.history import History
+from shardmem.supervisor.prestart import Prestarted
 from shardmem.supervisor.process import AdoptedWorker, WorkerProcess
 from shardmem.supervisor.spares import Spares
 
@@ -66,6 +67,7 @@ class Workers:
         inboxes: dict[int, InboxSegment],
         config: Config,
         handler: HandlerRef,
+        prestarted: Prestarted,
         *,
         is_stopping: Callable[[int], bool],
         changed: Callable[[], None],
@@ -76,7 +78,7 @@ class Workers:
         self.is_stopping, self._changed = is_stopping, changed
         self._history, self._descriptors = history, descriptors
         self._loop = asyncio.get_running_loop()
-        self._spares = Spares(self._loop, config.spares, self._spare)
+        self._spares, self._prestarted = Spares(self._loop, config.spares, self._spare), prestarted
         self._restarts = Restarts(config.max_restarts, config.restart_window)
         self._living: dict[int, WorkerProcess | AdoptedWorker] = {}
         self._pasts: dict[int, WorkerBaseline] = {}
@@ -142,6 +144,12 @@ class Workers:
         self._spares.settle(shard)
         return True
 
+    def start_all(self, shards: Collection[int], *, forgiven: bool) -> None:
+        """Of a supervisor that begins. What was started for more is not needed."""
+        self._prestarted.keep(len(shards))
+        for shard in shards:
+            self.start(shard, forgiven=forgiven)
+
     def _spawn(self, shard: int) -> None:
         past = self._pasts[shard]
         if self.is_stopping(shard):
@@ -156,7 +164,7 @@ class Workers:
                 self._living[shard] = WorkerProcess(
                     self._loop,
                     self._orders(shard, config, handler, ended=past.last_exit, forgiven=past.forgiven),
-                    self._spares.take(),
+                    self._spares.take() or self._prestarted.take(),
                     on_report=self._reported,
                     on_exit=self._exited,
                 )

@@ -157,11 +157,13 @@ class Harness:
         optional(self.handler, "gained")(slots)
 
     def _handle(self, events: Any) -> None:
+        self.fire()
         owner = Batch.of(events, key=self._key, slots=self._slots, sequence=self._sequence)
         self._sequence += len(owner)
         if keeps_slots(self.handler):
             self._touched.update(owner.slots.tolist())
         batch = owner.borrowed()
+        self._keeper.fetch(batch)
         self.handler.handle(batch)
         self._keeper.after_batch()
         batch._end()

@@ -66,7 +66,7 @@ static void touch(const uint8_t *p, uint64_t n)
         sink += p[i];
 }
 
-/* As fastcall.c decodes: each entry is read once and judged, because the rogue writes on while it is read. */
+/* As decode.c does: each entry is read once and judged, because the rogue writes on while it is read. */
 static void read_span(const sm_span *span, int is_honest)
 {
     const sm_index *index = (const sm_index *)span->rows;

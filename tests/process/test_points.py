@@ -73,6 +73,8 @@ TABLE = {
     "save.begun": Point("keeper", FLOW, STATE, "test_a_state_file_that_cannot_grow_ends_its_worker_and_loses_nothing"),
     "save.saved": Point("keeper", FLOW, STATE),
     "save.marked": Point("keeper", FLOW, STATE),
+    "move.saved": Point("worker of a move", MOVE, STATE),
+    "move.copied": Point("worker of a move", MOVE, STATE),
     "spawn.created": Point("supervisor", MORE, TAKEOVER, "test_an_inbox_that_cannot_be_reserved_changes_nothing"),
     "remove.retired": Point("supervisor", FEWER, TAKEOVER),
     "spawn.started": Point("supervisor", MORE, TAKEOVER, "test_a_worker_process_that_cannot_be_started_is_tried_again"),

@@ -103,6 +103,23 @@ def test_a_worker_killed_at_any_point_resumes_with_state_and_position_that_agree
     expect_exact(settings, engine_name, feed)
 
 
+@pytest.mark.parametrize("point", ["move.saved", "move.copied"])
+def test_a_slot_whose_giver_or_taker_is_killed_in_the_middle_of_its_move_keeps_its_state(
+    rig: Rig, engine_name: str, settings: dict, point: str
+) -> None:
+    rig.tell("arm", f"{point} 1 {signal.SIGKILL:d}")
+    with rig.engine(engine_name, shards=2, **settings) as engine, engine.producer() as producer:
+        feed = Feed(producer, 1)
+        for target in (0, 1):
+            feed.push(800)
+            engine.move(range(32), target)
+        producer.flush(PATIENCE)
+        status = drained(engine)
+        assert [2, 2] == [shard["incarnation"] for shard in status["shards"]], f"{point} was not reached twice"
+        wait_fired(settings, engine_name, feed)
+    expect_exact(settings, engine_name, feed)
+
+
 def test_state_is_exact_through_random_kills_and_moves_at_once(rig: Rig, engine_name: str, settings: dict) -> None:
     seed = int(os.environ.get("SHARDMEM_SEED", random.randrange(10**6)))
     print(f"SHARDMEM_SEED={seed}")

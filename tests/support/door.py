@@ -38,7 +38,7 @@ async def served(
     api, observer = Api(engine.name, port, token, address, hosts), Observer(engine.control)
     api.bind()
     quarantine = QuarantineAccess(engine.name, os.path.join(tempfile.gettempdir(), "e.quarantine"), lambda: 7)
-    await api.start({each.name: scale for each in COMMANDS}, observer, quarantine, lambda: rows(CONFIG, {}))
+    api.start({each.name: scale for each in COMMANDS}, observer, quarantine, lambda: rows(CONFIG, {}))
     try:
         async with aiohttp.ClientSession("http://localhost", connector=aiohttp.UnixConnector(api.path)) as private:
             async with aiohttp.ClientSession(api.http or "http://localhost:1") as tcp:

@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 from shardmem.client.quarantine import NEWEST, describe, plain
 from shardmem.errors import AlreadyRunning, ConfigError
 from shardmem.http import listeners as module
+from shardmem.http.access import Access
 from shardmem.http.metrics import rows_of, seconds_of
 from shardmem.http.operations import COMMANDS, PAGE_FILES, READS
 from shardmem.http.server import Api
@@ -177,7 +178,7 @@ def test_the_kernel_says_who_is_at_the_other_end_of_the_unix_socket(loopback, so
     async def handler(request):
         return "let in"
 
-    answer = asyncio.run(Api("e")._access.admit(request, handler))
+    answer = asyncio.run(Access(None).admit(request, handler))
     assert "let in" == answer if allowed else 403 == answer.status and f"this connection is of uid {uid}" in answer.text
 
 

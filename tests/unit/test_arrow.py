@@ -33,18 +33,45 @@ def test_each_kind_of_field_becomes_a_column_of_its_type():
 
 
 @pytest.mark.parametrize(
-    "keys, column",
+    "keys, kind",
     [
-        ([1, -2], [1, -2]),
-        ([1, (1 << 64) - 1], [1, (1 << 64) - 1]),
-        (["a", 7], [b"a", b"7"]),
-        ([b"\x00", None], [b"\x00", b""]),
-        (["\udcff", "é"], [b"\xff", "é".encode()]),
+        ([1, -2], "int64"),
+        ([1, None], "int64"),
+        ([1, (1 << 64) - 1], "uint64"),
+        ([None, (1 << 64) - 1], "uint64"),
+        (["é", ""], "large_string"),
+        (["17", None], "large_string"),
+        ([b"\x00", None], "large_binary"),
+        ([None, None], "null"),
     ],
 )
-def test_events_become_the_columns_key_and_payload(keys, column):
+def test_the_key_column_is_of_the_type_of_the_keys_and_null_for_none(keys, kind):
     table = pyarrow.table(shardmem.Batch.of(list(zip(keys, [b"", b"\x00payload"]))))
-    assert table.to_pydict() == {"key": column, "payload": [b"", b"\x00payload"]}
+    table.validate(full=True)
+    assert kind == str(table.schema.field("key").type)
+    assert table.to_pydict() == {"key": keys, "payload": [b"", b"\x00payload"]}
+
+
+@pytest.mark.parametrize("keys", [[17, "17", b"17", None], [-1, (1 << 64) - 1], [None, "a", 0], ["", b"", 1 << 63, 5]])
+def test_keys_of_several_kinds_stay_apart_in_a_struct(keys):
+    """17, "17" and b"17" were one key, b"17"; and -1 was 2**64 - 1."""
+    table = pyarrow.table(shardmem.Batch.of([(key, b"") for key in keys]))
+    table.validate(full=True)
+    found = table.column("key").to_pylist()
+    assert keys == [None if each is None else next(v for v in each.values() if v is not None) for each in found]
+    assert all(each is None or 3 == list(each.values()).count(None) for each in found)
+    assert all(each is None or each["str"] is None or each["bytes"] is None for each in found)
+    assert [type(key) for key in keys] == [
+        type(None)
+        if each is None
+        else {"int": int, "uint": int, "str": str, "bytes": bytes}[next(n for n, v in each.items() if v is not None)]
+        for each in found
+    ]
+
+
+def test_text_that_is_not_utf_8_has_no_type_in_arrow():
+    with pytest.raises(ValueError, match=r"key '\\udcff' is text that is not UTF-8"):
+        shardmem.Batch.of([("\udcff", b""), ("é", b"")]).__arrow_c_stream__()
 
 
 def test_an_empty_batch_is_an_empty_table():

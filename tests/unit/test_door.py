@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from shardmem.http import application
 from shardmem.http import connections as module
-from shardmem.http import server
 from shardmem.http.connections import MOST, MOST_OF_PEER
 from shardmem.http.public import HIDDEN, public
 from shardmem.status.findings import findings
@@ -88,7 +88,7 @@ def test_a_connection_that_does_not_ask_again_is_ended(loopback, sockets, impati
 
 
 def test_a_body_that_does_not_arrive_is_not_waited_for(loopback, sockets, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "BODY_S", 0.2)
+    monkeypatch.setattr(application, "BODY_S", 0.2)
 
     async def test(api, private, tcp):
         wire = await Wire.to(api.http)
@@ -221,7 +221,8 @@ def test_a_peer_that_asks_without_end_has_to_wait_and_another_has_not() -> None:
 def test_answers_are_made_as_long_as_that_takes_a_small_part_of_the_time(loopback, sockets) -> None:
     async def test(api, private, tcp):
         made: list[int] = []
-        reads = api._reads
+        await ask(private, "GET", "/livez")  # the application is loaded when somebody asks
+        reads = api._application.reads
         reads._credit = 0.0
         reads._answers["x"] = "old"
         reads._credited_at = float("inf")
@@ -259,8 +260,9 @@ def test_a_command_of_a_client_that_has_gone_is_not_carried_out(loopback, socket
             carried_out.append(wanted)
             return {}
 
-        declared = next(each for each in server.COMMANDS if each.name == "rebalance")
-        answer = api._command(declared, note)
+        declared = next(each for each in application.COMMANDS if each.name == "rebalance")
+        await ask(private, "GET", "/livez")  # the application is loaded when somebody asks
+        answer = api._application._command(declared, note)
         ours, theirs = socket.socketpair()
         with ours:
             theirs.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -135,6 +135,27 @@ def test_attributes_of_an_older_version_are_upgraded() -> None:
     harness.restart(Second)
     harness.push("a")
     assert 2.75 == harness.entity("a").amount
+
+
+def test_constants_of_a_class_are_no_state_and_whoever_stops_as_it_starts_is_forgotten() -> None:
+    class Limited(shardmem.Entity):
+        limit: ClassVar[int] = 2
+        remember = True
+        count: int = 0
+
+        def started(self) -> None:
+            if self.count >= self.limit:
+                self.stop()
+
+        def receive(self, events: list[bytes]) -> None:
+            self.count += len(events)
+
+    harness = Harness(Limited)
+    harness.feed([("a", b""), ("b", b""), ("a", b"")])
+    assert 2 == len(harness.handler.entities)
+    harness.restart()
+    assert ["b"] == list(harness.handler.entities) == list(harness.handler.alive)
+    assert {"count": 1} == {name: value for name, value in vars(harness.entity("b")).items() if name[0] != "_"}
 
 
 def test_an_attribute_of_a_wrong_type_fails_the_batch() -> None:

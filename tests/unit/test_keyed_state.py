@@ -140,6 +140,49 @@ def test_a_value_that_is_not_of_the_declared_type_is_refused_where_it_is_written
     assert 1 == visits["a"]
 
 
+def test_text_that_cannot_be_saved_is_refused_where_it_is_written() -> None:
+    """In place of another text it was taken, and the checkpoint that could not write it ended the worker."""
+    names = Harness(Visits).handler.names
+    for _ in range(2):
+        with pytest.raises(shardmem.StateError, match="the value of key 'a' of state 'names' cannot be saved"):
+            names["a"] = "\ud800"
+        names["a"] = "ü"
+    with pytest.raises(shardmem.StateError, match="cannot be saved"):
+        names.set_many(["a"], ["\ud800"])
+    assert "ü" == names["a"]
+
+
+def test_a_default_that_was_only_looked_at_is_not_there_before_a_crash_as_after_it() -> None:
+    class Looks(shardmem.Handler):
+        session = shardmem.KeyedState(Session, default=Session)
+        seen = shardmem.KeyedState(bool, default=False)
+
+        def handle(self, batch: shardmem.Batch) -> None:
+            for key, payload in batch:
+                self.seen[key] = key in self.session
+                session = self.session[key]
+                if payload:
+                    assert len(self.session), "goes over all keys, and leaves objects in hand alone"
+                    session.pages += 1
+
+    harness = Harness(Looks)
+    for _ in range(2):
+        harness.push("a")
+        assert (False, False) == (harness.handler.seen["a"], "a" in harness.handler.session)
+    harness.push("a", b"change")
+    harness.restart()
+    assert 1 == harness.handler.session["a"].pages
+    harness.push("a")
+    assert harness.handler.seen["a"]
+
+
+@pytest.mark.parametrize("name", ["open", "timers", "snapshot", "on_timer"])
+def test_a_state_cannot_have_a_name_of_handlers(name: str) -> None:
+    shape = type("Named", (Typed,), {name: shardmem.KeyedState(int)})
+    with pytest.raises(shardmem.HandlerError, match=f"{name} is a name of handlers"):
+        Harness(shape)
+
+
 def test_an_object_that_cannot_be_saved_fails_the_batch_that_wrote_it() -> None:
     class Careless(shardmem.Handler):
         session = shardmem.KeyedState(Session, default=Session)
@@ -180,6 +223,28 @@ def test_what_does_not_fit_into_memory_is_read_from_the_store() -> None:
     assert all(harness.handler.seen[key] == [0, 1, 2, 3, 4] for key in range(1000))
 
 
+def test_once_a_handler_has_shown_what_it_asks_for_that_is_read_for_the_whole_batch_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    harness = Harness(Small, state_cache_bytes=1 << 16)
+    asked: list[bytes] = []
+    get = harness._store.get
+    monkeypatch.setattr(harness._store, "get", lambda key: asked.append(key) or get(key))
+    for number in range(6):
+        for first in range(0, 1000, 100):
+            harness.feed([(key, b"%d" % number) for key in range(first, first + 100)])
+        harness.checkpoint()
+        if number == 0:
+            assert 100 < len(asked), "one by one, until it is seen"
+            asked.clear()
+    assert [] == asked
+    assert dict.fromkeys(range(1000), 6) == {key: harness.handler.n[key] for key in range(1000)}
+    del harness.handler.n[5]
+    harness.checkpoint()
+    harness.feed([(5, b"0"), (2000, b"0")])
+    assert (1, 1) == (harness.handler.n[5], harness.handler.n[2000])
+
+
 class Counted(shardmem.Handler):
     n = shardmem.KeyedState(int, default=0)
     session = shardmem.KeyedState(Session, default=Session)
@@ -203,6 +268,10 @@ def test_a_checkpoint_writes_what_changed_and_nothing_else() -> None:
     assert 0 == len(harness._keeper.changes().rows), "reading changes nothing, not even of objects"
     harness.feed([(7, b"")])
     assert 2 == len(harness._keeper.changes().rows)
+
+
+class Typed(shardmem.Handler):
+    def handle(self, batch: shardmem.Batch) -> None: ...
 
 
 class Old(shardmem.Handler):

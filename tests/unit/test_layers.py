@@ -129,4 +129,4 @@ def test_a_circle_is_seen_at_the_top_in_a_function_and_for_type_checking(lines):
 def test_nothing_but_the_ways_in_imports_the_supervisor():
     module = "shardmem.supervisor.supervisor"
     importers = {own for own, imported in tree().items() if any(name.startswith(module) for name in imported)}
-    assert {"shardmem.console.cli.run", "shardmem.supervisor.embedded"} == importers
+    assert {"shardmem.console.cli.run", "shardmem.supervisor.lifeline"} == importers

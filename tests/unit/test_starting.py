@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +17,11 @@ from typing import Any
 import pytest
 
 from shardmem.config import Config
+from shardmem.runtime.child import ExitCode
 from shardmem.runtime.handler import HandlerRef
 from shardmem.supervisor import spares, workers
 from shardmem.supervisor.descriptors import RESERVE, Descriptors
+from shardmem.supervisor.prestart import Prestarted
 from shardmem.supervisor.spares import Spares
 
 
@@ -49,6 +53,7 @@ def made(memory: Memory, notes: Notes) -> workers.Workers:
         {0: SimpleNamespace(segment=SimpleNamespace(name="inbox"))},  # type: ignore[dict-item]
         Config.of(name="ticks", handler="module:handle"),
         HandlerRef("module:handle"),
+        Prestarted(),
         is_stopping=lambda shard: False,
         changed=lambda: None,
         history=notes,  # type: ignore[arg-type]
@@ -141,6 +146,7 @@ child.kill(); print(child.wait(60))
 def test_a_supervisor_raises_its_soft_limit_of_descriptors_and_remembers_what_it_was() -> None:
     code = """
 import resource
+import signal
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
 from shardmem.supervisor.descriptors import Descriptors
 print(Descriptors().before, *resource.getrlimit(resource.RLIMIT_NOFILE))
@@ -267,3 +273,35 @@ def test_with_no_spares_not_even_frequent_deaths_make_one(monkeypatch: pytest.Mo
         assert made == []
 
     in_loop(work, kept=0)
+
+
+# ---- the start of an engine ------------------------------------------------------------------------------------------
+
+
+def test_workers_that_were_started_first_are_taken_if_they_live_and_the_rest_end() -> None:
+    with contextlib.closing(Prestarted(4)) as prestarted:
+        dead, taken, kept, too_many = prestarted._waiting
+        dead.kill()
+        dead.wait()
+        assert prestarted.take() is taken and taken.poll() is None
+        prestarted.keep(1)
+        assert too_many.returncode == -signal.SIGKILL and kept.poll() is None
+    assert kept.returncode == -signal.SIGKILL and prestarted.take() is None
+    taken.stdin.close()
+    assert taken.wait(60) == ExitCode.BOOT  # nobody had orders for it
+    taken.close()
+
+
+def test_what_a_supervisor_does_not_need_until_workers_are_ready_is_not_imported_before() -> None:
+    """aiohttp alone took as long as a worker takes to start, and they share the cores."""
+    program = "import sys, shardmem.supervisor.lifeline; print({'aiohttp', 'psutil', 'rich', 'click'} & {*sys.modules})"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "set()"
+
+
+def test_workers_are_started_before_the_supervisor_imports_what_it_needs() -> None:
+    program = (
+        "import sys, shardmem.supervisor.embedded; print({'numpy', 'asyncio', 'shardmem.config'} & {*sys.modules})"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "set()"

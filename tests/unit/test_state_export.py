@@ -88,6 +88,28 @@ def test_an_export_in_parts_by_slot_is_the_whole(directory: str, tmp_path: Path,
     assert content(directory) == content(to)
 
 
+def test_lines_can_be_laid_out_for_another_number_of_slots(directory: str, tmp_path: Path) -> None:
+    data, to = exported(directory, False), str(tmp_path / "to" / "e.state")
+    lines = [line for line in data.splitlines(keepends=True) if b'"snapshot"' not in line]
+    assert len(VALUES) * 4 == import_state(io.BytesIO(b"".join(lines)), to, slots=64)
+    with contextlib.closing(StateReader(directory)) as before, contextlib.closing(StateReader(to)) as after:
+        assert 64 == after.slots
+        assert {(name, key): row for _, name, key, row in before.rows()} == {
+            (name, key): row for _, name, key, row in after.rows()
+        }
+        assert all(slot == slot_of(key, 64) for slot, _, key, _ in after.rows())
+        assert sorted((name, repr(key), due) for _, name, key, due in before.timers()) == sorted(
+            (name, repr(key), due) for _, name, key, due in after.timers()
+        )
+    for wrong, slots, why in ((data, 64, "all keys of a slot together"), (data, 48, "power of two")):
+        with pytest.raises(ShardmemError, match=why):
+            import_state(io.BytesIO(wrong), str(tmp_path / "other"), slots=slots)
+    with pytest.raises(ConfigError, match="only lines of JSON"):
+        import_state(io.BytesIO(exported(directory, True)), str(tmp_path / "other"), slots=64)
+    with pytest.raises(ShardmemError, match="made with slots=64 and the engine has slots=8"):
+        import_state(io.BytesIO(b"".join(lines)), to)
+
+
 def test_lines_are_json_that_people_can_read_and_write(directory: str) -> None:
     lines = [json.loads(line) for line in exported(directory, False).splitlines()]
     assert {"slots": SLOTS} == lines[0]

@@ -209,6 +209,21 @@ def test_a_value_that_was_damaged_is_named_with_its_file(store: Opener, tmp_path
             reader.get("n", 1)
 
 
+def test_many_rows_that_are_read_together_are_those_that_are_read_one_by_one(store: Opener) -> None:
+    made = store()
+    made.claim(range(SLOTS))
+    made.save([], changes({key: b"%d" % key for key in range(1000)}), b"", merge=True)
+    made.save([], changes({1: None, 2: b"new", 5000: b"only in the journal"}), b"")
+    made._database.connection.execute("update rows set value = x'00' where key = ?", (store_key(3, b"n", SLOTS),))
+    wanted = [store_key(key, b"n", SLOTS) for key in [*range(600), 5000, 6000]]
+    found = made.get_many(wanted)
+    assert None is found.pop(store_key(3, b"n", SLOTS))
+    assert found == {
+        key: row for key in wanted if key != store_key(3, b"n", SLOTS) and (row := made.get(key)) is not None
+    }
+    assert 599 == len(found) and {} == made.get_many([])
+
+
 def test_a_file_that_is_no_database_is_named_by_whoever_needs_it(store: Opener, tmp_path: Path) -> None:
     a = store(0)
     a.claim(range(SLOTS))
@@ -243,6 +258,49 @@ def test_reading_from_outside_finds_the_last_committed_value_and_writes_nothing(
         before = sorted(os.listdir(tmp_path))
         assert {1: b"two", "1": b"text"} == {key: row[0] for _, _, key, row in reader.rows()}
         assert before == sorted(os.listdir(tmp_path))
+
+
+def test_a_slot_that_moves_while_it_is_asked_about_is_found_where_it_has_gone(
+    store: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows were deleted between the question who has them and the question what they are."""
+    a, b = store(0), store(1)
+    a.claim(range(SLOTS))
+    a.save([], changes({1: b"one"}), b"")
+    with contextlib.closing(StateReader(str(tmp_path))) as reader:
+        assert reader.get("n", 1) is not None
+        owner, moved = reader._owner, []
+
+        def moves_then(slot: int) -> object:
+            found = owner(slot)
+            if not moved:
+                moved.append(slot)
+                a.save([], Changes(), b"", merge=True)
+                a.give(range(SLOTS))
+                b.claim(range(SLOTS))
+                a.purge()
+                assert {} == values(a)
+            return found
+
+        monkeypatch.setattr(reader, "_owner", moves_then)
+        got = reader.get("n", 1)
+        assert got is not None and (b"one", 1) == (got.row[0], got.shard)
+        assert reader.get("n", 2) is None
+
+
+def test_keys_that_are_written_all_the_time_stay_in_one_blob_and_out_of_the_tables(
+    store: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "MOST_BYTES", 2000)
+    made = store()
+    made.claim(range(SLOTS))
+    for step in range(100):
+        made.save([], changes(dict.fromkeys(range(10), b"%d" % step)), b"")
+        assert 2000 >= sum(len(body) for (body,) in made._database.rows("select body from journal"))
+    assert [(0,)] == made._database.rows("select count(*) from rows")
+    assert dict.fromkeys(range(10), b"99") == values(made) == values(store(incarnation=2))
+    with contextlib.closing(StateReader(str(tmp_path))) as reader:
+        assert dict.fromkeys(range(10), b"99") == {key: row[0] for _, _, key, row in reader.rows("n")}
 
 
 def test_a_reader_does_not_keep_a_writer_waiting(store: Opener, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,20 +27,24 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     TERM drains and stops; INT, QUIT or a second TERM stop now, and events stay in shared memory for the next run; HUP
     reads the configuration again and replaces the workers one by one; TTIN and TTOU add or remove one shard.
     """
-    import asyncio
-
     from shardmem.config import log_file
     from shardmem.memory.native import arm_from_environment
     from shardmem.runtime import logs
     from shardmem.runtime.child import begin
     from shardmem.runtime.handler import HandlerRef
     from shardmem.runtime.log_file import keep_in
-    from shardmem.supervisor.notify import Notify
-    from shardmem.supervisor.supervisor import Supervisor
+    from shardmem.supervisor.prestart import Prestarted
 
     begin()
     arm_from_environment()
     config, sources = configured(target, flags)
+    prestarted = click.get_current_context().with_resource(closing(Prestarted(config.start_shards)))
+
+    import asyncio
+
+    from shardmem.supervisor.notify import Notify
+    from shardmem.supervisor.supervisor import Supervisor
+
     logs.set_up(config.log_format, config.log_level or "info", config.name)
     keep_in(log_file(config.directory, config.name))
     for_people = not as_json and config.log_format == "human"
@@ -62,6 +67,7 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     supervisor = Supervisor(
         config,
         HandlerRef.of(config.handler),
+        prestarted,
         on_ready=ready,
         read_again=read_again,
         notify=Notify.from_environment(),

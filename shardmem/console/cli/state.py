@@ -195,8 +195,9 @@ def _export_partition(directory: str, engine: str, number: int, path: str) -> No
 @click.option(
     "--partitions", type=click.IntRange(1), help="Lay lines of JSON out for so many partitions: the topic has grown."
 )
+@click.option("--slots", type=click.IntRange(1), help="Lay lines of JSON out for an engine with so many slots.")
 @directory_option
-def import_(source: Any, partitions: int | None, name: str | None, state_dir: str | None) -> None:
+def import_(source: Any, partitions: int | None, slots: int | None, name: str | None, state_dir: str | None) -> None:
     """Take what `export` wrote, any form, into the files of an engine that does not run. What is there under the same
     keys is replaced; the state of a partition, as a whole."""
     from shardmem.config import state_directory
@@ -209,5 +210,5 @@ def import_(source: Any, partitions: int | None, name: str | None, state_dir: st
         raise ShardmemError(
             f"engine {name} exists, and its workers write to its files", hint=f"Stop it first: `shardmem stop {name}`"
         )
-    taken = import_state(source, state_directory(state_dir, name), partitions)
+    taken = import_state(source, state_directory(state_dir, name), partitions, slots)
     click.echo(f"engine {name}: {taken:,} values, timers and snapshots imported")
