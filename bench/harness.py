@@ -227,6 +227,8 @@ class Contender:
     pip: str | None = None  # what to install when `missing` says so
     forms: dict[str, str] = {}  # kind of case -> form
     own_workers = False
+    most: int | None = None  # bytes of an event; None: no limit that matters here
+    note = ""  # what it does not do that shardmem does, as the table's notes say it
 
     def missing(self) -> str | None:
         """Why it cannot take part here, or None. Must not raise."""

@@ -109,7 +109,8 @@ def fed(bootstrap: str) -> Iterator[str]:
     from confluent_kafka.admin import AdminClient, NewTopic
 
     topic, stop = f"moves-{uuid.uuid4().hex[:8]}", threading.Event()
-    for each in AdminClient({"bootstrap.servers": bootstrap}).create_topics([NewTopic(topic, PARTITIONS, 1)]).values():
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    for each in admin.create_topics([NewTopic(topic, PARTITIONS, 1)]).values():
         each.result(60)
     producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 1})
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-LESS_IS_BETTER = ("us", "ms", "s", "ns")
+LESS_IS_BETTER = ("us", "ms", "s", "ns", "MB", "MiB")
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Row:
     absent: str | None = None
     target: str = ""
     ratios: dict[str, float] | None = None
+    note: str = ""  # what the contender does not do
 
 
 def machine() -> dict[str, Any]:
@@ -90,12 +91,16 @@ def human(value: float, unit: str) -> str:
     return f"{value:.0f}/s"
 
 
+def times(ratio: float) -> str:
+    return f"{ratio:,.0f} x" if ratio >= 100 else f"{ratio:.3g} x"
+
+
 def cells(row: Row) -> list[str]:
     figures = ["", "", ""]
     if row.values:
         figures = [human(f(row.values), row.unit) for f in (min, statistics.median, max)]
     ratios = (row.ratios or {}).items()
-    says = [f"{ratio:,.0f} x {name}" if ratio >= 100 else f"{ratio:.3g} x {name}" for name, ratio in ratios]
+    says = [f"{times(ratio)} {name}" for name, ratio in ratios]
     if not says and row.contender in row.references and row.values:
         says = ["reference"]
     if row.failures:
@@ -181,6 +186,8 @@ def run(
         rows.extend(some)
 
     raw = measure(found)
+    for note in sorted({row.note for row in rows if row.note}):
+        print(note)
     if before is not None:
         print("\n".join(compare(rows, before)))
     if chosen.json:
@@ -189,6 +196,7 @@ def run(
             "benchmark": name,
             "machine": host,
             "settings": settings,
+            "ended": round(time.time(), 1),
             "seconds": round(time.time() - started, 1),
         }
         document |= {"rows": [asdict(row) for row in rows], "measurements": raw or []}

@@ -99,7 +99,7 @@ def one_trial(text: str) -> None:
     except Failed as error:
         result = {"failed": str(error)}
     except Exception as error:
-        result = {"failed": f"{type(error).__name__}: {error}"}
+        result = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
     print("\n" + json.dumps(result), flush=True)
 
 
@@ -112,7 +112,7 @@ def chosen(names: list[str], contenders: dict[Place, Contender]) -> Iterator[tup
         if not any(fnmatchcase(one, name) for one in known):
             raise SystemExit(f"run.py: --only {name}: no such case or contender; there are: {', '.join(known)}")
     for case in cases or CASES:
-        able = [i for i, c in contenders.items() if case.kind in c.forms]
+        able = [i for i, c in contenders.items() if case.kind in c.forms and (c.most or case.size) >= case.size]
         if wanted:
             able = [i for i in able if i in wanted or contenders[i].name in case.references]
         yield case, able
@@ -158,7 +158,7 @@ def measure(options: argparse.Namespace, found: Callable[[list[Row]], None]) -> 
                 bad = [f["failed"] for f in figures[i] if "failed" in f]
                 name = f"{case.name} {key}" if unit == "us" else case.name
                 label, contender = contenders[i].label(case.kind), contenders[i]
-                row = Row(name, contender.name, label, unit, good, case.references, pinning, bad)
+                row = Row(name, contender.name, label, unit, good, case.references, pinning, bad, note=contender.note)
                 if i in absent:
                     hint = f" (pip install {contender.pip})" if contender.pip else ""
                     row.absent = f"not installed{hint}"

@@ -1,10 +1,11 @@
 """All benchmarks, one after the other, each in a process of its own, into one JSON.
 
     python bench/suite.py [NAME...] [--quick] [--json FILE] [--against FILE]
+    python bench/suite.py --page FILE > docs/results.md
 
 NAME: of the programs below, in their order; default: all. --against compares the ratios, and the figures that have
-none, with those of an earlier --json, each beside the noise of both. Run it alone on the machine. Ends with 1 if one
-failed.
+none, with those of an earlier --json, each beside the noise of both. --page writes the page of the documentation from a
+--json, and measures nothing. Run it alone on the machine. Ends with 1 if one failed.
 """
 
 from __future__ import annotations
@@ -16,8 +17,27 @@ import sys
 import tempfile
 from pathlib import Path
 
+if __name__ == "__main__":
+    import checkout
+
+    checkout.use()
+
 HERE = Path(__file__).parent
-PROGRAMS = ("run", "elastic", "recovery", "kills", "outage", "state", "ingest", "kafka")
+PROGRAMS = (
+    "run",
+    "handler",
+    "model",
+    "start",
+    "idle",
+    "large",
+    "elastic",
+    "recovery",
+    "kills",
+    "outage",
+    "state",
+    "ingest",
+    "kafka",
+)
 
 
 def main() -> int:
@@ -26,7 +46,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="short and few rounds: proves, does not measure")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--against", type=Path, metavar="FILE", help="compare with the --json of an earlier run")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="print the page of this --json, and measure nothing")
     chosen = parser.parse_args()
+    if chosen.page:
+        from bench.page import page
+
+        print(page(json.loads(chosen.page.read_text())))
+        return 0
     if unknown := [name for name in chosen.names if name not in PROGRAMS]:
         parser.error(f"{unknown[0]} is no benchmark; there are {', '.join(PROGRAMS)}")
     before = json.loads(chosen.against.read_text())["benchmarks"] if chosen.against else {}

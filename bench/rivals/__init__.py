@@ -8,6 +8,7 @@ task. Buffers are 16 MiB where the rival lets us say so.
 from __future__ import annotations
 
 import importlib
+import mmap
 
 from bench.harness import Contender
 
@@ -20,8 +21,20 @@ MODULES = (
     "bench.rivals.hyper_queue",
     "bench.rivals.zeromq",
     "bench.rivals.iceoryx",
+    "bench.rivals.subetha_ipc",
+    "bench.rivals.kick",
+    "bench.rivals.slick",
+    "bench.rivals.cloudtoid",
+    "bench.rivals.tachyon",
 )
 BUFFER = 16 << 20
+BARE = "no keys, no workers, no second delivery of what a consumer had taken when it died"  # in the notes
+
+
+def counts() -> memoryview:
+    """Words that processes which are forked from here share, one for each pair: so many messages were received. For
+    rivals that lose what is not read in time."""
+    return memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
 
 
 class Absent(Contender):

@@ -11,7 +11,7 @@ from queue import Empty
 from typing import Any
 
 from bench.harness import DEADLINE, Contender, Trial
-from bench.rivals import BUFFER, unimportable
+from bench.rivals import BARE, BUFFER, unimportable
 
 
 def same(event: bytes) -> bytes:
@@ -22,6 +22,7 @@ class FasterFifo(Contender):
     name = "faster-fifo"
     pip = "faster-fifo"
     forms = {"lists": "list", "columns": "list", "push": "single", "latency": "single"}
+    note = f"faster-fifo: {BARE}; order only where one process reads"
 
     def missing(self) -> str | None:
         return unimportable("faster_fifo")

@@ -8,13 +8,14 @@ from contextlib import suppress
 from typing import Any
 
 from bench.harness import Contender, Trial
-from bench.rivals import BUFFER, unimportable
+from bench.rivals import BARE, BUFFER, unimportable
 
 
 class HyperQ(Contender):
     name = "hyperq"
     pip = "hyperq"
     forms = {"records": "joined", "columns": "joined", "push": "single", "latency": "single"}
+    note = f"hyperq: {BARE}; order only where one process reads"
 
     def missing(self) -> str | None:
         return unimportable("hyperq")

@@ -16,13 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.harness import BATCH, Contender, Trial
-from bench.rivals import unimportable
+from bench.rivals import BARE, unimportable
 
 
 class Iceoryx2(Contender):
     name = "iceoryx2"
     pip = "iceoryx2"
     forms = {"records": "joined", "columns": "joined", "push": "single", "latency": "single"}
+    note = f"iceoryx2: {BARE}; no receive that blocks"
 
     def missing(self) -> str | None:
         return unimportable("iceoryx2")

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.harness import Contender, Trial
+from bench.rivals import BARE
 
 
 class Pipe(Contender):
     name = "multiprocessing.Pipe"
     forms = {"records": "joined", "columns": "joined", "push": "single", "latency": "single"}
+    note = f"multiprocessing.Pipe: {BARE}; one process at each end"
 
     def setup(self, trial: Trial) -> None:
         fork = multiprocessing.get_context("fork")

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.harness import Contender, Trial
+from bench.rivals import BARE
 
 
 class Queue(Contender):
     name = "multiprocessing.Queue"
     # In the columns case too: it is what a program does today that has no columns to hand over.
     forms = {"lists": "list", "columns": "list", "push": "single", "latency": "single"}
+    note = f"multiprocessing.Queue: {BARE}; order only where one process reads"
 
     def setup(self, trial: Trial) -> None:
         # Bounded: without a limit the producer runs ahead into memory, and lists got half as far.

@@ -12,13 +12,14 @@ from itertools import cycle
 from typing import Any
 
 from bench.harness import BATCH, Contender, Trial
-from bench.rivals import BUFFER, unimportable
+from bench.rivals import BARE, BUFFER, unimportable
 
 
 class PushPull(Contender):
     name = "pyzmq"
     pip = "pyzmq"
     forms = {"records": "joined", "columns": "joined", "push": "single", "latency": "single"}
+    note = f"pyzmq: {BARE}; what is in the buffers of a process dies with it"
 
     def missing(self) -> str | None:
         return unimportable("zmq")

@@ -57,7 +57,7 @@ from shardmem.policy.scaling import (
 )
 from shardmem.policy.signals import ShardSample
 from shardmem.policy.slots import ShardCoordinator
-from shardmem.policy.trials import Place, Trial, Trials, Verdict, retry_wait
+from shardmem.policy.trials import LONGEST_PAUSE, Place, Trial, Trials, Verdict, retry_wait
 from shardmem.policy.wishes import Wishes
 
 __all__ = [
@@ -76,6 +76,7 @@ __all__ = [
     "HandoffState",
     "HotSlot",
     "InvalidPolicy",
+    "LONGEST_PAUSE",
     "Late",
     "LeastLoad",
     "LeastSlots",

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 from shardmem.errors import HandlerError, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.reader import TRIAL_ASIDE, TRIAL_DIED, TRIAL_NONE, TRIAL_TAKEN, TRIAL_WAITS, Reader, TrialView
-from shardmem.policy import Place, Trial, Trials, Verdict
+from shardmem.policy import LONGEST_PAUSE, Place, Trial, Trials, Verdict
 from shardmem.runtime.aside import Aside, Failure
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.commit import Commit
 from shardmem.runtime.explain import explain, let_go, short, trace_of
 from shardmem.runtime.forked import end_if_forked
 from shardmem.runtime.outcomes import OnError, Reject, RetryOn
-from shardmem.runtime.quarantine import Entry
+from shardmem.runtime.quarantine import Entry, QuarantineFull
 from shardmem.runtime.waiting import DRAINING_WAIT_S, LOG_S, REST_S, SAID_EACH_S, Waiting
 from shardmem.text import of_error, plural
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from shardmem.memory.native import sm_batch
 
 PATIENCE_NS = 100_000_000
+ANOTHER_AFTER = 5  # tries to use the quarantine: 3 s
 FRESH_S = 1.0  # a shard in doubt tries events that have just come at least as seldom, whatever it waits
 
 log = logging.getLogger("shardmem.worker")
@@ -79,6 +80,7 @@ class Failures:
         self._in_trial: int | None = None
         self._others_next, self._logged_at, self._told_at = False, -LOG_S, -LOG_S
         self._rejected, self._rejected_at = 0, -LOG_S  # not logged yet, and when some were
+        self._waited_before = self._waiting.kind == "quarantine"  # the last life, for the same
         self._died = self._take_up()
         self.busy = self._is_busy()
 
@@ -86,9 +88,12 @@ class Failures:
         """What the last life had on trial; those of it that were in hand when it died."""
         self._aside.retract_left()
         self._trials.in_doubt = self._waiting.kind == "doubt"
-        views = self._reader.trials()
+        views, handled, latest = self._reader.trials(), self._reader.handled(), time.monotonic() + LONGEST_PAUSE
         for number, view in views.items():
-            self._trials.add(number, _trial_of(view))
+            trial = _trial_of(view)
+            # a damaged word must not keep back the events of its key for ever
+            trial.due, trial.seen = min(trial.due, latest), min(trial.seen, handled)
+            self._trials.add(number, trial)
             if view.state == TRIAL_TAKEN:
                 self._aside.take(view)
         if self._trials.in_doubt:
@@ -437,11 +442,22 @@ class Failures:
             self._put_back()
             if isinstance(error, ShardmemError):
                 self._wait("quarantine", str(error))
+                self._expect_quarantine(error)
             return None
+        self._waited_before = False
         if self._waiting.kind == "quarantine":
             self._waiting.over()
         self._log_aside(entries)
         return places
+
+    def _expect_quarantine(self, error: ShardmemError) -> None:
+        """It may be this process that cannot use it, with the limits or the user that a handler has given it. So the
+        next life tries, once, and waits if it cannot either."""
+        if self._rules.on_error == "stop" or isinstance(error, QuarantineFull) or self._waited_before:
+            return
+        if self._waiting.tries < ANOTHER_AFTER:
+            return
+        raise error
 
     def _log_aside(self, entries: list[Entry]) -> None:
         """What was rejected, of which a client may send thousands, no more often than LOG_S: all of it is listed in the

@@ -15,12 +15,13 @@ import pytest
 
 import shardmem
 from shardmem.errors import HandlerError
-from shardmem.memory.reader import Reader
+from shardmem.memory.reader import TRIAL_WAITS, Reader
 from shardmem.memory.words import waiting_of
+from shardmem.runtime import failures
 from shardmem.runtime.aside import Aside
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.commit import Immediate
-from shardmem.runtime.failures import PATIENCE_NS, Failures
+from shardmem.runtime.failures import ANOTHER_AFTER, PATIENCE_NS, Failures
 from shardmem.runtime.outcomes import OnError, RetryOn
 
 TURNS = 20_000  # of a loop that should end long before
@@ -372,6 +373,31 @@ def test_the_files_of_others_and_what_was_replayed_stay_in_quarantine_when_a_wor
     assert sorted(others) == sorted(each for (each,) in left)
 
 
+def test_a_worker_that_cannot_use_the_quarantine_is_followed_by_another_which_waits_if_it_cannot_either(
+    loopback, tmp_path
+):
+    """A handler had set limits for its process, and its shard waited for good."""
+    engine = loopback()
+    worker = Worker(engine, refuse(b"bad", by=shardmem.Reject), tmp_path)
+    worker.file.mkdir()  # what is no file cannot be used by anybody
+    engine.producer().push_many([1, 2], [b"bad", b"good"])
+    with pytest.raises(shardmem.ShardmemError, match="the quarantine file"):
+        worker.run()
+    assert ANOTHER_AFTER == engine.control.view_shard(0).waiting_tries
+    worker.die()
+    worker.run(until=lambda: engine.control.view_shard(0).waiting_tries > 4 * ANOTHER_AFTER)
+    worker.file.rmdir()
+    worker.run()
+    assert (1, 1, 0) == worker.counts and not worker.waits
+
+    for end in ("", "-wal", "-shm"):
+        worker.file.with_name(worker.file.name + end).unlink()
+    worker.file.mkdir()
+    engine.producer().push_many([1, 2], [b"bad", b"good"])
+    with pytest.raises(shardmem.ShardmemError, match="the quarantine file"):
+        worker.run()  # the same again, when it had been able to
+
+
 def test_a_quarantine_that_was_removed_is_an_error_and_then_a_new_one(loopback, tmp_path):
     engine = loopback()
     worker, producer = Worker(engine, refuse(b"bad", b"worse", by=shardmem.Reject), tmp_path), engine.producer()
@@ -542,3 +568,25 @@ def test_a_shard_that_waits_gives_a_sign_of_life(loopback, tmp_path):
     before = engine.control.view_shard(0).heartbeat_ns
     worker.turn()
     assert engine.control.view_shard(0).heartbeat_ns > before and time.monotonic_ns() > before
+
+
+def test_a_damaged_word_of_an_event_on_trial_keeps_its_key_back_for_no_longer_than_a_pause(
+    loopback, tmp_path, monkeypatch
+):
+    """A campaign: the events of one key waited for good."""
+    monkeypatch.setattr(failures, "LONGEST_PAUSE", 0.01)
+    engine = loopback()
+    worker = Worker(engine, refuse(b"bad"), tmp_path, retry_backoff=1e6)
+    engine.producer().push_many([1, 1, 1], [b"bad", b"after it", b"last"])
+    worker.run(until=lambda: bool(worker.failures._trials.events))
+    ((event, _),) = worker.failures._trials.events.items()
+    worker.reader.set_trial(event, TRIAL_WAITS, 1, (1 << 63) - 1)
+    worker.rules["retry_backoff"] = 0.0001
+    worker.die()
+    engine.producer().push("other", b"witness")
+    for _ in range(2000):
+        worker.turn()
+        if worker.counts[2] == 0:
+            break
+        time.sleep(0.001)
+    assert (3, 1, 0) == worker.counts
