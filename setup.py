@@ -55,6 +55,7 @@ setup(
         "Programming Language :: C",
         "Programming Language :: Python :: 3",
         *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 15)),
+        "Programming Language :: Python :: Free Threading :: 2 - Beta",
         "Programming Language :: Python :: Implementation :: CPython",
         "License :: OSI Approved :: MIT License",
     ],

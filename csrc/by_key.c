@@ -1,9 +1,7 @@
 /* role: none
  * A batch grouped by key.
  */
-#define Py_LIMITED_API 0x030a0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "interpreter.h"
 
 #include <stdlib.h>
 

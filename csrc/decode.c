@@ -1,9 +1,7 @@
 /* role: none
- * The events of a batch as Python objects: lists of them, and one pair at a time. In CPython's limited API, as fastcall.c is.
+ * The events of a batch as Python objects: lists of them, and one pair at a time.
  */
-#define Py_LIMITED_API 0x030a0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "interpreter.h"
 
 #include "objects.h"
 

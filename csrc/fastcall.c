@@ -4,13 +4,10 @@
  * These functions never wait and never run Python code between borrowing a pointer and the last use of it; all
  * that is not the plain case (other types, a full lane, a fork, keywords) goes to a Python callable.
  *
- * They live in the same extension module as cffi's functions, and like those in CPython's limited API (3.10).
+ * They live in the same extension module as cffi's functions.
  */
-#define Py_LIMITED_API 0x030a0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "interpreter.h"
 
-#include "buffers.h"
 #include "objects.h"
 
 typedef struct {
@@ -39,9 +36,11 @@ static int plain_payload(PyObject *payload, sm_event *e)
     Py_ssize_t length;
     if (Py_TYPE(payload) == &PyBytes_Type) {
         PyBytes_AsStringAndSize(payload, &bytes, &length);
+#ifndef Py_GIL_DISABLED /* there, another thread may make it shorter while it is read */
     } else if (Py_TYPE(payload) == &PyByteArray_Type) {
         bytes = PyByteArray_AsString(payload);
         length = PyByteArray_Size(payload);
+#endif
     } else if (payload == Py_None) { /* after the key: meta is its */
         e->meta |= SM_META_MISSING;
         bytes = "";
@@ -78,23 +77,34 @@ done:
     return result;
 }
 
-/* Waiting for the lock lets other threads run, and one of them may detach: the memory stays until we are out of it. */
+/* NULL: everything takes the slow way. owner: a new reference. Waiting for the lock lets other threads run, and one of them may
+ * detach: the memory stays until we are out of it. */
+static inline sm_sender *sender_of(Pusher *self, PyObject **owner)
+{
+    sm_sender *s;
+    SM_LOCKED(self, {
+        s = self->sender;
+        *owner = self->owner;
+        Py_XINCREF(*owner);
+    });
+    return s;
+}
+
 static int push_plain(Pusher *self, PyObject *key, PyObject *payload)
 {
     sm_event e;
     uint32_t shard;
-    sm_sender *s = self->sender;
     int status = SM_CLOSED;
-    if (unlikely(!s || !sm_plain_key(key, &e)))
+    if (unlikely(!sm_plain_key(key, &e)))
         return status;
-    PyObject *owner = self->owner;
-    Py_INCREF(owner);
-    if (likely(lock_sender(s))) {
+    PyObject *owner;
+    sm_sender *s = sender_of(self, &owner);
+    if (likely(s && lock_sender(s))) {
         /* the payload is looked at only now */
         status = plain_payload(payload, &e) ? sm_push_one(s, &e, &shard) : SM_TOO_LARGE;
         sm_sender_unlock(s);
     }
-    Py_DECREF(owner);
+    Py_XDECREF(owner);
     return status;
 }
 
@@ -123,6 +133,41 @@ static PyObject *cursor_state(int status, const sm_cursor *c)
                          (unsigned int)c->shard, (unsigned long long)c->accepted);
 }
 
+/* all events of two lists, as far as they are plain and find room; the lock is held */
+static int push_lists(sm_sender *s, PyObject *keys, PyObject *payloads, sm_cursor *c)
+{
+    sm_event *events = sm_sender_events(s), judged;
+    uint64_t n = (uint64_t)PyList_Size(keys), limit = sm_max_payload(s, 0);
+    if ((uint64_t)PyList_Size(payloads) != n)
+        return SM_TOO_LARGE;
+    for (uint64_t i = 0; n > SM_CHUNK && i < n; i++)
+        if (!sm_plain_key(item_of(keys, i), &judged) || !plain_payload(item_of(payloads, i), &judged) ||
+            (uint64_t)SM_META_LENGTH(judged.meta) + judged.length > limit) {
+            c->next = i;
+            return SM_TOO_LARGE;
+        }
+    int status = SM_OK;
+    while (status == SM_OK && c->next < n) {
+        uint64_t start = c->next;
+        uint32_t rows = (uint32_t)(n - start < SM_CHUNK ? n - start : SM_CHUNK);
+        for (uint32_t i = 0; i < rows; i++) {
+            sm_event *e = &events[i];
+            if (unlikely(!sm_plain_key(item_of(keys, start + i), e) ||
+                         !plain_payload(item_of(payloads, start + i), e) ||
+                         (uint64_t)SM_META_LENGTH(e->meta) + e->length > limit)) {
+                c->next = start + i;
+                return SM_TOO_LARGE;
+            }
+        }
+        status = sm_push_chunk(s, events, rows, c);
+        if (status == SM_OK || c->pending_count) {
+            c->chunk = start;
+            c->next = start + rows;
+        }
+    }
+    return status;
+}
+
 /*
  * push_many(keys, payloads): two lists of equal length, checked by the caller. None when all is accepted, else
  * the state above. SM_TOO_LARGE with next = the offending index means that some event is not plain (or too
@@ -134,49 +179,17 @@ static PyObject *pusher_push_many(Pusher *self, PyObject *const *args, Py_ssize_
     c.chunk = c.next = c.accepted = c.pending_count = c.shard = 0;
     if (nargs != 2 || !PyList_Check(args[0]) || !PyList_Check(args[1]))
         return PyErr_Format(PyExc_TypeError, "push_many takes two lists");
-    if (!self->sender)
-        return cursor_state(SM_CLOSED, &c);
-    PyObject *keys = args[0], *payloads = args[1], *owner = self->owner;
-    sm_sender *s = self->sender;
-    if (sm_sender_forked(s))
-        return cursor_state(SM_FORKED, &c);
-    Py_INCREF(owner); /* as in push_plain */
-    lock_sender(s);
-    int collecting = PyGC_Disable(); /* a finaliser that pushes would wait for the lock that this thread holds */
-    sm_event *events = sm_sender_events(s), judged;
-    uint64_t n = (uint64_t)PyList_Size(keys), limit = sm_max_payload(s, 0);
-    int status = (uint64_t)PyList_Size(payloads) == n ? SM_OK : SM_TOO_LARGE;
-    for (uint64_t i = 0; status == SM_OK && n > SM_CHUNK && i < n; i++)
-        if (!sm_plain_key(item_of(keys, i), &judged) || !plain_payload(item_of(payloads, i), &judged) ||
-            (uint64_t)SM_META_LENGTH(judged.meta) + judged.length > limit) {
-            c.next = i;
-            status = SM_TOO_LARGE;
-        }
-    while (status == SM_OK && c.next < n) {
-        uint64_t start = c.next;
-        uint32_t rows = (uint32_t)(n - start < SM_CHUNK ? n - start : SM_CHUNK);
-        for (uint32_t i = 0; i < rows; i++) {
-            sm_event *e = &events[i];
-            if (unlikely(!sm_plain_key(item_of(keys, start + i), e) ||
-                         !plain_payload(item_of(payloads, start + i), e) ||
-                         (uint64_t)SM_META_LENGTH(e->meta) + e->length > limit)) {
-                c.next = start + i;
-                status = SM_TOO_LARGE;
-                break;
-            }
-        }
-        if (status != SM_OK)
-            break;
-        status = sm_push_chunk(s, events, rows, &c);
-        if (status == SM_OK || c.pending_count) {
-            c.chunk = start;
-            c.next = start + rows;
-        }
+    PyObject *owner;
+    sm_sender *s = sender_of(self, &owner);
+    int status = !s ? SM_CLOSED : SM_FORKED;
+    if (s && lock_sender(s)) {
+        int collecting = PyGC_Disable(); /* a finaliser that pushes would wait for the lock that this thread holds */
+        SM_LOCKED_BOTH(args[0], args[1], status = push_lists(s, args[0], args[1], &c));
+        if (collecting)
+            PyGC_Enable();
+        sm_sender_unlock(s);
     }
-    if (collecting)
-        PyGC_Enable();
-    sm_sender_unlock(s);
-    Py_DECREF(owner);
+    Py_XDECREF(owner);
     if (likely(status == SM_OK))
         Py_RETURN_NONE;
     return cursor_state(status, &c);
@@ -314,20 +327,20 @@ static PyObject *pusher_push_columns(Pusher *self, PyObject *const *args, Py_ssi
     c.chunk = c.next = c.accepted = c.pending_count = c.shard = 0;
     if (nargs != 3 && nargs != 8)
         return PyErr_Format(PyExc_TypeError, "push_columns takes keys, data and offsets, and what comes with them");
-    sm_sender *s = self->sender;
+    PyObject *owner;
+    sm_sender *s = sender_of(self, &owner);
     if (!s || !hold_columns(&held, args, &in) || in.n > SM_CHUNK || (nargs == 8 && !hold_more(&held, args + 3, &in))) {
         let_go(&held);
+        Py_XDECREF(owner);
         Py_RETURN_NONE;
     }
-    PyObject *owner = self->owner;
-    Py_INCREF(owner); /* as in push_plain */
     int status = SM_FORKED;
     if (lock_sender(s)) {
         status = sm_push_columns_locked(s, &in, &c);
         sm_sender_unlock(s);
     }
     let_go(&held);
-    Py_DECREF(owner);
+    Py_XDECREF(owner);
     if (likely(status == SM_OK))
         return PyLong_FromUnsignedLongLong(in.n);
     if (status == SM_TOO_LARGE)
@@ -340,19 +353,27 @@ static PyObject *pusher_attach(Pusher *self, PyObject *const *args, Py_ssize_t n
     unsigned long long address = n == 2 ? PyLong_AsUnsignedLongLong(args[0]) : 0;
     if (!address)
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "attach takes an address and its owner");
-    PyObject *before = self->owner;
+    PyObject *before;
     Py_INCREF(args[1]);
-    self->owner = args[1];
-    self->sender = (sm_sender *)(uintptr_t)address;
+    SM_LOCKED(self, {
+        before = self->owner;
+        self->owner = args[1];
+        self->sender = (sm_sender *)(uintptr_t)address;
+    });
     Py_XDECREF(before);
     Py_RETURN_NONE;
 }
 
 static PyObject *pusher_detach(Pusher *self, PyObject *ignored)
 {
+    PyObject *before;
     (void)ignored;
-    self->sender = NULL;
-    Py_CLEAR(self->owner);
+    SM_LOCKED(self, {
+        before = self->owner;
+        self->sender = NULL;
+        self->owner = NULL;
+    });
+    Py_XDECREF(before);
     Py_RETURN_NONE;
 }
 

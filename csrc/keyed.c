@@ -1,10 +1,7 @@
 /* role: none
- * What keyed state needs once per event: the mapping that a handler reads and writes. In CPython's limited API, as
- * fastcall.c is.
+ * What keyed state needs once per event: the mapping that a handler reads and writes.
  */
-#define Py_LIMITED_API 0x030a0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "interpreter.h"
 
 #include <stddef.h>
 #include <structmember.h>

@@ -1,5 +1,5 @@
 /*
- * The mapping of keyed state, as keyed.c (one key at a time) and many.c (a column of keys) share it. Include after Python.h.
+ * The mapping of keyed state, as keyed.c (one key at a time) and many.c (a column of keys) share it. Include after interpreter.h.
  */
 #ifndef SHARDMEM_KEYED_H
 #define SHARDMEM_KEYED_H

@@ -104,6 +104,10 @@ typedef struct sm_shard {
     _Atomic uint64_t worker_rows;                    /* writer: worker */
     _Atomic uint64_t worker_waited_us;               /* writer: worker (from push to handled, of all rows together) */
     _Atomic uint32_t worker_stateful;                /* writer: worker (it takes up slots itself: restore, gained) */
+    _Atomic uint64_t worker_checkpoints;             /* writer: worker (of state and positions; the time they took) */
+    _Atomic uint64_t worker_checkpoint_ns;           /* writer: worker (all together) */
+    _Atomic uint64_t worker_checkpoint_last_ns;      /* writer: worker (the last one) */
+    _Atomic uint64_t worker_checkpoint_at_ns;        /* writer: worker (when that had ended) */
     /* the attempt record: what a successor has to know of the batch that its predecessor died in */
     _Alignas(SM_LINE) _Atomic uint32_t attempt_rows; /* writer: worker (of the batch in hand; 0: none) */
     _Atomic uint32_t attempt_limit;                  /* writer: worker (most rows of a batch among suspects; 0: none) */

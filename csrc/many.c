@@ -3,13 +3,10 @@
  * without a Python object for each event. A key is found among `entries` by what its frame says of it; the first time that
  * it is asked for it goes the way of a single one, through Python.
  */
-#define Py_LIMITED_API 0x030a0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "interpreter.h"
 
 #include <stdlib.h>
 
-#include "buffers.h"
 #include "keyed.h"
 
 #define LEAST_ROOM 64

@@ -1,6 +1,6 @@
 /*
- * Keys as Python objects and as frames carry them. For the files that call Python's C API (limited, 3.10): include after
- * Python.h. Inline: a push is 60 ns.
+ * Keys as Python objects and as frames carry them. For the files that include interpreter.h, and behind
+ * it. Inline: a push is 60 ns.
  */
 #ifndef SHARDMEM_OBJECTS_H
 #define SHARDMEM_OBJECTS_H

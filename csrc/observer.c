@@ -116,6 +116,10 @@ void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out)
     out->holds = GET(s->shard_holds);
     out->stateful = GET(s->worker_stateful);
     out->waited_us = GET(s->worker_waited_us);
+    out->checkpoint_at_ns = GET(s->worker_checkpoint_at_ns); /* K2: pairs with K1 in shard.c: before what it is of */
+    out->checkpoints = GET(s->worker_checkpoints);
+    out->checkpoint_ns = GET(s->worker_checkpoint_ns);
+    out->checkpoint_last_ns = GET(s->worker_checkpoint_last_ns);
     out->waiting_kind = GET(s->waiting_kind); /* B4: pairs with W2 in sm_worker_waits: before the rest */
     out->waiting_tries = GET(s->waiting_tries);
     out->waiting_since_ns = GET(s->waiting_since_ns);
@@ -197,6 +201,26 @@ int sm_view_lane(const void *inbox, const sm_geometry *g, uint32_t seat, sm_lane
     out->tail = sm_position(tail);
     out->broken = GET(lane->broken);
     return SM_OK;
+}
+
+/*
+ * The frame at the head is read while its worker may be done with it and its producer put another one there. That one does
+ * not say that it is at this position, so it is not taken for the one that was; the next look will find an older moment or a
+ * newer one, and either is true.
+ */
+int64_t sm_lane_oldest_ns(const void *inbox, const sm_geometry *g, uint32_t seat)
+{
+    const sm_lane *lane = sm_lane_at(inbox, g->lane_bytes, seat);
+    /* A2: pairs with P0: what is before this tail was whole */
+    uint64_t at = sm_position(GET(lane->head)), tail = sm_position(GET(lane->tail));
+    sm_frame f;
+    while (at < tail && tail - at <= g->lane_bytes &&
+           sm_judge_frame(sm_lane_data(lane), g->lane_bytes, g->row_bytes, at, tail, &f) == SM_OK) {
+        if (f.kind != SM_FRAME_PAD)
+            return f.sent_ns;
+        at += f.length;
+    }
+    return 0;
 }
 
 void sm_view_move(const void *control, uint32_t slot, sm_move_view *out)

@@ -60,6 +60,18 @@ void sm_worker_waits(void *control, uint32_t shard, uint32_t kind, uint32_t trie
     atomic_store_explicit(&s->waiting_kind, kind, memory_order_release);
 }
 
+/* K1: release, when it ended comes last: who sees it sees of which one it is. Pairs with K2 in sm_view_shard. */
+void sm_worker_checkpointed(void *control, uint32_t shard, uint64_t took_ns)
+{
+    sm_shard *s = sm_shard_at(control, shard);
+    uint64_t count = atomic_load_explicit(&s->worker_checkpoints, memory_order_relaxed),
+             sum = atomic_load_explicit(&s->worker_checkpoint_ns, memory_order_relaxed);
+    atomic_store_explicit(&s->worker_checkpoints, count + 1, memory_order_relaxed);
+    atomic_store_explicit(&s->worker_checkpoint_ns, sum + took_ns, memory_order_relaxed);
+    atomic_store_explicit(&s->worker_checkpoint_last_ns, took_ns, memory_order_relaxed);
+    atomic_store_explicit(&s->worker_checkpoint_at_ns, (uint64_t)sm_clock(), memory_order_release);
+}
+
 void sm_worker_stateful(void *control, uint32_t shard, uint32_t stateful)
 {
     atomic_store_explicit(&sm_shard_at(control, shard)->worker_stateful, stateful, memory_order_relaxed);

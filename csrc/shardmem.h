@@ -304,6 +304,7 @@ uint32_t sm_touched(sm_reader *reader,
 int sm_worker_enter(void *control, uint32_t shard, int64_t pid, uint64_t now_ns);
 void sm_worker_phase(void *control, uint32_t shard, uint32_t phase);
 void sm_worker_error(void *control, uint32_t shard, const char *text, uint32_t bytes);
+void sm_worker_checkpointed(void *control, uint32_t shard, uint64_t took_ns);
 void sm_worker_stateful(void *control, uint32_t shard, uint32_t stateful); /* before the phase says ready */
 uint32_t sm_worker_orders(const void *control, uint32_t shard);            /* engine state, shard state << 8 */
 
@@ -367,6 +368,8 @@ typedef struct sm_shard_view {
     uint32_t waiting_kind, waiting_tries, on_trial; /* on_trial: events */
     uint64_t waiting_since_ns, waiting_until_ns;
     uint64_t waited_us; /* the sum of what latency counts */
+    uint64_t checkpoints, checkpoint_ns, checkpoint_last_ns,
+        checkpoint_at_ns; /* _ns: together; at: when the last ended */
     uint64_t latency[160];
     uint64_t
         batch_sizes[32]; /* batches of at most 1, 2, 4, 8, ... rows, and more than half of that; rows is their sum */
@@ -383,6 +386,8 @@ void sm_view_seat(const void *control, uint32_t seat, sm_seat_view *out);
 void sm_view_shard(const void *control, uint32_t shard, sm_shard_view *out);
 uint32_t sm_open_lanes(const void *inbox, const sm_geometry *geometry, uint32_t *seats); /* how many */
 int sm_view_lane(const void *inbox, const sm_geometry *geometry, uint32_t seat, sm_lane_view *out);
+/* when the first event of an open lane was sent that is not handled; 0: there is none, or it went at this moment */
+int64_t sm_lane_oldest_ns(const void *inbox, const sm_geometry *geometry, uint32_t seat);
 typedef struct sm_move_view {
     uint64_t number, since_ns, deadline_ns, drained, restored;
     uint32_t phase, source, target;

@@ -1,9 +1,7 @@
 /* role: none
  * Keys as the store of keyed state writes them, and the slots that they belong to.
  */
-#define Py_LIMITED_API 0x030a0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "interpreter.h"
 
 #include "keyed.h"
 

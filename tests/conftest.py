@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from shardmem.places import runtime_directories
+from support.postgresql import Server, programs, serving
 
 # A control socket of an engine has an address of 107 bytes, and names here are long.
 if len(os.fsencode(os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}", 64 * "n" + ".sock"))) > 107:
@@ -63,6 +64,16 @@ def engine_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(_TEST_MARK, name)
     yield name
     _expect_nothing(f"test {request.node.name}", lambda entry: name in entry, lambda: _marked(_TEST_MARK, name))
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[Server]:
+    """One for all tests of this process that want it."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    if (found := programs()) is None:
+        pytest.skip("no PostgreSQL server is installed (Debian: postgresql)")
+    with serving(found) as server:
+        yield server
 
 
 @pytest.fixture(scope="session", autouse=True)

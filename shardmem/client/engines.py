@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TypedDict
 
 from shardmem.client.client import Client
@@ -19,9 +20,12 @@ class EngineLine(TypedDict):
 
     name: str
     state: str
+    host: str | None
+    handler: str | None
     shards: int | None
     rate: float | None  # events handled in a second
     in_flight: int | None
+    oldest_s: float | None  # how long ago the first of them was pushed
     level: Level
     verdict: str
     findings: list[str]
@@ -30,8 +34,9 @@ class EngineLine(TypedDict):
     error: str | None
 
 
-def engines() -> list[EngineLine]:
-    """By name. Takes LOOK_S where there are any; an engine that cannot be read is a line too."""
+def engines(shown: Callable[[Status], Status] = lambda document: document) -> list[EngineLine]:
+    """By name. Takes LOOK_S where there are any; an engine that cannot be read is a line too. shown: what of a document
+    may be."""
     lines: list[EngineLine] = []
     clients: list[Client] = []
     for name in engine_names():
@@ -47,11 +52,16 @@ def engines() -> list[EngineLine]:
             time.sleep(LOOK_S)
         for client in clients:
             found = _status(client)
-            lines.append(line(found) if isinstance(found, dict) else _unreadable(client.name, found))
+            lines.append(line(shown(found)) if isinstance(found, dict) else _unreadable(client.name, found))
     finally:
         for client in clients:
             client.close()
     return sorted(lines, key=lambda each: each["name"])
+
+
+def oldest_s(document: Status) -> float | None:
+    """How long ago the first of all events in flight was pushed."""
+    return max((shard["oldest_s"] for shard in document["shards"] if shard["oldest_s"] is not None), default=None)
 
 
 def line(document: Status) -> EngineLine:
@@ -61,9 +71,12 @@ def line(document: Status) -> EngineLine:
     return {
         "name": engine["name"],
         "state": "no supervisor" if alone else engine["state"],
+        "host": engine["host"],
+        "handler": engine["handler"],
         "shards": sum(shard["state"] in ("active", "draining", "failed") for shard in document["shards"]),
         "rate": sum(shard["rate"] for shard in document["shards"]),
         "in_flight": document["accounting"]["in_flight"],
+        "oldest_s": oldest_s(document),
         "level": level,
         "verdict": VERDICTS[level],
         "findings": [each["text"] for each in found],
@@ -84,9 +97,12 @@ def _unreadable(name: str, error: ShardmemError) -> EngineLine:
     return {
         "name": name,
         "state": "cannot be read",
+        "host": None,
+        "handler": None,
         "shards": None,
         "rate": None,
         "in_flight": None,
+        "oldest_s": None,
         "level": "error",
         "verdict": VERDICTS["error"],
         "findings": [],

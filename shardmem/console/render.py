@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from shardmem.client.engines import EngineLine
+from shardmem.client.engines import EngineLine, oldest_s
 from shardmem.status.document import (
     Accounting,
     Finding,
@@ -91,7 +91,13 @@ def status(document: Status) -> Group:
     pids = ", ".join(who(producer) for producer in alive[:8]) + (", ..." if len(alive) > 8 else "")
     parts.append(Text(f"producers: {len(alive)} connected" + (f" (pid {pids})" if alive else "")))
     parts += [Text(source_line(source), "red" if source["error"] else "") for source in document["sources"]]
-    parts.append(Text(accounting_line(document["accounting"])))
+    oldest = oldest_s(document)
+    parts.append(
+        Text(
+            accounting_line(document["accounting"])
+            + (f", the oldest for {milliseconds(oldest)}" if oldest is not None and oldest >= 1 else "")
+        )
+    )
     parts += [
         Text(line, LEVEL_COLORS[each["level"]])
         for each in document["history"][-5:]

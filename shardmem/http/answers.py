@@ -223,9 +223,12 @@ COMPONENTS: dict[str, Schema] = {
             obj(
                 name=TEXT,
                 state=TEXT,
+                host=or_null(TEXT),
+                handler=or_null(TEXT),
                 shards=or_null(COUNT),
                 rate=or_null(NUMBER),
                 in_flight=or_null(WHOLE),
+                oldest_s=or_null(NUMBER),
                 level=one_of(*LEVELS),
                 verdict=TEXT,
                 findings=array(TEXT),

@@ -232,10 +232,12 @@ PAGE_FILES = {
     name: PAGE_TYPES[name[name.index(".") :]]
     for name in (
         "page.html",
+        "host.html",
         "page.css",
         "icon.svg",
         "charts.js",
         "dialog.js",
+        "host.js",
         "orders.js",
         "page.js",
         "quarantine.js",
@@ -248,6 +250,7 @@ PAGE_FILES = {
 SHARD: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 99_999, "example": 0}
 READS = (
     Read("/", "A page for a browser that shows the engine as it runs", "string", ("text/html",)),
+    Read("/host", "A page that shows the engines of this machine, a line each", "string", ("text/html",)),
     Read(
         "/page/{file}",
         "A file of the page",

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 from aiohttp import web
 
-from shardmem.client.engines import engines
+from shardmem.client.engines import EngineLine, engines
 from shardmem.client.log import Log, wanted
 from shardmem.client.quarantine import QuarantineAccess
 from shardmem.client.stacks import stacks
@@ -44,6 +44,7 @@ PAGE_MAY = (
 )
 ANSWERS_SHARE = 0.1  # of the supervisor's time that goes into making answers, in the long run
 CREDIT_S = 1.0  # of it that may be taken at once
+ENGINES_S = 1.0  # for which a look at the engines of the machine stands
 RECORDS = 200  # of the log that are shown at once
 
 
@@ -58,12 +59,14 @@ class Reads:
         self._access_rules, self._observer = access, observer
         self._quarantine_access, self._settings_now = quarantine, settings
         self._kept = Series()
+        self._looking, self._engines_seen = asyncio.Lock(), dict[bool, tuple[float, list[EngineLine]]]()
         self._answers: dict[Hashable, object] = {}
         self._credit, self._credited_at = CREDIT_S, 0.0
 
     def routes(self) -> dict[str, Handler]:
         return {
             "/": self._page,
+            "/host": self._page,
             "/page/{file}": self._page,
             "/access": self._access,
             "/slots": self._slots,
@@ -136,7 +139,7 @@ class Reads:
 
     async def _page(self, request: web.Request) -> web.Response:
         """The page is a few files, and no others are served."""
-        name = request.match_info.get("file", "page.html")
+        name = request.match_info.get("file", "host.html" if request.path == "/host" else "page.html")
         if name not in PAGE_FILES:
             raise web.HTTPNotFound
         text = files("shardmem.http").joinpath("page", name).read_text("utf-8")
@@ -172,10 +175,16 @@ class Reads:
         return _json(self._made("series", lambda: json.dumps({"every_s": EVERY_S, "points": self._kept.points()})))
 
     async def _engines(self, request: web.Request) -> web.Response:
-        """Of this user, on this machine. What handlers said is left out without the token, as everywhere."""
-        found = await asyncio.to_thread(engines)
-        if not self._access_rules.is_trusted(request):
-            found = [{**each, "findings": [], "error": each["error"] and HIDDEN} for each in found]
+        """Of this user, on this machine. What handlers said is left out without the token, as everywhere. One look at a
+        time, however many ask: it opens the memory of each."""
+        trusted = self._is_trusted(request)
+        async with self._looking:
+            at, found = self._engines_seen.get(trusted, (-ENGINES_S, []))
+            if time.monotonic() - at >= ENGINES_S:
+                found = await asyncio.to_thread(engines, (lambda document: document) if trusted else public)
+                self._engines_seen[trusted] = time.monotonic(), found
+        if not trusted:
+            found = [{**each, "error": each["error"] and HIDDEN} for each in found]
         return web.json_response({"engines": found})
 
     async def _log(self, request: web.Request) -> web.Response:

@@ -112,6 +112,17 @@ class InboxSegment:
             )
         return found if self.segment.is_whole else []
 
+    def oldest_ns(self, lanes: list[LaneView]) -> int | None:
+        """When the first of the events was sent that are not handled yet, of lanes that `lanes` found; None: there are
+        none. On the clock of `now_ns`, and never later than now, whatever a frame says."""
+        now = lib.sm_now_ns()
+        sent = (
+            lib.sm_lane_oldest_ns(self.address, self.control.geometry, lane.seat)
+            for lane in lanes
+            if lane.head != lane.tail and not lane.broken
+        )
+        return min((min(each, now) for each in sent if each > 0), default=None)
+
     def has_lane(self, seat: int) -> bool:
         """Whether a lane that is reserved was not cut off since."""
         geometry = self.control.geometry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +35,12 @@ if TYPE_CHECKING:
     from shardmem._native import sm_span as sm_span
     from shardmem._native import sm_trial_view as sm_trial_view
 
+if "t" in getattr(sys, "abiflags", "") and str(_native.__file__).endswith(".abi3.so"):
+    # CPython 3.14 without the GIL loads it, although its objects have another form: the first push was a SIGSEGV
+    raise ImportError(
+        f"{_native.__file__} is built for interpreters with the GIL, and this one has none; install shardmem with it: "
+        f"{sys.executable} -m pip install --force-reinstall shardmem"
+    )
 if lib.sm_install_fastcalls() != lib.SM_OK:
     raise ImportError("shardmem._native could not add its per-event calls; was it built for another interpreter?")
 

@@ -206,6 +206,10 @@ class Words:
         """It lives, and waits: no batch does it for it."""
         lib.sm_worker_beat(self.address, shard)
 
+    def note_checkpoint(self, shard: int, took_ns: int) -> None:
+        """One has ended now."""
+        lib.sm_worker_checkpointed(self.address, shard, took_ns)
+
     def set_worker_stateful(self, shard: int, takes_up: bool, saves: bool) -> None:
         """Whether it takes up slots itself, so that their rows wait until it has, and whether it saves their state.
         Before the phase says ready."""

@@ -166,6 +166,7 @@ class Checkpointed:
         return bool(self._deferred or self._rejected or self._keeper.has_changes or self._outbox.unsaved)
 
     def save(self, also: Iterable[int] = (), merge: bool = False) -> None:
+        began = time.monotonic_ns()
         slots = sorted({*np.flatnonzero(self._touched).tolist(), *also}) if self._keeps_slots else []
         states = self._snapshots(slots)
         ranges = self._rejected + self._reader.ranges()
@@ -185,6 +186,7 @@ class Checkpointed:
         self._live.update(slots)
         self._untouch()
         self._deferred, self._saved_at, self._rejected = 0, time.monotonic(), b""
+        self._control.note_checkpoint(self._shard, time.monotonic_ns() - began)
 
     def touch(self, slots: Iterable[int]) -> None:
         if self._keeps_slots:

@@ -72,6 +72,7 @@ class ShardStatus(TypedDict):
     shed: int
     lost: int
     in_flight: int
+    oldest_s: float | None  # how long ago the first of them was sent
     fill_ratio: float
     busy: float
     rate: float
@@ -80,6 +81,10 @@ class ShardStatus(TypedDict):
     waiting_s: float | None
     next_try_s: float | None
     on_trial: int
+    checkpoints: int
+    checkpoint_s: float  # all together
+    last_checkpoint_s: float | None
+    checkpoint_age_s: float | None
     lanes: int
     broken_lanes: list[int]
     memory: str

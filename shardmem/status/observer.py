@@ -190,8 +190,11 @@ class Observer:
             if not view.state:
                 continue
             lanes = inbox.lanes() if inbox else []
+            oldest = inbox.oldest_ns(lanes) if inbox else None
             life = board["lives"].get(str(shard), {})
-            entry, recent = self._shard(shard, view, lanes, int(owned[shard]), reading, last, life, board["limits"])
+            entry, recent = self._shard(
+                shard, view, lanes, oldest, int(owned[shard]), reading, last, life, board["limits"]
+            )
             shards.append(entry)
             latency += recent
             for lane in lanes:
@@ -388,6 +391,7 @@ class Observer:
         shard: int,
         view: Any,
         lanes: list[LaneView],
+        oldest_ns: int | None,
         slots: int,
         reading: Reading,
         before: Reading,
@@ -439,6 +443,7 @@ class Observer:
             "shed": sum(lane.shed for lane in lanes),
             "lost": sum(lane.lost for lane in lanes),
             "in_flight": in_flight,
+            "oldest_s": None if oldest_ns is None else max(0, now - oldest_ns) / 1e9,
             "fill_ratio": fill,
             "busy": round(busy, 4),
             "rate": rate,
@@ -447,6 +452,10 @@ class Observer:
             "waiting_s": waiting,
             "next_try_s": next_try,
             "on_trial": view.on_trial,
+            "checkpoints": view.checkpoints,
+            "checkpoint_s": view.checkpoint_ns / 1e9,
+            "last_checkpoint_s": view.checkpoint_last_ns / 1e9 if view.checkpoint_at_ns else None,
+            "checkpoint_age_s": max(0, now - view.checkpoint_at_ns) / 1e9 if view.checkpoint_at_ns else None,
             "lanes": len(lanes),
             "broken_lanes": [lane.seat for lane in lanes if lane.broken],
             "memory": self.trouble(shard, view),

@@ -313,10 +313,14 @@ def test_the_head_says_which_engine_of_which_host_this_is_and_what_else_runs_the
     assert f"on {os.uname().nodename}" in about and "times in UTC" in about, about
     with shardmem.Engine(f"{engine.name}-other", handler="console.page_load:handle", shards=1, http_port=0) as other:
         page.open(engine.status()["engine"]["http"])
-        link = f"[...document.querySelectorAll('#others a')].find(each => each.textContent.includes('{other.name}'))"
+        page.wait_for("!document.querySelector('#others').hidden", "there is another engine")
+        page.evaluate("document.querySelector('#others').click()")
+        link = f"[...document.querySelectorAll('#engine-table a')].find(each => each.textContent === '{other.name}')"
         page.wait_for(f"{link} !== undefined", "the other engine is listed")
         assert f"{page.evaluate(f'{link}.href')}".rstrip("/") == other.status()["engine"]["http"]
-        assert "healthy" in page.evaluate(f"{link}.textContent")
+        row = page.evaluate(f"{link}.closest('tr').innerText")
+        assert "healthy" in row and "console.page_load:handle" in row and "Engines on" in page.text("h1"), row
+        assert [] == page.complaints
 
 
 def test_the_first_screen_has_the_verdict_and_whole_charts(page, engine):

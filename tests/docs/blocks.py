@@ -103,7 +103,8 @@ class Page:
         self.blocks, self.directory = list(blocks_of(page, text)), directory
         self._outputs: list[tuple[Block, str, str, Path]] = []
 
-    def run(self, timeout: float = 100) -> None:
+    def run(self, timeout: float = 100, programs: str = "", **environ: str) -> None:
+        """programs: a directory of some more that the page calls."""
         script = [
             "set -eu",
             f"cd {shlex.quote(str(self.directory))}",
@@ -116,7 +117,8 @@ class Page:
             script += [f"echo {block.place} > {WHERE}", *self._script(number, block)]
         environ = {
             **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            **environ,
+            "PATH": ":".join(filter(None, [str(Path(sys.executable).parent), programs, os.environ["PATH"]])),
             "NO_COLOR": "1",
             "COLUMNS": "100",
             "PYTHONUNBUFFERED": "1",

@@ -10,6 +10,7 @@ from .blocks import Page, blocks_of, commands_of, renamed
 
 TREE = Path(__file__).resolve().parents[2]
 WRITTEN = {"settings.md", "metrics.md", "cli.md", "api.md"}  # from the code, each with a test of its own
+WITH_POSTGRESQL = {"postgresql.md"}
 PAGES = [TREE / "README.md", *sorted(path for path in (TREE / "docs").glob("*.md") if path.name not in WRITTEN)]
 
 
@@ -21,9 +22,13 @@ def has_something_to_run(path):
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if has_something_to_run(path)], ids=lambda path: path.name)
-def test_what_the_page_says_to_do_can_be_done(path, tmp_path, engine_name, make_engine_name):
+def test_what_the_page_says_to_do_can_be_done(path, tmp_path, engine_name, make_engine_name, request):
     page = Page(str(path.relative_to(TREE)), path.read_text(encoding="utf-8"), tmp_path, make_engine_name)
-    page.run()
+    if path.name in WITH_POSTGRESQL:
+        server = request.getfixturevalue("postgresql_server")
+        page.run(programs=server.programs, **server.environ)
+    else:
+        page.run()
 
 
 def page(text, tmp_path):

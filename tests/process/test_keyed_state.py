@@ -77,6 +77,8 @@ def test_keys_keep_their_type_across_deaths_moves_and_another_number_of_shards(
                     kill_all(engine)
                     engine.move(range(32), to=1)
             drained(engine)
+            saved = max(engine.status()["shards"], key=lambda shard: shard["checkpoints"])
+            assert saved["checkpoints"] and 0 < saved["last_checkpoint_s"] <= saved["checkpoint_s"]
             expect_seen_from_outside(engine, keys, 6 * run)
         assert dict.fromkeys(keys, 6 * run) == kept(files(settings, engine_name), "visits")
 

@@ -206,6 +206,24 @@ ILL: dict[str, tuple[dict[str, str], int, dict[str, str], dict[str, str]]] = {
         {"engine": "e", "instance": "a:9105"},
         {"summary": "e on a:9105: 0.4% of /dev/shm is free"},
     ),
+    "ShardmemEventsOld": (
+        {'shardmem_shard_oldest_seconds{engine="e", instance="a:9105", shard="3"}': "0 290+60x10"},
+        8,
+        {"engine": "e", "instance": "a:9105", "shard": "3"},
+        {"summary": "e on a:9105: an event of shard 3 is 11m 50s old and not handled"},
+    ),
+    "ShardmemCheckpointSlow": (
+        {'shardmem_shard_last_checkpoint_seconds{engine="e", instance="a:9105", shard="3"}': "1 12x9"},
+        7,
+        {"engine": "e", "instance": "a:9105", "shard": "3"},
+        {"summary": "e on a:9105: checkpoints of shard 3 take 12s"},
+    ),
+    "ShardmemSourceDown": (
+        {'shardmem_source_up{engine="e", instance="a:9105", source="kafka"}': "1 0x9"},
+        7,
+        {"engine": "e", "instance": "a:9105", "source": "kafka"},
+        {"summary": "e on a:9105: source kafka does not run"},
+    ),
 }
 # An engine that is well, though not idle: what each alert is about has happened, or comes near it.
 WELL = {
@@ -224,6 +242,9 @@ WELL = {
     'shardmem_refused_total{engine="e", instance="a:9105", reason="timeout"}': "0x20",
     'shardmem_shm_free_bytes{engine="e", instance="a:9105"}': "5000x8 500x2 5000x10",
     'shardmem_shm_size_bytes{engine="e", instance="a:9105"}': "10000x20",
+    'shardmem_shard_oldest_seconds{engine="e", instance="a:9105", shard="0"}': "_x5 12 310 400 stale _x12",  # as above
+    'shardmem_shard_last_checkpoint_seconds{engine="e", instance="a:9105", shard="0"}': "0.1x8 11 0.1x12",
+    'shardmem_source_up{engine="e", instance="a:9105", source="kafka"}': "1x5 0 1x15",
 }
 
 

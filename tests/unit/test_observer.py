@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from shardmem.errors import Backpressure
+from shardmem.memory.native import ffi
 from shardmem.memory.words import FLOORS_NS, Retired
 from shardmem.runtime.quarantine import Entry, Quarantine
 from shardmem.status import observer as observing
 from shardmem.status.observer import Observer
 from shardmem.status.reading import quantile_rows
+
+CHECKPOINTS = ("checkpoints", "checkpoint_s", "last_checkpoint_s", "checkpoint_age_s")
 
 
 @pytest.mark.parametrize("when", ["before its lanes are read", "after its lanes are read"])
@@ -107,6 +110,47 @@ def test_a_frame_that_says_nonsense_of_its_time_does_not_spoil_the_sum(loopback,
     engine.commit()
     assert 0 == observer.histograms()[0].waited_s and 1 == observer.histograms()[0].latency.sum()
     observer.close()
+
+
+def test_the_oldest_event_in_flight_is_as_old_as_its_push_also_where_a_lane_begins_again(loopback):
+    engine = loopback(shards=1, lane_bytes=4096, batch_rows=1)
+    inbox, producer, pushed = engine.inboxes[0], engine.producer(), []
+    assert inbox.oldest_ns(inbox.lanes()) is None
+    for turn in range(100):
+        before = time.monotonic_ns()
+        producer.push(turn, b"x" * 600)
+        pushed.append((before, time.monotonic_ns()))
+        if turn:
+            assert turn - 1 == next(iter(engine.take()))[0]
+            earliest, latest = pushed[turn - 1]
+            assert earliest <= inbox.oldest_ns(inbox.lanes()) <= latest, "what is in hand is not handled yet"
+            engine.commit()
+    assert inbox.lanes()[0].tail > 4 * 4096
+    engine.take()
+    engine.commit()
+    assert inbox.oldest_ns(inbox.lanes()) is None
+
+
+def test_an_event_whose_frame_says_that_it_comes_from_the_future_is_not_old(loopback):
+    engine = loopback(shards=1)
+    engine.producer().push(1, b"")
+    frame = ffi.cast("char *", engine.inboxes[0].address) + engine.control.geometry.lanes_offset + 4096
+    ffi.cast("int64_t *", frame + 32)[0] = (1 << 63) - 1
+    observer = Observer(engine.control)
+    assert 0 <= observer.status()["shards"][0]["oldest_s"] < 1
+    observer.close()
+
+
+def test_checkpoints_are_counted_with_the_time_that_they_took(loopback):
+    engine = loopback(shards=1)
+    observer = Observer(engine.control)
+    (before,) = observer.status()["shards"]
+    assert (0, 0, None, None) == tuple(before[name] for name in CHECKPOINTS)
+    for took_s in (3, 2):
+        engine.control.note_checkpoint(0, took_s * 10**9)
+    (after,) = observer.status()["shards"]
+    observer.close()
+    assert (2, 5, 2) == tuple(after[name] for name in CHECKPOINTS[:3]) and 0 <= after["checkpoint_age_s"] < 60
 
 
 def test_quantiles_of_batch_sizes_are_powers_of_two_and_none_without_a_batch():

@@ -249,13 +249,16 @@ function machineOf({machine, engine, shards}) {
 
 function tiles({accounting: a, producers, shards}) {
   const refused = sum(Object.values(a.refused)),
-    shed = sum(Object.values(a.shed));
+    shed = sum(Object.values(a.shed)),
+    ages = shards.map(each => each.oldest_s).filter(each => each !== null),
+    oldest = ages.length ? Math.max(...ages) : null;
   const told = [
     ["offered", short(a.offered), "accepted and refused"],
     ["accepted", short(a.accepted), "a push returned for them"],
     ["refused", short(refused), reasons(a.refused), refused ? "warning" : ""],
     ["handled", short(a.handled), "the handler returned for them"],
     ["in flight", short(a.in_flight), "accepted and not yet handled"],
+    ["oldest of them", oldest === null ? "–" : span(oldest), "pushed so long ago"],
     ["quarantined", short(a.quarantined), "put in quarantine, ever", a.quarantined ? "warning" : ""],
     ["skipped", short(a.skipped), "came again, and the state holds them already"],
     ["dropped", short(shed), reasons(a.shed) || "accepted and then dropped", shed ? "warning" : ""],
@@ -306,33 +309,12 @@ function timeline(document, now) {
     $("timeline").append(make("li", {text: "Nothing has happened yet.", "data-key": ""}));
 }
 
-/** The other engines of this machine, each with its verdict, and a way there if it has a page. */
+/** The way to the page of all engines of this machine, if there are others. */
 function others(engines, mine) {
-  const rest = engines.filter(each => each.name !== mine);
-  const [summary, list] = $("others").children,
-    running = rest.filter(each => each.state === "running").length;
+  const rest = engines.filter(each => each.name !== mine),
+    ill = rest.filter(each => each.level === "error").length;
   $("others").hidden = !rest.length;
-  set(
-    summary,
-    `${plural(rest.length, "other engine")} of this machine` +
-      (running === rest.length ? "" : `, ${running || "none"} of them running`),
-  );
-  keyed(
-    list,
-    rest,
-    each => `${each.name} ${each.http}`,
-    each => make("li", {}, each.http ? make("a", {href: new URL(each.http).port ? elsewhere(each.http) : each.http}) : make("span")),
-    (line, each) =>
-      set(line.firstChild, `${MARKS[each.level] || ""}${each.name}: ${each.state === "running" ? each.verdict : each.state}`),
-  );
-}
-
-/** The same host as this page, by whatever name it was reached, and the port of the other. */
-function elsewhere(url) {
-  const there = new URL(location.href);
-  there.port = new URL(url).port;
-  [there.pathname, there.hash] = ["/", ""];
-  return there.href;
+  set($("others"), `${plural(rest.length, "other engine")} on this machine${ill ? `, ${ill} of them failing` : ""}`);
 }
 
 function show(document) {

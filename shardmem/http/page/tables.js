@@ -261,9 +261,12 @@ export class Shards {
       ["last exit", shard.last_exit || "none so far"],
       ["slots", exact(shard.slots)],
       ["handled", `${exact(shard.handled)} of ${exact(shard.accepted)} accepted`],
-      ["in flight", exact(shard.in_flight)],
+      ["in flight", exact(shard.in_flight) + (shard.oldest_s === null ? "" : `, the oldest for ${span(shard.oldest_s)}`)],
       ["quarantined", exact(shard.quarantined)],
       ["batches", exact(shard.batches)],
+      ...(shard.checkpoints
+        ? [["checkpoints", `${exact(shard.checkpoints)}, the last ${span(shard.checkpoint_age_s)} ago, in ${micro(1e6 * shard.last_checkpoint_s)}`]]
+        : []),
       ["events in a batch, p50, p99", `${short(shard.batch_rows_p50)}, ${short(shard.batch_rows_p99)}`],
       ["busy, CPU", `${part(shard.busy)}, ${part(shard.cpu)} of a core`],
       ["memory", bytes(shard.rss_bytes)],
