@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -56,10 +57,18 @@ def objects(sanitizer: str) -> dict[str, str]:
     """What is shipped, compiled once for all programs; what needs an interpreter around it is left out."""
     directory = tempfile.mkdtemp(prefix="shardmem-native-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    sources = [path for path in sorted(SOURCES.glob("*.c")) if "#include <Python.h>" not in path.read_text()]
+    sources = [path for path in sorted(SOURCES.glob("*.c")) if not needs_an_interpreter(path)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         made = pool.map(lambda path: compiled(path, sanitizer, Path(directory)), sources)
     return {path.name: one for path, one in zip(sources, made)}
+
+
+@cache
+def needs_an_interpreter(source: Path) -> bool:
+    """It, or a header of ours that it includes, includes CPython's."""
+    text = source.read_text()
+    own = (SOURCES / name for name in re.findall(r'^ *#include "([^"]+)"', text, re.MULTILINE))
+    return "#include <Python.h>" in text or any(map(needs_an_interpreter, own))
 
 
 def compiled(source: Path, sanitizer: str, directory: Path) -> str:
