@@ -6,19 +6,20 @@ worker has no shard yet: it waits for its orders, as a spare does. This file imp
 
 from __future__ import annotations
 
-import contextlib
-
 from shardmem.runtime.child import Child
 
 
 class Prestarted:
-    """So many, or as many as there are to be had. What is not taken ends with `close`."""
+    """So many, or none where a limit is met: what they leave would not do for the supervisor, and whoever needs one
+    hears of the limit when it is started. What is not taken ends with `close`."""
 
     def __init__(self, count: int = 0) -> None:
         self._waiting: list[Child] = []
-        with contextlib.suppress(OSError):  # whoever needs one hears of that when it is started
+        try:
             for _ in range(count):
                 self._waiting.append(Child("worker"))
+        except OSError:
+            self.close()
 
     def take(self) -> Child | None:
         while self._waiting:

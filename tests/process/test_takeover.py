@@ -179,11 +179,14 @@ def test_an_adopted_worker_that_dies_is_started_again_and_its_end_is_said_to_be_
         with Daemon(rig, engine_name, "--shards", "1") as second, shardmem.Client(engine_name) as client:
             pid = second.ready()["shards"][0]["pid"]
             os.kill(pid, signal.SIGKILL)
-            shard = wait_until(
-                lambda: (found := client.status()["shards"][0])["crashes"] and found["alive"] and found,
-                "it is started again",
-            )
-            assert shard["pid"] != pid and "not known" in shard["last_exit"]
+
+            def again() -> Any:
+                """These are words of their own, not of one moment."""
+                found = client.status()["shards"][0]
+                return found["pid"] != pid and found["crashes"] and found["alive"] and found
+
+            shard = wait_until(again, "it is started again")
+            assert "not known" in shard["last_exit"]
             second.process.terminate()
             assert second.end()[0] == 0
 

@@ -91,7 +91,7 @@ class Stubborn(shardmem.Handler):
     def on_timer(self, key: int, name: str) -> None:
         self.fired[key] += 1
         if key == 7 and not (Path(os.environ["RECORD_DIR"]) / "mended").exists():
-            raise ConnectionError("not yet")
+            raise ValueError("not yet")
 
 
 class Counter(shardmem.Entity):
