@@ -159,6 +159,10 @@ class Stages:
             inbox.wake()
         deadline = None
         while living := fleet.workers.living():
+            for worker in living:  # of a shard that has failed one may boot, and is heard of only now
+                if worker.shard in fleet.inboxes and fleet.control.shard_state(worker.shard) != "stopped":
+                    fleet.control.set_shard_state(worker.shard, "stopped")
+                    fleet.inboxes[worker.shard].wake()
             if self._life.is_stopping_now and deadline is None:
                 deadline = time.monotonic() + STOP_GRACE
                 for worker in living:
