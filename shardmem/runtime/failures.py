@@ -118,7 +118,8 @@ class Failures:
     def step(self) -> bool:
         """Whether the next batch may be taken. False: the shard waits, or has tried an event on trial."""
         while self._died:
-            self._has_died(self._died.pop())
+            number = self._died.pop()
+            self._has_died(number, self._death(self._trials.events[number].tries))
         if self._waiting.left > DRAINING_WAIT_S and self._control.state == "draining":
             self._waiting.hurry(DRAINING_WAIT_S)  # who stops the engine wants to know whether it has come back
         if self._waiting.left and not self._may_probe():
@@ -193,20 +194,29 @@ class Failures:
         if self.busy:
             self._succeeded()
 
+    def is_blamed(self) -> bool:
+        """Whether the one event that was in hand, alone, when the last worker died is to be judged. Whoever wants a
+        shard to stop at an event that fails does not mean a kill from outside: it comes again, alone."""
+        return self._rules.on_error != "stop" or self._batch.tries >= self._rules.max_attempts
+
     def died(self) -> None:
         """The batch in hand is the one event that was in hand, alone, when the last worker died."""
+        failure = self._death(self._batch.tries)
         if (event := self._reader.put_on_trial(self._batch.tries, 0)) is not None:
             self._trials.add(event, _trial_of(self._reader.trial(event)))
-            self._has_died(event)
+            self._has_died(event, failure)
         self.busy = self._is_busy()
 
-    def _has_died(self, event: int) -> None:
-        tries = self._trials.events[event].tries
+    def _has_died(self, event: int, failure: Failure) -> None:
+        self._trials.events[event].tries -= 1
+        self._has_failed(event, failure, ends_round=True)
+
+    def _death(self, tries: int) -> Failure:
+        """Raises HandlerError where the shard is to stop: before the event is on trial, which may end in quarantine."""
         text = f"it was in hand, alone, when the worker died, {plural(tries, 'time')}; the last time: {self._ended}"
         if self._rules.on_error == "stop":
             raise HandlerError(f"an event killed the worker of shard {self._shard}: {text}. {_STAYS}")
-        self._trials.events[event].tries = tries - 1
-        self._has_failed(event, Failure("death", text), ends_round=True)
+        return Failure("death", text)
 
     # ---- it raised -------------------------------------------------------------------------------------------------
 

@@ -102,7 +102,7 @@ class Worker:
             if idle:
                 if failures.busy:
                     failures.idle()
-            elif batch.tries:
+            elif batch.tries and failures.is_blamed():
                 failures.died()
             elif not commit.take(batch):
                 failures.passed()

@@ -93,7 +93,7 @@ class Worker:
             if failures.busy:
                 failures.idle()
             return bool(failures._waiting.kind) or failures.patience_ns < PATIENCE_NS
-        if self.batch.tries:
+        if self.batch.tries and failures.is_blamed():
             failures.died()
         else:
             failures.attempt(Batch(control.schema, control.slots, 0, self.batch, self.scratch))
@@ -450,6 +450,29 @@ def test_on_error_stop_passes_no_event_over(loopback, tmp_path, error):
             worker.run()
         worker.die()
     assert (0, 0, 3) == worker.counts and [] == worker.quarantined
+
+
+@pytest.mark.parametrize("kills", [1, 2, 3])
+def test_on_error_stop_gives_up_at_an_event_that_kills_as_often_as_it_may_be_tried(loopback, tmp_path, kills):
+    """A kill from outside may meet a worker with one event in hand: that is no fault of the event."""
+    engine = loopback()
+    worker = Worker(engine, lambda batch: None, tmp_path, on_error="stop", max_attempts=3)
+    engine.producer().push(1, b"0")
+    for _ in range(kills):
+        worker.failures.attempt = lambda work: (_ for _ in ()).throw(Killed())  # type: ignore[method-assign]
+        with pytest.raises(Killed):
+            worker.run()
+        worker.die()
+    if kills < 3:
+        worker.run()
+        assert (1, 0, 0) == worker.counts
+    else:
+        for _ in range(3):
+            with pytest.raises(HandlerError, match="alone, when the worker died, . times"):
+                worker.run()
+            worker.die()
+        assert (0, 0, 1) == worker.counts
+    assert [] == worker.quarantined
 
 
 ROW = np.dtype([("key", "u8"), ("value", "f8")])
