@@ -23,6 +23,7 @@ from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.commit import Immediate
 from shardmem.runtime.failures import ANOTHER_AFTER, PATIENCE_NS, Failures
 from shardmem.runtime.outcomes import OnError, RetryOn
+from support.turns import counts, one_turn
 
 TURNS = 20_000  # of a loop that should end long before
 
@@ -61,12 +62,13 @@ class Worker:
         )
         self.reader, self.batch, self.scratch = Reader(engine.readers[0], 0), engine.batches[0], Scratch()
         aside = Aside(engine.control, 0, self.reader, settings["quarantine_file"], settings["quarantine_limit"])
+        self.commit = Immediate(engine.control, 0, self.reader, Handler(self._call))  # type: ignore[arg-type]
         self.failures = Failures(
             engine.control,
             0,
             self.reader,
             self.batch,
-            Immediate(engine.control, 0, self.reader, Handler(self._call)),  # type: ignore[arg-type]
+            self.commit,
             aside,
             OnError(**settings),
             "killed by SIGKILL",
@@ -85,19 +87,10 @@ class Worker:
 
     def turn(self) -> bool:
         """Whether there may be more to do."""
-        failures, control = self.failures, self.engine.control
-        if failures.busy and not failures.step():
+        failures = self.failures
+        if one_turn(self.engine, self.reader, self.batch, self.scratch, self.commit, failures):
             return True
-        self.reader.next(0, 0, self.batch)
-        if not self.batch.rows:
-            if failures.busy:
-                failures.idle()
-            return bool(failures._waiting.kind) or failures.patience_ns < PATIENCE_NS
-        if self.batch.tries and failures.is_blamed():
-            failures.died()
-        else:
-            failures.attempt(Batch(control.schema, control.slots, 0, self.batch, self.scratch))
-        return True
+        return bool(failures._waiting.kind) or failures.patience_ns < PATIENCE_NS
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         for _ in range(TURNS):
@@ -107,9 +100,7 @@ class Worker:
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """handled, quarantined, in flight"""
-        lanes = self.engine.inboxes[0].lanes()
-        return tuple(sum(getattr(lane, name) for lane in lanes) for name in ("handled", "quarantined", "in_flight"))  # type: ignore[return-value]
+        return counts(self.engine)
 
     @property
     def quarantined(self) -> list[tuple[str, bytes, str, int]]:

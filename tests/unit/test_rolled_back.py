@@ -24,6 +24,7 @@ from shardmem.runtime.outcomes import OnError
 from shardmem.runtime.state import StateStore
 from shardmem.state.keeper import Keeper
 from shardmem.state.scope import Scope
+from support.turns import counts, one_turn
 
 SLOTS, PARTITIONS = 64, 4
 LONG = 3600.0  # seconds between checkpoints: none comes by itself
@@ -65,20 +66,8 @@ class Worker:
 
     def turn(self) -> bool:
         """Whether there was something to do."""
-        failures, control = self.failures, self.engine.control
-        self.commit.step(False)
-        if failures.busy and not failures.step():
-            return True
-        self.reader.next(0, 0, self.batch)
-        if not self.batch.rows:
-            if failures.busy:
-                failures.idle()
-            return failures.busy
-        if not self.commit.take(self.batch):
-            failures.passed()
-        else:
-            failures.attempt(Batch(control.schema, SLOTS, 0, self.batch, self.scratch, control.partitions))
-        return True
+        parts = (self.reader, self.batch, self.scratch, self.commit, self.failures)
+        return one_turn(self.engine, *parts) or self.failures.busy
 
     def run(self) -> None:
         for _ in range(2000):
@@ -89,9 +78,7 @@ class Worker:
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """handled, quarantined, in flight"""
-        lanes = self.engine.inboxes[0].lanes()
-        return tuple(sum(getattr(lane, name) for lane in lanes) for name in ("handled", "quarantined", "in_flight"))  # type: ignore[return-value]
+        return counts(self.engine)
 
     @property
     def quarantined(self) -> list[bytes]:
