@@ -121,7 +121,7 @@ class Engine(ControlCalls):
             self._handler,
             settings,
             self._config.schema.to_json(),
-            self._config.start_shards,
+            self._config.start_shards if self._control is None else 0,
             keep_unfinished=self._named,
             tell_shards=self._news.is_wanted,
         )

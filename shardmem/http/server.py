@@ -12,6 +12,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Collection
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from shardmem.errors import ShardmemError
@@ -101,6 +102,7 @@ class Api:
             for listener in listeners:
                 loop.remove_reader(listener)
         try:
+            await asyncio.to_thread(import_module, "shardmem.http.application")  # others go on meanwhile
             self._application = load()
             self._server = await self._application.set_up()
         except Exception as error:

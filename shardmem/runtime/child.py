@@ -106,9 +106,9 @@ class WorkerOrders(_Orders):
 
 @dataclass(frozen=True)
 class SupervisorOrders(_Orders):
-    """settings: the fields of Config that are neither handler nor schema. workers: how many it starts with.
-    keep_unfinished: events that are not handled at the end stay in shared memory. tell_shards: report shards that are
-    created and removed; somebody has to read it."""
+    """settings: the fields of Config that are neither handler nor schema. workers: how many it starts with; none where
+    some may live already. keep_unfinished: events that are not handled at the end stay in shared memory. tell_shards:
+    report shards that are created and removed; somebody has to read it."""
 
     handler: HandlerRef
     settings: dict[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,6 @@ import click
 
 from shardmem.console.cli.common import as_json
 from shardmem.console.cli.target import WithSettings, configured
-from shardmem.status.document import Status
 from shardmem.text import plural
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     """
     from shardmem.config import log_file
     from shardmem.memory.native import arm_from_environment
+    from shardmem.memory.segment import control_name, path_of
     from shardmem.runtime import logs
     from shardmem.runtime.child import begin
     from shardmem.runtime.handler import HandlerRef
@@ -38,7 +39,8 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
     begin()
     arm_from_environment()
     config, sources = configured(target, flags)
-    prestarted = click.get_current_context().with_resource(closing(Prestarted(config.start_shards)))
+    is_there = os.path.exists(path_of(control_name(config.name)))  # then workers may live, and go on
+    prestarted = click.get_current_context().with_resource(closing(Prestarted(0 if is_there else config.start_shards)))
 
     import asyncio
 

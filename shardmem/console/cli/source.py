@@ -83,11 +83,8 @@ def _pause(
 
     done = SourcesOf.engine(engine).pause(source, paused, timeout, partitions)
     which = f"{', '.join(done['partitions'])} of source {done['source']}" if partitions else f"source {done['source']}"
-    text = (
-        f"{which} {'is paused' if paused else 'goes on'}"
-        if len(partitions) < 2
-        else (f"{which} {'are paused' if paused else 'go on'}")
-    )
+    several = len(partitions) > 1
+    text = f"{which} {'are' if several else 'is'} paused" if paused else f"{which} {'go' if several else 'goes'} on"
     click.echo(json.dumps(done) if as_json else text + ("" if done["alive"] else " as soon as its process runs"))
 
 
