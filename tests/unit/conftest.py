@@ -36,7 +36,7 @@ class Loopback:
         is_named=True,
     ):
         self.control = ControlSegment.create(
-            name or f"t{os.getpid()}-{uuid.uuid4().hex[:8]}",
+            name or f"{os.environ['PYTEST_SHARDMEM_SESSION']}-{uuid.uuid4().hex[:8]}",  # what is left is found
             Schema.of(dtype, key),
             slots=slots,
             max_shards=max(shards, 2),

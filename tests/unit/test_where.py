@@ -76,10 +76,8 @@ def test_a_slot_on_its_way_is_its_sources_and_then_its_targets_since_it_came(loo
     held.release()
 
 
-def test_a_slot_that_no_shard_has_yet_is_nobodys() -> None:
-    control = ControlSegment.create(
-        f"t{os.getpid()}-where", Schema(), slots=64, max_shards=2, max_producers=2, lane_bytes=1 << 16
-    )
+def test_a_slot_that_no_shard_has_yet_is_nobodys(engine_name: str) -> None:
+    control = ControlSegment.create(engine_name, Schema(), slots=64, max_shards=2, max_producers=2, lane_bytes=1 << 16)
     try:
         found = where(control, "k")
     finally:
