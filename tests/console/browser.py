@@ -134,9 +134,9 @@ class Browser:
         return done["result"].get("value")
 
     def wait_for(self, script: str, what: str) -> None:
-        """Until the expression is true in the page."""
+        """Until the expression is true in the page, or what it promises is."""
         deadline = time.monotonic() + PATIENCE
-        while not self.evaluate(f"Boolean({script})"):
+        while not self.evaluate(f"Promise.resolve({script}).then(Boolean)"):
             if time.monotonic() > deadline:
                 raise AssertionError(
                     f"still not: {what}; the page says {self.evaluate('document.body && document.body.innerText')}"
