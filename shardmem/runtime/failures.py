@@ -144,7 +144,11 @@ class Failures:
 
     def idle(self) -> None:
         """Nothing but what is on trial is left to be handled."""
-        if self._doubt:
+        if not self._trials.events and not self._waiting.left:
+            # The last life was killed between the row and the word that said so, or waited for its handler to open. A
+            # shard that waits gets no slots, so nothing would ever have come that ends it.
+            self._waits_no_more()
+        elif self._doubt:
             self._next_round()
         elif (event := self._trials.alone()) is not None:
             self._quarantine(event)
@@ -363,16 +367,20 @@ class Failures:
         for confirmed in self._trials.succeeded(time.monotonic()):
             self._reader.set_trial(confirmed, TRIAL_NONE, 0, 0)
             self._forget(confirmed)
+        if self._waiting.kind and self._waiting.age > LOG_S:
+            log.info("shard %d: events are handled again, after %.3g s", self._shard, self._waiting.age)
+        self._waits_no_more()
+        self.busy = self._is_busy()
+
+    def _waits_no_more(self) -> None:
         if self._waiting.kind:
-            if self._waiting.age > LOG_S:
-                log.info("shard %d: events are handled again, after %.3g s", self._shard, self._waiting.age)
             self._waiting.over()
         if self._doubt:
             self._doubt = None
+            self._trials.in_doubt = False
             self._reader.probe(0)
             for event in self._trials.events:
                 self._store(event)
-        self.busy = self._is_busy()
 
     def _wait(self, kind: str, reason: str, after: float | None = None) -> None:
         wait = self._waiting.begin(kind, reason, after)
