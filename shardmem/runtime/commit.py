@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from shardmem.memory.native import sm_batch
 
 
+REST_NS = (
+    1_000_000_000  # the longest sleep of a worker: a signal may have come just before it, and it gives signs of life
+)
+
+
 class Commit(Protocol):
     """When the rows of batches that were handled are committed, and what becomes of the state that they made."""
 
@@ -81,7 +86,7 @@ class Commit(Protocol):
 class Immediate:
     """Heads move when the handler has returned."""
 
-    patience_ns = 100_000_000
+    patience_ns = REST_NS
     is_deferring = False
 
     def __init__(self, control: ControlSegment, shard: int, reader: Reader, handler: Handler) -> None:

@@ -12,6 +12,8 @@ import faulthandler
 import logging
 import resource
 import signal
+import time
+from collections.abc import Callable
 from typing import Any
 
 from shardmem.errors import AlreadyRunning, BatchEscaped, HandlerError, ShardmemError, with_hint
@@ -24,7 +26,7 @@ from shardmem.runtime.aside import Aside
 from shardmem.runtime.batch import Batch, Scratch
 from shardmem.runtime.checkpoint import Checkpointed
 from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, begin, read_orders
-from shardmem.runtime.commit import Commit, Immediate
+from shardmem.runtime.commit import REST_NS, Commit, Immediate
 from shardmem.runtime.failures import Failures
 from shardmem.runtime.forked import fence
 from shardmem.runtime.handler import Context, Handler, is_stateful, optional, wants_to_know
@@ -38,15 +40,29 @@ from shardmem.state.scope import Scope
 from shardmem.state.store import MemoryStore
 from shardmem.text import of_error
 
+LEASED_REST_NS = 100_000_000
+SIGN_OF_LIFE = 0.4  # of stall_timeout
+LONG_REST_S = 1.5  # after the first sleep: by then the supervisor may be at rest too (supervisor/pace.py)
+
 log = logging.getLogger("shardmem.worker")
 
 
 class Worker:
     """One life of one shard."""
 
-    def __init__(self, control: ControlSegment, shard: int, *, batch_rows: int, spin_us: int) -> None:
+    def __init__(
+        self,
+        control: ControlSegment,
+        shard: int,
+        *,
+        batch_rows: int,
+        spin_us: int,
+        stall_timeout: float,
+        say: Callable[..., None],
+    ) -> None:
         self.control, self.shard = control, shard
-        self._spin_ns = spin_us * 1000
+        self._spin_ns, self._say = spin_us * 1000, say
+        self._quiet_ns = int(stall_timeout * 1e9 * SIGN_OF_LIFE)
         held = lease.Lease.take(control.segment, lease.shard_byte(shard))
         if held is None:
             raise AlreadyRunning(
@@ -76,6 +92,10 @@ class Worker:
     def ordered_to_stop(self) -> bool:
         return self.stop_now or self.control.is_told_to_stop(self.shard)
 
+    def _rest_ns(self) -> int:
+        """The longest sleep. That a lease of a partition is renewed rings no bell, and events may wait for it."""
+        return min(self._quiet_ns, LEASED_REST_NS if self.control.partitions.count else REST_NS)
+
     def run(self, commit: Commit, moves: Moves, failures: Failures) -> None:
         """Until told to stop. Raises HandlerError, with the event, when the handler fails and that is to stop the
         worker; BatchEscaped."""
@@ -88,21 +108,27 @@ class Worker:
     def _run(self, commit: Commit, moves: Moves, failures: Failures) -> None:
         next_batch, attempt, batch, spin = self.reader.next, failures.attempt, self.batch, self._spin_ns
         schema, slots, shard, scratch = self.control.schema, self.control.slots, self.shard, self.scratch
-        partitions = self.control.partitions
-        idle = True
+        partitions, rest = self.control.partitions, self._rest_ns()
+        idle, idle_since = True, 0.0
         while not self.ordered_to_stop():
             moves.step(idle)
             commit.step(idle)
             if failures.busy and not failures.step():
                 idle = True
                 continue
-            if not next_batch(spin, min(moves.patience_ns, commit.patience_ns, failures.patience_ns), batch):
+            if not next_batch(spin, min(rest, moves.patience_ns, commit.patience_ns, failures.patience_ns), batch):
                 self._report_lane(batch.broken_seat)
             idle = not batch.rows
             if idle:
+                idle_since, rest = idle_since or time.monotonic(), self._rest_ns()
                 if failures.busy:
                     failures.idle()
-            elif batch.tries and failures.is_blamed():
+                continue
+            if idle_since:
+                if time.monotonic() - idle_since > LONG_REST_S:
+                    self._say(flows=True)
+                idle_since = 0.0
+            if batch.tries and failures.is_blamed():
                 failures.died()
             elif not commit.take(batch):
                 failures.passed()
@@ -141,6 +167,8 @@ def main() -> int:
             orders.shard,
             batch_rows=settings["batch_rows"],
             spin_us=settings["spin_us"],
+            stall_timeout=settings["stall_timeout"],
+            say=reports.say,
         )
         if orders.forgiven:
             worker.reader.forgive()

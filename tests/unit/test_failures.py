@@ -20,8 +20,8 @@ from shardmem.memory.words import waiting_of
 from shardmem.runtime import failures
 from shardmem.runtime.aside import Aside
 from shardmem.runtime.batch import Batch, Scratch
-from shardmem.runtime.commit import Immediate
-from shardmem.runtime.failures import ANOTHER_AFTER, PATIENCE_NS, Failures
+from shardmem.runtime.commit import REST_NS, Immediate
+from shardmem.runtime.failures import ANOTHER_AFTER, Failures
 from shardmem.runtime.outcomes import OnError, RetryOn
 from shardmem.runtime.waiting import Waiting
 from support.turns import counts, one_turn
@@ -91,7 +91,7 @@ class Worker:
         failures = self.failures
         if one_turn(self.engine, self.reader, self.batch, self.scratch, self.commit, failures):
             return True
-        return bool(failures._waiting.kind) or failures.patience_ns < PATIENCE_NS
+        return bool(failures._waiting.kind) or failures.patience_ns < REST_NS
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         for _ in range(TURNS):
