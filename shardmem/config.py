@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from shardmem.errors import ConfigError
-from shardmem.schema import Schema
+from shardmem.schema import BACKPRESSURE, Schema
 from shardmem.settings import REQUIRED, declared, setting
 from shardmem.settings_sources import Sources
 from shardmem.state_settings import remote_settings
@@ -26,7 +26,6 @@ STRATEGIES = ("least_load", "least_slots")
 ON_ERROR = ("retry", "quarantine", "stop")
 LOG_FORMATS = ("human", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-BACKPRESSURE = ("block", "fail", "drop_newest", "drop_oldest", "sample")
 
 Further = Callable[["Config"], "list[str]"]
 

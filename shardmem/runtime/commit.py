@@ -28,6 +28,7 @@ class Commit(Protocol):
     """When the rows of batches that were handled are committed, and what becomes of the state that they made."""
 
     handler: Handler
+    saves: bool  # into files: state, or messages to be published
 
     @property
     def patience_ns(self) -> int:
@@ -87,7 +88,7 @@ class Immediate:
     """Heads move when the handler has returned."""
 
     patience_ns = REST_NS
-    is_deferring = False
+    is_deferring = saves = False
 
     def __init__(self, control: ControlSegment, shard: int, reader: Reader, handler: Handler) -> None:
         self._control, self._shard, self._reader, self.handler = control, shard, reader, handler

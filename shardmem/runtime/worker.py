@@ -14,7 +14,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardmem.errors import AlreadyRunning, BatchEscaped, HandlerError, ShardmemError, with_hint
 from shardmem.memory import lease
@@ -24,7 +24,6 @@ from shardmem.memory.reader import Reader
 from shardmem.runtime import log_file, logs, stacks, streams
 from shardmem.runtime.aside import Aside
 from shardmem.runtime.batch import Batch, Scratch
-from shardmem.runtime.checkpoint import Checkpointed
 from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, begin, read_orders
 from shardmem.runtime.commit import REST_NS, Commit, Immediate
 from shardmem.runtime.failures import Failures
@@ -34,11 +33,14 @@ from shardmem.runtime.moves import Moves
 from shardmem.runtime.opening import Opening, ToldToStop
 from shardmem.runtime.outbox import Outbox, no_outbox
 from shardmem.runtime.outcomes import OnError
-from shardmem.runtime.state import StateStore
 from shardmem.state.keeper import Keeper, keeps_by_key
 from shardmem.state.scope import Scope
 from shardmem.state.store import MemoryStore
 from shardmem.text import of_error
+
+if TYPE_CHECKING:
+    from shardmem.runtime.checkpoint import Checkpointed
+    from shardmem.runtime.state import StateStore
 
 LEASED_REST_NS = 100_000_000
 SIGN_OF_LIFE = 0.4  # of stall_timeout
@@ -202,8 +204,8 @@ def main() -> int:
         worker.stop_now = True
 
     signal.signal(signal.SIGTERM, finish)
-    saves = isinstance(commit, Checkpointed)
-    worker.control.set_worker_stateful(worker.shard, saves or wants_to_know(commit.handler), saves)
+    knows = commit.saves or wants_to_know(commit.handler)
+    worker.control.set_worker_stateful(worker.shard, knows, commit.saves)
     worker.set_phase("ready")
     reports.say(ready=True)
     try:
@@ -238,6 +240,7 @@ def _orders() -> tuple[WorkerOrders, Reports] | None:
     if orders.spare:
         logs.keep()
         orders.handler.prepare()
+        _saving()
         told[1].say(prepared=True)
         told = read_orders(WorkerOrders)
     if told is not None:
@@ -279,11 +282,12 @@ def _commit_of(
     if not is_stateful(handler) and outboxes.outbox is None:
         outboxes.is_late = True
         return Immediate(control, worker.shard, worker.reader, handler)
-    store = StateStore(
+    checkpointed, state_store = _saving()
+    store = state_store(
         settings["state_files"], worker.shard, control.geometry.engine_id, control.slots, keep=settings["keep_state"]
     )
     scope.store = outboxes.store = store
-    return Checkpointed(
+    return checkpointed(
         control,
         worker.shard,
         worker.reader,
@@ -298,6 +302,14 @@ def _commit_of(
         expects_state=control.has_saved_state(worker.shard) and not orders.forgiven,
         outbox=outboxes.outbox,
     )
+
+
+def _saving() -> tuple[type[Checkpointed], type[StateStore]]:
+    """What a handler with state needs: 10 ms of imports, for which the others do not wait."""
+    from shardmem.runtime.checkpoint import Checkpointed
+    from shardmem.runtime.state import StateStore
+
+    return Checkpointed, StateStore
 
 
 class _Outboxes:

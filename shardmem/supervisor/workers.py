@@ -33,6 +33,7 @@ from shardmem.supervisor.spares import Spares
 
 LEASE_POLL = 0.02
 ENTERS = 1.0  # seconds after it has taken its lease a worker has written its words, unless it cannot be seen from here
+LOOK = 0.05  # at what no worker tells, while the first ones boot
 REFUSED_FIRST, REFUSED_MOST = 0.1, 5.0  # seconds until the system is asked for a process again
 
 log = logging.getLogger("shardmem.workers")
@@ -78,9 +79,9 @@ class Workers:
         descriptors: Descriptors,
     ) -> None:
         self._control, self._inboxes, self._config, self._handler = control, inboxes, config, handler
-        self.is_stopping, self._changed = is_stopping, changed
+        self.is_stopping, self._tell = is_stopping, changed
         self._history, self._descriptors = history, descriptors
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()
         self._spares, self._prestarted = Spares(self._loop, config.spares, self._spare), prestarted
         self._restarts = Restarts(config.max_restarts, config.restart_window)
         self._living: dict[int, WorkerProcess | AdoptedWorker] = {}
@@ -263,7 +264,10 @@ class Workers:
             for shard in late:
                 if (reason := self.why_not_ready(shard, since, self._config.boot_timeout)) is not None:
                     return reason
-            await asyncio.sleep(0.005)
+            clock = self._loop.call_later(LOOK, self._news.set)
+            await self._news.wait()
+            clock.cancel()
+            self._news.clear()
         return None
 
     # ---- ending ------------------------------------------------------------------------------------------------------
@@ -323,6 +327,10 @@ class Workers:
         if past.timer is not None:
             past.timer.cancel()
             past.timer = None
+
+    def _changed(self) -> None:
+        self._news.set()
+        self._tell()
 
     def _reported(self, worker: WorkerProcess, report: Report) -> None:
         if worker.ready:
