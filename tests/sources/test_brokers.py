@@ -104,7 +104,7 @@ def test_a_commit_comes_back_with_its_metadata_and_the_next_member_begins_there(
     first = join()
     first.until(lambda: len(first.payloads.get("t/0", [])) == 10)
     metadata = json.dumps({"e": "engine", "s": "x" * 3900})
-    first.source.commit({"t/0": Position(int(first.columns[0].offsets[0]) + 7, metadata)}, True)
+    first.source.commit({"t/0": Position(bench.at("t/0", 7), metadata)}, True)
     assert metadata == first.source.committed(["t/0"], PATIENCE)["t/0"].metadata
     first.close()
     second = join()

@@ -21,7 +21,7 @@ import numpy as np
 import shardmem
 from shardmem.memory.segment import path_of
 from support.chaos import Daemons
-from support.checker import EVENT, HANDLED, Logs, check, one_owner
+from support.checker import EVENT, HANDLED, Logs, check_apart, one_owner
 from support.recorder import payload
 from support.rig import Rig, segments_of, wait_until
 
@@ -202,8 +202,7 @@ class Hosts:
         handled = [host.handled() for host in self.hosts]
         every = np.concatenate(handled)
         logs = Logs(self.offered, self.offered, np.empty(0, EVENT), every)
-        found = check(logs, len(every) if duplicates is None else duplicates)
-        self.violations += [each for each in found if not each.startswith("owners")]
+        self.violations += check_apart(logs, len(every) if duplicates is None else duplicates)
         self.repeated = len(every) - len(self.offered)
         awake = every.copy()
         self.late = self.stale = 0
