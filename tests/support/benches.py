@@ -41,6 +41,7 @@ class Member:
         self.told: list[tuple[str, list[str]]] = []
         self.held: set[str] = set()
         self.on_revoking: Callable[[Sequence[str]], None] = lambda names: None
+        self.on_assigned: Callable[[], None] = lambda: None
         self.payloads: dict[str, list[bytes | None]] = {}
         self.columns: list[Columns] = []
         self.stop = threading.Event()
@@ -51,6 +52,7 @@ class Member:
     def _assigned(self, names: Sequence[str]) -> None:
         self.told.append(("assigned", sorted(names)))
         self.held |= set(names)
+        self.on_assigned()
 
     def _revoking(self, names: Sequence[str], deadline: float) -> None:
         assert deadline > time.monotonic()
