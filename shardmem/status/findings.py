@@ -257,7 +257,7 @@ def _failing(document: Status, shard: ShardStatus) -> Finding:
         "error",
         "crash_loop",
         f"Shard {number} keeps crashing: {shard['recent_crashes']} times in the last {RECENT_S:.0f} s.{exit}",
-        f"The log says where.{memory} When the handler is fixed:",
+        f"The log says where.{memory} It is started again by itself, after 30 s at the latest; or at once with:",
         reload,
         _order("reload"),
         number,
