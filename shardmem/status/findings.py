@@ -408,7 +408,7 @@ def _pressure(document: Status, lately: Lately) -> Iterator[Finding]:
         yield finding(
             "warning",
             "shed",
-            f"{plural(lately.shed, 'accepted event')} dropped in the last {lately.seconds:.0f} s (backpressure = "
+            f"{plural(lately.shed, 'accepted event')} shed in the last {lately.seconds:.0f} s (backpressure = "
             "drop_oldest).",
             "The lanes were full: use more shards, a faster handler, or larger lane_bytes.",
         )
