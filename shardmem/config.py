@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from shardmem.errors import ConfigError
-from shardmem.schema import Schema
+from shardmem.schema import BACKPRESSURE, Schema
 from shardmem.settings import REQUIRED, declared, setting
 from shardmem.settings_sources import Sources
 from shardmem.state_settings import remote_settings
@@ -26,7 +26,6 @@ STRATEGIES = ("least_load", "least_slots")
 ON_ERROR = ("retry", "quarantine", "stop")
 LOG_FORMATS = ("human", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-BACKPRESSURE = ("block", "fail", "drop_newest", "drop_oldest", "sample")
 
 Further = Callable[["Config"], "list[str]"]
 
@@ -240,6 +239,7 @@ class Config:
         return {
             "batch_rows": self.batch_rows,
             "spin_us": self.spin_us,
+            "stall_timeout": self.stall_timeout,
             "checkpoint_interval": self.checkpoint_interval,
             "log_format": self.log_format,
             "log_level": self.log_level or "info",
@@ -316,7 +316,7 @@ class Config:
         found = [fault for key, each in declared(Config).items() for fault in each.faults(getattr(self, key))]
         if self.stall_timeout < 0.25:
             found.append(
-                f"stall_timeout={self.stall_timeout:g} is less than 0.25 s: an idle worker gives a sign every 0.1 s"
+                f"stall_timeout={self.stall_timeout:g} is less than 0.25 s: an idle worker may be quiet for 0.1 s"
             )
         if self.http_token is not None and (not self.http_token or self.http_token != self.http_token.strip()):
             found.append("http_token is empty, or has white space around it, which a header cannot carry")

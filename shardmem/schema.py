@@ -10,6 +10,7 @@ import numpy as np
 
 from shardmem.errors import ConfigError
 
+BACKPRESSURE = ("block", "fail", "drop_newest", "drop_oldest", "sample")  # what a producer does on a full lane
 KEY_NONE, KEY_INT, KEY_BYTES, KEY_STR = range(4)  # as in csrc/shardmem.h
 
 

@@ -76,6 +76,8 @@ class Application:
                 return problem(408, f"the body has not arrived within {BODY_S:g} s")
             except (ValueError, RecursionError) as error:
                 return problem(400, f"the body is not JSON: {error}")
+            except ConnectionError:
+                return problem(499, "the client has gone away in the middle of its request")
             if faults := declared.faults(wanted):
                 return problem(400, "; ".join(faults), "ConfigError")
             if _is_gone(request):  # whoever asked has been told that there was no answer

@@ -7,10 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shardmem.config import BACKPRESSURE
 from shardmem.errors import SegmentCorrupt
 from shardmem.memory.native import ffi
-from shardmem.schema import Schema
+from shardmem.schema import BACKPRESSURE, Schema
 
 if TYPE_CHECKING:
     from shardmem.memory.native import sm_geometry

@@ -11,54 +11,120 @@ everything, and in a simulation with thousands of shards.
     restarts   when a dead worker is started again            rebalance    which slots move now
     recycling  which worker has lived long enough             condition    stuck, slow, busy or idle
     trials     events that fail: tried again, or quarantined
+
+Names are imported at first use: a worker needs `trials` alone, and waits for all that it imports.
 """
 
-from shardmem.policy.condition import Facts, Limits, condition_of, stuck
-from shardmem.policy.handoff import (
-    Action,
-    Deadlines,
-    Drain,
-    Finished,
-    HandoffCoordinator,
-    HandoffError,
-    HandoffState,
-    Late,
-    Release,
-    Reroute,
-    Respawn,
-)
-from shardmem.policy.least_load import HotSlot, LeastLoad
-from shardmem.policy.least_slots import LeastSlots
-from shardmem.policy.long_batches import LongBatches
-from shardmem.policy.mapper import ShardMapper, ShardState
-from shardmem.policy.pinned import Pinned
-from shardmem.policy.placement import (
-    NOBODY,
-    DirectlyAsked,
-    Move,
-    Plan,
-    Strategy,
-    Undecided,
-    View,
-    fault_of,
-    first_table,
-)
-from shardmem.policy.rebalance import Allocate, BeginHandoff, RebalanceRunner
-from shardmem.policy.recycling import Recycling
-from shardmem.policy.restarts import Restart, Restarts, WorkerDeath
-from shardmem.policy.scaling import (
-    DecisionHistory,
-    DecisionKind,
-    InvalidPolicy,
-    ScalingDecision,
-    ScalingError,
-    ScalingErrorKind,
-    ScalingPolicy,
-)
-from shardmem.policy.signals import ShardSample
-from shardmem.policy.slots import ShardCoordinator
-from shardmem.policy.trials import LONGEST_PAUSE, Place, Trial, Trials, Verdict, retry_wait
-from shardmem.policy.wishes import Wishes
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "condition": ("Facts", "Limits", "condition_of", "stuck"),
+    "handoff": (
+        "Action",
+        "Deadlines",
+        "Drain",
+        "Finished",
+        "HandoffCoordinator",
+        "HandoffError",
+        "HandoffState",
+        "Late",
+        "Release",
+        "Reroute",
+        "Respawn",
+    ),
+    "least_load": ("HotSlot", "LeastLoad"),
+    "least_slots": ("LeastSlots",),
+    "long_batches": ("LongBatches",),
+    "mapper": ("ShardMapper", "ShardState"),
+    "pinned": ("Pinned",),
+    "placement": (
+        "NOBODY",
+        "DirectlyAsked",
+        "Move",
+        "Plan",
+        "Strategy",
+        "Undecided",
+        "View",
+        "fault_of",
+        "first_table",
+    ),
+    "rebalance": ("Allocate", "BeginHandoff", "RebalanceRunner"),
+    "recycling": ("Recycling",),
+    "restarts": ("Restart", "Restarts", "WorkerDeath"),
+    "scaling": (
+        "DecisionHistory",
+        "DecisionKind",
+        "InvalidPolicy",
+        "ScalingDecision",
+        "ScalingError",
+        "ScalingErrorKind",
+        "ScalingPolicy",
+    ),
+    "signals": ("ShardSample",),
+    "slots": ("ShardCoordinator",),
+    "trials": ("LONGEST_PAUSE", "Place", "Trial", "Trials", "Verdict", "retry_wait"),
+    "wishes": ("Wishes",),
+}
+
+if TYPE_CHECKING:
+    from shardmem.policy.condition import Facts, Limits, condition_of, stuck
+    from shardmem.policy.handoff import (
+        Action,
+        Deadlines,
+        Drain,
+        Finished,
+        HandoffCoordinator,
+        HandoffError,
+        HandoffState,
+        Late,
+        Release,
+        Reroute,
+        Respawn,
+    )
+    from shardmem.policy.least_load import HotSlot, LeastLoad
+    from shardmem.policy.least_slots import LeastSlots
+    from shardmem.policy.long_batches import LongBatches
+    from shardmem.policy.mapper import ShardMapper, ShardState
+    from shardmem.policy.pinned import Pinned
+    from shardmem.policy.placement import (
+        NOBODY,
+        DirectlyAsked,
+        Move,
+        Plan,
+        Strategy,
+        Undecided,
+        View,
+        fault_of,
+        first_table,
+    )
+    from shardmem.policy.rebalance import Allocate, BeginHandoff, RebalanceRunner
+    from shardmem.policy.recycling import Recycling
+    from shardmem.policy.restarts import Restart, Restarts, WorkerDeath
+    from shardmem.policy.scaling import (
+        DecisionHistory,
+        DecisionKind,
+        InvalidPolicy,
+        ScalingDecision,
+        ScalingError,
+        ScalingErrorKind,
+        ScalingPolicy,
+    )
+    from shardmem.policy.signals import ShardSample
+    from shardmem.policy.slots import ShardCoordinator
+    from shardmem.policy.trials import LONGEST_PAUSE, Place, Trial, Trials, Verdict, retry_wait
+    from shardmem.policy.wishes import Wishes
+else:  # a checker would take every name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        home = next((home for home, names in _HOMES.items() if name in names), None)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+        return value
+
 
 __all__ = [
     "Action",

@@ -78,7 +78,8 @@ def condition_of(facts: Facts, limits: Limits, restarting_in: float | None = Non
     if (why := stuck(facts, limits)) is not None:
         return "stuck", why
     if facts.waiting is not None:
-        reason = f"{facts.error}; waiting for {facts.waiting:.3g} s, the next try comes in {facts.next_try:.3g} s"
+        why = facts.error or "its next worker starts"  # which says why it waits, as soon as it can
+        reason = f"{why}; waiting for {facts.waiting:.3g} s, the next try comes in {facts.next_try:.3g} s"
         return "waiting", reason
     if facts.phase == "booting":
         return "starting", "its worker is not ready yet"

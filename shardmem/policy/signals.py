@@ -56,9 +56,11 @@ class SampleWindow:
         self._born = np.zeros(0)
         self._last = np.zeros(0)
         self._alone = np.zeros(0, bool)
+        self._averages: tuple[float, float, Averages] | None = None  # of the last question, which is asked often
 
     def open(self, shard: int, now: float) -> None:
         """A shard's life begins: nothing that was sampled under its id before counts."""
+        self._averages = None
         self._grow(shard + 1)
         self._born[shard] = self._last[shard] = now
         self._alone[shard] = False
@@ -67,6 +69,7 @@ class SampleWindow:
         """Each sample stands for the time since the last one of its shard. One that stands for no time, or whose
         figures are not finite, is passed over.
         """
+        self._averages = None
         rows = np.array(list({each[0]: each for each in samples}.values()), float).reshape(-1, 8)
         if rows.size:
             self._grow(int(rows[:, 0].max()) + 1)
@@ -81,6 +84,11 @@ class SampleWindow:
             self._ticks.popleft()
 
     def averages(self, now: float) -> Averages:
+        if self._averages is None or self._averages[:2] != (now, self.seconds):
+            self._averages = now, self.seconds, self._averaged(now)
+        return self._averages[2]
+
+    def _averaged(self, now: float) -> Averages:
         values, covered = np.zeros((len(self._born), 6)), np.zeros(len(self._born))
         for until, shards, since, figures in self._ticks:
             since = np.maximum(np.maximum(since, self._born[shards]), now - self.seconds)

@@ -44,6 +44,8 @@ class Checkpointed:
     Raises HandlerError when snapshot, restore, drop, gained or lost raise, ShardmemError when the file cannot be used.
     """
 
+    saves = True
+
     def __init__(
         self,
         control: ControlSegment,

@@ -290,6 +290,7 @@ class Report(TypedDict, total=False):
     ready: bool
     waits_to_open: bool  # [worker] the handler's `open` asks for another try later
     status: Any  # [supervisor] the status document
+    flows: bool  # [worker] events come again, after a long rest
     prepared: bool  # [worker] a spare that has imported all
     failed: str  # [worker] the handler failed
     final: bool  # [worker] and nothing goes on until somebody reloads

@@ -19,10 +19,16 @@ if TYPE_CHECKING:
     from shardmem.memory.native import sm_batch
 
 
+REST_NS = (
+    1_000_000_000  # the longest sleep of a worker: a signal may have come just before it, and it gives signs of life
+)
+
+
 class Commit(Protocol):
     """When the rows of batches that were handled are committed, and what becomes of the state that they made."""
 
     handler: Handler
+    saves: bool  # into files: state, or messages to be published
 
     @property
     def patience_ns(self) -> int:
@@ -81,8 +87,8 @@ class Commit(Protocol):
 class Immediate:
     """Heads move when the handler has returned."""
 
-    patience_ns = 100_000_000
-    is_deferring = False
+    patience_ns = REST_NS
+    is_deferring = saves = False
 
     def __init__(self, control: ControlSegment, shard: int, reader: Reader, handler: Handler) -> None:
         self._control, self._shard, self._reader, self.handler = control, shard, reader, handler

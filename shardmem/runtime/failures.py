@@ -22,7 +22,7 @@ from shardmem.memory.reader import TRIAL_ASIDE, TRIAL_DIED, TRIAL_NONE, TRIAL_TA
 from shardmem.policy import LONGEST_PAUSE, Place, Trial, Trials, Verdict
 from shardmem.runtime.aside import Aside, Failure
 from shardmem.runtime.batch import Batch, Scratch
-from shardmem.runtime.commit import Commit
+from shardmem.runtime.commit import REST_NS, Commit
 from shardmem.runtime.explain import explain, let_go, short, trace_of
 from shardmem.runtime.forked import end_if_forked
 from shardmem.runtime.outcomes import OnError, Reject, RetryOn
@@ -33,7 +33,7 @@ from shardmem.text import of_error, plural
 if TYPE_CHECKING:
     from shardmem.memory.native import sm_batch
 
-PATIENCE_NS = 100_000_000
+LOOK_AGAIN_S = 0.1  # at an event on trial that others of its key are before
 ANOTHER_AFTER = 5  # tries to use the quarantine: 3 s
 FRESH_S = 1.0  # a shard in doubt tries events that have just come at least as seldom, whatever it waits
 
@@ -109,11 +109,11 @@ class Failures:
     def patience_ns(self) -> int:
         """How long the worker may sleep for the next batch."""
         if not self.busy:
-            return PATIENCE_NS
+            return REST_NS
         if self._doubt or self._trials.alone() is not None:
             return 0
         due = self._trials.next_due()
-        return PATIENCE_NS if due is None else max(0, min(PATIENCE_NS, int((due - time.monotonic()) * 1e9)))
+        return REST_NS if due is None else max(0, min(REST_NS, int((due - time.monotonic()) * 1e9)))
 
     def step(self) -> bool:
         """Whether the next batch may be taken. False: the shard waits, or has tried an event on trial."""
@@ -144,7 +144,11 @@ class Failures:
 
     def idle(self) -> None:
         """Nothing but what is on trial is left to be handled."""
-        if self._doubt:
+        if not self._trials.events and not self._waiting.left:
+            # The last life was killed between the row and the word that said so, or waited for its handler to open. A
+            # shard that waits gets no slots, so nothing would ever have come that ends it.
+            self._waits_no_more()
+        elif self._doubt:
             self._next_round()
         elif (event := self._trials.alone()) is not None:
             self._quarantine(event)
@@ -326,7 +330,7 @@ class Failures:
         elif self._trials.events[event].place is Place.TAKEN:
             self._try_taken(event)
         elif self._reader.trial_waits(event):
-            self._trials.events[event].due = time.monotonic() + PATIENCE_NS / 1e9
+            self._trials.events[event].due = time.monotonic() + LOOK_AGAIN_S
         elif self._reader.next_trial(event, self._batch):
             self._in_trial = event
             control = self._control
@@ -363,16 +367,20 @@ class Failures:
         for confirmed in self._trials.succeeded(time.monotonic()):
             self._reader.set_trial(confirmed, TRIAL_NONE, 0, 0)
             self._forget(confirmed)
+        if self._waiting.kind and self._waiting.age > LOG_S:
+            log.info("shard %d: events are handled again, after %.3g s", self._shard, self._waiting.age)
+        self._waits_no_more()
+        self.busy = self._is_busy()
+
+    def _waits_no_more(self) -> None:
         if self._waiting.kind:
-            if self._waiting.age > LOG_S:
-                log.info("shard %d: events are handled again, after %.3g s", self._shard, self._waiting.age)
             self._waiting.over()
         if self._doubt:
             self._doubt = None
+            self._trials.in_doubt = False
             self._reader.probe(0)
             for event in self._trials.events:
                 self._store(event)
-        self.busy = self._is_busy()
 
     def _wait(self, kind: str, reason: str, after: float | None = None) -> None:
         wait = self._waiting.begin(kind, reason, after)

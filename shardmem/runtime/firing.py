@@ -8,6 +8,7 @@ import time
 from typing import Protocol
 
 from shardmem.policy import retry_wait
+from shardmem.runtime.commit import REST_NS
 from shardmem.runtime.forked import end_if_forked
 from shardmem.runtime.outcomes import OnError, Retry, RetryOn
 from shardmem.runtime.waiting import LOG_S, SAID_EACH_S
@@ -48,7 +49,7 @@ class Firing:
         wait = self._keeper.next_due() - self._keeper.scope.now_ms()
         if self._later:
             wait = max(wait, int(1000 * (self._until - time.monotonic())))
-        return max(0, min(100_000_000, wait * 1_000_000))
+        return max(0, min(REST_NS, wait * 1_000_000))
 
     def step(self) -> None:
         now, self.is_behind = time.monotonic(), False

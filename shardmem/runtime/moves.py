@@ -15,7 +15,7 @@ from collections.abc import Callable
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import point
 from shardmem.memory.reader import Reader
-from shardmem.runtime.commit import Commit
+from shardmem.runtime.commit import REST_NS, Commit
 
 LOOK_AGAIN = 0.001  # seconds between two looks at what is left: each goes over all that is waiting in the lanes
 
@@ -35,7 +35,7 @@ class Moves:
     @property
     def patience_ns(self) -> int:
         """How long the worker may sleep: shortly while something is draining, so that it looks again."""
-        return 1_000_000 if self._draining else 100_000_000
+        return 1_000_000 if self._draining else REST_NS
 
     def step(self, idle: bool) -> None:
         """Called between batches; idle: there was nothing to handle."""

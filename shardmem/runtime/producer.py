@@ -443,9 +443,10 @@ class Producer:
                 attached.expect_engine(seat)
                 if deadline is not None and time.monotonic() >= deadline:
                     tail, head = seat.position(shard) or (0, 0)
+                    why = seat.control.shard_error(shard)
                     raise TimeoutError(
                         f"after {timeout:.3g} s shard {shard} has not handled everything that was pushed: "
-                        f"{min(at[0], tail) - head:,} bytes of its lane are left"
+                        f"{min(at[0], tail) - head:,} bytes of its lane are left" + (f"; it says: {why}" if why else "")
                     )
         attached.expect_none_lost()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -247,8 +248,10 @@ class Quarantine(QuarantineReader):
 
 
 def is_there(path: str) -> bool:
-    """Whether anything was ever quarantined: a file that its maker did not live to fill holds nothing."""
-    return any(os.path.lexists(each) and os.lstat(each).st_size for each in (path, f"{path}-wal"))
+    """Whether anything was ever quarantined: a file that its maker did not live to fill holds nothing. What is no
+    file is there too, and whoever opens it says what it is."""
+    found = [os.lstat(each) for each in (path, f"{path}-wal") if os.path.lexists(each)]
+    return any(each.st_size or not stat.S_ISREG(each.st_mode) for each in found)
 
 
 def _encodable(text: str) -> str:

@@ -47,6 +47,11 @@ class Database:
         with self._explained():
             try:
                 os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            except FileExistsError as error:
+                raise ShardmemError(
+                    f"cannot create the directory {os.path.dirname(path)} for {what}: something else has that name",
+                    hint="Remove it, and find who made it; or set state_dir to another directory",
+                ) from error
             except OSError as error:
                 raise ShardmemError(
                     f"cannot create {os.path.dirname(path)} for {what}: {error.strerror}; set state_dir to a "

@@ -12,7 +12,9 @@ import faulthandler
 import logging
 import resource
 import signal
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from shardmem.errors import AlreadyRunning, BatchEscaped, HandlerError, ShardmemError, with_hint
 from shardmem.memory import lease
@@ -22,9 +24,8 @@ from shardmem.memory.reader import Reader
 from shardmem.runtime import log_file, logs, stacks, streams
 from shardmem.runtime.aside import Aside
 from shardmem.runtime.batch import Batch, Scratch
-from shardmem.runtime.checkpoint import Checkpointed
 from shardmem.runtime.child import ExitCode, Reports, WorkerOrders, begin, read_orders
-from shardmem.runtime.commit import Commit, Immediate
+from shardmem.runtime.commit import REST_NS, Commit, Immediate
 from shardmem.runtime.failures import Failures
 from shardmem.runtime.forked import fence
 from shardmem.runtime.handler import Context, Handler, is_stateful, optional, wants_to_know
@@ -32,11 +33,18 @@ from shardmem.runtime.moves import Moves
 from shardmem.runtime.opening import Opening, ToldToStop
 from shardmem.runtime.outbox import Outbox, no_outbox
 from shardmem.runtime.outcomes import OnError
-from shardmem.runtime.state import StateStore
 from shardmem.state.keeper import Keeper, keeps_by_key
 from shardmem.state.scope import Scope
 from shardmem.state.store import MemoryStore
 from shardmem.text import of_error
+
+if TYPE_CHECKING:
+    from shardmem.runtime.checkpoint import Checkpointed
+    from shardmem.runtime.state import StateStore
+
+LEASED_REST_NS = 100_000_000
+SIGN_OF_LIFE = 0.4  # of stall_timeout
+LONG_REST_S = 1.5  # after the first sleep: by then the supervisor may be at rest too (supervisor/pace.py)
 
 log = logging.getLogger("shardmem.worker")
 
@@ -44,9 +52,19 @@ log = logging.getLogger("shardmem.worker")
 class Worker:
     """One life of one shard."""
 
-    def __init__(self, control: ControlSegment, shard: int, *, batch_rows: int, spin_us: int) -> None:
+    def __init__(
+        self,
+        control: ControlSegment,
+        shard: int,
+        *,
+        batch_rows: int,
+        spin_us: int,
+        stall_timeout: float,
+        say: Callable[..., None],
+    ) -> None:
         self.control, self.shard = control, shard
-        self._spin_ns = spin_us * 1000
+        self._spin_ns, self._say = spin_us * 1000, say
+        self._quiet_ns = int(stall_timeout * 1e9 * SIGN_OF_LIFE)
         held = lease.Lease.take(control.segment, lease.shard_byte(shard))
         if held is None:
             raise AlreadyRunning(
@@ -76,6 +94,10 @@ class Worker:
     def ordered_to_stop(self) -> bool:
         return self.stop_now or self.control.is_told_to_stop(self.shard)
 
+    def _rest_ns(self) -> int:
+        """The longest sleep. That a lease of a partition is renewed rings no bell, and events may wait for it."""
+        return min(self._quiet_ns, LEASED_REST_NS if self.control.partitions.count else REST_NS)
+
     def run(self, commit: Commit, moves: Moves, failures: Failures) -> None:
         """Until told to stop. Raises HandlerError, with the event, when the handler fails and that is to stop the
         worker; BatchEscaped."""
@@ -88,21 +110,27 @@ class Worker:
     def _run(self, commit: Commit, moves: Moves, failures: Failures) -> None:
         next_batch, attempt, batch, spin = self.reader.next, failures.attempt, self.batch, self._spin_ns
         schema, slots, shard, scratch = self.control.schema, self.control.slots, self.shard, self.scratch
-        partitions = self.control.partitions
-        idle = True
+        partitions, rest = self.control.partitions, self._rest_ns()
+        idle, idle_since = True, 0.0
         while not self.ordered_to_stop():
             moves.step(idle)
             commit.step(idle)
             if failures.busy and not failures.step():
                 idle = True
                 continue
-            if not next_batch(spin, min(moves.patience_ns, commit.patience_ns, failures.patience_ns), batch):
+            if not next_batch(spin, min(rest, moves.patience_ns, commit.patience_ns, failures.patience_ns), batch):
                 self._report_lane(batch.broken_seat)
             idle = not batch.rows
             if idle:
+                idle_since, rest = idle_since or time.monotonic(), self._rest_ns()
                 if failures.busy:
                     failures.idle()
-            elif batch.tries and failures.is_blamed():
+                continue
+            if idle_since:
+                if time.monotonic() - idle_since > LONG_REST_S:
+                    self._say(flows=True)
+                idle_since = 0.0
+            if batch.tries and failures.is_blamed():
                 failures.died()
             elif not commit.take(batch):
                 failures.passed()
@@ -141,6 +169,8 @@ def main() -> int:
             orders.shard,
             batch_rows=settings["batch_rows"],
             spin_us=settings["spin_us"],
+            stall_timeout=settings["stall_timeout"],
+            say=reports.say,
         )
         if orders.forgiven:
             worker.reader.forgive()
@@ -174,8 +204,8 @@ def main() -> int:
         worker.stop_now = True
 
     signal.signal(signal.SIGTERM, finish)
-    saves = isinstance(commit, Checkpointed)
-    worker.control.set_worker_stateful(worker.shard, saves or wants_to_know(commit.handler), saves)
+    knows = commit.saves or wants_to_know(commit.handler)
+    worker.control.set_worker_stateful(worker.shard, knows, commit.saves)
     worker.set_phase("ready")
     reports.say(ready=True)
     try:
@@ -210,6 +240,7 @@ def _orders() -> tuple[WorkerOrders, Reports] | None:
     if orders.spare:
         logs.keep()
         orders.handler.prepare()
+        _saving()
         told[1].say(prepared=True)
         told = read_orders(WorkerOrders)
     if told is not None:
@@ -251,11 +282,12 @@ def _commit_of(
     if not is_stateful(handler) and outboxes.outbox is None:
         outboxes.is_late = True
         return Immediate(control, worker.shard, worker.reader, handler)
-    store = StateStore(
+    checkpointed, state_store = _saving()
+    store = state_store(
         settings["state_files"], worker.shard, control.geometry.engine_id, control.slots, keep=settings["keep_state"]
     )
     scope.store = outboxes.store = store
-    return Checkpointed(
+    return checkpointed(
         control,
         worker.shard,
         worker.reader,
@@ -270,6 +302,14 @@ def _commit_of(
         expects_state=control.has_saved_state(worker.shard) and not orders.forgiven,
         outbox=outboxes.outbox,
     )
+
+
+def _saving() -> tuple[type[Checkpointed], type[StateStore]]:
+    """What a handler with state needs: 10 ms of imports, for which the others do not wait."""
+    from shardmem.runtime.checkpoint import Checkpointed
+    from shardmem.runtime.state import StateStore
+
+    return Checkpointed, StateStore
 
 
 class _Outboxes:

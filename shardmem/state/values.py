@@ -20,7 +20,6 @@ import numpy as np
 
 from shardmem.errors import StateError
 from shardmem.memory.native import Cell, StateMap
-from shardmem.state.codec import Codec
 from shardmem.state.keys import Key, prefix, read_store_key
 from shardmem.state.many import NUMBERS, ManyKeys, each_of, numbers_of, source_of
 from shardmem.state.scope import Duration, Scope, seconds_of
@@ -50,7 +49,9 @@ class Declaration(Generic[V]):
         upgrade: Callable[[int, Any], V] | None = None,
         pickle: bool = False,
     ) -> None:
-        self.codec = Codec(type, version=version, upgrade=upgrade, pickled=pickle)
+        from shardmem.state.codec import Codec  # msgspec, which a worker without state need not wait for
+
+        self.codec: Codec = Codec(type, version=version, upgrade=upgrade, pickled=pickle)
         self.ttl_ms = None if ttl is None else max(1, int(seconds_of(ttl) * 1000))
         self._default, self._encoded_default = default, b""
         if default is not MISSING and not callable(default):

@@ -37,6 +37,10 @@ class Conditions:
         self._waiting.append((holds, future))
         await future
 
+    @property
+    def any(self) -> bool:
+        return bool(self._waiting)
+
     def look(self) -> None:
         left = []
         for holds, future in self._waiting:

@@ -1,5 +1,4 @@
-"""The control loop of a running engine: four times a second, and whenever a worker reports, a look and what follows of
-it."""
+"""The control loop of a running engine: at its pace, and whenever a worker reports, a look and what follows of it."""
 
 from __future__ import annotations
 
@@ -11,8 +10,9 @@ from shardmem.policy import DecisionKind
 from shardmem.supervisor.background import Background
 from shardmem.supervisor.board import Board
 from shardmem.supervisor.commands import Commands
-from shardmem.supervisor.fleet import TICK, Fleet
+from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life
+from shardmem.supervisor.pace import TICK
 from shardmem.supervisor.replacements import Replacements
 
 log = logging.getLogger("shardmem.supervisor")
@@ -35,29 +35,35 @@ class ControlLoop:
 
     async def run(self) -> None:
         """Until a stop is asked for."""
-        due = 0.0
+        due, pace = 0.0, self._fleet.pace
         while not self._life.is_stopping:
             now = time.monotonic()
             if now >= due:
-                due = now + TICK
-                self._attempt(self.tick, self._board.post)
+                if not self._attempt(self.tick, self._board.post):
+                    pace.stir()
+                due = now + pace.interval
             else:
+                pace.stir()
+                due = min(due, now + TICK)
                 self._attempt(lambda: self._fleet.step(time.monotonic()))
             await self._life.wait(max(0.0, min(due - time.monotonic(), self._fleet.patience)))
+        pace.stir()
         self._fleet.conditions.end(f"engine {self._fleet.config.name!r} is being stopped")
 
     def announce(self) -> None:
         """The board, before the first tick: whoever waits for the engine reads it at once."""
         self._attempt(self._board.post)
 
-    def _attempt(self, *work: Callable[[], None]) -> None:
+    def _attempt(self, *work: Callable[[], None]) -> bool:
         try:
             for each in work:
                 each()
+            return True
         except Exception as error:  # the strategy may be the user's: what was decided before stands, and workers go on
             if str(error) != self._logged_error:
                 log.exception("no decision can be made")
             self._logged_error = str(error)
+            return False
 
     def tick(self) -> None:
         """One look at the load. What the policy decides is said at once; that it is done is seen in the background."""

@@ -6,6 +6,7 @@ facts, handoffs, shards, and then whoever waits for one of them.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -14,12 +15,13 @@ from shardmem.config import Config, quarantine_file
 from shardmem.memory.handoff_table import HandoffTable
 from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import point
-from shardmem.policy import Finished, ScalingDecision, ScalingPolicy, Strategy
+from shardmem.policy import DecisionKind, Finished, ScalingDecision, ScalingPolicy, Strategy
 from shardmem.runtime.handler import HandlerRef
 from shardmem.settings import some
 from shardmem.supervisor.changes import Changes, Conditions
 from shardmem.supervisor.descriptors import Descriptors
 from shardmem.supervisor.life import Life
+from shardmem.supervisor.pace import Pace
 from shardmem.supervisor.planner import Planner
 from shardmem.supervisor.prestart import Prestarted
 from shardmem.supervisor.sampler import Sampler
@@ -29,7 +31,6 @@ from shardmem.supervisor.takeover import Takeover
 from shardmem.supervisor.thinking import Thinking
 from shardmem.supervisor.workers import Workers
 
-TICK = 0.25  # seconds between two looks at the load
 REROUTE_POLL, HANDOFF_POLL, SHARD_POLL = 0.0005, 0.02, 0.005
 
 
@@ -96,6 +97,7 @@ class Fleet:
             self.history,
             boot_timeout=lambda: self._config.boot_timeout,
         )
+        self.pace = Pace()
         self._late: set[tuple[int, str]] = set()  # handoffs and phases that the history has been told of
         self.stuck = Stuck(self.control, self.workers, self.history, config)
 
@@ -148,7 +150,7 @@ class Fleet:
         return self.planner.unreachable()
 
     def tick(self, now: float) -> ScalingDecision:
-        """The same with a look at the load, four times a second; what the policy says then."""
+        """The same with a look at the load; what the policy says then."""
         self.planner.learn(self.shards.facts(), now)
         samples = self.sampler.sample(self.planner.measurable(now), now)
         rates = self.sampler.rates
@@ -160,7 +162,18 @@ class Fleet:
         self.shards.weigh()
         self._note_late(now)
         self.conditions.look()
+        if decision.kind is not DecisionKind.NONE or not self._is_at_rest():
+            self.pace.stir()
         return decision
+
+    def _is_at_rest(self) -> bool:
+        """Nothing flows, nothing is under way or wrong, and nobody waits."""
+        return (
+            self.sampler.is_still
+            and self.planner.is_at_rest
+            and not self.shards.has_work
+            and not (self._late or self.stuck.any or self.conditions.any or self.changes.any_open)
+        )
 
     def step_soon(self) -> None:
         """Something is wanted."""
@@ -179,11 +192,11 @@ class Fleet:
 
     @property
     def patience(self) -> float:
-        """Seconds until the next look at what no event tells of: marks of producers, workers of an earlier
+        """Seconds until the next step for what no event tells of: marks of producers, workers of an earlier
         supervisor."""
         if self.planner.handoffs.slots_in_flight():
             return REROUTE_POLL if self.planner.is_rerouting else HANDOFF_POLL
-        return SHARD_POLL if self.shards.has_work else TICK
+        return SHARD_POLL if self.shards.has_work else math.inf
 
     def _moved(self, finished: Finished) -> None:
         self.changes.finished(finished)

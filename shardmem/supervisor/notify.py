@@ -6,6 +6,7 @@ Only `shardmem run` speaks: an embedded engine is in somebody else's service, an
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -60,6 +61,11 @@ class Notify:
     def stopping(self) -> None:
         self._say("STOPPING=1")
         self._status_due = 0.0
+
+    @property
+    def patience(self) -> float:
+        """Seconds until the next `tick` at the latest."""
+        return math.inf if self._socket is None else min(STATUS_PAUSE, self._watchdog or STATUS_PAUSE) / 2
 
     def tick(self, document: Callable[[], Status]) -> None:
         """Called by the event loop at each turn and by nobody else: the watchdog is to bark when that loop hangs.

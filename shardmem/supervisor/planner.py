@@ -314,6 +314,17 @@ class Planner:
         """Whether a handoff waits for pushes that are in progress."""
         return any(each.state is HandoffState.REROUTING for each in self.handoffs.under_way())
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Nothing moves or would, every worker is as it should be and without a batch."""
+        return not (
+            self.runner.moves
+            or self._has_more()
+            or self.stopped_seats
+            or self.table.undecided is not None
+            or any(not fact.alive or fact.failed or fact.in_hand or fact.waits for fact in self._facts.values())
+        )
+
     # ---- what is asked -----------------------------------------------------------------------------------------------
 
     def waits(self, now: float, slots: Collection[int] | None = None, shards: Collection[int] = ()) -> list[Late]:

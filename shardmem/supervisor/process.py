@@ -114,12 +114,31 @@ class WorkerProcess(_Signalled):
         self._on_exit(self)
 
 
+def pidfd_of_worker(control: ControlSegment, inbox: str, shard: int) -> int | None:
+    """Of the process that has the shard, and no other: its number may have been given to another since, or mean another
+    here. None: it cannot be seen from here, or it has taken the lease and has not come to write its words."""
+    pid = control.view_shard(shard).pid
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as command, open(f"/proc/{pid}/maps", "rb") as maps:
+            itself = KINDS["worker"].module.encode() in command.read() and inbox.encode() in maps.read()
+    except OSError:
+        itself = False
+    if itself and control.worker_alive(shard) and control.view_shard(shard).pid == pid:
+        return pidfd
+    os.close(pidfd)
+    return None
+
+
 class AdoptedWorker(_Signalled):
     """A worker that an earlier supervisor started: it has no pipe to this one, and it is not its child.
 
     What it says is in its words. That it lives is the kernel's word: it holds the lease of its shard. Its pidfd brings
     the news of its death, unless its process cannot be seen from here (another pid namespace): then the lease is looked
-    at, and it cannot be sent signals.
+    at, and it cannot be sent signals. pidfd: of `pidfd_of_worker`; it is closed here.
     """
 
     exit_code: int | None = None  # is told to its parent only
@@ -129,34 +148,18 @@ class AdoptedWorker(_Signalled):
         self,
         loop: asyncio.AbstractEventLoop,
         control: ControlSegment,
-        inbox: str,
         shard: int,
+        pidfd: int | None,
         on_exit: Callable[[AdoptedWorker], None],
     ) -> None:
         view = control.view_shard(shard)
         self.shard, self.pid, self.spawned_at, self._alive = shard, view.pid, view.entered_ns / 1e9, True
         self._loop, self._control, self._incarnation, self._on_exit = loop, control, view.incarnation, on_exit
-        self._pidfd = self._open(inbox)
+        self._pidfd = pidfd
         if self._pidfd is not None:
             loop.add_reader(self._pidfd, self._exited)
         else:
             loop.call_later(LEASE_POLL, self._poll)
-
-    def _open(self, inbox: str) -> int | None:
-        """Of this process and no other: the number may have been given to another since, or mean another here."""
-        try:
-            pidfd = os.pidfd_open(self.pid)
-        except OSError:
-            return None
-        try:
-            with open(f"/proc/{self.pid}/cmdline", "rb") as command, open(f"/proc/{self.pid}/maps", "rb") as maps:
-                itself = KINDS["worker"].module.encode() in command.read() and inbox.encode() in maps.read()
-        except OSError:
-            itself = False
-        if itself and self._control.worker_alive(self.shard) and self._control.view_shard(self.shard).pid == self.pid:
-            return pidfd
-        os.close(pidfd)
-        return None
 
     @property
     def alive(self) -> bool:

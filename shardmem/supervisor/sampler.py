@@ -26,6 +26,7 @@ class Sampler:
         # the largest look of each slot: its part of `_decayed`, and of `_covered`
         self._peak, self._peak_covers = np.zeros(self._control.slots), np.zeros(self._control.slots)
         self.rates = np.zeros(self._control.slots)  # for each slot the share of a worker's time that its events take
+        self.is_still = False  # nothing was handled between the last two looks, and nothing waits
         self.quarantine: dict[
             int, tuple[int, list[int]]
         ] = {}  # shard -> events in quarantine, seats whose lanes are broken
@@ -36,6 +37,7 @@ class Sampler:
             del self._last[shard]
         blocked = self._blocked_per_event()
         samples = [self._sample_shard(shard, now, blocked) for shard in shards]
+        self.is_still = all(sample and not (sample.busy or sample.rate or sample.in_flight) for sample in samples)
         return [sample for sample in samples if sample is not None]
 
     def _sample_shard(self, shard: int, now: float, blocked: float) -> ShardSample | None:

@@ -39,7 +39,7 @@ class _Case:
 
 
 class SegmentWatch:
-    """`look` is called four times a second, as long as there are workers."""
+    """`look` is called at the pace of the supervisor, as long as there are workers."""
 
     def __init__(self, fleet: Fleet, life: Life, replacements: Replacements, background: Background) -> None:
         self._fleet, self._life, self._replacements, self._background = fleet, life, replacements, background

@@ -44,7 +44,7 @@ class _Case:
 
 
 class Stuck:
-    """`look` is called four times a second."""
+    """`look` is called at the pace of the supervisor."""
 
     def __init__(self, control: ControlSegment, workers: Workers, history: History, config: Config) -> None:
         self._control, self._workers, self._history = control, workers, history
@@ -65,6 +65,11 @@ class Stuck:
                 self._proceed(cases[worker.shard], why)
         self._cases = cases
         self._told = {worker: since for worker, since in self._told.items() if worker.alive}
+
+    @property
+    def any(self) -> bool:
+        """Whether some worker is looked at again, or was told to end."""
+        return bool(self._cases or self._told)
 
     def end_now(self, workers: Iterable[WorkerProcess | AdoptedWorker]) -> None:
         """They were told to stop now, and had the time for it: stacks at the first call, killed at the next."""

@@ -31,9 +31,10 @@ from shardmem.supervisor.configured import policy_of, strategy_of
 from shardmem.supervisor.control_loop import ControlLoop
 from shardmem.supervisor.descriptors import Descriptors
 from shardmem.supervisor.explained import rows
-from shardmem.supervisor.fleet import TICK, Fleet
+from shardmem.supervisor.fleet import Fleet
 from shardmem.supervisor.life import Life, Stage
 from shardmem.supervisor.notify import Notify
+from shardmem.supervisor.pace import TICK
 from shardmem.supervisor.prestart import Prestarted
 from shardmem.supervisor.reload import Reload
 from shardmem.supervisor.replacements import Replacements
@@ -208,7 +209,8 @@ class Supervisor:
                 log.exception("a look after the workers failed; the next one is soon")
             if self._life.has_run:  # before that there is nothing to say
                 self._notify.tick(fleet.observer.status)
-            await asyncio.sleep(TICK)
+            is_steady = self._life.stage is Stage.RUNNING and not self._life.is_stopping
+            await fleet.pace.wait(self._notify.patience if is_steady else TICK)
 
     # ---- signals ----------------------------------------------------------------------------------------------------
 

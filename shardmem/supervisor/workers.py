@@ -28,10 +28,12 @@ from shardmem.status.findings import RECENT_S
 from shardmem.supervisor.descriptors import Descriptors
 from shardmem.supervisor.history import History
 from shardmem.supervisor.prestart import Prestarted
-from shardmem.supervisor.process import AdoptedWorker, WorkerProcess
+from shardmem.supervisor.process import AdoptedWorker, WorkerProcess, pidfd_of_worker
 from shardmem.supervisor.spares import Spares
 
 LEASE_POLL = 0.02
+ENTERS = 1.0  # seconds after it has taken its lease a worker has written its words, unless it cannot be seen from here
+LOOK = 0.05  # at what no worker tells, while the first ones boot
 REFUSED_FIRST, REFUSED_MOST = 0.1, 5.0  # seconds until the system is asked for a process again
 
 log = logging.getLogger("shardmem.workers")
@@ -53,6 +55,8 @@ class WorkerBaseline:
     ended_at: float | None = None  # since then no worker was ready
     forgiven: bool = False  # failures of events in earlier lives do not count for the next one
     is_restarting: bool = False  # its worker has been told to end, and the next one takes its place
+    killed: int | None = None  # incarnation of a worker that is as good as dead
+    seen_at: float | None = None  # since when somebody has the shard who does not say who it is
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
 
@@ -75,9 +79,9 @@ class Workers:
         descriptors: Descriptors,
     ) -> None:
         self._control, self._inboxes, self._config, self._handler = control, inboxes, config, handler
-        self.is_stopping, self._changed = is_stopping, changed
+        self.is_stopping, self._tell = is_stopping, changed
         self._history, self._descriptors = history, descriptors
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()
         self._spares, self._prestarted = Spares(self._loop, config.spares, self._spare), prestarted
         self._restarts = Restarts(config.max_restarts, config.restart_window)
         self._living: dict[int, WorkerProcess | AdoptedWorker] = {}
@@ -134,13 +138,18 @@ class Workers:
         past.timer = self._loop.call_later(delay, self._spawn, shard)
 
     def adopt(self, shard: int) -> bool:
-        """The worker of an earlier supervisor, if it lives."""
+        """The worker of an earlier supervisor, if it lives and has come to say who it is."""
+        past = self._pasts.setdefault(shard, WorkerBaseline())
         if not self._control.worker_alive(shard):
+            past.seen_at = None
             return False
-        self._pasts.setdefault(shard, WorkerBaseline())
-        self._living[shard] = AdoptedWorker(
-            self._loop, self._control, self._inboxes[shard].segment.name, shard, self._exited
-        )
+        pidfd = pidfd_of_worker(self._control, self._inboxes[shard].segment.name, shard)
+        if pidfd is None:
+            past.seen_at = time.monotonic() if past.seen_at is None else past.seen_at
+            if time.monotonic() - past.seen_at < ENTERS:
+                return False
+        past.seen_at = past.restart_at = None
+        self._living[shard] = AdoptedWorker(self._loop, self._control, shard, pidfd, self._exited)
         self._spares.settle(shard)
         return True
 
@@ -156,7 +165,13 @@ class Workers:
             past.restart_at = None
             return
         if self._control.worker_alive(shard):
-            past.timer = self._loop.call_later(LEASE_POLL, self._spawn, shard)
+            # One that an earlier supervisor started, and that has taken the shard since this one looked, works there:
+            # waited for like one that dies, it was in no plan, and a drain stood still beside it.
+            is_dying = self._control.view_shard(shard).incarnation == past.killed
+            if not is_dying and self.adopt(shard):
+                self._changed()
+            else:
+                past.timer = self._loop.call_later(LEASE_POLL, self._spawn, shard)
             return
         config, handler = self._launch_config.setdefault(shard, (self._config, self._handler))
         try:
@@ -249,7 +264,10 @@ class Workers:
             for shard in late:
                 if (reason := self.why_not_ready(shard, since, self._config.boot_timeout)) is not None:
                     return reason
-            await asyncio.sleep(0.005)
+            clock = self._loop.call_later(LOOK, self._news.set)
+            await self._news.wait()
+            clock.cancel()
+            self._news.clear()
         return None
 
     # ---- ending ------------------------------------------------------------------------------------------------------
@@ -270,6 +288,7 @@ class Workers:
         self._launch_config.pop(shard, None)
         worker = self._living.pop(shard, None)
         if worker is not None and worker.alive:  # it boots, with what was in force before
+            self._pasts[shard].killed = self._control.view_shard(shard).incarnation
             worker.kill()
         self._recovered(shard)
         self.start(shard, forgiven=True)
@@ -298,7 +317,9 @@ class Workers:
 
     def stop_starting(self) -> None:
         self._spares.close()
-        for past in self._pasts.values():
+        for shard, past in self._pasts.items():
+            if past.timer is not None:
+                self.adopt(shard)  # what has the shard by now ends in good order, like all others
             self._cancel(past)
             past.restart_at = None
 
@@ -306,6 +327,10 @@ class Workers:
         if past.timer is not None:
             past.timer.cancel()
             past.timer = None
+
+    def _changed(self) -> None:
+        self._news.set()
+        self._tell()
 
     def _reported(self, worker: WorkerProcess, report: Report) -> None:
         if worker.ready:

@@ -33,6 +33,21 @@ def kill_some(engine: shardmem.Engine, draw: random.Random, figures: Counter[str
             figures["kills"] += 1
 
 
+def flushed(producer: shardmem.Producer) -> int:
+    """Events of other keys that were pushed until all was handled: of four bad ones in a row, with nothing that can be
+    handled beside them, nobody can say that it is not an outage."""
+    pushed, until = 0, time.monotonic() + LIMIT
+    while True:
+        try:
+            producer.flush(1.0)
+            return pushed
+        except TimeoutError:
+            if time.monotonic() > until:
+                raise
+            producer.push_many(list(range(KEYS, 2 * KEYS)), [b"good"] * KEYS)
+            pushed += KEYS
+
+
 @pytest.mark.skipif("SHARDMEM_MINUTES" not in os.environ, reason="a campaign of minutes: tox -e hostile")
 def test_first_events_in_quarantine_and_first_states_of_all_shards_at_once(
     tmp_path: Path, engine_name: str, draws: Callable[[], Iterator[random.Random]], figures: Counter[str]
@@ -58,7 +73,7 @@ def test_first_events_in_quarantine_and_first_states_of_all_shards_at_once(
                 )
             if draw.randrange(3):
                 kill_some(engine, draw, figures)
-            producer.flush(LIMIT)
+            goods_beside = flushed(producer)
             failed = [shard["error"] for shard in engine.status()["shards"] if shard["state"] == "failed"]
             assert not failed, failed
             counted = [engine.state("good", key) for key in range(KEYS)]
@@ -67,5 +82,5 @@ def test_first_events_in_quarantine_and_first_states_of_all_shards_at_once(
         with QuarantineReader(str(state / f"{name}.quarantine")) as quarantine:
             assert quarantine.count() == sum(is_bad)
         accounts = engine.status()["accounting"]
-        assert (accounts["handled"], accounts["quarantined"]) == (sum(goods), sum(is_bad))
+        assert (accounts["handled"], accounts["quarantined"]) == (sum(goods) + goods_beside, sum(is_bad))
         figures.update(starts=1, events=len(is_bad), quarantined=sum(is_bad))

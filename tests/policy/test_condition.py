@@ -31,6 +31,7 @@ LIMITS = Limits(stall=30.0, batch=60.0, boot=30.0)
             "waiting",
             "away; waiting for 2 s",
         ),
+        ({"phase": "booting", "waiting": 2.0}, "waiting", "its next worker starts; waiting for 2 s"),
         ({"phase": "booting", "quiet": 31.0}, "stuck", "boot_timeout=30 s"),
         ({"alive": False, "quiet": 99.0}, "dead", "no worker"),
         ({"state": "failed", "alive": False, "error": "boom"}, "failed", "boom"),

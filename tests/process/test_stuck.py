@@ -187,3 +187,21 @@ def start_successor(rig: Rig, name: str) -> dict[str, Any]:
         said = json.loads(reports.readline())
     assert process.returncode == 4
     return said
+
+
+def test_an_engine_at_rest_is_looked_at_seldom_and_its_workers_are_not_stuck(rig: Rig, engine_name: str) -> None:
+    with rig.engine(engine_name, shards=2, stall_timeout=1) as engine, engine.producer() as producer:
+        with Log(rig.directory) as log:
+            push(producer, log, 1, range(5))
+        producer.flush(PATIENCE)
+        control, beats = producer._attached.seat.control, list[int]()
+
+        def rests() -> bool:
+            beat = control.view_engine().heartbeat_ns
+            beats.extend([beat] if beat not in beats[-1:] else [])
+            return len(beats) > 1 and beats[-1] - beats[-2] > 1e9
+
+        wait_until(rests, "the supervisor looks seldom")
+        assert [shard["condition"] for shard in engine.status()["shards"]] == ["idle"] * 2
+        expect_clean(rig, drained(engine))
+        assert [shard["crashes"] for shard in engine.status()["shards"]] == [0, 0]

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 
 import shardmem
+from shardmem.config import Config
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.native import lib
-from shardmem.supervisor.process import AdoptedWorker
+from shardmem.runtime.child import WorkerOrders, launch
+from shardmem.runtime.handler import HandlerRef
+from shardmem.supervisor.process import AdoptedWorker, pidfd_of_worker
 from support.checker import accounting
 from support.daemon import Daemon
 from support.elastic_load import KEYS, ROW, SLOTS, Counter, Traffic, read_logs, violations
@@ -509,7 +512,8 @@ def test_the_death_of_a_worker_in_another_pid_namespace_is_learned_from_its_leas
     async def adopt_and_kill(control: ControlSegment, pid: int) -> AdoptedWorker:
         ended = asyncio.Event()
         monkeypatch.setattr("os.pidfd_open", unseen)
-        worker = AdoptedWorker(asyncio.get_running_loop(), control, "nothing", 0, lambda _: ended.set())
+        assert pidfd_of_worker(control, "nothing", 0) is None
+        worker = AdoptedWorker(asyncio.get_running_loop(), control, 0, None, lambda _: ended.set())
         assert worker.ready and worker.alive and worker.failure is None
         worker.kill()  # goes nowhere: the number may be anybody's
         os.kill(pid, 0)
@@ -526,14 +530,39 @@ def test_the_death_of_a_worker_in_another_pid_namespace_is_learned_from_its_leas
 
 
 def test_a_process_that_only_has_the_number_of_a_worker_is_never_taken_for_it(rig: Rig, engine_name: str) -> None:
-    async def adopt(control: ControlSegment, inbox: str) -> AdoptedWorker:
-        return AdoptedWorker(asyncio.get_running_loop(), control, inbox, 0, lambda _: None)
-
     with rig.engine(engine_name, shards=1):
         control = ControlSegment.attach(engine_name)
         inbox = f"shardmem.{engine_name}.inbox.0.1"
-        assert asyncio.run(adopt(control, inbox))._pidfd is not None
-        assert asyncio.run(adopt(control, "shardmem.another.inbox.0.1"))._pidfd is None
+        assert (found := pidfd_of_worker(control, inbox, 0)) is not None
+        os.close(found)
+        assert pidfd_of_worker(control, "shardmem.another.inbox.0.1", 0) is None
+        control.close()
+
+
+def test_a_worker_that_takes_its_shard_after_the_takeover_looked_for_it_is_taken_up_too(
+    rig: Rig, engine_name: str
+) -> None:
+    """It was waited for as if it were dying: a drain beside it stood still, and a stop did not wait for it."""
+    worker = "support.handlers.counting:Lingering"
+    with Daemon(rig, engine_name, "--shards", "2", handler=worker) as first:
+        first.ready()
+        control, client = ControlSegment.attach(engine_name), shardmem.Client(engine_name)
+        first.kill_supervisor()
+        os.kill(control.view_shard(1).pid, signal.SIGKILL)
+        wait_until(lambda: not control.worker_alive(1), "one worker is dead", LONG)
+        stopped = {"SHARDMEM_POINT": f"takeover.adopted:1:{signal.SIGSTOP:d}"}
+        with Daemon(rig, engine_name, "--shards", "2", handler=worker, environment=stopped) as second:
+            wait_until(lambda: is_stopped(second.process.pid), "it has looked for workers", LONG)
+            settings = Config.of(name=engine_name, handler=worker).worker_settings()
+            late = launch("worker", WorkerOrders(HandlerRef.of(worker), engine_name, 1, settings))
+            wait_until(lambda: control.worker_alive(1), "the late one has its shard", LONG)
+            second.process.send_signal(signal.SIGCONT)
+            second.ready()
+            client.command("drain", shard=0, timeout=LONG)
+            assert [shard["pid"] for shard in client.status()["shards"]] == [late.pid]
+            second.process.terminate()
+            assert second.end()[0] == 0 and late.wait(LONG) == 0
+            late.close()
         control.close()
 
 

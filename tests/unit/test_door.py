@@ -101,6 +101,23 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(loopback, sockets, monkey
     run(loopback(), test, token=TOKEN)
 
 
+def test_a_client_that_goes_away_in_the_middle_of_a_body_is_no_error_of_ours(
+    loopback, sockets, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(api, private, tcp):
+        wire = await Wire.to(api.http)
+        head = f"POST /scale HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 99\r\n\r\n"
+        wire.writer.write(head.encode() + b'{"sha')
+        await wire.writer.drain()
+        assert 200 == (await ask(tcp, "GET", "/livez"))[0]  # by then the command waits for its body
+        wire.writer.transport.abort()
+        assert 200 == (await ask(tcp, "GET", "/livez"))[0]
+
+    with caplog.at_level(logging.ERROR):
+        run(loopback(), test, token=TOKEN)
+    assert caplog.messages == []
+
+
 def test_an_answer_that_nobody_reads_is_not_kept_for_ever(loopback, sockets, impatient) -> None:
     async def test(api, private, tcp):
         connected = socket.socket()

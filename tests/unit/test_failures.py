@@ -20,9 +20,10 @@ from shardmem.memory.words import waiting_of
 from shardmem.runtime import failures
 from shardmem.runtime.aside import Aside
 from shardmem.runtime.batch import Batch, Scratch
-from shardmem.runtime.commit import Immediate
-from shardmem.runtime.failures import ANOTHER_AFTER, PATIENCE_NS, Failures
+from shardmem.runtime.commit import REST_NS, Immediate
+from shardmem.runtime.failures import ANOTHER_AFTER, Failures
 from shardmem.runtime.outcomes import OnError, RetryOn
+from shardmem.runtime.waiting import Waiting
 from support.turns import counts, one_turn
 
 TURNS = 20_000  # of a loop that should end long before
@@ -90,7 +91,7 @@ class Worker:
         failures = self.failures
         if one_turn(self.engine, self.reader, self.batch, self.scratch, self.commit, failures):
             return True
-        return bool(failures._waiting.kind) or failures.patience_ns < PATIENCE_NS
+        return bool(failures._waiting.kind) or failures.patience_ns < REST_NS
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         for _ in range(TURNS):
@@ -604,3 +605,26 @@ def test_a_damaged_word_of_an_event_on_trial_keeps_its_key_back_for_no_longer_th
             break
         time.sleep(0.001)
     assert (3, 1, 0) == worker.counts
+
+
+@pytest.mark.parametrize("kind", ["retry", "doubt", "quarantine"])
+def test_a_shard_whose_last_life_waited_and_that_has_nothing_left_waits_no_more(
+    loopback: Any, tmp_path: Path, kind: str
+) -> None:
+    """It got no slots because it waited, and waited because no event came: for ever."""
+    worker = Worker(loopback(shards=1), lambda batch: None, tmp_path)
+    Waiting(worker.engine.control, 0, 30.0, "").begin(kind, "the sink is away", 0.02)
+    worker.die()
+    assert worker.waits and worker.engine.control.shard_error(0) == "the sink is away"
+    worker.run()
+    assert not worker.waits and not worker.failures.busy and worker.engine.control.shard_error(0) == ""
+
+
+def test_a_flush_that_gives_up_says_what_the_shard_says(loopback: Any) -> None:
+    """A snapshot that raised at every start was read in the log alone."""
+    engine = loopback(shards=1)
+    producer = engine.producer()
+    producer.push(1, b"x")
+    engine.control.set_worker_error(0, "snapshot(slot 3) raised TypeError")
+    with pytest.raises(TimeoutError, match="it says: snapshot"):
+        producer.flush(0.01)

@@ -30,6 +30,12 @@ def test_the_worker_imports_nothing_of_the_daemon_or_the_console():
     assert not {name for name in loaded if name.split(".")[0] in ("click", "rich", "psutil", "asyncio")}
 
 
+def test_a_worker_waits_for_no_import_that_only_state_or_the_supervisor_needs():
+    loaded = loaded_after("import shardmem.runtime.worker")
+
+    assert not loaded & {"msgspec", "shardmem.config", "shardmem.policy.mapper", "shardmem.runtime.checkpoint"}
+
+
 def test_every_public_name_can_be_imported_and_the_list_is_sorted():
     assert sorted(shardmem.__all__) == shardmem.__all__
     for name in shardmem.__all__:

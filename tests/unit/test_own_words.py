@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from shardmem.errors import Backpressure
 from shardmem.memory.native import ffi, lib
 from shardmem.memory.words import NOBODY, now_ns
 
@@ -90,3 +91,22 @@ def test_a_hold_of_no_handoff_falls_and_that_of_a_handoff_is_as_it_was(control, 
     assert control.slot_table()[0][5] == 1
     control.set_move_phase(5, "none")
     assert control.repair() == [] and control.moves() == []
+
+
+def test_events_that_a_wild_slot_word_sends_to_a_shard_that_goes_wait_until_the_word_is_right(loopback):
+    """They were accepted, and lost with its inbox."""
+    engine = loopback(shards=2, slots=4)
+    producer = engine.producer()
+    for key in range(8):
+        producer.push(key, b"x")
+    before = [sum(lane.accepted for lane in inbox.lanes()) for inbox in engine.inboxes]
+    engine.control.set_shard_state(1, "stopped")
+    for slot in range(4):
+        engine.control.set_slot(slot, 1)
+    for push in (lambda: producer.push(1, b"x", 0.02), lambda: producer.push_many([1, 2], [b"x", b"y"], 0.02)):
+        with pytest.raises(Backpressure):
+            push()
+    assert before == [sum(lane.accepted for lane in inbox.lanes()) for inbox in engine.inboxes]
+    for slot in range(4):
+        engine.control.set_slot(slot, 0)
+    assert producer.push(1, b"x", 0.02) and producer.push_many([1, 2], [b"x", b"y"], 0.02) == 2

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+
 import shardmem.policy
 
 PACKAGE = Path(shardmem.policy.__file__).parents[1]
@@ -45,3 +47,10 @@ def test_every_public_name_of_policy_is_imported_by_a_module_outside_it():
 def test_a_name_that_nobody_uses_is_found():
     files = {path: text for path, text in outside().items() if not path.endswith(("planner.py", "carrier.py"))}
     assert {"RebalanceRunner", "BeginHandoff", "HandoffCoordinator"} <= set(shardmem.policy.__all__) - used(files)
+
+
+def test_every_public_name_of_policy_is_found_at_its_first_use():
+    for name in shardmem.policy.__all__:
+        assert getattr(shardmem.policy, name) is not None
+    with pytest.raises(AttributeError, match="nothing_of_that_name"):
+        shardmem.policy.nothing_of_that_name

@@ -271,6 +271,18 @@ def test_a_file_whose_maker_was_killed_before_it_held_anything_holds_nothing(pat
     assert is_there(path)
 
 
+def test_what_is_no_file_in_the_place_of_one_is_there_and_is_named(tmp_path: Path) -> None:
+    """`shardmem quarantine list` found a pipe to be empty, beside a shard that waited because of it."""
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    assert is_there(pipe)
+    for opened in (Quarantine, QuarantineReader):
+        with pytest.raises(ShardmemError, match="is not a regular file"):
+            opened(pipe)
+    with pytest.raises(ShardmemError, match="cannot create the directory .*/pipe .* something else has that name"):
+        Quarantine(f"{pipe}/q")
+
+
 def test_a_file_that_is_no_database_is_named_with_what_to_do(path: str) -> None:
     Path(path).write_bytes(b"not a database" * 99)
     os.chmod(path, 0o600)

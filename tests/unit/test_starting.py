@@ -104,7 +104,8 @@ def test_a_worker_that_finds_its_shard_taken_is_no_failure_and_the_one_that_has_
         return begun[-1]
 
     monkeypatch.setattr(workers, "WorkerProcess", process)
-    monkeypatch.setattr(workers, "AdoptedWorker", lambda loop, control, name, shard, exited: adopted.append(shard))
+    monkeypatch.setattr(workers, "pidfd_of_worker", lambda control, inbox, shard: 7)
+    monkeypatch.setattr(workers, "AdoptedWorker", lambda loop, control, shard, pidfd, exited: adopted.append(shard))
 
     async def run() -> workers.Workers:
         started = made(memory, notes)
