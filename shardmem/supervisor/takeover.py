@@ -149,7 +149,13 @@ def take_role(config: Config, is_named: bool = True) -> tuple[ControlSegment, le
                     except FileNotFoundError:
                         pass
                 continue
-        held = lease.Lease.take(control.segment, lease.SUPERVISOR)
+        try:
+            held = lease.Lease.take(control.segment, lease.SUPERVISOR)
+        except BaseException:  # no descriptor is left
+            if fresh and not lease.is_held(control.segment, lease.SUPERVISOR):
+                control.segment.unlink()
+            control.close()
+            raise
         if held is None:
             if time.monotonic() < deadline:
                 control.close()
