@@ -10,7 +10,8 @@ import pytest
 from shardmem.errors import Backpressure, SegmentCorrupt
 from shardmem.memory.native import ffi, lib
 from shardmem.memory.words import NOBODY, now_ns
-from shardmem.supervisor import recovery
+from shardmem.status import usage
+from shardmem.supervisor import process, recovery, replacements
 
 STATE_OF_ENGINE = 2304
 
@@ -145,3 +146,12 @@ def test_memory_that_somebody_writes_to_all_the_time_is_an_error_of_ours(loopbac
     )
     with pytest.raises(SegmentCorrupt, match="all the time"):
         recovery.take_words(control)
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 1 << 31, 1 << 40, (1 << 63) - 1])
+def test_a_wild_number_of_a_worker_s_process_is_that_of_none(loopback, pid):
+    """A supervisor that took over ended with an OverflowError."""
+    control = loopback(shards=1).control
+    lib.sm_worker_enter(control.address, 0, pid, now_ns())
+    assert process.pidfd_of_worker(control, "inbox", 0) is None
+    assert replacements._rss(pid) >= 0 and usage.Usage().of(0, 1, pid) == (None, None)
