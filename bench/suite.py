@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,7 @@ if __name__ == "__main__":
     checkout.use()
 
 HERE = Path(__file__).parent
+LONGEST = 45 * 60.0  # seconds of one program
 PROGRAMS = {  # and how --short runs each
     "run": ("--repeat", "3", "--seconds", "0.3"),
     "handler": (),
@@ -40,6 +43,19 @@ PROGRAMS = {  # and how --short runs each
     "ingest": ("--mb", "100"),
     "kafka": ("--repeat", "1", "--events", "500000"),
 }
+
+
+def ends_well(command: list[str]) -> bool:
+    """Also False: it did not end. Its engines end with it."""
+    with subprocess.Popen(command, start_new_session=True) as program:
+        try:
+            return program.wait(LONGEST) == 0
+        except BaseException as error:  # Ctrl-C too, which does not reach another session
+            os.killpg(program.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            print(f"stuck for {LONGEST:.0f} s: {' '.join(command[:2])}", file=sys.stderr)
+            return False
 
 
 def main() -> int:
@@ -70,12 +86,12 @@ def main() -> int:
             if name in before:
                 earlier.write_text(json.dumps(before[name]))
                 command += ["--against", str(earlier)]
-            if subprocess.run(command).returncode:
+            if not ends_well(command):
                 failed.append(name)
             if written.exists():
                 found[name] = json.loads(written.read_text())
-    if chosen.json:
-        chosen.json.write_text(json.dumps({"benchmarks": found}, indent=1) + "\n")
+            if chosen.json:  # what is measured stays, whatever becomes of those that come after it
+                chosen.json.write_text(json.dumps({"benchmarks": found}, indent=1) + "\n")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
