@@ -161,6 +161,7 @@ class Workers:
 
     def _spawn(self, shard: int) -> None:
         past = self._pasts[shard]
+        past.timer = None  # no start is due any more, which a stop goes by
         if self.is_stopping(shard):
             past.restart_at = None
             return
