@@ -24,7 +24,7 @@ from shardmem.memory.native import point
 from shardmem.policy import Restarts, WorkerDeath
 from shardmem.runtime.child import Child, Report, WorkerOrders, launch
 from shardmem.runtime.handler import HandlerRef
-from shardmem.status.findings import RECENT_S
+from shardmem.status.findings.finding import RECENT_S
 from shardmem.supervisor.descriptors import Descriptors
 from shardmem.supervisor.history import History
 from shardmem.supervisor.prestart import Prestarted
