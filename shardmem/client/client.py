@@ -254,5 +254,5 @@ def only_engine() -> str:
         raise NotRunning("no engine is running here", hint="Start one: `shardmem run module:handler`")
     raise NotRunning(
         f"several engines {'run' if running else 'have left their memory'} here: {listed(found)}",
-        hint="Name one of them",
+        hint="Name the one that is meant, as the first argument or in SHARDMEM_NAME",
     )

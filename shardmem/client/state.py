@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -59,6 +60,14 @@ class StateAccess:
         for _, _, key, row in self._reader.rows(name):
             if not _has_expired(row, now):
                 yield key, value_of(row)
+
+    def has(self, name: str) -> bool:
+        """Whether anything is saved under this name."""
+        return next(self._reader.rows(name), None) is not None
+
+    def some_names(self) -> list[str]:
+        """Of states, as the first thousands of values know them: all, unless one has next to none."""
+        return sorted({name for _, name, _, _ in islice(self._reader.rows(), 10_000)})
 
     def count(self) -> dict[str, int]:
         """How many values each keyed state has."""

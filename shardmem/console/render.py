@@ -74,6 +74,17 @@ def accounting_line(accounting: Accounting) -> str:
     return " · ".join(parts)
 
 
+def _folded(figures: str, columns: int = 80) -> str:
+    """In lines that end between two figures, not within one."""
+    lines: list[str] = []
+    for figure in figures.split(" · "):
+        if lines and len(lines[-1]) + len(figure) + 3 <= columns:
+            lines[-1] += f" · {figure}"
+        else:
+            lines.append(figure)
+    return "\n".join(lines)
+
+
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
@@ -96,8 +107,10 @@ def status(document: Status) -> Group:
     oldest = oldest_s(document)
     parts.append(
         Text(
-            accounting_line(document["accounting"])
-            + (f", the oldest for {milliseconds(oldest)}" if oldest is not None and oldest >= 1 else "")
+            _folded(
+                accounting_line(document["accounting"])
+                + (f", the oldest for {milliseconds(oldest)}" if oldest is not None and oldest >= 1 else "")
+            )
         )
     )
     parts += [
@@ -196,7 +209,7 @@ def _head(document: Status) -> Text:
     if supervisor["alive"]:
         head.append(f", supervisor pid {supervisor['pid']}")
     else:
-        head.append(", no supervisor: read from shared memory", "bold red")
+        head.append(", no supervisor", "bold red")
     head.append(f": {verdict(document['findings'])}", LEVEL_COLORS[worst(document["findings"])] or "green")
     return head
 

@@ -12,7 +12,7 @@ import re
 from shardmem.status.document import LEVELS, HistoryEntry, ShardStatus, SourceStatus, Status
 from shardmem.status.findings import findings
 
-HIDDEN = "not shown without the http_token; see `shardmem status`"
+HIDDEN = "what it says is not shown without the http_token; see `shardmem status`"
 _CONDITIONS = ("stopped", "restarting", "dead", "stuck", "starting", "slow", "busy", "idle")  # our words say why
 _EXIT = r"(killed by (SIG\w+|signal \d+|the supervisor)(, perhaps out of memory)?|exit code -?\d+)"
 _HISTORY = {  # kinds whose sentences are ours, or begin with what is

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardmem.errors import ConfigError, HandlerError, StateError
+from shardmem.memory.segment import listed
 from shardmem.runtime.batch import Batch, slot_of
 from shardmem.runtime.forked import end_if_forked
 from shardmem.runtime.outbox import Outbox, no_outbox
@@ -179,13 +180,28 @@ class HandlerRef:
                 found = found()
         except (Exception, SystemExit) as error:
             text = f"handler {self.name!r} cannot be loaded: {of_error(error)}"
-            if isinstance(error, ModuleNotFoundError) and error.name == self.name.partition(":")[0].partition(".")[0]:
-                text += (
-                    f". Workers look in {os.getcwd()} and where Python looks: start in the directory that {error.name} "
-                    f"is in, or set PYTHONPATH"
-                )
+            if advice := self._advice(error):
+                raise HandlerError(f"{text}. {advice}") from None  # a traceback would show our own code only
             raise HandlerError(text) from error
         return handler_of(found, self.name, shared)
+
+    def _advice(self, error: BaseException) -> str | None:
+        """Where the name leads nowhere."""
+        path, _, name = self.name.partition(":")
+        if isinstance(error, ModuleNotFoundError) and error.name == path.partition(".")[0]:
+            return (
+                f"Workers look in {os.getcwd()} and where Python looks: start in the directory that {error.name} "
+                f"is in, or set PYTHONPATH"
+            )
+        module = sys.modules.get(path)
+        if module is None or not isinstance(error, AttributeError) or error.obj is not module:
+            return None
+        there = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == path]
+        return (
+            f"{module.__file__} has {listed(there, name)}"
+            if there
+            else f"{module.__file__} has no function and no class"
+        )
 
     def prepare(self) -> None:
         """Import what `load` will need. What goes wrong does so again there, and is told then."""

@@ -75,8 +75,11 @@ class Codec:
             self.encode(value)
             return value
         except Exception as error:
-            what = "cannot be read" if version == self.version else f"of version {version} cannot be upgraded"
-            raise StateError(f"it {what}: {type(error).__name__}: {error}") from error
+            if version == self.version:
+                what, hint = "cannot be read", "If the declared type has changed, raise `version` and give `upgrade`"
+            else:
+                what, hint = f"of version {version} cannot be upgraded", None
+            raise StateError(f"it {what}: {type(error).__name__}: {error}", hint=hint) from error
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -259,7 +259,7 @@ def _failing(document: Status, shard: ShardStatus) -> Finding:
         "error",
         "crash_loop",
         f"Shard {number} keeps crashing: {shard['recent_crashes']} times in the last {RECENT_S:.0f} s.{exit}",
-        f"The log says where.{memory} When the handler is fixed:",
+        f"The log says where.{memory} It is started again by itself, after 30 s at the latest; or at once with:",
         reload,
         _order("reload"),
         number,
@@ -410,7 +410,7 @@ def _pressure(document: Status, lately: Lately) -> Iterator[Finding]:
         yield finding(
             "warning",
             "shed",
-            f"{plural(lately.shed, 'accepted event')} dropped in the last {lately.seconds:.0f} s (backpressure = "
+            f"{plural(lately.shed, 'accepted event')} shed in the last {lately.seconds:.0f} s (backpressure = "
             "drop_oldest).",
             "The lanes were full: use more shards, a faster handler, or larger lane_bytes.",
         )

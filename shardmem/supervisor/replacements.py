@@ -120,5 +120,5 @@ def _rss(pid: int) -> int:
 
     try:
         return psutil.Process(pid).memory_info().rss
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):  # the number is what shared memory says
         return 0

@@ -148,7 +148,7 @@ def test_an_engine_from_a_toml_file(shell):
         (["run", "app:handle", "--slots", "3", "--shards", "x"], 2, "slots=3 is not a power of two"),
         (["run", "nonsense"], 2, "is not a file that ends in .toml or module:handler"),
         (["run", "missing.toml"], 2, "file missing.toml does not exist"),
-        (["run", "app:nothing"], 3, "has no attribute 'nothing'"),
+        (["run", "app:nothing"], 3, "/app.py has "),
         (["run", "nomodule:handle"], 3, "No module named 'nomodule'. Workers look in /"),
         (["status", "no-such-engine"], 1, "no engine named 'no-such-engine'"),
         (["stop", "no-such-engine"], 1, "no engine named 'no-such-engine'"),
@@ -159,7 +159,8 @@ def test_an_engine_from_a_toml_file(shell):
 def test_mistakes_have_their_exit_code_and_say_what_is_wrong(shell, arguments, code, part):
     if arguments[0] == "run":
         arguments = [*arguments, "--name", shell.name]
-    assert part in shell(*arguments, code=code).stderr
+    said = shell(*arguments, code=code).stderr
+    assert part in said and "Traceback" not in said and "offered 0" not in said, "what is wrong is at the end, in words"
     assert not [entry for entry in os.listdir("/dev/shm") if shell.name in entry]
 
 
@@ -195,6 +196,16 @@ def test_the_name_of_the_engine_stands_before_the_arguments_or_in_an_option(comm
     assert 2 == both.exit_code and "two engines are named, one and another" in both.output
     if command != "ingest":  # which takes any number of files
         assert 2 == CliRunner().invoke(main, [*called, "one", "two", *arguments]).exit_code
+
+
+@pytest.mark.parametrize(
+    "words, missing",
+    [(["drain"], "SHARD"), (["cordon"], "SHARD"), (["scale"], "SHARDS"), (["moves"], "{suspend|resume}")],
+)
+def test_the_name_of_the_engine_alone_is_no_wrong_argument_but_one_is_missing(words, missing):
+    done = CliRunner().invoke(main, [*words, "ticks"])
+
+    assert 2 == done.exit_code and f"Missing argument '{missing}'" in done.output, done.output
 
 
 def all_commands(group, path=()):
@@ -373,6 +384,8 @@ def test_an_error_names_few_engines_and_the_likeliest_first():
 
 
 def test_every_command_says_what_it_is_for_in_one_line_of_80_columns():
+    examples = CliRunner().invoke(main, ["--help"], terminal_width=80).output.partition("Options:\n")[0].splitlines()
+    assert not [line for line in examples if len(line) > 80]
     lines = CliRunner().invoke(main, ["--help"], terminal_width=80).output.partition("Commands:\n")[2].splitlines()
 
     assert len(lines) == len(main.commands)

@@ -326,6 +326,9 @@ def test_the_head_says_which_engine_of_which_host_this_is_and_what_else_runs_the
         page.wait_for(f"{link} !== undefined", "the other engine is listed")
         assert f"{page.evaluate(f'{link}.href')}".rstrip("/") == other.status()["engine"]["http"]
         row = page.evaluate(f"{link}.closest('tr').innerText")
+        notes = "[...document.querySelectorAll('#engine-table .notes td')]"
+        wide = "each => each.colSpan === each.closest('table').tHead.rows[0].cells.length"
+        assert page.evaluate(f"{notes}.every({wide})"), "what is wrong with one is as wide as the table"
         assert "healthy" in row and "console.page_load:handle" in row and "Engines on" in page.text("h1"), row
         assert [] == page.complaints
 

@@ -58,6 +58,7 @@ def test_a_list_the_settings_the_log_and_the_stacks_of_an_engine(
         found = client.stacks(0)
         assert "in pass_gate" in found["text"] and found["pid"] == client.status()["shards"][0]["pid"]
         assert "in pass_gate" in cli("stacks", engine_name, "0") and found["text"].startswith(("Current", "Thread"))
+        assert "shard 0, worker pid" in cli("stacks", engine_name), "of all workers, where none is named"
         assert client.stacks(0)["text"].count("in pass_gate") == 1, "nothing of the earlier answers"
         os.kill(found["pid"], signal.SIGSTOP)
         try:

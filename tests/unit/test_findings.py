@@ -168,7 +168,7 @@ MOVE = {"slot": 17, "from": 0, "to": 1, "phase": "draining", "age_s": 12.0, "lat
             "7 events refused in the last 10 s (full 7)",
             None,
         ),
-        ({"lately": Lately(10.0, {}, 5)}, "warning", "shed", "5 accepted events dropped", None),
+        ({"lately": Lately(10.0, {}, 5)}, "warning", "shed", "5 accepted events shed", None),
         (
             {"moves__suspended": True, "moves__planned": 12, "moves__held_back": "moves are suspended by hand"},
             "info",

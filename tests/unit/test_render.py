@@ -139,3 +139,23 @@ def test_sources_are_shown_with_their_files_and_how_far_behind_they_are_in_each(
     assert ["source kafka: 4 events, committed 0.5 s ago", "  t/0: 4 events"] == render.lag_lines(both)[:2]
     assert not any("outbox" in line for line in render.lag_lines(both))
     assert "source file: not known, committed 0.5 s ago" == render.lag_lines([{**sources[0], "lag_bytes": None}])[0]
+
+
+def test_a_line_of_figures_that_is_too_long_ends_between_two_of_them(loopback):
+    observer = Observer(loopback(shards=2).control)
+    document = observer.status()
+    observer.close()
+    document["accounting"] |= {
+        "offered": 10**9,
+        "accepted": 10**9,
+        "handled": 10**9,
+        "quarantined": 10**6,
+        "in_flight": 1,
+    }
+
+    with Console(width=80, file=io.StringIO()) as console:
+        console.print(render.status(document))
+
+    first = next(line for line in console.file.getvalue().splitlines() if line.startswith("offered"))
+    assert first.rstrip().endswith("refused 0")
+    assert "\nhandled 1,000,000,000 · quarantined 1,000,000 · in flight 1" in console.file.getvalue()

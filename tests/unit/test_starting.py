@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 
 from shardmem.config import Config
+from shardmem.errors import SegmentError
 from shardmem.runtime.child import ExitCode
 from shardmem.runtime.handler import HandlerRef
-from shardmem.supervisor import spares, workers
+from shardmem.supervisor import spares, takeover, workers
 from shardmem.supervisor.descriptors import RESERVE, Descriptors
 from shardmem.supervisor.prestart import Prestarted
 from shardmem.supervisor.spares import Spares
+from support.rig import segments_of
 
 
 class Memory:
@@ -306,3 +308,15 @@ def test_workers_are_started_before_the_supervisor_imports_what_it_needs() -> No
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "set()"
+
+
+def test_a_start_that_has_no_descriptor_left_for_its_role_leaves_nothing(
+    engine_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(segment: object, byte: int) -> None:
+        raise SegmentError("no descriptor is left")
+
+    monkeypatch.setattr(takeover.lease.Lease, "take", refuse)
+    with pytest.raises(SegmentError, match="no descriptor"):
+        takeover.take_role(Config.of(name=engine_name, handler="module:handle"))
+    assert segments_of(engine_name) == []

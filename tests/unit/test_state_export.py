@@ -173,6 +173,7 @@ def test_the_command_line_asks_exports_and_imports_for_an_engine_that_does_not_r
         assert content(directory) == content(str(tmp_path / "to" / "e.state"))
     assert '"text"  saved' in said("get", "e", "n", "17", "--state-dir", there)
     assert "1  saved" in said("get", "e", "n", "17", "--int", "--state-dir", there)
+    assert "nothing in a state 'm'; states with values: n" in said("get", "e", "m", "17", "--state-dir", there, code=1)
     assert "has no value for key 'nothing'" in said("get", "e", "n", "nothing", "--state-dir", there, code=1)
     assert "n  9 values" in said("count", "e", "--state-dir", there) == said("list", "e", "--state-dir", there)
     listed = said("list", "e", "n", "--state-dir", there)

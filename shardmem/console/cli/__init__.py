@@ -51,24 +51,26 @@ def main() -> None:
 
     \b
     Examples:
-      shardmem demo                                     count 336,776 real flights
-      shardmem run app:handle --name ticks --shards 2   run handle(batch) of app.py
-      shardmem run engine.toml                          the same from a file
+      shardmem demo                         count 336,776 real flights
+      shardmem run app:handle --name ticks  run handle(batch) of app.py
+      shardmem run engine.toml              the same from a file
       shardmem ingest ticks --format csv --key symbol ticks.csv
-      shardmem ls                                       the engines of this machine
-      shardmem status ticks; shardmem top ticks         a snapshot; a live view
-      shardmem logs ticks 2 --follow                    what shard 2 says
-      shardmem stacks ticks 2                           where its worker is at this moment
-      shardmem scale ticks 3                            while events flow
-      shardmem move ticks 17,40-60 --to 1               the same
-      shardmem where ticks AAPL                         slot and shard of a key
-      shardmem source status ticks                      what feeds it, and how far it is
-      shardmem quarantine list ticks                     events that kept failing
-      shardmem state get ticks visits ann               a value of keyed state
+      shardmem ls                           the engines of this machine
+      shardmem status ticks                 a snapshot
+      shardmem top ticks                    a live view
+      shardmem logs ticks 2 --follow        what shard 2 says
+      shardmem stacks ticks 2               where its worker is now
+      shardmem scale ticks 3                while events flow
+      shardmem move ticks 17,40-60 --to 1   the same
+      shardmem where ticks AAPL             slot and shard of a key
+      shardmem source status ticks          what feeds it, and how far it is
+      shardmem quarantine list ticks        events that kept failing
+      shardmem state get ticks visits ann   a value of keyed state
       shardmem stop ticks
-      shardmem doctor engine.toml                       check this machine
-      shardmem config engine.toml                       every setting, and where it was set; `config ticks`: in force
-      shardmem gc                                       remove leftovers of dead engines
+      shardmem doctor engine.toml           check this machine
+      shardmem config engine.toml           every setting, and where it was set
+      shardmem config ticks                 those in force
+      shardmem gc                           remove leftovers of dead engines
     """
     if sys.stderr is sys.__stderr__ and sys.stderr is not None and not faulthandler.is_enabled():
         faulthandler.enable()

@@ -23,6 +23,15 @@ slots_argument = click.argument("slots", shell_complete=engines_like)
 to_option = click.option("--to", "to", type=click.IntRange(0), required=True, help="The shard that will own them.")
 
 
+class _ShardCount(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    name = "number or auto"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
+        if value != "auto" and not str(value).isdecimal():
+            self.fail(f"{value!r} is not a number of shards or 'auto'", parameter, context)
+        return "auto" if value == "auto" else int(value)
+
+
 def _ask(name: str | None, as_json: bool, command: str, timeout: float | None = None, **wanted: Any) -> None:
     """One command of the control API, its answer for people or programs. Exit code 1 when it is not done in time."""
     from shardmem.client.client import Client, only_engine
@@ -44,17 +53,15 @@ def _ask(name: str | None, as_json: bool, command: str, timeout: float | None = 
 
 
 @click.command(cls=EngineFirst, short_help=summary("scale"))
-@click.argument("shards", shell_complete=engines_like)
+@click.argument("shards", type=_ShardCount(), shell_complete=engines_like)
 @timeout_option
 @as_json
-def scale(shards: str, timeout: float | None, name: str | None, as_json: bool) -> None:
+def scale(shards: int | str, timeout: float | None, name: str | None, as_json: bool) -> None:
     """Run SHARDS shards: start more, or drain and remove some. Slots are evened out while events flow.
 
     'auto' hands control back to the policy.
     """
-    if shards != "auto" and not shards.isdigit():
-        raise click.UsageError(f"{shards!r} is not a number of shards or 'auto'")
-    _ask(name, as_json, "scale", timeout, shards=shards if shards == "auto" else int(shards))
+    _ask(name, as_json, "scale", timeout, shards=shards)
 
 
 @click.command(cls=EngineFirst, short_help=summary("drain"))

@@ -93,7 +93,10 @@ class EngineFirst(click.Command):
         def with_engine(args: list[str]) -> tuple[dict[str, Any], list[str], list[click.Parameter]]:
             found, more, order = parse(args)
             words = [word for each in arguments for word in _words(found.get(each.name or ""))] + more
-            if len(words) > most or (len(words) > least and self.is_name(words[0], found)):
+            is_alone = 0 < len(words) <= least and not _fits(
+                arguments[0], words[0], context
+            )  # then click asks for the rest
+            if len(words) > most or is_alone or (len(words) > least and self.is_name(words[0], found)):
                 found["name"] = either(words.pop(0), found.get("name"))
                 for each in arguments:
                     taken, words = (words, []) if each.nargs == -1 else (words[:1], words[1:])
@@ -111,6 +114,14 @@ class EngineFirst(click.Command):
 def _words(value: Any) -> list[str]:
     """Of an argument as click's parser has it: what is missing is some mark of its own."""
     return [value] if isinstance(value, str) else list(value) if isinstance(value, (tuple, list)) else []
+
+
+def _fits(argument: click.Argument, word: str, context: click.Context) -> bool:
+    try:
+        argument.type.convert(word, argument, context)
+    except click.BadParameter:
+        return False
+    return True
 
 
 def either(engine: str, name: Any) -> str:

@@ -85,7 +85,6 @@ def ingest(**given: Any) -> None:
     each record's own bytes as payload; a records engine gets the fields of its dtype by name. A record that is no event
     stops the run, and is named with file, line, field and reason.
 
-    \b
     Exit code 0: everything arrived. 1: a record was bad, an event was refused or quarantined (see --max-bad), or the
     run was cut off; then it says where to go on.
     """

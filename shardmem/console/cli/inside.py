@@ -57,23 +57,31 @@ def logs(
                 show(record)
 
 
-@click.command(cls=EngineFirst, short_help="Show where the threads of a worker are at this moment.")
-@click.argument("shard", type=click.IntRange(0), shell_complete=engines_like)
+@click.command(cls=_EngineThenShard, short_help="Show where the threads of a worker are at this moment.")
+@click.argument("shard", type=click.IntRange(0), required=False, shell_complete=engines_like)
 @click.option(
     "--timeout", type=click.FloatRange(0), default=5.0, show_default=True, metavar="SECONDS", help="How long to wait."
 )
 @as_json
-def stacks(shard: int, name: str | None, timeout: float, as_json: bool) -> None:
-    """Show the Python stack of each thread of the worker of SHARD, the innermost call first.
+def stacks(shard: int | None, name: str | None, timeout: float, as_json: bool) -> None:
+    """Show the Python stack of each thread of the worker of SHARD, or of all, the innermost call first.
 
-    The worker is not disturbed, and answers also when its handler hangs. Needs no supervisor.
+    A worker is not disturbed, and answers also when its handler hangs. Needs no supervisor.
     """
     from shardmem.client.client import Client, only_engine
 
     with Client(name or only_engine()) as client:
-        found = client.stacks(shard, timeout)
+        if shard is not None:
+            found = [client.stacks(shard, timeout)]
+        else:
+            alive = [each["id"] for each in client.status()["shards"] if each["alive"]]
+            found = [client.stacks(each, timeout) for each in alive]
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(found if shard is None else found[0], indent=2))
         return
-    hand = "between two batches" if found["in_hand_s"] is None else f"one batch in hand for {found['in_hand_s']:.1f} s"
-    say(f"shard {shard}, worker pid {found['pid']}, incarnation {found['incarnation']}: {hand}\n\n{found['text']}")
+    for each in found:
+        hand = (
+            "between two batches" if each["in_hand_s"] is None else f"one batch in hand for {each['in_hand_s']:.1f} s"
+        )
+        worker = f"worker pid {each['pid']}, incarnation {each['incarnation']}"
+        say(f"shard {each['shard']}, {worker}: {hand}\n\n{each['text'].rstrip()}\n")

@@ -87,7 +87,11 @@ def run(target: str, as_json: bool, **flags: Any) -> None:
                 }
             )
         )
-    elif for_people and supervisor.outcome is not None:
+    elif (
+        for_people
+        and supervisor.outcome is not None
+        and (supervisor.error is None or supervisor.outcome["accounting"]["offered"])
+    ):
         from shardmem.console.render import accounting_line
 
         click.echo(accounting_line(supervisor.outcome["accounting"]), err=True)

@@ -88,8 +88,11 @@ def get(
 
     with _access(name, state_dir) as (engine, access):
         found = find_text(access, state, key, "int" if as_int else "bytes" if as_bytes else None)
-    if found is None:
-        raise ShardmemError(f"engine {engine}: state {state!r} has no value for key {key!r}")
+        if found is None:
+            if access.has(state):
+                raise ShardmemError(f"engine {engine}: state {state!r} has no value for key {key!r}")
+            known = ", ".join(access.some_names()) or "none"
+            raise ShardmemError(f"engine {engine} has saved nothing in a state {state!r}; states with values: {known}")
     described = describe(state, *found)
     if as_json:
         click.echo(json.dumps(described, indent=2))

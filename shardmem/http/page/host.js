@@ -1,11 +1,12 @@
 // The engines of this machine on one page: which one is ill and why, how much each handles, and the way to its page.
 
-import {$, attribute, exact, keyed, make, plural, set, short, span, zone} from "./words.js";
+import {$, attribute, exact, keyed, make, plural, prose, set, short, span, zone} from "./words.js";
 
 const EVERY = 2000,
   PATIENCE = 5000,
   KEPT = 60,
-  MOST = 3;
+  MOST = 3,
+  COLUMNS = 7;
 const WORST = ["error", "warning", "info"],
   WORDS = {error: "error", warning: "warning", info: "good"};
 const SVG = "http://www.w3.org/2000/svg";
@@ -48,7 +49,6 @@ function newRow(each) {
       {scope: "row", kind: "left engine"},
       each.http ? make("a", {href: elsewhere(each.http)}) : make("span"),
       make("small", {kind: "soft"}),
-      make("ul"),
     ),
     make("td", {kind: "left"}, make("span")),
     make("td"),
@@ -59,19 +59,29 @@ function newRow(each) {
   );
 }
 
-function fill({cells}, each) {
-  const [name, about, findings] = cells[0].children,
-    said = each.error ? [each.error] : each.findings,
+/** What is wrong with it, below its row and as wide as the table. */
+function newNotes() {
+  return make("tr", {kind: "notes"}, make("td", {kind: "left", colspan: COLUMNS}, make("ul")));
+}
+
+const told = each => (each.error ? [each.error] : each.findings);
+
+function fillNotes({cells}, each) {
+  const said = told(each),
     more = said.length - MOST;
-  set(name, each.name);
-  set(about, [each.handler, each.http ? "" : "no http_port: shardmem top"].filter(Boolean).join(" · "));
   keyed(
-    findings,
+    cells[0].firstChild,
     [...said.slice(0, MOST), ...(more > 0 ? [`and ${plural(more, "more finding", "more findings")}`] : [])],
     text => text,
     () => make("li"),
-    (line, text) => set(line, text),
+    prose,
   );
+}
+
+function fill({cells}, each) {
+  const [name, about] = cells[0].children;
+  set(name, each.name);
+  set(about, [each.handler, each.http ? "" : "no http_port: shardmem top"].filter(Boolean).join(" · "));
   set(
     cells[1].firstChild,
     each.state === "running" ? each.verdict : each.state,
@@ -110,12 +120,15 @@ function show(engines) {
   const verdict = $("verdict-word").textContent;
   if (verdict !== spoken) set($("announce"), verdict);
   spoken = verdict;
+  const rows = [...engines]
+    .sort((a, b) => WORST.indexOf(a.level) - WORST.indexOf(b.level) || a.name.localeCompare(b.name))
+    .flatMap(each => [{each, notes: false}, ...(told(each).length ? [{each, notes: true}] : [])]);
   keyed(
     $("engine-table").tBodies[0],
-    [...engines].sort((a, b) => WORST.indexOf(a.level) - WORST.indexOf(b.level) || a.name.localeCompare(b.name)),
-    each => `${each.name} ${each.http}`,
-    newRow,
-    fill,
+    rows,
+    ({each, notes}) => `${each.name} ${each.http} ${notes}`,
+    ({each, notes}) => (notes ? newNotes() : newRow(each)),
+    (row, {each, notes}) => (notes ? fillNotes : fill)(row, each),
   );
 }
 

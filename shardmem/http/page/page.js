@@ -8,7 +8,7 @@ import {Slots} from "./slots.js";
 import {Sources} from "./sources.js";
 import {Producers, Shards} from "./tables.js";
 import {
-  $, attribute, bytes, clock, exact, keyed, lineColor, make, micro, part, plural, rate, reasons, set, short, span, sum, zone,
+  $, attribute, bytes, clock, exact, keyed, lineColor, make, micro, part, plural, prose, rate, reasons, set, short, span, sum, zone,
 } from "./words.js";
 
 const EVERY = 1000,
@@ -91,8 +91,8 @@ function verdict(level, head, text, findings) {
         {error: "✕ Error: ", warning: "! Warning: ", info: "Note: "}[each.level],
         each.level === "info" ? "soft" : each.level,
       );
-      set(text, each.text);
-      set(advice, each.advice);
+      prose(text, each.text);
+      prose(advice, each.advice || "");
       set(shell, each.command || "");
       shell.hidden = !each.command;
       button.hidden = !each.order && each.kind !== "quarantine";
@@ -261,7 +261,7 @@ function tiles({accounting: a, producers, shards}) {
     ["oldest of them", oldest === null ? "–" : span(oldest), "pushed so long ago"],
     ["quarantined", short(a.quarantined), "put in quarantine, ever", a.quarantined ? "warning" : ""],
     ["skipped", short(a.skipped), "came again, and the state holds them already"],
-    ["dropped", short(shed), reasons(a.shed) || "accepted and then dropped", shed ? "warning" : ""],
+    ["shed", short(shed), reasons(a.shed) || "accepted and then given up: to make room, or another host's", shed ? "warning" : ""],
     ["producers", exact(producers.filter(each => each.alive).length), "connected now"],
     ["shards", exact(shards.length), ""],
   ];
@@ -302,7 +302,7 @@ function timeline(document, now) {
               : "event",
         each.level === "info" ? "soft" : each.level,
       );
-      set(text, each.shard === null ? each.text : `Shard ${each.shard}: ${each.text}`);
+      prose(text, each.shard === null ? each.text : `Shard ${each.shard}: ${each.text}`);
     },
   );
   if (!$("timeline").childElementCount)

@@ -37,7 +37,7 @@ export class Sources {
   /** access: what may be done here; with all of it, names are shown. */
   show(document, access) {
     [this.#document, this.#named] = [document, access === "all"];
-    $("sources").hidden = !document.sources.length;
+    $("sources").hidden = $("to-sources").hidden = !document.sources.length;
     this.#draw();
   }
 

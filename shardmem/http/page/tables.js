@@ -1,7 +1,7 @@
 // Shards and producers: rows stay the same elements, so that the focus and a selection stay.
 
 import {
-  $, attribute, bytes, clock, exact, keyed, make, micro, named, part, plural, rate, reasons, set, short, span, sum,
+  $, attribute, bytes, clock, exact, keyed, make, micro, named, part, plural, prose, rate, reasons, set, short, span, sum,
 } from "./words.js";
 
 const BAD = ["failed", "stuck", "dead"],
@@ -163,7 +163,7 @@ export class Shards {
     set(button, `${open ? "▾" : "▸"} ${shard.id}`);
     set(why.firstChild, word, `word ${BAD.includes(word) ? "error" : NORMAL.includes(word) ? "good" : "warning"}`);
     const ill = !NORMAL.includes(shard.condition);
-    set(
+    prose(
       why.lastChild,
       [
         ill ? shard.reason || shard.error : "",

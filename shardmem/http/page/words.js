@@ -19,6 +19,15 @@ export function set(node, text, kind) {
   if (kind !== undefined && node.className !== kind) node.className = kind;
 }
 
+const told = new WeakMap();
+/** A sentence of the supervisor: what stands in backticks is code. */
+export function prose(node, text) {
+  if (told.get(node) === text) return;
+  told.set(node, text);
+  const parts = text.split("`");
+  node.replaceChildren(...(parts.length % 2 ? parts.map((each, i) => (i % 2 ? make("code", {text: each}) : each)) : [text]));
+}
+
 export function attribute(node, name, value) {
   if (value === null || value === undefined) node.removeAttribute(name);
   else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
