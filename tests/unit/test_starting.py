@@ -122,6 +122,27 @@ def test_a_worker_that_finds_its_shard_taken_is_no_failure_and_the_one_that_has_
     assert found.failed() == {} and found.describe() == {} and notes == []
 
 
+def test_a_stop_adopts_no_worker_that_was_started_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took the place of the process that hears of its death: some stops never ended."""
+    memory, adopted = Memory(), list[int]()
+    monkeypatch.setattr(workers, "WorkerProcess", lambda *values, **more: Started())
+    monkeypatch.setattr(workers, "pidfd_of_worker", lambda control, inbox, shard: 7)
+    monkeypatch.setattr(workers, "AdoptedWorker", lambda loop, control, shard, pidfd, exited: adopted.append(shard))
+
+    async def run() -> None:
+        made_here = made(memory, Notes())
+        made_here.start(0)
+        async with asyncio.timeout(60) if sys.version_info >= (3, 11) else _Anything():
+            while made_here.of(0) is None:
+                await asyncio.sleep(0.001)
+        memory.worker_alive = lambda shard: True  # type: ignore[method-assign]
+        made_here.stop_starting()
+        assert isinstance(made_here.of(0), Started)
+
+    asyncio.run(run())
+    assert adopted == []
+
+
 class _Anything:
     async def __aenter__(self) -> None: ...
     async def __aexit__(self, *_: object) -> None: ...
