@@ -24,7 +24,7 @@ from bench.cpu import cpu_ns, family  # noqa: E402
 from bench.report import Row  # noqa: E402
 from bench.spare import await_spare  # noqa: E402
 
-SETTLED = 3.0  # seconds after the spare has imported all: its start is not idling
+SETTLED = 5.0  # seconds after the spare has imported all: its start is not idling, and then the engine is at rest
 
 
 def handle(batch: Any) -> None:

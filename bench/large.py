@@ -28,6 +28,7 @@ import psutil  # noqa: E402
 import shardmem  # noqa: E402
 from bench import report  # noqa: E402
 from bench.cpu import cpu_ns, family  # noqa: E402
+from bench.idle import SETTLED  # noqa: E402
 from bench.instructions import engine  # noqa: E402
 from bench.report import Row  # noqa: E402
 from bench.spare import await_spare  # noqa: E402
@@ -89,6 +90,7 @@ def large(shards: int, producers: int, repeat: int, seconds: float) -> list[Row]
             producer.flush()
         status = seconds_of(running.status, repeat)
         await_spare(running)
+        time.sleep(SETTLED)
         supervisor = running.status()["supervisor"]["pid"]
         pids = family(supervisor)
         memory, shared = own_memory(pids), shared_memory(name)

@@ -93,6 +93,16 @@ def spoil(engine: str, seconds: float, is_there: Any) -> None:
                 time.sleep(left)
 
 
+def judged(engine: Any) -> None:
+    """Until all bad events are in quarantine. The others go on meanwhile: where nothing succeeds beside them, it is not
+    the events, and the shards wait longer and longer."""
+    until = time.monotonic() + 120
+    while engine.status()["accounting"]["quarantined"] < BAD:
+        if time.monotonic() > until:
+            raise SystemExit(f"outage.py: {BAD} bad events are not in quarantine after two minutes")
+        time.sleep(0.05)
+
+
 def handled(directory: str) -> np.ndarray:
     """In the order of each worker's writing, the workers in the order of their first event."""
     rows = [np.fromfile(path, "u8").reshape(-1, 4) for path in Path(directory).glob("*.log")]
@@ -199,6 +209,7 @@ def beside_bad(mode: str, seconds: float, rate: float, bad: bool) -> dict[str, A
                 ended = time.monotonic_ns()
                 if fourth is not None:
                     fourth.join()
+                    judged(engine)
             while engine.status()["accounting"]["in_flight"]:
                 time.sleep(0.05)
             status = engine.status()

@@ -31,7 +31,7 @@ LONGEST = 45 * 60.0  # seconds of one program
 PROGRAMS = {  # and how --short runs each
     "run": ("--repeat", "3", "--seconds", "0.3"),
     "handler": (),
-    "model": ("--repeat", "3"),
+    "model": ("--repeat", "3", "--seconds", "1"),
     "start": (),
     "idle": ("--repeat", "2"),
     "large": ("--repeat", "3"),
@@ -39,7 +39,7 @@ PROGRAMS = {  # and how --short runs each
     "recovery": ("--repeat", "3", "--seconds", "2"),
     "kills": ("--seconds", "40"),
     "outage": ("--repeat", "1", "--seconds", "20"),
-    "state": ("--repeat", "3", "--events", "1000000", "--only", "counting", "moves", "timers", "killed"),
+    "state": ("--repeat", "2", "--events", "1000000", "--only", "counting", "moves", "timers", "killed"),
     "ingest": ("--mb", "100"),
     "kafka": ("--repeat", "1", "--events", "500000"),
 }
