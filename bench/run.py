@@ -1,6 +1,6 @@
 """The benchmark: one table of ratios against named rivals, all measured in this one run.
 
-    python bench/run.py [--quick] [--only NAME...] [--repeat N] [--json FILE] [--against FILE]
+    python bench/run.py [--quick] [--only NAME...] [--seconds S] [--repeat N] [--json FILE] [--against FILE]
 
 What a figure means is written in `harness.py`, what the floor is in `floor.c`. A ratio is between the
 medians of this run: absolute figures belong to the machine in the first line and to nothing else. For
@@ -125,6 +125,8 @@ def measure(options: argparse.Namespace, found: Callable[[list[Row]], None]) -> 
     raw: list[dict[str, Any]] = []
     for case, able in chosen(options.only, contenders):
         seconds = LENGTHS[case.kind == "latency"][options.quick]
+        if options.seconds and case.kind != "latency":
+            seconds = options.seconds
         orders: dict[Place, dict[str, Any]] = {}
         figures: dict[Place, list[dict[str, Any]]] = {}
         for i in able:
@@ -172,6 +174,7 @@ def measure(options: argparse.Namespace, found: Callable[[list[Row]], None]) -> 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Ratios of shardmem to named rivals, in one run on one machine.")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="cases and contenders, * allowed")
+    parser.add_argument("--seconds", type=float, help="of a round that is not of latencies (1; 0.2 with --quick)")
     parser.add_argument("--floor-ring", type=int, default=1 << 20, metavar="BYTES", help="ring of the C floor (1 MiB)")
     parser.add_argument("--floor-publish", type=int, default=256, metavar="N", help="its publishing period (256)")
     parser.add_argument("--trial", help=argparse.SUPPRESS)

@@ -156,7 +156,7 @@ class ControlSegment(OwnWords):
     def open_inbox(self, shard: int, generation: int | None = None) -> InboxSegment:
         """Map the inbox of a shard. Raises NotRunning when it is gone, SegmentCorrupt when it is not that inbox."""
         if generation is None:
-            generation = self.view_shard(shard).generation
+            generation = self.shard_generation(shard)
         segment = Segment.attach(inbox_name(self.engine, shard, generation))
         try:
             status = self._check_inbox(segment, shard, generation)

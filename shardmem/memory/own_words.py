@@ -43,6 +43,19 @@ class OwnWords(Words):
         own.holds = {move.slot: (move.phase, move.source, move.target) for move in self.moves()}
         self._own = own
 
+    def forget(self) -> None:
+        self._own = None
+
+    @property
+    def are_known(self) -> bool:
+        """Whether states and phases that are remembered are some that there are: somebody may have changed them just
+        before."""
+        own = self._own
+        return own is not None and (
+            all(said.state in SHARD_STATES for said in own.shards)
+            and all(phase in MOVE_PHASES for phase, _, _ in own.holds.values())
+        )
+
     def repair(self) -> list[str]:
         """Words that said something else, which say again what they should: their names."""
         own, found = self._own, list[str]()
@@ -86,6 +99,9 @@ class OwnWords(Words):
 
     def shard_state(self, shard: int) -> str:
         return super().shard_state(shard) if self._own is None else self._own.shards[shard].state
+
+    def shard_generation(self, shard: int) -> int:
+        return super().shard_generation(shard) if self._own is None else self._own.shards[shard].generation
 
     def known_shards(self) -> list[int]:
         if self._own is None:

@@ -106,6 +106,10 @@ class Words:
         lib.sm_view_seat(self.address, seat, view)
         return view
 
+    def shard_generation(self, shard: int) -> int:
+        """Of its inbox."""
+        return self.view_shard(shard).generation
+
     def known_shards(self) -> list[int]:
         return [shard for shard in range(self.room) if self.view_shard(shard).state]
 

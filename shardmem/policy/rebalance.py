@@ -95,6 +95,7 @@ class RebalanceRunner:
         without: Collection[int] = (),
         later: bool = False,
         stopped_seats: Collection[int] = (),
+        planning: bool = True,
     ) -> list[BeginHandoff | Allocate]:
         """Allocations first, then what is wished by hand, then the most urgent moves that there is room for, those of a
         pair of shards in one handoff.
@@ -103,13 +104,14 @@ class RebalanceRunner:
         without: shards that can neither give nor take now: failed ones, and those in the middle of a long batch.
         later: some of them will be able to soon, so that what is to be even is not yet.
         stopped_seats: producers that have been inside one push for long.
+        planning: False: the strategy is not asked, because nothing of a plan would be begun (`needs_plan`).
         """
         actions: list[BeginHandoff | Allocate] = [
             Allocate(tuple(slots), shard) for shard, slots in sorted(self._table.propose().items())
         ]
         timely, pairs, stuck, seats = self._handoffs.load(now)
         eager = eager or self.wishes.eager
-        plan = self._plan(now, rates, busy, eager, stuck.union(without))
+        plan = self._plan(now, rates, busy, eager, stuck.union(without)) if planning else []
         is_undecided = self._table.undecided is not None
         self.is_even = self.is_even and not is_undecided
         wished = list(self._wished(stuck))
@@ -130,6 +132,11 @@ class RebalanceRunner:
         if self.wishes.eager and self.is_even and not later:
             self.wishes.eager = False
         return actions
+
+    @property
+    def needs_plan(self) -> bool:
+        """Of a suspended strategy nothing is begun but what a drain or a pin needs."""
+        return not self.wishes.suspended or bool(self._table.draining or self._table.pins)
 
     @property
     def moves(self) -> int:

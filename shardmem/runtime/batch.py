@@ -100,6 +100,10 @@ class Batch:
         self._numbers: tuple[np.ndarray, np.ndarray] | None = None
         self._rejected: dict[int, str] | None = None
 
+    def _begin(self) -> None:
+        """Of one that was made before its rows were chosen."""
+        self._length = self._c.rows
+
     @classmethod
     def of_event(
         cls,

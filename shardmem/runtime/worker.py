@@ -112,6 +112,7 @@ class Worker:
         schema, slots, shard, scratch = self.control.schema, self.control.slots, self.shard, self.scratch
         partitions, rest = self.control.partitions, self._rest_ns()
         idle, idle_since = True, 0.0
+        work = Batch(schema, slots, shard, batch, scratch, partitions)  # before the sleep: no event waits for it
         while not self.ordered_to_stop():
             moves.step(idle)
             commit.step(idle)
@@ -135,7 +136,9 @@ class Worker:
             elif not commit.take(batch):
                 failures.passed()
             else:
-                attempt(Batch(schema, slots, shard, batch, scratch, partitions))
+                work._begin()
+                attempt(work)
+                work = Batch(schema, slots, shard, batch, scratch, partitions)
         commit.settle()
         failures.leave()
 

@@ -180,8 +180,9 @@ class Source(Protocol):
     def open(self, context: SourceContext) -> None: ...
 
     def poll(self, max_events: int, timeout: float) -> Columns | None:
-        """The next events of any partition that is not paused; None when there were none in time. What is at hand is
-        returned at once. Raises SourceError."""
+        """The next events of any partition that is not paused; None when there were none in time, and at once when
+        partitions were assigned: they wait to be told where to begin. What is at hand is returned at once. Raises
+        SourceError."""
         ...
 
     def pause(self, partitions: Sequence[str]) -> None:

@@ -51,6 +51,8 @@ RETRY = 1.0  # seconds before state that could not be restored is asked for agai
 NOTHING = 0  # committed
 NONE_KNOWN = np.empty(0, "u8")
 
+Committed = dict[str, Position | None]  # by partition
+
 
 @dataclass(frozen=True)
 class OwnershipSettings:
@@ -116,7 +118,7 @@ class Ownership:
         self._engine, self._states, self._log, self._clock = engine, states or Stateless(), log, clock
         self.held: dict[str, Held] = {}
         self.undecided: dict[str, None] = {}  # assigned; where they begin is not known yet
-        self.restoring: dict[int, tuple[Future[None], dict[str, Position | None]]] = {}  # by number
+        self.restoring: dict[int, tuple[Future[None], Committed]] = {}  # by number
         self.waits_for: str | None = None
         self.committed_at: float | None = None  # clock: when there was nothing more to commit
         self._marks: deque[tuple[Marks, list[tuple[Held, int]]]] = deque()
@@ -197,7 +199,7 @@ class Ownership:
     # ---- where a partition begins ------------------------------------------------------------------------------------
 
     def _decide(self) -> None:
-        self._restored()
+        self._begin_all(self._restored())
         if not self.undecided or self._clock() < self._retry_at:
             return
         try:
@@ -206,14 +208,15 @@ class Ownership:
             self.waits_for = str(error)
             return
         self.waits_for = None
-        together: dict[int, dict[str, Position | None]] = {}
+        together: dict[int, Committed] = {}
         for partition in self.undecided:
             together.setdefault(topic_and_number(partition)[1], {})[partition] = committed.get(partition)
-        for number in together.keys() - self.restoring.keys():  # of one that was lost meanwhile, the end is awaited
-            self._prepare(number, together[number])
+        asked = together.keys() - self.restoring.keys()  # of one that was lost meanwhile, the end is awaited
+        self._begin_all({each: at for number in sorted(asked) for each, at in self._prepare(number, together[number])})
 
-    def _prepare(self, number: int, those: dict[str, Position | None]) -> None:
-        """The state of all topics of a partition is one, and is there before the first event of any of them."""
+    def _prepare(self, number: int, those: Committed) -> Iterable[tuple[str, Position | None]]:
+        """Those that begin now. The state of all topics of a partition is one, and is there before the first event of
+        any of them."""
         rows = {partition: self._table.row(*topic_and_number(partition)) for partition in those}
         restoring, ours = None, all(self._is_ours(at, rows[partition]) for partition, at in those.items())
         if not any(held.number == number for held in self.held.values()):
@@ -227,37 +230,40 @@ class Ownership:
                 self._table.end(rows[partition])
         fresh = {name: at for name, at in those.items() if name in self.undecided}
         if restoring is None:
-            self._begin_all(number, fresh)
-        else:
-            self.restoring[number] = restoring, fresh
-            for partition in fresh:
-                del self.undecided[partition]
+            return fresh.items()
+        self.restoring[number] = restoring, fresh
+        for partition in fresh:
+            del self.undecided[partition]
+        return ()
 
-    def _restored(self) -> None:
+    def _restored(self) -> Committed:
+        """Those that begin now."""
+        found: Committed = {}
         for number, (restoring, those) in list(self.restoring.items()):
             if not restoring.done():
                 continue
             del self.restoring[number]
             self.undecided.update(dict.fromkeys(those))
             if (error := restoring.exception()) is None:
-                self._begin_all(number, those)
+                found.update(those)
             else:
                 self.waits_for = f"the state of partition {number} cannot be restored: {error}"
                 self._retry_at = self._clock() + RETRY
+        return found
 
-    def _begin_all(self, number: int, those: Mapping[str, Position | None]) -> None:
-        """Its state is here."""
-        if not self._claim(number, {partition: at for partition, at in those.items() if at is not None}):
+    def _begin_all(self, those: Committed) -> None:
+        """Their state is here. They rest until this is done, so all are claimed in one commit."""
+        if not self._claim({partition: at for partition, at in those.items() if at is not None}):
             self._retry_at = self._clock() + RETRY
             return
         for partition, committed in those.items():
             self._begin(partition, self._table.row(*topic_and_number(partition)), committed)
 
-    def _claim(self, number: int, committed: Mapping[str, Position]) -> bool:
+    def _claim(self, committed: Mapping[str, Position]) -> bool:
         """Whether what was committed is in our name: if this process is killed before it commits anything, the next one
         is to see that nobody else has since. Not before the state is here, because that is what our name says."""
         others = {
-            name: Position(at.offset, metadata_of(self._engine, self._states.named(number)))
+            name: Position(at.offset, metadata_of(self._engine, self._states.named(topic_and_number(name)[1])))
             for name, at in committed.items()
             if _who(at.metadata) != self._engine
         }

@@ -191,7 +191,7 @@ class Planner:
         self._rates, load = rates, 0.0 if rates is None else float(rates.sum())
         self._is_loaded = load >= (LITTLE / 2 if self._is_loaded else LITTLE)
         self.stopped_seats = self.carrier.stopped_seats(now)
-        self.advance(now)
+        self.advance(now, is_tick=True)
         decision = self.mapper.evaluate_scaling(now, moves=self.runner.moves if self.automatic else 0)
         if not self.wishes.following and decision.kind is not DecisionKind.NONE:
             count = f" {decision.count}" if decision.count else ""
@@ -201,21 +201,26 @@ class Planner:
         self.history.note(decision)
         return decision
 
-    def advance(self, now: float) -> None:
-        """What handoffs have come to, and what can be begun now. Called with every tick and every piece of news."""
+    def advance(self, now: float, *, is_tick: bool = False) -> None:
+        """What handoffs have come to, and what can be begun now. Called with every tick and every piece of news. What
+        the strategy thinks of slots that only orders move is asked at a tick, for those who look: it takes as long as
+        all else of an order.
+        """
         self._done(self.carrier.look(now))
         hold = not self.automatic and not self.wishes.eager
         was, self.wishes.suspended = self.wishes.suspended, self.wishes.suspended or hold
         try:
             without, later = self._out_of_bounds(now)
-            busy = {shard: sample.busy for shard, sample in self.mapper.metrics(now).items()}
+            planning = is_tick or self.runner.needs_plan
+            busy = {shard: sample.busy for shard, sample in self.mapper.metrics(now).items()} if planning else {}
             actions = self.runner.step(
                 now,
-                rates=self._load(busy, now),
+                rates=self._load(busy, now) if planning else None,
                 busy=busy if any(busy.values()) else None,
                 without=without,
                 later=later,
                 stopped_seats=self.stopped_seats,
+                planning=planning,
             )
         finally:
             self.wishes.suspended = was

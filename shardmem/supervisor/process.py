@@ -120,7 +120,7 @@ def pidfd_of_worker(control: ControlSegment, inbox: str, shard: int) -> int | No
     pid = control.view_shard(shard).pid
     try:
         pidfd = os.pidfd_open(pid)
-    except OSError:
+    except (OSError, OverflowError):  # the number is what shared memory says
         return None
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as command, open(f"/proc/{pid}/maps", "rb") as maps:

@@ -7,6 +7,7 @@ sweep the one that is, and one shard's damage must not keep the others from bein
 
 from __future__ import annotations
 
+from shardmem.errors import SegmentCorrupt
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import MOVE_PHASES, SHARD_STATES
@@ -14,6 +15,7 @@ from shardmem.memory.segment import GENERATIONS, inboxes_of
 from shardmem.memory.words import NOBODY
 
 FULL_WEIGHT = 1000
+TAKES = 20
 
 
 def next_generation(control: ControlSegment, shard: int) -> int:
@@ -23,9 +25,30 @@ def next_generation(control: ControlSegment, shard: int) -> int:
     return max([*known, *files, 0]) + 1
 
 
-def mend_words(control: ControlSegment) -> list[tuple[int | None, str]]:
-    """By the holder of the supervisor's lease, before it looks at anything. What was done, each of a shard or of none.
-    Raises OutOfMemory, SegmentError."""
+def take_words(control: ControlSegment) -> list[tuple[int | None, str]]:
+    """By the holder of the supervisor's lease, before it looks at anything: they are set right, and from here on what
+    somebody else writes there is believed no more. What was done, each of a shard or of none. Raises OutOfMemory,
+    SegmentError."""
+    done = []
+    for _ in range(TAKES):
+        done += _mend_words(control)
+        control.remember()
+        if control.are_known and all(_has_its_inbox(control, shard) for shard in control.known_shards()):
+            return done
+        control.forget()  # between the two somebody has changed one: a supervisor ended for an inbox that never was
+    raise SegmentCorrupt(
+        f"somebody writes to the memory of engine {control.engine!r} all the time: its words were set right {TAKES} "
+        f"times, and each time they were something else at once"
+    )
+
+
+def _has_its_inbox(control: ControlSegment, shard: int) -> bool:
+    generation = control.shard_generation(shard)
+    is_removed = control.shard_state(shard) == "stopped" and generation <= control.view_shard(shard).retired_generation
+    return is_removed or control.has_inbox(shard, generation)
+
+
+def _mend_words(control: ControlSegment) -> list[tuple[int | None, str]]:
     done: list[tuple[int | None, str]] = []
     owners = set(control.slot_table()[0].tolist())
     for shard in range(control.room):

@@ -45,7 +45,6 @@ class SegmentWatch:
         self._fleet, self._life, self._replacements, self._background = fleet, life, replacements, background
         self._cases: dict[int, _Case] = {}
         self._mended, self._say_at = dict[str, None](), 0.0
-        fleet.control.remember()
         self._last: dict[int, tuple[InboxSegment, list[LaneView]]] = {}  # as each inbox was before anything was wrong
 
     def look(self) -> None:

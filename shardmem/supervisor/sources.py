@@ -199,7 +199,7 @@ class _Life:
 def _signal(pid: int | None, number: int) -> None:
     if pid is None:
         return
-    with contextlib.suppress(ProcessLookupError, PermissionError, OSError):
+    with contextlib.suppress(OSError, OverflowError):  # the number is what a file says
         pidfd = os.pidfd_open(pid)
         try:
             if _is_source(pid):

@@ -38,7 +38,7 @@ from shardmem.runtime.state_files import remove_files
 from shardmem.status.health import hangs
 from shardmem.status.observer import Observer
 from shardmem.supervisor.history import History
-from shardmem.supervisor.recovery import mend_words
+from shardmem.supervisor.recovery import take_words
 
 NO_SHARD = 0xFFFF
 HELD_BRIEFLY = 0.3  # seconds: `shardmem gc` takes the lease of an engine while it looks whether anybody holds it
@@ -79,10 +79,12 @@ class Takeover:
         """Look at what is there, and finish what a killed supervisor had begun. Raises ConfigError: it does not fit."""
         if not self.fresh:
             check_fit(self.control, config)
-            mended = mend_words(self.control)
+            mended = take_words(self.control)
             self.history.take_up(*self.observer.history(), self.observer.status())
             for shard, text in mended:
                 self.history.note("memory_damaged", text, shard)
+        else:
+            self.control.remember()
         _find_shards(self, config, strategy)
         if not self.fresh:
             self.left = sum(self.observer.in_flight().values())
@@ -147,7 +149,13 @@ def take_role(config: Config, is_named: bool = True) -> tuple[ControlSegment, le
                     except FileNotFoundError:
                         pass
                 continue
-        held = lease.Lease.take(control.segment, lease.SUPERVISOR)
+        try:
+            held = lease.Lease.take(control.segment, lease.SUPERVISOR)
+        except BaseException:  # no descriptor is left
+            if fresh and not lease.is_held(control.segment, lease.SUPERVISOR):
+                control.segment.unlink()
+            control.close()
+            raise
         if held is None:
             if time.monotonic() < deadline:
                 control.close()
@@ -281,9 +289,7 @@ def _finish_removals(control: ControlSegment) -> None:
 
 def _sweep(control: ControlSegment) -> None:
     """Inboxes of this engine that no shard has: made by a supervisor that was killed before it could say so."""
-    known = {
-        inbox_name(control.engine, shard, control.view_shard(shard).generation) for shard in control.known_shards()
-    }
+    known = {inbox_name(control.engine, shard, control.shard_generation(shard)) for shard in control.known_shards()}
     for name in inbox_files(control.engine):
         if name not in known:
             _unlink(name)

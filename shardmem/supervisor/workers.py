@@ -24,7 +24,7 @@ from shardmem.memory.native import point
 from shardmem.policy import Restarts, WorkerDeath
 from shardmem.runtime.child import Child, Report, WorkerOrders, launch
 from shardmem.runtime.handler import HandlerRef
-from shardmem.status.findings import RECENT_S
+from shardmem.status.findings.finding import RECENT_S
 from shardmem.supervisor.descriptors import Descriptors
 from shardmem.supervisor.history import History
 from shardmem.supervisor.prestart import Prestarted
@@ -161,6 +161,7 @@ class Workers:
 
     def _spawn(self, shard: int) -> None:
         past = self._pasts[shard]
+        past.timer = None  # no start is due any more, which a stop goes by
         if self.is_stopping(shard):
             past.restart_at = None
             return

@@ -110,7 +110,8 @@ class FakeSource:
         self._thread.start()
 
     def poll(self, max_events: int, timeout: float) -> Columns | None:
-        self._follow_group()
+        if self._follow_group():
+            return None
         for _ in range(len(self._turn)):
             name = self._turn.pop(0)
             self._turn.append(name)
@@ -217,24 +218,26 @@ class FakeSource:
             except BrokerUnavailable:
                 pass  # it may answer in time
 
-    def _follow_group(self) -> None:
+    def _follow_group(self) -> bool:
+        """Whether partitions were assigned."""
         if self.membership is None:
             self._forget(sorted(self._held), self._context.lost)
             self._assigned, self._is_new = None, True
             self._join()
         assigned = self._assigned
         if assigned is None:
-            return
+            return False
         if gone := sorted(self._held - set(assigned)):
             self._forget(gone, lambda names: self._context.revoking(names, time.monotonic() + PATIENCE))
             self._beat()  # so that the next owner has not to wait for it
-            return
+            return False
         new = sorted(set(assigned) - self._held)
         with self._lock:
             self._held |= set(new)
         if new or self._is_new:
             self._is_new = False
             self._context.assigned(new)
+        return bool(new)
 
     def _forget(self, names: list[str], say: Callable[[list[str]], None]) -> None:
         self._turn = [name for name in self._turn if name not in names]

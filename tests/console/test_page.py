@@ -19,6 +19,9 @@ import pytest
 
 import shardmem
 from shardmem.runtime.batch import slot_of
+from shardmem.testing import FakeBroker
+from support.daemon import Daemon
+from support.rig import Rig
 
 from . import browser
 
@@ -398,6 +401,28 @@ def test_an_engine_without_a_token_can_be_read_and_names_the_commands(window, tm
             "#dialog-why"
         )
     assert [] == window.complaints
+
+
+def test_sources_are_shown_and_one_partition_is_paused_and_resumed(window, engine_name, tmp_path):
+    with contextlib.closing(FakeBroker(str(tmp_path / "broker"))) as broker:
+        broker.create_topic("clicks", 2)
+        source = f"fake:{broker.path}?topics=clicks"
+        flags = ("--shards", "1", "--source", source, "--http-port", "0", "--http-token", TOKEN)
+        with Daemon(Rig(tmp_path), engine_name, *flags, handler="console.page_load:handle") as daemon:
+            window.complaints.clear()
+            window.open(daemon.ready()["engine"]["http"], "sessionStorage.clear()")
+            window.wait_for("document.querySelectorAll('#shard-table tbody tr').length", "shards are shown")
+            give_token(window)
+            window.wait_for("document.querySelector('#source-table .word')?.textContent === 'running'", "it is shown")
+            window.evaluate("document.querySelector('#source-table tbody th button').click()")
+            state = "[...document.querySelectorAll('.detail tbody tr')].map(each => each.cells[1].textContent).join()"
+            window.wait_for(f"{state} === 'owned,owned'", "its partitions are shown")
+            do(window, ".detail tbody tr:nth-child(2) [data-order='source/pause']", "clicks/1 is paused")
+            window.wait_for(f"{state} === 'owned,paused'", "one is paused")
+            do(window, ".detail tbody tr:nth-child(2) [data-order='source/resume']", "clicks/1 goes on")
+            window.wait_for(f"{state} === 'owned,owned'", "it has gone on")
+            daemon.process.terminate()
+            assert (0, []) == (daemon.end()[0], window.complaints)
 
 
 def test_a_shard_is_added_and_drained_by_the_keyboard_alone(page, engine):

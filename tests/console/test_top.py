@@ -21,7 +21,7 @@ from rich.console import Console
 import shardmem
 from shardmem.console.top import Keys
 from shardmem.console.top_view import SORTS, Rates, Screen, duration, frame
-from shardmem.status.findings import finding
+from shardmem.status.findings.finding import finding
 
 
 def shard(number, **changes):

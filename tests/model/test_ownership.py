@@ -50,7 +50,7 @@ class SeeksToCommittedWhileLanesLive(Ownership):
 
 
 class ClaimsNothing(Ownership):
-    def _claim(self, number: int, committed: Mapping[str, Position]) -> bool:
+    def _claim(self, committed: Mapping[str, Position]) -> bool:
         return True
 
 

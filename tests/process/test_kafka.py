@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+import shardmem
 from shardmem.sources.kafka.sessions import session_of
 from support.brokers import kafka
 from support.brokers.hosts import Host, Producer, committed, counted, create_topic, end, expected
@@ -79,6 +80,46 @@ def test_hosts_that_come_and_go_in_good_order_repeat_nothing(broker, topic, host
     producer.put(400)
     second.wait("taken over", lambda: counted(first, second).keys() == expected(producer).keys())
     assert counted(first, second) == expected(producer)
+
+
+COUNTING = """
+import shardmem
+class handle(shardmem.Handler):
+    n = shardmem.KeyedState(int, default=0)
+    def handle(self, batch):
+        for key, _ in batch:
+            self.n[key] += 1
+"""
+
+
+def test_equal_partitions_of_two_topics_are_on_one_host_wherever_they_move_and_their_keys_have_one_state(
+    broker, topic, host, tmp_path
+):
+    other = create_topic(broker)
+    producers = [Producer(broker, topic), Producer(broker, other)]
+    given = {"more": [other], "app": COUNTING, "tables": f'[state]\nremote = "file://{tmp_path}/remote"'}
+
+    def put():
+        for producer in producers:
+            producer.put(400)
+
+    def together(here):
+        names = [name.split("/") for name in here.partitions()]
+        numbers = [{number for name, number in names if name == each} for each in (topic, other)]
+        return numbers[0] == numbers[1] and len(numbers[0])
+
+    first = host(**given)
+    first.wait("all partitions", lambda: together(first) == 4)
+    put()
+    second = host(**given)
+    second.wait("half of both", lambda: together(second) == 2 == together(first))
+    put()
+    first.stop()
+    second.wait("all of both", lambda: together(second) == 4)
+    put()
+    with shardmem.Client(second.name) as client:
+        keys = [b"k%d" % number for number in range(40)]
+        second.wait("counted", lambda: [client.state("n", key) for key in keys] == [3 * 2 * 10] * 40)
 
 
 @pytest.mark.skipif(not kafka.MORE, reason="three brokers: tox -e hosts")

@@ -20,7 +20,7 @@ from rich.console import Console
 
 import shardmem
 from shardmem.console import render
-from shardmem.status.findings import finding
+from shardmem.status.findings.finding import finding
 from support.daemon import Daemon
 from support.recorder import payload
 from support.rig import Rig, drained, segments_of, wait_until

@@ -13,11 +13,13 @@ from shardmem.errors import ConfigError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.runtime.partition_state import StateFiles
 from shardmem.sources.broker import BrokerRunner
+from shardmem.sources.contract import Position
 from shardmem.sources.ownership import OwnershipSettings
 from shardmem.sources.wishes import Pause
 from shardmem.state_settings import RemoteSettings
 from shardmem.testing.broker import FakeBroker
 from shardmem.testing.fake import FakeSource
+from support.benches import Member
 from support.handlers.waiting import slow_when_told
 
 PATIENCE = 60.0
@@ -114,6 +116,21 @@ def test_everything_is_pushed_handled_and_committed_and_status_says_how_far_it_i
     running.end()
     assert running.finished and {"t/0": None, "t/1": None} == broker.owners("g")
     assert 500 == engine.status()["accounting"]["handled"]
+
+
+def test_partitions_that_come_from_another_host_are_claimed_in_one_commit(broker, run, monkeypatch):
+    broker.create_topic("t", 4)
+    names, written = [f"t/{number}" for number in range(4)], []
+    other = FakeSource(FakeBroker(broker.path), ["t"], "g", session=30.0, instance="other")
+    member = Member(other)
+    member.until(lambda: len(member.held) == 4)
+    other.commit({name: Position(0, '{"e": "other"}') for name in names}, True)
+    member.close()
+    commit = FakeSource.commit
+    monkeypatch.setattr(FakeSource, "commit", lambda *of: (written.append(sorted(of[1])), commit(*of)))
+    running = run()
+    until(lambda: {"owned"} == {each["state"] for each in running.runner.describe()["partitions"].values()}, "owned")
+    assert [names] == written
 
 
 def test_a_full_lane_stops_its_partitions_and_no_event_is_refused_or_lost(engine, broker, run):

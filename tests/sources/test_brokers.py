@@ -66,6 +66,16 @@ def test_nothing_of_a_partition_is_delivered_before_it_is_started_and_then_from_
     assert plain(0, 20) == member.payloads["t/0"]
 
 
+def test_a_poll_ends_as_soon_as_partitions_were_assigned_because_they_wait_to_be_told_where_to_begin(bench, join):
+    bench.create_topic("t", 1)
+    member, deadline, told_at = join(starts=False), time.monotonic() + PATIENCE, []
+    member.on_assigned = lambda: told_at.append(time.monotonic())
+    while not member.held:
+        assert time.monotonic() < deadline
+        assert member.poll(2 * PATIENCE) is None
+    assert time.monotonic() < told_at[-1] + PATIENCE
+
+
 def test_without_a_commit_latest_begins_behind_what_is_there(bench, join):
     bench.create_topic("t", 1)
     bench.produce("t", 0, numbered(0, 5))
@@ -104,7 +114,7 @@ def test_a_commit_comes_back_with_its_metadata_and_the_next_member_begins_there(
     first = join()
     first.until(lambda: len(first.payloads.get("t/0", [])) == 10)
     metadata = json.dumps({"e": "engine", "s": "x" * 3900})
-    first.source.commit({"t/0": Position(int(first.columns[0].offsets[0]) + 7, metadata)}, True)
+    first.source.commit({"t/0": Position(bench.at("t/0", 7), metadata)}, True)
     assert metadata == first.source.committed(["t/0"], PATIENCE)["t/0"].metadata
     first.close()
     second = join()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shardmem.schema import Schema
@@ -40,6 +41,7 @@ class Member:
         self.told: list[tuple[str, list[str]]] = []
         self.held: set[str] = set()
         self.on_revoking: Callable[[Sequence[str]], None] = lambda names: None
+        self.on_assigned: Callable[[], None] = lambda: None
         self.payloads: dict[str, list[bytes | None]] = {}
         self.columns: list[Columns] = []
         self.stop = threading.Event()
@@ -50,6 +52,7 @@ class Member:
     def _assigned(self, names: Sequence[str]) -> None:
         self.told.append(("assigned", sorted(names)))
         self.held |= set(names)
+        self.on_assigned()
 
     def _revoking(self, names: Sequence[str], deadline: float) -> None:
         assert deadline > time.monotonic()
@@ -67,7 +70,7 @@ class Member:
         columns = self.source.poll(most, timeout)
         if columns is not None:
             self.payloads.setdefault(columns.partition, []).extend(payloads_in(columns))
-            self.columns.append(columns)
+            self.columns.append(columns.kept(np.arange(len(columns))))
         if self.starts and is_broker(self.source):
             for what, names in self.told[said:]:
                 if what == "assigned":

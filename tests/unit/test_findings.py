@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 import shlex
 from pathlib import Path
@@ -546,13 +545,18 @@ def test_refusals_of_the_last_seconds_are_found_in_a_real_engine(loopback):
     )
 
 
+def source() -> str:
+    """Of all that judges."""
+    return "".join(path.read_text() for path in Path(module.__file__).parent.glob("*.py"))
+
+
 def test_every_order_of_a_finding_is_one_that_the_page_can_give():
-    orders = set(re.findall(r'_order\("(\w+)"', inspect.getsource(module)))
-    page = (Path(module.__file__).parents[1] / "http" / "page" / "orders.js").read_text()
-    assert {"scale", "moves"} <= orders <= set(re.findall(r"^  (\w+): \{$", page, re.MULTILINE))
+    orders = set(re.findall(r'\border\("([\w/]+)"', source()))
+    page = (Path(module.__file__).parents[2] / "http" / "page" / "orders.js").read_text()
+    assert {"scale", "moves"} <= orders <= set(re.findall(r'^  "?([\w/]+)"?: \{$', page, re.MULTILINE))
 
 
 def test_every_kind_of_finding_is_in_the_documentation():
-    kinds = set(re.findall(r'finding\(\s*"\w+",\s*"(\w+)"', inspect.getsource(module)))
+    kinds = set(re.findall(r'finding\(\s*"\w+",\s*"(\w+)"', source()))
     documented = (Path(__file__).parents[2] / "docs" / "operations.md").read_text().partition("## Findings")[2]
     assert 15 < len(kinds) and set() == {kind for kind in kinds if f"`{kind}`" not in documented.partition("\n## ")[0]}

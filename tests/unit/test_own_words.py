@@ -7,9 +7,11 @@ import struct
 
 import pytest
 
-from shardmem.errors import Backpressure
+from shardmem.errors import Backpressure, SegmentCorrupt
 from shardmem.memory.native import ffi, lib
 from shardmem.memory.words import NOBODY, now_ns
+from shardmem.status import usage
+from shardmem.supervisor import process, recovery, replacements
 
 STATE_OF_ENGINE = 2304
 
@@ -110,3 +112,46 @@ def test_events_that_a_wild_slot_word_sends_to_a_shard_that_goes_wait_until_the_
     for slot in range(4):
         engine.control.set_slot(slot, 0)
     assert producer.push(1, b"x", 0.02) and producer.push_many([1, 2], [b"x", b"y"], 0.02) == 2
+
+
+@pytest.mark.parametrize("state", [5, 4711])
+def test_words_that_are_changed_while_they_are_set_right_are_set_right_once_more(loopback, monkeypatch, state):
+    """A supervisor ended for the inbox of a shard that never was; the next one failed at every look."""
+    control = loopback(shards=2).control
+    damaged, mend, times = Damaged(control), recovery._mend_words, []
+
+    def mend_and_damage(control):
+        done = mend(control)
+        if not times:
+            damaged.write(damaged.shards + 2 * damaged.shard_bytes, "<I", state)
+        times.append(done)
+        return done
+
+    monkeypatch.setattr(recovery, "_mend_words", mend_and_damage)
+    done = recovery.take_words(control)
+    assert len(times) == 2 and control.are_known and done == times[1]
+    assert [control.shard_state(shard) for shard in (0, 1)] == ["active", "active"]
+    damaged.write(damaged.shards + 2 * damaged.shard_bytes, "<I", 99)
+    assert control.known_shards() == [*range(2 if state > 5 else 3)] and control.repair() == ["the state of shard 2"]
+    for shard in control.known_shards():  # one more has been made, for a state that only somebody else can have written
+        inbox = control.open_inbox(shard)
+        inbox.segment.unlink() if shard == 2 else inbox.close()
+
+
+def test_memory_that_somebody_writes_to_all_the_time_is_an_error_of_ours(loopback, monkeypatch):
+    control = loopback(shards=1).control
+    damaged = Damaged(control)
+    monkeypatch.setattr(
+        recovery, "_mend_words", lambda control: damaged.write(damaged.shards, "<I", 4711) or list[tuple[None, str]]()
+    )
+    with pytest.raises(SegmentCorrupt, match="all the time"):
+        recovery.take_words(control)
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 1 << 31, 1 << 40, (1 << 63) - 1])
+def test_a_wild_number_of_a_worker_s_process_is_that_of_none(loopback, pid):
+    """A supervisor that took over ended with an OverflowError."""
+    control = loopback(shards=1).control
+    lib.sm_worker_enter(control.address, 0, pid, now_ns())
+    assert process.pidfd_of_worker(control, "inbox", 0) is None
+    assert replacements._rss(pid) >= 0 and usage.Usage().of(0, 1, pid) == (None, None)

@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 
 from shardmem.config import Config
+from shardmem.errors import SegmentError
 from shardmem.runtime.child import ExitCode
 from shardmem.runtime.handler import HandlerRef
-from shardmem.supervisor import spares, workers
+from shardmem.supervisor import spares, takeover, workers
 from shardmem.supervisor.descriptors import RESERVE, Descriptors
 from shardmem.supervisor.prestart import Prestarted
 from shardmem.supervisor.spares import Spares
+from support.rig import segments_of
 
 
 class Memory:
@@ -118,6 +120,27 @@ def test_a_worker_that_finds_its_shard_taken_is_no_failure_and_the_one_that_has_
     found = asyncio.run(run())
     assert (adopted, len(begun)) == ([0], 2), "the first time, whoever had it was dead by then"
     assert found.failed() == {} and found.describe() == {} and notes == []
+
+
+def test_a_stop_adopts_no_worker_that_was_started_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took the place of the process that hears of its death: some stops never ended."""
+    memory, adopted = Memory(), list[int]()
+    monkeypatch.setattr(workers, "WorkerProcess", lambda *values, **more: Started())
+    monkeypatch.setattr(workers, "pidfd_of_worker", lambda control, inbox, shard: 7)
+    monkeypatch.setattr(workers, "AdoptedWorker", lambda loop, control, shard, pidfd, exited: adopted.append(shard))
+
+    async def run() -> None:
+        made_here = made(memory, Notes())
+        made_here.start(0)
+        async with asyncio.timeout(60) if sys.version_info >= (3, 11) else _Anything():
+            while made_here.of(0) is None:
+                await asyncio.sleep(0.001)
+        memory.worker_alive = lambda shard: True  # type: ignore[method-assign]
+        made_here.stop_starting()
+        assert isinstance(made_here.of(0), Started)
+
+    asyncio.run(run())
+    assert adopted == []
 
 
 class _Anything:
@@ -306,3 +329,15 @@ def test_workers_are_started_before_the_supervisor_imports_what_it_needs() -> No
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "set()"
+
+
+def test_a_start_that_has_no_descriptor_left_for_its_role_leaves_nothing(
+    engine_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(segment: object, byte: int) -> None:
+        raise SegmentError("no descriptor is left")
+
+    monkeypatch.setattr(takeover.lease.Lease, "take", refuse)
+    with pytest.raises(SegmentError, match="no descriptor"):
+        takeover.take_role(Config.of(name=engine_name, handler="module:handle"))
+    assert segments_of(engine_name) == []

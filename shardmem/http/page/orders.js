@@ -3,7 +3,7 @@
 import {exact, plural, span} from "./words.js";
 
 const active = document => document.shards.filter(each => each.state === "active");
-/** What scale is told and counts from: one that failed is still one of them; shard_count of status/findings.py. */
+/** What scale is told and counts from: one that failed is still one of them; shard_count of status/findings. */
 const counted = document => document.shards.filter(each => each.state === "active" || each.state === "failed").length;
 const milli = s => (s < 1 ? `${(1000 * s).toFixed(0)} ms` : span(s));
 const quoted = text => (/^[\w,.:/-]+$/.test(text) ? text : `'${text}'`);

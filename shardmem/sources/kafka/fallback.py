@@ -28,6 +28,7 @@ from shardmem.sources.kafka.messages import MOST, Messages
 from shardmem.sources.kafka.words import UNANSWERED, Sort, Trouble, refusal, sort_of
 
 AT_MOST = 5.0  # seconds for the answer to a commit
+SLICE = 0.05  # the longest read: a rebalance within it does not end it
 
 
 class PythonMember:
@@ -51,7 +52,7 @@ class PythonMember:
 
     def wait(self, timeout: float) -> None:
         if self._next_held() is None:
-            self._consume(1, timeout)
+            self._consume(1, min(timeout, SLICE))
 
     def read(self, most: int) -> Messages | None:
         if (partition := self._next_held()) is None:

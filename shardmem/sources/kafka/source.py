@@ -40,7 +40,7 @@ class KafkaSource:
         self._asked_session = False
         self._member: Member | None = None
         self._lock = threading.Lock()  # a member is not closed while another thread asks it
-        self._is_held = False
+        self._is_held = self._has_told = False
         self._join_at = 0.0
         self._failed: SourceError | None = None
         self._away: str | None = None
@@ -96,6 +96,9 @@ class KafkaSource:
                 if self._is_held:
                     self._replace()
                     continue
+                if self._has_told:
+                    self._has_told = False
+                    return None
                 if (messages := member.read(max_events)) is not None and (columns := self._columns(messages)):
                     return columns
                 self.confirmed_ns()
@@ -207,6 +210,7 @@ class KafkaSource:
         self._owned.update(partitions)
         self._answers()
         self._join_at = 0.0
+        self._has_told = bool(partitions)
         self._context.assigned([partition_of(*each) for each in partitions])
 
     def start(self, partition: str, offset: int | None) -> None:

@@ -114,7 +114,8 @@ class NatsSource:
 
     def poll(self, max_events: int, timeout: float) -> Columns | None:
         self._raise_fault()
-        self._tell()
+        if self._tell():
+            return None
         deadline = time.monotonic() + timeout
         with self._news:
             while (partition := self._next()) is None:
@@ -171,10 +172,11 @@ class NatsSource:
     def _has_news(self) -> bool:
         return self._owned is not None and (self._owned != self._ours or bool(self._surplus))
 
-    def _tell(self) -> None:
+    def _tell(self) -> bool:
+        """Whether partitions were assigned."""
         owned = self._owned
         if owned is None:
-            return
+            return False
         before, self._ours = self._ours, owned
         gone = sorted(name for name, epoch in (before or {}).items() if owned.get(name) != epoch)
         new = sorted(name for name, epoch in owned.items() if before is None or before.get(name) != epoch)
@@ -190,6 +192,7 @@ class NatsSource:
             self._ours = {name: epoch for name, epoch in self._ours.items() if name not in going}
             with contextlib.suppress(SourceError, Superseded), self._answers("partitions cannot be given up"):
                 self._loop.call(self._change(lambda record: self._membership.release(record, going)), ANSWER)
+        return bool(new)
 
     def _raise_fault(self) -> None:
         if self._fault is not None:

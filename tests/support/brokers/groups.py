@@ -32,6 +32,7 @@ class FakeGroup:
         self.broker = FakeBroker(self.path)
         self.broker.create_topic(TOPIC, PARTITIONS)
         self.files = (self.path,)
+        self.said = ""
 
     def daemon(self, host: str, directory: Path) -> Mapping[str, Any]:
         source = (
@@ -46,7 +47,9 @@ class FakeGroup:
 
     def has_committed_all(self) -> bool:
         places = self.broker.committed(GROUP, NAMES)
-        return all(self.broker.end(name) == (0 if (at := places[name]) is None else at.offset) for name in NAMES)
+        ends = {name: self.broker.end(name) for name in NAMES}
+        self.said = f"{places} of {ends}"
+        return all(ends[name] == (0 if (at := places[name]) is None else at.offset) for name in NAMES)
 
     def cut(self, host: str, is_cut: bool) -> None:
         raise NotImplementedError("a file has no network")
@@ -67,6 +70,7 @@ class KafkaGroup:
             "freeze", "cut", "kill_host", "kill_worker", "kill_source", "kill_supervisor", "kill_broker", "leave",
             "scale", "reload",
         )  # fmt: skip
+        self.said = ""
         self._directory = directory
         self.sink = str(directory / "sink.sqlite")
         self.files = (self.sink,)
@@ -94,8 +98,7 @@ class KafkaGroup:
             for each in admin.create_topics([NewTopic(TOPIC, PARTITIONS, 3)]).values():
                 each.result(60)
             self._producer = confluent_kafka.Producer({**library, "enable.idempotence": True, "linger.ms": 1})
-            self._consumer = confluent_kafka.Consumer({**library, "group.id": GROUP})
-            stack.callback(self._consumer.close)
+            self._library = library
             yield self
 
     def daemon(self, host: str, directory: Path) -> Mapping[str, Any]:
@@ -123,14 +126,20 @@ class KafkaGroup:
         assert left == 0, f"the brokers have not taken {left} events"
 
     def has_committed_all(self) -> bool:
+        """By a client of its own each time: one that has seen brokers come and go may ask the wrong one for minutes."""
         import confluent_kafka
 
         wanted = [confluent_kafka.TopicPartition(TOPIC, number) for number in range(PARTITIONS)]
+        asked = confluent_kafka.Consumer({**self._library, "group.id": GROUP})
         try:
-            found = self._consumer.committed(wanted, 10)
-            ends = [self._consumer.get_watermark_offsets(each, 10)[1] for each in wanted]
-        except confluent_kafka.KafkaException:
+            found = asked.committed(wanted, 10)
+            ends = [asked.get_watermark_offsets(each, 10)[1] for each in wanted]
+        except confluent_kafka.KafkaException as error:
+            self.said = str(error)
             return False
+        finally:
+            asked.close()
+        self.said = f"{[(each.offset, each.error) for each in found]} of {ends}"
         return [max(0, each.offset) for each in found] == ends
 
     def cut(self, host: str, is_cut: bool) -> None:

@@ -51,18 +51,19 @@ class Producer:
 
 
 class Host:
-    """An engine of its own, with a source in the same group as that of others."""
+    """An engine of its own, with a source in the same group as that of others. more: topics that it reads, too.
+    tables: of its configuration."""
 
-    def __init__(self, directory, bootstrap, topic, **library):
+    def __init__(self, directory, bootstrap, topic, *, more=(), app=APP, tables="", **library):
         self.directory, self.name = directory, f"host-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.out = directory / f"{self.name}.out"
-        (directory / "app.py").write_text(APP)
+        (directory / "app.py").write_text(app)
         given = {"bootstrap.servers": bootstrap, **library}
         lines = [f"{json.dumps(name)} = {json.dumps(value)}" for name, value in given.items()]
         (directory / f"{self.name}.toml").write_text(
             f'name = "{self.name}"\nhandler = "app:handle"\nshards = 2\nstate_dir = "{directory}/{self.name}.state"\n'
-            f'[source]\nkind = "kafka"\ntopics = ["{topic}"]\ngroup = "g-{topic}"\nheaders = true\n'
-            "commit_interval = 0.2\n[source.kafka]\n" + "\n".join(lines) + "\n"
+            f'[source]\nkind = "kafka"\ntopics = {json.dumps([topic, *more])}\ngroup = "g-{topic}"\nheaders = true\n'
+            "commit_interval = 0.2\n[source.kafka]\n" + "\n".join(lines) + f"\n{tables}\n"
         )
         with open(directory / f"{self.name}.log", "wb") as log:
             self.process = subprocess.Popen(
