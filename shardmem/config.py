@@ -9,12 +9,12 @@ import ipaddress
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from shardmem.errors import ConfigError
+from shardmem.places import temporary_directory
 from shardmem.schema import BACKPRESSURE, Schema
 from shardmem.settings import REQUIRED, declared, setting
 from shardmem.settings_sources import Sources
@@ -371,7 +371,7 @@ def _is_exception(name: str) -> bool:
 
 
 def default_directory() -> str:
-    return os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}")
+    return temporary_directory(os.getuid())
 
 
 def state_directory(directory: str, engine: str) -> str:

@@ -25,7 +25,18 @@ def runtime_directories(uid: int | None = None) -> list[str]:
         found.append(os.path.join(given, "shardmem"))
     if user == 0 and os.access(RUN, os.W_OK | os.X_OK):
         found.append(os.path.join(RUN, "shardmem"))
-    return [*found, os.path.join(tempfile.gettempdir(), f"shardmem-{user}")]
+    return [*found, temporary_directory(user)]
+
+
+def temporary_directory(user: int) -> str:
+    """What a user of this host has in the temporary directory. Raises ConfigError when there is none to be had."""
+    try:
+        return os.path.join(tempfile.gettempdir(), f"shardmem-{user}")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{error.strerror}: they are full, or cannot be written to by uid {os.geteuid()}, or this process has no "
+            "descriptor left (RLIMIT_NOFILE)"
+        ) from error
 
 
 def _is_private(directory: str) -> bool:

@@ -113,11 +113,14 @@ def _mend_moves(control: ControlSegment) -> list[tuple[int | None, str]]:
 
 
 def _mend_slots(control: ControlSegment) -> list[tuple[int | None, str]]:
-    """A slot of a shard that is not goes to one that is. Slots that were never given to any shard are left."""
-    here = [shard for shard in control.known_shards() if control.shard_state(shard) in ("active", "failed", "stopped")]
-    known, wrong = set(control.known_shards()), 0
+    """A slot of a shard that is not, or that is being removed, goes to one that is. Slots that were never given to any
+    shard are left. In an engine that has ended all shards are stopped, and have theirs."""
+    gone = "stopped" if control.state == "running" else "none"
+    known = {shard for shard in control.known_shards() if control.shard_state(shard) != gone}
+    here = [shard for shard in sorted(known) if control.shard_state(shard) in ("active", "failed", "stopped")]
+    wrong = 0
     for slot, owner in enumerate(control.slot_table()[0].tolist()):
         if owner != NOBODY and owner not in known and here:
             control.set_slot(slot, here[slot % len(here)])
             wrong += 1
-    return [(None, f"{wrong} slots were of shards that do not exist, and are given to others")] if wrong else []
+    return [(None, f"{wrong} slots were of shards that are gone, and are given to others")] if wrong else []

@@ -272,15 +272,17 @@ class Shards:
         self._ending.add(shard)
 
     def _end(self, shard: int, now: float) -> None:
-        worker, has_unread = self.workers.of(shard), any(lane.waiting for lane in self.inboxes[shard].lanes())
+        # a damaged slot word has given it a slot, or sent events here, since its lanes were found empty
+        worker, is_needed = self.workers.of(shard), any(lane.waiting for lane in self.inboxes[shard].lanes())
+        is_needed |= bool(self._planner.table.shard_slot_counts(coming=True).get(shard))
         if self.control.shard_state(shard) == "draining":  # its stragglers are being handled
-            if not has_unread:
+            if not is_needed:
                 self.control.set_shard_state(shard, "stopped")
                 self.inboxes[shard].wake()
             return
         if worker is not None and worker.alive:
             return  # one that does not end is stuck, and ended (stuck.py)
-        if has_unread:  # a damaged slot word has sent events here since its lanes were found empty
+        if is_needed:
             self.control.set_shard_state(shard, "draining")
             self.workers.start(shard)
             return

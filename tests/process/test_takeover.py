@@ -149,6 +149,30 @@ def client_status(name: str) -> dict[str, Any]:
         return client.status()
 
 
+def test_slot_words_that_name_a_shard_that_is_being_removed_are_set_right_and_its_events_handled(
+    rig: Rig, engine_name: str
+) -> None:
+    """Its removal was tried again at every look, and nothing else was decided any more."""
+    with Daemon(rig, engine_name, "--shards", "2") as first:
+        first.ready()
+        control, client = ControlSegment.attach(engine_name), shardmem.Client(engine_name)
+        with rig.hold(1), shardmem.connect(engine_name) as producer:
+            producer.push_many(list(range(100)), [b"x"] * 100)
+            rig.wait_held(1)
+            first.kill_supervisor()
+            for shard in (0, 1):
+                os.kill(control.view_shard(shard).pid, signal.SIGKILL)
+        control.set_shard_state(1, "stopped")
+        with Daemon(rig, engine_name, "--shards", "2") as second:
+            second.ready()
+            wait_until(lambda: [each["id"] for each in client.status()["shards"]] == [0], "it is removed", LONG)
+            document = drained(client)
+            assert document["accounting"]["handled"] == 100 and document["engine"]["slots_unowned"] == 0
+            second.process.terminate()
+            assert second.end()[0] == 0
+        control.close()
+
+
 def test_a_takeover_starts_the_worker_that_died_meanwhile_adopts_the_other_and_clears_up(
     rig: Rig, engine_name: str
 ) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
+
 import numpy as np
 import pytest
 
+from shardmem import config, places
 from shardmem.config import Config, load
 from shardmem.errors import ConfigError
 
@@ -110,3 +114,17 @@ def test_a_file_that_is_damaged_on_purpose_is_a_clear_error_too(tmp_path, part):
     with pytest.raises(ConfigError) as caught:
         load(str(path), {}, {})
     assert part in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_without_a_temporary_directory_that_can_be_written_to_the_error_is_one_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With 17 descriptors there is none either: a traceback of `shardmem run` in a hostile campaign."""
+
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    for asked in (places.runtime_directories, config.default_directory):
+        with pytest.raises(ConfigError, match="No usable temporary directory .* no descriptor left"):
+            asked()
