@@ -40,6 +40,7 @@ setup(
         "numpy>=1.24",
         "cffi>=1.17",
         "msgspec>=0.19",
+        "psutil>=5.9",
         "click>=8.1",
         "rich>=13",
         "aiohttp>=3.9",

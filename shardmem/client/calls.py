@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from shardmem.errors import ConfigError
-from shardmem.status.document import SourceStatus, Status
+from shardmem.status.document import SourceStatus, Status, feeding
 
 Slots = str | int | Iterable[int]
 
@@ -121,9 +121,10 @@ class ControlCalls(ABC):
         Of files in bytes, of a broker in events, with what is not committed; None: that is not known. Raises
         ConfigError: no such source, or several and none named.
         """
-        found = [each for each in self.sources() if source in (None, each["name"])]
+        every = self.sources()
+        found = feeding(every) if source is None else [each for each in every if each["name"] == source]
         if len(found) != 1:
-            names = ", ".join(each["name"] for each in self.sources()) or "none"
+            names = ", ".join(each["name"] for each in every) or "none"
             raise ConfigError(f"source={source!r} is not one source of this engine; it has {names}")
         return {name: each["lag"] for name, each in found[0]["partitions"].items()}
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from shardmem.client.engines import EngineLine, oldest_s
 from shardmem.status.document import (
+    OUTBOX,
     Accounting,
     Finding,
     HandoffStatus,
@@ -23,6 +24,7 @@ from shardmem.status.document import (
     ShardStatus,
     SourceStatus,
     Status,
+    feeding,
 )
 from shardmem.status.findings import VERDICTS
 from shardmem.text import cleaned, plural, printable, size
@@ -152,10 +154,11 @@ def engines(found: list[EngineLine]) -> str:
 
 def source_line(source: SourceStatus) -> str:
     """source file: running, 3 events, 1 record skipped, committed 0.5 s ago."""
-    parts = [f"source {source['name']}: {source['state']}", plural(source["events"], "event")]
+    what = "message" if source["kind"] == OUTBOX else "event"
+    parts = [f"source {source['name']}: {source['state']}", plural(source["events"], what)]
     parts += [f"{plural(source['skipped'], 'record')} skipped"] if source["skipped"] else []
     parts += [f"{source['lag_bytes']:,} bytes behind"] if source["lag_bytes"] else []
-    parts += [f"{plural(source['lag_events'], 'event')} behind"] if source["lag_events"] else []
+    parts += [f"{plural(source['lag_events'], what)} behind"] if source["lag_events"] else []
     age = source["last_commit_age_s"]
     parts += [f"committed {age:.3g} s ago"] if age is not None else []
     parts += [f"waits: {printable(source['waits_for'])}"] if source["waits_for"] else []
@@ -183,7 +186,7 @@ def source_lines(sources: list[SourceStatus]) -> list[str]:
 
 def lag_lines(sources: list[SourceStatus]) -> list[str]:
     found = []
-    for source in sources:
+    for source in feeding(sources):
         what, total = ("bytes", source["lag_bytes"]) if source["group"] is None else ("events", source["lag_events"])
         behind = "not known" if total is None else f"{total:,} {what}"
         age = source["last_commit_age_s"]

@@ -83,22 +83,21 @@ class BrokerRunner(Runner):
         self.ownership = own = self._owner()
         while not self.stop.is_set() and not self.source.ended:
             self._follow_wishes()
-            self._poll()
+            away = self._poll()
             self._accepted(own.step())
-            if own.waits_for is not None:
-                self._wait_for(own.waits_for)
+            self._wait_for(away or own.waits_for)
 
-    def _poll(self) -> None:
+    def _poll(self) -> str | None:
+        """Why the broker does not answer."""
         assert self.ownership is not None
         try:
             columns = self.source.poll(EVENTS, RETRY if self.ownership.is_full else SLICE)
         except BrokerUnavailable as error:
-            self._wait_for(str(error))
             self.stop.wait(SLICE)
-            return
-        self._wait_for(None)
+            return str(error)
         if columns is not None:
             self._take(self._without_too_large(columns))
+        return None
 
     def finish(self, wait: bool, tick: Callable[[], None] = lambda: None, grace: float | None = None) -> bool:
         """Gives its partitions up in good order."""
@@ -133,7 +132,7 @@ class BrokerRunner(Runner):
     def _wait_for(self, what: str | None) -> None:
         if what != self.waits_for:
             self.waits_for = what
-            self._log.log(*((20, "the broker answers") if what is None else (30, "waits: %s", what)))
+            self._log.log(*((20, "waits no more") if what is None else (30, "waits: %s", what)))
 
     # ---- how many partitions -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any
 from shardmem.errors import ConfigError, ShardmemError
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.sources.wishes import Pause, Wishes, wishing
-from shardmem.status.document import SourceStatus
+from shardmem.status.document import SourceStatus, feeding
 from shardmem.status.sources import file_of, sought, source_status, sources_of
 
 LOOK = 0.05  # seconds between two looks at whether it was done
@@ -77,13 +77,14 @@ class SourcesOf:
 
     def _one(self, source: str | None) -> SourceStatus:
         found = self.status()
-        if source is None and len(found) == 1:
-            return found[0]
-        names = ", ".join(each["name"] for each in found)
+        fed = feeding(found)
+        if source is None and len(fed) == 1:
+            return fed[0]
+        names = ", ".join(each["name"] for each in (fed if source is None else found))
         if source is None:
             raise ConfigError(
                 f"engine {self._engine} has several sources: {names}; say which, --source NAME"
-                if found
+                if fed
                 else f"engine {self._engine} has no source"
             )
         for each in found:

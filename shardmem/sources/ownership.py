@@ -79,7 +79,8 @@ class OwnershipSettings:
 class Held:
     """A partition that is ours. pushed: all before it is in the lanes. safe: all before it was handled. known: offsets
     beyond `pushed` that the process before has put into the lanes. read: the place behind what was read. marked: how
-    far there are marks. rest: what was read and found no room."""
+    far there are marks. begun: where it began here; None: nothing was read yet. rest: what was read and found no
+    room."""
 
     partition: str
     number: int
@@ -91,6 +92,7 @@ class Held:
     known: np.ndarray
     read: int
     marked: int
+    begun: int | None = None
     rest: Columns | None = None
     state: str = "owned"
 
@@ -119,7 +121,8 @@ class Ownership:
         self.held: dict[str, Held] = {}
         self.undecided: dict[str, None] = {}  # assigned; where they begin is not known yet
         self.restoring: dict[int, tuple[Future[None], Committed]] = {}  # by number
-        self.waits_for: str | None = None
+        self._away: str | None = None  # why the broker does not say what was committed
+        self._not_restored: dict[int, str] = {}  # by number: why its state is not here
         self.committed_at: float | None = None  # clock: when there was nothing more to commit
         self._marks: deque[tuple[Marks, list[tuple[Held, int]]]] = deque()
         self._in_lanes = producer.recover(table)
@@ -196,6 +199,15 @@ class Ownership:
             if not any(other.number == held.number for other in self.held.values()):
                 self._states.lost(held.number)
 
+    def _beginning(self) -> set[int]:
+        """Numbers of partitions that were assigned and have not begun."""
+        return {topic_and_number(partition)[1] for partition in self.undecided} | self.restoring.keys()
+
+    @property
+    def waits_for(self) -> str | None:
+        """In words."""
+        return self._away or next((why for at, why in self._not_restored.items() if at in self._beginning()), None)
+
     # ---- where a partition begins ------------------------------------------------------------------------------------
 
     def _decide(self) -> None:
@@ -205,9 +217,10 @@ class Ownership:
         try:
             committed = self._source.committed(list(self.undecided), min(ASK, self._source.session / 4))
         except BrokerUnavailable as error:
-            self.waits_for = str(error)
+            self._away = str(error)
             return
-        self.waits_for = None
+        self._away = None
+        self._not_restored = {number: why for number, why in self._not_restored.items() if number in self._beginning()}
         together: dict[int, Committed] = {}
         for partition in self.undecided:
             together.setdefault(topic_and_number(partition)[1], {})[partition] = committed.get(partition)
@@ -246,8 +259,9 @@ class Ownership:
             self.undecided.update(dict.fromkeys(those))
             if (error := restoring.exception()) is None:
                 found.update(those)
+                self._not_restored.pop(number, None)
             else:
-                self.waits_for = f"the state of partition {number} cannot be restored: {error}"
+                self._not_restored[number] = f"the state of partition {number} cannot be restored: {error}"
                 self._retry_at = self._clock() + RETRY
         return found
 
@@ -285,10 +299,11 @@ class Ownership:
     ) -> None:
         del self.undecided[partition]
         number, done = topic_and_number(partition)[1], None if committed is None else committed.offset
-        self.held[partition] = Held(partition, number, row, epoch, at, safe, done, known, at, safe)
+        nowhere = committed is None and at == NOTHING and not len(known)
+        begun = None if nowhere else safe
+        self.held[partition] = Held(partition, number, row, epoch, at, safe, done, known, at, safe, begun)
         self._renew()
         (self._source.pause if partition in self._paused else self._source.resume)([partition])
-        nowhere = committed is None and at == NOTHING and not len(known)
         self._source.start(partition, None if nowhere else at)
         self._log.info("%s: begins %s, epoch %d", partition, "as configured" if nowhere else f"at {at:,}", epoch)
 
@@ -315,6 +330,8 @@ class Ownership:
         if held.rest is not None:
             raise SourceError(f"the source handed over events of {held.partition} while it was paused")
         held.read = columns.next.offset
+        if held.begun is None and len(columns):
+            held.begun = int(columns.offsets[0])
         if len(held.known):
             new = np.flatnonzero(~np.isin(columns.offsets, held.known))
             if columns.next.offset > held.known[-1]:
@@ -428,7 +445,7 @@ class Ownership:
             if offset is not None and (is_new or offset != (held.committed or NOTHING)):
                 behind[held.partition] = Position(offset, metadata_of(self._engine, state))
         if not behind:
-            if all((held.committed or NOTHING) == held.read for held in those):
+            if not self._beginning() and all((held.committed or NOTHING) == held.read for held in those):
                 self.committed_at = self._clock()  # there is nothing to commit
         elif self._write(behind):
             self.committed_at = self._clock()
@@ -525,7 +542,7 @@ class Ownership:
                 "offset": held.pushed,
                 "committed": held.committed,
                 "epoch": held.epoch,
-                "behind": held.read - (held.safe if held.committed is None else held.committed),
+                "behind": held.read - _first_of(held.committed, held.begun, held.read),
                 "state": self._state_of(held),
             }
         return found
@@ -542,6 +559,10 @@ def safe_of(those: Iterable[Held]) -> dict[int, dict[str, int]]:
     for held in those:
         found.setdefault(held.number, {})[topic_and_number(held.partition)[0]] = held.safe
     return found
+
+
+def _first_of(*places: int | None) -> int:
+    return next(each for each in places if each is not None)
 
 
 def _who(metadata: str) -> str | None:

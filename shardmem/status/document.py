@@ -5,9 +5,11 @@ http/answers.py has the same as a JSON schema, made of the declared figures; a t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, TypedDict
 
 Level = Literal["info", "warning", "error"]
+OUTBOX = "outbox"  # the kind of what publishes
 LEVELS: tuple[Level, ...] = ("error", "warning", "info")  # the worst first; findings, history and doctor use these
 
 
@@ -152,6 +154,11 @@ class SourceStatus(TypedDict):
     uploaded_age_s: float | None
     partitions: dict[str, PartitionStatus]
     last_commit_age_s: float | None
+
+
+def feeding(sources: Iterable[SourceStatus]) -> list[SourceStatus]:
+    """Those that feed the engine: what publishes for its handlers is shown among them."""
+    return [each for each in sources if each["kind"] != OUTBOX]
 
 
 HandoffStatus = TypedDict(

@@ -657,7 +657,7 @@ FIGURES = (
         "events",
         GAUGE,
         "source",
-        "of a broker: events that are there and were not committed; null: that cannot be told",
+        "events of a broker that are not committed, messages that the outbox has to publish; null: that cannot be told",
         "shardmem_source_lag_events",
         null=True,
     ),

@@ -35,7 +35,6 @@ from shardmem.status.findings import Lately, findings
 from shardmem.status.footprint import footprint, machine
 from shardmem.status.reading import Counts, Histograms, Reading, ShardReading, fullest, quantile_rows, quantile_us
 from shardmem.status.sources import sources_of
-from shardmem.status.usage import Usage
 
 RATES_OVER = 0.2  # seconds at least, if a reading is that old: shorter intervals would show noise
 LATELY = 10.0  # seconds over which refusals are news
@@ -52,7 +51,7 @@ class Observer:
         self._readings: deque[Reading] = deque()
         self._losses: deque[tuple[float, dict[str, int], int]] = deque()
         self._held: tuple[float, Any, int | None] = (-COUNTED, None, None)
-        self._usage = Usage()
+        self._usage: Any = None
 
     def close(self) -> None:
         for inbox in self._inboxes.values():
@@ -403,7 +402,7 @@ class Observer:
         state, phase, error = name_of(SHARD_STATES, view.state), name_of(PHASES, view.phase), control.shard_error(shard)
         alive, fill = control.worker_alive(shard), fullest(lanes, control.lane_bytes)
         in_flight = sum(lane.in_flight for lane in lanes)
-        cpu_s, rss = self._usage.of(shard, view.incarnation, view.pid) if alive else (None, None)
+        cpu_s, rss = self._used(shard, view) if alive else (None, None)
         look = reading.shards[shard] = ShardReading(
             handled=sum(lane.handled for lane in lanes),
             # The batch in hand counts as busy up to now, or a long batch would look like an idle worker.
@@ -478,6 +477,14 @@ class Observer:
         """Seconds until the supervisor starts the next worker of a shard that has none."""
         due = life.get("restart_at")
         return max(0.0, due - now / 1e9) if due is not None and self.control.supervisor_alive() else None
+
+    def _used(self, shard: int, view: Any) -> tuple[float | None, int | None]:
+        if self._usage is None:
+            from shardmem.status.usage import Usage  # psutil, for those who look, not for those who work
+
+            self._usage = Usage()
+        used: tuple[float | None, int | None] = self._usage.of(shard, view.incarnation, view.pid)
+        return used
 
 
 def accounting_of(shards: list[ShardStatus], producers: list[ProducerStatus], views: list[Any]) -> Accounting:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from shardmem.errors import HandlerError, ShardmemError
 from shardmem.policy import Recycling, ShardState
 from shardmem.policy.recycling import GROWN
-from shardmem.status.usage import used_by
 from shardmem.supervisor.fleet import Fleet
 
 AFTER_A_FAILURE = 60.0  # seconds until a worker that could not be replaced is looked at again
@@ -117,4 +116,9 @@ class Replacements:
 
 
 def _rss(pid: int) -> int:
-    return used_by(pid)[1] or 0
+    import psutil  # not at the start, when workers wait for a core
+
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except (psutil.Error, ValueError, OverflowError):  # the number is what shared memory says
+        return 0

@@ -11,7 +11,9 @@ import pytest
 import shardmem
 from shardmem.errors import ConfigError
 from shardmem.memory.engine_segment import ControlSegment
+from shardmem.remote.snapshots import Snapshots
 from shardmem.runtime.partition_state import StateFiles
+from shardmem.sources import ownership
 from shardmem.sources.broker import BrokerRunner
 from shardmem.sources.contract import Position
 from shardmem.sources.ownership import OwnershipSettings
@@ -41,7 +43,7 @@ def broker(tmp_path):
 class Run:
     """A runner in a thread of its own."""
 
-    def __init__(self, engine, broker, directory, *, topics=("t",), session=30.0, rejected=None, **settings):
+    def __init__(self, engine, broker, directory, *, topics=("t",), session=30.0, remote=None, **settings):
         self.stop, self.error, self.rejected = threading.Event(), None, []
         self.producer = shardmem.connect(engine.name, seat="source:fake", backpressure="block")
         self.control = ControlSegment.attach(engine.name)
@@ -52,7 +54,7 @@ class Run:
             self.control,
             OwnershipSettings(commit_interval=0.1, **settings),
             StateFiles(str(directory / "state"), self.control.geometry.engine_id),
-            RemoteSettings(),
+            RemoteSettings(remote=remote),
             lambda what: str(directory / what),
             stop=self.stop,
             rejected=self.rejected.append,
@@ -131,6 +133,34 @@ def test_partitions_that_come_from_another_host_are_claimed_in_one_commit(broker
     running = run()
     until(lambda: {"owned"} == {each["state"] for each in running.runner.describe()["partitions"].values()}, "owned")
     assert [names] == written
+
+
+def test_state_that_is_not_there_is_waited_for_and_said_once_however_often_it_is_tried(
+    broker, run, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(ownership, "RETRY", 0.01)
+    tries, restore = [], Snapshots.restore
+    monkeypatch.setattr(Snapshots, "restore", lambda *of: (tries.append(of[1]), restore(*of)))
+    broker.create_topic("t", 1)
+    other = FakeSource(FakeBroker(broker.path), ["t"], "g", session=30.0, instance="other")
+    member = Member(other)
+    member.until(lambda: member.held)
+    other.commit({"t/0": Position(0, '{"e": "other", "s": "7-0123456789abcdef"}')}, True)
+    member.close()
+    with caplog.at_level("INFO", "shardmem.sources"):
+        running = run(remote=f"file://{tmp_path}/remote")
+        until(lambda: len(tries) > 3, "tried again")
+    said = running.runner.describe()
+    assert "partition-00000/000000000007-0123456789abcdef.sqlite cannot be read" in said["waits_for"]
+    assert None is said["last_commit"] and 1 == sum("wait" in record.message for record in caplog.records)
+
+
+def test_what_is_handled_and_in_no_snapshot_yet_is_behind(engine, broker, run, tmp_path):
+    broker.create_topic("t", 1)
+    broker.produce("t", events(20))
+    running = run(remote=f"file://{tmp_path}/remote")
+    until(lambda: engine.status()["accounting"]["handled"] == 20, "handled")
+    assert (20, None) == (running.runner.describe()["lag_events"], committed(broker))
 
 
 def test_a_full_lane_stops_its_partitions_and_no_event_is_refused_or_lost(engine, broker, run):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from shardmem.sources.contract import BrokerUnavailable
+from shardmem.sources.contract import BrokerUnavailable, Position
 from support.benches import PATIENCE, KafkaBench, KafkaPythonBench, Member
 
 
@@ -64,4 +64,18 @@ def test_where_latest_begins_is_committed_at_once_and_counts_as_nothing(bench):
     bench.produce("t", 0, [(b"k", b"later")])
     second = Member(bench.source(["t"], start="latest"))
     second.until(lambda: second.payloads.get("t/0") == [b"later"])
+    second.close()
+
+
+def test_a_topic_that_is_shorter_than_what_was_committed_is_read_again_and_that_is_said(bench, caplog):
+    bench.create_topic("t", 1)
+    bench.produce("t", 0, [(b"k", b"%d" % at) for at in range(3)])
+    first = Member(bench.source(["t"]))
+    first.until(lambda: len(first.payloads.get("t/0", [])) == 3)
+    first.source.commit({"t/0": Position(1000)}, True)
+    first.close()
+    second = Member(bench.source(["t"]))
+    with caplog.at_level(logging.WARNING):
+        second.until(lambda: len(second.payloads.get("t/0", [])) == 3)
+    assert "t/0: was to go on at offset 1000, and the broker has no such offset: going on at 0" in caplog.text
     second.close()

@@ -129,7 +129,7 @@ def test_messages_are_published_in_order_and_removed_when_the_broker_has_them(ma
     assert 3 == len(broker.got), "they were handed over twice"
     Broker.poll(broker, 0, 2)
     run._pass(0)
-    assert 1 == store.backlog() == run.describe()["lag"]
+    assert 1 == store.backlog() == run.describe()["lag_events"]
     assert [(ID, b"1/shard-0/1")] == broker.got[0].headers
 
 

@@ -79,6 +79,7 @@ def test_how_a_shard_is_doing_is_said_unless_all_is_well(lines, state, condition
 
 
 SOURCE = {
+    "kind": "file",
     "name": "file",
     "state": "running",
     "events": 3,
@@ -132,7 +133,11 @@ def test_sources_are_shown_with_their_files_and_how_far_behind_they_are_in_each(
         "  t/0: offset 1,234, committed 1,230, owned",
         "  t/1: offset 1,234, committed nothing, owned",
     ] == render.source_lines([broker])[1:]
-    assert ["source kafka: 4 events, committed 0.5 s ago", "  t/0: 4 events"] == render.lag_lines([broker])[:2]
+    outbox = {**SOURCE, "name": "outbox", "kind": "outbox", "lag_bytes": None, "lag_events": 1}
+    assert "source outbox: running, 3 messages, 1 message behind, committed 0.5 s ago" == render.source_line(outbox)
+    both = [broker, outbox]
+    assert ["source kafka: 4 events, committed 0.5 s ago", "  t/0: 4 events"] == render.lag_lines(both)[:2]
+    assert not any("outbox" in line for line in render.lag_lines(both))
     assert "source file: not known, committed 0.5 s ago" == render.lag_lines([{**sources[0], "lag_bytes": None}])[0]
 
 

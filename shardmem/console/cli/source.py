@@ -32,16 +32,16 @@ def status(name: str | None, as_json: bool) -> None:
     click.echo(json.dumps(found, indent=2) if as_json else "\n".join(source_lines(found) or ["there is no source"]))
 
 
-@source.command(cls=EngineFirst, short_help="How much of each file is there and was not read.")
+@source.command(cls=EngineFirst, short_help="How much of each file or partition is there and was not read.")
 @as_json
 def lag(name: str | None, as_json: bool) -> None:
-    """How much of each file is there and was not read."""
+    """How much of each file or partition is there and was not read."""
     from shardmem.console.render import lag_lines
     from shardmem.sources.control import SourcesOf
 
     found = SourcesOf.engine(name).status()
     if as_json:
-        keys = ("name", "lag_bytes", "last_commit_age_s", "partitions")
+        keys = ("name", "lag_bytes", "lag_events", "last_commit_age_s", "partitions")
         click.echo(json.dumps([{key: value for key, value in each.items() if key in keys} for each in found], indent=2))
     else:
         click.echo("\n".join(lag_lines(found) or ["there is no source"]))

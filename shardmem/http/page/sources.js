@@ -16,9 +16,10 @@ const BAD = ["failed", "misconfigured", "died"],
   GOOD = ["running", "ended"];
 const MOST = 200;
 
-const unit = source => (source.group === null ? "byte" : "event");
+const inBytes = source => source.group === null && source.kind !== "outbox";
+const unit = source => (inBytes(source) ? "byte" : source.kind === "outbox" ? "message" : "event");
 const behind = (n, source) => (n === null ? "–" : plural(n, unit(source)));
-const lagOf = source => (source.group === null ? source.lag_bytes : source.lag_events);
+const lagOf = source => (inBytes(source) ? source.lag_bytes : source.lag_events);
 
 export class Sources {
   #open = new Set();

@@ -157,6 +157,12 @@ class KafkaSource:
         first, last = int(messages.offsets[0]), int(messages.offsets[-1])
         if (begun := self._begun.pop(partition, first)) < first:
             self._say_what_is_gone(partition, begun)
+        elif begun > first:
+            self._context.log.warning(
+                "%s: was to go on at offset %d, and the broker has no such offset: going on at %d. If the topic was "
+                "made anew, begin with an empty state_dir and another group, or state passes over its first events",
+                partition_of(*partition), begun, first,
+            )  # fmt: skip
         self._next[partition] = last + 1
         self._answers()
         keys = messages.keys

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from shardmem.memory.native import point
 from shardmem.sources.contract import SourceError
 from shardmem.sources.outbox.files import OutboxFiles, Waiting
 from shardmem.sources.runner import Runner
+
+log = logging.getLogger("shardmem.sources")
 
 LOOK = 0.05  # seconds between two looks when nothing waits
 AHEAD = 10_000  # messages that the client has and the broker has not confirmed
@@ -124,7 +127,7 @@ class Publisher(Runner):
             "paused": self.paused.every,
             "events": self.tally.events,
             "bytes": self.tally.bytes,
-            "lag": self._count,
+            "lag_events": self._count,
             "last_commit": self.last_commit,
             "sought": self.sought,
         }
@@ -142,7 +145,7 @@ class KafkaClient:
             raise ShardmemError("the outbox needs confluent-kafka", hint="pip install 'shardmem[kafka]'") from None
         ours = {"enable.idempotence": True, "message.timeout.ms": 0, "linger.ms": 5}
         try:
-            self._producer = Producer({**settings, **ours})
+            self._producer = Producer({**settings, **ours}, logger=log)
         except KafkaException as error:
             raise ShardmemError(f"the outbox cannot be published: {error}") from None
 
