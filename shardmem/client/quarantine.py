@@ -122,7 +122,7 @@ def _push(event: Quarantined, producer: Producer, timeout: float | None) -> None
     """With a timeout, be it None, the engine's mode is not asked: what that drops would be marked as replayed."""
     if json.loads(json.dumps(event.schema)) != json.loads(producer.schema.to_json()):
         raise ShardmemError(
-            f"event {event.id} was set aside by an engine of {event.schema['kind']} with another schema; engine "
+            f"event {event.id} was quarantined by an engine of {event.schema['kind']} with another schema; engine "
             f"{producer.engine} carries {producer.schema.to_json()}"
         )
     if producer.schema.is_records:

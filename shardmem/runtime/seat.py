@@ -17,6 +17,7 @@ from shardmem.memory.native import REASONS, ffi, lib
 from shardmem.memory.refusals import out_of_memory
 from shardmem.memory.segment import outlive_lost_memory
 from shardmem.memory.words import refused_by_reason
+from shardmem.text import plural
 
 
 class Counts(NamedTuple):
@@ -286,8 +287,8 @@ def take_seat(control: ControlSegment) -> tuple[int, list[lease.Lease]]:
     pids = Counter(control.view_seat(seat).pid for seat in range(control.max_producers))
     holders = ", ".join(f"pid {pid} has {count}" for pid, count in pids.most_common(3))
     raise TooManyProducers(
-        f"engine {control.engine!r} has {control.max_producers} producers, all alive, as many as max_producers allows: "
-        f"{holders}",
+        f"engine {control.engine!r} has {plural(control.max_producers, 'producer')}, all alive, as many as "
+        f"max_producers allows: {holders}",
         hint="Make one producer for each process and share it among threads; or raise max_producers and run it again",
     )
 

@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 
 from shardmem.config import Config
-from shardmem.errors import AlreadyRunning, ConfigError, LayoutMismatch, ShardmemError
+from shardmem.errors import AlreadyRunning, ConfigError, LayoutMismatch, ShardmemError, with_hint
 from shardmem.http.server import Api
 from shardmem.memory.segment import outlive_lost_memory
 from shardmem.private_files import make_directory
@@ -102,7 +102,8 @@ class Supervisor:
             except OSError as error:
                 self._life.fail(ShardmemError(f"cannot open engine {self._config.name!r}: {error}"))
             if self._life.advance() is Stage.ENDED:
-                log.error("%s", self.error)
+                assert self.error is not None  # or it would go on
+                log.error("%s", with_hint(self.error))
                 return self._life.exit_code
             await self._lead(takeover, fleet)
         return self._life.exit_code

@@ -163,11 +163,11 @@ def take_role(config: Config, is_named: bool = True) -> tuple[ControlSegment, le
                 continue
             pid = control.view_engine().pid
             helps = hangs(control) or (
-                f"To push into it: shardmem.connect({config.name!r}), as each process of a web server does. Otherwise "
-                f"choose another name, or stop it with 'shardmem stop {config.name}'"
+                f"To push into it: `shardmem.connect({config.name!r})`, as each process of a web server does. "
+                f"Otherwise choose another name, or stop it with `shardmem stop {config.name}`"
             )
             control.close()
-            raise AlreadyRunning(f"engine {config.name!r} is already run by process {pid}. {helps}")
+            raise AlreadyRunning(f"engine {config.name!r} is already run by process {pid}", hint=helps)
         if control.segment.is_current():
             point("takeover.locked")
             return control, held, fresh

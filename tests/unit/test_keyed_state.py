@@ -324,8 +324,9 @@ def test_a_value_that_neither_decodes_nor_upgrades_is_named_with_its_key_and_the
     harness = Harness(Old)
     harness.feed([(1, b""), (2, b"")])
     harness.restart(Broken)
-    with pytest.raises(shardmem.StateError, match="the value of key 1 of state 'n': it cannot be read"):
+    with pytest.raises(shardmem.StateError, match="the value of key 1 of state 'n': it cannot be read") as unread:
         harness.push(1, b"n")
+    assert "raise `version`" in (unread.value.hint or "")
     with pytest.raises(shardmem.StateError, match="key 2 of state 'session': it of version 1 cannot be upgraded: KeyE"):
         harness.push(2, b"session")
     harness.push(2, b"")
