@@ -260,6 +260,54 @@ def test_what_was_bad_is_quarantined_again_when_the_first_success_is_its_witness
     assert (1, 6, 0) == worker.counts and 6 == len(worker.quarantined)
 
 
+class Mortal(Worker):
+    """One whose handler takes the process with it."""
+
+    deaths = 0
+
+    def _begin(self, said: str) -> None:
+        super()._begin(said)
+        self.failures.raised = self._raised  # type: ignore[method-assign]
+
+    @staticmethod
+    def _raised(work: Batch, error: BaseException) -> None:
+        raise error
+
+    def live(self, until: Callable[[], bool] = lambda: False, between: Callable[[], object] = lambda: None) -> None:
+        """between: what comes from elsewhere while it is dead."""
+        for _ in range(2000):
+            try:
+                return self.run(until)
+            except Killed:
+                self.deaths += 1
+                between()
+                self.die(batch_rows=16)
+        raise AssertionError("it dies for ever")
+
+
+@pytest.mark.parametrize("on_error", ["retry", "stop"])
+def test_an_event_that_kills_its_worker_is_found_beside_events_that_come_all_the_while(loopback, tmp_path, on_error):
+    """Beside steady traffic one killed a worker three hundred times in a minute: its tries were forgotten with each batch
+    of others."""
+
+    def handle(batch: Batch) -> None:
+        if b"bad" in batch.payloads:
+            raise Killed
+
+    worker = Mortal(loopback(batch_rows=16), handle, tmp_path, on_error=on_error)
+    steady, other = worker.engine.producer(), worker.engine.producer()
+    other.push_many([1, 2, 3], [b"x", b"bad", b"y"])
+    go_on = lambda: steady.push_many(list(range(10, 20)), [b"z"] * 10)  # noqa: E731
+    go_on()
+    if on_error == "stop":
+        with pytest.raises(HandlerError, match="an event killed the worker"):
+            worker.live(between=go_on)
+    else:
+        worker.live(between=go_on)
+        assert worker.counts == (2 + 10 * (worker.deaths + 1), 1, 0) and len(worker.quarantined) == 1
+    assert worker.deaths < 12
+
+
 def test_events_that_kill_their_worker_are_judged_like_others(loopback, tmp_path):
     """One with a witness is quarantined; of an outage that kills, nothing is."""
     engine, deadly = loopback(batch_rows=16), {b"bad"}
@@ -269,19 +317,8 @@ def test_events_that_kill_their_worker_are_judged_like_others(loopback, tmp_path
             if payload in deadly:
                 raise Killed
 
-    worker = Worker(engine, handle, tmp_path)
-    worker.failures.raised = lambda work, error: (_ for _ in ()).throw(error)  # type: ignore[method-assign]
-
-    def live(until: Callable[[], bool] = lambda: False) -> None:
-        for _ in range(2000):
-            try:
-                worker.run(until)
-                return
-            except Killed:
-                worker.die(batch_rows=16)
-                worker.failures.raised = lambda work, error: (_ for _ in ()).throw(error)  # type: ignore[method-assign]
-        raise AssertionError("it dies for ever")
-
+    worker = Mortal(engine, handle, tmp_path)
+    live = worker.live
     producer = engine.producer()
     producer.push_many(list(range(40)), [b"x"] * 10 + [b"bad"] + [b"y"] * 29)
     live()
