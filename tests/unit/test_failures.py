@@ -287,8 +287,8 @@ class Mortal(Worker):
 
 @pytest.mark.parametrize("on_error", ["retry", "stop"])
 def test_an_event_that_kills_its_worker_is_found_beside_events_that_come_all_the_while(loopback, tmp_path, on_error):
-    """Beside steady traffic one killed a worker three hundred times in a minute: its tries were forgotten with each batch
-    of others."""
+    """Beside steady traffic one killed a worker three hundred times in a minute: each batch of others made its tries
+    forgotten."""
 
     def handle(batch: Batch) -> None:
         if b"bad" in batch.payloads:
