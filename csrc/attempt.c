@@ -29,6 +29,7 @@ void sm_attempt_load(sm_reader *r)
     r->limit = atomic_load_explicit(&s->attempt_limit, memory_order_relaxed);
     if (rows) {
         uint32_t tries = atomic_load_explicit(&s->attempt_tries, memory_order_relaxed) + 1;
+        tries = tries && tries <= SM_MOST_TRIES ? tries : 1; /* damaged */
         r->suspect_seat = atomic_load_explicit(&s->attempt_seat, memory_order_relaxed);
         r->suspect_position = atomic_load_explicit(&s->attempt_position, memory_order_relaxed);
         r->suspect_row = atomic_load_explicit(&s->attempt_row, memory_order_relaxed);

@@ -27,6 +27,7 @@
 #define SM_BATCH_SIZES 32
 #define SM_REASONS 4
 #define SM_TRIALS 64
+#define SM_MOST_TRIES 1000 /* max_attempts is at most that */
 #define SM_MAX_PARTITIONS 1024
 #define SM_MAX_TOPICS 16
 #define SM_TOPIC_BYTES 256

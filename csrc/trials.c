@@ -143,6 +143,8 @@ void sm_trials_load(sm_reader *r)
         t->seen = atomic_load_explicit(&s->trial_seen, memory_order_relaxed);
         t->number = atomic_load_explicit(&s->trial_number, memory_order_relaxed);
         t->due_ns = (int64_t)atomic_load_explicit(&s->trial_due_ns, memory_order_relaxed);
+        if (t->tries > SM_MOST_TRIES) /* damaged: it would be set aside for tries that it never had */
+            t->tries = 0;
         if (t->state > SM_TRIAL_TAKEN || (t->state && t->seat >= r->max_producers))
             sm_free_trial(r, i);
         else if (t->state && t->number > r->trial_number)

@@ -665,3 +665,17 @@ def test_a_flush_that_gives_up_says_what_the_shard_says(loopback: Any) -> None:
     engine.control.set_worker_error(0, "snapshot(slot 3) raised TypeError")
     with pytest.raises(TimeoutError, match="it says: snapshot"):
         producer.flush(0.01)
+
+
+def test_tries_that_no_event_can_have_had_set_none_aside(loopback: Any, tmp_path: Path) -> None:
+    """A damaged word had an event quarantined "after 4,294,967,295 times"."""
+    worker = Worker(loopback(shards=1), refuse(b"bad"), tmp_path)
+    producer = worker.engine.producer()
+    producer.push_many([1, 2], [b"bad", b"x"])
+    worker.run(until=lambda: bool(worker.failures._trials.events))
+    (number,) = worker.failures._trials.events
+    worker.reader.set_trial(number, TRIAL_WAITS, (1 << 32) - 1, 0)
+    worker.die()
+    assert worker.failures._trials.events[number].tries == 0
+    worker.run()
+    assert worker.counts == (1, 1, 0) and worker.quarantined[0][3] == 3
