@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shardmem.config import Config
-from shardmem.errors import AlreadyRunning, ConfigError, NotRunning
+from shardmem.errors import AlreadyRunning, ConfigError, NotRunning, SegmentCorrupt
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
 from shardmem.memory.inbox_segment import InboxSegment
@@ -39,6 +39,7 @@ from shardmem.status.health import hangs
 from shardmem.status.observer import Observer
 from shardmem.supervisor.history import History
 from shardmem.supervisor.recovery import take_words
+from shardmem.text import listed
 
 NO_SHARD = 0xFFFF
 HELD_BRIEFLY = 0.3  # seconds: `shardmem gc` takes the lease of an engine while it looks whether anybody holds it
@@ -144,6 +145,12 @@ def take_role(config: Config, is_named: bool = True) -> tuple[ControlSegment, le
                 # A second without a format: whoever began it was killed in the act, or is slower than that; then it
                 # finds below that the name is no longer its own.
                 if lease.is_free(control_name(config.name), lease.SUPERVISOR):
+                    if inboxes := inbox_files(config.name):  # they come after the format, so it was there
+                        raise SegmentCorrupt(
+                            f"{path_of(control_name(config.name))} is not formatted, and engine {config.name!r} has "
+                            f"inboxes ({listed(inboxes)}): somebody has written over it",
+                            hint=f"To lose what they hold, and begin anew: `shardmem gc --discard {config.name}`",
+                        ) from None
                     try:
                         os.unlink(path_of(control_name(config.name)))
                     except FileNotFoundError:

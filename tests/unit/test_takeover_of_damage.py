@@ -8,6 +8,7 @@ import struct
 
 import pytest
 
+from shardmem.errors import SegmentCorrupt
 from shardmem.memory.inbox_segment import PAGE
 from shardmem.memory.segment import inbox_files, inbox_name, path_of
 from shardmem.supervisor.takeover import Takeover
@@ -100,3 +101,16 @@ def test_handoffs_of_shards_that_do_not_exist_are_given_up(left):
     assert any("handoffs of 4 slots were damaged" in text for text in texts(takeover))
     assert left.control.moves() == []
     assert ends(takeover) == left.held
+
+
+def test_a_header_that_says_that_it_is_not_formatted_loses_no_events(left):
+    """The segment was taken for one whose maker had been killed, removed, and the inboxes with it."""
+    memory, files = left.memory(), set(inbox_files(left.engine.name))
+    version = slice(8, 12)
+    kept = bytes(memory[version])
+    memory[version] = bytes(4)
+    with pytest.raises(SegmentCorrupt, match="is not formatted, and engine .* has inboxes"):
+        left.take()
+    assert set(inbox_files(left.engine.name)) == files and left.control.segment.is_current()
+    memory[version] = kept
+    assert ends(left.take()) == left.held
