@@ -21,7 +21,7 @@ typedef struct worker {
 
 static engine e;
 static uint64_t rng;
-static _Atomic int finished;
+static _Atomic int fed, finished; /* producers are to end; they have ended */
 static worker workers[SHARDS];
 
 static uint32_t epoch_of(uint32_t partition)
@@ -161,7 +161,7 @@ static void *push_plain(void *argument)
 {
     sm_sender *s = argument;
     uint64_t next = 0, random = mix(seed + 51);
-    while (!atomic_load_explicit(&finished, memory_order_acquire)) {
+    while (!atomic_load_explicit(&fed, memory_order_acquire)) {
         push(s, NONE, &next);
         dawdle(below(&random, 20000));
     }
@@ -201,8 +201,9 @@ int main(int argc, char **argv)
     }
     pthread_t other = start(push_plain, plain);
     feed(source);
-    atomic_store_explicit(&finished, 1, memory_order_release);
+    atomic_store_explicit(&fed, 1, memory_order_release);
     join(other);
+    atomic_store_explicit(&finished, 1, memory_order_release);
     uint64_t handled = 0, followed = 0, tried = 0, lost = 0;
     for (uint32_t shard = 0; shard < SHARDS; shard++) {
         join(workers[shard].thread);
