@@ -58,7 +58,9 @@ class SegmentWatch:
                     case = self._cases[shard] = _Case(inbox)
                 self._proceed(shard, case, trouble)
             else:
-                self._last[shard] = inbox, inbox.lanes()
+                lanes = inbox.lanes()
+                if not inbox.segment.trouble():  # of one that was cut short meanwhile all words are zero
+                    self._last[shard] = inbox, lanes
         for shard in set(self._last) - set(self._fleet.inboxes):
             del self._last[shard]
 

@@ -87,12 +87,12 @@ class Sources:
 
 
 def _tables(config: Config) -> list[dict[str, Any]]:
-    if not config.source:
-        return []
-    from shardmem.sources.configured import sources_in, tables_in  # 8 ms at the start of an engine that has none
+    made: list[dict[str, Any]] = []
+    if config.source:
+        from shardmem.sources.configured import sources_in, tables_in  # 8 ms at the start of an engine that has none
 
-    names = [each.name for each in sources_in(config.source, config.schema)]
-    made = [{**table, "name": name} for table, name in zip(tables_in(config.source), names)]
+        names = [each.name for each in sources_in(config.source, config.schema)]
+        made = [{**table, "name": name} for table, name in zip(tables_in(config.source), names)]
     return made if config.outbox_table is None else [*made, config.outbox_table]
 
 

@@ -318,7 +318,7 @@ def test_whoever_asks_a_supervisor_that_hangs_is_told_so_at_once_and_what_helps(
                 client.stop()
             with Daemon(rig, engine_name, "--shards", "1") as second:
                 code, last = second.end()
-                assert code == 4 and re.search(helps, last["error"]), last
+                assert code == 4 and re.search(helps, f"{last['error']} {last['hint']}"), last
             os.kill(pid, signal.SIGCONT)
             wait_until(lambda: client.status()["supervisor"]["heartbeat_age_s"] < 10, "it goes round again")
             client.stop()
