@@ -49,6 +49,7 @@ struct sm_reader {
     uint32_t limit, tries;                          /* limit: rows of a batch among suspects; 0: nothing is suspected */
     uint32_t kind, turn_of_kind, wary_turn, streak; /* kind: of the batch in hand; streak: of suspects that succeeded */
     uint32_t probe, rejected;
+    uint32_t trials_known;        /* somebody has been told what an earlier life left */
     uint32_t kept_back, in_trial; /* trials whose key waits; the one in hand, from 1 */
     uint64_t trial_number;
     uint32_t lanes_checked; /* of the open ones: their trials are known to be true */

@@ -58,6 +58,12 @@ const sm_trial_view *sm_trials(sm_reader *r)
 {
     sm_find_open_lanes(r);
     sm_find_trials(r);
+    /* What an earlier life left is of a lane that is there. A wild record waited for the first row of one that was opened
+     * later, and its key with it, for ever: who asks now is told of it as of one that is set aside. */
+    for (uint32_t i = 0; !r->trials_known && i < SM_TRIALS; i++)
+        if (r->trial[i].state != SM_TRIAL_NONE && !r->ends[r->trial[i].seat].open)
+            sm_free_trial(r, i);
+    r->trials_known = 1;
     return r->trial;
 }
 
@@ -143,8 +149,6 @@ void sm_trials_load(sm_reader *r)
         t->seen = atomic_load_explicit(&s->trial_seen, memory_order_relaxed);
         t->number = atomic_load_explicit(&s->trial_number, memory_order_relaxed);
         t->due_ns = (int64_t)atomic_load_explicit(&s->trial_due_ns, memory_order_relaxed);
-        if (t->tries > SM_MOST_TRIES) /* damaged: it would be set aside for tries that it never had */
-            t->tries = 0;
         if (t->state > SM_TRIAL_TAKEN || (t->state && t->seat >= r->max_producers))
             sm_free_trial(r, i);
         else if (t->state && t->number > r->trial_number)

@@ -93,6 +93,8 @@ class Failures:
             trial = _trial_of(view)
             # a damaged word must not keep back the events of its key for ever
             trial.due, trial.seen = min(trial.due, latest), min(trial.seen, handled)
+            # nor have one set aside for tries that it cannot have had: one more than it may, if it died in doubt
+            trial.tries = trial.tries if trial.tries <= self._trials.max_attempts + 1 else 0
             self._trials.add(number, trial)
             if view.state == TRIAL_TAKEN:
                 self._aside.take(view)

@@ -15,7 +15,7 @@ import pytest
 
 import shardmem
 from shardmem.errors import HandlerError
-from shardmem.memory.reader import TRIAL_WAITS, Reader
+from shardmem.memory.reader import TRIAL_ASIDE, TRIAL_DIED, TRIAL_TAKEN, TRIAL_WAITS, Reader
 from shardmem.memory.words import waiting_of
 from shardmem.runtime import failures
 from shardmem.runtime.aside import Aside
@@ -679,3 +679,17 @@ def test_tries_that_no_event_can_have_had_set_none_aside(loopback: Any, tmp_path
     assert worker.failures._trials.events[number].tries == 0
     worker.run()
     assert worker.counts == (1, 1, 0) and worker.quarantined[0][3] == 3
+
+
+@pytest.mark.parametrize("state", [TRIAL_WAITS, TRIAL_DIED, TRIAL_ASIDE, TRIAL_TAKEN])
+def test_a_wild_record_of_a_trial_keeps_no_key_back_whose_lane_is_opened_later(
+    loopback: Any, tmp_path: Path, state: int
+) -> None:
+    """It named the first row of a lane that was not there yet: its key waited for ever, on a shard that was idle."""
+    worker = Worker(loopback(shards=1), lambda batch: None, tmp_path)
+    worker.reader.set_trial(5, state, 0, 0)
+    worker.die()
+    producer = worker.engine.producer()
+    producer.push_many([17, 18, 17], [b"a", b"b", b"c"])
+    worker.run()
+    assert worker.counts == (3, 0, 0)
