@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from shardmem.errors import ShardmemError
-from shardmem.memory.segment import inbox_files, path_of
+from shardmem.memory.segment import SHM_DIRECTORY, control_name, inbox_files, path_of
 from support.left import Left, ends
 
 
@@ -47,21 +49,42 @@ def test_random_damage_of_one_shard_keeps_no_other_from_being_taken_over(
             memory[at : at + len(kept)] = kept
 
 
+@contextlib.contextmanager
+def kept(engine: str, directory: str) -> Iterator[Callable[[], None]]:
+    """What is yielded puts the files of an engine back, and removes what has taken their place: of a header that is
+    damaged nobody can know what was there."""
+    names = [control_name(engine), *inbox_files(engine)]
+    for name in names:
+        os.link(path_of(name), f"{directory}/{name}")
+
+    def put_back() -> None:
+        for name in {*names, *inbox_files(engine)}:
+            is_ours, is_there = name in names, os.path.exists(path_of(name))
+            if is_there and not (is_ours and os.path.samefile(path_of(name), f"{directory}/{name}")):
+                os.unlink(path_of(name))
+                is_there = False
+            if is_ours and not is_there:
+                os.link(f"{directory}/{name}", path_of(name))
+
+    yield put_back
+    put_back()
+
+
 def test_damage_of_the_whole_control_segment_is_an_error_of_ours_or_none(
     left: Left, draws: Callable[[], Iterator[random.Random]]
 ) -> None:
-    control, memory, ranges = left.control, left.memory(), left.ranges
+    memory, ranges = left.memory(), left.ranges
     good = {place: bytes(memory[place[0] : sum(place)]) for place in ranges}
-    for draw in draws():
-        for _ in range(draw.choice([1, 30, 3000])):
-            at, size = draw.choice(ranges[draw.choice([0, 1]) :])
-            memory[at + draw.randrange(size)] = bytes([draw.randrange(256)])
-        try:
-            ends(left.take())
-        except ShardmemError:
-            pass
-        for entry in inbox_files(control.engine):
-            if not entry.endswith(".1"):
-                os.unlink(path_of(entry))
-        for (at, _), kept in good.items():
-            memory[at : at + len(kept)] = kept
+    with (
+        tempfile.TemporaryDirectory(dir=SHM_DIRECTORY, prefix="kept-") as directory,
+        kept(left.engine.name, directory) as put_back,
+    ):
+        for draw in draws():
+            for _ in range(draw.choice([1, 30, 3000])):
+                at, size = draw.choice(ranges[draw.choice([0, 1]) :])
+                memory[at + draw.randrange(size)] = bytes([draw.randrange(256)])
+            with contextlib.suppress(ShardmemError):
+                ends(left.take())
+            put_back()
+            for (at, _), said in good.items():
+                memory[at : at + len(said)] = said
