@@ -23,7 +23,7 @@ if len(os.fsencode(os.path.join(tempfile.gettempdir(), f"shardmem-{os.getuid()}"
 
 SHM = "/dev/shm"
 TIMEOUT = 60
-GRACE = 5.0  # a process that has been told to end may take this long to be gone
+GRACE = 20.0  # a process that has been told to end, or lost its parent as it booted, is gone by then on a busy machine
 SESSION = f"t{os.getpid()}x{secrets.token_hex(2)}"
 
 # Inherited by every process that a test starts, however far down, so that orphans are found too.
