@@ -61,13 +61,15 @@ def _mend_shard(control: ControlSegment, shard: int, has_slots: bool) -> str:
     view = control.view_shard(shard)
     state = SHARD_STATES[view.state] if view.state < len(SHARD_STATES) else None
     if state == "stopped" and view.generation <= view.retired_generation:
-        return ""  # its removal had begun, and goes on
+        if not any(_has_unread(control, shard, number) for number in _files_of(control, shard)):
+            return ""  # its removal had begun, and goes on
+        state = None  # no removal begins while there are events
     if state == "none" and not inboxes_of(control.engine, shard):
         return ""
     if state not in ("none", None) and view.retired_generation < view.generation:
         if control.has_inbox(shard, view.generation):
             return ""
-    files = [number for number in inboxes_of(control.engine, shard) if control.has_inbox(shard, number)]
+    files = _files_of(control, shard)
     newest = files[-1] if files else 0
     if state in ("none", None):
         # An inbox that nobody was told of has no lanes and no slots: it is no damage, and is swept.
@@ -92,6 +94,11 @@ def _mend_shard(control: ControlSegment, shard: int, has_slots: bool) -> str:
     InboxSegment.create(control, shard, generation).close()
     control.set_shard_generation(shard, generation)
     return f"its inbox {view.generation} is gone; what it held is lost, and it has a new one"
+
+
+def _files_of(control: ControlSegment, shard: int) -> list[int]:
+    """Generations of the inboxes of a shard that say themselves that they are."""
+    return [number for number in inboxes_of(control.engine, shard) if control.has_inbox(shard, number)]
 
 
 def _has_unread(control: ControlSegment, shard: int, generation: int) -> bool:

@@ -56,6 +56,17 @@ def test_a_wild_word_of_a_shard_loses_nothing_of_it_and_nothing_of_the_others(le
     assert ends(takeover) == left.held
 
 
+@pytest.mark.parametrize("generation", [0, 1])
+def test_words_of_a_removal_that_never_began_sweep_no_inbox_that_holds_events(left, generation):
+    """Two wild words in one shard looked like a removal that goes on, and a thousand events went with its inbox."""
+    left.word(1, "state", 4)
+    left.word(1, "retired", (1 << 64) - 1)
+    left.word(1, "generation", generation)
+    takeover = left.take()
+    assert any("its words were damaged" in text for text in texts(takeover))
+    assert ends(takeover) == left.held
+
+
 def test_a_shard_whose_inbox_is_gone_gets_a_new_one_and_the_others_keep_theirs(left):
     os.unlink(path_of(inbox_name(left.engine.name, 1, 1)))
     takeover = left.take()
