@@ -46,14 +46,14 @@ engine.stop()
 def ms_of(arguments: list[str]) -> float:
     """Of a Python process, as a whole."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *arguments], cwd="/", check=True, stdout=subprocess.DEVNULL)
     return 1000 * (time.perf_counter() - started)
 
 
 def ms_to_ready() -> tuple[float, float]:
     """(of the engine, of the program that starts it)."""
     started = time.perf_counter()
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as program:
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], cwd="/", stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
         said = program.stdout.readline()
         took = 1000 * (time.perf_counter() - started)
