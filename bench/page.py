@@ -64,9 +64,10 @@ SAYS = {  # what each benchmark is about, and what its figures mean for those wh
 }
 HEAD = """# Results
 
-Written by `python bench/suite.py --page FILE.json` from one run of each of the benchmarks below: do not edit. Absolute figures belong
-to the machine and the day; a ratio is between the medians of one run, in which the contenders take turns. How to read
-and repeat them: [Tuning](tuning.md#measured). What others offer besides speed: [How it compares](comparison.md).
+Written by `python bench/suite.py --page FILE.json` from one run of each of the benchmarks below: do not edit. Absolute
+figures belong to the machine and the day; a ratio is between the medians of one run, in which the contenders take
+turns. How to read and repeat them: [Tuning](tuning.md#measured). What others offer besides speed:
+[How it compares](comparison.md).
 """
 
 
