@@ -48,7 +48,7 @@ static int linked(sm_sender *s, uint32_t shard)
     if (unlikely(shard >= s->max_shards))
         return SM_UNROUTED;
     const sm_shard *there = sm_shard_at(s->control, shard);
-    /* Only a damaged slot word names a shard that is gone, or going: what went there was lost with its inbox, five events of
+    /* Only a damaged slot word names a shard that is gone, or going: what went there was lost with its inbox, six events of
      * a campaign under wild words. The supervisor sets the word right, and until then they wait. */
     uint32_t state = atomic_load_explicit(&there->shard_state, memory_order_relaxed);
     if (unlikely(state == SM_SHARD_NONE || state == SM_SHARD_STOPPED))

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from shardmem.memory.native import sm_batch
 
 
-REST_NS = (
-    1_000_000_000  # the longest sleep of a worker: a signal may have come just before it, and it gives signs of life
-)
+# The longest sleep of a worker: a signal may have come just before it, and it gives signs of life.
+REST_NS = 1_000_000_000
 
 
 class Commit(Protocol):

@@ -18,9 +18,7 @@ from shardmem.status.findings.sources import of_sources
 from shardmem.text import named, plural, size
 
 VERDICTS: dict[Level, str] = {"info": "healthy", "warning": "needs attention", "error": "failing"}
-STALE_S = (
-    10.0  # without a turn of the supervisor's loop, which turns every two seconds at least; a large plan takes one
-)
+STALE_S = 10.0  # without a turn of the supervisor's loop: it turns every two seconds at least, a large plan takes one
 LANE_FULL_WARN_SHARE = 0.8  # a shard cannot keep up
 LANE_FULL_NOTE_SHARE = 0.5  # more shards would be felt
 BLOCKED_WARN_SHARE = 0.25  # part of its time that a producer waits for room
