@@ -50,6 +50,13 @@ sm_split sm_split_of(const void *control, uint32_t slots, uint32_t row);
 void sm_origin_slots(const sm_index *index, const uint32_t *deltas, uint32_t count, uint64_t base, sm_split split,
                      uint32_t *slots);
 
+/* What is checked of an inbox's header: not its bytes, some of which are between fields. */
+static inline uint64_t sm_inbox_sum(const sm_inbox *b)
+{
+    const uint64_t words[] = {b->shard, b->engine_id, b->generation, b->lane_bytes, b->max_producers};
+    return sm_hash_bytes(words, sizeof words);
+}
+
 /* park.c */
 int sm_futex_wait(_Atomic uint32_t *word, uint32_t seen, int64_t timeout_ns);
 void sm_futex_wake(_Atomic uint32_t *word, int count);

@@ -40,6 +40,7 @@ typedef struct sm_control {
     _Atomic uint32_t version; /* writer: supervisor (stored last: until then nothing here is valid) */
     uint32_t header_bytes;
     sm_geometry geometry;
+    uint64_t geometry_check; /* of its bytes */
 
     _Alignas(SM_LINE) _Atomic uint32_t engine_state; /* writer: supervisor */
     _Atomic uint64_t topology;                       /* writer: supervisor (counts changes of shard states) */
@@ -190,6 +191,7 @@ typedef struct sm_inbox {
     uint32_t shard;
     uint64_t engine_id, generation, lane_bytes;
     uint32_t max_producers;
+    uint64_t check; /* of shard to max_producers */
 
     _Alignas(SM_LINE) _Atomic uint32_t doorbell; /* writer: exception (any waker adds; futex word) */
     _Atomic uint32_t sleeping;                   /* writer: exception (worker raises, a waker takes it down) */

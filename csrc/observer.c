@@ -21,6 +21,8 @@ int sm_control_read(const void *control, uint64_t bytes, sm_geometry *out, uint3
     if (*version != SM_LAYOUT_VERSION || c->header_bytes != sizeof(sm_control))
         return SM_VERSION;
     *out = c->geometry;
+    if (c->geometry_check != sm_hash_bytes(out, sizeof *out))
+        return SM_DAMAGED;
     sm_geometry derived = *out;
     if (sm_geometry_complete(&derived) != SM_OK || memcmp(&derived, out, sizeof derived) != 0 ||
         bytes < derived.control_bytes)
@@ -31,8 +33,8 @@ int sm_control_read(const void *control, uint64_t bytes, sm_geometry *out, uint3
 int sm_inbox_check(const void *inbox, uint64_t bytes, const sm_geometry *g, uint32_t shard, uint64_t generation)
 {
     const sm_inbox *b = inbox;
-    if (bytes < g->inbox_bytes)
-        return SM_GEOMETRY;
+    if (bytes < sizeof(sm_inbox))
+        return SM_DAMAGED;
     uint32_t version = atomic_load_explicit(&b->inbox_version, memory_order_acquire); /* V2 */
     if (version == 0)
         return SM_UNREADY;
@@ -40,10 +42,12 @@ int sm_inbox_check(const void *inbox, uint64_t bytes, const sm_geometry *g, uint
         return SM_MAGIC;
     if (version != SM_LAYOUT_VERSION)
         return SM_VERSION;
+    if (b->check != sm_inbox_sum(b))
+        return SM_DAMAGED;
     if (b->engine_id != g->engine_id || b->lane_bytes != g->lane_bytes || b->max_producers != g->max_producers ||
         b->shard != shard || b->generation != generation)
         return SM_GEOMETRY;
-    return SM_OK;
+    return bytes < g->inbox_bytes ? SM_DAMAGED : SM_OK;
 }
 
 #define GET(word) atomic_load_explicit(&(word), memory_order_acquire)

@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define SM_LAYOUT_VERSION 8
+#define SM_LAYOUT_VERSION 9
 #define SM_CHUNK 4096
 #define SM_MAX_SLOTS 65536
 #define SM_MAX_SHARDS 1024
@@ -50,7 +50,8 @@ enum sm_status {
     SM_MAGIC = -11,
     SM_VERSION = -12,
     SM_GEOMETRY = -13,
-    SM_UNREADY = -14 /* attach */
+    SM_UNREADY = -14, /* attach */
+    SM_DAMAGED = -17  /* attach: what never changes there is not what was written */
 };
 
 enum sm_key_kind { SM_KEY_NONE = 0, SM_KEY_INT = 1, SM_KEY_BYTES = 2, SM_KEY_STR = 3 };
@@ -111,6 +112,8 @@ uint32_t sm_control_ranges(const sm_geometry *geometry, uint64_t *offsets, uint6
 int sm_control_format(void *control, const sm_geometry *geometry);
 int sm_control_read(const void *control, uint64_t bytes, sm_geometry *out, uint32_t *version);
 int sm_inbox_format(void *inbox, const sm_geometry *geometry, uint32_t shard, uint64_t generation);
+/* SM_GEOMETRY: it says in good order that it is another one; SM_DAMAGED: it does not, or is cut short. inbox: its first
+ * page, or a copy of that; bytes: of the whole */
 int sm_inbox_check(const void *inbox, uint64_t bytes, const sm_geometry *geometry, uint32_t shard, uint64_t generation);
 
 /* ---- files mapped [any] ------------------------------------------------------------------------------- */

@@ -57,6 +57,7 @@ int sm_control_format(void *control, const sm_geometry *geometry)
     c->magic = SM_MAGIC_CONTROL;
     c->header_bytes = sizeof(sm_control);
     c->geometry = *geometry;
+    c->geometry_check = sm_hash_bytes(geometry, sizeof *geometry);
     for (uint32_t s = 0; s < geometry->slots; s++)
         atomic_store_explicit(&sm_slot_at(c, s)->slot_word, SM_SLOT_WORD(SM_NO_SHARD, 0), memory_order_relaxed);
     /* V1: everything above before the version. Pairs with V2 in sm_control_read. */
@@ -73,6 +74,7 @@ int sm_inbox_format(void *inbox, const sm_geometry *geometry, uint32_t shard, ui
     b->generation = generation;
     b->lane_bytes = geometry->lane_bytes;
     b->max_producers = geometry->max_producers;
+    b->check = sm_inbox_sum(b);
     /* V1 again. Pairs with V2 in sm_inbox_check. */
     atomic_store_explicit(&b->inbox_version, SM_LAYOUT_VERSION, memory_order_release);
     return SM_OK;

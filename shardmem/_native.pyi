@@ -455,6 +455,7 @@ class Lib:
     SM_VERSION: int
     SM_GEOMETRY: int
     SM_UNREADY: int
+    SM_DAMAGED: int
     SM_KEY_NONE: int
     SM_KEY_INT: int
     SM_KEY_BYTES: int

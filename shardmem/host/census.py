@@ -28,7 +28,6 @@ from shardmem.text import listed, plural
 KEEP, REMOVE, SKIP = "keep", "remove", "skip"
 YOUNG_S = 3.0  # a supervisor that has just created its segment is about to take the lease on it
 _MAGIC_AND_VERSION = 12  # where they are is the same in every layout
-_INBOX_ENGINE_ID = slice(16, 24)
 _CONTROL = re.compile(rf"{re.escape(PREFIX)}({ENGINE_NAME.pattern})\.control")
 _INBOX = re.compile(rf"{re.escape(PREFIX)}({ENGINE_NAME.pattern})\.inbox\.(\d+)\.(\d+)")
 _SOCKET = re.compile(rf"({ENGINE_NAME.pattern})\.sock")
@@ -425,14 +424,9 @@ def recorded_socket(control: ControlSegment) -> str | None:
 
 
 def _of_another_engine(control: ControlSegment, shard: int, generation: int) -> bool:
-    path = os.path.join(SHM_DIRECTORY, f"{PREFIX}{control.engine}.inbox.{shard}.{generation}")
-    try:
-        with open(path, "rb") as file:
-            head = file.read(_INBOX_ENGINE_ID.stop)
-    except OSError:
-        return False
-    whose = int.from_bytes(head[_INBOX_ENGINE_ID], "little")
-    return whose != control.geometry.engine_id and head[8:12] != bytes(4)
+    with contextlib.suppress(ShardmemError):
+        return control.is_of_another_engine(shard, generation)
+    return False
 
 
 def _file(path: str) -> File | None:

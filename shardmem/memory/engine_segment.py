@@ -184,10 +184,38 @@ class ControlSegment(OwnWords):
         finally:
             segment.close()
 
+    def mend_inbox(self, shard: int, generation: int) -> bool:
+        """By the holder of the supervisor's lease: writes the header again where it is damaged. The geometry and the
+        file's name say all that it says, and the lanes behind it may hold events. False: there was nothing to do, or it
+        says in good order that it is another engine's. Raises SegmentError."""
+        try:
+            segment = Segment.attach(inbox_name(self.engine, shard, generation))
+        except (NotRunning, SegmentCorrupt):
+            return False
+        try:
+            if self._check_inbox(segment, shard, generation) in (lib.SM_OK, lib.SM_GEOMETRY):
+                return False
+            header, size = segment.read(0, PAGE), os.fstat(segment.descriptor).st_size
+            if size < self.geometry.inbox_bytes or not any(header):  # cut short, or killed before it wrote a word
+                return False
+            segment.map(self.geometry.inbox_bytes)
+            lib.sm_inbox_format(segment.address, self.geometry, shard, generation)
+            return True
+        finally:
+            segment.close()
+
+    def is_of_another_engine(self, shard: int, generation: int) -> bool:
+        """Whether the inbox of that name says so, in good order. Raises NotRunning, SegmentError."""
+        segment = Segment.attach(inbox_name(self.engine, shard, generation))
+        try:
+            return self._check_inbox(segment, shard, generation) == lib.SM_GEOMETRY
+        finally:
+            segment.close()
+
     def _check_inbox(self, segment: Segment, shard: int, generation: int) -> int:
         header = segment.read(0, PAGE)
         if len(header) < PAGE:
-            return lib.SM_GEOMETRY
+            return lib.SM_DAMAGED
         return lib.sm_inbox_check(header, os.fstat(segment.descriptor).st_size, self.geometry, shard, generation)
 
 
@@ -219,6 +247,10 @@ def _geometry_of(segment: Segment) -> sm_geometry:
     if status == lib.SM_MAGIC:
         raise LayoutMismatch(
             f"{name} was not made by shardmem (wrong magic number)", hint="Remove it, or choose another name"
+        )
+    if status == lib.SM_DAMAGED:
+        raise SegmentCorrupt(
+            f"{name} is damaged: somebody has written over its geometry, which never changes", hint="Remove it"
         )
     if status != lib.SM_OK:
         raise SegmentCorrupt(

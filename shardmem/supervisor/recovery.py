@@ -31,7 +31,7 @@ def take_words(control: ControlSegment) -> list[tuple[int | None, str]]:
     SegmentError."""
     done = []
     for _ in range(TAKES):
-        done += _mend_words(control)
+        done += _mend_headers(control) + _mend_words(control)
         control.remember()
         if control.are_known and all(_has_its_inbox(control, shard) for shard in control.known_shards()):
             return done
@@ -46,6 +46,15 @@ def _has_its_inbox(control: ControlSegment, shard: int) -> bool:
     generation = control.shard_generation(shard)
     is_removed = control.shard_state(shard) == "stopped" and generation <= control.view_shard(shard).retired_generation
     return is_removed or control.has_inbox(shard, generation)
+
+
+def _mend_headers(control: ControlSegment) -> list[tuple[int | None, str]]:
+    return [
+        (shard, f"the header of its inbox {generation} was damaged, and is written again")
+        for shard in range(control.room)
+        for generation in inboxes_of(control.engine, shard)
+        if control.mend_inbox(shard, generation)
+    ]
 
 
 def _mend_words(control: ControlSegment) -> list[tuple[int | None, str]]:

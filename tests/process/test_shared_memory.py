@@ -19,6 +19,7 @@ from support.checker import accounting, check
 from support.programs import endings, sends, small_memory
 from support.recorder import payload
 from support.rig import PATIENCE, SMALL_LANE, Program, Rig, drained, run_program, segments_of
+from support.seal import GEOMETRY, seal_control
 
 SHM = Path("/dev/shm")
 
@@ -126,7 +127,9 @@ def left(
 def copy(left: dict[str, bytes], engine_name: str) -> Iterator[Path]:
     """The same under the name of this test; the path of the control segment."""
     for end in (".control", ".inbox.0.1"):
-        data = left[end].replace(left["name"].ljust(96, b"\0"), engine_name.encode().ljust(96, b"\0"))
+        data = bytearray(left[end].replace(left["name"].ljust(96, b"\0"), engine_name.encode().ljust(96, b"\0")))
+        if end == ".control":
+            seal_control(data)
         (SHM / f"shardmem.{engine_name}{end}").touch(0o600)
         (SHM / f"shardmem.{engine_name}{end}").write_bytes(data)
     yield SHM / f"shardmem.{engine_name}.control"
@@ -160,10 +163,14 @@ DAMAGES = {
         "(?s:not made by shardmem.*Remove it, or choose another name)",
     ),
     "absurd geometry": (
-        write(16 + 7 * 8, struct.pack("<I", 12345)),
+        write(GEOMETRY + 7 * 8, struct.pack("<I", 12345)),
         shardmem.SegmentCorrupt,
         "(?s:damaged.*Remove it)",
     ),
+    # Each of the next three took the inboxes for another engine's once, and the next supervisor swept them.
+    "another engine": (write(GEOMETRY, b"\1"), shardmem.SegmentCorrupt, "written over its geometry"),
+    "longer lanes": (write(GEOMETRY + 16, struct.pack("<Q", 1 << 20)), shardmem.SegmentCorrupt, "over its geometry"),
+    "fewer seats": (write(GEOMETRY + 64, struct.pack("<I", 1)), shardmem.SegmentCorrupt, "written over its geometry"),
     "cut in the table": (cut(8192), shardmem.SegmentCorrupt, "(?s:cut short.*Remove it)"),
     "cut in the header": (cut(100), shardmem.SegmentCorrupt, "(?s:cut short.*Remove it)"),
 }
@@ -203,11 +210,31 @@ def test_a_control_segment_that_was_never_finished_is_no_engine_and_is_taken_ove
         producer.flush(PATIENCE)
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [write(0, b"NOTSHMEM"), cut(4096), cut(0), write(8, struct.pack("<I", 999))],
-    ids=["another magic", "cut", "empty", "a later version"],
-)
+HEADER = {
+    "magic": write(0, b"NOTSHMEM"),
+    "a later version": write(8, struct.pack("<I", 999)),
+    "no version": write(8, struct.pack("<I", 0)),
+    "shard": write(12, struct.pack("<I", 7)),
+    "another engine": write(16, b"\1"),
+    "generation": write(24, struct.pack("<Q", 2)),
+    "longer lanes": write(32, struct.pack("<Q", 1 << 20)),
+    "fewer seats": write(40, struct.pack("<I", 1)),
+    "its sum": write(48, b"\1"),
+}
+
+
+@pytest.mark.parametrize("word", HEADER)
+def test_a_damaged_header_of_an_inbox_is_written_again_and_its_events_are_handled(
+    rig: Rig, engine_name: str, copy: Path, word: str
+) -> None:
+    """All that it says is known otherwise: the inbox was thrown away for it once."""
+    HEADER[word](copy.with_name(copy.name.replace(".control", ".inbox.0.1")))
+    with taken_up(rig, engine_name) as engine:
+        assert any("header of its inbox 1" in entry["text"] for entry in engine.status()["history"])
+        assert drained(engine)["accounting"]["handled"] == 1
+
+
+@pytest.mark.parametrize("harm", [cut(4096), cut(0)], ids=["cut", "empty"])
 def test_an_inbox_that_is_damaged_is_named_and_its_shard_goes_on_with_a_new_one(
     rig: Rig, engine_name: str, copy: Path, harm: Callable[[Path], None]
 ) -> None:

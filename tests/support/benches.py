@@ -269,8 +269,8 @@ class KafkaBench(BrokerBench):
         from confluent_kafka import Producer
 
         if self._producer is None:
-            # Waits for flush, so that the events of a partition are one set: the mock cluster hands out a set at a time,
-            # and a set of one event, sent by a producer that was stopped in its loop, failed a test that reads five.
+            # Waits for flush, so that the events of a partition are one set: the mock cluster hands out one at a time,
+            # and one of a single event, sent by a producer that was stopped in its loop, failed a test that reads 5.
             self._producer = Producer({"bootstrap.servers": self.bootstrap, "log_level": 0, "linger.ms": 60_000})
         when = {} if timestamp is None else {"timestamp": timestamp}
         for key, payload in events:

@@ -30,6 +30,7 @@ from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.segment import Segment, control_name, inbox_name, path_of
 from shardmem.runtime import seat as seat_module
 from shardmem.supervisor.takeover import take_role
+from support.seal import seal_inbox
 
 CONTROL = File("/dev/shm/shardmem.e.control", bytes=1000)
 FIRST = InboxFacts(File("/dev/shm/shardmem.e.inbox.0.1", bytes=10), 0, 1, named=True)
@@ -245,6 +246,7 @@ def test_an_inbox_of_an_engine_that_had_the_name_before_is_a_stray(engine, place
     path = path_of(inbox_name(engine.name, shard, 1))
     old = bytearray(Path(path).read_bytes()[:4096])
     old[16:24] = b"elsewise"  # the number of its engine
+    seal_inbox(old)
     os.unlink(path)
     Path(path).write_bytes(old + bytes(engine.control.geometry.inbox_bytes - 4096))
 

@@ -23,6 +23,7 @@ from shardmem.memory.refusals import refused
 from shardmem.memory.segment import Segment, control_name, path_of
 from shardmem.schema import Schema
 from support.rig import segments_of
+from support.seal import seal_control
 
 SHM = Path("/dev/shm")
 SCHEMA_AT, NAME_AT = 16 + 7 * 8 + 10 * 4, 16 + 7 * 8 + 10 * 4 + 2048
@@ -40,6 +41,17 @@ def limited(kind: int, soft: int) -> Iterator[None]:
 
 def open_descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
+
+
+@contextlib.contextmanager
+def sealed(name: str) -> Iterator[bytearray]:
+    """The header of its control segment, to be changed; the sum is made to fit."""
+    with open(path_of(control_name(name)), "r+b", buffering=0) as file:
+        header = bytearray(file.read(PAGE))
+        yield header
+        seal_control(header)
+        file.seek(0)
+        file.write(header)
 
 
 def create(name: str, lane_bytes: int = PAGE, max_producers: int = 4) -> ControlSegment:
@@ -254,19 +266,16 @@ def test_a_segment_is_private_whatever_the_umask(engine_name: str) -> None:
     ],
 )
 def test_a_damaged_description_is_an_error_that_names_the_segment(name: str, text: bytes) -> None:
-    with open(path_of(control_name(name)), "r+b") as file:
-        file.seek(SCHEMA_AT)
-        file.write(text.ljust(2048, b" "))
-        file.seek(SCHEMA_AT - 8)
-        file.write(struct.pack("<I", len(text)))
-    with pytest.raises(SegmentCorrupt, match=f"{control_name(name)} is damaged"):
+    with sealed(name) as header:
+        header[SCHEMA_AT : SCHEMA_AT + 2048] = text.ljust(2048, b" ")
+        header[SCHEMA_AT - 8 : SCHEMA_AT - 4] = struct.pack("<I", len(text))
+    with pytest.raises(SegmentCorrupt, match=f"{control_name(name)} is damaged: its description"):
         ControlSegment.attach(name)
 
 
 def test_a_control_segment_under_the_name_of_another_engine_is_refused(name: str) -> None:
-    with open(path_of(control_name(name)), "r+b") as file:
-        file.seek(NAME_AT)
-        file.write(b"another")
+    with sealed(name) as header:
+        header[NAME_AT : NAME_AT + 7] = b"another"
     with pytest.raises(SegmentCorrupt, match="says that it is engine 'another"):
         ControlSegment.attach(name)
 
@@ -279,6 +288,8 @@ def test_random_damage_of_the_header_is_an_error_of_ours_or_none(name: str) -> N
             page = bytearray(good)
             for _ in range(draw.randint(1, 3)):
                 page[draw.randrange(0, NAME_AT + 96)] ^= 1 << draw.randrange(8)
+            if draw.random() < 0.5:
+                seal_control(page)
             file.seek(0)
             file.write(page)
             with contextlib.suppress(ShardmemError):
