@@ -65,6 +65,8 @@ def test_where_says_slot_and_shard_of_a_key_with_the_supervisor_dead(rig: Rig, e
         (key,) = keys_of_shard(1, 2, 1, SLOTS)
         text = cli("where", engine_name, str(key), "--int").stdout
         assert text == f"slot {key_slot(key)}: shard 1 (pid {shards[1]['pid']}, incarnation 1)\n"
+        assert f"no KEY follows it. For the key {engine_name}:" in cli("where", engine_name, code=2).stderr
+        assert "shard" in cli("where", engine_name, engine_name).stdout
         assert "key='x' is not an integer" in cli("where", engine_name, "x", "--int", code=2).stderr
 
 

@@ -85,7 +85,10 @@ def top(name: str | None, once: bool, interval: float) -> None:
 def where(key: str, as_int: bool, name: str | None, as_json: bool) -> None:
     """Show which shard handles the events of KEY: slot, shard, worker, since when. Needs no supervisor."""
     from shardmem.client.client import Client, only_engine
+    from shardmem.memory.segment import engine_names
 
+    if name is None and key in engine_names():
+        raise click.UsageError(f"{key} is an engine, and no KEY follows it. For the key {key}: where {key} {key}")
     with Client(name or only_engine()) as client:
         found = client.where_text(key, as_int=as_int)
     if as_json:
