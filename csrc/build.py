@@ -14,6 +14,7 @@ SOURCES = [
     "hash.c",
     "lease.c",
     "fork.c",
+    "heap.c",
     "segment.c",
     "park.c",
     "points.c",

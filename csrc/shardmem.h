@@ -116,6 +116,9 @@ int sm_inbox_format(void *inbox, const sm_geometry *geometry, uint32_t shard, ui
  * page, or a copy of that; bytes: of the whole */
 int sm_inbox_check(const void *inbox, uint64_t bytes, const sm_geometry *geometry, uint32_t shard, uint64_t generation);
 
+/* ---- memory of a worker [worker] ---------------------------------------------------------------------- */
+int sm_keep_heap(void); /* what it frees stays its own, up to 64 MiB. 0: not here, or the environment says otherwise */
+
 /* ---- files mapped [any] ------------------------------------------------------------------------------- */
 void *sm_map(int fd, uint64_t bytes, int *error); /* NULL: errno */
 void sm_unmap(void *address, uint64_t bytes);

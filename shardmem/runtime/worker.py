@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from shardmem.errors import AlreadyRunning, BatchEscaped, HandlerError, ShardmemError, with_hint
 from shardmem.memory import lease
 from shardmem.memory.engine_segment import ControlSegment
-from shardmem.memory.native import arm_from_environment, ffi
+from shardmem.memory.native import arm_from_environment, ffi, lib
 from shardmem.memory.reader import Reader
 from shardmem.runtime import log_file, logs, stacks, streams
 from shardmem.runtime.aside import Aside
@@ -155,6 +155,7 @@ class Worker:
 def main() -> int:
     begin()
     arm_from_environment()
+    lib.sm_keep_heap()  # before the handler has a say: arrays that it makes and frees with each batch cost half or less
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # a supervisor that finds it stuck wants to know where
     stacks.offer()
     # A terminal's Ctrl-C and its end go to the whole process group; the supervisor decides what they mean for workers.
