@@ -6,6 +6,7 @@ python tests/dist.py SOURCE_TREE EMPTY_DIRECTORY
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -73,7 +74,16 @@ def compiles_elsewhere(source: Path) -> None:
         )
 
 
+def cibuildwheel_would_build(source: Path, work: Path) -> set[str]:
+    """What its configuration chooses. The builds themselves want containers."""
+    told = [sys.executable, "-m", "cibuildwheel", "--platform", "linux", "--archs", "x86_64,aarch64"]
+    command = [*told, "--print-build-identifiers", str(source)]
+    return set(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=work).stdout.split())
+
+
 def main(source: Path, work: Path) -> None:
+    kinds = ("cp310-", "cp314t-"), ("manylinux_", "musllinux_"), ("x86_64", "aarch64")
+    assert {"".join(kind) for kind in itertools.product(*kinds)} == cibuildwheel_would_build(source, work)
     run(sys.executable, "-m", "build", "--sdist", "--wheel", "--outdir", work / "dist", source, cwd=work)
     wheel = only(work / "dist", "*.whl")
     run(sys.executable, "-m", "twine", "check", "--strict", *(work / "dist").iterdir(), cwd=work)
