@@ -18,6 +18,7 @@ SOURCES = [
     "segment.c",
     "park.c",
     "points.c",
+    "geometry.c",
     "supervisor.c",
     "observer.c",
     "partition.c",

@@ -1,54 +1,9 @@
 /* role: none
- * Reading only: attach checks and the views behind `status`. Nothing here needs the supervisor to be alive.
+ * Reading only: the views behind `status`. Nothing here needs the supervisor to be alive.
  */
 #include <string.h>
 
 #include "internal.h"
-
-/* control: its first page, or a copy of that. bytes: of the whole */
-int sm_control_read(const void *control, uint64_t bytes, sm_geometry *out, uint32_t *version)
-{
-    const sm_control *c = control;
-    *version = 0;
-    if (bytes < sizeof(sm_control))
-        return SM_GEOMETRY; /* it is given its whole size in one step */
-    /* V2: pairs with V1 in sm_control_format. */
-    *version = atomic_load_explicit(&c->version, memory_order_acquire);
-    if (*version == 0)
-        return SM_UNREADY;
-    if (c->magic != SM_MAGIC_CONTROL)
-        return SM_MAGIC;
-    if (*version != SM_LAYOUT_VERSION || c->header_bytes != sizeof(sm_control))
-        return SM_VERSION;
-    *out = c->geometry;
-    if (c->geometry_check != sm_hash_bytes(out, sizeof *out))
-        return SM_DAMAGED;
-    sm_geometry derived = *out;
-    if (sm_geometry_complete(&derived) != SM_OK || memcmp(&derived, out, sizeof derived) != 0 ||
-        bytes < derived.control_bytes)
-        return SM_GEOMETRY;
-    return SM_OK;
-}
-
-int sm_inbox_check(const void *inbox, uint64_t bytes, const sm_geometry *g, uint32_t shard, uint64_t generation)
-{
-    const sm_inbox *b = inbox;
-    if (bytes < sizeof(sm_inbox))
-        return SM_DAMAGED;
-    uint32_t version = atomic_load_explicit(&b->inbox_version, memory_order_acquire); /* V2 */
-    if (version == 0)
-        return SM_UNREADY;
-    if (b->magic != SM_MAGIC_INBOX)
-        return SM_MAGIC;
-    if (version != SM_LAYOUT_VERSION)
-        return SM_VERSION;
-    if (b->check != sm_inbox_sum(b))
-        return SM_DAMAGED;
-    if (b->engine_id != g->engine_id || b->lane_bytes != g->lane_bytes || b->max_producers != g->max_producers ||
-        b->shard != shard || b->generation != generation)
-        return SM_GEOMETRY;
-    return bytes < g->inbox_bytes ? SM_DAMAGED : SM_OK;
-}
 
 #define GET(word) atomic_load_explicit(&(word), memory_order_acquire)
 

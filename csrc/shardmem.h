@@ -110,8 +110,10 @@ typedef struct sm_geometry {
 int sm_geometry_complete(sm_geometry *geometry); /* fills the derived sizes; SM_GEOMETRY if out of range */
 uint32_t sm_control_ranges(const sm_geometry *geometry, uint64_t *offsets, uint64_t *lengths); /* what it uses */
 int sm_control_format(void *control, const sm_geometry *geometry);
+int sm_control_mend(void *control, const sm_geometry *geometry); /* 1: its header said something else, until now */
 int sm_control_read(const void *control, uint64_t bytes, sm_geometry *out, uint32_t *version);
 int sm_inbox_format(void *inbox, const sm_geometry *geometry, uint32_t shard, uint64_t generation);
+int sm_inbox_mend(void *inbox, const sm_geometry *geometry, uint32_t shard, uint64_t generation); /* likewise */
 /* SM_GEOMETRY: it says in good order that it is another one; SM_DAMAGED: it does not, or is cut short. inbox: its first
  * page, or a copy of that; bytes: of the whole */
 int sm_inbox_check(const void *inbox, uint64_t bytes, const sm_geometry *geometry, uint32_t shard, uint64_t generation);

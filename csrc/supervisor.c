@@ -3,66 +3,35 @@
 
 #include "internal.h"
 
-static int power_of_two(uint64_t n) { return n && (n & (n - 1)) == 0; }
-
-int sm_geometry_complete(sm_geometry *g)
+static void put_header(sm_control *c, const sm_geometry *geometry)
 {
-    if (!power_of_two(g->slots) || g->slots > SM_MAX_SLOTS || !g->max_shards || g->max_shards > SM_MAX_SHARDS ||
-        !g->max_producers || g->max_producers > SM_MAX_PRODUCERS || !power_of_two(g->lane_bytes) ||
-        g->lane_bytes < SM_PAGE || g->lane_bytes > UINT64_C(1) << 31 || g->schema_bytes > SM_SCHEMA_BYTES ||
-        g->name_bytes > SM_NAME_BYTES)
-        return SM_GEOMETRY;
-    if (g->row_bytes) {
-        if (sm_prefix(1) + g->row_bytes > g->lane_bytes / 2)
-            return SM_GEOMETRY;
-        if (g->key_kind != SM_KEY_NONE && (uint64_t)g->key_offset + g->key_bytes > g->row_bytes)
-            return SM_GEOMETRY;
-        if (g->key_kind == SM_KEY_INT && (!power_of_two(g->key_bytes) || g->key_bytes > 8))
-            return SM_GEOMETRY;
-        if (g->key_kind > SM_KEY_BYTES)
-            return SM_GEOMETRY;
-    } else if (g->key_kind != SM_KEY_NONE) {
-        return SM_GEOMETRY;
-    }
-    g->control_bytes = sm_round(SM_SHARDS_OFFSET + g->max_shards * sizeof(sm_shard), SM_PAGE);
-    g->lane_stride = SM_PAGE + g->lane_bytes;
-    g->lanes_offset = SM_LANES_OFFSET;
-    g->inbox_bytes = SM_LANES_OFFSET + g->lane_stride * g->max_producers;
-    return SM_OK;
-}
-
-uint32_t sm_control_ranges(const sm_geometry *g, uint64_t *offsets, uint64_t *lengths)
-{
-    const uint64_t used[][2] = {
-        {0, SM_SEATS_OFFSET + g->max_producers * sizeof(sm_seat)},
-        {SM_SLOTS_OFFSET, g->slots * sizeof(sm_slot)},
-        {SM_HOLDS_OFFSET, g->slots * sizeof(sm_hold)},
-        {SM_MOVES_OFFSET, g->slots * sizeof(sm_move)},
-        {SM_BOARD_OFFSET, SM_BOARDS * sizeof(sm_board)},
-        {SM_PARTITIONS_OFFSET, SM_SHARDS_OFFSET - SM_PARTITIONS_OFFSET},
-        {SM_SHARDS_OFFSET, g->max_shards * sizeof(sm_shard)},
-    };
-    const uint32_t n = sizeof used / sizeof *used;
-    for (uint32_t i = 0; i < n; i++) {
-        offsets[i] = used[i][0];
-        lengths[i] = used[i][1];
-    }
-    return n;
+    c->magic = SM_MAGIC_CONTROL;
+    c->header_bytes = sizeof(sm_control);
+    c->geometry = *geometry;
+    c->geometry_check = sm_hash_bytes(geometry, sizeof *geometry);
+    /* V1: everything above before the version. Pairs with V2 in sm_control_read. */
+    atomic_store_explicit(&c->version, SM_LAYOUT_VERSION, memory_order_release);
 }
 
 /* The memory is fresh, so every word that is not named here is zero, and zero means "nothing yet". */
 int sm_control_format(void *control, const sm_geometry *geometry)
 {
     sm_control *c = control;
-    c->magic = SM_MAGIC_CONTROL;
-    c->header_bytes = sizeof(sm_control);
-    c->geometry = *geometry;
-    c->geometry_check = sm_hash_bytes(geometry, sizeof *geometry);
     for (uint32_t s = 0; s < geometry->slots; s++)
         atomic_store_explicit(&sm_slot_at(c, s)->slot_word, SM_SLOT_WORD(SM_NO_SHARD, 0), memory_order_relaxed);
-    /* V1: everything above before the version. Pairs with V2 in sm_control_read. */
-    atomic_store_explicit(&c->version, SM_LAYOUT_VERSION, memory_order_release);
+    put_header(c, geometry);
     return SM_OK;
+}
+
+int sm_control_mend(void *control, const sm_geometry *geometry)
+{
+    sm_geometry found;
+    uint32_t version;
+    if (sm_control_read(control, geometry->control_bytes, &found, &version) == SM_OK &&
+        memcmp(&found, geometry, sizeof found) == 0)
+        return 0;
+    put_header(control, geometry);
+    return 1;
 }
 
 int sm_inbox_format(void *inbox, const sm_geometry *geometry, uint32_t shard, uint64_t generation)
@@ -78,6 +47,14 @@ int sm_inbox_format(void *inbox, const sm_geometry *geometry, uint32_t shard, ui
     /* V1 again. Pairs with V2 in sm_inbox_check. */
     atomic_store_explicit(&b->inbox_version, SM_LAYOUT_VERSION, memory_order_release);
     return SM_OK;
+}
+
+int sm_inbox_mend(void *inbox, const sm_geometry *geometry, uint32_t shard, uint64_t generation)
+{
+    if (sm_inbox_check(inbox, geometry->inbox_bytes, geometry, shard, generation) == SM_OK)
+        return 0;
+    sm_inbox_format(inbox, geometry, shard, generation);
+    return 1;
 }
 
 void sm_supervisor_enter(void *control, int64_t pid, uint64_t now_ns)

@@ -140,6 +140,10 @@ class ControlSegment(OwnWords):
         self.segment.close()
         self.address = ffi.NULL
 
+    def repair(self) -> list[str]:
+        is_changed = lib.sm_control_mend(self.address, self.geometry)
+        return (["the geometry"] if is_changed else []) + super().repair()
+
     # ---- leases ------------------------------------------------------------------------------------------------------
 
     def supervisor_alive(self) -> bool:
@@ -199,8 +203,7 @@ class ControlSegment(OwnWords):
             if size < self.geometry.inbox_bytes or not any(header):  # cut short, or killed before it wrote a word
                 return False
             segment.map(self.geometry.inbox_bytes)
-            lib.sm_inbox_format(segment.address, self.geometry, shard, generation)
-            return True
+            return bool(lib.sm_inbox_mend(segment.address, self.geometry, shard, generation))
         finally:
             segment.close()
 

@@ -75,6 +75,10 @@ class InboxSegment:
         lib.sm_inbox_format(segment.address, geometry, shard, generation)
         return cls(control, segment, shard, generation)
 
+    def repair(self) -> bool:
+        """By its supervisor: whether its header said something else, until now."""
+        return bool(lib.sm_inbox_mend(self.address, self.control.geometry, self.shard, self.generation))
+
     def reserve_lane(self, seat: int) -> None:
         """Raises OutOfMemory; the lane is not open then and nothing of it was touched."""
         geometry = self.control.geometry

@@ -82,7 +82,9 @@ class SegmentWatch:
 
     def _mend_words(self) -> None:
         """Said at most once in ten seconds: who damages words may go on doing so."""
-        if mended := self._fleet.control.repair():
+        mended = self._fleet.control.repair()
+        mended += [f"the header of inbox {shard}" for shard, inbox in self._fleet.inboxes.items() if inbox.repair()]
+        if mended:
             self._mended |= dict.fromkeys(mended)
             for shard in self._fleet.inboxes:
                 self._fleet.give_orders(shard)  # what a wild hold kept back is looked at again

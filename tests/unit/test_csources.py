@@ -42,7 +42,7 @@ HANDSHAKES = {
     "evict": {"store": {"sender.c"}, "load": {"reader.c"}},
     "shard_orders": {"store": {"supervisor.c"}, "load": {"reader.c", "shard.c"}},
 }
-BEFORE_PUBLICATION = {"sm_control_format"}  # nobody else looks before the version word is stored
+BEFORE_PUBLICATION = {"sm_control_format", "put_header"}  # nobody else looks before the version word is stored
 LABEL = r"[A-Z]\d"
 # What an _Atomic word becomes so that any compiler finds the accesses that do not go through atomic_*_explicit.
 PRELUDE = """

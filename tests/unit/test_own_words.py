@@ -46,6 +46,15 @@ def test_words_that_nobody_changed_are_left_alone(control):
     assert control.slot_table()[1].tolist() == before
 
 
+@pytest.mark.parametrize("at", [0, 8, 12, 16, 32, 64, 120, 2200, 2256])
+def test_a_header_that_never_changes_is_set_right(control, damaged, at):
+    """Nobody could join, nor stop the engine by its name."""
+    whole = control.segment.read(0, 4096)
+    damaged.write(at, "<I", 77)
+    assert control.repair() == ["the geometry"] and control.segment.read(0, 4096) == whole
+    assert control.repair() == []
+
+
 def test_without_a_supervisor_words_are_what_is_read(loopback):
     control = loopback().control
     Damaged(control).write(STATE_OF_ENGINE, "<I", 3)
