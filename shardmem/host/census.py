@@ -425,7 +425,7 @@ def recorded_socket(control: ControlSegment) -> str | None:
 
 def _of_another_engine(control: ControlSegment, shard: int, generation: int) -> bool:
     with contextlib.suppress(ShardmemError):
-        return control.is_of_another_engine(shard, generation)
+        return control.inbox_condition(shard, generation) == "foreign"
     return False
 
 

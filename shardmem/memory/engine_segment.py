@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shardmem.memory.native import sm_geometry
 
 ENGINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_CONDITIONS = {lib.SM_OK: "whole", lib.SM_DAMAGED: "damaged", lib.SM_GEOMETRY: "foreign"}
 
 
 class ControlSegment(OwnWords):
@@ -159,6 +160,16 @@ class ControlSegment(OwnWords):
 
     def open_inbox(self, shard: int, generation: int | None = None) -> InboxSegment:
         """Map the inbox of a shard. Raises NotRunning when it is gone, SegmentCorrupt when it is not that inbox."""
+        return self._open_inbox(shard, generation, lib.SM_OK)
+
+    def take_inbox(self, shard: int, generation: int | None = None) -> InboxSegment:
+        """The same, by the holder of the supervisor's lease, who does not believe a damaged header: the geometry and
+        the file's name say all that it says, and the lanes behind it may hold events. It is written again."""
+        inbox = self._open_inbox(shard, generation, lib.SM_DAMAGED)
+        inbox.repair()
+        return inbox
+
+    def _open_inbox(self, shard: int, generation: int | None, worst: int) -> InboxSegment:
         if generation is None:
             generation = self.shard_generation(shard)
         segment = Segment.attach(inbox_name(self.engine, shard, generation))
@@ -166,7 +177,12 @@ class ControlSegment(OwnWords):
             status = self._check_inbox(segment, shard, generation)
             if status == lib.SM_UNREADY:
                 raise NotRunning(f"{segment.name} is not formatted yet")
-            if status != lib.SM_OK:
+            if status == lib.SM_DAMAGED != worst:
+                raise SegmentCorrupt(
+                    f"{segment.name} is not the inbox of shard {shard} for now: somebody has written over its header",
+                    hint="The supervisor writes it again when it looks, within two seconds; then try again",
+                )
+            if status not in (lib.SM_OK, worst):
                 raise SegmentCorrupt(
                     f"{segment.name} is not the inbox of shard {shard}, generation {generation}, of this engine"
                 )
@@ -176,50 +192,28 @@ class ControlSegment(OwnWords):
             raise
         return InboxSegment(self, segment, shard, generation)
 
-    def has_inbox(self, shard: int, generation: int) -> bool:
-        """Whether that file is here and says itself that it is that inbox. Raises SegmentError when it cannot be
-        opened."""
+    def inbox_condition(self, shard: int, generation: int) -> str:
+        """Of the file of that name: whole; damaged (its header alone); foreign (it says in good order that it is
+        another one); none. Raises SegmentError when it cannot be opened."""
         try:
             segment = Segment.attach(inbox_name(self.engine, shard, generation))
         except (NotRunning, SegmentCorrupt):
-            return False
+            return "none"
         try:
-            return self._check_inbox(segment, shard, generation) == lib.SM_OK
-        finally:
-            segment.close()
-
-    def mend_inbox(self, shard: int, generation: int) -> bool:
-        """By the holder of the supervisor's lease: writes the header again where it is damaged. The geometry and the
-        file's name say all that it says, and the lanes behind it may hold events. False: there was nothing to do, or it
-        says in good order that it is another engine's. Raises SegmentError."""
-        try:
-            segment = Segment.attach(inbox_name(self.engine, shard, generation))
-        except (NotRunning, SegmentCorrupt):
-            return False
-        try:
-            if self._check_inbox(segment, shard, generation) in (lib.SM_OK, lib.SM_GEOMETRY):
-                return False
-            header, size = segment.read(0, PAGE), os.fstat(segment.descriptor).st_size
-            if size < self.geometry.inbox_bytes or not any(header):  # cut short, or killed before it wrote a word
-                return False
-            segment.map(self.geometry.inbox_bytes)
-            return bool(lib.sm_inbox_mend(segment.address, self.geometry, shard, generation))
-        finally:
-            segment.close()
-
-    def is_of_another_engine(self, shard: int, generation: int) -> bool:
-        """Whether the inbox of that name says so, in good order. Raises NotRunning, SegmentError."""
-        segment = Segment.attach(inbox_name(self.engine, shard, generation))
-        try:
-            return self._check_inbox(segment, shard, generation) == lib.SM_GEOMETRY
+            return _CONDITIONS.get(self._check_inbox(segment, shard, generation), "none")
         finally:
             segment.close()
 
     def _check_inbox(self, segment: Segment, shard: int, generation: int) -> int:
-        header = segment.read(0, PAGE)
+        """SM_OK, SM_DAMAGED (its header alone), SM_GEOMETRY (another one's), SM_UNREADY (nothing is there yet),
+        SM_MAGIC (it is none)."""
+        header, size = segment.read(0, PAGE), os.fstat(segment.descriptor).st_size
         if len(header) < PAGE:
-            return lib.SM_DAMAGED
-        return lib.sm_inbox_check(header, os.fstat(segment.descriptor).st_size, self.geometry, shard, generation)
+            return lib.SM_MAGIC
+        status: int = lib.sm_inbox_check(header, size, self.geometry, shard, generation)
+        if status in (lib.SM_OK, lib.SM_GEOMETRY) or not any(header):
+            return status
+        return lib.SM_DAMAGED if size >= self.geometry.inbox_bytes else lib.SM_MAGIC
 
 
 SPARE_SHARDS = 3

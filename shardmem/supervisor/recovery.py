@@ -42,19 +42,25 @@ def take_words(control: ControlSegment) -> list[tuple[int | None, str]]:
     )
 
 
+def _has_inbox(control: ControlSegment, shard: int, generation: int) -> bool:
+    """Also with a header that is damaged, which somebody may do again and again."""
+    return control.inbox_condition(shard, generation) in ("whole", "damaged")
+
+
 def _has_its_inbox(control: ControlSegment, shard: int) -> bool:
     generation = control.shard_generation(shard)
     is_removed = control.shard_state(shard) == "stopped" and generation <= control.view_shard(shard).retired_generation
-    return is_removed or control.has_inbox(shard, generation)
+    return is_removed or _has_inbox(control, shard, generation)
 
 
 def _mend_headers(control: ControlSegment) -> list[tuple[int | None, str]]:
-    return [
-        (shard, f"the header of its inbox {generation} was damaged, and is written again")
-        for shard in range(control.room)
-        for generation in inboxes_of(control.engine, shard)
-        if control.mend_inbox(shard, generation)
-    ]
+    done: list[tuple[int | None, str]] = []
+    for shard in range(control.room):
+        for generation in inboxes_of(control.engine, shard):
+            if control.inbox_condition(shard, generation) == "damaged":
+                control.take_inbox(shard, generation).close()
+                done.append((shard, f"the header of its inbox {generation} was damaged, and is written again"))
+    return done
 
 
 def _mend_words(control: ControlSegment) -> list[tuple[int | None, str]]:
@@ -76,7 +82,7 @@ def _mend_shard(control: ControlSegment, shard: int, has_slots: bool) -> str:
     if state == "none" and not inboxes_of(control.engine, shard):
         return ""
     if state not in ("none", None) and view.retired_generation < view.generation:
-        if control.has_inbox(shard, view.generation):
+        if _has_inbox(control, shard, view.generation):
             return ""
     files = _files_of(control, shard)
     newest = files[-1] if files else 0
@@ -107,11 +113,11 @@ def _mend_shard(control: ControlSegment, shard: int, has_slots: bool) -> str:
 
 def _files_of(control: ControlSegment, shard: int) -> list[int]:
     """Generations of the inboxes of a shard that say themselves that they are."""
-    return [number for number in inboxes_of(control.engine, shard) if control.has_inbox(shard, number)]
+    return [number for number in inboxes_of(control.engine, shard) if _has_inbox(control, shard, number)]
 
 
 def _has_unread(control: ControlSegment, shard: int, generation: int) -> bool:
-    inbox = control.open_inbox(shard, generation)
+    inbox = control.take_inbox(shard, generation)
     try:
         return any(lane.head != lane.tail for lane in inbox.lanes())
     finally:

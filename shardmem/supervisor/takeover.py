@@ -231,7 +231,7 @@ def _find_shards(takeover: Takeover, config: Config, strategy: Strategy) -> None
     owners, _ = control.slot_table()
     used, unweighted = set(owners.tolist()) | _shards_of_handoffs(control), []
     for shard in control.known_shards():
-        takeover.inboxes[shard] = control.open_inbox(shard)
+        takeover.inboxes[shard] = control.take_inbox(shard)
         state, view = control.shard_state(shard), control.view_shard(shard)
         if not takeover.running:
             control.set_shard_state(shard, "provisioning")

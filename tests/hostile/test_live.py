@@ -56,6 +56,7 @@ class Places:
             "boards": [(file, *boards)],
             "partitions": [(file, *partitions)],
             "supervisor": [(file, 2304, 128)],
+            "headers": [(path_of(entry), 0, 56) for entry in segments_of(engine) if ".inbox." in entry],
             "foreign lanes": [
                 (path_of(entry), at, length)
                 for entry in segments_of(engine)
@@ -251,6 +252,7 @@ def lost(logs: Logs) -> int:
         "partitions",
         "supervisor",
         "foreign lanes",
+        "headers",
     ],
 )
 def test_damage_under_load_kills_nobody_and_loses_nothing_beyond_the_lane(
