@@ -133,7 +133,8 @@ class Carrier:
         known = set(self._handoffs.shards)
         for slot in self._words.moving():
             view = self._words.view(slot)
-            if view.source not in known or view.target not in known or view.phase not in _PHASES:
+            can_be = {view.source, view.target} <= known and view.source != view.target and view.phase in _PHASES
+            if not can_be:
                 self._words.set_phase(slot, HandoffState.NONE, 0.0)  # damaged: nobody could ever answer it
                 continue
             self._holds[view.target] += 1

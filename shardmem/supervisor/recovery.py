@@ -125,10 +125,17 @@ def _has_unread(control: ControlSegment, shard: int, generation: int) -> bool:
 
 
 def _mend_moves(control: ControlSegment) -> list[tuple[int | None, str]]:
-    """A handoff from or to a shard that is not: there is nothing to wait for."""
-    here, wrong = set(control.known_shards()), []
+    """A handoff that cannot be is given up: of shards that are not, of one to itself, which would wait for rows that it
+    keeps back, or of a slot that is neither's. What a slot word alone contradicts begins again, or goes on."""
+    here, owners, wrong = set(control.known_shards()), control.slot_table()[0].tolist(), []
     for move in control.moves():
-        if move.phase not in MOVE_PHASES or move.source not in here or move.target not in here:
+        owner = owners[move.slot]
+        can_be = move.phase in MOVE_PHASES and {move.source, move.target} <= here and move.source != move.target
+        if can_be and owner not in here:
+            control.set_slot(move.slot, move.target)
+        elif can_be and owner == move.source and move.phase in ("rerouting", "draining"):
+            control.set_move_phase(move.slot, "rerouting")
+        elif not can_be or owner != move.target:
             control.set_move_phase(move.slot, "none")
             wrong.append(move.slot)
     return [(None, f"handoffs of {len(wrong)} slots were damaged and are given up")] if wrong else []

@@ -124,6 +124,34 @@ def test_handoffs_of_shards_that_do_not_exist_are_given_up(left):
     assert ends(takeover) == left.held
 
 
+@pytest.mark.parametrize(
+    "phase, source, target, owner, becomes",
+    [
+        (2, 0, 0, 0, None),  # it waited for rows that it kept back itself: a wild word of 2 stood still for good
+        (1, 1, 1, 1, None),
+        (3, 0, 0, 1, None),
+        (2, 0, 1, 2, None),  # the slot is neither's
+        (3, 0, 1, 0, None),  # the source has it still, with its state
+        (2, 0, 1, 0, "rerouting"),  # it has had no row for the target yet
+        (2, 0, 1, 1, "draining"),
+        (2, 0, 1, 149, "draining"),  # its slot word is damaged
+        (1, 0, 1, 0, "rerouting"),
+        (3, 0, 1, 1, "releasing"),
+    ],
+)
+def test_a_handoff_goes_on_if_it_can_end_and_is_given_up_otherwise(left, phase, source, target, owner, becomes):
+    control, slot = left.control, 3
+    for which, word in ((1, owner), (2, phase | source << 16 | target << 32)):
+        at = left.ranges[which][0] + 8 * slot
+        left.memory()[at : at + 8] = struct.pack("<Q", word)
+    takeover = left.take()
+    assert {slot: becomes} == {move.slot: move.phase for move in control.moves()} | ({} if becomes else {slot: None})
+    assert any("handoffs of 1 slots were damaged" in text for text in texts(takeover)) == (becomes is None)
+    assert ends(takeover) == left.held
+    if owner == 149:
+        assert control.slot_table()[0][slot] == target
+
+
 def test_a_header_that_says_that_it_is_not_formatted_loses_no_events(left):
     """The segment was taken for one whose maker had been killed, removed, and the inboxes with it."""
     memory, files = left.memory(), set(inbox_files(left.engine.name))
