@@ -140,6 +140,23 @@ def read_orders(kind: type[_AnyOrders], line: bytes | None = None) -> tuple[_Any
 
 _SECRET = "SHARDMEM_HTTP_TOKEN"  # the supervisor's: a handler, and what that starts, has no use for it
 
+# numpy's OpenBLAS starts a thread for each core when it is imported, and each turns for 2^26 cycles before it sleeps,
+# after every call again: in a start of supervisor and two workers that was a quarter of what two cores can do. 2^20 is
+# 0.4 ms. The name is OpenBLAS's own; what the environment says already stands.
+_OPENBLAS = {"OPENBLAS_THREAD_TIMEOUT": "20"}
+
+
+def let_threads_sleep() -> None:
+    """In a process of ours that imports numpy later."""
+    for name, value in _OPENBLAS.items():
+        os.environ.setdefault(name, value)
+
+
+def _environment(keeps_secret: bool) -> dict[str, str]:
+    """Of a child."""
+    return _OPENBLAS | {name: value for name, value in os.environ.items() if keeps_secret or name != _SECRET}
+
+
 _PROGRAM = "; ".join(
     (
         "import sys",
@@ -195,7 +212,7 @@ class Child:
                     stdin=subprocess.PIPE,
                     pass_fds=(self._write_end,),
                     start_new_session=self._lifeline,
-                    env=None if self._lifeline else {k: v for k, v in os.environ.items() if k != _SECRET},
+                    env=_environment(keeps_secret=self._lifeline),
                 )
             except BaseException:
                 os.close(read_end)

@@ -10,6 +10,7 @@ import pty
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from support.recorder import payload
 from support.rig import TESTS, Program, Rig, drained, segments_of, wait_until
 
 LONG = 90.0
+BLAS = "OPENBLAS_THREAD_TIMEOUT"
 
 
 def wait_running(name: str) -> None:
@@ -51,6 +53,20 @@ def test_a_worker_keeps_the_memory_of_arrays_that_its_handler_frees_with_each_ba
             producer.flush(LONG)
     pages = int((rig.directory / "faults").read_text())
     assert pages > 20 * ROUNDS if given else pages < 2 * ROUNDS
+
+
+@pytest.mark.parametrize("given", [None, "9"], ids=["as it comes", "by the environment"])
+def test_threads_of_blas_rest_in_workers_unless_the_environment_says_otherwise(
+    rig: Rig, engine_name: str, given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each turned for 25 ms at the start of every process, and after each call."""
+    monkeypatch.delenv(BLAS, raising=False)
+    if given:
+        monkeypatch.setenv(BLAS, given)
+    with rig.engine(engine_name, shards=1) as engine:
+        (shard,) = engine.status()["shards"]
+        said = Path(f"/proc/{shard['pid']}/environ").read_text().split("\0")
+    assert f"{BLAS}={given or 20}" in said and os.environ.get(BLAS) == given
 
 
 def test_a_forked_child_that_comes_back_from_the_handler_is_no_second_worker(rig: Rig, engine_name: str) -> None:

@@ -19,7 +19,7 @@ from shardmem.console.cli.common import AS_JSON, complain
 from shardmem.console.cli.quarantine import quarantine
 from shardmem.console.cli.state import state
 from shardmem.errors import AlreadyRunning, ConfigError, ShardmemError, TooManyProducers
-from shardmem.runtime.child import ExitCode
+from shardmem.runtime.child import ExitCode, let_threads_sleep
 
 
 class Commands(click.Group):
@@ -72,6 +72,7 @@ def main() -> None:
       shardmem config ticks                 those in force
       shardmem gc                           remove leftovers of dead engines
     """
+    let_threads_sleep()
     if sys.stderr is sys.__stderr__ and sys.stderr is not None and not faulthandler.is_enabled():
         faulthandler.enable()
     if click.get_current_context().invoked_subcommand not in (
