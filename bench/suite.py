@@ -29,14 +29,14 @@ if __name__ == "__main__":
 HERE = Path(__file__).parent
 LONGEST = 45 * 60.0  # seconds of one program
 PROGRAMS = {  # and how --short runs each
-    "run": ("--repeat", "3", "--seconds", "0.3"),
+    "run": ("--repeat", "5", "--seconds", "0.3"),
     "handler": (),
-    "model": ("--repeat", "3", "--seconds", "1"),
+    "model": ("--repeat", "5", "--seconds", "1"),
     "start": (),
-    "idle": ("--repeat", "2"),
-    "large": ("--repeat", "3"),
-    "elastic": ("--repeat", "3", "--seconds", "2"),
-    "recovery": ("--repeat", "3", "--seconds", "2"),
+    "idle": ("--repeat", "5", "--seconds", "10"),
+    "large": ("--repeat", "5"),
+    "elastic": ("--repeat", "5", "--seconds", "2"),
+    "recovery": ("--repeat", "5", "--seconds", "2"),
     "kills": ("--seconds", "40"),
     "outage": ("--repeat", "1", "--seconds", "20"),
     "state": ("--repeat", "2", "--events", "1000000", "--only", "counting", "moves", "timers", "killed"),
