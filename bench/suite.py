@@ -4,10 +4,11 @@
     python bench/suite.py --page FILE > docs/results.md
 
 NAME: of the programs below, in their order; default: all. All of them take over an hour; --short takes less than half
-of one: five repetitions, shorter rounds, and neither ten million keys nor a partition that goes to another host.
---quick proves that all of them run. --against compares the ratios, and the figures that have none, with those of an
-earlier --json, each beside the noise of both. --page writes the page of the documentation from a --json, and measures
-nothing. Run it alone on the machine. Ends with 1 if one failed.
+of one: five repetitions (two of state, one of kills, outages, files and Kafka), shorter rounds, and neither ten million
+keys nor a partition that goes to another host with its state. --quick proves that all of them run. --against compares
+the ratios, and the figures that have none, with those of an earlier --json, each beside the noise of both. --page
+writes the page of the documentation from a --json, and measures nothing. Run it alone on the machine. Ends with 1 if
+one failed.
 """
 
 from __future__ import annotations
