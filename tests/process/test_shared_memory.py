@@ -146,6 +146,19 @@ def write(offset: int, data: bytes) -> Callable[[Path], None]:
     return damage
 
 
+def flip(offset: int) -> Callable[[Path], None]:
+    """For words of chance, which may be what a test would write."""
+
+    def damage(path: Path) -> None:
+        with open(path, "r+b") as file:
+            file.seek(offset)
+            (byte,) = file.read(1)
+            file.seek(offset)
+            file.write(bytes([byte ^ 0xFF]))
+
+    return damage
+
+
 def cut(size: int) -> Callable[[Path], None]:
     return lambda path: os.truncate(path, size)
 
@@ -168,7 +181,7 @@ DAMAGES = {
         "(?s:damaged.*Remove it)",
     ),
     # Each of the next three took the inboxes for another engine's once, and the next supervisor swept them.
-    "another engine": (write(GEOMETRY, b"\1"), shardmem.SegmentCorrupt, "written over its geometry"),
+    "another engine": (flip(GEOMETRY), shardmem.SegmentCorrupt, "written over its geometry"),
     "longer lanes": (write(GEOMETRY + 16, struct.pack("<Q", 1 << 20)), shardmem.SegmentCorrupt, "over its geometry"),
     "fewer seats": (write(GEOMETRY + 64, struct.pack("<I", 1)), shardmem.SegmentCorrupt, "written over its geometry"),
     "cut in the table": (cut(8192), shardmem.SegmentCorrupt, "(?s:cut short.*Remove it)"),
@@ -215,11 +228,11 @@ HEADER = {
     "a later version": write(8, struct.pack("<I", 999)),
     "no version": write(8, struct.pack("<I", 0)),
     "shard": write(12, struct.pack("<I", 7)),
-    "another engine": write(16, b"\1"),
+    "another engine": flip(16),
     "generation": write(24, struct.pack("<Q", 2)),
     "longer lanes": write(32, struct.pack("<Q", 1 << 20)),
     "fewer seats": write(40, struct.pack("<I", 1)),
-    "its sum": write(48, b"\1"),
+    "its sum": flip(48),
 }
 
 
