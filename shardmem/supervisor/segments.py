@@ -50,7 +50,6 @@ class SegmentWatch:
     def look(self) -> None:
         if not self._control_is_there():
             return
-        self._mend_words()
         for shard, inbox in list(self._fleet.inboxes.items()):
             if trouble := inbox.segment.trouble():
                 case = self._cases.get(shard)
@@ -58,11 +57,14 @@ class SegmentWatch:
                     case = self._cases[shard] = _Case(inbox)
                 self._proceed(shard, case, trouble)
             else:
-                lanes = inbox.lanes()
+                is_mended, lanes = inbox.repair(), inbox.lanes()
                 if not inbox.segment.trouble():  # of one that was cut short meanwhile all words are zero
                     self._last[shard] = inbox, lanes
+                    if is_mended:
+                        self._mended[f"the header of inbox {shard}"] = None
         for shard in set(self._last) - set(self._fleet.inboxes):
             del self._last[shard]
+        self._mend_words()
 
     def _control_is_there(self) -> bool:
         segment = self._fleet.control.segment
@@ -82,9 +84,7 @@ class SegmentWatch:
 
     def _mend_words(self) -> None:
         """Said at most once in ten seconds: who damages words may go on doing so."""
-        mended = self._fleet.control.repair()
-        mended += [f"the header of inbox {shard}" for shard, inbox in self._fleet.inboxes.items() if inbox.repair()]
-        if mended:
+        if mended := self._fleet.control.repair():
             self._mended |= dict.fromkeys(mended)
             for shard in self._fleet.inboxes:
                 self._fleet.give_orders(shard)  # what a wild hold kept back is looked at again

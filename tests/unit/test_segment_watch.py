@@ -21,6 +21,9 @@ class Inbox:
     def lanes(self) -> list[str]:
         return self.words
 
+    def repair(self) -> bool:
+        return False
+
 
 def test_what_is_read_of_an_inbox_that_is_cut_short_meanwhile_is_not_what_it_held(
     monkeypatch: pytest.MonkeyPatch,
@@ -34,10 +37,11 @@ def test_what_is_read_of_an_inbox_that_is_cut_short_meanwhile_is_not_what_it_hel
     monkeypatch.setattr(watch, "_mend_words", lambda: None)
     watch.look()
 
-    def cut_short() -> list[str]:
-        inbox.cut = True
-        return ["nothing"]
+    def cut_short() -> bool:
+        inbox.cut, inbox.words = True, ["nothing"]
+        return True
 
-    monkeypatch.setattr(inbox, "lanes", cut_short)
+    monkeypatch.setattr(inbox, "repair", cut_short)
     watch.look()
+    assert not watch._mended, "nobody has damaged the header of a file that is cut short"
     assert watch._last[0] == (inbox, ["five events"])
