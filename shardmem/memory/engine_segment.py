@@ -14,7 +14,7 @@ from shardmem.memory.inbox_segment import PAGE, InboxSegment
 from shardmem.memory.native import ffi, lib
 from shardmem.memory.own_words import OwnWords
 from shardmem.memory.partition_table import Partitions
-from shardmem.memory.segment import Segment, control_name, engine_names, inbox_name, listed
+from shardmem.memory.segment import Segment, control_name, engine_names, engine_of, inbox_name, listed
 from shardmem.schema import Schema
 
 if TYPE_CHECKING:
@@ -247,7 +247,9 @@ def _geometry_of(segment: Segment) -> sm_geometry:
         )
     if status == lib.SM_DAMAGED:
         raise SegmentCorrupt(
-            f"{name} is damaged: somebody has written over its geometry, which never changes", hint="Remove it"
+            f"{name} is damaged: somebody has written over its geometry, which never changes",
+            hint="A supervisor that runs writes it again within two seconds. Remove it if none runs; what it holds is "
+            f"lost: `shardmem gc --discard {engine_of(name)}`",
         )
     if status != lib.SM_OK:
         raise SegmentCorrupt(

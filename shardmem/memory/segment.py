@@ -26,6 +26,7 @@ from shardmem.memory.refusals import SHM_DIRECTORY as SHM_DIRECTORY
 from shardmem.memory.refusals import refused
 
 PREFIX = "shardmem."
+_CONTROL = ".control"
 GENERATIONS = 10**14  # no inbox is the one of so many: a word that says so is damaged
 LISTED = 8  # names of engines in one message
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO of that name must not keep anybody waiting
@@ -274,13 +275,15 @@ def inboxes_of(engine: str, shard: int) -> list[int]:
     return sorted(int(end) for end in ends if end.isdecimal() and end.isascii() and len(end) < 15)
 
 
+def engine_of(control: str) -> str:
+    """The engine whose control segment has this name."""
+    return control.removeprefix(PREFIX).removesuffix(_CONTROL)
+
+
 def engine_names() -> list[str]:
     """Engines that have a control segment here, running or not."""
-    suffix = ".control"
     return sorted(
-        entry[len(PREFIX) : -len(suffix)]
-        for entry in os.listdir(SHM_DIRECTORY)
-        if entry.startswith(PREFIX) and entry.endswith(suffix)
+        engine_of(entry) for entry in os.listdir(SHM_DIRECTORY) if entry.startswith(PREFIX) and entry.endswith(_CONTROL)
     )
 
 

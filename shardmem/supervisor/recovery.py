@@ -13,6 +13,7 @@ from shardmem.memory.inbox_segment import InboxSegment
 from shardmem.memory.native import MOVE_PHASES, SHARD_STATES
 from shardmem.memory.segment import GENERATIONS, inboxes_of
 from shardmem.memory.words import NOBODY
+from shardmem.text import plural
 
 FULL_WEIGHT = 1000
 TAKES = 20
@@ -112,7 +113,7 @@ def _mend_shard(control: ControlSegment, shard: int, has_slots: bool) -> str:
 
 
 def _files_of(control: ControlSegment, shard: int) -> list[int]:
-    """Generations of the inboxes of a shard that say themselves that they are."""
+    """Generations of the inboxes of a shard that are here, and nobody else's."""
     return [number for number in inboxes_of(control.engine, shard) if _has_inbox(control, shard, number)]
 
 
@@ -138,7 +139,7 @@ def _mend_moves(control: ControlSegment) -> list[tuple[int | None, str]]:
         elif not can_be or owner != move.target:
             control.set_move_phase(move.slot, "none")
             wrong.append(move.slot)
-    return [(None, f"handoffs of {len(wrong)} slots were damaged and are given up")] if wrong else []
+    return [(None, f"damaged, and given up: the handoff of {plural(len(wrong), 'slot')}")] if wrong else []
 
 
 def _mend_slots(control: ControlSegment) -> list[tuple[int | None, str]]:
@@ -152,4 +153,4 @@ def _mend_slots(control: ControlSegment) -> list[tuple[int | None, str]]:
         if owner != NOBODY and owner not in known and here:
             control.set_slot(slot, here[slot % len(here)])
             wrong += 1
-    return [(None, f"{wrong} slots were of shards that are gone, and are given to others")] if wrong else []
+    return [(None, f"given to others: {plural(wrong, 'slot')} of shards that are gone")] if wrong else []

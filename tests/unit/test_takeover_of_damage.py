@@ -109,7 +109,7 @@ def test_slots_of_shards_that_do_not_exist_are_given_to_those_that_do(left):
         at = left.ranges[1][0] + 8 * slot
         left.memory()[at : at + 8] = struct.pack("<Q", owner)
     takeover = left.take()
-    assert any("3 slots were of shards that are gone" in text for text in texts(takeover))
+    assert any("3 slots of shards that are gone" in text for text in texts(takeover))
     assert set(left.control.slot_table()[0].tolist()) <= set(range(SHARDS))
     assert ends(takeover) == left.held
 
@@ -119,7 +119,7 @@ def test_handoffs_of_shards_that_do_not_exist_are_given_up(left):
         at = left.ranges[2][0] + 8 * slot
         left.memory()[at : at + 8] = struct.pack("<Q", phase | source << 16 | target << 32)
     takeover = left.take()
-    assert any("handoffs of 4 slots were damaged" in text for text in texts(takeover))
+    assert any("the handoff of 4 slots" in text for text in texts(takeover))
     assert left.control.moves() == []
     assert ends(takeover) == left.held
 
@@ -146,7 +146,7 @@ def test_a_handoff_goes_on_if_it_can_end_and_is_given_up_otherwise(left, phase, 
         left.memory()[at : at + 8] = struct.pack("<Q", word)
     takeover = left.take()
     assert {slot: becomes} == {move.slot: move.phase for move in control.moves()} | ({} if becomes else {slot: None})
-    assert any("handoffs of 1 slots were damaged" in text for text in texts(takeover)) == (becomes is None)
+    assert any("the handoff of 1 slot" in text for text in texts(takeover)) == (becomes is None)
     assert ends(takeover) == left.held
     if owner == 149:
         assert control.slot_table()[0][slot] == target
